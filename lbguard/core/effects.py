@@ -1,0 +1,123 @@
+"""Everything the engine asks for. Each is idempotent: the shell may carry one out twice without harm."""
+
+from dataclasses import dataclass
+
+from lbguard.core.addr import Ip
+from lbguard.core.model import Decision, LinkKey, Route, Rule, StreamTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """Tell the segment which link-layer address now holds these addresses (gratuitous ARP, unsolicited NA)."""
+
+    link: LinkKey
+    ifname: str
+    mac: bytes
+    addresses: tuple[Ip, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramRoutes:
+    """Replace (add or change) and delete routes, in this order: first `replace`, then `delete`."""
+
+    replace: tuple[Route, ...] = ()
+    delete: tuple[Route, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramRules:
+    """Add and delete fwmark rules."""
+
+    add: tuple[Rule, ...] = ()
+    delete: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlushNeighbors:
+    """Delete exactly these neighbour entries (ifindex, address); absent ones are no error."""
+
+    entries: tuple[tuple[int, Ip], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveNeighbors:
+    """Make the kernel resolve these addresses now (NTF_USE)."""
+
+    entries: tuple[tuple[int, Ip], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeNeighbors:
+    """Make the kernel verify these entries now (NUD_PROBE)."""
+
+    entries: tuple[tuple[int, Ip], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneLink:
+    """Set the neighbour timers of a link that faces targets."""
+
+    link: LinkKey
+    ifname: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetLinkDown:
+    """Set a superseded link down, once."""
+
+    link: LinkKey
+    ifname: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitTables:
+    """Bring the distributor's tables to these states, all of a tick in one go."""
+
+    tables: tuple[StreamTable, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetStream:
+    """A stream left the source: its table is emptied and no longer looked after."""
+
+    table: StreamTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAvailability:
+    """Tell whether this load balancer has a forwarding path for a stream."""
+
+    stream: str
+    available: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A decision for the log, the metrics and whoever asks for an explanation."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ignored:
+    """An event changed nothing, for a named reason (a bounded set: it becomes a metric label)."""
+
+    reason: str
+
+
+Effect = (
+    Announce
+    | ProgramRoutes
+    | ProgramRules
+    | FlushNeighbors
+    | ResolveNeighbors
+    | ProbeNeighbors
+    | TuneLink
+    | SetLinkDown
+    | CommitTables
+    | ForgetStream
+    | SetAvailability
+    | Record
+    | Ignored
+)

@@ -1,0 +1,217 @@
+"""Everything the engine is told: small immutable values. The kernel's come from the mirror, the others from adapters."""
+
+from dataclasses import dataclass
+
+from lbguard.core.addr import Ip
+from lbguard.core.model import LinkKey, NeighborState, Route, Rule, StreamSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSeen:
+    """A link exists with these attributes (created or changed). `up` means IFF_UP and carrier (IFF_LOWER_UP)."""
+
+    ifindex: int
+    name: str
+    up: bool
+    mac: bytes
+    admin_up: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkGone:
+    """A link was deleted (or left the namespace)."""
+
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressSeen:
+    """A link holds an address. `usable` is false while IPv6 duplicate detection runs or after it failed."""
+
+    ifindex: int
+    ip: Ip
+    prefix_length: int
+    usable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressGone:
+    """A link lost an address."""
+
+    ifindex: int
+    ip: Ip
+    prefix_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborSeen:
+    """The kernel holds a neighbour entry with this state; `mac` is empty while unresolved."""
+
+    ifindex: int
+    ip: Ip
+    state: NeighborState
+    mac: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborGone:
+    """The kernel dropped a neighbour entry."""
+
+    ifindex: int
+    ip: Ip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSeen:
+    """A default route exists in a target's table."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteGone:
+    """A default route of a target's table was deleted."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSeen:
+    """A fwmark rule exists."""
+
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleGone:
+    """A fwmark rule was deleted."""
+
+    rule: Rule
+
+
+KernelChange = (
+    LinkSeen
+    | LinkGone
+    | AddressSeen
+    | AddressGone
+    | NeighborSeen
+    | NeighborGone
+    | RouteSeen
+    | RouteGone
+    | RuleSeen
+    | RuleGone
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSnapshot:
+    """A full, consistent view of the kernel: it replaces all that was known and declares the mirror in sync."""
+
+    links: tuple[LinkSeen, ...] = ()
+    addresses: tuple[AddressSeen, ...] = ()
+    neighbors: tuple[NeighborSeen, ...] = ()
+    routes: tuple[Route, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelOutOfSync:
+    """The mirror lost messages (overrun) or could not dump: nothing is withdrawn until the next snapshot."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSnapshot:
+    """The full list of streams and targets that should be served; it also ends an earlier SourceLost."""
+
+    streams: tuple[StreamSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceLost:
+    """The source cannot be read: the last list stays in force."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributorSeen:
+    """Read-back of a stream's table in the distributor: the identifiers that are active in it."""
+
+    stream: str
+    active: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitDone:
+    """A table was committed: the distributor now holds exactly these active identifiers."""
+
+    stream: str
+    registered: frozenset[int]
+    active: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitFailed:
+    """A commit did not take effect; the core tries again with backoff."""
+
+    stream: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributorLost:
+    """A stream's table was removed or replaced under us (nfqlb re-created its memory): apply it again."""
+
+    stream: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutesProgrammed:
+    """The kernel acknowledged these route changes (what exists now, what is deleted)."""
+
+    added: tuple[Route, ...] = ()
+    deleted: tuple[Route, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteFailed:
+    """The kernel refused to program a route; the core tries again with backoff."""
+
+    route: Route
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleFailed:
+    """The kernel refused to program a rule; the core tries again with backoff."""
+
+    rule: Rule
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSetDown:
+    """A superseded link was set down as asked (or the attempt failed with a reason)."""
+
+    link: LinkKey
+    reason: str = ""
+
+
+Event = (
+    KernelChange
+    | KernelSnapshot
+    | KernelOutOfSync
+    | SourceSnapshot
+    | SourceLost
+    | DistributorSeen
+    | CommitDone
+    | CommitFailed
+    | DistributorLost
+    | RoutesProgrammed
+    | RouteFailed
+    | RuleFailed
+    | LinkSetDown
+)

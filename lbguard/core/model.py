@@ -1,0 +1,201 @@
+"""The vocabulary of lbguard: streams, targets, links, routes and the named reasons, as immutable values."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+from lbguard.core.addr import Ip, Prefix
+
+
+class TargetKey(NamedTuple):
+    """A target by the name of its stream and its identifier (1..max_targets)."""
+
+    stream: str
+    identifier: int
+
+    def __str__(self) -> str:
+        return f"{self.stream}/{self.identifier}"
+
+
+class LinkKey(NamedTuple):
+    """One incarnation of a link. The kernel reuses ifindexes, so a generation goes with each."""
+
+    ifindex: int
+    generation: int
+
+    def __str__(self) -> str:
+        return f"{self.ifindex}#{self.generation}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    """A target as its source lists it: at most one IP per family."""
+
+    identifier: int
+    ips: tuple[Ip, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSpec:
+    """One load-balanced service: a distributor table with room for `max_targets` targets.
+
+    The fwmark of a target, which is also its route table, is `identifier_offset + identifier`. `shm_name` is the name
+    of nfqlb's memory under /dev/shm. `vips` are the addresses that the embedded distributor matches.
+    """
+
+    name: str
+    max_targets: int = 100
+    identifier_offset: int = 5000
+    vips: tuple[Prefix, ...] = ()
+    shm_name: str = ""
+    targets: tuple[TargetSpec, ...] = ()
+
+    def mark(self, identifier: int) -> int:
+        """Return the fwmark (and route table) of a target."""
+        return self.identifier_offset + identifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamTable:
+    """What a distributor should hold for a stream: the registered identifiers and the active ones among them.
+
+    `stream` carries name, size and marks; its `targets` do not matter here.
+    """
+
+    stream: StreamSpec
+    registered: frozenset[int]
+    active: frozenset[int]
+
+
+class TargetState(StrEnum):
+    """The states of a target; `fsm.py` holds the transitions."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    HELD = "held"
+    FROZEN = "frozen"
+    WITHDRAWN = "withdrawn"
+
+
+ADMITTED = frozenset({TargetState.ACTIVE, TargetState.HELD, TargetState.FROZEN})
+"""The states in which a target stands in the distributor."""
+
+
+class Condition(StrEnum):
+    """The condition of a path. Every one but OK is a named reason; the order is from worst to mildest."""
+
+    NO_LINK = "no_link"
+    LINK_DOWN = "link_down"
+    NO_ADDRESS = "no_address"
+    ADDRESS_TENTATIVE = "address_tentative"
+    ROUTE_MISSING = "route_missing"
+    VERDICT_DOWN = "verdict_down"
+    NEIGHBOR_FAILED = "neighbor_failed"
+    OK = "ok"
+
+
+SOFT = frozenset({Condition.NEIGHBOR_FAILED, Condition.VERDICT_DOWN})
+"""Conditions that rest on soft evidence: other families may veto them, and they never empty a stream."""
+
+
+class NeighborState(IntEnum):
+    """States of a kernel neighbour entry (NUD_*, include/uapi/linux/neighbour.h)."""
+
+    NONE = 0x00
+    INCOMPLETE = 0x01
+    REACHABLE = 0x02
+    STALE = 0x04
+    DELAY = 0x08
+    PROBE = 0x10
+    FAILED = 0x20
+    NOARP = 0x40
+    PERMANENT = 0x80
+
+
+class RouteKind(IntEnum):
+    """Route types that matter here (RTN_*, include/uapi/linux/rtnetlink.h)."""
+
+    UNICAST = 1
+    BLACKHOLE = 6
+
+
+ROUTE_PROTOCOL = 152
+"""The rtm_protocol / FRA_PROTOCOL number that marks routes and rules as ours."""
+
+ROUTE_METRIC = 2048
+"""Metric of our target routes: worse than the default of both families (0, 1024), so a foreign route wins."""
+
+BLACKHOLE_METRIC = 4294967295
+"""The worst metric there is: the fallback takes over by itself the moment the target route is gone."""
+
+RULE_PRIORITY = 3000
+"""Priority of our fwmark rules: before the main table (32766)."""
+
+
+class Route(NamedTuple):
+    """A default route in a target's table. `gateway` and `oif` are set for UNICAST, empty and 0 for BLACKHOLE."""
+
+    table: int
+    ipv4: bool
+    kind: RouteKind
+    metric: int
+    gateway: Ip = b""
+    oif: int = 0
+    protocol: int = ROUTE_PROTOCOL
+
+
+class Rule(NamedTuple):
+    """`fwmark MARK lookup MARK` for one family."""
+
+    mark: int
+    ipv4: bool
+    table: int
+    priority: int = RULE_PRIORITY
+    protocol: int = ROUTE_PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was seen of one path when a decision was taken."""
+
+    ip: Ip
+    condition: Condition
+    ifname: str = ""
+    ifindex: int = 0
+    neighbor: str = ""
+    detail: str = ""
+
+
+class Action(StrEnum):
+    """What a decision did with a target."""
+
+    ADMIT = "admit"
+    ADOPT = "adopt"
+    HOLD = "hold"
+    RECOVER = "recover"
+    EXTEND = "extend"
+    FREEZE = "freeze"
+    WITHDRAW = "withdraw"
+    WAIT = "wait"
+    READMIT = "readmit"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One decision record: what, why, when, until when, and on what evidence.
+
+    `at` and `deadline` are seconds of the clock that the engine is fed with (monotonic in the service); `duration_s`
+    is how long the state that ended had lasted.
+    """
+
+    sequence: int
+    at: float
+    target: TargetKey
+    action: Action
+    state_from: TargetState | None
+    state_to: TargetState | None
+    cause: str
+    deadline: float | None = None
+    duration_s: float | None = None
+    evidence: tuple[Evidence, ...] = field(default=())

@@ -1,0 +1,58 @@
+"""What every distributor offers: read what is active, commit a set of tables, notice loss, clean up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lbguard.core.model import StreamSpec, StreamTable
+
+
+class DistributorError(Exception):
+    """An operating error of a distributor; the message names what is wrong and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitResult:
+    """The outcome of one stream's commit. `error` is empty on success; then the table is exactly as asked."""
+
+    stream: str
+    slots_changed: int = 0
+    slots_total: int = 0
+    duration_s: float = 0.0
+    error: str = ""
+
+
+class Distributor(Protocol):
+    """Maps packets to fwmarks through one table per stream.
+
+    Methods do not block the event loop (blocking work runs in a thread of the adapter's own) and are called one at a
+    time. Every method is idempotent.
+    """
+
+    kind: str
+
+    async def attach(self, stream: StreamSpec) -> None:
+        """Make a stream's table ready for use, changing no slot of one that exists.
+
+        Raises:
+            DistributorError: the table is missing, not accessible, malformed or too small.
+        """
+
+    async def read_active(self, stream: StreamSpec) -> frozenset[int]:
+        """Return the identifiers (1..max_targets) that are active in a stream's table.
+
+        Raises:
+            DistributorError: the table cannot be read.
+        """
+
+    async def commit(self, tables: Sequence[StreamTable]) -> Sequence[CommitResult]:
+        """Bring the tables to these states, touching only slots that differ; one result per table, same order."""
+
+    async def lost_streams(self) -> dict[str, str]:
+        """Return the attached streams whose table was removed or replaced since, with the reason; cheap to poll."""
+
+    async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
+        """Stop looking after a stream; with `withdraw` take all its targets out (and our own rules away)."""
+
+    async def close(self) -> None:
+        """Release handles; leave every table as it is."""
