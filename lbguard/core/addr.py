@@ -42,9 +42,7 @@ def parse_ip(text: str) -> Ip:
     host, slash, length = text.partition("/")
     packed = ipaddress.ip_address(host).packed
     if slash and length != str(len(packed) * 8):
-        raise ValueError(
-            f"{text!r} is a network; a single address is needed, such as {host}/{len(packed) * 8}"
-        )
+        raise ValueError(f"{text!r} is a network; a single address is needed, such as {host}/{len(packed) * 8}")
     return packed
 
 

@@ -1,0 +1,1 @@
+"""Idempotent kernel operations: routes and rules, neighbours, links."""

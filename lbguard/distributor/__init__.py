@@ -1,0 +1,1 @@
+"""What maps packets to fwmarks: nfqlb, nftables, or nothing (observe)."""

@@ -1,0 +1,1 @@
+"""The whole chain in network namespaces, with real packets."""

@@ -1,0 +1,1 @@
+"""The kernel over netlink: lean encoding and decoding, and the mirror."""

@@ -1,0 +1,1 @@
+"""Where the list of streams and targets comes from."""
