@@ -1,4 +1,4 @@
-"""Everything the engine is told: small immutable values. The kernel's come from the mirror, the others from adapters."""
+"""Everything the engine is told: immutable values. The kernel's come from the mirror, the others from adapters."""
 
 from dataclasses import dataclass
 

@@ -113,6 +113,6 @@ class Namespace:
 
 def connect(left: Namespace, left_name: str, right: Namespace, right_name: str) -> None:
     """Join two namespaces with a veth pair, both ends up."""
-    left.ip("link", "add", left_name, "type", "veth", "peer", "name", right_name, "netns", right.name)
+    left.ip("link", "add", "name", left_name, "type", "veth", "peer", "name", right_name, "netns", right.name)
     left.ip("link", "set", left_name, "up")
     right.ip("link", "set", right_name, "up")
