@@ -1,0 +1,66 @@
+"""What the engine can be told to do differently. Plain values in seconds and ratios; the settings module fills them."""
+
+from dataclasses import dataclass, field
+
+from lbguard.core.model import Condition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraceConfig:
+    """How long a target with a broken path stays in the distributor.
+
+    `window_s` is the default; `by_cause_s` overrides it for a named condition. `max_s`, counted from the moment of the
+    loss, bounds every extension. With `adaptive` the window of a link follows the given quantile of its own past heal
+    durations, between `window_s` and `max_s`.
+    """
+
+    window_s: float = 3.0
+    max_s: float = 30.0
+    by_cause_s: dict[Condition, float] = field(default_factory=dict)
+    adaptive: bool = False
+    adaptive_quantile: float = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeConfig:
+    """When more than `threshold` (ratio) of a stream's admitted targets are broken, deadlines freeze, up to `limit_s`."""
+
+    threshold: float = 0.5
+    limit_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DampingConfig:
+    """Each loss adds one penalty, which halves every `half_life_s`; re-admission waits `step_s` per penalty above one.
+
+    The wait is at most `max_s`.
+    """
+
+    half_life_s: float = 30.0
+    step_s: float = 2.0
+    max_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All of the engine's configuration.
+
+    `availability_grace_s`: a stream without a usable path is reported unavailable after this. `soft_budget`: soft
+    evidence alone may withdraw at most this ratio of a stream's admitted targets. `superseded_link_down`: set an older
+    link of the same subnet down, once. `excluded_links`: names (shell patterns) never taken for a link to targets.
+    `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never. `retry_*`: backoff of
+    kernel and distributor operations that failed.
+    """
+
+    grace: GraceConfig = field(default_factory=GraceConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    damping: DampingConfig = field(default_factory=DampingConfig)
+    availability_grace_s: float = 1.0
+    soft_budget: float = 0.5
+    observe: bool = False
+    superseded_link_down: bool = True
+    excluded_links: tuple[str, ...] = ("lo",)
+    neighbor_probe_interval_s: float = 1.0
+    tune_neighbors: bool = True
+    retry_min_s: float = 0.1
+    retry_max_s: float = 5.0

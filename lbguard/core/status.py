@@ -1,0 +1,78 @@
+"""What the engine tells of itself: plain immutable values for `lbguard status`, the API and the metrics.
+
+Times are seconds of the engine's clock (monotonic in the service); `GuardStatus.now` is that clock at the moment of the
+snapshot, so that a reader can compute ages and time left.
+"""
+
+from dataclasses import dataclass
+
+from lbguard.core.model import TargetState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathStatus:
+    """One path: a target's IP, its condition (`ok` or a named reason), the owning link and the neighbour entry."""
+
+    ip: str
+    condition: str
+    ifname: str
+    ifindex: int
+    neighbor: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetStatus:
+    """One target. `since` is when its state began; `deadline` when it ends unless the path comes back."""
+
+    stream: str
+    identifier: int
+    mark: int
+    state: TargetState
+    cause: str
+    since: float
+    deadline: float | None
+    penalty: float
+    paths: tuple[PathStatus, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamStatus:
+    """One stream: availability and how many targets are in each state."""
+
+    name: str
+    max_targets: int
+    identifier_offset: int
+    available: bool
+    availability_reason: str
+    mass_failure: bool
+    counts: dict[TargetState, int]
+    table_committed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkStatus:
+    """One link that has an address in a target's subnet. `role` is `owner`, `superseded` or `unusable`."""
+
+    name: str
+    ifindex: int
+    generation: int
+    up: bool
+    mac: str
+    addresses: tuple[str, ...]
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardStatus:
+    """The whole state at one moment."""
+
+    now: float
+    observe: bool
+    in_sync: bool
+    sync_reason: str
+    source_ok: bool
+    source_reason: str
+    streams: tuple[StreamStatus, ...]
+    targets: tuple[TargetStatus, ...]
+    links: tuple[LinkStatus, ...]
