@@ -23,7 +23,7 @@ class GraceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeConfig:
-    """When more than `threshold` (ratio) of a stream's admitted targets are broken, deadlines freeze, up to `limit_s`."""
+    """While more than `threshold` (ratio) of a stream's admitted targets are broken, deadlines freeze, up to `limit_s`."""
 
     threshold: float = 0.5
     limit_s: float = 60.0
@@ -48,8 +48,9 @@ class EngineConfig:
     `availability_grace_s`: a stream without a usable path is reported unavailable after this. `soft_budget`: soft
     evidence alone may withdraw at most this ratio of a stream's admitted targets. `superseded_link_down`: set an older
     link of the same subnet down, once. `excluded_links`: names (shell patterns) never taken for a link to targets.
-    `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never. `retry_*`: backoff of
-    kernel and distributor operations that failed.
+    `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
+    `neighbor_failures_needed`: that many failed resolutions in a row make a path `neighbor_failed`. `retry_*`: backoff
+    of kernel and distributor operations that failed.
     """
 
     grace: GraceConfig = field(default_factory=GraceConfig)
@@ -61,6 +62,7 @@ class EngineConfig:
     superseded_link_down: bool = True
     excluded_links: tuple[str, ...] = ("lo",)
     neighbor_probe_interval_s: float = 1.0
+    neighbor_failures_needed: int = 2
     tune_neighbors: bool = True
     retry_min_s: float = 0.1
     retry_max_s: float = 5.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip
-from lbguard.core.model import Decision, LinkKey, Route, Rule, StreamTable
+from lbguard.core.model import Decision, LinkKey, Route, Rule, StreamSpec, StreamTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,13 @@ class SetLinkDown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttachStream:
+    """Make a stream's table ready and read back what is active in it (answered by DistributorSeen or CommitFailed)."""
+
+    stream: StreamSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommitTables:
     """Bring the distributor's tables to these states, all of a tick in one go."""
 
@@ -78,9 +85,9 @@ class CommitTables:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgetStream:
-    """A stream left the source: its table is emptied and no longer looked after."""
+    """A stream left the source and its table is empty: take it away and stop looking after it."""
 
-    table: StreamTable
+    stream: StreamSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +97,16 @@ class SetAvailability:
     stream: str
     available: bool
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborMoved:
+    """A target's neighbour entry changed its link-layer address (for the metrics and whoever explains)."""
+
+    ifindex: int
+    ip: Ip
+    old_mac: bytes
+    new_mac: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +132,11 @@ Effect = (
     | ProbeNeighbors
     | TuneLink
     | SetLinkDown
+    | AttachStream
     | CommitTables
     | ForgetStream
     | SetAvailability
+    | NeighborMoved
     | Record
     | Ignored
 )

@@ -173,12 +173,16 @@ class Action(StrEnum):
     ADOPT = "adopt"
     HOLD = "hold"
     RECOVER = "recover"
-    EXTEND = "extend"
+    REVISE = "revise"
     FREEZE = "freeze"
+    PARDON = "pardon"
     WITHDRAW = "withdraw"
     WAIT = "wait"
+    RELAPSE = "relapse"
     READMIT = "readmit"
     REMOVE = "remove"
+    FORGET = "forget"
+    STAY = "stay"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

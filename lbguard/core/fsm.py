@@ -1,0 +1,86 @@
+"""The life of a target: one literal table of transitions.
+
+A target is in one of five states (`TargetState`), or gone. `PENDING`, `WITHDRAWN`: not in the distributor. `ACTIVE`,
+`HELD`, `FROZEN`: in it (admitted). Six inputs move it:
+
+- `PATH_OK`, `PATH_BROKEN`: the verdict of the moment over all paths of the target. Both are levels, not edges: they are
+  fed whenever anything that concerns the target changed, and repeating one is harmless.
+- `DEADLINE`: the moment that the state waits for has come: the end of the grace window (HELD), the freeze limit or the
+  end of the mass failure plus one window (FROZEN), the end of the damping delay (WITHDRAWN with a good path).
+- `DEADLINE_MASS`: the same, but more than `freeze.threshold` of the stream's admitted targets are broken. Then the
+  observer's own world is the likelier culprit, and withdrawing everybody helps nobody.
+- `DEADLINE_VETOED`: the same, but the loss rests on soft evidence alone and the stream's soft budget is used up. The
+  evidence is disbelieved for a while: the target goes back to ACTIVE with a pardon.
+- `REMOVED`: the source no longer lists the target.
+
+The rules behind the cells:
+
+1. A broken path never withdraws by itself; only a deadline or the source does. So the table changes no sooner than the
+   grace window allows.
+2. Gains pass at once: an admitted target is ACTIVE again the moment its path is. Only a WITHDRAWN one waits (damping).
+3. REMOVED always wins, from every state, without any grace: it is deliberate.
+4. A deadline that fires in a state that waits for none is late, and changes nothing.
+
+The timers themselves live in the engine. This module knows no time.
+"""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from lbguard.core.model import Action, TargetState
+
+PENDING, ACTIVE, HELD, FROZEN, WITHDRAWN = TargetState
+
+
+class Input(StrEnum):
+    """What can happen to a target."""
+
+    PATH_OK = "path_ok"
+    PATH_BROKEN = "path_broken"
+    DEADLINE = "deadline"
+    DEADLINE_MASS = "deadline_mass"
+    DEADLINE_VETOED = "deadline_vetoed"
+    REMOVED = "removed"
+
+
+class Transition(NamedTuple):
+    """The state that follows (None: the target is forgotten) and what is done on the way."""
+
+    state: TargetState | None
+    action: Action
+
+
+_OK, _BROKEN, _DEADLINE, _MASS, _VETOED, _REMOVED = Input
+
+TRANSITIONS: dict[tuple[TargetState, Input], Transition] = {
+    (PENDING, _OK): Transition(ACTIVE, Action.ADMIT),
+    (PENDING, _BROKEN): Transition(PENDING, Action.STAY),
+    (PENDING, _DEADLINE): Transition(PENDING, Action.STAY),
+    (PENDING, _MASS): Transition(PENDING, Action.STAY),
+    (PENDING, _VETOED): Transition(PENDING, Action.STAY),
+    (PENDING, _REMOVED): Transition(None, Action.FORGET),
+    (ACTIVE, _OK): Transition(ACTIVE, Action.STAY),
+    (ACTIVE, _BROKEN): Transition(HELD, Action.HOLD),
+    (ACTIVE, _DEADLINE): Transition(ACTIVE, Action.STAY),
+    (ACTIVE, _MASS): Transition(ACTIVE, Action.STAY),
+    (ACTIVE, _VETOED): Transition(ACTIVE, Action.STAY),
+    (ACTIVE, _REMOVED): Transition(None, Action.REMOVE),
+    (HELD, _OK): Transition(ACTIVE, Action.RECOVER),
+    (HELD, _BROKEN): Transition(HELD, Action.REVISE),
+    (HELD, _DEADLINE): Transition(WITHDRAWN, Action.WITHDRAW),
+    (HELD, _MASS): Transition(FROZEN, Action.FREEZE),
+    (HELD, _VETOED): Transition(ACTIVE, Action.PARDON),
+    (HELD, _REMOVED): Transition(None, Action.REMOVE),
+    (FROZEN, _OK): Transition(ACTIVE, Action.RECOVER),
+    (FROZEN, _BROKEN): Transition(FROZEN, Action.STAY),
+    (FROZEN, _DEADLINE): Transition(WITHDRAWN, Action.WITHDRAW),
+    (FROZEN, _MASS): Transition(FROZEN, Action.STAY),
+    (FROZEN, _VETOED): Transition(ACTIVE, Action.PARDON),
+    (FROZEN, _REMOVED): Transition(None, Action.REMOVE),
+    (WITHDRAWN, _OK): Transition(WITHDRAWN, Action.WAIT),
+    (WITHDRAWN, _BROKEN): Transition(WITHDRAWN, Action.RELAPSE),
+    (WITHDRAWN, _DEADLINE): Transition(ACTIVE, Action.READMIT),
+    (WITHDRAWN, _MASS): Transition(ACTIVE, Action.READMIT),
+    (WITHDRAWN, _VETOED): Transition(ACTIVE, Action.READMIT),
+    (WITHDRAWN, _REMOVED): Transition(None, Action.FORGET),
+}

@@ -1,0 +1,42 @@
+"""How long a loss is tolerated: a window per cause, a bound, and what past heals of the same subnet teach."""
+
+import math
+from collections import deque
+
+from lbguard.core.addr import Prefix
+from lbguard.core.config import GraceConfig
+from lbguard.core.model import Condition
+
+_SAMPLES_KEPT = 64
+_SAMPLES_NEEDED = 5
+_SUBNETS_KEPT = 4096
+
+
+class Grace:
+    """Computes deadlines from the moment of loss; in adaptive mode it learns from the heal durations of each subnet."""
+
+    def __init__(self, config: GraceConfig) -> None:
+        self._config = config
+        self._heals: dict[Prefix, deque[float]] = {}
+
+    def window_s(self, cause: Condition, subnet: Prefix | None) -> float:
+        """Return the grace window for a cause, in seconds."""
+        config = self._config
+        window = config.by_cause_s.get(cause, config.window_s)
+        heals = self._heals.get(subnet) if config.adaptive and subnet else None
+        if heals and len(heals) >= _SAMPLES_NEEDED:
+            rank = math.ceil(config.adaptive_quantile * len(heals)) - 1
+            window = max(window, sorted(heals)[max(rank, 0)])
+        return min(window, config.max_s)
+
+    def deadline(self, lost_at: float, cause: Condition, subnet: Prefix | None) -> float:
+        """Return the moment at which a target lost at `lost_at` is withdrawn; never past `max_s` after the loss."""
+        return lost_at + self.window_s(cause, subnet)
+
+    def learn(self, subnet: Prefix | None, heal_s: float) -> None:
+        """Note how long a path of a subnet took to come back."""
+        if not self._config.adaptive or subnet is None:
+            return
+        if subnet not in self._heals and len(self._heals) >= _SUBNETS_KEPT:
+            self._heals.pop(next(iter(self._heals)))
+        self._heals.setdefault(subnet, deque(maxlen=_SAMPLES_KEPT)).append(heal_s)
