@@ -1,0 +1,74 @@
+"""The unsolicited neighbour advertisement as a whole Ethernet frame (RFC 4861 7.2.6); pure bytes, no sockets."""
+
+import struct
+
+from lbguard.core.addr import IPV6_LEN, Ip
+
+MAC_LEN = 6
+
+ETHERTYPE_IPV6 = 0x86DD
+
+_ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
+_ALL_NODES_MAC = bytes.fromhex("333300000001")  # RFC 2464 section 7: 33:33 and the last four bytes of the group
+_NEXT_HEADER_ICMPV6 = 58
+_HOP_LIMIT = 255  # RFC 4861 7.1.2: receivers discard any other value, for it may have crossed a router
+_TYPE_NEIGHBOR_ADVERTISEMENT = 136
+_FLAG_ROUTER = 0x80000000
+_FLAG_OVERRIDE = 0x20000000
+_OPTION_TARGET_LINK_LAYER_ADDRESS = 2
+
+_ETHERNET = struct.Struct("!6s6sH")
+_IPV6 = struct.Struct("!IHBB16s16s")
+# Type, code, checksum, flags, target address; option type, its length in units of 8 bytes, link-layer address.
+_ADVERTISEMENT = struct.Struct("!BBHI16s BB6s")
+_PSEUDO_HEADER = struct.Struct("!16s16sI3xB")
+
+
+def icmpv6_checksum(source: Ip, destination: Ip, message: bytes) -> int:
+    """Compute the checksum of an ICMPv6 message with its pseudo-header (RFC 4443 2.3, RFC 8200 8.1).
+
+    Args:
+        source: the packed IPv6 source address.
+        destination: the packed IPv6 destination address.
+        message: the ICMPv6 message, its checksum field zero.
+
+    Returns:
+        The 16-bit checksum, to be stored in network byte order.
+    """
+    data = _PSEUDO_HEADER.pack(source, destination, len(message), _NEXT_HEADER_ICMPV6) + message
+    if len(data) % 2:
+        data += b"\0"
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def unsolicited_advertisement(mac: bytes, ip: Ip, *, router: bool) -> bytes:
+    """Build an unsolicited neighbour advertisement: override set, solicited clear, from `ip` itself to all nodes.
+
+    Args:
+        mac: the 6-byte link-layer address that now holds the address; also the Ethernet source.
+        ip: the packed IPv6 address. It must have passed duplicate detection: a tentative one may not be a source.
+        router: the R flag. It should say whether the link forwards IPv6: clearing it for a neighbour that a host uses
+            as its router makes that host drop its routes through it (RFC 4861 7.2.5).
+
+    Returns:
+        The Ethernet frame: 86 bytes, without frame check sequence.
+
+    Raises:
+        ValueError: an address has the wrong length.
+    """
+    if len(mac) != MAC_LEN:
+        raise ValueError(f"an Ethernet address has {MAC_LEN} bytes, this one {len(mac)}")
+    if len(ip) != IPV6_LEN:
+        raise ValueError(f"a neighbour advertisement carries an IPv6 address of {IPV6_LEN} bytes, this one {len(ip)}")
+    flags = _FLAG_OVERRIDE | (_FLAG_ROUTER if router else 0)
+    option = (_OPTION_TARGET_LINK_LAYER_ADDRESS, 1, mac)
+    unsummed = _ADVERTISEMENT.pack(_TYPE_NEIGHBOR_ADVERTISEMENT, 0, 0, flags, ip, *option)
+    checksum = icmpv6_checksum(ip, _ALL_NODES, unsummed)
+    return (
+        _ETHERNET.pack(_ALL_NODES_MAC, mac, ETHERTYPE_IPV6)
+        + _IPV6.pack(6 << 28, len(unsummed), _NEXT_HEADER_ICMPV6, _HOP_LIMIT, ip, _ALL_NODES)
+        + _ADVERTISEMENT.pack(_TYPE_NEIGHBOR_ADVERTISEMENT, 0, checksum, flags, ip, *option)
+    )

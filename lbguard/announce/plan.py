@@ -1,0 +1,170 @@
+"""When to announce which address: the pacing of announcements as a pure structure, fed with the time.
+
+Each (link, address) waits for one of its sends, called steps. The offsets are the same for all, so the addresses that
+wait for one step are due in the order in which they entered it: a plain dict per step is a sorted queue. An address is
+taken out of its step by key when it is announced anew, so nothing stale stays behind and the number of waiting
+addresses is the number of entries, bounded per link and in total.
+
+Steps are served in this order: first sends before repeats, because the first is what ends a blackhole; then the latest
+step first. Late steps hold the older announcements, so every queue stays sorted even when the caller falls behind. An
+address whose next offsets have passed already is not sent in a burst to catch up: one send stands for all it missed.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lbguard.core.addr import Ip
+from lbguard.core.model import LinkKey
+
+
+class Refusal(StrEnum):
+    """Why an address was not taken into the plan."""
+
+    LINK_QUEUE_FULL = "link_queue_full"
+    QUEUE_FULL = "queue_full"
+
+
+@dataclass(slots=True, kw_only=True)
+class Announcement:
+    """One request to announce the addresses of a link.
+
+    `asked_at` and `sent_at` are seconds of the announcer's clock; `sent_at` is the time at which the kernel had taken
+    the first frame of it, None until then.
+    """
+
+    link: LinkKey
+    mac: bytes
+    asked_at: float
+    sent_at: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """One address of an announcement with its frames: when it was first sent, and the step it waits for."""
+
+    announcement: Announcement
+    ip: Ip
+    frames: tuple[bytes, ...]
+    started_at: float = 0.0
+    step: int = 0
+
+
+_Key = tuple[LinkKey, Ip]
+
+
+class Plan:
+    """The addresses that wait to be sent.
+
+    Args:
+        repeats_s: offsets of the sends of an address from its first, in seconds; starts with 0 and increases.
+        max_per_link: how many addresses of one link may wait.
+        max_total: how many addresses may wait in all.
+
+    Raises:
+        ValueError: the offsets are not of that form, or a bound is below 1.
+    """
+
+    def __init__(self, *, repeats_s: Sequence[float], max_per_link: int, max_total: int) -> None:
+        offsets = tuple(repeats_s)
+        if not offsets or offsets[0] != 0 or any(b <= a for a, b in itertools.pairwise(offsets)):
+            raise ValueError(f"repeats must start with 0 and increase, such as 0, 0.1, 1.1: {offsets}")
+        if max_per_link < 1 or max_total < 1:
+            raise ValueError(
+                f"the bounds of the queues must be at least 1: {max_per_link} per link, {max_total} in all"
+            )
+        self._offsets_s = offsets
+        self._max_per_link = max_per_link
+        self._max_total = max_total
+        self._entries: dict[_Key, Entry] = {}
+        self._per_link: dict[LinkKey, int] = {}
+        self._steps: tuple[dict[_Key, Entry], ...] = tuple({} for _ in offsets)
+        self._serving_order = (self._steps[0], *reversed(self._steps[1:]))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def pending(self, link: LinkKey) -> int:
+        """Return how many addresses of a link wait."""
+        return self._per_link.get(link, 0)
+
+    def check(self, link: LinkKey, ip: Ip) -> Refusal | None:
+        """Tell whether an address would be taken now. One that waits already always is, because it is replaced."""
+        if (link, ip) in self._entries:
+            return None
+        if self._per_link.get(link, 0) >= self._max_per_link:
+            return Refusal.LINK_QUEUE_FULL
+        if len(self._entries) >= self._max_total:
+            return Refusal.QUEUE_FULL
+        return None
+
+    def add(self, entry: Entry) -> bool:
+        """Take an address in, due at once. The caller has made sure with `check` that there is room.
+
+        Returns:
+            Whether it replaced one that was waiting: same link, same address. The newest wins and starts over.
+        """
+        link = entry.announcement.link
+        key = (link, entry.ip)
+        assert self.check(link, entry.ip) is None, "the caller checks for room"
+        merged = self._remove(key)
+        self._entries[key] = entry
+        self._steps[0][key] = entry
+        self._per_link[link] = self._per_link.get(link, 0) + 1
+        return merged
+
+    def take_due(self, now: float) -> Entry | None:
+        """Take out the next address that is due, or None. Give it back with `sent`, or drop it to cancel it."""
+        for step in self._serving_order:
+            for entry in step.values():
+                if self._due(entry) <= now:
+                    self._remove((entry.announcement.link, entry.ip))
+                    return entry
+                break
+        return None
+
+    def sent(self, entry: Entry, now: float) -> None:
+        """Note that a taken address was sent (or tried) at this time: it now waits for its next step, if any."""
+        if entry.step == 0:
+            entry.started_at = now
+        entry.step += 1
+        while entry.step < len(self._offsets_s):
+            if self._due(entry) > now:
+                key = (entry.announcement.link, entry.ip)
+                self._entries[key] = entry
+                self._steps[entry.step][key] = entry
+                self._per_link[key[0]] = self._per_link.get(key[0], 0) + 1
+                return
+            entry.step += 1
+
+    def next_due(self) -> float | None:
+        """Return when the next address is due, in seconds of the caller's clock; None when none waits."""
+        first = (next(iter(step.values()), None) for step in self._steps)
+        return min((self._due(entry) for entry in first if entry is not None), default=None)
+
+    def clear(self) -> int:
+        """Forget everything; return how many addresses waited."""
+        count = len(self._entries)
+        self._entries.clear()
+        self._per_link.clear()
+        for step in self._steps:
+            step.clear()
+        return count
+
+    def _due(self, entry: Entry) -> float:
+        # The first send is always due; its entry keeps the time it was asked for, which never lies ahead.
+        if entry.step == 0:
+            return entry.announcement.asked_at
+        return entry.started_at + self._offsets_s[entry.step]
+
+    def _remove(self, key: _Key) -> bool:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        del self._steps[entry.step][key]
+        link = key[0]
+        self._per_link[link] -= 1
+        if not self._per_link[link]:
+            del self._per_link[link]
+        return True

@@ -1,0 +1,307 @@
+"""The announcer: sends gratuitous ARP and unsolicited neighbour advertisements, at once and then at paced offsets.
+
+The first send of an announcement happens inside the call, because every moment until then is a moment in which the
+segment sends to a link-layer address that is gone. Repeats follow from one timer, for frames get lost and a bridge may
+not forward yet when its port has just appeared. Whether the link still holds the address is asked again right before
+every send: an announcement of an address that moved on would break what it is meant to repair.
+"""
+
+import asyncio
+import ctypes
+import errno
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from lbguard.announce.arp import MAC_LEN, gratuitous_reply, gratuitous_request
+from lbguard.announce.ndp import unsolicited_advertisement
+from lbguard.announce.plan import Announcement, Entry, Plan
+from lbguard.core.addr import Ip, is_ipv4
+from lbguard.core.effects import Announce
+from lbguard.core.model import LinkKey
+
+REPEATS_S = (0.0, 0.1, 1.1, 2.2)
+"""Default offsets of the sends of an address, in seconds from the first."""
+
+_FRAMES_PER_ADDRESS = 2
+_SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h; the socket module does not name it
+_BPF_RET_K = 0x06
+_LINK_HEADER = struct.Struct("=HHiHBB8s")  # struct sockaddr_ll: family, protocol, ifindex, hatype, pkttype, halen, addr
+_ETHERTYPE = slice(12, 14)
+
+
+class FrameKind(StrEnum):
+    """The kinds of frames; the values are metric labels."""
+
+    ARP_REQUEST = "arp_request"
+    ARP_REPLY = "arp_reply"
+    NA = "na"
+
+
+_ARP_KINDS_ALLOWED = (
+    [FrameKind.ARP_REQUEST],
+    [FrameKind.ARP_REPLY],
+    [FrameKind.ARP_REPLY, FrameKind.ARP_REQUEST],
+)
+
+
+class Suppressed(StrEnum):
+    """Why an address was not announced, or not announced again; the values are metric labels.
+
+    LINK_QUEUE_FULL and QUEUE_FULL are the values of `plan.Refusal`. SUPERSEDED counts waiting repeats that a newer
+    announcement of the same link and address replaced.
+    """
+
+    NOT_OWNED = "not_owned"
+    NOT_ETHERNET = "not_ethernet"
+    LINK_QUEUE_FULL = "link_queue_full"
+    QUEUE_FULL = "queue_full"
+    SUPERSEDED = "superseded"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True)
+class AnnounceCounters:
+    """What the announcer did since it was made. `errors` counts failed sends by errno name (`ENETDOWN`)."""
+
+    sent: Counter[FrameKind] = field(default_factory=Counter)
+    suppressed: Counter[Suppressed] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+class FrameSocket(Protocol):
+    """Where frames go."""
+
+    def send(self, ifindex: int, frame: bytes) -> int:
+        """Send a whole Ethernet frame out of a link; return 0 or the errno. It never blocks and never raises."""
+
+    def close(self) -> None:
+        """Release the socket."""
+
+
+class PacketSocket:
+    """A packet socket (packet(7)) that only sends, in the network namespace of the thread that makes it.
+
+    A packet socket that nobody reads would fill its receive buffer with a copy of all traffic. Protocol 0 subscribes to
+    no packets, and a filter that accepts nothing stays in force should the socket ever be bound.
+
+    Raises:
+        OSError: the kernel refuses (CAP_NET_RAW is missing).
+    """
+
+    def __init__(self) -> None:
+        # Python's own sendto takes a link by name only and looks it up at each call. A link that replaced another under
+        # the same name would then get the frames of the old one, so the C function is called with the ifindex.
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._sendto = libc.sendto
+        self._sendto.argtypes = [
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_uint,
+        ]
+        self._sendto.restype = ctypes.c_ssize_t
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        try:
+            self._attach_drop_filter()
+        except OSError:
+            self._socket.close()
+            raise
+
+    def _attach_drop_filter(self) -> None:
+        # struct sock_fprog: the number of instructions and a pointer to them. The one instruction returns length 0.
+        program = ctypes.create_string_buffer(struct.pack("=HBBI", _BPF_RET_K, 0, 0, 0))
+        fprog = struct.pack("@HP", 1, ctypes.addressof(program))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+
+    def send(self, ifindex: int, frame: bytes) -> int:
+        """Send a whole Ethernet frame out of a link; return 0 or the errno. It never blocks and never raises."""
+        protocol = int.from_bytes(frame[_ETHERTYPE])
+        address = _LINK_HEADER.pack(socket.AF_PACKET, socket.htons(protocol), ifindex, 0, 0, 0, b"")
+        sent = self._sendto(self._socket.fileno(), frame, len(frame), socket.MSG_DONTWAIT, address, _LINK_HEADER.size)
+        return 0 if sent >= 0 else ctypes.get_errno()
+
+    def fileno(self) -> int:
+        """Return the file descriptor; -1 once closed."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class Announcer:
+    """Announces addresses of links, at once and then at paced offsets, from the running asyncio loop.
+
+    The packet socket is opened here, once, in the network namespace of the calling thread. All methods belong to the
+    thread of the event loop.
+
+    Args:
+        owns: tells whether that incarnation of the link exists and holds the address, usable, right now. Asked before
+            each send; a no cancels what is left for that address.
+        repeats_s: offsets of the sends of an address from its first, in seconds; starts with 0 and increases.
+        arp_kinds: the forms of gratuitous ARP to send for an IPv4 address, in this order.
+        router: the R flag of neighbour advertisements: whether the links forward IPv6.
+        frames_per_tick_max: how many frames may leave in one iteration of the event loop, the rest follow in the next.
+        link_addresses_max: how many addresses of one link may wait for a send; more are refused by name.
+        addresses_max: how many addresses may wait in all.
+        clock: monotonic time in seconds.
+        on_first_send: called once for each announcement right after the kernel took its first frame, with `asked_at`
+            and `sent_at` set; for the measurement of latency. It must not call back into the announcer.
+        frame_socket: where frames go; a `PacketSocket` when not given. Closed with the announcer.
+
+    Raises:
+        OSError: the packet socket cannot be opened (CAP_NET_RAW is missing).
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        owns: Callable[[LinkKey, Ip], bool],
+        repeats_s: Sequence[float] = REPEATS_S,
+        arp_kinds: Collection[FrameKind] = (FrameKind.ARP_REQUEST, FrameKind.ARP_REPLY),
+        router: bool = True,
+        frames_per_tick_max: int = 256,
+        link_addresses_max: int = 4096,
+        addresses_max: int = 16384,
+        clock: Callable[[], float] = time.monotonic,
+        on_first_send: Callable[[Announcement], None] | None = None,
+        frame_socket: FrameSocket | None = None,
+    ) -> None:
+        if frames_per_tick_max < _FRAMES_PER_ADDRESS:
+            raise ValueError(f"frames_per_tick_max must be at least {_FRAMES_PER_ADDRESS}: {frames_per_tick_max}")
+        if sorted(arp_kinds) not in _ARP_KINDS_ALLOWED:
+            raise ValueError(f"arp_kinds must name one or both of arp_request and arp_reply: {tuple(arp_kinds)}")
+        self.counters = AnnounceCounters()
+        self._owns = owns
+        self._arp_kinds = tuple(arp_kinds)
+        self._na_kinds = (FrameKind.NA,)
+        self._router = router
+        self._plan = Plan(repeats_s=repeats_s, max_per_link=link_addresses_max, max_total=addresses_max)
+        self._frames_per_tick_max = frames_per_tick_max
+        self._budget = frames_per_tick_max
+        self._clock = clock
+        self._on_first_send = on_first_send
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._next_tick: asyncio.Handle | None = None
+        self._closed = False
+        self._socket: FrameSocket = PacketSocket() if frame_socket is None else frame_socket
+
+    @property
+    def pending(self) -> int:
+        """How many addresses wait for a send."""
+        return len(self._plan)
+
+    def announce(self, effect: Announce) -> None:
+        """Announce addresses of a link: the first send happens before this returns, the repeats follow by themselves.
+
+        An address that waits already is merged: the newest link-layer address wins and its sends start over. Beyond
+        `frames_per_tick_max` first sends too follow in the next iterations of the loop. Nothing is raised for what the
+        kernel or a bound refuses: it is counted by name, and a failed send is tried again at the next offset.
+
+        Raises:
+            RuntimeError: no event loop is running in this thread.
+        """
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            self.counters.suppressed[Suppressed.CLOSED] += len(effect.addresses)
+            return
+        if len(effect.mac) != MAC_LEN:
+            # A tunnel has no Ethernet addresses, hence nobody who could hold a stale one.
+            self.counters.suppressed[Suppressed.NOT_ETHERNET] += len(effect.addresses)
+            return
+        announcement = Announcement(link=effect.link, mac=effect.mac, asked_at=self._clock())
+        for ip in effect.addresses:
+            refusal = self._plan.check(effect.link, ip)
+            if refusal is not None:
+                self.counters.suppressed[Suppressed(refusal.value)] += 1
+                continue
+            entry = Entry(announcement=announcement, ip=ip, frames=self._build_frames(effect.mac, ip))
+            if self._plan.add(entry):
+                self.counters.suppressed[Suppressed.SUPERSEDED] += 1
+        self._send_due(loop)
+
+    def close(self) -> None:
+        """Cancel everything that waits (counted as `closed`) and close the socket. Closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for handle in (self._timer, self._next_tick):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._next_tick = None
+        waiting = self._plan.clear()
+        if waiting:
+            self.counters.suppressed[Suppressed.CLOSED] += waiting
+        self._socket.close()
+
+    def _build_frames(self, mac: bytes, ip: Ip) -> tuple[bytes, ...]:
+        """Build the frames of an address, one for each of its kinds and in their order."""
+        if not is_ipv4(ip):
+            return (unsolicited_advertisement(mac, ip, router=self._router),)
+        return tuple(
+            gratuitous_request(mac, ip) if kind is FrameKind.ARP_REQUEST else gratuitous_reply(mac, ip)
+            for kind in self._arp_kinds
+        )
+
+    def _send_due(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send what is due, within the budget of this iteration of the loop, and arm what calls this again."""
+        now = self._clock()
+        while self._budget >= _FRAMES_PER_ADDRESS:
+            entry = self._plan.take_due(now)
+            if entry is None:
+                break
+            # A suppressed address costs budget too: checking thousands of them would block the loop as well.
+            self._budget -= len(entry.frames)
+            if not self._owns(entry.announcement.link, entry.ip):
+                self.counters.suppressed[Suppressed.NOT_OWNED] += 1
+                continue
+            self._send(entry)
+            self._plan.sent(entry, now)
+        if self._budget < self._frames_per_tick_max and self._next_tick is None:
+            self._next_tick = loop.call_soon(self._start_tick, loop)
+        self._arm_timer(loop, now)
+
+    def _send(self, entry: Entry) -> None:
+        kinds = self._arp_kinds if is_ipv4(entry.ip) else self._na_kinds
+        ifindex = entry.announcement.link.ifindex
+        for kind, frame in zip(kinds, entry.frames, strict=True):
+            code = self._socket.send(ifindex, frame)
+            if code:
+                # What refuses one frame (link down or gone, queue full) refuses the next one too.
+                self.counters.errors[errno.errorcode.get(code, "unknown")] += 1
+                return
+            self.counters.sent[kind] += 1
+            if entry.announcement.sent_at is None:
+                entry.announcement.sent_at = self._clock()
+                if self._on_first_send is not None:
+                    self._on_first_send(entry.announcement)
+
+    def _start_tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._next_tick = None
+        self._budget = self._frames_per_tick_max
+        self._send_due(loop)
+
+    def _arm_timer(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        due = self._plan.next_due()
+        if due is None or self._budget < _FRAMES_PER_ADDRESS:
+            return  # with the budget spent the next tick is on its way, and arms the timer
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = loop.call_later(max(0.0, due - now), self._timer_fired, loop)
+
+    def _timer_fired(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        self._send_due(loop)
