@@ -36,12 +36,12 @@ AFTER_FLAGS = bytes.fromhex(
 
 
 def test_host_form_sets_override_only() -> None:
-    expected = BEFORE_CHECKSUM + bytes.fromhex("d233" "20000000") + AFTER_FLAGS
+    expected = BEFORE_CHECKSUM + bytes.fromhex("d23320000000") + AFTER_FLAGS
     assert unsolicited_advertisement(MAC, IP, router=False) == expected
 
 
 def test_router_form_sets_override_and_router() -> None:
-    expected = BEFORE_CHECKSUM + bytes.fromhex("5233" "a0000000") + AFTER_FLAGS
+    expected = BEFORE_CHECKSUM + bytes.fromhex("5233a0000000") + AFTER_FLAGS
     assert unsolicited_advertisement(MAC, IP, router=True) == expected
 
 
