@@ -1,0 +1,154 @@
+"""Combinations of settings that are allowed but seldom meant, each with a name and what to do about it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lbguard.durations import format_duration
+from lbguard.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigWarning:
+    """A combination worth a second look. `name` is one of a bounded set."""
+
+    name: str
+    what: str
+    remedy: str
+
+
+def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
+    """Return every warning about a set of valid settings, in a fixed order."""
+    return (
+        *_mode_and_distributor(settings),
+        *_grace(settings),
+        *_neighbors(settings),
+        *_freeze_and_damping(settings),
+        *_outward(settings),
+    )
+
+
+def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
+    kind = settings.distributor.kind
+    if settings.mode == "observe" and kind not in {"auto", "observe"}:
+        yield ConfigWarning(
+            name="observe-mode-writes-nothing",
+            what=f"mode is observe, so distributor.kind {kind} is read and never written",
+            remedy="set mode to enforce to let lbguard act",
+        )
+    if settings.mode == "enforce" and kind == "observe":
+        yield ConfigWarning(
+            name="enforce-without-distributor",
+            what="mode is enforce but distributor.kind is observe: routes are repaired, no target is ever withdrawn",
+            remedy="set distributor.kind to auto, or mode to observe if nothing should be touched",
+        )
+    if settings.targets_file is None:
+        yield ConfigWarning(
+            name="no-targets",
+            what="targets_file is not set, so there is nothing to guard",
+            remedy="set targets_file to a YAML file of streams and targets",
+        )
+    if settings.withdraw_on_exit and settings.mode == "enforce":
+        yield ConfigWarning(
+            name="exit-breaks-connections",
+            what="withdraw_on_exit is true: every restart or upgrade of lbguard withdraws every target",
+            remedy="leave withdraw_on_exit false unless the load balancer goes away together with lbguard",
+        )
+
+
+def _grace(settings: Settings) -> Iterator[ConfigWarning]:
+    grace = settings.grace
+    if grace.window == 0:
+        yield ConfigWarning(
+            name="no-grace",
+            what="grace.window is 0: a target is withdrawn the moment its link is gone",
+            remedy="set grace.window to the time a link usually needs to heal, such as 3s",
+        )
+    if grace.adaptive and grace.window == grace.max:
+        yield ConfigWarning(
+            name="adaptive-has-no-room",
+            what=f"grace.adaptive is on, but grace.window and grace.max are both {format_duration(grace.max)}",
+            remedy="raise grace.max, the upper end of what adaptive mode may choose",
+        )
+    if settings.availability.grace > grace.window > 0:
+        yield ConfigWarning(
+            name="unavailable-after-withdrawal",
+            what=(
+                f"availability.grace ({format_duration(settings.availability.grace)}) is longer than grace.window"
+                f" ({format_duration(grace.window)}): routers still send traffic here when the targets are withdrawn"
+            ),
+            remedy="set availability.grace below grace.window",
+        )
+
+
+def _neighbors(settings: Settings) -> Iterator[ConfigWarning]:
+    neighbors, grace = settings.neighbors, settings.grace
+    window = grace.window if grace.neighbor_window is None else grace.neighbor_window
+    if neighbors.probe_interval > 0 and window < 2 * neighbors.probe_interval:
+        yield ConfigWarning(
+            name="grace-below-two-probe-rounds",
+            what=(
+                f"a failed neighbour is withdrawn after {format_duration(window)}, less than two rounds of"
+                f" neighbors.probe_interval ({format_duration(neighbors.probe_interval)})"
+            ),
+            remedy="raise grace.neighbor_window (or grace.window), or lower neighbors.probe_interval",
+        )
+    if neighbors.probe_interval == 0:
+        yield ConfigWarning(
+            name="no-neighbor-probes",
+            what="neighbors.probe_interval is 0: a target whose MAC changed is found only when the kernel notices",
+            remedy="set neighbors.probe_interval, such as 1s",
+        )
+    round_s = neighbors.retrans * neighbors.ucast_probes
+    if neighbors.tune and 0 < neighbors.probe_interval < round_s:
+        yield ConfigWarning(
+            name="probes-overlap",
+            what=(
+                f"{neighbors.ucast_probes} probes every {format_duration(neighbors.retrans)} last"
+                f" {format_duration(round_s)}, longer than neighbors.probe_interval"
+                f" ({format_duration(neighbors.probe_interval)})"
+            ),
+            remedy="lower neighbors.retrans or neighbors.ucast_probes, or raise neighbors.probe_interval",
+        )
+
+
+def _freeze_and_damping(settings: Settings) -> Iterator[ConfigWarning]:
+    freeze, damping, grace = settings.freeze, settings.damping, settings.grace
+    if grace.max > freeze.limit:
+        yield ConfigWarning(
+            name="grace-max-beyond-freeze-limit",
+            what=(
+                f"grace.max ({format_duration(grace.max)}) is longer than freeze.limit"
+                f" ({format_duration(freeze.limit)}): a freeze may end before the hold it protects"
+            ),
+            remedy="raise freeze.limit to grace.max or more",
+        )
+    if freeze.threshold == 1:
+        yield ConfigWarning(
+            name="freeze-off",
+            what="freeze.threshold is 1: losing every link at once withdraws every target",
+            remedy="set freeze.threshold below 1, such as 0.5",
+        )
+    if damping.max < damping.step:
+        yield ConfigWarning(
+            name="damping-max-below-step",
+            what=(
+                f"damping.max ({format_duration(damping.max)}) cuts off even one damping.step"
+                f" ({format_duration(damping.step)})"
+            ),
+            remedy="raise damping.max, or set damping.step to 0s to turn damping off",
+        )
+
+
+def _outward(settings: Settings) -> Iterator[ConfigWarning]:
+    if not settings.announce.repeats:
+        yield ConfigWarning(
+            name="no-announcements",
+            what="announce.repeats is empty: peers keep the old MAC of a re-created link until they notice themselves",
+            remedy="set announce.repeats, such as 0s,100ms,1.1s,2.2s",
+        )
+    if settings.kernel.reconcile_interval == 0:
+        yield ConfigWarning(
+            name="no-reconcile",
+            what="kernel.reconcile_interval is 0: a lost kernel message is never made good",
+            remedy="set kernel.reconcile_interval, such as 10s",
+        )

@@ -1,0 +1,41 @@
+"""Listen addresses as `host:port`, `[host]:port` or `:port`."""
+
+import ipaddress
+from typing import NamedTuple
+
+EXAMPLES = ":9464, 127.0.0.1:9464, [::1]:9464, or empty for off"
+"""What to show beside a listen address that could not be read."""
+
+
+class ListenAddress(NamedTuple):
+    """Where to listen. An empty host means every address of both families; port 0 lets the kernel choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listen(text: str) -> ListenAddress | None:
+    """Read a listen address; empty text means off (None).
+
+    Raises:
+        ValueError: the text is no listen address.
+    """
+    text = text.strip()
+    if not text:
+        return None
+    host, colon, port_text = text.rpartition(":")
+    if not colon or not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
+        raise ValueError(f"not a listen address, such as {EXAMPLES}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address stands in brackets, such as [::1]:9464")
+    if host:
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f"{host!r} is no IP address; write one, such as {EXAMPLES}") from None
+    return ListenAddress(host, int(port_text))

@@ -1,0 +1,394 @@
+"""Every setting of lbguard, with unit, default, bounds and help, and where its value came from.
+
+Priority: flags (`--set key=value`), environment (`LBGUARD_GRACE__WINDOW`), YAML file, defaults. `load` is the way in:
+it names what is wrong in the words of the settings, never of the validation library.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
+from lbguard.core.model import Condition
+from lbguard.durations import format_duration, parse_duration
+from lbguard.listen import parse_listen
+from lbguard.settings_sources import (
+    ENV_PREFIX,
+    FileSource,
+    FlagSource,
+    FlatEnvSource,
+    Problem,
+    SettingsError,
+    config_file,
+    explain,
+    flags_in_force,
+    leaves,
+)
+
+CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
+"""Environment variable that names the YAML file when no `--config` is given."""
+
+_GROUP = ConfigDict(extra="forbid", frozen=True)
+_DAY = 86400.0
+
+
+def _split(value: object) -> object:
+    """Read a list that came as text (environment, flag): items between commas."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _none_if_empty(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _checked_listen(value: str) -> str:
+    parse_listen(value)
+    return value.strip()
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+OptionalDuration = Annotated[Duration | None, BeforeValidator(_none_if_empty)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValidator(_split)]
+Listen = Annotated[str, BeforeValidator(lambda value: _checked_listen(value) if isinstance(value, str) else value)]
+
+
+def _seconds(default: float | None, help_text: str, *, low: float = 0.0, high: float = _DAY) -> Any:
+    return Field(default, ge=low, le=high, description=help_text, json_schema_extra={"unit": "duration"})
+
+
+def _ratio(default: float, help_text: str, *, low: float = 0.0) -> Any:
+    return Field(default, ge=low, le=1, description=help_text, json_schema_extra={"unit": "ratio"})
+
+
+def _number(default: int, unit: str, help_text: str, *, low: int, high: int) -> Any:
+    return Field(default, ge=low, le=high, description=help_text, json_schema_extra={"unit": unit})
+
+
+class LogSettings(BaseModel):
+    """What is logged, and how."""
+
+    model_config = _GROUP
+    format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="JSON lines, readable text, or auto: text on a terminal and JSON otherwise."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe level logged."
+    )
+
+
+class GraceSettings(BaseModel):
+    """How long a target with a broken path stays in the distributor."""
+
+    model_config = _GROUP
+    window: Duration = _seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
+    max: Duration = _seconds(30.0, "No extension holds a target longer than this after the loss.", high=3600)
+    neighbor_window: OptionalDuration = _seconds(
+        None, "Window when the neighbour entry failed while the link is fine; unset: grace.window.", high=3600
+    )
+    verdict_window: OptionalDuration = _seconds(
+        None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600
+    )
+    adaptive: bool = Field(default=False, description="Learn the window of each link from its own past heal durations.")
+    adaptive_quantile: float = _ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
+
+    @model_validator(mode="after")
+    def _windows_within_max(self) -> "GraceSettings":
+        for name in ("window", "neighbor_window", "verdict_window"):
+            value = getattr(self, name)
+            if value is not None and value > self.max:
+                raise PydanticCustomError(
+                    "across",
+                    "longer than grace.max",
+                    {
+                        "setting": f"grace.{name}",
+                        "value": format_duration(value),
+                        "allowed": f"at most grace.max, which is {format_duration(self.max)}",
+                    },
+                )
+        return self
+
+
+class FreezeSettings(BaseModel):
+    """When many targets break at once, the observer is suspected rather than the targets."""
+
+    model_config = _GROUP
+    threshold: float = _ratio(
+        0.5, "Deadlines withdraw nothing while more than this share of a stream's admitted targets is broken."
+    )
+    limit: Duration = _seconds(60.0, "A freeze ends after this, whatever is broken.", high=3600)
+
+
+class DampingSettings(BaseModel):
+    """Re-admission of a target that was withdrawn again and again waits."""
+
+    model_config = _GROUP
+    half_life: Duration = _seconds(30.0, "The penalty of past losses halves in this time.", low=0.1)
+    step: Duration = _seconds(2.0, "Wait per penalty above one; the first recovery never waits.", high=3600)
+    max: Duration = _seconds(30.0, "Re-admission never waits longer than this.", high=3600)
+
+
+class AvailabilitySettings(BaseModel):
+    """What routers are told."""
+
+    model_config = _GROUP
+    grace: Duration = _seconds(
+        1.0, "A stream without a usable path is reported unavailable after this; its table stays.", high=3600
+    )
+
+
+class EvidenceSettings(BaseModel):
+    """How far soft evidence (failed neighbours, verdicts) is trusted."""
+
+    model_config = _GROUP
+    soft_budget: float = _ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
+
+
+class DistributorSettings(BaseModel):
+    """What maps packets to targets."""
+
+    model_config = _GROUP
+    kind: Literal["auto", "nfqlb-shm", "nfqlb-cli", "nftables", "observe"] = Field(
+        default="auto",
+        description="The distributor; auto: nfqlb-shm where a stream's memory file exists, else nftables.",
+    )
+    table: Literal["anchored", "maglev"] = Field(
+        default="anchored",
+        description="anchored: withdrawing a target moves no slot of another; maglev: what stock nfqlb computes.",
+    )
+    hash_seed: int = _number(
+        0, "number", "Seed of the embedded distributor; the same on every load balancer.", low=0, high=2**32 - 1
+    )
+    slots_per_target: int = _number(
+        100, "slots", "Size of the embedded table: slots for each of max_targets.", low=1, high=10_000
+    )
+    nfqlb_binary: str = Field(default="nfqlb", min_length=1, description="The nfqlb command, for nfqlb-cli.")
+    shm_dir: Path = Field(default=Path("/dev/shm"), description="Where nfqlb's memory files (tshm-...) are.")
+
+    @model_validator(mode="after")
+    def _cli_is_maglev(self) -> "DistributorSettings":
+        if self.kind == "nfqlb-cli" and self.table == "anchored":
+            raise PydanticCustomError(
+                "across",
+                "the stock nfqlb commands compute the maglev table and no other",
+                {
+                    "setting": "distributor.table",
+                    "value": "anchored",
+                    "allowed": "maglev with distributor.kind nfqlb-cli; anchored with nfqlb-shm or nftables",
+                },
+            )
+        return self
+
+
+class LinkSettings(BaseModel):
+    """Links to the targets."""
+
+    model_config = _GROUP
+    superseded: Literal["down", "ignore"] = Field(
+        default="down",
+        description="What to do with the older of two links in one subnet: set it down once, or leave it.",
+    )
+    exclude: Patterns = Field(
+        default=("lo",),
+        description="Names of links (shell patterns) that never lead to targets.",
+        json_schema_extra={"unit": "list"},
+    )
+
+
+class NeighborSettings(BaseModel):
+    """Neighbour (ARP, NDP) entries of the targets and the timers of their links."""
+
+    model_config = _GROUP
+    probe_interval: Duration = _seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
+    tune: bool = Field(
+        default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
+    )
+    retrans: Duration = _seconds(0.2, "Time between two solicitations.", low=0.001, high=60)
+    delay_probe: Duration = _seconds(0.2, "Time in DELAY before the first probe.", low=0.001, high=60)
+    base_reachable: Duration = _seconds(
+        15.0, "Base of the random time that an entry stays REACHABLE.", low=0.1, high=3600
+    )
+    ucast_probes: int = _number(3, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
+    mcast_probes: int = _number(3, "probes", "Broadcast or multicast probes of an unknown entry.", low=1, high=100)
+    mcast_reprobes: int = _number(
+        3, "probes", "Broadcast or multicast probes after the unicast ones: finds a new MAC.", low=0, high=100
+    )
+
+
+class AnnounceSettings(BaseModel):
+    """Gratuitous ARP and unsolicited neighbour advertisements."""
+
+    model_config = _GROUP
+    repeats: Durations = Field(
+        default=(0.0, 0.1, 1.1, 2.2),
+        max_length=16,
+        description="When the addresses of a new link are announced, counted from its appearance; ascending.",
+        json_schema_extra={"unit": "list of durations"},
+    )
+    max_pending: int = _number(
+        4096, "addresses", "At most this many addresses wait to be announced.", low=1, high=1_000_000
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "AnnounceSettings":
+        if list(self.repeats) != sorted(set(self.repeats)):
+            raise PydanticCustomError(
+                "across",
+                "not ascending",
+                {
+                    "setting": "announce.repeats",
+                    "value": ",".join(format_duration(item) for item in self.repeats),
+                    "allowed": "durations in ascending order, such as 0s,100ms,1.1s,2.2s",
+                },
+            )
+        return self
+
+
+class KernelSettings(BaseModel):
+    """The mirror of the kernel's state."""
+
+    model_config = _GROUP
+    reconcile_interval: Duration = _seconds(
+        10.0, "The kernel's whole state is read again this often; 0 turns it off.", high=3600
+    )
+    receive_buffer: int = _number(8 * 2**20, "bytes", "Receive buffer of the netlink socket.", low=2**16, high=2**30)
+    inbox_limit: int = _number(
+        65_536, "events", "At most this many events wait; more means a new full read.", low=64, high=2**24
+    )
+
+
+class MetricsSettings(BaseModel):
+    """The endpoint for Prometheus and the health checks."""
+
+    model_config = _GROUP
+    listen: Listen = Field(
+        default=":9464",
+        description="Where /metrics, /healthz and /readyz are served, IPv4 and IPv6; empty turns it off.",
+        json_schema_extra={"unit": "host:port"},
+    )
+
+
+class Settings(BaseSettings):
+    """All settings. Constructing it directly also reads the environment, as `load` does."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+
+    mode: Literal["enforce", "observe"] = Field(
+        default="enforce", description="observe: everything is decided, counted and logged, nothing is touched."
+    )
+    targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
+    socket: Path = Field(
+        default=Path("/run/lbguard/lbguard.sock"), description="Unix socket of the API, made with mode 0660."
+    )
+    withdraw_on_exit: bool = Field(
+        default=False,
+        description="Withdraw every target and remove routes and rules at exit; off: leave everything in place.",
+    )
+    log: LogSettings = LogSettings()
+    grace: GraceSettings = GraceSettings()
+    freeze: FreezeSettings = FreezeSettings()
+    damping: DampingSettings = DampingSettings()
+    availability: AvailabilitySettings = AvailabilitySettings()
+    evidence: EvidenceSettings = EvidenceSettings()
+    distributor: DistributorSettings = DistributorSettings()
+    links: LinkSettings = LinkSettings()
+    neighbors: NeighborSettings = NeighborSettings()
+    announce: AnnounceSettings = AnnounceSettings()
+    kernel: KernelSettings = KernelSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Name the sources, the strongest first."""
+        return init_settings, FlagSource(settings_cls), FlatEnvSource(settings_cls), FileSource(settings_cls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Settings, and for each dotted name where its value came from (`default`, or words such as `flag --set`).
+
+    `notes` are things a person should look at, such as an unknown environment variable.
+    """
+
+    settings: Settings
+    origins: Mapping[str, str]
+    notes: tuple[str, ...]
+    config_path: Path | None
+
+
+def load(*, config: Path | None = None, flags: Mapping[str, object] | None = None) -> Loaded:
+    """Read all sources and validate them once.
+
+    Args:
+        config: the YAML file; None takes the one that LBGUARD_CONFIG names, if any.
+        flags: values by dotted name, such as `{"grace.window": "5s"}`.
+
+    Raises:
+        SettingsError: a source cannot be read, or a setting is unknown, wrong or does not go with another.
+    """
+    if config is None and os.environ.get(CONFIG_VARIABLE):
+        config = Path(os.environ[CONFIG_VARIABLE])
+    flag_token, file_token = flags_in_force.set(dict(flags or {})), config_file.set(config)
+    try:
+        # Weakest first, so that the last writer of a name is the one whose value counts.
+        sources = (FileSource(Settings), FlatEnvSource(Settings), FlagSource(Settings))
+        found = {name: value for source in sources for name, value in source.values.items()}
+        origins = dict.fromkeys((leaf.name for leaf in leaves(Settings)), "default")
+        for source in sources:
+            origins.update({name: source.origin(name) for name in source.values})
+        problems = [problem for source in sources for problem in source.problems]
+        try:
+            settings = Settings()
+        except ValidationError as error:
+            raise SettingsError(problems + explain(error, Settings, found, origins)) from None
+        if problems:
+            raise SettingsError(problems)
+        return Loaded(settings=settings, origins=origins, notes=sources[1].notes, config_path=config)
+    finally:
+        flags_in_force.reset(flag_token)
+        config_file.reset(file_token)
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """Return what the engine needs of the settings."""
+    grace = settings.grace
+    by_cause = {Condition.NEIGHBOR_FAILED: grace.neighbor_window, Condition.VERDICT_DOWN: grace.verdict_window}
+    return EngineConfig(
+        grace=GraceConfig(
+            window_s=grace.window,
+            max_s=grace.max,
+            by_cause_s={cause: window for cause, window in by_cause.items() if window is not None},
+            adaptive=grace.adaptive,
+            adaptive_quantile=grace.adaptive_quantile,
+        ),
+        freeze=FreezeConfig(threshold=settings.freeze.threshold, limit_s=settings.freeze.limit),
+        damping=DampingConfig(
+            half_life_s=settings.damping.half_life, step_s=settings.damping.step, max_s=settings.damping.max
+        ),
+        availability_grace_s=settings.availability.grace,
+        soft_budget=settings.evidence.soft_budget,
+        observe=settings.mode == "observe",
+        superseded_link_down=settings.links.superseded == "down",
+        excluded_links=settings.links.exclude,
+        neighbor_probe_interval_s=settings.neighbors.probe_interval,
+        tune_neighbors=settings.neighbors.tune,
+    )
+
+
+__all__ = ["CONFIG_VARIABLE", "Loaded", "Problem", "Settings", "SettingsError", "engine_config", "load"]

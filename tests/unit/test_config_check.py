@@ -1,0 +1,37 @@
+import pytest
+
+from lbguard.config_check import check_settings
+from lbguard.settings import load
+
+TARGETS = {"targets_file": "/etc/lbguard/targets.yaml"}
+
+
+def test_the_defaults_with_targets_raise_no_warning() -> None:
+    assert check_settings(load(flags=TARGETS).settings) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("observe-mode-writes-nothing", {"mode": "observe", "distributor.kind": "nftables"}),
+        ("enforce-without-distributor", {"distributor.kind": "observe"}),
+        ("no-targets", {"targets_file": ""}),
+        ("exit-breaks-connections", {"withdraw_on_exit": "true"}),
+        ("no-grace", {"grace.window": "0", "grace.neighbor_window": "3s"}),
+        ("adaptive-has-no-room", {"grace.adaptive": "true", "grace.max": "3s"}),
+        ("unavailable-after-withdrawal", {"availability.grace": "4s"}),
+        ("grace-below-two-probe-rounds", {"grace.neighbor_window": "1900ms"}),
+        ("no-neighbor-probes", {"neighbors.probe_interval": "0"}),
+        ("probes-overlap", {"neighbors.retrans": "500ms"}),
+        ("grace-max-beyond-freeze-limit", {"grace.max": "2m"}),
+        ("freeze-off", {"freeze.threshold": "1"}),
+        ("damping-max-below-step", {"damping.max": "1s"}),
+        ("no-announcements", {"announce.repeats": ""}),
+        ("no-reconcile", {"kernel.reconcile_interval": "0"}),
+    ],
+)
+def test_each_bad_combination_is_named_and_has_a_remedy(name: str, flags: dict[str, object]) -> None:
+    warnings = check_settings(load(flags=TARGETS | flags).settings)
+    assert [warning.name for warning in warnings] == [name]
+    assert warnings[0].what
+    assert warnings[0].remedy
