@@ -46,6 +46,22 @@ def enter_sandbox() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
+@contextlib.contextmanager
+def entered(name: str) -> Iterator[None]:
+    """Switch the calling thread into a named namespace and back; sockets opened meanwhile stay in it."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = os.open(Path("/run/netns") / name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(there, CLONE_NEWNET), f"setns {name}")
+        try:
+            yield
+        finally:
+            _check(_libc.setns(home, CLONE_NEWNET), "setns back")
+    finally:
+        os.close(there)
+        os.close(home)
+
+
 class Namespace:
     """A named network namespace with loopback up. Use it as a context manager, or call `delete`."""
 
@@ -89,22 +105,14 @@ class Namespace:
 
     def sysctl(self, key: str, value: str) -> None:
         """Set a network sysctl of the namespace, such as `net.ipv4.ip_forward`."""
-        self.run("sh", "-c", f"echo {value} > /proc/sys/{key.replace('.', '/')}")
+        with self.entered():  # /proc/sys/net shows the namespace of the thread that looks
+            (Path("/proc/sys") / key.replace(".", "/")).write_text(value)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Switch the calling thread into the namespace; sockets opened meanwhile stay in it."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        there = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _check(_libc.setns(there, CLONE_NEWNET), f"setns {self.name}")
-            try:
-                yield
-            finally:
-                _check(_libc.setns(home, CLONE_NEWNET), "setns back")
-        finally:
-            os.close(there)
-            os.close(home)
+        with entered(self.name):
+            yield
 
     def delete(self) -> None:
         """Remove the namespace; one that is gone already is no error."""

@@ -1,0 +1,261 @@
+"""The chain: client - load balancer - proxies (bridges) - targets, each in a network namespace of its own.
+
+    client 10.0.0.2 ── 10.0.0.1 lb 172.16.N.2 ── 172.16.N.1 proxy-N (bridge) ── 172.16.N.(10+K) target-K
+
+and the same in IPv6 (`fd00:0:0:N::/64`). The VIPs stand on the loopback of every target. Packets for a VIP get the
+fwmark of a target in the load balancer and go to that target's own address; answers take the way back by the proxy's
+routes to the load balancer's address. Every proxy has a subnet of its own, as in Meridio.
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import yaml
+
+from lbguard.lab.netns import Namespace
+
+VIP4 = "20.0.0.1"
+VIP6 = "2000::1"
+STREAM = "stream-a"
+IDENTIFIER_OFFSET = 5000
+MAX_TARGETS = 100
+
+_LB_SYSCTLS = {
+    "net.ipv4.ip_forward": "1",
+    "net.ipv6.conf.all.forwarding": "1",
+    "net.ipv4.conf.all.rp_filter": "0",
+    "net.ipv4.conf.default.rp_filter": "0",
+    "net.ipv4.fwmark_reflect": "1",
+    "net.ipv6.fwmark_reflect": "1",
+    "net.ipv4.conf.all.send_redirects": "0",
+    "net.ipv4.conf.default.send_redirects": "0",
+}
+_PROXY_SYSCTLS = {key: value for key, value in _LB_SYSCTLS.items() if "fwmark" not in key}
+_END_SYSCTLS = {
+    "net.ipv4.conf.all.rp_filter": "0",
+    "net.ipv4.conf.default.rp_filter": "0",
+    "net.ipv4.conf.all.accept_redirects": "0",
+    "net.ipv6.conf.all.accept_redirects": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPlace:
+    """Where a target stands: its identifier (1..), its proxy (1..) and its two addresses."""
+
+    identifier: int
+    proxy: int
+
+    @property
+    def ipv4(self) -> str:
+        """The target's own IPv4 address, in its proxy's subnet."""
+        return f"172.16.{self.proxy}.{9 + self.identifier}"
+
+    @property
+    def ipv6(self) -> str:
+        """The target's own IPv6 address, in its proxy's subnet."""
+        return f"fd00:0:0:{self.proxy}::{9 + self.identifier:x}"
+
+
+@dataclass(slots=True)
+class Chain:
+    """The namespaces and links of one run. Build it with `build`, and close it (or use it as a context manager)."""
+
+    proxies: int = 2
+    targets_per_proxy: int = 2
+    client: Namespace = field(init=False)
+    lb: Namespace = field(init=False)
+    places: tuple[TargetPlace, ...] = field(init=False)
+    lb_links: dict[int, str] = field(init=False, default_factory=dict)
+    superseded_links: dict[int, str] = field(init=False, default_factory=dict)
+    _proxy_spaces: dict[int, Namespace] = field(init=False, default_factory=dict)
+    _target_spaces: dict[int, Namespace] = field(init=False, default_factory=dict)
+    _target_links: dict[int, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.places = tuple(
+            TargetPlace(identifier=index + 1, proxy=index // self.targets_per_proxy + 1)
+            for index in range(self.proxies * self.targets_per_proxy)
+        )
+
+    def __enter__(self) -> Self:
+        self.build()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def build(self) -> None:
+        """Make every namespace, link, address and route. The links are up when it returns."""
+        tag = secrets.token_hex(2)
+        self.client = _namespace(f"client-{tag}", _END_SYSCTLS)
+        self.lb = _namespace(f"lb-{tag}", _LB_SYSCTLS)
+        self._join_client()
+        for proxy in range(1, self.proxies + 1):
+            self._proxy_spaces[proxy] = _namespace(f"proxy{proxy}-{tag}", _PROXY_SYSCTLS)
+            self._build_bridge(proxy)
+            self.create_lb_link(proxy)
+            self._build_proxy_routes(proxy)
+        for place in self.places:
+            self._target_spaces[place.identifier] = _namespace(f"target{place.identifier}-{tag}", _END_SYSCTLS)
+            self.target(place.identifier).batch([f"addr add {VIP4}/32 dev lo", f"addr add {VIP6}/128 dev lo nodad"])
+            self.create_target_link(place.identifier)
+
+    def close(self) -> None:
+        """Remove the namespaces, and with them everything inside."""
+        for namespace in self.namespaces():
+            namespace.delete()
+
+    def namespaces(self) -> Iterator[Namespace]:
+        """Go through all namespaces that exist so far."""
+        for name in ("client", "lb"):
+            namespace = getattr(self, name, None)
+            if namespace is not None:
+                yield namespace
+        yield from self._proxy_spaces.values()
+        yield from self._target_spaces.values()
+
+    def proxy(self, number: int) -> Namespace:
+        """Return the namespace of a proxy (1..)."""
+        return self._proxy_spaces[number]
+
+    def target(self, identifier: int) -> Namespace:
+        """Return the namespace of a target (1..)."""
+        return self._target_spaces[identifier]
+
+    def behind(self, proxies: Sequence[int]) -> frozenset[int]:
+        """Return the identifiers of the targets behind these proxies."""
+        return frozenset(place.identifier for place in self.places if place.proxy in proxies)
+
+    def place(self, identifier: int) -> TargetPlace:
+        """Return where a target stands."""
+        return self.places[identifier - 1]
+
+    def write_targets_file(self, path: Path) -> None:
+        """Write the list of targets that the service and the stand-in read (YAML)."""
+        stream = {
+            "name": STREAM,
+            "max_targets": MAX_TARGETS,
+            "identifier_offset": IDENTIFIER_OFFSET,
+            "vips": [f"{VIP4}/32", f"{VIP6}/128"],
+            "targets": [
+                {"identifier": place.identifier, "ips": [f"{place.ipv4}/32", f"{place.ipv6}/128"]}
+                for place in self.places
+            ],
+        }
+        path.write_text(yaml.safe_dump({"streams": [stream]}, sort_keys=False))
+
+    # -- what the scenarios do to the chain ---------------------------------------------------------------------------
+
+    def create_lb_link(self, proxy: int) -> None:
+        """Make a link between the load balancer and a proxy: new name, new MAC, the same addresses, up.
+
+        If one exists already, the new one stands beside it in the same subnet and the old one is superseded.
+        """
+        name = f"nsm-proxy{proxy}-{secrets.token_hex(2)}"
+        peer = f"lb-{secrets.token_hex(3)}"
+        if proxy in self.lb_links:
+            self.superseded_links[proxy] = self.lb_links[proxy]
+        self.lb.ip("link", "add", "name", name, "type", "veth", "peer", "name", peer, "netns", self.proxy(proxy).name)
+        self.proxy(proxy).batch([f"link set {peer} master br0 up"])
+        self.lb.batch(
+            [
+                f"addr add 172.16.{proxy}.2/24 dev {name}",
+                f"addr add fd00:0:0:{proxy}::2/64 dev {name} nodad",
+                f"link set {name} up",
+            ]
+        )
+        self.lb_links[proxy] = name
+
+    def delete_lb_link(self, proxy: int) -> None:
+        """Delete a proxy's current link in the load balancer; the proxy's end goes with it."""
+        self.lb.ip("link", "del", self.lb_links.pop(proxy))
+
+    def delete_superseded_link(self, proxy: int) -> None:
+        """Delete the link that a second `create_lb_link` superseded (the late Close of the old connection)."""
+        self.lb.ip("link", "del", self.superseded_links.pop(proxy))
+
+    def create_target_link(self, identifier: int) -> None:
+        """Make a target's link to its proxy: new MAC, the same addresses, up, with the routes of the target."""
+        place, space = self.place(identifier), self.target(identifier)
+        name, peer = f"nsc-{secrets.token_hex(3)}", f"tgt-{secrets.token_hex(3)}"
+        space.ip(
+            "link", "add", "name", name, "type", "veth", "peer", "name", peer, "netns", self.proxy(place.proxy).name
+        )
+        self.proxy(place.proxy).batch([f"link set {peer} master br0 up"])
+        space.batch([f"addr add {place.ipv4}/24 dev {name}", f"link set {name} up"])
+        self._target_links[identifier] = name
+        self.restore_target_ipv6(identifier)
+        space.batch([f"route replace default via 172.16.{place.proxy}.1"])
+
+    def delete_target_link(self, identifier: int) -> None:
+        """Delete a target's link to its proxy; the load balancer's own links stay as they are."""
+        self.target(identifier).ip("link", "del", self._target_links.pop(identifier))
+
+    def remove_target_ipv6(self, identifier: int) -> None:
+        """Take a target's own IPv6 address away; its IPv4 goes on."""
+        place = self.place(identifier)
+        self.target(identifier).ip("-6", "addr", "del", f"{place.ipv6}/64", "dev", self._target_links[identifier])
+
+    def restore_target_ipv6(self, identifier: int) -> None:
+        """Give a target its own IPv6 address (back), and its IPv6 default route."""
+        place, link = self.place(identifier), self._target_links[identifier]
+        self.target(identifier).batch(
+            [
+                f"addr replace {place.ipv6}/64 dev {link} nodad",
+                f"route replace default via fd00:0:0:{place.proxy}::1 dev {link}",
+            ]
+        )
+
+    # -- building -----------------------------------------------------------------------------------------------------
+
+    def _join_client(self) -> None:
+        self.lb.ip("link", "add", "name", "gw0", "type", "veth", "peer", "name", "eth0", "netns", self.client.name)
+        self.lb.batch(
+            [
+                "addr add 10.0.0.1/24 dev gw0",
+                "addr add fd01::1/64 dev gw0 nodad",
+                "link set gw0 up",
+                # As in a real load balancer: what has no route of its own goes back to the gateway.
+                "route add default via 10.0.0.2",
+                "route add default via fd01::2 dev gw0",
+            ]
+        )
+        self.client.batch(
+            [
+                "addr add 10.0.0.2/24 dev eth0",
+                "addr add fd01::2/64 dev eth0 nodad",
+                "link set eth0 up",
+                f"route add {VIP4}/32 via 10.0.0.1",
+                f"route add {VIP6}/128 via fd01::1 dev eth0",
+            ]
+        )
+
+    def _build_bridge(self, proxy: int) -> None:
+        self.proxy(proxy).batch(
+            [
+                # A bridge takes the lowest MAC of its ports unless it has one; the proxy's must not change with them.
+                f"link add name br0 address 02:00:00:00:{proxy:02x}:01 type bridge stp_state 0 mcast_snooping 0",
+                "link set br0 up",
+                f"addr add 172.16.{proxy}.1/24 dev br0",
+                f"addr add fd00:0:0:{proxy}::1/64 dev br0 nodad",
+            ]
+        )
+
+    def _build_proxy_routes(self, proxy: int) -> None:
+        self.proxy(proxy).batch(
+            [
+                f"route add default via 172.16.{proxy}.2",
+                f"route add default via fd00:0:0:{proxy}::2 dev br0",
+            ]
+        )
+
+
+def _namespace(name: str, sysctls: dict[str, str]) -> Namespace:
+    namespace = Namespace(name)
+    for key, value in sysctls.items():
+        namespace.sysctl(key, value)
+    return namespace
