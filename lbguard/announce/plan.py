@@ -42,11 +42,11 @@ class Announcement:
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """One address of an announcement with its frames: when it was first sent, and the step it waits for."""
+    """One address of an announcement: its frames once built, when it was first sent, and the step it waits for."""
 
     announcement: Announcement
     ip: Ip
-    frames: tuple[bytes, ...]
+    frames: tuple[bytes, ...] = ()
     started_at: float = 0.0
     step: int = 0
 

@@ -225,8 +225,7 @@ class Announcer:
             if refusal is not None:
                 self.counters.suppressed[Suppressed(refusal.value)] += 1
                 continue
-            entry = Entry(announcement=announcement, ip=ip, frames=self._build_frames(effect.mac, ip))
-            if self._plan.add(entry):
+            if self._plan.add(Entry(announcement=announcement, ip=ip)):
                 self.counters.suppressed[Suppressed.SUPERSEDED] += 1
         self._send_due(loop)
 
@@ -261,18 +260,21 @@ class Announcer:
             if entry is None:
                 break
             # A suppressed address costs budget too: checking thousands of them would block the loop as well.
-            self._budget -= len(entry.frames)
+            kinds = self._arp_kinds if is_ipv4(entry.ip) else self._na_kinds
+            self._budget -= len(kinds)
             if not self._owns(entry.announcement.link, entry.ip):
                 self.counters.suppressed[Suppressed.NOT_OWNED] += 1
                 continue
-            self._send(entry)
+            self._send(entry, kinds)
             self._plan.sent(entry, now)
         if self._budget < self._frames_per_tick_max and self._next_tick is None:
             self._next_tick = loop.call_soon(self._start_tick, loop)
         self._arm_timer(loop, now)
 
-    def _send(self, entry: Entry) -> None:
-        kinds = self._arp_kinds if is_ipv4(entry.ip) else self._na_kinds
+    def _send(self, entry: Entry, kinds: tuple[FrameKind, ...]) -> None:
+        if not entry.frames:
+            # Built with the first send and kept: the first of many addresses does not wait for the frames of the last.
+            entry.frames = self._build_frames(entry.announcement.mac, entry.ip)
         ifindex = entry.announcement.link.ifindex
         for kind, frame in zip(kinds, entry.frames, strict=True):
             code = self._socket.send(ifindex, frame)

@@ -329,6 +329,17 @@ def test_the_socket_receives_nothing_under_traffic(lb: Namespace, peer: Namespac
     assert sending.fileno() == -1
 
 
+def test_the_socket_subscribes_to_no_protocol(lb: Namespace) -> None:
+    with lb.entered():
+        sending = PacketSocket()
+    inode = str(os.fstat(sending.fileno()).st_ino)
+    header, *rows = (line.split() for line in lb.run("cat", "/proc/net/packet").splitlines())
+    protocol, running = header.index("Proto"), header.index("R")
+    assert [row[protocol] for row in rows if row[-1] == inode] == ["0000"]
+    assert [row[running] for row in rows if row[-1] == inode] == ["0"]
+    sending.close()
+
+
 def test_a_closed_socket_fails_by_errno(lb: Namespace) -> None:
     with lb.entered():
         sending = PacketSocket()

@@ -15,7 +15,7 @@ B = LinkKey(4, 1)
 
 def entry(link: LinkKey, number: int, at: float, mac: int = 1) -> Entry:
     announcement = Announcement(link=link, mac=bytes([2, 0, 0, 0, 0, mac]), asked_at=at)
-    return Entry(announcement=announcement, ip=bytes([10, 0, 0, number]), frames=(b"frame",))
+    return Entry(announcement=announcement, ip=bytes([10, 0, 0, number]))
 
 
 def make_plan(*offsets: float, per_link: int = 100, total: int = 1000) -> Plan:
@@ -90,6 +90,21 @@ def test_first_sends_go_before_repeats() -> None:
     serve(plan, 100)
     plan.add(entry(A, 2, 100.75))
     assert serve(plan, 100.75) == [2, 1]
+
+
+def test_falling_behind_leaves_every_queue_sorted() -> None:
+    plan = make_plan(0, 1, 3, 7)
+    plan.add(entry(A, 1, 100))
+    serve(plan, 100)
+    assert serve(plan, 101) == [1]
+    plan.add(entry(A, 2, 102))
+    serve(plan, 102)
+    # Both are overdue: the older for its third send, the younger for its second and its third, so both wait for the
+    # last one next, and must do so in the order of their first sends.
+    assert serve(plan, 105.5) == [1, 2]
+    assert plan.next_due() == 107
+    assert serve(plan, 107) == [1]
+    assert serve(plan, 109) == [2]
 
 
 def test_an_entry_that_is_not_given_back_is_cancelled() -> None:

@@ -118,6 +118,17 @@ async def test_repeats_follow_by_themselves_and_end(wire: FakeWire) -> None:
     announcer.close()
 
 
+async def test_a_repeat_that_is_due_before_all_others_is_not_late(wire: FakeWire) -> None:
+    announcer = Announcer(owns=owns_all, repeats_s=(0, 0.01, FOREVER_S), frame_socket=wire)
+    announcer.announce(effect(IP6))
+    await until(lambda: len(wire.frames) == 2)
+    # Nothing is due for an hour now; a new announcement has to bring the timer forward.
+    announcer.announce(effect(IP6, link=LinkKey(8, 1)))
+    await until(lambda: len(wire.frames) == 4)
+    assert [ifindex for ifindex, _ in wire.frames] == [7, 7, 8, 8]
+    announcer.close()
+
+
 async def test_ownership_is_asked_before_each_send(wire: FakeWire) -> None:
     asked: list[tuple[LinkKey, Ip]] = []
 
