@@ -1,0 +1,79 @@
+"""Routes and rules of the targets, programmed in batches.
+
+Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are touched.
+"""
+
+import asyncio
+import errno
+from typing import Final
+
+from lbguard.core.effects import ProgramRoutes, ProgramRules
+from lbguard.core.events import RouteFailed, RoutesProgrammed, RuleFailed, RuleGone, RuleSeen
+from lbguard.core.model import ROUTE_PROTOCOL
+from lbguard.netlink.encode import add_rule, delete_route, delete_rule, replace_route
+from lbguard.netlink.socket import NetlinkChannel
+
+# ESRCH and ENOENT: no such route or rule. ENODEV: its device is gone, and the route went with it.
+_ABSENT: Final = frozenset({0, errno.ESRCH, errno.ENOENT, errno.ENODEV})
+
+
+class RouteTable:
+    """Programs the default routes and the fwmark rules of targets."""
+
+    def __init__(self, channel: NetlinkChannel) -> None:
+        self._channel = channel
+        # The channel may interleave batches; of two for the same route the later must win.
+        self._in_order = asyncio.Lock()
+
+    async def program(self, effect: ProgramRoutes) -> list[RoutesProgrammed | RouteFailed]:
+        """Replace and delete routes, in this order.
+
+        Returns:
+            What the kernel did as one RoutesProgrammed (if anything), and a RouteFailed for each route it refused.
+        """
+        for route in effect.replace + effect.delete:
+            assert route.protocol == ROUTE_PROTOCOL, f"not ours to change: {route}"
+        messages = [replace_route(route) for route in effect.replace] + [delete_route(route) for route in effect.delete]
+        async with self._in_order:
+            acks = await self._channel.submit(messages)
+        events: list[RoutesProgrammed | RouteFailed] = []
+        added, deleted = [], []
+        split = len(effect.replace)
+        for route, ack in zip(effect.replace, acks[:split], strict=True):
+            if ack.error:
+                events.append(RouteFailed(route=route, reason=ack.reason))
+            else:
+                added.append(route)
+        for route, ack in zip(effect.delete, acks[split:], strict=True):
+            if ack.error in _ABSENT:
+                deleted.append(route)
+            else:
+                events.append(RouteFailed(route=route, reason=ack.reason))
+        if added or deleted:
+            events.insert(0, RoutesProgrammed(added=tuple(added), deleted=tuple(deleted)))
+        return events
+
+    async def program_rules(self, effect: ProgramRules) -> list[RuleSeen | RuleGone | RuleFailed]:
+        """Add and delete rules, in this order.
+
+        Returns:
+            One event for each rule: it exists, it is gone, or the kernel refused.
+        """
+        for rule in effect.add + effect.delete:
+            assert rule.protocol == ROUTE_PROTOCOL, f"not ours to change: {rule}"
+        messages = [add_rule(rule) for rule in effect.add] + [delete_rule(rule) for rule in effect.delete]
+        async with self._in_order:
+            acks = await self._channel.submit(messages)
+        events: list[RuleSeen | RuleGone | RuleFailed] = []
+        split = len(effect.add)
+        for rule, ack in zip(effect.add, acks[:split], strict=True):
+            if ack.error in (0, errno.EEXIST):
+                events.append(RuleSeen(rule=rule))
+            else:
+                events.append(RuleFailed(rule=rule, reason=ack.reason))
+        for rule, ack in zip(effect.delete, acks[split:], strict=True):
+            if ack.error in _ABSENT:
+                events.append(RuleGone(rule=rule))
+            else:
+                events.append(RuleFailed(rule=rule, reason=ack.reason))
+        return events

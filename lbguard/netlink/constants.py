@@ -1,0 +1,117 @@
+"""Numbers of the kernel's routing netlink interface (include/uapi/linux: netlink.h, rtnetlink.h, neighbour.h, ...)."""
+
+from typing import Final
+
+AF_UNSPEC: Final = 0
+AF_INET: Final = 2
+AF_INET6: Final = 10
+
+NLM_F_REQUEST: Final = 0x1
+NLM_F_MULTI: Final = 0x2
+NLM_F_ACK: Final = 0x4
+NLM_F_DUMP_INTR: Final = 0x10
+NLM_F_REPLACE: Final = 0x100
+NLM_F_EXCL: Final = 0x200
+NLM_F_DUMP: Final = 0x300
+NLM_F_CREATE: Final = 0x400
+NLM_F_ACK_TLVS: Final = 0x200
+NLA_F_NESTED: Final = 0x8000
+
+NLMSG_NOOP: Final = 1
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+NLMSGERR_ATTR_MSG: Final = 1
+
+RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
+RTM_GETLINK: Final = 18
+RTM_NEWADDR: Final = 20
+RTM_DELADDR: Final = 21
+RTM_GETADDR: Final = 22
+RTM_NEWROUTE: Final = 24
+RTM_DELROUTE: Final = 25
+RTM_GETROUTE: Final = 26
+RTM_NEWNEIGH: Final = 28
+RTM_DELNEIGH: Final = 29
+RTM_GETNEIGH: Final = 30
+RTM_NEWRULE: Final = 32
+RTM_DELRULE: Final = 33
+RTM_GETRULE: Final = 34
+RTM_SETNEIGHTBL: Final = 67
+
+RTNLGRP_LINK: Final = 1
+RTNLGRP_NEIGH: Final = 3
+RTNLGRP_IPV4_IFADDR: Final = 5
+RTNLGRP_IPV4_ROUTE: Final = 7
+RTNLGRP_IPV4_RULE: Final = 8
+RTNLGRP_IPV6_IFADDR: Final = 9
+RTNLGRP_IPV6_ROUTE: Final = 11
+RTNLGRP_IPV6_RULE: Final = 19
+
+IFF_UP: Final = 0x1
+IFF_LOWER_UP: Final = 0x10000
+IFLA_ADDRESS: Final = 1
+IFLA_IFNAME: Final = 3
+IFLA_EXT_MASK: Final = 29
+RTEXT_FILTER_SKIP_STATS: Final = 8
+
+IFA_ADDRESS: Final = 1
+IFA_LOCAL: Final = 2
+IFA_FLAGS: Final = 8
+IFA_F_OPTIMISTIC: Final = 0x04
+IFA_F_DADFAILED: Final = 0x08
+IFA_F_TENTATIVE: Final = 0x40
+
+NDA_DST: Final = 1
+NDA_LLADDR: Final = 2
+NTF_USE: Final = 0x01
+NTF_PROXY: Final = 0x08
+
+NDTA_NAME: Final = 1
+NDTA_PARMS: Final = 6
+NDTPA_IFINDEX: Final = 1
+NDTPA_BASE_REACHABLE_TIME: Final = 4
+NDTPA_RETRANS_TIME: Final = 5
+NDTPA_DELAY_PROBE_TIME: Final = 7
+NDTPA_UCAST_PROBES: Final = 10
+NDTPA_MCAST_PROBES: Final = 11
+NDTPA_LOCKTIME: Final = 15
+NDTPA_MCAST_REPROBES: Final = 17
+
+RTA_OIF: Final = 4
+RTA_GATEWAY: Final = 5
+RTA_PRIORITY: Final = 6
+RTA_MULTIPATH: Final = 9
+RTA_TABLE: Final = 15
+RTA_VIA: Final = 18
+RTA_NH_ID: Final = 30
+RTM_F_CLONED: Final = 0x200
+RT_SCOPE_UNIVERSE: Final = 0
+RT_SCOPE_NOWHERE: Final = 255
+RT_TABLE_UNSPEC: Final = 0
+
+FR_ACT_TO_TBL: Final = 1
+FIB_RULE_INVERT: Final = 2
+FRA_DST: Final = 1
+FRA_SRC: Final = 2
+FRA_IIFNAME: Final = 3
+FRA_PRIORITY: Final = 6
+FRA_FWMARK: Final = 10
+FRA_TUN_ID: Final = 12
+FRA_SUPPRESS_IFGROUP: Final = 13
+FRA_SUPPRESS_PREFIXLEN: Final = 14
+FRA_TABLE: Final = 15
+FRA_FWMASK: Final = 16
+FRA_OIFNAME: Final = 17
+FRA_L3MDEV: Final = 19
+FRA_UID_RANGE: Final = 20
+FRA_PROTOCOL: Final = 21
+FRA_IP_PROTO: Final = 22
+FRA_SPORT_RANGE: Final = 23
+FRA_DPORT_RANGE: Final = 24
+
+SOL_NETLINK: Final = 270
+NETLINK_CAP_ACK: Final = 10
+NETLINK_EXT_ACK: Final = 11
+NETLINK_GET_STRICT_CHK: Final = 12
+SO_RCVBUFFORCE: Final = 33

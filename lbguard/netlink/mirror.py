@@ -1,0 +1,382 @@
+"""The kernel mirror: subscribe, then dump, then follow; when in doubt, dump again.
+
+One socket carries notifications and dumps, so both stand in one order. The life of the mirror:
+
+- building: dumps run one after another (a socket can have one at a time), notifications are applied to the new view.
+  A dump that the kernel flags as interrupted is repeated. When the last one is complete, a KernelSnapshot goes out.
+- following: every notification becomes events. A full reconcile from time to time builds a second view the same way,
+  and its snapshot takes the place of the first; until then the first stays in force.
+- out of sync: the kernel dropped messages (ENOBUFS). From that moment it drops everything for us until the socket has
+  been read empty once (net/netlink/af_netlink.c, NETLINK_S_CONGESTED), and what still waits is older than the loss. So
+  the socket is first drained and only then a dump is asked for; a view that mixed the two could keep what is gone.
+"""
+
+import asyncio
+import errno
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from lbguard.core.events import Event, KernelChange, KernelOutOfSync
+from lbguard.netlink import constants as c
+from lbguard.netlink.decode import Control, IgnoredReason, IsTargetTable, decode
+from lbguard.netlink.encode import DumpKind, dump
+from lbguard.netlink.socket import KERNEL_PORT, KernelSocket, NetlinkSocket
+from lbguard.netlink.view import View
+
+Sink = Callable[[list[Event], float], None]
+"""Takes events in order, and the monotonic time at which reading them began. It must not block."""
+
+GROUPS: Final = (
+    c.RTNLGRP_LINK,
+    c.RTNLGRP_NEIGH,
+    c.RTNLGRP_IPV4_IFADDR,
+    c.RTNLGRP_IPV6_IFADDR,
+    c.RTNLGRP_IPV4_ROUTE,
+    c.RTNLGRP_IPV6_ROUTE,
+    c.RTNLGRP_IPV4_RULE,
+    c.RTNLGRP_IPV6_RULE,
+)
+
+_BUFFER_BYTES: Final = 128 * 1024
+
+
+class MirrorError(Exception):
+    """The mirror ended for a reason that it cannot mend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorSettings:
+    """How the mirror behaves.
+
+    Dumps after a loss follow each other at `resync_min_interval_s` at the earliest, doubling to
+    `resync_max_interval_s` while losses go on. One turn of the event loop reads at most `budget_datagrams` and ends
+    after `budget_s`. `reconcile_interval_s` 0 turns the periodic reconcile off.
+    """
+
+    reconcile_interval_s: float = 10.0
+    resync_min_interval_s: float = 0.2
+    resync_max_interval_s: float = 1.0
+    receive_buffer_bytes: int = 8 << 20
+    dump_attempts: int = 5
+    dump_timeout_s: float = 5.0
+    budget_datagrams: int = 512
+    budget_s: float = 0.004
+
+
+@dataclass(slots=True, kw_only=True)
+class MirrorCounters:
+    """What the mirror has seen, for the metrics. Counters only grow; `..._s` are the latest measured durations."""
+
+    datagrams: int = 0
+    decoded: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    overruns: int = 0
+    resyncs: Counter[str] = field(default_factory=Counter)
+    dumps_interrupted: int = 0
+    reconciles_abandoned: Counter[str] = field(default_factory=Counter)
+    snapshots: int = 0
+    snapshot_duration_s: float = 0.0
+    drain_duration_s: float = 0.0
+
+
+class KernelMirror:
+    """Tells a sink what the kernel holds: a KernelSnapshot first, then every change.
+
+    `start` opens the socket in the network namespace of the calling thread. Events reach the sink in batches, from the
+    event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        is_target_table: IsTargetTable,
+        settings: MirrorSettings | None = None,
+        *,
+        open_socket: Callable[[], KernelSocket] | None = None,
+    ) -> None:
+        self.settings = settings or MirrorSettings()
+        self.counters = MirrorCounters()
+        self._sink = sink
+        self._is_target_table = is_target_table
+        self._open_socket = open_socket or self._open_kernel_socket
+        self._socket: KernelSocket | None = None
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._out: list[Event] = []
+        self._changes: list[KernelChange] = []
+        self._view: View | None = None
+        self._building: View | None = None
+        self._plan: list[DumpKind] = []
+        self._sequence = 0
+        self._attempt = 0
+        self._interrupted = False
+        self._draining = False
+        self._loss_told = False
+        self._build_started_at = 0.0
+        self._resync_interval_s = self.settings.resync_min_interval_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._ended = asyncio.Event()
+        self._failure: Exception | None = None
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether all that the kernel told since the last snapshot has been passed on."""
+        return self._view is not None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the mirror runs; it may be out of sync for a moment."""
+        return self._socket is not None and self._failure is None
+
+    async def start(self) -> None:
+        """Subscribe and ask for the first dump; the snapshot follows through the sink.
+
+        Raises:
+            OSError: the socket cannot be opened.
+        """
+        assert self._socket is None, "the mirror runs already"
+        self._socket = self._open_socket()
+        self._ended.clear()
+        self._failure = None
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._on_readable)
+        self._guarded(self._build)
+
+    async def wait(self) -> None:
+        """Wait until the mirror ends.
+
+        Raises:
+            MirrorError: it failed; nothing is passed on any more.
+        """
+        await self._ended.wait()
+        if self._failure is not None:
+            raise MirrorError(f"the kernel mirror failed: {self._failure}") from self._failure
+
+    async def stop(self) -> None:
+        """End the mirror and close the socket; harmless when it has ended already."""
+        self._close()
+
+    def request_resync(self, reason: str) -> None:
+        """Declare the mirror out of sync and dump again (rate limited). May be called from the sink."""
+        asyncio.get_running_loop().call_soon(self._guarded, lambda: self._lose(reason))
+
+    def request_reconcile(self) -> None:
+        """Dump again soon without declaring anything out of sync. May be called from the sink."""
+        asyncio.get_running_loop().call_soon(self._guarded, self._reconcile)
+
+    def set_target_tables(self, is_target_table: IsTargetTable) -> None:
+        """Change the tables of interest; a reconcile then brings what was passed over until now."""
+        self._is_target_table = is_target_table
+        self.request_reconcile()
+
+    def _open_kernel_socket(self) -> KernelSocket:
+        return NetlinkSocket(receive_buffer_bytes=self.settings.receive_buffer_bytes, groups=GROUPS)
+
+    # --- reading
+
+    def _on_readable(self) -> None:
+        self._guarded(self._drain)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Carry out a step and deliver what it gave; an exception ends the mirror, and says so."""
+        if self._socket is None:
+            return
+        try:
+            started_at = time.monotonic()
+            step()
+            self._deliver(started_at)
+        except Exception as error:
+            self._failure = error
+            self._close()
+            self._ended.set()
+            self._sink([KernelOutOfSync(reason="mirror_failed")], time.monotonic())
+
+    def _deliver(self, received_at: float) -> None:
+        if self._out:
+            batch, self._out = self._out, []
+            self._sink(batch, received_at)
+
+    def _drain(self) -> None:
+        assert self._socket is not None
+        receive_into, buffer = self._socket.receive_into, self._buffer
+        started_at = time.monotonic()
+        deadline = started_at + self.settings.budget_s
+        for _ in range(self.settings.budget_datagrams):
+            try:
+                length, port = receive_into(buffer)
+            except BlockingIOError:
+                if self._draining:
+                    self._draining = False
+                    self._schedule_build()
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.counters.overruns += 1
+                self._lose("overrun")
+                self._draining = True
+                self._cancel_timer()
+                continue
+            self.counters.datagrams += 1
+            if port != KERNEL_PORT:
+                self.counters.ignored[IgnoredReason.FOREIGN_SENDER] += 1
+            elif self._draining:
+                self.counters.ignored[IgnoredReason.WHILE_DRAINING] += 1
+            elif length > _BUFFER_BYTES:
+                self.counters.ignored[IgnoredReason.TRUNCATED] += 1
+                self._lose("truncated")
+            else:
+                self._digest(length)
+            if time.monotonic() > deadline:
+                break
+        self.counters.drain_duration_s = time.monotonic() - started_at
+
+    def _digest(self, length: int) -> None:
+        decoded = decode(self._buffer, length, self._is_target_table)
+        counters = self.counters
+        for reason in decoded.ignored:
+            counters.ignored[reason] += 1
+        if self._sequence in decoded.interrupted:
+            self._interrupted = True
+        for event, flags, sequence in decoded.changes:
+            counters.decoded[event.__class__.__name__] += 1
+            if flags & c.NLM_F_MULTI:
+                if self._building is not None and sequence == self._sequence:
+                    self._building.record(event)
+                else:
+                    counters.ignored[IgnoredReason.DUMP_ABANDONED] += 1
+                continue
+            replaces = bool(flags & c.NLM_F_REPLACE)
+            if self._building is not None:
+                self._building.notify(event, replaces=replaces, out=self._changes)
+                self._changes.clear()
+            if self._view is not None:
+                self._view.notify(event, replaces=replaces, out=self._changes)
+                self._out += self._changes
+                self._changes.clear()
+        for control in decoded.controls:
+            if self._building is not None and control.sequence == self._sequence:
+                self._on_control(control)
+
+    # --- dumping
+
+    def _build(self) -> None:
+        """Begin a new view."""
+        self._cancel_timer()
+        self._building = View()
+        self._build_started_at = time.monotonic()
+        self._plan = list(DumpKind)
+        self._attempt = 1
+        self._watchdog = asyncio.get_running_loop().call_later(
+            self.settings.dump_timeout_s, self._guarded, lambda: self._abandon("dump_timeout")
+        )
+        self._request_dump()
+
+    def _request_dump(self) -> None:
+        assert self._socket is not None
+        # Foreign notifications carry the sequence number of whoever caused them, but never the flag of a dump.
+        self._sequence = self._sequence % 0xFFFFFFFF + 1
+        self._interrupted = False
+        try:
+            self._socket.send(dump(self._plan[0], self._sequence))
+        except BlockingIOError:
+            self._abandon("dump_refused")
+
+    def _on_control(self, control: Control) -> None:
+        assert self._building is not None
+        if control.error:
+            self._abandon("dump_refused")
+        elif not control.done:
+            return
+        elif self._interrupted:
+            self.counters.dumps_interrupted += 1
+            if self._attempt >= self.settings.dump_attempts:
+                self._abandon("dump_interrupted")
+                return
+            self._attempt += 1
+            self._building.restart(self._plan[0])
+            self._request_dump()
+        elif len(self._plan) > 1:
+            del self._plan[0]
+            self._attempt = 1
+            self._request_dump()
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        assert self._building is not None
+        self._cancel_watchdog()
+        now = time.monotonic()
+        self._out.append(self._building.finish())
+        self._view, self._building = self._building, None
+        self._loss_told = False
+        self.counters.snapshots += 1
+        self.counters.snapshot_duration_s = now - self._build_started_at
+        self._schedule_reconcile()
+
+    def _abandon(self, reason: str) -> None:
+        """Give a build up: retry with backoff when out of sync, otherwise at the next reconcile."""
+        self._cancel_watchdog()
+        self._building = None
+        if self._view is not None:
+            self.counters.reconciles_abandoned[reason] += 1
+            self._schedule_reconcile()
+        else:
+            self._lose(reason)
+
+    def _lose(self, reason: str) -> None:
+        """Declare the mirror out of sync, once until the next snapshot, and plan the next build."""
+        self.counters.resyncs[reason] += 1
+        self._cancel_watchdog()
+        self._view = self._building = None
+        if not self._loss_told:
+            self._loss_told = True
+            self._out.append(KernelOutOfSync(reason=reason))
+        self._schedule_build()
+
+    def _schedule_build(self) -> None:
+        """Plan a build as early as the rate limit allows."""
+        if self._draining:
+            return
+        settings = self.settings
+        since_s = time.monotonic() - self._build_started_at
+        if since_s > settings.resync_max_interval_s * 2:
+            self._resync_interval_s = settings.resync_min_interval_s
+        delay_s = max(0.0, self._resync_interval_s - since_s)
+        if delay_s > 0:
+            self._resync_interval_s = min(self._resync_interval_s * 2, settings.resync_max_interval_s)
+        self._set_timer(delay_s, self._build)
+
+    def _schedule_reconcile(self) -> None:
+        if self.settings.reconcile_interval_s > 0:
+            self._set_timer(self.settings.reconcile_interval_s, self._reconcile)
+
+    def _reconcile(self) -> None:
+        if self._view is not None and self._building is None:
+            self._build()
+
+    def _set_timer(self, delay_s: float, step: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._guarded, step)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cancel_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _close(self) -> None:
+        self._cancel_timer()
+        self._cancel_watchdog()
+        self._view = self._building = None
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        self._ended.set()

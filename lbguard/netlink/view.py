@@ -1,0 +1,203 @@
+"""What the kernel holds, as far as it was told: built from dumps and notifications, and what the kernel leaves unsaid.
+
+Two things the kernel does without a message of their own, so they are worked out here:
+
+- A replaced route is told as RTM_NEWROUTE with NLM_F_REPLACE; that the old one is gone follows from it.
+- IPv4 routes through a link vanish in silence when the link is set down or deleted, or loses its last IPv4 address
+  (net/ipv4/fib_frontend.c, fib_disable_ip). IPv6 tells each.
+
+While a dump runs, a notification has the last word on its object: a dump record may have been read before the change
+that the notification told of, but every later change brings a notification of its own.
+"""
+
+from collections.abc import Callable, Hashable
+
+from lbguard.core.addr import IPV4_LEN, Ip
+from lbguard.core.events import (
+    AddressGone,
+    AddressSeen,
+    KernelChange,
+    KernelSnapshot,
+    LinkGone,
+    LinkSeen,
+    NeighborGone,
+    NeighborSeen,
+    RouteGone,
+    RouteSeen,
+    RuleGone,
+    RuleSeen,
+)
+from lbguard.core.model import Route, RouteKind, Rule
+from lbguard.netlink.encode import DumpKind
+
+
+class View:
+    """The state of the kernel as its messages tell it. A new one is `building` until its dumps are complete."""
+
+    def __init__(self) -> None:
+        self.building = True
+        self._links: dict[int, LinkSeen] = {}
+        self._addresses: dict[tuple[int, Ip, int], AddressSeen] = {}
+        self._neighbors: dict[tuple[int, Ip], NeighborSeen] = {}
+        self._rules: dict[Rule, Rule] = {}
+        self._routes: dict[Route, Route] = {}
+        self._route_slots: dict[tuple[int, bool, int], list[Route]] = {}
+        self._ipv4_routes_by_link: dict[int, set[Route]] = {}
+        self._ipv4_addresses_by_link: dict[int, set[tuple[int, Ip, int]]] = {}
+        self._touched: set[Hashable] = set()
+
+    def notify(self, event: KernelChange, *, replaces: bool, out: list[KernelChange]) -> None:
+        """Apply a notification and append it to `out`, with the changes that follow from it."""
+        if self.building:
+            self._touched.add(_key(event))
+        _APPLY[event.__class__](self, event, replaces, out)
+
+    def record(self, event: KernelChange) -> None:
+        """Take over a record of a dump, unless a notification has told of that object since."""
+        if _key(event) not in self._touched:
+            _APPLY[event.__class__](self, event, False, [])
+
+    def restart(self, kind: DumpKind) -> None:
+        """Forget the records of a dump that has to be repeated; what notifications told stays."""
+        if kind is DumpKind.ROUTES:
+            for route in [route for route in self._routes if route not in self._touched]:
+                self._remove_route(route)
+        elif kind is DumpKind.ADDRESSES:
+            for address in [key for key in self._addresses if key not in self._touched]:
+                self._remove_address(address)
+        elif kind is DumpKind.LINKS:
+            self._links = {key: link for key, link in self._links.items() if key in self._touched}
+        elif kind is DumpKind.NEIGHBORS:
+            self._neighbors = {key: entry for key, entry in self._neighbors.items() if key in self._touched}
+        else:
+            self._rules = {key: rule for key, rule in self._rules.items() if key in self._touched}
+
+    def finish(self) -> KernelSnapshot:
+        """End the building and return the full view."""
+        self.building = False
+        self._touched.clear()
+        return KernelSnapshot(
+            links=tuple(self._links.values()),
+            addresses=tuple(self._addresses.values()),
+            neighbors=tuple(self._neighbors.values()),
+            routes=tuple(self._routes),
+            rules=tuple(self._rules),
+        )
+
+    def _link_seen(self, event: LinkSeen, _: bool, out: list[KernelChange]) -> None:
+        self._links[event.ifindex] = event
+        out.append(event)
+        if not event.admin_up:
+            self._lose_ipv4_routes(event.ifindex, out)
+
+    def _link_gone(self, event: LinkGone, _: bool, out: list[KernelChange]) -> None:
+        self._links.pop(event.ifindex, None)
+        out.append(event)
+        self._lose_ipv4_routes(event.ifindex, out)
+
+    def _address_seen(self, event: AddressSeen, _: bool, out: list[KernelChange]) -> None:
+        key = (event.ifindex, event.ip, event.prefix_length)
+        self._addresses[key] = event
+        if len(event.ip) == IPV4_LEN:
+            self._ipv4_addresses_by_link.setdefault(event.ifindex, set()).add(key)
+        out.append(event)
+
+    def _address_gone(self, event: AddressGone, _: bool, out: list[KernelChange]) -> None:
+        self._remove_address((event.ifindex, event.ip, event.prefix_length))
+        out.append(event)
+        if len(event.ip) == IPV4_LEN and event.ifindex not in self._ipv4_addresses_by_link:
+            self._lose_ipv4_routes(event.ifindex, out)
+
+    def _remove_address(self, key: tuple[int, Ip, int]) -> None:
+        self._addresses.pop(key, None)
+        of_link = self._ipv4_addresses_by_link.get(key[0])
+        if of_link is not None:
+            of_link.discard(key)
+            if not of_link:
+                del self._ipv4_addresses_by_link[key[0]]
+
+    def _neighbor_seen(self, event: NeighborSeen, _: bool, out: list[KernelChange]) -> None:
+        self._neighbors[event.ifindex, event.ip] = event
+        out.append(event)
+
+    def _neighbor_gone(self, event: NeighborGone, _: bool, out: list[KernelChange]) -> None:
+        self._neighbors.pop((event.ifindex, event.ip), None)
+        out.append(event)
+
+    def _rule_seen(self, event: RuleSeen, _: bool, out: list[KernelChange]) -> None:
+        self._rules[event.rule] = event.rule
+        out.append(event)
+
+    def _rule_gone(self, event: RuleGone, _: bool, out: list[KernelChange]) -> None:
+        self._rules.pop(event.rule, None)
+        out.append(event)
+
+    def _route_seen(self, event: RouteSeen, replaces: bool, out: list[KernelChange]) -> None:
+        route = event.route
+        slot = self._route_slots.setdefault((route.table, route.ipv4, route.metric), [])
+        if replaces:
+            for old in [old for old in slot if old != route]:
+                self._forget_route(old, out)
+        # Forgetting the last route of a slot drops the slot, so it is looked up again.
+        slot = self._route_slots.setdefault((route.table, route.ipv4, route.metric), [])
+        if route not in slot:
+            slot.append(route)
+        self._routes[route] = route
+        if route.ipv4 and route.kind is RouteKind.UNICAST:
+            self._ipv4_routes_by_link.setdefault(route.oif, set()).add(route)
+        out.append(event)
+
+    def _route_gone(self, event: RouteGone, _: bool, out: list[KernelChange]) -> None:
+        self._remove_route(event.route)
+        out.append(event)
+
+    def _lose_ipv4_routes(self, ifindex: int, out: list[KernelChange]) -> None:
+        for route in tuple(self._ipv4_routes_by_link.get(ifindex, ())):
+            self._forget_route(route, out)
+
+    def _forget_route(self, route: Route, out: list[KernelChange]) -> None:
+        if self.building:
+            self._touched.add(route)
+        self._remove_route(route)
+        out.append(RouteGone(route=route))
+
+    def _remove_route(self, route: Route) -> None:
+        if self._routes.pop(route, None) is None:
+            return
+        key = (route.table, route.ipv4, route.metric)
+        slot = self._route_slots[key]
+        slot.remove(route)
+        if not slot:
+            del self._route_slots[key]
+        if route.ipv4 and route.kind is RouteKind.UNICAST:
+            of_link = self._ipv4_routes_by_link[route.oif]
+            of_link.discard(route)
+            if not of_link:
+                del self._ipv4_routes_by_link[route.oif]
+
+
+def _key(event: KernelChange) -> Hashable:
+    """Return what names the object of an event: keys of different kinds have different shapes."""
+    if isinstance(event, NeighborSeen | NeighborGone):
+        return event.ifindex, event.ip
+    if isinstance(event, RouteSeen | RouteGone):
+        return event.route
+    if isinstance(event, RuleSeen | RuleGone):
+        return event.rule
+    if isinstance(event, AddressSeen | AddressGone):
+        return event.ifindex, event.ip, event.prefix_length
+    return event.ifindex
+
+
+_APPLY: dict[type, Callable[..., None]] = {
+    LinkSeen: View._link_seen,
+    LinkGone: View._link_gone,
+    AddressSeen: View._address_seen,
+    AddressGone: View._address_gone,
+    NeighborSeen: View._neighbor_seen,
+    NeighborGone: View._neighbor_gone,
+    RouteSeen: View._route_seen,
+    RouteGone: View._route_gone,
+    RuleSeen: View._rule_seen,
+    RuleGone: View._rule_gone,
+}
