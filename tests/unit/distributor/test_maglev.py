@@ -215,7 +215,7 @@ def test_an_implicit_row_is_an_arithmetic_permutation(seed: str, index: int, siz
 def test_implicit_rows_are_the_same_everywhere() -> None:
     """A release that changed these rows would move nearly every slot when load balancers are upgraded one by one."""
     permutations = ImplicitPermutations("stream-a", 9973)
-    # From the digest that `printf 'stream-a\\0003' | b2sum -l 128` prints.
+    # From the digest that `printf 'stream-a\0003' | b2sum -l 128` prints.
     offset, skip = 5851, 2037
     assert list(permutations.row(3))[:3] == [offset, (offset + skip) % 9973, (offset + 2 * skip) % 9973]
 
