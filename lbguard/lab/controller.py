@@ -1,0 +1,164 @@
+"""The process that looks after the distributor in the load balancer's namespace: lbguard, or today's stand-in."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from lbguard.lab.netns import Namespace
+
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+SHOWN_LINES = 8
+
+
+class LabError(Exception):
+    """Something the lab needs did not work; the message names it and shows what the process said."""
+
+
+class Column(StrEnum):
+    """Who looks after the distributor: today's behaviour, or lbguard."""
+
+    WITHDRAW = "withdraw"
+    LBGUARD = "lbguard"
+
+
+class Distribution(StrEnum):
+    """Which distributor maps the packets."""
+
+    NFTABLES = "nftables"
+    NFQLB = "nfqlb"
+
+
+@dataclass(slots=True)
+class Controller:
+    """Starts, kills and stops the process, and keeps its log (one JSON object a line of standard error)."""
+
+    column: Column
+    distribution: Distribution
+    namespace: Namespace
+    targets_file: Path
+    records: list[dict[str, Any]] = field(default_factory=list)
+    other_lines: list[str] = field(default_factory=list)
+    _process: asyncio.subprocess.Process | None = None
+    _reader: asyncio.Task[None] | None = None
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(self) -> None:
+        """Start the process; `wait_active` tells when it is at work."""
+        argv, environment = self._command()
+        self._process = await asyncio.create_subprocess_exec(
+            *self.namespace.command(*argv),
+            env={**os.environ, **environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._reader = asyncio.create_task(self._read(self._process))
+
+    async def wait_active(self, identifiers: frozenset[int]) -> None:
+        """Wait until the process says that it is ready and that all these targets are active.
+
+        Raises:
+            LabError: it ended, or did not get there in time.
+        """
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await self._until(lambda: self._is_active(identifiers))
+        except TimeoutError:
+            raise LabError(f"{self.column} did not become ready in {READY_TIMEOUT_S:g} s{self._said()}") from None
+
+    async def kill(self) -> None:
+        """Kill the process at once (SIGKILL)."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._ended()
+
+    async def stop(self) -> None:
+        """Ask the process to end (SIGTERM), and kill it when it does not."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._ended()
+        except TimeoutError:
+            await self.kill()
+
+    def check_alive(self) -> None:
+        """Check that the process still runs.
+
+        Raises:
+            LabError: it ended by itself.
+        """
+        if self._process is not None and self._process.returncode is not None:
+            raise LabError(f"{self.column} ended with status {self._process.returncode}{self._said()}")
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        if self.column is Column.WITHDRAW:
+            kind = "nfqlb-cli" if self.distribution is Distribution.NFQLB else "nftables"
+            module = ["-m", "lbguard.lab.baseline", "--targets", str(self.targets_file), "--distributor", kind]
+            return [sys.executable, *module], {}
+        kind = "nfqlb-shm" if self.distribution is Distribution.NFQLB else "nftables"
+        return [sys.executable, "-m", "lbguard", "run"], {
+            "LBGUARD_TARGETS_FILE": str(self.targets_file),
+            "LBGUARD_DISTRIBUTOR__KIND": kind,
+            "LBGUARD_SOCKET": str(self.targets_file.with_name("lbguard.sock")),
+            "LBGUARD_METRICS__LISTEN": "127.0.0.1:9464",
+            "LBGUARD_LOG__FORMAT": "json",
+        }
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            text = line.decode(errors="replace").rstrip()
+            try:
+                record = json.loads(text)
+            except ValueError:
+                self.other_lines.append(text)
+            else:
+                if isinstance(record, dict):
+                    self.records.append(record)
+            self._news.set()
+        self._news.set()
+
+    async def _ended(self) -> None:
+        assert self._process is not None
+        assert self._reader is not None
+        await self._process.wait()
+        await self._reader
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        assert self._reader is not None
+        while not condition():
+            if self._reader.done():
+                assert self._process is not None
+                await self._process.wait()
+                self.check_alive()
+            self._news.clear()
+            await self._news.wait()
+
+    def _is_active(self, identifiers: frozenset[int]) -> bool:
+        active: set[int] = set()
+        ready = False
+        for record in self.records:
+            if record.get("event") == "ready":
+                ready = True
+            elif record.get("event") == "decision" and isinstance(record.get("identifier"), int):
+                if record.get("state_to") == "active":
+                    active.add(record["identifier"])
+                else:
+                    active.discard(record["identifier"])
+        return ready and active >= identifiers
+
+    def _said(self) -> str:
+        lines = [*self.other_lines, *(json.dumps(record) for record in self.records)][-SHOWN_LINES:]
+        return "; it said:\n  " + "\n  ".join(lines) if lines else " and said nothing"

@@ -1,0 +1,96 @@
+"""From what the client noted down to the numbers of the table; pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from lbguard.lab.traffic import INTERVAL_S, OPEN, RESET, Channel, TrafficResult
+
+STALLED_AFTER_S = 2.0
+"""A connection that had no answer in this last part of the run is stalled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The numbers of one run. Gaps are the longest pause of each unbroken connection after the scenario started.
+
+    `broken` and `moved` count connections of targets that come back or never left; those of targets lost for
+    good stand in `lost_broken`. Broken is `reset` or `stalled` (no answer for the rest of the run) or closed. Moved
+    means that the packets reached another target: it answered, or it refused (RST) what it does not know.
+    `disturbed` counts the connections whose path the scenario breaks; `median_gap_s` is over those that
+    survived, `recovered_s` from the start of the scenario to the last of their first answers.
+    """
+
+    opened: int = 0
+    disturbed: int = 0
+    broken: int = 0
+    reset: int = 0
+    stalled: int = 0
+    moved: int = 0
+    lost_connections: int = 0
+    lost_broken: int = 0
+    udp_sent: int = 0
+    udp_lost: int = 0
+    udp_moved: int = 0
+    longest_gap_s: float = 0.0
+    median_gap_s: float = 0.0
+    recovered_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Which channels a scenario disturbs and which targets it takes away for good. `family` None means both."""
+
+    disturbed: frozenset[int]
+    lost: frozenset[int] = frozenset()
+    family: int | None = None
+
+    def disturbs(self, channel: Channel) -> bool:
+        """Tell whether a channel's path is broken by the scenario."""
+        return channel.target in self.disturbed and self.family in (None, channel.family)
+
+
+def is_stalled(channel: Channel, ended: float) -> bool:
+    """Tell whether a channel that is still open had no answer at the end of the run."""
+    return channel.ending == OPEN and ended - channel.last_at >= STALLED_AFTER_S
+
+
+def is_moved(channel: Channel) -> bool:
+    """Tell whether another target than the first answered, or refused, a connection."""
+    return channel.wrong > 0 or channel.ending == RESET
+
+
+def longest_gap(channel: Channel, since: float) -> tuple[float, float]:
+    """Return the longest pause that ended after `since` as (length, end), or (interval, since) when there was none."""
+    gaps = [(length, start + length) for start, length in channel.gaps if start + length > since]
+    return max(gaps, default=(INTERVAL_S, since))
+
+
+def measure(result: TrafficResult, since: float, scope: Scope) -> Measurement:
+    """Count what happened to the traffic from `since` (seconds since the epoch) on."""
+    kept = [c for c in result.connections if c.target not in scope.lost]
+    lost = [c for c in result.connections if c.target in scope.lost]
+    stalled = [c for c in kept if is_stalled(c, result.ended)]
+    survived = [c for c in kept if c.ending == OPEN and not is_stalled(c, result.ended)]
+    gaps = [longest_gap(c, since) for c in survived]
+    disturbed_gaps = [longest_gap(c, since) for c in survived if scope.disturbs(c)]
+    return Measurement(
+        opened=len(result.connections),
+        disturbed=_count(result.connections, scope.disturbs),
+        broken=len(kept) - len(survived),
+        reset=_count(kept, lambda c: c.ending == RESET),
+        stalled=len(stalled),
+        moved=_count(kept, is_moved),
+        lost_connections=len(lost),
+        lost_broken=_count(lost, lambda c: c.ending != OPEN or is_stalled(c, result.ended)),
+        udp_sent=sum(flow.sent for flow in result.flows),
+        udp_lost=sum(flow.sent - flow.answered for flow in result.flows),
+        udp_moved=sum(flow.wrong for flow in result.flows),
+        longest_gap_s=max((length for length, _ in gaps), default=0.0),
+        median_gap_s=median(length for length, _ in disturbed_gaps) if disturbed_gaps else 0.0,
+        recovered_s=max((end - since for _, end in disturbed_gaps), default=0.0),
+    )
+
+
+def _count(channels: Sequence[Channel], condition: Callable[[Channel], bool]) -> int:
+    return sum(1 for channel in channels if condition(channel))

@@ -1,0 +1,224 @@
+"""Plays one scenario in one column: builds the chain, starts everything, acts, watches, and measures."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lbguard.lab.controller import Column, Controller, Distribution, LabError
+from lbguard.lab.measure import Measurement, Scope, measure
+from lbguard.lab.nfqlb import NfqlbProcess
+from lbguard.lab.scenarios import Do, Scenario, Step
+from lbguard.lab.topology import STREAM, Chain
+from lbguard.lab.traffic import TrafficResult
+
+WARM_UP_S = 1.0
+TRAFFIC_TIMEOUT_S = 20.0
+LINE_LIMIT = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What every run shares. Times in seconds."""
+
+    outage_s: float = 0.5
+    connections: int = 200
+    flows: int = 40
+    proxies: int = 2
+    targets_per_proxy: int = 2
+    work_dir: Path = Path("/run/lbguard-lab")
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """The outcome of one scenario in one column. Times are seconds since the epoch."""
+
+    scenario: str
+    column: Column
+    distribution: Distribution
+    started: float = 0.0
+    ended: float = 0.0
+    measured: Measurement = field(default_factory=Measurement)
+    misses: list[str] = field(default_factory=list)
+    steps: list[tuple[float, Step]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    traffic: TrafficResult | None = None
+    resets_sent: dict[str, int] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise of this column was kept; today's behaviour promises nothing."""
+        return not self.error and not self.misses
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON values, without the single packets."""
+        return {
+            "scenario": self.scenario,
+            "column": str(self.column),
+            "distributor": str(self.distribution),
+            "verdict": "error" if self.error else "missed" if self.misses else "kept",
+            "misses": self.misses,
+            "error": self.error,
+            "resets_sent": self.resets_sent,
+            **asdict(self.measured),
+        }
+
+
+Progress = Callable[[str, float], None]
+"""Told the phase of a run and how many seconds it has left (0: unknown)."""
+
+
+async def play(scenario: Scenario, column: Column, distribution: Distribution, setup: Setup, progress: Progress) -> Run:
+    """Play a scenario once, on a chain of its own. Errors of the lab are noted in the outcome, not raised."""
+    run = Run(scenario=scenario.name, column=column, distribution=distribution)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            await _Player(scenario, setup, run, progress).play(stack)
+    except LabError as error:
+        run.error = str(error)
+    except (OSError, RuntimeError) as error:
+        run.error = f"{type(error).__name__}: {error}"
+    if not run.error and column is Column.LBGUARD:
+        run.misses = scenario.promise.misses(run.measured, setup.outage_s)
+    return run
+
+
+class _Player:
+    """One run in the making."""
+
+    def __init__(self, scenario: Scenario, setup: Setup, run: Run, progress: Progress) -> None:
+        self._scenario = scenario
+        self._setup = setup
+        self._run = run
+        self._progress = progress
+        self._chain = Chain(setup.proxies, setup.targets_per_proxy)
+        self._proxies = tuple(range(1, setup.proxies + 1))
+
+    async def play(self, stack: contextlib.AsyncExitStack) -> None:
+        setup, run = self._setup, self._run
+        self._progress("building the chain", 0)
+        stack.callback(self._chain.close)
+        await asyncio.to_thread(self._chain.build)
+        setup.work_dir.mkdir(parents=True, exist_ok=True)
+        targets_file = setup.work_dir / "targets.yaml"
+        self._chain.write_targets_file(targets_file)
+        if run.distribution is Distribution.NFQLB:
+            nfqlb = NfqlbProcess(self._chain.lb, STREAM)
+            stack.push_async_callback(nfqlb.stop)
+            await nfqlb.start()
+        self._progress(f"starting {run.column}", 0)
+        self._controller = Controller(run.column, run.distribution, self._chain.lb, targets_file)
+        stack.push_async_callback(self._controller.stop)
+        await self._controller.start()
+        await self._controller.wait_active(frozenset(place.identifier for place in self._chain.places))
+        self._progress("opening connections", 0)
+        await self._with_traffic()
+        run.records = list(self._controller.records)
+
+    async def _with_traffic(self) -> None:
+        setup, run = self._setup, self._run
+        result_file = setup.work_dir / "result.json"
+        spaces = {str(place.identifier): self._chain.target(place.identifier).name for place in self._chain.places}
+        options = {"connections": setup.connections, "flows": setup.flows, "result": str(result_file)}
+        server_argv = [sys.executable, "-m", "lbguard.lab.traffic_server", json.dumps(spaces)]
+        client_argv = [sys.executable, "-m", "lbguard.lab.traffic_client", json.dumps(options)]
+        async with _process(server_argv) as server:
+            await _expect(server, "ready")
+            async with _process(self._chain.client.command(*client_argv)) as client:
+                await _expect(client, "ready")
+                await self._act()
+                await _expect(client, "done", finish=True)
+            run.resets_sent = (await _expect(server, "resets", finish=True))["sent"]
+        run.traffic = TrafficResult.from_json(json.loads(await asyncio.to_thread(result_file.read_text)))
+        run.ended = run.traffic.ended
+        run.measured = measure(run.traffic, run.started, self._scope())
+
+    async def _act(self) -> None:
+        """Do every step at its time, then watch."""
+        scenario, run = self._scenario, self._run
+        steps = scenario.steps(self._setup.outage_s, self._proxies)
+        length_s = steps[-1].at_s + scenario.observe_s
+        self._progress("warming up", WARM_UP_S + length_s)
+        await asyncio.sleep(WARM_UP_S)
+        run.started = time.time()
+        self._progress("playing", length_s)
+        for step in steps:
+            await asyncio.sleep(max(0.0, run.started + step.at_s - time.time()))
+            await self._do(step)
+            run.steps.append((time.time(), step))
+        self._progress("watching", run.started + length_s - time.time())
+        await asyncio.sleep(max(0.0, run.started + length_s - time.time()))
+        self._controller.check_alive()
+
+    async def _do(self, step: Step) -> None:
+        chain = self._chain
+        changes: dict[Do, Callable[[int], None]] = {
+            Do.DELETE_LB_LINK: chain.delete_lb_link,
+            Do.CREATE_LB_LINK: chain.create_lb_link,
+            Do.DELETE_SUPERSEDED_LINK: chain.delete_superseded_link,
+            Do.DELETE_TARGET_LINK: chain.delete_target_link,
+            Do.CREATE_TARGET_LINK: chain.create_target_link,
+            Do.REMOVE_TARGET_IPV6: chain.remove_target_ipv6,
+            Do.RESTORE_TARGET_IPV6: chain.restore_target_ipv6,
+        }
+        commands: dict[Do, Callable[[], Awaitable[None]]] = {
+            Do.KILL_CONTROLLER: self._controller.kill,
+            Do.START_CONTROLLER: self._controller.start,
+        }
+        if step.do in changes:
+            await asyncio.to_thread(changes[step.do], step.number)
+        else:
+            await commands[step.do]()
+
+    def _scope(self) -> Scope:
+        scenario = self._scenario
+        behind = self._chain.behind(scenario.disturbed_proxies(self._proxies))
+        return Scope(
+            disturbed=behind | frozenset(scenario.targets),
+            lost=self._chain.behind(scenario.lost_proxies),
+            family=scenario.family,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _process(argv: list[str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a traffic process; it is killed if it is still there at the end."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=pipe, limit=LINE_LIMIT)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def _expect(process: asyncio.subprocess.Process, event: str, *, finish: bool = False) -> dict[str, Any]:
+    """Read a traffic process's lines up to an event; with `finish`, ask it to end first.
+
+    Raises:
+        LabError: it failed, ended or took too long.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if finish:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(TRAFFIC_TIMEOUT_S):
+            async for line in process.stdout:
+                message: dict[str, Any] = json.loads(line)
+                if message["event"] == event:
+                    return message
+                if message["event"] == "failed":
+                    raise LabError(f"the traffic did not start: {message['reason']}")
+    except TimeoutError:
+        raise LabError(f"a traffic process said nothing for {TRAFFIC_TIMEOUT_S:g} s (waiting for {event!r})") from None
+    assert process.stderr is not None
+    said = (await process.stderr.read()).decode(errors="replace").strip()
+    raise LabError(f"a traffic process ended early (waiting for {event!r}): {said[-1000:]}")
