@@ -118,9 +118,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignored:
-    """An event changed nothing, for a named reason (a bounded set: it becomes a metric label)."""
+    """Events changed nothing, for a named reason (a bounded set: it becomes a metric label)."""
 
     reason: str
+    count: int = 1
 
 
 Effect = (

@@ -67,8 +67,8 @@ class ViewChanges:
     """What changed since it was last taken.
 
     `ips`: target addresses whose path may have changed. `ready`: addresses that became usable on a link that is up.
-    `lost_links`: ifindexes whose IPv4 and IPv6 routes the kernel dropped, silently for IPv4. `disowned`: links that lost
-    the ownership of a subnet to a newer link.
+    `lost_links`: ifindexes whose routes the kernel dropped (silently for IPv4). `disowned`: links that are ready in a
+    subnet which a newer link owns.
     """
 
     ips: set[Ip] = field(default_factory=set)
@@ -93,11 +93,11 @@ class NetView:
         self._ip_uses: dict[Ip, int] = {}
         self._prefix_lengths: dict[int, list[int]] = {4: [], 16: []}
         self._members: dict[Prefix, set[Ip]] = {}
-        self._changes = ViewChanges()
+        self.changes = ViewChanges()
 
     def take_changes(self) -> ViewChanges:
         """Return what changed since the last call."""
-        changes, self._changes = self._changes, ViewChanges()
+        changes, self.changes = self.changes, ViewChanges(ready=self.changes.ready)
         return changes
 
     # Target addresses
@@ -169,13 +169,13 @@ class NetView:
         link = self.links.get(event.ifindex)
         if link is None:
             if any(fnmatch.fnmatchcase(event.name, pattern) for pattern in self._excluded_links):
-                self._changes.ignored.append("link_excluded")
+                self.changes.ignored.append("link_excluded")
                 return
             link = Link(self._new_key(event.ifindex), event.name, event.up, event.admin_up, event.mac)
             self.links[event.ifindex] = link
             return
         if link.admin_up and not event.admin_up:
-            self._changes.lost_links.add(event.ifindex)
+            self.changes.lost_links.add(event.ifindex)
             link.neighbors.clear()
         if link.mac != event.mac:
             self._reincarnate(link)
@@ -186,9 +186,9 @@ class NetView:
         """Forget a link with all that hung on it."""
         link = self.links.pop(event.ifindex, None)
         if link is None:
-            self._changes.ignored.append("link_unknown")
+            self.changes.ignored.append("link_unknown")
             return
-        self._changes.lost_links.add(event.ifindex)
+        self.changes.lost_links.add(event.ifindex)
         self._stripped = {subnet: key for subnet, key in self._stripped.items() if key != link.key}
         for ip, length in link.addresses:
             self._drop_holder(prefix_of(ip, length), link)
@@ -197,7 +197,7 @@ class NetView:
         """Take an address of a link."""
         link = self.links.get(event.ifindex)
         if link is None:
-            self._changes.ignored.append("address_of_unknown_link")
+            self.changes.ignored.append("address_of_unknown_link")
             return
         link.addresses[event.ip, event.prefix_length] = event.usable
         if not is_link_local(event.ip):
@@ -211,7 +211,7 @@ class NetView:
         """Forget an address of a link."""
         link = self.links.get(event.ifindex)
         if link is None or link.addresses.pop((event.ip, event.prefix_length), None) is None:
-            self._changes.ignored.append("address_unknown")
+            self.changes.ignored.append("address_unknown")
             return
         subnet = prefix_of(event.ip, event.prefix_length)
         if not any(prefix_of(ip, length) == subnet for ip, length in link.addresses):
@@ -224,30 +224,30 @@ class NetView:
         """Take the state of a target's neighbour entry; others are of no interest."""
         link = self.links.get(event.ifindex)
         if link is None or event.ip not in self._ip_uses:
-            self._changes.ignored.append("neighbor_of_no_target")
+            self.changes.ignored.append("neighbor_of_no_target")
             return
         neighbor = link.neighbors.get(event.ip)
         if neighbor is None:
             neighbor = link.neighbors[event.ip] = Neighbor(NeighborState.NONE)
         failures = neighbor.failures
         if event.state == NeighborState.FAILED:
-            if neighbor.state != NeighborState.FAILED:
-                neighbor.failures += 1
+            # The kernel notifies once a failed resolution, not of the attempts in between.
+            neighbor.failures += 1
         elif event.state & _VALID:
             neighbor.failures = 0
             if neighbor.mac and event.mac and neighbor.mac != event.mac:
-                self._changes.moved_neighbors.append((event.ifindex, event.ip, neighbor.mac, event.mac))
+                self.changes.moved_neighbors.append((event.ifindex, event.ip, neighbor.mac, event.mac))
             neighbor.mac = event.mac or neighbor.mac
         neighbor.state = event.state
         if failures != neighbor.failures:
-            self._changes.ips.add(event.ip)
+            self.changes.ips.add(event.ip)
 
     def neighbor_gone(self, event: NeighborGone) -> None:
         """Note that the kernel dropped an entry. What failed before stays so until the address answers."""
         link = self.links.get(event.ifindex)
         neighbor = link.neighbors.get(event.ip) if link else None
         if neighbor is None:
-            self._changes.ignored.append("neighbor_of_no_target")
+            self.changes.ignored.append("neighbor_of_no_target")
             return
         neighbor.state = NeighborState.NONE
 
@@ -271,9 +271,12 @@ class NetView:
                 if (link.ifindex, ip) not in entries:
                     neighbor.state = NeighborState.NONE
         for entry in snapshot.neighbors:
-            self.neighbor_seen(entry)
+            known = self.links[entry.ifindex].neighbors.get(entry.ip) if entry.ifindex in self.links else None
+            # A failure that was counted already is no new failure because a dump repeats it.
+            if known is None or known.state != entry.state or known.mac != entry.mac:
+                self.neighbor_seen(entry)
         # A full view passes by everything that nobody asked about; that is no news.
-        self._changes.ignored.clear()
+        self.changes.ignored.clear()
 
     # Inner workings
 
@@ -296,7 +299,7 @@ class NetView:
         ready = {ip for (ip, _), usable in link.addresses.items() if usable and link.up and not is_link_local(ip)}
         new = ready - link.ready
         if new:
-            self._changes.ready.setdefault(link.key, []).extend(sorted(new))
+            self.changes.ready.setdefault(link.key, []).extend(sorted(new))
         link.ready = ready
         for subnet in self._subnets(link):
             self._elect(subnet)
@@ -327,12 +330,12 @@ class NetView:
             self.owners[subnet] = new
         for link in candidates:
             if link is not new:
-                self._changes.disowned.add(link.key)
+                self.changes.disowned.add(link.key)
         self._touch((subnet,))
 
     def _touch(self, subnets: Iterable[Prefix]) -> None:
         for subnet in subnets:
-            self._changes.ips |= self._members.get(subnet, set())
+            self.changes.ips |= self._members.get(subnet, set())
 
     def _index_length(self, family_length: int, length: int) -> None:
         """Index the target addresses of a family by a prefix length that no link used before."""

@@ -1,0 +1,56 @@
+"""Whether this load balancer has a forwarding path for a stream. Only the loss waits; the gain is told at once.
+
+This is apart from grace on purpose: while a table is held or frozen, routers should already send new traffic to other
+load balancers (symptom S12).
+"""
+
+from lbguard.core.deadlines import Deadlines
+from lbguard.core.effects import SetAvailability
+
+
+class Availability:
+    """Availability by stream name. A stream is unknown (None) until its first verdict."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._state: dict[str, tuple[bool, str]] = {}
+        self._losing: Deadlines[str] = Deadlines()
+        self._reasons: dict[str, str] = {}
+
+    def get(self, name: str) -> tuple[bool | None, str]:
+        """Return whether a stream is available, and the reason."""
+        return self._state.get(name, (None, "starting"))
+
+    def update(self, name: str, reason: str, now: float) -> list[SetAvailability]:
+        """Feed the level of the moment: reason `ok`, or why there is no usable path."""
+        if reason == "ok":
+            self._losing.cancel(name)
+            return self._set(name, True, reason)
+        self._reasons[name] = reason
+        if self.get(name)[0] is not False and self._losing.get(name) is None:
+            self._losing.set(name, now + self._grace_s)
+        return self.expire(now)
+
+    def expire(self, now: float) -> list[SetAvailability]:
+        """Return what became unavailable by now."""
+        effects = []
+        for name in self._losing.pop_due(now):
+            effects += self._set(name, False, self._reasons[name])
+        return effects
+
+    def forget(self, name: str) -> None:
+        """Forget a stream that is no more."""
+        self._losing.cancel(name)
+        self._state.pop(name, None)
+        self._reasons.pop(name, None)
+
+    def next(self) -> float | None:
+        """Return when the next loss is to be told."""
+        return self._losing.next()
+
+    def _set(self, name: str, available: bool, reason: str) -> list[SetAvailability]:
+        before = self._state.get(name)
+        self._state[name] = (available, reason)
+        if before is not None and before[0] is available:
+            return []
+        return [SetAvailability(stream=name, available=available, reason=reason)]

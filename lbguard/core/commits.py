@@ -1,0 +1,107 @@
+"""The distributor's side of the engine: attach, read back, commit what differs, try again when it failed.
+
+One commit per stream is under way at a time, and one effect carries those of all streams of a decision. It is
+level-triggered: what is committed is always the whole desired pair, so the next commit makes up for a failed one.
+"""
+
+from typing import NamedTuple
+
+from lbguard.core import events as ev
+from lbguard.core.config import EngineConfig
+from lbguard.core.effects import AttachStream, CommitTables, Effect
+from lbguard.core.retry import Retries
+from lbguard.core.roster import Roster
+from lbguard.core.state import Stream
+
+
+class _Attempt(NamedTuple):
+    what: str
+    stream: str
+
+
+class Commits:
+    """Keeps the distributor's tables at what the roster desires."""
+
+    def __init__(self, config: EngineConfig, roster: Roster) -> None:
+        self._observe = config.observe
+        self._roster = roster
+        self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
+
+    def next(self) -> float | None:
+        """Return when a failed operation is to be tried again."""
+        return self._retries.next()
+
+    def fire(self, now: float) -> None:
+        """Put what is to be tried again now back on the list."""
+        for what, name in self._retries.pop_due(now):
+            if name in self._roster.streams:
+                (self._roster.attach if what == "attach" else self._roster.review)[name] = None
+
+    def seen(self, event: ev.DistributorSeen) -> None:
+        """Take a read-back. What differs from the last commit was written by somebody else, or the table is new."""
+        stream = self._known(event.stream)
+        if stream is None:
+            return
+        self._retries.succeeded(_Attempt("attach", event.stream))
+        stream.active_seen = event.active
+        if stream.committed and event.active != stream.committed[1] and not self._observe and not stream.in_flight:
+            stream.committed = None
+        self._roster.review[event.stream] = None
+
+    def lost(self, event: ev.DistributorLost) -> None:
+        """Take note that a table is gone or new: attach again, then commit again."""
+        stream = self._known(event.stream)
+        if stream is not None:
+            stream.committed = stream.in_flight = stream.active_seen = None
+            self._roster.attach[event.stream] = None
+
+    def done(self, event: ev.CommitDone) -> None:
+        """Take note of a commit that took effect."""
+        stream = self._known(event.stream)
+        if stream is None:
+            return
+        self._retries.succeeded(_Attempt("commit", event.stream))
+        stream.committed, stream.in_flight = (event.registered, event.active), None
+        self._roster.review[event.stream] = None
+        self._roster.confirm(stream, event.registered)
+
+    def failed(self, event: ev.CommitFailed, now: float) -> None:
+        """Take note of a failure to attach or to commit; it is tried again with backoff."""
+        stream = self._known(event.stream)
+        if stream is None:
+            return
+        stream.in_flight = None
+        what = "attach" if stream.active_seen is None else "commit"
+        self._retries.failed(_Attempt(what, event.stream), now)
+
+    def adoptable(self) -> list[tuple[Stream, frozenset[int]]]:
+        """Return the streams that were read back and are not adopted yet, with what is active in them."""
+        streams = [self._roster.streams[name] for name in self._roster.review]
+        return [(s, s.active_seen) for s in streams if not s.adopted and s.active_seen is not None]
+
+    def take_effects(self) -> list[Effect]:
+        """Return what to attach and what to commit now."""
+        roster = self._roster
+        effects: list[Effect] = []
+        for name in roster.attach:
+            if name in roster.streams and not self._retries.waiting(_Attempt("attach", name)):
+                effects.append(AttachStream(stream=roster.streams[name].spec))
+        roster.attach.clear()
+        tables = []
+        for name in roster.review:
+            stream = roster.streams[name]
+            if not stream.adopted or stream.active_seen is None or stream.in_flight:
+                continue
+            pair = stream.desired_pair()
+            if pair != stream.committed and not self._retries.waiting(_Attempt("commit", name)):
+                stream.in_flight = pair
+                tables.append(stream.table(pair))
+        if tables:
+            effects.append(CommitTables(tables=tuple(tables)))
+        return effects
+
+    def _known(self, name: str) -> Stream | None:
+        stream = self._roster.streams.get(name)
+        if stream is None:
+            self._roster.ignored["stream_unknown"] += 1
+        return stream

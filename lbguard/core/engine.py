@@ -1,0 +1,312 @@
+"""The engine: takes events and the time, and returns effects. It decides; it does nothing itself.
+
+Two calls, so that what is urgent leaves first. `observe` takes one event into account and returns what cannot wait (the
+announcement of a link that just became usable). `decide`, called once per batch of events and when `next_deadline` has
+come, judges every target that the batch concerned and returns all the rest, in the order in which it is to be done.
+
+Nothing is decided before the first full view of the kernel, the first list of the source, and, per stream, the
+read-back of the distributor: what that holds is adopted, not judged by its absence.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from lbguard.core import events as ev
+from lbguard.core.availability import Availability
+from lbguard.core.commits import Commits
+from lbguard.core.config import EngineConfig
+from lbguard.core.effects import Announce, Effect, Ignored
+from lbguard.core.events import Event
+from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
+from lbguard.core.lifecycle import Lifecycle
+from lbguard.core.model import TargetState
+from lbguard.core.netview import NetView
+from lbguard.core.pathwork import PathWork
+from lbguard.core.retry import Retries
+from lbguard.core.roster import Roster
+from lbguard.core.state import Target
+from lbguard.core.status import GuardStatus
+from lbguard.core.status_view import build_status
+
+
+class Engine:
+    """Owns all state. Neither method raises for anything that an event can say."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.view = NetView(excluded_links=config.excluded_links, failures_needed=config.neighbor_failures_needed)
+        self.tables = KernelTables()
+        self.paths = PathWork(config, self.view, self.tables)
+        self.life = Lifecycle(config, self.paths.evidence)
+        self.roster = Roster(self.view, self.paths, self.life)
+        self.availability = Availability(config.availability_grace_s)
+        self.sync_reason = "starting"
+        self.source_reason = "starting"
+        self._commits = Commits(config, self.roster)
+        self._kernel_retries: Retries[RouteKey | RuleKey] = Retries(config.retry_min_s, config.retry_max_s)
+        self._snapshot_seen = False
+        self._source_read = False
+        self._prune_due = False
+        self._ignored: Counter[str] = Counter()
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the view of the kernel is complete and current. Nothing is withdrawn while it is not."""
+        return not self.sync_reason
+
+    @property
+    def running(self) -> bool:
+        """Whether the first full view and the first list have come."""
+        return self._snapshot_seen and self._source_read
+
+    def observe(self, event: Event, now: float) -> list[Effect]:
+        """Take one event into account; return only what is urgent. `now` is seconds of a clock that never runs back."""
+        _OBSERVERS[type(event)](self, event, now)
+        return self._announcements() if self.running and self.view.changes.ready else []
+
+    def decide(self, now: float) -> list[Effect]:
+        """Judge all that is concerned or overdue, and return the effects in order."""
+        effects: list[Effect] = []
+        self._fire_retries(now)
+        if self.running:
+            effects += self._announcements()
+            self._adopt(now)
+            self._mark_changed()
+            for target in self.roster.take_dirty():
+                self._judge(target, now)
+            self._expire(now)
+            self._watch_mass_failures(now)
+            self._prune()
+            effects += self.paths.take_repairs(now)
+        effects += self._commits.take_effects()
+        effects += self.paths.take_late_work()
+        effects += self._report_availability(now)
+        effects += self.roster.take_forgotten()
+        effects += self.life.take_records()
+        ignored = self._ignored + self.roster.ignored
+        effects += [Ignored(reason=reason, count=count) for reason, count in ignored.items()]
+        self._ignored.clear()
+        self.roster.ignored.clear()
+        return effects
+
+    def next_deadline(self, now: float) -> float | None:
+        """Return when `decide` has to be called next if nothing happens before."""
+        moments = [self._commits.next(), self._kernel_retries.next()]
+        if self.running:
+            moments += [self.availability.next(), self.life.pardons.next(), self.paths.next_probe(now)]
+            if self.in_sync:
+                moments.append(self.life.deadlines.next())
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def status(self, now: float) -> GuardStatus:
+        """Return the whole state for those who look at it."""
+        return build_status(self, now)
+
+    # Observers
+
+    def _kernel_snapshot(self, event: ev.KernelSnapshot, now: float) -> None:
+        self.view.replace(event)
+        self.tables.replace(event.routes, event.rules)
+        self.view.changes.lost_links.clear()
+        self._snapshot_seen = True
+        self.sync_reason = ""
+        self._prune_due = True
+
+    def _kernel_out_of_sync(self, event: ev.KernelOutOfSync, now: float) -> None:
+        self.sync_reason = event.reason or "unknown"
+
+    def _link_seen(self, event: ev.LinkSeen, now: float) -> None:
+        self.view.link_seen(event)
+        self._drop_routes_of_lost_links()
+
+    def _link_gone(self, event: ev.LinkGone, now: float) -> None:
+        self.view.link_gone(event)
+        self._drop_routes_of_lost_links()
+
+    def _drop_routes_of_lost_links(self) -> None:
+        """IPv4 routes vanish with their link without a word from the kernel."""
+        for ifindex in self.view.changes.lost_links:
+            self.tables.link_lost(ifindex)
+        self.view.changes.lost_links.clear()
+
+    def _address_seen(self, event: ev.AddressSeen, now: float) -> None:
+        self.view.address_seen(event)
+
+    def _address_gone(self, event: ev.AddressGone, now: float) -> None:
+        self.view.address_gone(event)
+
+    def _neighbor_seen(self, event: ev.NeighborSeen, now: float) -> None:
+        self.view.neighbor_seen(event)
+
+    def _neighbor_gone(self, event: ev.NeighborGone, now: float) -> None:
+        self.view.neighbor_gone(event)
+
+    def _route_seen(self, event: ev.RouteSeen, now: float) -> None:
+        self._heard(self.tables.route_seen(event.route), "route_known_or_foreign")
+
+    def _route_gone(self, event: ev.RouteGone, now: float) -> None:
+        self._heard(self.tables.route_gone(event.route), "route_known_or_foreign")
+
+    def _rule_seen(self, event: ev.RuleSeen, now: float) -> None:
+        self._heard(self.tables.rule_seen(event.rule), "rule_known_or_foreign")
+
+    def _rule_gone(self, event: ev.RuleGone, now: float) -> None:
+        self._heard(self.tables.rule_gone(event.rule), "rule_known_or_foreign")
+
+    def _heard(self, news: bool, otherwise: str) -> None:
+        if not news:
+            self._ignored[otherwise] += 1
+
+    def _routes_programmed(self, event: ev.RoutesProgrammed, now: float) -> None:
+        for route in event.deleted:
+            self.tables.route_gone(route)
+        for route in event.added:
+            self.tables.route_seen(route)
+            self._kernel_retries.succeeded(route_key(route))
+
+    def _route_failed(self, event: ev.RouteFailed, now: float) -> None:
+        self._kernel_retries.failed(route_key(event.route), now)
+
+    def _rule_failed(self, event: ev.RuleFailed, now: float) -> None:
+        self._kernel_retries.failed(rule_key(event.rule), now)
+
+    def _link_set_down(self, event: ev.LinkSetDown, now: float) -> None:
+        """Nothing follows from it: the link's own event tells what became of it."""
+
+    def _source_snapshot(self, event: ev.SourceSnapshot, now: float) -> None:
+        self._source_read, self.source_reason = True, ""
+        self.roster.replace(event.streams, now)
+
+    def _source_lost(self, event: ev.SourceLost, now: float) -> None:
+        self.source_reason = event.reason or "unknown"
+
+    def _distributor_seen(self, event: ev.DistributorSeen, now: float) -> None:
+        self._commits.seen(event)
+
+    def _distributor_lost(self, event: ev.DistributorLost, now: float) -> None:
+        self._commits.lost(event)
+
+    def _commit_done(self, event: ev.CommitDone, now: float) -> None:
+        self._commits.done(event)
+        if event.stream not in self.roster.streams:
+            self.availability.forget(event.stream)
+
+    def _commit_failed(self, event: ev.CommitFailed, now: float) -> None:
+        self._commits.failed(event, now)
+
+    # Steps of a decision
+
+    def _announcements(self) -> list[Effect]:
+        ready = self.view.changes.ready
+        effects: list[Effect] = []
+        for key, ips in ready.items():
+            addresses = tuple(ip for ip in dict.fromkeys(ips) if self.view.holds(key, ip))
+            if addresses and not self.config.observe:
+                link = self.view.links[key.ifindex]
+                effects.append(Announce(link=key, ifname=link.name, mac=link.mac, addresses=addresses))
+        ready.clear()
+        return effects
+
+    def _fire_retries(self, now: float) -> None:
+        self._commits.fire(now)
+        for key in self._kernel_retries.pop_due(now):
+            if isinstance(key, RouteKey):
+                self.tables.routes.retry(key)
+            else:
+                self.tables.rules.retry(key)
+
+    def _adopt(self, now: float) -> None:
+        for stream, active in self._commits.adoptable():
+            self.roster.adopt(stream, active, now)
+            self._prune_due = True
+
+    def _mark_changed(self) -> None:
+        """Mark every target that a change of the kernel concerns, and none that it does not."""
+        changes = self.view.take_changes()
+        self._ignored.update(changes.ignored)
+        dirty = self.roster.dirty
+        for ip in changes.ips:
+            dirty.update(self.roster.by_ip.get(ip, {}))
+        for mark in self.tables.changed_marks:
+            target = self.roster.by_mark.get(mark)
+            if target is not None:
+                dirty[target] = None
+        self.tables.changed_marks.clear()
+        self.paths.note(changes)
+
+    def _judge(self, target: Target, now: float) -> None:
+        stream = self.roster.streams[target.key.stream]
+        self.paths.evaluate(target)
+        if stream.adopted:
+            self.life.judge(stream, target, now)
+
+    def _expire(self, now: float) -> None:
+        for key in self.life.pardons.pop_due(now):
+            target = self.roster.target(key)
+            if target is not None:
+                self._judge(target, now)
+        # While the view is not in sync, a path may be back without our knowing: no deadline withdraws.
+        if self.in_sync:
+            for key in self.life.deadlines.pop_due(now):
+                target = self.roster.target(key)
+                if target is not None:
+                    self.life.expire(self.roster.streams[key.stream], target, now)
+
+    def _watch_mass_failures(self, now: float) -> None:
+        self.roster.review.update(self.life.moved)
+        self.life.moved.clear()
+        for name in self.roster.review:
+            stream = self.roster.streams[name]
+            mass = stream.mass_failure(self.config)
+            if stream.was_mass and not mass:
+                self.life.thaw(stream, now)
+            stream.was_mass = mass
+
+    def _prune(self) -> None:
+        """Desire the end of what an earlier run left for targets that are listed no more.
+
+        Only once every stream's table was read: until then a mark may still be in use there.
+        """
+        if not self._prune_due or not all(stream.adopted for stream in self.roster.streams.values()):
+            return
+        self._prune_due = False
+        for mark in self.tables.marks() - self.roster.by_mark.keys() - self.roster.retiring.keys():
+            self.paths.retire(mark)
+
+    def _report_availability(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for name in self.roster.review:
+            stream = self.roster.streams[name]
+            if stream.adopted:
+                usable = stream.counts[TargetState.ACTIVE] > 0
+                reason = "ok" if usable else "no_usable_path" if stream.targets else "no_targets"
+                effects += self.availability.update(name, reason, now)
+        self.roster.review.clear()
+        return effects + list(self.availability.expire(now))
+
+
+_OBSERVERS: dict[type, Callable[[Engine, Any, float], None]] = {
+    ev.KernelSnapshot: Engine._kernel_snapshot,
+    ev.KernelOutOfSync: Engine._kernel_out_of_sync,
+    ev.LinkSeen: Engine._link_seen,
+    ev.LinkGone: Engine._link_gone,
+    ev.AddressSeen: Engine._address_seen,
+    ev.AddressGone: Engine._address_gone,
+    ev.NeighborSeen: Engine._neighbor_seen,
+    ev.NeighborGone: Engine._neighbor_gone,
+    ev.RouteSeen: Engine._route_seen,
+    ev.RouteGone: Engine._route_gone,
+    ev.RuleSeen: Engine._rule_seen,
+    ev.RuleGone: Engine._rule_gone,
+    ev.SourceSnapshot: Engine._source_snapshot,
+    ev.SourceLost: Engine._source_lost,
+    ev.DistributorSeen: Engine._distributor_seen,
+    ev.DistributorLost: Engine._distributor_lost,
+    ev.CommitDone: Engine._commit_done,
+    ev.CommitFailed: Engine._commit_failed,
+    ev.RoutesProgrammed: Engine._routes_programmed,
+    ev.RouteFailed: Engine._route_failed,
+    ev.RuleFailed: Engine._rule_failed,
+    ev.LinkSetDown: Engine._link_set_down,
+}

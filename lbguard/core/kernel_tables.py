@@ -1,0 +1,154 @@
+"""Routes and rules of the targets, desired against actual.
+
+For every registered target: one rule and one blackhole default per family (also for a family in which it has no
+address: its mark must never fall through to the main table and loop with the gateway), and a default route through each
+of its addresses whose subnet has an owner. Routes without an owner are left as they are; the kernel removes them with
+their link.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lbguard.core.addr import Ip, is_ipv4
+from lbguard.core.delta import Changes, Delta
+from lbguard.core.model import BLACKHOLE_METRIC, ROUTE_METRIC, ROUTE_PROTOCOL, Route, RouteKind, Rule
+
+
+class RouteKey(NamedTuple):
+    """What identifies a default route to the kernel: a new route with the same key replaces the old one."""
+
+    table: int
+    ipv4: bool
+    metric: int
+
+
+class RuleKey(NamedTuple):
+    """What identifies one of our rules."""
+
+    mark: int
+    ipv4: bool
+
+
+def route_key(route: Route) -> RouteKey:
+    """Return a route's key."""
+    return RouteKey(route.table, route.ipv4, route.metric)
+
+
+def rule_key(rule: Rule) -> RuleKey:
+    """Return a rule's key."""
+    return RuleKey(rule.mark, rule.ipv4)
+
+
+class KernelTables:
+    """Follows our routes and rules and tells which marks are concerned by a change."""
+
+    def __init__(self) -> None:
+        self.routes: Delta[RouteKey, Route] = Delta()
+        self.rules: Delta[RuleKey, Rule] = Delta()
+        self._by_oif: dict[int, set[RouteKey]] = {}
+        self.changed_marks: set[int] = set()
+
+    # Desired
+
+    def register(self, mark: int) -> None:
+        """Desire the rule and the fallback of a target, in both families."""
+        for ipv4 in (True, False):
+            self.rules.want(RuleKey(mark, ipv4), Rule(mark, ipv4, mark))
+            fallback = Route(mark, ipv4, RouteKind.BLACKHOLE, BLACKHOLE_METRIC)
+            self.routes.want(route_key(fallback), fallback)
+
+    def retire(self, mark: int) -> None:
+        """Desire that nothing of a target is left."""
+        for ipv4 in (True, False):
+            self.rules.want_absent(RuleKey(mark, ipv4))
+            for metric in (ROUTE_METRIC, BLACKHOLE_METRIC):
+                self.routes.want_absent(RouteKey(mark, ipv4, metric))
+
+    def want_path(self, mark: int, ip: Ip, ifindex: int) -> bool:
+        """Desire a path's route through its owning link; tells whether route and rule stand in the kernel."""
+        ipv4 = is_ipv4(ip)
+        key = RouteKey(mark, ipv4, ROUTE_METRIC)
+        self.routes.want(key, Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, ifindex))
+        return self.routes.satisfied(key) and self.rules.satisfied(RuleKey(mark, ipv4))
+
+    def leave_path(self, mark: int, ip: Ip) -> None:
+        """Leave the route of a path without an owner as it is."""
+        self.routes.release(RouteKey(mark, is_ipv4(ip), ROUTE_METRIC))
+
+    def drop_path(self, mark: int, ip: Ip) -> None:
+        """Desire that the route of a path is gone (its target lost the address)."""
+        self.routes.want_absent(RouteKey(mark, is_ipv4(ip), ROUTE_METRIC))
+
+    # Actual
+
+    def route_seen(self, route: Route) -> bool:
+        """Note a route; tells whether that is news about one of ours."""
+        if route.protocol != ROUTE_PROTOCOL:
+            return False
+        key = route_key(route)
+        self._unindex(key)
+        if route.oif:
+            self._by_oif.setdefault(route.oif, set()).add(key)
+        return self._news(route.table, self.routes.saw(key, route))
+
+    def route_gone(self, route: Route) -> bool:
+        """Note that a route is gone; tells whether that is news about one of ours."""
+        if route.protocol != ROUTE_PROTOCOL:
+            return False
+        key = route_key(route)
+        if self.routes.actual.get(key) == route:
+            self._unindex(key)
+        return self._news(route.table, self.routes.gone(key, route))
+
+    def link_lost(self, ifindex: int) -> None:
+        """Note that the kernel dropped every route through a link."""
+        for key in list(self._by_oif.get(ifindex, ())):
+            self.route_gone(self.routes.actual[key])
+
+    def routes_through(self, ifindex: int) -> int:
+        """Return how many of our routes lead through a link."""
+        return len(self._by_oif.get(ifindex, ()))
+
+    def rule_seen(self, rule: Rule) -> bool:
+        """Note a rule; tells whether that is news about one of ours."""
+        if rule.protocol != ROUTE_PROTOCOL:
+            return False
+        return self._news(rule.mark, self.rules.saw(rule_key(rule), rule))
+
+    def rule_gone(self, rule: Rule) -> bool:
+        """Note that a rule is gone; tells whether that is news about one of ours."""
+        if rule.protocol != ROUTE_PROTOCOL:
+            return False
+        return self._news(rule.mark, self.rules.gone(rule_key(rule), rule))
+
+    def replace(self, routes: Iterable[Route], rules: Iterable[Rule]) -> None:
+        """Take a full view in place of all that was known."""
+        ours = {route_key(route): route for route in routes if route.protocol == ROUTE_PROTOCOL}
+        self._by_oif = {}
+        for key, route in ours.items():
+            if route.oif:
+                self._by_oif.setdefault(route.oif, set()).add(key)
+        self.changed_marks.update(key.table for key in self.routes.replace_actual(ours))
+        our_rules = {rule_key(rule): rule for rule in rules if rule.protocol == ROUTE_PROTOCOL}
+        self.changed_marks.update(key.mark for key in self.rules.replace_actual(our_rules))
+
+    def marks(self) -> set[int]:
+        """Return the marks for which anything of ours stands in the kernel."""
+        return {key.table for key in self.routes.actual} | {key.mark for key in self.rules.actual}
+
+    def take_changes(self) -> tuple[Changes[RouteKey, Route], Changes[RuleKey, Rule]]:
+        """Return what has to change in the kernel, once."""
+        return self.routes.take_changes(), self.rules.take_changes()
+
+    def _news(self, mark: int, news: bool) -> bool:
+        if news:
+            self.changed_marks.add(mark)
+        return news
+
+    def _unindex(self, key: RouteKey) -> None:
+        old = self.routes.actual.get(key)
+        if old is not None and old.oif:
+            through = self._by_oif[old.oif]
+            through.discard(key)
+            if not through:
+                del self._by_oif[old.oif]

@@ -1,0 +1,196 @@
+"""Carries out the transitions of `fsm.py`: moves a target, keeps its deadline, and writes the decision record."""
+
+from collections.abc import Callable
+
+from lbguard.core.config import EngineConfig
+from lbguard.core.deadlines import Deadlines
+from lbguard.core.effects import Record
+from lbguard.core.fsm import TRANSITIONS, Input
+from lbguard.core.grace import Grace
+from lbguard.core.model import SOFT, Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.state import Stream, Target
+
+
+class Lifecycle:
+    """Applies inputs to targets. Collects decision records and the names of streams whose targets moved."""
+
+    def __init__(self, config: EngineConfig, evidence: Callable[[Target], tuple[Evidence, ...]]) -> None:
+        self.deadlines: Deadlines[TargetKey] = Deadlines()
+        self.pardons: Deadlines[TargetKey] = Deadlines()
+        self.moved: dict[str, None] = {}
+        self._config = config
+        self._evidence = evidence
+        self._grace = Grace(config.grace)
+        self._records: list[Record] = []
+        self._sequence = 0
+
+    def take_records(self) -> list[Record]:
+        """Return the decision records since the last call."""
+        records, self._records = self._records, []
+        return records
+
+    def adopt(self, stream: Stream, target: Target, now: float) -> None:
+        """Take over a target that the distributor already holds, as ACTIVE; its path is judged next."""
+        stream.move(target, TargetState.ACTIVE, now)
+        self.moved[stream.spec.name] = None
+        self._record(target, Action.ADOPT, TargetState.PENDING, "found_in_distributor", now)
+
+    def judge(self, stream: Stream, target: Target, now: float) -> None:
+        """Feed the verdict of the moment over a target's paths."""
+        cause = target.judge(now)
+        if cause is Condition.OK:
+            self.apply(stream, target, Input.PATH_OK, now)
+        else:
+            self.apply(stream, target, Input.PATH_BROKEN, now, cause)
+
+    def expire(self, stream: Stream, target: Target, now: float) -> None:
+        """Feed a deadline that has come, as the kind that the stream's condition makes of it."""
+        config = self._config
+        limit_passed = target.state is TargetState.FROZEN and now >= target.frozen_at + config.freeze.limit_s
+        if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(config):
+            self.apply(stream, target, Input.DEADLINE_MASS, now, target.cause)
+        elif target.soft and not stream.soft_withdrawal_allowed(config):
+            self.apply(stream, target, Input.DEADLINE_VETOED, now, target.cause)
+        else:
+            self.apply(stream, target, Input.DEADLINE, now, target.cause)
+
+    def thaw(self, stream: Stream, now: float) -> None:
+        """End a mass failure: what is still frozen gets one more window, since heals come one after another."""
+        for target in stream.targets.values():
+            if target.state is TargetState.FROZEN:
+                window = self._grace.window_s(target.cause, target.lost_subnet())
+                self.deadlines.set(target.key, min(self._freeze_end(target), now + window))
+
+    def apply(self, stream: Stream, target: Target, what: Input, now: float, cause: Condition = Condition.OK) -> None:
+        """Apply one input to a target by the table of transitions."""
+        state, action = TRANSITIONS[target.state, what]
+        before, lost_at, since = target.state, target.lost_at, target.since
+        handler = _HANDLERS.get(action)
+        if state is not before:
+            if action in (Action.HOLD, Action.WITHDRAW):
+                self._note_cause(target, cause)
+            stream.move(target, state, now)
+            self.moved[stream.spec.name] = None
+            self.deadlines.cancel(target.key)
+        speaks = handler(self, target, now, cause) if handler else True
+        if speaks:
+            shown = cause if cause is not Condition.OK else target.cause
+            started = lost_at if action in (Action.RECOVER, Action.WITHDRAW, Action.READMIT) else since
+            why = "source" if what is Input.REMOVED else "damping_over" if action is Action.READMIT else shown.value
+            self._record(target, action, before, why, now, now - started, gone=state is None)
+        if target.waiting and self.deadlines.get(target.key) is None:
+            target.waiting = False
+            self.apply(stream, target, Input.DEADLINE, now)
+
+    # Handlers: each returns whether the action is worth a record. They run after the move.
+
+    def _hold(self, target: Target, now: float, cause: Condition) -> bool:
+        target.lost_at = now
+        target.penalty.add_loss(self._config.damping, now)
+        self._set_grace_deadline(target)
+        return True
+
+    def _revise(self, target: Target, now: float, cause: Condition) -> bool:
+        before = self.deadlines.get(target.key)
+        self._note_cause(target, cause)
+        self._set_grace_deadline(target)
+        return self.deadlines.get(target.key) != before
+
+    def _recover(self, target: Target, now: float, cause: Condition) -> bool:
+        self._grace.learn(target.lost_subnet(), now - target.lost_at)
+        return True
+
+    def _freeze(self, target: Target, now: float, cause: Condition) -> bool:
+        target.frozen_at = now
+        self.deadlines.set(target.key, self._freeze_end(target))
+        return True
+
+    def _stay(self, target: Target, now: float, cause: Condition) -> bool:
+        if target.state is TargetState.FROZEN:
+            self._note_cause(target, cause)
+            if self.deadlines.get(target.key) is None:
+                self.deadlines.set(target.key, self._freeze_end(target))
+        elif target.state is TargetState.PENDING:
+            target.cause = cause
+        return False
+
+    def _pardon(self, target: Target, now: float, cause: Condition) -> bool:
+        target.pardoned_until = now + self._config.freeze.limit_s
+        self.pardons.set(target.key, target.pardoned_until)
+        return True
+
+    def _wait(self, target: Target, now: float, cause: Condition) -> bool:
+        if target.waiting:
+            return False
+        target.waiting = True
+        wait_s = target.penalty.wait_s(self._config.damping, now)
+        if wait_s > 0:
+            self.deadlines.set(target.key, now + wait_s)
+        return wait_s > 0
+
+    def _relapse(self, target: Target, now: float, cause: Condition) -> bool:
+        if not target.waiting:
+            return False
+        target.waiting = False
+        self.deadlines.cancel(target.key)
+        target.penalty.add_loss(self._config.damping, now)
+        return True
+
+    def _readmit(self, target: Target, now: float, cause: Condition) -> bool:
+        target.waiting = False
+        return True
+
+    def _remove(self, target: Target, now: float, cause: Condition) -> bool:
+        self.pardons.cancel(target.key)
+        return True
+
+    def _note_cause(self, target: Target, cause: Condition) -> None:
+        target.cause = cause
+        target.soft = cause in SOFT
+
+    def _set_grace_deadline(self, target: Target) -> None:
+        self.deadlines.set(target.key, self._grace.deadline(target.lost_at, target.cause, target.lost_subnet()))
+
+    def _freeze_end(self, target: Target) -> float:
+        return target.frozen_at + self._config.freeze.limit_s
+
+    def _record(
+        self,
+        target: Target,
+        action: Action,
+        before: TargetState,
+        cause: str,
+        now: float,
+        duration_s: float | None = None,
+        *,
+        gone: bool = False,
+    ) -> None:
+        self._sequence += 1
+        decision = Decision(
+            sequence=self._sequence,
+            at=now,
+            target=target.key,
+            action=action,
+            state_from=before,
+            state_to=None if gone else target.state,
+            cause=cause,
+            deadline=self.deadlines.get(target.key),
+            duration_s=duration_s,
+            evidence=self._evidence(target),
+        )
+        self._records.append(Record(decision=decision))
+
+
+_HANDLERS: dict[Action, Callable[[Lifecycle, Target, float, Condition], bool]] = {
+    Action.HOLD: Lifecycle._hold,
+    Action.REVISE: Lifecycle._revise,
+    Action.RECOVER: Lifecycle._recover,
+    Action.FREEZE: Lifecycle._freeze,
+    Action.STAY: Lifecycle._stay,
+    Action.PARDON: Lifecycle._pardon,
+    Action.WAIT: Lifecycle._wait,
+    Action.RELAPSE: Lifecycle._relapse,
+    Action.READMIT: Lifecycle._readmit,
+    Action.REMOVE: Lifecycle._remove,
+    Action.FORGET: Lifecycle._remove,
+}

@@ -1,0 +1,155 @@
+"""Who is registered: streams and targets as the source lists them, found by name, mark and address."""
+
+from collections import Counter
+
+from lbguard.core.addr import Ip
+from lbguard.core.effects import Effect, ForgetStream
+from lbguard.core.fsm import Input
+from lbguard.core.lifecycle import Lifecycle
+from lbguard.core.model import StreamSpec, TargetKey
+from lbguard.core.netview import NetView
+from lbguard.core.pathwork import PathWork
+from lbguard.core.state import Stream, Target
+
+
+def _identity(spec: StreamSpec) -> tuple[int, int, str]:
+    """Return what may not change while a stream is served: the size of its table, its marks and its memory."""
+    return spec.max_targets, spec.identifier_offset, spec.shm_name
+
+
+class Roster:
+    """Streams and targets, with what a change of the list asks for.
+
+    `dirty`: targets to be judged again. `review`: streams whose table or availability is to be looked at again.
+    `attach`: streams whose table has to be made ready. `retiring`: marks of targets that are out of the list, kept in
+    the kernel until the distributor confirmed that no packet gets them any more.
+    """
+
+    def __init__(self, view: NetView, paths: PathWork, life: Lifecycle) -> None:
+        self.streams: dict[str, Stream] = {}
+        self.by_mark: dict[int, Target] = {}
+        self.by_ip: dict[Ip, dict[Target, None]] = {}
+        self.dirty: dict[Target, None] = {}
+        self.review: dict[str, None] = {}
+        self.attach: dict[str, None] = {}
+        self.retiring: dict[int, tuple[str, int]] = {}
+        self.ignored: Counter[str] = Counter()
+        self._forgotten: list[StreamSpec] = []
+        self._view = view
+        self._paths = paths
+        self._life = life
+
+    def target(self, key: TargetKey) -> Target | None:
+        """Return a target by its key."""
+        stream = self.streams.get(key.stream)
+        return stream.targets.get(key.identifier) if stream else None
+
+    def take_dirty(self) -> list[Target]:
+        """Return the targets to be judged again, once."""
+        dirty = list(self.dirty)
+        self.dirty.clear()
+        return dirty
+
+    def replace(self, specs: tuple[StreamSpec, ...], now: float) -> None:
+        """Take a full list: what it does not hold is removed at once."""
+        listed = {spec.name for spec in specs}
+        for name, stream in self.streams.items():
+            if name not in listed and not stream.removed:
+                self._remove_stream(stream, now)
+        for spec in specs:
+            self._update_stream(spec, now)
+
+    def confirm(self, stream: Stream, registered: frozenset[int]) -> None:
+        """Take note that the distributor holds exactly these registered identifiers: others' marks can go."""
+        name = stream.spec.name
+        for mark, (owner, identifier) in list(self.retiring.items()):
+            if owner == name and identifier not in registered:
+                del self.retiring[mark]
+                self._paths.retire(mark)
+        if stream.removed and not registered:
+            del self.streams[name]
+            self.review.pop(name, None)
+            self._forgotten.append(stream.spec)
+
+    def take_forgotten(self) -> list[Effect]:
+        """Return the streams that ended since the last call."""
+        forgotten, self._forgotten = self._forgotten, []
+        return [ForgetStream(stream=spec) for spec in forgotten]
+
+    def adopt(self, stream: Stream, active: frozenset[int], now: float) -> None:
+        """Take over what the distributor already holds; unlisted identifiers in it are on their way out."""
+        stream.adopted = True
+        for identifier in active - stream.targets.keys():
+            self.retiring.setdefault(stream.spec.mark(identifier), (stream.spec.name, identifier))
+        for identifier, target in stream.targets.items():
+            if identifier in active:
+                self._life.adopt(stream, target, now)
+            self.dirty[target] = None
+
+    def _update_stream(self, spec: StreamSpec, now: float) -> None:
+        name = spec.name
+        stream = self.streams.get(name)
+        if stream is None:
+            stream = self.streams[name] = Stream(spec)
+            self.attach[name] = None
+        elif _identity(stream.spec) != _identity(spec):
+            # The size and the marks of a table are fixed when it is made; half a change would send packets astray.
+            self.ignored["stream_identity_changed"] += 1
+            return
+        elif stream.spec.vips != spec.vips or stream.removed:
+            self.attach[name] = None
+        stream.spec, stream.removed = spec, False
+        self.review[name] = None
+        wanted = {target.identifier: target for target in spec.targets}
+        for identifier in [i for i in stream.targets if i not in wanted]:
+            self._remove_target(stream, stream.targets[identifier], now)
+        for identifier, target_spec in wanted.items():
+            target = stream.targets.get(identifier)
+            if target is None:
+                self._add_target(stream.add(target_spec, now))
+            elif tuple(target.paths) != target_spec.ips:
+                self._change_ips(target, target_spec.ips)
+
+    def _add_target(self, target: Target) -> None:
+        self.by_mark[target.mark] = target
+        self.retiring.pop(target.mark, None)
+        for ip in target.paths:
+            self._follow(target, ip)
+        self._paths.register(target)
+        self.dirty[target] = None
+
+    def _change_ips(self, target: Target, ips: tuple[Ip, ...]) -> None:
+        old = tuple(target.paths)
+        for ip in set(ips) - set(old):
+            self._follow(target, ip)
+        self._paths.change_ips(target, ips)
+        for ip in set(old) - set(ips):
+            self._unfollow(target, ip)
+        self.dirty[target] = None
+
+    def _remove_target(self, stream: Stream, target: Target, now: float) -> None:
+        self._life.apply(stream, target, Input.REMOVED, now)
+        for ip in target.paths:
+            self._unfollow(target, ip)
+        self.dirty.pop(target, None)
+        del self.by_mark[target.mark]
+        self.retiring[target.mark] = (stream.spec.name, target.key.identifier)
+        self.review[stream.spec.name] = None
+
+    def _remove_stream(self, stream: Stream, now: float) -> None:
+        stream.removed = True
+        self.review[stream.spec.name] = None
+        for target in list(stream.targets.values()):
+            self._remove_target(stream, target, now)
+
+    def _follow(self, target: Target, ip: Ip) -> None:
+        self.by_ip.setdefault(ip, {})[target] = None
+        self._view.add_ip(ip)
+
+    def _unfollow(self, target: Target, ip: Ip) -> None:
+        self._view.remove_ip(ip)
+        users = self.by_ip[ip]
+        del users[target]
+        if not users:
+            del self.by_ip[ip]
+            self._paths.unfollow(ip)

@@ -1,0 +1,145 @@
+"""The mutable state behind the engine: targets with their paths, and streams with their counts."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from lbguard.core.addr import Ip, Prefix
+from lbguard.core.config import EngineConfig
+from lbguard.core.damping import Penalty
+from lbguard.core.model import (
+    ADMITTED,
+    SOFT,
+    Condition,
+    LinkKey,
+    StreamSpec,
+    StreamTable,
+    TargetKey,
+    TargetSpec,
+    TargetState,
+)
+
+_BAD_TO_GOOD = {condition: rank for rank, condition in enumerate(Condition)}
+
+
+@dataclass(slots=True)
+class Path:
+    """One (target, IP): its condition, the link that owned it last, and the subnet that decided."""
+
+    condition: Condition = Condition.NO_LINK
+    link: LinkKey | None = None
+    subnet: Prefix | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Target:
+    """One target of a stream.
+
+    `lost_at`: when the running loss began (HELD, FROZEN, WITHDRAWN). `waiting`: WITHDRAWN with a good path, damped.
+    `pardoned_until`: until then soft evidence against the target is disbelieved.
+    """
+
+    key: TargetKey
+    mark: int
+    paths: dict[Ip, Path]
+    state: TargetState = TargetState.PENDING
+    since: float = 0.0
+    cause: Condition = Condition.NO_LINK
+    soft: bool = False
+    lost_at: float = 0.0
+    frozen_at: float = 0.0
+    waiting: bool = False
+    pardoned_until: float = float("-inf")
+    penalty: Penalty = field(default_factory=Penalty)
+
+    def judge(self, now: float) -> Condition:
+        """Return OK, or the worst condition that makes the target broken.
+
+        A hard condition of any path breaks the target. Soft ones break it only when every path has one (the families
+        corroborate each other) and the target was not pardoned.
+        """
+        conditions = [path.condition for path in self.paths.values()]
+        hard = [c for c in conditions if c is not Condition.OK and c not in SOFT]
+        if hard:
+            return min(hard, key=_BAD_TO_GOOD.__getitem__)
+        if conditions and all(c in SOFT for c in conditions) and now >= self.pardoned_until:
+            return min(conditions, key=_BAD_TO_GOOD.__getitem__)
+        return Condition.OK
+
+    def lost_subnet(self) -> Prefix | None:
+        """Return the subnet of the path that is worst off: heal durations are learnt per subnet."""
+        worst = min(self.paths.values(), key=lambda path: _BAD_TO_GOOD[path.condition], default=None)
+        return worst.subnet if worst else None
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One stream: its targets by identifier, counts by state, what the distributor holds, and availability.
+
+    `active_seen`: the identifiers read back from the distributor, None until it was read. `committed`, `in_flight`:
+    the (registered, active) pair that the distributor confirmed last, and the one it is being given.
+    """
+
+    spec: StreamSpec
+    targets: dict[int, Target] = field(default_factory=dict)
+    counts: Counter[TargetState] = field(default_factory=Counter)
+    soft_withdrawn: int = 0
+    active_seen: frozenset[int] | None = None
+    adopted: bool = False
+    removed: bool = False
+    committed: tuple[frozenset[int], frozenset[int]] | None = None
+    in_flight: tuple[frozenset[int], frozenset[int]] | None = None
+    available: bool | None = None
+    was_mass: bool = False
+
+    @property
+    def admitted(self) -> int:
+        """How many targets stand in the distributor."""
+        return sum(self.counts[state] for state in ADMITTED)
+
+    @property
+    def broken(self) -> int:
+        """How many of the admitted targets are broken."""
+        return self.counts[TargetState.HELD] + self.counts[TargetState.FROZEN]
+
+    def mass_failure(self, config: EngineConfig) -> bool:
+        """Tell whether so many targets are broken at once that the observer is the likelier culprit."""
+        return self.broken > config.freeze.threshold * self.admitted
+
+    def soft_withdrawal_allowed(self, config: EngineConfig) -> bool:
+        """Tell whether one more target may be withdrawn on soft evidence alone.
+
+        Never the last one, and at most `soft_budget` of the targets that would be admitted without such withdrawals.
+        """
+        base = self.admitted + self.soft_withdrawn
+        return self.admitted > 1 and self.soft_withdrawn + 1 <= config.soft_budget * base
+
+    def move(self, target: Target, state: TargetState | None, now: float) -> None:
+        """Put a target into another state (None: out of the stream) and keep the counts right."""
+        self.counts[target.state] -= 1
+        if target.state is TargetState.WITHDRAWN and target.soft:
+            self.soft_withdrawn -= 1
+        if state is None:
+            del self.targets[target.key.identifier]
+            return
+        target.state = state
+        target.since = now
+        self.counts[state] += 1
+        if state is TargetState.WITHDRAWN and target.soft:
+            self.soft_withdrawn += 1
+
+    def add(self, spec: TargetSpec, now: float) -> Target:
+        """Register a target, PENDING."""
+        key = TargetKey(self.spec.name, spec.identifier)
+        target = Target(key, self.spec.mark(spec.identifier), {ip: Path() for ip in spec.ips}, since=now)
+        self.targets[spec.identifier] = target
+        self.counts[target.state] += 1
+        return target
+
+    def desired_pair(self) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the registered and the active identifiers as they should stand in the distributor."""
+        active = frozenset(i for i, target in self.targets.items() if target.state in ADMITTED)
+        return frozenset(self.targets), active
+
+    def table(self, pair: tuple[frozenset[int], frozenset[int]]) -> StreamTable:
+        """Return the table that a distributor is asked for."""
+        return StreamTable(stream=self.spec, registered=pair[0], active=pair[1])

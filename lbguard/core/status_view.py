@@ -1,0 +1,88 @@
+"""Builds the status values from the engine's state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lbguard.core.addr import Ip, format_ip, format_mac
+from lbguard.core.model import TargetState
+from lbguard.core.netview import Link
+from lbguard.core.state import Path, Stream, Target
+from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus
+
+if TYPE_CHECKING:
+    from lbguard.core.engine import Engine
+
+
+def build_status(engine: Engine, now: float) -> GuardStatus:
+    """Return the whole state at one moment."""
+    streams = engine.roster.streams.values()
+    return GuardStatus(
+        now=now,
+        observe=engine.config.observe,
+        in_sync=engine.in_sync,
+        sync_reason=engine.sync_reason,
+        source_ok=not engine.source_reason,
+        source_reason=engine.source_reason,
+        streams=tuple(_stream(engine, stream) for stream in streams),
+        targets=tuple(_target(engine, target, now) for stream in streams for target in stream.targets.values()),
+        links=tuple(_link(engine, link) for link in engine.view.links.values() if engine.view.faces_targets(link)),
+    )
+
+
+def _stream(engine: Engine, stream: Stream) -> StreamStatus:
+    available, reason = engine.availability.get(stream.spec.name)
+    return StreamStatus(
+        name=stream.spec.name,
+        max_targets=stream.spec.max_targets,
+        identifier_offset=stream.spec.identifier_offset,
+        available=bool(available),
+        availability_reason=reason,
+        mass_failure=stream.mass_failure(engine.config),
+        counts={state: stream.counts[state] for state in TargetState},
+        table_committed=stream.committed == stream.desired_pair(),
+    )
+
+
+def _target(engine: Engine, target: Target, now: float) -> TargetStatus:
+    settled = target.state is TargetState.ACTIVE
+    return TargetStatus(
+        stream=target.key.stream,
+        identifier=target.key.identifier,
+        mark=target.mark,
+        state=target.state,
+        cause="" if settled else "damped" if target.waiting else target.cause.value,
+        since=target.since,
+        deadline=engine.life.deadlines.get(target.key),
+        penalty=target.penalty.current(engine.config.damping, now),
+        paths=tuple(_path(engine, ip, path) for ip, path in target.paths.items()),
+    )
+
+
+def _path(engine: Engine, ip: Ip, path: Path) -> PathStatus:
+    link = engine.view.links.get(path.link.ifindex) if path.link else None
+    if link is not None and link.key != path.link:
+        link = None
+    neighbor = link.neighbors.get(ip) if link else None
+    return PathStatus(
+        ip=format_ip(ip),
+        condition=path.condition.value,
+        ifname=link.name if link else "",
+        ifindex=link.ifindex if link else 0,
+        neighbor=neighbor.state.name.lower() if neighbor else "",
+        mac=format_mac(neighbor.mac) if neighbor and neighbor.mac else "",
+    )
+
+
+def _link(engine: Engine, link: Link) -> LinkStatus:
+    owns = any(owner is link for owner in engine.view.owners.values())
+    role = "owner" if owns else "superseded" if engine.view.superseded(link) else "unusable"
+    return LinkStatus(
+        name=link.name,
+        ifindex=link.ifindex,
+        generation=link.key.generation,
+        up=link.up,
+        mac=format_mac(link.mac),
+        addresses=tuple(f"{format_ip(ip)}/{length}" for ip, length in link.addresses),
+        role=role,
+    )
