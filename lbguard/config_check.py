@@ -23,7 +23,7 @@ def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
         *_grace(settings),
         *_neighbors(settings),
         *_freeze_and_damping(settings),
-        *_outward(settings),
+        *_kernel(settings),
     )
 
 
@@ -139,13 +139,7 @@ def _freeze_and_damping(settings: Settings) -> Iterator[ConfigWarning]:
         )
 
 
-def _outward(settings: Settings) -> Iterator[ConfigWarning]:
-    if not settings.announce.repeats:
-        yield ConfigWarning(
-            name="no-announcements",
-            what="announce.repeats is empty: peers keep the old MAC of a re-created link until they notice themselves",
-            remedy="set announce.repeats, such as 0s,100ms,1.1s,2.2s",
-        )
+def _kernel(settings: Settings) -> Iterator[ConfigWarning]:
     if settings.kernel.reconcile_interval == 0:
         yield ConfigWarning(
             name="no-reconcile",

@@ -151,6 +151,9 @@ class EvidenceSettings(BaseModel):
 
     model_config = _GROUP
     soft_budget: float = _ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
+    neighbor_failures: int = _number(
+        2, "failures", "A path counts as broken after this many failed resolutions in a row.", low=1, high=100
+    )
 
 
 class DistributorSettings(BaseModel):
@@ -231,7 +234,7 @@ class AnnounceSettings(BaseModel):
     repeats: Durations = Field(
         default=(0.0, 0.1, 1.1, 2.2),
         max_length=16,
-        description="When the addresses of a new link are announced, counted from its appearance; ascending.",
+        description="When the addresses of a new link are announced, counted from its appearance; 0 first, ascending.",
         json_schema_extra={"unit": "list of durations"},
     )
     max_pending: int = _number(
@@ -240,14 +243,14 @@ class AnnounceSettings(BaseModel):
 
     @model_validator(mode="after")
     def _ascending(self) -> "AnnounceSettings":
-        if list(self.repeats) != sorted(set(self.repeats)):
+        if self.repeats[:1] != (0.0,) or list(self.repeats) != sorted(set(self.repeats)):
             raise PydanticCustomError(
                 "across",
-                "not ascending",
+                "does not start with 0 and ascend",
                 {
                     "setting": "announce.repeats",
                     "value": ",".join(format_duration(item) for item in self.repeats),
-                    "allowed": "durations in ascending order, such as 0s,100ms,1.1s,2.2s",
+                    "allowed": "0 and then durations in ascending order, such as 0s,100ms,1.1s,2.2s",
                 },
             )
         return self
@@ -387,6 +390,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         superseded_link_down=settings.links.superseded == "down",
         excluded_links=settings.links.exclude,
         neighbor_probe_interval_s=settings.neighbors.probe_interval,
+        neighbor_failures_needed=settings.evidence.neighbor_failures,
         tune_neighbors=settings.neighbors.tune,
     )
 

@@ -26,7 +26,6 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
         ("grace-max-beyond-freeze-limit", {"grace.max": "2m"}),
         ("freeze-off", {"freeze.threshold": "1"}),
         ("damping-max-below-step", {"damping.max": "1s"}),
-        ("no-announcements", {"announce.repeats": ""}),
         ("no-reconcile", {"kernel.reconcile_interval": "0"}),
     ],
 )

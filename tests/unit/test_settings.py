@@ -114,7 +114,9 @@ def test_empty_text_unsets_an_optional_setting(monkeypatch: pytest.MonkeyPatch) 
         ("kernel.receive_buffer", "1", "bytes"),
         ("metrics.listen", "9464", ":9464"),
         ("announce.repeats", "0,later", "0s,100ms"),
-        ("announce.repeats", "1s,0s", "ascending"),
+        ("announce.repeats", "0s,2s,1s", "ascending"),
+        ("announce.repeats", "1s,2s", "0 and then"),
+        ("announce.repeats", "", "0 and then"),
         ("links.exclude", 7, "names between commas"),
         ("distributor.nfqlb_binary", "", "text"),
     ],
@@ -208,6 +210,7 @@ def test_the_engine_gets_what_was_set() -> None:
             "neighbors.probe_interval": "0",
             "neighbors.tune": "false",
             "evidence.soft_budget": "0.25",
+            "evidence.neighbor_failures": "5",
         }
     ).settings
     config = engine_config(settings)
@@ -215,4 +218,5 @@ def test_the_engine_gets_what_was_set() -> None:
     assert (config.grace.window_s, config.grace.by_cause_s) == (2.0, {Condition.VERDICT_DOWN: 4.0})
     assert (config.freeze.limit_s, config.damping.half_life_s, config.availability_grace_s) == (90.0, 7.0, 1.5)
     assert (config.superseded_link_down, config.excluded_links) == (False, ("eth0",))
+    assert config.neighbor_failures_needed == 5
     assert (config.neighbor_probe_interval_s, config.tune_neighbors, config.soft_budget) == (0.0, False, 0.25)

@@ -260,6 +260,13 @@ def test_a_file_written_while_it_is_read_is_read_again(watched: Watched) -> None
     assert names(watched.poll()) == ["stream-a"]
 
 
+def replace(path: Path, text: str) -> None:
+    """Change a file in one step, so that a watcher in another thread never sees it empty."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
 async def test_the_watcher_follows_and_reloads_on_demand(tmp_path: Path) -> None:
     path = tmp_path / "targets.yaml"
     path.write_text(GOOD)
@@ -268,7 +275,7 @@ async def test_the_watcher_follows_and_reloads_on_demand(tmp_path: Path) -> None
     watching = asyncio.create_task(source.run())
     async with asyncio.timeout(60):
         assert names([await events.get()]) == ["stream-a"]
-        path.write_text("streams: []")
+        replace(path, "streams: []")
         assert names([await events.get()]) == []
         source.reload()
         assert names([await events.get()]) == []
@@ -285,7 +292,7 @@ async def test_a_reload_does_not_wait_for_the_poll(tmp_path: Path) -> None:
     watching = asyncio.create_task(source.run())
     async with asyncio.timeout(60):
         assert names([await events.get()]) == ["stream-a"]
-        path.write_text("streams: []")
+        replace(path, "streams: []")
         source.reload()
         assert names([await events.get()]) == []
     watching.cancel()

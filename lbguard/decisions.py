@@ -1,0 +1,108 @@
+"""The last decisions, kept in bounded memory, and a feed of new ones for slow and fast readers alike."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from lbguard.core.model import Decision, TargetKey
+
+KEPT_OVERALL = 10_000
+KEPT_PER_TARGET = 50
+KEPT_TARGETS = 20_000
+
+
+class Logged(NamedTuple):
+    """A decision with the wall clock time it was taken at (seconds since the epoch)."""
+
+    decision: Decision
+    wall_time: float
+
+
+class Missed(NamedTuple):
+    """What a reader gets next: how many decisions were dropped before it because the reader was slow."""
+
+    lost: int
+    logged: Logged
+
+
+class Subscription:
+    """Decisions added since it was made, oldest first; use it as a context manager and an async iterator.
+
+    At most `limit` wait; beyond that the oldest are dropped and counted in the next item's `lost`.
+    """
+
+    def __init__(self, log: "DecisionLog", limit: int) -> None:
+        self._log = log
+        self._waiting: deque[Logged] = deque()
+        self._limit = limit
+        self._lost = 0
+        self._arrived = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Missed:
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        lost, self._lost = self._lost, 0
+        return Missed(lost, self._waiting.popleft())
+
+    def close(self) -> None:
+        """Receive nothing more."""
+        self._log._subscriptions.discard(self)
+
+    def _put(self, logged: Logged) -> None:
+        if len(self._waiting) >= self._limit:
+            self._waiting.popleft()
+            self._lost += 1
+        self._waiting.append(logged)
+        self._arrived.set()
+
+
+class DecisionLog:
+    """The last decisions overall and of each target. Everything happens in the thread of the event loop."""
+
+    def __init__(
+        self, *, overall: int = KEPT_OVERALL, per_target: int = KEPT_PER_TARGET, targets: int = KEPT_TARGETS
+    ) -> None:
+        self._all: deque[Logged] = deque(maxlen=overall)
+        self._by_target: OrderedDict[TargetKey, deque[Logged]] = OrderedDict()
+        self._per_target = per_target
+        self._targets = targets
+        self._subscriptions: set[Subscription] = set()
+
+    def add(self, decision: Decision, wall_time: float) -> None:
+        """Keep a decision and pass it to every subscription."""
+        logged = Logged(decision, wall_time)
+        self._all.append(logged)
+        own = self._by_target.setdefault(decision.target, deque(maxlen=self._per_target))
+        own.append(logged)
+        self._by_target.move_to_end(decision.target)
+        if len(self._by_target) > self._targets:
+            self._by_target.popitem(last=False)  # the target that was quiet for longest
+        for subscription in self._subscriptions:
+            subscription._put(logged)
+
+    def last(self, target: TargetKey | None, limit: int) -> Sequence[Logged]:
+        """Return the last `limit` decisions, oldest first, of one target or (None) of all."""
+        ring = self._all if target is None else self._by_target.get(target, deque[Logged]())
+        # Walking from the end costs what is asked for, not what is kept.
+        newest_first = [logged for logged, _ in zip(reversed(ring), range(limit), strict=False)]
+        return newest_first[::-1]
+
+    def subscribe(self, limit: int = 1000) -> Subscription:
+        """Return a feed of the decisions from now on, of which at most `limit` wait for the reader."""
+        subscription = Subscription(self, limit)
+        self._subscriptions.add(subscription)
+        return subscription

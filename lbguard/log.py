@@ -1,0 +1,197 @@
+"""Logging: one JSON line a record, or readable text on a terminal, written by a thread of its own.
+
+A full pipe behind stderr must not stop the event loop, so records pass through a bounded queue; what does not fit is
+dropped and counted, and the count is logged once there is room.
+"""
+
+import atexit
+import contextlib
+import datetime
+import json
+import logging
+import queue
+import sys
+from logging.handlers import QueueListener
+from typing import Any, TextIO
+
+from lbguard.core.addr import format_ip
+from lbguard.core.model import Action, Decision
+from lbguard.sentences import decision_sentence
+
+QUEUE_LIMIT = 10_000
+
+_decisions = logging.getLogger("lbguard.decision")
+_SERIOUS = frozenset({Action.HOLD, Action.FREEZE, Action.WITHDRAW})
+_COLOURS = {"DEBUG": "\x1b[2m", "INFO": "\x1b[32m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
+_PLAIN = "\x1b[0m"
+
+
+def fields(**values: object) -> dict[str, object]:
+    """Return what to pass as `extra=` so that a record carries these fields: `log.info("x", extra=fields(n=1))`."""
+    return {"fields": values}
+
+
+def log_decision(decision: Decision, wall_time: float, *, observe: bool = False) -> None:
+    """Log a decision: all of it in JSON, one plain sentence in text.
+
+    Args:
+        decision: the decision.
+        wall_time: when it was taken, seconds since the epoch.
+        observe: nothing was touched; said in the record.
+    """
+    level = logging.WARNING if decision.action in _SERIOUS else logging.INFO
+    if not _decisions.isEnabledFor(level):
+        return
+    values = decision_fields(decision)
+    sentence = decision_sentence(decision)
+    if observe:
+        values["observe"] = True
+        sentence = f"(observing) {sentence}"
+    extra: dict[str, object] = {"fields": values, "sentence": sentence, "wall_time": wall_time}
+    _decisions.log(level, "decision", extra=extra)
+
+
+def decision_fields(decision: Decision) -> dict[str, object]:
+    """Return a decision as plain values for JSON; times are relative, in seconds."""
+    left = None if decision.deadline is None else round(max(0.0, decision.deadline - decision.at), 6)
+    return {
+        "sequence": decision.sequence,
+        "action": str(decision.action),
+        "stream": decision.target.stream,
+        "identifier": decision.target.identifier,
+        "state_from": None if decision.state_from is None else str(decision.state_from),
+        "state_to": None if decision.state_to is None else str(decision.state_to),
+        "cause": decision.cause,
+        "deadline_in_s": left,
+        "duration_s": None if decision.duration_s is None else round(decision.duration_s, 6),
+        "evidence": [
+            {
+                "ip": format_ip(item.ip),
+                "condition": str(item.condition),
+                "ifname": item.ifname,
+                "neighbor": item.neighbor,
+                "detail": item.detail,
+            }
+            for item in decision.evidence
+        ],
+    }
+
+
+def _when(record: logging.LogRecord) -> float:
+    return float(getattr(record, "wall_time", record.created))
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    values = getattr(record, "fields", None)
+    return values if isinstance(values, dict) else {}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a record: ts (epoch, seconds), time (ISO 8601, UTC), level, logger, event, and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without the newline."""
+        when = _when(record)
+        line: dict[str, object] = {
+            "ts": round(when, 6),
+            "time": datetime.datetime.fromtimestamp(when, datetime.UTC).isoformat(timespec="microseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        # A field may not replace what every line has.
+        line |= {f"{name}_" if name in line else name: value for name, value in _fields_of(record).items()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """`12:34:56.789 WARNING hold stream-a/1: ...`: for people, in local time."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without the newline."""
+        clock = datetime.datetime.fromtimestamp(_when(record)).strftime("%H:%M:%S.%f")[:-3]
+        level = f"{record.levelname:<7}"
+        if self._colour:
+            level = f"{_COLOURS.get(record.levelname, '')}{level}{_PLAIN}"
+        sentence = getattr(record, "sentence", None)
+        if sentence is None:
+            values = " ".join(f"{name}={_shown(value)}" for name, value in _fields_of(record).items())
+            sentence = f"{record.getMessage()} {values}".rstrip()
+        # Text from outside (file names, kernel messages) must not forge lines or drive the terminal.
+        sentence = "".join(char if char.isprintable() else repr(char)[1:-1] for char in sentence)
+        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+        return f"{clock} {level} {sentence}{trace}"
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if text and not set(text) & set(" \"'=") else json.dumps(text, ensure_ascii=False)
+
+
+class _BoundedQueueHandler(logging.Handler):
+    """Hands records to the writing thread and never waits for it."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.records: queue.Queue[logging.LogRecord] = queue.Queue(limit)
+        self.dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record, or count it as dropped."""
+        try:
+            if self.dropped:
+                note = logging.LogRecord(
+                    "lbguard.log", logging.WARNING, __file__, 0, "log records were dropped", None, None
+                )
+                note.fields = {"dropped": self.dropped}
+                self.records.put_nowait(note)
+                self.dropped = 0
+            self.records.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+
+class Logging:
+    """Logging in force: made by `setup_logging`, undone by `close`."""
+
+    def __init__(self, handler: _BoundedQueueHandler, writer: logging.Handler) -> None:
+        self._handler = handler
+        self._listener: QueueListener | None = QueueListener(handler.records, writer)
+        logging.getLogger().addHandler(handler)
+        self._listener.start()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Write what is queued and stop; safe to call twice."""
+        logging.getLogger().removeHandler(self._handler)
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(queue.Full):
+                listener.stop()
+        atexit.unregister(self.close)
+
+
+def setup_logging(
+    log_format: str = "auto", level: str = "info", stream: TextIO | None = None, queue_limit: int = QUEUE_LIMIT
+) -> Logging:
+    """Send every record of the process to `stream` (stderr).
+
+    Args:
+        log_format: `json`, `text`, or `auto` (text when the stream is a terminal).
+        level: the least severe level written: debug, info, warning or error.
+        stream: where to write.
+        queue_limit: records that may wait for the writer.
+    """
+    stream = sys.stderr if stream is None else stream
+    terminal = stream.isatty()
+    as_text = log_format == "text" or (log_format == "auto" and terminal)
+    writer = logging.StreamHandler(stream)
+    writer.setFormatter(TextFormatter(colour=terminal) if as_text else JsonFormatter())
+    logging.getLogger().setLevel(level.upper())
+    return Logging(_BoundedQueueHandler(queue_limit), writer)

@@ -1,0 +1,107 @@
+"""Decisions and states in plain sentences, for the log, `lbguard events` and `lbguard explain`."""
+
+from collections.abc import Sequence
+
+from lbguard.core.addr import format_ip
+from lbguard.core.model import ADMITTED, Action, Condition, Decision, Evidence, TargetState
+from lbguard.core.status import PathStatus, TargetStatus
+
+_WHAT_HELPS = {
+    Condition.NO_LINK: "no link has an address in the subnet of {ip}; it comes back when the mesh re-creates the link",
+    Condition.LINK_DOWN: "the link to {ip} is down or has no carrier",
+    Condition.NO_ADDRESS: "the link to {ip} has no address in its subnet",
+    Condition.ADDRESS_TENTATIVE: "the address of the link to {ip} is still tentative (duplicate detection)",
+    Condition.ROUTE_MISSING: "the route to {ip} is not programmed",
+    Condition.VERDICT_DOWN: "a proxy reports that {ip} does not answer",
+    Condition.NEIGHBOR_FAILED: "{ip} does not answer neighbour solicitations",
+}
+
+
+def seconds(value: float) -> str:
+    """Write a duration for people: one decimal, more for what is under a tenth of a second."""
+    return f"{value:.1f} s" if value >= 0.1 or value == 0 else f"{value * 1000:.1f} ms"
+
+
+def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
+    broken = [item for item in evidence if item.condition is not Condition.OK]
+    parts = []
+    for item in broken or evidence:
+        condition = "" if item.condition in {cause, Condition.OK} else f"{item.condition} "
+        detail = f", {item.detail}" if item.detail else ""
+        parts.append(f"{condition}{format_ip(item.ip)} via {item.ifname or '-'}{detail}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def decision_sentence(decision: Decision) -> str:
+    """Say in one sentence what a decision did, why, and what comes next."""
+    left = None if decision.deadline is None else max(0.0, decision.deadline - decision.at)
+    lasted = None if decision.duration_s is None else seconds(decision.duration_s)
+    tail = ""
+    match decision.action:
+        case Action.HOLD | Action.REVISE if left is not None:
+            tail = f", withdraw in {seconds(left)} unless the path comes back"
+        case Action.FREEZE:
+            limit = "" if left is None else f" for at most {seconds(left)}"
+            tail = f", withdrawal suppressed{limit} because too much broke at once"
+        case Action.WAIT if left is not None:
+            tail = f", re-admit in {seconds(left)} if the path stays"
+        case Action.RECOVER if lasted is not None:
+            tail = f", path back after {lasted}"
+        case Action.WITHDRAW if lasted is not None:
+            tail = f", held for {lasted}"
+        case Action.READMIT if lasted is not None:
+            tail = f", back in after {lasted}"
+        case Action.PARDON:
+            tail = ", evidence disbelieved because it would withdraw too much of the stream"
+        case Action.RELAPSE:
+            tail = ", path broke again before it was re-admitted"
+    return f"{decision.action} {decision.target}: {decision.cause}{_evidence(decision.evidence, decision.cause)}{tail}"
+
+
+def _path_sentence(path: PathStatus) -> str:
+    neighbor = f", neighbour {path.neighbor} at {path.mac}" if path.mac and path.mac != "-" else ""
+    if path.condition == Condition.OK:
+        return f"The path to {path.ip} is ok (via {path.ifname}{neighbor})."
+    helps = _WHAT_HELPS.get(Condition(path.condition)) if path.condition in set(Condition) else None
+    reason = helps.format(ip=path.ip) if helps else f"condition {path.condition}"
+    via = f" via {path.ifname}" if path.ifname else ""
+    return f"The path to {path.ip} is broken{via}: {path.condition} - {reason}{neighbor}."
+
+
+def target_story(target: TargetStatus, now: float, recent: Sequence[tuple[Decision, float]]) -> str:
+    """Tell in a few sentences how a target stands, why, and what will happen next.
+
+    Args:
+        target: its status.
+        now: the engine's clock at that status, seconds.
+        recent: its last decisions with wall time, oldest first.
+    """
+    name, age = f"{target.stream}/{target.identifier}", seconds(max(0.0, now - target.since))
+    left = None if target.deadline is None else seconds(max(0.0, target.deadline - now))
+    table = "It stands in the distributor" if target.state in ADMITTED else "It gets no traffic"
+    opening = {
+        TargetState.PENDING: f"{name} has been pending for {age}: it was never admitted.",
+        TargetState.ACTIVE: f"{name} has been active for {age}.",
+        TargetState.HELD: f"{name} has been held for {age} because of {target.cause}.",
+        TargetState.FROZEN: f"{name} has been frozen for {age} because of {target.cause}: too much broke at once.",
+        TargetState.WITHDRAWN: f"{name} has been withdrawn for {age} because of {target.cause}.",
+    }[target.state]
+    story = [opening, f"{table} (fwmark and route table {target.mark})."]
+    story += [_path_sentence(path) for path in target.paths]
+    match target.state:
+        case TargetState.HELD | TargetState.FROZEN if left is not None:
+            story.append(f"It is withdrawn in {left} unless the path comes back.")
+        case TargetState.WITHDRAWN if left is not None:
+            story.append(f"It is re-admitted in {left} if the path stays.")
+        case TargetState.WITHDRAWN | TargetState.PENDING:
+            story.append("It is admitted as soon as its path is ok.")
+    if target.penalty > 0:
+        story.append(f"Its flap penalty is {target.penalty:.2f}.")
+    losses = sum(decision.action is Action.HOLD for decision, _ in recent)
+    if losses:
+        kept = sum(decision.action is Action.RECOVER for decision, _ in recent)
+        out = sum(decision.action is Action.WITHDRAW for decision, _ in recent)
+        story.append(
+            f"Of its last {len(recent)} decisions {losses} were holds; {kept} ended in recovery, {out} in withdrawal."
+        )
+    return " ".join(story)

@@ -1,0 +1,101 @@
+"""Decisions and states that several tests tell about."""
+
+from ipaddress import ip_address
+
+from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus
+
+IPV4 = ip_address("172.16.1.10").packed
+IPV6 = ip_address("fd00:1::10").packed
+
+
+def decision(
+    action: Action = Action.HOLD,
+    *,
+    sequence: int = 1,
+    identifier: int = 1,
+    cause: str = "no_link",
+    at: float = 100.0,
+    deadline: float | None = None,
+    duration_s: float | None = None,
+    evidence: tuple[Evidence, ...] = (Evidence(ip=IPV4, condition=Condition.NO_LINK),),
+) -> Decision:
+    """Return a decision about target stream-a/IDENTIFIER."""
+    return Decision(
+        sequence=sequence,
+        at=at,
+        target=TargetKey("stream-a", identifier),
+        action=action,
+        state_from=TargetState.ACTIVE,
+        state_to=TargetState.HELD,
+        cause=cause,
+        deadline=deadline,
+        duration_s=duration_s,
+        evidence=evidence,
+    )
+
+
+def path(ip: str = "172.16.1.10", condition: str = "ok", ifname: str = "lb-a") -> PathStatus:
+    """Return one path."""
+    mac = "02:00:00:00:00:01" if condition == "ok" else "-"
+    return PathStatus(ip=ip, condition=condition, ifname=ifname, ifindex=7, neighbor="reachable", mac=mac)
+
+
+def target(
+    identifier: int = 1,
+    state: TargetState = TargetState.ACTIVE,
+    *,
+    cause: str = "",
+    deadline: float | None = None,
+    penalty: float = 0.0,
+    paths: tuple[PathStatus, ...] = (path(),),
+) -> TargetStatus:
+    """Return the status of target stream-a/IDENTIFIER."""
+    return TargetStatus(
+        stream="stream-a",
+        identifier=identifier,
+        mark=5000 + identifier,
+        state=state,
+        cause=cause,
+        since=90.0,
+        deadline=deadline,
+        penalty=penalty,
+        paths=paths,
+    )
+
+
+def guard_status(*targets: TargetStatus, now: float = 100.0, available: bool = True) -> GuardStatus:
+    """Return a status of one stream with these targets."""
+    counts = {state: sum(item.state is state for item in targets) for state in TargetState}
+    return GuardStatus(
+        now=now,
+        observe=False,
+        in_sync=True,
+        sync_reason="",
+        source_ok=True,
+        source_reason="",
+        streams=(
+            StreamStatus(
+                name="stream-a",
+                max_targets=100,
+                identifier_offset=5000,
+                available=available,
+                availability_reason="" if available else "no usable path",
+                mass_failure=False,
+                counts=counts,
+                table_committed=True,
+            ),
+        ),
+        targets=targets,
+        links=(
+            LinkStatus(
+                name="lb-a",
+                ifindex=7,
+                generation=2,
+                up=True,
+                mac="02:00:00:00:00:07",
+                addresses=("172.16.1.1/24", "fd00:1::1/64"),
+                role="owner",
+            ),
+        ),
+    )

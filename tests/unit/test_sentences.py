@@ -1,0 +1,89 @@
+import pytest
+
+from lbguard.core.model import Action, Condition, Evidence, TargetState
+from lbguard.core.status import PathStatus
+from lbguard.sentences import decision_sentence, seconds, target_story
+from tests.unit.examples import IPV4, IPV6, decision, path, target
+
+
+def test_a_hold_says_what_is_missing_and_what_comes_next() -> None:
+    assert decision_sentence(decision(Action.HOLD, deadline=103.0)) == (
+        "hold stream-a/1: no_link (172.16.1.10 via -), withdraw in 3.0 s unless the path comes back"
+    )
+
+
+def test_only_the_broken_paths_are_evidence_of_a_loss() -> None:
+    evidence = (
+        Evidence(ip=IPV4, condition=Condition.OK, ifname="lb-a"),
+        Evidence(ip=IPV6, condition=Condition.NEIGHBOR_FAILED, ifname="lb-a", detail="3 probes unanswered"),
+    )
+    sentence = decision_sentence(decision(Action.HOLD, cause="no_link", deadline=101.0, evidence=evidence))
+    assert "(neighbor_failed fd00:1::10 via lb-a, 3 probes unanswered)" in sentence
+    assert "172.16.1.10" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("action", "deadline", "duration_s", "ending"),
+    [
+        (Action.REVISE, 110.0, None, "withdraw in 10.0 s unless the path comes back"),
+        (Action.FREEZE, 160.0, 3.0, "withdrawal suppressed for at most 60.0 s because too much broke at once"),
+        (Action.FREEZE, None, 3.0, "withdrawal suppressed because too much broke at once"),
+        (Action.WAIT, 102.0, None, "re-admit in 2.0 s if the path stays"),
+        (Action.RECOVER, None, 0.62, "path back after 0.6 s"),
+        (Action.WITHDRAW, None, 3.0, "held for 3.0 s"),
+        (Action.READMIT, None, 0.05, "back in after 50.0 ms"),
+        (Action.PARDON, None, 3.0, "evidence disbelieved because it would withdraw too much of the stream"),
+        (Action.RELAPSE, None, 1.0, "path broke again before it was re-admitted"),
+        (Action.ADMIT, None, None, "via -)"),
+        (Action.REMOVE, None, None, "via -)"),
+    ],
+)
+def test_every_action_has_its_own_ending(
+    action: Action, deadline: float | None, duration_s: float | None, ending: str
+) -> None:
+    sentence = decision_sentence(decision(action, deadline=deadline, duration_s=duration_s))
+    assert sentence.startswith(f"{action.value} stream-a/1: no_link")
+    assert sentence.endswith(ending)
+
+
+def test_short_times_are_told_in_milliseconds() -> None:
+    assert [seconds(value) for value in (0.0, 0.0123, 0.1, 12.34)] == ["0.0 s", "12.3 ms", "0.1 s", "12.3 s"]
+
+
+def test_the_story_of_a_held_target() -> None:
+    held = target(
+        state=TargetState.HELD,
+        cause="no_link",
+        deadline=102.5,
+        penalty=1.5,
+        paths=(path(condition="no_link", ifname=""), path("fd00:1::10")),
+    )
+    recent = [(decision(Action.HOLD), 1.0), (decision(Action.RECOVER), 2.0), (decision(Action.HOLD), 3.0)]
+    story = target_story(held, 100.0, recent)
+    assert "stream-a/1 has been held for 10.0 s because of no_link." in story
+    assert "It stands in the distributor (fwmark and route table 5001)." in story
+    assert "The path to 172.16.1.10 is broken: no_link - no link has an address in the subnet of 172.16.1.10" in story
+    assert "The path to fd00:1::10 is ok (via lb-a, neighbour reachable at 02:00:00:00:00:01)." in story
+    assert "It is withdrawn in 2.5 s unless the path comes back." in story
+    assert "flap penalty is 1.50" in story
+    assert "Of its last 3 decisions 2 were holds; 1 ended in recovery, 0 in withdrawal." in story
+
+
+@pytest.mark.parametrize(
+    ("state", "deadline", "words"),
+    [
+        (TargetState.PENDING, None, "It gets no traffic"),
+        (TargetState.ACTIVE, None, "has been active for 10.0 s"),
+        (TargetState.FROZEN, 130.0, "It is withdrawn in 30.0 s"),
+        (TargetState.WITHDRAWN, 101.0, "It is re-admitted in 1.0 s if the path stays."),
+        (TargetState.WITHDRAWN, None, "It is admitted as soon as its path is ok."),
+    ],
+)
+def test_every_state_has_a_story(state: TargetState, deadline: float | None, words: str) -> None:
+    assert words in target_story(target(state=state, deadline=deadline, cause="link_down"), 100.0, [])
+
+
+@pytest.mark.parametrize("condition", [*(str(item) for item in Condition), "something_new"])
+def test_every_condition_can_be_told(condition: str) -> None:
+    broken = PathStatus(ip="10.0.0.1", condition=condition, ifname="lb-a", ifindex=1, neighbor="", mac="-")
+    assert "The path to 10.0.0.1 is" in target_story(target(paths=(broken,)), 100.0, [])
