@@ -10,6 +10,15 @@ from lbguard.core.grace import Grace
 from lbguard.core.model import SOFT, Action, Condition, Decision, Evidence, TargetKey, TargetState
 from lbguard.core.state import Stream, Target
 
+_CAUSES = {
+    Action.ADMIT: "path_ok",
+    Action.READMIT: "path_ok",
+    Action.WAIT: "damped",
+    Action.REMOVE: "source",
+    Action.FORGET: "source",
+}
+"""Actions whose cause is not the condition of the path."""
+
 
 class Lifecycle:
     """Applies inputs to targets. Collects decision records and the names of streams whose targets moved."""
@@ -74,9 +83,8 @@ class Lifecycle:
             self.deadlines.cancel(target.key)
         speaks = handler(self, target, now, cause) if handler else True
         if speaks:
-            shown = cause if cause is not Condition.OK else target.cause
             started = lost_at if action in (Action.RECOVER, Action.WITHDRAW, Action.READMIT) else since
-            why = "source" if what is Input.REMOVED else "damping_over" if action is Action.READMIT else shown.value
+            why = _CAUSES.get(action) or (cause if cause is not Condition.OK else target.cause).value
             self._record(target, action, before, why, now, now - started, gone=state is None)
         if target.waiting and self.deadlines.get(target.key) is None:
             target.waiting = False
