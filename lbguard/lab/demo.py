@@ -1,0 +1,190 @@
+"""`lbguard demo`: plays scenarios in both columns and says whether lbguard kept its promises."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from lbguard.lab import nfqlb, report, sandbox
+from lbguard.lab.controller import Column, Distribution
+from lbguard.lab.display import LEGEND, PLAIN_WIDTH, Display, Slot
+from lbguard.lab.play import Run, Setup, play
+from lbguard.lab.sandbox import SandboxError
+from lbguard.lab.scenarios import ALL, DEFAULT, Scenario, UnknownScenarioError, select
+
+KEPT = 0
+MISSED = 1
+REFUSED = 2
+"""Exit statuses: every promise kept, one missed (or a run failed), not played at all."""
+
+OUTAGE_RANGE_S = (0.05, 60.0)
+CONNECTIONS_MAX = 5000
+PROXIES_MAX = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What to play and how to show it.
+
+    No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is
+    on PATH; no columns mean both. `outage_s` is how long a link is away (seconds).
+    """
+
+    scenarios: Sequence[str] = ()
+    distributors: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    outage_s: float = 0.5
+    connections: int = 200
+    proxies: int = 2
+    json_output: bool = False
+    report: Path | None = None
+
+
+class OptionError(Exception):
+    """An option is out of bounds; the message names it and what is allowed."""
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Play the scenarios in a sandbox of their own and return the exit status (0 kept, 1 missed, 2 not played).
+
+    It forks, so call it while the process has one thread. The calling process itself ends up in the sandbox's
+    namespaces and should do nothing afterwards but exit.
+    """
+    try:
+        scenarios = select(list(options.scenarios))
+        distributions = _distributions(options)
+        columns = _columns(options)
+        _check(options)
+        sandbox.require_tools()
+        return sandbox.run_isolated(lambda: _inside(options, scenarios, columns, distributions))
+    except (UnknownScenarioError, OptionError, SandboxError) as error:
+        print(f"lbguard demo: {error}", file=sys.stderr)
+        return REFUSED
+
+
+def _check(options: DemoOptions) -> None:
+    low, high = OUTAGE_RANGE_S
+    if not low <= options.outage_s <= high:
+        raise OptionError(f"outage {options.outage_s:g} s: {low:g} to {high:g} s are allowed")
+    if not 1 <= options.connections <= CONNECTIONS_MAX:
+        raise OptionError(f"connections {options.connections}: 1 to {CONNECTIONS_MAX} are allowed")
+    if not 2 <= options.proxies <= PROXIES_MAX:
+        raise OptionError(f"proxies {options.proxies}: 2 to {PROXIES_MAX} are allowed")
+    if options.report is not None and not options.report.resolve().parent.is_dir():
+        raise OptionError(f"report {options.report}: its directory does not exist")
+
+
+def _distributions(options: DemoOptions) -> list[Distribution]:
+    reason = nfqlb.missing()
+    if not options.distributors:
+        return [Distribution.NFTABLES] if reason else [Distribution.NFTABLES, Distribution.NFQLB]
+    try:
+        wanted = [Distribution(name) for name in dict.fromkeys(options.distributors)]
+    except ValueError as error:
+        raise OptionError(f"distributor: {error}; there are: {', '.join(Distribution)}") from None
+    if Distribution.NFQLB in wanted and reason:
+        raise OptionError(f"distributor nfqlb: {reason}")
+    return wanted
+
+
+def _columns(options: DemoOptions) -> list[Column]:
+    try:
+        return [Column(name) for name in dict.fromkeys(options.columns)] or list(Column)
+    except ValueError as error:
+        raise OptionError(f"column: {error}; there are: {', '.join(Column)}") from None
+
+
+def _inside(
+    options: DemoOptions, scenarios: Sequence[Scenario], columns: Sequence[Column], distributions: list[Distribution]
+) -> int:
+    console = Console(stderr=options.json_output)
+    if not console.is_terminal:
+        console = Console(stderr=options.json_output, width=PLAIN_WIDTH)
+    slots = [
+        Slot(scenario.name, column, distribution)
+        for scenario in scenarios
+        for column in columns
+        for distribution in distributions
+    ]
+    runs = asyncio.run(_play_all(slots, scenarios, options, console))
+    failed = any(run.error or run.misses for run in runs)
+    if options.json_output:
+        print(json.dumps(_summary(options, runs), indent=2))
+    if options.report is not None:
+        options.report.write_text(report.render(runs, options.outage_s), encoding="utf-8")
+        console.print(f"report: {options.report}", markup=False)
+    return MISSED if failed else KEPT
+
+
+async def _play_all(
+    slots: Sequence[Slot], scenarios: Sequence[Scenario], options: DemoOptions, console: Console
+) -> list[Run]:
+    """Play everything. The distributors of one scenario and column go side by side, each on a chain of its own."""
+    by_name = {scenario.name: scenario for scenario in scenarios}
+    runs: list[Run] = []
+    display = Display(slots, console)
+
+    async def one(slot: Slot) -> Run:
+        setup = Setup(
+            outage_s=options.outage_s,
+            connections=options.connections,
+            proxies=options.proxies,
+            work_dir=Path("/run/lbguard-lab") / str(slot.distribution),
+        )
+        progress = partial(display.phase, slot)
+        run = await play(by_name[slot.scenario], slot.column, slot.distribution, setup, progress)
+        display.finished(slot, run)
+        return run
+
+    with display:
+        for together in _side_by_side(slots):
+            runs.extend(await asyncio.gather(*(one(slot) for slot in together)))
+    console.print(display.table())
+    _explain(scenarios, runs, options, console)
+    return runs
+
+
+def _side_by_side(slots: Sequence[Slot]) -> list[list[Slot]]:
+    groups: dict[tuple[str, Column], list[Slot]] = {}
+    for slot in slots:
+        groups.setdefault((slot.scenario, slot.column), []).append(slot)
+    return list(groups.values())
+
+
+def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOptions, console: Console) -> None:
+    console.print(LEGEND, style="dim", markup=False, highlight=False)
+    by_name = {scenario.name: scenario for scenario in scenarios}
+    missed = [run for run in runs if run.error or run.misses]
+    for run in missed:
+        promise = by_name[run.scenario].promise.sentence(options.outage_s)
+        why = run.error or "; ".join(run.misses)
+        console.print(
+            f"MISSED {run.scenario}, {run.column} on {run.distribution}: {why} (promised: {promise})",
+            style="bold red",
+            markup=False,
+        )
+    if not missed and any(run.column is Column.LBGUARD for run in runs):
+        console.print("Every promise was kept.", style="bold green")
+    if len(scenarios) < len(ALL):
+        rest = ", ".join(scenario.name for scenario in ALL if scenario.name not in by_name)
+        console.print(f"More scenarios ({rest}): lbguard demo --scenario all", markup=False, highlight=False)
+    if (reason := nfqlb.missing()) and not options.distributors:
+        console.print(f"Played on nftables only: {reason}.", style="dim", markup=False, highlight=False)
+
+
+def _summary(options: DemoOptions, runs: Sequence[Run]) -> dict[str, object]:
+    return {
+        "outage_s": options.outage_s,
+        "connections": options.connections,
+        "proxies": options.proxies,
+        "kept": all(run.kept for run in runs),
+        "runs": [run.to_json() for run in runs],
+    }
+
+
+__all__ = ["DEFAULT", "DemoOptions", "run_demo"]

@@ -1,0 +1,158 @@
+"""What the person at the terminal sees: a live table, or plain lines where there is no terminal."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lbguard.lab.controller import Column, Distribution
+from lbguard.lab.play import Run
+from lbguard.lab.scenarios import BY_NAME
+
+PLAIN_WIDTH = 150
+REFRESH_PER_S = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One run to be played: which scenario, by whom, on what."""
+
+    scenario: str
+    column: Column
+    distribution: Distribution
+
+
+class Display:
+    """Shows all runs, those to come, those under way with a countdown, and those that ended with their numbers."""
+
+    def __init__(self, slots: Sequence[Slot], console: Console) -> None:
+        self._slots = list(slots)
+        self._console = console
+        self._phases: dict[Slot, tuple[str, float]] = {}
+        self._runs: dict[Slot, Run] = {}
+        self._several = len({slot.distribution for slot in slots}) > 1
+        self._started = time.monotonic()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(
+                console=self._console, refresh_per_second=REFRESH_PER_S, get_renderable=self.table, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def phase(self, slot: Slot, phase: str, left_s: float) -> None:
+        """Show what a run does now and how long it has left (seconds; 0: unknown)."""
+        until = time.monotonic() + left_s if left_s > 0 else 0.0
+        self._phases[slot] = (phase, until)
+        if self._live is None:
+            left = f", {left_s:.0f} s left" if left_s > 0 else ""
+            elapsed = time.monotonic() - self._started
+            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {phase}{left}", markup=False)
+
+    def finished(self, slot: Slot, run: Run) -> None:
+        """Show the numbers of a run."""
+        self._runs[slot] = run
+        if self._live is None:
+            elapsed = time.monotonic() - self._started
+            measured = run.measured
+            numbers = (
+                run.error
+                or f"{measured.opened} connections, {broken_text(run)} broken, {measured.moved} moved, "
+                f"median gap {measured.median_gap_s:.2f} s, longest {measured.longest_gap_s:.2f} s"
+            )
+            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {numbers}", markup=False)
+
+    def table(self) -> Table:
+        """Return the table as it stands."""
+        done, total = len(self._runs), len(self._slots)
+        elapsed = time.monotonic() - self._started
+        table = Table(
+            title=f"lbguard demo: {done} of {total} runs, {elapsed:.0f} s" if done < total else "lbguard demo",
+            title_justify="left",
+        )
+        table.add_column("scenario", no_wrap=True)
+        table.add_column("what happens", min_width=24)
+        table.add_column("column", no_wrap=True)
+        for name in ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap"):
+            table.add_column(name, justify="right")
+        table.add_column("verdict", min_width=14)
+        for index, slot in enumerate(self._slots):
+            first = index == 0 or self._slots[index - 1].scenario != slot.scenario
+            last = index + 1 == total or self._slots[index + 1].scenario != slot.scenario
+            table.add_row(*self._row(slot, first=first), end_section=last)
+        return table
+
+    def _row(self, slot: Slot, *, first: bool) -> list[str | Text]:
+        head: list[str | Text] = [slot.scenario, BY_NAME[slot.scenario].sentence] if first else ["", ""]
+        head.append(f"{slot.column} ({slot.distribution})" if self._several else str(slot.column))
+        run = self._runs.get(slot)
+        if run is None:
+            return [*head, *[""] * 7, self._phase_text(slot)]
+        if run.error:
+            return [*head, *[""] * 7, Text(run.error, style="bold red")]
+        measured = run.measured
+        return [
+            *head,
+            str(measured.opened),
+            str(measured.disturbed),
+            Text(broken_text(run), style="bold red" if measured.broken else "green"),
+            Text(str(measured.moved), style="bold red" if measured.moved else "green"),
+            f"{measured.udp_lost} of {measured.udp_sent}",
+            gap_text(measured.median_gap_s),
+            gap_text(measured.longest_gap_s),
+            verdict_text(run),
+        ]
+
+    def _phase_text(self, slot: Slot) -> Text:
+        phase, until = self._phases.get(slot, ("waits its turn", 0.0))
+        left = until - time.monotonic()
+        return Text(
+            f"{phase} ({left:.0f} s)" if left > 0 else phase, style="dim" if phase == "waits its turn" else "cyan"
+        )
+
+
+def _title(slot: Slot, several: bool) -> str:
+    return f"{slot.scenario}, {slot.column} on {slot.distribution}" if several else f"{slot.scenario}, {slot.column}"
+
+
+def broken_text(run: Run) -> str:
+    """Return the broken connections, with those of targets that are lost for good beside them."""
+    measured = run.measured
+    if measured.lost_connections == 0:
+        return str(measured.broken)
+    return f"{measured.broken} (+{measured.lost_broken} of lost targets)"
+
+
+def gap_text(seconds: float) -> str:
+    """Return a gap in seconds; `-` when no connection survived to have one."""
+    return f"{seconds:.2f} s" if seconds > 0 else "-"
+
+
+def verdict_text(run: Run) -> Text:
+    """Return whether the promise was kept; today's behaviour promises nothing."""
+    if run.column is Column.WITHDRAW:
+        return Text("today", style="dim")
+    if run.kept:
+        return Text("kept", style="bold green")
+    return Text("MISSED: " + "; ".join(run.misses), style="bold red")
+
+
+LEGEND = """\
+withdraw: what a load balancer does today, it takes targets out as soon as their link is gone. lbguard: this project.
+opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks.
+broken: reset, or silent for the rest of the run. moved: their packets reached another target, which refused them.
+median gap: the middle one of the pauses of the disturbed connections that survived. longest gap: of all survivors."""

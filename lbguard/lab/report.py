@@ -1,0 +1,159 @@
+"""The report: one self-contained HTML page with the numbers and a timeline of every run; pure."""
+
+import time
+from collections.abc import Sequence
+from html import escape
+
+from lbguard.lab.controller import Column
+from lbguard.lab.display import broken_text, gap_text
+from lbguard.lab.play import Run
+from lbguard.lab.scenarios import BY_NAME
+from lbguard.lab.timeline import draw
+
+STYLE = """
+:root { color-scheme: light dark; --bg: #fbfbfa; --fg: #1d2327; --soft: #5c666d; --line: #d9dcde; --card: #ffffff;
+  --ok: #2f8f5b; --held: #e0a100; --frozen: #3d7fc4; --out: #c2372e; --pending: #a9b1b6; --answers: #4a86b8;
+  --gap: #e0a100; --broken: #c2372e; --stalled: #8a4fa3; --gapback: #eef2ef; }
+@media (prefers-color-scheme: dark) { :root { --bg: #15191c; --fg: #e4e8ea; --soft: #9aa5ac; --line: #333a3f;
+  --card: #1c2226; --ok: #4bb27c; --held: #f0b92c; --frozen: #6aa8e6; --out: #ec6a5e; --pending: #646e75;
+  --answers: #6aa6d6; --gap: #f0b92c; --broken: #ec6a5e; --stalled: #b884cf; --gapback: #20282b; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 24px 20px 60px; background: var(--bg); color: var(--fg);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 2px; }
+h3 { font-size: 15px; margin: 0 0 8px; font-weight: 600; } p { margin: 4px 0 10px; } .soft { color: var(--soft); }
+table { border-collapse: collapse; width: 100%; margin: 14px 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; color: var(--soft); font-size: 13px; } .text { text-align: left; }
+tr.first td { border-top: 2px solid var(--line); }
+.bad { color: var(--out); font-weight: 600; } .good { color: var(--ok); font-weight: 600; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 14px 6px;
+  margin: 12px 0; } .scroll { overflow-x: auto; }
+svg { width: 100%; min-width: 760px; height: auto; display: block; font: 12px system-ui, sans-serif; }
+svg text { fill: var(--fg); } svg .label, svg .tick { fill: var(--soft); } svg .head { font-weight: 600; }
+.grid { stroke: var(--line); stroke-width: 1; } .zero { stroke: var(--fg); stroke-width: 1; stroke-dasharray: 3 3; }
+.base { stroke: var(--line); } .s-up, .s-active { fill: var(--ok); } .s-away, .s-withdrawn { fill: var(--out); }
+.s-held { fill: var(--held); } .s-frozen { fill: var(--frozen); } .s-pending, .s-removed { fill: var(--pending); }
+.answers { fill: var(--answers); } .gapback { fill: var(--gapback); } .g-gap { fill: var(--gap); }
+.g-broken { fill: var(--broken); } .g-stalled { fill: var(--stalled); }
+.legend { display: flex; flex-wrap: wrap; gap: 6px 18px; margin: 8px 0 0; padding: 0; list-style: none; }
+.legend i { display: inline-block; width: 14px; height: 12px; border-radius: 2px; margin-right: 6px; }
+pre { white-space: pre-wrap; }
+"""
+
+LEGEND = (
+    ("--ok", "link there, target active"),
+    ("--out", "link away, target withdrawn, or connection broken by a reset"),
+    ("--held", "target held in the table, or a connection waiting for an answer"),
+    ("--frozen", "target frozen (withdrawal suppressed)"),
+    ("--stalled", "connection silent for the rest of the run"),
+    ("--answers", "answers a tenth of a second, TCP and UDP"),
+)
+
+HOW_TO_READ = (
+    "Time runs from left to right and the dashed line is the moment the scenario starts: look how long each connection "
+    "at the bottom waits (yellow) and whether it ever breaks (red), first with today's behaviour, then with lbguard."
+)
+
+HEADINGS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap", "verdict")
+
+
+def render(runs: Sequence[Run], outage_s: float) -> str:
+    """Return the page as HTML text. It refers to nothing outside itself."""
+    names = list(dict.fromkeys(run.scenario for run in runs))
+    legend = "".join(f'<li><i style="background:var({colour})"></i>{escape(text)}</li>' for colour, text in LEGEND)
+    sections = "".join(_section(name, [run for run in runs if run.scenario == name], outage_s) for name in names)
+    made = time.strftime("%Y-%m-%d %H:%M")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>lbguard demo</title><style>{STYLE}</style></head><body>"
+        "<h1>lbguard demo</h1>"
+        f'<p class="soft">{made}, outage {outage_s:g} s. Real packets through client, load balancer, proxies and '
+        "targets, each in a network namespace of its own.</p>"
+        f"<p>{escape(_headline(runs))}</p>{_table(names, runs)}"
+        '<p class="soft">Disturbed: connections whose path the scenario breaks. Broken: reset, or silent for the rest '
+        "of the run. Moved: their packets reached another target, which refused them. Gaps: the longest pause of each "
+        "connection that survived; the median is over the disturbed ones.</p>"
+        f'<h2>How to read the timelines</h2><p>{escape(HOW_TO_READ)}</p><ul class="legend">{legend}</ul>'
+        f"{sections}</body></html>\n"
+    )
+
+
+def _headline(runs: Sequence[Run]) -> str:
+    today = sum(run.measured.broken for run in runs if run.column is Column.WITHDRAW)
+    guarded = [run for run in runs if run.column is Column.LBGUARD]
+    broken = sum(run.measured.broken for run in guarded)
+    missed = sum(1 for run in guarded if not run.kept)
+    verdict = "kept every promise" if missed == 0 else f"missed its promise in {missed} of {len(guarded)} runs"
+    return (
+        f"Today's behaviour broke {today} connections of targets that came back; lbguard broke {broken} and {verdict}."
+    )
+
+
+def _table(names: Sequence[str], runs: Sequence[Run]) -> str:
+    rows = []
+    for name in names:
+        for index, run in enumerate(each for each in runs if each.scenario == name):
+            link = f'<a href="#{escape(name)}">{escape(name)}</a>' if index == 0 else ""
+            kind = ' class="first"' if index == 0 else ""
+            rows.append(
+                f'<tr{kind}><td class="text">{link}</td><td class="text">{run.column}, {run.distribution}</td>'
+                f"{_cells(run)}</tr>"
+            )
+    heads = "".join(f"<th>{name}</th>" for name in HEADINGS)
+    return (
+        '<div class="scroll"><table><thead><tr><th class="text">scenario</th><th class="text">column</th>'
+        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cells(run: Run) -> str:
+    measured = run.measured
+    if run.error:
+        return f'<td colspan="{len(HEADINGS)}" class="text bad">not played: {escape(run.error)}</td>'
+    broken = "bad" if measured.broken else "good"
+    moved = "bad" if measured.moved else "good"
+    return (
+        f"<td>{measured.opened}</td><td>{measured.disturbed}</td>"
+        f'<td class="{broken}">{escape(broken_text(run))}</td><td class="{moved}">{measured.moved}</td>'
+        f"<td>{measured.udp_lost} of {measured.udp_sent}</td>"
+        f"<td>{gap_text(measured.median_gap_s)}</td><td>{gap_text(measured.longest_gap_s)}</td>{_verdict(run)}"
+    )
+
+
+def _verdict(run: Run) -> str:
+    if run.column is Column.WITHDRAW:
+        return '<td class="soft">today</td>'
+    if run.kept:
+        return '<td class="good">kept</td>'
+    return f'<td class="bad">MISSED: {escape("; ".join(run.misses))}</td>'
+
+
+def _section(name: str, runs: Sequence[Run], outage_s: float) -> str:
+    scenario = BY_NAME[name]
+    promise = scenario.promise.sentence(outage_s)
+    cards = "".join(_card(run) for run in runs)
+    return (
+        f'<h2 id="{escape(name)}">{escape(name)}</h2><p>{escape(scenario.sentence)} '
+        f'<span class="soft">Promise of lbguard: {escape(promise)}.</span></p>{cards}'
+    )
+
+
+def _card(run: Run) -> str:
+    title = "Today's behaviour (withdraw)" if run.column is Column.WITHDRAW else "With lbguard"
+    body = f'<pre class="bad">{escape(run.error)}</pre>' if run.error else f'<div class="scroll">{draw(run)}</div>'
+    return f'<div class="card"><h3>{title}, on {run.distribution}: {escape(_result(run))}</h3>{body}</div>'
+
+
+def _result(run: Run) -> str:
+    if run.error:
+        return "not played"
+    measured = run.measured
+    if measured.lost_connections:
+        kept = measured.opened - measured.lost_connections
+        return (
+            f"{measured.broken} of {kept} connections of the other targets broken "
+            f"({measured.lost_broken} of {measured.lost_connections} of the lost ones)"
+        )
+    return f"{measured.broken} of {measured.disturbed} disturbed connections broken"

@@ -1,0 +1,228 @@
+"""One run as a picture: links, target states, answers per target and every pause, over one time axis; pure SVG text.
+
+Colours are CSS classes that the page defines, so the picture follows light and dark. Time 0 is the start of the
+scenario.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from lbguard.lab.measure import is_stalled
+from lbguard.lab.play import Run
+from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.traffic import BIN_S, OPEN, Channel, TrafficResult
+
+WIDTH = 1100
+LEFT = 150
+RIGHT = 12
+BEFORE_S = 1.0
+LANE = 16
+LANE_STEP = 20
+ANSWERS_HEIGHT = 30
+GAPS_HEIGHT = 130
+
+Interval = tuple[float, float, str]
+"""From, to (seconds after the start of the scenario) and the CSS class of what was then."""
+
+_GOES = {
+    Do.DELETE_LB_LINK: "LB link to proxy {}",
+    Do.DELETE_TARGET_LINK: "link of target {}",
+    Do.REMOVE_TARGET_IPV6: "IPv6 of target {}",
+    Do.KILL_CONTROLLER: "controller",
+}
+_COMES = {
+    Do.CREATE_LB_LINK: "LB link to proxy {}",
+    Do.CREATE_TARGET_LINK: "link of target {}",
+    Do.RESTORE_TARGET_IPV6: "IPv6 of target {}",
+    Do.START_CONTROLLER: "controller",
+}
+
+
+def link_lanes(steps: Sequence[tuple[float, Step]], start: float, end_s: float) -> dict[str, list[Interval]]:
+    """Return, by name, when each thing that the scenario takes away was there and when it was not."""
+    lanes: dict[str, list[Interval]] = {}
+    present: dict[str, tuple[float, str]] = {}
+
+    def change(name: str, at_s: float, state: str) -> None:
+        since, before = present.get(name, (-BEFORE_S, "up"))
+        lanes.setdefault(name, []).append((since, at_s, before))
+        present[name] = (at_s, state)
+
+    for at, step in steps:
+        at_s = at - start
+        if step.do in _GOES:
+            change(_GOES[step.do].format(step.number), at_s, "away")
+        elif step.do is Do.DELETE_SUPERSEDED_LINK:
+            change(_GOES[Do.DELETE_LB_LINK].format(step.number), at_s, "none")
+        elif step.do is Do.CREATE_LB_LINK and _COMES[step.do].format(step.number) not in present:
+            name = f"its new link to proxy {step.number}"
+            present[name] = (-BEFORE_S, "none")
+            lanes[_COMES[step.do].format(step.number)] = []
+            change(name, at_s, "up")
+        else:
+            change(_COMES[step.do].format(step.number), at_s, "up")
+    for name, (since, state) in present.items():
+        lanes[name].append((since, end_s, state))
+    return lanes
+
+
+def state_lanes(run: Run, identifiers: Iterable[int], end_s: float) -> dict[int, list[Interval]]:
+    """Return the states of each target over time, from the log of the process that decides."""
+    lanes: dict[int, list[Interval]] = {}
+    for identifier in identifiers:
+        lanes[identifier] = []
+        since, state = -BEFORE_S, "pending"
+        for record in run.records:
+            if record.get("event") != "decision" or record.get("identifier") != identifier:
+                continue
+            at_s = max(record["ts"] - run.started, -BEFORE_S)
+            if at_s > since:
+                lanes[identifier].append((since, at_s, state))
+            since, state = at_s, str(record.get("state_to") or "removed")
+        lanes[identifier].append((since, end_s, state))
+    return lanes
+
+
+def answer_series(traffic: TrafficResult) -> dict[int, list[int]]:
+    """Return the answers per target and time bin, TCP and UDP together."""
+    series: dict[int, list[int]] = {}
+    for bins in (traffic.tcp_bins, traffic.udp_bins):
+        for target, counts in bins.items():
+            have = series.setdefault(int(target), [])
+            have.extend([0] * (len(counts) - len(have)))
+            for index, count in enumerate(counts):
+                have[index] += count
+    return dict(sorted(series.items()))
+
+
+class _Drawing:
+    """Collects SVG elements from top to bottom."""
+
+    def __init__(self, end_s: float) -> None:
+        self.end_s = end_s
+        self.y = 6.0
+        self.parts: list[str] = []
+
+    def x(self, at_s: float) -> float:
+        at_s = min(max(at_s, -BEFORE_S), self.end_s)
+        return LEFT + (at_s + BEFORE_S) / (self.end_s + BEFORE_S) * (WIDTH - LEFT - RIGHT)
+
+    def heading(self, text: str) -> None:
+        self.parts.append(f'<text class="head" x="4" y="{self.y + 11:.0f}">{escape(text)}</text>')
+        self.y += LANE_STEP
+
+    def label(self, text: str, height: float = LANE) -> None:
+        self.parts.append(
+            f'<text class="label" x="{LEFT - 8}" y="{self.y + height / 2 + 4:.1f}" text-anchor="end">'
+            f"{escape(text)}</text>"
+        )
+
+    def lane(self, name: str, intervals: Iterable[Interval]) -> None:
+        self.label(name)
+        for since, until, state in intervals:
+            left, right = self.x(since), self.x(until)
+            if state == "none" or right <= left:
+                continue
+            title = f"{escape(name)}: {escape(state)}, {since:.2f} s to {until:.2f} s"
+            self.parts.append(
+                f'<rect class="s-{escape(state)}" x="{left:.1f}" y="{self.y:.1f}" width="{max(right - left, 1.5):.1f}" '
+                f'height="{LANE}" rx="2"><title>{title}</title></rect>'
+            )
+        self.y += LANE_STEP
+
+    def svg(self, name: str) -> str:
+        height = self.y + 24
+        return (
+            f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(name, quote=True)}">'
+            f"{self._grid(self.y)}{''.join(self.parts)}</svg>"
+        )
+
+    def _grid(self, bottom: float) -> str:
+        parts = []
+        for second in range(-int(BEFORE_S), int(self.end_s) + 1):
+            x = self.x(second)
+            kind = "zero" if second == 0 else "grid"
+            parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom:.0f}"/>')
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 15:.0f}" text-anchor="middle">{second} s</text>')
+        return "".join(parts)
+
+
+def draw(run: Run) -> str:
+    """Draw the timeline of a run. A run without traffic (it failed) has none: an empty string."""
+    traffic = run.traffic
+    if traffic is None:
+        return ""
+    end_s = traffic.ended - run.started
+    drawing = _Drawing(end_s)
+    series = answer_series(traffic)
+    drawing.heading("Links")
+    for name, intervals in link_lanes(run.steps, run.started, end_s).items():
+        drawing.lane(name, intervals)
+    drawing.y += 6
+    drawing.heading("State of each target")
+    for identifier, intervals in state_lanes(run, series, end_s).items():
+        drawing.lane(f"target {identifier}", intervals)
+    drawing.y += 6
+    drawing.heading("Answers per target")
+    top = max((count for counts in series.values() for count in counts), default=1)
+    for identifier, counts in series.items():
+        _answers(drawing, identifier, counts, traffic.started - run.started, top)
+    drawing.y += 6
+    drawing.heading("Connections, one line each")
+    _gaps(drawing, traffic, run.started)
+    return drawing.svg(f"{run.scenario}, {run.column}")
+
+
+def _answers(drawing: _Drawing, identifier: int, counts: Sequence[int], offset_s: float, top: int) -> None:
+    drawing.label(f"target {identifier}", ANSWERS_HEIGHT)
+    base = drawing.y + ANSWERS_HEIGHT
+    points = []
+    # The last bin is not whole, it would look like a loss.
+    for index, count in enumerate(counts[:-1]):
+        at_s = offset_s + index * BIN_S
+        if at_s >= -BEFORE_S:
+            y = base - count / top * (ANSWERS_HEIGHT - 2)
+            points.append(f"{drawing.x(at_s):.1f},{y:.1f} {drawing.x(at_s + BIN_S):.1f},{y:.1f}")
+    if points:
+        first, last = points[0].split(",")[0], points[-1].split(" ")[1].split(",")[0]
+        area = f"{first},{base:.1f} {' '.join(points)} {last},{base:.1f}"
+        drawing.parts.append(f'<polygon class="answers" points="{area}"><title>target {identifier}</title></polygon>')
+    drawing.parts.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base:.1f}" y2="{base:.1f}"/>')
+    drawing.y += ANSWERS_HEIGHT + 6
+
+
+def _gaps(drawing: _Drawing, traffic: TrafficResult, start: float) -> None:
+    channels = sorted(traffic.connections, key=lambda channel: (channel.target, channel.number))
+    step = GAPS_HEIGHT / max(len(channels), 1)
+    height = max(step * 0.8, 0.4)
+    first_of: dict[int, float] = {}
+    drawing.parts.append(
+        f'<rect class="gapback" x="{LEFT}" y="{drawing.y:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{GAPS_HEIGHT}"/>'
+    )
+    for index, channel in enumerate(channels):
+        y = drawing.y + index * step
+        first_of.setdefault(channel.target, y)
+        for since, until, kind in channel_marks(channel, traffic.ended):
+            left, right = drawing.x(since - start), drawing.x(until - start)
+            if until > start - BEFORE_S:
+                drawing.parts.append(
+                    f'<rect class="g-{kind}" x="{left:.1f}" y="{y:.2f}" width="{max(right - left, 1):.1f}" '
+                    f'height="{height:.2f}"/>'
+                )
+    top = drawing.y
+    for target, y in first_of.items():
+        drawing.y = y
+        drawing.label(f"of target {target}", LANE)
+        drawing.parts.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    drawing.y = top + GAPS_HEIGHT + 4
+
+
+def channel_marks(channel: Channel, ended: float) -> list[Interval]:
+    """Return the pauses of a connection, and the rest of the run when it broke: (from, to, kind), epoch seconds."""
+    marks: list[Interval] = [(start, start + length, "gap") for start, length in channel.gaps]
+    if channel.ending != OPEN:
+        marks.append((channel.last_at, channel.ended_at, "gap"))
+        marks.append((channel.ended_at, ended, "broken"))
+    elif is_stalled(channel, ended):
+        marks.append((channel.last_at, ended, "stalled"))
+    return marks
