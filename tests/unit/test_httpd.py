@@ -1,0 +1,117 @@
+import dataclasses
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from lbguard.httpd import Health, HttpEndpoint, ListenError
+from lbguard.listen import ListenAddress
+from tests.unit.examples import guard_status, target
+
+
+class Clock:
+    """Time that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def health(clock: Clock) -> Health:
+    return Health(heartbeat_limit_s=5.0, clock=clock)
+
+
+@pytest.fixture
+def endpoint(health: Health) -> Iterator[HttpEndpoint]:
+    registry = CollectorRegistry()
+    Counter("apples", "Apples.", registry=registry).inc(3)
+    served = HttpEndpoint(ListenAddress("", 0), registry, health)
+    yield served
+    served.close()
+
+
+def get(endpoint: HttpEndpoint, path: str, host: str = "127.0.0.1", method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(host, endpoint.port, timeout=30)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_metrics_are_served_to_both_families(endpoint: HttpEndpoint, host: str) -> None:
+    status, text = get(endpoint, "/metrics", host)
+    assert status == 200
+    assert "apples_total 3.0" in text
+
+
+def test_the_loop_is_alive_while_it_beats(endpoint: HttpEndpoint, health: Health, clock: Clock) -> None:
+    assert get(endpoint, "/healthz")[0] == 200
+    clock.now += 5.5
+    status, text = get(endpoint, "/healthz")
+    assert status == 503
+    assert json.loads(text)["reasons"] == ["loop_hung: no heartbeat for 5.5 s"]
+    assert get(endpoint, "/readyz")[0] == 503
+    health.beat()
+    assert get(endpoint, "/healthz") == (200, '{"ok": true}\n')
+
+
+def test_readiness_names_what_is_missing(endpoint: HttpEndpoint, health: Health) -> None:
+    def reasons() -> list[str]:
+        status, text = get(endpoint, "/readyz")
+        assert status == 503
+        return [reason.partition(":")[0] for reason in json.loads(text)["reasons"]]
+
+    assert reasons() == ["starting"]
+    good = guard_status(target())
+    stream = dataclasses.replace(good.streams[0], table_committed=False)
+    health.update(dataclasses.replace(good, in_sync=False, source_ok=False, streams=(stream,)))
+    assert reasons() == ["kernel_out_of_sync", "source_not_read", "table_not_committed"]
+    health.update(good)
+    assert get(endpoint, "/readyz")[0] == 200
+    health.update(dataclasses.replace(good, source_ok=False))
+    assert get(endpoint, "/readyz")[0] == 200, "a source lost later changes nothing: the last list stays"
+
+
+def test_other_pages_and_methods_are_refused(endpoint: HttpEndpoint) -> None:
+    assert get(endpoint, "/")[0] == 404
+    assert get(endpoint, "/metrics/../etc")[0] == 404
+    assert get(endpoint, "/metrics", method="POST")[0] == 405
+
+
+def test_a_client_that_says_nothing_holds_nobody_up(endpoint: HttpEndpoint) -> None:
+    with socket.create_connection(("127.0.0.1", endpoint.port)), socket.create_connection(("::1", endpoint.port)):
+        assert get(endpoint, "/healthz")[0] == 200
+
+
+def test_a_taken_port_is_refused_by_the_name_of_the_setting(endpoint: HttpEndpoint, health: Health) -> None:
+    with pytest.raises(ListenError, match=r"metrics\.listen = :\d+: .*another process listens there"):
+        HttpEndpoint(ListenAddress("", endpoint.port), CollectorRegistry(), health)
+
+
+def test_an_address_of_another_machine_is_refused(health: Health) -> None:
+    with pytest.raises(ListenError, match="no interface has that address"):
+        HttpEndpoint(ListenAddress("192.0.2.1", 0), CollectorRegistry(), health)
+
+
+def test_one_family_alone_can_be_asked_for(health: Health) -> None:
+    served = HttpEndpoint(ListenAddress("::1", 0), CollectorRegistry(), health)
+    try:
+        assert get(served, "/healthz", "::1")[0] == 200
+        with pytest.raises(OSError, match="refused"):
+            get(served, "/healthz", "127.0.0.1")
+    finally:
+        served.close()
