@@ -20,6 +20,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 24px 20px 60px; background: var(--bg); color: var(--fg);
   font: 15px/1.5 system-ui, sans-serif; }
+a { color: var(--answers); }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 2px; }
 h3 { font-size: 15px; margin: 0 0 8px; font-weight: 600; } p { margin: 4px 0 10px; } .soft { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; margin: 14px 0; font-variant-numeric: tabular-nums; }
@@ -86,9 +87,8 @@ def _headline(runs: Sequence[Run]) -> str:
     broken = sum(run.measured.broken for run in guarded)
     missed = sum(1 for run in guarded if not run.kept)
     verdict = "kept every promise" if missed == 0 else f"missed its promise in {missed} of {len(guarded)} runs"
-    return (
-        f"Today's behaviour broke {today} connections of targets that came back; lbguard broke {broken} and {verdict}."
-    )
+    shown = f"Today's behaviour broke {today} connections whose targets were there to serve them"
+    return f"{shown}; lbguard broke {broken} and {verdict}." if guarded else f"{shown}."
 
 
 def _table(names: Sequence[str], runs: Sequence[Run]) -> str:
@@ -156,4 +156,4 @@ def _result(run: Run) -> str:
             f"{measured.broken} of {kept} connections of the other targets broken "
             f"({measured.lost_broken} of {measured.lost_connections} of the lost ones)"
         )
-    return f"{measured.broken} of {measured.disturbed} disturbed connections broken"
+    return f"{measured.disturbed} connections disturbed, {measured.broken} broken"

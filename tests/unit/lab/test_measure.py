@@ -1,0 +1,85 @@
+from lbguard.lab.measure import Scope, is_moved, is_stalled, longest_gap, measure
+from lbguard.lab.traffic import RESET, Channel, TrafficResult
+
+START = 100.0
+END = 110.0
+
+
+def _channel(
+    target: int, *, family: int = 4, last_at: float = END, gaps: list[tuple[float, float]] | None = None
+) -> Channel:
+    return Channel(0, family, target=target, sent=200, answered=200, first_at=95.0, last_at=last_at, gaps=gaps or [])
+
+
+def _reset(target: int) -> Channel:
+    channel = _channel(target, last_at=100.0)
+    channel.end(100.5, RESET)
+    return channel
+
+
+def _result(connections: list[Channel], flows: list[Channel] | None = None) -> TrafficResult:
+    return TrafficResult(started=95.0, ended=END, connections=connections, flows=flows or [], tcp_bins={}, udp_bins={})
+
+
+def test_an_undisturbed_run_has_nothing_broken() -> None:
+    measured = measure(_result([_channel(1), _channel(2)]), START, Scope(disturbed=frozenset({1})))
+    assert (measured.opened, measured.disturbed, measured.broken, measured.moved) == (2, 1, 0, 0)
+    assert measured.longest_gap_s == 0.05
+    assert measured.median_gap_s == 0.05
+
+
+def test_a_reset_is_broken_and_moved() -> None:
+    measured = measure(_result([_reset(1), _channel(2)]), START, Scope(disturbed=frozenset({1})))
+    assert (measured.broken, measured.reset, measured.stalled, measured.moved) == (1, 1, 0, 1)
+
+
+def test_a_connection_that_is_silent_to_the_end_is_stalled_but_not_moved() -> None:
+    silent = _channel(1, last_at=END - 5)
+    measured = measure(_result([silent]), START, Scope(disturbed=frozenset({1})))
+    assert (measured.broken, measured.stalled, measured.moved) == (1, 1, 0)
+    assert is_stalled(silent, END)
+    assert not is_stalled(_channel(1, last_at=END - 1), END)
+
+
+def test_an_answer_of_another_target_is_moved_but_not_broken() -> None:
+    wrong = _channel(1)
+    wrong.wrong = 1
+    assert is_moved(wrong)
+    measured = measure(_result([wrong]), START, Scope(disturbed=frozenset({1})))
+    assert (measured.broken, measured.moved) == (0, 1)
+
+
+def test_connections_of_lost_targets_are_counted_apart() -> None:
+    scope = Scope(disturbed=frozenset({1, 2}), lost=frozenset({1}))
+    measured = measure(_result([_reset(1), _channel(1, last_at=101.0), _channel(1), _channel(2)]), START, scope)
+    assert (measured.broken, measured.moved, measured.lost_connections, measured.lost_broken) == (0, 0, 3, 2)
+
+
+def test_gaps_from_before_the_start_do_not_count() -> None:
+    channel = _channel(1, gaps=[(96.0, 3.0), (99.8, 0.5), (103.0, 0.3)])
+    assert longest_gap(channel, START) == (0.5, 100.3)
+
+
+def test_the_median_is_over_the_disturbed_survivors_and_the_longest_over_all() -> None:
+    connections = [
+        _channel(1, gaps=[(100.0, 0.6)]),
+        _channel(1, gaps=[(100.0, 0.8)]),
+        _channel(1, gaps=[(100.0, 1.0)]),
+        _channel(2, gaps=[(100.0, 4.0)]),
+        _reset(1),
+    ]
+    measured = measure(_result(connections), START, Scope(disturbed=frozenset({1})))
+    assert measured.median_gap_s == 0.8
+    assert measured.longest_gap_s == 4.0
+    assert measured.recovered_s == 1.0
+
+
+def test_a_scope_of_one_family_disturbs_only_that_family() -> None:
+    connections = [_channel(1, family=6), _channel(1, family=4), _channel(2, family=6)]
+    assert measure(_result(connections), START, Scope(disturbed=frozenset({1}), family=6)).disturbed == 1
+
+
+def test_udp_is_lost_when_it_is_not_answered() -> None:
+    flow = Channel(0, 4, target=1, sent=100, answered=90, wrong=4)
+    measured = measure(_result([], [flow]), START, Scope(disturbed=frozenset({1})))
+    assert (measured.udp_sent, measured.udp_lost, measured.udp_moved) == (100, 10, 4)

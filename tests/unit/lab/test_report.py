@@ -1,0 +1,116 @@
+import re
+from html.parser import HTMLParser
+
+from lbguard.lab import report
+from lbguard.lab.controller import Column, Distribution
+from lbguard.lab.measure import Measurement
+from lbguard.lab.play import Run
+from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.traffic import RESET, Channel, TrafficResult
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Checks that tags are balanced, and collects links, identifiers and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.refs: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.counts: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("href", "src", "srcset", "xlink:href", "data", "action"):
+                self.refs.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _traffic() -> TrafficResult:
+    fine = Channel(0, 4, target=1, sent=10, answered=10, first_at=99.0, last_at=104.9, gaps=[(100.0, 0.7)])
+    broken = Channel(1, 6, target=2, sent=9, answered=1, first_at=99.0, last_at=100.0, ending=RESET, ended_at=100.3)
+    return TrafficResult(
+        started=99.0,
+        ended=105.0,
+        connections=[fine, broken],
+        flows=[],
+        tcp_bins={"1": [2] * 60, "2": [1] * 60},
+        udp_bins={},
+    )
+
+
+def _run(column: Column, measured: Measurement, **fields: object) -> Run:
+    run = Run(
+        scenario="lb-link",
+        column=column,
+        distribution=Distribution.NFTABLES,
+        started=100.0,
+        ended=105.0,
+        measured=measured,
+        steps=[(100.0, Step(0, Do.DELETE_LB_LINK, 1)), (100.5, Step(0.5, Do.CREATE_LB_LINK, 1))],
+        records=[{"ts": 99.0, "event": "decision", "identifier": 1, "state_to": "active"}],
+        traffic=_traffic(),
+    )
+    for name, value in fields.items():
+        setattr(run, name, value)
+    return run
+
+
+def _read(runs: list[Run]) -> Reader:
+    page = report.render(runs, 0.5)
+    assert page.startswith("<!DOCTYPE html>")
+    assert not re.search(r"https?:|//|@import|url\(", page), "the page must not refer to anything outside"
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+TODAY = _run(Column.WITHDRAW, Measurement(opened=2, disturbed=1, broken=1, reset=1, moved=1))
+GUARDED = _run(Column.LBGUARD, Measurement(opened=2, disturbed=1, median_gap_s=0.7, longest_gap_s=0.7))
+
+
+def test_the_page_is_whole_and_refers_only_to_itself() -> None:
+    reader = _read([TODAY, GUARDED])
+    assert reader.counts["svg"] == 2
+    assert set(reader.refs) == {"#lb-link"}
+    assert set(reader.ids) == {"lb-link"}
+
+
+def test_the_page_says_what_it_shows() -> None:
+    text = _read([TODAY, GUARDED]).text
+    assert "Today's behaviour broke 1 connections" in text
+    assert "lbguard broke 0 and kept every promise" in text
+    assert "How to read the timelines" in text
+    assert "Promise of lbguard: 0 broken, 0 moved, median gap at most 1.5 s." in text
+
+
+def test_a_missed_promise_and_a_failed_run_are_named() -> None:
+    missed = _run(Column.LBGUARD, Measurement(opened=2, disturbed=1, broken=1), misses=["1 connections broken"])
+    failed = _run(Column.LBGUARD, Measurement(), error="it said: <no & nothing>", traffic=None)
+    text = _read([missed, failed]).text
+    assert "MISSED: 1 connections broken" in text
+    assert "it said: <no & nothing>" in text
+    assert "missed its promise in 2 of 2 runs" in text
+
+
+def test_without_a_run_of_lbguard_the_page_claims_nothing_of_it() -> None:
+    assert "lbguard broke" not in _read([TODAY]).text

@@ -1,0 +1,62 @@
+from lbguard.lab.controller import Column, Distribution
+from lbguard.lab.play import Run
+from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.timeline import BEFORE_S, answer_series, channel_marks, draw, link_lanes, state_lanes
+from lbguard.lab.traffic import RESET, Channel, TrafficResult
+
+
+def _run(**fields: object) -> Run:
+    run = Run(scenario="lb-link", column=Column.LBGUARD, distribution=Distribution.NFTABLES, started=100.0)
+    for name, value in fields.items():
+        setattr(run, name, value)
+    return run
+
+
+def test_a_link_is_away_between_its_delete_and_its_return() -> None:
+    steps = [(100.25, Step(0.25, Do.DELETE_LB_LINK, 2)), (100.75, Step(0.75, Do.CREATE_LB_LINK, 2))]
+    assert link_lanes(steps, 100.0, 9.0) == {
+        "LB link to proxy 2": [(-BEFORE_S, 0.25, "up"), (0.25, 0.75, "away"), (0.75, 9.0, "up")]
+    }
+
+
+def test_two_links_of_one_subnet_have_a_lane_each() -> None:
+    steps = [(100.0, Step(0, Do.CREATE_LB_LINK, 1)), (100.5, Step(0.5, Do.DELETE_SUPERSEDED_LINK, 1))]
+    lanes = link_lanes(steps, 100.0, 9.0)
+    assert lanes["LB link to proxy 1"] == [(-BEFORE_S, 0.5, "up"), (0.5, 9.0, "none")]
+    assert lanes["its new link to proxy 1"] == [(-BEFORE_S, 0.0, "none"), (0.0, 9.0, "up")]
+
+
+def test_states_follow_the_decisions_of_each_target() -> None:
+    def decision(ts: float, identifier: int, state: str) -> dict[str, object]:
+        return {"ts": ts, "event": "decision", "identifier": identifier, "state_to": state}
+
+    records = [
+        decision(95.0, 1, "active"),
+        decision(95.0, 2, "active"),
+        {"ts": 96.0, "event": "ready"},
+        decision(100.5, 1, "held"),
+        decision(101.0, 1, "active"),
+    ]
+    lanes = state_lanes(_run(records=records), (1, 2), 5.0)
+    assert lanes[1] == [(-BEFORE_S, 0.5, "active"), (0.5, 1.0, "held"), (1.0, 5.0, "active")]
+    assert lanes[2] == [(-BEFORE_S, 5.0, "active")]
+
+
+def test_answers_add_up_over_the_protocols() -> None:
+    traffic = TrafficResult(
+        started=1, ended=2, connections=[], flows=[], tcp_bins={"2": [1, 2], "1": [5]}, udp_bins={"2": [1, 1, 1]}
+    )
+    assert answer_series(traffic) == {1: [5], 2: [2, 3, 1]}
+
+
+def test_the_marks_of_a_connection_are_its_pauses_and_how_it_broke() -> None:
+    fine = Channel(0, 4, target=1, last_at=109.9, gaps=[(100.0, 0.5)])
+    reset = Channel(1, 4, target=1, last_at=100.0, ending=RESET, ended_at=100.4)
+    silent = Channel(2, 4, target=1, last_at=101.0)
+    assert channel_marks(fine, 110.0) == [(100.0, 100.5, "gap")]
+    assert channel_marks(reset, 110.0) == [(100.0, 100.4, "gap"), (100.4, 110.0, "broken")]
+    assert channel_marks(silent, 110.0) == [(101.0, 110.0, "stalled")]
+
+
+def test_a_run_that_failed_has_no_picture() -> None:
+    assert draw(_run(error="it did not start")) == ""
