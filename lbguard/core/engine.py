@@ -103,6 +103,10 @@ class Engine:
         """Return the whole state for those who look at it."""
         return build_status(self, now)
 
+    def summary(self, now: float) -> GuardStatus:
+        """Return the state without targets and links: cheap enough for every second."""
+        return build_status(self, now, detail=False)
+
     # Observers
 
     def _kernel_snapshot(self, event: ev.KernelSnapshot, now: float) -> None:

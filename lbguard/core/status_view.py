@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from lbguard.core.engine import Engine
 
 
-def build_status(engine: Engine, now: float) -> GuardStatus:
-    """Return the whole state at one moment."""
+def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardStatus:
+    """Return the state at one moment; without `detail` no targets and no links."""
     streams = engine.roster.streams.values()
+    shown = streams if detail else ()
+    links = engine.view.links.values() if detail else ()
     return GuardStatus(
         now=now,
         observe=engine.config.observe,
@@ -25,8 +27,8 @@ def build_status(engine: Engine, now: float) -> GuardStatus:
         source_ok=not engine.source_reason,
         source_reason=engine.source_reason,
         streams=tuple(_stream(engine, stream) for stream in streams),
-        targets=tuple(_target(engine, target, now) for stream in streams for target in stream.targets.values()),
-        links=tuple(_link(engine, link) for link in engine.view.links.values() if engine.view.faces_targets(link)),
+        targets=tuple(_target(engine, target, now) for stream in shown for target in stream.targets.values()),
+        links=tuple(_link(engine, link) for link in links if engine.view.faces_targets(link)),
     )
 
 

@@ -1,0 +1,87 @@
+"""Tells of what was decided and done: decision log, logs and metrics."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from lbguard.announce.sender import Announcer
+from lbguard.core.addr import format_ip, format_mac
+from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
+from lbguard.core.events import Event, RouteFailed, RuleFailed
+from lbguard.decisions import DecisionLog
+from lbguard.distributor.base import CommitResult
+from lbguard.log import fields, log_decision
+from lbguard.metrics import Metrics
+from lbguard.netlink.mirror import MirrorCounters
+
+_log = logging.getLogger("lbguard.journal")
+
+
+class ServiceJournal:
+    """The journal of the running service; see `runner.Journal`."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        decisions: DecisionLog,
+        *,
+        observe: bool,
+        inbox_depth: Callable[[], int],
+    ) -> None:
+        self._metrics = metrics
+        self._decisions = decisions
+        self._observe = observe
+        self._inbox_depth = inbox_depth
+
+    def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
+        """Take a piece of information."""
+        self._metrics.record_effect(effect)
+        match effect:
+            case Record(decision=decision):
+                wall_time = time.time() - (now - decision.at)
+                self._decisions.add(decision, wall_time)
+                log_decision(decision, wall_time, observe=self._observe)
+            case SetAvailability():
+                level = logging.INFO if effect.available else logging.WARNING
+                what = "stream available" if effect.available else "stream unavailable"
+                _log.log(level, what, extra=fields(stream=effect.stream, reason=effect.reason))
+            case NeighborMoved():
+                _log.info(
+                    "neighbour moved",
+                    extra=fields(
+                        ip=format_ip(effect.ip),
+                        ifindex=effect.ifindex,
+                        old_mac=format_mac(effect.old_mac),
+                        new_mac=format_mac(effect.new_mac),
+                    ),
+                )
+
+    def performed(self, effect: Effect) -> None:
+        """Take note of an effect that was handed out."""
+        self._metrics.record_effect(effect)
+
+    def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
+        """Take note of one round."""
+        self._metrics.record_step(duration_s=duration_s, lags_s=(lag_s,), inbox_depth=self._inbox_depth())
+
+    def committed(self, result: CommitResult) -> None:
+        """Take note of a commit of one stream."""
+        self._metrics.record_commits((result,))
+
+    def refused(self, event: Event) -> None:
+        """Take note of an event if it tells of a refused kernel operation."""
+        if isinstance(event, RouteFailed | RuleFailed):
+            self._metrics.record_failures(routes=(event.reason,))
+            what = event.route if isinstance(event, RouteFailed) else event.rule
+            _log.warning("kernel refused", extra=fields(what=str(what), reason=event.reason))
+
+    def counted(self, announcer: Announcer | None, mirror: MirrorCounters) -> None:
+        """Take over the counts that adapters keep themselves."""
+        if announcer is not None:
+            counters = announcer.counters
+            self._metrics.record_announcer(
+                {kind.value: count for kind, count in counters.sent.items()},
+                {reason.value: count for reason, count in counters.suppressed.items()},
+                counters.errors,
+            )
+        self._metrics.record_mirror(mirror.overruns, mirror.resyncs, mirror.ignored)

@@ -1,0 +1,163 @@
+"""The one loop: drain the inbox, decide once, hand out the effects, arm one timer."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from lbguard.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
+from lbguard.core.effects import (
+    Announce,
+    AttachStream,
+    CommitTables,
+    Effect,
+    FlushNeighbors,
+    ForgetStream,
+    Ignored,
+    NeighborMoved,
+    ProbeNeighbors,
+    ProgramRoutes,
+    ProgramRules,
+    Record,
+    ResolveNeighbors,
+    SetAvailability,
+    SetLinkDown,
+    TuneLink,
+)
+from lbguard.core.engine import Engine
+from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot
+
+_BATCH = 4096
+
+
+class Journal(Protocol):
+    """Who hears of what was decided: logs, metrics, explanation."""
+
+    def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
+        """Take a piece of information."""
+
+    def performed(self, effect: Effect) -> None:
+        """Take note of an effect that was handed out."""
+
+    def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
+        """Take note of one round: how many events, how long the oldest had waited, how long the round took."""
+
+
+class Runner:
+    """Owns the inbox and the engine's clock. Everything happens in the event loop's thread.
+
+    The inbox is bounded for what comes from outside: when `inbox_limit` events wait, further kernel changes are
+    dropped, the engine is told that it is out of sync, and `resync` is called for a new full view.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        announce: Callable[[Announce], None],
+        kernel: Lane[KernelEffect],
+        neighbors: Lane[NeighborEffect],
+        distributor: Lane[DistributorEffect],
+        journal: Journal,
+        resync: Callable[[str], None],
+        caught_up: Callable[[], bool] = lambda: True,
+        inbox_limit: int = 65_536,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.engine = engine
+        self.inbox_dropped = 0
+        self.heartbeat = clock()
+        self._announce = announce
+        self._kernel = kernel
+        self._neighbors = neighbors
+        self._distributor = distributor
+        self._journal = journal
+        self._resync = resync
+        self._caught_up = caught_up
+        self._inbox_limit = inbox_limit
+        self._clock = clock
+        self._inbox: deque[tuple[Event, float]] = deque()
+        self._overflowed = False
+        self._wake = asyncio.Event()
+
+    @property
+    def inbox_depth(self) -> int:
+        """How many events wait."""
+        return len(self._inbox)
+
+    def post(self, events: Sequence[Event]) -> None:
+        """Take results and the source's events; they are bounded by what the engine asked for."""
+        now = self._clock()
+        self._inbox.extend((event, now) for event in events)
+        self._wake.set()
+
+    def post_kernel(self, events: Sequence[Event], received_at: float) -> None:
+        """Take the mirror's events, as far as there is room."""
+        for event in events:
+            if self._overflowed and not isinstance(event, KernelSnapshot):
+                self.inbox_dropped += 1
+            elif len(self._inbox) >= self._inbox_limit and not isinstance(event, KernelSnapshot | KernelOutOfSync):
+                self._overflowed = True
+                self.inbox_dropped += 1
+                self._inbox.append((KernelOutOfSync(reason="inbox_full"), received_at))
+                self._resync("inbox_full")
+            else:
+                self._overflowed = False
+                self._inbox.append((event, received_at))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            await self._sleep()
+            self._step()
+            # Readers and lanes get their turn between two rounds, however full the inbox is.
+            await asyncio.sleep(0)
+
+    async def _sleep(self) -> None:
+        if self._inbox:
+            return
+        self._wake.clear()
+        now = self._clock()
+        deadline = self.engine.next_deadline(now)
+        # The heartbeat that /healthz looks at beats at least once a second.
+        wait_s = 1.0 if deadline is None else min(1.0, max(0.0, deadline - now))
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+        except TimeoutError:
+            # A deadline may have come while the news that cancels it still waits in the kernel's socket.
+            for _ in range(100):
+                if self._caught_up():
+                    return
+                await asyncio.sleep(0)
+
+    def _step(self) -> None:
+        started = self._clock()
+        self.heartbeat = started
+        oldest = self._inbox[0][1] if self._inbox else started
+        count = min(len(self._inbox), _BATCH)
+        for _ in range(count):
+            event, _ = self._inbox.popleft()
+            for effect in self.engine.observe(event, started):
+                self._perform(effect, started)
+        for effect in self.engine.decide(started):
+            self._perform(effect, started)
+        if count:
+            self._journal.stepped(count, started - oldest, self._clock() - started)
+
+    def _perform(self, effect: Effect, now: float) -> None:
+        match effect:
+            case Record() | Ignored() | NeighborMoved() | SetAvailability():
+                self._journal.told(effect, now)
+                return
+            case Announce():
+                self._announce(effect)
+            case ProgramRoutes() | ProgramRules() | SetLinkDown():
+                self._kernel.put(effect)
+            case FlushNeighbors() | ResolveNeighbors() | ProbeNeighbors() | TuneLink():
+                self._neighbors.put(effect)
+            case AttachStream() | CommitTables() | ForgetStream():
+                self._distributor.put(effect)
+        self._journal.performed(effect)
