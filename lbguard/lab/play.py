@@ -113,28 +113,30 @@ class _Player:
             stack.push_async_callback(nfqlb.stop)
             await nfqlb.start()
         self._progress(f"starting {run.column}", 0)
+        server = await stack.enter_async_context(_process(self._server_argv()))
         self._controller = Controller(run.column, run.distribution, self._chain.lb, targets_file)
         stack.push_async_callback(self._controller.stop)
         await self._controller.start()
         await self._controller.wait_active(frozenset(place.identifier for place in self._chain.places))
+        await _expect(server, "ready")
         self._progress("opening connections", 0)
         await self._with_traffic()
+        run.resets_sent = (await _expect(server, "resets", finish=True))["sent"]
         run.records = list(self._controller.records)
+
+    def _server_argv(self) -> list[str]:
+        spaces = {str(place.identifier): self._chain.target(place.identifier).name for place in self._chain.places}
+        return [sys.executable, "-m", "lbguard.lab.traffic_server", json.dumps(spaces)]
 
     async def _with_traffic(self) -> None:
         setup, run = self._setup, self._run
         result_file = setup.work_dir / "result.json"
-        spaces = {str(place.identifier): self._chain.target(place.identifier).name for place in self._chain.places}
         options = {"connections": setup.connections, "flows": setup.flows, "result": str(result_file)}
-        server_argv = [sys.executable, "-m", "lbguard.lab.traffic_server", json.dumps(spaces)]
-        client_argv = [sys.executable, "-m", "lbguard.lab.traffic_client", json.dumps(options)]
-        async with _process(server_argv) as server:
-            await _expect(server, "ready")
-            async with _process(self._chain.client.command(*client_argv)) as client:
-                await _expect(client, "ready")
-                await self._act()
-                await _expect(client, "done", finish=True)
-            run.resets_sent = (await _expect(server, "resets", finish=True))["sent"]
+        argv = [sys.executable, "-m", "lbguard.lab.traffic_client", json.dumps(options)]
+        async with _process(self._chain.client.command(*argv)) as client:
+            await _expect(client, "ready")
+            await self._act()
+            await _expect(client, "done", finish=True)
         run.traffic = TrafficResult.from_json(json.loads(await asyncio.to_thread(result_file.read_text)))
         run.ended = run.traffic.ended
         run.measured = measure(run.traffic, run.started, self._scope())

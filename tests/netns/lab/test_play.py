@@ -1,0 +1,59 @@
+"""Runs with few connections and a short watch: what is checked is the lab itself, not how fast anything is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lbguard.lab.controller import Column, Distribution
+from lbguard.lab.play import Run, Setup, play
+from lbguard.lab.scenarios import BY_NAME, Do
+
+FEW = Setup(connections=24, flows=4)
+
+
+async def _play(name: str, setup: Setup) -> tuple[Run, list[str]]:
+    phases: list[str] = []
+    scenario = replace(BY_NAME[name], observe_s=4.0)
+    run = await play(
+        scenario, Column.WITHDRAW, Distribution.NFTABLES, setup, lambda phase, _left_s: phases.append(phase)
+    )
+    return run, phases
+
+
+@pytest.fixture
+def setup(sandbox: None, tmp_path: Path) -> Setup:
+    return replace(FEW, work_dir=tmp_path)
+
+
+async def test_todays_behaviour_breaks_the_connections_behind_a_replaced_link(setup: Setup) -> None:
+    run, phases = await _play("lb-link", setup)
+    assert run.error == ""
+    assert phases[0] == "building the chain"
+    assert phases[-1] == "watching"
+    assert [step.do for _, step in run.steps] == [Do.DELETE_LB_LINK, Do.CREATE_LB_LINK]
+    measured = run.measured
+    assert measured.opened == 24
+    assert measured.disturbed > 0
+    assert measured.broken >= measured.disturbed / 2
+    # The client's view of resets is confirmed by what the targets' kernels say they sent.
+    assert sum(run.resets_sent.values()) >= measured.reset
+    withdrawn = {record["identifier"] for record in run.records if record.get("state_to") == "withdrawn"}
+    assert withdrawn == {1, 2}
+
+
+async def test_connections_of_the_targets_that_stay_survive_a_lost_link(setup: Setup) -> None:
+    run, _ = await _play("link-gone", setup)
+    assert run.error == ""
+    measured = run.measured
+    assert measured.opened == 24
+    assert measured.lost_broken == measured.lost_connections > 0
+    assert measured.lost_connections < 24
+
+
+async def test_what_the_lab_cannot_do_is_an_error_of_the_run(setup: Setup) -> None:
+    # A directory stands where the list of targets should be written.
+    (setup.work_dir / "targets.yaml").mkdir(parents=True)
+    run, _ = await _play("lb-link", setup)
+    assert "targets.yaml" in run.error
+    assert not run.kept
