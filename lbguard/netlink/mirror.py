@@ -131,6 +131,11 @@ class KernelMirror:
         """Whether the mirror runs; it may be out of sync for a moment."""
         return self._socket is not None and self._failure is None
 
+    @property
+    def port(self) -> int | None:
+        """The netlink port id of a running mirror on the real kernel."""
+        return self._socket.port if isinstance(self._socket, NetlinkSocket) else None
+
     async def start(self) -> None:
         """Subscribe and ask for the first dump; the snapshot follows through the sink.
 
