@@ -84,7 +84,7 @@ class Lifecycle:
         speaks = handler(self, target, now, cause) if handler else True
         if speaks:
             started = lost_at if action in (Action.RECOVER, Action.WITHDRAW, Action.READMIT) else since
-            why = _CAUSES.get(action) or (cause if cause is not Condition.OK else target.cause).value
+            why = _CAUSES.get(action) or (target.lost_to if action is Action.RECOVER else target.cause).value
             self._record(target, action, before, why, now, now - started, gone=state is None)
         if target.waiting and self.deadlines.get(target.key) is None:
             target.waiting = False
@@ -93,7 +93,7 @@ class Lifecycle:
     # Handlers: each returns whether the action is worth a record. They run after the move.
 
     def _hold(self, target: Target, now: float, cause: Condition) -> bool:
-        target.lost_at = now
+        target.lost_at, target.lost_to = now, cause
         target.penalty.add_loss(self._config.damping, now)
         self._set_grace_deadline(target)
         return True

@@ -34,7 +34,7 @@ class Path:
 class Target:
     """One target of a stream.
 
-    `lost_at`: when the running loss began (HELD, FROZEN, WITHDRAWN). `waiting`: WITHDRAWN with a good path, damped.
+    `lost_at`, `lost_to`: when and by what the running loss began (HELD, FROZEN, WITHDRAWN); `cause`: the latest. `waiting`: WITHDRAWN with a good path, damped.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
     """
 
@@ -44,6 +44,7 @@ class Target:
     state: TargetState = TargetState.PENDING
     since: float = 0.0
     cause: Condition = Condition.NO_LINK
+    lost_to: Condition = Condition.NO_LINK
     soft: bool = False
     lost_at: float = 0.0
     frozen_at: float = 0.0
