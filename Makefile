@@ -1,0 +1,54 @@
+# `make demo` and `make test` set up all they need. `make help` lists the rest.
+SEEDS ?= 10000
+PYTHON := .venv/bin/python
+# Without root, tests that make network namespaces run inside a user namespace.
+ifneq ($(shell id -u),0)
+SANDBOX := unshare --user --map-root-user
+endif
+
+.PHONY: help setup demo test lint format sim bench docs proto lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## make .venv ready with the locked versions, and install missing Debian packages
+	@scripts/setup
+
+demo: setup ## play lb-link, target-link and link-gone with real packets, today's behaviour beside lbguard's
+	@.venv/bin/lbguard demo
+
+test: setup ## run every test
+	@$(SANDBOX) $(PYTHON) -m pytest -n 2 --dist loadfile
+
+lint: setup ## ruff, mypy --strict and the import contracts
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: setup ## rewrite the code in the house format
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+sim: setup ## a long campaign of the simulator: make sim SEEDS=10000
+	@$(PYTHON) -m tests.sim --seeds $(SEEDS)
+
+bench: setup ## measure, print a table and write out/bench.json
+	@mkdir -p out
+	@$(SANDBOX) $(PYTHON) -m tests.bench --output out/bench.json
+
+docs: setup ## write the generated parts of docs/
+	@$(PYTHON) scripts/generate-docs
+
+proto: setup ## write the generated protobuf code
+	@$(PYTHON) scripts/generate-proto
+
+lock: setup ## lock the newest allowed versions
+	@$(PYTHON) -m pip install --quiet uv
+	@.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --upgrade --quiet --output-file requirements-dev.lock
+	@.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 \
+		--generate-hashes --no-header --quiet --constraint requirements-dev.lock --output-file requirements.lock
+
+clean: ## remove what the other targets made
+	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis
