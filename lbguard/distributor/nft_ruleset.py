@@ -1,0 +1,257 @@
+"""The text of the embedded distributor's nftables ruleset; pure, no kernel.
+
+One table `inet lbguard` holds, for each stream:
+
+- map `slots_S`: slot number to fwmark, one element a slot; no element means "no target";
+- set `active_S`: the fwmarks of the active targets, so that a target that owns no slot is still known as active;
+- counter `unserved_S`: packets to the VIPs that found no target and were dropped;
+- chain `vips_S`, hooked to prerouting before routing: packets to the stream's VIPs go to
+- chains `ipv4_S` and `ipv6_S`: the choice of hash key; and `ports4_S`, `ports6_S`: the five-tuple.
+
+S is the stream's name, encoded so that no name can break out of the syntax and no two names meet.
+
+How a packet is hashed (all with jhash, one seed, modulo M):
+
+- TCP, UDP, SCTP: source, destination, protocol, source port, destination port;
+- ICMP errors that quote a TCP, UDP or SCTP packet: the same five values of the flow, read from the quoted packet with
+  the two sides swapped. A target answered the client, and a router on the way complains to the VIP about that answer.
+  So path MTU discovery reaches the target whose packet was too big. Quoted first fragments of IPv6 are understood too;
+  IPv4 options or IPv6 extension headers in the quoted packet are not: such errors are hashed by the quoted addresses;
+- everything else (echo requests, ESP, ...): source and destination.
+
+Fragments. Only the first fragment of a packet carries ports, so the whole packet must be put together before it is
+hashed. The kernel does that in its prerouting defragmentation hook (priority -400), which conntrack switches on, and
+which the `tproxy` expression switches on *without* conntrack. So the table holds a chain `defragment` with tproxy rules
+that nothing ever jumps to: their existence is what counts, no connection is tracked, and the load balancer stays
+stateless. The kernel fragments the packet again on the way out, as large as the largest fragment it had received. Where
+tproxy is missing, fragments do arrive here: all of them, the first included, are hashed by addresses, so that they stay
+together.
+
+A lookup is tried twice before a packet is given up. During a commit the kernel removes old elements and then validates
+new ones; a lookup that started before the switch of generations and is suspended in that moment can miss both. The
+second lookup sees the new generation.
+"""
+
+import ipaddress
+import string
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from lbguard.core.addr import Prefix, is_ipv4, prefix_of
+
+FAMILY = "inet"
+TABLE = "lbguard"
+DEFRAGMENT = "defragment"
+TABLE_REMOVAL = f"delete table {FAMILY} {TABLE}"
+
+_PLAIN = frozenset(string.ascii_letters + string.digits + "-.")
+_NAME_LEN_MAX = 255
+"""NFT_NAME_MAXLEN (256) with its terminating zero."""
+
+_PORTS = "meta l4proto { tcp, udp, sctp }"
+_FOUR_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+_SIX_ERRORS = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
+_QUOTED_PORTS = "{ 6, 17, 132 }"
+
+# Offsets in bits from the ICMP header (8 bytes), behind which the quoted packet starts.
+_FOUR_ADDRESSES = "ip saddr . ip daddr"
+_FOUR_TUPLE = f"{_FOUR_ADDRESSES} . meta l4proto . th sport . th dport"
+_FOUR_QUOTED_ADDRESSES = "@th,192,32 . @th,160,32"
+_FOUR_QUOTED_TUPLE = f"{_FOUR_QUOTED_ADDRESSES} . @th,136,8 . @th,240,16 . @th,224,16"
+_FOUR_QUOTES_PORTS = f"@th,64,8 0x45 @th,112,16 & 0x1fff == 0 @th,136,8 {_QUOTED_PORTS}"
+_SIX_ADDRESSES = "ip6 saddr . ip6 daddr"
+_SIX_TUPLE = f"{_SIX_ADDRESSES} . meta l4proto . th sport . th dport"
+_SIX_QUOTED_ADDRESSES = "@th,256,128 . @th,128,128"
+_SIX_QUOTED_TUPLE = f"{_SIX_QUOTED_ADDRESSES} . @th,112,8 . @th,400,16 . @th,384,16"
+_SIX_QUOTES_PORTS = f"@th,112,8 {_QUOTED_PORTS}"
+_SIX_QUOTED_FRAGMENT_TUPLE = f"{_SIX_QUOTED_ADDRESSES} . @th,384,8 . @th,464,16 . @th,448,16"
+_SIX_QUOTES_FIRST_FRAGMENT = f"@th,112,8 44 @th,384,8 {_QUOTED_PORTS} @th,400,16 & 0xfff8 == 0"
+_NEIGHBOR_DISCOVERY = (
+    "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }"
+)
+
+
+def encode_name(name: str) -> str:
+    """Turn any stream name into characters that nft takes in an identifier; different names stay different.
+
+    Letters, digits, `-` and `.` stand for themselves, every other byte of the UTF-8 text is `_` and two hex digits.
+
+    Raises:
+        ValueError: the name is empty or too long for the kernel.
+    """
+    encoded = "".join(chr(byte) if chr(byte) in _PLAIN else f"_{byte:02x}" for byte in name.encode())
+    if not encoded:
+        raise ValueError("a stream needs a name")
+    if len(f"unserved_{encoded}") > _NAME_LEN_MAX:
+        raise ValueError(f"the stream name {name[:20]!r}... is too long for an nftables identifier")
+    return encoded
+
+
+def decode_name(encoded: str) -> str:
+    """Return the stream name that `encode_name` turned into this.
+
+    Raises:
+        ValueError: no name is encoded like this.
+    """
+    head, *escaped = encoded.split("_")
+    name = (head.encode() + b"".join(bytes.fromhex(part[:2]) + part[2:].encode() for part in escaped)).decode()
+    if encode_name(name) != encoded:
+        raise ValueError(f"{encoded!r} is no encoded stream name")
+    return name
+
+
+class StreamNames(NamedTuple):
+    """The identifiers of one stream's objects in the table."""
+
+    slots: str
+    active: str
+    unserved: str
+    vips: str
+    ipv4: str
+    ipv6: str
+    ports4: str
+    ports6: str
+
+    @property
+    def chains(self) -> tuple[str, ...]:
+        """The stream's chains, each before those it goes to, so that they can be deleted in this order."""
+        return (self.vips, self.ipv4, self.ipv6, self.ports4, self.ports6)
+
+
+def stream_names(stream: str) -> StreamNames:
+    """Return the identifiers for a stream name.
+
+    Raises:
+        ValueError: the name is empty or too long.
+    """
+    encoded = encode_name(stream)
+    return StreamNames(*(f"{kind}_{encoded}" for kind in StreamNames._fields))
+
+
+def structure(names: StreamNames, vips: Iterable[Prefix], *, slots: int, seed: int, defragment: bool) -> list[str]:
+    """Return the commands that make or renew everything of a stream but elements.
+
+    They leave the elements of an existing map or set alone and replace all rules; in one transaction no packet sees a
+    state in between. `slots` is M, `seed` the seed of the hash (32 bits).
+    """
+    lines = [
+        f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: its rules are rewritten and removed by it"; }}',
+        f"add map {FAMILY} {TABLE} {names.slots} {{ typeof numgen inc mod {slots} : meta mark; size {slots}; }}",
+        f"add set {FAMILY} {TABLE} {names.active} {{ type mark; }}",
+        f"add counter {FAMILY} {TABLE} {names.unserved}",
+        f"add chain {FAMILY} {TABLE} {names.vips} {{ type filter hook prerouting priority mangle; policy accept; }}",
+        *(f"add chain {FAMILY} {TABLE} {chain}" for chain in names.chains[1:]),
+        *(f"flush chain {FAMILY} {TABLE} {chain}" for chain in names.chains),
+        *(f"add rule {FAMILY} {TABLE} {rule}" for rule in _stream_rules(names, slots, seed)),
+        *(f"add rule {FAMILY} {TABLE} {names.vips} {rule}" for rule in _vip_rules(names, vips)),
+    ]
+    if defragment:
+        lines += [
+            f"add chain {FAMILY} {TABLE} {DEFRAGMENT}",
+            f"flush chain {FAMILY} {TABLE} {DEFRAGMENT}",
+            f"add rule {FAMILY} {TABLE} {DEFRAGMENT} meta l4proto tcp tproxy ip to 127.0.0.1:1",
+            f"add rule {FAMILY} {TABLE} {DEFRAGMENT} meta l4proto tcp tproxy ip6 to [::1]:1",
+        ]
+    return lines
+
+
+def _stream_rules(names: StreamNames, slots: int, seed: int) -> list[str]:
+    def lookup(key: str) -> str:
+        return f"meta mark set jhash {key} mod {slots} seed {seed:#x} map @{names.slots} accept"
+
+    give_up = f"counter name {names.unserved} drop"
+    return [
+        f"{names.ports4} {lookup(_FOUR_TUPLE)}",
+        f"{names.ports4} {lookup(_FOUR_TUPLE)}",
+        f"{names.ports4} {give_up}",
+        f"{names.ports6} {lookup(_SIX_TUPLE)}",
+        f"{names.ports6} {lookup(_SIX_TUPLE)}",
+        f"{names.ports6} {give_up}",
+        f"{names.ipv4} ip frag-off & 0x3fff != 0 {lookup(_FOUR_ADDRESSES)}",
+        f"{names.ipv4} {_PORTS} ip frag-off & 0x3fff == 0 goto {names.ports4}",
+        f"{names.ipv4} {_FOUR_ERRORS} {_FOUR_QUOTES_PORTS} {lookup(_FOUR_QUOTED_TUPLE)}",
+        f"{names.ipv4} {_FOUR_ERRORS} {lookup(_FOUR_QUOTED_ADDRESSES)}",
+        f"{names.ipv4} {lookup(_FOUR_ADDRESSES)}",
+        f"{names.ipv4} {lookup(_FOUR_ADDRESSES)}",
+        f"{names.ipv4} {give_up}",
+        # Neighbour discovery for a VIP is between the gateway and this machine: a target must never see it.
+        f"{names.ipv6} {_NEIGHBOR_DISCOVERY} accept",
+        f"{names.ipv6} exthdr frag exists {lookup(_SIX_ADDRESSES)}",
+        f"{names.ipv6} {_PORTS} exthdr frag missing goto {names.ports6}",
+        f"{names.ipv6} {_SIX_ERRORS} {_SIX_QUOTES_PORTS} {lookup(_SIX_QUOTED_TUPLE)}",
+        f"{names.ipv6} {_SIX_ERRORS} {_SIX_QUOTES_FIRST_FRAGMENT} {lookup(_SIX_QUOTED_FRAGMENT_TUPLE)}",
+        f"{names.ipv6} {_SIX_ERRORS} {lookup(_SIX_QUOTED_ADDRESSES)}",
+        f"{names.ipv6} {lookup(_SIX_ADDRESSES)}",
+        f"{names.ipv6} {lookup(_SIX_ADDRESSES)}",
+        f"{names.ipv6} {give_up}",
+    ]
+
+
+def _vip_rules(names: StreamNames, vips: Iterable[Prefix]) -> list[str]:
+    four = [ipaddress.IPv4Network((vip.network, vip.length)) for vip in vips if is_ipv4(vip.network)]
+    six = [ipaddress.IPv6Network((vip.network, vip.length)) for vip in vips if not is_ipv4(vip.network)]
+    rules = []
+    # Overlapping prefixes are refused in one set, so they are merged first.
+    if four:
+        members = ", ".join(map(str, ipaddress.collapse_addresses(four)))
+        rules.append(f"ip daddr {{ {members} }} goto {names.ipv4}")
+    if six:
+        members = ", ".join(map(str, ipaddress.collapse_addresses(six)))
+        rules.append(f"ip6 daddr {{ {members} }} goto {names.ipv6}")
+    return rules
+
+
+def overlap(one: Prefix, other: Prefix) -> bool:
+    """Tell whether two prefixes share an address."""
+    if is_ipv4(one.network) != is_ipv4(other.network):
+        return False
+    length = min(one.length, other.length)
+    return prefix_of(one.network, length) == prefix_of(other.network, length)
+
+
+def defragments(line: str) -> bool:
+    """Tell whether a command belongs to the rules that switch defragmentation on."""
+    return line.split()[4:5] == [DEFRAGMENT]
+
+
+def slots_removal(names: StreamNames) -> list[str]:
+    """Return the commands that remove a stream's map, so that one of another size can take its place."""
+    return [
+        f"add chain {FAMILY} {TABLE} {names.vips} {{ type filter hook prerouting priority mangle; policy accept; }}",
+        *(f"add chain {FAMILY} {TABLE} {chain}" for chain in names.chains[1:]),
+        *(f"flush chain {FAMILY} {TABLE} {chain}" for chain in names.chains),
+        f"delete map {FAMILY} {TABLE} {names.slots}",
+    ]
+
+
+def removal(names: StreamNames, present: Collection[str]) -> list[str]:
+    """Return the commands that remove everything of a stream that is present (by identifier)."""
+    chains = [chain for chain in names.chains if chain in present]
+    others = (("map", names.slots), ("set", names.active), ("counter", names.unserved))
+    return [
+        *(f"flush chain {FAMILY} {TABLE} {chain}" for chain in chains),
+        *(f"delete chain {FAMILY} {TABLE} {chain}" for chain in chains),
+        *(f"delete {kind} {FAMILY} {TABLE} {name}" for kind, name in others if name in present),
+    ]
+
+
+def slot_changes(names: StreamNames, held: Mapping[int, int], wanted: Mapping[int, int]) -> tuple[list[str], int]:
+    """Return the commands that turn one table (slot to fwmark) into another, and the number of slots that differ.
+
+    A slot whose mark changes is deleted and added; within one transaction a packet sees the old or the new one.
+    """
+    gone = [slot for slot, mark in held.items() if wanted.get(slot) != mark]
+    new = [slot for slot, mark in wanted.items() if held.get(slot) != mark]
+    lines = _elements("delete", names.slots, [str(slot) for slot in gone])
+    lines += _elements("add", names.slots, [f"{slot} : {wanted[slot]}" for slot in new])
+    return lines, len({*gone, *new})
+
+
+def active_changes(names: StreamNames, held: Collection[int], wanted: Collection[int]) -> list[str]:
+    """Return the commands that turn one set of active fwmarks into another."""
+    lines = _elements("delete", names.active, [str(mark) for mark in sorted(set(held) - set(wanted))])
+    return lines + _elements("add", names.active, [str(mark) for mark in sorted(set(wanted) - set(held))])
+
+
+def _elements(verb: str, name: str, elements: Sequence[str]) -> list[str]:
+    return [f"{verb} element {FAMILY} {TABLE} {name} {{ {', '.join(elements)} }}"] if elements else []

@@ -1,0 +1,165 @@
+"""One worker thread that owns a libnftables context, so that the event loop never waits for nftables.
+
+A libnftables context is bound to the network namespace of the thread that makes it, is not safe to share between
+threads, and blocks while the kernel works on a transaction. So each session has exactly one thread, which makes the
+context, uses it and is the only one to touch it.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from lbguard.distributor.base import DistributorError
+
+T = TypeVar("T")
+
+LIBRARY = "libnftables.so.1"
+
+_NETLINK_NETFILTER = 12
+_GET_GENERATION = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN (include/uapi/linux/netfilter/nf_tables.h)
+_NEW_GENERATION = 10 << 8 | 15
+_ERROR = 2  # NLMSG_ERROR
+_GENERATION_REQUEST = struct.pack("=IHHIIBBH", 20, _GET_GENERATION, 1, 0, 0, 0, 0, 0)
+_HEADERS_LEN = 20  # struct nlmsghdr and struct nfgenmsg
+_ABSENT = "No such file or directory"
+_NOT_PERMITTED = "Operation not permitted"
+
+
+class NftError(DistributorError):
+    """nftables refused a command; nothing of that transaction took effect."""
+
+
+class NftContext:
+    """The blocking side: one libnftables context, used by the worker thread alone."""
+
+    def __init__(self, library: str) -> None:
+        try:
+            import nftables
+        except ImportError as error:
+            raise DistributorError(
+                f"the Python module nftables is missing ({error}): pip install pip-nftables"
+            ) from error
+        try:
+            self._nft: Any = nftables.Nftables(sofile=library)
+        except OSError as error:
+            raise DistributorError(f"{library} cannot be loaded ({error}): apt-get install libnftables1") from error
+        self._nft.set_json_output(False)
+        # The default asks the resolver for names of addresses and ports on some versions; listings are for programs.
+        self._nft.set_numeric_proto_output(True)
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        except OSError as error:
+            raise DistributorError(f"this kernel has no nfnetlink ({error}): load the module nf_tables") from error
+        self._socket.settimeout(1.0)
+
+    def run(self, commands: str) -> None:
+        """Apply commands (lines of nft text) in one transaction.
+
+        Raises:
+            NftError: the kernel or the parser refused; nothing took effect.
+        """
+        code, _, error = self._nft.cmd(commands)
+        if code != 0:
+            raise NftError(_explain(error))
+
+    def listing(self, command: str, *, terse: bool = False) -> list[dict[str, Any]] | None:
+        """Return the objects that a list command prints as JSON; None when what it names does not exist.
+
+        `terse` leaves out the elements of sets and maps.
+
+        Raises:
+            NftError: the listing failed for another reason.
+        """
+        self._nft.set_json_output(True)
+        self._nft.set_terse_output(terse)
+        try:
+            code, output, error = self._nft.cmd(command)
+        finally:
+            self._nft.set_json_output(False)
+            self._nft.set_terse_output(False)
+        if code != 0:
+            if _ABSENT in error:
+                return None
+            raise NftError(_explain(error))
+        objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
+        return objects
+
+    def generation(self) -> int:
+        """Return the kernel's ruleset generation (a 32-bit counter): every transaction in the namespace adds one.
+
+        Raises:
+            NftError: the kernel does not answer or refuses.
+        """
+        try:
+            self._socket.send(_GENERATION_REQUEST)
+            reply = self._socket.recv(4096)
+        except OSError as error:
+            raise NftError(f"the nftables generation cannot be read: {error}") from error
+        kind = struct.unpack_from("=H", reply, 4)[0]
+        if kind == _ERROR:
+            raise NftError(_explain(os.strerror(-struct.unpack_from("=i", reply, 16)[0])))
+        if kind != _NEW_GENERATION:
+            raise NftError(f"nftables: message type {kind} answers the question for the generation")
+        offset = _HEADERS_LEN
+        while offset + 8 <= len(reply):
+            length, attribute = struct.unpack_from("=HH", reply, offset)
+            if attribute == 1 and length == 8:  # NFTA_GEN_ID, big-endian
+                return int(struct.unpack_from("!I", reply, offset + 4)[0])
+            offset += max(4, length + 3 & ~3)
+        raise NftError("the kernel's answer holds no nftables generation")
+
+    def close(self) -> None:
+        """Release the netlink socket; libnftables frees its own when the context is collected."""
+        self._socket.close()
+
+
+class NftSession:
+    """Runs blocking nftables work in its own thread, in the network namespace of the thread that constructs it."""
+
+    def __init__(self, library: str = LIBRARY) -> None:
+        self._library = library
+        self._context: NftContext | None = None
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbguard-nft")
+        # A thread inherits the namespace of its maker, so it must start now and not at the first call.
+        self._executor.submit(int).result()
+
+    async def call(self, work: Callable[[NftContext], T]) -> T:
+        """Run `work` in the worker thread and return what it returns.
+
+        Raises:
+            DistributorError: nftables is missing, not permitted, or what `work` raises.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._work, work)
+
+    def _work(self, work: Callable[[NftContext], T]) -> T:
+        if self._context is None:
+            self._context = NftContext(self._library)
+        return work(self._context)
+
+    async def close(self) -> None:
+        """Wait for work under way and end the thread; closing twice is no error."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._release)
+        except RuntimeError:
+            return  # The executor was shut down before.
+        self._executor.shutdown(wait=True)
+
+    def _release(self) -> None:
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+
+def _explain(error: str) -> str:
+    """Make one line of what libnftables printed (message, the command, carets), with a remedy where there is one."""
+    line = error.strip().splitlines()[0] if error.strip() else "unknown error"
+    if _NOT_PERMITTED in line:
+        return f"nftables: {line}: run as root or with the capability NET_ADMIN in this network namespace"
+    if "Operation not supported" in line:
+        return f"nftables: {line}: this kernel lacks nf_tables or one of its modules (nft_hash, nft_fib)"
+    return f"nftables: {line}"
