@@ -34,7 +34,8 @@ class Path:
 class Target:
     """One target of a stream.
 
-    `lost_at`, `lost_to`: when and by what the running loss began (HELD, FROZEN, WITHDRAWN); `cause`: the latest. `waiting`: WITHDRAWN with a good path, damped.
+    `lost_at`, `lost_to`: when and by what the running loss began (HELD, FROZEN, WITHDRAWN); `cause`: the latest.
+    `waiting`: WITHDRAWN with a good path, damped.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
     """
 
