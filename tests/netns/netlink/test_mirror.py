@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from lbguard.core.addr import format_ip, parse_ip
-from lbguard.core.events import LinkGone, LinkSeen, RouteGone, RouteSeen, RuleGone, RuleSeen
+from lbguard.core.events import AddressSeen, LinkGone, LinkSeen, RouteGone, RouteSeen, RuleGone, RuleSeen
 from lbguard.core.model import Route, RouteKind, Rule
 from lbguard.lab.netns import Namespace
 from lbguard.netlink.mirror import KernelMirror, MirrorSettings
@@ -84,7 +84,7 @@ async def test_tentative_address_becomes_usable(namespace: Namespace, recorder: 
         await recorder.until(
             lambda: any(ip == address and entry.usable for (_, ip), entry in recorder.addresses.items())
         )
-        usable = [entry.usable for entry in recorder.events if getattr(entry, "ip", b"") == address]
+        usable = [event.usable for event in recorder.events if isinstance(event, AddressSeen) and event.ip == address]
         assert usable[0] is False
 
 

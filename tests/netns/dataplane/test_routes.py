@@ -1,0 +1,178 @@
+"""Routes and rules on the real kernel; what is expected is written out, and read back with `ip`."""
+
+from typing import Any
+
+import pytest
+
+from lbguard.core.addr import parse_ip
+from lbguard.core.effects import ProgramRoutes, ProgramRules
+from lbguard.core.events import RouteFailed, RoutesProgrammed, RuleGone, RuleSeen
+from lbguard.core.model import BLACKHOLE_METRIC, ROUTE_METRIC, Route, RouteKind, Rule
+from lbguard.dataplane.routes import RouteTable
+from tests.netns.dataplane.conftest import Bench
+
+GATEWAYS = {True: "172.16.0.2", False: "fd00::2"}
+FAMILY = {True: "-4", False: "-6"}
+BOTH_FAMILIES = pytest.mark.parametrize("ipv4", [True, False], ids=["ipv4", "ipv6"])
+
+
+def unicast(bench: Bench, ipv4: bool, *, link: str = "nse-a", gateway: str = "", table: int = 5001) -> Route:
+    ip = parse_ip(gateway or GATEWAYS[ipv4])
+    return Route(table, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, bench.ifindex(link))
+
+
+def blackhole(ipv4: bool, table: int = 5001) -> Route:
+    return Route(table, ipv4, RouteKind.BLACKHOLE, BLACKHOLE_METRIC)
+
+
+def shown(bench: Bench, ipv4: bool, table: int = 5001) -> list[tuple[Any, ...]]:
+    routes = bench.json(FAMILY[ipv4], "route", "show", "table", str(table))
+    assert all("nexthops" not in route for route in routes), "routes were merged into a multipath route"
+    return sorted(
+        (route.get("metric", 0), route["type"], route.get("gateway"), route["protocol"])
+        + ((route["dev"],) if route["type"] == "unicast" else ())
+        for route in routes
+    )
+
+
+def second_link(bench: Bench) -> None:
+    bench.lb.ip("link", "add", "name", "nse-b", "type", "veth", "peer", "name", "nse-b-peer")
+    for link in ("nse-b", "nse-b-peer"):
+        bench.lb.ip("link", "set", link, "up")
+    bench.lb.ip("addr", "add", "172.16.0.3/24", "dev", "nse-b")
+    bench.lb.ip("addr", "add", "fd00::3/64", "dev", "nse-b", "nodad")
+
+
+@BOTH_FAMILIES
+async def test_route_and_fallback(bench: Bench, ipv4: bool) -> None:
+    table = RouteTable(bench.channel)
+    routes = (unicast(bench, ipv4), blackhole(ipv4))
+    assert await table.program(ProgramRoutes(replace=routes)) == [RoutesProgrammed(added=routes)]
+    both = [(2048, "unicast", GATEWAYS[ipv4], "152", "nse-a"), (4294967295, "blackhole", None, "152")]
+    assert shown(bench, ipv4) == both
+    assert await table.program(ProgramRoutes(replace=routes)) == [RoutesProgrammed(added=routes)]
+    assert shown(bench, ipv4) == both
+    bench.lb.ip("link", "del", "nse-a")
+    assert shown(bench, ipv4) == [(4294967295, "blackhole", None, "152")]
+    assert await table.program(ProgramRoutes(delete=routes)) == [RoutesProgrammed(deleted=routes)]
+    assert shown(bench, ipv4) == []
+    assert await table.program(ProgramRoutes(delete=routes)) == [RoutesProgrammed(deleted=routes)]
+
+
+@BOTH_FAMILIES
+async def test_replacing_moves_the_route_and_leaves_one(bench: Bench, ipv4: bool) -> None:
+    """IPv6 would add an equal-cost sibling for a second gateway of the same metric, but not on replace."""
+    second_link(bench)
+    table = RouteTable(bench.channel)
+    other = "172.16.0.77" if ipv4 else "fd00::77"
+    old = unicast(bench, ipv4)
+    await table.program(ProgramRoutes(replace=(old, blackhole(ipv4))))
+    for new in (
+        unicast(bench, ipv4, link="nse-b"),
+        unicast(bench, ipv4, link="nse-b", gateway=other),
+        unicast(bench, ipv4, gateway=other),
+    ):
+        await table.program(ProgramRoutes(replace=(new,)))
+        link = "nse-b" if new.oif == bench.ifindex("nse-b") else "nse-a"
+        gateway = other if new.gateway == parse_ip(other) else GATEWAYS[ipv4]
+        assert shown(bench, ipv4) == [
+            (2048, "unicast", gateway, "152", link),
+            (4294967295, "blackhole", None, "152"),
+        ]
+    # The late delete of a route that was replaced takes nothing away.
+    assert await table.program(ProgramRoutes(delete=(old,))) == [RoutesProgrammed(deleted=(old,))]
+    assert len(shown(bench, ipv4)) == 2
+
+
+@BOTH_FAMILIES
+async def test_foreign_routes_are_never_touched(bench: Bench, ipv4: bool) -> None:
+    foreign = [("10", "static"), ("3000", "static")]
+    for metric, protocol in foreign:
+        bench.lb.ip(
+            *(FAMILY[ipv4], "route", "add", "default", "via", GATEWAYS[ipv4], "dev", "nse-a"),
+            *("table", "5001", "metric", metric, "protocol", protocol),
+        )
+    before = shown(bench, ipv4)
+    table = RouteTable(bench.channel)
+    routes = (unicast(bench, ipv4), blackhole(ipv4))
+    await table.program(ProgramRoutes(replace=routes))
+    assert len(shown(bench, ipv4)) == 4
+    await table.program(ProgramRoutes(delete=routes))
+    assert shown(bench, ipv4) == before
+    # A foreign route that looks like ours but for its protocol stays as well.
+    bench.lb.ip(
+        *(FAMILY[ipv4], "route", "add", "default", "via", GATEWAYS[ipv4], "dev", "nse-a"),
+        *("table", "5001", "metric", "2048", "protocol", "static"),
+    )
+    await table.program(ProgramRoutes(delete=routes))
+    assert len(shown(bench, ipv4)) == 3
+
+
+async def test_refused_route_names_the_reason_and_the_others_go_on(bench: Bench) -> None:
+    table = RouteTable(bench.channel)
+    good = unicast(bench, True)
+    off_subnet = unicast(bench, True, gateway="192.0.2.1", table=5002)
+    no_link = good._replace(oif=4242, table=5003)
+    last = unicast(bench, False, table=5004)
+    events = await table.program(ProgramRoutes(replace=(good, off_subnet, no_link, last)))
+    assert events[0] == RoutesProgrammed(added=(good, last))
+    failures = [event for event in events if isinstance(event, RouteFailed)]
+    assert [event.route for event in failures] == [off_subnet, no_link]
+    assert [event.reason for event in failures] == ["ENETUNREACH: Nexthop has invalid gateway"] * 2
+
+
+async def test_two_thousand_routes(bench: Bench) -> None:
+    table = RouteTable(bench.channel)
+    families = {ipv4: unicast(bench, ipv4) for ipv4 in (True, False)}
+    routes = tuple(families[ipv4]._replace(table=5001 + number) for number in range(1000) for ipv4 in (True, False))
+
+    def defaults(family: str) -> int:
+        shown = bench.json(family, "route", "show", "table", "all")
+        return sum(route["dst"] == "default" for route in shown)
+
+    assert await table.program(ProgramRoutes(replace=routes)) == [RoutesProgrammed(added=routes)]
+    assert (defaults("-4"), defaults("-6")) == (1000, 1000)
+    assert await table.program(ProgramRoutes(delete=routes)) == [RoutesProgrammed(deleted=routes)]
+    assert (defaults("-4"), defaults("-6")) == (0, 0)
+
+
+def rules_shown(bench: Bench, ipv4: bool) -> list[tuple[Any, ...]]:
+    return [
+        (rule["priority"], rule["fwmark"], rule["table"], rule["protocol"])
+        for rule in bench.json(FAMILY[ipv4], "rule")
+        if "fwmark" in rule
+    ]
+
+
+@BOTH_FAMILIES
+async def test_rules(bench: Bench, ipv4: bool) -> None:
+    table = RouteTable(bench.channel)
+    rule = Rule(5001, ipv4, 5001)
+    for _ in range(2):
+        assert await table.program_rules(ProgramRules(add=(rule,))) == [RuleSeen(rule=rule)]
+        assert rules_shown(bench, ipv4) == [(3000, "0x1389", "5001", "152")]
+        assert rules_shown(bench, not ipv4) == []
+    for _ in range(2):
+        assert await table.program_rules(ProgramRules(delete=(rule,))) == [RuleGone(rule=rule)]
+        assert rules_shown(bench, ipv4) == []
+
+
+async def test_foreign_rules_are_never_touched(bench: Bench) -> None:
+    bench.lb.ip("rule", "add", "fwmark", "5001", "lookup", "5001", "priority", "3000", "protocol", "static")
+    table = RouteTable(bench.channel)
+    rule = Rule(5001, True, 5001)
+    await table.program_rules(ProgramRules(add=(rule,)))
+    assert [shown[3] for shown in rules_shown(bench, True)] == ["static", "152"]
+    await table.program_rules(ProgramRules(delete=(rule,)))
+    await table.program_rules(ProgramRules(delete=(rule,)))
+    assert [shown[3] for shown in rules_shown(bench, True)] == ["static"]
+
+
+async def test_packets_follow_mark_and_fallback(bench: Bench) -> None:
+    table = RouteTable(bench.channel)
+    await table.program_rules(ProgramRules(add=(Rule(5001, True, 5001),)))
+    await table.program(ProgramRoutes(replace=(unicast(bench, True), blackhole(True))))
+    [found] = bench.json("route", "get", "192.0.2.1", "mark", "5001")
+    assert (found["gateway"], found["dev"]) == ("172.16.0.2", "nse-a")
+    bench.lb.ip("link", "set", "nse-a", "down")
+    assert bench.json("route", "get", "192.0.2.1", "mark", "5001") == []
