@@ -1,0 +1,135 @@
+"""The blocking client of the running service, for the command line."""
+
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
+
+import grpc
+
+from lbguard.api.convert import decision_from_proto, status_from_proto, target_from_proto
+from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.core.model import Decision, TargetKey
+from lbguard.core.status import GuardStatus, TargetStatus
+
+CALL_TIMEOUT_S = 10.0
+_ANSWER_BYTES_MAX = 256 * 2**20
+
+
+class ClientError(Exception):
+    """The service cannot be asked, or has no answer; the text says what to do."""
+
+
+class ServiceNotRunning(ClientError):  # noqa: N818 (it names the state)
+    """Nobody serves the socket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """One target explained. `target` is None when the source no longer lists it; `decisions` are oldest first."""
+
+    key: TargetKey
+    target: TargetStatus | None
+    now: float
+    decisions: tuple[tuple[Decision, float], ...]
+    story: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """A decision with wall time, and how many before it were lost because this reader was too slow."""
+
+    decision: Decision
+    wall_time: float
+    lost: int
+
+
+class GuardClient:
+    """Talks to the service on a unix socket; use it as a context manager.
+
+    Every method raises ClientError (ServiceNotRunning when nobody is there).
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(
+            f"unix:{path}", options=[("grpc.max_receive_message_length", _ANSWER_BYTES_MAX)]
+        )
+        self._stub = pb_grpc.GuardServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        _check_socket(self._path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def status(self) -> GuardStatus:
+        """Return the whole state."""
+        try:
+            response = self._stub.GetStatus(pb.GetStatusRequest(), timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            self._fail(error)
+        return status_from_proto(response.status)
+
+    def explain(self, target: str, history: int = 0) -> Explanation:
+        """Explain the target that `target` means: `stream/identifier`, or an identifier or IP that only one has."""
+        try:
+            request = pb.ExplainTargetRequest(target=target, history=history)
+            response = self._stub.ExplainTarget(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            self._fail(error)
+        return Explanation(
+            key=TargetKey(response.stream, response.identifier),
+            target=target_from_proto(response.target) if response.HasField("target") else None,
+            now=response.now_s,
+            decisions=tuple(decision_from_proto(decision) for decision in response.decisions),
+            story=response.story,
+        )
+
+    def watch(self, history: int, *, follow: bool) -> Iterator[Watched]:
+        """Yield the last decisions, oldest first, and then (with `follow`) each new one until the service ends."""
+        request = pb.WatchDecisionsRequest(history=history, follow=follow)
+        try:
+            for response in self._stub.WatchDecisions(request, timeout=None if follow else self._timeout_s):
+                decision, wall_time = decision_from_proto(response.decision)
+                yield Watched(decision=decision, wall_time=wall_time, lost=response.lost)
+        except grpc.RpcError as error:
+            self._fail(error)
+
+    def _fail(self, error: grpc.RpcError) -> NoReturn:
+        code, details = error.code(), error.details()
+        if code is grpc.StatusCode.UNAVAILABLE:
+            raise ServiceNotRunning(f"socket {self._path}: the service ended or does not answer") from None
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise ClientError(f"socket {self._path}: no answer within {self._timeout_s:g} s") from None
+        raise ClientError(details or f"socket {self._path}: {code.name}") from None
+
+
+def _check_socket(path: Path) -> None:
+    """Say at once, and in words, why nobody can be reached; gRPC itself would try again for seconds."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(CALL_TIMEOUT_S)
+        try:
+            code = probe.connect_ex(str(path))
+        except OSError:
+            code = errno.ENAMETOOLONG
+    if code in {errno.ENOENT, errno.ECONNREFUSED}:
+        raise ServiceNotRunning(
+            f"no lbguard serves {path}; start it with `lbguard run`, or name its socket with --socket or LBGUARD_SOCKET"
+        )
+    if code == errno.EACCES:
+        raise ClientError(f"{path}: permission denied; run as root or as a member of the socket's group")
+    if code:
+        raise ClientError(f"{path} cannot be reached: {errno.errorcode.get(code, code)}; is it lbguard's socket?")

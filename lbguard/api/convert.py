@@ -1,0 +1,229 @@
+"""Between the core's values and the messages of the API. Pure; going there and back loses nothing."""
+
+import math
+
+from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.core.addr import format_ip, parse_ip
+from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus
+
+_TO_STATE = {
+    TargetState.PENDING: pb.TARGET_STATE_PENDING,
+    TargetState.ACTIVE: pb.TARGET_STATE_ACTIVE,
+    TargetState.HELD: pb.TARGET_STATE_HELD,
+    TargetState.FROZEN: pb.TARGET_STATE_FROZEN,
+    TargetState.WITHDRAWN: pb.TARGET_STATE_WITHDRAWN,
+}
+_FROM_STATE = {number: state for state, number in _TO_STATE.items()}
+
+
+def status_to_proto(status: GuardStatus) -> pb.Status:
+    """Return the message of a status."""
+    return pb.Status(
+        now_s=status.now,
+        observe=status.observe,
+        in_sync=status.in_sync,
+        sync_reason=status.sync_reason,
+        source_ok=status.source_ok,
+        source_reason=status.source_reason,
+        streams=[_stream_to_proto(stream) for stream in status.streams],
+        targets=[target_to_proto(target) for target in status.targets],
+        links=[
+            pb.Link(
+                name=link.name,
+                ifindex=link.ifindex,
+                generation=link.generation,
+                up=link.up,
+                mac=link.mac,
+                addresses=link.addresses,
+                role=link.role,
+            )
+            for link in status.links
+        ],
+    )
+
+
+def status_from_proto(message: pb.Status) -> GuardStatus:
+    """Return the status of a message.
+
+    Raises:
+        ValueError: it holds a state that this version does not know.
+    """
+    return GuardStatus(
+        now=message.now_s,
+        observe=message.observe,
+        in_sync=message.in_sync,
+        sync_reason=message.sync_reason,
+        source_ok=message.source_ok,
+        source_reason=message.source_reason,
+        streams=tuple(_stream_from_proto(stream) for stream in message.streams),
+        targets=tuple(target_from_proto(target) for target in message.targets),
+        links=tuple(
+            LinkStatus(
+                name=link.name,
+                ifindex=link.ifindex,
+                generation=link.generation,
+                up=link.up,
+                mac=link.mac,
+                addresses=tuple(link.addresses),
+                role=link.role,
+            )
+            for link in message.links
+        ),
+    )
+
+
+def _stream_to_proto(stream: StreamStatus) -> pb.Stream:
+    return pb.Stream(
+        name=stream.name,
+        max_targets=stream.max_targets,
+        identifier_offset=stream.identifier_offset,
+        available=stream.available,
+        availability_reason=stream.availability_reason,
+        mass_failure=stream.mass_failure,
+        counts=[pb.StateCount(state=_TO_STATE[state], count=count) for state, count in stream.counts.items()],
+        table_committed=stream.table_committed,
+    )
+
+
+def _stream_from_proto(message: pb.Stream) -> StreamStatus:
+    counts = dict.fromkeys(TargetState, 0)
+    counts |= {_state(count.state): count.count for count in message.counts}
+    return StreamStatus(
+        name=message.name,
+        max_targets=message.max_targets,
+        identifier_offset=message.identifier_offset,
+        available=message.available,
+        availability_reason=message.availability_reason,
+        mass_failure=message.mass_failure,
+        counts=counts,
+        table_committed=message.table_committed,
+    )
+
+
+def target_to_proto(target: TargetStatus) -> pb.Target:
+    """Return the message of a target."""
+    return pb.Target(
+        stream=target.stream,
+        identifier=target.identifier,
+        mark=target.mark,
+        state=_TO_STATE[target.state],
+        cause=target.cause,
+        since_s=target.since,
+        deadline_s=target.deadline,
+        penalty=target.penalty,
+        paths=[
+            pb.Path(
+                ip=path.ip,
+                condition=path.condition,
+                ifname=path.ifname,
+                ifindex=path.ifindex,
+                neighbor=path.neighbor,
+                mac=path.mac,
+            )
+            for path in target.paths
+        ],
+    )
+
+
+def target_from_proto(message: pb.Target) -> TargetStatus:
+    """Return the target of a message.
+
+    Raises:
+        ValueError: it holds a state that this version does not know.
+    """
+    return TargetStatus(
+        stream=message.stream,
+        identifier=message.identifier,
+        mark=message.mark,
+        state=_state(message.state),
+        cause=message.cause,
+        since=message.since_s,
+        deadline=message.deadline_s if message.HasField("deadline_s") else None,
+        penalty=message.penalty,
+        paths=tuple(
+            PathStatus(
+                ip=path.ip,
+                condition=path.condition,
+                ifname=path.ifname,
+                ifindex=path.ifindex,
+                neighbor=path.neighbor,
+                mac=path.mac,
+            )
+            for path in message.paths
+        ),
+    )
+
+
+def decision_to_proto(decision: Decision, wall_time: float) -> pb.Decision:
+    """Return the message of a decision.
+
+    Args:
+        decision: the decision.
+        wall_time: when it was taken, seconds since the epoch.
+    """
+    message = pb.Decision(
+        sequence=decision.sequence,
+        at_s=decision.at,
+        stream=decision.target.stream,
+        identifier=decision.target.identifier,
+        action=decision.action,
+        state_from=pb.TARGET_STATE_UNSPECIFIED if decision.state_from is None else _TO_STATE[decision.state_from],
+        state_to=pb.TARGET_STATE_UNSPECIFIED if decision.state_to is None else _TO_STATE[decision.state_to],
+        cause=decision.cause,
+        deadline_s=decision.deadline,
+        duration_s=decision.duration_s,
+        evidence=[
+            pb.Evidence(
+                ip=format_ip(item.ip),
+                condition=item.condition,
+                ifname=item.ifname,
+                ifindex=item.ifindex,
+                neighbor=item.neighbor,
+                detail=item.detail,
+            )
+            for item in decision.evidence
+        ],
+    )
+    nanos = round(wall_time * 1e9)
+    message.time.seconds, message.time.nanos = math.floor(nanos // 10**9), nanos % 10**9
+    return message
+
+
+def decision_from_proto(message: pb.Decision) -> tuple[Decision, float]:
+    """Return the decision of a message and when it was taken (seconds since the epoch).
+
+    Raises:
+        ValueError: it holds an action, state, condition or address that this version does not know.
+    """
+    unspecified = pb.TARGET_STATE_UNSPECIFIED
+    decision = Decision(
+        sequence=message.sequence,
+        at=message.at_s,
+        target=TargetKey(message.stream, message.identifier),
+        action=Action(message.action),
+        state_from=None if message.state_from == unspecified else _state(message.state_from),
+        state_to=None if message.state_to == unspecified else _state(message.state_to),
+        cause=message.cause,
+        deadline=message.deadline_s if message.HasField("deadline_s") else None,
+        duration_s=message.duration_s if message.HasField("duration_s") else None,
+        evidence=tuple(
+            Evidence(
+                ip=parse_ip(item.ip),
+                condition=Condition(item.condition),
+                ifname=item.ifname,
+                ifindex=item.ifindex,
+                neighbor=item.neighbor,
+                detail=item.detail,
+            )
+            for item in message.evidence
+        ),
+    )
+    return decision, message.time.seconds + message.time.nanos / 1e9
+
+
+def _state(number: "pb.TargetState.ValueType") -> TargetState:
+    state = _FROM_STATE.get(number)
+    if state is None:
+        raise ValueError(f"target state {number} is not known to this version")
+    return state

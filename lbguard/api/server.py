@@ -1,0 +1,247 @@
+"""The gRPC server of the running service, on its unix socket. It reads and never changes anything."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
+from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.core.addr import format_ip, parse_ip
+from lbguard.core.model import Decision, TargetKey
+from lbguard.core.status import GuardStatus, TargetStatus
+from lbguard.decisions import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
+from lbguard.sentences import target_story
+
+SOCKET_MODE = 0o660
+LIVENESS, READINESS = "Liveness", "Readiness"
+
+_SOCKET_PATH_MAX = 107  # struct sockaddr_un holds 108 bytes with the final zero
+_REQUEST_BYTES_MAX = 64 * 1024
+_CALLS_AT_ONCE = 64
+_NAMES_SHOWN = 5
+
+
+class ApiError(Exception):
+    """The API cannot be served; the text names the setting and what to do."""
+
+
+class GuardView(Protocol):
+    """What the server reads. Called in the thread of the event loop; it must not block."""
+
+    def status(self) -> GuardStatus:
+        """Return the whole state at this moment."""
+
+    def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
+        """Return the last decisions, oldest first, with wall time; of one target, or (None) of all."""
+
+
+class DecisionFeed(Protocol):
+    """Where new decisions come from (`DecisionLog`)."""
+
+    def subscribe(self) -> Subscription:
+        """Return a feed of the decisions from now on."""
+
+
+class TargetUnclear(Exception):  # noqa: N818 (it names the answer)
+    """No target, or several, are meant by a text; `found` holds how many."""
+
+    def __init__(self, text: str, found: int) -> None:
+        super().__init__(text)
+        self.found = found
+
+
+def find_target(text: str, targets: Sequence[TargetStatus]) -> TargetKey:
+    """Find the target that a person means.
+
+    Args:
+        text: `stream/identifier`, or an identifier or IP address that only one target has.
+        targets: what there is.
+
+    Raises:
+        TargetUnclear: none or several are meant; the text says which.
+    """
+    stream, slash, identifier = text.rpartition("/")
+    if slash and identifier.isascii() and identifier.isdigit() and ":" not in stream and "." not in stream[:1]:
+        key = TargetKey(stream, int(identifier))
+        if any((target.stream, target.identifier) == key for target in targets):
+            return key
+    if text.isascii() and text.isdigit():
+        found = [target for target in targets if target.identifier == int(text)]
+    else:
+        try:
+            ip = format_ip(parse_ip(text))
+        except ValueError:
+            raise TargetUnclear(f"no target {text!r}; write stream/identifier, an identifier or an IP", 0) from None
+        found = [target for target in targets if any(path.ip == ip for path in target.paths)]
+    keys = [TargetKey(target.stream, target.identifier) for target in found]
+    if len(keys) == 1:
+        return keys[0]
+    if not keys:
+        raise TargetUnclear(f"no target {text!r}", 0)
+    names = ", ".join(map(str, keys[:_NAMES_SHOWN])) + (", ..." if len(keys) > _NAMES_SHOWN else "")
+    raise TargetUnclear(f"{text!r} is the name of {len(keys)} targets: {names}", len(keys))
+
+
+class _GuardService(pb_grpc.GuardServiceServicer):
+    def __init__(self, view: GuardView, feed: DecisionFeed) -> None:
+        self._view = view
+        self._feed = feed
+
+    async def GetStatus(  # noqa: N802 (the name is the protocol's)
+        self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext[pb.GetStatusRequest, pb.GetStatusResponse]
+    ) -> pb.GetStatusResponse:
+        # Values are immutable, so the slow part, thousands of messages, can be made beside the loop.
+        status = self._view.status()
+        return pb.GetStatusResponse(status=await asyncio.to_thread(status_to_proto, status))
+
+    async def ExplainTarget(  # noqa: N802
+        self,
+        request: pb.ExplainTargetRequest,
+        context: grpc.aio.ServicerContext[pb.ExplainTargetRequest, pb.ExplainTargetResponse],
+    ) -> pb.ExplainTargetResponse:
+        status = self._view.status()
+        limit = min(request.history or KEPT_PER_TARGET, KEPT_PER_TARGET)
+        try:
+            key = find_target(request.target, status.targets)
+        except TargetUnclear as unclear:
+            key = self._forgotten(request.target) or await _refuse(context, unclear)
+        recent = self._view.decisions(key, limit)
+        response = pb.ExplainTargetResponse(
+            stream=key.stream,
+            identifier=key.identifier,
+            now_s=status.now,
+            decisions=[decision_to_proto(decision, wall_time) for decision, wall_time in recent],
+            story=f"{key} is no longer listed by the source; these were its last decisions.",
+        )
+        for target in status.targets:
+            if (target.stream, target.identifier) == key:
+                response.target.CopyFrom(target_to_proto(target))
+                response.story = target_story(target, status.now, recent)
+        return response
+
+    async def WatchDecisions(  # noqa: N802
+        self,
+        request: pb.WatchDecisionsRequest,
+        context: grpc.aio.ServicerContext[pb.WatchDecisionsRequest, pb.WatchDecisionsResponse],
+    ) -> AsyncIterator[pb.WatchDecisionsResponse]:
+        # Subscribing and reading the past happen in one turn of the loop, so nothing is missed and nothing repeated.
+        with self._feed.subscribe() as feed:
+            past = self._view.decisions(None, min(request.history, KEPT_OVERALL))
+            for decision, wall_time in past:
+                yield pb.WatchDecisionsResponse(decision=decision_to_proto(decision, wall_time))
+            if request.follow:
+                async for lost, (decision, wall_time) in feed:
+                    yield pb.WatchDecisionsResponse(decision=decision_to_proto(decision, wall_time), lost=lost)
+
+    def _forgotten(self, text: str) -> TargetKey | None:
+        """Return the key that a full name means when there are decisions about it, though the target is gone."""
+        stream, _, identifier = text.rpartition("/")
+        if not stream or not (identifier.isascii() and identifier.isdigit()):
+            return None
+        key = TargetKey(stream, int(identifier))
+        return key if self._view.decisions(key, 1) else None
+
+
+async def _refuse(
+    context: grpc.aio.ServicerContext[pb.ExplainTargetRequest, pb.ExplainTargetResponse], unclear: TargetUnclear
+) -> TargetKey:
+    code = grpc.StatusCode.INVALID_ARGUMENT if unclear.found else grpc.StatusCode.NOT_FOUND
+    await context.abort(code, str(unclear))
+    raise AssertionError("abort raises")
+
+
+class ApiServer:
+    """Serves GuardService and the standard health service on a unix socket.
+
+    Args:
+        path: the socket; its directory is made when missing.
+        view: what to show.
+        feed: new decisions.
+    """
+
+    def __init__(self, path: Path, view: GuardView, feed: DecisionFeed) -> None:
+        self._path = path
+        self._service = _GuardService(view, feed)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server: grpc.aio.Server | None = None
+        self._inode = 0
+
+    async def start(self) -> None:
+        """Listen. The health service says: alive, not ready.
+
+        Raises:
+            ApiError: another process serves the socket, or it cannot be made.
+        """
+        _make_way(self._path)
+        server = grpc.aio.server(
+            options=[("grpc.max_receive_message_length", _REQUEST_BYTES_MAX)], maximum_concurrent_rpcs=_CALLS_AT_ONCE
+        )
+        pb_grpc.add_GuardServiceServicer_to_server(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        # With the mask the socket is never open to more than its final mode, not even before chmod.
+        mask = os.umask(0o777 & ~SOCKET_MODE)
+        try:
+            server.add_insecure_port(f"unix:{self._path}")
+            await server.start()
+        except RuntimeError as error:
+            raise ApiError(f"socket = {self._path}: cannot listen: {error}") from None
+        finally:
+            os.umask(mask)
+        self._path.chmod(SOCKET_MODE)
+        self._inode = self._path.stat().st_ino
+        self._server = server
+        for name in ("", LIVENESS):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.set_ready(False)
+
+    async def set_ready(self, ready: bool) -> None:
+        """Say whether the service is ready (health service, name `Readiness`)."""
+        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(READINESS, serving if ready else not_serving)
+
+    async def stop(self, grace_s: float = 0.2) -> None:
+        """End open calls after `grace_s` seconds and remove the socket; safe to call twice."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        await server.stop(grace_s)
+        with contextlib.suppress(FileNotFoundError):
+            # Another instance may have taken the path over meanwhile; its socket stays.
+            if self._path.lstat().st_ino == self._inode:
+                self._path.unlink()
+
+
+def _make_way(path: Path) -> None:
+    """Make the directory and remove the socket of a dead process; refuse a live one or anything else."""
+    place = f"socket = {path}"
+    if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
+        raise ApiError(f"{place}: the path is longer than {_SOCKET_PATH_MAX} bytes; choose a shorter one")
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ApiError(f"{place}: {error.strerror}; make {path.parent} and let this user write to it") from None
+    if not stat.S_ISSOCK(mode):
+        raise ApiError(f"{place}: the path is taken by something that is no socket; remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        code = probe.connect_ex(str(path))
+    if code not in {errno.ECONNREFUSED, errno.ENOENT}:
+        raise ApiError(f"{place}: another process listens there; stop it or choose another path")
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ApiError(f"{place}: the socket of a dead process is in the way: {error.strerror}; remove it") from None

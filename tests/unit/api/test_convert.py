@@ -1,0 +1,112 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbguard.api.convert import decision_from_proto, decision_to_proto, status_from_proto, status_to_proto
+from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+number = st.integers(0, 2**31 - 1)
+moment = st.floats(0, 1e9)
+state = st.sampled_from(TargetState)
+ips = st.one_of(st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16))
+
+decisions = st.builds(
+    Decision,
+    sequence=st.integers(0, 2**63),
+    at=moment,
+    target=st.builds(TargetKey, text, number),
+    action=st.sampled_from(Action),
+    state_from=st.none() | state,
+    state_to=st.none() | state,
+    cause=text,
+    deadline=st.none() | moment,
+    duration_s=st.none() | moment,
+    evidence=st.lists(
+        st.builds(
+            Evidence,
+            ip=ips,
+            condition=st.sampled_from(Condition),
+            ifname=text,
+            ifindex=number,
+            neighbor=text,
+            detail=text,
+        ),
+        max_size=3,
+    ).map(tuple),
+)
+
+paths = st.builds(PathStatus, ip=text, condition=text, ifname=text, ifindex=number, neighbor=text, mac=text)
+statuses = st.builds(
+    GuardStatus,
+    now=moment,
+    observe=st.booleans(),
+    in_sync=st.booleans(),
+    sync_reason=text,
+    source_ok=st.booleans(),
+    source_reason=text,
+    streams=st.lists(
+        st.builds(
+            StreamStatus,
+            name=text,
+            max_targets=number,
+            identifier_offset=number,
+            available=st.booleans(),
+            availability_reason=text,
+            mass_failure=st.booleans(),
+            counts=st.fixed_dictionaries(dict.fromkeys(TargetState, number)),
+            table_committed=st.booleans(),
+        ),
+        max_size=2,
+    ).map(tuple),
+    targets=st.lists(
+        st.builds(
+            TargetStatus,
+            stream=text,
+            identifier=number,
+            mark=st.integers(0, 2**32 - 1),
+            state=state,
+            cause=text,
+            since=moment,
+            deadline=st.none() | moment,
+            penalty=moment,
+            paths=st.lists(paths, max_size=2).map(tuple),
+        ),
+        max_size=2,
+    ).map(tuple),
+    links=st.lists(
+        st.builds(
+            LinkStatus,
+            name=text,
+            ifindex=number,
+            generation=number,
+            up=st.booleans(),
+            mac=text,
+            addresses=st.lists(text, max_size=2).map(tuple),
+            role=text,
+        ),
+        max_size=2,
+    ).map(tuple),
+)
+
+
+@given(statuses)
+def test_a_status_survives_the_wire(status: GuardStatus) -> None:
+    message = pb.Status.FromString(status_to_proto(status).SerializeToString())
+    assert status_from_proto(message) == status
+
+
+@given(decisions, st.floats(0, 4e9))
+def test_a_decision_survives_the_wire(decision: Decision, wall_time: float) -> None:
+    message = pb.Decision.FromString(decision_to_proto(decision, wall_time).SerializeToString())
+    back, when = decision_from_proto(message)
+    assert back == decision
+    assert when == pytest.approx(wall_time, abs=1e-6)
+
+
+def test_a_state_of_a_newer_service_is_refused_by_number() -> None:
+    message = pb.Status(targets=[pb.Target(state=99)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="99"):
+        status_from_proto(message)
