@@ -99,6 +99,8 @@ class Lifecycle:
         return True
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
+        if cause is target.cause:
+            return False
         before = self.deadlines.get(target.key)
         self._note_cause(target, cause)
         self._set_grace_deadline(target)

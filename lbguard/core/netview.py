@@ -91,6 +91,8 @@ class NetView:
         self._holders: dict[Prefix, dict[int, Link]] = {}
         self._stripped: dict[Prefix, LinkKey] = {}
         self._ip_uses: dict[Ip, int] = {}
+        # The networks of a followed address by the lengths in use, longest first: `locate` is on the hot path.
+        self._networks: dict[Ip, tuple[Prefix, ...]] = {}
         self._prefix_lengths: dict[int, list[int]] = {4: [], 16: []}
         self._members: dict[Prefix, set[Ip]] = {}
         self.changes = ViewChanges()
@@ -107,8 +109,9 @@ class NetView:
         uses = self._ip_uses.get(ip, 0)
         self._ip_uses[ip] = uses + 1
         if uses == 0:
-            for length in self._prefix_lengths[len(ip)]:
-                self._members.setdefault(prefix_of(ip, length), set()).add(ip)
+            self._networks[ip] = tuple(prefix_of(ip, length) for length in self._prefix_lengths[len(ip)])
+            for network in self._networks[ip]:
+                self._members.setdefault(network, set()).add(ip)
 
     def remove_ip(self, ip: Ip) -> None:
         """Stop following a target address."""
@@ -116,8 +119,7 @@ class NetView:
         if self._ip_uses[ip]:
             return
         del self._ip_uses[ip]
-        for length in self._prefix_lengths[len(ip)]:
-            network = prefix_of(ip, length)
+        for network in self._networks.pop(ip):
             self._members[network].discard(ip)
             if not self._members[network]:
                 del self._members[network]
@@ -125,10 +127,9 @@ class NetView:
             link.neighbors.pop(ip, None)
 
     def locate(self, ip: Ip) -> tuple[Link | None, Prefix | None, Condition]:
-        """Return the owning link of an address, the subnet that decided, and the condition of that part of the path."""
+        """Return the owning link of a followed address, the subnet that decided, and the condition up to there."""
         found: tuple[Link | None, Prefix | None, Condition] = (None, None, Condition.NO_LINK)
-        for length in self._prefix_lengths[len(ip)]:
-            network = prefix_of(ip, length)
+        for network in self._networks[ip]:
             owner = self.owners.get(network)
             if owner is not None:
                 return owner, network, Condition.OK
@@ -346,4 +347,5 @@ class NetView:
         lengths.sort(reverse=True)
         for ip in self._ip_uses:
             if len(ip) == family_length:
+                self._networks[ip] = tuple(prefix_of(ip, each) for each in lengths)
                 self._members.setdefault(prefix_of(ip, length), set()).add(ip)

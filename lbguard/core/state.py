@@ -60,10 +60,14 @@ class Target:
         corroborate each other) and the target was not pardoned.
         """
         conditions = [path.condition for path in self.paths.values()]
+        if not conditions:
+            return Condition.NO_LINK
+        if conditions.count(Condition.OK) == len(conditions):
+            return Condition.OK
         hard = [c for c in conditions if c is not Condition.OK and c not in SOFT]
         if hard:
             return min(hard, key=_BAD_TO_GOOD.__getitem__)
-        if conditions and all(c in SOFT for c in conditions) and now >= self.pardoned_until:
+        if all(c in SOFT for c in conditions) and now >= self.pardoned_until:
             return min(conditions, key=_BAD_TO_GOOD.__getitem__)
         return Condition.OK
 
