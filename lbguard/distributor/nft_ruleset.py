@@ -34,7 +34,7 @@ second lookup sees the new generation.
 
 import ipaddress
 import string
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lbguard.core.addr import Prefix, is_ipv4, prefix_of
@@ -128,7 +128,7 @@ def stream_names(stream: str) -> StreamNames:
     return StreamNames(*(f"{kind}_{encoded}" for kind in StreamNames._fields))
 
 
-def structure(names: StreamNames, vips: Iterable[Prefix], *, slots: int, seed: int, defragment: bool) -> list[str]:
+def structure(names: StreamNames, vips: Collection[Prefix], *, slots: int, seed: int, defragment: bool) -> list[str]:
     """Return the commands that make or renew everything of a stream but elements.
 
     They leave the elements of an existing map or set alone and replace all rules; in one transaction no packet sees a
@@ -187,7 +187,7 @@ def _stream_rules(names: StreamNames, slots: int, seed: int) -> list[str]:
     ]
 
 
-def _vip_rules(names: StreamNames, vips: Iterable[Prefix]) -> list[str]:
+def _vip_rules(names: StreamNames, vips: Collection[Prefix]) -> list[str]:
     four = [ipaddress.IPv4Network((vip.network, vip.length)) for vip in vips if is_ipv4(vip.network)]
     six = [ipaddress.IPv6Network((vip.network, vip.length)) for vip in vips if not is_ipv4(vip.network)]
     rules = []

@@ -6,6 +6,7 @@ context, uses it and is the only one to touch it.
 """
 
 import asyncio
+import ctypes
 import json
 import os
 import socket
@@ -45,12 +46,12 @@ class NftContext:
                 f"the Python module nftables is missing ({error}): pip install pip-nftables"
             ) from error
         try:
-            self._nft: Any = nftables.Nftables(sofile=library)
+            # Nftables() would leave a half-made object behind, whose destructor complains.
+            ctypes.CDLL(library)
         except OSError as error:
             raise DistributorError(f"{library} cannot be loaded ({error}): apt-get install libnftables1") from error
+        self._nft: Any = nftables.Nftables(sofile=library)
         self._nft.set_json_output(False)
-        # The default asks the resolver for names of addresses and ports on some versions; listings are for programs.
-        self._nft.set_numeric_proto_output(True)
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
         except OSError as error:

@@ -16,10 +16,12 @@ from lbguard.lab.netns import Namespace, connect
 from tests.netns.distributor.packets import destination_of
 
 VIP4, VIP6 = "20.0.0.1", "2000::1"
+OTHER_VIP4 = "20.0.0.77"
 ROUTER4, ROUTER6 = "10.0.0.1", "fd00::1"
 FAR_ROUTER4, FAR_ROUTER6 = "10.9.9.9", "fd09::9"
 CLIENT4, CLIENT6 = "10.0.0.2", "fd00::2"
 TARGETS = (1, 2, 3, 4)
+VIPS = frozenset(map(parse_ip, (VIP4, VIP6, OTHER_VIP4)))
 WAIT_S = 20.0
 ETH_P_ALL = 3
 
@@ -54,6 +56,7 @@ class Lab:
         self._address(self.balancer, "router", "10.0.1.2", "fd00:1::2")
         self._route(self.client, "default", "::/0", ROUTER4, ROUTER6)
         self._route(self.router, VIP4, VIP6, "10.0.1.2", "fd00:1::2")
+        self.router.ip("route", "add", OTHER_VIP4, "via", "10.0.1.2")
         self._route(self.balancer, "default", "::/0", "10.0.1.1", "fd00:1::1")
         for i, target in self.targets.items():
             connect(self.balancer, f"target{i}", target, "lb")
@@ -123,14 +126,13 @@ class Lab:
 
     def received(self, count: int) -> list[tuple[int, bytes]]:
         """Wait for a number of packets to the VIPs and return each with the target that got it."""
-        vips = {parse_ip(VIP4), parse_ip(VIP6)}
         found: list[tuple[int, bytes]] = []
         deadline = time.monotonic() + WAIT_S
         while len(found) < count:
             left = deadline - time.monotonic()
             assert left > 0, f"{len(found)} of {count} packets arrived"
             select.select(list(self._listeners.values()), [], [], left)
-            found += [(i, packet) for i, packet in self._drain() if destination_of(packet) in vips]
+            found += [(i, packet) for i, packet in self._drain() if destination_of(packet) in VIPS]
         return found
 
     def _drain(self) -> Iterator[tuple[int, bytes]]:
@@ -145,8 +147,7 @@ class Lab:
 
     def quiet(self) -> bool:
         """Tell whether nothing for the VIPs has arrived since."""
-        vips = {parse_ip(VIP4), parse_ip(VIP6)}
-        return not [packet for _, packet in self._drain() if destination_of(packet) in vips]
+        return not [packet for _, packet in self._drain() if destination_of(packet) in VIPS]
 
     def deliver(self, packets: Sequence[bytes]) -> list[int]:
         """Send packets that all get through unfragmented, in any order, and return the target of each."""

@@ -1,0 +1,106 @@
+"""Packets per target and packets that met the fallback, counted in the kernel."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
+from tests.netns.distributor import packets
+from tests.netns.distributor.conftest import CLIENT4, CLIENT6, TARGETS, VIP4, VIP6, WAIT_S, Lab
+from tests.netns.distributor.packets import UDP, Flow
+
+pytestmark = pytest.mark.netns
+
+MARKS = [5000 + target for target in TARGETS]
+NOTHING = dict.fromkeys(MARKS, HeldCount(0, 0))
+FLOWS = [Flow(CLIENT4, VIP4, UDP, 1000 + i, 443) for i in range(40)] + [
+    Flow(CLIENT6, VIP6, UDP, 1000 + i, 443) for i in range(40)
+]
+
+
+@pytest.fixture
+async def counters(lab: Lab) -> AsyncIterator[FallbackCounters]:
+    with lab.balancer.entered():
+        made = FallbackCounters()
+    await made.ensure(MARKS)
+    yield made
+    await made.close()
+
+
+async def until(read: Callable[[], Awaitable[dict[int, HeldCount]]], wanted: int) -> dict[int, HeldCount]:
+    """Read until so many packets are counted."""
+    deadline = time.monotonic() + WAIT_S
+    counts = await read()
+    while sum(count.packets for count in counts.values()) < wanted:
+        assert time.monotonic() < deadline, counts
+        await asyncio.sleep(0.01)
+        counts = await read()
+    return counts
+
+
+async def test_hits_and_held_packets_are_counted_per_target(
+    lab: Lab, distributor: NftDistributor, counters: FallbackCounters
+) -> None:
+    sent = [packets.flow_packet(flow) for flow in FLOWS]
+    homes = lab.deliver(sent)
+    hits = {
+        5000 + t: HeldCount(homes.count(t), sum(len(p) for p, home in zip(sent, homes, strict=True) if home == t))
+        for t in TARGETS
+    }
+    assert await until(counters.read_hits, len(sent)) == hits
+    assert await counters.read() == NOTHING
+    lab.sever(2)
+    lab.send(sent)
+    held = homes.count(2)
+    assert await until(counters.read, held) == NOTHING | {5002: hits[5002]}
+    arrived = Counter(target for target, _ in lab.received(len(sent) - held))
+    assert arrived == Counter(home for home in homes if home != 2)
+    lab.repair(2)
+    assert lab.deliver(sent) == homes
+    assert (await counters.read())[5002] == hits[5002]
+    assert (await counters.read_hits())[5001].packets == 3 * homes.count(1)
+
+
+async def test_marks_of_any_origin_are_counted(lab: Lab, counters: FallbackCounters) -> None:
+    """With nfqlb the mark comes from a queue in the mangle hook; a rule there stands in for it."""
+    lab.balancer.run("nft", "add table ip other")
+    lab.balancer.run("nft", "add chain ip other c { type filter hook prerouting priority mangle; }")
+    lab.balancer.run("nft", f"add rule ip other c ip daddr {VIP4} meta mark set 5003")
+    lab.sever(3)
+    lab.send([packets.flow_packet(flow) for flow in FLOWS[:7]])
+    assert (await until(counters.read, 7))[5003].packets == 7
+
+
+async def test_counts_survive_the_service(lab: Lab, distributor: NftDistributor, counters: FallbackCounters) -> None:
+    lab.deliver([packets.flow_packet(flow) for flow in FLOWS])
+    before = await until(counters.read_hits, len(FLOWS))
+    await counters.close()
+    with lab.balancer.entered():
+        second = FallbackCounters()
+    await second.ensure(MARKS)
+    assert await second.read_hits() == before
+    await second.ensure([*MARKS[1:], 5009])
+    assert await second.read_hits() == {m: before[m] for m in MARKS[1:]} | {5009: HeldCount(0, 0)}
+    await second.remove()
+    assert "lbguard-counters" not in lab.balancer.run("nft", "list ruleset")
+    await second.remove()
+    await second.close()
+
+
+async def test_a_table_that_was_removed_is_made_again(lab: Lab, counters: FallbackCounters) -> None:
+    lab.balancer.run("nft", "flush ruleset")
+    assert await counters.read() == NOTHING
+    assert await counters.read_hits() == NOTHING
+    lab.balancer.run("nft", "flush chain inet lbguard-counters prerouting")
+    await counters.ensure(MARKS)
+    assert "@fallback" in lab.balancer.run("nft", "list ruleset")
+
+
+async def test_no_mark_is_allowed(lab: Lab, counters: FallbackCounters) -> None:
+    await counters.ensure([])
+    assert await counters.read() == {}
+    assert await counters.read_hits() == {}
