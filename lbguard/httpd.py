@@ -17,7 +17,6 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from lbguard.core.status import GuardStatus
 from lbguard.listen import ListenAddress
 
 HEARTBEAT_LIMIT_S = 5.0
@@ -40,27 +39,12 @@ class Health:
         self._limit_s = heartbeat_limit_s
         self._clock = clock
         self._beat_at = clock()
-        self._unready: tuple[str, ...] = ("starting: no state yet",)
-        self._source_was_read = False
+        self._unready = "starting: no state yet"
 
-    def beat(self) -> None:
-        """Say that the loop is alive; call it at least once a second."""
+    def beat(self, unready: str) -> None:
+        """Say that the loop is alive and why it is not ready (empty: it is); call it at least once a second."""
         self._beat_at = self._clock()
-
-    def update(self, status: GuardStatus) -> None:
-        """Derive readiness from a status, and beat."""
-        self.beat()
-        # A source that is lost later is no reason to be taken out of service: the last list stays in force.
-        self._source_was_read = self._source_was_read or status.source_ok
-        reasons = []
-        if not status.in_sync:
-            reasons.append(f"kernel_out_of_sync: {status.sync_reason or 'no full read yet'}")
-        if not self._source_was_read:
-            reasons.append(f"source_not_read: {status.source_reason or 'no list of targets yet'}")
-        reasons += [
-            f"table_not_committed: stream {stream.name}" for stream in status.streams if not stream.table_committed
-        ]
-        self._unready = tuple(reasons)
+        self._unready = unready
 
     def not_alive(self) -> tuple[str, ...]:
         """Return why the loop counts as hung; empty when it is alive."""
@@ -69,7 +53,7 @@ class Health:
 
     def not_ready(self) -> tuple[str, ...]:
         """Return why the service is not ready; empty when it is."""
-        return self.not_alive() + self._unready
+        return self.not_alive() + ((self._unready,) if self._unready else ())
 
 
 class _Server(ThreadingMixIn, WSGIServer):

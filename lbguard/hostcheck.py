@@ -1,0 +1,241 @@
+"""Looks at the machine and names what is missing or wrong for lbguard, and how to mend it. Changes nothing.
+
+Every check is a function over a `Host`, a reader of files below a root, so that a fake tree can stand for a machine.
+"""
+
+import ctypes
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lbguard.core.model import StreamSpec
+from lbguard.settings import Settings
+
+INSTANCE_NAME = "@lbguard.instance"
+"""The abstract unix socket that a running instance holds, as /proc/net/unix shows it."""
+
+NFTABLES_LIBRARY = "libnftables.so.1"
+
+# include/uapi/linux/capability.h
+_CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13}
+_USES = {
+    "NET_ADMIN": "routes, rules, neighbours, link state and nftables cannot be changed",
+    "NET_RAW": "gratuitous ARP and neighbour advertisements cannot be sent",
+}
+_STRICT = "1"  # rp_filter: 0 off, 1 strict, 2 loose; the larger of `all` and the link's own counts
+_LINKS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something missing or wrong. `id` is one of a bounded set; with severity error lbguard cannot work."""
+
+    id: str
+    severity: Literal["error", "warning"]
+    what: str
+    remedy: str
+
+
+def _can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+class Host:
+    """Reads a machine, or a directory that stands for one.
+
+    Args:
+        root: where its file system begins.
+        can_load: tells whether a shared library can be loaded.
+    """
+
+    def __init__(self, root: Path = Path("/"), can_load: Callable[[str], bool] = _can_load) -> None:
+        self.root = root
+        self.can_load = can_load
+
+    def path(self, path: Path | str) -> Path:
+        """Return where a path of the machine is."""
+        return self.root / str(path).lstrip("/")
+
+    def read(self, path: str) -> str | None:
+        """Return a file's text without surrounding blanks, or None when it cannot be read."""
+        try:
+            return self.path(path).read_text(errors="replace").strip()
+        except OSError:
+            return None
+
+    def sysctl(self, name: str) -> str | None:
+        """Return a sysctl (`net/ipv4/ip_forward`) of the network namespace of this thread."""
+        return self.read(f"/proc/sys/{name}")
+
+    def links(self) -> list[str]:
+        """Return the names of the links that have IPv4 settings."""
+        try:
+            return sorted(entry.name for entry in self.path("/proc/sys/net/ipv4/conf").iterdir())
+        except OSError:
+            return []
+
+
+Check = Callable[[Host, Settings, Sequence[StreamSpec]], Iterator[Finding]]
+
+
+def check_host(settings: Settings, streams: Sequence[StreamSpec] = (), host: Host | None = None) -> tuple[Finding, ...]:
+    """Run every check; errors come first."""
+    host = host or Host()
+    found = [finding for check in CHECKS for finding in check(host, settings, streams)]
+    return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
+
+
+def check_capabilities(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look at the effective capabilities of this thread."""
+    if settings.mode == "observe":
+        return
+    lines = (host.read("/proc/thread-self/status") or "").splitlines()
+    effective = next((int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")), None)
+    if effective is None:
+        return
+    for name, bit in _CAPABILITIES.items():
+        if not effective >> bit & 1:
+            yield Finding(
+                id=f"no_cap_{name.lower()}",
+                severity="error",
+                what=f"capability {name} is missing: {_USES[name]}",
+                remedy=f"run as root, or add {name} to the container's securityContext.capabilities",
+            )
+
+
+def check_forwarding(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether the kernel forwards."""
+    for family, name in (("ipv4", "net/ipv4/ip_forward"), ("ipv6", "net/ipv6/conf/all/forwarding")):
+        if host.sysctl(name) == "0":
+            yield Finding(
+                id=f"{family}_forwarding_off",
+                severity="warning",
+                what=f"forwarding of {family.replace('ip', 'IP')} is off: packets to the targets are dropped here",
+                remedy=f"sysctl -w {name.replace('/', '.')}=1",
+            )
+
+
+def check_rp_filter(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look for strict filtering, which drops what comes in on another link than its answer would take."""
+    everywhere = host.sysctl("net/ipv4/conf/all/rp_filter")
+    strict = []
+    for link in host.links():
+        own = host.sysctl(f"net/ipv4/conf/{link}/rp_filter")
+        if link not in {"all", "lo"} and own is not None and max(own, everywhere or "0") == _STRICT:
+            strict.append("links to come (default)" if link == "default" else link)
+    if strict:
+        shown = ", ".join(strict[:_LINKS_SHOWN])
+        more = f" and {len(strict) - _LINKS_SHOWN} more" if len(strict) > _LINKS_SHOWN else ""
+        yield Finding(
+            id="strict_rp_filter",
+            severity="warning",
+            what=f"strict reverse path filtering on {shown}{more}: asymmetric traffic through the targets is dropped",
+            remedy="sysctl -w net.ipv4.conf.all.rp_filter=2 (loose everywhere: the larger of all and the link counts)",
+        )
+
+
+def check_fwmark_reflect(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether an ICMP error gets the mark of the packet it is about: without, it may find no route back."""
+    for family in ("ipv4", "ipv6"):
+        if host.sysctl(f"net/{family}/fwmark_reflect") == "0":
+            yield Finding(
+                id=f"{family}_fwmark_reflect_off",
+                severity="warning",
+                what=(
+                    f"net.{family}.fwmark_reflect is 0: where no route leads back to the client, the kernel makes no"
+                    " ICMP error about a packet that is too big, and path MTU discovery fails"
+                ),
+                remedy=f"sysctl -w net.{family}.fwmark_reflect=1",
+            )
+
+
+def check_nftables(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look for the library of the embedded distributor and of the packet counters."""
+    if host.can_load(NFTABLES_LIBRARY):
+        return
+    needed = settings.distributor.kind == "nftables" and settings.mode == "enforce"
+    lost = "the embedded distributor" if settings.distributor.kind in {"nftables", "auto"} else "packet counters"
+    yield Finding(
+        id="no_nftables",
+        severity="error" if needed else "warning",
+        what=f"{NFTABLES_LIBRARY} cannot be loaded: {lost} will not work",
+        remedy="apt-get install libnftables1",
+    )
+
+
+def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look at the memory files of nfqlb, one per stream."""
+    kind = settings.distributor.kind
+    if kind not in {"nfqlb-shm", "auto"}:
+        return
+    for stream in streams:
+        path = settings.distributor.shm_dir / stream.shm_name
+        place = host.path(path)
+        try:
+            status = place.stat()
+        except OSError:
+            if kind == "nfqlb-shm":
+                yield Finding(
+                    id="memory_missing",
+                    severity="warning",
+                    what=f"{path} (stream {stream.name}) is not there: nfqlb has not made it, or it is not shared",
+                    remedy=f"mount the same memory-backed volume at {path.parent} in both containers",
+                )
+            continue
+        if not stat.S_ISREG(status.st_mode) or not os.access(place, os.R_OK | os.W_OK):
+            yield Finding(
+                id="memory_not_writable",
+                severity="error" if settings.mode == "enforce" else "warning",
+                what=(
+                    f"{path} (stream {stream.name}) cannot be written: it belongs to uid {status.st_uid}, mode"
+                    f" {stat.S_IMODE(status.st_mode):04o}, and lbguard runs as uid {os.geteuid()}"
+                ),
+                remedy=f"run lbguard as uid {status.st_uid}, or add the capability DAC_OVERRIDE",
+            )
+
+
+def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look for another instance in this network namespace."""
+    lines = (host.read("/proc/thread-self/net/unix") or "").splitlines()
+    if any(line.rpartition(" ")[2] == INSTANCE_NAME for line in lines):
+        yield Finding(
+            id="another_instance",
+            severity="error",
+            what="another lbguard runs in this network namespace",
+            remedy="stop it first, or ask it: lbguard status",
+        )
+
+
+def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether the API socket can be made; its directory is made with it."""
+    parent = settings.socket.parent
+    nearest = parent
+    while not host.path(nearest).exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    place = host.path(nearest)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        yield Finding(
+            id="socket_directory",
+            severity="error",
+            what=f"socket {settings.socket} cannot be made: uid {os.geteuid()} may not write to a directory {nearest}",
+            remedy=f"make {parent} writable for this user, or set socket to another path",
+        )
+
+
+CHECKS: tuple[Check, ...] = (
+    check_capabilities,
+    check_instance,
+    check_socket,
+    check_nftables,
+    check_memory,
+    check_forwarding,
+    check_rp_filter,
+    check_fwmark_reflect,
+)

@@ -1,0 +1,178 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lbguard.core.model import StreamSpec
+from lbguard.hostcheck import Finding, Host, check_host
+from lbguard.settings import Settings, load
+
+STREAM = StreamSpec(name="stream-a", shm_name="tshm-stream-a")
+ALL_CAPABILITIES = "CapEff:\t000001ffffffffff"
+
+
+class Machine:
+    """A fake machine on which nothing is wrong, until a test changes it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.libraries = True
+        self.write("proc/thread-self/status", f"Name:\tx\nCapPrm:\t0\n{ALL_CAPABILITIES}\n")
+        self.write("proc/thread-self/net/unix", "Num RefCount\n0: 2 0 0 1 1 5 @other\n")
+        for name, value in {
+            "net/ipv4/ip_forward": "1",
+            "net/ipv6/conf/all/forwarding": "1",
+            "net/ipv4/fwmark_reflect": "1",
+            "net/ipv6/fwmark_reflect": "1",
+            "net/ipv4/conf/all/rp_filter": "0",
+            "net/ipv4/conf/default/rp_filter": "0",
+            "net/ipv4/conf/eth0/rp_filter": "0",
+            "net/ipv4/conf/lo/rp_filter": "1",
+        }.items():
+            self.sysctl(name, value)
+        (root / "run").mkdir()
+
+    def write(self, path: str, text: str) -> None:
+        place = self.root / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+
+    def sysctl(self, name: str, value: str) -> None:
+        self.write(f"proc/sys/{name}", f"{value}\n")
+
+    def findings(self, **flags: str) -> tuple[Finding, ...]:
+        settings: Settings = load(flags={name.replace("__", "."): value for name, value in flags.items()}).settings
+        return check_host(settings, (STREAM,), Host(self.root, lambda library: self.libraries))
+
+    def ids(self, **flags: str) -> list[str]:
+        return [finding.id for finding in self.findings(**flags)]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_a_machine_in_order(machine: Machine) -> None:
+    assert machine.findings() == ()
+
+
+def test_an_unreadable_machine_raises_no_alarm(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert check_host(load().settings, (), Host(tmp_path, lambda library: True)) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected", "remedy"),
+    [
+        ("net/ipv4/ip_forward", "0", "ipv4_forwarding_off", "sysctl -w net.ipv4.ip_forward=1"),
+        ("net/ipv6/conf/all/forwarding", "0", "ipv6_forwarding_off", "sysctl -w net.ipv6.conf.all.forwarding=1"),
+        ("net/ipv4/fwmark_reflect", "0", "ipv4_fwmark_reflect_off", "sysctl -w net.ipv4.fwmark_reflect=1"),
+        ("net/ipv6/fwmark_reflect", "0", "ipv6_fwmark_reflect_off", "sysctl -w net.ipv6.fwmark_reflect=1"),
+        ("net/ipv4/conf/eth0/rp_filter", "1", "strict_rp_filter", "sysctl -w net.ipv4.conf.all.rp_filter=2"),
+        ("net/ipv4/conf/default/rp_filter", "1", "strict_rp_filter", "sysctl -w net.ipv4.conf.all.rp_filter=2"),
+        ("net/ipv4/conf/all/rp_filter", "1", "strict_rp_filter", "sysctl -w net.ipv4.conf.all.rp_filter=2"),
+    ],
+)
+def test_a_wrong_sysctl_is_named_with_its_remedy(
+    machine: Machine, name: str, value: str, expected: str, remedy: str
+) -> None:
+    machine.sysctl(name, value)
+    (finding,) = machine.findings()
+    assert (finding.id, finding.severity) == (expected, "warning")
+    assert remedy in finding.remedy
+
+
+def test_loose_everywhere_overrules_strict_links(machine: Machine) -> None:
+    machine.sysctl("net/ipv4/conf/eth0/rp_filter", "1")
+    machine.sysctl("net/ipv4/conf/all/rp_filter", "2")
+    assert machine.ids() == []
+
+
+def test_many_strict_links_are_one_finding(machine: Machine) -> None:
+    for number in range(20):
+        machine.sysctl(f"net/ipv4/conf/lb-{number:02}/rp_filter", "1")
+    (finding,) = machine.findings()
+    assert "lb-00, lb-01, lb-02, lb-03, lb-04 and 15 more" in finding.what
+
+
+def test_missing_capabilities_are_errors_unless_observing(machine: Machine) -> None:
+    machine.write("proc/thread-self/status", f"CapEff:\t{1 << 12:016x}\n")
+    assert machine.ids() == ["no_cap_net_raw"]
+    machine.write("proc/thread-self/status", "CapEff:\t0000000000000000\n")
+    assert machine.ids() == ["no_cap_net_admin", "no_cap_net_raw"]
+    assert machine.ids(mode="observe") == []
+
+
+@pytest.mark.parametrize(("kind", "severity"), [("nftables", "error"), ("auto", "warning"), ("nfqlb-cli", "warning")])
+def test_the_library_is_needed_by_some(machine: Machine, kind: str, severity: str) -> None:
+    machine.libraries = False
+    table = "maglev" if kind == "nfqlb-cli" else "anchored"
+    (finding,) = machine.findings(distributor__kind=kind, distributor__table=table)
+    assert (finding.id, finding.severity) == ("no_nftables", severity)
+    assert "apt-get install libnftables1" in finding.remedy
+
+
+def test_the_memory_must_be_there_when_it_is_asked_for(machine: Machine) -> None:
+    assert machine.ids(distributor__kind="nfqlb-shm") == ["memory_missing"]
+    machine.write("dev/shm/tshm-stream-a", "")
+    assert machine.ids(distributor__kind="nfqlb-shm") == []
+
+
+def test_memory_that_is_no_file_is_an_error(machine: Machine) -> None:
+    (machine.root / "dev/shm/tshm-stream-a").mkdir(parents=True)
+    (finding,) = machine.findings()
+    assert (finding.id, finding.severity) == ("memory_not_writable", "error")
+
+
+def as_nobody(action: Callable[[], str]) -> str:
+    """Run an action in a child process as an unprivileged user and return its text."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            os.write(writing, action().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_memory_of_another_user_names_the_owner(machine: Machine) -> None:
+    machine.write("dev/shm/tshm-stream-a", "")
+    (machine.root / "dev/shm/tshm-stream-a").chmod(0o600)
+    for directory in (machine.root, *machine.root.parents):
+        if directory.stat().st_uid == 0 and directory.name.startswith(("pytest", "test")):
+            directory.chmod(0o755)
+    text = as_nobody(lambda: "\n".join(finding.what + finding.remedy for finding in machine.findings()))
+    assert "belongs to uid 0, mode 0600, and lbguard runs as uid 65534" in text
+    assert "DAC_OVERRIDE" in text
+    assert "socket /run/lbguard/lbguard.sock cannot be made" in text
+
+
+def test_another_instance_is_an_error(machine: Machine) -> None:
+    machine.write("proc/thread-self/net/unix", "Num\n0: 2 0 10000 1 1 5 @lbguard.instance\n")
+    (finding,) = machine.findings()
+    assert (finding.id, finding.severity) == ("another_instance", "error")
+
+
+def test_the_socket_needs_a_directory(machine: Machine) -> None:
+    machine.write("run/lbguard", "a file")
+    (finding,) = machine.findings()
+    assert (finding.id, finding.severity) == ("socket_directory", "error")
+    assert "/run/lbguard" in finding.what
+
+
+def test_errors_come_first(machine: Machine) -> None:
+    machine.sysctl("net/ipv4/ip_forward", "0")
+    machine.write("proc/thread-self/net/unix", "0: 2 0 10000 1 1 5 @lbguard.instance\n")
+    assert machine.ids() == ["another_instance", "ipv4_forwarding_off"]
