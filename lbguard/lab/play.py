@@ -97,7 +97,7 @@ class _Player:
         self._setup = setup
         self._run = run
         self._progress = progress
-        self._chain = Chain(setup.proxies, setup.targets_per_proxy)
+        self._chain = Chain(setup.proxies, setup.targets_per_proxy, dad=scenario.dad)
         self._proxies = tuple(range(1, setup.proxies + 1))
 
     async def play(self, stack: contextlib.AsyncExitStack) -> None:

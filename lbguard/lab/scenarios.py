@@ -74,7 +74,8 @@ class Promise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One scenario. `proxies` and `targets` name who is disturbed; `lost` targets never come back.
+    """One scenario. `proxies` and `targets` name who is disturbed; targets behind `lost_proxies` never
+    come back. `dad` leaves IPv6 duplicate address detection on, as the kernel has it by default.
 
     `steps` makes the actions from the outage (seconds) and the proxies of the chain; `observe_s` is how long traffic is
     watched after the last step.
@@ -89,6 +90,7 @@ class Scenario:
     targets: tuple[int, ...] = ()
     family: int | None = None
     lost_proxies: tuple[int, ...] = ()
+    dad: bool = False
 
     def disturbed_proxies(self, proxies: tuple[int, ...]) -> tuple[int, ...]:
         """Return the proxies whose targets are disturbed (`None` in the data means every one)."""
@@ -179,6 +181,14 @@ ALL = (
         steps=_lb_link_all,
         observe_s=9.0,
         proxies=None,
+    ),
+    Scenario(
+        name="lb-link-dad",
+        sentence="As lb-link, with IPv6 duplicate address detection, which keeps the new link silent for seconds.",
+        promise=Promise(),
+        steps=_lb_link,
+        observe_s=9.0,
+        dad=True,
     ),
     Scenario(
         name="double-link",

@@ -5,6 +5,10 @@
 and the same in IPv6 (`fd00:0:0:N::/64`). The VIPs stand on the loopback of every target. Packets for a VIP get the
 fwmark of a target in the load balancer and go to that target's own address; answers take the way back by the proxy's
 routes to the load balancer's address. Every proxy has a subnet of its own, as in Meridio.
+
+IPv6 duplicate address detection is off in the load balancer unless `dad` is asked for: the kernel's default keeps a new
+link's addresses, the link-local one included, tentative for a second or two, and until then it cannot even ask
+for a neighbour.
 """
 
 import secrets
@@ -33,6 +37,8 @@ _LB_SYSCTLS = {
     "net.ipv4.conf.all.send_redirects": "0",
     "net.ipv4.conf.default.send_redirects": "0",
 }
+_NO_DAD_SYSCTLS = {"net.ipv6.conf.all.accept_dad": "0", "net.ipv6.conf.default.accept_dad": "0"}
+"""Both are needed: the kernel takes the greater of `all` and the link's own value (ip-sysctl, accept_dad)."""
 _PROXY_SYSCTLS = {key: value for key, value in _LB_SYSCTLS.items() if "fwmark" not in key}
 _END_SYSCTLS = {
     "net.ipv4.conf.all.rp_filter": "0",
@@ -66,6 +72,7 @@ class Chain:
 
     proxies: int = 2
     targets_per_proxy: int = 2
+    dad: bool = False
     client: Namespace = field(init=False)
     lb: Namespace = field(init=False)
     places: tuple[TargetPlace, ...] = field(init=False)
@@ -92,7 +99,7 @@ class Chain:
         """Make every namespace, link, address and route. The links are up when it returns."""
         tag = secrets.token_hex(2)
         self.client = _namespace(f"client-{tag}", _END_SYSCTLS)
-        self.lb = _namespace(f"lb-{tag}", _LB_SYSCTLS)
+        self.lb = _namespace(f"lb-{tag}", _LB_SYSCTLS if self.dad else {**_LB_SYSCTLS, **_NO_DAD_SYSCTLS})
         self._join_client()
         for proxy in range(1, self.proxies + 1):
             self._proxy_spaces[proxy] = _namespace(f"proxy{proxy}-{tag}", _PROXY_SYSCTLS)
@@ -164,7 +171,7 @@ class Chain:
         self.lb.batch(
             [
                 f"addr add 172.16.{proxy}.2/24 dev {name}",
-                f"addr add fd00:0:0:{proxy}::2/64 dev {name} nodad",
+                f"addr add fd00:0:0:{proxy}::2/64 dev {name}{'' if self.dad else ' nodad'}",
                 f"link set {name} up",
             ]
         )
