@@ -164,7 +164,8 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
         promise = by_name[run.scenario].promise.sentence(options.outage_s)
         why = run.error or "; ".join(run.misses)
         console.print(
-            f"MISSED {run.scenario}, {run.column} on {run.distribution}: {why} (promised: {promise})",
+            f"{'FAILED' if run.error else 'MISSED'} {run.scenario}, {run.column} on {run.distribution} "
+            f"(promised: {promise}): {why}",
             style="bold red",
             markup=False,
         )

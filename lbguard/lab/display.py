@@ -103,7 +103,7 @@ class Display:
         if run is None:
             return [*head, *[""] * 7, self._phase_text(slot)]
         if run.error:
-            return [*head, *[""] * 7, Text(run.error, style="bold red")]
+            return [*head, *[""] * 7, Text("FAILED, see below", style="bold red")]
         measured = run.measured
         return [
             *head,

@@ -74,9 +74,10 @@ class Promise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One scenario. `proxies` and `targets` name who is disturbed; targets behind `lost_proxies` never
-    come back. `dad` leaves IPv6 duplicate address detection on, as the kernel has it by default.
+    """One scenario.
 
+    `proxies` and `targets` name who is disturbed; targets behind `lost_proxies` never come back. `dad` leaves IPv6
+    duplicate address detection on, as the kernel has it by default.
     `steps` makes the actions from the outage (seconds) and the proxies of the chain; `observe_s` is how long traffic is
     watched after the last step.
     """
