@@ -23,6 +23,7 @@ from lbguard.core.events import Event, KernelChange, KernelOutOfSync
 from lbguard.netlink import constants as c
 from lbguard.netlink.decode import Control, IgnoredReason, IsTargetTable, decode
 from lbguard.netlink.encode import DumpKind, dump
+from lbguard.netlink.filter import quiet_neighbors
 from lbguard.netlink.socket import KERNEL_PORT, KernelSocket, NetlinkSocket
 from lbguard.netlink.view import View
 
@@ -86,7 +87,8 @@ class KernelMirror:
     """Tells a sink what the kernel holds: a KernelSnapshot first, then every change.
 
     `start` opens the socket in the network namespace of the calling thread. Events reach the sink in batches, from the
-    event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on.
+    event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on. That a
+    neighbour entry went to DELAY or PROBE is not told (see filter.py); a snapshot may hold those states.
     """
 
     def __init__(
@@ -177,7 +179,9 @@ class KernelMirror:
         self.request_reconcile()
 
     def _open_kernel_socket(self) -> KernelSocket:
-        return NetlinkSocket(receive_buffer_bytes=self.settings.receive_buffer_bytes, groups=GROUPS)
+        return NetlinkSocket(
+            receive_buffer_bytes=self.settings.receive_buffer_bytes, groups=GROUPS, program=quiet_neighbors()
+        )
 
     # --- reading
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from lbguard.core.events import KernelChange
 from lbguard.netlink import constants as c
 from lbguard.netlink.decode import decode
+from lbguard.netlink.filter import attach
 
 KERNEL_PORT: Final = 0
 """The port id of the kernel. Any process may send to a netlink socket; only the kernel is believed."""
@@ -47,9 +48,12 @@ class KernelSocket(Protocol):
 
 
 class NetlinkSocket:
-    """A non-blocking NETLINK_ROUTE socket in the network namespace of the calling thread."""
+    """A non-blocking NETLINK_ROUTE socket in the network namespace of the calling thread.
 
-    def __init__(self, *, receive_buffer_bytes: int, groups: Sequence[int] = ()) -> None:
+    It listens to `groups` (RTNLGRP_*), as far as the BPF `program`, if there is one, lets their messages pass.
+    """
+
+    def __init__(self, *, receive_buffer_bytes: int, groups: Sequence[int] = (), program: bytes = b"") -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         try:
             self._socket.setblocking(False)
@@ -62,6 +66,10 @@ class NetlinkSocket:
                 # Older kernels lack one or the other: then errors carry no text and dumps are not checked.
                 with contextlib.suppress(OSError):
                     self._socket.setsockopt(c.SOL_NETLINK, option, 1)
+            if program:
+                # Without it more messages come than are needed, and nothing else changes.
+                with contextlib.suppress(OSError):
+                    attach(self._socket, program)
             self._socket.bind((0, sum(1 << (group - 1) for group in groups)))
         except BaseException:
             self._socket.close()

@@ -42,6 +42,8 @@ def bench(make_namespace: Callable[[str], Namespace]) -> Iterator[Bench]:
     for namespace, link, host in ((lb, "nse-a", 1), (peer, "lb-a", 2)):
         namespace.ip("addr", "add", f"172.16.0.{host}/24", "dev", link)
         namespace.ip("addr", "add", f"fd00::{host}/64", "dev", link, "nodad")
+        # IPv6 solicits nobody before a link-local address is usable, so there is one from the start.
+        namespace.ip("addr", "add", f"fe80::{host}/64", "dev", link, "nodad")
     peer.run("nft", "add table netdev bench")
     chain = "type filter hook ingress device lb-a priority 0; policy accept;"
     peer.run("nft", f"add chain netdev bench ingress {{ {chain} }}")

@@ -56,18 +56,26 @@ async def test_flush_takes_only_what_is_named(bench: Bench, peer: str) -> None:
 @PEERS
 async def test_probe_verifies_an_entry_and_resolves_a_missing_one(bench: Bench, peer: str) -> None:
     neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
+    # The probing goes on for as long as this test may need to look at it.
+    assert await LinkOperations(bench.channel).tune(entry[0], "nse-a", NeighborTimers(ucast_probes=1000)) == ""
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
         await neighbors.flush(FlushNeighbors(entries=(entry,)))
         await recorder.until(lambda: entry not in recorder.neighbors)
         assert await neighbors.probe(ProbeNeighbors(entries=(entry,))) == []
         await recorder.until(seen(recorder, entry, NeighborState.REACHABLE))
-        before = len(recorder.events)
+        bench.drop(True)
         assert await neighbors.probe(ProbeNeighbors(entries=(entry,))) == []
+        shown = bench.neighbor(peer)
+        assert shown is not None
+        assert shown["state"] == ["PROBE"]
+        bench.drop(False)
+        before = len(recorder.events)
         await recorder.until(lambda: len(recorder.events) > before)
         await recorder.until(seen(recorder, entry, NeighborState.REACHABLE))
+        # That the probe began is no news; only how it ended is told.
         states = [event.state for event in recorder.events[before:] if isinstance(event, NeighborSeen)]
-        assert states[0] == NeighborState.PROBE
+        assert NeighborState.PROBE not in states
 
 
 @PEERS
@@ -105,6 +113,22 @@ async def test_silent_neighbor_fails_only_after_every_probe(bench: Bench, peer: 
         bench.drop(False)
         await neighbors.resolve(ResolveNeighbors(entries=(entry,)))
         await recorder.until(seen(recorder, entry, NeighborState.REACHABLE))
+
+
+async def test_resolving_on_a_fresh_link_outlasts_duplicate_detection(bench: Bench) -> None:
+    """Until its link-local address is usable the kernel sends no solicitation; the entry must not fail meanwhile."""
+    bench.lb.ip("link", "add", "name", "nse-b", "type", "veth", "peer", "name", "lb-b", "netns", bench.peer.name)
+    for namespace, link, host in ((bench.peer, "lb-b", 2), (bench.lb, "nse-b", 1)):
+        namespace.ip("link", "set", link, "up")
+        namespace.ip("addr", "add", f"fd01::{host}/64", "dev", link, "nodad")
+    neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-b"), parse_ip("fd01::2"))
+    assert await LinkOperations(bench.channel).tune(entry[0], "nse-b", NeighborTimers()) == ""
+    recorder = Recorder()
+    async with mirrored(bench.lb, recorder):
+        await neighbors.resolve(ResolveNeighbors(entries=(entry,)))
+        await recorder.until(seen(recorder, entry, NeighborState.REACHABLE))
+        states = [event.state for event in recorder.events if isinstance(event, NeighborSeen) and event.ip == entry[1]]
+        assert NeighborState.FAILED not in states
 
 
 async def test_resolving_on_a_missing_link_is_a_failure(bench: Bench) -> None:
