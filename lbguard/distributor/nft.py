@@ -165,7 +165,7 @@ class NftDistributor:
         raise DistributorError(f"stream {stream.name}: its counter of dropped packets is gone")
 
     async def remove(self) -> None:
-        """Remove the whole table, whoever's streams are in it; one that is absent is no error.
+        """Remove the whole table with all streams, attached or not; an absent one is no error.
 
         Raises:
             DistributorError: the removal was refused.
@@ -232,9 +232,10 @@ class NftDistributor:
                 self._defragment = True
                 raise
             _log.warning("no defragmentation (%s): fragmented packets are spread by addresses alone", error)
-        if self._generation is not None and nft.generation() == self._generation + 1 & 0xFFFFFFFF:
-            self._generation += 1
-            self._generation &= 0xFFFFFFFF
+        if self._generation is not None:
+            ours = (self._generation + 1) % 2**32
+            # Another number means that somebody else was at work too: the next check will look at the table.
+            self._generation = ours if nft.generation() == ours else self._generation
 
     def _commit(self, nft: NftContext, tables: Sequence[StreamTable]) -> list[CommitResult]:
         started = time.monotonic()

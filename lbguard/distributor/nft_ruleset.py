@@ -27,9 +27,10 @@ stateless. The kernel fragments the packet again on the way out, as large as the
 tproxy is missing, fragments do arrive here: all of them, the first included, are hashed by addresses, so that they stay
 together.
 
-A lookup is tried twice before a packet is given up. During a commit the kernel removes old elements and then validates
-new ones; a lookup that started before the switch of generations and is suspended in that moment can miss both. The
-second lookup sees the new generation.
+A lookup is tried twice before a packet is given up. A commit first switches the generation, then unlinks old elements,
+then makes new ones valid for readers of the old generation too; a lookup that began before the switch and is suspended
+meanwhile (a virtual CPU may be) could find neither. No run has shown it, and the second lookup costs nothing unless the
+first misses.
 """
 
 import ipaddress

@@ -10,7 +10,7 @@ import pytest
 from lbguard.distributor.nft import NftDistributor
 from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
 from tests.netns.distributor import packets
-from tests.netns.distributor.conftest import CLIENT4, CLIENT6, TARGETS, VIP4, VIP6, WAIT_S, Lab
+from tests.netns.distributor.conftest import CLIENT4, CLIENT6, TARGETS, VIP4, VIP6, WAIT_S, Lab, spec, table
 from tests.netns.distributor.packets import UDP, Flow
 
 pytestmark = pytest.mark.netns
@@ -104,3 +104,23 @@ async def test_no_mark_is_allowed(lab: Lab, counters: FallbackCounters) -> None:
     await counters.ensure([])
     assert await counters.read() == {}
     assert await counters.read_hits() == {}
+
+
+async def test_counters_and_commits_do_not_disturb_each_other(
+    lab: Lab, distributor: NftDistributor, counters: FallbackCounters
+) -> None:
+    """Each has a thread and a libnftables context of its own, and they work at the same time."""
+
+    async def commits() -> None:
+        for round_number in range(30):
+            (result,) = await distributor.commit([table(spec(), active=TARGETS[: round_number % 4 + 1])])
+            assert result.error == ""
+
+    async def counts() -> None:
+        for round_number in range(30):
+            await counters.ensure(MARKS[: round_number % 4 + 1])
+            assert len(await counters.read()) == round_number % 4 + 1
+
+    await asyncio.gather(commits(), counts())
+    assert await distributor.lost_streams() == {}
+    assert await distributor.read_active(spec()) == {1, 2}
