@@ -1,4 +1,4 @@
-"""The composition root: builds the adapters, wires them to the engine, and sees the service through its life."""
+"""The composition root: wires the adapters to the engine and sees the service through its life."""
 
 import asyncio
 import contextlib
@@ -21,66 +21,34 @@ from lbguard.actuators import (
     NeighborEffect,
     PollDistributor,
 )
-from lbguard.announce.sender import Announcer
+from lbguard.api.server import ApiError, ApiServer
+from lbguard.build import make_announcer, make_distributor, make_mirror, neighbor_timers
 from lbguard.core.effects import Announce, ProgramRoutes, ProgramRules
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
-from lbguard.core.model import TargetKey
+from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
-from lbguard.dataplane.links import NeighborTimers
 from lbguard.decisions import DecisionLog
-from lbguard.distributor.base import Distributor, DistributorError
-from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
-from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
-from lbguard.distributor.nft import NftDistributor
-from lbguard.distributor.nft_counters import FallbackCounters
-from lbguard.distributor.observe import ObserveDistributor
-from lbguard.distributor.select import AutoDistributor
+from lbguard.distributor.base import DistributorError
+from lbguard.hostcheck import blocks_start, check_host
+from lbguard.httpd import Health, HttpEndpoint, ListenError
 from lbguard.journal import ServiceJournal
+from lbguard.listen import parse_listen
 from lbguard.log import fields, setup_logging
 from lbguard.metrics import Metrics
-from lbguard.netlink.mirror import KernelMirror, MirrorSettings
 from lbguard.netlink.socket import NetlinkChannel
+from lbguard.packet_counts import PacketCounts
 from lbguard.runner import Runner
 from lbguard.settings import Settings, engine_config
 from lbguard.sources.file import FileSource
 
 _log = logging.getLogger("lbguard.daemon")
 
-_LOCAL_TABLES = frozenset({0, 253, 254, 255})
 _POLL_S = 1.0
-_COUNTERS_EVERY = 5
+_POLL_BEFORE_READY_S = 0.05
+_COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
-
-
-def make_distributor(settings: Settings) -> Distributor:
-    """Build the distributor that the settings ask for.
-
-    Raises:
-        DistributorError: a combination that cannot work.
-    """
-    wanted = settings.distributor
-    table = TableKind(wanted.table)
-    observing = settings.mode == "observe" or wanted.kind == "observe"
-
-    def embedded() -> Distributor:
-        return NftDistributor(table, wanted.hash_seed, wanted.slots_per_target)
-
-    def memory() -> Distributor:
-        return NfqlbShmDistributor(table, wanted.shm_dir, read_only=observing)
-
-    match wanted.kind:
-        case "nftables":
-            chosen: Distributor = embedded()
-        case "nfqlb-shm":
-            chosen = memory()
-        case "nfqlb-cli":
-            chosen = NfqlbCliDistributor(table, wanted.nfqlb_binary, wanted.shm_dir)
-        case "auto" | "observe":
-            chosen = AutoDistributor(wanted.shm_dir, memory(), embedded)
-    return ObserveDistributor(chosen) if observing else chosen
 
 
 class Daemon:
@@ -89,48 +57,45 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.engine = Engine(engine_config(settings))
-        self.decisions = DecisionLog()
+        self.decision_log = DecisionLog()
         self.metrics = Metrics(CollectorRegistry())
-        self.journal = ServiceJournal(
+        self._enforcing = settings.mode == "enforce"
+        self._journal = ServiceJournal(
             self.metrics,
-            self.decisions,
-            observe=settings.mode == "observe",
+            self.decision_log,
+            observe=not self._enforcing,
             inbox_depth=lambda: self.runner.inbox_depth,
         )
         self._stop = asyncio.Event()
         self._started_at = time.monotonic()
         self._ready_told = False
+        self._health = Health()
         self._channel = NetlinkChannel()
         self._distributor = make_distributor(settings)
-        self._counters = FallbackCounters()
-        self._counted_marks: dict[int, TargetKey] = {}
-        self._counters_problem = ""
-        self._announcer = self._make_announcer()
-        kernel = KernelActuator(self._channel)
-        neighbors = NeighborActuator(self._channel, self._timers())
-        self._tables = DistributorActuator(self._distributor, self.journal.committed)
-        self.kernel_lane: Lane[KernelEffect] = Lane("kernel", kernel.perform, self._post)
-        self.neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
-        self.distributor_lane: Lane[DistributorEffect] = Lane("distributor", self._tables.perform, self._post)
-        self.mirror = KernelMirror(
-            lambda events, received_at: self.runner.post_kernel(events, received_at),
-            lambda table: table not in _LOCAL_TABLES,
-            MirrorSettings(
-                reconcile_interval_s=settings.kernel.reconcile_interval,
-                receive_buffer_bytes=settings.kernel.receive_buffer,
-            ),
-        )
+        self._packets = PacketCounts(self.metrics)
+        self._announcer = make_announcer(settings, self.engine.view.holds)
+        self._kernel = KernelActuator(self._channel)
+        neighbors = NeighborActuator(self._channel, neighbor_timers(settings))
+        self._tables = DistributorActuator(self._distributor, self._journal.committed)
+        kernel_lane: Lane[KernelEffect] = Lane("kernel", self._kernel.perform, self._post)
+        neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
+        self._distributor_lane: Lane[DistributorEffect] = Lane("distributor", self._tables.perform, self._post)
+        self._lanes = (kernel_lane, neighbor_lane, self._distributor_lane)
+        self.mirror = make_mirror(settings, lambda events, received: self.runner.post_kernel(events, received))
         self.runner = Runner(
             self.engine,
             announce=self._announce,
-            kernel=self.kernel_lane,
-            neighbors=self.neighbor_lane,
-            distributor=self.distributor_lane,
-            journal=self.journal,
+            kernel=kernel_lane,
+            neighbors=neighbor_lane,
+            distributor=self._distributor_lane,
+            journal=self._journal,
             resync=self.mirror.request_resync,
             inbox_limit=settings.kernel.inbox_limit,
         )
-        self.source = self._make_source()
+        path = settings.targets_file
+        self._source = FileSource(path, lambda event: self.runner.post((event,))) if path is not None else None
+        self._api = ApiServer(settings.socket, self, self.decision_log)
+        self._http: HttpEndpoint | None = None
 
     # What the API and the health checks see
 
@@ -138,14 +103,19 @@ class Daemon:
         """Return the whole state of the moment."""
         return self.engine.status(time.monotonic())
 
+    def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
+        """Return the last decisions, oldest first, with wall time; of one target, or (None) of all."""
+        return self.decision_log.last(target, limit)
+
     def unready_reason(self) -> str:
         """Return why the service is not ready; empty when it is."""
-        if not self.engine.running:
-            return f"kernel: {self.engine.sync_reason}" if self.engine.sync_reason else "targets file not read yet"
-        if not self.engine.in_sync:
-            return f"kernel: {self.engine.sync_reason}"
-        waiting = [name for name, stream in self.engine.roster.streams.items() if not stream.adopted]
-        return f"distributor tables not read: {', '.join(waiting)}" if waiting else ""
+        engine = self.engine
+        if not engine.in_sync:
+            return f"kernel_not_in_sync: {engine.sync_reason}"
+        if not engine.running:
+            return f"source_not_read: {engine.source_reason}"
+        waiting = [name for name, stream in engine.roster.streams.items() if not stream.adopted]
+        return f"tables_not_read: {', '.join(waiting)}" if waiting else ""
 
     # Life
 
@@ -154,26 +124,15 @@ class Daemon:
 
         Raises:
             ExceptionGroup: a part failed that the service cannot do without.
+            ApiError, ListenError, OSError: it could not start.
         """
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        await self.mirror.start()
         try:
+            await self._start()
             async with asyncio.TaskGroup() as group:
-                parts = [
-                    self.kernel_lane.run(),
-                    self.neighbor_lane.run(),
-                    self.distributor_lane.run(),
-                    self.runner.run(),
-                    self.mirror.wait(),
-                    self._poll(),
-                ]
-                if self.source is not None:
-                    parts.append(self.source.run())
-                tasks = [group.create_task(part) for part in parts]
-                _log.info("started", extra=fields(version=__version__, mode=self.settings.mode))
+                tasks = [group.create_task(lane.run()) for lane in self._lanes]
+                tasks += [group.create_task(part) for part in (self.runner.run(), self.mirror.wait(), self._poll())]
+                if self._source is not None:
+                    tasks.append(group.create_task(self._source.run()))
                 await self._stop.wait()
                 _log.info("stopping", extra=fields(withdraw=self.settings.withdraw_on_exit))
                 for task in tasks:
@@ -181,16 +140,33 @@ class Daemon:
         finally:
             await self._shut_down()
 
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await self._api.start()
+        address = parse_listen(self.settings.metrics.listen)
+        if address is not None:
+            self._http = HttpEndpoint(address, self.metrics.registry, self._health)
+        if self._source is None:
+            _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE) to the file that lists them")
+        await self.mirror.start()
+        _log.info("started", extra=fields(version=__version__, mode=self.settings.mode))
+
     async def _shut_down(self) -> None:
         await self.mirror.stop()
         if self._announcer is not None:
             self._announcer.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_LIMIT_S):
-                if self.settings.withdraw_on_exit and self.settings.mode == "enforce":
+                await self._api.stop()
+                if self.settings.withdraw_on_exit and self._enforcing:
                     await self._withdraw_everything()
                 await self._distributor.close()
-                await self._counters.close()
+                await self._packets.close()
+        if self._http is not None:
+            self._http.close()
         self._channel.close()
         _log.info("stopped")
 
@@ -201,108 +177,90 @@ class Daemon:
                 await self._distributor.detach(stream, withdraw=True)
             except DistributorError as error:
                 _log.error("stream not withdrawn", extra=fields(stream=stream.name, reason=str(error)))
-        kernel = KernelActuator(self._channel)
-        await kernel.perform(ProgramRules(delete=tuple(self.engine.tables.rules.actual.values())))
-        await kernel.perform(ProgramRoutes(delete=tuple(self.engine.tables.routes.actual.values())))
-        with contextlib.suppress(DistributorError):
-            await self._counters.remove()
+        await self._kernel.perform(ProgramRules(delete=tuple(self.engine.tables.rules.actual.values())))
+        await self._kernel.perform(ProgramRoutes(delete=tuple(self.engine.tables.routes.actual.values())))
+        await self._packets.remove()
 
     def _reload(self) -> None:
         _log.info("reloading targets")
-        if self.source is not None:
-            self.source.reload()
+        if self._source is not None:
+            self._source.reload()
         self.mirror.request_reconcile()
 
     async def _poll(self) -> None:
-        """Look after what tells nothing by itself: tables that others replace, packet counters, gauges."""
+        """Look after what tells nothing by itself: tables that others replace, packet counters, gauges, health."""
         rounds = 0
         every = max(1, round(self.settings.kernel.reconcile_interval / _POLL_S))
         while True:
-            await asyncio.sleep(_POLL_S if self._ready_told else 0.05)
-            self._tell_ready()
-            if not self._ready_told:
-                continue
-            rounds += 1
-            if not len(self.distributor_lane):
-                self.distributor_lane.put(PollDistributor(read_back=rounds % every == 0))
-            self.metrics.record_status(self.engine.summary(time.monotonic()))
-            self.journal.counted(self._announcer, self.mirror.counters)
-            await self._count_packets(read=rounds % _COUNTERS_EVERY == 0)
+            await self._tell_health()
+            if self._ready_told:
+                rounds += 1
+                if not len(self._distributor_lane):
+                    self._distributor_lane.put(PollDistributor(read_back=rounds % every == 0))
+                self.metrics.record_status(self.engine.summary(time.monotonic()))
+                self._journal.counted(self._announcer, self.mirror.counters)
+                if self._enforcing:
+                    await self._packets.follow(
+                        {mark: target.key for mark, target in self.engine.roster.by_mark.items()}
+                    )
+                    if rounds % _COUNT_EVERY == 0:
+                        await self._packets.read()
+            await asyncio.sleep(_POLL_S if self._ready_told else _POLL_BEFORE_READY_S)
 
-    def _tell_ready(self) -> None:
-        if not self._ready_told and not self.unready_reason():
+    async def _tell_health(self) -> None:
+        unready = self.unready_reason()
+        self._health.beat(unready)
+        await self._api.set_ready(not unready)
+        if not self._ready_told and not unready:
             self._ready_told = True
-            targets = len(self.engine.roster.by_mark)
-            after = round(time.monotonic() - self._started_at, 3)
-            _log.info("ready", extra=fields(streams=len(self.engine.roster.streams), targets=targets, after_s=after))
-
-    async def _count_packets(self, *, read: bool) -> None:
-        marks = {mark: target.key for mark, target in self.engine.roster.by_mark.items()}
-        try:
-            if marks != self._counted_marks and self.settings.mode == "enforce":
-                await self._counters.ensure(marks)
-                self._counted_marks = marks
-            if read and self._counted_marks:
-                hits, held = await self._counters.read_hits(), await self._counters.read()
-                self.metrics.record_packets(
-                    {marks[mark]: count for mark, count in hits.items() if mark in marks},
-                    {marks[mark]: count for mark, count in held.items() if mark in marks},
-                )
-            self._counters_problem = ""
-        except (DistributorError, OSError) as error:
-            # Counters are worth much, but not a service that stops for want of them.
-            if str(error) != self._counters_problem:
-                self._counters_problem = str(error)
-                _log.warning("packets are not counted", extra=fields(reason=str(error)))
+            roster = self.engine.roster
+            after_s = round(time.monotonic() - self._started_at, 3)
+            _log.info("ready", extra=fields(streams=len(roster.streams), targets=len(roster.by_mark), after_s=after_s))
 
     # Wiring
 
     def _post(self, events: Sequence[Event]) -> None:
         for event in events:
-            self.journal.refused(event)
+            self._journal.refused(event)
         self.runner.post(events)
 
     def _announce(self, effect: Announce) -> None:
         if self._announcer is not None:
             self._announcer.announce(effect)
 
-    def _make_announcer(self) -> Announcer | None:
-        if self.settings.mode == "observe":
-            return None
-        announce = self.settings.announce
-        return Announcer(owns=self.engine.view.holds, repeats_s=announce.repeats, addresses_max=announce.max_pending)
 
-    def _make_source(self) -> FileSource | None:
-        path = self.settings.targets_file
-        return FileSource(path, lambda event: self.runner.post((event,))) if path is not None else None
-
-    def _timers(self) -> NeighborTimers:
-        neighbors = self.settings.neighbors
-        return NeighborTimers(
-            retrans_ms=round(neighbors.retrans * 1000),
-            delay_probe_ms=round(neighbors.delay_probe * 1000),
-            base_reachable_ms=round(neighbors.base_reachable * 1000),
-            ucast_probes=neighbors.ucast_probes,
-            mcast_probes=neighbors.mcast_probes,
-            mcast_reprobes=neighbors.mcast_reprobes,
-        )
+def _host_allows(settings: Settings) -> bool:
+    """Look at the machine and tell of everything that is missing or wrong there; false: no use in starting."""
+    findings = check_host(settings)
+    for finding in findings:
+        level = logging.ERROR if finding.severity == "error" else logging.WARNING
+        _log.log(level, "host check", extra=fields(id=finding.id, what=finding.what, remedy=finding.remedy))
+    blocking = [finding for finding in findings if blocks_start(finding)]
+    for finding in blocking:
+        print(f"lbguard: {finding.what}; {finding.remedy}", file=sys.stderr)
+    return not blocking
 
 
 async def _serve(settings: Settings) -> int:
-    failed = False
+    problems: list[Exception] = []
     try:
         await Daemon(settings).run()
     except* Exception as group:
-        failed = True
-        for error in group.exceptions:
-            _log.critical("a part of the service failed", exc_info=error)
-    return 1 if failed else 0
+        problems += group.exceptions
+    for problem in problems:
+        if isinstance(problem, ApiError | ListenError | DistributorError | OSError):
+            print(f"lbguard: {problem}", file=sys.stderr)
+        else:
+            _log.critical("a part of the service failed", exc_info=problem)
+    return 1 if problems else 0
 
 
 def run(settings: Settings) -> int:
     """Run the service until it is told to stop; returns the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
     try:
+        if not _host_allows(settings):
+            return 1
         with InstanceLock():
             return asyncio.run(_serve(settings))
     except InstanceRunning as error:

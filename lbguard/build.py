@@ -1,0 +1,83 @@
+"""Builds adapters from the settings, one function each."""
+
+from collections.abc import Callable
+
+from lbguard.announce.sender import Announcer
+from lbguard.core.addr import Ip
+from lbguard.core.model import LinkKey
+from lbguard.dataplane.links import NeighborTimers
+from lbguard.distributor.base import Distributor
+from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
+from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
+from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.observe import ObserveDistributor
+from lbguard.distributor.select import AutoDistributor
+from lbguard.netlink.mirror import KernelMirror, MirrorSettings, Sink
+from lbguard.settings import Settings
+
+_LOCAL_TABLES = frozenset({0, 253, 254, 255})
+
+
+def make_distributor(settings: Settings) -> Distributor:
+    """Build the distributor that the settings ask for.
+
+    Raises:
+        DistributorError: a combination that cannot work.
+    """
+    wanted = settings.distributor
+    table = TableKind(wanted.table)
+    observing = settings.mode == "observe" or wanted.kind == "observe"
+
+    def embedded() -> Distributor:
+        return NftDistributor(table, wanted.hash_seed, wanted.slots_per_target)
+
+    def memory() -> Distributor:
+        return NfqlbShmDistributor(table, wanted.shm_dir, read_only=observing)
+
+    match wanted.kind:
+        case "nftables":
+            chosen: Distributor = embedded()
+        case "nfqlb-shm":
+            chosen = memory()
+        case "nfqlb-cli":
+            chosen = NfqlbCliDistributor(table, wanted.nfqlb_binary, wanted.shm_dir)
+        case "auto" | "observe":
+            chosen = AutoDistributor(wanted.shm_dir, memory(), embedded)
+    return ObserveDistributor(chosen) if observing else chosen
+
+
+def make_announcer(settings: Settings, owns: Callable[[LinkKey, Ip], bool]) -> Announcer | None:
+    """Build the announcer; None in observe mode, where no packet is sent.
+
+    Raises:
+        OSError: the packet socket cannot be opened (CAP_NET_RAW is missing).
+    """
+    if settings.mode == "observe":
+        return None
+    return Announcer(owns=owns, repeats_s=settings.announce.repeats, addresses_max=settings.announce.max_pending)
+
+
+def make_mirror(settings: Settings, sink: Sink) -> KernelMirror:
+    """Build the kernel mirror. Every table but the kernel's own may be a target's."""
+    return KernelMirror(
+        sink,
+        lambda table: table not in _LOCAL_TABLES,
+        MirrorSettings(
+            reconcile_interval_s=settings.kernel.reconcile_interval,
+            receive_buffer_bytes=settings.kernel.receive_buffer,
+        ),
+    )
+
+
+def neighbor_timers(settings: Settings) -> NeighborTimers:
+    """Return the timers that links to targets get."""
+    neighbors = settings.neighbors
+    return NeighborTimers(
+        retrans_ms=round(neighbors.retrans * 1000),
+        delay_probe_ms=round(neighbors.delay_probe * 1000),
+        base_reachable_ms=round(neighbors.base_reachable * 1000),
+        ucast_probes=neighbors.ucast_probes,
+        mcast_probes=neighbors.mcast_probes,
+        mcast_reprobes=neighbors.mcast_reprobes,
+    )
