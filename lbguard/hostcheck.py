@@ -239,3 +239,8 @@ CHECKS: tuple[Check, ...] = (
     check_rp_filter,
     check_fwmark_reflect,
 )
+
+
+def blocks_start(finding: Finding) -> bool:
+    """Tell whether the service should not even start. The memory of one stream is no reason to leave the others."""
+    return finding.severity == "error" and finding.id != "memory_not_writable"

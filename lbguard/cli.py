@@ -1,0 +1,368 @@
+"""The command line. Every command imports what it needs when it runs, so that `lbguard status` starts quickly."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from lbguard import __version__
+
+if TYPE_CHECKING:
+    from lbguard.core.model import StreamSpec
+    from lbguard.settings import Loaded
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+DEFAULT_SOCKET = Path("/run/lbguard/lbguard.sock")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="""Keeps load-balanced connections alive while a service mesh heals its links.
+
+    \b
+    First steps:
+      lbguard demo                          see it work, in network namespaces of its own
+      lbguard check-config --host           what is set, and is this machine fit for it?
+      lbguard run --targets-file FILE       the service (LBGUARD_MODE=observe touches nothing)
+      lbguard status                        what it sees and decided
+      lbguard explain stream-a/1            why a target is where it is
+
+    \b
+    Exit status: 0 done, 1 failed (or a promise was missed), 2 wrong usage or settings.
+    """,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file of settings (or LBGUARD_CONFIG).", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set one setting, such as grace.window=5s. Repeatable."),
+]
+SocketOption = Annotated[
+    Path, typer.Option("--socket", envvar="LBGUARD_SOCKET", metavar="PATH", help="Socket of the running service.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TargetsOption = Annotated[
+    Path | None,
+    typer.Option("--targets-file", metavar="FILE", help="Same as --set targets_file=FILE.", show_default=False),
+]
+ModeOption = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="enforce|observe", help="Same as --set mode=MODE.", show_default=False),
+]
+
+
+def _load(
+    config: Path | None, assignments: Sequence[str] | None, *, targets_file: Path | None = None, mode: str | None = None
+) -> "Loaded":
+    from lbguard.settings import load
+
+    flags: dict[str, object] = {}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{assignment!r} is not NAME=VALUE, such as grace.window=5s", param_hint="--set")
+        flags[name.strip()] = value
+    if targets_file is not None:
+        flags["targets_file"] = str(targets_file)
+    if mode is not None:
+        flags["mode"] = mode
+    return load(config=config, flags=flags)
+
+
+def _streams(path: Path | None) -> "tuple[tuple[StreamSpec, ...], tuple[str, ...]]":
+    """Return the streams of a targets file and its problems."""
+    from lbguard.sources.file import TargetsFile, TargetsFileError
+
+    if path is None:
+        return (), ()
+    try:
+        return TargetsFile(path).read(), ()
+    except TargetsFileError as error:
+        return (), error.problems
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    targets_file: TargetsOption = None,
+    mode: ModeOption = None,
+) -> None:
+    """Run the service in the foreground.
+
+    Flags override environment variables (LBGUARD_GRACE__WINDOW=5s), which override the file.
+    SIGTERM stops it and leaves the data path as it is; SIGHUP reads the targets again.
+
+    \b
+    Examples:
+      lbguard run --targets-file /etc/lbguard/targets.yaml
+      lbguard run --config /etc/lbguard/lbguard.yaml --set grace.window=5s
+      lbguard run --mode observe --targets-file targets.yaml     decide and log, touch nothing
+
+    Exit status: 0 stopped by a signal, 1 failed or unfit machine, 2 settings refused.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
+    if not _fit_to_start(loaded):
+        raise typer.Exit(EXIT_FAILED)
+    from lbguard import daemon
+
+    raise typer.Exit(daemon.run(loaded.settings))
+
+
+def _fit_to_start(loaded: "Loaded") -> bool:
+    """Log what deserves a look; tell whether nothing stands in the way of starting."""
+    import logging
+
+    from lbguard.config_check import check_settings
+    from lbguard.hostcheck import blocks_start, check_host
+    from lbguard.log import fields, setup_logging
+
+    settings = loaded.settings
+    log = logging.getLogger("lbguard.start")
+    logging_ = setup_logging(settings.log.format, settings.log.level)
+    try:
+        for note in loaded.notes:
+            log.warning("environment", extra=fields(what=note))
+        for warning in check_settings(settings):
+            log.warning("settings", extra=fields(name=warning.name, what=warning.what, remedy=warning.remedy))
+        findings = check_host(settings, _streams(settings.targets_file)[0])
+        for finding in findings:
+            level = logging.ERROR if finding.severity == "error" else logging.WARNING
+            log.log(level, "host", extra=fields(id=finding.id, what=finding.what, remedy=finding.remedy))
+        return not any(blocks_start(finding) for finding in findings)
+    finally:
+        logging_.close()
+
+
+@app.command("check-config")
+def check_config(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    targets_file: TargetsOption = None,
+    mode: ModeOption = None,
+    host: Annotated[bool, typer.Option("--host", help="Look at this machine too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every setting, its effective value and where it came from, and warn of bad combinations.
+
+    \b
+    Examples:
+      lbguard check-config --config lbguard.yaml
+      lbguard check-config --host --strict
+      LBGUARD_GRACE__WINDOW=5s lbguard check-config --json
+
+    Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 refused.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard import cli_show
+    from lbguard.config_check import ConfigWarning, check_settings
+    from lbguard.hostcheck import check_host
+
+    loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
+    streams, problems = _streams(loaded.settings.targets_file)
+    warnings = [ConfigWarning(name="environment", what=note, remedy="correct or unset it") for note in loaded.notes]
+    warnings += check_settings(loaded.settings)
+    warnings += [
+        ConfigWarning(name="targets-file", what=f"{loaded.settings.targets_file}: {problem}", remedy="correct the file")
+        for problem in problems
+    ]
+    findings = check_host(loaded.settings, streams) if host else ()
+    if as_json:
+        print(json.dumps(cli_show.config_json(loaded, warnings, findings), indent=2))
+    else:
+        cli_show.show_config(loaded, warnings, findings)
+    failed = any(finding.severity == "error" for finding in findings)
+    if failed or (strict and (warnings or findings)):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def status(
+    socket: SocketOption = DEFAULT_SOCKET,
+    as_json: JsonOption = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show every target, not only the first 200.")] = False,
+) -> None:
+    """Show streams, targets and links as the running service sees them. Troubled targets come first.
+
+    \b
+    Examples:
+      lbguard status
+      lbguard status --json | jq '.targets[] | select(.state != "active")'
+
+    Exit status: 0 shown, 1 the service does not run or does not answer.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard import cli_show
+    from lbguard.api.client import GuardClient
+
+    with GuardClient(socket) as client:
+        state = client.status()
+    if as_json:
+        print(json.dumps(cli_show.status_json(state), indent=2))
+    else:
+        cli_show.show_status(state, show_all=show_all)
+
+
+@app.command()
+def events(
+    socket: SocketOption = DEFAULT_SOCKET,
+    last: Annotated[int, typer.Option("--last", min=0, max=10_000, help="Show this many past decisions first.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show decisions: what was done with which target, and why.
+
+    \b
+    Examples:
+      lbguard events --follow
+      lbguard events --last 1000 --json | jq 'select(.action == "withdraw")'
+
+    Exit status: 0 shown, 1 the service does not run, or ended while following.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard import cli_show
+    from lbguard.api.client import GuardClient
+
+    try:
+        with GuardClient(socket) as client:
+            for watched in client.watch(last, follow=follow):
+                if as_json:
+                    line = json.dumps(cli_show.decision_json(watched.decision, watched.wall_time, lost=watched.lost))
+                else:
+                    line = cli_show.decision_line(watched.decision, watched.wall_time, lost=watched.lost)
+                print(line, flush=follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@app.command()
+def explain(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="STREAM/IDENTIFIER, an identifier, or an IP.")],
+    socket: SocketOption = DEFAULT_SOCKET,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how a target stands, why, what happens next, and what was decided about it lately.
+
+    An identifier or an IP alone will do where only one target has it.
+
+    \b
+    Examples:
+      lbguard explain stream-a/1
+      lbguard explain 172.16.1.10
+
+    Exit status: 0 explained, 1 no such target, or the service does not run.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard import cli_show
+    from lbguard.api.client import GuardClient
+
+    with GuardClient(socket) as client:
+        explanation = client.explain(target)
+    if as_json:
+        print(json.dumps(cli_show.explanation_json(explanation), indent=2))
+    else:
+        cli_show.show_explanation(explanation)
+
+
+@app.command()
+def demo(
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Option("--scenario", metavar="NAME", help="What to play; `all` is everything. Repeatable."),
+    ] = None,
+    outage: Annotated[str, typer.Option(metavar="DURATION", help="How long links are away.")] = "500ms",
+    connections: Annotated[int, typer.Option(metavar="N", help="TCP connections to keep alive.")] = 200,
+    distributors: Annotated[
+        list[str] | None,
+        typer.Option("--distributor", metavar="nftables|nfqlb", help="Where to play it; default: both if possible."),
+    ] = None,
+    as_json: JsonOption = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with timelines.")
+    ] = None,
+    list_scenarios: Annotated[bool, typer.Option("--list", help="List the scenarios and end.")] = False,
+) -> None:
+    """Build a load balancer with clients, proxies and targets in network namespaces, break its links, and count.
+
+    Every scenario is played twice: as load balancers behave today, and with lbguard. Nothing outside the namespaces
+    is touched, and they vanish at the end and after Ctrl-C. Needs root, or unprivileged user namespaces.
+
+    \b
+    Examples:
+      lbguard demo
+      lbguard demo --scenario all --report demo.html
+      lbguard demo --scenario flap --outage 2s --connections 50
+
+    Exit status: 0 every promise kept, 1 one was missed, 2 not played (the message says why).
+    """  # noqa: D301 (\b keeps the lines of a block)
+    if list_scenarios:
+        from lbguard.lab.scenarios import ALL
+
+        for scenario in ALL:
+            print(f"{scenario.name:<14} {scenario.sentence}")
+        return
+    from lbguard.durations import EXAMPLES, parse_duration
+    from lbguard.lab.demo import DemoOptions, run_demo
+
+    try:
+        outage_s = parse_duration(outage)
+    except ValueError as error:
+        raise typer.BadParameter(f"{outage!r}: {error}; write one such as {EXAMPLES}", param_hint="--outage") from None
+    options = DemoOptions(
+        scenarios=tuple(scenarios or ()),
+        distributors=tuple(distributors or ()),
+        outage_s=outage_s,
+        connections=connections,
+        json_output=as_json,
+        report=report,
+    )
+    raise typer.Exit(run_demo(options))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"lbguard {__version__}")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit status."""
+    try:
+        app(args=None if argv is None else list(argv), prog_name="lbguard")
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`). Keep the interpreter from flushing into the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        status = _status_of(error)
+        if status is None:
+            raise
+        for line in str(error).splitlines():
+            print(f"lbguard: {line}", file=sys.stderr)
+        sys.exit(status)
+    sys.exit(0)
+
+
+def _status_of(error: Exception) -> int | None:
+    """Return the exit status of an error that is meant for people; None for a fault of ours.
+
+    The classes are looked up among the modules that the command has loaded: importing them here would load all.
+    """
+    for module, name, status in (
+        ("lbguard.settings_sources", "SettingsError", EXIT_REFUSED),
+        ("lbguard.api.client", "ClientError", EXIT_FAILED),
+    ):
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(error, getattr(loaded, name)):
+            return status
+    return None
