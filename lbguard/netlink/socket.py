@@ -130,7 +130,7 @@ class NetlinkChannel:
         self,
         kernel: KernelSocket | None = None,
         *,
-        chunk_messages: int = 128,
+        chunk_messages: int = 64,
         answer_timeout_s: float = 2.0,
         receive_buffer_bytes: int = 2 << 20,
     ) -> None:
