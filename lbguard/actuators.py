@@ -52,7 +52,7 @@ NeighborEffect = FlushNeighbors | ResolveNeighbors | ProbeNeighbors | TuneLink
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollDistributor:
-    """Look whether tables were lost; with `read_back` also read what is active in each."""
+    """Look whether tables were lost. With `read_back` also read what is active in each, and remove what is of none."""
 
     read_back: bool
 
@@ -239,6 +239,7 @@ class DistributorActuator:
                 _log.warning("distributor table lost", extra=fields(stream=name, reason=reason))
                 events.append(DistributorLost(stream=name, reason=reason))
         if read_back:
+            await self._prune()
             for name, stream in list(self.attached.items()):
                 if name not in lost:
                     try:
@@ -248,6 +249,13 @@ class DistributorActuator:
                     else:
                         events.append(DistributorSeen(stream=name, active=active))
         return events
+
+    async def _prune(self) -> None:
+        try:
+            for name in await self._distributor.prune(self.attached.keys() | self._told.keys()):
+                _log.warning("stream of an earlier run removed", extra=fields(stream=name, reason="not_listed"))
+        except (DistributorError, OSError) as error:
+            _log.warning("leftovers not removed", extra=fields(reason=str(error)))
 
     def _failed(self, name: str, reason: str) -> CommitFailed:
         """Tell of a failure once, not at every retry."""

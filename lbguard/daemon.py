@@ -31,7 +31,6 @@ from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
 from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import DistributorError
-from lbguard.hostcheck import blocks_start, check_host
 from lbguard.httpd import Health, HttpEndpoint, ListenError
 from lbguard.journal import ServiceJournal
 from lbguard.listen import parse_listen
@@ -229,18 +228,6 @@ class Daemon:
             self._announcer.announce(effect)
 
 
-def _host_allows(settings: Settings) -> bool:
-    """Look at the machine and tell of everything that is missing or wrong there; false: no use in starting."""
-    findings = check_host(settings)
-    for finding in findings:
-        level = logging.ERROR if finding.severity == "error" else logging.WARNING
-        _log.log(level, "host check", extra=fields(id=finding.id, what=finding.what, remedy=finding.remedy))
-    blocking = [finding for finding in findings if blocks_start(finding)]
-    for finding in blocking:
-        print(f"lbguard: {finding.what}; {finding.remedy}", file=sys.stderr)
-    return not blocking
-
-
 async def _serve(settings: Settings) -> int:
     problems: list[Exception] = []
     try:
@@ -259,8 +246,6 @@ def run(settings: Settings) -> int:
     """Run the service until it is told to stop; returns the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
     try:
-        if not _host_allows(settings):
-            return 1
         with InstanceLock():
             return asyncio.run(_serve(settings))
     except InstanceRunning as error:

@@ -1,6 +1,6 @@
 """What every distributor offers: read what is active, commit a set of tables, notice loss, clean up."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +53,13 @@ class Distributor(Protocol):
 
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
         """Stop looking after a stream; with `withdraw` take all its targets out (and our own rules away)."""
+
+    async def prune(self, known: Collection[str]) -> Sequence[str]:
+        """Remove what an earlier run of ours left for streams that are not known any more; returns their names.
+
+        Raises:
+            DistributorError: they cannot be listed or removed.
+        """
 
     async def close(self) -> None:
         """Release handles; leave every table as it is."""

@@ -7,7 +7,7 @@ target that changes. The table is nfqlb's own, so `anchored` cannot be had here.
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,10 @@ class NfqlbCliDistributor:
         self._identities.pop(stream.name, None)
         if result.error:
             raise DistributorError(result.error)
+
+    async def prune(self, known: Collection[str]) -> Sequence[str]:
+        """Do nothing: nfqlb's memories are not ours to remove."""
+        return ()
 
     async def close(self) -> None:
         """Forget the streams; the tables stay as they are."""

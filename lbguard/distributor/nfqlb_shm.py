@@ -7,7 +7,7 @@ the new table is computed aside, once for any number of changed targets, and onl
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -75,6 +75,10 @@ class NfqlbShmDistributor:
             DistributorError: the targets could not be withdrawn; the memory is closed nevertheless.
         """
         await self._run(lambda: self._detach(stream, withdraw=withdraw))
+
+    async def prune(self, known: Collection[str]) -> Sequence[str]:
+        """Do nothing: nfqlb's memories are not ours to remove."""
+        return ()
 
     async def close(self) -> None:
         """Close every memory and end the thread; the tables stay as they are."""

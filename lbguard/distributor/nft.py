@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +143,17 @@ class NftDistributor:
             DistributorError: the removal was refused.
         """
         await self._session.call(lambda nft: self._detach(nft, stream, withdraw))
+
+    async def prune(self, known: Collection[str]) -> Sequence[str]:
+        """Remove the streams that an earlier run left in the table; their rules would go on taking their VIPs.
+
+        Raises:
+            DistributorError: the table cannot be read, or the removal was refused.
+        """
+        strangers = sorted(await self.present_streams() - set(known))
+        for name in strangers:
+            await self.detach(StreamSpec(name=name), withdraw=True)
+        return strangers
 
     async def present_streams(self) -> frozenset[str]:
         """Return the streams that stand in the kernel's table, attached or left there by an earlier run.

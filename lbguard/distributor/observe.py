@@ -1,7 +1,7 @@
 """A distributor that only looks: everything is read through another one, and nothing is ever written."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
@@ -49,6 +49,10 @@ class ObserveDistributor:
         """Stop looking at a stream, without withdrawing anything."""
         self._problems.pop(stream.name, None)
         await self._reader.detach(stream, withdraw=False)
+
+    async def prune(self, known: Collection[str]) -> Sequence[str]:
+        """Do nothing: nothing is ever removed."""
+        return ()
 
     async def close(self) -> None:
         """Release the reader's handles."""

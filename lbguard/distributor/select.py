@@ -1,6 +1,6 @@
 """Chooses the distributor: the one that is asked for, or per stream whichever is there (`auto`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from lbguard.core.model import StreamSpec, StreamTable
@@ -68,6 +68,10 @@ class AutoDistributor:
         entry = self._streams.pop(stream.name, None)
         if entry is not None:
             await entry[0].detach(stream, withdraw=withdraw)
+
+    async def prune(self, known: Collection[str]) -> Sequence[str]:
+        """Remove what an earlier run left in nftables, if that is in use; see the protocol."""
+        return await self._embedded.prune(known) if self._embedded is not None else ()
 
     async def close(self) -> None:
         """Release the handles of both."""
