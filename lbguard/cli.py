@@ -115,27 +115,39 @@ def run(
     Exit status: 0 stopped by a signal, 1 failed or unfit machine, 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
     loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
+    if not _fit_to_start(loaded):
+        raise typer.Exit(EXIT_FAILED)
     from lbguard import daemon
-
-    _log_warnings(loaded)
 
     raise typer.Exit(daemon.run(loaded.settings))
 
 
-def _log_warnings(loaded: "Loaded") -> None:
-    """Log what deserves a look in the settings, in the form that the service logs in."""
+def _fit_to_start(loaded: "Loaded") -> bool:
+    """Log what deserves a look in settings and host; tell whether nothing stands in the way of starting.
+
+    It is logged in the form that the service logs in, so that one reader understands all of standard error.
+    """
     import logging
 
     from lbguard.config_check import check_settings
+    from lbguard.hostcheck import blocks_start, check_host
     from lbguard.log import fields, setup_logging
 
-    log = logging.getLogger("lbguard.settings")
-    logging_ = setup_logging(loaded.settings.log.format, loaded.settings.log.level)
-    for note in loaded.notes:
-        log.warning("environment", extra=fields(what=note))
-    for warning in check_settings(loaded.settings):
-        log.warning("settings", extra=fields(id=warning.name, what=warning.what, remedy=warning.remedy))
-    logging_.close()
+    settings = loaded.settings
+    log = logging.getLogger("lbguard.start")
+    logging_ = setup_logging(settings.log.format, settings.log.level)
+    try:
+        for note in loaded.notes:
+            log.warning("environment", extra=fields(what=note))
+        for warning in check_settings(settings):
+            log.warning("settings", extra=fields(id=warning.name, what=warning.what, remedy=warning.remedy))
+        findings = check_host(settings, _streams(settings.targets_file)[0])
+        for finding in findings:
+            level = logging.ERROR if finding.severity == "error" else logging.WARNING
+            log.log(level, "host", extra=fields(id=finding.id, what=finding.what, remedy=finding.remedy))
+        return not any(blocks_start(finding) for finding in findings)
+    finally:
+        logging_.close()
 
 
 @app.command("check-config")

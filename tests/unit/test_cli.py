@@ -119,6 +119,18 @@ def test_a_flag_without_a_value_is_a_usage_error(shell: Shell) -> None:
     assert "NAME=VALUE" in outcome.err
 
 
+def test_the_service_does_not_start_where_it_could_not_work(shell: Shell, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    outcome = shell("run", "--mode", "observe", "--set", f"socket={blocked}/x.sock", "--set", "freeze.threshold=1")
+    assert outcome.status == 1
+    records = {record["id"]: record for record in map(json.loads, outcome.err.splitlines())}
+    assert records["freeze-off"]["level"] == "warning"
+    assert records["socket_directory"]["level"] == "error"
+    assert str(blocked) in records["socket_directory"]["what"]
+    assert records["socket_directory"]["remedy"]
+
+
 @pytest.mark.parametrize("command", [["status"], ["events"], ["explain", "1"]])
 def test_a_service_that_does_not_run_is_said_with_a_remedy(shell: Shell, tmp_path: Path, command: list[str]) -> None:
     outcome = shell(*command, "--socket", str(tmp_path / "none.sock"))
