@@ -54,6 +54,36 @@ TARGET_STATE_WITHDRAWN: TargetState.ValueType  # 5
 """Taken out of the distributor, waiting for its path."""
 Global___TargetState: _TypeAlias = TargetState  # noqa: Y015
 
+class _VerdictState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VerdictState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_STATE_UNSPECIFIED: _VerdictState.ValueType  # 0
+    VERDICT_STATE_UP: _VerdictState.ValueType  # 1
+    VERDICT_STATE_DEGRADED: _VerdictState.ValueType  # 2
+    """Something is wrong (one family, some loss), but packets get through."""
+    VERDICT_STATE_DOWN: _VerdictState.ValueType  # 3
+    VERDICT_STATE_HEALING: _VerdictState.ValueType  # 4
+    """Broken, and being repaired by the mesh: worth waiting for."""
+    VERDICT_STATE_ENDED: _VerdictState.ValueType  # 5
+    """The subject is gone (its connection was closed): forget it, and drop what still arrives of this generation."""
+
+class VerdictState(_VerdictState, metaclass=_VerdictStateEnumTypeWrapper):
+    """What a reporter holds of a subject."""
+
+VERDICT_STATE_UNSPECIFIED: VerdictState.ValueType  # 0
+VERDICT_STATE_UP: VerdictState.ValueType  # 1
+VERDICT_STATE_DEGRADED: VerdictState.ValueType  # 2
+"""Something is wrong (one family, some loss), but packets get through."""
+VERDICT_STATE_DOWN: VerdictState.ValueType  # 3
+VERDICT_STATE_HEALING: VerdictState.ValueType  # 4
+"""Broken, and being repaired by the mesh: worth waiting for."""
+VERDICT_STATE_ENDED: VerdictState.ValueType  # 5
+"""The subject is gone (its connection was closed): forget it, and drop what still arrives of this generation."""
+Global___VerdictState: _TypeAlias = VerdictState  # noqa: Y015
+
 @_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -562,3 +592,298 @@ class Evidence(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
+
+@_typing.final
+class ReportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.int
+    """Chosen by the reporter and returned in the answer."""
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]: ...
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.int = ...,
+        verdicts: _abc.Iterable[Global___Verdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class ReportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.int
+    accepted: _builtins.int
+    @_builtins.property
+    def ignored(self) -> _containers.RepeatedCompositeFieldContainer[Global___IgnoredVerdict]:
+        """Verdicts that changed nothing, with the reason; `index` counts from 0 within the request."""
+
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.int = ...,
+        accepted: _builtins.int = ...,
+        ignored: _abc.Iterable[Global___IgnoredVerdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ignored", b"ignored", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
+
+@_typing.final
+class ReportOnceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]: ...
+    def __init__(
+        self,
+        *,
+        verdicts: _abc.Iterable[Global___Verdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOnceRequest: _TypeAlias = ReportOnceRequest  # noqa: Y015
+
+@_typing.final
+class ReportOnceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.int
+    @_builtins.property
+    def ignored(self) -> _containers.RepeatedCompositeFieldContainer[Global___IgnoredVerdict]: ...
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.int = ...,
+        ignored: _abc.Iterable[Global___IgnoredVerdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ignored", b"ignored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOnceResponse: _TypeAlias = ReportOnceResponse  # noqa: Y015
+
+@_typing.final
+class IgnoredVerdict(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    reason: _builtins.str
+    """Named reason: `late`, `repeated`, `ended`, `overloaded`, `state_full`, `unknown_subject`, ..."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IgnoredVerdict: _TypeAlias = IgnoredVerdict  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    LEASE_S_FIELD_NUMBER: _builtins.int
+    HEAL_S_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    NEW_MAC_FIELD_NUMBER: _builtins.int
+    state: Global___VerdictState.ValueType
+    generation: _builtins.int
+    """Grows with every new life of the subject (a connection re-made under the same id). Older ones are dropped."""
+    sequence: _builtins.int
+    """Grows with every verdict of one generation. Repeated and overtaken ones are dropped."""
+    lease_s: _builtins.float
+    """How long the verdict counts without being renewed, seconds; above 0, at most 300."""
+    heal_s: _builtins.float
+    """With HEALING: how long the repair is expected to take, seconds, at most 300."""
+    new_mac: _builtins.bytes
+    """Link-layer address (6 bytes) of the subject after it was re-created; empty: nothing is said of it."""
+    @_builtins.property
+    def subject(self) -> Global___Subject: ...
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___FamilyEvidence]:
+        """One entry for each family that was tested."""
+
+    def __init__(
+        self,
+        *,
+        subject: Global___Subject | None = ...,
+        state: Global___VerdictState.ValueType = ...,
+        generation: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        lease_s: _builtins.float = ...,
+        heal_s: _builtins.float = ...,
+        evidence: _abc.Iterable[Global___FamilyEvidence] | None = ...,
+        new_mac: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "generation", b"generation", "heal_s", b"heal_s", "lease_s", b"lease_s", "new_mac", b"new_mac", "sequence", b"sequence", "state", b"state", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class Subject(_message.Message):
+    """What is judged. Addresses are text without a prefix length."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINK_FIELD_NUMBER: _builtins.int
+    TARGET_IP_FIELD_NUMBER: _builtins.int
+    CONNECTION_FIELD_NUMBER: _builtins.int
+    target_ip: _builtins.str
+    """A target's own address."""
+    @_builtins.property
+    def link(self) -> Global___LinkSubject: ...
+    @_builtins.property
+    def connection(self) -> Global___ConnectionSubject: ...
+    def __init__(
+        self,
+        *,
+        link: Global___LinkSubject | None = ...,
+        target_ip: _builtins.str = ...,
+        connection: Global___ConnectionSubject | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "kind", b"kind", "link", b"link", "target_ip", b"target_ip"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "kind", b"kind", "link", b"link", "target_ip", b"target_ip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["link", "target_ip", "connection"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Subject: _TypeAlias = Subject  # noqa: Y015
+
+@_typing.final
+class LinkSubject(_message.Message):
+    """A link, by the addresses of its two ends, both of one family."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LB_IP_FIELD_NUMBER: _builtins.int
+    PROXY_IP_FIELD_NUMBER: _builtins.int
+    lb_ip: _builtins.str
+    proxy_ip: _builtins.str
+    def __init__(
+        self,
+        *,
+        lb_ip: _builtins.str = ...,
+        proxy_ip: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lb_ip", b"lb_ip", "proxy_ip", b"proxy_ip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkSubject: _TypeAlias = LinkSubject  # noqa: Y015
+
+@_typing.final
+class ConnectionSubject(_message.Message):
+    """A connection of the mesh, with the addresses that it has at this moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    LB_IPS_FIELD_NUMBER: _builtins.int
+    PEER_IPS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    @_builtins.property
+    def lb_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def peer_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        lb_ips: _abc.Iterable[_builtins.str] | None = ...,
+        peer_ips: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "lb_ips", b"lb_ips", "peer_ips", b"peer_ips"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectionSubject: _TypeAlias = ConnectionSubject  # noqa: Y015
+
+@_typing.final
+class FamilyEvidence(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAMILY_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    RTT_MIN_S_FIELD_NUMBER: _builtins.int
+    RTT_MEDIAN_S_FIELD_NUMBER: _builtins.int
+    RTT_MAX_S_FIELD_NUMBER: _builtins.int
+    SINCE_REPLY_S_FIELD_NUMBER: _builtins.int
+    family: _builtins.int
+    """4 or 6."""
+    sent: _builtins.int
+    """Packets of the round that was judged."""
+    received: _builtins.int
+    rtt_min_s: _builtins.float
+    """Round-trip times, seconds; 0: no reply."""
+    rtt_median_s: _builtins.float
+    rtt_max_s: _builtins.float
+    since_reply_s: _builtins.float
+    """Since the last reply ever seen, seconds; absent: none was seen yet."""
+    def __init__(
+        self,
+        *,
+        family: _builtins.int = ...,
+        sent: _builtins.int = ...,
+        received: _builtins.int = ...,
+        rtt_min_s: _builtins.float = ...,
+        rtt_median_s: _builtins.float = ...,
+        rtt_max_s: _builtins.float = ...,
+        since_reply_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_since_reply_s", b"_since_reply_s", "since_reply_s", b"since_reply_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_since_reply_s", b"_since_reply_s", "family", b"family", "received", b"received", "rtt_max_s", b"rtt_max_s", "rtt_median_s", b"rtt_median_s", "rtt_min_s", b"rtt_min_s", "sent", b"sent", "since_reply_s", b"since_reply_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__since_reply_s: _TypeAlias = _typing.Literal["since_reply_s"]  # noqa: Y015
+    _WhichOneofArgType__since_reply_s: _TypeAlias = _typing.Literal["_since_reply_s", b"_since_reply_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__since_reply_s) -> _WhichOneofReturnType__since_reply_s | None: ...
+
+Global___FamilyEvidence: _TypeAlias = FamilyEvidence  # noqa: Y015

@@ -200,3 +200,124 @@ class GuardService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class VerdictServiceStub:
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Report = channel.stream_stream(
+                '/lbguard.v1.VerdictService/Report',
+                request_serializer=lbguard_dot_v1_dot_lbguard__pb2.ReportRequest.SerializeToString,
+                response_deserializer=lbguard_dot_v1_dot_lbguard__pb2.ReportResponse.FromString,
+                _registered_method=True)
+        self.ReportOnce = channel.unary_unary(
+                '/lbguard.v1.VerdictService/ReportOnce',
+                request_serializer=lbguard_dot_v1_dot_lbguard__pb2.ReportOnceRequest.SerializeToString,
+                response_deserializer=lbguard_dot_v1_dot_lbguard__pb2.ReportOnceResponse.FromString,
+                _registered_method=True)
+
+
+class VerdictServiceServicer:
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found.
+    """
+
+    def Report(self, request_iterator, context):
+        """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
+        Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportOnce(self, request, context):
+        """The same for one batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_VerdictServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Report': grpc.stream_stream_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=lbguard_dot_v1_dot_lbguard__pb2.ReportRequest.FromString,
+                    response_serializer=lbguard_dot_v1_dot_lbguard__pb2.ReportResponse.SerializeToString,
+            ),
+            'ReportOnce': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOnce,
+                    request_deserializer=lbguard_dot_v1_dot_lbguard__pb2.ReportOnceRequest.FromString,
+                    response_serializer=lbguard_dot_v1_dot_lbguard__pb2.ReportOnceResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'lbguard.v1.VerdictService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('lbguard.v1.VerdictService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class VerdictService:
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found.
+    """
+
+    @staticmethod
+    def Report(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/lbguard.v1.VerdictService/Report',
+            lbguard_dot_v1_dot_lbguard__pb2.ReportRequest.SerializeToString,
+            lbguard_dot_v1_dot_lbguard__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOnce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lbguard.v1.VerdictService/ReportOnce',
+            lbguard_dot_v1_dot_lbguard__pb2.ReportOnceRequest.SerializeToString,
+            lbguard_dot_v1_dot_lbguard__pb2.ReportOnceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -101,3 +101,52 @@ class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
         """Decisions: the last ones, then (on demand) each new one as it is taken."""
 
 def add_GuardServiceServicer_to_server(servicer: GuardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class VerdictServiceStub:
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> VerdictServiceAsyncStub: ...
+    Report: _grpc.StreamStreamMultiCallable[_lbguard_pb2.ReportRequest, _lbguard_pb2.ReportResponse]
+    """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
+    Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+    """
+    ReportOnce: _grpc.UnaryUnaryMultiCallable[_lbguard_pb2.ReportOnceRequest, _lbguard_pb2.ReportOnceResponse]
+    """The same for one batch."""
+
+@_typing.type_check_only
+class VerdictServiceAsyncStub(VerdictServiceStub):
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Report: _aio.StreamStreamMultiCallable[_lbguard_pb2.ReportRequest, _lbguard_pb2.ReportResponse]  # type: ignore[assignment]
+    """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
+    Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+    """
+    ReportOnce: _aio.UnaryUnaryMultiCallable[_lbguard_pb2.ReportOnceRequest, _lbguard_pb2.ReportOnceResponse]  # type: ignore[assignment]
+    """The same for one batch."""
+
+class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found."""
+
+    @_abc_1.abstractmethod
+    def Report(
+        self,
+        request_iterator: _MaybeAsyncIterator[_lbguard_pb2.ReportRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_lbguard_pb2.ReportResponse], _abc.AsyncIterator[_lbguard_pb2.ReportResponse]]:
+        """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
+        Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportOnce(
+        self,
+        request: _lbguard_pb2.ReportOnceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lbguard_pb2.ReportOnceResponse, _abc.Awaitable[_lbguard_pb2.ReportOnceResponse]]:
+        """The same for one batch."""
+
+def add_VerdictServiceServicer_to_server(servicer: VerdictServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
