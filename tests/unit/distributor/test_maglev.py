@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import random
 from collections import Counter
@@ -82,9 +83,32 @@ def turn_taking(rows: Sequence[Sequence[int]], active: Set[int]) -> list[int]:
                 return lookup
 
 
-def spread(table: Sequence[int], active: Set[int]) -> int:
+def order_of(slot: int, registered: Set[int]) -> list[int]:
+    """The order in which a slot looks for an active target, spelled out from the description of the rule."""
+    prime = max(registered) + 1
+    while prime < 2 or any(prime % divisor == 0 for divisor in range(2, prime)):
+        prime += 1
+    shifts = min(prime, 1 + 500 // prime)
+    digest = hashlib.shake_128(b"anchored").digest(8 * slot + 8)
+    number = int.from_bytes(digest[8 * slot :], "little") % (prime * shifts * (prime - 1))
+    start, shift, step = number % prime, number // prime % shifts, number // prime // shifts + 1
+    reciprocal = {place: next((x for x in range(prime) if place * x % prime == 1), 0) for place in range(prime)}
+    return [(reciprocal[(start + turn * step) % prime] + shift) % prime for turn in range(prime)]
+
+
+def anchored_by_the_book(setup: Setup, active: Set[int]) -> list[int]:
+    home = turn_taking(setup.rows.rows, setup.registered)
+    return [
+        next((index for index in [owner, *order_of(slot, setup.registered)] if index in active), -1)
+        for slot, owner in enumerate(home)
+    ]
+
+
+def extremes(table: Sequence[int], active: Set[int]) -> tuple[float, float]:
+    """The fewest and the most slots of an active target, over the mean."""
     counts = Counter(table)
-    return max(counts[index] for index in active) - min(counts[index] for index in active)
+    mean = len(table) / len(active)
+    return min(counts[index] for index in active) / mean, max(counts[index] for index in active) / mean
 
 
 @given(setups())
@@ -100,9 +124,21 @@ def test_maglev_by_hand() -> None:
 
 
 def test_anchored_by_hand() -> None:
+    """Worked out by hand from `printf anchored | openssl dgst -shake128 -xoflen 40`.
+
+    A release that changed these orders would move slots when load balancers are upgraded one by one.
+    """
     rows = Rows([[0, 1, 2, 3, 4], [0, 2, 4, 1, 3], [4, 3, 2, 1, 0]])
-    # Home of 1 are slots 2 and 3. Target 0 is first and prefers 2; target 2 gets 3.
-    assert anchored(rows, {0, 1, 2}, {0, 2}) == [0, 0, 0, 2, 2]
+    # Of the words modulo 18, slot 2 has 14: start 2, shift 1, step 2: its order is 0, 2, 1. Slot 3 has 12: 1, 0, 2.
+    assert anchored(rows, {0, 1, 2}, {0, 2}) == [0, 0, 0, 0, 2]
+    # Slot 0 has 0: 0, 1, 2. Slot 1 has 7: 0, 1, 2. Slot 4 has 17: 1, 0, 2.
+    assert anchored(rows, {0, 1, 2}, {1, 2}) == [1, 1, 1, 1, 2]
+    assert anchored(rows, {0, 1, 2}, {0, 1}) == [0, 0, 1, 1, 1]
+
+
+@given(setups())
+def test_anchored_follows_the_description(setup: Setup) -> None:
+    assert anchored(setup.rows, setup.registered, setup.before) == anchored_by_the_book(setup, setup.before)
 
 
 @given(setups())
@@ -111,23 +147,12 @@ def test_anchored_is_maglev_when_all_registered_are_active(setup: Setup) -> None
 
 
 @given(setups())
-def test_withdrawing_and_readmitting_any_set_moves_no_slot_of_the_others(setup: Setup) -> None:
-    full = anchored(setup.rows, setup.registered, setup.registered)
-    reduced = anchored(setup.rows, setup.registered, setup.after)
-    for slot, index in enumerate(full):
-        if index in setup.after:
-            assert reduced[slot] == index
-
-
-@given(setups())
-def test_between_any_two_states_only_slots_whose_home_is_inactive_change_hands(setup: Setup) -> None:
-    home = turn_taking(setup.rows.rows, setup.registered)
+def test_nothing_moves_between_two_targets_that_are_active_before_and_after(setup: Setup) -> None:
     first = anchored(setup.rows, setup.registered, setup.before)
     second = anchored(setup.rows, setup.registered, setup.after)
-    stayed = setup.before & setup.after
-    for slot, index in enumerate(home):
-        if index in stayed:
-            assert first[slot] == second[slot] == index
+    for old, new in zip(first, second, strict=True):
+        # The owner has left (or there was none), or a target that has come takes the slot.
+        assert old == new or old not in setup.after or new not in setup.before
 
 
 @given(setups(), st.sampled_from(TableKind))
@@ -138,21 +163,43 @@ def test_every_slot_goes_to_an_active_target_or_to_nobody(setup: Setup, kind: Ta
 
 
 @given(setups())
-def test_load_differs_by_one_slot_in_maglev_and_two_in_anchored(setup: Setup) -> None:
-    if not setup.before:
-        return
-    assert spread(maglev(setup.rows, setup.before), setup.before) <= 1
-    assert spread(anchored(setup.rows, setup.registered, setup.before), setup.before) <= 2
+def test_load_differs_by_one_slot_in_maglev(setup: Setup) -> None:
+    if setup.before:
+        counts = Counter(maglev(setup.rows, setup.before))
+        assert max(counts.values()) - min(counts[index] for index in setup.before) <= 1
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("out", [1, 50, 97])
-def test_load_at_full_size(seed: int, out: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("out", "fewest", "most"), [(1, 0.95, 1.15), (10, 0.85, 1.25), (50, 0.75, 1.3), (90, 0.8, 1.25), (97, 0.85, 1.15)]
+)
+def test_balance_at_full_size(seed: int, out: int, fewest: float, most: float) -> None:
+    """Some margin above what many more seeds showed; a run of neighbours must be as good as targets here and there."""
     permutations = ImplicitPermutations(f"stream-{seed}", 9973)
-    active = frozenset(random.Random(seed).sample(range(100), 100 - out))
-    table = anchored(permutations, range(100), active)
-    assert set(table) == active
-    assert spread(table, active) <= 2
+    calculator = TableCalculator(permutations, TableKind.ANCHORED)
+    everyone = frozenset(range(100))
+    scattered = frozenset(random.Random(seed).sample(range(100), out))
+    run = frozenset((seed * 30 + index) % 100 for index in range(out))
+    every_second = frozenset(index * 2 % 100 for index in range(min(out, 50)))
+    for withdrawn in (scattered, run, every_second):
+        active = everyone - withdrawn
+        low, high = extremes(calculator.table(everyone, active), active)
+        assert fewest < low
+        assert high < most
+
+
+def test_neighbours_do_not_inherit_from_a_run_of_withdrawn() -> None:
+    """With many slots, chance evens out, and what remains is bias of the orders.
+
+    Walks with steps of equal length over the bare indexes fail this: the edges get half as much again as the others.
+    """
+    calculator = TableCalculator(ImplicitPermutations("stream", 99991), TableKind.ANCHORED)
+    everyone, active = frozenset(range(100)), frozenset(range(25, 75))
+    home = calculator.table(everyone, everyone)
+    gained = Counter(new for old, new in zip(home, calculator.table(everyone, active), strict=True) if old != new)
+    mean = gained.total() / len(active)
+    for index in active:
+        assert 0.8 < gained[index] / mean < 1.2
 
 
 @given(setups(), st.sampled_from(TableKind), st.randoms(use_true_random=False))
