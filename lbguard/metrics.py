@@ -334,6 +334,10 @@ class Metrics:
         self._follow(self.kernel_resyncs, "resyncs", resyncs)
         self._follow(self.kernel_messages_ignored, "ignored", ignored)
 
+    def record_inbox_dropped(self, total: int) -> None:
+        """Take the runner's own count of dropped events, which only grows."""
+        self.inbox_dropped.inc(self._readings.grown("inbox_dropped", total))
+
     def record_failures(self, *, routes: Sequence[str] = (), neighbors: Sequence[str] = ()) -> None:
         """Count refused kernel operations by their named reasons."""
         for reason in routes:

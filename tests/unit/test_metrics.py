@@ -123,10 +123,12 @@ def test_packets_survive_a_counter_that_starts_again(scraped: Scraped) -> None:
 def test_counts_of_the_adapters_are_followed(scraped: Scraped) -> None:
     for sent in (2, 5):
         scraped.metrics.record_announcer({"arp_request": sent}, {"not_owned": 1}, {"ENETDOWN": 1})
+        scraped.metrics.record_inbox_dropped(sent * 10)
         scraped.metrics.record_mirror(sent, {"overrun": sent}, {"foreign_sender": 4})
     assert scraped.value("announcements_total", kind="arp_request") == 5
     assert scraped.value("announcements_suppressed_total", reason="not_owned") == 1
     assert scraped.value("announcement_errors_total", error="ENETDOWN") == 1
+    assert scraped.value("inbox_dropped_total") == 50
     assert scraped.value("kernel_overruns_total") == 5
     assert scraped.value("kernel_resyncs_total", reason="overrun") == 5
     assert scraped.value("kernel_messages_ignored_total", reason="foreign_sender") == 4
