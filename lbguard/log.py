@@ -42,13 +42,9 @@ def log_decision(decision: Decision, wall_time: float, *, observe: bool = False)
     level = logging.WARNING if decision.action in _SERIOUS else logging.INFO
     if not _decisions.isEnabledFor(level):
         return
-    values = decision_fields(decision)
-    sentence = decision_sentence(decision)
-    if observe:
-        values["observe"] = True
-        sentence = f"(observing) {sentence}"
-    extra: dict[str, object] = {"fields": values, "sentence": sentence, "wall_time": wall_time}
-    _decisions.log(level, "decision", extra=extra)
+    # Only references are passed on: the writing thread makes the text, so that a thousand decisions of one moment do
+    # not wait for each other's JSON.
+    _decisions.log(level, "decision", extra={"decision": decision, "observe": observe, "wall_time": wall_time})
 
 
 def decision_fields(decision: Decision) -> dict[str, object]:
@@ -82,8 +78,21 @@ def _when(record: logging.LogRecord) -> float:
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    decision = getattr(record, "decision", None)
+    if isinstance(decision, Decision):
+        observing = {"observe": True} if getattr(record, "observe", False) else {}
+        return decision_fields(decision) | observing
     values = getattr(record, "fields", None)
     return values if isinstance(values, dict) else {}
+
+
+def _sentence_of(record: logging.LogRecord) -> str:
+    decision = getattr(record, "decision", None)
+    if isinstance(decision, Decision):
+        observing = "(observing) " if getattr(record, "observe", False) else ""
+        return observing + decision_sentence(decision)
+    values = " ".join(f"{name}={_shown(value)}" for name, value in _fields_of(record).items())
+    return f"{record.getMessage()} {values}".rstrip()
 
 
 class JsonFormatter(logging.Formatter):
@@ -119,12 +128,8 @@ class TextFormatter(logging.Formatter):
         level = f"{record.levelname:<7}"
         if self._colour:
             level = f"{_COLOURS.get(record.levelname, '')}{level}{_PLAIN}"
-        sentence = getattr(record, "sentence", None)
-        if sentence is None:
-            values = " ".join(f"{name}={_shown(value)}" for name, value in _fields_of(record).items())
-            sentence = f"{record.getMessage()} {values}".rstrip()
         # Text from outside (file names, kernel messages) must not forge lines or drive the terminal.
-        sentence = "".join(char if char.isprintable() else repr(char)[1:-1] for char in sentence)
+        sentence = "".join(char if char.isprintable() else repr(char)[1:-1] for char in _sentence_of(record))
         trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
         return f"{clock} {level} {sentence}{trace}"
 
