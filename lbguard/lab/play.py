@@ -166,8 +166,8 @@ class _Player:
             Do.DELETE_SUPERSEDED_LINK: chain.delete_superseded_link,
             Do.DELETE_TARGET_LINK: chain.delete_target_link,
             Do.CREATE_TARGET_LINK: chain.create_target_link,
-            Do.REMOVE_TARGET_IPV6: chain.remove_target_ipv6,
-            Do.RESTORE_TARGET_IPV6: chain.restore_target_ipv6,
+            Do.BLOCK_TARGET_IPV6: chain.block_target_ipv6,
+            Do.UNBLOCK_TARGET_IPV6: chain.unblock_target_ipv6,
         }
         commands: dict[Do, Callable[[], Awaitable[None]]] = {
             Do.KILL_CONTROLLER: self._controller.kill,

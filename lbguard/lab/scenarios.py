@@ -15,8 +15,8 @@ class Do(StrEnum):
     DELETE_SUPERSEDED_LINK = "delete-superseded-link"
     DELETE_TARGET_LINK = "delete-target-link"
     CREATE_TARGET_LINK = "create-target-link"
-    REMOVE_TARGET_IPV6 = "remove-target-ipv6"
-    RESTORE_TARGET_IPV6 = "restore-target-ipv6"
+    BLOCK_TARGET_IPV6 = "block-target-ipv6"
+    UNBLOCK_TARGET_IPV6 = "unblock-target-ipv6"
     KILL_CONTROLLER = "kill-controller"
     START_CONTROLLER = "start-controller"
 
@@ -138,7 +138,7 @@ def _link_gone(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
 
 
 def _one_family(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    return [Step(0.0, Do.REMOVE_TARGET_IPV6, 1), Step(FAMILY_OUTAGE_S, Do.RESTORE_TARGET_IPV6, 1)]
+    return [Step(0.0, Do.BLOCK_TARGET_IPV6, 1), Step(FAMILY_OUTAGE_S, Do.UNBLOCK_TARGET_IPV6, 1)]
 
 
 def _guard_crash(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
@@ -207,7 +207,7 @@ ALL = (
     ),
     Scenario(
         name="one-family",
-        sentence="One target's IPv6 address is unreachable for six seconds while its IPv4 works.",
+        sentence="One target hears no IPv6 for six seconds while its IPv4 works.",
         promise=Promise(),
         steps=_one_family,
         observe_s=9.0,

@@ -27,13 +27,13 @@ Interval = tuple[float, float, str]
 _GOES = {
     Do.DELETE_LB_LINK: "LB link to proxy {}",
     Do.DELETE_TARGET_LINK: "link of target {}",
-    Do.REMOVE_TARGET_IPV6: "IPv6 of target {}",
+    Do.BLOCK_TARGET_IPV6: "IPv6 of target {}",
     Do.KILL_CONTROLLER: "controller",
 }
 _COMES = {
     Do.CREATE_LB_LINK: "LB link to proxy {}",
     Do.CREATE_TARGET_LINK: "link of target {}",
-    Do.RESTORE_TARGET_IPV6: "IPv6 of target {}",
+    Do.UNBLOCK_TARGET_IPV6: "IPv6 of target {}",
     Do.START_CONTROLLER: "controller",
 }
 

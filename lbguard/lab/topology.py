@@ -46,6 +46,11 @@ _END_SYSCTLS = {
     "net.ipv4.conf.all.accept_redirects": "0",
     "net.ipv6.conf.all.accept_redirects": "0",
 }
+_DEAF_IPV6 = """
+add table ip6 lab
+add chain ip6 lab deaf { type filter hook prerouting priority -400 ; policy drop ; }
+add rule ip6 lab deaf iifname "lo" accept
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,29 +198,28 @@ class Chain:
             "link", "add", "name", name, "type", "veth", "peer", "name", peer, "netns", self.proxy(place.proxy).name
         )
         self.proxy(place.proxy).batch([f"link set {peer} master br0 up"])
-        space.batch([f"addr add {place.ipv4}/24 dev {name}", f"link set {name} up"])
+        space.batch(
+            [
+                f"addr add {place.ipv4}/24 dev {name}",
+                f"addr add {place.ipv6}/64 dev {name} nodad",
+                f"link set {name} up",
+                f"route add default via 172.16.{place.proxy}.1",
+                f"route add default via fd00:0:0:{place.proxy}::1 dev {name}",
+            ]
+        )
         self._target_links[identifier] = name
-        self.restore_target_ipv6(identifier)
-        space.batch([f"route replace default via 172.16.{place.proxy}.1"])
 
     def delete_target_link(self, identifier: int) -> None:
         """Delete a target's link to its proxy; the load balancer's own links stay as they are."""
         self.target(identifier).ip("link", "del", self._target_links.pop(identifier))
 
-    def remove_target_ipv6(self, identifier: int) -> None:
-        """Take a target's own IPv6 address away; its IPv4 goes on."""
-        place = self.place(identifier)
-        self.target(identifier).ip("-6", "addr", "del", f"{place.ipv6}/64", "dev", self._target_links[identifier])
+    def block_target_ipv6(self, identifier: int) -> None:
+        """Make a target deaf in IPv6, neighbour discovery included; its IPv4 goes on."""
+        self.target(identifier).run("nft", _DEAF_IPV6)
 
-    def restore_target_ipv6(self, identifier: int) -> None:
-        """Give a target its own IPv6 address (back), and its IPv6 default route."""
-        place, link = self.place(identifier), self._target_links[identifier]
-        self.target(identifier).batch(
-            [
-                f"addr replace {place.ipv6}/64 dev {link} nodad",
-                f"route replace default via fd00:0:0:{place.proxy}::1 dev {link}",
-            ]
-        )
+    def unblock_target_ipv6(self, identifier: int) -> None:
+        """Let a target hear IPv6 again."""
+        self.target(identifier).run("nft", "delete table ip6 lab")
 
     # -- building -----------------------------------------------------------------------------------------------------
 

@@ -69,12 +69,21 @@ def test_a_second_link_stands_beside_the_first_until_it_is_deleted(chain: Chain)
     assert second in links
 
 
-def test_a_target_loses_and_regains_its_ipv6_alone(chain: Chain) -> None:
-    chain.remove_target_ipv6(1)
-    shown = chain.target(1).ip("-o", "addr", "show")
-    assert chain.place(1).ipv4 in shown
-    assert chain.place(1).ipv6 not in shown
-    chain.restore_target_ipv6(1)
+def test_a_target_that_is_deaf_in_ipv6_still_talks_ipv4(chain: Chain) -> None:
+    _talks(chain, 1, family=socket.AF_INET6)
+    chain.block_target_ipv6(1)
+    with chain.target(1).entered():
+        there = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with chain.lb.entered():
+        here = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with there, here:
+        there.bind((chain.place(1).ipv6, 7))
+        here.sendto(b"question", (chain.place(1).ipv6, 7))
+        _talks(chain, 1, family=socket.AF_INET)
+        there.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            there.recv(100)
+    chain.unblock_target_ipv6(1)
     _talks(chain, 1, family=socket.AF_INET6)
 
 
