@@ -117,6 +117,14 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictAnswered:
+    """A verdict was taken (empty reason) or changed nothing, for a named reason."""
+
+    ticket: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ignored:
     """Events changed nothing, for a named reason (a bounded set: it becomes a metric label)."""
 

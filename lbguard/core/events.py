@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip
-from lbguard.core.model import LinkKey, NeighborState, Route, Rule, StreamSpec
+from lbguard.core.model import LinkKey, NeighborState, Route, Rule, StreamSpec, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +198,15 @@ class LinkSetDown:
 
     link: LinkKey
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictReported:
+    """A reporter (by its authenticated name) gave a verdict; `ticket` finds the answer's way back to it."""
+
+    reporter: str
+    verdict: Verdict
+    ticket: int = 0
 
 
 Event = (

@@ -203,3 +203,67 @@ class Decision:
     deadline: float | None = None
     duration_s: float | None = None
     evidence: tuple[Evidence, ...] = field(default=())
+
+
+class VerdictState(StrEnum):
+    """What a reporter holds of a subject. ENDED: the subject is gone, and nothing of its generation counts any more."""
+
+    UP = "up"
+    DEGRADED = "degraded"
+    DOWN = "down"
+    HEALING = "healing"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSubject:
+    """A link, by the addresses of its two ends, both of one family."""
+
+    lb_ip: Ip
+    proxy_ip: Ip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSubject:
+    """A target, by its own address."""
+
+    ip: Ip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSubject:
+    """A connection of the mesh. Its identity is the id alone; the addresses are those of the moment."""
+
+    id: str
+    lb_ips: tuple[Ip, ...] = field(default=(), compare=False)
+    peer_ips: tuple[Ip, ...] = field(default=(), compare=False)
+
+
+Subject = LinkSubject | TargetSubject | ConnectionSubject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyEvidence:
+    """What a reporter measured for one family in the round it judged. Times in seconds; `rtt_*` 0: no reply."""
+
+    ipv4: bool
+    sent: int
+    received: int
+    rtt_min_s: float = 0.0
+    rtt_median_s: float = 0.0
+    rtt_max_s: float = 0.0
+    since_reply_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One verdict of one reporter, as it came. `lease_s`: how long it counts; `heal_s`: how long HEALING may take."""
+
+    subject: Subject
+    state: VerdictState
+    generation: int
+    sequence: int
+    lease_s: float
+    heal_s: float = 0.0
+    evidence: tuple[FamilyEvidence, ...] = ()
+    new_mac: bytes = b""
