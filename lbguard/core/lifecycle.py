@@ -8,7 +8,7 @@ from lbguard.core.effects import Record
 from lbguard.core.fsm import TRANSITIONS, Input
 from lbguard.core.grace import Grace
 from lbguard.core.model import SOFT, Action, Condition, Decision, Evidence, TargetKey, TargetState
-from lbguard.core.state import Stream, Target
+from lbguard.core.state import BAD_TO_GOOD, Stream, Target
 
 _CAUSES = {
     Action.ADMIT: "path_ok",
@@ -67,7 +67,7 @@ class Lifecycle:
         """End a mass failure: what is still frozen gets one more window, since heals come one after another."""
         for target in stream.targets.values():
             if target.state is TargetState.FROZEN:
-                window = self._grace.window_s(target.cause, target.lost_subnet())
+                window = self._grace.window_s(target.cause, target.lost_in)
                 self.deadlines.set(target.key, min(self._freeze_end(target), now + window))
 
     def apply(self, stream: Stream, target: Target, what: Input, now: float, cause: Condition = Condition.OK) -> None:
@@ -93,7 +93,7 @@ class Lifecycle:
     # Handlers: each returns whether the action is worth a record. They run after the move.
 
     def _hold(self, target: Target, now: float, cause: Condition) -> bool:
-        target.lost_at, target.lost_to = now, cause
+        target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
         target.penalty.add_loss(self._config.damping, now)
         self._set_grace_deadline(target)
         return True
@@ -101,13 +101,16 @@ class Lifecycle:
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
         if cause is target.cause:
             return False
-        before = self.deadlines.get(target.key)
+        before, milder = self.deadlines.get(target.key), BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]
         self._note_cause(target, cause)
         self._set_grace_deadline(target)
+        if milder and before is not None and before > self._grace_deadline(target):
+            # The path is on its way back (its link is there, its route is not yet): progress never costs time.
+            self.deadlines.set(target.key, before)
         return self.deadlines.get(target.key) != before
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:
-        self._grace.learn(target.lost_subnet(), now - target.lost_at)
+        self._learn(target, now)
         return True
 
     def _freeze(self, target: Target, now: float, cause: Condition) -> bool:
@@ -133,6 +136,7 @@ class Lifecycle:
         if target.waiting:
             return False
         target.waiting = True
+        self._learn(target, now)
         wait_s = target.penalty.wait_s(self._config.damping, now)
         if wait_s > 0:
             self.deadlines.set(target.key, now + wait_s)
@@ -151,6 +155,7 @@ class Lifecycle:
         return True
 
     def _remove(self, target: Target, now: float, cause: Condition) -> bool:
+        target.waiting = False
         self.pardons.cancel(target.key)
         return True
 
@@ -158,8 +163,16 @@ class Lifecycle:
         target.cause = cause
         target.soft = cause in SOFT
 
+    def _learn(self, target: Target, now: float) -> None:
+        """Learn how long a loss took to heal, once a loss. Too late for the window is what there is to learn from."""
+        self._grace.learn(target.lost_in, now - target.lost_at)
+        target.lost_in = None
+
     def _set_grace_deadline(self, target: Target) -> None:
-        self.deadlines.set(target.key, self._grace.deadline(target.lost_at, target.cause, target.lost_subnet()))
+        self.deadlines.set(target.key, self._grace_deadline(target))
+
+    def _grace_deadline(self, target: Target) -> float:
+        return self._grace.deadline(target.lost_at, target.cause, target.lost_in)
 
     def _freeze_end(self, target: Target) -> float:
         return target.frozen_at + self._config.freeze.limit_s

@@ -18,7 +18,8 @@ from lbguard.core.model import (
     TargetState,
 )
 
-_BAD_TO_GOOD = {condition: rank for rank, condition in enumerate(Condition)}
+BAD_TO_GOOD = {condition: rank for rank, condition in enumerate(Condition)}
+"""The rank of a condition: the higher, the milder."""
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Target:
     """One target of a stream.
 
     `lost_at`, `lost_to`: when and by what the running loss began (HELD, FROZEN, WITHDRAWN); `cause`: the latest.
+    `lost_in`: the subnet that it began in, until it has healed.
     `waiting`: WITHDRAWN with a good path, damped.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
     """
@@ -48,6 +50,7 @@ class Target:
     lost_to: Condition = Condition.NO_LINK
     soft: bool = False
     lost_at: float = 0.0
+    lost_in: Prefix | None = None
     frozen_at: float = 0.0
     waiting: bool = False
     pardoned_until: float = float("-inf")
@@ -66,14 +69,14 @@ class Target:
             return Condition.OK
         hard = [c for c in conditions if c is not Condition.OK and c not in SOFT]
         if hard:
-            return min(hard, key=_BAD_TO_GOOD.__getitem__)
+            return min(hard, key=BAD_TO_GOOD.__getitem__)
         if all(c in SOFT for c in conditions) and now >= self.pardoned_until:
-            return min(conditions, key=_BAD_TO_GOOD.__getitem__)
+            return min(conditions, key=BAD_TO_GOOD.__getitem__)
         return Condition.OK
 
     def lost_subnet(self) -> Prefix | None:
         """Return the subnet of the path that is worst off: heal durations are learnt per subnet."""
-        worst = min(self.paths.values(), key=lambda path: _BAD_TO_GOOD[path.condition], default=None)
+        worst = min(self.paths.values(), key=lambda path: BAD_TO_GOOD[path.condition], default=None)
         return worst.subnet if worst else None
 
 
