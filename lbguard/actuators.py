@@ -141,10 +141,15 @@ class KernelActuator:
 
 
 class NeighborActuator:
-    """Neighbour entries and their timers. Their outcome shows in the mirror; a refusal is logged and counted."""
+    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` hears of refusals."""
 
-    def __init__(self, channel: NetlinkChannel, timers: NeighborTimers) -> None:
-        self.failures = 0
+    def __init__(
+        self,
+        channel: NetlinkChannel,
+        timers: NeighborTimers,
+        on_refused: Callable[[Sequence[NeighborFailure]], None],
+    ) -> None:
+        self._on_refused = on_refused
         self._neighbors = Neighbors(channel)
         self._links = LinkOperations(channel)
         self._timers = timers
@@ -166,10 +171,8 @@ class NeighborActuator:
                         _log.warning("neighbour timers not set", extra=fields(link=effect.ifname, reason=reason))
         except OSError as error:
             _log.warning("neighbour operation failed", extra=fields(reason=str(error)))
-        self.failures += len(failures)
         if failures:
-            # A link that just went away refuses all its entries; one line tells of them.
-            _log.debug("neighbour operations refused", extra=fields(count=len(failures), first=failures[0].reason))
+            self._on_refused(failures)
         return []
 
 

@@ -74,7 +74,7 @@ class Daemon:
         self._packets = PacketCounts(self.metrics)
         self._announcer = make_announcer(settings, self.engine.view.holds)
         self._kernel = KernelActuator(self._channel)
-        neighbors = NeighborActuator(self._channel, neighbor_timers(settings))
+        neighbors = NeighborActuator(self._channel, neighbor_timers(settings), self._journal.neighbors_refused)
         self._tables = DistributorActuator(self._distributor, self._journal.committed)
         kernel_lane: Lane[KernelEffect] = Lane("kernel", self._kernel.perform, self._post)
         neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
@@ -198,6 +198,7 @@ class Daemon:
                     self._distributor_lane.put(PollDistributor(read_back=rounds % every == 0))
                 self.metrics.record_status(self.engine.summary(time.monotonic()))
                 self._journal.counted(self._announcer, self.mirror.counters)
+                self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
                 if self._enforcing:
                     await self._packets.follow(
                         {mark: target.key for mark, target in self.engine.roster.by_mark.items()}

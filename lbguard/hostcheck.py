@@ -27,6 +27,7 @@ _USES = {
 }
 _STRICT = "1"  # rp_filter: 0 off, 1 strict, 2 loose; the larger of `all` and the link's own counts
 _LINKS_SHOWN = 5
+_NEIGHBOR_TABLE_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +157,24 @@ def check_fwmark_reflect(host: Host, settings: Settings, streams: Sequence[Strea
             )
 
 
+def check_neighbor_table(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether the kernel keeps enough neighbour entries: one for each target, and room for others.
+
+    The limit is the host's, for all namespaces together, and cannot be seen from within another one.
+    """
+    ips = {ip for stream in streams for target in stream.targets for ip in target.ips}
+    for family, length in (("ipv4", 4), ("ipv6", 16)):
+        limit = host.sysctl(f"net/{family}/neigh/default/gc_thresh3")
+        needed = sum(len(ip) == length for ip in ips)
+        if limit is not None and limit.isdigit() and needed > int(limit) * _NEIGHBOR_TABLE_SHARE:
+            yield Finding(
+                id=f"{family}_neighbor_table_small",
+                severity="warning",
+                what=f"net.{family}.neigh.default.gc_thresh3 is {limit}, for {needed} target addresses and all else",
+                remedy=f"sysctl -w net.{family}.neigh.default.gc_thresh3={max(4096, 4 * needed)}",
+            )
+
+
 def check_nftables(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
     """Look for the library of the embedded distributor and of the packet counters."""
     if host.can_load(NFTABLES_LIBRARY):
@@ -238,6 +257,7 @@ CHECKS: tuple[Check, ...] = (
     check_forwarding,
     check_rp_filter,
     check_fwmark_reflect,
+    check_neighbor_table,
 )
 
 

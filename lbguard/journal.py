@@ -2,12 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lbguard.announce.sender import Announcer
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
 from lbguard.core.events import Event, RouteFailed, RuleFailed
+from lbguard.dataplane.neighbors import NeighborFailure
 from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import CommitResult
 from lbguard.log import fields, log_decision
@@ -74,6 +75,12 @@ class ServiceJournal:
             self._metrics.record_failures(routes=(event.reason,))
             what = event.route if isinstance(event, RouteFailed) else event.rule
             _log.warning("kernel refused", extra=fields(what=str(what), reason=event.reason))
+
+    def neighbors_refused(self, failures: Sequence[NeighborFailure]) -> None:
+        """Take note of refused neighbour operations."""
+        self._metrics.record_failures(neighbors=[failure.reason for failure in failures])
+        # A link that just went away refuses all its entries; one line tells of them.
+        _log.debug("neighbour operations refused", extra=fields(count=len(failures), first=failures[0].reason))
 
     def counted(self, announcer: Announcer | None, mirror: MirrorCounters) -> None:
         """Take over the counts that adapters keep themselves."""

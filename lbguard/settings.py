@@ -216,12 +216,12 @@ class NeighborSettings(BaseModel):
         default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
     )
     retrans: Duration = _seconds(0.2, "Time between two solicitations.", low=0.001, high=60)
-    delay_probe: Duration = _seconds(0.2, "Time in DELAY before the first probe.", low=0.001, high=60)
+    delay_probe: Duration = _seconds(0.5, "Time in DELAY before the first probe.", low=0.001, high=60)
     base_reachable: Duration = _seconds(
-        15.0, "Base of the random time that an entry stays REACHABLE.", low=0.1, high=3600
+        10.0, "Base of the random time that an entry stays REACHABLE.", low=0.1, high=3600
     )
-    ucast_probes: int = _number(3, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
-    mcast_probes: int = _number(3, "probes", "Broadcast or multicast probes of an unknown entry.", low=1, high=100)
+    ucast_probes: int = _number(2, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
+    mcast_probes: int = _number(15, "probes", "Broadcast or multicast probes of an unknown entry.", low=1, high=100)
     mcast_reprobes: int = _number(
         3, "probes", "Broadcast or multicast probes after the unicast ones: finds a new MAC.", low=0, high=100
     )

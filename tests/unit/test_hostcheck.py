@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.core.model import StreamSpec
+from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.hostcheck import Finding, Host, check_host
 from lbguard.settings import Settings, load
 
@@ -176,3 +176,14 @@ def test_errors_come_first(machine: Machine) -> None:
     machine.sysctl("net/ipv4/ip_forward", "0")
     machine.write("proc/thread-self/net/unix", "0: 2 0 10000 1 1 5 @lbguard.instance\n")
     assert machine.ids() == ["another_instance", "ipv4_forwarding_off"]
+
+
+def test_a_neighbour_table_too_small_for_the_targets(machine: Machine) -> None:
+    stream = StreamSpec(
+        name="a", targets=tuple(TargetSpec(identifier=i, ips=(bytes([10, 0, i >> 8, i & 255]),)) for i in range(1, 801))
+    )
+    for family in ("ipv4", "ipv6"):
+        machine.sysctl(f"net/{family}/neigh/default/gc_thresh3", "1024")
+    (finding,) = check_host(load().settings, (stream,), Host(machine.root, lambda library: True))
+    assert finding.id == "ipv4_neighbor_table_small"
+    assert "net.ipv4.neigh.default.gc_thresh3=4096" in finding.remedy
