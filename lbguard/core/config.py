@@ -42,6 +42,20 @@ class DampingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceConfig:
+    """How verdicts are weighed.
+
+    A reporter's DOWN counts when `confirm_k` of its last `confirm_n` verdicts on the subject say so. A neighbour that
+    answered, or packets that arrived, less than `veto_window_s` ago veto it. `opinions_max` bounds the memory.
+    """
+
+    confirm_k: int = 1
+    confirm_n: int = 3
+    veto_window_s: float = 2.5
+    opinions_max: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All of the engine's configuration.
 
@@ -56,6 +70,7 @@ class EngineConfig:
     grace: GraceConfig = field(default_factory=GraceConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     damping: DampingConfig = field(default_factory=DampingConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     availability_grace_s: float = 1.0
     soft_budget: float = 0.5
     observe: bool = False
