@@ -143,7 +143,7 @@ class Opinions:
             opinions = self.of(address).values()
             if not opinions:
                 continue
-            states.append(self._fuse([opinion for opinion in opinions]))
+            states.append(self._fuse(list(opinions)))
             for opinion in opinions:
                 if opinion.verdict.state is VerdictState.HEALING:
                     healing_until = max(healing_until, opinion.received_at + opinion.verdict.heal_s)
