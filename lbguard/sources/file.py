@@ -1,13 +1,6 @@
-"""Streams and targets from a YAML file that is watched and re-read.
+"""Streams and targets from a YAML file that is watched and re-read (see `watched_file`)."""
 
-Watching is polling: one `stat` of the resolved path. It sees what inotify on one path does not: an atomic replace, the
-symbolic link swap of a Kubernetes ConfigMap volume (`..data` points to a new directory), and a file that comes back.
-"""
-
-import asyncio
-import contextlib
 import ipaddress
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from lbguard.core.addr import Ip, Prefix, format_ip, is_ipv4, parse_ip, parse_prefix
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
+from lbguard.watched_file import WatchedFile
 
 MAX_BYTES = 16 * 2**20
 """A targets file larger than this is refused unread: 100,000 dual-stack targets need about 8 MiB."""
@@ -251,73 +245,20 @@ def _target_problems(stream: _Stream) -> Iterator[str]:
                 yield f"{where}: {format_ip(ip)} is the address of target {owner} already"
 
 
-Signature = tuple[str, int, int, int]
-"""Resolved path, inode, modification time in nanoseconds, size in bytes."""
-
-
-class FileSource:
+class FileSource(WatchedFile[SourceSnapshot | SourceLost]):
     """Watches a targets file and tells of every good list and of every failure.
 
-    `emit` is called in the thread of the event loop (from `run`) or of the caller (from `poll`), one call at a time. A
-    failure is told once, until its reason changes; the last good list stays in force at the receiver.
+    A failure is told once, until its reason changes; the last good list stays in force at the receiver.
     """
 
     def __init__(
         self, path: Path, emit: Callable[[SourceSnapshot | SourceLost], None], poll_interval_s: float = 0.5
     ) -> None:
         self._file = TargetsFile(path)
-        self._emit = emit
-        self._poll_interval_s = poll_interval_s
-        self._seen: Signature | None = None
-        self._last: SourceSnapshot | SourceLost | None = None
-        self._wake = asyncio.Event()
+        super().__init__(path, self._read_file, emit, poll_interval_s=poll_interval_s)
 
-    def reload(self) -> None:
-        """Ask the running watcher to read the file now and tell what it says, changed or not (SIGHUP)."""
-        self._seen = self._last = None
-        self._wake.set()
-
-    def poll(self) -> None:
-        """Read the file in this thread if it changed since the last look."""
-        self._tell(*self._look(self._seen))
-
-    async def run(self) -> None:
-        """Read the file, then watch it until cancelled. Parsing, up to a second for huge files, is off the loop."""
-        while True:
-            self._wake.clear()
-            found = await asyncio.to_thread(self._look, self._seen)
-            if self._wake.is_set():
-                continue  # asked to reload meanwhile: look again, forgetting this
-            self._tell(*found)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._poll_interval_s)
-
-    def _tell(self, seen: Signature | None, event: SourceSnapshot | SourceLost | None) -> None:
-        self._seen = seen
-        if event is not None and event != self._last:
-            self._last = event
-            self._emit(event)
-
-    def _look(self, seen: Signature | None) -> tuple[Signature | None, SourceSnapshot | SourceLost | None]:
-        """Return the signature to remember and what to tell, if anything."""
-        before = self._signature()
-        if before is not None and before == seen:
-            return seen, None
-        event: SourceSnapshot | SourceLost
+    def _read_file(self) -> SourceSnapshot | SourceLost:
         try:
-            event = SourceSnapshot(streams=self._file.read())
+            return SourceSnapshot(streams=self._file.read())
         except TargetsFileError as error:
-            event = SourceLost(reason=str(error))
-        if self._signature() == before:
-            return before, event
-        # Written to while it was read: what was read may be half of each, so it is neither told nor remembered, and
-        # the next look reads again.
-        return None, None
-
-    def _signature(self) -> Signature | None:
-        try:
-            resolved = os.path.realpath(self._file.path)
-            status = Path(resolved).stat()
-        except OSError:
-            return None
-        return resolved, status.st_ino, status.st_mtime_ns, status.st_size
+            return SourceLost(reason=str(error))
