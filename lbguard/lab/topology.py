@@ -6,9 +6,9 @@ and the same in IPv6 (`fd00:0:0:N::/64`). The VIPs stand on the loopback of ever
 fwmark of a target in the load balancer and go to that target's own address; answers take the way back by the proxy's
 routes to the load balancer's address. Every proxy has a subnet of its own, as in Meridio.
 
-IPv6 duplicate address detection is off in the load balancer unless `dad` is asked for: the kernel's default keeps a new
-link's addresses, the link-local one included, tentative for a second or two, and until then it cannot even ask
-for a neighbour.
+IPv6 duplicate address detection is off unless `dad` is asked for: the kernel's default keeps a new link's addresses,
+the link-local one included, tentative for a second or two, and until then nobody on that link can even ask for a
+neighbour, neither a load balancer nor a target.
 """
 
 import secrets
@@ -103,16 +103,16 @@ class Chain:
     def build(self) -> None:
         """Make every namespace, link, address and route. The links are up when it returns."""
         tag = secrets.token_hex(2)
-        self.client = _namespace(f"client-{tag}", _END_SYSCTLS)
-        self.lb = _namespace(f"lb-{tag}", _LB_SYSCTLS if self.dad else {**_LB_SYSCTLS, **_NO_DAD_SYSCTLS})
+        self.client = self._namespace(f"client-{tag}", _END_SYSCTLS)
+        self.lb = self._namespace(f"lb-{tag}", _LB_SYSCTLS)
         self._join_client()
         for proxy in range(1, self.proxies + 1):
-            self._proxy_spaces[proxy] = _namespace(f"proxy{proxy}-{tag}", _PROXY_SYSCTLS)
+            self._proxy_spaces[proxy] = self._namespace(f"proxy{proxy}-{tag}", _PROXY_SYSCTLS)
             self._build_bridge(proxy)
             self.create_lb_link(proxy)
             self._build_proxy_routes(proxy)
         for place in self.places:
-            self._target_spaces[place.identifier] = _namespace(f"target{place.identifier}-{tag}", _END_SYSCTLS)
+            self._target_spaces[place.identifier] = self._namespace(f"target{place.identifier}-{tag}", _END_SYSCTLS)
             self.target(place.identifier).batch([f"addr add {VIP4}/32 dev lo", f"addr add {VIP6}/128 dev lo nodad"])
             self.create_target_link(place.identifier)
 
@@ -223,6 +223,12 @@ class Chain:
 
     # -- building -----------------------------------------------------------------------------------------------------
 
+    def _namespace(self, name: str, sysctls: dict[str, str]) -> Namespace:
+        namespace = Namespace(name)
+        for key, value in sysctls.items() if self.dad else (sysctls | _NO_DAD_SYSCTLS).items():
+            namespace.sysctl(key, value)
+        return namespace
+
     def _join_client(self) -> None:
         self.lb.ip("link", "add", "name", "gw0", "type", "veth", "peer", "name", "eth0", "netns", self.client.name)
         self.lb.batch(
@@ -263,10 +269,3 @@ class Chain:
                 f"route add default via fd00:0:0:{proxy}::2 dev br0",
             ]
         )
-
-
-def _namespace(name: str, sysctls: dict[str, str]) -> Namespace:
-    namespace = Namespace(name)
-    for key, value in sysctls.items():
-        namespace.sysctl(key, value)
-    return namespace
