@@ -8,16 +8,27 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
-from lbguard.durations import format_duration, parse_duration
-from lbguard.listen import parse_listen
+from lbguard.durations import format_duration
+from lbguard.settings_fields import (
+    GROUP,
+    Duration,
+    Durations,
+    Listen,
+    OptionalDuration,
+    OptionalPath,
+    Patterns,
+    number,
+    ratio,
+    seconds,
+)
 from lbguard.settings_sources import (
     ENV_PREFIX,
     FileSource,
@@ -34,50 +45,11 @@ from lbguard.settings_sources import (
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """Environment variable that names the YAML file when no `--config` is given."""
 
-_GROUP = ConfigDict(extra="forbid", frozen=True)
-_DAY = 86400.0
-
-
-def _split(value: object) -> object:
-    """Read a list that came as text (environment, flag): items between commas."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
-
-
-def _none_if_empty(value: object) -> object:
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-def _checked_listen(value: str) -> str:
-    parse_listen(value)
-    return value.strip()
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-OptionalDuration = Annotated[Duration | None, BeforeValidator(_none_if_empty)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValidator(_split)]
-Listen = Annotated[str, BeforeValidator(lambda value: _checked_listen(value) if isinstance(value, str) else value)]
-
-
-def _seconds(default: float | None, help_text: str, *, low: float = 0.0, high: float = _DAY) -> Any:
-    return Field(default, ge=low, le=high, description=help_text, json_schema_extra={"unit": "duration"})
-
-
-def _ratio(default: float, help_text: str, *, low: float = 0.0) -> Any:
-    return Field(default, ge=low, le=1, description=help_text, json_schema_extra={"unit": "ratio"})
-
-
-def _number(default: int, unit: str, help_text: str, *, low: int, high: int) -> Any:
-    return Field(default, ge=low, le=high, description=help_text, json_schema_extra={"unit": unit})
-
 
 class LogSettings(BaseModel):
     """What is logged, and how."""
 
-    model_config = _GROUP
+    model_config = GROUP
     format: Literal["auto", "json", "text"] = Field(
         default="auto", description="JSON lines, readable text, or auto: text on a terminal and JSON otherwise."
     )
@@ -89,17 +61,17 @@ class LogSettings(BaseModel):
 class GraceSettings(BaseModel):
     """How long a target with a broken path stays in the distributor."""
 
-    model_config = _GROUP
-    window: Duration = _seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
-    max: Duration = _seconds(30.0, "No extension holds a target longer than this after the loss.", high=3600)
-    neighbor_window: OptionalDuration = _seconds(
+    model_config = GROUP
+    window: Duration = seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
+    max: Duration = seconds(30.0, "No extension holds a target longer than this after the loss.", high=3600)
+    neighbor_window: OptionalDuration = seconds(
         None, "Window when the neighbour entry failed while the link is fine; unset: grace.window.", high=3600
     )
-    verdict_window: OptionalDuration = _seconds(
+    verdict_window: OptionalDuration = seconds(
         None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600
     )
     adaptive: bool = Field(default=False, description="Learn the window of each link from its own past heal durations.")
-    adaptive_quantile: float = _ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
+    adaptive_quantile: float = ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
 
     @model_validator(mode="after")
     def _windows_within_max(self) -> "GraceSettings":
@@ -121,27 +93,27 @@ class GraceSettings(BaseModel):
 class FreezeSettings(BaseModel):
     """When many targets break at once, the observer is suspected rather than the targets."""
 
-    model_config = _GROUP
-    threshold: float = _ratio(
+    model_config = GROUP
+    threshold: float = ratio(
         0.5, "Deadlines withdraw nothing while more than this share of a stream's admitted targets is broken."
     )
-    limit: Duration = _seconds(60.0, "A freeze ends after this, whatever is broken.", high=3600)
+    limit: Duration = seconds(60.0, "A freeze ends after this, whatever is broken.", high=3600)
 
 
 class DampingSettings(BaseModel):
     """Re-admission of a target that was withdrawn again and again waits."""
 
-    model_config = _GROUP
-    half_life: Duration = _seconds(30.0, "The penalty of past losses halves in this time.", low=0.1)
-    step: Duration = _seconds(2.0, "Wait per penalty above one; the first recovery never waits.", high=3600)
-    max: Duration = _seconds(30.0, "Re-admission never waits longer than this.", high=3600)
+    model_config = GROUP
+    half_life: Duration = seconds(30.0, "The penalty of past losses halves in this time.", low=0.1)
+    step: Duration = seconds(2.0, "Wait per penalty above one; the first recovery never waits.", high=3600)
+    max: Duration = seconds(30.0, "Re-admission never waits longer than this.", high=3600)
 
 
 class AvailabilitySettings(BaseModel):
     """What routers are told."""
 
-    model_config = _GROUP
-    grace: Duration = _seconds(
+    model_config = GROUP
+    grace: Duration = seconds(
         1.0, "A stream without a usable path is reported unavailable after this; its table stays.", high=3600
     )
 
@@ -149,9 +121,9 @@ class AvailabilitySettings(BaseModel):
 class EvidenceSettings(BaseModel):
     """How far soft evidence (failed neighbours, verdicts) is trusted."""
 
-    model_config = _GROUP
-    soft_budget: float = _ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
-    neighbor_failures: int = _number(
+    model_config = GROUP
+    soft_budget: float = ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
+    neighbor_failures: int = number(
         2, "failures", "A path counts as broken after this many failed resolutions in a row.", low=1, high=100
     )
 
@@ -159,7 +131,7 @@ class EvidenceSettings(BaseModel):
 class DistributorSettings(BaseModel):
     """What maps packets to targets."""
 
-    model_config = _GROUP
+    model_config = GROUP
     kind: Literal["auto", "nfqlb-shm", "nfqlb-cli", "nftables", "observe"] = Field(
         default="auto",
         description="The distributor; auto: nfqlb-shm where a stream's memory file exists, else nftables.",
@@ -168,10 +140,10 @@ class DistributorSettings(BaseModel):
         default="anchored",
         description="anchored: withdrawing a target moves no slot of another; maglev: what stock nfqlb computes.",
     )
-    hash_seed: int = _number(
+    hash_seed: int = number(
         0, "number", "Seed of the embedded distributor; the same on every load balancer.", low=0, high=2**32 - 1
     )
-    slots_per_target: int = _number(
+    slots_per_target: int = number(
         100, "slots", "Size of the embedded table: slots for each of max_targets.", low=1, high=10_000
     )
     nfqlb_binary: str = Field(default="nfqlb", min_length=1, description="The nfqlb command, for nfqlb-cli.")
@@ -195,7 +167,7 @@ class DistributorSettings(BaseModel):
 class LinkSettings(BaseModel):
     """Links to the targets."""
 
-    model_config = _GROUP
+    model_config = GROUP
     superseded: Literal["down", "ignore"] = Field(
         default="down",
         description="What to do with the older of two links in one subnet: set it down once, or leave it.",
@@ -210,19 +182,19 @@ class LinkSettings(BaseModel):
 class NeighborSettings(BaseModel):
     """Neighbour (ARP, NDP) entries of the targets and the timers of their links."""
 
-    model_config = _GROUP
-    probe_interval: Duration = _seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
+    model_config = GROUP
+    probe_interval: Duration = seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
     tune: bool = Field(
         default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
     )
-    retrans: Duration = _seconds(0.2, "Time between two solicitations.", low=0.001, high=60)
-    delay_probe: Duration = _seconds(0.5, "Time in DELAY before the first probe.", low=0.001, high=60)
-    base_reachable: Duration = _seconds(
+    retrans: Duration = seconds(0.2, "Time between two solicitations.", low=0.001, high=60)
+    delay_probe: Duration = seconds(0.5, "Time in DELAY before the first probe.", low=0.001, high=60)
+    base_reachable: Duration = seconds(
         10.0, "Base of the random time that an entry stays REACHABLE.", low=0.1, high=3600
     )
-    ucast_probes: int = _number(2, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
-    mcast_probes: int = _number(15, "probes", "Broadcast or multicast probes of an unknown entry.", low=1, high=100)
-    mcast_reprobes: int = _number(
+    ucast_probes: int = number(2, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
+    mcast_probes: int = number(15, "probes", "Broadcast or multicast probes of an unknown entry.", low=1, high=100)
+    mcast_reprobes: int = number(
         3, "probes", "Broadcast or multicast probes after the unicast ones: finds a new MAC.", low=0, high=100
     )
 
@@ -230,14 +202,14 @@ class NeighborSettings(BaseModel):
 class AnnounceSettings(BaseModel):
     """Gratuitous ARP and unsolicited neighbour advertisements."""
 
-    model_config = _GROUP
+    model_config = GROUP
     repeats: Durations = Field(
         default=(0.0, 0.1, 1.1, 2.2),
         max_length=16,
         description="When the addresses of a new link are announced, counted from its appearance; 0 first, ascending.",
         json_schema_extra={"unit": "list of durations"},
     )
-    max_pending: int = _number(
+    max_pending: int = number(
         4096, "addresses", "At most this many addresses wait to be announced.", low=1, high=1_000_000
     )
 
@@ -259,12 +231,12 @@ class AnnounceSettings(BaseModel):
 class KernelSettings(BaseModel):
     """The mirror of the kernel's state."""
 
-    model_config = _GROUP
-    reconcile_interval: Duration = _seconds(
+    model_config = GROUP
+    reconcile_interval: Duration = seconds(
         10.0, "The kernel's whole state is read again this often; 0 turns it off.", high=3600
     )
-    receive_buffer: int = _number(8 * 2**20, "bytes", "Receive buffer of the netlink socket.", low=2**16, high=2**30)
-    inbox_limit: int = _number(
+    receive_buffer: int = number(8 * 2**20, "bytes", "Receive buffer of the netlink socket.", low=2**16, high=2**30)
+    inbox_limit: int = number(
         65_536, "events", "At most this many events wait; more means a new full read.", low=64, high=2**24
     )
 
@@ -272,7 +244,7 @@ class KernelSettings(BaseModel):
 class MetricsSettings(BaseModel):
     """The endpoint for Prometheus and the health checks."""
 
-    model_config = _GROUP
+    model_config = GROUP
     listen: Listen = Field(
         default=":9464",
         description="Where /metrics, /healthz and /readyz are served, IPv4 and IPv6; empty turns it off.",
