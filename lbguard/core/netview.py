@@ -9,6 +9,7 @@ prefix length that any link uses.
 """
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -71,12 +72,12 @@ class ViewChanges:
     subnet which a newer link owns.
     """
 
-    ips: set[Ip] = field(default_factory=set)
+    ips: dict[Ip, None] = field(default_factory=dict)
     ready: dict[LinkKey, list[Ip]] = field(default_factory=dict)
     lost_links: set[int] = field(default_factory=set)
     disowned: set[LinkKey] = field(default_factory=set)
     moved_neighbors: list[tuple[int, Ip, bytes, bytes]] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 class NetView:
@@ -89,12 +90,13 @@ class NetView:
         self._failures_needed = failures_needed
         self._generation = 0
         self._holders: dict[Prefix, dict[int, Link]] = {}
-        self._stripped: dict[Prefix, LinkKey] = {}
+        self._stripped: dict[Prefix, Link] = {}
         self._ip_uses: dict[Ip, int] = {}
         # The networks of a followed address by the lengths in use, longest first: `locate` is on the hot path.
         self._networks: dict[Ip, tuple[Prefix, ...]] = {}
         self._prefix_lengths: dict[int, list[int]] = {4: [], 16: []}
-        self._members: dict[Prefix, set[Ip]] = {}
+        # An ordered set: what is judged first must not depend on how bytes hash in this process.
+        self._members: dict[Prefix, dict[Ip, None]] = {}
         self.changes = ViewChanges()
 
     def take_changes(self) -> ViewChanges:
@@ -111,7 +113,7 @@ class NetView:
         if uses == 0:
             self._networks[ip] = tuple(prefix_of(ip, length) for length in self._prefix_lengths[len(ip)])
             for network in self._networks[ip]:
-                self._members.setdefault(network, set()).add(ip)
+                self._members.setdefault(network, {})[ip] = None
 
     def remove_ip(self, ip: Ip) -> None:
         """Stop following a target address."""
@@ -120,7 +122,7 @@ class NetView:
             return
         del self._ip_uses[ip]
         for network in self._networks.pop(ip):
-            self._members[network].discard(ip)
+            self._members[network].pop(ip, None)
             if not self._members[network]:
                 del self._members[network]
         for link in self.links.values():
@@ -157,6 +159,11 @@ class NetView:
         """Tell whether any followed target address lies in a subnet of the link."""
         return any(prefix_of(ip, length) in self._members for ip, length in link.addresses if not is_link_local(ip))
 
+    def carries_routes(self, ifindex: int) -> bool:
+        """Tell whether a link is known and set up: the kernel keeps no route through any other."""
+        link = self.links.get(ifindex)
+        return link is not None and link.admin_up
+
     def superseded(self, link: Link) -> bool:
         """Tell whether a newer link owns every subnet in which the link holds an address."""
         subnets = [prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip)]
@@ -170,7 +177,7 @@ class NetView:
         link = self.links.get(event.ifindex)
         if link is None:
             if any(fnmatch.fnmatchcase(event.name, pattern) for pattern in self._excluded_links):
-                self.changes.ignored.append("link_excluded")
+                self.changes.ignored["link_excluded"] += 1
                 return
             link = Link(self._new_key(event.ifindex), event.name, event.up, event.admin_up, event.mac)
             self.links[event.ifindex] = link
@@ -187,10 +194,10 @@ class NetView:
         """Forget a link with all that hung on it."""
         link = self.links.pop(event.ifindex, None)
         if link is None:
-            self.changes.ignored.append("link_unknown")
+            self.changes.ignored["link_unknown"] += 1
             return
         self.changes.lost_links.add(event.ifindex)
-        self._stripped = {subnet: key for subnet, key in self._stripped.items() if key != link.key}
+        self._stripped = {subnet: other for subnet, other in self._stripped.items() if other is not link}
         for ip, length in link.addresses:
             self._drop_holder(prefix_of(ip, length), link)
 
@@ -198,7 +205,7 @@ class NetView:
         """Take an address of a link."""
         link = self.links.get(event.ifindex)
         if link is None:
-            self.changes.ignored.append("address_of_unknown_link")
+            self.changes.ignored["address_of_unknown_link"] += 1
             return
         link.addresses[event.ip, event.prefix_length] = event.usable
         if not is_link_local(event.ip):
@@ -212,20 +219,20 @@ class NetView:
         """Forget an address of a link."""
         link = self.links.get(event.ifindex)
         if link is None or link.addresses.pop((event.ip, event.prefix_length), None) is None:
-            self.changes.ignored.append("address_unknown")
+            self.changes.ignored["address_unknown"] += 1
             return
         subnet = prefix_of(event.ip, event.prefix_length)
         if not any(prefix_of(ip, length) == subnet for ip, length in link.addresses):
             self._drop_holder(subnet, link)
             if not is_link_local(event.ip) and not self._holders.get(subnet):
-                self._stripped[subnet] = link.key
+                self._stripped[subnet] = link
         self._refresh(link)
 
     def neighbor_seen(self, event: NeighborSeen) -> None:
         """Take the state of a target's neighbour entry; others are of no interest."""
         link = self.links.get(event.ifindex)
         if link is None or event.ip not in self._ip_uses:
-            self.changes.ignored.append("neighbor_of_no_target")
+            self.changes.ignored["neighbor_of_no_target"] += 1
             return
         neighbor = link.neighbors.get(event.ip)
         if neighbor is None:
@@ -241,14 +248,14 @@ class NetView:
             neighbor.mac = event.mac or neighbor.mac
         neighbor.state = event.state
         if failures != neighbor.failures:
-            self.changes.ips.add(event.ip)
+            self.changes.ips[event.ip] = None
 
     def neighbor_gone(self, event: NeighborGone) -> None:
         """Note that the kernel dropped an entry. What failed before stays so until the address answers."""
         link = self.links.get(event.ifindex)
         neighbor = link.neighbors.get(event.ip) if link else None
         if neighbor is None:
-            self.changes.ignored.append("neighbor_of_no_target")
+            self.changes.ignored["neighbor_of_no_target"] += 1
             return
         neighbor.state = NeighborState.NONE
 
@@ -274,7 +281,7 @@ class NetView:
         for entry in snapshot.neighbors:
             known = self.links[entry.ifindex].neighbors.get(entry.ip) if entry.ifindex in self.links else None
             # A failure that was counted already is no new failure because a dump repeats it.
-            if known is None or known.state != entry.state or known.mac != entry.mac:
+            if known is None or known.state != entry.state or entry.mac not in (b"", known.mac):
                 self.neighbor_seen(entry)
         # A full view passes by everything that nobody asked about; that is no news.
         self.changes.ignored.clear()
@@ -293,7 +300,7 @@ class NetView:
         self._touch(self._subnets(link))
 
     def _subnets(self, link: Link) -> Iterable[Prefix]:
-        return {prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip)}
+        return dict.fromkeys(prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip))
 
     def _refresh(self, link: Link) -> None:
         """Recompute which addresses are ready, and who owns the subnets of the link."""
@@ -321,22 +328,18 @@ class NetView:
         ]
         new = max(candidates, key=lambda link: link.key.generation, default=None)
         old = self.owners.get(subnet)
-        if new is old:
-            if new is None:
-                self._touch((subnet,))
+        self.changes.disowned.update(link.key for link in candidates if link is not new)
+        if new is old and new is not None:
             return
-        if new is None:
-            del self.owners[subnet]
-        else:
+        if new is not None:
             self.owners[subnet] = new
-        for link in candidates:
-            if link is not new:
-                self.changes.disowned.add(link.key)
+        elif old is not None:
+            del self.owners[subnet]
         self._touch((subnet,))
 
     def _touch(self, subnets: Iterable[Prefix]) -> None:
         for subnet in subnets:
-            self.changes.ips |= self._members.get(subnet, set())
+            self.changes.ips.update(self._members.get(subnet, {}))
 
     def _index_length(self, family_length: int, length: int) -> None:
         """Index the target addresses of a family by a prefix length that no link used before."""
@@ -348,4 +351,4 @@ class NetView:
         for ip in self._ip_uses:
             if len(ip) == family_length:
                 self._networks[ip] = tuple(prefix_of(ip, each) for each in lengths)
-                self._members.setdefault(prefix_of(ip, length), set()).add(ip)
+                self._members.setdefault(prefix_of(ip, length), {})[ip] = None
