@@ -72,12 +72,21 @@ class KernelTables:
         return self.routes.satisfied(key) and self.rules.satisfied(RuleKey(mark, ipv4))
 
     def leave_path(self, mark: int, ip: Ip) -> None:
-        """Leave the route of a path without an owner as it is."""
-        self.routes.release(RouteKey(mark, is_ipv4(ip), ROUTE_METRIC))
+        """Leave the route of a path without an owner as it is, unless it leads to another address than the path's."""
+        key = RouteKey(mark, is_ipv4(ip), ROUTE_METRIC)
+        route = self.routes.actual.get(key)
+        if route is None or route.gateway == ip:
+            self.routes.release(key)
+        else:
+            self.routes.want_absent(key)
 
-    def drop_path(self, mark: int, ip: Ip) -> None:
-        """Desire that the route of a path is gone (its target lost the address)."""
-        self.routes.want_absent(RouteKey(mark, is_ipv4(ip), ROUTE_METRIC))
+    def drop_family(self, mark: int, *, ipv4: bool) -> None:
+        """Desire that a target has no route in a family in which it has no address."""
+        key = RouteKey(mark, ipv4, ROUTE_METRIC)
+        if key in self.routes.actual:
+            self.routes.want_absent(key)
+        else:
+            self.routes.release(key)
 
     # Actual
 

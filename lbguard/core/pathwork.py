@@ -3,7 +3,7 @@
 In `observe` mode it judges and collects nothing: a path is then as good as its link and its neighbour entry.
 """
 
-from lbguard.core.addr import Ip, format_mac
+from lbguard.core.addr import Ip, format_mac, is_ipv4
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import (
     Effect,
@@ -58,10 +58,6 @@ class PathWork:
 
     def change_ips(self, target: Target, ips: tuple[Ip, ...]) -> None:
         """Re-key a target's paths. A new address of the same family takes the old one's route by one replace."""
-        families = {len(ip) for ip in ips}
-        for ip in target.paths:
-            if len(ip) not in families and not self._config.observe:
-                self._tables.drop_path(target.mark, ip)
         target.paths = {ip: target.paths.get(ip) or Path() for ip in ips}
         for ip in ips:
             self._wheel.add(ip)
@@ -92,6 +88,9 @@ class PathWork:
                 self._arrived(link, ip, same_link=path.link == link.key)
                 path.link = link.key
             path.condition = condition
+        if len(target.paths) < 2 and not observe:
+            for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
+                self._tables.drop_family(target.mark, ipv4=ipv4)
 
     def _arrived(self, link: Link, ip: Ip, *, same_link: bool) -> None:
         """Act on a link that took over a path: learn the neighbour at once, trust nothing from before a cut."""
