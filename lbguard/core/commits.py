@@ -26,6 +26,7 @@ class Commits:
         self._observe = config.observe
         self._roster = roster
         self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
+        self._attaching: set[str] = set()
 
     def next(self) -> float | None:
         """Return when a failed operation is to be tried again."""
@@ -42,6 +43,7 @@ class Commits:
         stream = self._known(event.stream)
         if stream is None:
             return
+        self._attaching.discard(event.stream)
         self._retries.succeeded(_Attempt("attach", event.stream))
         stream.active_seen = event.active
         if stream.committed and event.active != stream.committed[1] and not self._observe and not stream.in_flight:
@@ -55,7 +57,7 @@ class Commits:
             stream.committed = stream.in_flight = stream.active_seen = None
             self._roster.attach[event.stream] = None
 
-    def done(self, event: ev.CommitDone) -> None:
+    def done(self, event: ev.CommitDone, now: float) -> None:
         """Take note of a commit that took effect."""
         stream = self._known(event.stream)
         if stream is None:
@@ -63,15 +65,16 @@ class Commits:
         self._retries.succeeded(_Attempt("commit", event.stream))
         stream.committed, stream.in_flight = (event.registered, event.active), None
         self._roster.review[event.stream] = None
-        self._roster.confirm(stream, event.registered)
+        self._roster.confirm(stream, event.registered, now)
 
     def failed(self, event: ev.CommitFailed, now: float) -> None:
         """Take note of a failure to attach or to commit; it is tried again with backoff."""
         stream = self._known(event.stream)
         if stream is None:
             return
+        what = "attach" if event.stream in self._attaching else "commit"
+        self._attaching.discard(event.stream)
         stream.in_flight = None
-        what = "attach" if stream.active_seen is None else "commit"
         self._retries.failed(_Attempt(what, event.stream), now)
 
     def adoptable(self) -> list[tuple[Stream, frozenset[int]]]:
@@ -83,14 +86,18 @@ class Commits:
         """Return what to attach and what to commit now."""
         roster = self._roster
         effects: list[Effect] = []
-        for name in roster.attach:
-            if name in roster.streams and not self._retries.waiting(_Attempt("attach", name)):
-                effects.append(AttachStream(stream=roster.streams[name].spec))
-        roster.attach.clear()
+        for name in list(roster.attach):
+            stream = roster.streams.get(name)
+            if stream is not None and stream.in_flight:
+                continue  # One thing at a time: a failure says no more than the stream's name.
+            del roster.attach[name]
+            if stream is not None and not self._retries.waiting(_Attempt("attach", name)):
+                self._attaching.add(name)
+                effects.append(AttachStream(stream=stream.spec))
         tables = []
         for name in roster.review:
             stream = roster.streams[name]
-            if not stream.adopted or stream.active_seen is None or stream.in_flight:
+            if not stream.adopted or stream.active_seen is None or stream.in_flight or name in self._attaching:
                 continue
             pair = stream.desired_pair()
             if pair != stream.committed and not self._retries.waiting(_Attempt("commit", name)):
@@ -103,5 +110,6 @@ class Commits:
     def _known(self, name: str) -> Stream | None:
         stream = self._roster.streams.get(name)
         if stream is None:
+            self._attaching.discard(name)
             self._roster.ignored["stream_unknown"] += 1
         return stream

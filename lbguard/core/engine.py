@@ -20,7 +20,7 @@ from lbguard.core.effects import Announce, Effect, Ignored
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import TargetState
+from lbguard.core.model import Rule, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.pathwork import PathWork
 from lbguard.core.retry import Retries
@@ -79,10 +79,12 @@ class Engine:
             self._watch_mass_failures(now)
             self._prune()
             effects += self.paths.take_repairs(now)
+        # A stream that ended is forgotten before one of the same name is attached.
+        effects += self.roster.take_forgotten()
         effects += self._commits.take_effects()
         effects += self.paths.take_late_work()
-        effects += self._report_availability(now)
-        effects += self.roster.take_forgotten()
+        if self.running:
+            effects += self._report_availability(now)
         effects += self.life.take_records()
         ignored = self._ignored + self.roster.ignored
         effects += [Ignored(reason=reason, count=count) for reason, count in ignored.items()]
@@ -153,10 +155,15 @@ class Engine:
         self._heard(self.tables.route_gone(event.route), "route_known_or_foreign")
 
     def _rule_seen(self, event: ev.RuleSeen, now: float) -> None:
-        self._heard(self.tables.rule_seen(event.rule), "rule_known_or_foreign")
+        self._rule_heard(event.rule, self.tables.rule_seen(event.rule))
 
     def _rule_gone(self, event: ev.RuleGone, now: float) -> None:
-        self._heard(self.tables.rule_gone(event.rule), "rule_known_or_foreign")
+        self._rule_heard(event.rule, self.tables.rule_gone(event.rule))
+
+    def _rule_heard(self, rule: Rule, news: bool) -> None:
+        if news:
+            self._kernel_retries.succeeded(rule_key(rule))
+        self._heard(news, "rule_known_or_foreign")
 
     def _heard(self, news: bool, otherwise: str) -> None:
         if not news:
@@ -166,7 +173,10 @@ class Engine:
         for route in event.deleted:
             self.tables.route_gone(route)
         for route in event.added:
-            self.tables.route_seen(route)
+            # The word that the link is gone or down may have overtaken this one; then the route is gone as well.
+            if not route.oif or self.view.carries_routes(route.oif):
+                self.tables.route_seen(route)
+        for route in event.added + event.deleted:
             self._kernel_retries.succeeded(route_key(route))
 
     def _route_failed(self, event: ev.RouteFailed, now: float) -> None:
@@ -192,7 +202,7 @@ class Engine:
         self._commits.lost(event)
 
     def _commit_done(self, event: ev.CommitDone, now: float) -> None:
-        self._commits.done(event)
+        self._commits.done(event, now)
         if event.stream not in self.roster.streams:
             self.availability.forget(event.stream)
 
@@ -258,7 +268,8 @@ class Engine:
                     self.life.expire(self.roster.streams[key.stream], target, now)
 
     def _watch_mass_failures(self, now: float) -> None:
-        self.roster.review.update(self.life.moved)
+        # A stream may have ended since its targets moved.
+        self.roster.review.update((name, None) for name in self.life.moved if name in self.roster.streams)
         self.life.moved.clear()
         for name in self.roster.review:
             stream = self.roster.streams[name]

@@ -35,6 +35,7 @@ class Roster:
         self.retiring: dict[int, tuple[str, int]] = {}
         self.ignored: Counter[str] = Counter()
         self._forgotten: list[StreamSpec] = []
+        self._postponed: dict[str, StreamSpec] = {}
         self._view = view
         self._paths = paths
         self._life = life
@@ -52,6 +53,7 @@ class Roster:
 
     def replace(self, specs: tuple[StreamSpec, ...], now: float) -> None:
         """Take a full list: what it does not hold is removed at once."""
+        self._postponed.clear()
         listed = {spec.name for spec in specs}
         for name, stream in self.streams.items():
             if name not in listed and not stream.removed:
@@ -59,7 +61,7 @@ class Roster:
         for spec in specs:
             self._update_stream(spec, now)
 
-    def confirm(self, stream: Stream, registered: frozenset[int]) -> None:
+    def confirm(self, stream: Stream, registered: frozenset[int], now: float) -> None:
         """Take note that the distributor holds exactly these registered identifiers: others' marks can go."""
         name = stream.spec.name
         for mark, (owner, identifier) in list(self.retiring.items()):
@@ -70,6 +72,9 @@ class Roster:
             del self.streams[name]
             self.review.pop(name, None)
             self._forgotten.append(stream.spec)
+            postponed = self._postponed.pop(name, None)
+            if postponed is not None:
+                self._update_stream(postponed, now)
 
     def take_forgotten(self) -> list[Effect]:
         """Return the streams that ended since the last call."""
@@ -94,7 +99,11 @@ class Roster:
             self.attach[name] = None
         elif _identity(stream.spec) != _identity(spec):
             # The size and the marks of a table are fixed when it is made; half a change would send packets astray.
-            self.ignored["stream_identity_changed"] += 1
+            # One that is on its way out comes back as another once it has gone.
+            if stream.removed:
+                self._postponed[name] = spec
+            else:
+                self.ignored["stream_identity_changed"] += 1
             return
         elif stream.spec.vips != spec.vips or stream.removed:
             self.attach[name] = None
@@ -120,10 +129,10 @@ class Roster:
 
     def _change_ips(self, target: Target, ips: tuple[Ip, ...]) -> None:
         old = tuple(target.paths)
-        for ip in set(ips) - set(old):
+        for ip in [ip for ip in ips if ip not in old]:
             self._follow(target, ip)
         self._paths.change_ips(target, ips)
-        for ip in set(old) - set(ips):
+        for ip in [ip for ip in old if ip not in ips]:
             self._unfollow(target, ip)
         self.dirty[target] = None
 
@@ -138,6 +147,8 @@ class Roster:
 
     def _remove_stream(self, stream: Stream, now: float) -> None:
         stream.removed = True
+        # Even a table that is empty already is committed once more: only a confirmation ends the stream.
+        stream.committed = None
         self.review[stream.spec.name] = None
         for target in list(stream.targets.values()):
             self._remove_target(stream, target, now)

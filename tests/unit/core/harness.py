@@ -45,6 +45,10 @@ def mac(number: int) -> bytes:
     return bytes((2, 0, 0, 0, 0, number))
 
 
+def _slot(route: Route) -> tuple[int, bool, int]:
+    return route.table, route.ipv4, route.metric
+
+
 class Guard:
     """An engine and the state of its world: kernel routes and rules, distributor tables.
 
@@ -55,7 +59,7 @@ class Guard:
         self.engine = Engine(config or EngineConfig(neighbor_probe_interval_s=0.0))
         self.now = 100.0
         self.effects: list[fx.Effect] = []
-        self.routes: set[Route] = set()
+        self._routes: dict[tuple[int, bool, int], Route] = {}
         self.rules: set[Rule] = set()
         self.tables: dict[str, tuple[frozenset[int], frozenset[int]]] = {}
         self.refuse: tuple[type, ...] = ()
@@ -146,15 +150,22 @@ class Guard:
 
     def neighbor(self, address: Ip, state: NeighborState, *, link: int = 1, number: int = 99) -> list[fx.Effect]:
         known = state not in (NeighborState.FAILED, NeighborState.INCOMPLETE)
-        return self.tell(
-            ev.NeighborSeen(ifindex=link, ip=address, state=state, mac=mac(number) if known else b"")
-        )
+        return self.tell(ev.NeighborSeen(ifindex=link, ip=address, state=state, mac=mac(number) if known else b""))
 
     def fail_neighbor(self, address: Ip, times: int = 2) -> None:
         for _ in range(times):
             self.neighbor(address, NeighborState.FAILED)
 
     # What is asked
+
+    @property
+    def routes(self) -> set[Route]:
+        """The routes in the kernel."""
+        return set(self._routes.values())
+
+    @routes.setter
+    def routes(self, routes: set[Route]) -> None:
+        self._routes = {_slot(route): route for route in routes}
 
     def target(self, identifier: int, stream: str = STREAM) -> Target:
         target = self.engine.roster.target(TargetKey(stream, identifier))
@@ -198,12 +209,14 @@ class Guard:
             return []
         if isinstance(effect, fx.ProgramRoutes):
             for route in effect.replace:
-                slot = (route.table, route.ipv4, route.metric)
-                self.routes = {r for r in self.routes if (r.table, r.ipv4, r.metric) != slot} | {route}
-            self.routes -= set(effect.delete)
+                self._routes[_slot(route)] = route
+            for route in effect.delete:
+                if self._routes.get(_slot(route)) == route:
+                    del self._routes[_slot(route)]
             return [ev.RoutesProgrammed(added=effect.replace, deleted=effect.delete)]
         if isinstance(effect, fx.ProgramRules):
-            self.rules = (self.rules | set(effect.add)) - set(effect.delete)
+            self.rules |= set(effect.add)
+            self.rules -= set(effect.delete)
             return [*(ev.RuleSeen(rule=r) for r in effect.add), *(ev.RuleGone(rule=r) for r in effect.delete)]
         if isinstance(effect, fx.AttachStream):
             name = effect.stream.name
