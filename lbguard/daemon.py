@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -21,7 +23,6 @@ from lbguard.actuators import (
     NeighborEffect,
     PollDistributor,
 )
-from lbguard.api.server import ApiError, ApiServer
 from lbguard.build import make_announcer, make_distributor, make_mirror, neighbor_timers
 from lbguard.core.effects import Announce, ProgramRoutes, ProgramRules
 from lbguard.core.engine import Engine
@@ -31,9 +32,7 @@ from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
 from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import DistributorError
-from lbguard.httpd import Health, HttpEndpoint, ListenError
 from lbguard.journal import ServiceJournal
-from lbguard.listen import parse_listen
 from lbguard.log import fields, setup_logging
 from lbguard.metrics import Metrics
 from lbguard.netlink.socket import NetlinkChannel
@@ -41,6 +40,10 @@ from lbguard.packet_counts import PacketCounts
 from lbguard.runner import Runner
 from lbguard.settings import Settings, engine_config
 from lbguard.sources.file import FileSource
+from lbguard.start_error import StartError
+
+if TYPE_CHECKING:
+    from lbguard.doors import Doors
 
 _log = logging.getLogger("lbguard.daemon")
 
@@ -48,6 +51,7 @@ _POLL_S = 1.0
 _POLL_BEFORE_READY_S = 0.05
 _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
+_DOORS_LATEST_S = 1.0
 
 
 class Daemon:
@@ -68,7 +72,6 @@ class Daemon:
         self._stop = asyncio.Event()
         self._started_at = time.monotonic()
         self._ready_told = False
-        self._health = Health()
         self._channel = NetlinkChannel()
         self._distributor = make_distributor(settings)
         self._packets = PacketCounts(self.metrics)
@@ -93,8 +96,7 @@ class Daemon:
         )
         path = settings.targets_file
         self._source = FileSource(path, lambda event: self.runner.post((event,))) if path is not None else None
-        self._api = ApiServer(settings.socket, self, self.decision_log)
-        self._http: HttpEndpoint | None = None
+        self._doors: Doors | None = None
 
     # What the API and the health checks see
 
@@ -123,7 +125,7 @@ class Daemon:
 
         Raises:
             ExceptionGroup: a part failed that the service cannot do without.
-            ApiError, ListenError, OSError: it could not start.
+            StartError, OSError: it could not start.
         """
         try:
             await self._start()
@@ -144,10 +146,6 @@ class Daemon:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        await self._api.start()
-        address = parse_listen(self.settings.metrics.listen)
-        if address is not None:
-            self._http = HttpEndpoint(address, self.metrics.registry, self._health)
         if self._source is None:
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE) to the file that lists them")
         await self.mirror.start()
@@ -159,13 +157,12 @@ class Daemon:
             self._announcer.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_LIMIT_S):
-                await self._api.stop()
+                if self._doors is not None:
+                    await self._doors.close()
                 if self.settings.withdraw_on_exit and self._enforcing:
                     await self._withdraw_everything()
                 await self._distributor.close()
                 await self._packets.close()
-        if self._http is not None:
-            self._http.close()
         self._channel.close()
         _log.info("stopped")
 
@@ -209,13 +206,22 @@ class Daemon:
 
     async def _tell_health(self) -> None:
         unready = self.unready_reason()
-        self._health.beat(unready)
-        await self._api.set_ready(not unready)
+        if self._doors is not None:
+            await self._doors.tell(unready)
+        elif not unready or time.monotonic() - self._started_at > _DOORS_LATEST_S:
+            self._doors = await self._open_doors()
+            await self._doors.tell(unready)
         if not self._ready_told and not unready:
             self._ready_told = True
             roster = self.engine.roster
             after_s = round(time.monotonic() - self._started_at, 3)
             _log.info("ready", extra=fields(streams=len(roster.streams), targets=len(roster.by_mark), after_s=after_s))
+
+    async def _open_doors(self) -> "Doors":
+        """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
+        doors = await asyncio.to_thread(importlib.import_module, "lbguard.doors")
+        opened: Doors = await doors.open_doors(self.settings, self, self.decision_log, self.metrics.registry)
+        return opened
 
     # Wiring
 
@@ -236,7 +242,7 @@ async def _serve(settings: Settings) -> int:
     except* Exception as group:
         problems += group.exceptions
     for problem in problems:
-        if isinstance(problem, ApiError | ListenError | DistributorError | OSError):
+        if isinstance(problem, StartError | DistributorError | OSError):
             print(f"lbguard: {problem}", file=sys.stderr)
         else:
             _log.critical("a part of the service failed", exc_info=problem)

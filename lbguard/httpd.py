@@ -18,6 +18,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lbguard.listen import ListenAddress
+from lbguard.start_error import StartError
 
 HEARTBEAT_LIMIT_S = 5.0
 """The loop counts as hung when its last heartbeat is older than this."""
@@ -26,7 +27,7 @@ REQUEST_TIMEOUT_S = 10.0
 REQUESTS_AT_ONCE = 16
 
 
-class ListenError(Exception):
+class ListenError(StartError):
     """The endpoint cannot listen; the text names the setting and what to do."""
 
 

@@ -21,6 +21,7 @@ from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.decisions import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
 from lbguard.sentences import target_story
+from lbguard.start_error import StartError
 
 SOCKET_MODE = 0o660
 LIVENESS, READINESS = "Liveness", "Readiness"
@@ -31,7 +32,7 @@ _CALLS_AT_ONCE = 64
 _NAMES_SHOWN = 5
 
 
-class ApiError(Exception):
+class ApiError(StartError):
     """The API cannot be served; the text names the setting and what to do."""
 
 
