@@ -1,0 +1,69 @@
+"""Addresses to dial: load balancers that take reports, and a network service manager."""
+
+from typing import NamedTuple
+
+REPORT_EXAMPLES = "unix:/run/lbguard/lbguard.sock, lb-a:9465, [fd00::1]:9465, link:9465"
+"""What to show beside a report address that could not be read."""
+
+DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1:5001"
+"""What to show beside a manager's address that could not be read."""
+
+
+class Endpoint(NamedTuple):
+    """Where a gRPC service is. `path` for a unix socket, else `host` and `port`; an empty host means every link's end."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a unix socket of this machine."""
+        return bool(self.path)
+
+    @property
+    def of_links(self) -> bool:
+        """Whether it stands for the load balancer's end of each monitored link."""
+        return not self.host and not self.path
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host or 'link'}:{self.port}"
+
+
+def parse_report_address(text: str) -> Endpoint:
+    """Read where to report to: `unix:PATH`, `HOST:PORT`, or `link:PORT` for the far end of each monitored link.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    endpoint = _parse(text, REPORT_EXAMPLES)
+    return endpoint._replace(host="") if endpoint.host == "link" else endpoint
+
+
+def parse_dial_address(text: str) -> Endpoint:
+    """Read a manager's address as Network Service Mesh writes them: `unix:///PATH`, `tcp://HOST:PORT`, or without scheme.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    return _parse(text.strip().removeprefix("tcp://"), DIAL_EXAMPLES)
+
+
+def _parse(text: str, examples: str) -> Endpoint:
+    text = text.strip()
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path.startswith("/"):
+            raise ValueError(f"the path of a unix socket is absolute, such as {examples}")
+        return Endpoint(path=path)
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"an IPv6 address stands in brackets, such as {examples}")
+    if not colon or not host or "/" in host or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"no address to dial, such as {examples}")
+    return Endpoint(host=host, port=int(port))

@@ -1,0 +1,189 @@
+"""The settings of `lbguard probe`: group `probe`, environment `LBGUARD_PROBE__...`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from lbguard.durations import format_duration
+from lbguard.probe.addresses import DIAL_EXAMPLES, REPORT_EXAMPLES, parse_dial_address, parse_report_address
+from lbguard.settings_fields import GROUP, Duration, OptionalPath, Patterns, checked, number, seconds, split
+
+ReportAddresses = Annotated[tuple[Annotated[str, checked(parse_report_address)], ...], BeforeValidator(split)]
+DialAddress = Annotated[str, checked(parse_dial_address)]
+
+LEASE_MAX_S = 300.0
+"""No verdict counts longer than this (lbguard.proto, Verdict.lease_s); nor does a repair (heal_s)."""
+
+
+def _path(help_text: str) -> Any:
+    return Field(default=None, description=help_text)
+
+
+class TlsSettings(BaseModel):
+    """Files for TLS. They are looked at again and again: when they change, a new connection is made with them."""
+
+    model_config = GROUP
+    certificate: OptionalPath = _path("Our certificate (PEM, with intermediates); unset: none is shown.")
+    key: OptionalPath = _path("Private key of the certificate (PEM).")
+    ca: OptionalPath = _path("Certificates (PEM) of those who may sign the server's; unset: no TLS.")
+    server_name: str = Field(default="", description="Name to look for in the server's certificate; empty: the host.")
+
+    @property
+    def on(self) -> bool:
+        """Whether TLS is used."""
+        return self.ca is not None
+
+    def _must_be_whole(self, group: str) -> None:
+        if (self.certificate is None) != (self.key is None):
+            missing = "key" if self.key is None else "certificate"
+            raise PydanticCustomError(
+                "across",
+                "a certificate and its key go together",
+                {"setting": f"{group}.{missing}", "value": "unset", "allowed": "both, or neither"},
+            )
+        if self.certificate is not None and self.ca is None:
+            raise PydanticCustomError(
+                "across",
+                "a certificate is shown only to a server that is verified",
+                {"setting": f"{group}.ca", "value": "unset", "allowed": "a file of certificates"},
+            )
+
+
+class ReportTlsSettings(TlsSettings):
+    """Files for TLS to load balancers. They are looked at again: when they change, a new connection is made."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ReportTlsSettings":
+        self._must_be_whole("probe.tls")
+        return self
+
+
+class NsmTlsSettings(TlsSettings):
+    """Files for TLS to a manager. They are looked at again: when they change, a new connection is made."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "NsmTlsSettings":
+        self._must_be_whole("probe.nsm.tls")
+        return self
+
+
+class NsmSettings(BaseModel):
+    """Connections from a network service manager (probe.connections nsm)."""
+
+    model_config = GROUP
+    address: DialAddress = Field(
+        default="unix:///var/lib/networkservicemesh/nsm.io.sock",
+        description="Where the manager is: unix:///PATH, or tcp://HOST:PORT.",
+        json_schema_extra={"unit": "address", "allowed": DIAL_EXAMPLES},
+    )
+    network_services: Patterns = Field(
+        default=(),
+        description="Names of the network services whose connections are monitored; empty: all.",
+        json_schema_extra={"unit": "list"},
+    )
+    path_segments: Patterns = Field(
+        default=(),
+        description="Names that must follow each other in a connection's path, such as the client's; empty: any.",
+        json_schema_extra={"unit": "list"},
+    )
+    role: Literal["client", "endpoint"] = Field(
+        default="client", description="Which end of the connections is ours: client pings from the source addresses."
+    )
+    heal_time: Duration = seconds(
+        15.0,
+        "How long the mesh is expected to need for a repair: told with HEALING verdicts.",
+        low=0.1,
+        high=LEASE_MAX_S,
+    )
+    backoff_max: Duration = seconds(1.0, "The longest wait before dialling the manager again.", low=0.05, high=60)
+    tls: NsmTlsSettings = NsmTlsSettings()
+
+
+class BridgeSettings(BaseModel):
+    """Targets behind a bridge of the proxy (probe.connections bridge)."""
+
+    model_config = GROUP
+    name: str = Field(default="bridge0", min_length=1, max_length=15, description="Name of the bridge.")
+    keep: Duration = seconds(
+        600.0,
+        "A neighbour that the kernel forgot is still pinged this long; it may be down rather than gone.",
+        high=86400.0,
+    )
+
+
+class ProbeSettings(BaseModel):
+    """The datapath monitor, `lbguard probe`: pings connections and reports what it finds to load balancers."""
+
+    model_config = GROUP
+    enabled: bool = Field(default=False, description="Ping and report; off: `lbguard probe` waits and does nothing.")
+    interval: Duration = seconds(2.0, "A round of pings begins this often.", low=0.02, high=3600)
+    timeout: Duration = seconds(
+        2.0, "The pings of a round are spread over this; replies count until it ends.", low=0.01, high=3600
+    )
+    count: int = number(4, "pings", "Pings to each address in a round.", low=1, high=100)
+    bad_rounds: int = number(
+        2, "rounds", "So many bad rounds among the last probe.of_rounds mean DOWN.", low=1, high=100
+    )
+    of_rounds: int = number(3, "rounds", "How many rounds are looked back on.", low=1, high=100)
+    good_rounds: int = number(1, "rounds", "So many good rounds in a row mean UP again.", low=1, high=100)
+    detector: Literal["rounds", "phi"] = Field(
+        default="rounds",
+        description="rounds: bad_rounds of of_rounds; phi: suspicion grows with the time since the last reply.",
+    )
+    phi_threshold: float = Field(
+        8.0, ge=0.5, le=100, description="Suspicion at which detector phi says DOWN.", json_schema_extra={"unit": "phi"}
+    )
+    connections: Literal["file", "nsm", "bridge"] = Field(
+        default="file",
+        description="Where connections come from: a YAML file, a mesh manager, or a bridge's neighbours.",
+    )
+    connections_file: OptionalPath = _path("YAML file that lists connections; watched.")
+    nsm: NsmSettings = NsmSettings()
+    bridge: BridgeSettings = BridgeSettings()
+    report_to: ReportAddresses = Field(
+        default=(),
+        description="Load balancers to report to; link:PORT is the far end of each monitored link; empty: none.",
+        json_schema_extra={"unit": "list", "allowed": f"addresses between commas, such as {REPORT_EXAMPLES}"},
+    )
+    report_backoff_max: Duration = seconds(
+        1.0, "The longest wait before a load balancer is dialled again.", low=0.05, high=60
+    )
+    lease: Duration = seconds(10.0, "How long a verdict counts without being renewed.", low=0.2, high=LEASE_MAX_S)
+    max_connections: int = number(
+        10_000, "connections", "At most this many connections are monitored; more are left out.", low=1, high=1_000_000
+    )
+    tls: ReportTlsSettings = ReportTlsSettings()
+    spiffe: bool = Field(
+        default=False, description="Take certificate and CA from the SPIFFE Workload API instead of probe.tls (extra)."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ProbeSettings":
+        if self.timeout > self.interval:
+            raise PydanticCustomError(
+                "across",
+                "rounds would overlap",
+                {
+                    "setting": "probe.timeout",
+                    "value": format_duration(self.timeout),
+                    "allowed": f"at most probe.interval, which is {format_duration(self.interval)}",
+                },
+            )
+        if self.bad_rounds > self.of_rounds:
+            raise PydanticCustomError(
+                "across",
+                "more than probe.of_rounds",
+                {
+                    "setting": "probe.bad_rounds",
+                    "value": str(self.bad_rounds),
+                    "allowed": f"at most probe.of_rounds, which is {self.of_rounds}",
+                },
+            )
+        if self.enabled and self.connections == "file" and self.connections_file is None:
+            raise PydanticCustomError(
+                "across",
+                "needed with probe.connections file",
+                {"setting": "probe.connections_file", "value": "unset", "allowed": "the YAML file of connections"},
+            )
+        return self
