@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
 from lbguard.durations import format_duration
+from lbguard.probe.settings import ProbeSettings
 from lbguard.settings_fields import (
     GROUP,
     Duration,
@@ -280,6 +281,7 @@ class Settings(BaseSettings):
     announce: AnnounceSettings = AnnounceSettings()
     kernel: KernelSettings = KernelSettings()
     metrics: MetricsSettings = MetricsSettings()
+    probe: ProbeSettings = ProbeSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -127,6 +127,8 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Leaf]:
 def _unit_and_bounds(field: FieldInfo) -> tuple[str, str]:
     extra = field.json_schema_extra
     unit = str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+    if isinstance(extra, dict) and "allowed" in extra:
+        return unit, str(extra["allowed"])
     if get_origin(field.annotation) is Literal:
         return "choice", " | ".join(str(choice) for choice in get_args(field.annotation))
     if field.annotation is bool:

@@ -10,7 +10,7 @@ DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1
 
 
 class Endpoint(NamedTuple):
-    """Where a gRPC service is. `path` for a unix socket, else `host` and `port`; an empty host means every link's end."""
+    """Where a gRPC service is: `path` of a unix socket, or `host` and `port`; an empty host is every link's far end."""
 
     host: str = ""
     port: int = 0
@@ -44,7 +44,7 @@ def parse_report_address(text: str) -> Endpoint:
 
 
 def parse_dial_address(text: str) -> Endpoint:
-    """Read a manager's address as Network Service Mesh writes them: `unix:///PATH`, `tcp://HOST:PORT`, or without scheme.
+    """Read a manager's address in the mesh's form: `unix:///PATH` or `tcp://HOST:PORT`; the scheme may be missing.
 
     Raises:
         ValueError: it is none of these.

@@ -132,7 +132,11 @@ class ProbeSettings(BaseModel):
         description="rounds: bad_rounds of of_rounds; phi: suspicion grows with the time since the last reply.",
     )
     phi_threshold: float = Field(
-        8.0, ge=0.5, le=100, description="Suspicion at which detector phi says DOWN.", json_schema_extra={"unit": "phi"}
+        default=8.0,
+        ge=0.5,
+        le=100,
+        description="Suspicion at which detector phi says DOWN.",
+        json_schema_extra={"unit": "phi"},
     )
     connections: Literal["file", "nsm", "bridge"] = Field(
         default="file",
