@@ -1,0 +1,221 @@
+"""An oracle: what anyone who was told the same events has to believe, computed the slow and obvious way.
+
+It shares no code with the core: every question is answered by a scan over all that was told.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lbguard.core import events as ev
+from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local, prefix_of
+from lbguard.core.model import (
+    ROUTE_METRIC,
+    ROUTE_PROTOCOL,
+    SOFT,
+    Condition,
+    NeighborState,
+    Route,
+    RouteKind,
+    Rule,
+)
+
+_SILENT = (NeighborState.NONE, NeighborState.INCOMPLETE, NeighborState.FAILED)
+_ORDER = list(Condition)
+
+
+@dataclass(slots=True)
+class BelievedLink:
+    """A link as told; `order` says how new it is, and a new MAC makes it newer."""
+
+    seen: ev.LinkSeen
+    order: int
+    addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
+    failures: dict[Ip, int] = field(default_factory=dict)
+    states: dict[Ip, NeighborState] = field(default_factory=dict)
+
+    def ready_in(self, subnet: Prefix) -> bool:
+        return self.seen.up and any(
+            usable and len(ip) == len(subnet.network) and prefix_of(ip, length) == subnet
+            for (ip, length), usable in self.addresses.items()
+        )
+
+
+class Belief:
+    """Believes what it is told. `failures_needed`: failed resolutions in a row that count as evidence."""
+
+    def __init__(self, failures_needed: int, followed: Callable[[], set[Ip]]) -> None:
+        self.links: dict[int, BelievedLink] = {}
+        self.routes: dict[tuple[int, bool, int], Route] = {}
+        self.rules: set[Rule] = set()
+        self.in_sync = False
+        self._failures_needed = failures_needed
+        self._followed = followed
+        self._order = 0
+        self._owners: dict[Ip, BelievedLink | None] = {}
+
+    def told(self, event: ev.Event) -> None:
+        self._owners.clear()
+        handler: Any = getattr(self, f"_{type(event).__name__}", None)
+        if handler is not None:
+            handler(event)
+
+    # Questions
+
+    def owner(self, ip: Ip) -> BelievedLink | None:
+        """Return the newest ready link of the longest subnet that holds an address and has such a link."""
+        if ip not in self._owners:
+            self._owners[ip] = self._find_owner(ip)
+        return self._owners[ip]
+
+    def _find_owner(self, ip: Ip) -> BelievedLink | None:
+        lengths = {length for link in self.links.values() for own, length in link.addresses if len(own) == len(ip)}
+        for length in sorted(lengths, reverse=True):
+            subnet = prefix_of(ip, length)
+            ready = [link for link in self.links.values() if link.ready_in(subnet)]
+            if ready and not is_link_local(ip):
+                return max(ready, key=lambda link: link.order)
+        return None
+
+    def holds(self, ifindex: int, mac: bytes, ip: Ip) -> bool:
+        link = self.links.get(ifindex)
+        if link is None or not link.seen.up or link.seen.mac != mac:
+            return False
+        return any(own == ip and usable for (own, _), usable in link.addresses.items())
+
+    def path(self, mark: int, ip: Ip) -> Condition:
+        """Return the condition of a path; every way of not having a link is NO_LINK here."""
+        link = self.owner(ip)
+        if link is None:
+            return Condition.NO_LINK
+        ipv4 = is_ipv4(ip)
+        wanted = Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, link.seen.ifindex)
+        if self.routes.get((mark, ipv4, ROUTE_METRIC)) != wanted or Rule(mark, ipv4, mark) not in self.rules:
+            return Condition.ROUTE_MISSING
+        if link.failures.get(ip, 0) >= self._failures_needed:
+            return Condition.NEIGHBOR_FAILED
+        return Condition.OK
+
+    def target(self, mark: int, ips: tuple[Ip, ...]) -> Condition:
+        """Return the condition of a target: hard evidence of any path, or soft evidence of all of them."""
+        conditions = [self.path(mark, ip) for ip in ips]
+        hard = [c for c in conditions if c is not Condition.OK and c not in SOFT]
+        if hard or not conditions:
+            return min(hard, key=_ORDER.index, default=Condition.NO_LINK)
+        return Condition.NEIGHBOR_FAILED if all(c in SOFT for c in conditions) else Condition.OK
+
+    def superseded(self, ifindex: int) -> bool:
+        link = self.links[ifindex]
+        subnets = {prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip)}
+        return bool(subnets) and all(
+            any(other.order > link.order and other.ready_in(subnet) for other in self.links.values())
+            for subnet in subnets
+        )
+
+    # What is told
+
+    def _LinkSeen(self, event: ev.LinkSeen) -> None:  # noqa: N802
+        if event.name == "lo":
+            return
+        link = self.links.get(event.ifindex)
+        if link is None:
+            self._order += 1
+            self.links[event.ifindex] = BelievedLink(event, self._order)
+            return
+        if link.seen.admin_up and not event.admin_up:
+            self._lose_routes(event.ifindex)
+            self._forget_neighbors(link)
+        if link.seen.mac != event.mac:
+            self._order += 1
+            link.order = self._order
+            self._forget_neighbors(link)
+        link.seen = event
+
+    def _LinkGone(self, event: ev.LinkGone) -> None:  # noqa: N802
+        if self.links.pop(event.ifindex, None) is not None:
+            self._lose_routes(event.ifindex)
+
+    def _AddressSeen(self, event: ev.AddressSeen) -> None:  # noqa: N802
+        if event.ifindex in self.links:
+            self.links[event.ifindex].addresses[event.ip, event.prefix_length] = event.usable
+
+    def _AddressGone(self, event: ev.AddressGone) -> None:  # noqa: N802
+        if event.ifindex in self.links:
+            self.links[event.ifindex].addresses.pop((event.ip, event.prefix_length), None)
+
+    def _NeighborSeen(self, event: ev.NeighborSeen) -> None:  # noqa: N802
+        link = self.links.get(event.ifindex)
+        if link is None or event.ip not in self._followed():
+            return
+        link.states[event.ip] = event.state
+        if event.state is NeighborState.FAILED:
+            link.failures[event.ip] = link.failures.get(event.ip, 0) + 1
+        elif event.state not in _SILENT:
+            link.failures[event.ip] = 0
+
+    def _NeighborGone(self, event: ev.NeighborGone) -> None:  # noqa: N802
+        link = self.links.get(event.ifindex)
+        if link is not None and event.ip in link.states:
+            link.states[event.ip] = NeighborState.NONE
+
+    def _RouteSeen(self, event: ev.RouteSeen) -> None:  # noqa: N802
+        route = event.route
+        if route.protocol == ROUTE_PROTOCOL:
+            self.routes[route.table, route.ipv4, route.metric] = route
+
+    def _RouteGone(self, event: ev.RouteGone) -> None:  # noqa: N802
+        slot = (event.route.table, event.route.ipv4, event.route.metric)
+        if self.routes.get(slot) == event.route:
+            del self.routes[slot]
+
+    def _RuleSeen(self, event: ev.RuleSeen) -> None:  # noqa: N802
+        self.rules.add(event.rule)
+
+    def _RuleGone(self, event: ev.RuleGone) -> None:  # noqa: N802
+        self.rules.discard(event.rule)
+
+    def _RoutesProgrammed(self, event: ev.RoutesProgrammed) -> None:  # noqa: N802
+        for route in event.deleted:
+            self._RouteGone(ev.RouteGone(route=route))
+        for route in event.added:
+            self._RouteSeen(ev.RouteSeen(route=route))
+
+    def _KernelOutOfSync(self, event: ev.KernelOutOfSync) -> None:  # noqa: N802
+        self.in_sync = False
+
+    def _KernelSnapshot(self, event: ev.KernelSnapshot) -> None:  # noqa: N802
+        self.in_sync = True
+        before, self.links = self.links, {}
+        for seen in sorted(event.links, key=lambda link: link.ifindex):
+            if seen.ifindex in before:
+                self.links[seen.ifindex] = before[seen.ifindex]
+            self._LinkSeen(seen)
+        for link in self.links.values():
+            link.addresses.clear()
+        for address in event.addresses:
+            self._AddressSeen(address)
+        dumped = {(n.ifindex, n.ip) for n in event.neighbors}
+        for link in self.links.values():
+            for ip in link.states:
+                if (link.seen.ifindex, ip) not in dumped:
+                    link.states[ip] = NeighborState.NONE
+        for neighbor in event.neighbors:
+            known = self.links.get(neighbor.ifindex)
+            if known is not None and known.states.get(neighbor.ip) is not neighbor.state:
+                self._NeighborSeen(neighbor)
+        self.routes = {(r.table, r.ipv4, r.metric): r for r in event.routes if r.protocol == ROUTE_PROTOCOL}
+        self.rules = {rule for rule in event.rules if rule.protocol == ROUTE_PROTOCOL}
+
+    def _SourceSnapshot(self, event: ev.SourceSnapshot) -> None:  # noqa: N802
+        followed = {ip for stream in event.streams for target in stream.targets for ip in target.ips}
+        for link in self.links.values():
+            for ip in link.states.keys() - followed:
+                link.states.pop(ip, None)
+                link.failures.pop(ip, None)
+
+    def _forget_neighbors(self, link: BelievedLink) -> None:
+        link.failures.clear()
+        link.states.clear()
+
+    def _lose_routes(self, ifindex: int) -> None:
+        self.routes = {slot: route for slot, route in self.routes.items() if route.oif != ifindex}

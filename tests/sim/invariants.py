@@ -1,0 +1,292 @@
+"""What has to hold after every step, whatever goes wrong, judged against the oracle in `belief.py`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lbguard.core import effects as fx
+from lbguard.core.addr import Ip, is_ipv4, is_link_local, prefix_of
+from lbguard.core.model import (
+    ROUTE_METRIC,
+    ROUTE_PROTOCOL,
+    SOFT,
+    Action,
+    Condition,
+    LinkKey,
+    Route,
+    Rule,
+    TargetKey,
+    TargetState,
+)
+from lbguard.core.state import Target
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+EPSILON_S = 1e-6
+_ORDER = list(Condition)
+_ADDS = (Action.ADMIT, Action.ADOPT, Action.READMIT)
+_TAKES = (Action.WITHDRAW, Action.REMOVE)
+
+
+@dataclass(slots=True)
+class Loss:
+    """A loss as the oracle saw it.
+
+    `cause`: what is wrong now. `window_s`: how long it is tolerated at least: the window of the cause, but a cause that
+    is milder than the one before is progress, and progress never shortens it. `longest_s`: the longest window so far.
+    """
+
+    since: float
+    cause: Condition
+    window_s: float
+    longest_s: float
+
+
+class Watch:
+    """Follows one engine from its start. Every check raises AssertionError."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._losses: dict[TargetKey, Loss] = {}
+        self._frozen: dict[TargetKey, float] = {}
+        self._states: dict[TargetKey, TargetState] = {}
+        self._admitted: dict[str, set[int]] = {}
+        self._set_down: set[LinkKey] = set()
+        self._mass_seen: dict[str, float] = {}
+        self._idle_turns = 0
+        self._last_decision = self._last_decision_before = 0.0
+        self.foreign = world.kernel.foreign()
+        self.announced_at: dict[tuple[int, bytes, Ip], float] = {}
+
+    # After a decision
+
+    def after_decision(self, effects: Iterable[fx.Effect]) -> None:
+        world, engine = self._world, self._world.engine
+        self._idle_turns = self._idle_turns + 1 if world.now == self._last_decision else 0
+        self._last_decision_before, self._last_decision = self._last_decision, world.now
+        assert self._idle_turns < 50, "the engine turns without time passing"
+        assert world.kernel.foreign() == self.foreign or not world.running, "something foreign was touched"
+        self._follow_losses()
+        for effect in effects:
+            if isinstance(effect, fx.Record):
+                self._follow_record(effect)
+        for stream in engine.roster.streams.values():
+            if stream.broken > world.config.freeze.threshold * stream.admitted:
+                self._mass_seen[stream.spec.name] = world.now
+        states = {t.key: t.state for s in engine.roster.streams.values() for t in s.targets.values()}
+        told = {key: self._states.get(key, TargetState.PENDING) for key in states}
+        assert states == told, "the records tell another story"
+        assert self._states.keys() <= states.keys(), "the records tell of targets that are gone"
+        if engine.running:
+            for stream in engine.roster.streams.values():
+                for target in stream.targets.values():
+                    if stream.adopted:
+                        self._check_target(target)
+        self._check_counts()
+        self._check_indexes()
+        self._check_owners()
+
+    def after_timer(self, at: float | None) -> None:
+        engine, now = self._world.engine, self._world.now
+        if engine.running and engine.in_sync:
+            for key in self._states:
+                target = engine.roster.target(key)
+                if target is not None and target.state in (TargetState.HELD, TargetState.FROZEN):
+                    assert at is not None, f"{key} is {target.state} and nothing will end it"
+        assert at is None or at < now + 1e6
+
+    def _judgement(self, target: Target) -> Condition:
+        return self._world.belief.target(target.mark, tuple(target.paths))
+
+    def _follow_losses(self) -> None:
+        """Bring the losses up to what the oracle believes now, before the engine's records are looked at."""
+        world = self._world
+        engine = world.engine
+        alive = set()
+        for stream in engine.roster.streams.values():
+            for target in stream.targets.values():
+                alive.add(target.key)
+                if not (engine.running and stream.adopted):
+                    continue
+                condition = self._judgement(target)
+                if condition is Condition.OK:
+                    self._losses.pop(target.key, None)
+                    continue
+                cause = condition if condition in SOFT else self._named_cause(target)
+                grace = world.config.grace
+                window_s = min(grace.by_cause_s.get(cause, grace.window_s), grace.max_s)
+                loss = self._losses.get(target.key)
+                if loss is None:
+                    self._losses[target.key] = Loss(world.now, cause, window_s, window_s)
+                    continue
+                milder = _ORDER.index(cause) > _ORDER.index(loss.cause)
+                loss.window_s = max(loss.window_s, window_s) if milder else window_s
+                loss.cause, loss.longest_s = cause, max(loss.longest_s, window_s)
+        for key in self._losses.keys() - alive:
+            del self._losses[key]
+
+    def _named_cause(self, target: Target) -> Condition:
+        """Return the engine's own name for what is wrong: the oracle does not tell the ways of having no link apart."""
+        hard = [p.condition for p in target.paths.values() if p.condition not in (*SOFT, Condition.OK)]
+        return min(hard, key=_ORDER.index, default=Condition.NO_LINK)
+
+    def _follow_record(self, record: fx.Record) -> None:
+        world, d = self._world, record.decision
+        assert self._last_decision_before <= d.at <= world.now
+        assert self._states.get(d.target, TargetState.PENDING) == d.state_from, f"{d} starts from another state"
+        admitted = self._admitted.setdefault(d.target.stream, set())
+        if d.action in _ADDS:
+            admitted.add(d.target.identifier)
+        elif d.action in _TAKES:
+            admitted.discard(d.target.identifier)
+        if d.action is Action.WITHDRAW:
+            self._check_withdrawal(record)
+            if d.cause in SOFT:
+                assert admitted, f"{d.target}: soft evidence emptied the stream"
+        if d.state_to is None:
+            self._states.pop(d.target, None)
+            self._frozen.pop(d.target, None)
+            self._losses.pop(d.target, None)
+            return
+        self._states[d.target] = d.state_to
+        if d.state_to is not TargetState.FROZEN:
+            self._frozen.pop(d.target, None)
+        elif d.state_from is not TargetState.FROZEN:
+            self._check_window(d.target, self._losses[d.target])
+            self._frozen[d.target] = world.now
+
+    def _check_withdrawal(self, record: fx.Record) -> None:
+        world, d = self._world, record.decision
+        assert world.belief.in_sync, f"{d.target} was withdrawn while out of sync"
+        loss = self._losses.get(d.target)
+        assert loss is not None, f"{d.target} was withdrawn with a good path"
+        if d.state_from is TargetState.HELD:
+            self._check_window(d.target, loss)
+            return
+        grace, limit_s = world.config.grace, world.config.freeze.limit_s
+        one_more_s = min(grace.window_s, grace.max_s, *grace.by_cause_s.values())
+        assert (
+            world.now >= self._frozen[d.target] + limit_s - EPSILON_S
+            or world.now >= self._mass_seen.get(d.target.stream, 0.0) + one_more_s - EPSILON_S
+        ), f"{d.target} was withdrawn in the middle of a mass failure"
+
+    def _check_window(self, key: TargetKey, loss: Loss) -> None:
+        assert self._world.now >= loss.since + loss.window_s - EPSILON_S, (
+            f"{key} ran out of time {self._world.now - loss.since:.3f}s after the loss, its window is {loss.window_s}s"
+        )
+
+    def _check_target(self, target: Target) -> None:
+        world, state = self._world, target.state
+        condition, now = self._judgement(target), self._world.now
+        believed_ok = {TargetState.ACTIVE, TargetState.WITHDRAWN}
+        if condition is Condition.OK:
+            assert state in believed_ok, f"{target.key} has a good path and is {state}"
+            assert state is not TargetState.WITHDRAWN or target.waiting, f"{target.key} is out and waits for nothing"
+        elif not (condition in SOFT and now < target.pardoned_until):
+            assert state is not TargetState.ACTIVE, f"{target.key} is active, its path is {condition}"
+        if not world.belief.in_sync:
+            return
+        config = world.config
+        if state is TargetState.HELD:
+            assert now < target.lost_at + config.grace.max_s, f"{target.key} is held past the bound"
+            loss = self._losses[target.key]
+            if not config.grace.adaptive and target.lost_at == loss.since:
+                bound = loss.since + loss.longest_s
+                assert now < bound + EPSILON_S, f"{target.key} is held past every window"
+        if state is TargetState.FROZEN:
+            assert now < self._frozen[target.key] + config.freeze.limit_s, f"{target.key} is frozen past the limit"
+
+    def _check_counts(self) -> None:
+        for stream in self._world.engine.roster.streams.values():
+            counts = Counter(target.state for target in stream.targets.values())
+            assert +stream.counts == counts, f"{stream.spec.name}: counts {stream.counts}, recounted {counts}"
+            assert min(stream.counts.values(), default=0) >= 0, f"{stream.spec.name}: counts {stream.counts}"
+            soft = sum(t.state is TargetState.WITHDRAWN and t.soft for t in stream.targets.values())
+            assert stream.soft_withdrawn == soft, f"{stream.spec.name}: soft budget {stream.soft_withdrawn}, not {soft}"
+
+    def _check_indexes(self) -> None:
+        engine = self._world.engine
+        roster, life = engine.roster, engine.life
+        targets = [t for s in roster.streams.values() for t in s.targets.values()]
+        assert roster.by_mark == {t.mark: t for t in targets}, "by_mark leaks"
+        by_ip: dict[Ip, set[TargetKey]] = {}
+        for target in targets:
+            for ip in target.paths:
+                by_ip.setdefault(ip, set()).add(target.key)
+        assert {ip: {t.key for t in users} for ip, users in roster.by_ip.items()} == by_ip, "by_ip leaks"
+        assert set(engine.paths._wheel._slice_of) == set(by_ip), "the probe wheel leaks"
+        assert engine.view._ip_uses == {ip: len(users) for ip, users in by_ip.items()}, "the view leaks addresses"
+        assert not roster.retiring.keys() & roster.by_mark.keys(), "a mark is retiring and in use"
+        keys = {t.key for t in targets}
+        for kept in (life.deadlines, life.pardons):
+            assert set(kept._at) <= keys, "a timer of a target that is gone"
+        for target in targets:
+            waits = life.deadlines.get(target.key) is not None
+            due = target.state in (TargetState.HELD, TargetState.FROZEN) or target.waiting
+            assert waits == due, f"{target.key} is {target.state} and has deadline {life.deadlines.get(target.key)}"
+            assert not target.waiting or target.state is TargetState.WITHDRAWN
+        if engine.running:
+            self._check_members(set(by_ip))
+
+    def _check_members(self, ips: set[Ip]) -> None:
+        view = self._world.engine.view
+        wanted: dict[object, dict[Ip, None]] = {}
+        for ip in ips:
+            for length in view._prefix_lengths[len(ip)]:
+                wanted.setdefault(prefix_of(ip, length), {})[ip] = None
+        assert view._members == wanted, "the index of addresses by prefix is wrong"
+
+    def _check_owners(self) -> None:
+        engine, belief = self._world.engine, self._world.belief
+        for ip in engine.roster.by_ip:
+            link, _, _ = engine.view.locate(ip)
+            believed = belief.owner(ip)
+            assert (link.ifindex if link else 0) == (believed.seen.ifindex if believed else 0), f"owner of {ip.hex()}"
+
+    # As effects are carried out
+
+    def announced(self, effect: fx.Announce) -> None:
+        for ip in effect.addresses:
+            assert not is_link_local(ip)
+            held = self._world.belief.holds(effect.link.ifindex, effect.mac, ip)
+            assert held, f"{effect.ifname} announces {ip.hex()}, which it does not hold"
+            self.announced_at[effect.link.ifindex, effect.mac, ip] = self._world.now
+
+    def set_down(self, effect: fx.SetLinkDown) -> None:
+        belief = self._world.belief
+        assert effect.link not in self._set_down, f"{effect.ifname} is set down twice"
+        self._set_down.add(effect.link)
+        assert self._world.config.superseded_link_down
+        assert belief.superseded(effect.link.ifindex), f"{effect.ifname} is set down and is still the newest"
+        through = [route for route in belief.routes.values() if route.oif == effect.link.ifindex]
+        assert not through, f"{effect.ifname} is set down under {through}"
+
+    def touched(self, entries: Iterable[tuple[int, Ip]]) -> None:
+        for _, ip in entries:
+            assert ip in self._world.followed(), f"the neighbour entry of {ip.hex()} is nobody's"
+
+    def committing(self, effect: fx.CommitTables) -> None:
+        for table in effect.tables:
+            assert table.active <= table.registered
+
+    def deleting_route(self, route: Route) -> None:
+        assert route.protocol == ROUTE_PROTOCOL
+        target = self._world.engine.roster.by_mark.get(route.table)
+        dropped = (
+            target is not None
+            and route.metric == ROUTE_METRIC
+            and route.gateway not in {ip for ip in target.paths if is_ipv4(ip) == route.ipv4}
+        )
+        if not dropped:
+            self._check_unused(route.table)
+
+    def deleting_rule(self, rule: Rule) -> None:
+        assert rule.protocol == ROUTE_PROTOCOL
+        self._check_unused(rule.mark)
+
+    def _check_unused(self, mark: int) -> None:
+        assert mark not in self._world.distributor.marks_in_use(), f"packets with mark {mark} have no route any more"

@@ -1,0 +1,404 @@
+"""The world around an engine, in simulated time: kernel, mirror, shell, distributor and source, all from one seed.
+
+`faults.py` says what goes wrong in it, `invariants.py` what has to hold all the same.
+"""
+
+import functools
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lbguard.core import effects as fx
+from lbguard.core import events as ev
+from lbguard.core.addr import Ip
+from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
+from lbguard.core.engine import Engine
+from lbguard.core.model import Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
+from tests.sim.belief import Belief
+from tests.sim.invariants import Watch
+from tests.sim.kernel import SimKernel, SimLink
+from tests.sim.tables import SimDistributor
+
+RECONCILE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What may go wrong in one run. `lossy`: the mirror loses, repeats and delays. `soft`: targets fall silent."""
+
+    lossy: bool
+    soft: bool
+    crashes: bool
+    refusals: bool
+
+
+def random_config(rng: random.Random, profile: Profile) -> EngineConfig:
+    """Return a configuration with short times, so that a run sees every limit."""
+    by_cause = {
+        cause: rng.choice((0.5, 2.0, 5.0, 20.0))
+        for cause in (Condition.NO_LINK, Condition.LINK_DOWN, Condition.NEIGHBOR_FAILED, Condition.NO_ADDRESS)
+        if rng.random() < 0.3
+    }
+    return EngineConfig(
+        grace=GraceConfig(window_s=rng.choice((1.0, 3.0)), max_s=8.0, by_cause_s=by_cause, adaptive=rng.random() < 0.3),
+        freeze=FreezeConfig(threshold=rng.choice((0.3, 0.5, 0.5, 1.0)), limit_s=rng.choice((6.0, 12.0))),
+        damping=DampingConfig(half_life_s=10.0, step_s=1.0, max_s=4.0),
+        soft_budget=rng.choice((0.25, 0.5, 1.0)),
+        superseded_link_down=rng.random() < 0.8,
+        neighbor_probe_interval_s=2.0 if profile.soft else 0.0,
+        neighbor_failures_needed=rng.choice((1, 2, 3)),
+        retry_max_s=2.0,
+    )
+
+
+class World:
+    """Everything of one run. `history` keeps the last things that happened, for whoever reads a failure."""
+
+    def __init__(self, seed: int, profile: Profile | None = None) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.profile = profile or Profile(
+            lossy=self.random.random() < 0.5,
+            soft=self.random.random() < 0.4,
+            crashes=self.random.random() < 0.5,
+            refusals=self.random.random() < 0.4,
+        )
+        self.config = random_config(self.random, self.profile)
+        self.now = 1000.0
+        self.steps = 0
+        self.calm = False
+        self.quiet_restarts = 0
+        self.history: deque[tuple[float, object]] = deque(maxlen=60)
+        self.kernel = SimKernel(self._notify)
+        self.distributor = SimDistributor()
+        self.silent: set[Ip] = set()
+        self.macs: dict[Ip, bytes] = {}
+        self.streams: dict[str, StreamSpec] = {}
+        self._queue: list[tuple[float, int, bool, Callable[[], None]]] = []
+        self._sequence = 0
+        self._life = 0
+        self._told_at = 0.0
+        self.mirror_in_sync = False
+        self._lane_free_at = {"kernel": 0.0, "tables": 0.0}
+        self._decision_due = False
+        self._timer_version = 0
+        self.running = False
+        self.start_guard()
+        self.after(RECONCILE_S, self._reconcile)
+        self.after(0.5, self._traffic)
+
+    # Time
+
+    def after(self, delay_s: float, action: Callable[[], None], *, guards: bool = False) -> None:
+        """Do something later in the world."""
+        self._sequence += 1
+        heapq.heappush(self._queue, (self.now + delay_s, self._sequence, guards, action))
+
+    def guards(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Do something later on behalf of the guard, unless it crashes before."""
+        life = self._life
+        self.after(delay_s, lambda: action() if self._life == life else None, guards=True)
+
+    def run(self, duration_s: float) -> None:
+        """Let time pass."""
+        end = self.now + duration_s
+        while self._queue and self._queue[0][0] <= end:
+            self.now, _, _, action = heapq.heappop(self._queue)
+            self.steps += 1
+            action()
+        self.now = end
+
+    def restart_in_standing_world(self, duration_s: float) -> None:
+        """Kill the guard, start it again and let it work, while nothing else happens."""
+        waiting = [entry for entry in self._queue if not entry[2]]
+        self._queue = [entry for entry in self._queue if entry[2]]
+        heapq.heapify(self._queue)
+        self.say("restart in a standing world")
+        self.start_guard()
+        self.run(duration_s)
+        for at, sequence, guards, action in waiting:
+            heapq.heappush(self._queue, (at + duration_s, sequence, guards, action))
+
+    def say(self, what: object) -> None:
+        """Remember what happened; it becomes text only when a run fails."""
+        self.history.append((self.now, what))
+
+    # The guard's process
+
+    def start_guard(self) -> None:
+        """Start a new engine that knows nothing."""
+        self._life += 1
+        self.running = True
+        self._decision_due = False
+        self.mirror_in_sync = False
+        self._told_at = self.now
+        self._lane_free_at = {"kernel": self.now, "tables": self.now}
+        self.belief = Belief(self.config.neighbor_failures_needed, self.followed)
+        self.engine = Engine(self.config)
+        self.watch = Watch(self)
+        self._told_streams: set[Ip] = set()
+        self.guards(self.random.uniform(0.0, 0.3), self._full_view)
+        self.guards(self.random.uniform(0.0, 0.3), self.tell_source)
+
+    def crash(self, downtime_s: float) -> None:
+        """Kill the guard: what it had not carried out yet is lost."""
+        self.say(f"crash, back in {downtime_s:.2f}s")
+        self._life += 1
+        self.running = False
+        self.after(downtime_s, self.start_guard)
+
+    def followed(self) -> set[Ip]:
+        """Return the target addresses that the engine was told to follow."""
+        return self._told_streams
+
+    def idle(self) -> bool:
+        """Tell whether nothing is under way between guard and world, and nothing is about to fail."""
+        return (
+            self.running
+            and self.mirror_in_sync
+            and not self._decision_due
+            and not self.distributor.fail_next
+            and not self.kernel.refusing
+            and max(self._told_at, *self._lane_free_at.values()) <= self.now
+            and (self.calm or not self.profile.lossy)
+        )
+
+    def deliver(self, event: ev.Event) -> None:
+        """Hand an event to the guard; it decides a moment later, once for all that came until then."""
+        if isinstance(event, ev.SourceSnapshot):
+            self._told_streams = {ip for s in event.streams for t in s.targets for ip in t.ips}
+        self.say(event if not isinstance(event, ev.KernelSnapshot) else "KernelSnapshot")
+        self.belief.told(event)
+        self._carry_out(self.engine.observe(event, self.now))
+        if not self._decision_due:
+            self._decision_due = True
+            self.guards(self.random.choice((0.0, 0.001, 0.005)), self._decide)
+
+    def _decide(self) -> None:
+        self._decision_due = False
+        effects = self.engine.decide(self.now)
+        for effect in effects:
+            if isinstance(effect, fx.Record):
+                self.say(effect.decision)
+        self.watch.after_decision(effects)
+        self._carry_out(effects)
+        self._arm()
+
+    def _arm(self) -> None:
+        self._timer_version += 1
+        version = self._timer_version
+        at = self.engine.next_deadline(self.now)
+        self.watch.after_timer(at)
+        if at is not None:
+            self.guards(max(0.0, at - self.now), lambda: self._wake(version))
+
+    def _wake(self, version: int) -> None:
+        if version == self._timer_version:
+            self._decide()
+
+    # The source
+
+    def tell_source(self) -> None:
+        """The source tells its whole list."""
+        self.deliver(ev.SourceSnapshot(streams=tuple(self.streams.values())))
+
+    def list_targets(self, name: str, targets: dict[int, tuple[Ip, ...]]) -> None:
+        """Change the targets of a stream at the source."""
+        spec = self.streams[name]
+        listed = tuple(TargetSpec(identifier=i, ips=ips) for i, ips in sorted(targets.items()))
+        self.streams[name] = StreamSpec(
+            name=name, max_targets=8, identifier_offset=spec.identifier_offset, vips=spec.vips, targets=listed
+        )
+
+    # The mirror
+
+    def _notify(self, change: ev.KernelChange) -> None:
+        if not self.mirror_in_sync:
+            return
+        rng = self.random
+        lossy = self.profile.lossy and not self.calm
+        if lossy and rng.random() < 0.01:
+            self.say(("lost", change))
+            return
+        if lossy and rng.random() < 0.01:
+            self.guards(rng.uniform(0.005, 0.2), lambda: self._tell(change))
+            return
+        self._in_order(lambda: self._tell(change), rng.choice((0.0, 0.0005, 0.002)))
+        if lossy and rng.random() < 0.02:
+            self._in_order(lambda: self._tell(change), 0.0)
+
+    def _in_order(self, action: Callable[[], None], delay_s: float) -> None:
+        self._told_at = max(self._told_at, self.now + delay_s)
+        self.guards(self._told_at - self.now, action)
+
+    def _tell(self, change: ev.KernelChange) -> None:
+        if self.mirror_in_sync:
+            self.deliver(change)
+
+    def overrun(self, blind_s: float) -> None:
+        """The mirror loses its place and finds it again after a while."""
+        if self.running and self.mirror_in_sync:
+            self.mirror_in_sync = False
+            self.deliver(ev.KernelOutOfSync(reason="overrun"))
+            self.guards(blind_s, self._full_view)
+
+    def _full_view(self) -> None:
+        self.mirror_in_sync = True
+        snapshot = self.kernel.snapshot()
+        self._in_order(lambda: self._tell_snapshot(snapshot), 0.001)
+
+    def _tell_snapshot(self, snapshot: ev.KernelSnapshot) -> None:
+        if self.mirror_in_sync:
+            self.deliver(snapshot)
+
+    def _reconcile(self) -> None:
+        self.after(RECONCILE_S, self._reconcile)
+        if self.running and self.mirror_in_sync:
+            self._full_view()
+
+    # Neighbours
+
+    def _traffic(self) -> None:
+        """Packets to the targets make the kernel resolve their addresses, and fail for those that are silent."""
+        self.after(1.0, self._traffic)
+        if self.profile.soft:
+            for route in list(self.kernel.routes.values()):
+                if route.kind is RouteKind.UNICAST and route.protocol != 4:
+                    self.resolve(route.oif, route.gateway)
+
+    def resolve(self, ifindex: int, ip: Ip) -> None:
+        """The kernel resolves an address on a link."""
+        link = self.kernel.links.get(ifindex)
+        if link is None or not link.up or not link.covers(ip, usable=True):
+            return
+        known = link.neighbors.get(ip, (NeighborState.NONE, b""))
+        if ip in self.silent:
+            if known[0] is not NeighborState.INCOMPLETE:
+                self.kernel.set_neighbor(ifindex, ip, NeighborState.INCOMPLETE, b"")
+                self.after(1.0, lambda: self._resolution_failed(link, ip))
+        elif known != (NeighborState.REACHABLE, self.macs[ip]):
+            self.kernel.set_neighbor(ifindex, ip, NeighborState.REACHABLE, self.macs[ip])
+
+    def _resolution_failed(self, link: SimLink, ip: Ip) -> None:
+        incomplete = link.neighbors.get(ip, (None, b""))[0] is NeighborState.INCOMPLETE
+        if self.kernel.links.get(link.ifindex) is link and incomplete:
+            self.kernel.set_neighbor(link.ifindex, ip, NeighborState.FAILED, b"")
+
+    # The shell
+
+    def _carry_out(self, effects: list[fx.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, fx.Announce):
+                self.watch.announced(effect)
+            elif isinstance(effect, fx.SetLinkDown):
+                self.watch.set_down(effect)
+                self._lane("kernel", functools.partial(self._set_down, effect.link, effect.ifname))
+            elif isinstance(effect, fx.ProgramRoutes):
+                self._lane("kernel", functools.partial(self._twice, functools.partial(self._program_routes, effect)))
+            elif isinstance(effect, fx.ProgramRules):
+                self._lane("kernel", functools.partial(self._twice, functools.partial(self._program_rules, effect)))
+            elif isinstance(effect, fx.FlushNeighbors):
+                self.watch.touched(effect.entries)
+                self._lane("kernel", functools.partial(self._flush, effect))
+            elif isinstance(effect, fx.ResolveNeighbors | fx.ProbeNeighbors):
+                self.watch.touched(effect.entries)
+                self._lane("kernel", functools.partial(self._resolve, effect))
+            elif isinstance(effect, fx.AttachStream):
+                self._lane("tables", functools.partial(self._attach, effect.stream))
+            elif isinstance(effect, fx.CommitTables):
+                self.watch.committing(effect)
+                self._lane("tables", functools.partial(self._twice, functools.partial(self._commit, effect)))
+            elif isinstance(effect, fx.ForgetStream):
+                self._lane("tables", functools.partial(self.distributor.forget, effect.stream.name))
+
+    def _lane(self, name: str, action: Callable[[], None]) -> None:
+        """Work of one adapter is done in order, each a moment after the other."""
+        delay_s = self.random.choice((0.0, 0.0005, 0.002))
+        self._lane_free_at[name] = max(self._lane_free_at[name], self.now) + delay_s
+        self.guards(self._lane_free_at[name] - self.now, action)
+
+    def stall(self, name: str, duration_s: float) -> None:
+        """An adapter (`kernel` or `tables`) does nothing for a while; then it works off what has piled up."""
+        self._lane_free_at[name] = max(self._lane_free_at[name], self.now) + duration_s
+
+    def _twice(self, operation: Callable[[], list[ev.Event]]) -> None:
+        """Carry an effect out, sometimes twice: the second time must change nothing."""
+        results = operation()
+        if self.random.random() < 0.05:
+            before = (self.kernel.ours(), self.kernel.foreign(), self.distributor.state())
+            failed = any(isinstance(e, ev.CommitFailed | ev.RouteFailed | ev.RuleFailed) for e in results)
+            if not failed:
+                results = operation()
+                after = (self.kernel.ours(), self.kernel.foreign(), self.distributor.state())
+                assert before == after, "carrying an effect out twice changed something"
+        for result in results:
+            self.guards(0.0, functools.partial(self.deliver, result))
+
+    def _program_routes(self, effect: fx.ProgramRoutes) -> list[ev.Event]:
+        results: list[ev.Event] = []
+        added: list[Route] = []
+        for route in effect.replace:
+            reason = self.kernel.replace_route(route)
+            if reason:
+                results.append(ev.RouteFailed(route=route, reason=reason))
+            else:
+                added.append(route)
+        for route in effect.delete:
+            self.watch.deleting_route(route)
+            self.kernel.delete_route(route)
+        return [ev.RoutesProgrammed(added=tuple(added), deleted=effect.delete), *results]
+
+    def _program_rules(self, effect: fx.ProgramRules) -> list[ev.Event]:
+        results: list[ev.Event] = []
+        for rule in effect.add:
+            if rule.table in self.kernel.refusing:
+                results.append(ev.RuleFailed(rule=rule, reason="no buffer space"))
+            else:
+                self.kernel.add_rule(rule)
+                results.append(ev.RuleSeen(rule=rule))
+        for rule in effect.delete:
+            self.watch.deleting_rule(rule)
+            self.kernel.delete_rule(rule)
+            results.append(ev.RuleGone(rule=rule))
+        return results
+
+    def _flush(self, effect: fx.FlushNeighbors) -> None:
+        for ifindex, ip in effect.entries:
+            self.kernel.delete_neighbor(ifindex, ip)
+
+    def _resolve(self, effect: fx.ResolveNeighbors | fx.ProbeNeighbors) -> None:
+        for ifindex, ip in effect.entries:
+            self.resolve(ifindex, ip)
+
+    def _set_down(self, key: LinkKey, ifname: str) -> None:
+        link = self.kernel.links.get(key.ifindex)
+        if link is None or link.name != ifname:
+            self.guards(0.0, lambda: self.deliver(ev.LinkSetDown(link=key, reason="no such link")))
+            return
+        self.kernel.set_admin(key.ifindex, up=False)
+        self.guards(0.0, lambda: self.deliver(ev.LinkSetDown(link=key)))
+
+    def _attach(self, spec: StreamSpec) -> None:
+        active = self.distributor.attach(spec)
+        if active is None:
+            self.deliver(ev.CommitFailed(stream=spec.name, reason="attach failed"))
+        else:
+            self.deliver(ev.DistributorSeen(stream=spec.name, active=active))
+
+    def _commit(self, effect: fx.CommitTables) -> list[ev.Event]:
+        results: list[ev.Event] = []
+        for table in effect.tables:
+            if self.distributor.commit(table):
+                done = ev.CommitDone(stream=table.stream.name, registered=table.registered, active=table.active)
+                results.append(done)
+            else:
+                results.append(ev.CommitFailed(stream=table.stream.name, reason="commit failed"))
+        return results
+
+    def lose_table(self, name: str) -> None:
+        """Somebody re-creates a stream's table."""
+        if name in self.distributor.tables and self.running:
+            self.distributor.lose(name)
+            self.guards(0.0, lambda: self.deliver(ev.DistributorLost(stream=name, reason="replaced")))
