@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -16,6 +17,8 @@ from lbguard.lab.play import Run
 from lbguard.lab.scenarios import BY_NAME
 
 PLAIN_WIDTH = 150
+WIDE = 124
+"""From this width on (characters) every column is shown; on a narrower terminal only those that decide."""
 REFRESH_PER_S = 4
 
 
@@ -28,6 +31,10 @@ class Slot:
     distribution: Distribution
 
 
+DECIDING_NUMBERS = ("broken", "moved", "median", "longest")
+ALL_NUMBERS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap")
+
+
 class Display:
     """Shows all runs, those to come, those under way with a countdown, and those that ended with their numbers."""
 
@@ -37,6 +44,7 @@ class Display:
         self._phases: dict[Slot, tuple[str, float]] = {}
         self._runs: dict[Slot, Run] = {}
         self._several = len({slot.distribution for slot in slots}) > 1
+        self._wide = console.width >= WIDE
         self._started = time.monotonic()
         self._live: Live | None = None
 
@@ -83,39 +91,34 @@ class Display:
         table = Table(
             title=f"lbguard demo: {done} of {total} runs, {elapsed:.0f} s" if done < total else "lbguard demo",
             title_justify="left",
+            box=SIMPLE_HEAD,
+            collapse_padding=True,
+            pad_edge=False,
         )
-        table.add_column("scenario", no_wrap=True)
-        table.add_column("what happens", min_width=24)
-        table.add_column("column", no_wrap=True)
-        for name in ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap"):
-            table.add_column(name, justify="right")
+        table.add_column("scenario", min_width=16, ratio=1)
+        table.add_column("column", no_wrap=self._wide)
+        for name in ALL_NUMBERS if self._wide else DECIDING_NUMBERS:
+            table.add_column(name, justify="right", no_wrap=True)
         table.add_column("verdict", min_width=14)
-        for index, slot in enumerate(self._slots):
-            first = index == 0 or self._slots[index - 1].scenario != slot.scenario
-            last = index + 1 == total or self._slots[index + 1].scenario != slot.scenario
-            table.add_row(*self._row(slot, first=first), end_section=last)
+        for scenario in dict.fromkeys(slot.scenario for slot in self._slots):
+            rows = [slot for slot in self._slots if slot.scenario == scenario]
+            for slot in rows:
+                head = _head(scenario, rows.index(slot), len(rows))
+                table.add_row(*self._row(slot, head), end_section=slot is rows[-1])
         return table
 
-    def _row(self, slot: Slot, *, first: bool) -> list[str | Text]:
-        head: list[str | Text] = [slot.scenario, BY_NAME[slot.scenario].sentence] if first else ["", ""]
-        head.append(f"{slot.column} ({slot.distribution})" if self._several else str(slot.column))
-        run = self._runs.get(slot)
-        if run is None:
-            return [*head, *[""] * 7, self._phase_text(slot)]
-        if run.error:
-            return [*head, *[""] * 7, Text("FAILED, see below", style="bold red")]
-        measured = run.measured
-        return [
-            *head,
-            str(measured.opened),
-            str(measured.disturbed),
-            Text(broken_text(run), style="bold red" if measured.broken else "green"),
-            Text(str(measured.moved), style="bold red" if measured.moved else "green"),
-            f"{measured.udp_lost} of {measured.udp_sent}",
-            gap_text(measured.median_gap_s),
-            gap_text(measured.longest_gap_s),
-            verdict_text(run),
+    def _row(self, slot: Slot, head: Text) -> list[str | Text]:
+        names = ALL_NUMBERS if self._wide else DECIDING_NUMBERS
+        cells: list[str | Text] = [
+            head,
+            f"{slot.column} ({slot.distribution})" if self._several else str(slot.column),
         ]
+        run = self._runs.get(slot)
+        if run is None or run.error:
+            verdict = self._phase_text(slot) if run is None else Text("FAILED, see below", style="bold red")
+            return [*cells, *[""] * len(names), verdict]
+        numbers = _numbers(run)
+        return [*cells, *(numbers[name] for name in names), verdict_text(run)]
 
     def _phase_text(self, slot: Slot) -> Text:
         phase, until = self._phases.get(slot, ("waits its turn", 0.0))
@@ -123,6 +126,30 @@ class Display:
         return Text(
             f"{phase} ({left:.0f} s)" if left > 0 else phase, style="dim" if phase == "waits its turn" else "cyan"
         )
+
+
+def _numbers(run: Run) -> dict[str, str | Text]:
+    measured = run.measured
+    median, longest = gap_text(measured.median_gap_s), gap_text(measured.longest_gap_s)
+    return {
+        "opened": str(measured.opened),
+        "disturbed": str(measured.disturbed),
+        "broken": Text(broken_text(run), style="bold red" if measured.broken else "green"),
+        "moved": Text(str(measured.moved), style="bold red" if measured.moved else "green"),
+        "UDP lost": str(measured.udp_lost),
+        "median gap": median,
+        "median": median,
+        "longest gap": longest,
+        "longest": longest,
+    }
+
+
+def _head(scenario: str, row: int, rows: int) -> Text:
+    """Return the first cell: the name in the first row, what happens in the second (or below, if there is one row)."""
+    sentence = (BY_NAME[scenario].sentence, "dim")
+    if row == 0:
+        return Text.assemble((scenario, "bold"), *(("\n", sentence) if rows == 1 else ()))
+    return Text.assemble(sentence) if row == 1 else Text()
 
 
 def _title(slot: Slot, several: bool) -> str:
@@ -134,7 +161,7 @@ def broken_text(run: Run) -> str:
     measured = run.measured
     if measured.lost_connections == 0:
         return str(measured.broken)
-    return f"{measured.broken} (+{measured.lost_broken} of lost targets)"
+    return f"{measured.broken} +{measured.lost_broken} lost"
 
 
 def gap_text(seconds: float) -> str:
@@ -148,11 +175,12 @@ def verdict_text(run: Run) -> Text:
         return Text("today", style="dim")
     if run.kept:
         return Text("kept", style="bold green")
-    return Text("MISSED: " + "; ".join(run.misses), style="bold red")
+    return Text("MISSED, see below", style="bold red")
 
 
 LEGEND = """\
 withdraw: what a load balancer does today, it takes targets out as soon as their link is gone. lbguard: this project.
 opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks.
-broken: reset, or silent for the rest of the run. moved: their packets reached another target, which refused them.
+broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, counted apart.
+moved: their packets reached another target, which refused them. UDP lost: datagrams without an answer.
 median gap: the middle one of the pauses of the disturbed connections that survived. longest gap: of all survivors."""

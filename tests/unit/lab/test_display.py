@@ -1,0 +1,65 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from lbguard.lab.controller import Column, Distribution
+from lbguard.lab.display import WIDE, Display, Slot
+from lbguard.lab.measure import Measurement
+from lbguard.lab.play import Run
+
+TODAY = Slot("link-gone", Column.WITHDRAW, Distribution.NFTABLES)
+GUARDED = Slot("link-gone", Column.LBGUARD, Distribution.NFTABLES)
+
+
+def _run(slot: Slot, **fields: object) -> Run:
+    run = Run(scenario=slot.scenario, column=slot.column, distribution=slot.distribution)
+    run.measured = Measurement(
+        opened=200, disturbed=91, broken=3, lost_connections=97, lost_broken=96, median_gap_s=0.68, longest_gap_s=1.25
+    )
+    for name, value in fields.items():
+        setattr(run, name, value)
+    return run
+
+
+def _console(width: int) -> tuple[Console, io.StringIO]:
+    written = io.StringIO()
+    return Console(file=written, width=width), written
+
+
+def _table(width: int, runs: dict[Slot, Run]) -> str:
+    console, written = _console(width)
+    display = Display([TODAY, GUARDED], console)
+    display.phase(GUARDED, "watching", 7.0)
+    for slot, run in runs.items():
+        display.finished(slot, run)
+    written.truncate(0)
+    console.print(display.table())
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, WIDE, 200])
+def test_what_decides_is_shown_at_every_width(width: int) -> None:
+    text = _table(width, {TODAY: _run(TODAY), GUARDED: _run(GUARDED)})
+    for word in ("link-gone", "withdraw", "lbguard", "3 +96 lost", "0.68 s", "1.25 s", "today", "kept"):
+        assert word in text
+    assert ("disturbed" in text) == (width >= WIDE)
+
+
+def test_a_run_under_way_shows_its_phase_and_countdown() -> None:
+    assert "watching (" in _table(WIDE, {TODAY: _run(TODAY)})
+
+
+def test_missed_and_failed_runs_stand_out() -> None:
+    assert "MISSED" in _table(WIDE, {GUARDED: _run(GUARDED, misses=["3 connections broken"])})
+    assert "FAILED" in _table(WIDE, {GUARDED: _run(GUARDED, error="no")})
+
+
+def test_without_a_terminal_each_phase_is_a_plain_line() -> None:
+    console, written = _console(150)
+    with Display([GUARDED], console) as display:
+        display.phase(GUARDED, "playing", 9.4)
+        display.finished(GUARDED, _run(GUARDED))
+    lines = written.getvalue().splitlines()
+    assert lines[0].endswith("link-gone, lbguard: playing, 9 s left")
+    assert "200 connections, 3 +96 lost broken" in lines[1]
