@@ -22,6 +22,8 @@ MISSED = 1
 REFUSED = 2
 """Exit statuses: every promise kept, one missed (or a run failed), not played at all."""
 
+BUSY_S = 0.2
+"""A client that was later than this says that the machine is too busy for its gaps to mean much."""
 OUTAGE_RANGE_S = (0.05, 60.0)
 CONNECTIONS_MAX = 5000
 PROXIES_MAX = 9
@@ -171,6 +173,13 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
         )
     if not missed and any(run.column is Column.LBGUARD for run in runs):
         console.print("Every promise was kept.", style="bold green")
+    late_s = max((run.measured.client_late_s for run in runs), default=0.0)
+    if late_s > BUSY_S:
+        console.print(
+            f"This machine was busy: the client itself paused for up to {late_s:.2f} s, and gaps grew by as much.",
+            style="yellow",
+            markup=False,
+        )
     if len(scenarios) < len(ALL):
         rest = ", ".join(scenario.name for scenario in ALL if scenario.name not in by_name)
         console.print(f"More scenarios ({rest}): lbguard demo --scenario all", markup=False, highlight=False)

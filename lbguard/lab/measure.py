@@ -17,8 +17,9 @@ class Measurement:
     `broken` and `moved` count connections of targets that come back or never left; those of targets lost for
     good stand in `lost_broken`. Broken is `reset` or `stalled` (no answer for the rest of the run) or closed. Moved
     means that the packets reached another target: it answered, or it refused (RST) what it does not know.
-    `disturbed` counts the connections whose path the scenario breaks; `median_gap_s` is over those that
-    survived, `recovered_s` from the start of the scenario to the last of their first answers.
+    `disturbed` counts the connections whose path the scenario breaks; `median_gap_s` is over those that survived,
+    `recovered_s` from the start of the scenario to the last of their first answers. `client_late_s` is how late the
+    client itself was, at worst: gaps no longer than that say nothing about the network.
     """
 
     opened: int = 0
@@ -35,6 +36,7 @@ class Measurement:
     longest_gap_s: float = 0.0
     median_gap_s: float = 0.0
     recovered_s: float = 0.0
+    client_late_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,7 @@ def measure(result: TrafficResult, since: float, scope: Scope) -> Measurement:
         longest_gap_s=max((length for length, _ in gaps), default=0.0),
         median_gap_s=median(length for length, _ in disturbed_gaps) if disturbed_gaps else 0.0,
         recovered_s=max((end - since for _, end in disturbed_gaps), default=0.0),
+        client_late_s=result.late_s,
     )
 
 

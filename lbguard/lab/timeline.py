@@ -6,6 +6,7 @@ scenario.
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from statistics import median
 
 from lbguard.lab.measure import is_stalled
 from lbguard.lab.play import Run
@@ -164,7 +165,7 @@ def draw(run: Run) -> str:
         drawing.lane(f"target {identifier}", intervals)
     drawing.y += 6
     drawing.heading("Answers per target")
-    top = max((count for counts in series.values() for count in counts), default=1)
+    top = answers_top(series, traffic, run.started)
     for identifier, counts in series.items():
         _answers(drawing, identifier, counts, traffic.started - run.started, top)
     drawing.y += 6
@@ -173,7 +174,16 @@ def draw(run: Run) -> str:
     return drawing.svg(f"{run.scenario}, {run.column}")
 
 
-def _answers(drawing: _Drawing, identifier: int, counts: Sequence[int], offset_s: float, top: int) -> None:
+def answers_top(series: dict[int, list[int]], traffic: TrafficResult, start: float) -> float:
+    """Return the height of the scale: a little above what the busiest target answered before the scenario.
+
+    What a connection had queued is answered all at once when its path is back; that peak is cut off.
+    """
+    before = max(int((start - traffic.started) / BIN_S), 1)
+    return 1.6 * max((median(counts[:before] or [0]) for counts in series.values()), default=0) or 1.0
+
+
+def _answers(drawing: _Drawing, identifier: int, counts: Sequence[int], offset_s: float, top: float) -> None:
     drawing.label(f"target {identifier}", ANSWERS_HEIGHT)
     base = drawing.y + ANSWERS_HEIGHT
     points = []
@@ -181,7 +191,7 @@ def _answers(drawing: _Drawing, identifier: int, counts: Sequence[int], offset_s
     for index, count in enumerate(counts[:-1]):
         at_s = offset_s + index * BIN_S
         if at_s >= -BEFORE_S:
-            y = base - count / top * (ANSWERS_HEIGHT - 2)
+            y = base - min(count / top, 1.0) * (ANSWERS_HEIGHT - 2)
             points.append(f"{drawing.x(at_s):.1f},{y:.1f} {drawing.x(at_s + BIN_S):.1f},{y:.1f}")
     if points:
         first, last = points[0].split(",")[0], points[-1].split(" ")[1].split(",")[0]

@@ -80,7 +80,11 @@ class AnswerCounts:
 
 @dataclass(slots=True, kw_only=True)
 class TrafficResult:
-    """All that the client measured in one run."""
+    """All that the client measured in one run.
+
+    `late_s` is how late the client itself ever was to send (seconds): on a machine that is too busy it pauses, and then
+    so does every connection, whatever the network does.
+    """
 
     started: float
     ended: float
@@ -88,6 +92,7 @@ class TrafficResult:
     flows: list[Channel]
     tcp_bins: dict[str, list[int]]
     udp_bins: dict[str, list[int]]
+    late_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain JSON values."""
@@ -107,6 +112,7 @@ class TrafficResult:
             flows=_channels(data["flows"]),
             tcp_bins=data["tcp_bins"],
             udp_bins=data["udp_bins"],
+            late_s=data["late_s"],
         )
 
 

@@ -117,6 +117,7 @@ class Client:
         self.connections = [Connection(Channel(n, _family(n)), self.tcp_counts) for n in range(connections)]
         self.flows = [Flow(Channel(n, _family(n)), self.udp_counts) for n in range(flows)]
         self._sending = True
+        self._late_s = 0.0
         self._all_answered = asyncio.Event()
 
     def channels(self) -> list[Channel]:
@@ -150,6 +151,8 @@ class Client:
             for each in group[tick % TICKS_PER_INTERVAL :: TICKS_PER_INTERVAL]:
                 each.send()
         loop = asyncio.get_running_loop()
+        if self._all_answered.is_set():  # while it opens, the client is busy with that
+            self._late_s = max(self._late_s, loop.time() - due)
         due = max(due + INTERVAL_S / TICKS_PER_INTERVAL, loop.time())
         loop.call_at(due, self._tick, tick + 1, due)
 
@@ -176,6 +179,7 @@ class Client:
             flows=[flow.channel for flow in self.flows],
             tcp_bins=self.tcp_counts.series(ended),
             udp_bins=self.udp_counts.series(ended),
+            late_s=self._late_s,
         )
 
 

@@ -83,3 +83,9 @@ def test_udp_is_lost_when_it_is_not_answered() -> None:
     flow = Channel(0, 4, target=1, sent=100, answered=90, wrong=4)
     measured = measure(_result([], [flow]), START, Scope(disturbed=frozenset({1})))
     assert (measured.udp_sent, measured.udp_lost, measured.udp_moved) == (100, 10, 4)
+
+
+def test_a_late_client_is_told() -> None:
+    result = _result([_channel(1)])
+    result.late_s = 0.7
+    assert measure(result, START, Scope(disturbed=frozenset({1}))).client_late_s == 0.7

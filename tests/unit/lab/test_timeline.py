@@ -1,7 +1,7 @@
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.play import Run
 from lbguard.lab.scenarios import Do, Step
-from lbguard.lab.timeline import BEFORE_S, answer_series, channel_marks, draw, link_lanes, state_lanes
+from lbguard.lab.timeline import BEFORE_S, answer_series, answers_top, channel_marks, draw, link_lanes, state_lanes
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
 
 
@@ -60,3 +60,10 @@ def test_the_marks_of_a_connection_are_its_pauses_and_how_it_broke() -> None:
 
 def test_a_run_that_failed_has_no_picture() -> None:
     assert draw(_run(error="it did not start")) == ""
+
+
+def test_the_scale_of_answers_follows_what_was_before_and_not_the_peak_of_a_backlog() -> None:
+    traffic = TrafficResult(started=98.0, ended=105.0, connections=[], flows=[], tcp_bins={}, udp_bins={})
+    series = {1: [10] * 20 + [0] * 5 + [500], 2: [5] * 26}
+    assert answers_top(series, traffic, 100.0) == 16.0
+    assert answers_top({}, traffic, 100.0) == 1.0

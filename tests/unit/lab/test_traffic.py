@@ -45,5 +45,7 @@ def test_a_result_survives_json() -> None:
     channel = Channel(0, 4)
     for now in (1.0, 2.0):
         channel.answer(now, 1)
-    result = TrafficResult(started=1.0, ended=9.0, connections=[channel], flows=[], tcp_bins={"1": [1, 2]}, udp_bins={})
+    result = TrafficResult(
+        started=1.0, ended=9.0, connections=[channel], flows=[], tcp_bins={"1": [1, 2]}, udp_bins={}, late_s=0.5
+    )
     assert TrafficResult.from_json(json.loads(json.dumps(result.to_json()))) == result
