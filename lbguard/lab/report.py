@@ -74,7 +74,7 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
         "targets, each in a network namespace of its own.</p>"
         f"<p>{escape(_headline(runs))}</p>{_table(names, runs)}"
         '<p class="soft">Disturbed: connections whose path the scenario breaks. Broken: reset, or silent for the rest '
-        "of the run; +N lost: those of targets that never come back. Moved: their packets reached another target, which "
+        "of the run; +N lost: those of targets that never return. Moved: their packets reached another target, which "
         "refused them. Gaps: the longest pause of each "
         "connection that survived; the median is over the disturbed ones.</p>"
         f'<h2>How to read the timelines</h2><p>{escape(HOW_TO_READ)}</p><ul class="legend">{legend}</ul>'
