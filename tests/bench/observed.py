@@ -1,0 +1,72 @@
+"""The service with a window: on a line of input it prints what its mirror and its engine hold, as one line of JSON.
+
+`python -m tests.bench.observed` takes its settings from the environment, as `lbguard run` does.
+"""
+
+import asyncio
+import json
+import sys
+
+from lbguard.core.addr import format_ip
+from lbguard.core.model import RouteKind
+from lbguard.daemon import Daemon
+from lbguard.dataplane.instance import InstanceLock
+from lbguard.log import setup_logging
+from lbguard.settings import load
+
+
+def view_of(daemon: Daemon) -> dict[str, object]:
+    """Return counters, links, neighbours of targets, and routes, as plain values."""
+    view, counters = daemon.engine.view, daemon.mirror.counters
+    return {
+        "datagrams": counters.datagrams,
+        "events": sum(counters.decoded.values()),
+        "overruns": counters.overruns,
+        "resyncs": sum(counters.resyncs.values()),
+        "inbox_depth": daemon.runner.inbox_depth,
+        "inbox_dropped": daemon.runner.inbox_dropped,
+        "in_sync": daemon.engine.in_sync and daemon.mirror.in_sync,
+        "links": sorted([link.ifindex, link.name, link.up, link.mac.hex(":")] for link in view.links.values()),
+        "addresses": sorted(
+            [link.ifindex, format_ip(ip), length] for link in view.links.values() for ip, length in link.addresses
+        ),
+        "neighbors": sorted(
+            [link.ifindex, format_ip(ip), neighbor.state.name, neighbor.mac.hex(":")]
+            for link in view.links.values()
+            for ip, neighbor in link.neighbors.items()
+            if neighbor.state
+        ),
+        "routes": sorted(
+            [route.table, 4 if route.ipv4 else 6, format_ip(route.gateway), route.oif]
+            for route in daemon.engine.tables.routes.actual.values()
+            if route.kind is RouteKind.UNICAST
+        ),
+    }
+
+
+async def serve(daemon: Daemon) -> None:
+    """Run the service and answer lines of input."""
+
+    def answer() -> None:
+        if sys.stdin.readline():
+            print(json.dumps(view_of(daemon)), flush=True)
+        else:
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), answer)
+    await daemon.run()
+
+
+def main() -> None:
+    """Run until told to stop."""
+    settings = load().settings
+    logging_ = setup_logging(settings.log.format, settings.log.level)
+    try:
+        with InstanceLock():
+            asyncio.run(serve(Daemon(settings)))
+    finally:
+        logging_.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""From `link up` to the first gratuitous ARP at the peer, and to every route restored.
+
+The clock starts right before the netlink request that sets the link up is sent, so the kernel's own work of bringing it
+up is part of every number. It stops for the announcement at the kernel's time stamp of the frame in the peer's
+namespace, and for the routes when a netlink listener has read the notification of the last of them.
+
+Both have a lower bound in the same run, in a second pair of namespaces that takes turns with the first: the kernel's
+own announcement (`arp_notify`), and the same routes sent in ready-made messages by a loop that does nothing else.
+"""
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbguard.core.addr import is_ipv4
+from lbguard.core.model import ROUTE_METRIC, Route, RouteKind
+from lbguard.lab.netns import Namespace
+from lbguard.netlink.encode import replace_route
+from tests.bench.results import Row, Say, Scale
+from tests.bench.service import Service
+from tests.bench.world import LINK, LinkSwitch, RouteListener, Wire, ifindex_of, mark_of, pair, target_ips, targets_yaml
+
+NAME = "repair"
+_GARP_AIM_MS = 2.0
+_ROUTES_AIM_MS = {1000: 50.0}
+_CHUNK = 128
+_DOWN_S = 0.5  # the outage of the report that lbguard was born from
+_SETTLE_S = 0.15
+
+_SIZES = {
+    Scale.FULL: {1: 40, 100: 30, 1000: 15},
+    Scale.QUICK: {1: 10, 100: 10, 1000: 5},
+    Scale.SMOKE: {2: 2},
+}
+
+
+@dataclass(slots=True)
+class _Side:
+    """One of the two that take turns: how long it took, in ms."""
+
+    announced: list[float]
+    restored: list[float]
+
+
+def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
+    """Measure each number of targets behind the link."""
+    rows = []
+    for targets, repetitions in _SIZES[scale].items():
+        say(f"{targets} targets behind the link, {repetitions} times link up, in turns with the kernel's arp_notify")
+        guard, bare = _measure(targets, repetitions, directory)
+        behind = f"{targets} dual-stack target{'s' if targets > 1 else ''}"
+        rows += [
+            Row.of(
+                NAME,
+                f"link up to first gratuitous ARP, {behind}",
+                "ms",
+                guard.announced,
+                aim=_GARP_AIM_MS,
+                **_reference(bare.announced, "kernel's arp_notify"),
+            ),
+            Row.of(
+                NAME,
+                f"link up to routes restored, {behind}",
+                "ms",
+                guard.restored,
+                aim=_ROUTES_AIM_MS.get(targets),
+                **_reference(bare.restored, "the same routes, sent ready-made"),
+            ),
+        ]
+    return rows
+
+
+def _reference(samples: list[float], what: str) -> dict[str, object]:
+    row = Row.of(NAME, what, "ms", samples)
+    return {"reference": row.measured, "reference_what": what, "details": {"reference_p95": row.p95}}
+
+
+def _measure(targets: int, repetitions: int, directory: Path) -> tuple[_Side, _Side]:
+    guard, bare = _Side([], []), _Side([], [])
+    with ExitStack() as stack:
+        guarded = stack.enter_context(pair(f"repair{targets}", targets))
+        plain = stack.enter_context(pair(f"bare{targets}", 0))
+        plain.lb.sysctl(f"net.ipv4.conf.{LINK}.arp_notify", "1")
+        stack.enter_context(Service(guarded.lb, directory, targets_yaml(targets)))
+        wire = stack.enter_context(Wire(guarded.peer))
+        switch = stack.enter_context(LinkSwitch(guarded.lb))
+        routes = stack.enter_context(RouteListener(guarded.lb))
+        plain_wire = stack.enter_context(Wire(plain.peer))
+        plain_switch = stack.enter_context(LinkSwitch(plain.lb))
+        plain_routes = stack.enter_context(RouteListener(plain.lb))
+        sender = stack.enter_context(_ready_made(plain.lb, targets))
+        time.sleep(1.0)
+        for number in range(repetitions + 1):
+            timed = number > 0  # the first round warms caches on both sides
+            _cut(switch, routes)
+            sent_at = switch.set(up=True)
+            restored_at = routes.await_routes(2 * targets)
+            announced_at = wire.await_gratuitous(sent_at)
+            if timed:
+                guard.restored.append((restored_at - sent_at) / 1e6)
+                guard.announced.append((announced_at - sent_at) / 1e6)
+            time.sleep(_SETTLE_S)
+            _cut(plain_switch, plain_routes)
+            sent_at = plain_switch.set(up=True)
+            sender.send_all()
+            restored_at = plain_routes.await_routes(2 * targets)
+            announced_at = plain_wire.await_gratuitous(sent_at)
+            if timed:
+                bare.restored.append((restored_at - sent_at) / 1e6)
+                bare.announced.append((announced_at - sent_at) / 1e6)
+    return guard, bare
+
+
+def _cut(switch: LinkSwitch, routes: RouteListener) -> None:
+    switch.set(up=False)
+    time.sleep(_DOWN_S)
+    routes.drain()
+
+
+class _Sender:
+    """The routes of all targets as messages that need no more than to be sent."""
+
+    def __init__(self, channel: socket.socket, messages: list[bytes]) -> None:
+        self._channel = channel
+        self._chunks = [_joined(messages[n : n + _CHUNK]) for n in range(0, len(messages), _CHUNK)]
+
+    def send_all(self) -> None:
+        """Send them in chunks, and wait for the acknowledgement of each."""
+        for chunk in self._chunks:
+            self._channel.send(chunk)
+            (error,) = struct.unpack_from("=i", self._channel.recv(65536), 16)
+            if error:
+                raise OSError(-error, "a ready-made route was refused")
+
+
+@contextmanager
+def _ready_made(namespace: Namespace, targets: int) -> Iterator[_Sender]:
+    index = ifindex_of(namespace)
+    messages = [
+        replace_route(Route(mark_of(number), is_ipv4(ip), RouteKind.UNICAST, ROUTE_METRIC, ip, index))
+        for number in range(targets)
+        for ip in target_ips(number)
+    ]
+    with namespace.entered():
+        channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
+    with channel:
+        yield _Sender(channel, messages)
+
+
+def _joined(messages: list[bytes]) -> bytes:
+    """Put messages into one datagram; only the last asks for an acknowledgement (errors come unasked)."""
+    last = bytearray(messages[-1])
+    (flags,) = struct.unpack_from("=H", last, 6)
+    struct.pack_into("=H", last, 6, flags | 0x4)
+    return b"".join([*messages[:-1], bytes(last)])

@@ -1,0 +1,31 @@
+"""From the start of the process to ready: every stream read back, adopted, and the kernel in sync."""
+
+from pathlib import Path
+
+from tests.bench.results import Row, Say, Scale
+from tests.bench.service import Service
+from tests.bench.world import pair, targets_yaml
+
+NAME = "start"
+_SIZES = {Scale.FULL: {1: 5, 1000: 3}, Scale.QUICK: {1: 3, 1000: 1}, Scale.SMOKE: {2: 1}}
+
+
+def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
+    """Start in a namespace where nothing of lbguard's stands, then again after a kill."""
+    rows = []
+    for targets, repetitions in _SIZES[scale].items():
+        say(f"{targets} targets, {repetitions} times, and again after kill -9")
+        first, again = [], []
+        for number in range(repetitions):
+            with pair(f"start{targets}-{number}", targets) as built:
+                service = Service(built.lb, directory, targets_yaml(targets), wait=False)
+                with service:
+                    first.append(service.wait_until_ready())
+                    service.wait_until_admitted(targets)
+                    service.kill()
+                    service.start()
+                    again.append(service.wait_until_ready())
+        what = f"start to ready, {targets} dual-stack target{'s' if targets > 1 else ''}"
+        rows.append(Row.of(NAME, f"{what}, nothing there yet", "s", first))
+        rows.append(Row.of(NAME, f"{what}, after kill -9", "s", again))
+    return rows
