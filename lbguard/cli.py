@@ -333,6 +333,30 @@ def demo(
 
 
 @app.command()
+def health(
+    socket: SocketOption = DEFAULT_SOCKET,
+    ready: Annotated[
+        bool, typer.Option("--ready/--live", help="Ready: it has read all it needs. Live: it answers.")
+    ] = True,
+) -> None:
+    """Ask the running service whether it is ready (or alive), for the probes of a container runtime.
+
+    \b
+    Examples:
+      lbguard health --live
+      lbguard health --ready
+
+    Exit status: 0 yes, 1 no (the message says why).
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.api.health_client import unhealthy_reason
+
+    reason = unhealthy_reason(socket, "Readiness" if ready else "Liveness")
+    if reason:
+        print(f"lbguard: {reason}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(f"lbguard {__version__}")

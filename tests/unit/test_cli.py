@@ -63,7 +63,9 @@ def test_version(shell: Shell) -> None:
     assert shell("version").out == "lbguard 0.1.0\n"
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check-config"], ["status"], ["events"], ["explain"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["check-config"], ["status"], ["events"], ["explain"], ["health"], ["demo"]]
+)
 def test_help_teaches_by_examples_and_exit_statuses(shell: Shell, command: list[str]) -> None:
     outcome = shell(*command, "--help")
     assert outcome.status == 0

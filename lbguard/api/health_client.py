@@ -1,0 +1,38 @@
+"""Asks the running service for its health, once, over its unix socket (grpc.health.v1).
+
+It stands apart from `client`: a container runtime runs it every few seconds, so it imports as little as it can.
+"""
+
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+ANSWER_TIMEOUT_S = 3.0
+"""A loop that does not answer within this counts as hung."""
+
+
+def unhealthy_reason(path: Path, service: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> str:
+    """Return why the service is not healthy; empty when it is.
+
+    Args:
+        path: the service's socket.
+        service: what is asked for, `Liveness` or `Readiness`.
+        timeout_s: how long an answer is waited for.
+    """
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            match error.code():
+                case grpc.StatusCode.UNAVAILABLE:
+                    return f"nobody serves {path}"
+                case grpc.StatusCode.DEADLINE_EXCEEDED:
+                    return f"{path} gave no answer within {timeout_s:g} s"
+                case code:
+                    return f"{path}: {code.name}: {error.details()}"
+    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+        return ""
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return f"{service} is {status}; `lbguard status` tells why"
