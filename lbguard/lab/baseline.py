@@ -25,7 +25,7 @@ from typing import Any
 
 from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import StreamSpec, StreamTable, TargetSpec
-from lbguard.distributor.base import Distributor
+from lbguard.distributor.base import Distributor, DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.sources.file import TargetsFile
 
@@ -130,14 +130,14 @@ class Baseline:
         table = StreamTable(stream=self._stream, registered=registered, active=frozenset(self._active))
         for result in await self._distributor.commit([table]):
             if result.error:
-                _log("error", reason=result.error)
+                raise DistributorError(result.error)
 
     def _say(self, target: TargetSpec, action: str, state: str) -> None:
         _log("decision", action=action, identifier=target.identifier, stream=self._stream.name, state_to=state)
 
 
 def _log(event: str, **fields: object) -> None:
-    line = {"ts": time.time(), "level": "error" if event == "error" else "info", "event": event, **fields}
+    line = {"ts": time.time(), "level": "info", "event": event, **fields}
     print(json.dumps(line), file=sys.stderr, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lbguard.lab.display import LEGEND, PLAIN_WIDTH, Display, Slot
 from lbguard.lab.play import Run, Setup, play
 from lbguard.lab.sandbox import SandboxError
 from lbguard.lab.scenarios import ALL, DEFAULT, Scenario, UnknownScenarioError, select
+from lbguard.lab.topology import MAX_TARGETS, MAX_TARGETS_UNPRIVILEGED
 
 KEPT = 0
 MISSED = 1
@@ -63,7 +65,8 @@ def run_demo(options: DemoOptions) -> int:
         columns = _columns(options)
         _check(options)
         sandbox.require_tools()
-        return sandbox.run_isolated(lambda: _inside(options, scenarios, columns, distributions))
+        max_targets = MAX_TARGETS if os.getuid() == 0 else MAX_TARGETS_UNPRIVILEGED
+        return sandbox.run_isolated(lambda: _inside(options, scenarios, columns, distributions, max_targets))
     except (UnknownScenarioError, OptionError, SandboxError) as error:
         print(f"lbguard demo: {error}", file=sys.stderr)
         return REFUSED
@@ -102,7 +105,11 @@ def _columns(options: DemoOptions) -> list[Column]:
 
 
 def _inside(
-    options: DemoOptions, scenarios: Sequence[Scenario], columns: Sequence[Column], distributions: list[Distribution]
+    options: DemoOptions,
+    scenarios: Sequence[Scenario],
+    columns: Sequence[Column],
+    distributions: Sequence[Distribution],
+    max_targets: int,
 ) -> int:
     console = Console(stderr=options.json_output)
     if not console.is_terminal:
@@ -113,7 +120,7 @@ def _inside(
         for column in columns
         for distribution in distributions
     ]
-    runs = asyncio.run(_play_all(slots, scenarios, options, console))
+    runs = asyncio.run(_play_all(slots, scenarios, options, max_targets, console))
     failed = any(run.error or run.misses for run in runs)
     if options.json_output:
         print(json.dumps(_summary(options, runs), indent=2))
@@ -124,7 +131,7 @@ def _inside(
 
 
 async def _play_all(
-    slots: Sequence[Slot], scenarios: Sequence[Scenario], options: DemoOptions, console: Console
+    slots: Sequence[Slot], scenarios: Sequence[Scenario], options: DemoOptions, max_targets: int, console: Console
 ) -> list[Run]:
     """Play everything. The distributors of one scenario and column go side by side, each on a chain of its own."""
     by_name = {scenario.name: scenario for scenario in scenarios}
@@ -136,6 +143,7 @@ async def _play_all(
             outage_s=options.outage_s,
             connections=options.connections,
             proxies=options.proxies,
+            max_targets=max_targets,
             work_dir=Path("/run/lbguard-lab") / str(slot.distribution),
         )
         progress = partial(display.phase, slot)

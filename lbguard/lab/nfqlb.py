@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lbguard.lab.controller import LabError
 from lbguard.lab.netns import Namespace
-from lbguard.lab.topology import MAX_TARGETS, VIP4, VIP6
+from lbguard.lab.topology import VIP4, VIP6
 
 SLOTS_PER_TARGET = 100
 QUEUES = "0:3"
@@ -27,10 +27,11 @@ def missing() -> str:
 class NfqlbProcess:
     """nfqlb for one stream, as Meridio starts it."""
 
-    def __init__(self, namespace: Namespace, stream: str) -> None:
+    def __init__(self, namespace: Namespace, stream: str, max_targets: int) -> None:
         self._namespace = namespace
         self._shm = f"tshm-{stream}"
         self._stream = stream
+        self._max_targets = max_targets
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -39,9 +40,9 @@ class NfqlbProcess:
         Raises:
             LabError: nfqlb or iptables refused.
         """
-        slots = MAX_TARGETS * SLOTS_PER_TARGET
+        slots = self._max_targets * SLOTS_PER_TARGET
         await asyncio.to_thread(
-            self._run, "nfqlb", "init", "--ownfw=0", f"--shm={self._shm}", f"--M={slots}", f"--N={MAX_TARGETS}"
+            self._run, "nfqlb", "init", "--ownfw=0", f"--shm={self._shm}", f"--M={slots}", f"--N={self._max_targets}"
         )
         self._process = await asyncio.create_subprocess_exec(
             *self._namespace.command("nfqlb", "flowlb", f"--queue={QUEUES}", "--hash_mode=0", "--qlength=8192"),

@@ -14,7 +14,7 @@ from lbguard.lab.controller import Column, Controller, Distribution, LabError
 from lbguard.lab.measure import Measurement, Scope, measure
 from lbguard.lab.nfqlb import NfqlbProcess
 from lbguard.lab.scenarios import Do, Scenario, Step
-from lbguard.lab.topology import STREAM, Chain
+from lbguard.lab.topology import MAX_TARGETS, STREAM, Chain
 from lbguard.lab.traffic import TrafficResult
 
 WARM_UP_S = 1.0
@@ -31,6 +31,7 @@ class Setup:
     flows: int = 40
     proxies: int = 2
     targets_per_proxy: int = 2
+    max_targets: int = MAX_TARGETS
     work_dir: Path = Path("/run/lbguard-lab")
 
 
@@ -97,7 +98,7 @@ class _Player:
         self._setup = setup
         self._run = run
         self._progress = progress
-        self._chain = Chain(setup.proxies, setup.targets_per_proxy, dad=scenario.dad)
+        self._chain = Chain(setup.proxies, setup.targets_per_proxy, scenario.dad, setup.max_targets)
         self._proxies = tuple(range(1, setup.proxies + 1))
 
     async def play(self, stack: contextlib.AsyncExitStack) -> None:
@@ -109,7 +110,7 @@ class _Player:
         targets_file = setup.work_dir / "targets.yaml"
         self._chain.write_targets_file(targets_file)
         if run.distribution is Distribution.NFQLB:
-            nfqlb = NfqlbProcess(self._chain.lb, STREAM)
+            nfqlb = NfqlbProcess(self._chain.lb, STREAM, setup.max_targets)
             stack.push_async_callback(nfqlb.stop)
             await nfqlb.start()
         self._progress(f"starting {run.column}", 0)

@@ -26,6 +26,8 @@ VIP6 = "2000::1"
 STREAM = "stream-a"
 IDENTIFIER_OFFSET = 5000
 MAX_TARGETS = 100
+MAX_TARGETS_UNPRIVILEGED = 20
+"""In a user namespace the kernel limits the size of a netlink message, and with it that of an nftables transaction."""
 
 _LB_SYSCTLS = {
     "net.ipv4.ip_forward": "1",
@@ -78,6 +80,7 @@ class Chain:
     proxies: int = 2
     targets_per_proxy: int = 2
     dad: bool = False
+    max_targets: int = MAX_TARGETS
     client: Namespace = field(init=False)
     lb: Namespace = field(init=False)
     places: tuple[TargetPlace, ...] = field(init=False)
@@ -150,7 +153,7 @@ class Chain:
         """Write the list of targets that the service and the stand-in read (YAML)."""
         stream = {
             "name": STREAM,
-            "max_targets": MAX_TARGETS,
+            "max_targets": self.max_targets,
             "identifier_offset": IDENTIFIER_OFFSET,
             "vips": [f"{VIP4}/32", f"{VIP6}/128"],
             "targets": [
