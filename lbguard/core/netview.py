@@ -197,7 +197,9 @@ class NetView:
             self.changes.ignored["link_unknown"] += 1
             return
         self.changes.lost_links.add(event.ifindex)
-        self._stripped = {subnet: other for subnet, other in self._stripped.items() if other is not link}
+        for subnet in [subnet for subnet, other in self._stripped.items() if other is link]:
+            del self._stripped[subnet]
+            self._touch((subnet,))
         for ip, length in link.addresses:
             self._drop_holder(prefix_of(ip, length), link)
 
