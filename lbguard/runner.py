@@ -24,11 +24,13 @@ from lbguard.core.effects import (
     SetAvailability,
     SetLinkDown,
     TuneLink,
+    VerdictAnswered,
 )
 from lbguard.core.engine import Engine
-from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot
+from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot, VerdictReported
 
 _BATCH = 4096
+_VERDICTS_PER_ROUND = 256
 
 
 class Journal(Protocol):
@@ -48,7 +50,8 @@ class Runner:
     """Owns the inbox and the engine's clock. Everything happens in the event loop's thread.
 
     The inbox is bounded for what comes from outside: when `inbox_limit` events wait, further kernel changes are
-    dropped, the engine is told that it is out of sync, and `resync` is called for a new full view.
+    dropped, the engine is told that it is out of sync, and `resync` is called for a new full view. Verdicts have an
+    inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's word.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class Runner:
         journal: Journal,
         resync: Callable[[str], None],
         caught_up: Callable[[], bool] = lambda: True,
+        answer: Callable[[VerdictAnswered], None] = lambda answer: None,
         inbox_limit: int = 65_536,
+        verdicts_limit: int = 8_192,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
@@ -75,7 +80,10 @@ class Runner:
         self._journal = journal
         self._resync = resync
         self._caught_up = caught_up
+        self._answer = answer
         self._inbox_limit = inbox_limit
+        self._verdicts_limit = verdicts_limit
+        self._verdicts: deque[VerdictReported] = deque()
         self._clock = clock
         self._inbox: deque[tuple[Event, float]] = deque()
         self._overflowed = False
@@ -107,6 +115,14 @@ class Runner:
                 self._inbox.append((event, received_at))
         self._wake.set()
 
+    def post_verdict(self, event: VerdictReported) -> bool:
+        """Take a verdict; false when too many wait already."""
+        if len(self._verdicts) >= self._verdicts_limit:
+            return False
+        self._verdicts.append(event)
+        self._wake.set()
+        return True
+
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
@@ -116,7 +132,7 @@ class Runner:
             await asyncio.sleep(0)
 
     async def _sleep(self) -> None:
-        if self._inbox:
+        if self._inbox or self._verdicts:
             return
         self._wake.clear()
         now = self._clock()
@@ -142,6 +158,9 @@ class Runner:
             event, _ = self._inbox.popleft()
             for effect in self.engine.observe(event, started):
                 self._perform(effect, started)
+        for _ in range(min(len(self._verdicts), _VERDICTS_PER_ROUND)):
+            for effect in self.engine.observe(self._verdicts.popleft(), started):
+                self._perform(effect, started)
         for effect in self.engine.decide(started):
             self._perform(effect, started)
         if count:
@@ -151,6 +170,9 @@ class Runner:
         match effect:
             case Record() | Ignored() | NeighborMoved() | SetAvailability():
                 self._journal.told(effect, now)
+                return
+            case VerdictAnswered():
+                self._answer(effect)
                 return
             case Announce():
                 self._announce(effect)

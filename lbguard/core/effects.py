@@ -147,5 +147,6 @@ Effect = (
     | SetAvailability
     | NeighborMoved
     | Record
+    | VerdictAnswered
     | Ignored
 )

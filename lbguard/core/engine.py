@@ -16,7 +16,7 @@ from lbguard.core import events as ev
 from lbguard.core.availability import Availability
 from lbguard.core.commits import Commits
 from lbguard.core.config import EngineConfig
-from lbguard.core.effects import Announce, Effect, Ignored
+from lbguard.core.effects import Announce, Effect, Ignored, VerdictAnswered
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
 from lbguard.core.lifecycle import Lifecycle
@@ -62,7 +62,9 @@ class Engine:
 
     def observe(self, event: Event, now: float) -> list[Effect]:
         """Take one event into account; return only what is urgent. `now` is seconds of a clock that never runs back."""
-        _OBSERVERS[type(event)](self, event, now)
+        answer: Effect | None = _OBSERVERS[type(event)](self, event, now)
+        if answer is not None:
+            return [answer]
         return self._announcements() if self.running and self.view.changes.ready else []
 
     def decide(self, now: float) -> list[Effect]:
@@ -72,6 +74,7 @@ class Engine:
         if self.running:
             effects += self._announcements()
             self._adopt(now)
+            self.view.changes.ips |= self.paths.weighing.expire(now)
             self._mark_changed()
             for target in self.roster.take_dirty():
                 self._judge(target, now)
@@ -97,6 +100,7 @@ class Engine:
         moments = [self._commits.next(), self._kernel_retries.next()]
         if self.running:
             moments += [self.availability.next(), self.life.pardons.next(), self.paths.next_probe(now)]
+            moments += [self.paths.weighing.opinions.next(), self.paths.weighing.rechecks.next()]
             if self.in_sync:
                 moments.append(self.life.deadlines.next())
         return min((moment for moment in moments if moment is not None), default=None)
@@ -112,7 +116,7 @@ class Engine:
     # Observers
 
     def _kernel_snapshot(self, event: ev.KernelSnapshot, now: float) -> None:
-        self.view.replace(event)
+        self.view.replace(event, now)
         self.tables.replace(event.routes, event.rules)
         self.view.changes.lost_links.clear()
         self._snapshot_seen = True
@@ -143,7 +147,7 @@ class Engine:
         self.view.address_gone(event)
 
     def _neighbor_seen(self, event: ev.NeighborSeen, now: float) -> None:
-        self.view.neighbor_seen(event)
+        self.view.neighbor_seen(event, now)
 
     def _neighbor_gone(self, event: ev.NeighborGone, now: float) -> None:
         self.view.neighbor_gone(event)
@@ -209,6 +213,18 @@ class Engine:
     def _commit_failed(self, event: ev.CommitFailed, now: float) -> None:
         self._commits.failed(event, now)
 
+    def _traffic_seen(self, event: ev.TrafficSeen, now: float) -> None:
+        self.view.traffic_seen(event, now)
+
+    def _verdict_reported(self, event: ev.VerdictReported, now: float) -> Effect:
+        reason, ips = self.paths.weighing.take(event, now)
+        if reason:
+            self._ignored[f"verdict_{reason}"] += 1
+        else:
+            self.paths.outdated(self.paths.weighing.moved(event))
+            self.view.changes.ips |= ips
+        return VerdictAnswered(ticket=event.ticket, reason=reason)
+
     # Steps of a decision
 
     def _announcements(self) -> list[Effect]:
@@ -251,12 +267,12 @@ class Engine:
 
     def _judge(self, target: Target, now: float) -> None:
         stream = self.roster.streams[target.key.stream]
-        self.paths.evaluate(target)
+        self.paths.evaluate(target, now)
         if stream.adopted:
             self.life.judge(stream, target, now)
 
     def _expire(self, now: float) -> None:
-        for key in self.life.pardons.pop_due(now):
+        for key in self.life.pardons.pop_due(now) + self.paths.weighing.rechecks.pop_due(now):
             target = self.roster.target(key)
             if target is not None:
                 self._judge(target, now)
@@ -301,7 +317,9 @@ class Engine:
         return effects + list(self.availability.expire(now))
 
 
-_OBSERVERS: dict[type, Callable[[Engine, Any, float], None]] = {
+_OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
+    ev.TrafficSeen: Engine._traffic_seen,
+    ev.VerdictReported: Engine._verdict_reported,
     ev.KernelSnapshot: Engine._kernel_snapshot,
     ev.KernelOutOfSync: Engine._kernel_out_of_sync,
     ev.LinkSeen: Engine._link_seen,

@@ -201,6 +201,14 @@ class LinkSetDown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficSeen:
+    """A link's counter of received packets, read from time to time."""
+
+    ifindex: int
+    rx_packets: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictReported:
     """A reporter (by its authenticated name) gave a verdict; `ticket` finds the answer's way back to it."""
 
@@ -223,4 +231,6 @@ Event = (
     | RouteFailed
     | RuleFailed
     | LinkSetDown
+    | TrafficSeen
+    | VerdictReported
 )

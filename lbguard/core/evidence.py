@@ -133,21 +133,13 @@ class Opinions:
         """Return the live opinions that concern an address."""
         return self._by_address.get(address, {})
 
-    def fused(self, *addresses: Ip) -> Fused:
-        """Return what is held of a path by its addresses (our end of its link, the target): the worst of them."""
-        if not self._opinions:
+    def fused(self, address: Ip) -> Fused:
+        """Return what is held of an address by all who speak of it."""
+        opinions = list(self.of(address).values())
+        if not opinions:
             return NO_OPINION
-        states = []
-        healing_until = float("-inf")
-        for address in addresses:
-            opinions = self.of(address).values()
-            if not opinions:
-                continue
-            states.append(self._fuse(list(opinions)))
-            for opinion in opinions:
-                if opinion.verdict.state is VerdictState.HEALING:
-                    healing_until = max(healing_until, opinion.received_at + opinion.verdict.heal_s)
-        return Fused(max(states, key=_SEVERITY.__getitem__, default=None), healing_until)
+        ends = [o.received_at + o.verdict.heal_s for o in opinions if o.verdict.state is VerdictState.HEALING]
+        return Fused(self._fuse(opinions), max(ends, default=float("-inf")))
 
     def weight(self, source: Source, opinion: Opinion) -> str:
         """Say in one word what an opinion counts for, for those who ask for an explanation."""
@@ -185,11 +177,3 @@ class Opinions:
             if not sources:
                 del self._by_address[address]
         return opinion.addresses
-
-
-_SEVERITY = {
-    VerdictState.UP: 0,
-    VerdictState.HEALING: 1,
-    VerdictState.DEGRADED: 2,
-    VerdictState.DOWN: 3,
-}

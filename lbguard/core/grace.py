@@ -29,9 +29,15 @@ class Grace:
             window = max(window, sorted(heals)[max(rank, 0)])
         return min(window, config.max_s)
 
-    def deadline(self, lost_at: float, cause: Condition, subnet: Prefix | None) -> float:
-        """Return the moment at which a target lost at `lost_at` is withdrawn; never past `max_s` after the loss."""
-        return lost_at + self.window_s(cause, subnet)
+    def deadline(
+        self, lost_at: float, cause: Condition, subnet: Prefix | None, healing_until: float = float("-inf")
+    ) -> float:
+        """Return the moment at which a target lost at `lost_at` is withdrawn.
+
+        A repair that is said to be under way moves it to `healing_until`, but never past `max_s` after the loss.
+        """
+        deadline = max(lost_at + self.window_s(cause, subnet), healing_until)
+        return min(deadline, lost_at + self._config.max_s)
 
     def learn(self, subnet: Prefix | None, heal_s: float) -> None:
         """Note how long a path of a subnet took to come back."""

@@ -99,8 +99,13 @@ class Lifecycle:
         return True
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
-        if cause is target.cause:
+        healing_until = target.healing_end()
+        if cause is target.cause and healing_until == target.healing_until:
             return False
+        if cause is target.cause:
+            before = self.deadlines.get(target.key)
+            self._set_grace_deadline(target)
+            return self.deadlines.get(target.key) != before
         before, milder = self.deadlines.get(target.key), BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]
         self._note_cause(target, cause)
         self._set_grace_deadline(target)
@@ -169,10 +174,11 @@ class Lifecycle:
         target.lost_in = None
 
     def _set_grace_deadline(self, target: Target) -> None:
+        target.healing_until = target.healing_end()
         self.deadlines.set(target.key, self._grace_deadline(target))
 
     def _grace_deadline(self, target: Target) -> float:
-        return self._grace.deadline(target.lost_at, target.cause, target.lost_in)
+        return self._grace.deadline(target.lost_at, target.cause, target.lost_in, target.healing_end())
 
     def _freeze_end(self, target: Target) -> float:
         return target.frozen_at + self._config.freeze.limit_s

@@ -164,6 +164,7 @@ class Evidence:
     ifindex: int = 0
     neighbor: str = ""
     detail: str = ""
+    verdict: str = ""
 
 
 class Action(StrEnum):

@@ -22,6 +22,7 @@ from lbguard.core.events import (
     LinkSeen,
     NeighborGone,
     NeighborSeen,
+    TrafficSeen,
 )
 from lbguard.core.model import Condition, LinkKey, NeighborState
 
@@ -37,16 +38,21 @@ _VALID = (
 
 @dataclass(slots=True)
 class Neighbor:
-    """A neighbour entry: its state, the last known link-layer address, and failed resolutions in a row."""
+    """A neighbour entry: state, last known link-layer address, failed resolutions in a row, last proof of life."""
 
     state: NeighborState
     mac: bytes = b""
     failures: int = 0
+    confirmed_at: float = float("-inf")
 
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """One incarnation of a link. `addresses` maps (address, prefix length) to whether it is usable."""
+    """One incarnation of a link.
+
+    `addresses` maps (address, prefix length) to whether it is usable. `rx_at`: when packets last arrived, as far as the
+    counter was read.
+    """
 
     key: LinkKey
     name: str
@@ -56,6 +62,8 @@ class Link:
     addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
     ready: set[Ip] = field(default_factory=set)
     neighbors: dict[Ip, Neighbor] = field(default_factory=dict)
+    rx_packets: int = -1
+    rx_at: float = float("-inf")
 
     @property
     def ifindex(self) -> int:
@@ -150,6 +158,17 @@ class NetView:
         neighbor = link.neighbors.get(ip)
         return neighbor is not None and neighbor.failures >= self._failures_needed
 
+    def follows(self, ip: Ip) -> bool:
+        """Tell whether an address is a target's."""
+        return ip in self._ip_uses
+
+    def near(self, address: Ip) -> dict[Ip, None]:
+        """Return the followed addresses in any subnet of ours that contains an address."""
+        found: dict[Ip, None] = {}
+        for length in self._prefix_lengths[len(address)]:
+            found |= self._members.get(prefix_of(address, length), {})
+        return found
+
     def holds(self, key: LinkKey, ip: Ip) -> bool:
         """Tell whether this incarnation of a link is up and holds a usable address right now."""
         link = self.links.get(key.ifindex)
@@ -230,7 +249,7 @@ class NetView:
                 self._stripped[subnet] = link
         self._refresh(link)
 
-    def neighbor_seen(self, event: NeighborSeen) -> None:
+    def neighbor_seen(self, event: NeighborSeen, now: float) -> None:
         """Take the state of a target's neighbour entry; others are of no interest."""
         link = self.links.get(event.ifindex)
         if link is None or event.ip not in self._ip_uses:
@@ -248,6 +267,8 @@ class NetView:
             if neighbor.mac and event.mac and neighbor.mac != event.mac:
                 self.changes.moved_neighbors.append((event.ifindex, event.ip, neighbor.mac, event.mac))
             neighbor.mac = event.mac or neighbor.mac
+            if event.state == NeighborState.REACHABLE:
+                neighbor.confirmed_at = now
         neighbor.state = event.state
         if failures != neighbor.failures:
             self.changes.ips[event.ip] = None
@@ -261,7 +282,15 @@ class NetView:
             return
         neighbor.state = NeighborState.NONE
 
-    def replace(self, snapshot: KernelSnapshot) -> None:
+    def traffic_seen(self, event: TrafficSeen, now: float) -> None:
+        """Take a reading of a link's receive counter."""
+        link = self.links.get(event.ifindex)
+        if link is not None:
+            if 0 <= link.rx_packets < event.rx_packets:
+                link.rx_at = now
+            link.rx_packets = event.rx_packets
+
+    def replace(self, snapshot: KernelSnapshot, now: float) -> None:
         """Take a full view: what it does not hold is gone."""
         present = {link.ifindex for link in snapshot.links}
         for ifindex in [i for i in self.links if i not in present]:
@@ -284,7 +313,7 @@ class NetView:
             known = self.links[entry.ifindex].neighbors.get(entry.ip) if entry.ifindex in self.links else None
             # A failure that was counted already is no new failure because a dump repeats it.
             if known is None or known.state != entry.state or entry.mac not in (b"", known.mac):
-                self.neighbor_seen(entry)
+                self.neighbor_seen(entry, now)
         # A full view passes by everything that nobody asked about; that is no news.
         self.changes.ignored.clear()
 
@@ -299,6 +328,7 @@ class NetView:
         link.key = self._new_key(link.ifindex)
         link.neighbors.clear()
         link.ready.clear()
+        link.rx_packets, link.rx_at = -1, float("-inf")
         self._touch(self._subnets(link))
 
     def _subnets(self, link: Link) -> Iterable[Prefix]:

@@ -3,7 +3,7 @@
 In `observe` mode it judges and collects nothing: a path is then as good as its link and its neighbour entry.
 """
 
-from lbguard.core.addr import Ip, format_mac, is_ipv4
+from lbguard.core.addr import Ip, Prefix, format_mac, is_ipv4, prefix_of
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import (
     Effect,
@@ -21,9 +21,17 @@ from lbguard.core.model import Condition, Evidence, LinkKey, NeighborState
 from lbguard.core.netview import Link, NetView, ViewChanges
 from lbguard.core.probing import ProbeWheel
 from lbguard.core.state import Path, Target
+from lbguard.core.weighing import Weighing
 
 _UNKNOWN = (NeighborState.NONE, NeighborState.FAILED)
 _SAME_LINK_WAS_CUT = frozenset({Condition.LINK_DOWN, Condition.NO_ADDRESS, Condition.ADDRESS_TENTATIVE})
+
+
+def _our_address(link: Link, subnet: Prefix | None, known: Ip) -> Ip:
+    """Return our address on a link in a subnet: the one known before, as long as it is still there."""
+    if known in link.ready:
+        return known
+    return next((ip for ip, length in link.addresses if ip in link.ready and prefix_of(ip, length) == subnet), b"")
 
 
 class PathWork:
@@ -33,6 +41,7 @@ class PathWork:
         self._config = config
         self._view = view
         self._tables = tables
+        self.weighing = Weighing(config.evidence, view)
         self._wheel = ProbeWheel(0.0 if config.observe else config.neighbor_probe_interval_s)
         self._flush: dict[tuple[int, Ip], None] = {}
         self._resolve: dict[tuple[int, Ip], None] = {}
@@ -68,13 +77,16 @@ class PathWork:
 
     # Judging
 
-    def evaluate(self, target: Target) -> None:
+    def evaluate(self, target: Target, now: float) -> None:
         """Bring the conditions of a target's paths up to date and desire their routes."""
         view, observe = self._view, self._config.observe
         for ip, path in target.paths.items():
             before = path.condition
             link, subnet, condition = view.locate(ip)
             path.subnet = subnet or path.subnet
+            if link is not None:
+                path.lb_ip = _our_address(link, subnet, path.lb_ip)
+            down = self.weighing.weigh(target, path, ip, link, now)
             if link is None:
                 path.condition = condition
                 if not observe:
@@ -82,6 +94,8 @@ class PathWork:
                 continue
             if not observe and not self._tables.want_path(target.mark, ip, link.ifindex):
                 condition = Condition.ROUTE_MISSING
+            elif down:
+                condition = Condition.VERDICT_DOWN
             elif view.neighbor_failed(link, ip):
                 condition = Condition.NEIGHBOR_FAILED
             if path.link != link.key or before in _SAME_LINK_WAS_CUT:
@@ -91,6 +105,12 @@ class PathWork:
         if len(target.paths) < 2 and not observe:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
                 self._tables.drop_family(target.mark, ipv4=ipv4)
+
+    def outdated(self, entries: list[tuple[int, Ip]]) -> None:
+        """Flush and resolve exactly these neighbour entries."""
+        for entry in entries:
+            self._flush[entry] = None
+            self._resolve[entry] = None
 
     def _arrived(self, link: Link, ip: Ip, *, same_link: bool) -> None:
         """Act on a link that took over a path: learn the neighbour at once, trust nothing from before a cut."""
@@ -109,7 +129,7 @@ class PathWork:
     def _path_evidence(self, ip: Ip, path: Path) -> Evidence:
         link = self._view.links.get(path.link.ifindex) if path.link else None
         if link is None or link.key != path.link:
-            return Evidence(ip=ip, condition=path.condition)
+            return Evidence(ip=ip, condition=path.condition, verdict=path.verdict)
         neighbor = link.neighbors.get(ip)
         return Evidence(
             ip=ip,
@@ -118,6 +138,7 @@ class PathWork:
             ifindex=link.ifindex,
             neighbor=neighbor.state.name.lower() if neighbor else "",
             detail=format_mac(neighbor.mac) if neighbor and neighbor.mac else "",
+            verdict=path.verdict,
         )
 
     # What the kernel has to do

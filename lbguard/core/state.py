@@ -24,11 +24,18 @@ BAD_TO_GOOD = {condition: rank for rank, condition in enumerate(Condition)}
 
 @dataclass(slots=True)
 class Path:
-    """One (target, IP): its condition, the link that owned it last, and the subnet that decided."""
+    """One (target, IP): its condition, the link that owned it last, and the subnet that decided.
+
+    `lb_ip`: our address at this end of the link. `verdict`: what reporters say, in a word. `healing_until`: they say it
+    is being repaired, and worth waiting for until then.
+    """
 
     condition: Condition = Condition.NO_LINK
     link: LinkKey | None = None
     subnet: Prefix | None = None
+    lb_ip: Ip = b""
+    verdict: str = ""
+    healing_until: float = float("-inf")
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +44,7 @@ class Target:
 
     `lost_at`, `lost_to`: when and by what the running loss began (HELD, FROZEN, WITHDRAWN); `cause`: the latest.
     `lost_in`: the subnet that it began in, until it has healed.
-    `waiting`: WITHDRAWN with a good path, damped.
+    `waiting`: WITHDRAWN with a good path, damped. `healing_until`: what the deadline was last moved by.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
     """
 
@@ -53,6 +60,7 @@ class Target:
     lost_in: Prefix | None = None
     frozen_at: float = 0.0
     waiting: bool = False
+    healing_until: float = float("-inf")
     pardoned_until: float = float("-inf")
     penalty: Penalty = field(default_factory=Penalty)
 
@@ -73,6 +81,11 @@ class Target:
         if all(c in SOFT for c in conditions) and now >= self.pardoned_until:
             return min(conditions, key=BAD_TO_GOOD.__getitem__)
         return Condition.OK
+
+    def healing_end(self) -> float:
+        """Return until when a repair of any broken path is worth waiting for."""
+        broken = (path.healing_until for path in self.paths.values() if path.condition is not Condition.OK)
+        return max(broken, default=float("-inf"))
 
     def lost_subnet(self) -> Prefix | None:
         """Return the subnet of the path that is worst off: heal durations are learnt per subnet."""

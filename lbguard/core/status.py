@@ -6,12 +6,31 @@ snapshot, so that a reader can compute ages and time left.
 
 from dataclasses import dataclass
 
-from lbguard.core.model import TargetState
+from lbguard.core.model import TargetState, VerdictState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictStatus:
+    """One reporter's live opinion that concerns a path, and its weight in the decision.
+
+    `weight`: `counts`, `unconfirmed` (not yet k of n), `contradicted` (another reporter gets through) or `vetoed`
+    (passive evidence). `at` and `expires_at` are moments of the engine's clock.
+    """
+
+    reporter: str
+    subject: str
+    state: VerdictState
+    weight: str
+    at: float
+    expires_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathStatus:
-    """One path: a target's IP, its condition (`ok` or a named reason), the owning link and the neighbour entry."""
+    """One path: a target's IP, its condition (`ok` or a named reason), the owning link and the neighbour entry.
+
+    `verdict` is what all reporters come to, in a word (empty: no opinion).
+    """
 
     ip: str
     condition: str
@@ -19,6 +38,8 @@ class PathStatus:
     ifindex: int
     neighbor: str
     mac: str
+    verdict: str = ""
+    verdicts: tuple[VerdictStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

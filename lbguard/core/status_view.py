@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lbguard.core.addr import Ip, format_ip, format_mac
-from lbguard.core.model import TargetState
+from lbguard.core.evidence import Opinion
+from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetState, TargetSubject, VerdictState
 from lbguard.core.netview import Link
 from lbguard.core.state import Path, Stream, Target
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus
+from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus, VerdictStatus
 
 if TYPE_CHECKING:
     from lbguard.core.engine import Engine
@@ -73,7 +74,40 @@ def _path(engine: Engine, ip: Ip, path: Path) -> PathStatus:
         ifindex=link.ifindex if link else 0,
         neighbor=neighbor.state.name.lower() if neighbor else "",
         mac=format_mac(neighbor.mac) if neighbor and neighbor.mac else "",
+        verdict=path.verdict,
+        verdicts=_verdicts(engine, ip, path),
     )
+
+
+def _verdicts(engine: Engine, ip: Ip, path: Path) -> tuple[VerdictStatus, ...]:
+    opinions = engine.paths.weighing.opinions
+    found = {**opinions.of(path.lb_ip), **opinions.of(ip)}
+    return tuple(
+        VerdictStatus(
+            reporter=source.reporter,
+            subject=_subject(source.subject),
+            state=opinion.verdict.state,
+            weight=_weight(opinions.weight(source, opinion), opinion, path),
+            at=opinion.received_at,
+            expires_at=opinion.received_at + opinion.verdict.lease_s,
+        )
+        for source, opinion in found.items()
+    )
+
+
+def _weight(weight: str, opinion: Opinion, path: Path) -> str:
+    down = opinion.verdict.state is VerdictState.DOWN
+    return "vetoed" if down and weight == "counts" and path.verdict == "down_vetoed" else weight
+
+
+def _subject(subject: Subject) -> str:
+    match subject:
+        case LinkSubject():
+            return f"link {format_ip(subject.lb_ip)} - {format_ip(subject.proxy_ip)}"
+        case TargetSubject():
+            return f"target {format_ip(subject.ip)}"
+        case ConnectionSubject():
+            return f"connection {subject.id}"
 
 
 def _link(engine: Engine, link: Link) -> LinkStatus:

@@ -320,9 +320,9 @@ def test_an_event_costs_no_more_among_ten_thousand_others(unrelated: int, monkey
     paths = guard.engine.paths
     evaluate = paths.evaluate
 
-    def counting(target: Target) -> None:
+    def counting(target: Target, now: float) -> None:
         evaluated.append(target)
-        evaluate(target)
+        evaluate(target, now)
 
     monkeypatch.setattr(paths, "evaluate", counting)
     guard.cut(1)

@@ -208,7 +208,7 @@ def test_a_full_view_leaves_exactly_what_it_holds(
         for i, (own, length) in held
         if i in present
     }
-    view.replace(ev.KernelSnapshot(links=tuple(present.values()), addresses=tuple(addresses.values())))
+    view.replace(ev.KernelSnapshot(links=tuple(present.values()), addresses=tuple(addresses.values())), 0.0)
     known = {i for i, link in present.items() if link.name != "lo" or i in naive.links}
     assert view.links.keys() == known
     for ifindex, link in view.links.items():
@@ -242,7 +242,7 @@ def test_failures_in_a_row_last_until_the_address_answers(sequence: list[Neighbo
             view.neighbor_gone(ev.NeighborGone(ifindex=2, ip=target))
         else:
             known = True
-            view.neighbor_seen(ev.NeighborSeen(ifindex=2, ip=target, state=state, mac=mac(9)))
+            view.neighbor_seen(ev.NeighborSeen(ifindex=2, ip=target, state=state, mac=mac(9)), 0.0)
             if state.name == "FAILED":
                 failures += 1
             elif state.name in answered:
