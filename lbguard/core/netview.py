@@ -356,7 +356,8 @@ class NetView:
         candidates = [
             link
             for link in self._holders.get(subnet, {}).values()
-            if any(ip in link.ready and prefix_of(ip, length) == subnet for ip, length in link.addresses)
+            if link.up
+            and any(usable and prefix_of(ip, length) == subnet for (ip, length), usable in link.addresses.items())
         ]
         new = max(candidates, key=lambda link: link.key.generation, default=None)
         old = self.owners.get(subnet)
