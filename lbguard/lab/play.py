@@ -57,13 +57,22 @@ class Run:
         """Whether the promise of this column was kept; today's behaviour promises nothing."""
         return not self.error and not self.misses
 
+    @property
+    def verdict(self) -> str:
+        """Return `failed`, `today` (the column that promises nothing), `kept` or `missed`."""
+        if self.error:
+            return "failed"
+        if self.column is Column.WITHDRAW:
+            return "today"
+        return "missed" if self.misses else "kept"
+
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as plain JSON values, without the single packets."""
         return {
             "scenario": self.scenario,
             "column": str(self.column),
             "distributor": str(self.distribution),
-            "verdict": "error" if self.error else "missed" if self.misses else "kept",
+            "verdict": self.verdict,
             "misses": self.misses,
             "error": self.error,
             "resets_sent": self.resets_sent,

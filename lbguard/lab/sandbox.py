@@ -116,6 +116,7 @@ def _first_process(function: Callable[[], int]) -> int:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         status = function()
     except KeyboardInterrupt:
+        print("interrupted; everything that was made is gone", file=sys.stderr)
         status = 128 + signal.SIGINT
     except BaseException:  # the process ends here: nothing above it could report the error
         traceback.print_exc()

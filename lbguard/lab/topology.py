@@ -12,6 +12,7 @@ neighbour, neither a load balancer nor a target.
 """
 
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ IDENTIFIER_OFFSET = 5000
 MAX_TARGETS = 100
 MAX_TARGETS_UNPRIVILEGED = 20
 """In a user namespace the kernel limits the size of a netlink message, and with it that of an nftables transaction."""
+
+SETTLE_TIMEOUT_S = 10.0
 
 _LB_SYSCTLS = {
     "net.ipv4.ip_forward": "1",
@@ -118,6 +121,7 @@ class Chain:
             self._target_spaces[place.identifier] = self._namespace(f"target{place.identifier}-{tag}", _END_SYSCTLS)
             self.target(place.identifier).batch([f"addr add {VIP4}/32 dev lo", f"addr add {VIP6}/128 dev lo nodad"])
             self.create_target_link(place.identifier)
+        self._settle()
 
     def close(self) -> None:
         """Remove the namespaces, and with them everything inside."""
@@ -231,6 +235,23 @@ class Chain:
         for key, value in sysctls.items() if self.dad else (sysctls | _NO_DAD_SYSCTLS).items():
             namespace.sysctl(key, value)
         return namespace
+
+    def _settle(self) -> None:
+        """Wait until every namespace has its IPv6 prefix routes: the kernel adds them some time after `link up`.
+
+        Raises:
+            TimeoutError: they did not come.
+        """
+        awaited = {(self.lb, f"fd00:0:0:{proxy}::/64") for proxy in self._proxy_spaces}
+        awaited |= {(self.proxy(proxy), f"fd00:0:0:{proxy}::/64") for proxy in self._proxy_spaces}
+        awaited |= {(self.target(place.identifier), f"fd00:0:0:{place.proxy}::/64") for place in self.places}
+        awaited |= {(self.lb, "fd01::/64"), (self.client, "fd01::/64")}
+        end = time.monotonic() + SETTLE_TIMEOUT_S
+        while awaited := {(space, prefix) for space, prefix in awaited if not space.ip("-6", "route", "show", prefix)}:
+            if time.monotonic() > end:
+                missing = ", ".join(sorted(f"{prefix} in {space.name}" for space, prefix in awaited))
+                raise TimeoutError(f"IPv6 routes did not appear: {missing}")
+            time.sleep(0.02)
 
     def _join_client(self) -> None:
         self.lb.ip("link", "add", "name", "gw0", "type", "veth", "peer", "name", "eth0", "netns", self.client.name)
