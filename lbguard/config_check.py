@@ -24,6 +24,7 @@ def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
         *_neighbors(settings),
         *_freeze_and_damping(settings),
         *_kernel(settings),
+        *_verdicts(settings),
     )
 
 
@@ -145,4 +146,29 @@ def _kernel(settings: Settings) -> Iterator[ConfigWarning]:
             name="no-reconcile",
             what="kernel.reconcile_interval is 0: a lost kernel message is never made good",
             remedy="set kernel.reconcile_interval, such as 10s",
+        )
+
+
+def _verdicts(settings: Settings) -> Iterator[ConfigWarning]:
+    verdicts = settings.verdicts
+    if verdicts.listen and not verdicts.names_tcp_peers:
+        yield ConfigWarning(
+            name="verdicts-from-nobody",
+            what=f"verdicts.listen is {verdicts.listen}, but no rule of verdicts.policy is for a peer on TCP",
+            remedy="name the proxies in verdicts.policy, such as spiffe://example.org/ns/*/proxy=172.16.0.0/16",
+        )
+    if verdicts.names_tcp_peers and not verdicts.listen:
+        yield ConfigWarning(
+            name="verdict-policy-without-listener",
+            what="verdicts.policy names peers on TCP, but verdicts.listen is empty",
+            remedy="set verdicts.listen and its certificates, or remove the rules",
+        )
+    if verdicts.max_subjects_total < verdicts.max_subjects:
+        yield ConfigWarning(
+            name="verdict-subjects-total-below-one-reporter",
+            what=(
+                f"verdicts.max_subjects_total ({verdicts.max_subjects_total}) is smaller than what one reporter may"
+                f" hold, verdicts.max_subjects ({verdicts.max_subjects}): one can leave no room for the others"
+            ),
+            remedy="raise verdicts.max_subjects_total, or lower verdicts.max_subjects",
         )

@@ -24,7 +24,7 @@ from lbguard.core.effects import (
     Record,
     ResolveNeighbors,
 )
-from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState
+from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState, VerdictState
 from lbguard.core.status import GuardStatus
 
 _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
@@ -146,6 +146,7 @@ class Metrics:
         self._define_repair()
         self._define_kernel()
         self._define_work()
+        self._define_verdicts()
         registry.register(self._packets)
         self.specs += _PACKET_SPECS
         ProcessCollector(registry=registry)
@@ -228,6 +229,33 @@ class Metrics:
         self.slots_changed = self._counter("slots_changed", "Slots of the table given to another target.", "stream")
         self.engine_step = self._histogram(
             "engine_step_seconds", "How long the engine thought about one batch of events.", _WORK_BUCKETS
+        )
+
+    def _define_verdicts(self) -> None:
+        self.verdicts_received = self._counter(
+            "verdicts_received", "Verdicts that were let in, by what they say.", "state"
+        )
+        for state in VerdictState:
+            self.verdicts_received.labels(state)
+        self.verdicts_ignored = self._counter(
+            "verdicts_ignored", "Verdicts let in that changed nothing, by reason.", "reason"
+        )
+        self.verdict_requests_denied = self._counter(
+            "verdict_requests_denied", "Requests and streams that the policy refused, by reason.", "reason"
+        )
+        self.verdict_requests_limited = self._counter(
+            "verdict_requests_limited", "Requests and streams refused because of a limit, by its setting.", "limit"
+        )
+        self.verdict_requests_invalid = self._counter(
+            "verdict_requests_invalid", "Requests refused because a field was wrong."
+        )
+        self.verdict_streams_replaced = self._counter(
+            "verdict_streams_replaced", "Streams ended because their reporter opened a newer one."
+        )
+        self.verdict_streams = self._gauge("verdict_streams", "Streams of reports that are open.")
+        self.verdict_reporters = self._gauge("verdict_reporters", "Reporters whose limits are being counted.")
+        self.verdict_subjects = self._gauge(
+            "verdict_subjects", "Subjects of running verdicts; ones that just ran out may be among them."
         )
 
     def record_decision(self, decision: Decision) -> None:
@@ -337,6 +365,30 @@ class Metrics:
     def record_inbox_dropped(self, total: int) -> None:
         """Take the runner's own count of dropped events, which only grows."""
         self.inbox_dropped.inc(self._readings.grown("inbox_dropped", total))
+
+    def record_verdicts(
+        self,
+        *,
+        received: Mapping[str, int],
+        ignored: Mapping[str, int],
+        denied: Mapping[str, int],
+        limited: Mapping[str, int],
+        invalid: int,
+        replaced: int,
+    ) -> None:
+        """Take the verdict service's own counts, which only grow."""
+        self._follow(self.verdicts_received, "verdicts_received", received)
+        self._follow(self.verdicts_ignored, "verdicts_ignored", ignored)
+        self._follow(self.verdict_requests_denied, "verdicts_denied", denied)
+        self._follow(self.verdict_requests_limited, "verdicts_limited", limited)
+        self.verdict_requests_invalid.inc(self._readings.grown("verdicts_invalid", invalid))
+        self.verdict_streams_replaced.inc(self._readings.grown("verdicts_replaced", replaced))
+
+    def record_reporters(self, *, streams: int, reporters: int, subjects: int) -> None:
+        """Show how much the verdict service holds now."""
+        self.verdict_streams.set(streams)
+        self.verdict_reporters.set(reporters)
+        self.verdict_subjects.set(subjects)
 
     def record_failures(self, *, routes: Sequence[str] = (), neighbors: Sequence[str] = ()) -> None:
         """Count refused kernel operations by their named reasons."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from lbguard.api.verdict_settings import VerdictSettings
 from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
 from lbguard.durations import format_duration
@@ -281,6 +282,7 @@ class Settings(BaseSettings):
     announce: AnnounceSettings = AnnounceSettings()
     kernel: KernelSettings = KernelSettings()
     metrics: MetricsSettings = MetricsSettings()
+    verdicts: VerdictSettings = VerdictSettings()
     probe: ProbeSettings = ProbeSettings()
 
     @classmethod

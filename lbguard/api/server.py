@@ -1,4 +1,4 @@
-"""The gRPC server of the running service, on its unix socket. It reads and never changes anything."""
+"""The gRPC server of the running service, on its unix socket: what it tells of itself, and where verdicts are taken."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.api.verdict_server import VerdictIntake, unix_names
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
@@ -162,16 +163,20 @@ async def _refuse(
 
 
 class ApiServer:
-    """Serves GuardService and the standard health service on a unix socket.
+    """Serves GuardService, VerdictService and the standard health service on a unix socket.
 
     Args:
         path: the socket; its directory is made when missing.
         view: what to show.
         feed: new decisions.
+        verdicts: where verdicts go; None: VerdictService is not served.
     """
 
-    def __init__(self, path: Path, view: GuardView, feed: DecisionFeed) -> None:
+    def __init__(
+        self, path: Path, view: GuardView, feed: DecisionFeed, *, verdicts: VerdictIntake | None = None
+    ) -> None:
         self._path = path
+        self._verdicts = verdicts
         self._service = _GuardService(view, feed)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
@@ -184,9 +189,15 @@ class ApiServer:
             ApiError: another process serves the socket, or it cannot be made.
         """
         _make_way(self._path)
+        verdicts = self._verdicts
         server = grpc.aio.server(
-            options=[("grpc.max_receive_message_length", _REQUEST_BYTES_MAX)], maximum_concurrent_rpcs=_CALLS_AT_ONCE
+            options=[
+                ("grpc.max_receive_message_length", verdicts.message_bytes_read if verdicts else _REQUEST_BYTES_MAX)
+            ],
+            maximum_concurrent_rpcs=_CALLS_AT_ONCE + (verdicts.calls_at_once if verdicts else 0),
         )
+        if verdicts is not None:
+            server.add_generic_rpc_handlers((verdicts.handlers(unix_names),))
         pb_grpc.add_GuardServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         # With the mask the socket is never open to more than its final mode, not even before chmod.

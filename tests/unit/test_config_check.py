@@ -27,6 +27,9 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
         ("freeze-off", {"freeze.threshold": "1"}),
         ("damping-max-below-step", {"damping.max": "1s"}),
         ("no-reconcile", {"kernel.reconcile_interval": "0"}),
+        ("verdicts-from-nobody", {"verdicts.listen": ":7443", "verdicts.spiffe_socket": "unix:///run/agent.sock"}),
+        ("verdict-policy-without-listener", {"verdicts.policy": "dns:proxy=10.0.0.0/8"}),
+        ("verdict-subjects-total-below-one-reporter", {"verdicts.max_subjects_total": "100"}),
     ],
 )
 def test_each_bad_combination_is_named_and_has_a_remedy(name: str, flags: dict[str, object]) -> None:

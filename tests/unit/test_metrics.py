@@ -134,6 +134,28 @@ def test_counts_of_the_adapters_are_followed(scraped: Scraped) -> None:
     assert scraped.value("kernel_messages_ignored_total", reason="foreign_sender") == 4
 
 
+def test_counts_of_the_verdict_service_are_followed(scraped: Scraped) -> None:
+    assert scraped.value("verdicts_received_total", state="healing") == 0
+    for count in (1, 3):
+        scraped.metrics.record_verdicts(
+            received={"down": count},
+            ignored={"late": count * 2},
+            denied={"peer_not_allowed": count * 3},
+            limited={"max_subjects": count * 4},
+            invalid=count * 5,
+            replaced=count * 6,
+        )
+    scraped.metrics.record_reporters(streams=2, reporters=3, subjects=40)
+    assert scraped.value("verdicts_received_total", state="down") == 3
+    assert scraped.value("verdicts_ignored_total", reason="late") == 6
+    assert scraped.value("verdict_requests_denied_total", reason="peer_not_allowed") == 9
+    assert scraped.value("verdict_requests_limited_total", limit="max_subjects") == 12
+    assert scraped.value("verdict_requests_invalid_total") == 15
+    assert scraped.value("verdict_streams_replaced_total") == 18
+    names = ("verdict_streams", "verdict_reporters", "verdict_subjects")
+    assert [scraped.value(name) for name in names] == [2, 3, 40]
+
+
 def test_a_turn_of_the_loop(scraped: Scraped) -> None:
     scraped.metrics.record_step(duration_s=0.001, lags_s=[0.002, 0.004], inbox_depth=9)
     scraped.metrics.record_failures(

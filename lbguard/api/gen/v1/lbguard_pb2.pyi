@@ -602,7 +602,9 @@ class ReportRequest(_message.Message):
     ticket: _builtins.int
     """Chosen by the reporter and returned in the answer."""
     @_builtins.property
-    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]: ...
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]:
+        """At most 256 (setting `verdicts.max_per_request`)."""
+
     def __init__(
         self,
         *,
@@ -626,6 +628,7 @@ class ReportResponse(_message.Message):
     IGNORED_FIELD_NUMBER: _builtins.int
     ticket: _builtins.int
     accepted: _builtins.int
+    """How many verdicts were taken into account."""
     @_builtins.property
     def ignored(self) -> _containers.RepeatedCompositeFieldContainer[Global___IgnoredVerdict]:
         """Verdicts that changed nothing, with the reason; `index` counts from 0 within the request."""
@@ -651,7 +654,9 @@ class ReportOnceRequest(_message.Message):
 
     VERDICTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]: ...
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]:
+        """At most 256 (setting `verdicts.max_per_request`)."""
+
     def __init__(
         self,
         *,
@@ -672,8 +677,11 @@ class ReportOnceResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     IGNORED_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
+    """How many verdicts were taken into account."""
     @_builtins.property
-    def ignored(self) -> _containers.RepeatedCompositeFieldContainer[Global___IgnoredVerdict]: ...
+    def ignored(self) -> _containers.RepeatedCompositeFieldContainer[Global___IgnoredVerdict]:
+        """Verdicts that changed nothing, with the reason; `index` counts from 0 within the request."""
+
     def __init__(
         self,
         *,
@@ -731,14 +739,14 @@ class Verdict(_message.Message):
     lease_s: _builtins.float
     """How long the verdict counts without being renewed, seconds; above 0, at most 300."""
     heal_s: _builtins.float
-    """With HEALING: how long the repair is expected to take, seconds, at most 300."""
+    """With HEALING: how long the repair is expected to take, seconds, 0 to 300. With other states: 0."""
     new_mac: _builtins.bytes
-    """Link-layer address (6 bytes) of the subject after it was re-created; empty: nothing is said of it."""
+    """Link-layer address (6 bytes, unicast) of the subject after it was re-created; empty: nothing is said of it."""
     @_builtins.property
     def subject(self) -> Global___Subject: ...
     @_builtins.property
     def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___FamilyEvidence]:
-        """One entry for each family that was tested."""
+        """One entry for each family that was tested, at most two."""
 
     def __init__(
         self,
@@ -762,7 +770,9 @@ Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class Subject(_message.Message):
-    """What is judged. Addresses are text without a prefix length."""
+    """What is judged. Addresses are text without a prefix length: unicast, neither loopback nor link-local, and an IPv4
+    address in its own form. The policy has to allow every one of them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -818,7 +828,7 @@ Global___LinkSubject: _TypeAlias = LinkSubject  # noqa: Y015
 
 @_typing.final
 class ConnectionSubject(_message.Message):
-    """A connection of the mesh, with the addresses that it has at this moment."""
+    """A connection of the mesh, with the addresses that it has at this moment: at least one, except with ENDED."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -826,10 +836,15 @@ class ConnectionSubject(_message.Message):
     LB_IPS_FIELD_NUMBER: _builtins.int
     PEER_IPS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """1 to 253 printable characters."""
     @_builtins.property
-    def lb_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def lb_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses of our end, of either family, at most 16."""
+
     @_builtins.property
-    def peer_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def peer_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses of the other end, of either family, at most 16."""
+
     def __init__(
         self,
         *,
@@ -861,8 +876,9 @@ class FamilyEvidence(_message.Message):
     sent: _builtins.int
     """Packets of the round that was judged."""
     received: _builtins.int
+    """Those of them that were answered: at most `sent`."""
     rtt_min_s: _builtins.float
-    """Round-trip times, seconds; 0: no reply."""
+    """Round-trip times, seconds, min <= median <= max; 0: no reply."""
     rtt_median_s: _builtins.float
     rtt_max_s: _builtins.float
     since_reply_s: _builtins.float

@@ -203,7 +203,18 @@ class GuardService:
 
 
 class VerdictServiceStub:
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found.
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
+    socket and, with TLS of both sides, over TCP.
+
+    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
+    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
+    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+
+    A request is taken whole or refused whole; a refusal ends the stream:
+    INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
+    PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
+    RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
+    ABORTED: a newer stream of the same reporter replaced this one.
     """
 
     def __init__(self, channel):
@@ -225,12 +236,24 @@ class VerdictServiceStub:
 
 
 class VerdictServiceServicer:
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found.
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
+    socket and, with TLS of both sides, over TCP.
+
+    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
+    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
+    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+
+    A request is taken whole or refused whole; a refusal ends the stream:
+    INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
+    PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
+    RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
+    ABORTED: a newer stream of the same reporter replaced this one.
     """
 
     def Report(self, request_iterator, context):
         """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
         Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+        A request without verdicts is answered like any other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,7 +288,18 @@ def add_VerdictServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VerdictService:
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found.
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
+    socket and, with TLS of both sides, over TCP.
+
+    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
+    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
+    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+
+    A request is taken whole or refused whole; a refusal ends the stream:
+    INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
+    PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
+    RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
+    ABORTED: a newer stream of the same reporter replaced this one.
     """
 
     @staticmethod

@@ -103,7 +103,19 @@ class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_GuardServiceServicer_to_server(servicer: GuardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class VerdictServiceStub:
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found."""
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
+    socket and, with TLS of both sides, over TCP.
+
+    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
+    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
+    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+
+    A request is taken whole or refused whole; a refusal ends the stream:
+    INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
+    PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
+    RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
+    ABORTED: a newer stream of the same reporter replaced this one.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -112,24 +124,50 @@ class VerdictServiceStub:
     Report: _grpc.StreamStreamMultiCallable[_lbguard_pb2.ReportRequest, _lbguard_pb2.ReportResponse]
     """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
     Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+    A request without verdicts is answered like any other.
     """
     ReportOnce: _grpc.UnaryUnaryMultiCallable[_lbguard_pb2.ReportOnceRequest, _lbguard_pb2.ReportOnceResponse]
     """The same for one batch."""
 
 @_typing.type_check_only
 class VerdictServiceAsyncStub(VerdictServiceStub):
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found."""
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
+    socket and, with TLS of both sides, over TCP.
+
+    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
+    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
+    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+
+    A request is taken whole or refused whole; a refusal ends the stream:
+    INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
+    PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
+    RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
+    ABORTED: a newer stream of the same reporter replaced this one.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.StreamStreamMultiCallable[_lbguard_pb2.ReportRequest, _lbguard_pb2.ReportResponse]  # type: ignore[assignment]
     """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
     Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+    A request without verdicts is answered like any other.
     """
     ReportOnce: _aio.UnaryUnaryMultiCallable[_lbguard_pb2.ReportOnceRequest, _lbguard_pb2.ReportOnceResponse]  # type: ignore[assignment]
     """The same for one batch."""
 
 class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found."""
+    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
+    socket and, with TLS of both sides, over TCP.
+
+    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
+    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
+    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+
+    A request is taken whole or refused whole; a refusal ends the stream:
+    INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
+    PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
+    RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
+    ABORTED: a newer stream of the same reporter replaced this one.
+    """
 
     @_abc_1.abstractmethod
     def Report(
@@ -139,6 +177,7 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_lbguard_pb2.ReportResponse], _abc.AsyncIterator[_lbguard_pb2.ReportResponse]]:
         """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
         Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+        A request without verdicts is answered like any other.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,164 @@
+"""Who may report on what: rules from peers to subnets. Pure.
+
+A peer is known by what its transport proved: `unix` for whoever can open the service's socket (its file mode decides
+that; gRPC tells nothing of the process behind it), `spiffe://...` and `dns:NAME` for what its certificate says.
+
+In a rule's pattern `*` stands for any text within one part: it does not cross `/` in a SPIFFE ID nor `.` in a DNS
+name, so that `spiffe://example.org/ns/*/proxy` does not let `ns/red/sa/evil/proxy` in. `**` crosses both. What a peer
+may report on is the union of all rules that match one of its names. Without any rule for `unix`, peers on the socket
+may report on anything; everybody else needs a rule.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lbguard.core.addr import Ip, Prefix, format_ip, parse_prefix
+from lbguard.core.model import ConnectionSubject, LinkSubject, Subject
+
+UNIX_PEER = "unix"
+_KINDS = ("spiffe://", "dns:")
+_EVERYTHING = (Prefix(bytes(4), 0), Prefix(bytes(16), 0))
+_SHOWN = 4
+
+RULE_EXAMPLE = "spiffe://example.org/ns/*/proxy=172.16.0.0/16 fd00::/8"
+"""A rule as text: PEER=SUBNET SUBNET ..."""
+
+
+class DenyReason(StrEnum):
+    """Why a peer may not report; a bounded set, used as a metric label."""
+
+    NO_IDENTITY = "no_identity"
+    PEER_NOT_ALLOWED = "peer_not_allowed"
+    SUBNET_NOT_ALLOWED = "subnet_not_allowed"
+
+
+class Denied(Exception):  # noqa: N818 (it names the answer)
+    """A peer may not report this; the text says why."""
+
+    def __init__(self, reason: DenyReason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRule:
+    """Peers whose name matches the pattern `peer` may report on addresses in `subnets`."""
+
+    peer: str
+    subnets: tuple[Prefix, ...]
+
+    def __str__(self) -> str:
+        return f"{self.peer}={' '.join(map(str, self.subnets))}"
+
+
+def parse_rule(value: object) -> PeerRule:
+    """Read a rule: text `PEER=SUBNET SUBNET`, or a mapping with `peer` and a list `subnets`.
+
+    Raises:
+        ValueError: it is none; the text says what is wrong.
+    """
+    if isinstance(value, PeerRule):
+        return value
+    if isinstance(value, str):
+        # Subnets hold no "=", a name might.
+        peer, equals, subnets = value.rpartition("=")
+        if not equals:
+            raise ValueError(f"{value!r} is no rule PEER=SUBNETS")
+        return _rule(peer.strip(), subnets.split())
+    if isinstance(value, dict) and value.keys() == {"peer", "subnets"}:
+        subnets = value["subnets"]
+        if isinstance(value["peer"], str) and isinstance(subnets, list | tuple):
+            return _rule(value["peer"].strip(), [str(subnet) for subnet in subnets])
+    raise ValueError(f"{value!r} is no mapping of `peer` (text) and `subnets` (a list)")
+
+
+def _rule(peer: str, subnets: Sequence[str]) -> PeerRule:
+    if peer != UNIX_PEER and not any(peer.startswith(kind) and len(peer) > len(kind) for kind in _KINDS):
+        raise ValueError(f"{peer!r} is no peer: unix, spiffe://TRUST-DOMAIN/PATH or dns:NAME")
+    prefixes = []
+    for subnet in subnets:
+        try:
+            prefixes.append(parse_prefix(subnet))
+        except ValueError as error:
+            raise ValueError(f"{subnet!r} is no subnet: {error}") from None
+    return PeerRule(peer, tuple(prefixes))
+
+
+class Subnets:
+    """A set of subnets that can be asked for an address."""
+
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        self.prefixes = tuple(dict.fromkeys(prefixes))
+        self._networks: dict[int, list[tuple[int, int]]] = {4: [], 16: []}
+        for prefix in self.prefixes:
+            length = len(prefix.network)
+            shift = 8 * length - prefix.length
+            self._networks[length].append((shift, int.from_bytes(prefix.network) >> shift))
+
+    def __contains__(self, ip: Ip) -> bool:
+        value = int.from_bytes(ip)
+        return any(value >> shift == network for shift, network in self._networks[len(ip)])
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.prefixes[:_SHOWN])) or "none"
+        return shown + (", ..." if len(self.prefixes) > _SHOWN else "")
+
+
+class Policy:
+    """The rules, ready to be asked."""
+
+    def __init__(self, rules: Sequence[PeerRule]) -> None:
+        if not any(rule.peer == UNIX_PEER for rule in rules):
+            rules = (*rules, PeerRule(UNIX_PEER, _EVERYTHING))
+        self._rules = [(_pattern(rule.peer), rule.subnets) for rule in rules]
+
+    def subnets_of(self, names: Sequence[str]) -> Subnets:
+        """Return what a peer with these names may report on.
+
+        Raises:
+            Denied: the peer has no name, or no rule is for it.
+        """
+        if not names:
+            raise Denied(DenyReason.NO_IDENTITY, "the certificate names nobody: it needs a SPIFFE ID or a DNS name")
+        matching = [
+            subnets for pattern, subnets in self._rules if any(pattern.fullmatch(name) is not None for name in names)
+        ]
+        if not any(matching):
+            raise Denied(DenyReason.PEER_NOT_ALLOWED, f"no rule of verdicts.policy lets {names[0]} report on anything")
+        return Subnets(prefix for subnets in matching for prefix in subnets)
+
+
+def check_subject(subject: Subject, subnets: Subnets, where: str) -> None:
+    """Check that every address of a subject lies in the subnets.
+
+    Raises:
+        Denied: one does not; the text names it and `where` it stands.
+    """
+    for ip in addresses(subject):
+        if ip not in subnets:
+            raise Denied(
+                DenyReason.SUBNET_NOT_ALLOWED,
+                f"{where}: verdicts.policy does not let this peer report on {format_ip(ip)}; allowed: {subnets}",
+            )
+
+
+def addresses(subject: Subject) -> tuple[Ip, ...]:
+    """Return every address that a subject names, of both ends."""
+    match subject:
+        case LinkSubject(lb_ip=lb_ip, proxy_ip=proxy_ip):
+            return lb_ip, proxy_ip
+        case ConnectionSubject(lb_ips=lb_ips, peer_ips=peer_ips):
+            return lb_ips + peer_ips
+        case _:
+            return (subject.ip,)
+
+
+def _pattern(peer: str) -> re.Pattern[str]:
+    part = "[^.]*" if peer.startswith("dns:") else "[^/]*"
+    pieces = re.split(r"(\*\*?)", peer)
+    return re.compile(
+        "".join({"*": part, "**": ".*"}.get(piece, re.escape(piece)) for piece in pieces),
+        re.IGNORECASE if peer.startswith("dns:") else 0,
+    )

@@ -1,0 +1,147 @@
+"""Certificates of the TCP listener, and what a peer's certificate says of it.
+
+gRPC asks for the certificates at each handshake, from a thread of its own; what is there then is served, and what is
+not usable (a half-written file, a key of another certificate) is passed over in favour of the last good one.
+Connections that are already open stay as they are until their age ends them.
+"""
+
+import logging
+import ssl
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+
+from lbguard.log import fields
+
+_log = logging.getLogger("lbguard.verdicts")
+
+_READ_ATTEMPTS = 3
+
+
+class CredentialsError(Exception):
+    """There are no usable certificates; the text names the settings and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A private key, its certificate chain, and the authorities that clients' certificates must come from; PEM."""
+
+    key: bytes
+    chain: bytes
+    roots: bytes
+
+
+class MaterialSource(Protocol):
+    """Where certificates come from."""
+
+    def current(self) -> Material:
+        """Return what to serve now; the same object while nothing has changed. Any thread may call it.
+
+        Raises:
+            CredentialsError: there is nothing usable.
+        """
+
+
+class CertificateFiles:
+    """PEM files, watched by their inode, size and time of change.
+
+    Kubernetes swaps a link to a whole directory when it renews a secret, cert-manager and others replace files one by
+    one: so a set of files counts only once key and certificate belong together.
+    """
+
+    def __init__(self, chain: Path, key: Path, client_roots: Path) -> None:
+        self._chain = chain
+        self._key = key
+        self._roots = client_roots
+        self._lock = threading.Lock()
+        self._read_as: tuple[tuple[int, ...], ...] = ()
+        self._material: Material | None = None
+
+    def current(self) -> Material:
+        """Return the content of the files, read again when they have changed.
+
+        Raises:
+            CredentialsError: a file cannot be read, or they do not belong together.
+        """
+        with self._lock:
+            for _ in range(_READ_ATTEMPTS):
+                before = self._signature()
+                if self._material is not None and before == self._read_as:
+                    return self._material
+                material = self._read()
+                if self._signature() == before:
+                    self._material, self._read_as = material, before
+                    return material
+            raise CredentialsError(f"{self._chain}, {self._key}, {self._roots}: they change while they are read")
+
+    def _signature(self) -> tuple[tuple[int, ...], ...]:
+        try:
+            stats = [path.stat() for path in (self._chain, self._key, self._roots)]
+        except OSError as error:
+            raise CredentialsError(f"{error.filename}: {error.strerror}") from None
+        return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+    def _read(self) -> Material:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        place = f"verdicts.tls_cert = {self._chain}, verdicts.tls_key = {self._key}"
+        try:
+            # An encrypted key must not make a service without a terminal ask for its password.
+            context.load_cert_chain(self._chain, self._key, password=lambda: b"")
+            place = f"verdicts.tls_client_ca = {self._roots}"
+            context.load_verify_locations(self._roots)
+            return Material(self._key.read_bytes(), self._chain.read_bytes(), self._roots.read_bytes())
+        except ssl.SSLError as error:
+            reason = error.reason or "no PEM"
+            raise CredentialsError(f"{place}: not usable ({reason.lower().replace('_', ' ')})") from None
+        except OSError as error:
+            raise CredentialsError(f"{place}: {error.strerror}") from None
+
+
+def server_credentials(source: MaterialSource) -> grpc.ServerCredentials:
+    """Return credentials for a listener that demands a client certificate and follows the source.
+
+    Raises:
+        CredentialsError: there is nothing usable yet.
+    """
+    served = source.current()
+    troubled = ""
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal served, troubled
+        try:
+            material = source.current()
+        except CredentialsError as error:
+            if str(error) != troubled:
+                troubled = str(error)
+                _log.warning("certificates not renewed; the last good ones stay", extra=fields(reason=troubled))
+            return None
+        troubled = ""
+        if material is served:
+            return None
+        served = material
+        _log.info("certificates renewed")
+        return _configuration(material)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(served),
+        fetch,  # type: ignore[arg-type]  # the stubs know nothing of None, which gRPC documents
+        require_client_authentication=True,
+    )
+
+
+def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(material.key, material.chain)], root_certificates=material.roots)
+
+
+def names_of(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
+    """Return the names that a verified client certificate carries: its SPIFFE ID first, then `dns:NAME`.
+
+    gRPC fills `peer_spiffe_id` only for a certificate with exactly one URI, as the X.509-SVID standard demands.
+    """
+    names = [name.decode(errors="replace") for name in auth_context.get("peer_spiffe_id", ())]
+    names += [f"dns:{name.decode(errors='replace')}" for name in auth_context.get("peer_dns", ())]
+    return tuple(names)

@@ -1,0 +1,296 @@
+"""VerdictService: takes reports, and answers each once it is decided what they are worth.
+
+One path for every request: size and rate (before any work is put into it), then its fields, then the policy, then the
+state it would take up, and only then the core. A request is taken whole or refused whole. Within a stream one request
+is under way at a time, so a reporter that does not read its answers is no longer read either, and what waits for it is
+what HTTP/2 lets it send: nothing grows here.
+"""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.api.limits import Accounts, Limit, LimitExceeded, VerdictLimits
+from lbguard.api.policy import UNIX_PEER, Denied, Policy, Subnets, check_subject
+from lbguard.api.security import names_of
+from lbguard.api.verdict_convert import InvalidField, verdict_from_proto
+from lbguard.core.model import Verdict
+
+SERVICE = "lbguard.v1.VerdictService"
+
+REPORTER_KEY = "lbguard-reporter"
+"""Metadata in which a reporter may give its name, to be told from others with the same identity."""
+
+REPLACED = "replaced by a newer stream of the same reporter"
+
+Submit = Callable[[str, Verdict], Awaitable[str]]
+"""Hands a verdict of a reporter to the core; resolves to the reason why it was ignored, or ''. May be cancelled."""
+
+_REPORTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_VERDICTS_A_TURN = 32
+_CALLS_EXTRA = 64
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Request = TypeVar("_Request", pb.ReportRequest, pb.ReportOnceRequest)
+
+
+@dataclass(slots=True)
+class VerdictCounters:
+    """What happened so far; everything only grows. Requests: denied, limited, invalid. Verdicts: received, ignored."""
+
+    received: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    denied: Counter[str] = field(default_factory=Counter)
+    limited: Counter[str] = field(default_factory=Counter)
+    invalid: int = 0
+    replaced: int = 0
+
+
+class _Peer(NamedTuple):
+    reporter: str
+    subnets: Subnets
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    task: "asyncio.Task[Any]"
+    replaced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """A message that was not taken apart: too large, or no message at all."""
+
+    refusal: Exception
+
+
+class VerdictIntake:
+    """What all listeners have in common: accounts, streams, counters and the way into the core.
+
+    Args:
+        submit: takes each verdict that was let in.
+        policy: who may speak of what.
+        limits: how much.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        policy: Policy,
+        limits: VerdictLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = VerdictCounters()
+        # What gRPC itself refuses has no name of ours; so it takes a little more, which is then refused unread.
+        self.message_bytes_read = 2 * limits.message_bytes_max
+        self.calls_at_once = _CALLS_EXTRA + 2 * limits.reporters_max
+        self._message_bytes_max = limits.message_bytes_max
+        self._submit = submit
+        self._policy = policy
+        self._accounts = Accounts(limits)
+        self._clock = clock
+        self._streams: dict[str, _Stream] = {}
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open."""
+        return len(self._streams)
+
+    @property
+    def reporters(self) -> int:
+        """How many reporters are known."""
+        return self._accounts.reporters
+
+    @property
+    def subjects(self) -> int:
+        """How many subjects they hold."""
+        return self._accounts.subjects
+
+    def handlers(self, names: "Callable[[_Context], tuple[str, ...]]") -> "grpc.GenericRpcHandler[Any, Any]":
+        """Return the service for one listener.
+
+        Args:
+            names: what the listener's transport proved of the peer of a call.
+        """
+        service = _VerdictService(self, names)
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Report": grpc.stream_stream_rpc_method_handler(
+                    service.report, self._reader(pb.ReportRequest), pb.ReportResponse.SerializeToString
+                ),
+                "ReportOnce": grpc.unary_unary_rpc_method_handler(
+                    service.report_once, self._reader(pb.ReportOnceRequest), pb.ReportOnceResponse.SerializeToString
+                ),
+            },
+        )
+
+    def admit(self, names: tuple[str, ...], context: _Context) -> _Peer:
+        """Decide whether a peer may report at all, and what it is called.
+
+        Raises:
+            Denied, InvalidField: it may not, or calls itself by something that is no name.
+        """
+        subnets = self._policy.subnets_of(names)
+        metadata = dict(context.invocation_metadata() or ())
+        name = metadata.get(REPORTER_KEY, "")
+        if name:
+            if not isinstance(name, str) or _REPORTER_NAME.fullmatch(name) is None:
+                raise InvalidField(f"metadata {REPORTER_KEY}", name, f"a match of {_REPORTER_NAME.pattern}")
+            return _Peer(f"{names[0]}#{name}", subnets)
+        # Many proxies share one identity, so without a name the address tells them apart.
+        host = _host(context.peer())
+        return _Peer(f"{names[0]}@{host}" if host else names[0], subnets)
+
+    @contextlib.contextmanager
+    def call(self, reporter: str) -> Iterator[None]:
+        """Count a call of a reporter while it lasts.
+
+        Raises:
+            LimitExceeded: too many reporters.
+        """
+        self._accounts.enter(reporter, self._clock())
+        try:
+            yield
+        finally:
+            self._accounts.leave(reporter)
+
+    @contextlib.contextmanager
+    def stream(self, reporter: str) -> Iterator[_Stream]:
+        """Be the one stream of a reporter; the one before is ended."""
+        task = asyncio.current_task()
+        assert task is not None
+        with self.call(reporter):
+            old = self._streams.get(reporter)
+            if old is not None:
+                old.replaced = True
+                old.task.cancel()
+                self.counters.replaced += 1
+            stream = self._streams[reporter] = _Stream(task)
+            try:
+                yield stream
+            finally:
+                if self._streams[reporter] is stream:
+                    del self._streams[reporter]
+
+    async def take(self, peer: _Peer, request: "_Request | _Unread") -> tuple[int, list[pb.IgnoredVerdict]]:
+        """Let a request in; returns how many verdicts were accepted, and the others with their reasons.
+
+        Raises:
+            InvalidField, Denied, LimitExceeded: nothing of it was taken.
+        """
+        if isinstance(request, _Unread):
+            self._accounts.charge(peer.reporter, 1, self._clock())
+            raise request.refusal
+        messages = request.verdicts
+        self._accounts.charge(peer.reporter, len(messages), self._clock())
+        verdicts: list[Verdict] = []
+        for index, message in enumerate(messages):
+            verdict = verdict_from_proto(message, index)
+            check_subject(verdict.subject, peer.subnets, f"verdicts[{index}].subject")
+            verdicts.append(verdict)
+            if len(verdicts) % _VERDICTS_A_TURN == 0:
+                # Others have the loop in between: link events must not wait for a long list.
+                await asyncio.sleep(0)
+        self._accounts.hold(peer.reporter, verdicts, self._clock())
+        for verdict in verdicts:
+            self.counters.received[verdict.state] += 1
+        reasons = await asyncio.gather(*(self._submit(peer.reporter, verdict) for verdict in verdicts))
+        ignored = [pb.IgnoredVerdict(index=index, reason=reason) for index, reason in enumerate(reasons) if reason]
+        self.counters.ignored.update(reason for reason in reasons if reason)
+        return len(reasons) - len(ignored), ignored
+
+    async def refuse(self, context: _Context, refusal: Exception, place: str = "") -> None:
+        """Count a refusal and end the call with it; always raises."""
+        match refusal:
+            case InvalidField():
+                self.counters.invalid += 1
+                code = grpc.StatusCode.INVALID_ARGUMENT
+            case Denied():
+                self.counters.denied[refusal.reason] += 1
+                code = grpc.StatusCode.PERMISSION_DENIED
+            case LimitExceeded():
+                self.counters.limited[refusal.limit] += 1
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            case _:
+                raise refusal
+        await context.abort(code, f"{place}{refusal}")
+
+    def _reader(self, kind: type[_Request]) -> "Callable[[bytes], _Request | _Unread]":
+        """Return a deserializer. It must not raise: gRPC would answer with UNKNOWN and log a trace for each."""
+        allowed = self._message_bytes_max
+
+        def read(data: bytes) -> _Request | _Unread:
+            if len(data) > allowed:
+                return _Unread(LimitExceeded(Limit.MESSAGE, f"{len(data)} bytes; at most {allowed}"))
+            try:
+                return kind.FromString(data)
+            except DecodeError:
+                return _Unread(InvalidField("request", f"{len(data)} bytes", f"a {kind.DESCRIPTOR.full_name}"))
+
+        return read
+
+
+class _VerdictService:
+    """The two calls on one listener."""
+
+    def __init__(self, intake: VerdictIntake, names: Callable[[_Context], tuple[str, ...]]) -> None:
+        self._intake = intake
+        self._names = names
+
+    async def report(self, requests: AsyncIterator[Any], context: _Context) -> None:
+        """Serve a stream. Reading and writing by hand keeps both inside, where a newer stream can end them."""
+        stream: _Stream | None = None
+        place = ""
+        try:
+            peer = self._intake.admit(self._names(context), context)
+            with self._intake.stream(peer.reporter) as stream:
+                while (request := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                    ticket = 0 if isinstance(request, _Unread) else request.ticket
+                    place = f"ticket {ticket}: " if ticket else ""
+                    accepted, ignored = await self._intake.take(peer, request)
+                    await context.write(pb.ReportResponse(ticket=ticket, accepted=accepted, ignored=ignored))
+        except (InvalidField, Denied, LimitExceeded) as refusal:
+            await self._intake.refuse(context, refusal, place)
+        except asyncio.CancelledError:
+            if stream is None or not stream.replaced:
+                raise
+            stream.task.uncancel()
+            await context.abort(grpc.StatusCode.ABORTED, REPLACED)
+
+    async def report_once(self, request: Any, context: _Context) -> pb.ReportOnceResponse:
+        """Serve one batch."""
+        try:
+            peer = self._intake.admit(self._names(context), context)
+            with self._intake.call(peer.reporter):
+                accepted, ignored = await self._intake.take(peer, request)
+        except (InvalidField, Denied, LimitExceeded) as refusal:
+            await self._intake.refuse(context, refusal)
+        return pb.ReportOnceResponse(accepted=accepted, ignored=ignored)
+
+
+def unix_names(context: _Context) -> tuple[str, ...]:
+    """Return the name of any peer on the unix socket: gRPC knows nothing of the process at the other end."""
+    return (UNIX_PEER,)
+
+
+def certificate_names(context: _Context) -> tuple[str, ...]:
+    """Return the names in the certificate of a peer."""
+    return names_of(context.auth_context())
+
+
+def _host(peer: str) -> str:
+    """Return the address in gRPC's name of a peer, such as `ipv6:%5B::1%5D:50000`; empty for a unix socket."""
+    kind, _, rest = peer.partition(":")
+    return unquote(rest).rpartition(":")[0].strip("[]") if kind in {"ipv4", "ipv6"} else ""

@@ -1,0 +1,112 @@
+"""The settings of the verdict service: group `verdicts`, environment `LBGUARD_VERDICTS__...`."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from lbguard.api.limits import VerdictLimits
+from lbguard.api.policy import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
+from lbguard.settings_fields import GROUP, Duration, Listen, OptionalPath, number, seconds, split
+
+PolicyRules = Annotated[tuple[Annotated[PeerRule, BeforeValidator(parse_rule)], ...], BeforeValidator(split)]
+
+
+def _path(help_text: str) -> Any:
+    return Field(default=None, description=help_text)
+
+
+class VerdictSettings(BaseModel):
+    """Where health verdicts of proxies and target sidecars are taken. The API's unix socket always takes them."""
+
+    model_config = GROUP
+    listen: Listen = Field(
+        default="",
+        description="Where verdicts are taken over TCP as well, always with TLS of both sides; empty turns it off.",
+        json_schema_extra={"unit": "host:port", "allowed": ":7443, 127.0.0.1:7443, [::1]:7443, or empty for off"},
+    )
+    policy: PolicyRules = Field(
+        default=(),
+        description=(
+            "Which peers may report on which subnets. Peers are unix, a SPIFFE ID or dns:NAME, with * for any text"
+            " within one part and ** across parts. Unnamed peers may report nothing over TCP, anything over the socket."
+        ),
+        json_schema_extra={
+            "unit": "list",
+            "allowed": f"rules PEER=SUBNET SUBNET between commas, such as {RULE_EXAMPLE};"
+            " in YAML also mappings of peer and subnets",
+        },
+    )
+    tls_cert: OptionalPath = _path("Certificate of the TCP listener (PEM, with intermediates); read again on change.")
+    tls_key: OptionalPath = _path("Private key of verdicts.tls_cert (PEM); read again on change.")
+    tls_client_ca: OptionalPath = _path("Authorities of the peers' certificates (PEM); read again on change.")
+    spiffe_socket: str = Field(
+        default="",
+        description="Address of a SPIFFE Workload API that gives certificate and authorities, instead of files.",
+        json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},
+    )
+    reflection: bool = Field(default=False, description="Let peers on TCP ask which calls there are (gRPC reflection).")
+    keepalive_time: Duration = seconds(
+        30.0, "A TCP connection that is silent for this long is asked for a sign of life.", low=1, high=3600
+    )
+    keepalive_timeout: Duration = seconds(10.0, "It is closed when none comes within this time.", low=0.1, high=600)
+    connection_age: Duration = seconds(
+        3600.0, "A TCP connection ends after about this time, so that its peer shows its certificate anew.", low=1
+    )
+    max_message: int = number(256 * 1024, "bytes", "The largest request.", low=1024, high=4 * 2**20)
+    max_per_request: int = number(256, "verdicts", "The most verdicts in one request.", low=1, high=10_000)
+    rate: int = number(2000, "verdicts/s", "What one reporter may send in the long run.", low=1, high=1_000_000)
+    burst: int = number(10_000, "verdicts", "What one reporter may send at once.", low=1, high=1_000_000)
+    max_reporters: int = number(256, "reporters", "The most reporters; each has one stream.", low=1, high=10_000)
+    max_subjects: int = number(
+        20_000, "subjects", "The most subjects on which one reporter has running verdicts.", low=1, high=1_000_000
+    )
+    max_subjects_total: int = number(50_000, "subjects", "The same for all reporters together.", low=1, high=1_000_000)
+
+    @property
+    def limits(self) -> VerdictLimits:
+        """The numbers as the service takes them."""
+        return VerdictLimits(
+            message_bytes_max=self.max_message,
+            per_request_max=self.max_per_request,
+            rate=self.rate,
+            burst=self.burst,
+            reporters_max=self.max_reporters,
+            subjects_max=self.max_subjects,
+            subjects_total_max=self.max_subjects_total,
+        )
+
+    @property
+    def names_tcp_peers(self) -> bool:
+        """Whether any rule is for a peer on TCP."""
+        return any(rule.peer != UNIX_PEER and rule.subnets for rule in self.policy)
+
+    @model_validator(mode="after")
+    def _certificates(self) -> "VerdictSettings":
+        files = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_client_ca": self.tls_client_ca}
+        given = [name for name, path in files.items() if path is not None]
+        if given and self.spiffe_socket:
+            _refuse("spiffe_socket", self.spiffe_socket, f"not together with verdicts.{given[0]}", "one of the two")
+        if given and len(given) < len(files):
+            missing = next(name for name in files if name not in given)
+            _refuse(missing, "unset", "certificate, key and the peers' authorities go together", "a PEM file")
+        if self.listen and not given and not self.spiffe_socket:
+            _refuse(
+                "listen",
+                self.listen,
+                "plaintext TCP is not served",
+                "with verdicts.tls_cert, verdicts.tls_key and verdicts.tls_client_ca, or with verdicts.spiffe_socket",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> "VerdictSettings":
+        if self.burst < self.max_per_request:
+            _refuse("burst", str(self.burst), "a full request never gets through", "at least verdicts.max_per_request")
+        return self
+
+
+def _refuse(name: str, value: str, reason: str, allowed: str) -> None:
+    raise PydanticCustomError(
+        "across", "{reason}", {"setting": f"verdicts.{name}", "value": value, "reason": reason, "allowed": allowed}
+    )
