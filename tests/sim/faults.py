@@ -222,6 +222,8 @@ class Scenario:
                 targets[identifier] = self._ips()
         self._list(name)
         self._tell()
+        if rng.random() < 0.3:
+            self.world.after(rng.choice((0.001, 0.003, 0.02)), self.change_targets)
 
     def _back(self, name: str, identifier: int, ips: tuple[Ip, ...]) -> None:
         if name in self.world.streams and identifier not in self._targets[name]:
@@ -273,13 +275,15 @@ class Scenario:
         """Some addresses stop answering for a while; or a target gets a new MAC."""
         if not self.world.profile.soft or not self.world.macs:
             return
+        duration = self.rng.choice((1.0, 4.0, MENDED_WITHIN_S, MENDED_WITHIN_S))
         known = sorted(ip for targets in self._targets.values() for ips in targets.values() for ip in ips)
-        for ip in self.rng.sample(known, min(len(known), self.rng.choice((1, 1, 2, 4, 12)))):
+        for ip in self.rng.sample(known, min(len(known), self.rng.choice((1, 1, 2, 4, 99, 99)))):
             if self.rng.random() < 0.2:
                 self.world.macs[ip] = self._mac()
             else:
                 self.world.silent.add(ip)
-                self.world.after(self._outage(), functools.partial(self.world.silent.discard, ip))
+                mend = functools.partial(self.world.silent.discard, ip)
+                self.world.after(duration, mend)
 
     # The machinery
 
@@ -314,7 +318,9 @@ class Scenario:
         elif what < 3:
             world.distributor.fail_next.add((rng.choice(("attach", "commit")), name))
         elif what == 3:
-            world.lose_table(name)
+            if rng.random() < 0.5:
+                self.change_targets()
+            world.after(rng.choice((0.0, 0.003, 0.02)), lambda: world.lose_table(name))
         else:
             world.stall(rng.choice(("kernel", "tables")), rng.choice((0.5, 2.0, 6.0)))
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lbguard.core import effects as fx
-from lbguard.core.addr import Ip, is_ipv4, is_link_local, prefix_of
+from lbguard.core.addr import Ip, is_link_local, prefix_of
 from lbguard.core.model import (
-    ROUTE_METRIC,
     ROUTE_PROTOCOL,
     SOFT,
     Action,
     Condition,
     LinkKey,
     Route,
+    RouteKind,
     Rule,
     TargetKey,
     TargetState,
@@ -166,6 +166,10 @@ class Watch:
         assert loss is not None, f"{d.target} was withdrawn with a good path"
         if d.state_from is TargetState.HELD:
             self._check_window(d.target, loss)
+            states = Counter(state for key, state in self._states.items() if key.stream == d.target.stream)
+            broken = states[TargetState.HELD] + states[TargetState.FROZEN]
+            few = broken <= world.config.freeze.threshold * (broken + states[TargetState.ACTIVE])
+            assert few, f"{d.target} was withdrawn although {broken} are broken"
             return
         grace, limit_s = world.config.grace, world.config.freeze.limit_s
         one_more_s = min(grace.window_s, grace.max_s, *grace.by_cause_s.values())
@@ -199,6 +203,10 @@ class Watch:
                 assert now < bound + EPSILON_S, f"{target.key} is held past every window"
         if state is TargetState.FROZEN:
             assert now < self._frozen[target.key] + config.freeze.limit_s, f"{target.key} is frozen past the limit"
+            grace = config.grace
+            longest_s = grace.max_s if grace.adaptive else max(grace.window_s, *grace.by_cause_s.values(), 0.0)
+            thawed = self._mass_seen[target.key.stream] + min(longest_s, grace.max_s)
+            assert now < thawed + EPSILON_S, f"{target.key} is frozen although the mass failure is over"
 
     def _check_counts(self) -> None:
         for stream in self._world.engine.roster.streams.values():
@@ -273,15 +281,17 @@ class Watch:
         for table in effect.tables:
             assert table.active <= table.registered
 
+    def asking_for_routes(self, effect: fx.ProgramRoutes) -> None:
+        """A route goes when its target does, or when it leads to an address that the target has no more."""
+        for route in effect.delete:
+            target = self._world.engine.roster.by_mark.get(route.table)
+            gone = target is None or route.kind is RouteKind.BLACKHOLE
+            if gone or (target is not None and route.gateway in target.paths):
+                self._check_unused(route.table)
+
     def deleting_route(self, route: Route) -> None:
         assert route.protocol == ROUTE_PROTOCOL
-        target = self._world.engine.roster.by_mark.get(route.table)
-        dropped = (
-            target is not None
-            and route.metric == ROUTE_METRIC
-            and route.gateway not in {ip for ip in target.paths if is_ipv4(ip) == route.ipv4}
-        )
-        if not dropped:
+        if route.kind is RouteKind.BLACKHOLE:
             self._check_unused(route.table)
 
     def deleting_rule(self, rule: Rule) -> None:

@@ -43,9 +43,9 @@ def random_config(rng: random.Random, profile: Profile) -> EngineConfig:
     }
     return EngineConfig(
         grace=GraceConfig(window_s=rng.choice((1.0, 3.0)), max_s=8.0, by_cause_s=by_cause, adaptive=rng.random() < 0.3),
-        freeze=FreezeConfig(threshold=rng.choice((0.3, 0.5, 0.5, 1.0)), limit_s=rng.choice((6.0, 12.0))),
+        freeze=FreezeConfig(threshold=rng.choice((0.3, 0.5, 1.0)), limit_s=rng.choice((6.0, 12.0))),
         damping=DampingConfig(half_life_s=10.0, step_s=1.0, max_s=4.0),
-        soft_budget=rng.choice((0.25, 0.5, 1.0)),
+        soft_budget=rng.choice((0.25, 0.5, 1.0, 1.0)),
         superseded_link_down=rng.random() < 0.8,
         neighbor_probe_interval_s=2.0 if profile.soft else 0.0,
         neighbor_failures_needed=rng.choice((1, 2, 3)),
@@ -296,6 +296,7 @@ class World:
                 self.watch.set_down(effect)
                 self._lane("kernel", functools.partial(self._set_down, effect.link, effect.ifname))
             elif isinstance(effect, fx.ProgramRoutes):
+                self.watch.asking_for_routes(effect)
                 self._lane("kernel", functools.partial(self._twice, functools.partial(self._program_routes, effect)))
             elif isinstance(effect, fx.ProgramRules):
                 self._lane("kernel", functools.partial(self._twice, functools.partial(self._program_rules, effect)))
@@ -315,7 +316,7 @@ class World:
 
     def _lane(self, name: str, action: Callable[[], None]) -> None:
         """Work of one adapter is done in order, each a moment after the other."""
-        delay_s = self.random.choice((0.0, 0.0005, 0.002))
+        delay_s = self.random.choice((0.0, 0.0005, 0.002) if name == "kernel" else (0.0, 0.001, 0.02))
         self._lane_free_at[name] = max(self._lane_free_at[name], self.now) + delay_s
         self.guards(self._lane_free_at[name] - self.now, action)
 

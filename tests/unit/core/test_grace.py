@@ -1,0 +1,67 @@
+import pytest
+
+from lbguard.core.addr import parse_prefix
+from lbguard.core.config import GraceConfig
+from lbguard.core.grace import Grace
+from lbguard.core.model import Condition
+
+SUBNET, OTHER = parse_prefix("172.16.0.0/24"), parse_prefix("172.16.1.0/24")
+
+
+def learned(*heals: float, quantile: float = 0.95) -> Grace:
+    grace = Grace(GraceConfig(window_s=3.0, max_s=30.0, adaptive=True, adaptive_quantile=quantile))
+    for heal in heals:
+        grace.learn(SUBNET, heal)
+    return grace
+
+
+def test_the_window_of_a_cause_is_its_own_or_the_default() -> None:
+    grace = Grace(GraceConfig(window_s=3.0, max_s=30.0, by_cause_s={Condition.NEIGHBOR_FAILED: 1.5}))
+    assert grace.window_s(Condition.NEIGHBOR_FAILED, SUBNET) == 1.5
+    assert grace.window_s(Condition.NO_LINK, SUBNET) == 3.0
+    assert grace.deadline(100.0, Condition.NO_LINK, None) == 103.0
+
+
+def test_no_window_is_longer_than_the_bound() -> None:
+    grace = Grace(GraceConfig(window_s=50.0, max_s=30.0, by_cause_s={Condition.NO_LINK: 99.0}))
+    assert grace.window_s(Condition.NO_LINK, None) == 30.0
+    assert grace.window_s(Condition.LINK_DOWN, None) == 30.0
+
+
+def test_too_few_heals_teach_nothing() -> None:
+    assert learned(9.0, 9.0, 9.0, 9.0).window_s(Condition.NO_LINK, SUBNET) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("quantile", "window"),
+    [(0.2, 4.0), (0.5, 6.0), (0.8, 7.0), (0.81, 8.0), (1.0, 8.0)],
+)
+def test_the_window_is_the_smallest_heal_that_covers_the_quantile(quantile: float, window: float) -> None:
+    grace = learned(8.0, 4.0, 6.0, 5.0, 7.0, quantile=quantile)
+    assert grace.window_s(Condition.NO_LINK, SUBNET) == window
+
+
+def test_what_is_learnt_lies_between_the_window_and_the_bound_and_belongs_to_one_subnet() -> None:
+    assert learned(*[0.5] * 5).window_s(Condition.NO_LINK, SUBNET) == 3.0
+    assert learned(*[500.0] * 5).window_s(Condition.NO_LINK, SUBNET) == 30.0
+    assert learned(*[9.0] * 5).window_s(Condition.NO_LINK, OTHER) == 3.0
+    assert learned(*[9.0] * 5).window_s(Condition.NO_LINK, None) == 3.0
+
+
+def test_old_heals_are_forgotten() -> None:
+    grace = learned(*[20.0] * 64, *[4.0] * 64)
+    assert grace.window_s(Condition.NO_LINK, SUBNET) == 4.0
+
+
+def test_nothing_is_learnt_unless_told_so() -> None:
+    grace = Grace(GraceConfig(window_s=3.0, max_s=30.0))
+    for _ in range(10):
+        grace.learn(SUBNET, 9.0)
+    assert grace.window_s(Condition.NO_LINK, SUBNET) == 3.0
+
+
+def test_the_number_of_subnets_is_bounded() -> None:
+    grace = Grace(GraceConfig(adaptive=True))
+    for number in range(5000):
+        grace.learn(parse_prefix(f"10.{number // 250}.{number % 250}.0/24"), 1.0)
+    assert len(grace._heals) == 4096
