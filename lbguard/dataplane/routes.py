@@ -16,6 +16,10 @@ from lbguard.netlink.socket import NetlinkChannel
 # ESRCH and ENOENT: no such route or rule. ENODEV: its device is gone, and the route went with it.
 _ABSENT: Final = frozenset({0, errno.ESRCH, errno.ENOENT, errno.ENODEV})
 
+_TURN_S: Final = 0.03
+"""Routes are what a broken connection waits for. Between two chunks of them the loop would digest what the kernel tells
+of the last one, which takes longer than the chunk itself and can as well come after."""
+
 
 class RouteTable:
     """Programs the default routes and the fwmark rules of targets."""
@@ -35,7 +39,7 @@ class RouteTable:
             assert route.protocol == ROUTE_PROTOCOL, f"not ours to change: {route}"
         messages = [replace_route(route) for route in effect.replace] + [delete_route(route) for route in effect.delete]
         async with self._in_order:
-            acks = await self._channel.submit(messages)
+            acks = await self._channel.submit(messages, turn_s=_TURN_S)
         events: list[RoutesProgrammed | RouteFailed] = []
         added, deleted = [], []
         split = len(effect.replace)

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import Sequence
 from struct import Struct
 from typing import Final, NamedTuple, Protocol
@@ -141,16 +142,19 @@ class NetlinkChannel:
         self._sequence = 0
         self._lock = asyncio.Lock()
 
-    async def submit(self, messages: Sequence[bytes]) -> list[Ack]:
+    async def submit(self, messages: Sequence[bytes], *, turn_s: float = 0.0) -> list[Ack]:
         """Carry out messages in order and return one result for each.
 
         Nothing raises for an error of the kernel: a message without an answer has the errno of the failed send,
-        ENOBUFS (answers dropped) or ETIMEDOUT. The loop gets a turn after every chunk.
+        ENOBUFS (answers dropped) or ETIMEDOUT. The loop gets a turn after every chunk, or, for what everything else
+        has to wait for, after the first chunk that ends `turn_s` or more after the last turn.
         """
         results: list[Ack] = []
+        turn_at = time.monotonic() + turn_s
         for start in range(0, len(messages), self._chunk_messages):
-            if start:
+            if start and time.monotonic() >= turn_at:
                 await asyncio.sleep(0)
+                turn_at = time.monotonic() + turn_s
             async with self._lock:
                 results += await self._exchange(messages[start : start + self._chunk_messages])
         return results
