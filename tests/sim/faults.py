@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from lbguard.core.addr import Ip, Prefix, is_ipv4
 from lbguard.core.events import SourceLost
-from lbguard.core.model import Route, RouteKind, Rule, StreamSpec
+from lbguard.core.model import BLACKHOLE_METRIC, Route, RouteKind, Rule, StreamSpec
 from tests.sim.kernel import SimLink
 from tests.sim.world import World
 
@@ -44,6 +44,9 @@ class Scenario:
             mark = spec.mark(1)
             kernel.routes[mark, True, 100] = Route(mark, True, RouteKind.BLACKHOLE, 100, protocol=4)
             kernel.rules[Rule(mark, True, mark, priority=100, protocol=0)] = None
+        kernel.routes[9999, True, BLACKHOLE_METRIC] = Route(
+            9999, True, RouteKind.BLACKHOLE, BLACKHOLE_METRIC, protocol=4
+        )
         self.world.watch.foreign = kernel.foreign()
 
     def _mac(self) -> bytes:
@@ -303,6 +306,8 @@ class Scenario:
             downtime = self.rng.choice((0.05, 0.5, 3.0))
             self.quiet_until = world.now + downtime + 4.0
             world.crash(downtime)
+            if self.rng.random() < 0.5:
+                world.after(downtime / 2, self.change_targets)
 
     def refuse(self) -> None:
         """The kernel or the distributor refuses, or a table is lost, or an adapter stalls."""
