@@ -8,6 +8,7 @@ not matter when they are read.
 
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
 import socket
@@ -49,6 +50,8 @@ _IN_PKTINFO = struct.Struct("@i4s4s4x")  # ifindex, source, (received: destinati
 _IN6_PKTINFO = struct.Struct("@16sI4x")
 _SOCKADDR_IN = struct.Struct("=HH4s8x")
 _SOCKADDR_IN6 = struct.Struct("=HHI16sI")
+_IFREQ = struct.Struct("@16si20x")  # struct ifreq: name, then a union of 24 bytes
+_SIOCGIFINDEX: Final = 0x8933  # include/uapi/linux/sockios.h
 _TIMESPEC_SPACE: Final = _CMSG.size + 16
 
 _PING6_TAKES_SOURCE: Final = (5, 17)
@@ -96,6 +99,9 @@ class EchoSocket(Protocol):
 
     def drops(self) -> int:
         """Return how many packets the kernel dropped because this socket was not read in time, modulo 2**32."""
+
+    def ifindex(self, ifname: str) -> int:
+        """Return the index of a link in the socket's network namespace; 0 when there is none of that name."""
 
     def fileno(self) -> int:
         """Return the descriptor that polls readable when a reply waits; -1 if there is none."""
@@ -282,6 +288,16 @@ class IcmpSocket:
         """Return how many packets the kernel dropped because this socket was not read in time, modulo 2**32."""
         info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_MEMINFO_DROPS + 1))
         return int.from_bytes(info[4 * _MEMINFO_DROPS :], sys.byteorder)
+
+    def ifindex(self, ifname: str) -> int:
+        """Return the index of a link in the socket's network namespace; 0 when there is none of that name."""
+        request = _IFREQ.pack(ifname.encode(), 0)
+        try:
+            answer: bytes = fcntl.ioctl(self._socket, _SIOCGIFINDEX, request)
+        except OSError:
+            return 0
+        index: int = _IFREQ.unpack(answer)[1]
+        return index
 
     def fileno(self) -> int:
         """Return the descriptor that polls readable when a reply waits; -1 once closed."""

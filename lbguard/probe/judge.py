@@ -1,7 +1,34 @@
-"""How replies become verdicts. Pure."""
+"""How replies become verdicts. Pure.
 
+Network Service Mesh calls a connection down as soon as any of its address pairs stayed without a reply for one round.
+Packet loss, one deaf family or a monitor that got no CPU is enough for that. Here:
+
+- `RoundsJudge`: a family is down when k of the last n rounds brought no reply on any of its pairs, and up again with
+  the first good one. A connection is DOWN when every family is down; less is DEGRADED.
+- `PhiJudge` (Hayashibara et al., The phi accrual failure detector, 2004): suspicion of a pair is -log10 of the
+  probability that a reply comes later than this, given the times between replies so far. A family is down when all of
+  its pairs are suspected.
+- `NsmJudge`: the rule above, to compare with.
+
+Silence counts only in a round whose pings left in time: a monitor without CPU must not report what it did not test.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, NamedTuple, Protocol
+
+from lbguard.core.model import VerdictState
+
+LEASE_MIN_S: Final = 1.0
+LEASE_MAX_S: Final = 300.0
+"""What the verdict service accepts at most (lbguard.proto, Verdict.lease_s)."""
+
+_DOUBT_SHARE: Final = 0.4
+_DOUBT_MIN_S: Final = 0.1
+LATE_MIN_S: Final = 0.01
 
 
 class Detector(StrEnum):
@@ -18,13 +45,15 @@ class JudgeSettings:
 
     Attributes:
         interval_s: a round starts this often.
-        timeout_s: how long a round lasts; its pings are spread over it. None: the interval.
+        timeout_s: how long a round lasts; its pings are spread over it. At most the interval; None: the interval.
         pings: pings of a round, for each pair.
         down_rounds: DOWN needs this many bad rounds among the last `window_rounds`.
         window_rounds: see `down_rounds`.
         up_rounds: a family that was down is up after this many good rounds in a row.
         detector: which judge.
-        phi_threshold: suspicion from which the phi detector calls a family down.
+        phi_threshold: suspicion from which the phi detector calls a pair down.
+        phi_pause_s: silence that adds nothing to the suspicion. None: two missing replies, 2 x interval / pings.
+        lease_s: how long verdicts count. None: 3 x interval + timeout, within LEASE_MIN_S and LEASE_MAX_S.
     """
 
     interval_s: float = 2.0
@@ -35,3 +64,271 @@ class JudgeSettings:
     up_rounds: int = 1
     detector: Detector = Detector.ROUNDS
     phi_threshold: float = 8.0
+    phi_pause_s: float | None = None
+    lease_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.round_s <= self.interval_s:
+            raise ValueError("the timeout must be above 0 and at most the interval")
+        if self.pings < 1 or self.up_rounds < 1 or not 1 <= self.down_rounds <= self.window_rounds:
+            raise ValueError("pings and rounds must be at least 1, and down_rounds at most window_rounds")
+        if self.phi_threshold <= 0:
+            raise ValueError("phi_threshold must be above 0")
+
+    @property
+    def round_s(self) -> float:
+        """How long a round lasts."""
+        return self.interval_s if self.timeout_s is None else self.timeout_s
+
+    @property
+    def doubt_round_s(self) -> float:
+        """How long a round lasts while in doubt: shorter, but long enough for any sane round-trip time."""
+        return max(_DOUBT_SHARE * self.round_s, min(_DOUBT_MIN_S, self.round_s))
+
+    @property
+    def lease(self) -> float:
+        """How long verdicts count, in seconds."""
+        if self.lease_s is not None:
+            return self.lease_s
+        return min(LEASE_MAX_S, max(LEASE_MIN_S, 3 * self.interval_s + self.round_s))
+
+
+def late_limit_s(spacing_s: float) -> float:
+    """Return how late a ping may leave before its round's silence says nothing: half the time between two pings."""
+    return max(LATE_MIN_S, spacing_s / 2)
+
+
+class FamilyRound(NamedTuple):
+    """What a round found for one family: how many pairs, how many without a reply, and whether their silence counts."""
+
+    ipv4: bool
+    pairs: int
+    silent: int
+    counts: bool
+
+
+def outcome(rounds: Sequence[FamilyRound]) -> str:
+    """Return what a round says in one word: good, partial, bad, or untested when its silence does not count."""
+    if not any(family.silent for family in rounds):
+        return "good"
+    if any(family.silent < family.pairs for family in rounds):
+        return "partial"
+    return "bad" if any(family.counts for family in rounds) else "untested"
+
+
+class Judge(Protocol):
+    """Judges one connection. `wants_replies`: it judges by the times of replies, not by rounds."""
+
+    wants_replies: bool
+
+    def replied(self, pair: int, at: float) -> None:
+        """Take in that a reply on a pair (by its place in the connection) came at this moment."""
+
+    def excuse(self, now: float) -> None:
+        """Take in that the monitor itself was late: the silence until now says nothing."""
+
+    def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
+        """Judge at the end of a round; None while there is not enough to say anything."""
+
+    def down_at(self) -> float | None:
+        """Return the moment at which the connection is DOWN if no reply comes until then; None: rounds tell."""
+
+
+class _KOfN:
+    """Whether something is bad: k of the last n times, and until it was good so many times in a row."""
+
+    __slots__ = ("_good_run", "_k", "_recent", "_up", "bad")
+
+    def __init__(self, k: int, n: int, up: int) -> None:
+        self._k, self._up = k, up
+        self._recent: deque[bool] = deque(maxlen=n)
+        self._good_run = 0
+        self.bad: bool | None = None
+
+    def push(self, bad: bool) -> None:
+        self._recent.append(bad)
+        self._good_run = 0 if bad else self._good_run + 1
+        if not bad and self.bad is not False and self._good_run >= self._up:
+            self._recent.clear()  # what led to DOWN must not make the first bad round after it DOWN again
+            self.bad = False
+        elif bad and sum(self._recent) >= self._k:
+            self.bad = True
+
+
+class RoundsJudge:
+    """k of n rounds, family by family."""
+
+    wants_replies = False
+
+    def __init__(self, settings: JudgeSettings, families: Sequence[bool]) -> None:
+        k, n, up = settings.down_rounds, settings.window_rounds, settings.up_rounds
+        self._deaf = {ipv4: _KOfN(k, n, up) for ipv4 in families}
+        self._lame = {ipv4: _KOfN(k, n, up) for ipv4 in families}
+
+    def replied(self, pair: int, at: float) -> None:
+        """Do nothing: rounds tell."""
+
+    def excuse(self, now: float) -> None:
+        """Do nothing: rounds tell."""
+
+    def down_at(self) -> float | None:
+        """Return None: rounds tell."""
+        return None
+
+    def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
+        """Take in a round; None when it said nothing, or not enough yet."""
+        told = False
+        for family in rounds:
+            if family.silent and not family.counts:
+                if family.silent == family.pairs:
+                    continue
+            else:
+                self._lame[family.ipv4].push(family.silent > 0)
+            self._deaf[family.ipv4].push(family.silent == family.pairs)
+            told = True
+        if not told:
+            return None
+        deaf = [family.bad for family in self._deaf.values()]
+        if all(deaf):
+            return VerdictState.DOWN
+        if False not in deaf:
+            return None
+        if True in deaf or any(family.bad for family in self._lame.values()):
+            return VerdictState.DEGRADED
+        return VerdictState.UP
+
+
+class NsmJudge:
+    """Any pair without a reply in a round is down."""
+
+    wants_replies = False
+
+    def replied(self, pair: int, at: float) -> None:
+        """Do nothing: rounds tell."""
+
+    def excuse(self, now: float) -> None:
+        """Do nothing."""
+
+    def down_at(self) -> float | None:
+        """Return None: rounds tell."""
+        return None
+
+    def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
+        """Judge a round by itself."""
+        return VerdictState.DOWN if any(family.silent for family in rounds) else VerdictState.UP
+
+
+class _Arrivals:
+    """The times between the replies of one pair: the last `_SAMPLES_MAX`, with running sums."""
+
+    __slots__ = ("_floor_s", "_samples", "_squares", "_sum", "last", "seen")
+    _SAMPLES_MAX = 200
+
+    def __init__(self, expected_s: float, now: float) -> None:
+        # Two samples around the expected time give a first mean and deviation until replies have taught better.
+        self._samples = deque((0.75 * expected_s, 1.25 * expected_s))
+        self._sum = sum(self._samples)
+        self._squares = sum(sample * sample for sample in self._samples)
+        self._floor_s = 0.1 * expected_s
+        self.last = now
+        self.seen = False
+
+    def add(self, at: float) -> None:
+        gap = max(0.0, at - self.last)
+        self.last = max(at, self.last)
+        if not self.seen:
+            self.seen = True
+            return
+        self._samples.append(gap)
+        self._sum += gap
+        self._squares += gap * gap
+        if len(self._samples) > self._SAMPLES_MAX:
+            old = self._samples.popleft()
+            self._sum -= old
+            self._squares -= old * old
+
+    def suspected_at(self, deviations: float) -> float:
+        count = len(self._samples)
+        mean = self._sum / count
+        deviation = math.sqrt(max(0.0, self._squares / count - mean * mean))
+        return self.last + mean + deviations * max(deviation, self._floor_s)
+
+
+class PhiJudge:
+    """Phi accrual, pair by pair.
+
+    Args:
+        settings: interval, pings, threshold and pause.
+        families: the family (ipv4) of each pair, in the order of the pairs.
+        now: when pinging begins.
+    """
+
+    wants_replies = True
+
+    def __init__(self, settings: JudgeSettings, families: Sequence[bool], now: float) -> None:
+        expected_s = settings.interval_s / settings.pings
+        self._families = tuple(families)
+        self._pause_s = 2 * expected_s if settings.phi_pause_s is None else settings.phi_pause_s
+        self._deviations = deviations_of(settings.phi_threshold)
+        self._arrivals = [_Arrivals(expected_s, now) for _ in families]
+
+    def replied(self, pair: int, at: float) -> None:
+        """Take in that a reply on a pair came at this moment."""
+        self._arrivals[pair].add(at)
+
+    def excuse(self, now: float) -> None:
+        """Begin to wait anew."""
+        for arrivals in self._arrivals:
+            arrivals.last = max(arrivals.last, now)
+
+    def _suspected_at(self) -> list[float]:
+        return [arrivals.suspected_at(self._deviations) + self._pause_s for arrivals in self._arrivals]
+
+    def down_at(self) -> float | None:
+        """Return the moment at which all pairs are suspected if no reply comes."""
+        return max(self._suspected_at())
+
+    def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
+        """Judge this moment, whatever the rounds say."""
+        suspected = [at <= now for at in self._suspected_at()]
+        if all(suspected):
+            return VerdictState.DOWN
+        if not any(a.seen and not bad for a, bad in zip(self._arrivals, suspected, strict=True)):
+            return None
+        return VerdictState.DEGRADED if any(suspected) else VerdictState.UP
+
+
+def deviations_of(phi: float) -> float:
+    """Return how many standard deviations above the mean the suspicion of a normal distribution is `phi`."""
+    low, high = -40.0, 40.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        if _phi(middle) < phi:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _phi(deviations: float) -> float:
+    if deviations < 20:
+        return -math.log10(0.5 * math.erfc(deviations / math.sqrt(2)))
+    # The tail is too small for a float: its asymptotic form, pdf(y) / y.
+    return (deviations * deviations / 2 + math.log(deviations * math.sqrt(2 * math.pi))) / math.log(10)
+
+
+def make_judge(settings: JudgeSettings, families: Sequence[bool], now: float) -> Judge:
+    """Make the judge of a connection.
+
+    Args:
+        settings: which one, and its parameters.
+        families: the family (ipv4) of each pair, in the order of the pairs.
+        now: when pinging begins.
+    """
+    match settings.detector:
+        case Detector.ROUNDS:
+            return RoundsJudge(settings, tuple(dict.fromkeys(families)))
+        case Detector.PHI:
+            return PhiJudge(settings, families, now)
+        case Detector.NSM:
+            return NsmJudge()

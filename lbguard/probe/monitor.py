@@ -1,28 +1,86 @@
-"""Follows a set of connections and emits a verdict on each, from the running asyncio loop."""
+"""Follows a set of connections and emits a verdict on each, from the running asyncio loop.
 
+Everything happens in `step`, which is called when something is due or when replies wait, and at most once a tick: read
+what came, judge what ended, send what is due. A `Pulse` calls it. The state of a connection is a `Watch`; it is
+marked closed, and its tokens are forgotten, in the same call that takes it out or changes its addresses, so nothing
+that is under way can become a verdict afterwards.
+"""
+
+import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
 
-from lbguard.core.model import Verdict
+from lbguard.core.addr import is_ipv4
+from lbguard.core.model import Verdict, VerdictState
 from lbguard.probe.connection import Connection
-from lbguard.probe.judge import JudgeSettings
+from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.exchange import Exchange, OpenSocket
+from lbguard.probe.icmp import IcmpSocket
+from lbguard.probe.judge import Detector, JudgeSettings, late_limit_s, make_judge, outcome
+from lbguard.probe.pulse import Pulse
+from lbguard.probe.schedule import Wheel, next_start, ping_offset_s, spread_starts, tick_s
+from lbguard.probe.watch import ANSWERING, Watch
 
 Emit = Callable[[Verdict], None]
 Clock = Callable[[], float]
+
+_JUDGE: Final = -1
+_CHECK: Final = -2
+
+
+class _Due(NamedTuple):
+    """An item of the wheel: ping number `step` of a round, or _JUDGE, or _CHECK."""
+
+    watch: Watch
+    round: int
+    step: int
 
 
 class Monitor:
     """Pings every pair of the connections it is given and emits verdicts.
 
-    All methods belong to the thread of the event loop. The sockets are opened by the constructor's caller's network
-    namespace. `emit` is called in line and must neither block nor raise; it may call `set_connections`.
+    All methods belong to the thread of the event loop. Sockets are opened by the constructor, in the network namespace
+    of the calling thread. `emit` is called in line and must neither block nor raise; it may call `set_connections`.
+
+    Args:
+        settings: how often is pinged, and how replies are judged.
+        emit: takes each verdict.
+        clock: seconds, monotonic.
+        open_socket: opens the socket of a family; a family that the kernel does not have gets none.
+        first_generation: verdicts carry generations above this. The default, the time of day in milliseconds, makes
+            those of a monitor that was started again newer than those it gave before.
+        seed: of the jitter.
+
+    Raises:
+        OSError: no socket of either family can be opened.
     """
 
-    def __init__(self, settings: JudgeSettings, emit: Emit, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: JudgeSettings,
+        emit: Emit,
+        clock: Clock = time.monotonic,
+        *,
+        open_socket: OpenSocket = IcmpSocket,
+        first_generation: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.counters = ProbeCounters()
         self._settings = settings
         self._emit = emit
         self._clock = clock
-        self._connections: dict[str, Connection] = {}
+        self._generation = time.time_ns() // 1_000_000 if first_generation is None else first_generation
+        self._exchange = Exchange(open_socket, self.counters, clock)
+        self._watches: dict[str, Watch] = {}
+        self._tick_s = tick_s(settings.doubt_round_s / settings.pings)
+        self._wheel: Wheel[_Due] = Wheel(self._tick_s)
+        self._chance = random.Random(seed).random
+        self._outbox: deque[tuple[Watch, Verdict]] = deque()
+        self._delivering = False
+        self._pulse = Pulse(self.step, self._wheel.next, clock, self._tick_s)
 
     def set_connections(self, connections: Sequence[Connection]) -> None:
         """Follow exactly these connections, matched by id with those of before.
@@ -31,13 +89,225 @@ class Monitor:
         is followed with its new addresses at once, in a new generation.
 
         Raises:
-            ValueError: two connections have one id.
+            ValueError: two connections have one id; nothing was changed.
         """
-        following = {connection.id: connection for connection in connections}
-        if len(following) != len(connections):
+        listed = {connection.id: connection for connection in connections}
+        if len(listed) != len(connections):
             raise ValueError("two connections have one id")
-        self._connections = following
+        now = self._clock()
+        ended = [watch for id_, watch in self._watches.items() if id_ not in listed]
+        new, changed = [], []
+        for id_, connection in listed.items():
+            watch = self._watches.get(id_)
+            if watch is None:
+                new.append(connection)
+            elif watch.connection != connection:
+                changed.append((watch, connection))
+            else:
+                watch.connection = connection  # the addresses in a ConnectionSubject do not take part in comparisons
+        for watch in ended:
+            del self._watches[watch.connection.id]
+            self._close(watch, now)
+        for watch, connection in changed:
+            self._follow_change(watch, connection, now)
+        for connection, start in zip(new, spread_starts(len(new), self._settings.interval_s, now), strict=True):
+            self._begin(connection, start, now)
+        self._deliver()
+        self._pulse.arm()
+
+    def _begin(self, connection: Connection, start: float, now: float, new_mac: bytes = b"") -> None:
+        self._generation += 1
+        families = [is_ipv4(pair.source) for pair in connection.pairs]
+        watch = Watch(connection, self._generation, make_judge(self._settings, families, start))
+        watch.new_mac = new_mac
+        self._exchange.join(watch)
+        self._watches[connection.id] = watch
+        self._begin_round(watch, start, fast=False)
+        self._heal(watch, now)
+
+    def _heal(self, watch: Watch, now: float) -> None:
+        """Tell at once that the mesh heals a connection; the rounds tell when it is over."""
+        if watch.connection.healing_s <= 0:
+            watch.healing_until = None
+            return
+        watch.healing_until = now + watch.connection.healing_s
+        self._say(watch, VerdictState.HEALING, now)
+
+    def _follow_change(self, watch: Watch, connection: Connection, now: float) -> None:
+        old = watch.connection
+        if replace(old, healing_s=connection.healing_s) == connection:
+            watch.connection = connection
+            self._heal(watch, now)
+            return
+        if old.subject == connection.subject:
+            self._forget(watch)
+        else:
+            self._close(watch, now)
+        made_anew = bool(old.mac and connection.mac and old.mac != connection.mac)
+        self._begin(connection, now, now, connection.mac if made_anew or watch.new_mac == connection.mac else b"")
+
+    def _forget(self, watch: Watch) -> None:
+        watch.closed = True
+        self._exchange.leave(watch)
+
+    def _close(self, watch: Watch, now: float) -> None:
+        self._forget(watch)
+        self._say(watch, VerdictState.ENDED, now)
+
+    def _say(self, watch: Watch, state: VerdictState, now: float) -> None:
+        """Queue a verdict; `_deliver` hands it out."""
+        if state is VerdictState.DOWN and watch.healing_until is not None and now < watch.healing_until:
+            state = VerdictState.HEALING
+        if state is not watch.state:
+            self.counters.changes[state] += 1
+            watch.state = state
+        watch.sequence += 1
+        verdict = Verdict(
+            subject=watch.connection.subject,
+            state=state,
+            generation=watch.generation,
+            sequence=watch.sequence,
+            lease_s=self._settings.lease,
+            heal_s=watch.healing_until - now if state is VerdictState.HEALING and watch.healing_until else 0.0,
+            evidence=watch.evidence(now),
+            new_mac=watch.new_mac,
+        )
+        self._outbox.append((watch, verdict))
+
+    def _deliver(self) -> None:
+        """Hand out what waits, in order. Whoever takes a verdict may change the connections, so look again at each."""
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            while self._outbox:
+                watch, verdict = self._outbox.popleft()
+                if not watch.closed or verdict.state is VerdictState.ENDED:
+                    self._emit(verdict)
+        finally:
+            self._delivering = False
 
     async def run(self) -> None:
         """Probe until cancelled; then close the sockets. Nothing is said of what was followed: leases run out."""
-        raise NotImplementedError
+        try:
+            await self._pulse.run(self._exchange.descriptors())
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the sockets; for a monitor that is not run (again)."""
+        self._exchange.close()
+
+    def next_due(self) -> float | None:
+        """Return when `step` has something to do, if ever."""
+        return self._wheel.next()
+
+    def step(self) -> None:
+        """Read the replies that wait, judge the rounds that ended, send the pings that are due."""
+        now = self._clock()
+        for watch in self._exchange.receive(now):
+            self._end_early(watch, now)
+        for planned, items in self._wheel.pop_due(now):
+            for watch, number, what in items:
+                if watch.closed or watch.round != number:
+                    continue
+                if what == _CHECK:
+                    self._check(watch, now)
+                elif what == _JUDGE:
+                    self._end_round(watch, now)
+                else:
+                    self._ping(watch, what, planned, now)
+        self._exchange.send(now)
+
+    def _begin_round(self, watch: Watch, at: float, *, fast: bool) -> None:
+        settings = self._settings
+        eager = settings.detector is not Detector.NSM and (fast or watch.measured is not VerdictState.UP)
+        duration_s = settings.doubt_round_s if fast else settings.round_s
+        watch.begin_round(at, duration_s, settings.pings, fast=fast, eager=eager)
+        first = at + ping_offset_s(0, watch.spacing_s, self._chance())
+        self._wheel.add(first, _Due(watch, watch.round, 0))
+
+    def _ping(self, watch: Watch, number: int, planned: float, now: float) -> None:
+        lag_s = now - planned
+        self.counters.lag.add(lag_s, len(watch.pairs))
+        if lag_s > late_limit_s(watch.spacing_s):
+            watch.untested = True
+            watch.judge.excuse(now)
+            if lag_s > self._settings.round_s:
+                # Long without CPU: what was planned meanwhile is skipped, or all connections would be pinged at once.
+                if self._judge(watch, now, complete=False):
+                    self._begin_round(watch, next_start(watch.started, self._settings.interval_s, now), fast=False)
+                return
+        elif self._in_doubt(watch, number):
+            self.counters.doubts += 1
+            if self._judge(watch, now, complete=False):
+                self._begin_round(watch, now, fast=True)
+            return
+        if number == 0 and watch.connection.ifname:
+            self._exchange.follow_link(watch)
+        self._exchange.queue(watch)
+        if number + 1 < self._settings.pings:
+            following = watch.started + ping_offset_s(number + 1, watch.spacing_s, self._chance())
+            self._wheel.add(following, _Due(watch, watch.round, number + 1))
+        else:
+            self._wheel.add(watch.deadline, _Due(watch, watch.round, _JUDGE))
+        down_at = watch.judge.down_at()
+        if down_at is not None and now < down_at < watch.deadline:
+            self._wheel.add(down_at, _Due(watch, watch.round, _CHECK))
+
+    def _in_doubt(self, watch: Watch, number: int) -> bool:
+        """Tell whether a connection that answered until now went silent: then it is tested at once, and faster."""
+        return (
+            number > 0
+            and not watch.fast
+            and not watch.untested
+            and self._settings.detector is Detector.ROUNDS
+            and watch.measured in ANSWERING
+            and watch.silent()
+        )
+
+    def _end_early(self, watch: Watch, now: float) -> None:
+        """End a round whose replies already tell what matters."""
+        if watch.closed or not watch.eager:
+            return
+        if watch.judge.wants_replies:
+            self._check(watch, now)
+        elif watch.answered() and self._judge(watch, now, complete=False):
+            # Pinging goes on at its usual pace: to wait for the end of the interval would leave a gap to fail in.
+            self._begin_round(watch, now + self._settings.round_s / self._settings.pings, fast=False)
+
+    def _end_round(self, watch: Watch, now: float) -> None:
+        if watch.untested:
+            watch.judge.excuse(now)
+        silent = self._settings.detector is Detector.ROUNDS and watch.silent()
+        if not self._judge(watch, now, complete=True):
+            return
+        if silent and not watch.untested and watch.measured in ANSWERING:
+            self._begin_round(watch, now, fast=True)
+        else:
+            self._begin_round(watch, next_start(watch.started, self._settings.interval_s, now), fast=False)
+
+    def _check(self, watch: Watch, now: float) -> None:
+        """Judge in the middle of a round, by the time since the last reply."""
+        measured = watch.judge.judge((), now)
+        if measured is not None and measured is not watch.measured:
+            watch.measured = measured
+            self._say(watch, measured, now)
+            self._deliver()
+
+    def _judge(self, watch: Watch, now: float, *, complete: bool) -> bool:
+        """Judge the running round; return whether the connection is still followed as it was.
+
+        `complete`: the round ended in its time, so the silence of a pair may count.
+        """
+        if self._exchange.dropped_at >= watch.started:
+            watch.untested = True
+        rounds = watch.family_rounds(complete=complete)
+        if complete:
+            self.counters.rounds[outcome(rounds)] += 1
+        measured = watch.judge.judge(rounds, now)
+        if measured is not None:
+            watch.measured = measured
+            self._say(watch, measured, now)
+            self._deliver()
+        return not watch.closed

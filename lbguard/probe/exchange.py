@@ -1,0 +1,205 @@
+"""Pings out, replies in: keeps the sockets, and says which reply belongs to which ping of which pair."""
+
+import errno
+import itertools
+import math
+import random
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from lbguard.core.addr import is_ipv4
+from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.icmp import SEND_BATCH, EchoSocket
+from lbguard.probe.judge import LATE_MIN_S, late_limit_s
+from lbguard.probe.packet import SEQUENCE_MAX, TOKEN_MAX
+from lbguard.probe.watch import PairWatch, Watch
+
+_READ_EVERY: Final = 8 * SEND_BATCH
+"""Replies are read after so many pings of one step, before they can overflow a small receive buffer."""
+
+_UNSENT: Final = -1
+_OUT_OF_RESOURCES: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EINTR})
+"""Errors that speak of this machine and not of the path."""
+
+
+class OpenSocket(Protocol):
+    """Opens the echo socket of a family."""
+
+    def __call__(self, *, ipv4: bool) -> EchoSocket:
+        """Open it, or raise OSError."""
+
+
+class Exchange:
+    """The sockets of both families and the pairs that use them.
+
+    All pings of one batch share a sequence number; a reply is told by its pair's token and that number.
+
+    Attributes:
+        dropped_at: when it was last seen that the kernel dropped replies.
+
+    Raises:
+        OSError: no socket can be opened.
+    """
+
+    def __init__(self, open_socket: OpenSocket, counters: ProbeCounters, clock: Callable[[], float]) -> None:
+        self._counters = counters
+        self._clock = clock
+        self._sockets = _open_sockets(open_socket)
+        self._drops = {ipv4: sock.drops() for ipv4, sock in self._sockets.items()}
+        self.dropped_at = -math.inf
+        self._pairs: dict[int, PairWatch] = {}
+        self._outgoing: dict[bool, list[PairWatch]] = {True: [], False: []}
+        self._answered: list[Watch] = []
+        self._sequence = 0
+        self._tokens = itertools.count(random.getrandbits(31))
+
+    def join(self, watch: Watch) -> None:
+        """Make the pairs of a connection ready to be pinged."""
+        watch.ifindex = self._ifindex(watch.connection.ifname)
+        pairs = []
+        for place, pair in enumerate(watch.connection.pairs):
+            ipv4 = is_ipv4(pair.source)
+            token = next(self._tokens) & TOKEN_MAX
+            sock = self._sockets.get(ipv4)
+            slot = sock.slot(pair, token, watch.ifindex) if sock else None
+            pairs.append(PairWatch(watch, place, ipv4, token, slot))
+            self._pairs[token] = pairs[-1]
+        watch.set_pairs(pairs)
+
+    def leave(self, watch: Watch) -> None:
+        """Forget the pairs of a connection: replies to them that are still under way belong to nobody."""
+        for pair in watch.pairs:
+            self._pairs.pop(pair.token, None)
+
+    def queue(self, watch: Watch) -> None:
+        """Have every pair of a connection pinged by the next `send`."""
+        for pair in watch.pairs:
+            self._outgoing[pair.ipv4].append(pair)
+
+    def _ifindex(self, ifname: str) -> int:
+        return next(iter(self._sockets.values())).ifindex(ifname) if ifname else 0
+
+    def follow_link(self, watch: Watch) -> None:
+        """Look up the link's index again: a link that was made anew under the same name has another one."""
+        ifindex = self._ifindex(watch.connection.ifname)
+        if ifindex != watch.ifindex:
+            watch.ifindex = ifindex
+            for pair in watch.pairs:
+                if pair.slot is not None:
+                    pair.slot.set_ifindex(ifindex)
+
+    def send(self, now: float) -> None:
+        """Send what is queued; `now` is when the step that queued it began."""
+        for ipv4, pairs in self._outgoing.items():
+            if pairs:
+                self._outgoing[ipv4] = []
+                self._send(ipv4, pairs, now)
+
+    def _send(self, ipv4: bool, due: list[PairWatch], now: float) -> None:
+        sock = self._sockets.get(ipv4)
+        ready, messages = [], []
+        for pair in due:
+            if sock is None or pair.slot is None:
+                self._count_unsent(pair, errno.EAFNOSUPPORT)
+            elif pair.watch.connection.ifname and not pair.watch.ifindex:
+                self._count_unsent(pair, errno.ENODEV)
+            else:
+                ready.append(pair)
+                messages.append(pair.slot.message)
+        if sock is None:
+            return
+        for start in range(0, len(ready), SEND_BATCH):
+            batch = ready[start : start + SEND_BATCH]
+            self._sequence = sequence = (self._sequence + 1) & SEQUENCE_MAX
+            sent_at = self._clock()
+            failed = sock.send(messages[start : start + SEND_BATCH], sequence)
+            for pair in batch:
+                pair.sent += 1
+                pair.pending[sequence] = sent_at
+                pair.last_sequence = sequence
+            self._counters.pings[ipv4] += len(batch) - len(failed)
+            for place, code in failed:
+                batch[place].sent -= 1
+                del batch[place].pending[sequence]
+                self._count_unsent(batch[place], code)
+            if sent_at - now > LATE_MIN_S:
+                for pair in batch:
+                    pair.watch.untested |= sent_at - now > late_limit_s(pair.watch.spacing_s)
+            if start and start % _READ_EVERY == 0:
+                self._receive(ipv4, sock, now)
+
+    def _count_unsent(self, pair: PairWatch, code: int) -> None:
+        """Take in that a ping did not leave: as good as unanswered, unless it was for want of resources here."""
+        self._counters.send_errors[errno.errorcode.get(code, str(code))] += 1
+        if code in _OUT_OF_RESOURCES:
+            pair.watch.untested = True
+            return
+        pair.sent += 1
+        pair.last_sequence = _UNSENT
+        pair.pending[_UNSENT] = 0.0
+
+    def receive(self, now: float) -> list[Watch]:
+        """Take in the replies that wait; return the eager connections with a pair that answered for the first time."""
+        for ipv4, sock in self._sockets.items():
+            self._receive(ipv4, sock, now)
+        answered, self._answered = self._answered, []
+        return answered
+
+    def _receive(self, ipv4: bool, sock: EchoSocket, now: float) -> None:
+        replies = sock.receive()
+        drops = sock.drops()
+        if drops != self._drops[ipv4]:
+            self._counters.overflows += (drops - self._drops[ipv4]) & 0xFFFFFFFF
+            self._drops[ipv4] = drops
+            self.dropped_at = now
+        counters, pairs = self._counters, self._pairs
+        read_at = self._clock()
+        in_time = stray = 0
+        observe = counters.rtt[ipv4].add
+        for token, sequence, age_s in replies:
+            pair = pairs.get(token)
+            if pair is None:
+                stray += 1
+                continue
+            arrived = read_at - age_s
+            watch = pair.watch
+            sent_at = pair.pending.pop(sequence, None)
+            if sent_at is not None and arrived <= watch.deadline:
+                rtt_s = arrived - sent_at if arrived > sent_at else 0.0
+                observe(rtt_s)
+                in_time += 1
+                if watch.eager and not pair.rtts:
+                    self._answered.append(watch)
+                pair.rtts.append(rtt_s)
+            elif sent_at is None and pair.previous.pop(sequence, None) is None:
+                stray += 1
+                continue
+            pair.last_reply = arrived
+            if watch.judge.wants_replies:
+                watch.judge.replied(pair.place, arrived)
+        counters.replies[ipv4] += in_time
+        counters.late_replies[ipv4] += len(replies) - in_time - stray
+        counters.stray_replies += stray
+
+    def descriptors(self) -> list[int]:
+        """Return what polls readable when a reply waits."""
+        return [sock.fileno() for sock in self._sockets.values()]
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for sock in self._sockets.values():
+            sock.close()
+
+
+def _open_sockets(open_socket: OpenSocket) -> dict[bool, EchoSocket]:
+    """Open a socket of each family that the kernel has, keyed by whether it is IPv4."""
+    sockets: dict[bool, EchoSocket] = {}
+    for ipv4 in (True, False):
+        try:
+            sockets[ipv4] = open_socket(ipv4=ipv4)
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT) or (not ipv4 and not sockets):
+                for sock in sockets.values():
+                    sock.close()
+                raise
+    return sockets

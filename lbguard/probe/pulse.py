@@ -1,0 +1,83 @@
+"""Calls a step function when something is due or when a descriptor is readable, but not more often than a tick.
+
+At thousands of replies a second, waking for each would cost more than all the rest. The kernel stamped them on arrival,
+so they lose nothing by waiting for the next tick.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+
+class Pulse:
+    """One timer for everything.
+
+    Args:
+        step: called from the event loop; an exception ends `run` with it.
+        next_due: when `step` has something to do, in seconds of `clock`.
+        clock: seconds, monotonic.
+        tick_s: least time between two steps.
+    """
+
+    def __init__(
+        self, step: Callable[[], None], next_due: Callable[[], float | None], clock: Callable[[], float], tick_s: float
+    ) -> None:
+        self._step = step
+        self._next_due = next_due
+        self._clock = clock
+        self._tick_s = tick_s
+        self._stepped_at = clock()
+        self._readers: Sequence[int] = ()
+        self._paused: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[None] | None = None
+
+    async def run(self, descriptors: Sequence[int]) -> None:
+        """Call `step` until cancelled, or until it raises."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        self._readers = [descriptor for descriptor in descriptors if descriptor >= 0]
+        self._paused = set(self._readers)
+        try:
+            self._beat()
+            await self._ended
+        finally:
+            self._ended = None
+            if self._timer:
+                self._timer.cancel()
+            for descriptor in self._readers:
+                loop.remove_reader(descriptor)
+
+    def arm(self) -> None:
+        """Set the timer for what is due next; call it when that may have changed. Does nothing while not running."""
+        if self._ended is None:
+            return
+        moments = [self._next_due(), self._stepped_at + self._tick_s if self._paused else None]
+        known = [moment for moment in moments if moment is not None]
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if known:
+            at = max(min(known), self._stepped_at + self._tick_s)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - self._clock()), self._beat)
+
+    def _readable(self, descriptor: int) -> None:
+        # Level-triggered: it would be reported again and again until the next step reads it.
+        asyncio.get_running_loop().remove_reader(descriptor)
+        self._paused.add(descriptor)
+        self.arm()
+
+    def _beat(self) -> None:
+        ended = self._ended
+        if ended is None or ended.done():
+            return
+        try:
+            self._step()
+        except BaseException as error:
+            ended.set_exception(error)
+            return
+        self._stepped_at = self._clock()
+        loop = asyncio.get_running_loop()
+        for descriptor in self._paused:
+            loop.add_reader(descriptor, self._readable, descriptor)
+        self._paused.clear()
+        self.arm()

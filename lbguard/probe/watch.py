@@ -1,0 +1,172 @@
+"""The state of one monitored connection: its running round, pair by pair. It knows neither clock nor socket."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Final
+
+from lbguard.core.model import FamilyEvidence, VerdictState
+from lbguard.probe.connection import Connection
+from lbguard.probe.icmp import Slot
+from lbguard.probe.judge import FamilyRound, Judge
+
+ANSWERING: Final = (VerdictState.UP, VerdictState.DEGRADED)
+
+
+class PairWatch:
+    """One address pair: what was sent in the running round, and what came back.
+
+    Attributes:
+        place: which pair of its connection, from 0.
+        slot: what is sent; None when the kernel lacks the family.
+        pending: when the unanswered pings of the running round left, by sequence number.
+        previous: the same of the round before; replies to it are late.
+        sent: pings of the running round.
+        rtts: round-trip times of the replies in time, in seconds.
+        last_reply: when the last reply came, however late.
+        last_sequence: of the latest ping.
+    """
+
+    __slots__ = (
+        "ipv4",
+        "last_reply",
+        "last_sequence",
+        "pending",
+        "place",
+        "previous",
+        "rtts",
+        "sent",
+        "slot",
+        "token",
+        "watch",
+    )
+
+    def __init__(self, watch: "Watch", place: int, ipv4: bool, token: int, slot: Slot | None) -> None:
+        self.watch = watch
+        self.place = place
+        self.ipv4 = ipv4
+        self.token = token
+        self.slot = slot
+        self.pending: dict[int, float] = {}
+        self.previous: dict[int, float] = {}
+        self.sent = 0
+        self.rtts: list[float] = []
+        self.last_reply: float | None = None
+        self.last_sequence = -1
+
+
+class Watch:
+    """One generation of a connection.
+
+    Attributes:
+        state: the last verdict's state; None: none yet.
+        measured: what the judge said last; differs from `state` while the mesh heals.
+        round: number of the running round; items of the wheel that name another one are out of date.
+        fast: the running round is a short one, because of doubt.
+        untested: a ping of the running round left late or not at all, so its silence says nothing.
+        eager: a reply may end the running round early.
+        closed: nothing may be said of it any more.
+    """
+
+    __slots__ = (
+        "closed",
+        "connection",
+        "deadline",
+        "eager",
+        "families",
+        "fast",
+        "generation",
+        "healing_until",
+        "ifindex",
+        "judge",
+        "measured",
+        "new_mac",
+        "pairs",
+        "round",
+        "sequence",
+        "spacing_s",
+        "started",
+        "state",
+        "untested",
+    )
+
+    def __init__(self, connection: Connection, generation: int, judge: Judge) -> None:
+        self.connection = connection
+        self.generation = generation
+        self.judge = judge
+        self.pairs: list[PairWatch] = []
+        self.families: tuple[tuple[bool, list[PairWatch]], ...] = ()
+        self.sequence = 0
+        self.state: VerdictState | None = None
+        self.measured: VerdictState | None = None
+        self.new_mac = b""
+        self.healing_until: float | None = None
+        self.ifindex = 0
+        self.round = 0
+        self.started = self.deadline = self.spacing_s = 0.0
+        self.fast = self.untested = self.eager = self.closed = False
+
+    def set_pairs(self, pairs: Sequence[PairWatch]) -> None:
+        """Set what is pinged, once."""
+        self.pairs = list(pairs)
+        families = dict.fromkeys(pair.ipv4 for pair in pairs)
+        self.families = tuple((ipv4, [pair for pair in pairs if pair.ipv4 == ipv4]) for ipv4 in families)
+
+    def begin_round(self, at: float, duration_s: float, pings: int, *, fast: bool, eager: bool) -> None:
+        """Begin a round; the one before is forgotten but for its replies that are still under way."""
+        self.round += 1
+        self.started = at
+        self.deadline = at + duration_s
+        self.spacing_s = duration_s / pings
+        self.fast, self.eager, self.untested = fast, eager, False
+        for pair in self.pairs:
+            pair.previous = pair.pending
+            pair.pending = {}
+            pair.sent = 0
+            pair.rtts = []
+
+    def silent(self) -> bool:
+        """Tell whether the latest ping of every pair is unanswered."""
+        return all(pair.last_sequence in pair.pending for pair in self.pairs)
+
+    def answered(self) -> bool:
+        """Tell whether the running round can end early: each pair answered, or one whole family if that is enough.
+
+        It is enough for a connection that is down, or in doubt: DOWN is then out of the question.
+        """
+        any_is_enough = self.fast or self.measured is VerdictState.DOWN
+        whole = (all(pair.rtts for pair in pairs) for _, pairs in self.families)
+        return any(whole) if any_is_enough else all(whole)
+
+    def family_rounds(self, *, complete: bool) -> list[FamilyRound]:
+        """Return what the running round found; `complete` is false when it ends before its time."""
+        counts = complete and not self.untested
+        return [
+            FamilyRound(ipv4, len(pairs), sum(not pair.rtts for pair in pairs), counts) for ipv4, pairs in self.families
+        ]
+
+    def evidence(self, now: float) -> tuple[FamilyEvidence, ...]:
+        """Return the numbers of the running round."""
+        return tuple([_family_evidence(ipv4, pairs, now) for ipv4, pairs in self.families])
+
+
+def _family_evidence(ipv4: bool, pairs: list[PairWatch], now: float) -> FamilyEvidence:
+    sent = 0
+    rtts: list[float] = []
+    last: float | None = None
+    for pair in pairs:
+        sent += pair.sent
+        rtts += pair.rtts
+        if pair.last_reply is not None and (last is None or pair.last_reply > last):
+            last = pair.last_reply
+    since = None if last is None else max(0.0, now - last)
+    if not rtts:
+        return FamilyEvidence(ipv4=ipv4, sent=sent, received=0, since_reply_s=since)
+    return FamilyEvidence(
+        ipv4=ipv4,
+        sent=sent,
+        received=len(rtts),
+        rtt_min_s=min(rtts),
+        rtt_median_s=statistics.median(rtts),
+        rtt_max_s=max(rtts),
+        since_reply_s=since,
+    )
