@@ -94,24 +94,22 @@ class Lifecycle:
 
     def _hold(self, target: Target, now: float, cause: Condition) -> bool:
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
+        target.spared_until = now
         target.penalty.add_loss(self._config.damping, now)
         self._set_grace_deadline(target)
         return True
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
-        healing_until = target.healing_end()
-        if cause is target.cause and healing_until == target.healing_until:
+        if cause is target.cause and target.healing_end() == target.healing_until:
             return False
-        if cause is target.cause:
-            before = self.deadlines.get(target.key)
-            self._set_grace_deadline(target)
-            return self.deadlines.get(target.key) != before
-        before, milder = self.deadlines.get(target.key), BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]
+        before = self.deadlines.get(target.key)
+        if BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]:
+            # The path is on its way back (its link is there, its route is not yet): progress never costs time.
+            target.spared_until = before if before is not None else now
+        elif cause is not target.cause:
+            target.spared_until = now
         self._note_cause(target, cause)
         self._set_grace_deadline(target)
-        if milder and before is not None and before > self._grace_deadline(target):
-            # The path is on its way back (its link is there, its route is not yet): progress never costs time.
-            self.deadlines.set(target.key, before)
         return self.deadlines.get(target.key) != before
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:
@@ -175,10 +173,8 @@ class Lifecycle:
 
     def _set_grace_deadline(self, target: Target) -> None:
         target.healing_until = target.healing_end()
-        self.deadlines.set(target.key, self._grace_deadline(target))
-
-    def _grace_deadline(self, target: Target) -> float:
-        return self._grace.deadline(target.lost_at, target.cause, target.lost_in, target.healing_end())
+        deadline = self._grace.deadline(target.lost_at, target.cause, target.lost_in, target.healing_until)
+        self.deadlines.set(target.key, max(deadline, target.spared_until))
 
     def _freeze_end(self, target: Target) -> float:
         return target.frozen_at + self._config.freeze.limit_s

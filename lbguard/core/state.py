@@ -44,6 +44,7 @@ class Target:
 
     `lost_at`, `lost_to`: when and by what the running loss began (HELD, FROZEN, WITHDRAWN); `cause`: the latest.
     `lost_in`: the subnet that it began in, until it has healed.
+    `spared_until`: a worse cause before this one allowed to wait until then, so the deadline is no earlier.
     `waiting`: WITHDRAWN with a good path, damped. `healing_until`: what the deadline was last moved by.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
     """
@@ -58,6 +59,7 @@ class Target:
     soft: bool = False
     lost_at: float = 0.0
     lost_in: Prefix | None = None
+    spared_until: float = 0.0
     frozen_at: float = 0.0
     waiting: bool = False
     healing_until: float = float("-inf")

@@ -5,7 +5,7 @@ import pytest
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
-from lbguard.core.model import Action, Condition, StreamSpec, TargetSpec
+from lbguard.core.model import Action, Condition, StreamSpec, TargetSpec, TargetSubject, Verdict, VerdictState
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
 
 
@@ -315,3 +315,47 @@ def test_what_one_family_teaches_is_not_put_down_to_the_other() -> None:
         assert guard.states()[1] == "active"
     heals = guard.engine.life._grace._heals
     assert {str(subnet) for subnet in heals} == {"fd00::/64"}
+
+
+# Healing verdicts
+
+
+def verdict(address: bytes, state: VerdictState, sequence: int, *, heal_s: float = 0.0) -> ev.VerdictReported:
+    return ev.VerdictReported(
+        reporter="proxy",
+        verdict=Verdict(
+            subject=TargetSubject(ip=address),
+            state=state,
+            generation=1,
+            sequence=sequence,
+            lease_s=100.0,
+            heal_s=heal_s,
+        ),
+    )
+
+
+def test_a_healing_verdict_moves_the_deadline_and_never_past_the_bound() -> None:
+    guard = two_proxies()
+    lost_at = guard.now
+    guard.unlink(1)
+    guard.wait(1.0)
+    guard.tell(verdict(ipv4_of(1), VerdictState.HEALING, 1, heal_s=9.0))
+    assert guard.deadline(1) == lost_at + 10.0
+    guard.tell(verdict(ipv4_of(1), VerdictState.HEALING, 2, heal_s=500.0))
+    assert guard.deadline(1) == lost_at + 30.0
+    guard.tell(verdict(ipv4_of(1), VerdictState.UP, 3))
+    assert guard.deadline(1) == lost_at + 3.0
+
+
+def test_the_end_of_a_repair_does_not_take_back_what_progress_has_kept() -> None:
+    guard = two_proxies(config(by_cause={Condition.NO_LINK: 10.0}))
+    lost_at = guard.now
+    guard.unlink(1)
+    guard.wait(8.0)
+    guard.refuse = (fx.ProgramRoutes,)
+    guard.link(5)
+    assert guard.target(1).cause is Condition.ROUTE_MISSING
+    guard.tell(verdict(ipv4_of(1), VerdictState.HEALING, 1, heal_s=9.0))
+    assert guard.deadline(1) == lost_at + 17.0
+    guard.tell(verdict(ipv4_of(1), VerdictState.UP, 2))
+    assert guard.deadline(1) == lost_at + 10.0
