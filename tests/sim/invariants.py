@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Watch:
         self._states: dict[TargetKey, TargetState] = {}
         self._admitted: dict[str, set[int]] = {}
         self._set_down: set[LinkKey] = set()
-        self._mass_seen: dict[str, float] = {}
+        self._calm_since: dict[str, float] = {}
         self._idle_turns = 0
         self._last_decision = self._last_decision_before = 0.0
         self.foreign = world.kernel.foreign()
@@ -76,7 +77,9 @@ class Watch:
                 self._follow_record(effect)
         for stream in engine.roster.streams.values():
             if stream.broken > world.config.freeze.threshold * stream.admitted:
-                self._mass_seen[stream.spec.name] = world.now
+                self._calm_since.pop(stream.spec.name, None)
+            else:
+                self._calm_since.setdefault(stream.spec.name, world.now)
         states = {t.key: t.state for s in engine.roster.streams.values() for t in s.targets.values()}
         told = {key: self._states.get(key, TargetState.PENDING) for key in states}
         assert states == told, "the records tell another story"
@@ -175,7 +178,7 @@ class Watch:
         one_more_s = min(grace.window_s, grace.max_s, *grace.by_cause_s.values())
         assert (
             world.now >= self._frozen[d.target] + limit_s - EPSILON_S
-            or world.now >= self._mass_seen.get(d.target.stream, 0.0) + one_more_s - EPSILON_S
+            or world.now >= self._calm_since.get(d.target.stream, math.inf) + one_more_s - EPSILON_S
         ), f"{d.target} was withdrawn in the middle of a mass failure"
 
     def _check_window(self, key: TargetKey, loss: Loss) -> None:
@@ -205,8 +208,8 @@ class Watch:
             assert now < self._frozen[target.key] + config.freeze.limit_s, f"{target.key} is frozen past the limit"
             grace = config.grace
             longest_s = grace.max_s if grace.adaptive else max(grace.window_s, *grace.by_cause_s.values(), 0.0)
-            thawed = self._mass_seen[target.key.stream] + min(longest_s, grace.max_s)
-            assert now < thawed + EPSILON_S, f"{target.key} is frozen although the mass failure is over"
+            end = self._calm_since.get(target.key.stream, math.inf) + min(longest_s, grace.max_s)
+            assert now < end + EPSILON_S, f"{target.key} is frozen although the mass failure is over"
 
     def _check_counts(self) -> None:
         for stream in self._world.engine.roster.streams.values():
