@@ -1,0 +1,132 @@
+{{/*
+For charts that own the load balancer or the proxy and have this one as a dependency:
+
+  containers:   {{- include "lbguard.guard.container" .Subcharts.lbguard | nindent 8 }}
+  volumes:      {{- include "lbguard.guard.volumes" .Subcharts.lbguard | nindent 8 }}
+  volumeMounts: {{- include "lbguard.guard.sharedMemoryMount" .Subcharts.lbguard | nindent 12 }}   (the load balancer's)
+*/}}
+{{- define "lbguard.guard.container" -}}
+{{- include "lbguard.container" (dict "root" . "component" "guard" "command" "run") -}}
+{{- end }}
+
+{{- define "lbguard.guard.volumes" -}}
+{{- include "lbguard.volumes" (dict "root" . "component" "guard") -}}
+{{- end }}
+
+{{- define "lbguard.probe.container" -}}
+{{- include "lbguard.container" (dict "root" . "component" "probe" "command" "probe") -}}
+{{- end }}
+
+{{- define "lbguard.probe.volumes" -}}
+{{- include "lbguard.volumes" (dict "root" . "component" "probe") -}}
+{{- end }}
+
+{{- define "lbguard.guard.sharedMemoryMount" -}}
+{{- with .Values.guard.sharedMemory -}}
+{{- if .enabled -}}
+- name: {{ default "lbguard-shm" .existingVolume }}
+  mountPath: /dev/shm
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "lbguard.container" -}}
+{{- $values := get .root.Values .component -}}
+{{- $ports := include "lbguard.ports" . | fromYaml -}}
+- name: lbguard
+  image: {{ include "lbguard.image" .root | quote }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  args: [{{ .command }}]
+  {{- $environment := include "lbguard.environment" . | trim }}
+  {{- if or $environment $values.extraEnv }}
+  env:
+    {{- with $environment }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with $values.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
+  {{- with $ports }}
+  ports:
+    {{- range $name, $port := . }}
+    - name: {{ $name }}
+      containerPort: {{ $port }}
+      protocol: TCP
+    {{- end }}
+  {{- end }}
+  {{- if $values.healthChecks }}
+  readinessProbe:
+    {{- include "lbguard.healthCheck" (dict "root" .root "flag" "--ready" "path" "/readyz" "ports" $ports) | nindent 4 }}
+    {{- toYaml .root.Values.healthChecks.readiness | nindent 4 }}
+  livenessProbe:
+    {{- include "lbguard.healthCheck" (dict "root" .root "flag" "--live" "path" "/healthz" "ports" $ports) | nindent 4 }}
+    {{- toYaml .root.Values.healthChecks.liveness | nindent 4 }}
+  {{- end }}
+  {{- with $values.resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.securityContext }}
+  securityContext:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  volumeMounts:
+    - name: lbguard-run
+      mountPath: {{ dir .root.Values.settings.socket }}
+    {{- if eq .component "guard" }}
+    {{- with include "lbguard.guard.sharedMemoryMount" .root }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- if include "lbguard.targetsConfigMap" .root }}
+    - name: lbguard-targets
+      mountPath: /etc/lbguard/targets
+      readOnly: true
+    {{- end }}
+    {{- end }}
+    {{- with $values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
+{{- define "lbguard.healthCheck" -}}
+{{- if eq .root.Values.healthChecks.handler "exec" -}}
+exec:
+  command: [lbguard, health, {{ .flag }}]
+{{- else -}}
+{{- if not (hasKey .ports "lbg-metrics") -}}
+{{- fail "healthChecks.handler http asks settings.metrics.listen, which is empty: use exec" -}}
+{{- end -}}
+httpGet:
+  path: {{ .path }}
+  port: lbg-metrics
+{{- end -}}
+{{- end }}
+
+{{- define "lbguard.volumes" -}}
+{{- $values := get .root.Values .component -}}
+- name: lbguard-run
+  emptyDir:
+    medium: Memory
+    sizeLimit: 1Mi
+{{- if eq .component "guard" }}
+{{- with $values.sharedMemory }}
+{{- if and .enabled (not .existingVolume) }}
+- name: lbguard-shm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .sizeLimit }}
+{{- end }}
+{{- end }}
+{{- with include "lbguard.targetsConfigMap" .root }}
+- name: lbguard-targets
+  configMap:
+    name: {{ . }}
+    # Without it the load balancer starts all the same, and lbguard says what is missing.
+    optional: true
+{{- end }}
+{{- end }}
+{{- with $values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
