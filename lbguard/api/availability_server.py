@@ -1,0 +1,184 @@
+"""Tells Meridio's frontend whether this load balancer can forward, in place of Meridio's own load balancer.
+
+The frontend beside the load balancer announces the VIPs to its gateways for as long as the target it is told holds its
+own host name. One answer stands for the whole load balancer: it can forward while any stream can.
+
+What is not known is not told: until every stream's state is known, or one is available, a watch has no answer. A
+restart of this service would otherwise take the VIPs off the gateways for a moment. When it ends, the frontend keeps
+what it was told last.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import grpc
+from google.protobuf import empty_pb2
+
+from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2 as pb
+from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_grpc
+from lbguard.api.unix_socket import SocketError, prepare_socket
+
+SOCKET_MODE = 0o666
+"""The frontend runs under another user and shares nothing but the volume; what is told here is no secret."""
+
+SETTING = "availability.socket"
+
+_IDENTIFIER_KEY = "identifier"
+_REQUEST_BYTES_MAX = 4096
+_WATCHES_MAX = 32
+
+
+class AvailabilityState:
+    """The availability of the whole, made of that of each stream. For one thread."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, bool] = {}
+        self._names: set[str] | None = None
+        self._stopped = False
+        self._changed = asyncio.Event()
+        self.value: bool | None = None
+        """Whether the load balancer can forward; None while that is not known."""
+
+    def set(self, stream: str, available: bool) -> None:
+        """Take the state of one stream."""
+        self._streams[stream] = available
+        self._update()
+
+    def retain(self, streams: Iterable[str]) -> None:
+        """Take note that these streams are all there are. Says nothing of those whose state is not known yet."""
+        self._names = names = set(streams)
+        self._streams = {name: available for name, available in self._streams.items() if name in names}
+        self._update()
+
+    def stop(self) -> None:
+        """Become unavailable for good."""
+        self._stopped = True
+        self._update()
+
+    async def changes(self) -> AsyncIterator[bool]:
+        """Yield the state once it is known and each time it is another one than was yielded last.
+
+        Who asks late gets the newest state only.
+        """
+        told: bool | None = None
+        while True:
+            changed, value = self._changed, self.value
+            if value is None or value is told:
+                await changed.wait()
+            else:
+                told = value
+                yield value
+
+    def _update(self) -> None:
+        value: bool | None = None
+        if self._stopped:
+            value = False
+        elif any(self._streams.values()):
+            value = True
+        elif self._names is not None and self._names <= self._streams.keys():
+            value = False
+        elif self.value is not None:
+            # A stream came that is not known yet; that alone takes nothing back.
+            value = self.value
+        if value is not self.value:
+            self.value = value
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+
+class _Service(pb_grpc.StreamAvailabilityServiceServicer):
+    def __init__(self, state: AvailabilityState, identifier: str) -> None:
+        self._state = state
+        self._identifier = identifier
+
+    async def Watch(  # noqa: N802 (the name is the protocol's)
+        self, request: empty_pb2.Empty, context: grpc.aio.ServicerContext[empty_pb2.Empty, pb.Response]
+    ) -> AsyncIterator[pb.Response]:
+        async for available in self._state.changes():
+            target = pb.Target(context={_IDENTIFIER_KEY: self._identifier} if available else {})
+            yield pb.Response(targets=[target])
+
+
+class AvailabilityServer:
+    """Serves Meridio's StreamAvailabilityService on a unix socket.
+
+    Args:
+        path: the socket; its directory is made when missing.
+        identifier: the host name, by which the frontend knows its own load balancer.
+        credentials: with them, clients have to show a certificate, as Meridio's frontend does where it has SPIFFE.
+    """
+
+    def __init__(self, path: Path, identifier: str, *, credentials: grpc.ServerCredentials | None = None) -> None:
+        self._path = path
+        self._state = AvailabilityState()
+        self._service = _Service(self._state, identifier)
+        self._credentials = credentials
+        self._server: grpc.aio.Server | None = None
+        self._inode = 0
+
+    @property
+    def available(self) -> bool | None:
+        """What watchers are told; None: nothing yet."""
+        return self._state.value
+
+    def set(self, stream: str, available: bool) -> None:
+        """Take the state of one stream (effect SetAvailability)."""
+        self._state.set(stream, available)
+
+    def retain(self, streams: Iterable[str]) -> None:
+        """Take note that these streams are all there are: others are forgotten."""
+        self._state.retain(streams)
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            SocketError: another process serves the socket, or it cannot be made.
+        """
+        prepare_socket(self._path, SETTING)
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", _REQUEST_BYTES_MAX),
+                # The frontend pings each 30 s on a stream that is silent for days; gRPC takes that for abuse.
+                ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+            maximum_concurrent_rpcs=_WATCHES_MAX,
+        )
+        pb_grpc.add_StreamAvailabilityServiceServicer_to_server(self._service, server)
+        address = f"unix:{self._path}"
+        mask = os.umask(0o777 & ~SOCKET_MODE)
+        try:
+            if self._credentials is None:
+                server.add_insecure_port(address)
+            else:
+                server.add_secure_port(address, self._credentials)
+            await server.start()
+        except RuntimeError as error:
+            raise SocketError(f"{SETTING} = {self._path}: cannot listen: {error}") from None
+        finally:
+            os.umask(mask)
+        self._path.chmod(SOCKET_MODE)
+        self._inode = self._path.stat().st_ino
+        self._server = server
+
+    async def stop(self, *, unavailable: bool = False, grace_s: float = 0.2) -> None:
+        """End the watches after `grace_s` seconds and remove the socket; safe to call twice.
+
+        Args:
+            unavailable: first tell that there is no forwarding any more; otherwise the frontend keeps the last state.
+            grace_s: how long watchers may take to read it.
+        """
+        server, self._server = self._server, None
+        if server is None:
+            return
+        if unavailable:
+            self._state.stop()
+        await server.stop(grace_s)
+        with contextlib.suppress(FileNotFoundError):
+            # Another process may have taken the path over meanwhile; its socket stays.
+            if self._path.lstat().st_ino == self._inode:
+                self._path.unlink()

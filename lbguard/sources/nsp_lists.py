@@ -1,0 +1,216 @@
+"""Reads the lists of Meridio's registry. Pure.
+
+An entry that cannot be used is skipped and named, never the whole list. What Meridio's load balancer does decides the
+rest: a target that is not ENABLED is not served, and of two targets with one identifier the last of the list counts.
+"""
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, NamedTuple, TypeVar
+
+from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
+from lbguard.core.addr import Ip, Prefix, parse_prefix
+from lbguard.core.model import TargetKey
+from lbguard.sources.file import MAX_TARGETS, NAME_PATTERN
+
+IDENTIFIER_KEY = "identifier"
+"""The key of a target's context that holds its identifier."""
+
+DEFAULT_MAX_TARGETS = 100
+"""Registries before Meridio 1.0 tell 0; its own clients take that for 100."""
+
+Value = TypeVar("Value")
+
+_IDENTIFIER_DIGITS = 9
+_SHOWN = 80
+
+
+class Reason(StrEnum):
+    """Why an entry was skipped."""
+
+    FOREIGN_CONDUIT = "foreign_conduit"
+    BAD_STREAM_NAME = "bad_stream_name"
+    BAD_MAX_TARGETS = "bad_max_targets"
+    DUPLICATE_STREAM = "duplicate_stream"
+    BAD_VIP = "bad_vip"
+    NO_IDENTIFIER = "no_identifier"
+    BAD_IDENTIFIER = "bad_identifier"
+    IDENTIFIER_OUT_OF_RANGE = "identifier_out_of_range"
+    DUPLICATE_IDENTIFIER = "duplicate_identifier"
+    NO_ADDRESS = "no_address"
+    BAD_ADDRESS = "bad_address"
+    SURPLUS_ADDRESS = "surplus_address"
+    NO_MARKS_LEFT = "no_marks_left"
+    SIZE_CHANGED = "size_changed"
+    MARKS_CHANGED = "marks_changed"
+
+
+class Skipped(NamedTuple):
+    """One entry that was skipped, or is used in another way than it says."""
+
+    reason: Reason
+    what: str
+
+
+class Place(NamedTuple):
+    """The conduit that is watched, and its trench."""
+
+    trench: str
+    conduit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read(Generic[Value]):
+    """What a list says, and what of it was skipped."""
+
+    value: Value
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetEntries:
+    """The targets of a list: those to serve with their addresses, IPv4 first, and those that only stand in it.
+
+    `unreadable_keys` and `unreadable_ips` (with the stream's name) are of entries whose other half could not be read.
+    """
+
+    served: Mapping[TargetKey, tuple[Ip, ...]]
+    unreadable_keys: frozenset[TargetKey] = frozenset()
+    unreadable_ips: frozenset[tuple[str, tuple[Ip, ...]]] = frozenset()
+
+
+def _shown(text: object) -> str:
+    """Return foreign text as it may stand in a log."""
+    shown = repr(text)
+    return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
+
+
+def _is_of(place: Place, conduit: pb.Conduit) -> bool:
+    return (conduit.trench.name, conduit.name) == place
+
+
+def read_streams(response: pb.StreamResponse, place: Place) -> Read[dict[str, int]]:
+    """Read a list of streams: the room for targets by name, in the order of the list."""
+    streams: dict[str, int] = {}
+    skipped: list[Skipped] = []
+    for stream in response.streams:
+        room = stream.maxTargets or DEFAULT_MAX_TARGETS
+        reason = None
+        if not _is_of(place, stream.conduit):
+            reason = Reason.FOREIGN_CONDUIT
+        elif NAME_PATTERN.fullmatch(stream.name) is None:
+            reason = Reason.BAD_STREAM_NAME  # it would become the name of a file
+        elif room > MAX_TARGETS:
+            reason = Reason.BAD_MAX_TARGETS
+        elif stream.name in streams:
+            reason = Reason.DUPLICATE_STREAM
+        if reason is None:
+            streams[stream.name] = room
+        else:
+            skipped.append(Skipped(reason, f"stream {_shown(stream.name)}"))
+    return Read(value=streams, skipped=tuple(skipped))
+
+
+def read_vips(response: pb.VipResponse, place: Place) -> Read[dict[Prefix, None]]:
+    """Read a list of VIPs, in the order of the list."""
+    vips: dict[Prefix, None] = {}
+    skipped: list[Skipped] = []
+    for vip in response.vips:
+        if vip.trench.name != place.trench:
+            skipped.append(Skipped(Reason.FOREIGN_CONDUIT, f"VIP {_shown(vip.name)}"))
+            continue
+        try:
+            vips[parse_prefix(vip.address)] = None
+        except ValueError:
+            skipped.append(Skipped(Reason.BAD_VIP, f"VIP {_shown(vip.name)}: {_shown(vip.address)}"))
+    return Read(value=vips, skipped=tuple(skipped))
+
+
+@dataclass(slots=True)
+class _TargetReader:
+    """Reads one list of targets."""
+
+    place: Place
+    served: dict[TargetKey, tuple[Ip, ...]] = field(default_factory=dict)
+    unreadable_keys: set[TargetKey] = field(default_factory=set)
+    unreadable_ips: set[tuple[str, tuple[Ip, ...]]] = field(default_factory=set)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def take(self, target: pb.Target) -> None:
+        if target.type != pb.Target.DEFAULT or target.status != pb.Target.ENABLED:
+            return
+        stream = target.stream.name
+        if not _is_of(self.place, target.stream.conduit):
+            self._skip(Reason.FOREIGN_CONDUIT, f"target of stream {_shown(stream)}")
+            return
+        text = target.context.get(IDENTIFIER_KEY)
+        what = f"target {_shown(text)} of stream {_shown(stream)}"
+        ips, problem = _addresses(target.ips, what)
+        key = TargetKey(stream, int(text)) if text is not None and _is_identifier(text) else None
+        if key is None:
+            self._skip(Reason.NO_IDENTIFIER if text is None else Reason.BAD_IDENTIFIER, what)
+            self.unreadable_ips.add((stream, ips))
+            return
+        if problem is not None:
+            self.skipped.append(problem)
+            if not ips or problem.reason is Reason.BAD_ADDRESS:
+                self.unreadable_keys.add(key)
+                return
+        if self.served.get(key, ips) != ips:
+            self._skip(Reason.DUPLICATE_IDENTIFIER, f"{what}: the last entry counts")
+        self.served[key] = ips
+
+    def _skip(self, reason: Reason, what: str) -> None:
+        self.skipped.append(Skipped(reason, what))
+
+
+def read_targets(response: pb.TargetResponse, place: Place) -> Read[TargetEntries]:
+    """Read a list of targets. Whether their streams exist and have room for them is not looked at here."""
+    reader = _TargetReader(place)
+    for target in response.targets:
+        reader.take(target)
+    return Read(
+        value=TargetEntries(
+            served=reader.served,
+            unreadable_keys=frozenset(reader.unreadable_keys - reader.served.keys()),
+            unreadable_ips=frozenset(reader.unreadable_ips),
+        ),
+        skipped=tuple(reader.skipped),
+    )
+
+
+def _is_identifier(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _IDENTIFIER_DIGITS
+
+
+def _addresses(texts: Iterable[str], what: str) -> tuple[tuple[Ip, ...], Skipped | None]:
+    """Return one address a family, IPv4 first, and what is wrong with the rest."""
+    by_length: dict[int, Ip] = {}
+    problem: Skipped | None = None
+    for text in texts:
+        try:
+            ip = _address(text)
+        except ValueError:
+            problem = Skipped(Reason.BAD_ADDRESS, f"{what}: {_shown(text)}")
+            continue
+        if by_length.setdefault(len(ip), ip) != ip and problem is None:
+            problem = Skipped(Reason.SURPLUS_ADDRESS, f"{what}: {_shown(text)}; one address a family is used")
+    if not by_length and problem is None:
+        problem = Skipped(Reason.NO_ADDRESS, what)
+    return tuple(by_length[length] for length in sorted(by_length)), problem
+
+
+def _address(text: str) -> Ip:
+    """Read `address` or `address/length`: the length is that of the proxy's subnet and tells nothing of the target."""
+    ip = ipaddress.ip_interface(text).ip
+    if ip.is_multicast or ip.is_unspecified or ip.is_loopback or ip.is_link_local:
+        raise ValueError(text)
+    return ip.packed
+
+
+def count_reasons(skipped: Iterable[Skipped]) -> Counter[Reason]:
+    """Count skipped entries by reason."""
+    return Counter(entry.reason for entry in skipped)

@@ -1,0 +1,90 @@
+"""Which removals of a registry's list are believed. Pure.
+
+While the registry stays connected, what it takes off its list is taken off at once: it means it. After a connection was
+lost, the other end may be a registry that has just started and does not know everybody yet. Meridio's reads its
+configuration after it began to serve, so its first list of streams is empty; and when its database is lost, targets
+come back one by one as they refresh their entries, by default every 30 s. Its own load balancer believes each of these
+lists. We do not: a list that comes first after a loss and lacks more than a share of what was known opens a settle
+time. Until it ends, or until nothing is missing any more, additions and changes pass and removals wait.
+"""
+
+from collections.abc import Hashable, Mapping
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Settling(Generic[Key, Value]):
+    """One list, as it is believed. Times are seconds of one monotonic clock.
+
+    Args:
+        settle_s: how long removals wait after a loss.
+        share: what share (0 to 1) of the known may be missing at once without any wait.
+        doubt_empty_start: let an empty list wait too when nothing was known before.
+    """
+
+    def __init__(self, settle_s: float, share: float, *, doubt_empty_start: bool = False) -> None:
+        self._settle_s = settle_s
+        self._share = share
+        self._doubt_empty_start = doubt_empty_start
+        self._told: Mapping[Key, Value] | None = None
+        self._believed: dict[Key, Value] | None = None
+        self._first_of_session = True
+        self._until: float | None = None
+
+    @property
+    def believed(self) -> dict[Key, Value] | None:
+        """What counts now; None while nothing does."""
+        return self._believed
+
+    @property
+    def waits(self) -> int:
+        """How many removals wait."""
+        if self._until is None:
+            return 0
+        return len((self._believed or {}).keys() - (self._told or {}).keys())
+
+    @property
+    def settles_at(self) -> float | None:
+        """When waiting ends; None when nothing waits."""
+        return self._until
+
+    def begin_session(self) -> None:
+        """Take note that the connection is a new one."""
+        self._first_of_session = True
+
+    def take(self, told: Mapping[Key, Value], now: float) -> None:
+        """Take a list."""
+        first, self._first_of_session = self._first_of_session, False
+        self._told = told
+        missing = len((self._believed or {}).keys() - told.keys())
+        if first:
+            self._until = now + self._settle_s if self._is_doubtful(told, missing) else None
+        elif not missing and (told or self._believed is not None):
+            self._until = None
+        self._settle(now)
+
+    def expire(self, now: float) -> None:
+        """Believe what is told when its time has come."""
+        if self._told is not None:
+            self._settle(now)
+
+    def drop(self, key: Key) -> None:
+        """Let one removal wait no longer."""
+        if self._believed is not None and self._told is not None and key not in self._told:
+            self._believed.pop(key, None)
+
+    def _is_doubtful(self, told: Mapping[Key, Value], missing: int) -> bool:
+        if self._believed is None:
+            return self._doubt_empty_start and not told
+        return bool(missing) and (not told or missing > self._share * len(self._believed))
+
+    def _settle(self, now: float) -> None:
+        assert self._told is not None
+        if self._until is not None and now < self._until:
+            if self._believed is not None:
+                self._believed = {**self._told, **{k: v for k, v in self._believed.items() if k not in self._told}}
+            return
+        self._until = None
+        self._believed = dict(self._told)

@@ -1,0 +1,211 @@
+"""A TLS connection for a gRPC client whose server shows a certificate without a host name.
+
+The certificates of a mesh (X.509-SVIDs) name their holder by a URI. gRPC for Python can only look for a host name and
+refuses them, so TLS is spoken by the standard library here: gRPC connects to a private socket of this process, and what
+it says there goes on, encrypted, to the server that has shown a certificate of the right authority and name.
+
+Certificates are read for each connection anew, so a renewed one is used from the next connection on.
+"""
+
+import asyncio
+import contextlib
+import fnmatch
+import os
+import secrets
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+CONNECT_TIMEOUT_S = 5.0
+_CHUNK_BYTES = 64 * 1024
+_UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+class TlsMaterial(Protocol):
+    """A private key, its certificate chain, and the authorities that the server's certificate must come from; PEM."""
+
+    @property
+    def key(self) -> bytes:
+        """Private key."""
+
+    @property
+    def chain(self) -> bytes:
+        """Certificate and intermediates."""
+
+    @property
+    def roots(self) -> bytes:
+        """Authorities."""
+
+
+class TlsMaterialSource(Protocol):
+    """Where certificates come from. Any exception of `current` counts as a failed connection."""
+
+    def current(self) -> TlsMaterial:
+        """Return what to use now. It may block; it is called beside the event loop."""
+
+
+class TunnelError(Exception):
+    """No connection to the server; the text says why."""
+
+
+def certificate_names(certificate: dict[str, object]) -> tuple[str, ...]:
+    """Return the URIs, host names and addresses of a certificate as `SSLObject.getpeercert` gives it."""
+    alternatives = certificate.get("subjectAltName", ())
+    assert isinstance(alternatives, tuple)
+    return tuple(name for kind, name in alternatives if kind in {"URI", "DNS", "IP Address"})
+
+
+def name_matches(names: Sequence[str], pattern: str) -> bool:
+    """Tell whether one of a certificate's names fits a pattern with `*`; an empty pattern takes every certificate.
+
+    A certificate may itself have a wildcard for the first part of a host name (RFC 6125).
+    """
+    if not pattern:
+        return True
+    wild = "*." + pattern.partition(".")[2] if "." in pattern and "://" not in pattern else None
+    return any(fnmatch.fnmatchcase(name, pattern) or name == wild for name in names)
+
+
+class TlsTunnel:
+    """Listens on a private socket while it is entered, and connects each who comes in to the server.
+
+    Args:
+        host: name or address of the server.
+        port: its port.
+        material: our certificate and the authorities.
+        server_name: pattern that a name in its certificate must fit; empty: any certificate of the authorities.
+    """
+
+    def __init__(self, host: str, port: int, material: TlsMaterialSource, *, server_name: str = "") -> None:
+        self._host = host
+        self._port = port
+        self._material = material
+        self._server_name = server_name
+        self._name = f"lbguard.tunnel.{secrets.token_hex(16)}"
+        self._server: asyncio.Server | None = None
+        self._relays: set[asyncio.Task[None]] = set()
+        self.problem = ""
+        """Why the last connection could not be made; empty after one that could."""
+
+    @property
+    def target(self) -> str:
+        """Where gRPC connects, without TLS."""
+        return f"unix-abstract:{self._name}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._accept, f"\0{self._name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for relay in self._relays:
+            relay.cancel()
+        await asyncio.gather(*self._relays, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._relays.add(task)
+        try:
+            if _peer_pid(writer) == os.getpid():
+                await self._relay(reader, writer)
+        finally:
+            self._relays.discard(task)
+            writer.close()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                far_reader, far_writer = await self._connect()
+        except TimeoutError:
+            self.problem = f"no TLS connection within {CONNECT_TIMEOUT_S:g} s"
+            return
+        except TunnelError as error:
+            self.problem = str(error)
+            return
+        self.problem = ""
+        ways = [
+            asyncio.create_task(_copy(reader, far_writer, self._note)),
+            asyncio.create_task(_copy(far_reader, writer, self._note)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            # The far end may never answer the goodbye of TLS.
+            far_writer.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            context = await asyncio.to_thread(self._context)
+            reader, writer = await asyncio.open_connection(self._host, self._port, ssl=context, server_hostname="")
+        except ssl.SSLCertVerificationError as error:
+            raise TunnelError(f"certificate of the server refused: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise TunnelError(f"TLS failed: {_words(error)}") from None
+        except Exception as error:
+            raise TunnelError(str(error) or type(error).__name__) from None
+        names = certificate_names(writer.get_extra_info("peercert") or {})
+        if not name_matches(names, self._server_name):
+            writer.transport.abort()
+            shown = ", ".join(names) or "no name"
+            raise TunnelError(f"certificate of the server refused: it has {shown}, not {self._server_name}")
+        return reader, writer
+
+    def _context(self) -> ssl.SSLContext:
+        material = self._material.current()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # names are looked at in `_connect`
+        # An authority of a mesh may be an intermediate one.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.set_alpn_protocols(["h2"])
+        context.load_verify_locations(cadata=material.roots.decode("ascii", "replace"))
+        if material.chain:
+            with _in_memory(material.chain) as chain, _in_memory(material.key) as key:
+                # An encrypted key must not make a service without a terminal ask for its password.
+                context.load_cert_chain(chain, key, password=lambda: b"")
+        return context
+
+    def _note(self, problem: str) -> None:
+        self.problem = problem
+
+
+def _peer_pid(writer: asyncio.StreamWriter) -> int:
+    peer: socket.socket = writer.get_extra_info("socket")
+    pid, _uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Callable[[str], None]) -> None:
+    try:
+        while data := await reader.read(_CHUNK_BYTES):
+            writer.write(data)
+            await writer.drain()
+    except ssl.SSLError as error:
+        # With TLS 1.3 a server refuses our certificate only after the handshake has ended at our side.
+        note(f"refused by the server: {_words(error)}")
+    except OSError as error:
+        note(error.strerror or str(error))
+
+
+def _words(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).lower().replace("_", " ")
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """Give content the name of a file without putting a key on any disk."""
+    descriptor = os.memfd_create("lbguard", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
