@@ -179,8 +179,9 @@ def answers_top(series: dict[int, list[int]], traffic: TrafficResult, start: flo
 
     What a connection had queued is answered all at once when its path is back; that peak is cut off.
     """
-    before = max(int((start - traffic.started) / BIN_S), 1)
-    return 1.6 * max((median(counts[:before] or [0]) for counts in series.values()), default=0) or 1.0
+    until = max(int((start - traffic.started) / BIN_S), 1)
+    since = max(until - int(BEFORE_S / BIN_S), 0)  # what came earlier was the opening of connections
+    return 1.6 * max((median(counts[since:until] or [0]) for counts in series.values()), default=0) or 1.0
 
 
 def _answers(drawing: _Drawing, identifier: int, counts: Sequence[int], offset_s: float, top: float) -> None:

@@ -63,7 +63,8 @@ def test_a_run_that_failed_has_no_picture() -> None:
 
 
 def test_the_scale_of_answers_follows_what_was_before_and_not_the_peak_of_a_backlog() -> None:
-    traffic = TrafficResult(started=98.0, ended=105.0, connections=[], flows=[], tcp_bins={}, udp_bins={})
-    series = {1: [10] * 20 + [0] * 5 + [500], 2: [5] * 26}
+    traffic = TrafficResult(started=97.0, ended=105.0, connections=[], flows=[], tcp_bins={}, udp_bins={})
+    opening = [0] * 20
+    series = {1: opening + [10] * 10 + [0] * 5 + [500], 2: opening + [5] * 16}
     assert answers_top(series, traffic, 100.0) == 16.0
     assert answers_top({}, traffic, 100.0) == 1.0
