@@ -96,13 +96,20 @@ class Belief:
             return Condition.NEIGHBOR_FAILED
         return Condition.OK
 
-    def target(self, mark: int, ips: tuple[Ip, ...]) -> Condition:
-        """Return the condition of a target: hard evidence of any path, or soft evidence of all of them."""
+    def target(self, mark: int, ips: tuple[Ip, ...], said_down: frozenset[Ip] = frozenset()) -> Condition:
+        """Return the condition of a target: hard evidence of any path, or soft evidence of all of them.
+
+        What reporters say is not weighed here: `said_down` are the addresses that they are taken to have down.
+        """
         conditions = [self.path(mark, ip) for ip in ips]
+        conditions = [
+            Condition.VERDICT_DOWN if ip in said_down and c in (Condition.OK, Condition.NEIGHBOR_FAILED) else c
+            for ip, c in zip(ips, conditions, strict=True)
+        ]
         hard = [c for c in conditions if c is not Condition.OK and c not in SOFT]
         if hard or not conditions:
             return min(hard, key=_ORDER.index, default=Condition.NO_LINK)
-        return Condition.NEIGHBOR_FAILED if all(c in SOFT for c in conditions) else Condition.OK
+        return min(conditions, key=_ORDER.index) if all(c in SOFT for c in conditions) else Condition.OK
 
     def superseded(self, ifindex: int) -> bool:
         link = self.links[ifindex]

@@ -58,7 +58,7 @@ def quiet_restart(world: World) -> None:
     """Restart the guard while the world stands still: no slot and no route may change.
 
     Only when nothing is pending that a restart would do at once: a damped re-admission (a new start knows no penalty),
-    a repair that waits for its retry, a commit. Soft evidence is forgotten too, so runs with silent targets are out.
+    a repair that waits for its retry, a commit. Soft evidence is forgotten too, so runs with any are out.
     And which of two links of one subnet is the newer is told by their ifindexes after a restart.
     """
     engine, belief = world.engine, world.belief
@@ -67,7 +67,7 @@ def quiet_restart(world: World) -> None:
     by_age = sorted(belief.links.values(), key=lambda link: link.order)
     settled = (
         world.idle()
-        and not world.profile.soft
+        and not (world.profile.soft or world.profile.verdicts)
         and engine.running
         and engine.in_sync
         and by_age == sorted(by_age, key=lambda link: link.seen.ifindex)

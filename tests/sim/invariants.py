@@ -103,7 +103,9 @@ class Watch:
         assert at is None or at < now + 1e6
 
     def _judgement(self, target: Target) -> Condition:
-        return self._world.belief.target(target.mark, tuple(target.paths))
+        down = frozenset(ip for ip, path in target.paths.items() if path.condition is Condition.VERDICT_DOWN)
+        assert not down or self._world.profile.verdicts, f"{target.key} is down by nobody's word"
+        return self._world.belief.target(target.mark, tuple(target.paths), down)
 
     def _follow_losses(self) -> None:
         """Bring the losses up to what the oracle believes now, before the engine's records are looked at."""
@@ -201,7 +203,8 @@ class Watch:
         if state is TargetState.HELD:
             assert now < target.lost_at + config.grace.max_s, f"{target.key} is held past the bound"
             loss = self._losses[target.key]
-            if not config.grace.adaptive and target.lost_at == loss.since:
+            steady = not (config.grace.adaptive or world.profile.verdicts)
+            if steady and target.lost_at == loss.since:
                 bound = loss.since + loss.longest_s
                 assert now < bound + EPSILON_S, f"{target.key} is held past every window"
         if state is TargetState.FROZEN:
@@ -229,7 +232,7 @@ class Watch:
             for ip in target.paths:
                 by_ip.setdefault(ip, set()).add(target.key)
         assert {ip: {t.key for t in users} for ip, users in roster.by_ip.items()} == by_ip, "by_ip leaks"
-        assert set(engine.paths._wheel._slice_of) == set(by_ip), "the probe wheel leaks"
+        assert set(engine.paths.neighbors._wheel._slice_of) == set(by_ip), "the probe wheel leaks"
         assert engine.view._ip_uses == {ip: len(users) for ip, users in by_ip.items()}, "the view leaks addresses"
         assert not roster.retiring.keys() & roster.by_mark.keys(), "a mark is retiring and in use"
         keys = {t.key for t in targets}
@@ -278,7 +281,7 @@ class Watch:
 
     def touched(self, entries: Iterable[tuple[int, Ip]]) -> None:
         for _, ip in entries:
-            assert ip in self._world.followed(), f"the neighbour entry of {ip.hex()} is nobody's"
+            assert self._world.may_touch(ip), f"the neighbour entry of {ip.hex()} is nobody's"
 
     def committing(self, effect: fx.CommitTables) -> None:
         for table in effect.tables:

@@ -22,16 +22,22 @@ from tests.sim.kernel import SimKernel, SimLink
 from tests.sim.tables import SimDistributor
 
 RECONCILE_S = 10.0
+PROXY_HOST = b"\xfa"
+"""The last byte of the proxies' own addresses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What may go wrong in one run. `lossy`: the mirror loses, repeats and delays. `soft`: targets fall silent."""
+    """What may go wrong in one run.
+
+    `lossy`: the mirror loses, repeats and delays. `soft`: targets fall silent. `verdicts`: reporters say anything.
+    """
 
     lossy: bool
     soft: bool
     crashes: bool
     refusals: bool
+    verdicts: bool
 
 
 def random_config(rng: random.Random, profile: Profile) -> EngineConfig:
@@ -64,6 +70,7 @@ class World:
             soft=self.random.random() < 0.4,
             crashes=self.random.random() < 0.5,
             refusals=self.random.random() < 0.4,
+            verdicts=self.random.random() < 0.3,
         )
         self.config = random_config(self.random, self.profile)
         self.now = 1000.0
@@ -152,6 +159,10 @@ class World:
     def followed(self) -> set[Ip]:
         """Return the target addresses that the engine was told to follow."""
         return self._told_streams
+
+    def may_touch(self, ip: Ip) -> bool:
+        """Tell whether an address is a target's, or a proxy's that a verdict may name."""
+        return ip in self._told_streams or (self.profile.verdicts and ip.endswith(PROXY_HOST))
 
     def idle(self) -> bool:
         """Tell whether nothing is under way between guard and world, and nothing is about to fail."""
@@ -278,8 +289,11 @@ class World:
             if known[0] is not NeighborState.INCOMPLETE:
                 self.kernel.set_neighbor(ifindex, ip, NeighborState.INCOMPLETE, b"")
                 self.after(1.0, lambda: self._resolution_failed(link, ip))
-        elif known != (NeighborState.REACHABLE, self.macs[ip]):
-            self.kernel.set_neighbor(ifindex, ip, NeighborState.REACHABLE, self.macs[ip])
+        elif known != (NeighborState.REACHABLE, self._mac_of(ip)):
+            self.kernel.set_neighbor(ifindex, ip, NeighborState.REACHABLE, self._mac_of(ip))
+
+    def _mac_of(self, ip: Ip) -> bytes:
+        return self.macs.get(ip, PROXY_HOST * 6)
 
     def _resolution_failed(self, link: SimLink, ip: Ip) -> None:
         incomplete = link.neighbors.get(ip, (None, b""))[0] is NeighborState.INCOMPLETE
@@ -292,6 +306,10 @@ class World:
         for effect in effects:
             if isinstance(effect, fx.Announce):
                 self.watch.announced(effect)
+            elif isinstance(effect, fx.SolicitNeighbors):
+                # A question tells the segment who we are, just as an announcement does.
+                sources = tuple(source for source, _ in effect.pairs)
+                self.watch.announced(fx.Announce(link=effect.link, ifname="", mac=effect.mac, addresses=sources))
             elif isinstance(effect, fx.SetLinkDown):
                 self.watch.set_down(effect)
                 self._lane("kernel", functools.partial(self._set_down, effect.link, effect.ifname))
