@@ -160,5 +160,14 @@ class Controller:
         return ready and active >= identifiers
 
     def _said(self) -> str:
-        lines = [*self.other_lines, *(json.dumps(record) for record in self.records)][-SHOWN_LINES:]
+        lines = [*self.other_lines, *(_shown(record) for record in self.records)][-SHOWN_LINES:]
         return "; it said:\n  " + "\n  ".join(lines) if lines else " and said nothing"
+
+
+def _shown(record: dict[str, Any]) -> str:
+    """Return a log record in short: what happened, why, and the last line of a traceback."""
+    words = [str(record.get("level", "")), str(record.get("event", "")), str(record.get("reason", ""))]
+    exception = str(record.get("exception", "")).strip()
+    if exception:
+        words.append(exception.splitlines()[-1])
+    return " ".join(word for word in words if word)
