@@ -15,7 +15,7 @@ import secrets
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -131,8 +131,8 @@ class TlsTunnel:
             return
         self.problem = ""
         ways = [
-            asyncio.create_task(_copy(reader, far_writer, self._note)),
-            asyncio.create_task(_copy(far_reader, writer, self._note)),
+            asyncio.create_task(_copy(reader, far_writer)),
+            asyncio.create_task(self._copy_back(far_reader, writer)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -174,8 +174,22 @@ class TlsTunnel:
                 context.load_cert_chain(chain, key, password=lambda: b"")
         return context
 
-    def _note(self, problem: str) -> None:
-        self.problem = problem
+    async def _copy_back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Copy what the server says, and note it when that is nothing.
+
+        With TLS 1.3 a server refuses our certificate only after the handshake has ended at our side, and its word on
+        that may be lost when it closes the connection.
+        """
+        try:
+            heard = await reader.read(_CHUNK_BYTES)
+            why = "it was closed"
+        except OSError as error:
+            heard, why = b"", _words(error)
+        if heard:
+            writer.write(heard)
+            await _copy(reader, writer)
+        else:
+            self.problem = f"the server ended the connection without a word ({why}): does it accept our certificate?"
 
 
 def _peer_pid(writer: asyncio.StreamWriter) -> int:
@@ -184,20 +198,17 @@ def _peer_pid(writer: asyncio.StreamWriter) -> int:
     return int(pid)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Callable[[str], None]) -> None:
-    try:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
         while data := await reader.read(_CHUNK_BYTES):
             writer.write(data)
             await writer.drain()
-    except ssl.SSLError as error:
-        # With TLS 1.3 a server refuses our certificate only after the handshake has ended at our side.
-        note(f"refused by the server: {_words(error)}")
-    except OSError as error:
-        note(error.strerror or str(error))
 
 
-def _words(error: ssl.SSLError) -> str:
-    return (error.reason or str(error)).lower().replace("_", " ")
+def _words(error: OSError) -> str:
+    """Say what went wrong: `SSLError` is an OSError too, with a reason in capitals."""
+    reason = getattr(error, "reason", None) or error.strerror or str(error)
+    return str(reason).lower().replace("_", " ")
 
 
 @contextlib.contextmanager
