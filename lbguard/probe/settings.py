@@ -1,5 +1,7 @@
 """The settings of `lbguard probe`: group `probe`, environment `LBGUARD_PROBE__...`."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
@@ -7,7 +9,18 @@ from pydantic_core import PydanticCustomError
 
 from lbguard.durations import format_duration
 from lbguard.probe.addresses import DIAL_EXAMPLES, REPORT_EXAMPLES, parse_dial_address, parse_report_address
-from lbguard.settings_fields import GROUP, Duration, OptionalPath, Patterns, checked, number, seconds, split
+from lbguard.probe.source import SubjectKind
+from lbguard.settings_fields import (
+    GROUP,
+    Duration,
+    OptionalDuration,
+    OptionalPath,
+    Patterns,
+    checked,
+    number,
+    seconds,
+    split,
+)
 
 ReportAddresses = Annotated[tuple[Annotated[str, checked(parse_report_address)], ...], BeforeValidator(split)]
 DialAddress = Annotated[str, checked(parse_dial_address)]
@@ -20,52 +33,26 @@ def _path(help_text: str) -> Any:
     return Field(default=None, description=help_text)
 
 
-class TlsSettings(BaseModel):
-    """Files for TLS. They are looked at again and again: when they change, a new connection is made with them."""
-
-    model_config = GROUP
-    certificate: OptionalPath = _path("Our certificate (PEM, with intermediates); unset: none is shown.")
-    key: OptionalPath = _path("Private key of the certificate (PEM).")
-    ca: OptionalPath = _path("Certificates (PEM) of those who may sign the server's; unset: no TLS.")
-    server_name: str = Field(default="", description="Name to look for in the server's certificate; empty: the host.")
-
-    @property
-    def on(self) -> bool:
-        """Whether TLS is used."""
-        return self.ca is not None
-
-    def _must_be_whole(self, group: str) -> None:
-        if (self.certificate is None) != (self.key is None):
-            missing = "key" if self.key is None else "certificate"
-            raise PydanticCustomError(
-                "across",
-                "a certificate and its key go together",
-                {"setting": f"{group}.{missing}", "value": "unset", "allowed": "both, or neither"},
-            )
-        if self.certificate is not None and self.ca is None:
-            raise PydanticCustomError(
-                "across",
-                "a certificate is shown only to a server that is verified",
-                {"setting": f"{group}.ca", "value": "unset", "allowed": "a file of certificates"},
-            )
-
-
-class ReportTlsSettings(TlsSettings):
-    """Files for TLS to load balancers. They are looked at again: when they change, a new connection is made."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> "ReportTlsSettings":
-        self._must_be_whole("probe.tls")
-        return self
-
-
-class NsmTlsSettings(TlsSettings):
-    """Files for TLS to a manager. They are looked at again: when they change, a new connection is made."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> "NsmTlsSettings":
-        self._must_be_whole("probe.nsm.tls")
-        return self
+def _check_tls(group: str, files: Mapping[str, Path | None], *, instead: bool = False) -> None:
+    """Refuse a part of what TLS of both sides needs; `instead`: certificates come from somewhere else."""
+    given = [name for name, path in files.items() if path is not None]
+    missing = [name for name, path in files.items() if path is None]
+    if given and missing:
+        raise PydanticCustomError(
+            "across",
+            f"needed with {group}.{given[0]}",
+            {"setting": f"{group}.{missing[0]}", "value": "unset", "allowed": f"all of {', '.join(files)}, or none"},
+        )
+    if given and instead:
+        raise PydanticCustomError(
+            "across",
+            "certificates come from one place only",
+            {
+                "setting": f"{group}.{given[0]}",
+                "value": str(files[given[0]]),
+                "allowed": f"unset while {group}.spiffe_socket is set",
+            },
+        )
 
 
 class NsmSettings(BaseModel):
@@ -90,6 +77,11 @@ class NsmSettings(BaseModel):
     role: Literal["client", "endpoint"] = Field(
         default="client", description="Which end of the connections is ours: client pings from the source addresses."
     )
+    subject: SubjectKind = Field(
+        default="connection",
+        description="What verdicts speak of. connection, link: the far end is a load balancer; target: it is a target;"
+        " self: we are.",
+    )
     heal_time: Duration = seconds(
         15.0,
         "How long the mesh is expected to need for a repair: told with HEALING verdicts.",
@@ -97,7 +89,17 @@ class NsmSettings(BaseModel):
         high=LEASE_MAX_S,
     )
     backoff_max: Duration = seconds(1.0, "The longest wait before dialling the manager again.", low=0.05, high=60)
-    tls: NsmTlsSettings = NsmTlsSettings()
+    tls_cert: OptionalPath = _path("Our certificate (PEM, with intermediates), for TLS over TCP; followed on change.")
+    tls_key: OptionalPath = _path("Key of probe.nsm.tls_cert (PEM); followed on change.")
+    tls_ca: OptionalPath = _path("Authorities of the manager's certificate (PEM); followed on change.")
+    tls_server_name: str = Field(
+        default="", description="Name to look for in the manager's certificate; empty: the host of the address."
+    )
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> "NsmSettings":
+        _check_tls("probe.nsm", {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca})
+        return self
 
 
 class BridgeSettings(BaseModel):
@@ -105,6 +107,11 @@ class BridgeSettings(BaseModel):
 
     model_config = GROUP
     name: str = Field(default="bridge0", min_length=1, max_length=15, description="Name of the bridge.")
+    lb_ports: Patterns = Field(
+        default=(),
+        description="Ports (shell patterns) that lead to load balancers: what is behind them is judged as a link.",
+        json_schema_extra={"unit": "list"},
+    )
     keep: Duration = seconds(
         600.0,
         "A neighbour that the kernel forgot is still pinged this long; it may be down rather than gone.",
@@ -153,17 +160,39 @@ class ProbeSettings(BaseModel):
     report_backoff_max: Duration = seconds(
         1.0, "The longest wait before a load balancer is dialled again.", low=0.05, high=60
     )
-    lease: Duration = seconds(10.0, "How long a verdict counts without being renewed.", low=0.2, high=LEASE_MAX_S)
+    lease: OptionalDuration = seconds(
+        None,
+        "How long a verdict counts without being renewed; unset: three intervals and the timeout.",
+        low=1.0,
+        high=LEASE_MAX_S,
+    )
     max_connections: int = number(
         10_000, "connections", "At most this many connections are monitored; more are left out.", low=1, high=1_000_000
     )
-    tls: ReportTlsSettings = ReportTlsSettings()
-    spiffe: bool = Field(
-        default=False, description="Take certificate and CA from the SPIFFE Workload API instead of probe.tls (extra)."
+    name: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$",
+        description="What load balancers call this reporter; empty: the host name.",
+        json_schema_extra={"unit": "text", "allowed": "up to 63 letters, digits, '.', '_' or '-', or empty"},
+    )
+    tls_cert: OptionalPath = _path("Our certificate (PEM, with intermediates), for reports over TCP.")
+    tls_key: OptionalPath = _path(
+        "Key of probe.tls_cert (PEM). When the files change, streams are made anew with them."
+    )
+    tls_ca: OptionalPath = _path("Authorities of the load balancers' certificates (PEM).")
+    tls_server_name: str = Field(
+        default="", description="Name to look for in the load balancers' certificates; empty: the host of the address."
+    )
+    spiffe_socket: str = Field(
+        default="",
+        description="Address of a SPIFFE Workload API that gives certificate and authorities, instead of files.",
+        json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ProbeSettings":
+        tls = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca}
+        _check_tls("probe", tls, instead=bool(self.spiffe_socket))
         if self.timeout > self.interval:
             raise PydanticCustomError(
                 "across",

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -81,15 +81,12 @@ class VerdictSink(pb_grpc.VerdictServiceServicer):
         context: grpc.aio.ServicerContext[pb.ReportRequest, pb.ReportResponse],
     ) -> AsyncIterator[pb.ReportResponse]:
         self.streams += 1
-        stream = self.streams
         if self._take("refuse"):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this reporter may not speak of anything")
         async for request in request_iterator:
             if self._take("end_stream"):
                 return
-            now = time.monotonic()
-            for verdict in request.verdicts:
-                self.arrived.append(Arrived(at=now, stream=stream, ticket=request.ticket, verdict=verdict))
+            self._keep(request.verdicts, request.ticket)
             if self._take("never_answer"):
                 await asyncio.Event().wait()
             ignored = range(len(request.verdicts)) if self._take("ignore") else range(0)
@@ -98,6 +95,19 @@ class VerdictSink(pb_grpc.VerdictServiceServicer):
                 accepted=len(request.verdicts) - len(ignored),
                 ignored=[pb.IgnoredVerdict(index=index, reason="late") for index in ignored],
             )
+
+    async def ReportOnce(  # noqa: N802
+        self,
+        request: pb.ReportOnceRequest,
+        context: grpc.aio.ServicerContext[pb.ReportOnceRequest, pb.ReportOnceResponse],
+    ) -> pb.ReportOnceResponse:
+        self._keep(request.verdicts, 0)
+        return pb.ReportOnceResponse(accepted=len(request.verdicts))
+
+    def _keep(self, verdicts: Iterable[pb.Verdict], ticket: int) -> None:
+        now = time.monotonic()
+        for verdict in verdicts:
+            self.arrived.append(Arrived(at=now, stream=self.streams, ticket=ticket, verdict=verdict))
 
     def _take(self, fault: str) -> bool:
         armed = fault in self._faults

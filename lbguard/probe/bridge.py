@@ -1,0 +1,158 @@
+"""Connections from the proxy's bridge: every neighbour that was seen on it, as long as it may come back.
+
+A proxy bridges the links to its load balancers and to its targets, so both are neighbours on the bridge. Which is which
+follows from the port that the bridge learned the neighbour's link-layer address on. A neighbour that fails or is
+forgotten is pinged for a while longer: the kernel forgets what does not answer, and just that is to be reported.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from lbguard.core.addr import Ip, format_ip, is_link_local, prefix_of
+from lbguard.core.model import NeighborState
+from lbguard.probe.bridge_ports import BridgePorts, BridgePortsError
+from lbguard.probe.connection import Connection
+from lbguard.probe.kernel_view import KernelView
+from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, SubjectKind, connections_of
+
+LOOK_INTERVAL_S = 1.0
+"""How often the bridge is looked at beside the changes that the kernel tells of."""
+
+_UNKNOWN = frozenset({NeighborState.NONE, NeighborState.INCOMPLETE, NeighborState.FAILED})
+
+
+@dataclass(slots=True)
+class _Known:
+    mac: bytes
+    seen_at: float
+    kind: SubjectKind | None
+
+
+class BridgeNeighbors:
+    """Remembers the neighbours of one bridge. Pure but for the view that it reads.
+
+    Args:
+        name: the bridge.
+        lb_ports: patterns of the names of ports that lead to load balancers; empty: every neighbour is a target.
+        keep_s: how long a neighbour without an entry in the kernel stays.
+        max_connections: more are left out.
+    """
+
+    def __init__(self, name: str, lb_ports: tuple[str, ...], keep_s: float, max_connections: int) -> None:
+        self.name = name
+        self._lb_ports = lb_ports
+        self._keep_s = keep_s
+        self._max_connections = max_connections
+        self._known: dict[Ip, _Known] = {}
+
+    @property
+    def needs_ports(self) -> bool:
+        """Whether the forwarding database matters."""
+        return bool(self._lb_ports)
+
+    def look(self, view: KernelView, ports: Mapping[bytes, int], now: float) -> ConnectionList | ConnectionsLost:
+        """Return what to monitor.
+
+        Args:
+            view: the kernel.
+            ports: the port (ifindex) of each link-layer address behind the bridge.
+            now: monotonic time.
+        """
+        bridge = view.link_named(self.name)
+        if bridge is None:
+            return ConnectionsLost(reason=f"there is no link {self.name}")
+        ours = view.addresses_of(bridge.ifindex)
+        for (ifindex, ip), entry in view.neighbors.items():
+            if ifindex != bridge.ifindex or entry.state in _UNKNOWN or not entry.mac:
+                continue
+            if is_link_local(ip) or any(address.ip == ip for address in ours):
+                continue
+            known = self._known.get(ip)
+            kind = self._kind_of(entry.mac, ports, view) or (known.kind if known else None)
+            self._known[ip] = _Known(entry.mac, now, kind)
+        for ip in [ip for ip, known in self._known.items() if now - known.seen_at > self._keep_s]:
+            del self._known[ip]
+        found: list[Connection] = []
+        left_out: list[str] = []
+        for ip, known in self._known.items():
+            local = [address.ip for address in ours if _covers(address.ip, address.prefix_length, ip)]
+            if known.kind is None:
+                left_out.append(f"{format_ip(ip)}: the bridge has not learned on which port it is")
+            elif not local:
+                left_out.append(f"{format_ip(ip)}: {self.name} has no address in its subnet")
+            elif len(found) >= self._max_connections:
+                left_out.append(f"more than {self._max_connections} connections")
+                break
+            else:
+                found += connections_of(
+                    id=self.name, kind=known.kind, local=local[:1], remote=(ip,), ifname=self.name, mac=known.mac
+                )
+        return ConnectionList(connections=tuple(found), left_out=tuple(left_out))
+
+    def _kind_of(self, mac: bytes, ports: Mapping[bytes, int], view: KernelView) -> SubjectKind | None:
+        """Return what a link-layer address belongs to; None while the bridge has not learned where it is."""
+        if not self._lb_ports:
+            return "target"
+        port = view.links.get(ports.get(mac, 0))
+        if port is None:
+            return None
+        return "link" if any(fnmatchcase(port.name, pattern) for pattern in self._lb_ports) else "target"
+
+
+class BridgeSource:
+    """Looks at the bridge at every change that the view tells of, and once a second.
+
+    `emit` takes the list when it changes, and a loss once.
+    """
+
+    def __init__(
+        self,
+        neighbors: BridgeNeighbors,
+        view: KernelView,
+        ports: BridgePorts | None,
+        emit: Emit,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert ports is not None or not neighbors.needs_ports
+        self._neighbors = neighbors
+        self._view = view
+        self._ports = ports
+        self._emit = emit
+        self._clock = clock
+        self._last: ConnectionList | ConnectionsLost | None = None
+        self._wake = asyncio.Event()
+
+    def reload(self) -> None:
+        """Look again soon."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            self._wake.clear()
+            if self._view.complete:
+                told = await self._look()
+                if told != self._last:
+                    self._last = told
+                    self._emit(told)
+            try:
+                await asyncio.wait_for(self._wake.wait(), LOOK_INTERVAL_S)
+            except TimeoutError:
+                continue
+
+    async def _look(self) -> ConnectionList | ConnectionsLost:
+        learned: dict[bytes, int] = {}
+        bridge = self._view.link_named(self._neighbors.name)
+        if self._ports is not None and self._neighbors.needs_ports and bridge is not None:
+            try:
+                learned = await self._ports.read(bridge.ifindex)
+            except BridgePortsError as error:
+                return ConnectionsLost(reason=str(error))
+        return self._neighbors.look(self._view, learned, self._clock())
+
+
+def _covers(ip: Ip, length: int, other: Ip) -> bool:
+    return len(ip) == len(other) and prefix_of(ip, length) == prefix_of(other, length)

@@ -1,0 +1,171 @@
+"""What a network service manager says of its connections, turned into connections to monitor. Pure.
+
+One client's connection passes the manager of its node more than once when the endpoint is on the same node, and the
+manager tells of each passage under an id of its own. The passages share the first segment of their path, the client's,
+whose id is the one that every hop knows: it becomes the connection's id here. Of several passages the one nearest to
+our end counts, as it does for the mesh's own clients; its end is the end of the connection.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lbguard.api.gen.nsm.connection import connection_pb2 as pb
+from lbguard.core.addr import Ip
+from lbguard.probe.connection import Connection
+from lbguard.probe.source import ConnectionList, SubjectKind, connections_of
+
+HEALING_STATES = frozenset({pb.DOWN, pb.RESELECT_REQUESTED})
+"""The states in which the mesh repairs a connection."""
+
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NsmScope:
+    """Which connections count and how they are read; see NsmSettings."""
+
+    network_services: tuple[str, ...] = ()
+    path_segments: tuple[str, ...] = ()
+    role: Literal["client", "endpoint"] = "client"
+    subject: SubjectKind = "connection"
+    heal_s: float = 15.0
+    max_connections: int = 10_000
+
+    def selector(self) -> pb.MonitorScopeSelector:
+        """Return the question to the manager."""
+        return pb.MonitorScopeSelector(
+            network_services=self.network_services,
+            path_segments=[pb.PathSegment(name=name) for name in self.path_segments],
+        )
+
+
+class NsmView:
+    """Holds each connection's last message, and nothing that is derived from it.
+
+    Args:
+        scope: what counts.
+        is_local: tells whether an address is ours now; a connection counts from the moment that one of its addresses
+            was. A manager tells of every pod of its node.
+        link_of: returns the link that has an address, preferring the one of a name; empty: none.
+    """
+
+    def __init__(self, scope: NsmScope, *, is_local: Callable[[Ip], bool], link_of: Callable[[Ip, str], str]) -> None:
+        self._scope = scope
+        self._is_local = is_local
+        self._link_of = link_of
+        self._passages: dict[str, pb.Connection] = {}
+        self._ours: set[str] = set()
+
+    def apply(self, event: pb.ConnectionEvent) -> None:
+        """Take over what the manager tells."""
+        if event.type == pb.INITIAL_STATE_TRANSFER:
+            before, self._passages = self._passages, {}
+            for key, message in event.connections.items():
+                self._update(message.id or key, message, before)
+        elif event.type == pb.UPDATE:
+            for key, message in event.connections.items():
+                self._update(message.id or key, message, self._passages)
+        elif event.type == pb.DELETE:
+            for key, message in event.connections.items():
+                self._delete(message.id or key)
+
+    def connections(self) -> ConnectionList:
+        """Return what to monitor now, by id: an event holds its connections in no order."""
+        found: list[Connection] = []
+        left_out: list[str] = []
+        nearest = self._nearest()
+        self._ours &= nearest.keys()
+        for id, message in sorted(nearest.items(), key=lambda item: item[0]):
+            if len(found) >= self._scope.max_connections:
+                left_out.append(f"more than {self._scope.max_connections} connections")
+                break
+            addresses = message.context.ip_context
+            source, destination = list(_ips(addresses.src_ip_addrs)), list(_ips(addresses.dst_ip_addrs))
+            local, remote = (source, destination) if self._scope.role == "client" else (destination, source)
+            if id not in self._ours and not any(map(self._is_local, local)):
+                left_out.append(f"{id[:_SHOWN]}: its addresses are not ours")
+                continue
+            self._ours.add(id)
+            made = self._made(id, message, local, remote)
+            found += made
+            if not made:
+                left_out.append(f"{id[:_SHOWN]}: no address family has usable addresses at both ends")
+        return ConnectionList(connections=tuple(found), left_out=tuple(left_out))
+
+    def _made(
+        self, id: str, message: pb.Connection, local: Sequence[Ip], remote: Sequence[Ip]
+    ) -> tuple[Connection, ...]:
+        named = message.mechanism.parameters.get("name", "")
+        links = (self._link_of(ip, named) for ip in local)
+        return connections_of(
+            id=id,
+            kind=self._scope.subject,
+            local=local,
+            remote=remote,
+            ifname=next((name for name in links if name), ""),
+            healing_s=self._scope.heal_s if message.state in HEALING_STATES else 0.0,
+        )
+
+    def _update(self, id: str, message: pb.Connection, before: dict[str, pb.Connection]) -> None:
+        if not self._fits(message):
+            self._passages.pop(id, None)
+            return
+        known = before.get(id)
+        context = message.context.ip_context
+        if known is not None and message.state in HEALING_STATES and not (context.src_ip_addrs or context.dst_ip_addrs):
+            # While the mesh makes a connection anew it may have no addresses; it is still the one that is waited for.
+            kept = pb.Connection()
+            kept.CopyFrom(message)
+            kept.context.ip_context.CopyFrom(known.context.ip_context)
+            message = kept
+        self._passages[id] = message
+
+    def _delete(self, id: str) -> None:
+        """Forget a passage; with the one nearest to us the connection is closed, whatever lingers farther away."""
+        gone = self._passages.get(id)
+        if gone is None:
+            return
+        connection = _connection_id(id, gone)
+        if self._nearest()[connection] is gone:
+            members = [key for key, message in self._passages.items() if _connection_id(key, message) == connection]
+            for key in members:
+                del self._passages[key]
+            self._ours.discard(connection)
+        else:
+            del self._passages[id]
+
+    def _nearest(self) -> dict[str, pb.Connection]:
+        sign = 1 if self._scope.role == "client" else -1
+        nearest: dict[str, pb.Connection] = {}
+        for key, message in self._passages.items():
+            id = _connection_id(key, message)
+            if id not in nearest or sign * message.path.index < sign * nearest[id].path.index:
+                nearest[id] = message
+        return nearest
+
+    def _fits(self, message: pb.Connection) -> bool:
+        scope = self._scope
+        # An older manager does not know this part of the question, so the answer is looked at again.
+        if scope.network_services and message.network_service not in scope.network_services:
+            return False
+        names = tuple(segment.name for segment in message.path.path_segments)
+        wanted = scope.path_segments
+        return any(names[n : n + len(wanted)] == wanted for n in range(len(names) - len(wanted) + 1)) or not wanted
+
+
+def _connection_id(key: str, message: pb.Connection) -> str:
+    segments = message.path.path_segments
+    return (segments[0].id if segments else "") or key
+
+
+def _ips(texts: Sequence[str]) -> Iterator[Ip]:
+    """Yield the usable addresses of a list such as `172.16.0.1/32`; a mesh element may write anything."""
+    for text in texts:
+        try:
+            address = ipaddress.ip_interface(text).ip
+        except ValueError:
+            continue
+        if not (address.is_multicast or address.is_unspecified):
+            yield address.packed

@@ -1,0 +1,307 @@
+"""The way to one load balancer: a stream of reports, the latest state of each subject, and nothing that waits.
+
+A lane sends a batch and waits for its answer before it sends the next; what changes meanwhile replaces what was not
+sent yet, so a slow or absent load balancer costs a bounded amount of memory and delays nobody. After a reconnect
+everything is said again, because the other side may have been restarted. A verdict is renewed, long before its lease
+ends, for as long as it stands.
+
+Sequence numbers are given when a verdict is sent: a renewal is a new statement, and the numbers of one subject grow in
+the order of sending.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import grpc
+
+from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.core.model import Subject, Verdict, VerdictState
+from lbguard.log import fields
+from lbguard.probe.addresses import Endpoint
+from lbguard.probe.channels import Backoff, ChannelError, Dialer
+from lbguard.probe.metrics import ProbeMetrics
+from lbguard.probe.verdict_message import subject_name, verdict_message
+
+_log = logging.getLogger("lbguard.probe.report_lane")
+
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.ReportRequest, pb.ReportResponse]"
+
+BATCH_VERDICTS = 200
+"""At most this many verdicts go into one request; the verdict service takes 256 by default."""
+
+VERDICTS_PER_S = 1000
+"""Renewals and repetitions are paced to this rate, half of what the verdict service grants; news are not."""
+
+ANSWER_TIMEOUT_S = 2.0
+"""A load balancer that does not answer for this long is dialled anew."""
+
+LOOK_INTERVAL_S = 1.0
+"""How often a lane without work looks for rotated certificates."""
+
+REPORTER_KEY = "lbguard-reporter"
+"""Metadata with the reporter's name, which tells proxies with one identity apart."""
+
+_REFUSALS = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReporterSettings:
+    """How verdicts are reported.
+
+    Attributes:
+        name: what load balancers call this reporter; empty: they go by its address.
+        backoff_max_s: the longest wait before dialling again.
+        renew_s: a standing verdict is said again this often; well below the lease.
+        subjects_max: how many subjects are remembered; verdicts of more are dropped and counted.
+    """
+
+    name: str = ""
+    backoff_max_s: float = 1.0
+    renew_s: float = 3.0
+    subjects_max: int = 20_000
+
+
+class Lane:
+    """The way to one load balancer.
+
+    A load balancer refuses a request as a whole when it will not take one of its verdicts. The lane then halves its
+    requests until that verdict stands alone, and keeps it back until it says something else: what one subject lacks
+    must not silence all others.
+
+    `quiet` is set while everything new has been said and answered.
+
+    Args:
+        name: what the load balancer is called in metrics.
+        endpoints: addresses of the load balancer; after a failure the next one is tried.
+        dialer: makes channels.
+        settings: how to report.
+        metrics: counts.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoints: tuple[Endpoint, ...],
+        dialer: Dialer,
+        settings: ReporterSettings,
+        metrics: ProbeMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.connected = False
+        self._endpoints = itertools.cycle(endpoints)
+        self._dialer = dialer
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._latest: dict[Subject, Verdict] = {}
+        self._news: dict[Subject, None] = {}
+        self._repeats: dict[Subject, None] = {}
+        self._sent_at: OrderedDict[Subject, float] = OrderedDict()
+        self._refused: dict[Subject, Verdict] = {}
+        self._batch_limit = BATCH_VERDICTS
+        self.quiet = asyncio.Event()
+        self.quiet.set()
+        self._wake = asyncio.Event()
+        self._backoff = Backoff(settings.backoff_max_s)
+        self._sequence = 0
+        self._reason = ""
+
+    def tell(self, verdict: Verdict) -> None:
+        """Note what is to be said; at once when it is news, else with the next renewal."""
+        subject, before = verdict.subject, self._latest.get(verdict.subject)
+        if before is None and verdict.state is VerdictState.ENDED:
+            return
+        if before is None and not self._has_room():
+            self._metrics.report_dropped(self.name)
+            return
+        if before is not None and before.new_mac and not verdict.new_mac and before.generation == verdict.generation:
+            # That a link was re-created must not get lost under a later verdict of the same life.
+            verdict = replace(verdict, new_mac=before.new_mac)
+        self._latest[subject] = verdict
+        if before is None or _is_news(before, verdict):
+            self._refused.pop(subject, None)
+            self._repeats.pop(subject, None)
+            self._news[subject] = None
+            self.quiet.clear()
+            self._wake.set()
+
+    def knows(self, subject: Subject) -> bool:
+        """Tell whether something is to be said, or was said and not ended, of a subject."""
+        return subject in self._latest
+
+    def _has_room(self) -> bool:
+        if len(self._latest) < self._settings.subjects_max:
+            return True
+        # While a load balancer is away, what ended waits to be said; that gives way first, its lease ends it too.
+        ended = next((subject for subject, held in self._latest.items() if held.state is VerdictState.ENDED), None)
+        if ended is not None:
+            self._drop(ended)
+        return ended is not None
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        self._metrics.report_stream(self.name, connected=False)
+        try:
+            while True:
+                endpoint = next(self._endpoints)
+                try:
+                    reason = await self._session(endpoint)
+                except TimeoutError:
+                    reason = f"no answer for {ANSWER_TIMEOUT_S:g} s"
+                except ChannelError as error:
+                    reason = str(error)
+                self._set_connected(False)
+                if reason:
+                    self._metrics.report_failed(self.name)
+                    if reason != self._reason:
+                        self._reason = reason
+                        _log.warning("cannot report", extra=fields(to=str(endpoint), reason=reason))
+                    await asyncio.sleep(self._backoff.next_s())
+        finally:
+            self._metrics.forget_report_stream(self.name)
+
+    async def _session(self, endpoint: Endpoint) -> str:
+        """Report over one stream; return why it ended, empty when it is to be begun again at once."""
+        stamp = self._dialer.stamp()
+        async with self._dialer.dial(endpoint) as channel:
+            stub: pb_grpc.VerdictServiceAsyncStub = pb_grpc.VerdictServiceStub(channel)
+            metadata = ((REPORTER_KEY, self._settings.name),) if self._settings.name else ()
+            call = stub.Report(metadata=metadata)  # type: ignore[call-arg]  # without an iterator it is written to
+            try:
+                # An empty request first: its answer tells whether the way is open, apart from what is to be said.
+                batch: list[Verdict] = []
+                for ticket in itertools.count(1):
+                    answer = await self._exchange(call, ticket, batch)
+                    if answer is None:
+                        return await self._refusal(call, batch)
+                    self._answered(endpoint, batch, answer)
+                    if ticket == 1:
+                        self._say_everything()
+                    await self._wait_for_work(len(batch))
+                    if self._dialer.stamp() != stamp:
+                        _log.info("new certificates: dialling again", extra=fields(to=str(endpoint)))
+                        return ""
+                    batch = self._take_batch()
+            finally:
+                call.cancel()
+        raise AssertionError("tickets never end")
+
+    async def _exchange(self, call: _Call, ticket: int, batch: list[Verdict]) -> pb.ReportResponse | None:
+        """Send a request and return its answer; None when the other side ended the stream."""
+        request = pb.ReportRequest(ticket=ticket)
+        for verdict in batch:
+            self._sequence += 1
+            request.verdicts.append(verdict_message(verdict, self._sequence))
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            try:
+                await call.write(request)
+                answer = await call.read()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return None
+        return answer if isinstance(answer, pb.ReportResponse) else None
+
+    async def _refusal(self, call: _Call, batch: list[Verdict]) -> str:
+        """Return why a stream ended, and look for the verdict that is to blame."""
+        code, details = await call.code(), await call.details()
+        if code in _REFUSALS and batch:
+            if len(batch) == 1:
+                verdict = batch[0]
+                self._refused[verdict.subject] = verdict
+                self._metrics.report_refused(self.name)
+                _log.warning("verdict refused", extra=fields(about=subject_name(verdict.subject), reason=str(details)))
+                self._batch_limit = BATCH_VERDICTS
+            else:
+                self._batch_limit = max(1, len(batch) // 2)
+            self._backoff.reset()
+        return f"{code.name}: {details}" if code is not grpc.StatusCode.OK else "the load balancer ended the stream"
+
+    def _say_everything(self) -> None:
+        """After a reconnect the other side may know nothing: everything is due, what is refused excepted."""
+        self._sent_at.clear()
+        # Trouble first: it must not wait behind thousands that are well.
+        for subject, _ in sorted(self._latest.items(), key=lambda item: item[1].state is VerdictState.UP):
+            if subject not in self._news and subject not in self._refused:
+                self._repeats[subject] = None
+
+    def _take_batch(self) -> list[Verdict]:
+        subjects = list(itertools.islice(itertools.chain(self._news, self._repeats), self._batch_limit))
+        for subject in subjects:
+            self._news.pop(subject, None)
+            self._repeats.pop(subject, None)
+        return [self._latest[subject] for subject in subjects]
+
+    def _answered(self, endpoint: Endpoint, batch: list[Verdict], answer: pb.ReportResponse) -> None:
+        now = self._clock()
+        self._set_connected(True)
+        self._backoff.reset()
+        if self._reason and (batch or not self._latest):
+            _log.info("reporting again", extra=fields(to=str(endpoint)))
+            self._reason = ""
+        for verdict in batch:
+            subject = verdict.subject
+            if verdict.state is VerdictState.ENDED and self._latest.get(subject) is verdict:
+                self._drop(subject)
+                continue
+            self._sent_at[subject] = now
+            self._sent_at.move_to_end(subject)
+        if not self._news and not self._repeats and (batch or not self._latest):
+            # Requests stay small until everything was said: whoever is to blame would else be hidden in a large one.
+            self._batch_limit = BATCH_VERDICTS
+            self.quiet.set()
+        self._metrics.report_answered(self.name, len(batch), [ignored.reason for ignored in answer.ignored])
+        for ignored in answer.ignored:
+            about = subject_name(batch[ignored.index].subject) if ignored.index < len(batch) else "?"
+            _log.info("verdict ignored", extra=fields(to=str(endpoint), about=about, reason=ignored.reason))
+
+    async def _wait_for_work(self, just_sent: int) -> None:
+        """Return when there is something to send, or it is time to look at the certificates."""
+        self._wake.clear()
+        self._renew(self._clock())
+        if self._news:
+            return
+        if self._repeats:
+            wait_s = just_sent / VERDICTS_PER_S
+        elif self._sent_at:
+            first = self._sent_at[next(iter(self._sent_at))]
+            wait_s = min(LOOK_INTERVAL_S, max(0.0, first + self._settings.renew_s - self._clock()))
+        else:
+            wait_s = LOOK_INTERVAL_S
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), wait_s)
+        self._renew(self._clock())
+
+    def _renew(self, now: float) -> None:
+        for subject, sent_at in self._sent_at.items():
+            if now - sent_at < self._settings.renew_s:
+                break
+            if subject not in self._news:
+                self._repeats[subject] = None
+
+    def _drop(self, subject: Subject) -> None:
+        for place in (self._latest, self._news, self._repeats, self._sent_at, self._refused):
+            place.pop(subject, None)
+
+    def _set_connected(self, connected: bool) -> None:
+        if connected != self.connected:
+            self.connected = connected
+            self._metrics.report_stream(self.name, connected=connected)
+
+
+def _is_news(before: Verdict, now: Verdict) -> bool:
+    """Tell whether a verdict says something else than the one before, rather than the same with newer evidence."""
+    return (
+        before.state is not now.state
+        or before.generation != now.generation
+        or before.heal_s < now.heal_s
+        or before.new_mac != now.new_mac
+    )

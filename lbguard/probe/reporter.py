@@ -1,0 +1,147 @@
+"""Reports verdicts to every load balancer that should hear of them, each over a lane of its own.
+
+A load balancer at a fixed address hears everything. One that is the far end of a monitored link hears what concerns
+its own links, and all that is said of targets.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from lbguard.core.addr import Ip, format_ip
+from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, Verdict, VerdictState
+from lbguard.log import fields
+from lbguard.probe.addresses import Endpoint
+from lbguard.probe.channels import Dialer
+from lbguard.probe.connection import Connection
+from lbguard.probe.metrics import ProbeMetrics
+from lbguard.probe.report_lane import Lane, ReporterSettings
+from lbguard.probe.source import far_ends
+
+_log = logging.getLogger("lbguard.probe.reporter")
+
+LINGER_S = 3.0
+"""How long a load balancer whose links are gone may still be told so."""
+
+_NAME_MAX = 63
+
+FarEnd = tuple[Ip, ...]
+"""The addresses of one load balancer at the far end of links."""
+
+
+class Reporter:
+    """Tells verdicts. Nothing here waits for a load balancer.
+
+    Args:
+        addresses: where to report; of those that stand for the far end of each link (`link:PORT`) only the port counts.
+        dialer: makes channels.
+        settings: how to report.
+        metrics: counts.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Endpoint],
+        dialer: Dialer,
+        settings: ReporterSettings,
+        metrics: ProbeMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._dialer = dialer
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._ports = tuple(dict.fromkeys(address.port for address in addresses if address.of_links))
+        fixed = dict.fromkeys(address for address in addresses if not address.of_links)
+        self._fixed = [self._lane(str(address), (address,), settings.name) for address in fixed]
+        self._by_link: dict[tuple[FarEnd, int], Lane] = {}
+        self._standing: dict[Subject, Verdict] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._running: dict[Lane, asyncio.Task[None]] = {}
+
+    @property
+    def states(self) -> Iterable[VerdictState]:
+        """What is held of each subject now."""
+        return (verdict.state for verdict in self._standing.values())
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """The ways to all load balancers."""
+        return (*self._fixed, *self._by_link.values())
+
+    def tell(self, verdict: Verdict) -> None:
+        """Take a verdict, in the thread of the loop; returns at once."""
+        if verdict.state is VerdictState.ENDED:
+            self._standing.pop(verdict.subject, None)
+        else:
+            # Taken out first: an equal key keeps the place and the addresses of its first appearance.
+            self._standing.pop(verdict.subject, None)
+            self._standing[verdict.subject] = verdict
+        for lane in self._fixed:
+            lane.tell(verdict)
+        for (far_end, _port), lane in self._by_link.items():
+            if _concerns(far_end, verdict) or (verdict.state is VerdictState.ENDED and lane.knows(verdict.subject)):
+                lane.tell(verdict)
+
+    def follow(self, connections: Iterable[Connection]) -> None:
+        """Report to the far ends of these connections, beside the fixed addresses."""
+        if not self._ports:
+            return
+        wanted = {(far_end, port) for far_end in map(far_ends, connections) if far_end for port in self._ports}
+        for key in [key for key in self._by_link if key not in wanted]:
+            self._retire(self._by_link.pop(key))
+        for far_end, port in sorted(wanted - self._by_link.keys()):
+            endpoints = tuple(Endpoint(host=format_ip(ip), port=port) for ip in far_end)
+            lane = self._lane(str(endpoints[0]), endpoints, self._name_towards(far_end))
+            self._by_link[far_end, port] = lane
+            for verdict in self._standing.values():
+                if _concerns(far_end, verdict):
+                    lane.tell(verdict)
+            self._start(lane)
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            for lane in self.lanes:
+                self._start(lane)
+            await asyncio.Event().wait()
+
+    def _lane(self, name: str, endpoints: tuple[Endpoint, ...], reporter: str) -> Lane:
+        settings = replace(self._settings, name=reporter)
+        return Lane(name, endpoints, self._dialer, settings, self._metrics, self._clock)
+
+    def _name_towards(self, far_end: FarEnd) -> str:
+        """Return a name that differs from lane to lane: two links may end at one load balancer."""
+        if not self._settings.name:
+            return ""
+        suffix = "." + format_ip(far_end[0]).replace(":", "-").strip("-")
+        return self._settings.name[: _NAME_MAX - len(suffix)] + suffix
+
+    def _start(self, lane: Lane) -> None:
+        if self._tasks is not None and lane not in self._running:
+            self._running[lane] = self._tasks.create_task(lane.run())
+
+    def _retire(self, lane: Lane) -> None:
+        if self._tasks is not None:
+            self._tasks.create_task(self._end(lane))
+
+    async def _end(self, lane: Lane) -> None:
+        """End a lane once it has said what it had to say, or cannot say it in time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(lane.quiet.wait(), LINGER_S)
+        _log.info("no longer reporting", extra=fields(to=lane.name))
+        self._running.pop(lane).cancel()
+
+
+def _concerns(far_end: FarEnd, verdict: Verdict) -> bool:
+    match verdict.subject:
+        case ConnectionSubject(lb_ips=lb_ips):
+            return not set(far_end).isdisjoint(lb_ips)
+        case LinkSubject(lb_ip=lb_ip):
+            return lb_ip in far_end
+    return True
