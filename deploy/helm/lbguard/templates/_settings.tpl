@@ -30,6 +30,7 @@
 - {"name": "links.exclude", "variable": "LBGUARD_LINKS__EXCLUDE", "default": "lo"}
 - {"name": "neighbors.probe_interval", "variable": "LBGUARD_NEIGHBORS__PROBE_INTERVAL", "default": "1s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "neighbors.tune", "variable": "LBGUARD_NEIGHBORS__TUNE", "default": "true"}
+- {"name": "neighbors.solicit", "variable": "LBGUARD_NEIGHBORS__SOLICIT", "default": "true"}
 - {"name": "neighbors.retrans", "variable": "LBGUARD_NEIGHBORS__RETRANS", "default": "200ms", "low": 0.001, "high": 60.0, "allowed": "1ms to 1m"}
 - {"name": "neighbors.delay_probe", "variable": "LBGUARD_NEIGHBORS__DELAY_PROBE", "default": "500ms", "low": 0.001, "high": 60.0, "allowed": "1ms to 1m"}
 - {"name": "neighbors.base_reachable", "variable": "LBGUARD_NEIGHBORS__BASE_REACHABLE", "default": "10s", "low": 0.1, "high": 3600.0, "allowed": "100ms to 60m"}

@@ -1,0 +1,265 @@
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.charts import (
+    CASES,
+    CHART,
+    CUSTOM_KINDS,
+    HERE,
+    Helm,
+    Object,
+    case,
+    find,
+    named,
+    parse,
+    patch_of,
+    patched,
+    pod_of,
+    validate,
+)
+
+pytestmark = pytest.mark.timeout(300)  # the first test may have to get Helm
+
+UPDATE = os.environ.get("LBGUARD_UPDATE_GOLDEN") == "1"
+
+
+def without_blank_lines(text: str) -> str:
+    """Helm 3 and 4 put different blank lines between documents."""
+    return "".join(line for line in text.splitlines(keepends=True) if line.strip())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_documented_combination_renders_as_recorded(helm: Helm, name: str) -> None:
+    helm.run("lint", "--strict", CHART, "--values", case(name))
+    rendered = without_blank_lines(helm.template(case(name)))
+    golden = HERE / f"golden/{name}.yaml"
+    if UPDATE:
+        golden.write_text(rendered)
+    assert rendered == golden.read_text(), f"LBGUARD_UPDATE_GOLDEN=1 records it; look at the difference of {golden}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_rendered_is_what_kubernetes_takes(helm4: Helm, name: str, tools: Path, tmp_path: Path) -> None:
+    objects = helm4.objects(case(name))
+    for component, workload in (("guard", "load-balancer"), ("probe", "proxy")):
+        if any(item["metadata"]["name"].endswith(f"-{component}-patch") for item in objects):
+            objects.append(patched(tools, HERE / f"pods/{workload}.yaml", patch_of(objects, component), tmp_path))
+    for item in objects:
+        if item["kind"] in CUSTOM_KINDS:
+            check_custom(item)
+    validate(objects, tmp_path)
+
+
+def check_custom(item: Object) -> None:
+    """Check the fields of the Prometheus operator's kinds that the chart uses (the operator's API reference)."""
+    assert item["apiVersion"] == "monitoring.coreos.com/v1"
+    assert set(item) == {"apiVersion", "kind", "metadata", "spec"}
+    spec = item["spec"]
+    if item["kind"] == "PrometheusRule":
+        assert set(spec) == {"groups"}
+        for group in spec["groups"]:
+            assert group["name"]
+            assert all(("alert" in rule) != ("record" in rule) and rule["expr"] for rule in group["rules"])
+        return
+    endpoints = {"PodMonitor": "podMetricsEndpoints", "ServiceMonitor": "endpoints"}[item["kind"]]
+    assert set(spec) == {"selector", endpoints}
+    assert set(spec["selector"]) == {"matchLabels"}
+    for endpoint in spec[endpoints]:
+        assert set(endpoint) == {"port", "path", "interval"}
+        assert re.fullmatch(r"\d+(ms|s|m)", endpoint["interval"])
+
+
+def test_the_patch_puts_the_guard_beside_the_load_balancer(helm4: Helm, tools: Path, tmp_path: Path) -> None:
+    patch = patch_of(helm4.objects(case("targets")), "guard")
+    pod = pod_of(patched(tools, HERE / "pods/load-balancer.yaml", patch, tmp_path))
+    assert {container["name"] for container in pod["containers"]} == {"stateless-lb", "router", "lbguard"}
+    balancer, guard = named(pod["containers"], "stateless-lb"), named(pod["containers"], "lbguard")
+    assert balancer["image"] == "stateless-lb:1"
+    shared = {"name": "lbguard-shm", "mountPath": "/dev/shm"}
+    assert shared in balancer["volumeMounts"]
+    assert shared in guard["volumeMounts"]
+    assert {"name": "shared-data", "mountPath": "/var/lib/meridio"} in balancer["volumeMounts"]
+    assert named(pod["volumes"], "lbguard-shm")["emptyDir"]["medium"] == "Memory"
+    mounted = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", ())}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_a_patch_applied_twice_changes_nothing_more(helm4: Helm, tools: Path, tmp_path: Path) -> None:
+    patch = patch_of(helm4.objects(case("targets")), "guard")
+    once = patched(tools, HERE / "pods/load-balancer.yaml", patch, tmp_path)
+    (tmp_path / "once.yaml").write_text(yaml.safe_dump(once))
+    assert patched(tools, tmp_path / "once.yaml", patch, tmp_path) == once
+
+
+def test_the_guard_gets_only_the_privileges_it_needs(helm4: Helm) -> None:
+    guard = named(pod_of(patch_of(helm4.objects(), "guard"))["containers"], "lbguard")
+    context = guard["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["runAsNonRoot"] is True
+    assert context["allowPrivilegeEscalation"] is False
+    probe = named(pod_of(patch_of(helm4.objects(case("probe")), "probe"))["containers"], "lbguard")
+    assert probe["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_RAW"]}
+    assert probe["args"] == ["probe"]
+
+
+def test_targets_are_a_file_that_the_guard_is_told_of(helm4: Helm, tmp_path: Path) -> None:
+    from lbguard.sources.file import TargetsFile
+
+    objects = helm4.objects(case("targets"))
+    config_map = find(objects, "ConfigMap", "-targets")
+    pod = pod_of(patch_of(objects, "guard"))
+    guard = named(pod["containers"], "lbguard")
+    assert named(pod["volumes"], "lbguard-targets")["configMap"]["name"] == config_map["metadata"]["name"]
+    mount = named(guard["volumeMounts"], "lbguard-targets")["mountPath"]
+    assert named(guard["env"], "LBGUARD_TARGETS_FILE")["value"] == f"{mount}/targets.yaml"
+    (tmp_path / "targets.yaml").write_text(config_map["data"]["targets.yaml"])
+    (stream,) = TargetsFile(tmp_path / "targets.yaml").read()
+    assert [target.identifier for target in stream.targets] == [1, 2]
+
+
+def test_the_policy_lets_in_what_the_guard_serves(helm4: Helm) -> None:
+    policy = find(helm4.objects(case("verdicts")), "NetworkPolicy", "-guard")["spec"]
+    ports = {rule["ports"][0]["port"]: rule.get("from") for rule in policy["ingress"]}
+    assert ports[7443] == [{"podSelector": {"matchLabels": {"app": "proxy"}}}]
+    assert ports[9464] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    assert ports[8080] is None
+    probe = find(helm4.objects(case("verdicts")), "NetworkPolicy", "-probe")["spec"]
+    assert 7443 not in {rule["ports"][0]["port"] for rule in probe["ingress"]}
+
+
+def test_a_service_monitor_finds_its_service(helm4: Helm) -> None:
+    objects = helm4.objects(case("monitors"))
+    for component in ("guard", "probe"):
+        wanted = find(objects, "ServiceMonitor", f"-{component}")["spec"]["selector"]["matchLabels"].items()
+        services = [item for item in objects if item["kind"] == "Service"]
+        (service,) = [item for item in services if wanted <= item["metadata"]["labels"].items()]
+        container = named(pod_of(patch_of(objects, component))["containers"], "lbguard")
+        named(container["ports"], service["spec"]["ports"][0]["targetPort"])
+
+
+RULES = """\
+groups:
+  - name: lbguard
+    rules:
+      - alert: LbguardAbsent
+        expr: absent(up{job="lbguard"})
+        annotations:
+          summary: "{{ $labels.pod }} is {{ $value }}"
+"""
+
+
+def test_rules_are_taken_as_they_are(helm: Helm, tmp_path: Path) -> None:
+    chart = tmp_path / "lbguard"
+    shutil.copytree(CHART, chart)
+    shutil.rmtree(chart / "files", ignore_errors=True)
+    refused = helm.run("template", "guard", chart, "--set", "prometheusRule.enabled=true", check=False)
+    assert "this build of the chart holds no rules" in refused.stderr
+    (chart / "files/prometheus").mkdir(parents=True)
+    (chart / "files/prometheus/one.yaml").write_text(RULES)
+    (chart / "files/prometheus/two.yaml").write_text(RULES.replace("name: lbguard", "name: other"))
+    rule = find(helm.objects("prometheusRule.enabled=true", chart=chart), "PrometheusRule")
+    check_custom(rule)
+    assert [group["name"] for group in rule["spec"]["groups"]] == ["lbguard", "other"]
+    assert rule["spec"]["groups"][0] == yaml.safe_load(RULES)["groups"][0]
+
+
+def test_it_is_packaged_whole(helm: Helm, tmp_path: Path) -> None:
+    helm.run("package", CHART, "--destination", tmp_path)
+    (package,) = tmp_path.glob("*.tgz")
+    assert helm.objects(case("verdicts"), chart=package) == helm.objects(case("verdicts"))
+
+
+PARENT = """\
+kind: Pod
+metadata: {name: balancer}
+spec:
+  containers:
+    - name: balancer
+      volumeMounts:
+        {{- include "lbguard.guard.sharedMemoryMount" .Subcharts.lbguard | nindent 8 }}
+    {{- include "lbguard.guard.container" .Subcharts.lbguard | nindent 4 }}
+  volumes:
+    {{- include "lbguard.guard.volumes" .Subcharts.lbguard | nindent 4 }}
+"""
+
+
+def test_another_chart_can_include_the_container(helm: Helm, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    (parent / "templates").mkdir(parents=True)
+    (parent / "templates/pod.yaml").write_text(PARENT)
+    (parent / "Chart.yaml").write_text(
+        "{apiVersion: v2, name: parent, version: 1.0.0, dependencies: [{name: lbguard, version: 0.1.0}]}\n"
+    )
+    (parent / "values.yaml").write_text(
+        yaml.safe_dump({"lbguard": {"patch": {"enabled": False}} | yaml.safe_load(case("tuned").read_text())})
+    )
+    shutil.copytree(CHART, parent / "charts/lbguard")
+    spec = find(helm.objects(chart=parent), "Pod")["spec"]
+    alone = pod_of(patch_of(helm.objects(case("tuned")), "guard"))
+    assert named(spec["containers"], "lbguard") == named(alone["containers"], "lbguard")
+    assert spec["volumes"] == alone["volumes"]
+    assert named(spec["containers"], "balancer")["volumeMounts"] == [{"name": "lbguard-shm", "mountPath": "/dev/shm"}]
+
+
+REFUSED = [
+    ("settings.grace.windw=5s", "windw"),
+    ("settings.grace.window=soon", "settings.grace.window"),
+    ("settings.grace.window=-1", "settings.grace.window"),
+    ("settings.grace.window=2h", "settings.grace.window = 2h: out of bounds; allowed: a duration from 0s to 60m"),
+    ("settings.neighbors.retrans=500us", "settings.neighbors.retrans = 500us: out of bounds"),
+    ("settings.mode=of", "settings.mode"),
+    ("settings.freeze.threshold=1.5", "settings.freeze.threshold"),
+    ("settings.grace.adaptive=maybe", "settings.grace.adaptive"),
+    ("settings.neighbors.ucast_probes=0", "settings.neighbors.ucast_probes"),
+    ("settings.links.exclude=lo", "settings.links.exclude"),
+    ("image.digest=sha256:abc", "image.digest"),
+    ("guard.enable=true", "enable"),
+    ("podMonitor.enabled=true", "guard.podSelector: the labels of the pods are needed for podMonitor"),
+]
+
+
+@pytest.mark.parametrize(("value", "words"), REFUSED)
+def test_wrong_values_are_refused_by_name(helm: Helm, value: str, words: str) -> None:
+    done = helm.run("template", "guard", CHART, "--set", value, check=False)
+    assert done.returncode != 0
+    said = done.stderr.replace("/", ".")  # Helm 4 writes at '/settings/grace/window'
+    assert words in said, done.stderr
+
+
+def test_http_checks_need_something_to_ask(helm4: Helm) -> None:
+    argv = ("template", "guard", CHART, "--set", "healthChecks.handler=http", "--set", "settings.metrics.listen=")
+    assert "which is empty: use exec" in helm4.run(*argv, check=False).stderr
+
+
+def test_the_notes_say_what_is_left_to_do(helm4: Helm) -> None:
+    # Without a cluster only Helm 4 makes a dry run.
+    def notes(*flags: str) -> str:
+        run = helm4.run("install", "guard", CHART, "--dry-run=client", "--namespace", "trench-a", *flags)
+        return run.stdout.partition("\nNOTES:\n")[2]
+
+    assert "nothing to guard" in notes()
+    said = notes("--values", str(case("targets")), "--set", "settings.mode=observe")
+    assert "nothing to guard" not in said
+    assert "nothing is touched" in said
+    command = re.search(r"get configmap (\S+)-guard-patch", said)
+    assert command is not None
+    find(helm4.objects(case("targets")), "ConfigMap", f"{command[1]}-guard-patch")
+    assert "settings.probe.enabled is false" in notes("--set", "probe.enabled=true")
+
+
+def test_plain_yaml_comes_out(helm4: Helm) -> None:
+    assert parse(helm4.template("guard.enabled=false")) == []
+
+
+def test_the_tools_are_those_that_were_asked_for(tools: Path) -> None:
+    versions = {"helm3": "v3.", "helm4": "v4."}
+    for name, version in versions.items():
+        done = subprocess.run([tools / name, "version", "--short"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(version)
