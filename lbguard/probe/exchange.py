@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from lbguard.core.addr import is_ipv4
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.icmp import SEND_BATCH, EchoSocket
-from lbguard.probe.judge import LATE_MIN_S, late_limit_s
+from lbguard.probe.judge import LATE_MIN_S
 from lbguard.probe.packet import SEQUENCE_MAX, TOKEN_MAX
 from lbguard.probe.watch import PairWatch, Watch
 
@@ -34,9 +34,6 @@ class Exchange:
 
     All pings of one batch share a sequence number; a reply is told by its pair's token and that number.
 
-    Attributes:
-        dropped_at: when it was last seen that the kernel dropped replies.
-
     Raises:
         OSError: no socket can be opened.
     """
@@ -46,7 +43,7 @@ class Exchange:
         self._clock = clock
         self._sockets = _open_sockets(open_socket)
         self._drops = {ipv4: sock.drops() for ipv4, sock in self._sockets.items()}
-        self.dropped_at = -math.inf
+        self._dropped_at = -math.inf
         self._pairs: dict[int, PairWatch] = {}
         self._outgoing: dict[bool, list[PairWatch]] = {True: [], False: []}
         self._answered: list[Watch] = []
@@ -63,6 +60,7 @@ class Exchange:
             sock = self._sockets.get(ipv4)
             slot = sock.slot(pair, token, watch.ifindex) if sock else None
             pairs.append(PairWatch(watch, place, ipv4, token, slot))
+            self._point(pairs[-1])
             self._pairs[token] = pairs[-1]
         watch.set_pairs(pairs)
 
@@ -85,8 +83,16 @@ class Exchange:
         if ifindex != watch.ifindex:
             watch.ifindex = ifindex
             for pair in watch.pairs:
-                if pair.slot is not None:
-                    pair.slot.set_ifindex(ifindex)
+                self._point(pair)
+
+    def _point(self, pair: PairWatch) -> None:
+        """Send a pair's pings through the link of its connection; without the link there is nothing to send."""
+        watch = pair.watch
+        if pair.slot is None or (watch.connection.ifname and not watch.ifindex):
+            pair.message = None
+            return
+        pair.slot.set_ifindex(watch.ifindex)
+        pair.message = pair.slot.message
 
     def send(self, now: float) -> None:
         """Send what is queued; `now` is when the step that queued it began."""
@@ -97,17 +103,17 @@ class Exchange:
 
     def _send(self, ipv4: bool, due: list[PairWatch], now: float) -> None:
         sock = self._sockets.get(ipv4)
+        if sock is None:
+            for pair in due:
+                self._count_unsent(pair, errno.EAFNOSUPPORT)
+            return
         ready, messages = [], []
         for pair in due:
-            if sock is None or pair.slot is None:
-                self._count_unsent(pair, errno.EAFNOSUPPORT)
-            elif pair.watch.connection.ifname and not pair.watch.ifindex:
+            if pair.message is None:
                 self._count_unsent(pair, errno.ENODEV)
             else:
                 ready.append(pair)
-                messages.append(pair.slot.message)
-        if sock is None:
-            return
+                messages.append(pair.message)
         for start in range(0, len(ready), SEND_BATCH):
             batch = ready[start : start + SEND_BATCH]
             self._sequence = sequence = (self._sequence + 1) & SEQUENCE_MAX
@@ -124,9 +130,9 @@ class Exchange:
                 self._count_unsent(batch[place], code)
             if sent_at - now > LATE_MIN_S:
                 for pair in batch:
-                    pair.watch.untested |= sent_at - now > late_limit_s(pair.watch.spacing_s)
+                    pair.watch.untested |= sent_at - now > pair.watch.late_limit_s
             if start and start % _READ_EVERY == 0:
-                self._receive(ipv4, sock, now)
+                self._receive(ipv4, sock)
 
     def _count_unsent(self, pair: PairWatch, code: int) -> None:
         """Take in that a ping did not leave: as good as unanswered, unless it was for want of resources here."""
@@ -138,20 +144,15 @@ class Exchange:
         pair.last_sequence = _UNSENT
         pair.pending[_UNSENT] = 0.0
 
-    def receive(self, now: float) -> list[Watch]:
+    def receive(self) -> list[Watch]:
         """Take in the replies that wait; return the eager connections with a pair that answered for the first time."""
         for ipv4, sock in self._sockets.items():
-            self._receive(ipv4, sock, now)
+            self._receive(ipv4, sock)
         answered, self._answered = self._answered, []
         return answered
 
-    def _receive(self, ipv4: bool, sock: EchoSocket, now: float) -> None:
+    def _receive(self, ipv4: bool, sock: EchoSocket) -> None:
         replies = sock.receive()
-        drops = sock.drops()
-        if drops != self._drops[ipv4]:
-            self._counters.overflows += (drops - self._drops[ipv4]) & 0xFFFFFFFF
-            self._drops[ipv4] = drops
-            self.dropped_at = now
         counters, pairs = self._counters, self._pairs
         read_at = self._clock()
         in_time = stray = 0
@@ -180,6 +181,16 @@ class Exchange:
         counters.replies[ipv4] += in_time
         counters.late_replies[ipv4] += len(replies) - in_time - stray
         counters.stray_replies += stray
+
+    def lost_replies(self, since: float) -> bool:
+        """Tell whether the kernel dropped replies after a moment, as far as the monitor can tell."""
+        for ipv4, sock in self._sockets.items():
+            drops = sock.drops()
+            if drops != self._drops[ipv4]:
+                self._counters.overflows += (drops - self._drops[ipv4]) & 0xFFFFFFFF
+                self._drops[ipv4] = drops
+                self._dropped_at = self._clock()
+        return self._dropped_at >= since
 
     def descriptors(self) -> list[int]:
         """Return what polls readable when a reply waits."""

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from lbguard.core.addr import is_ipv4
 from lbguard.core.model import Verdict, VerdictState
@@ -19,7 +19,7 @@ from lbguard.probe.connection import Connection
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.exchange import Exchange, OpenSocket
 from lbguard.probe.icmp import IcmpSocket
-from lbguard.probe.judge import Detector, JudgeSettings, late_limit_s, make_judge, outcome
+from lbguard.probe.judge import Detector, JudgeSettings, make_judge, outcome
 from lbguard.probe.pulse import Pulse
 from lbguard.probe.schedule import Wheel, next_start, ping_offset_s, spread_starts, tick_s
 from lbguard.probe.watch import ANSWERING, Watch
@@ -31,12 +31,8 @@ _JUDGE: Final = -1
 _CHECK: Final = -2
 
 
-class _Due(NamedTuple):
-    """An item of the wheel: ping number `step` of a round, or _JUDGE, or _CHECK."""
-
-    watch: Watch
-    round: int
-    step: int
+_Due = tuple[Watch, int, int]
+"""An item of the wheel: a connection, the number of its round, and which ping, or _JUDGE, or _CHECK."""
 
 
 class Monitor:
@@ -70,12 +66,13 @@ class Monitor:
     ) -> None:
         self.counters = ProbeCounters()
         self._settings = settings
+        self._by_rounds = settings.detector is Detector.ROUNDS
         self._emit = emit
         self._clock = clock
         self._generation = time.time_ns() // 1_000_000 if first_generation is None else first_generation
         self._exchange = Exchange(open_socket, self.counters, clock)
         self._watches: dict[str, Watch] = {}
-        self._tick_s = tick_s(settings.doubt_round_s / settings.pings)
+        self._tick_s = tick_s(settings.round_s / settings.pings)
         self._wheel: Wheel[_Due] = Wheel(self._tick_s)
         self._chance = random.Random(seed).random
         self._outbox: deque[tuple[Watch, Verdict]] = deque()
@@ -205,9 +202,11 @@ class Monitor:
     def step(self) -> None:
         """Read the replies that wait, judge the rounds that ended, send the pings that are due."""
         now = self._clock()
-        for watch in self._exchange.receive(now):
+        for watch in self._exchange.receive():
             self._end_early(watch, now)
         for planned, items in self._wheel.pop_due(now):
+            lag_s = now - planned
+            pings = 0
             for watch, number, what in items:
                 if watch.closed or watch.round != number:
                     continue
@@ -216,21 +215,24 @@ class Monitor:
                 elif what == _JUDGE:
                     self._end_round(watch, now)
                 else:
-                    self._ping(watch, what, planned, now)
+                    pings += len(watch.pairs)
+                    self._ping(watch, what, lag_s, now)
+            if pings:
+                self.counters.lag.add(lag_s, pings)
         self._exchange.send(now)
 
     def _begin_round(self, watch: Watch, at: float, *, fast: bool) -> None:
         settings = self._settings
-        eager = settings.detector is not Detector.NSM and (fast or watch.measured is not VerdictState.UP)
         duration_s = settings.doubt_round_s if fast else settings.round_s
-        watch.begin_round(at, duration_s, settings.pings, fast=fast, eager=eager)
+        watch.begin_round(at, duration_s, settings.pings)
+        watch.fast = fast
+        watch.may_doubt = self._by_rounds and not fast and watch.measured in ANSWERING
+        watch.eager = settings.detector is not Detector.NSM and (fast or watch.measured is not VerdictState.UP)
         first = at + ping_offset_s(0, watch.spacing_s, self._chance())
-        self._wheel.add(first, _Due(watch, watch.round, 0))
+        self._wheel.add(first, (watch, watch.round, 0))
 
-    def _ping(self, watch: Watch, number: int, planned: float, now: float) -> None:
-        lag_s = now - planned
-        self.counters.lag.add(lag_s, len(watch.pairs))
-        if lag_s > late_limit_s(watch.spacing_s):
+    def _ping(self, watch: Watch, number: int, lag_s: float, now: float) -> None:
+        if lag_s > watch.late_limit_s:
             watch.untested = True
             watch.judge.excuse(now)
             if lag_s > self._settings.round_s:
@@ -238,7 +240,8 @@ class Monitor:
                 if self._judge(watch, now, complete=False):
                     self._begin_round(watch, next_start(watch.started, self._settings.interval_s, now), fast=False)
                 return
-        elif self._in_doubt(watch, number):
+        elif number and watch.may_doubt and watch.silent() and not watch.untested:
+            # It answered until now: it is tested at once, and faster.
             self.counters.doubts += 1
             if self._judge(watch, now, complete=False):
                 self._begin_round(watch, now, fast=True)
@@ -246,25 +249,16 @@ class Monitor:
         if number == 0 and watch.connection.ifname:
             self._exchange.follow_link(watch)
         self._exchange.queue(watch)
-        if number + 1 < self._settings.pings:
-            following = watch.started + ping_offset_s(number + 1, watch.spacing_s, self._chance())
-            self._wheel.add(following, _Due(watch, watch.round, number + 1))
+        number += 1
+        if number < self._settings.pings:
+            following = watch.started + ping_offset_s(number, watch.spacing_s, self._chance())
+            self._wheel.add(following, (watch, watch.round, number))
         else:
-            self._wheel.add(watch.deadline, _Due(watch, watch.round, _JUDGE))
-        down_at = watch.judge.down_at()
-        if down_at is not None and now < down_at < watch.deadline:
-            self._wheel.add(down_at, _Due(watch, watch.round, _CHECK))
-
-    def _in_doubt(self, watch: Watch, number: int) -> bool:
-        """Tell whether a connection that answered until now went silent: then it is tested at once, and faster."""
-        return (
-            number > 0
-            and not watch.fast
-            and not watch.untested
-            and self._settings.detector is Detector.ROUNDS
-            and watch.measured in ANSWERING
-            and watch.silent()
-        )
+            self._wheel.add(watch.deadline, (watch, watch.round, _JUDGE))
+        if watch.judge.wants_replies:
+            down_at = watch.judge.down_at()
+            if down_at is not None and now < down_at < watch.deadline:
+                self._wheel.add(down_at, (watch, watch.round, _CHECK))
 
     def _end_early(self, watch: Watch, now: float) -> None:
         """End a round whose replies already tell what matters."""
@@ -279,7 +273,7 @@ class Monitor:
     def _end_round(self, watch: Watch, now: float) -> None:
         if watch.untested:
             watch.judge.excuse(now)
-        silent = self._settings.detector is Detector.ROUNDS and watch.silent()
+        silent = self._by_rounds and watch.silent()
         if not self._judge(watch, now, complete=True):
             return
         if silent and not watch.untested and watch.measured in ANSWERING:
@@ -300,9 +294,10 @@ class Monitor:
 
         `complete`: the round ended in its time, so the silence of a pair may count.
         """
-        if self._exchange.dropped_at >= watch.started:
-            watch.untested = True
         rounds = watch.family_rounds(complete=complete)
+        if complete and any(family.silent for family in rounds) and self._exchange.lost_replies(watch.started):
+            watch.untested = True
+            rounds = watch.family_rounds(complete=True)
         if complete:
             self.counters.rounds[outcome(rounds)] += 1
         measured = watch.judge.judge(rounds, now)
