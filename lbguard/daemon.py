@@ -24,7 +24,7 @@ from lbguard.actuators import (
     PollDistributor,
 )
 from lbguard.build import make_announcer, make_distributor, make_mirror, neighbor_timers
-from lbguard.core.effects import Announce, ProgramRoutes, ProgramRules
+from lbguard.core.effects import Announce, ProgramRoutes, ProgramRules, SolicitNeighbors
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
 from lbguard.core.model import Decision, TargetKey
@@ -230,9 +230,13 @@ class Daemon:
             self._journal.refused(event)
         self.runner.post(events)
 
-    def _announce(self, effect: Announce) -> None:
-        if self._announcer is not None:
+    def _announce(self, effect: Announce | SolicitNeighbors) -> None:
+        if self._announcer is None:
+            return
+        if isinstance(effect, Announce):
             self._announcer.announce(effect)
+        else:
+            self._announcer.solicit(effect)
 
 
 async def _serve(settings: Settings) -> int:

@@ -23,6 +23,7 @@ from lbguard.core.effects import (
     ResolveNeighbors,
     SetAvailability,
     SetLinkDown,
+    SolicitNeighbors,
     TuneLink,
     VerdictAnswered,
 )
@@ -58,7 +59,7 @@ class Runner:
         self,
         engine: Engine,
         *,
-        announce: Callable[[Announce], None],
+        announce: Callable[[Announce | SolicitNeighbors], None],
         kernel: Lane[KernelEffect],
         neighbors: Lane[NeighborEffect],
         distributor: Lane[DistributorEffect],
@@ -174,7 +175,7 @@ class Runner:
             case VerdictAnswered():
                 self._answer(effect)
                 return
-            case Announce():
+            case Announce() | SolicitNeighbors():
                 self._announce(effect)
             case ProgramRoutes() | ProgramRules() | SetLinkDown():
                 self._kernel.put(effect)

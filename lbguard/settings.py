@@ -189,6 +189,9 @@ class NeighborSettings(BaseModel):
     tune: bool = Field(
         default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
     )
+    solicit: bool = Field(
+        default=True, description="Ask for unresolved targets of a new link in our own name until they answer."
+    )
     retrans: Duration = seconds(0.2, "Time between two solicitations.", low=0.001, high=60)
     delay_probe: Duration = seconds(0.5, "Time in DELAY before the first probe.", low=0.001, high=60)
     base_reachable: Duration = seconds(
@@ -368,6 +371,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         neighbor_probe_interval_s=settings.neighbors.probe_interval,
         neighbor_failures_needed=settings.evidence.neighbor_failures,
         tune_neighbors=settings.neighbors.tune,
+        solicit_neighbors=settings.neighbors.solicit,
     )
 
 

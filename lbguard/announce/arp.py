@@ -26,11 +26,12 @@ _UNKNOWN = bytes(MAC_LEN)
 _FRAME = struct.Struct("!6s6sH HHBBH 6s4s 6s4s")
 
 
-def _gratuitous(operation: int, mac: bytes, ip: Ip, target_mac: bytes) -> bytes:
+def _frame(operation: int, mac: bytes, ip: Ip, target_mac: bytes, target_ip: Ip) -> bytes:
     if len(mac) != MAC_LEN:
         raise ValueError(f"an Ethernet address has {MAC_LEN} bytes, this one {len(mac)}")
-    if len(ip) != IPV4_LEN:
-        raise ValueError(f"ARP carries IPv4 addresses of {IPV4_LEN} bytes, this one has {len(ip)}")
+    for address in (ip, target_ip):
+        if len(address) != IPV4_LEN:
+            raise ValueError(f"ARP carries IPv4 addresses of {IPV4_LEN} bytes, this one has {len(address)}")
     return _FRAME.pack(
         _BROADCAST,
         mac,
@@ -43,7 +44,7 @@ def _gratuitous(operation: int, mac: bytes, ip: Ip, target_mac: bytes) -> bytes:
         mac,
         ip,
         target_mac,
-        ip,
+        target_ip,
     )
 
 
@@ -60,7 +61,24 @@ def gratuitous_request(mac: bytes, ip: Ip) -> bytes:
     Raises:
         ValueError: an address has the wrong length.
     """
-    return _gratuitous(_OPERATION_REQUEST, mac, ip, _UNKNOWN)
+    return _frame(_OPERATION_REQUEST, mac, ip, _UNKNOWN, ip)
+
+
+def request(mac: bytes, ip: Ip, target: Ip) -> bytes:
+    """Build an ordinary broadcast request: who has `target`, tell `ip` at `mac` (RFC 826).
+
+    Args:
+        mac: our 6-byte link-layer address; also the Ethernet source.
+        ip: our packed IPv4 address on the link.
+        target: the packed IPv4 address that is asked for.
+
+    Returns:
+        The Ethernet frame: 42 bytes, without padding or frame check sequence.
+
+    Raises:
+        ValueError: an address has the wrong length.
+    """
+    return _frame(_OPERATION_REQUEST, mac, ip, _UNKNOWN, target)
 
 
 def gratuitous_reply(mac: bytes, ip: Ip) -> bytes:
@@ -76,4 +94,4 @@ def gratuitous_reply(mac: bytes, ip: Ip) -> bytes:
     Raises:
         ValueError: an address has the wrong length.
     """
-    return _gratuitous(_OPERATION_REPLY, mac, ip, mac)
+    return _frame(_OPERATION_REPLY, mac, ip, mac, ip)

@@ -1,4 +1,4 @@
-"""The unsolicited neighbour advertisement as a whole Ethernet frame (RFC 4861 7.2.6); pure bytes, no sockets."""
+"""Unsolicited neighbour advertisement and neighbour solicitation as whole Ethernet frames (RFC 4861); pure bytes."""
 
 import struct
 
@@ -12,15 +12,20 @@ _ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
 _ALL_NODES_MAC = bytes.fromhex("333300000001")  # RFC 2464 section 7: 33:33 and the last four bytes of the group
 _NEXT_HEADER_ICMPV6 = 58
 _HOP_LIMIT = 255  # RFC 4861 7.1.2: receivers discard any other value, for it may have crossed a router
+_TYPE_NEIGHBOR_SOLICITATION = 135
 _TYPE_NEIGHBOR_ADVERTISEMENT = 136
 _FLAG_ROUTER = 0x80000000
 _FLAG_OVERRIDE = 0x20000000
+_OPTION_SOURCE_LINK_LAYER_ADDRESS = 1
 _OPTION_TARGET_LINK_LAYER_ADDRESS = 2
+# The solicited-node group is this, then the last three bytes of the address (RFC 4291 2.7.1).
+_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 
 _ETHERNET = struct.Struct("!6s6sH")
 _IPV6 = struct.Struct("!IHBB16s16s")
 # Type, code, checksum, flags, target address; option type, its length in units of 8 bytes, link-layer address.
-_ADVERTISEMENT = struct.Struct("!BBHI16s BB6s")
+# Advertisement and solicitation have the same shape; the flags of the latter are reserved.
+_MESSAGE = struct.Struct("!BBHI16s BB6s")
 _PSEUDO_HEADER = struct.Struct("!16s16sI3xB")
 
 
@@ -59,16 +64,44 @@ def unsolicited_advertisement(mac: bytes, ip: Ip, *, router: bool) -> bytes:
     Raises:
         ValueError: an address has the wrong length.
     """
-    if len(mac) != MAC_LEN:
-        raise ValueError(f"an Ethernet address has {MAC_LEN} bytes, this one {len(mac)}")
-    if len(ip) != IPV6_LEN:
-        raise ValueError(f"a neighbour advertisement carries an IPv6 address of {IPV6_LEN} bytes, this one {len(ip)}")
     flags = _FLAG_OVERRIDE | (_FLAG_ROUTER if router else 0)
     option = (_OPTION_TARGET_LINK_LAYER_ADDRESS, 1, mac)
-    unsummed = _ADVERTISEMENT.pack(_TYPE_NEIGHBOR_ADVERTISEMENT, 0, 0, flags, ip, *option)
-    checksum = icmpv6_checksum(ip, _ALL_NODES, unsummed)
+    return _frame(mac, ip, (_ALL_NODES_MAC, _ALL_NODES), (_TYPE_NEIGHBOR_ADVERTISEMENT, flags, ip, option))
+
+
+def solicitation(mac: bytes, ip: Ip, target: Ip) -> bytes:
+    """Build a multicast neighbour solicitation: who has `target`, tell `ip` at `mac` (RFC 4861 7.2.2).
+
+    Args:
+        mac: our 6-byte link-layer address; also the Ethernet source and the source link-layer address option.
+        ip: our packed IPv6 address on the link. It must have passed duplicate detection.
+        target: the packed IPv6 address that is asked for.
+
+    Returns:
+        The Ethernet frame: 86 bytes, without frame check sequence.
+
+    Raises:
+        ValueError: an address has the wrong length.
+    """
+    group = _SOLICITED_NODE + target[-3:]
+    group_mac = b"\x33\x33" + group[-4:]
+    option = (_OPTION_SOURCE_LINK_LAYER_ADDRESS, 1, mac)
+    return _frame(mac, ip, (group_mac, group), (_TYPE_NEIGHBOR_SOLICITATION, 0, target, option))
+
+
+def _frame(
+    mac: bytes, ip: Ip, destination: tuple[bytes, Ip], content: tuple[int, int, Ip, tuple[int, int, bytes]]
+) -> bytes:
+    kind, flags, subject, option = content
+    if len(mac) != MAC_LEN:
+        raise ValueError(f"an Ethernet address has {MAC_LEN} bytes, this one {len(mac)}")
+    for address in (ip, subject):
+        if len(address) != IPV6_LEN:
+            raise ValueError(f"neighbour discovery carries IPv6 addresses of {IPV6_LEN} bytes, not {len(address)}")
+    unsummed = _MESSAGE.pack(kind, 0, 0, flags, subject, *option)
+    checksum = icmpv6_checksum(ip, destination[1], unsummed)
     return (
-        _ETHERNET.pack(_ALL_NODES_MAC, mac, ETHERTYPE_IPV6)
-        + _IPV6.pack(6 << 28, len(unsummed), _NEXT_HEADER_ICMPV6, _HOP_LIMIT, ip, _ALL_NODES)
-        + _ADVERTISEMENT.pack(_TYPE_NEIGHBOR_ADVERTISEMENT, 0, checksum, flags, ip, *option)
+        _ETHERNET.pack(destination[0], mac, ETHERTYPE_IPV6)
+        + _IPV6.pack(6 << 28, len(unsummed), _NEXT_HEADER_ICMPV6, _HOP_LIMIT, ip, destination[1])
+        + _MESSAGE.pack(kind, 0, checksum, flags, subject, *option)
     )

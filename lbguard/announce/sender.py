@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from lbguard.announce.arp import MAC_LEN, gratuitous_reply, gratuitous_request
-from lbguard.announce.ndp import unsolicited_advertisement
+from lbguard.announce.arp import MAC_LEN, gratuitous_reply, gratuitous_request, request
+from lbguard.announce.ndp import solicitation, unsolicited_advertisement
 from lbguard.announce.plan import Announcement, Entry, Plan
 from lbguard.core.addr import Ip, is_ipv4
-from lbguard.core.effects import Announce
+from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.model import LinkKey
 
 REPEATS_S = (0.0, 0.1, 1.1, 2.2)
@@ -41,6 +41,8 @@ class FrameKind(StrEnum):
     ARP_REQUEST = "arp_request"
     ARP_REPLY = "arp_reply"
     NA = "na"
+    ARP_QUESTION = "arp_question"
+    NS = "ns"
 
 
 _ARP_KINDS_ALLOWED = (
@@ -228,6 +230,27 @@ class Announcer:
             if self._plan.add(Entry(announcement=announcement, ip=ip)):
                 self.counters.suppressed[Suppressed.SUPERSEDED] += 1
         self._send_due(loop)
+
+    def solicit(self, effect: SolicitNeighbors) -> None:
+        """Ask for targets' link-layer addresses in our own name, once each; the kernel learns from the answers.
+
+        The address that asks must be owned, as for an announcement; what the kernel refuses is counted, not raised.
+        """
+        if self._closed or len(effect.mac) != MAC_LEN:
+            return
+        for source, target in effect.pairs:
+            if not self._owns(effect.link, source):
+                self.counters.suppressed[Suppressed.NOT_OWNED] += 1
+                continue
+            if is_ipv4(source):
+                kind, frame = FrameKind.ARP_QUESTION, request(effect.mac, source, target)
+            else:
+                kind, frame = FrameKind.NS, solicitation(effect.mac, source, target)
+            error = self._socket.send(effect.link.ifindex, frame)
+            if error:
+                self.counters.errors[errno.errorcode.get(error, str(error))] += 1
+            else:
+                self.counters.sent[kind] += 1
 
     def close(self) -> None:
         """Cancel everything that waits (counted as `closed`) and close the socket. Closing again does nothing."""

@@ -33,7 +33,14 @@ class Commits:
         return self._retries.next()
 
     def fire(self, now: float) -> None:
-        """Put what is to be tried again now back on the list."""
+        """Put what is to be tried again now back on the list, and settle what no commit will.
+
+        A target that came and went between two commits never stood in the table: no commit confirms that it is out.
+        """
+        for name in list(self._roster.review) if self._roster.retiring else ():
+            stream = self._roster.streams.get(name)
+            if stream is not None and stream.committed is not None and not stream.in_flight:
+                self._roster.confirm(stream, stream.committed[0], now)
         for what, name in self._retries.pop_due(now):
             if name in self._roster.streams:
                 (self._roster.attach if what == "attach" else self._roster.review)[name] = None

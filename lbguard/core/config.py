@@ -63,8 +63,9 @@ class EngineConfig:
     evidence alone may withdraw at most this ratio of a stream's admitted targets. `superseded_link_down`: set an older
     link of the same subnet down, once. `excluded_links`: names (shell patterns) never taken for a link to targets.
     `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
-    `neighbor_failures_needed`: that many failed resolutions in a row make a path `neighbor_failed`. `retry_*`: backoff
-    of kernel and distributor operations that failed.
+    `neighbor_failures_needed`: that many failed resolutions in a row make a path `neighbor_failed`.
+    `solicit_neighbors`: ask for unresolved neighbours of a new link in our own name. `retry_*`: backoff of kernel and
+    distributor operations that failed.
     """
 
     grace: GraceConfig = field(default_factory=GraceConfig)
@@ -79,5 +80,6 @@ class EngineConfig:
     neighbor_probe_interval_s: float = 1.0
     neighbor_failures_needed: int = 2
     tune_neighbors: bool = True
+    solicit_neighbors: bool = True
     retry_min_s: float = 0.1
     retry_max_s: float = 5.0

@@ -45,12 +45,12 @@ class Deadlines(Generic[K]):
         self._drop_dead()
         return self._heap[0][0] if self._heap else None
 
-    def pop_due(self, now: float) -> list[K]:
-        """Remove and return the keys whose moment is at or before `now`, earliest first."""
+    def pop_due(self, now: float, limit: int | None = None) -> list[K]:
+        """Remove and return the keys whose moment is at or before `now`, earliest first, at most `limit` of them."""
         due: list[K] = []
         while True:
             self._drop_dead()
-            if not self._heap or self._heap[0][0] > now:
+            if not self._heap or self._heap[0][0] > now or len(due) == limit:
                 return due
             key = heapq.heappop(self._heap)[2]
             del self._at[key]

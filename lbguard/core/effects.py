@@ -47,6 +47,15 @@ class ResolveNeighbors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SolicitNeighbors:
+    """Ask for the link-layer addresses of targets in our own name: pairs of (our address on the link, target)."""
+
+    link: LinkKey
+    mac: bytes
+    pairs: tuple[tuple[Ip, Ip], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeNeighbors:
     """Make the kernel verify these entries now (NUD_PROBE)."""
 
@@ -138,6 +147,7 @@ Effect = (
     | ProgramRules
     | FlushNeighbors
     | ResolveNeighbors
+    | SolicitNeighbors
     | ProbeNeighbors
     | TuneLink
     | SetLinkDown

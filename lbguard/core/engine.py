@@ -99,7 +99,7 @@ class Engine:
         """Return when `decide` has to be called next if nothing happens before."""
         moments = [self._commits.next(), self._kernel_retries.next()]
         if self.running:
-            moments += [self.availability.next(), self.life.pardons.next(), self.paths.next_probe(now)]
+            moments += [self.availability.next(), self.life.pardons.next(), self.paths.neighbors.next(now)]
             moments += [self.paths.weighing.opinions.next(), self.paths.weighing.rechecks.next()]
             if self.in_sync:
                 moments.append(self.life.deadlines.next())
@@ -221,7 +221,7 @@ class Engine:
         if reason:
             self._ignored[f"verdict_{reason}"] += 1
         else:
-            self.paths.outdated(self.paths.weighing.moved(event))
+            self.paths.neighbors.outdated(self.paths.weighing.moved(event))
             self.view.changes.ips |= ips
         return VerdictAnswered(ticket=event.ticket, reason=reason)
 

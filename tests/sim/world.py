@@ -146,6 +146,7 @@ class World:
         self.engine = Engine(self.config)
         self.watch = Watch(self)
         self._told_streams: set[Ip] = set()
+        self._ever_told: set[Ip] = set()
         self.guards(self.random.uniform(0.0, 0.3), self._full_view)
         self.guards(self.random.uniform(0.0, 0.3), self.tell_source)
 
@@ -161,8 +162,8 @@ class World:
         return self._told_streams
 
     def may_touch(self, ip: Ip) -> bool:
-        """Tell whether an address is a target's, or a proxy's that a verdict may name."""
-        return ip in self._told_streams or (self.profile.verdicts and ip.endswith(PROXY_HOST))
+        """Tell whether an address is or was a target's, or a proxy's that a verdict may name."""
+        return ip in self._ever_told or (self.profile.verdicts and ip.endswith(PROXY_HOST))
 
     def idle(self) -> bool:
         """Tell whether nothing is under way between guard and world, and nothing is about to fail."""
@@ -180,6 +181,7 @@ class World:
         """Hand an event to the guard; it decides a moment later, once for all that came until then."""
         if isinstance(event, ev.SourceSnapshot):
             self._told_streams = {ip for s in event.streams for t in s.targets for ip in t.ips}
+            self._ever_told |= self._told_streams
         self.say(event if not isinstance(event, ev.KernelSnapshot) else "KernelSnapshot")
         self.belief.told(event)
         self._carry_out(self.engine.observe(event, self.now))

@@ -12,7 +12,7 @@ import pytest
 
 from lbguard.announce.sender import Announcer, FrameKind, PacketSocket, Suppressed
 from lbguard.core.addr import Ip, format_ip, parse_ip
-from lbguard.core.effects import Announce
+from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.model import LinkKey
 from lbguard.lab.netns import Namespace, connect
 
@@ -345,3 +345,60 @@ def test_a_closed_socket_fails_by_errno(lb: Namespace) -> None:
         sending = PacketSocket()
     sending.close()
     assert sending.send(1, bytes(42)) == errno.EBADF
+
+
+def entry_at(namespace: Namespace, ip: Ip) -> dict[str, object]:
+    shown = json.loads(namespace.ip("-j", "neigh", "show", "dev", LB_LINK, "to", format_ip(ip)))
+    return shown[0] if shown else {}
+
+
+def question(ifindex: int, source: Ip, target: Ip) -> SolicitNeighbors:
+    return SolicitNeighbors(link=LinkKey(ifindex, 1), mac=MAC, pairs=((source, target),))
+
+
+async def test_the_kernel_learns_an_ipv4_neighbour_from_the_answer_to_our_question(
+    lb: Namespace, peer: Namespace, make_announcer: Callable[..., Announcer]
+) -> None:
+    join(lb, peer)
+    target = parse_ip("172.16.0.2")
+    # A failed entry: the kernel asks nothing by itself.
+    lb.ip("neigh", "replace", format_ip(target), "dev", LB_LINK, "nud", "failed")
+    announcer = make_announcer()
+    announcer.solicit(question(ifindex_of(lb, LB_LINK), IP4, target))
+    await until(lambda: entry_at(lb, target).get("state") == ["REACHABLE"])
+    assert announcer.counters.sent == {FrameKind.ARP_QUESTION: 1}
+
+
+async def test_an_ipv6_neighbour_is_learnt_while_the_link_local_address_is_still_tentative(
+    make_namespace: Callable[[str], Namespace], peer: Namespace
+) -> None:
+    lb = make_namespace("dad")
+    lb.sysctl("net.ipv6.conf.default.dad_transmits", "60")  # one a second: the kernel itself stays silent that long
+    join(lb, peer)
+    target = parse_ip("fd00::2")
+    lb.ip("neigh", "replace", format_ip(target), "dev", LB_LINK, "nud", "incomplete")
+    with lb.entered():
+        announcer = Announcer(owns=owns_all)
+    try:
+        # The kernel gives an entry up after three seconds of silence, so it is asked for anew with each question.
+        async def learnt() -> bool:
+            lb.ip("neigh", "replace", format_ip(target), "dev", LB_LINK, "nud", "incomplete")
+            announcer.solicit(question(ifindex_of(lb, LB_LINK), IP6, target))
+            await asyncio.sleep(0.05)
+            return entry_at(lb, target).get("state") == ["REACHABLE"]
+
+        assert any([await learnt() for _ in range(3)])
+        tentative = json.loads(lb.ip("-j", "addr", "show", "dev", LB_LINK, "scope", "link", "tentative"))
+        assert any(link.get("addr_info") for link in tentative)
+    finally:
+        announcer.close()
+
+
+async def test_no_question_in_the_name_of_an_address_that_is_not_held(
+    lb: Namespace, peer: Namespace, make_announcer: Callable[..., Announcer]
+) -> None:
+    join(lb, peer)
+    announcer = make_announcer(owns=lambda link, ip: False)
+    announcer.solicit(question(ifindex_of(lb, LB_LINK), IP4, parse_ip("172.16.0.2")))
+    assert announcer.counters.sent == {}
+    assert announcer.counters.suppressed == {Suppressed.NOT_OWNED: 1}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbguard.announce.arp import gratuitous_reply, gratuitous_request
+from lbguard.announce.arp import gratuitous_reply, gratuitous_request, request
 
 MAC = bytes.fromhex("02a1b2c3d4e5")
 IP = bytes([172, 16, 0, 254])
@@ -42,6 +42,24 @@ def test_reply_form_names_itself_as_the_target() -> None:
         "ac1000fe"
     )
     assert gratuitous_reply(MAC, IP) == expected
+
+
+def test_a_question_asks_for_another_in_our_own_name() -> None:
+    expected = bytes.fromhex(
+        "ffffffffffff"
+        "02a1b2c3d4e5"
+        "0806"
+        "0001"
+        "0800"
+        "06"
+        "04"
+        "0001"  # operation request
+        "02a1b2c3d4e5"
+        "ac1000fe"  # sender protocol address: ours
+        "000000000000"
+        "ac10000a"  # target protocol address: 172.16.0.10
+    )
+    assert request(MAC, IP, bytes((172, 16, 0, 10))) == expected
 
 
 @pytest.mark.parametrize("build", [gratuitous_request, gratuitous_reply])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbguard.announce.ndp import icmpv6_checksum, unsolicited_advertisement
+from lbguard.announce.ndp import icmpv6_checksum, solicitation, unsolicited_advertisement
 
 MAC = bytes.fromhex("02a1b2c3d4e5")
 IP = bytes.fromhex("fd000000000000000000000000000010")
@@ -43,6 +43,34 @@ def test_host_form_sets_override_only() -> None:
 def test_router_form_sets_override_and_router() -> None:
     expected = BEFORE_CHECKSUM + bytes.fromhex("5233a0000000") + AFTER_FLAGS
     assert unsolicited_advertisement(MAC, IP, router=True) == expected
+
+
+# By hand: source (fd00 + 0010), group (ff02 + 0001 + ffab + cdef), 0020, 003a; message (8700, target fd00 + 12ab +
+# cdef), option (0101, 02a1 + b2c3 + d4e5).
+#   fd10 + 2cc9d + 005a = 3ca07; + 8700 = 45107; + 1dd9a = 62ea1; + 0101 = 62fa2; + 18a49 = 7b9eb; folded b9f2
+#   complement 460d
+def test_a_solicitation_asks_the_solicited_node_group_in_our_own_name() -> None:
+    expected = bytes.fromhex(
+        "3333ffabcdef"  # Ethernet destination: 33:33 and the last four bytes of the group
+        "02a1b2c3d4e5"
+        "86dd"
+        "60000000"
+        "0020"
+        "3a"
+        "ff"
+        "fd000000000000000000000000000010"  # source: our address
+        "ff0200000000000000000001ffabcdef"  # destination: solicited-node multicast address of the target
+        "87"  # type 135, neighbour solicitation
+        "00"
+        "460d"
+        "00000000"  # reserved
+        "fd000000000000000000000012abcdef"  # target address
+        "01"  # option: source link-layer address
+        "01"
+        "02a1b2c3d4e5"
+    )
+    target = bytes.fromhex("fd000000000000000000000012abcdef")
+    assert solicitation(MAC, IP, target) == expected
 
 
 def ones_complement_sum(data: bytes) -> int:

@@ -56,7 +56,7 @@ class Guard:
     """
 
     def __init__(self, config: EngineConfig | None = None, *, targets: int = 2, start: bool = True) -> None:
-        self.engine = Engine(config or EngineConfig(neighbor_probe_interval_s=0.0))
+        self.engine = Engine(config or EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False))
         self.now = 100.0
         self.effects: list[fx.Effect] = []
         self._routes: dict[tuple[int, bool, int], Route] = {}

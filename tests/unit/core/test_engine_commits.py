@@ -146,6 +146,14 @@ def test_a_target_that_is_back_before_the_commit_keeps_its_routes() -> None:
     assert not [r for e in guard.of(fx.ProgramRoutes) for r in e.delete]
 
 
+def test_a_target_that_comes_and_goes_between_two_commits_leaves_nothing() -> None:
+    guard = Guard(targets=1)
+    guard.tell(ev.SourceSnapshot(streams=(spec(1, 2),)), ev.SourceSnapshot(streams=(spec(1),)))
+    assert guard.engine.roster.retiring == {}
+    assert {r.table for r in guard.routes} == {5001}
+    assert {r.mark for r in guard.rules} == {5001}
+
+
 def test_an_address_that_changes_takes_the_route_over_in_one_replace() -> None:
     guard = Guard(targets=1)
     guard.source(StreamSpec(name=STREAM, targets=(TargetSpec(identifier=1, ips=(ip("172.16.0.77"),)),)))

@@ -21,6 +21,7 @@ def config(
         freeze=FreezeConfig(threshold=threshold, limit_s=limit),
         damping=DampingConfig(half_life_s=10.0, step_s=4.0, max_s=6.0),
         neighbor_probe_interval_s=0.0,
+        solicit_neighbors=False,
     )
 
 

@@ -1,0 +1,127 @@
+"""What the kernel has to do about the neighbour entries of targets: flush, resolve, ask, verify, tune.
+
+In `observe` mode nothing is asked for.
+"""
+
+from lbguard.core.addr import Ip, Prefix, prefix_of
+from lbguard.core.chase import Chase
+from lbguard.core.config import EngineConfig
+from lbguard.core.effects import (
+    Effect,
+    FlushNeighbors,
+    ProbeNeighbors,
+    ResolveNeighbors,
+    SolicitNeighbors,
+    TuneLink,
+)
+from lbguard.core.model import LinkKey, NeighborState
+from lbguard.core.netview import Link, NetView
+from lbguard.core.probing import ProbeWheel
+
+_UNKNOWN = (NeighborState.NONE, NeighborState.FAILED)
+_UNRESOLVED = (*_UNKNOWN, NeighborState.INCOMPLETE)
+
+
+def our_address(link: Link, subnet: Prefix | None, known: Ip = b"") -> Ip:
+    """Return our usable address on a link in a subnet: the one known before, as long as it is there; else empty."""
+    if known in link.ready:
+        return known
+    return next((ip for ip, length in link.addresses if ip in link.ready and prefix_of(ip, length) == subnet), b"")
+
+
+class NeighborWork:
+    """Collects neighbour work until it is taken."""
+
+    def __init__(self, config: EngineConfig, view: NetView) -> None:
+        self._config = config
+        self._view = view
+        self._wheel = ProbeWheel(0.0 if config.observe else config.neighbor_probe_interval_s)
+        self._chase = Chase()
+        self._flush: dict[tuple[int, Ip], None] = {}
+        self._resolve: dict[tuple[int, Ip], None] = {}
+        self._tuned: dict[int, LinkKey] = {}
+        self._to_tune: list[Link] = []
+
+    def follow(self, ip: Ip) -> None:
+        """Verify an address from time to time from now on."""
+        self._wheel.add(ip)
+
+    def unfollow(self, ip: Ip) -> None:
+        """Stop verifying an address."""
+        self._wheel.remove(ip)
+
+    def outdated(self, entries: list[tuple[int, Ip]]) -> None:
+        """Flush and resolve exactly these entries."""
+        if not self._config.observe:
+            self._flush.update(dict.fromkeys(entries))
+            self._resolve.update(dict.fromkeys(entries))
+
+    def arrived(self, link: Link, ip: Ip, now: float, *, same_link: bool) -> None:
+        """Act on a link that took over a path: learn the neighbour at once, trust nothing from before a cut."""
+        if self._config.observe:
+            return
+        entry = (link.ifindex, ip)
+        if same_link and ip in link.neighbors and link.neighbors[ip].mac:
+            self._flush[entry] = None
+        self._resolve[entry] = None
+        if self._config.solicit_neighbors:
+            self._chase.begin(link.key, ip, now)
+        if self._tuned.get(link.ifindex) != link.key:
+            self._tuned[link.ifindex] = link.key
+            if self._config.tune_neighbors:
+                self._to_tune.append(link)
+
+    def next(self, now: float) -> float | None:
+        """Return when there is something to do next."""
+        moments = [moment for moment in (self._wheel.next(now), self._chase.next()) if moment is not None]
+        return min(moments, default=None)
+
+    def take_flushes(self) -> list[Effect]:
+        """Return what comes before the routes: outdated entries out."""
+        entries = tuple(self._flush)
+        self._flush.clear()
+        return [FlushNeighbors(entries=entries)] if entries else []
+
+    def take_rest(self, now: float) -> list[Effect]:
+        """Return what comes after the routes."""
+        effects: list[Effect] = [TuneLink(link=link.key, ifname=link.name) for link in self._to_tune]
+        probe = self._probe_due(now)
+        if self._resolve:
+            effects.append(ResolveNeighbors(entries=tuple(self._resolve)))
+        effects += self._solicit_due(now)
+        if probe:
+            effects.append(ProbeNeighbors(entries=tuple(probe)))
+        self._resolve.clear()
+        self._to_tune.clear()
+        return effects
+
+    def _probe_due(self, now: float) -> list[tuple[int, Ip]]:
+        """Return the entries to verify now; those that the kernel does not know are resolved instead."""
+        probe = []
+        for ip in self._wheel.due(now):
+            link, _, _ = self._view.locate(ip)
+            if link is None:
+                continue
+            neighbor = link.neighbors.get(ip)
+            if neighbor is None or neighbor.state in _UNKNOWN:
+                self._resolve[link.ifindex, ip] = None
+            elif neighbor.state != NeighborState.INCOMPLETE:
+                probe.append((link.ifindex, ip))
+        return probe
+
+    def _solicit_due(self, now: float) -> list[Effect]:
+        """Return the questions to ask now, one effect a link; what is resolved or has moved on is left."""
+        pairs: dict[LinkKey, list[tuple[Ip, Ip]]] = {}
+        for key, ip in self._chase.take_due(now):
+            link, subnet, _ = self._view.locate(ip) if self._view.follows(ip) else (None, None, None)
+            neighbor = link.neighbors.get(ip) if link else None
+            if link is None or link.key != key or (neighbor is not None and neighbor.state not in _UNRESOLVED):
+                self._chase.end(key, ip)
+                continue
+            source = our_address(link, subnet)
+            if source:
+                pairs.setdefault(key, []).append((source, ip))
+        links = self._view.links
+        return [
+            SolicitNeighbors(link=key, mac=links[key.ifindex].mac, pairs=tuple(found)) for key, found in pairs.items()
+        ]
