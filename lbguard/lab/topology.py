@@ -237,10 +237,10 @@ class Chain:
         return namespace
 
     def _settle(self) -> None:
-        """Wait until every namespace has its IPv6 prefix routes: the kernel adds them some time after `link up`.
+        """Wait for what the kernel does some time after `link up`: IPv6 prefix routes, duplicate address detection.
 
         Raises:
-            TimeoutError: they did not come.
+            TimeoutError: it was not done in time.
         """
         awaited = {(self.lb, f"fd00:0:0:{proxy}::/64") for proxy in self._proxy_spaces}
         awaited |= {(self.proxy(proxy), f"fd00:0:0:{proxy}::/64") for proxy in self._proxy_spaces}
