@@ -1,12 +1,15 @@
 """gRPC channels for the probe: plaintext, or TLS with certificates that rotate. A rotation means a new channel."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 
 from lbguard.api.security import CredentialsError, Material, MaterialSource
 from lbguard.probe.addresses import Endpoint
+from lbguard.tls_tunnel import TlsTunnel
 
 CONNECT_TIMEOUT_MS = 1000
 """How long one attempt to connect may take; gRPC's own default of 20 s would outlast every grace window."""
@@ -18,14 +21,27 @@ class ChannelError(Exception):
     """A channel cannot be made; the text says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An open channel, which connects when it is first used."""
+
+    channel: grpc.aio.Channel
+    tunnel: TlsTunnel | None = None
+
+    @property
+    def problem(self) -> str:
+        """What TLS stumbled over, which gRPC knows nothing of; empty: nothing."""
+        return self.tunnel.problem if self.tunnel is not None else ""
+
+
 class Dialer(Protocol):
     """Makes channels."""
 
-    def dial(self, endpoint: Endpoint) -> grpc.aio.Channel:
-        """Return a new channel that connects when it is first used.
+    def dial(self, endpoint: Endpoint) -> contextlib.AbstractAsyncContextManager[Session]:
+        """Make a new channel and close it in the end.
 
         Raises:
-            ChannelError: the credentials cannot be had.
+            ChannelError: it cannot be made.
         """
 
     def stamp(self) -> object:
@@ -35,9 +51,11 @@ class Dialer(Protocol):
 class PlainDialer:
     """Channels without TLS."""
 
-    def dial(self, endpoint: Endpoint) -> grpc.aio.Channel:
+    @contextlib.asynccontextmanager
+    async def dial(self, endpoint: Endpoint) -> AsyncIterator[Session]:
         """See Dialer."""
-        return grpc.aio.insecure_channel(target_of(endpoint), options=_options())
+        async with grpc.aio.insecure_channel(target_of(endpoint), options=_options()) as channel:
+            yield Session(channel)
 
     def stamp(self) -> object:
         """See Dialer."""
@@ -51,38 +69,52 @@ class TlsDialer:
 
     Args:
         source: where our certificate and the server's authorities come from.
-        server_name: name to look for in the server's certificate; empty: the host.
+        server_name: pattern that a name (URI, host or address) in the server's certificate must fit; empty: the host.
     """
 
     def __init__(self, source: MaterialSource, server_name: str = "") -> None:
         self._source = source
         self._server_name = server_name
-        self._material: Material | None = None
+        self._good: Material | None = None
 
-    def dial(self, endpoint: Endpoint) -> grpc.aio.Channel:
+    @contextlib.asynccontextmanager
+    async def dial(self, endpoint: Endpoint) -> AsyncIterator[Session]:
         """See Dialer."""
         if endpoint.is_unix:
-            return PlainDialer().dial(endpoint)
-        try:
-            self._material = self._source.current()
-        except CredentialsError as error:
-            if self._material is None:
-                raise ChannelError(str(error)) from None
-        material = self._material
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=material.roots, private_key=material.key, certificate_chain=material.chain
+            async with PlainDialer().dial(endpoint) as session:
+                yield session
+            return
+        tunnel = TlsTunnel(
+            endpoint.host, endpoint.port, _Fixed(self._material()), server_name=self._server_name or endpoint.host
         )
-        options = _options()
-        if self._server_name:
-            options.append(("grpc.ssl_target_name_override", self._server_name))
-        return grpc.aio.secure_channel(target_of(endpoint), credentials, options=options)
+        options = [*_options(), ("grpc.default_authority", str(endpoint))]
+        async with tunnel, grpc.aio.insecure_channel(tunnel.target, options=options) as channel:
+            yield Session(channel, tunnel)
 
     def stamp(self) -> object:
         """See Dialer."""
         try:
-            return self._source.current()
-        except CredentialsError:
-            return self._material
+            return self._material()
+        except ChannelError:
+            return None
+
+    def _material(self) -> Material:
+        try:
+            self._good = self._source.current()
+        except CredentialsError as error:
+            if self._good is None:
+                raise ChannelError(str(error)) from None
+        return self._good
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """Certificates that do not change while a channel lasts: with new ones a new channel is made."""
+
+    material: Material
+
+    def current(self) -> Material:
+        return self.material
 
 
 def target_of(endpoint: Endpoint) -> str:

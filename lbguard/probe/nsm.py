@@ -64,8 +64,8 @@ class NsmSource:
         while True:
             try:
                 reason = await self._follow()
-            except (grpc.aio.AioRpcError, ChannelError) as error:
-                reason = reason_of(error)
+            except ChannelError as error:
+                reason = str(error)
             if reason and reason != self._lost:
                 self._lost = reason
                 self._emit(ConnectionsLost(reason=f"{self._endpoint}: {reason}"))
@@ -74,8 +74,8 @@ class NsmSource:
     async def _follow(self) -> str:
         """Follow one stream to its end and return why it ended; empty when it is to be begun again at once."""
         stamp = self._dialer.stamp()
-        async with self._dialer.dial(self._endpoint) as channel:
-            stub: pb_grpc.MonitorConnectionAsyncStub = pb_grpc.MonitorConnectionStub(channel)
+        async with self._dialer.dial(self._endpoint) as session:
+            stub: pb_grpc.MonitorConnectionAsyncStub = pb_grpc.MonitorConnectionStub(session.channel)
             call = stub.MonitorConnections(self._scope.selector())
             rotation = asyncio.create_task(_cancel_when_rotated(self._dialer, stamp, call))
             try:
@@ -85,6 +85,8 @@ class NsmSource:
                     self._view.apply(event)
                     self._listed = True
                     self._emit(self._view.connections())
+            except grpc.aio.AioRpcError as error:
+                return session.problem or reason_of(error)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():

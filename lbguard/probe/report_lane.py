@@ -173,8 +173,8 @@ class Lane:
     async def _session(self, endpoint: Endpoint) -> str:
         """Report over one stream; return why it ended, empty when it is to be begun again at once."""
         stamp = self._dialer.stamp()
-        async with self._dialer.dial(endpoint) as channel:
-            stub: pb_grpc.VerdictServiceAsyncStub = pb_grpc.VerdictServiceStub(channel)
+        async with self._dialer.dial(endpoint) as session:
+            stub: pb_grpc.VerdictServiceAsyncStub = pb_grpc.VerdictServiceStub(session.channel)
             metadata = ((REPORTER_KEY, self._settings.name),) if self._settings.name else ()
             call = stub.Report(metadata=metadata)  # type: ignore[call-arg]  # without an iterator it is written to
             try:
@@ -183,7 +183,8 @@ class Lane:
                 for ticket in itertools.count(1):
                     answer = await self._exchange(call, ticket, batch)
                     if answer is None:
-                        return await self._refusal(call, batch)
+                        reason = await self._refusal(call, batch)
+                        return session.problem or reason
                     self._answered(endpoint, batch, answer)
                     if ticket == 1:
                         self._say_everything()

@@ -93,7 +93,8 @@ class NsmSettings(BaseModel):
     tls_key: OptionalPath = _path("Key of probe.nsm.tls_cert (PEM); followed on change.")
     tls_ca: OptionalPath = _path("Authorities of the manager's certificate (PEM); followed on change.")
     tls_server_name: str = Field(
-        default="", description="Name to look for in the manager's certificate; empty: the host of the address."
+        default="",
+        description="Name in the manager's certificate, or a pattern such as spiffe://example.org/*; empty: the host.",
     )
 
     @model_validator(mode="after")
@@ -181,7 +182,9 @@ class ProbeSettings(BaseModel):
     )
     tls_ca: OptionalPath = _path("Authorities of the load balancers' certificates (PEM).")
     tls_server_name: str = Field(
-        default="", description="Name to look for in the load balancers' certificates; empty: the host of the address."
+        default="",
+        description="Name in the load balancers' certificates, or a pattern such as spiffe://example.org/*; empty: the"
+        " host.",
     )
     spiffe_socket: str = Field(
         default="",
