@@ -18,7 +18,7 @@ from lbguard.lab.topology import MAX_TARGETS, STREAM, Chain
 from lbguard.lab.traffic import TrafficResult
 
 WARM_UP_S = 1.0
-TRAFFIC_TIMEOUT_S = 20.0
+TRAFFIC_TIMEOUT_S = 60.0
 LINE_LIMIT = 2**20
 
 

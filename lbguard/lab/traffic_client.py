@@ -31,7 +31,7 @@ from lbguard.lab.traffic import (
 )
 
 TICKS_PER_INTERVAL = 10
-OPEN_TIMEOUT_S = 15.0
+OPEN_TIMEOUT_S = 40.0
 LAST_ANSWERS_S = 0.5
 PROGRESS_S = 0.5
 
