@@ -58,6 +58,7 @@ class Watch:
         self._admitted: dict[str, set[int]] = {}
         self._set_down: set[LinkKey] = set()
         self._calm_since: dict[str, float] = {}
+        self._calm_before: dict[str, float] = {}
         self._idle_turns = 0
         self._last_decision = self._last_decision_before = 0.0
         self.foreign = world.kernel.foreign()
@@ -77,7 +78,9 @@ class Watch:
                 self._follow_record(effect)
         for stream in engine.roster.streams.values():
             if stream.broken > world.config.freeze.threshold * stream.admitted:
-                self._calm_since.pop(stream.spec.name, None)
+                since = self._calm_since.pop(stream.spec.name, None)
+                if since is not None:
+                    self._calm_before[stream.spec.name] = since
             else:
                 self._calm_since.setdefault(stream.spec.name, world.now)
         states = {t.key: t.state for s in engine.roster.streams.values() for t in s.targets.values()}
@@ -180,8 +183,12 @@ class Watch:
         one_more_s = min(grace.window_s, grace.max_s, *grace.by_cause_s.values())
         assert (
             world.now >= self._frozen[d.target] + limit_s - EPSILON_S
-            or world.now >= self._calm_since.get(d.target.stream, math.inf) + one_more_s - EPSILON_S
+            or world.now >= self._over_since(d.target.stream) + one_more_s - EPSILON_S
         ), f"{d.target} was withdrawn in the middle of a mass failure"
+
+    def _over_since(self, name: str) -> float:
+        """Return since when the stream has known no mass failure, but for one that ends in this very decision."""
+        return self._calm_since.get(name, self._calm_before.get(name, math.inf))
 
     def _check_window(self, key: TargetKey, loss: Loss) -> None:
         assert self._world.now >= loss.since + loss.window_s - EPSILON_S, (
