@@ -142,7 +142,8 @@ def _one_family(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
 
 
 def _guard_crash(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    crash = [Step(outage_s / 2, Do.KILL_CONTROLLER), Step(outage_s / 2 + 0.2, Do.START_CONTROLLER)]
+    # Whoever supervises it starts it again at once.
+    crash = [Step(outage_s / 10, Do.KILL_CONTROLLER), Step(outage_s / 10, Do.START_CONTROLLER)]
     return sorted(_recreate(1, 0.0, outage_s) + crash, key=lambda step: step.at_s)
 
 

@@ -28,7 +28,7 @@ class NeighborTimers:
 
     A verify probe that gets no answer is repeated every `retrans_ms`: `ucast_probes` to the known link-layer address,
     then `mcast_reprobes` to everybody, and only then the entry fails. The defaults find a changed link-layer address
-    0.4 s after a probe begins, and give a busy neighbour 1 s before it counts as failed. An address never resolved is
+    0.2 s after a probe begins, and give a busy neighbour 1 s before it counts as failed. An address never resolved is
     asked for `mcast_probes` times, for 3 s as by default: on a fresh link IPv6 sends no solicitation at all until the
     link-local address has passed duplicate detection (net/ipv6/ndisc.c, ndisc_send_ns). `locktime_ms` must be 0:
     otherwise ARP ignores a changed address for that long after the probe itself touched the entry (net/ipv4/arp.c).
@@ -37,9 +37,9 @@ class NeighborTimers:
     retrans_ms: int = 200
     delay_probe_ms: int = 500
     base_reachable_ms: int = 10_000
-    ucast_probes: int = 2
+    ucast_probes: int = 1
     mcast_probes: int = 15
-    mcast_reprobes: int = 3
+    mcast_reprobes: int = 4
     locktime_ms: int = 0
 
 

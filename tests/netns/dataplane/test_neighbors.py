@@ -98,7 +98,7 @@ async def test_changed_mac_is_found_without_failing(bench: Bench, peer: str) -> 
 
 @PEERS
 async def test_silent_neighbor_fails_only_after_every_probe(bench: Bench, peer: str) -> None:
-    """Two unicast and three multicast probes 0.2 s apart: one second at least, whatever the machine's speed."""
+    """One unicast and four multicast probes 0.2 s apart: one second at least, whatever the machine's speed."""
     neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
     assert await LinkOperations(bench.channel).tune(entry[0], "nse-a", NeighborTimers()) == ""
     recorder = Recorder()
