@@ -8,7 +8,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lbguard.lab.sandbox import SandboxError, require_tools, run_isolated
 from tests.bench import commit, growth, idle, loss, repair, start, storm
 from tests.bench.results import Row, Say, Scale
 
-Benchmark = Callable[[Scale, Say, Path], list[Row]]
+Benchmark = Callable[[Scale, Say, Path], Iterable[Row]]
 
 _BENCHMARKS: dict[str, Benchmark] = {
     module.NAME: module.run for module in (repair, commit, loss, storm, idle, growth, start)
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(names: Sequence[str], scale: Scale, machine: dict[str, Any], output: Path | None) -> int:
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    progress = Console(stderr=True)
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    progress = Console(stderr=True, soft_wrap=True)
     rows: list[Row] = []
     failures: dict[str, str] = {}
     took: dict[str, float] = {}
@@ -66,8 +66,9 @@ def _measure(names: Sequence[str], scale: Scale, machine: dict[str, Any], output
             place = Path(directory) / name
             place.mkdir()
             try:
-                rows += _BENCHMARKS[name](scale, say, place)
-            except (OSError, RuntimeError, ValueError) as error:
+                for row in _BENCHMARKS[name](scale, say, place):
+                    rows.append(row)
+            except Exception as error:  # what one of them cannot do says nothing of the others
                 failures[name] = f"{type(error).__name__}: {error}"
                 say(f"[red]failed[/]: {error}")
             took[name] = round(time.monotonic() - started, 1)
@@ -99,6 +100,7 @@ def _machine() -> dict[str, Any]:
         with contextlib.suppress(OSError):
             limits[family] = int(Path(f"/proc/sys/net/{family}/neigh/default/gc_thresh3").read_text())
     return {
+        "load": round(os.getloadavg()[0], 1),
         "cores": len(os.sched_getaffinity(0)),
         "cpu": model,
         "kernel": platform.release(),
@@ -110,13 +112,16 @@ def _machine() -> dict[str, Any]:
 def _table(rows: Sequence[Row], machine: dict[str, Any]) -> Table:
     table = Table(
         title="lbguard in numbers",
-        caption=f"{machine['cores']} cores ({machine['cpu']}), Linux {machine['kernel']}, Python {machine['python']}",
+        caption=(
+            f"{machine['cores']} cores ({machine['cpu']}), Linux {machine['kernel']}, Python {machine['python']}; "
+            f"load of others when it began: {machine['load']}"
+        ),
     )
     table.add_column("measured")
     for heading in ("median", "p95", "n", "aim"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    table.add_column("beside it, in the same run")
+    table.add_column("in the same run")
     table.add_column("ratio", justify="right")
     before = ""
     for row in rows:

@@ -35,7 +35,7 @@ def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
             measured=user + system,
             aim=_CPU_AIM,
             reference=quiet_user + quiet_system,
-            reference_what="without neighbour probes",
+            reference_what="without probes",
             details={
                 "watched_s": watch_s,
                 "user_percent": user,

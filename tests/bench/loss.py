@@ -100,7 +100,7 @@ class _Trial:
         if reason:
             self._say(f"real nfqlb not measured: {reason}")
             return []
-        process = nfqlb.NfqlbProcess(self._lb, "stream-0")
+        process = nfqlb.NfqlbProcess(self._lb, "stream-0", commit.TARGETS)
         await process.start()
         try:
             memory = NfqlbShmDistributor(TableKind.ANCHORED)

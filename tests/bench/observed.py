@@ -20,7 +20,7 @@ def view_of(daemon: Daemon) -> dict[str, object]:
     view, counters = daemon.engine.view, daemon.mirror.counters
     return {
         "datagrams": counters.datagrams,
-        "events": sum(counters.decoded.values()),
+        "events": sum(counters.decoded.values()) + sum(counters.ignored.values()),
         "overruns": counters.overruns,
         "resyncs": sum(counters.resyncs.values()),
         "inbox_depth": daemon.runner.inbox_depth,

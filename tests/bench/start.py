@@ -7,7 +7,7 @@ from tests.bench.service import Service
 from tests.bench.world import pair, targets_yaml
 
 NAME = "start"
-_SIZES = {Scale.FULL: {1: 5, 1000: 3}, Scale.QUICK: {1: 3, 1000: 1}, Scale.SMOKE: {2: 1}}
+_SIZES = {Scale.FULL: {1: 3, 1000: 3}, Scale.QUICK: {1: 3, 1000: 1}, Scale.SMOKE: {2: 1}}
 
 
 def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
