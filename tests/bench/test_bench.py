@@ -48,12 +48,11 @@ def test_each_benchmark_runs(name: str, tmp_path: Path) -> None:
         assert row["what"]
         assert row["measured"] >= 0
         assert row["repetitions"] >= 1
-        assert row["met"] == (None if row["aim"] is None else row["met"])
         assert (row["aim"] is None) == (row["met"] is None)
     assert "lbguard in numbers" in done.stdout
 
 
-def test_a_failure_is_told_and_shows_in_the_status(tmp_path: Path) -> None:
+def test_an_unknown_benchmark_is_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", "--smoke", "--only", "nothing-of-that-name"],
         cwd=ROOT,
