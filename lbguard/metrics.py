@@ -26,6 +26,7 @@ from lbguard.core.effects import (
 )
 from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState, VerdictState
 from lbguard.core.status import GuardStatus
+from lbguard.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
 
 _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
 _WORK_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -117,29 +118,36 @@ _PACKET_SPECS = (
 class _PacketTotals(Collector):
     """Per-target totals, kept in one dictionary: cheaper than a metric object for each of 10,000 targets."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Mapping[str, str]) -> None:
+        self._place = dict(place)
         self.totals: dict[TargetKey, tuple[int, int, int, int]] = {}
 
     def collect(self) -> Iterable[Metric]:
         """Return the four counters; called by the thread that serves a scrape."""
         totals = list(self.totals.items())
         for column, spec in enumerate(_PACKET_SPECS):
-            family = CounterMetricFamily(spec.name, spec.help, labels=spec.labels)
+            family = CounterMetricFamily(spec.name, spec.help, labels=(*self._place, *spec.labels))
             for key, values in totals:
-                family.add_metric((key.stream, str(key.identifier)), values[column])
+                family.add_metric((*self._place.values(), key.stream, str(key.identifier)), values[column])
             yield family
 
 
 class Metrics:
-    """All metrics. The `record_*` methods take domain values and belong to one thread; scraping may be another."""
+    """All metrics. The `record_*` methods take domain values and belong to one thread; scraping may be another.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        registry: where they are registered.
+        place: labels for the counters of targets and links (trench, conduit), where the source knows them.
+    """
+
+    def __init__(self, registry: CollectorRegistry, place: Mapping[str, str] | None = None) -> None:
         # The `_created` series double the number of counters and nothing here reads them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
         self.specs: list[MetricSpec] = []
         self._readings = _Readings()
-        self._packets = _PacketTotals()
+        self._packets = _PacketTotals(place or {})
+        self.interfaces = InterfaceTotals(place or {})
         self._streams: set[str] = set()
         self._lost_for: dict[TargetKey, str] = {}
         self._define_decisions()
@@ -149,6 +157,11 @@ class Metrics:
         self._define_verdicts()
         registry.register(self._packets)
         self.specs += _PACKET_SPECS
+        registry.register(self.interfaces)
+        self.specs += [
+            MetricSpec(name=name, kind="counter", labels=INTERFACE_LABELS, help=help_text)
+            for name, help_text in INTERFACE_METRICS.items()
+        ]
         ProcessCollector(registry=registry)
 
     def _define_decisions(self) -> None:
@@ -207,6 +220,15 @@ class Metrics:
     def _define_kernel(self) -> None:
         self.kernel_in_sync = self._gauge("kernel_in_sync", "1 while the mirror of the kernel is complete.")
         self.source_ok = self._gauge("source_ok", "1 while the source of targets can be read.")
+        self.source_sessions = self._counter("source_sessions", "Times a registry began to answer.")
+        self.source_losses = self._counter("source_losses", "Times a registry was lost.")
+        self.source_removals_waiting = self._gauge(
+            "source_removals_waiting",
+            "Entries that a registry no longer lists after a loss, and that are kept for now.",
+        )
+        self.source_entries_skipped = self._counter(
+            "source_entries_skipped", "Entries of a registry that cannot be used, by reason.", "reason"
+        )
         self.event_lag = self._histogram(
             "event_lag_seconds", "From receiving an event to the decision about it.", _WORK_BUCKETS
         )
@@ -361,6 +383,13 @@ class Metrics:
         self.kernel_overruns.inc(self._readings.grown("overruns", overruns))
         self._follow(self.kernel_resyncs, "resyncs", resyncs)
         self._follow(self.kernel_messages_ignored, "ignored", ignored)
+
+    def record_source(self, *, sessions: int, losses: int, waiting: int, skipped: Mapping[str, int]) -> None:
+        """Take a registry's own counts; all but `waiting` only grow."""
+        self.source_sessions.inc(self._readings.grown("source_sessions", sessions))
+        self.source_losses.inc(self._readings.grown("source_losses", losses))
+        self.source_removals_waiting.set(waiting)
+        self._follow(self.source_entries_skipped, "skipped", skipped)
 
     def record_inbox_dropped(self, total: int) -> None:
         """Take the runner's own count of dropped events, which only grows."""

@@ -43,6 +43,7 @@ from lbguard.settings_sources import (
     flags_in_force,
     leaves,
 )
+from lbguard.sources.nsp_settings import NspSettings, check_place
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """Environment variable that names the YAML file when no `--config` is given."""
@@ -117,6 +118,11 @@ class AvailabilitySettings(BaseModel):
     model_config = GROUP
     grace: Duration = seconds(
         1.0, "A stream without a usable path is reported unavailable after this; its table stays.", high=3600
+    )
+    socket: OptionalPath = Field(
+        default=None,
+        description="Unix socket on which Meridio's frontend is told whether this load balancer can forward, in place"
+        " of Meridio's own (/var/lib/meridio/lb.sock); with TLS where nsp has certificates. Unset: not served.",
     )
 
 
@@ -197,10 +203,10 @@ class NeighborSettings(BaseModel):
     base_reachable: Duration = seconds(
         10.0, "Base of the random time that an entry stays REACHABLE.", low=0.1, high=3600
     )
-    ucast_probes: int = number(2, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
+    ucast_probes: int = number(1, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
     mcast_probes: int = number(15, "probes", "Broadcast or multicast probes of an unknown entry.", low=1, high=100)
     mcast_reprobes: int = number(
-        3, "probes", "Broadcast or multicast probes after the unicast ones: finds a new MAC.", low=0, high=100
+        4, "probes", "Broadcast or multicast probes after the unicast ones: finds a new MAC.", low=0, high=100
     )
 
 
@@ -265,6 +271,9 @@ class Settings(BaseSettings):
     mode: Literal["enforce", "observe"] = Field(
         default="enforce", description="observe: everything is decided, counted and logged, nothing is touched."
     )
+    source: Literal["file", "nsp"] = Field(
+        default="file", description="Where streams and targets come from: targets_file, or Meridio's registry (nsp)."
+    )
     targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
     socket: Path = Field(
         default=Path("/run/lbguard/lbguard.sock"), description="Unix socket of the API, made with mode 0660."
@@ -286,7 +295,14 @@ class Settings(BaseSettings):
     kernel: KernelSettings = KernelSettings()
     metrics: MetricsSettings = MetricsSettings()
     verdicts: VerdictSettings = VerdictSettings()
+    nsp: NspSettings = NspSettings()
     probe: ProbeSettings = ProbeSettings()
+
+    @model_validator(mode="after")
+    def _source_is_told(self) -> "Settings":
+        if self.source == "nsp":
+            check_place(self.nsp)
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -36,6 +36,7 @@ from lbguard.sources.nsp_offsets import DEFAULT_START
 _log = logging.getLogger("lbguard.sources.nsp")
 
 _STEADY_S = 10.0
+_POSTPONED_S = 0.1
 _KEEPALIVE_MAX_S = 600.0
 _TOO_MANY_PINGS = "too_many_pings"
 _WATCHES = ("streams", "vips", "targets")
@@ -105,6 +106,7 @@ class NspSource:
         self._keepalive_s = config.channel.keepalive_s
         self._answered: set[str] = set()
         self._skipped: dict[str, tuple[Skipped, ...]] = {}
+        self._postponed = False
         self._lost_for: str | None = None
         self._last: SourceSnapshot | None = None
         self._lists = NspLists(config.settle_s, config.settle_share)
@@ -189,6 +191,8 @@ class NspSource:
     async def _compose_when_due(self) -> _Ending:
         while True:
             waits = [self._config.recheck_s] if self._composer.reads_back else []
+            if self._postponed:
+                waits.append(_POSTPONED_S)
             settles_at = self._lists.settles_at
             if settles_at is not None:
                 waits.append(max(0.0, settles_at - self._clock()))
@@ -224,6 +228,9 @@ class NspSource:
             self._lose("EMPTY", "the registry lists no stream yet")
             return
         composed = self._composer.compose(lists.streams, lists.vips, lists.targets)
+        self._postponed = composed is None
+        if composed is None:
+            return
         self._note_skipped("list", composed.skipped)
         if composed.moved:
             _log.warning("marks changed under us", extra=fields(streams=", ".join(composed.moved)))

@@ -9,9 +9,9 @@ from lbguard.sources.nsp_lists import Reason, Skipped, TargetEntries
 from lbguard.sources.nsp_offsets import OffsetBook, is_possible
 from lbguard.sources.nsp_settle import Settling
 
-SeenOffsets = Callable[[Mapping[str, int], Mapping[str, Mapping[int, tuple[Ip, ...]]]], Mapping[str, int]]
+SeenOffsets = Callable[[Mapping[str, int], Mapping[str, Mapping[int, tuple[Ip, ...]]]], Mapping[str, int] | None]
 """Reads offsets back from what is in force: takes room for targets by stream and addresses by stream and identifier,
-and returns offsets of those streams that show one. It must not block for long."""
+and returns offsets of those streams that show one; None: that cannot be said yet. It must not block for long."""
 
 
 class NspLists:
@@ -106,14 +106,16 @@ class Composer:
 
     def compose(
         self, streams: Mapping[str, int], vips: Mapping[Prefix, None], targets: Mapping[TargetKey, tuple[Ip, ...]]
-    ) -> Composed:
-        """Make the list of the registry's three."""
+    ) -> Composed | None:
+        """Make the list of the registry's three; None: offsets in force cannot be read back yet."""
         by_stream: dict[str, dict[int, tuple[Ip, ...]]] = {name: {} for name in streams}
         for key, ips in targets.items():
             if key.stream in by_stream:
                 by_stream[key.stream][key.identifier] = ips
         skipped: list[Skipped] = []
         seen = self._read_back(streams, by_stream)
+        if seen is None:
+            return None
         moved = self._moved(seen, skipped)
         assigned = self._book.assign(streams, seen)
         skipped += [Skipped(Reason.NO_MARKS_LEFT, f"stream {name}") for name in assigned.without]
@@ -145,8 +147,10 @@ class Composer:
 
     def _read_back(
         self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]]
-    ) -> Mapping[str, int]:
+    ) -> Mapping[str, int] | None:
         seen = self._seen_offsets(streams, targets) if self._seen_offsets is not None else {}
+        if seen is None:
+            return None
         return {name: offset for name, offset in seen.items() if is_possible(offset, streams[name])}
 
     def _moved(self, seen: Mapping[str, int], skipped: list[Skipped]) -> frozenset[str]:

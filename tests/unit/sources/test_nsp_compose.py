@@ -3,7 +3,7 @@ from ipaddress import ip_address
 
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.model import StreamSpec, TargetKey, TargetSpec
-from lbguard.sources.nsp_compose import Composer, NspLists
+from lbguard.sources.nsp_compose import Composed, Composer, NspLists
 from lbguard.sources.nsp_lists import Reason, TargetEntries
 
 A1 = (ip_address("10.0.0.1").packed,)
@@ -15,6 +15,12 @@ Targets = Mapping[TargetKey, tuple[Ip, ...]]
 
 def key(identifier: int, stream: str = "a") -> TargetKey:
     return TargetKey(stream, identifier)
+
+
+def compose(composer: Composer, streams: Mapping[str, int], vips: Mapping[Prefix, None], targets: Targets) -> Composed:
+    composed = composer.compose(streams, vips, targets)
+    assert composed is not None
+    return composed
 
 
 def serving(targets: Targets) -> NspLists:
@@ -52,8 +58,11 @@ def test_a_target_that_comes_back_under_another_identifier_is_not_kept_twice() -
 
 
 def test_the_list_of_the_core() -> None:
-    composed = Composer(5000, None, follow=False).compose(
-        {"b": 2, "a": 100}, {VIP: None}, {key(2): A2, key(1): A1, key(3, "b"): A1, key(1, "gone"): A1}
+    composed = compose(
+        Composer(5000, None, follow=False),
+        {"b": 2, "a": 100},
+        {VIP: None},
+        {key(2): A2, key(1): A1, key(3, "b"): A1, key(1, "gone"): A1},
     )
     assert composed.streams == (
         StreamSpec(name="b", max_targets=2, identifier_offset=5000, vips=(VIP,), shm_name="tshm-b"),
@@ -71,8 +80,8 @@ def test_the_list_of_the_core() -> None:
 
 def test_a_size_that_changes_is_named_and_not_taken() -> None:
     composer = Composer(5000, None, follow=False)
-    composer.compose({"a": 2}, {}, {})
-    composed = composer.compose({"a": 50}, {}, {key(2): A2})
+    compose(composer, {"a": 2}, {}, {})
+    composed = compose(composer, {"a": 50}, {}, {key(2): A2})
     assert (composed.streams[0].max_targets, len(composed.streams[0].targets)) == (2, 1)
     assert [entry.reason for entry in composed.skipped] == [Reason.SIZE_CHANGED]
 
@@ -81,11 +90,15 @@ def test_marks_in_force_are_taken_at_first_sight_and_followed_only_where_asked()
     for follow in (False, True):
         seen = {"a": 5000}
         composer = Composer(5000, lambda streams, targets, seen=seen: seen, follow=follow)  # type: ignore[misc]
-        first = composer.compose({"b": 100, "a": 100}, {}, {})
+        first = compose(composer, {"b": 100, "a": 100}, {}, {})
         assert {spec.name: spec.identifier_offset for spec in first.streams} == {"a": 5000, "b": 5100}
         seen["a"] = 7000
-        then = composer.compose({"b": 100, "a": 100}, {}, {})
+        then = compose(composer, {"b": 100, "a": 100}, {}, {})
         offsets = {spec.name: spec.identifier_offset for spec in then.streams}
         assert offsets == {"a": 7000 if follow else 5000, "b": 5100}
         assert then.moved == ({"a"} if follow else frozenset())
         assert [entry.reason for entry in then.skipped] == [Reason.MARKS_CHANGED]
+
+
+def test_the_list_waits_until_marks_in_force_can_be_read() -> None:
+    assert Composer(5000, lambda streams, targets: None, follow=False).compose({"a": 1}, {}, {}) is None

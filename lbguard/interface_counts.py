@@ -1,0 +1,116 @@
+"""Counters of the links that face targets, as the kernel keeps them, with the labels of Meridio's metrics.
+
+They are read when they are scraped. A link that is made anew begins at 0 and has another `mac_address`, so it is
+another series; a link that is gone has none.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lbguard.core.addr import format_ip, format_mac, is_link_local
+from lbguard.core.netview import NetView
+
+INTERFACE_LABELS = ("interface_name", "mac_address", "ips")
+
+# Columns of /proc/net/dev after the name (net/core/net-procfs.c), eight for each direction.
+_COLUMNS = {
+    "rx_bytes": 0,
+    "rx_packets": 1,
+    "rx_errors": 2,
+    "rx_dropped": 3,
+    "tx_bytes": 8,
+    "tx_packets": 9,
+    "tx_errors": 10,
+    "tx_dropped": 11,
+}
+_COLUMN_COUNT = 16
+_HEADER_LINES = 2
+
+INTERFACE_METRICS = {
+    f"lbguard_interface_{kind}_total": f"{words} on a link that faces targets, as the kernel counts them."
+    for kind, words in {
+        "rx_bytes": "Bytes received",
+        "rx_packets": "Packets received",
+        "rx_errors": "Receive errors",
+        "rx_dropped": "Received packets dropped",
+        "tx_bytes": "Bytes sent",
+        "tx_packets": "Packets sent",
+        "tx_errors": "Send errors",
+        "tx_dropped": "Packets to send dropped",
+    }.items()
+}
+"""Names of the metrics, with their help texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLabels:
+    """A link as its series tell of it; `ips` are addresses with prefix lengths between commas."""
+
+    name: str
+    mac: str
+    ips: str
+
+
+def links_facing_targets(view: NetView) -> tuple[LinkLabels, ...]:
+    """Return the links that are up and have an address in a subnet of a target."""
+    found = []
+    for link in view.links.values():
+        if link.up and view.faces_targets(link):
+            addresses = sorted(address for address in link.addresses if not is_link_local(address[0]))
+            ips = ",".join(f"{format_ip(ip)}/{length}" for ip, length in addresses)
+            found.append(LinkLabels(link.name, format_mac(link.mac), ips))
+    return tuple(found)
+
+
+def parse_net_dev(text: str) -> dict[str, tuple[int, ...]]:
+    """Read /proc/net/dev: 16 counters by name of a link. Lines that are none are passed over."""
+    counters = {}
+    for line in text.splitlines()[_HEADER_LINES:]:
+        # An old kernel sets no space behind the colon; a name has none, but may have a colon (an alias).
+        name, colon, rest = line.strip().rpartition(":")
+        fields = rest.split()
+        if colon and len(fields) == _COLUMN_COUNT and all(field.isdigit() for field in fields):
+            counters[name] = tuple(int(field) for field in fields)
+    return counters
+
+
+def read_net_dev() -> str:
+    """Return /proc/net/dev of the network namespace of this thread; empty when it cannot be read."""
+    try:
+        return Path("/proc/thread-self/net/dev").read_text()
+    except OSError:
+        return ""
+
+
+class InterfaceTotals(Collector):
+    """Exports the counters of the links that it follows.
+
+    Args:
+        place: labels that every series has (trench, conduit).
+        read: returns the text of /proc/net/dev.
+    """
+
+    def __init__(self, place: Mapping[str, str], read: Callable[[], str] = read_net_dev) -> None:
+        self._place = dict(place)
+        self._read = read
+        self._links: tuple[LinkLabels, ...] = ()
+
+    def follow(self, links: tuple[LinkLabels, ...]) -> None:
+        """Export exactly these links."""
+        self._links = links
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the counters; called by the thread that serves a scrape."""
+        links = self._links
+        counters = parse_net_dev(self._read()) if links else {}
+        for (name, help_text), column in zip(INTERFACE_METRICS.items(), _COLUMNS.values(), strict=True):
+            family = CounterMetricFamily(name, help_text, labels=(*self._place, *INTERFACE_LABELS))
+            for link in links:
+                if link.name in counters:
+                    labels = (*self._place.values(), link.name, link.mac, link.ips)
+                    family.add_metric(labels, counters[link.name][column])
+            yield family

@@ -1,0 +1,98 @@
+"""The settings of the source `nsp`: group `nsp`, environment `LBGUARD_NSP__...`."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from lbguard.probe.addresses import parse_dial_address
+from lbguard.settings_fields import GROUP, Duration, OptionalPath, checked, number, ratio, seconds
+from lbguard.sources.nsp_offsets import DEFAULT_START
+
+ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"
+
+NspAddress = Annotated[str, checked(parse_dial_address)]
+
+MERIDIO_VARIABLES = {
+    "NSM_NSP_SERVICE": "nsp.address",
+    "NSM_TRENCH_NAME": "nsp.trench",
+    "NSM_CONDUIT_NAME": "nsp.conduit",
+    "NSM_IDENTIFIER_OFFSET_START": "nsp.identifier_offset_start",
+    "SPIFFE_ENDPOINT_SOCKET": "nsp.spiffe_socket",
+}
+"""Variables of the environment of Meridio's load balancer that stand for these settings, where a container has a copy
+of them. Our own variables come before them."""
+
+
+class NspSettings(BaseModel):
+    """Streams and targets from Meridio's registry (source nsp). Without certificates it is reached in plaintext."""
+
+    model_config = GROUP
+    address: NspAddress = Field(
+        default="nsp-service:7778",
+        description="Where the registry is.",
+        json_schema_extra={"unit": "address", "allowed": ADDRESS_EXAMPLES},
+    )
+    trench: str = Field(default="", description="Name of the trench; needed with source nsp.")
+    conduit: str = Field(default="", description="Name of the conduit that is guarded; needed with source nsp.")
+    identifier_offset_start: int = number(
+        DEFAULT_START, "mark", "The lowest identifier offset of a stream, as Meridio's is told.", low=255, high=2**31
+    )
+    tls_cert: OptionalPath = Field(
+        default=None, description="Our certificate (PEM, with intermediates), for TLS; read for each connection anew."
+    )
+    tls_key: OptionalPath = Field(default=None, description="Private key of nsp.tls_cert (PEM).")
+    tls_ca: OptionalPath = Field(default=None, description="Authorities of the registry's certificate (PEM).")
+    spiffe_socket: str = Field(
+        default="",
+        description="Address of a SPIFFE Workload API that gives certificate and authorities, instead of files.",
+        json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},
+    )
+    tls_server_name: str = Field(
+        default="",
+        description=(
+            "Name in the registry's certificate, or a pattern such as spiffe://example.org/*; empty: with files the"
+            " host of nsp.address, with SPIFFE anyone of the own trust domain, as Meridio's programs do."
+        ),
+    )
+    keepalive_time: Duration = seconds(
+        30.0, "A connection that is silent for this long is asked for a sign of life; 0 turns it off.", high=3600
+    )
+    keepalive_timeout: Duration = seconds(10.0, "It is lost when none comes within this time.", low=0.1, high=600)
+    max_backoff: Duration = seconds(1.0, "The longest wait before the registry is dialled again.", low=0.05, high=60)
+    settle_time: Duration = seconds(
+        60.0,
+        "After a loss, a list that lacks much of what was known takes nothing away for this long; 0 turns it off.",
+        high=3600,
+    )
+    settle_share: float = ratio(0.5, "The share of a list that may be missing after a loss without that wait.")
+
+    @model_validator(mode="after")
+    def _certificates(self) -> "NspSettings":
+        files = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca}
+        given = [name for name, path in files.items() if path is not None]
+        missing = [name for name in files if name not in given]
+        if given and self.spiffe_socket:
+            raise _refusal("spiffe_socket", self.spiffe_socket, f"not together with nsp.{given[0]}", "one of the two")
+        if given and missing:
+            reason = "certificate, key and the registry's authorities go together"
+            raise _refusal(missing[0], "unset", reason, "a PEM file")
+        return self
+
+
+def check_place(settings: NspSettings) -> None:
+    """Check that it is said what is to be watched; for source nsp.
+
+    Raises:
+        PydanticCustomError: a name is missing.
+    """
+    for name in ("trench", "conduit"):
+        if not getattr(settings, name):
+            raise _refusal(
+                name, "unset", "needed with source nsp", f"the name of the {name}, as in Meridio's resources"
+            )
+
+
+def _refusal(name: str, value: str, reason: str, allowed: str) -> PydanticCustomError:
+    context = {"setting": f"nsp.{name}", "value": value, "reason": reason, "allowed": allowed}
+    return PydanticCustomError("across", "{reason}", context)
