@@ -36,6 +36,7 @@ app = typer.Typer(
       lbguard run --targets-file FILE       the service (LBGUARD_MODE=observe touches nothing)
       lbguard status                        what it sees and decided
       lbguard explain stream-a/1            why a target is where it is
+      lbguard probe --once                  does the datapath answer, seen from a proxy?
 
     \b
     Exit status: 0 done, 1 failed (or a promise was missed), 2 wrong usage or settings.
@@ -64,8 +65,21 @@ ModeOption = Annotated[
 ]
 
 
+ConnectionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--connections-file", metavar="FILE", help="Same as --set probe.connections_file=FILE.", show_default=False
+    ),
+]
+
+
 def _load(
-    config: Path | None, assignments: Sequence[str] | None, *, targets_file: Path | None = None, mode: str | None = None
+    config: Path | None,
+    assignments: Sequence[str] | None,
+    *,
+    targets_file: Path | None = None,
+    mode: str | None = None,
+    connections_file: Path | None = None,
 ) -> "Loaded":
     from lbguard.settings import load
 
@@ -79,6 +93,8 @@ def _load(
         flags["targets_file"] = str(targets_file)
     if mode is not None:
         flags["mode"] = mode
+    if connections_file is not None:
+        flags["probe.connections_file"] = str(connections_file)
     return load(config=config, flags=flags)
 
 
@@ -146,6 +162,24 @@ def _fit_to_start(loaded: "Loaded") -> bool:
             level = logging.ERROR if finding.severity == "error" else logging.WARNING
             log.log(level, "host", extra=fields(id=finding.id, what=finding.what, remedy=finding.remedy))
         return not any(blocks_start(finding) for finding in findings)
+    finally:
+        logging_.close()
+
+
+def _warn_of_probe_settings(loaded: "Loaded") -> None:
+    """Log what deserves a look in the settings of the probe."""
+    import logging
+
+    from lbguard.config_check import check_probe_settings
+    from lbguard.log import fields, setup_logging
+
+    log = logging.getLogger("lbguard.start")
+    logging_ = setup_logging(loaded.settings.log.format, loaded.settings.log.level)
+    try:
+        for note in loaded.notes:
+            log.warning("environment", extra=fields(what=note))
+        for warning in check_probe_settings(loaded.settings):
+            log.warning("settings", extra=fields(id=warning.name, what=warning.what, remedy=warning.remedy))
     finally:
         logging_.close()
 
@@ -278,6 +312,54 @@ def explain(
 
 
 @app.command()
+def probe(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    connections_file: ConnectionsOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Ping for one round, print what answered, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: print JSON.")] = False,
+) -> None:
+    """Ping the datapath from the proxy's (or a target's) side, and tell load balancers what was found.
+
+    It does nothing until probe.enabled is true (LBGUARD_PROBE__ENABLED=true), so that it can be deployed before it is
+    switched on; --once works at any time and reports to nobody. SIGTERM stops it; SIGHUP reads the connections again.
+
+    \b
+    Examples:
+      lbguard probe --once --connections-file connections.yaml
+      lbguard probe --once --set probe.connections=nsm --json
+      LBGUARD_PROBE__ENABLED=true LBGUARD_PROBE__CONNECTIONS=nsm \\
+        LBGUARD_PROBE__REPORT_TO=link:7443 lbguard probe
+
+    \b
+    The connections file:
+      connections:
+        - {id: lb-a, local: [172.16.0.2], remote: [172.16.0.1]}
+
+    Exit status: 0 stopped by a signal, or all up (--once); 1 failed, or not all up (--once); 2 settings refused.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    if as_json and not once:
+        raise typer.BadParameter("goes with --once only", param_hint="--json")
+    loaded = _load(config, assignments, connections_file=connections_file)
+    if not once:
+        from lbguard.probe import service
+
+        _warn_of_probe_settings(loaded)
+        raise typer.Exit(service.run(loaded.settings))
+    import asyncio
+
+    from lbguard import cli_show
+    from lbguard.probe.once import probe_once, results_json
+
+    report = asyncio.run(probe_once(loaded.settings))
+    if as_json:
+        print(json.dumps(results_json(report), indent=2))
+    else:
+        cli_show.show_probe(report)
+    raise typer.Exit(0 if report.all_up else EXIT_FAILED)
+
+
+@app.command()
 def demo(
     scenarios: Annotated[
         list[str] | None,
@@ -388,6 +470,7 @@ def _status_of(error: Exception) -> int | None:
     for module, name, status in (
         ("lbguard.settings_sources", "SettingsError", EXIT_REFUSED),
         ("lbguard.api.client", "ClientError", EXIT_FAILED),
+        ("lbguard.probe.build", "ProbeError", EXIT_FAILED),
     ):
         loaded = sys.modules.get(module)
         if loaded is not None and isinstance(error, getattr(loaded, name)):

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lbguard.core.model import Decision, TargetState
+from lbguard.core.addr import format_ip, is_ipv4
+from lbguard.core.model import Decision, FamilyEvidence, TargetState
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.log import decision_fields
 from lbguard.sentences import decision_sentence, seconds
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from lbguard.api.client import Explanation
     from lbguard.config_check import ConfigWarning
     from lbguard.hostcheck import Finding
+    from lbguard.probe.once import OnceReport
     from lbguard.settings import Loaded
 
 TARGETS_SHOWN = 200
+_LEFT_OUT_SHOWN = 10
 _WIDTH_WITHOUT_TERMINAL = 160
 _TROUBLE_FIRST = [
     TargetState.WITHDRAWN,
@@ -117,6 +120,49 @@ def _severity_style(severity: str) -> str:
 
 def _value(loaded: "Loaded", name: str) -> Any:
     return reduce(getattr, name.split("."), loaded.settings)
+
+
+# Probe
+
+_STATE_COLOURS = {"up": "green", "degraded": "yellow", "healing": "yellow", "down": "bold red", "unknown": "dim"}
+
+
+def show_probe(report: "OnceReport") -> None:
+    """Print what one round of pings found."""
+    console = _console()
+    table = _table("CONNECTION", "STATE", "FAMILY", "REPLIES", "RTT MIN/MEDIAN/MAX", "FROM", "TO", "LINK")
+    for result in report.results:
+        connection, verdict = result.connection, result.verdict
+        colour = _STATE_COLOURS.get(result.state, "")
+        for ipv4 in (True, False):
+            pairs = [pair for pair in connection.pairs if is_ipv4(pair.source) == ipv4]
+            if not pairs:
+                continue
+            families = verdict.evidence if verdict is not None else ()
+            family = next((family for family in families if family.ipv4 == ipv4), None)
+            _row(
+                table,
+                connection.id,
+                Text(result.state, style=colour),
+                "IPv4" if ipv4 else "IPv6",
+                f"{family.received}/{family.sent}" if family else "-",
+                _round_trips(family) if family and family.received else "-",
+                " ".join(dict.fromkeys(format_ip(pair.source) for pair in pairs)),
+                " ".join(dict.fromkeys(format_ip(pair.destination) for pair in pairs)),
+                connection.ifname or "-",
+            )
+    console.print(table)
+    if not report.results:
+        console.print("There is nothing to ping.", style="yellow")
+    for words in report.left_out[:_LEFT_OUT_SHOWN]:
+        console.print(f"left out: {words}", style="yellow")
+    if len(report.left_out) > _LEFT_OUT_SHOWN:
+        console.print(f"left out: {len(report.left_out) - _LEFT_OUT_SHOWN} more", style="yellow")
+
+
+def _round_trips(family: FamilyEvidence) -> str:
+    times_ms = (family.rtt_min_s * 1000, family.rtt_median_s * 1000, family.rtt_max_s * 1000)
+    return "/".join(f"{time_ms:.2f}" for time_ms in times_ms) + " ms"
 
 
 # Status

@@ -25,6 +25,7 @@ def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
         *_freeze_and_damping(settings),
         *_kernel(settings),
         *_verdicts(settings),
+        *check_probe_settings(settings),
     )
 
 
@@ -42,7 +43,7 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
             what="mode is enforce but distributor.kind is observe: routes are repaired, no target is ever withdrawn",
             remedy="set distributor.kind to auto, or mode to observe if nothing should be touched",
         )
-    if settings.targets_file is None:
+    if settings.targets_file is None and not settings.probe.enabled:
         yield ConfigWarning(
             name="no-targets",
             what="targets_file is not set, so there is nothing to guard",
@@ -171,4 +172,43 @@ def _verdicts(settings: Settings) -> Iterator[ConfigWarning]:
                 f" hold, verdicts.max_subjects ({verdicts.max_subjects}): one can leave no room for the others"
             ),
             remedy="raise verdicts.max_subjects_total, or lower verdicts.max_subjects",
+        )
+
+
+def check_probe_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
+    """Return the warnings about the probe's settings; none while it is not enabled."""
+    return tuple(_probe(settings))
+
+
+def _probe(settings: Settings) -> Iterator[ConfigWarning]:
+    probe = settings.probe
+    if not probe.enabled:
+        return
+    if not probe.report_to:
+        yield ConfigWarning(
+            name="probe-reports-to-nobody",
+            what="probe.report_to is empty: what is found is counted and logged, but no load balancer hears of it",
+            remedy="set probe.report_to to the load balancers' addresses, or to link:PORT",
+        )
+    plain = [address for address in probe.report_to if not address.startswith("unix:")]
+    if plain and probe.tls_cert is None and not probe.spiffe_socket:
+        yield ConfigWarning(
+            name="probe-reports-in-plaintext",
+            what=f"reports to {plain[0]} go out without TLS, and the verdict service takes nothing over TCP without it",
+            remedy="set probe.tls_cert, probe.tls_key and probe.tls_ca, or probe.spiffe_socket",
+        )
+    if probe.lease is not None and probe.lease < 2 * probe.interval:
+        yield ConfigWarning(
+            name="probe-lease-below-two-rounds",
+            what=(
+                f"probe.lease ({format_duration(probe.lease)}) is shorter than two rounds of probe.interval"
+                f" ({format_duration(probe.interval)}): a verdict may run out before the next one"
+            ),
+            remedy="raise probe.lease, or leave it unset",
+        )
+    if probe.connections != "file" and probe.connections_file is not None:
+        yield ConfigWarning(
+            name="probe-file-not-read",
+            what=f"probe.connections is {probe.connections}, so probe.connections_file is not read",
+            remedy="set probe.connections to file, or leave probe.connections_file unset",
         )

@@ -40,7 +40,7 @@ class KernelView:
         self._last_links: dict[Ip, str] = {}
         self._listeners: list[Callable[[], None]] = []
         self._told: asyncio.TimerHandle | None = None
-        self._mirror = KernelMirror(self._take, lambda _table: False, settings)
+        self._mirror = KernelMirror(self.take, lambda _table: False, settings)
 
     def when_changed(self, listener: Callable[[], None]) -> None:
         """Call a function soon after each change."""
@@ -98,7 +98,8 @@ class KernelView:
         """Return the usable addresses of a link."""
         return tuple(address for address in self._addresses.values() if address.ifindex == ifindex and address.usable)
 
-    def _take(self, events: Sequence[Event], _received_at: float) -> None:
+    def take(self, events: Sequence[Event], _received_at: float) -> None:
+        """Take what the mirror tells, in the thread of the loop."""
         changed = False
         for event in events:
             changed |= self._apply(event)
@@ -114,7 +115,7 @@ class KernelView:
         """Take one event over; tell whether the sources should look again."""
         match event:
             case KernelSnapshot():
-                self._replace(event)
+                return self._replace(event)
             case LinkSeen():
                 known = self.links.get(event.ifindex)
                 self.links[event.ifindex] = event
@@ -137,7 +138,9 @@ class KernelView:
                 return False
         return True
 
-    def _replace(self, snapshot: KernelSnapshot) -> None:
+    def _replace(self, snapshot: KernelSnapshot) -> bool:
+        """Take a full view over; tell whether it differs from what was known, as it seldom does."""
+        before = (self.complete, self.links, dict(self._addresses), _macs(self.neighbors))
         self.links = {link.ifindex: link for link in snapshot.links}
         self.neighbors = {(entry.ifindex, entry.ip): entry for entry in snapshot.neighbors}
         self._addresses.clear()
@@ -145,6 +148,7 @@ class KernelView:
         for address in snapshot.addresses:
             self._add_address(address)
         self.complete = True
+        return before != (True, self.links, self._addresses, _macs(self.neighbors))
 
     def _add_address(self, address: AddressSeen) -> None:
         self._addresses[address.ifindex, address.ip, address.prefix_length] = address
@@ -158,3 +162,7 @@ class KernelView:
         holders.pop(ifindex, None)
         if not holders:
             self._by_ip.pop(ip, None)
+
+
+def _macs(neighbors: dict[tuple[int, Ip], NeighborSeen]) -> dict[tuple[int, Ip], bytes]:
+    return {key: entry.mac for key, entry in neighbors.items()}
