@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from hypothesis import given
@@ -88,6 +88,8 @@ def test_only_enabled_targets_of_the_default_type_are_served() -> None:
         (target(9), Reason.NO_ADDRESS),
         *((target(9, "10.0.0.9/24", text), Reason.BAD_ADDRESS) for text in GARBAGE_IPS),
         *((target(9, text), Reason.BAD_ADDRESS) for text in ("127.0.0.1/8", "fe80::1/64", "0.0.0.0/0", "::/0")),
+        *((target(9, text), Reason.BAD_ADDRESS) for text in ("10.0.0.1/", "10.0.0.1/33", "10.0.0.1/255.255.255.0")),
+        *((target(9, text), Reason.BAD_ADDRESS) for text in ("10.1", "fd00::1%eth0/64", "10.0.0.1/24/24", "1\0")),
         (target(9, "10.0.0.9/24", place=ELSEWHERE), Reason.FOREIGN_CONDUIT),
     ],
 )
@@ -121,6 +123,19 @@ def test_what_could_be_read_of_an_unreadable_entry_is_kept() -> None:
     ).value
     assert entries.unreadable_keys == {key(1)}
     assert entries.unreadable_ips == {("stream-a", (ip("10.0.0.2"), ip("fd00::2")))}
+
+
+SPECIAL = (
+    "127.9.9.9", "169.254.0.1", "239.255.255.255", "240.0.0.1", "0.0.0.0", "0.0.0.1",
+    "::", "::1", "::2", "ff02::1", "fe80::1", "febf::1", "fec0::1",
+)  # fmt: skip
+
+
+@given(st.ip_addresses() | st.sampled_from([ip_address(text) for text in SPECIAL]))
+def test_which_addresses_can_be_a_targets(address: IPv4Address | IPv6Address) -> None:
+    read = read_targets(pb.TargetResponse(targets=[target(1, f"{address}/8")]), HERE)
+    refused = address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local
+    assert read.value.served == ({} if refused else {key(1): (address.packed,)})
 
 
 text = st.text(max_size=20) | st.sampled_from(["1", "10.0.0.1/24", "fd00::1/64", "stream-a"])
