@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lbguard.api.availability_server import AvailabilityServer
+from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.security import CertificateFiles, CredentialsError, Material, MaterialSource, server_credentials
 from lbguard.api.workload_api import WorkloadApi
 from lbguard.core.addr import Ip
@@ -144,7 +145,9 @@ def make_nsp_source(
     )
 
 
-def make_availability_server(settings: Settings, certificates: MaterialSource | None) -> AvailabilityServer | None:
+def make_availability_server(
+    settings: Settings, state: AvailabilityState, certificates: MaterialSource | None
+) -> AvailabilityServer | None:
     """Build the server for Meridio's frontend; None: it is not asked for. It may wait for the first certificate.
 
     Raises:
@@ -154,4 +157,4 @@ def make_availability_server(settings: Settings, certificates: MaterialSource | 
     if path is None:
         return None
     credentials = server_credentials(certificates) if certificates is not None else None
-    return AvailabilityServer(path, socket.gethostname(), credentials=credentials)
+    return AvailabilityServer(path, socket.gethostname(), state, credentials=credentials)

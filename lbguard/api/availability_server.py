@@ -8,15 +8,15 @@ restart of this service would otherwise take the VIPs off the gateways for a mom
 what it was told last.
 """
 
-import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 from google.protobuf import empty_pb2
 
+from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2 as pb
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_grpc
 from lbguard.api.unix_socket import SocketError, prepare_socket
@@ -29,64 +29,6 @@ SETTING = "availability.socket"
 _IDENTIFIER_KEY = "identifier"
 _REQUEST_BYTES_MAX = 4096
 _WATCHES_MAX = 32
-
-
-class AvailabilityState:
-    """The availability of the whole, made of that of each stream. For one thread."""
-
-    def __init__(self) -> None:
-        self._streams: dict[str, bool] = {}
-        self._names: set[str] | None = None
-        self._stopped = False
-        self._changed = asyncio.Event()
-        self.value: bool | None = None
-        """Whether the load balancer can forward; None while that is not known."""
-
-    def set(self, stream: str, available: bool) -> None:
-        """Take the state of one stream."""
-        self._streams[stream] = available
-        self._update()
-
-    def retain(self, streams: Iterable[str]) -> None:
-        """Take note that these streams are all there are. Says nothing of those whose state is not known yet."""
-        self._names = names = set(streams)
-        self._streams = {name: available for name, available in self._streams.items() if name in names}
-        self._update()
-
-    def stop(self) -> None:
-        """Become unavailable for good."""
-        self._stopped = True
-        self._update()
-
-    async def changes(self) -> AsyncIterator[bool]:
-        """Yield the state once it is known and each time it is another one than was yielded last.
-
-        Who asks late gets the newest state only.
-        """
-        told: bool | None = None
-        while True:
-            changed, value = self._changed, self.value
-            if value is None or value is told:
-                await changed.wait()
-            else:
-                told = value
-                yield value
-
-    def _update(self) -> None:
-        value: bool | None = None
-        if self._stopped:
-            value = False
-        elif any(self._streams.values()):
-            value = True
-        elif self._names is not None and self._names <= self._streams.keys():
-            value = False
-        elif self.value is not None:
-            # A stream came that is not known yet; that alone takes nothing back.
-            value = self.value
-        if value is not self.value:
-            self.value = value
-            self._changed.set()
-            self._changed = asyncio.Event()
 
 
 class _Service(pb_grpc.StreamAvailabilityServiceServicer):
@@ -108,29 +50,24 @@ class AvailabilityServer:
     Args:
         path: the socket; its directory is made when missing.
         identifier: the host name, by which the frontend knows its own load balancer.
+        state: what to tell.
         credentials: with them, clients have to show a certificate, as Meridio's frontend does where it has SPIFFE.
     """
 
-    def __init__(self, path: Path, identifier: str, *, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identifier: str,
+        state: AvailabilityState,
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self._path = path
-        self._state = AvailabilityState()
-        self._service = _Service(self._state, identifier)
+        self._state = state
+        self._service = _Service(state, identifier)
         self._credentials = credentials
         self._server: grpc.aio.Server | None = None
         self._inode = 0
-
-    @property
-    def available(self) -> bool | None:
-        """What watchers are told; None: nothing yet."""
-        return self._state.value
-
-    def set(self, stream: str, available: bool) -> None:
-        """Take the state of one stream (effect SetAvailability)."""
-        self._state.set(stream, available)
-
-    def retain(self, streams: Iterable[str]) -> None:
-        """Take note that these streams are all there are: others are forgotten."""
-        self._state.retain(streams)
 
     async def start(self) -> None:
         """Listen.

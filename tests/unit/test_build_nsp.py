@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.security import CertificateFiles
 from lbguard.build_nsp import (
     OffsetsInForce,
@@ -112,8 +113,10 @@ def test_where_certificates_come_from(tmp_path: Path) -> None:
 
 
 async def test_the_frontend_is_told_only_where_that_is_asked_for(tmp_path: Path) -> None:
-    assert make_availability_server(settings(), None) is None
-    server = make_availability_server(settings(availability__socket=str(tmp_path / "lb.sock")), None)
+    assert make_availability_server(settings(), AvailabilityState(), None) is None
+    server = make_availability_server(
+        settings(availability__socket=str(tmp_path / "lb.sock")), AvailabilityState(), None
+    )
     assert server is not None
     await server.start()
     await server.stop()

@@ -7,7 +7,8 @@ import grpc
 import pytest
 from google.protobuf import empty_pb2
 
-from lbguard.api.availability_server import AvailabilityServer, AvailabilityState
+from lbguard.api.availability_server import AvailabilityServer
+from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2 as pb
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_grpc
 from lbguard.api.unix_socket import SocketError
@@ -38,8 +39,13 @@ class Frontend:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[AvailabilityServer]:
-    server = AvailabilityServer(tmp_path / "meridio" / "lb.sock", HOST)
+def state() -> AvailabilityState:
+    return AvailabilityState()
+
+
+@pytest.fixture
+async def server(state: AvailabilityState, tmp_path: Path) -> AsyncIterator[AvailabilityServer]:
+    server = AvailabilityServer(tmp_path / "meridio" / "lb.sock", HOST, state)
     await server.start()
     yield server
     await server.stop()
@@ -57,74 +63,74 @@ async def test_the_wire_is_meridios() -> None:
     assert UNAVAILABLE.SerializeToString() == b"\x0a\x00"
 
 
-async def test_a_watch_is_answered_at_once_and_at_each_change(server: AvailabilityServer, frontend: Frontend) -> None:
-    server.set("a", True)
+async def test_a_watch_is_answered_at_once_and_at_each_change(state: AvailabilityState, frontend: Frontend) -> None:
+    state.set("a", True)
     assert await frontend.next() == AVAILABLE
-    server.set("a", False)
-    server.retain(["a"])
+    state.set("a", False)
+    state.retain(["a"])
     assert await frontend.next() == UNAVAILABLE
-    server.set("a", True)
+    state.set("a", True)
     assert await frontend.next() == AVAILABLE
 
 
-async def test_the_load_balancer_is_available_while_any_stream_is(
-    server: AvailabilityServer, frontend: Frontend
+async def test_the_load_balancer_is_available_while_any_stream_is(state: AvailabilityState, frontend: Frontend) -> None:
+    state.retain(["a", "b"])
+    state.set("a", True)
+    state.set("b", True)
+    assert await frontend.next() == AVAILABLE
+    state.set("a", False)
+    state.set("b", True)
+    state.set("b", False)
+    assert await frontend.next() == UNAVAILABLE
+
+
+async def test_what_stays_the_same_is_not_told_twice(state: AvailabilityState, frontend: Frontend) -> None:
+    state.retain(["a", "b"])
+    state.set("a", True)
+    assert await frontend.next() == AVAILABLE
+    state.set("b", True)
+    state.retain(["a", "b"])
+    state.set("a", False)
+    state.set("a", True)
+    await frontend.hears_nothing()
+
+
+async def test_what_is_not_known_is_not_told(state: AvailabilityState, frontend: Frontend) -> None:
+    state.set("a", False)
+    await frontend.hears_nothing()
+    assert state.value is None
+
+
+async def test_a_stream_that_is_gone_counts_no_longer(state: AvailabilityState, frontend: Frontend) -> None:
+    state.set("a", True)
+    assert await frontend.next() == AVAILABLE
+    state.retain([])
+    assert await frontend.next() == UNAVAILABLE
+
+
+async def test_who_comes_later_gets_the_state_of_the_moment(
+    server: AvailabilityServer, state: AvailabilityState, tmp_path: Path
 ) -> None:
-    server.retain(["a", "b"])
-    server.set("a", True)
-    server.set("b", True)
-    assert await frontend.next() == AVAILABLE
-    server.set("a", False)
-    server.set("b", True)
-    server.set("b", False)
-    assert await frontend.next() == UNAVAILABLE
-
-
-async def test_what_stays_the_same_is_not_told_twice(server: AvailabilityServer, frontend: Frontend) -> None:
-    server.retain(["a", "b"])
-    server.set("a", True)
-    assert await frontend.next() == AVAILABLE
-    server.set("b", True)
-    server.retain(["a", "b"])
-    server.set("a", False)
-    server.set("a", True)
-    await frontend.hears_nothing()
-
-
-async def test_what_is_not_known_is_not_told(server: AvailabilityServer, frontend: Frontend) -> None:
-    server.set("a", False)
-    await frontend.hears_nothing()
-    assert server.available is None
-
-
-async def test_a_stream_that_is_gone_counts_no_longer(server: AvailabilityServer, frontend: Frontend) -> None:
-    server.set("a", True)
-    assert await frontend.next() == AVAILABLE
-    server.retain([])
-    assert await frontend.next() == UNAVAILABLE
-
-
-async def test_who_comes_later_gets_the_state_of_the_moment(server: AvailabilityServer, tmp_path: Path) -> None:
-    server.retain(["a"])
-    server.set("a", True)
-    server.set("a", False)
+    state.retain(["a"])
+    state.set("a", True)
+    state.set("a", False)
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/meridio/lb.sock") as channel:
         assert await Frontend(channel).next() == UNAVAILABLE
         assert await Frontend(channel).next() == UNAVAILABLE
 
 
 async def test_a_watcher_that_does_not_read_holds_up_nobody(
-    server: AvailabilityServer, frontend: Frontend, tmp_path: Path
+    state: AvailabilityState, frontend: Frontend, tmp_path: Path
 ) -> None:
-    server.retain(["a"])
+    state.retain(["a"])
     for _ in range(500):
-        server.set("a", True)
+        state.set("a", True)
         await asyncio.sleep(0)
-        server.set("a", False)
+        state.set("a", False)
         await asyncio.sleep(0)
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/meridio/lb.sock") as channel:
         assert await Frontend(channel).next() == UNAVAILABLE
-    server.set("a", True)
+    state.set("a", True)
     read = await frontend.next()
     async with asyncio.timeout(BOUND_S):
         while read != AVAILABLE:
@@ -132,9 +138,9 @@ async def test_a_watcher_that_does_not_read_holds_up_nobody(
 
 
 async def test_at_the_end_the_frontend_keeps_what_it_has_or_is_told(
-    server: AvailabilityServer, frontend: Frontend, tmp_path: Path
+    server: AvailabilityServer, state: AvailabilityState, frontend: Frontend, tmp_path: Path
 ) -> None:
-    server.set("a", True)
+    state.set("a", True)
     assert await frontend.next() == AVAILABLE
     await server.stop(unavailable=True)
     assert await frontend.next() == UNAVAILABLE
@@ -142,8 +148,10 @@ async def test_at_the_end_the_frontend_keeps_what_it_has_or_is_told(
     await server.stop()
 
 
-async def test_without_being_told_so_the_end_says_nothing(server: AvailabilityServer, frontend: Frontend) -> None:
-    server.set("a", True)
+async def test_without_being_told_so_the_end_says_nothing(
+    server: AvailabilityServer, state: AvailabilityState, frontend: Frontend
+) -> None:
+    state.set("a", True)
     assert await frontend.next() == AVAILABLE
     await server.stop()
     with pytest.raises(grpc.aio.AioRpcError):
@@ -155,7 +163,7 @@ async def test_the_socket_is_open_to_the_frontends_user(server: AvailabilityServ
 
 
 async def test_a_socket_that_is_served_already_is_left_alone(server: AvailabilityServer, tmp_path: Path) -> None:
-    second = AvailabilityServer(tmp_path / "meridio/lb.sock", HOST)
+    second = AvailabilityServer(tmp_path / "meridio/lb.sock", HOST, AvailabilityState())
     with pytest.raises(SocketError, match=r"availability\.socket = .*another process listens there"):
         await second.start()
 
@@ -163,7 +171,7 @@ async def test_a_socket_that_is_served_already_is_left_alone(server: Availabilit
 async def test_the_socket_of_a_dead_process_and_a_file(tmp_path: Path) -> None:
     path = tmp_path / "lb.sock"
     path.write_text("")
-    server = AvailabilityServer(path, HOST)
+    server = AvailabilityServer(path, HOST, AvailabilityState())
     with pytest.raises(SocketError, match="no socket"):
         await server.start()
     path.unlink()
@@ -174,13 +182,13 @@ async def test_the_socket_of_a_dead_process_and_a_file(tmp_path: Path) -> None:
     await server.stop()
 
 
-async def test_with_certificates_both_sides_show_theirs(tmp_path: Path) -> None:
+async def test_with_certificates_both_sides_show_theirs(state: AvailabilityState, tmp_path: Path) -> None:
     authority = Authority()
     ours, theirs = authority.issue(dns=("lb",)), authority.issue(dns=("fe",))
     credentials = grpc.ssl_server_credentials([(ours.key, ours.chain)], authority.root, True)
-    server = AvailabilityServer(tmp_path / "lb.sock", HOST, credentials=credentials)
+    server = AvailabilityServer(tmp_path / "lb.sock", HOST, state, credentials=credentials)
     await server.start()
-    server.set("a", True)
+    state.set("a", True)
     options = [("grpc.ssl_target_name_override", "lb")]
     address = f"unix:{tmp_path}/lb.sock"
     known = grpc.ssl_channel_credentials(authority.root, theirs.key, theirs.chain)
