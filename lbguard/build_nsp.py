@@ -80,11 +80,15 @@ class OffsetsInForce:
         self._routes = routes
 
     def __call__(
-        self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]]
+        self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]], known: Mapping[str, int]
     ) -> Mapping[str, int] | None:
-        """Return the offsets that show, by stream; None: it cannot be said yet."""
+        """Return the offsets that show, by stream; None: it cannot be said yet. See `SeenOffsets`.
+
+        A memory leaves no doubt. Routes do: a target in two streams whose path is broken may have those of one only.
+        So they count for streams that are new.
+        """
         found = {name: offset for name, room in streams.items() if (offset := self._of_memory(name, room)) is not None}
-        rest = [name for name in streams if name not in found]
+        rest = [name for name in streams if name not in found and name not in known]
         if not rest:
             return found
         routes = self._routes()
@@ -95,7 +99,8 @@ class OffsetsInForce:
             if route.kind is RouteKind.UNICAST:
                 tables.setdefault(route.gateway, set()).add(route.table)
         for name in rest:
-            offset = offset_of_routes(targets.get(name, {}), tables, frozenset(found.values()))
+            taken = {**known, **found}
+            offset = offset_of_routes(targets.get(name, {}), tables, frozenset(taken.values()))
             if offset is not None:
                 found[name] = offset
         return found

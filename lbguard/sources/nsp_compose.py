@@ -1,7 +1,8 @@
 """Makes the core's list of the registry's three: what of each is believed, and which marks its streams have. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.model import StreamSpec, TargetKey, TargetSpec
@@ -9,9 +10,20 @@ from lbguard.sources.nsp_lists import Reason, Skipped, TargetEntries
 from lbguard.sources.nsp_offsets import OffsetBook, is_possible
 from lbguard.sources.nsp_settle import Settling
 
-SeenOffsets = Callable[[Mapping[str, int], Mapping[str, Mapping[int, tuple[Ip, ...]]]], Mapping[str, int] | None]
-"""Reads offsets back from what is in force: takes room for targets by stream and addresses by stream and identifier,
-and returns offsets of those streams that show one; None: that cannot be said yet. It must not block for long."""
+
+class SeenOffsets(Protocol):
+    """Reads offsets back from what is in force. It must not block for long."""
+
+    def __call__(
+        self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]], known: Mapping[str, int]
+    ) -> Mapping[str, int] | None:
+        """Return offsets of those streams that show one; None: that cannot be said yet.
+
+        Args:
+            streams: room for targets by stream.
+            targets: addresses by stream and identifier.
+            known: offsets that were told before, by stream. For these only evidence without any doubt counts.
+        """
 
 
 class NspLists:
@@ -148,7 +160,8 @@ class Composer:
     def _read_back(
         self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]]
     ) -> Mapping[str, int] | None:
-        seen = self._seen_offsets(streams, targets) if self._seen_offsets is not None else {}
+        known = {name: taken.offset for name in streams if (taken := self._book.get(name)) is not None}
+        seen = self._seen_offsets(streams, targets, known) if self._seen_offsets is not None else {}
         if seen is None:
             return None
         return {name: offset for name, offset in seen.items() if is_possible(offset, streams[name])}

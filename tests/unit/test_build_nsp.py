@@ -66,7 +66,7 @@ def test_the_memory_is_better_evidence_than_routes_and_routes_than_nothing(tmp_p
     ]
     read = OffsetsInForce(tmp_path, lambda: routes)
     targets = {"a": {1: (ip("10.0.0.1"),)}, "b": {1: (ip("10.0.0.1"),), 2: (ip("10.0.0.2"),)}}
-    assert read({"a": 4, "b": 4, "idle": 4, "broken": 4, "../a": 4}, targets) == {"a": 6000, "b": 7000}
+    assert read({"a": 4, "b": 4, "idle": 4, "broken": 4, "../a": 4}, targets, {}) == {"a": 6000, "b": 7000}
 
 
 def test_marks_cannot_be_told_before_the_kernel_is_read_unless_the_memory_tells_all(tmp_path: Path) -> None:
@@ -77,10 +77,20 @@ def test_marks_cannot_be_told_before_the_kernel_is_read_unless_the_memory_tells_
 
     memory(tmp_path, "a", {0: 6001})
     read = OffsetsInForce(tmp_path, routes)
-    assert read({"a": 4, "b": 4}, {}) is None
-    assert read({"a": 4}, {}) == {"a": 6000}
+    assert read({"a": 4, "b": 4}, {}, {}) is None
+    assert read({"a": 4}, {}, {}) == {"a": 6000}
     kernel = []
-    assert read({"a": 4, "b": 4}, {}) == {"a": 6000}
+    assert read({"a": 4, "b": 4}, {}, {}) == {"a": 6000}
+
+
+def test_of_a_stream_that_was_told_before_only_the_memory_is_believed(tmp_path: Path) -> None:
+    # Target 1 is in both streams, and of its routes only that of stream a is left.
+    read = OffsetsInForce(tmp_path, lambda: [route(5001, "10.0.0.1")])
+    both = {name: {1: (ip("10.0.0.1"),)} for name in ("a", "b")}
+    assert read({"a": 4, "b": 4}, both, {"a": 5000, "b": 5100}) == {}
+    assert read({"a": 4, "b": 4}, both, {"a": 5000}) == {}
+    memory(tmp_path, "b", {0: 9001})
+    assert read({"a": 4, "b": 4}, both, {"a": 5000, "b": 5100}) == {"b": 9000}
 
 
 async def test_the_source_waits_for_the_kernel_and_takes_the_marks_in_force(tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ async def test_offsets_that_change_under_us_are_followed_where_that_is_asked_for
     watcher.source = NspSource(
         replace(config_for(serving.address), recheck_s=0.05),
         watcher._take,
-        seen_offsets=lambda streams, targets: seen,
+        seen_offsets=lambda streams, targets, known: seen,
         follow_offsets=True,
     )
     task = asyncio.create_task(watcher.source.run())
