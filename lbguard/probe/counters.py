@@ -36,6 +36,7 @@ class ProbeCounters:
         replies: replies in time, by family.
         late_replies: replies after the end of their round, and those to pings of the round before, by family.
         stray_replies: replies to pings of closed or changed connections, and duplicates.
+        astray_replies: replies that came in by another link than the connection's.
         send_errors: pings that did not leave, by errno name.
         doubts: how often rounds were shortened because a connection went silent.
         overflows: packets that the kernel dropped because they were not read in time.
@@ -49,6 +50,7 @@ class ProbeCounters:
     replies: Counter[bool] = field(default_factory=Counter)
     late_replies: Counter[bool] = field(default_factory=Counter)
     stray_replies: int = 0
+    astray_replies: int = 0
     send_errors: Counter[str] = field(default_factory=Counter)
     doubts: int = 0
     overflows: int = 0

@@ -155,15 +155,18 @@ class Exchange:
         replies = sock.receive()
         counters, pairs = self._counters, self._pairs
         read_at = self._clock()
-        in_time = stray = 0
+        in_time = stray = astray = 0
         observe = counters.rtt[ipv4].add
-        for token, sequence, age_s in replies:
+        for token, sequence, age_s, ifindex in replies:
             pair = pairs.get(token)
             if pair is None:
                 stray += 1
                 continue
-            arrived = read_at - age_s
             watch = pair.watch
+            if watch.ifindex and ifindex and ifindex != watch.ifindex:
+                astray += 1
+                continue
+            arrived = read_at - age_s
             sent_at = pair.pending.pop(sequence, None)
             if sent_at is not None and arrived <= watch.deadline:
                 rtt_s = arrived - sent_at if arrived > sent_at else 0.0
@@ -179,8 +182,9 @@ class Exchange:
             if watch.judge.wants_replies:
                 watch.judge.replied(pair.place, arrived)
         counters.replies[ipv4] += in_time
-        counters.late_replies[ipv4] += len(replies) - in_time - stray
+        counters.late_replies[ipv4] += len(replies) - in_time - stray - astray
         counters.stray_replies += stray
+        counters.astray_replies += astray
 
     def lost_replies(self, since: float) -> bool:
         """Tell whether the kernel dropped replies after a moment, as far as the monitor can tell."""

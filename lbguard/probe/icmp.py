@@ -3,13 +3,13 @@
 One socket serves all pairs of a family: each message names its own source address and link in its control data (ip(7)
 IP_PKTINFO, RFC 3542 IPV6_PKTINFO). What sendmmsg(2) needs of a pair is built once, when the pair is added; sending puts
 those pieces into one array and writes one header that they all share. Replies carry the kernel's time stamp, so it does
-not matter when they are read.
+not matter when they are read. They also carry the link they came in by: the kernel takes the link of an IPv6 message
+for a wish and may send it elsewhere when that link has no route (net/ipv6/route.c, ip6_route_output_flags).
 """
 
 import ctypes
 import errno
 import fcntl
-import os
 import secrets
 import socket
 import struct
@@ -54,9 +54,6 @@ _IFREQ = struct.Struct("@16si20x")  # struct ifreq: name, then a union of 24 byt
 _SIOCGIFINDEX: Final = 0x8933  # include/uapi/linux/sockios.h
 _TIMESPEC_SPACE: Final = _CMSG.size + 16
 
-_PING6_TAKES_SOURCE: Final = (5, 17)
-"""The first kernel whose IPv6 ping sockets heed control data; before, they would pick source and link themselves."""
-
 _libc = ctypes.CDLL(None, use_errno=True)
 for _function in (_libc.sendmmsg, _libc.recvmmsg):
     _function.restype = ctypes.c_int
@@ -65,11 +62,15 @@ _libc.recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.
 
 
 class Reply(NamedTuple):
-    """An echo reply: for which pair, to which batch of requests, and for how long it waited to be read, in seconds."""
+    """An echo reply: for which pair, to which batch of requests, how long it waited to be read, and where it came in.
+
+    `age_s` is in seconds; `ifindex` is 0 when it is not known.
+    """
 
     token: int
     sequence: int
     age_s: float
+    ifindex: int
 
 
 class Slot(Protocol):
@@ -146,18 +147,21 @@ class IcmpSlot:
 class IcmpSocket:
     """The echo socket of one family, in the network namespace of the thread that makes it.
 
-    A ping socket (icmp(7)) where `net.ipv4.ping_group_range` allows it, else a raw socket with a filter.
+    For IPv4 a ping socket (icmp(7)) where `net.ipv4.ping_group_range` allows it, else a raw socket with a filter. For
+    IPv6 the other way round: its ping sockets let the kernel choose the source among the addresses of the link,
+    whatever the message asks for (net/ipv6/ping.c), so they are right only where the link has one address of a scope.
+
+    Args:
+        ipv4: the family.
+        raw: which kind of socket; None: the better one that is allowed.
 
     Raises:
         OSError: the kernel allows neither (a raw socket needs CAP_NET_RAW), or knows no such family.
     """
 
-    def __init__(self, *, ipv4: bool) -> None:
+    def __init__(self, *, ipv4: bool, raw: bool | None = None) -> None:
         self.ipv4 = ipv4
-        self.raw = False
-        family = socket.AF_INET if ipv4 else socket.AF_INET6
-        protocol = socket.IPPROTO_ICMP if ipv4 else socket.IPPROTO_ICMPV6
-        self._socket, self.raw = _open(family, protocol)
+        self._socket, self.raw = _open(ipv4, (not ipv4, ipv4) if raw is None else (raw,))
         try:
             identifier = self._prepare()
         except OSError:
@@ -175,6 +179,10 @@ class IcmpSocket:
         sock.setblocking(False)
         # First of all, so that no reply ever comes without a time stamp.
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        if self.ipv4:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         for forced, plain, size in (
             (_SO_SNDBUFFORCE, socket.SO_SNDBUF, _SEND_BUFFER_BYTES),
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES),
@@ -195,13 +203,14 @@ class IcmpSocket:
         return identifier
 
     def _make_receive_buffers(self, skip: int) -> None:
-        # A record is the data of one message and then its control data: a time stamp. Two formats read it, because the
-        # data are in network order and the time stamp is not.
+        # A record is the data of one message and then its control data: a time stamp, and where it came in. Two formats
+        # read it, because the data are in network order and the control data are not.
         data_len = 64  # more than is expected, so that a longer message shows
-        stride = data_len + _TIMESPEC_SPACE
+        control_len = _TIMESPEC_SPACE + _CMSG.size + (_IN_PKTINFO if self.ipv4 else _IN6_PKTINFO).size
+        stride = data_len + control_len
         self._expected_len = skip + packet.ECHO_LEN
         self._data = struct.Struct(f"!{skip}xBBHHH{packet.NONCE_LEN}sII{stride - self._expected_len}x")
-        self._stamp = struct.Struct(f"={data_len}xQiiqq")
+        self._control = struct.Struct(f"={data_len}xQiiqqQii" + ("i12x" if self.ipv4 else "16xi4x"))
         self._incoming = ctypes.create_string_buffer(_RECEIVE_BATCH * stride)
         self._vectors = ctypes.create_string_buffer(_RECEIVE_BATCH * _IOVEC.size)
         base, vectors = ctypes.addressof(self._incoming), ctypes.addressof(self._vectors)
@@ -211,7 +220,7 @@ class IcmpSocket:
             _RECEIVE_BATCH * _IOVEC.size,
         )
         self._message_template = b"".join(
-            _MESSAGE.pack(0, 0, vectors + i * _IOVEC.size, 1, base + i * stride + data_len, _TIMESPEC_SPACE, 0, 0)
+            _MESSAGE.pack(0, 0, vectors + i * _IOVEC.size, 1, base + i * stride + data_len, control_len, 0, 0)
             for i in range(_RECEIVE_BATCH)
         )
         self._messages = ctypes.create_string_buffer(len(self._message_template))
@@ -268,9 +277,11 @@ class IcmpSocket:
         nonce_expected, len_expected = self._nonce, self._expected_len
         lengths = _RECEIVED_LENGTH.iter_unpack(memoryview(self._messages)[: count * _MESSAGE.size])
         datas = self._data.iter_unpack(memoryview(self._incoming)[: count * self._data.size])
-        stamps = self._stamp.iter_unpack(memoryview(self._incoming)[: count * self._stamp.size])
-        for (length,), data, (_, _, stamp_kind, seconds, nanoseconds) in zip(lengths, datas, stamps, strict=True):
+        controls = self._control.iter_unpack(memoryview(self._incoming)[: count * self._control.size])
+        info_expected = _IP_PKTINFO if self.ipv4 else socket.IPV6_PKTINFO
+        for (length,), data, control in zip(lengths, datas, controls, strict=True):
             kind, _, _, _, sequence, nonce, token, complement = data
+            _, _, stamp_kind, seconds, nanoseconds, _, _, info_kind, ifindex = control
             if (
                 length != len_expected
                 or nonce != nonce_expected
@@ -282,7 +293,7 @@ class IcmpSocket:
             if stamp_kind == _SO_TIMESTAMPNS:
                 # A step of the wall clock between arrival and reading must not move a reply into the future.
                 age_s = max(0.0, now_s - seconds + (now_ns - nanoseconds) * 1e-9)
-            replies.append(Reply(token, sequence, age_s))
+            replies.append(Reply(token, sequence, age_s, ifindex if info_kind == info_expected else 0))
 
     def drops(self) -> int:
         """Return how many packets the kernel dropped because this socket was not read in time, modulo 2**32."""
@@ -308,16 +319,14 @@ class IcmpSocket:
         self._socket.close()
 
 
-def _open(family: int, protocol: int) -> tuple[socket.socket, bool]:
-    """Return a ping or a raw socket, and whether it is raw."""
-    if family == socket.AF_INET or _release() >= _PING6_TAKES_SOURCE:
+def _open(ipv4: bool, kinds: Sequence[bool]) -> tuple[socket.socket, bool]:
+    """Return a socket of the first kind (raw or not) that is allowed, and whether it is raw."""
+    family = socket.AF_INET if ipv4 else socket.AF_INET6
+    protocol = socket.IPPROTO_ICMP if ipv4 else socket.IPPROTO_ICMPV6
+    for raw in kinds:
         try:
-            return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, protocol), False
-        except PermissionError:
-            pass  # our group is outside net.ipv4.ping_group_range
-    return socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol), True
-
-
-def _release() -> tuple[int, int]:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(c for c in minor if c.isdigit()))
+            kind = socket.SOCK_RAW if raw else socket.SOCK_DGRAM
+            return socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol), raw
+        except PermissionError as error:
+            refused = error
+    raise refused

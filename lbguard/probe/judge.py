@@ -284,7 +284,7 @@ class PhiJudge:
     def _suspected_at(self) -> list[float]:
         return [arrivals.suspected_at(self._deviations) + self._pause_s for arrivals in self._arrivals]
 
-    def down_at(self) -> float | None:
+    def down_at(self) -> float:
         """Return the moment at which all pairs are suspected if no reply comes."""
         return max(self._suspected_at())
 

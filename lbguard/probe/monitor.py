@@ -119,8 +119,10 @@ class Monitor:
         watch.new_mac = new_mac
         self._exchange.join(watch)
         self._watches[connection.id] = watch
-        self._begin_round(watch, start, fast=False)
-        self._heal(watch, now)
+        if connection.healing_s > 0:
+            self._heal(watch, now)
+        else:
+            self._begin_round(watch, start, fast=False)
 
     def _heal(self, watch: Watch, now: float) -> None:
         """Tell at once that the mesh heals a connection; the rounds tell when it is over."""
@@ -129,6 +131,7 @@ class Monitor:
             return
         watch.healing_until = now + watch.connection.healing_s
         self._say(watch, VerdictState.HEALING, now)
+        self._begin_round(watch, now, fast=False)  # what was answered before does not contradict
 
     def _follow_change(self, watch: Watch, connection: Connection, now: float) -> None:
         old = watch.connection
@@ -224,6 +227,7 @@ class Monitor:
     def _begin_round(self, watch: Watch, at: float, *, fast: bool) -> None:
         settings = self._settings
         duration_s = settings.doubt_round_s if fast else settings.round_s
+        self.counters.doubts += fast and not watch.fast
         watch.begin_round(at, duration_s, settings.pings)
         watch.fast = fast
         watch.may_doubt = self._by_rounds and not fast and watch.measured in ANSWERING
@@ -237,14 +241,12 @@ class Monitor:
             watch.judge.excuse(now)
             if lag_s > self._settings.round_s:
                 # Long without CPU: what was planned meanwhile is skipped, or all connections would be pinged at once.
-                if self._judge(watch, now, complete=False):
+                if self._judge(watch, now, complete=True):
                     self._begin_round(watch, next_start(watch.started, self._settings.interval_s, now), fast=False)
                 return
         elif number and watch.may_doubt and watch.silent() and not watch.untested:
             # It answered until now: it is tested at once, and faster.
-            self.counters.doubts += 1
-            if self._judge(watch, now, complete=False):
-                self._begin_round(watch, now, fast=True)
+            self._begin_round(watch, now, fast=True)
             return
         if number == 0 and watch.connection.ifname:
             self._exchange.follow_link(watch)
@@ -303,6 +305,8 @@ class Monitor:
         measured = watch.judge.judge(rounds, now)
         if measured is not None:
             watch.measured = measured
-            self._say(watch, measured, now)
-            self._deliver()
+            # A first silent round does not make a connection DOWN, but it is no reason to call it UP once more.
+            if measured is VerdictState.DOWN or any(family.silent < family.pairs for family in rounds):
+                self._say(watch, measured, now)
+                self._deliver()
         return not watch.closed

@@ -40,6 +40,7 @@ class EchoNetwork:
         loss: probability that a ping or its reply is lost.
         cut: destinations that do not answer.
         links: index by name of link.
+        arrive_by: the link that replies come in by; 0: the one that the ping left by.
         asked: how many pings each destination got.
         fail_next_send: errno that the next message meets, once.
         drops_next: packets reported as dropped by the kernel at the next look, once, by family.
@@ -51,6 +52,7 @@ class EchoNetwork:
         self.loss = loss
         self.cut: set[Ip] = set()
         self.links: dict[str, int] = {}
+        self.arrive_by = 0
         self.asked: dict[Ip, int] = {}
         self.sent_at: list[tuple[float, Ip]] = []
         self.fail_next_send = 0
@@ -111,7 +113,8 @@ class FakeSocket:
         replies = []
         while self.arrivals and self.arrivals[0][0] <= now:
             at, _, token, sequence = heapq.heappop(self.arrivals)
-            replies.append(Reply(token, sequence, now - at))
+            arrived_by = self._network.arrive_by or self._pairs[token][1].ifindex
+            replies.append(Reply(token, sequence, now - at, arrived_by))
         return replies
 
     def drops(self) -> int:
