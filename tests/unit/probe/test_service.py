@@ -1,0 +1,190 @@
+"""How the parts are put together; the running service is tested in namespaces."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbguard.api.gen.nsm.connection import connection_pb2 as pb
+from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject, Verdict, VerdictState
+from lbguard.probe.build import ProbeError, judge_settings, make_source, reporter_name
+from lbguard.probe.connection import Connection, pairs_of
+from lbguard.probe.judge import Detector, JudgeSettings
+from lbguard.probe.kernel_view import KernelView
+from lbguard.probe.monitor import Monitor
+from lbguard.probe.nsm_view import NsmScope, NsmView
+from lbguard.probe.service import resolve_links
+from lbguard.probe.settings import ProbeSettings
+from lbguard.probe.source import connections_of, far_ends
+from tests.fakes.echo import EchoNetwork, Time, drive
+from tests.fakes.nsmgr import connection
+from tests.unit.probe.verdicts import ip
+
+# From the mesh's events to verdicts
+
+_ID = st.sampled_from(["a", "b", "c"])
+_CHANGE = st.one_of(
+    st.tuples(st.just("update"), _ID, st.integers(1, 3), st.sampled_from([pb.UP, pb.DOWN, pb.RESELECT_REQUESTED])),
+    st.tuples(st.just("delete"), _ID, st.just(0), st.just(pb.UP)),
+    st.tuples(st.just("restart"), _ID, st.integers(1, 3), st.just(pb.UP)),
+    st.tuples(st.just("cut"), _ID, st.integers(1, 3), st.just(pb.UP)),
+)
+_STEPS = st.lists(st.tuples(_CHANGE, st.floats(0.0, 3.0)), min_size=1, max_size=25)
+
+
+class Chain:
+    """A manager's events, the view of them, and the monitor on a model of the network."""
+
+    def __init__(self) -> None:
+        self.time = Time()
+        self.network = EchoNetwork(self.time, seed=1, loss=0.0)
+        self.view = NsmView(NsmScope(), is_local=lambda _: True, link_of=lambda _ip, _name: "")
+        self.said: list[Verdict] = []
+        self.listed: dict[str, tuple[bytes, ...]] = {}
+        self.monitor = Monitor(
+            JudgeSettings(), self._take, self.time, open_socket=self.network.open_socket, first_generation=0, seed=1
+        )
+
+    def _take(self, verdict: Verdict) -> None:
+        subject = verdict.subject
+        assert isinstance(subject, ConnectionSubject)
+        if verdict.state is VerdictState.ENDED:
+            assert subject.id not in self.listed
+        else:
+            # A verdict on a closed connection, or on addresses that a connection had before, is impossible.
+            assert subject.lb_ips == self.listed[subject.id]
+        self.said.append(verdict)
+
+    def tell(self, kind: "pb.ConnectionEventType.ValueType", *messages: pb.Connection) -> None:
+        self.view.apply(pb.ConnectionEvent(type=kind, connections={item.id: item for item in messages}))
+        told = self.view.connections().connections
+        self.listed = {made.id: far_ends(made) for made in told}
+        self.monitor.set_connections(told)
+
+    def run(self, seconds: float) -> None:
+        drive(self.monitor, self.network, self.time.now + seconds)
+
+
+def message(id: str, address: int, state: "pb.State.ValueType" = pb.UP) -> pb.Connection:
+    return connection(id, src=["10.0.0.2/24"], dst=[f"10.0.{address}.1/24"], state=state)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_STEPS)
+def test_nothing_is_ever_said_of_a_closed_connection_or_of_addresses_it_had(
+    steps: list[tuple[tuple[str, str, int, "pb.State.ValueType"], float]],
+) -> None:
+    chain = Chain()
+    for (what, id, address, state), seconds in steps:
+        if what == "update":
+            chain.tell(pb.UPDATE, message(id, address, state))
+        elif what == "delete":
+            chain.tell(pb.DELETE, message(id, 1))
+        elif what == "restart":
+            chain.tell(pb.INITIAL_STATE_TRANSFER, message(id, address))
+        else:
+            chain.network.cut ^= {ip(f"10.0.{address}.1")}
+        chain.run(seconds)
+    chain.tell(pb.INITIAL_STATE_TRANSFER)
+    ended = len(chain.said)
+    chain.run(30.0)
+    assert len(chain.said) == ended
+    alive: set[str] = set()
+    generations: dict[str, int] = {}
+    for verdict in chain.said:
+        assert isinstance(verdict.subject, ConnectionSubject)
+        id = verdict.subject.id
+        assert verdict.generation >= generations.get(id, 0)
+        generations[id] = verdict.generation
+        if verdict.state is VerdictState.ENDED:
+            alive.discard(id)
+        else:
+            alive.add(id)
+    assert not alive
+
+
+def test_new_addresses_raise_no_alarm_and_the_old_ones_are_not_pinged_any_more() -> None:
+    chain = Chain()
+    chain.tell(pb.UPDATE, message("a", 1))
+    chain.run(10)
+    chain.network.cut = {ip("10.0.1.1")}
+    chain.tell(pb.UPDATE, message("a", 2))
+    chain.run(60)
+    assert {verdict.state for verdict in chain.said} == {VerdictState.UP}
+
+
+# Wiring
+
+
+def test_each_setting_reaches_the_judge() -> None:
+    probe = ProbeSettings(
+        interval=1.0,
+        timeout=0.5,
+        count=5,
+        bad_rounds=3,
+        of_rounds=4,
+        good_rounds=2,
+        detector="phi",
+        phi_threshold=6.5,
+        lease=20.0,
+    )
+    assert judge_settings(probe) == JudgeSettings(
+        interval_s=1.0,
+        timeout_s=0.5,
+        pings=5,
+        down_rounds=3,
+        window_rounds=4,
+        up_rounds=2,
+        detector=Detector.PHI,
+        phi_threshold=6.5,
+        lease_s=20.0,
+    )
+    assert judge_settings(ProbeSettings()) == JudgeSettings(timeout_s=2.0)
+
+
+def test_connections_leave_through_the_link_that_has_their_address() -> None:
+    def made(id: str, ifname: str = "") -> Connection:
+        (one,) = connections_of(
+            id=id, kind="connection", local=[ip("10.0.0.2")], remote=[ip("10.0.0.1")], ifname=ifname
+        )
+        return one
+
+    named, unnamed = resolve_links((made("a", "eth9"), made("b")), lambda address, _: f"has-{len(address)}")
+    assert (named.ifname, unnamed.ifname) == ("eth9", "has-4")
+
+
+def test_the_far_end_is_a_load_balancer_or_it_is_none() -> None:
+    local, remote = [ip("10.0.0.2"), ip("fd00::2")], [ip("fd00::1"), ip("10.0.0.1")]
+    (whole,) = connections_of(id="a", kind="connection", local=local, remote=remote)
+    assert far_ends(whole) == (ip("10.0.0.1"), ip("fd00::1"))
+    links = connections_of(id="a", kind="link", local=local, remote=remote)
+    assert [far_ends(made) for made in links] == [(ip("10.0.0.1"),), (ip("fd00::1"),)]
+    assert {type(made.subject) for made in links} == {LinkSubject}
+    targets = connections_of(id="a", kind="target", local=local, remote=remote)
+    assert [far_ends(made) for made in targets] == [(), ()]
+    assert {type(made.subject) for made in targets} == {TargetSubject}
+    assert connections_of(id="a", kind="link", local=local[:1], remote=remote[:1]) == ()
+    assert whole.pairs == pairs_of(local, remote)
+
+
+def test_a_source_that_lacks_a_setting_says_which() -> None:
+    with pytest.raises(ProbeError, match="LBGUARD_PROBE__CONNECTIONS_FILE"):
+        make_source(ProbeSettings(), KernelView(), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("proxy-a-7f9c", "proxy-a-7f9c"), ("-odd host/name_", "oddhostname_"), ("x" * 80, "x" * 63), ("ü", "")],
+)
+def test_a_host_name_becomes_a_name_that_the_verdict_service_takes(host: str, name: str) -> None:
+    assert reporter_name(host) == name
+
+
+def test_the_example_of_the_help_is_a_connections_file(tmp_path: Path) -> None:
+    from lbguard.probe.connections_file import ConnectionsFile
+
+    path = tmp_path / "connections.yaml"
+    path.write_text("connections:\n  - {id: lb-a, local: [172.16.0.2], remote: [172.16.0.1]}\n")
+    (made,) = ConnectionsFile(path).read()
+    assert made.id == "lb-a"
