@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbguard.api.availability_state import AvailabilityState
-from lbguard.api.security import CertificateFiles
+from lbguard.api.security import CertificateFiles, CredentialsError
 from lbguard.build_nsp import (
     OffsetsInForce,
     WorkloadCertificates,
@@ -120,6 +120,13 @@ def test_where_certificates_come_from(tmp_path: Path) -> None:
     assert isinstance(nsp_certificates(files.nsp), CertificateFiles)
     api = nsp_certificates(settings(nsp__spiffe_socket=f"unix://{tmp_path}/agent.sock").nsp)
     assert isinstance(api, WorkloadCertificates)
+
+
+def test_a_workload_api_that_is_not_there_is_named_by_the_setting(tmp_path: Path) -> None:
+    api = WorkloadCertificates(f"unix://{tmp_path}/agent.sock")
+    with pytest.raises(CredentialsError, match=r"nsp\.spiffe_socket"):
+        api.current()
+    api.close()
 
 
 async def test_the_frontend_is_told_only_where_that_is_asked_for(tmp_path: Path) -> None:

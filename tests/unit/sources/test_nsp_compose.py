@@ -89,7 +89,7 @@ def test_a_size_that_changes_is_named_and_not_taken() -> None:
 def test_marks_in_force_are_taken_at_first_sight_and_followed_only_where_asked() -> None:
     for follow in (False, True):
         seen = {"a": 5000}
-        composer = Composer(5000, lambda streams, targets, known, seen=seen: seen, follow=follow)  # type: ignore[misc]
+        composer = Composer(5000, lambda streams, targets, known, seen=seen: seen, follow=follow)
         first = compose(composer, {"b": 100, "a": 100}, {}, {})
         assert {spec.name: spec.identifier_offset for spec in first.streams} == {"a": 5000, "b": 5100}
         seen["a"] = 7000
