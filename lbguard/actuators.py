@@ -20,6 +20,7 @@ from lbguard.core.effects import (
     ProbeNeighbors,
     ProgramRoutes,
     ProgramRules,
+    PruneStreams,
     ResolveNeighbors,
     SetLinkDown,
     TuneLink,
@@ -33,6 +34,7 @@ from lbguard.core.events import (
     LinkSetDown,
     RouteFailed,
     RuleFailed,
+    StreamsPruned,
 )
 from lbguard.core.model import StreamSpec
 from lbguard.dataplane.links import LinkOperations, NeighborTimers
@@ -52,12 +54,12 @@ NeighborEffect = FlushNeighbors | ResolveNeighbors | ProbeNeighbors | TuneLink
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollDistributor:
-    """Look whether tables were lost. With `read_back` also read what is active in each, and remove what is of none."""
+    """Look whether tables were lost; with `read_back` also read what is active in each."""
 
     read_back: bool
 
 
-DistributorEffect = AttachStream | CommitTables | ForgetStream | PollDistributor
+DistributorEffect = AttachStream | CommitTables | ForgetStream | PruneStreams | PollDistributor
 
 
 class Lane(Generic[T]):
@@ -201,6 +203,8 @@ class DistributorActuator:
             case ForgetStream():
                 await self._forget(effect.stream)
                 return []
+            case PruneStreams():
+                return await self._prune(effect.known)
             case PollDistributor():
                 return await self._poll(read_back=effect.read_back)
 
@@ -242,7 +246,6 @@ class DistributorActuator:
                 _log.warning("distributor table lost", extra=fields(stream=name, reason=reason))
                 events.append(DistributorLost(stream=name, reason=reason))
         if read_back:
-            await self._prune()
             for name, stream in list(self.attached.items()):
                 if name not in lost:
                     try:
@@ -253,12 +256,14 @@ class DistributorActuator:
                         events.append(DistributorSeen(stream=name, active=active))
         return events
 
-    async def _prune(self) -> None:
+    async def _prune(self, known: Sequence[str]) -> Sequence[Event]:
         try:
-            for name in await self._distributor.prune(self.attached.keys() | self._told.keys()):
+            for name in await self._distributor.prune(known):
                 _log.warning("stream of an earlier run removed", extra=fields(stream=name, reason="not_listed"))
         except (DistributorError, OSError) as error:
             _log.warning("leftovers not removed", extra=fields(reason=str(error)))
+            return []
+        return [StreamsPruned()]
 
     def _failed(self, name: str, reason: str) -> CommitFailed:
         """Tell of a failure once, not at every retry."""

@@ -46,6 +46,11 @@ class ServiceJournal:
                 level = logging.INFO if effect.available else logging.WARNING
                 what = "stream available" if effect.available else "stream unavailable"
                 _log.log(level, what, extra=fields(stream=effect.stream, reason=effect.reason))
+            case Ignored(reason="stream_identity_changed"):
+                _log.error(
+                    "a stream's marks, size or memory changed in the list",
+                    extra=fields(remedy="remove the stream, then list it anew; until then the old values stay"),
+                )
             case NeighborMoved():
                 _log.info(
                     "neighbour moved",

@@ -19,6 +19,7 @@ from lbguard.core.effects import (
     ProbeNeighbors,
     ProgramRoutes,
     ProgramRules,
+    PruneStreams,
     Record,
     ResolveNeighbors,
     SetAvailability,
@@ -32,6 +33,7 @@ from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot, VerdictR
 
 _BATCH = 4096
 _VERDICTS_PER_ROUND = 256
+_TOLD_PER_ROUND = 64
 
 
 class Journal(Protocol):
@@ -87,6 +89,7 @@ class Runner:
         self._verdicts: deque[VerdictReported] = deque()
         self._clock = clock
         self._inbox: deque[tuple[Event, float]] = deque()
+        self._untold: deque[tuple[Record | Ignored | NeighborMoved | SetAvailability, float]] = deque()
         self._overflowed = False
         self._wake = asyncio.Event()
 
@@ -128,12 +131,13 @@ class Runner:
         """Work until cancelled."""
         while True:
             await self._sleep()
-            self._step()
+            await self._step()
             # Readers and lanes get their turn between two rounds, however full the inbox is.
             await asyncio.sleep(0)
+            self._tell(_TOLD_PER_ROUND)
 
     async def _sleep(self) -> None:
-        if self._inbox or self._verdicts:
+        if self._inbox or self._verdicts or self._untold:
             return
         self._wake.clear()
         now = self._clock()
@@ -150,7 +154,7 @@ class Runner:
                     return
                 await asyncio.sleep(0)
 
-    def _step(self) -> None:
+    async def _step(self) -> None:
         started = self._clock()
         self.heartbeat = started
         oldest = self._inbox[0][1] if self._inbox else started
@@ -162,15 +166,30 @@ class Runner:
         for _ in range(min(len(self._verdicts), _VERDICTS_PER_ROUND)):
             for effect in self.engine.observe(self._verdicts.popleft(), started):
                 self._perform(effect, started)
+        repairs = self.engine.repair(started)
+        for effect in repairs:
+            self._perform(effect, started)
+        if any(isinstance(effect, ProgramRoutes) for effect in repairs):
+            # The kernel gets the routes now; judging a thousand targets takes as long as programming them.
+            await asyncio.sleep(0)
         for effect in self.engine.decide(started):
             self._perform(effect, started)
         if count:
             self._journal.stepped(count, started - oldest, self._clock() - started)
 
+    def flush(self) -> None:
+        """Tell the journal of all that it was not told yet: the service ends."""
+        self._tell(len(self._untold))
+
+    def _tell(self, count: int) -> None:
+        """Tell the journal of what was decided, a few at a time: a thousand log lines must not delay the next event."""
+        for _ in range(min(count, len(self._untold))):
+            self._journal.told(*self._untold.popleft())
+
     def _perform(self, effect: Effect, now: float) -> None:
         match effect:
             case Record() | Ignored() | NeighborMoved() | SetAvailability():
-                self._journal.told(effect, now)
+                self._untold.append((effect, now))
                 return
             case VerdictAnswered():
                 self._answer(effect)
@@ -181,6 +200,6 @@ class Runner:
                 self._kernel.put(effect)
             case FlushNeighbors() | ResolveNeighbors() | ProbeNeighbors() | TuneLink():
                 self._neighbors.put(effect)
-            case AttachStream() | CommitTables() | ForgetStream():
+            case AttachStream() | CommitTables() | ForgetStream() | PruneStreams():
                 self._distributor.put(effect)
         self._journal.performed(effect)

@@ -38,11 +38,13 @@ class Availability:
             effects += self._set(name, False, self._reasons[name])
         return effects
 
-    def forget(self, name: str) -> None:
-        """Forget a stream that is no more."""
+    def forget(self, name: str) -> list[SetAvailability]:
+        """Forget a stream that is no more; whoever was told that it is available is told otherwise."""
         self._losing.cancel(name)
-        self._state.pop(name, None)
         self._reasons.pop(name, None)
+        farewell = self._set(name, False, "stream_removed") if name in self._state else []
+        self._state.pop(name, None)
+        return farewell
 
     def next(self) -> float | None:
         """Return when the next loss is to be told."""

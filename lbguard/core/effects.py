@@ -100,6 +100,13 @@ class ForgetStream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PruneStreams:
+    """Remove what an earlier run left in the distributor for streams that are not known (answered by StreamsPruned)."""
+
+    known: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetAvailability:
     """Tell whether this load balancer has a forwarding path for a stream."""
 
@@ -154,6 +161,7 @@ Effect = (
     | AttachStream
     | CommitTables
     | ForgetStream
+    | PruneStreams
     | SetAvailability
     | NeighborMoved
     | Record

@@ -16,7 +16,7 @@ from lbguard.core import events as ev
 from lbguard.core.availability import Availability
 from lbguard.core.commits import Commits
 from lbguard.core.config import EngineConfig
-from lbguard.core.effects import Announce, Effect, Ignored, VerdictAnswered
+from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, VerdictAnswered
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
 from lbguard.core.lifecycle import Lifecycle
@@ -28,6 +28,9 @@ from lbguard.core.roster import Roster
 from lbguard.core.state import Target
 from lbguard.core.status import GuardStatus
 from lbguard.core.status_view import build_status
+
+_REPAIR_TIME_S = 0.5
+"""After a loss of sync no deadline withdraws for this long: what came back meanwhile is still being repaired."""
 
 
 class Engine:
@@ -48,6 +51,10 @@ class Engine:
         self._snapshot_seen = False
         self._source_read = False
         self._prune_due = False
+        self._strangers_gone = False
+        self._farewells: list[Effect] = []
+        self._no_withdrawal_before = float("-inf")
+        self._unjudged: dict[Target, None] = {}
         self._ignored: Counter[str] = Counter()
 
     @property
@@ -67,20 +74,36 @@ class Engine:
             return [answer]
         return self._announcements() if self.running and self.view.changes.ready else []
 
+    def repair(self, now: float) -> list[Effect]:
+        """Look at every path that is concerned and return the repairs, before anything is judged.
+
+        With a thousand targets behind a link that is back, judging takes as long as finding out what to repair; so the
+        shell may hand these effects out first. `decide` does it all itself where the shell does not.
+        """
+        self._fire_retries(now)
+        if not self.running:
+            return []
+        effects = self._announcements()
+        self._adopt(now)
+        self.view.changes.ips |= self.paths.weighing.expire(now)
+        self._mark_changed()
+        for target in self.roster.take_dirty():
+            self.paths.evaluate(target, now)
+            self._unjudged[target] = None
+        return effects + self.paths.take_repairs(now)
+
     def decide(self, now: float) -> list[Effect]:
         """Judge all that is concerned or overdue, and return the effects in order."""
-        effects: list[Effect] = []
-        self._fire_retries(now)
+        effects = self.repair(now)
         if self.running:
-            effects += self._announcements()
-            self._adopt(now)
-            self.view.changes.ips |= self.paths.weighing.expire(now)
-            self._mark_changed()
-            for target in self.roster.take_dirty():
+            for target in self._unjudged:
                 self._judge(target, now)
+            self._unjudged.clear()
+            # Before deadlines are looked at: one that comes as a mass failure ends still gets its last window.
+            self._watch_mass_failures(now)
             self._expire(now)
             self._watch_mass_failures(now)
-            self._prune()
+            effects += self._prune()
             effects += self.paths.take_repairs(now)
         # A stream that ended is forgotten before one of the same name is attached.
         effects += self.roster.take_forgotten()
@@ -101,8 +124,9 @@ class Engine:
         if self.running:
             moments += [self.availability.next(), self.life.pardons.next(), self.paths.neighbors.next(now)]
             moments += [self.paths.weighing.opinions.next(), self.paths.weighing.rechecks.next()]
-            if self.in_sync:
-                moments.append(self.life.deadlines.next())
+            deadline = self.life.deadlines.next()
+            if self.in_sync and deadline is not None:
+                moments.append(max(deadline, self._no_withdrawal_before))
         return min((moment for moment in moments if moment is not None), default=None)
 
     def status(self, now: float) -> GuardStatus:
@@ -119,6 +143,9 @@ class Engine:
         self.view.replace(event, now)
         self.tables.replace(event.routes, event.rules)
         self.view.changes.lost_links.clear()
+        if self._snapshot_seen and not self.in_sync:
+            # What came back unseen is being repaired only now.
+            self._no_withdrawal_before = now + _REPAIR_TIME_S
         self._snapshot_seen = True
         self.sync_reason = ""
         self._prune_due = True
@@ -208,7 +235,7 @@ class Engine:
     def _commit_done(self, event: ev.CommitDone, now: float) -> None:
         self._commits.done(event, now)
         if event.stream not in self.roster.streams:
-            self.availability.forget(event.stream)
+            self._farewells += self.availability.forget(event.stream)
 
     def _commit_failed(self, event: ev.CommitFailed, now: float) -> None:
         self._commits.failed(event, now)
@@ -266,18 +293,19 @@ class Engine:
         self.paths.note(changes)
 
     def _judge(self, target: Target, now: float) -> None:
-        stream = self.roster.streams[target.key.stream]
-        self.paths.evaluate(target, now)
-        if stream.adopted:
+        stream = self.roster.streams.get(target.key.stream)
+        # Between repair and decision the target may have been removed.
+        if stream is not None and stream.adopted and stream.targets.get(target.key.identifier) is target:
             self.life.judge(stream, target, now)
 
     def _expire(self, now: float) -> None:
         for key in self.life.pardons.pop_due(now) + self.paths.weighing.rechecks.pop_due(now):
             target = self.roster.target(key)
             if target is not None:
+                self.paths.evaluate(target, now)
                 self._judge(target, now)
         # While the view is not in sync, a path may be back without our knowing: no deadline withdraws.
-        if self.in_sync:
+        if self.in_sync and now >= self._no_withdrawal_before:
             for key in self.life.deadlines.pop_due(now):
                 target = self.roster.target(key)
                 if target is not None:
@@ -294,16 +322,25 @@ class Engine:
                 self.life.thaw(stream, now)
             stream.was_mass = mass
 
-    def _prune(self) -> None:
-        """Desire the end of what an earlier run left for targets that are listed no more.
+    def _prune(self) -> list[Effect]:
+        """Desire the end of what an earlier run left for streams and targets that are listed no more.
 
-        Only once every stream's table was read: until then a mark may still be in use there.
+        Only once every stream's table was read, and tables of unlisted streams are gone: until then a mark may still
+        be given to packets.
         """
         if not self._prune_due or not all(stream.adopted for stream in self.roster.streams.values()):
-            return
+            return []
         self._prune_due = False
-        for mark in self.tables.marks() - self.roster.by_mark.keys() - self.roster.retiring.keys():
-            self.paths.retire(mark)
+        strangers = self.tables.marks() - self.roster.by_mark.keys() - self.roster.retiring.keys()
+        if self._strangers_gone:
+            for mark in sorted(strangers):
+                self.paths.retire(mark)
+            return []
+        return [PruneStreams(known=tuple(self.roster.streams))]
+
+    def _streams_pruned(self, event: ev.StreamsPruned, now: float) -> None:
+        self._strangers_gone = True
+        self._prune_due = True
 
     def _report_availability(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -314,10 +351,14 @@ class Engine:
                 reason = "ok" if usable else "no_usable_path" if stream.targets else "no_targets"
                 effects += self.availability.update(name, reason, now)
         self.roster.review.clear()
-        return effects + list(self.availability.expire(now))
+        effects += self.availability.expire(now)
+        effects += self._farewells
+        self._farewells = []
+        return effects
 
 
 _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
+    ev.StreamsPruned: Engine._streams_pruned,
     ev.TrafficSeen: Engine._traffic_seen,
     ev.VerdictReported: Engine._verdict_reported,
     ev.KernelSnapshot: Engine._kernel_snapshot,

@@ -169,6 +169,11 @@ class DistributorLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamsPruned:
+    """Nothing is left in the distributor of streams that are not listed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutesProgrammed:
     """The kernel acknowledged these route changes (what exists now, what is deleted)."""
 
@@ -227,6 +232,7 @@ Event = (
     | CommitDone
     | CommitFailed
     | DistributorLost
+    | StreamsPruned
     | RoutesProgrammed
     | RouteFailed
     | RuleFailed

@@ -71,6 +71,13 @@ class KernelTables:
         self.routes.want(key, Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, ifindex))
         return self.routes.satisfied(key) and self.rules.satisfied(RuleKey(mark, ipv4))
 
+    def forwarding_link(self, mark: int, ip: Ip) -> int:
+        """Return the ifindex that a path's packets leave by as things stand; 0 when they do not."""
+        ipv4 = is_ipv4(ip)
+        route = self.routes.actual.get(RouteKey(mark, ipv4, ROUTE_METRIC))
+        ruled = self.rules.satisfied(RuleKey(mark, ipv4))
+        return route.oif if route is not None and route.gateway == ip and ruled else 0
+
     def leave_path(self, mark: int, ip: Ip) -> None:
         """Leave the route of a path without an owner as it is, unless it leads to another address than the path's."""
         key = RouteKey(mark, is_ipv4(ip), ROUTE_METRIC)

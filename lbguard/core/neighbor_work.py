@@ -47,8 +47,11 @@ class NeighborWork:
         self._wheel.add(ip)
 
     def unfollow(self, ip: Ip) -> None:
-        """Stop verifying an address."""
+        """Stop verifying an address, and leave its entries alone from now on."""
         self._wheel.remove(ip)
+        for pending in (self._flush, self._resolve):
+            for entry in [entry for entry in pending if entry[1] == ip]:
+                del pending[entry]
 
     def outdated(self, entries: list[tuple[int, Ip]]) -> None:
         """Flush and resolve exactly these entries."""

@@ -97,6 +97,7 @@ class NetView:
         self._excluded_links = excluded_links
         self._failures_needed = failures_needed
         self._generation = 0
+        self._generation_at_start = 0
         self._holders: dict[Prefix, dict[int, Link]] = {}
         self._stripped: dict[Prefix, Link] = {}
         self._ip_uses: dict[Ip, int] = {}
@@ -158,6 +159,10 @@ class NetView:
         neighbor = link.neighbors.get(ip)
         return neighbor is not None and neighbor.failures >= self._failures_needed
 
+    def networks(self, ip: Ip) -> tuple[Prefix, ...]:
+        """Return the networks of a followed address, by the prefix lengths in use."""
+        return self._networks[ip]
+
     def follows(self, ip: Ip) -> bool:
         """Tell whether an address is a target's."""
         return ip in self._ip_uses
@@ -184,10 +189,14 @@ class NetView:
         return link is not None and link.admin_up
 
     def superseded(self, link: Link) -> bool:
-        """Tell whether a newer link owns every subnet in which the link holds an address."""
+        """Tell whether a newer link owns every subnet in which the link holds an address.
+
+        Of links that were both there at the start nobody can say which is newer: neither supersedes the other.
+        """
+        oldest = max(link.key.generation, self._generation_at_start)
         subnets = [prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip)]
         owners = [self.owners.get(subnet) for subnet in subnets]
-        return bool(subnets) and all(o is not None and o.key.generation > link.key.generation for o in owners)
+        return bool(subnets) and all(o is not None and o.key.generation > oldest for o in owners)
 
     # Kernel changes
 
@@ -297,6 +306,7 @@ class NetView:
             self.link_gone(LinkGone(ifindex=ifindex))
         for seen in sorted(snapshot.links, key=lambda link: link.ifindex):
             self.link_seen(seen)
+        self._generation_at_start = self._generation_at_start or self._generation
         held = {(a.ifindex, a.ip, a.prefix_length) for a in snapshot.addresses}
         for link in list(self.links.values()):
             for ip, length in list(link.addresses):
@@ -340,6 +350,9 @@ class NetView:
         new = ready - link.ready
         if new:
             self.changes.ready.setdefault(link.key, []).extend(sorted(new))
+        if ready != link.ready:
+            # Also where another link owns the subnet: a route that has not moved there yet may lead through this one.
+            self._touch(self._subnets(link))
         link.ready = ready
         for subnet in self._subnets(link):
             self._elect(subnet)

@@ -3,7 +3,7 @@
 In `observe` mode it judges and collects nothing: a path is then as good as its link and its neighbour entry.
 """
 
-from lbguard.core.addr import Ip, format_mac, is_ipv4
+from lbguard.core.addr import Ip, format_mac, is_ipv4, prefix_of
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import (
     Effect,
@@ -76,7 +76,11 @@ class PathWork:
                 if not observe:
                     self._tables.leave_path(target.mark, ip)
                 continue
-            if not observe and not self._tables.want_path(target.mark, ip, link.ifindex):
+            if (
+                not observe
+                and not self._tables.want_path(target.mark, ip, link.ifindex)
+                and not self._still_forwards(target.mark, ip)
+            ):
                 condition = Condition.ROUTE_MISSING
             elif down:
                 condition = Condition.VERDICT_DOWN
@@ -89,6 +93,16 @@ class PathWork:
         if len(target.paths) < 2 and not observe:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
                 self._tables.drop_family(target.mark, ipv4=ipv4)
+
+    def _still_forwards(self, mark: int, ip: Ip) -> bool:
+        """Tell whether the route of a path leads through another link that still works: it is only moving."""
+        ifindex = self._tables.forwarding_link(mark, ip)
+        link = self._view.links.get(ifindex) if ifindex else None
+        network = self._view.networks(ip)
+        return link is not None and any(
+            usable and link.up and prefix_of(address, length) in network
+            for (address, length), usable in link.addresses.items()
+        )
 
     def evidence(self, target: Target) -> tuple[Evidence, ...]:
         """Return what is known of each path, for a decision record."""

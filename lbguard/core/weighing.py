@@ -5,7 +5,7 @@ or (for a verdict on the link) packets arrived through the link, less than `veto
 at again when the veto runs out.
 """
 
-from lbguard.core.addr import Ip
+from lbguard.core.addr import Ip, prefix_of
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import VerdictReported
@@ -15,6 +15,10 @@ from lbguard.core.netview import Link, NetView
 from lbguard.core.state import Path, Target
 
 _NEVER = float("-inf")
+
+
+def _same_subnet(one: Ip, other: Ip, length: int) -> bool:
+    return len(one) == len(other) and prefix_of(one, length) == prefix_of(other, length)
 
 
 class Weighing:
@@ -43,7 +47,11 @@ class Weighing:
         match verdict.subject:
             case LinkSubject(lb_ip=lb_ip, proxy_ip=proxy_ip):
                 # The entry of a proxy is not among those followed; flushing it costs one resolution at most.
-                return [(link.ifindex, proxy_ip) for link in self._view.links.values() if lb_ip in link.ready]
+                return [
+                    (link.ifindex, proxy_ip)
+                    for link in self._view.links.values()
+                    if any(ip == lb_ip and _same_subnet(ip, proxy_ip, length) for ip, length in link.addresses)
+                ]
             case TargetSubject(ip=ip):
                 candidates: tuple[Ip, ...] = (ip,)
             case ConnectionSubject(peer_ips=peer_ips):

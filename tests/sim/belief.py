@@ -52,6 +52,7 @@ class Belief:
         self._failures_needed = failures_needed
         self._followed = followed
         self._order = 0
+        self._order_at_start = 0
         self._owners: dict[Ip, BelievedLink | None] = {}
 
     def told(self, event: ev.Event) -> None:
@@ -90,11 +91,19 @@ class Belief:
             return Condition.NO_LINK
         ipv4 = is_ipv4(ip)
         wanted = Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, link.seen.ifindex)
-        if self.routes.get((mark, ipv4, ROUTE_METRIC)) != wanted or Rule(mark, ipv4, mark) not in self.rules:
+        route = self.routes.get((mark, ipv4, ROUTE_METRIC))
+        if Rule(mark, ipv4, mark) not in self.rules or (route != wanted and not self._moving(route, ip)):
             return Condition.ROUTE_MISSING
         if link.failures.get(ip, 0) >= self._failures_needed:
             return Condition.NEIGHBOR_FAILED
         return Condition.OK
+
+    def _moving(self, route: Route | None, ip: Ip) -> bool:
+        """Tell whether a route that has to move to another link still forwards by the one that it leads through."""
+        link = self.links.get(route.oif) if route else None
+        if route is None or link is None or route.gateway != ip:
+            return False
+        return any(link.ready_in(prefix_of(ip, length)) for own, length in link.addresses if len(own) == len(ip))
 
     def target(self, mark: int, ips: tuple[Ip, ...], said_down: frozenset[Ip] = frozenset()) -> Condition:
         """Return the condition of a target: hard evidence of any path, or soft evidence of all of them.
@@ -113,10 +122,10 @@ class Belief:
 
     def superseded(self, ifindex: int) -> bool:
         link = self.links[ifindex]
+        oldest = max(link.order, self._order_at_start)
         subnets = {prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip)}
         return bool(subnets) and all(
-            any(other.order > link.order and other.ready_in(subnet) for other in self.links.values())
-            for subnet in subnets
+            any(other.order > oldest and other.ready_in(subnet) for other in self.links.values()) for subnet in subnets
         )
 
     # What is told
@@ -197,6 +206,7 @@ class Belief:
             if seen.ifindex in before:
                 self.links[seen.ifindex] = before[seen.ifindex]
             self._LinkSeen(seen)
+        self._order_at_start = self._order_at_start or self._order
         for link in self.links.values():
             link.addresses.clear()
         for address in event.addresses:

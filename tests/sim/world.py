@@ -333,6 +333,8 @@ class World:
                 self._lane("tables", functools.partial(self._twice, functools.partial(self._commit, effect)))
             elif isinstance(effect, fx.ForgetStream):
                 self._lane("tables", functools.partial(self.distributor.forget, effect.stream.name))
+            elif isinstance(effect, fx.PruneStreams):
+                self._lane("tables", functools.partial(self._prune, effect.known))
 
     def _lane(self, name: str, action: Callable[[], None]) -> None:
         """Work of one adapter is done in order, each a moment after the other."""
@@ -407,6 +409,11 @@ class World:
             self.deliver(ev.CommitFailed(stream=spec.name, reason="attach failed"))
         else:
             self.deliver(ev.DistributorSeen(stream=spec.name, active=active))
+
+    def _prune(self, known: tuple[str, ...]) -> None:
+        for name in [name for name in self.distributor.tables if name not in known]:
+            self.distributor.forget(name)
+        self.deliver(ev.StreamsPruned())
 
     def _commit(self, effect: fx.CommitTables) -> list[ev.Event]:
         results: list[ev.Event] = []

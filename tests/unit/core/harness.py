@@ -230,6 +230,9 @@ class Guard:
             ]
         if isinstance(effect, fx.ForgetStream):
             self.tables.pop(effect.stream.name, None)
+        if isinstance(effect, fx.PruneStreams):
+            self.tables = {name: table for name, table in self.tables.items() if name in effect.known}
+            return [ev.StreamsPruned()]
         return []
 
     def _lose_routes(self, ifindex: int) -> None:

@@ -128,6 +128,9 @@ def test_deadlines_rest_while_out_of_sync() -> None:
     guard.tell(
         ev.KernelSnapshot(links=links, addresses=addresses, routes=tuple(guard.routes), rules=tuple(guard.rules))
     )
+    # What came back unseen would be repaired in this time.
+    assert guard.active() == {1, 2, 3, 4}
+    guard.wait(0.6)
     assert guard.active() == {2, 3, 4}
 
 
