@@ -48,7 +48,7 @@ class OnceReport:
 
 
 async def probe_once(settings: Settings) -> OnceReport:
-    """Ping every connection for one round and judge it by that round alone. Nothing is reported to anybody.
+    """Ping every connection for a whole round and judge it by that round alone. Nothing is reported to anybody.
 
     Raises:
         ProbeError: the connections cannot be listed, or this process may not ping.
@@ -104,14 +104,21 @@ async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[
     probe = settings.probe
     verdicts: dict[Subject, Verdict] = {}
     wanted = {connection.subject for connection in connections}
+    whole: set[Subject] = set()
     complete = asyncio.Event()
 
     def take(verdict: Verdict) -> None:
         # HEALING is told before anything was pinged, and without evidence of its own.
         if any(family.sent for family in verdict.evidence):
-            verdicts.setdefault(verdict.subject, verdict)
-        if verdicts.keys() >= wanted:
-            complete.set()
+            verdicts[verdict.subject] = verdict
+        if is_whole(verdict):
+            whole.add(verdict.subject)
+            if whole >= wanted:
+                complete.set()
+
+    def is_whole(verdict: Verdict) -> bool:
+        """Tell whether every ping was sent: the first round ends with the first reply, and the next is a whole one."""
+        return bool(verdict.evidence) and all(family.sent >= probe.count for family in verdict.evidence)
 
     judge = replace(
         judge_settings(probe),
@@ -126,8 +133,8 @@ async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[
     try:
         monitor.set_connections(connections)
         with contextlib.suppress(TimeoutError):
-            # Rounds begin spread over one interval.
-            await asyncio.wait_for(complete.wait(), 2 * probe.timeout + _SLACK_S)
+            # Rounds begin spread over one interval, and two may be needed.
+            await asyncio.wait_for(complete.wait(), 3 * probe.timeout + _SLACK_S)
     finally:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):

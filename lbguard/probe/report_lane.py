@@ -3,7 +3,7 @@
 A lane sends a batch and waits for its answer before it sends the next; what changes meanwhile replaces what was not
 sent yet, so a slow or absent load balancer costs a bounded amount of memory and delays nobody. After a reconnect
 everything is said again, because the other side may have been restarted. A verdict is renewed, long before its lease
-ends, for as long as it stands.
+ends, for as long as the monitor confirms it: one that it said nothing about for a whole lease is left to run out.
 
 Sequence numbers are given when a verdict is sent: a renewal is a new statement, and the numbers of one subject grow in
 the order of sending.
@@ -104,11 +104,14 @@ class Lane:
         self._metrics = metrics
         self._clock = clock
         self._latest: dict[Subject, Verdict] = {}
+        self._told_at: dict[Subject, float] = {}
+        self._lapsed: set[Subject] = set()
         self._news: dict[Subject, None] = {}
         self._repeats: dict[Subject, None] = {}
         self._sent_at: OrderedDict[Subject, float] = OrderedDict()
         self._refused: dict[Subject, Verdict] = {}
         self._batch_limit = BATCH_VERDICTS
+        self._repeat_from = 0.0
         self.quiet = asyncio.Event()
         self.quiet.set()
         self._wake = asyncio.Event()
@@ -128,7 +131,9 @@ class Lane:
             # That a link was re-created must not get lost under a later verdict of the same life.
             verdict = replace(verdict, new_mac=before.new_mac)
         self._latest[subject] = verdict
-        if before is None or _is_news(before, verdict):
+        self._told_at[subject] = self._clock()
+        if before is None or subject in self._lapsed or _is_news(before, verdict):
+            self._lapsed.discard(subject)
             self._refused.pop(subject, None)
             self._repeats.pop(subject, None)
             self._news[subject] = None
@@ -188,7 +193,7 @@ class Lane:
                     self._answered(endpoint, batch, answer)
                     if ticket == 1:
                         self._say_everything()
-                    await self._wait_for_work(len(batch))
+                    await self._wait_for_work()
                     if self._dialer.stamp() != stamp:
                         _log.info("new certificates: dialling again", extra=fields(to=str(endpoint)))
                         return ""
@@ -230,12 +235,23 @@ class Lane:
         """After a reconnect the other side may know nothing: everything is due, what is refused excepted."""
         self._sent_at.clear()
         # Trouble first: it must not wait behind thousands that are well.
+        now = self._clock()
         for subject, _ in sorted(self._latest.items(), key=lambda item: item[1].state is VerdictState.UP):
-            if subject not in self._news and subject not in self._refused:
+            if subject in self._news or subject in self._refused:
+                continue
+            if self._stands(subject, now):
                 self._repeats[subject] = None
+            else:
+                self._lapsed.add(subject)
 
     def _take_batch(self) -> list[Verdict]:
-        subjects = list(itertools.islice(itertools.chain(self._news, self._repeats), self._batch_limit))
+        """Take what is due, news first; repetitions only as fast as they are paced."""
+        subjects = list(itertools.islice(self._news, self._batch_limit))
+        now = self._clock()
+        if now >= self._repeat_from:
+            repeats = list(itertools.islice(self._repeats, self._batch_limit - len(subjects)))
+            self._repeat_from = now + len(repeats) / VERDICTS_PER_S
+            subjects += repeats
         for subject in subjects:
             self._news.pop(subject, None)
             self._repeats.pop(subject, None)
@@ -264,14 +280,17 @@ class Lane:
             about = subject_name(batch[ignored.index].subject) if ignored.index < len(batch) else "?"
             _log.info("verdict ignored", extra=fields(to=str(endpoint), about=about, reason=ignored.reason))
 
-    async def _wait_for_work(self, just_sent: int) -> None:
-        """Return when there is something to send, or it is time to look at the certificates."""
+    async def _wait_for_work(self) -> None:
+        """Return when there is something to send, or it is time to look at the certificates.
+
+        In the latter case an empty request goes out: its answer tells that the load balancer is still there.
+        """
         self._wake.clear()
         self._renew(self._clock())
         if self._news:
             return
         if self._repeats:
-            wait_s = just_sent / VERDICTS_PER_S
+            wait_s = max(0.0, self._repeat_from - self._clock())
         elif self._sent_at:
             first = self._sent_at[next(iter(self._sent_at))]
             wait_s = min(LOOK_INTERVAL_S, max(0.0, first + self._settings.renew_s - self._clock()))
@@ -282,15 +301,27 @@ class Lane:
         self._renew(self._clock())
 
     def _renew(self, now: float) -> None:
+        lapsed: list[Subject] = []
         for subject, sent_at in self._sent_at.items():
             if now - sent_at < self._settings.renew_s:
                 break
-            if subject not in self._news:
+            if not self._stands(subject, now):
+                lapsed.append(subject)
+            elif subject not in self._news:
                 self._repeats[subject] = None
+        for subject in lapsed:
+            del self._sent_at[subject]
+            self._lapsed.add(subject)
+
+    def _stands(self, subject: Subject, now: float) -> bool:
+        """Tell whether the monitor has confirmed a verdict within its lease; an end needs no confirming."""
+        verdict = self._latest[subject]
+        return verdict.state is VerdictState.ENDED or now - self._told_at[subject] <= verdict.lease_s
 
     def _drop(self, subject: Subject) -> None:
-        for place in (self._latest, self._news, self._repeats, self._sent_at, self._refused):
+        for place in (self._latest, self._told_at, self._news, self._repeats, self._sent_at, self._refused):
             place.pop(subject, None)
+        self._lapsed.discard(subject)
 
     def _set_connected(self, connected: bool) -> None:
         if connected != self.connected:

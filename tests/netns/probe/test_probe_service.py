@@ -357,6 +357,7 @@ def test_one_round_for_a_person(pair: Pair, tmp_path: Path) -> None:
     (result,) = json.loads(text)["connections"]
     assert (result["id"], result["state"], result["interface"]) == ("lb-a", "up", "nsm0")
     assert {family["family"] for family in result["families"]} == {"ipv4", "ipv6"}
+    assert all(family["sent"] == family["received"] == 4 for family in result["families"])
     status, text = once(pair.proxy, *arguments)
     assert status == 0
     assert "lb-a" in text

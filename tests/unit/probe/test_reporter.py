@@ -12,7 +12,7 @@ from lbguard.api.limits import VerdictLimits
 from lbguard.api.policy import Policy
 from lbguard.api.security import CertificateFiles
 from lbguard.api.verdict_server import VerdictIntake, unix_names
-from lbguard.core.model import ConnectionSubject, TargetSubject, Verdict, VerdictState
+from lbguard.core.model import ConnectionSubject, Subject, TargetSubject, Verdict, VerdictState
 from lbguard.probe.addresses import Endpoint, parse_report_address
 from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.probe.connection import Connection, pairs_of
@@ -106,6 +106,21 @@ async def test_a_standing_verdict_is_renewed_with_the_newest_evidence(sink: Verd
     assert sink.arrived[-1].verdict.evidence[0].received == 3
     sequences = [item.verdict.sequence for item in sink.arrived]
     assert sequences == sorted(set(sequences))
+
+
+async def test_what_the_monitor_no_longer_confirms_is_not_renewed(sink: VerdictSink, begin: Begin) -> None:
+    reporter = begin([await sink.start()], ReporterSettings(renew_s=0.02))
+    reporter.tell(verdict(lease_s=0.1))
+    reporter.tell(verdict(target_subject(), lease_s=300.0))
+
+    def since_the_last_of(subject: str) -> int:
+        places = [n for n, item in enumerate(sink.arrived) if item.verdict.subject.connection.id == subject]
+        return len(sink.arrived) - places[-1] if places else 0
+
+    await eventually(lambda: since_the_last_of("a") > 10)
+    reporter.tell(verdict(lease_s=0.1))
+    reporter.tell(verdict(target_subject("172.16.0.11")))
+    await eventually(lambda: sink.last("172.16.0.11") is not None)
 
 
 async def test_an_ended_subject_is_told_once_and_never_renewed(sink: VerdictSink, begin: Begin) -> None:
@@ -290,6 +305,9 @@ class Guard:
         self.taken.append(taken)
         return ""
 
+    def state_of(self, subject: Subject) -> VerdictState | None:
+        return next((taken.state for taken in reversed(self.taken) if taken.subject == subject), None)
+
     async def start(self, address: str) -> grpc.aio.Server:
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((self.intake.handlers(unix_names),))
@@ -310,6 +328,28 @@ async def test_the_verdict_service_takes_thousands_at_its_default_limits(begin: 
         assert guard.reporters == {"unix#proxy-a"}
         assert not guard.intake.counters.limited
         assert guard.intake.counters.invalid == 0
+    finally:
+        await server.stop(None)
+
+
+async def test_thousands_that_are_told_again_and_again_stay_within_the_limits(begin: Begin, tmp_path: Path) -> None:
+    guard = Guard(VerdictLimits())
+    server = await guard.start(f"unix:{tmp_path}/lb.sock")
+    try:
+        reporter = begin([f"unix:{tmp_path}/lb.sock"], ReporterSettings(renew_s=0.05))
+        subjects = [TargetSubject(ip=ip(f"10.1.{n >> 8}.{n & 255}")) for n in range(1, 2001)]
+        for subject in subjects:
+            reporter.tell(verdict(subject))
+        await eventually(lambda: len(guard.taken) >= 4000)
+        # News pass at once, and do not take everything that is merely due for renewal along.
+        taken = len(guard.taken)
+        began = asyncio.get_running_loop().time()
+        for n in range(20):
+            reporter.tell(verdict(subjects[n], VerdictState.DOWN))
+            await eventually(lambda n=n: guard.state_of(subjects[n]) is VerdictState.DOWN)  # type: ignore[misc]
+        spent_s = asyncio.get_running_loop().time() - began
+        assert len(guard.taken) - taken <= 20 + 200 + 1000 * spent_s + 200
+        assert not guard.intake.counters.limited
     finally:
         await server.stop(None)
 
