@@ -49,6 +49,8 @@ class Belief:
         self.routes: dict[tuple[int, bool, int], Route] = {}
         self.rules: set[Rule] = set()
         self.in_sync = False
+        # How often sync was gained: what came back unseen gets some time to be repaired.
+        self.regained = 0
         self._failures_needed = failures_needed
         self._followed = followed
         self._order = 0
@@ -200,6 +202,8 @@ class Belief:
         self.in_sync = False
 
     def _KernelSnapshot(self, event: ev.KernelSnapshot) -> None:  # noqa: N802
+        if not self.in_sync:
+            self.regained += 1
         self.in_sync = True
         before, self.links = self.links, {}
         for seen in sorted(event.links, key=lambda link: link.ifindex):

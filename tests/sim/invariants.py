@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 EPSILON_S = 1e-6
+REPAIR_TIME_S = 0.5
+"""After sync is regained, what came back unseen is being repaired for this long; no deadline withdraws meanwhile."""
 _ORDER = list(Condition)
 _ADDS = (Action.ADMIT, Action.ADOPT, Action.READMIT)
 _TAKES = (Action.WITHDRAW, Action.REMOVE)
@@ -54,6 +56,8 @@ class Watch:
         self._world = world
         self._losses: dict[TargetKey, Loss] = {}
         self._frozen: dict[TargetKey, float] = {}
+        self._regained = 0
+        self._regained_at = float("-inf")
         self._states: dict[TargetKey, TargetState] = {}
         self._admitted: dict[str, set[int]] = {}
         self._set_down: set[LinkKey] = set()
@@ -204,7 +208,9 @@ class Watch:
             assert state is not TargetState.WITHDRAWN or target.waiting, f"{target.key} is out and waits for nothing"
         elif not (condition in SOFT and now < target.pardoned_until):
             assert state is not TargetState.ACTIVE, f"{target.key} is active, its path is {condition}"
-        if not world.belief.in_sync:
+        if world.belief.regained != self._regained:
+            self._regained, self._regained_at = world.belief.regained, now
+        if not world.belief.in_sync or now < self._regained_at + REPAIR_TIME_S + EPSILON_S:
             return
         config = world.config
         if state is TargetState.HELD:
