@@ -68,12 +68,12 @@ NO_OPINION = Fused()
 
 
 def addresses_of(subject: Subject) -> tuple[Ip, ...]:
-    """Return the addresses by which a subject touches a path: of our end of its link, or of the target."""
+    """Return the addresses, each once, by which a subject touches a path: of our end of its link, or the target's."""
     match subject:
         case LinkSubject():
             return (subject.lb_ip,)
         case ConnectionSubject():
-            return (*subject.lb_ips, *subject.peer_ips)
+            return tuple(dict.fromkeys((*subject.lb_ips, *subject.peer_ips)))
         case _:
             return (subject.ip,)
 
