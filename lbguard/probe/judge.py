@@ -221,7 +221,7 @@ class NsmJudge:
 class _Arrivals:
     """The times between the replies of one pair: the last `_SAMPLES_MAX`, with running sums."""
 
-    __slots__ = ("_floor_s", "_samples", "_squares", "_sum", "last", "seen")
+    __slots__ = ("_excused", "_floor_s", "_samples", "_squares", "_sum", "last", "seen")
     _SAMPLES_MAX = 200
 
     def __init__(self, expected_s: float, now: float) -> None:
@@ -232,12 +232,14 @@ class _Arrivals:
         self._floor_s = 0.1 * expected_s
         self.last = now
         self.seen = False
+        self._excused = True
 
     def add(self, at: float) -> None:
         gap = max(0.0, at - self.last)
         self.last = max(at, self.last)
-        if not self.seen:
-            self.seen = True
+        self.seen = True
+        if self._excused:
+            self._excused = False  # that gap was none between two replies
             return
         self._samples.append(gap)
         self._sum += gap
@@ -246,6 +248,10 @@ class _Arrivals:
             old = self._samples.popleft()
             self._sum -= old
             self._squares -= old * old
+
+    def excuse(self, now: float) -> None:
+        self.last = max(self.last, now)
+        self._excused = True
 
     def suspected_at(self, deviations: float) -> float:
         count = len(self._samples)
@@ -279,7 +285,7 @@ class PhiJudge:
     def excuse(self, now: float) -> None:
         """Begin to wait anew."""
         for arrivals in self._arrivals:
-            arrivals.last = max(arrivals.last, now)
+            arrivals.excuse(now)
 
     def _suspected_at(self) -> list[float]:
         return [arrivals.suspected_at(self._deviations) + self._pause_s for arrivals in self._arrivals]

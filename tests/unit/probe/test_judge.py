@@ -156,6 +156,16 @@ def test_phi_forgives_the_time_in_which_the_monitor_was_late() -> None:
     assert judge.judge((), last + 70) is DOWN
 
 
+def test_phi_learns_nothing_from_a_gap_of_its_own_making() -> None:
+    judge, last = phi_judge(0.5, 0.05)
+    patience_s = judge.down_at() - last
+    for _ in range(200):
+        last += 3.0
+        judge.excuse(last)
+        judge.replied(0, last + 0.001)
+    assert judge.down_at() - (last + 0.001) == pytest.approx(patience_s)
+
+
 def test_phi_says_nothing_before_the_first_reply_and_down_if_there_is_never_one() -> None:
     judge = PhiJudge(JudgeSettings(detector=Detector.PHI), [True, False], 100.0)
     assert judge.judge((), 100.2) is None
