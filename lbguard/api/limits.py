@@ -11,6 +11,7 @@ from enum import StrEnum
 from lbguard.core.model import Subject, Verdict
 
 _PURGE_EVERY_S = 1.0
+_ROUNDING = 1e-6
 
 
 class Limit(StrEnum):
@@ -20,6 +21,7 @@ class Limit(StrEnum):
     REQUEST = "max_per_request"
     RATE = "rate"
     REPORTERS = "max_reporters"
+    CALLS = "max_calls"
     SUBJECTS = "max_subjects"
     SUBJECTS_TOTAL = "max_subjects_total"
 
@@ -33,6 +35,7 @@ class VerdictLimits:
     rate: float = 1000.0
     burst: int = 5000
     reporters_max: int = 256
+    calls_max: int = 8
     subjects_max: int = 10_000
     subjects_total_max: int = 50_000
 
@@ -60,7 +63,7 @@ class TokenBucket:
         More than `burst` are never there: infinity.
         """
         self._fill(now)
-        if tokens <= self._tokens:
+        if tokens <= self._tokens + _ROUNDING:  # whoever comes exactly when told is not sent away again
             self._tokens -= tokens
             return 0.0
         return (tokens - self._tokens) / self._rate if tokens <= self._burst else float("inf")
@@ -116,7 +119,7 @@ class Accounts:
         """Begin a call; each one needs its `leave`.
 
         Raises:
-            LimitExceeded: too many reporters.
+            LimitExceeded: too many reporters, or too many calls of this one.
         """
         account = self._accounts.get(reporter)
         if account is None:
@@ -126,6 +129,8 @@ class Accounts:
                 raise LimitExceeded(Limit.REPORTERS, f"{self._limits.reporters_max} reporters are there already")
             account = _Account(TokenBucket(self._limits.rate, self._limits.burst, now))
             self._accounts[reporter] = account
+        if account.calls >= self._limits.calls_max:
+            raise LimitExceeded(Limit.CALLS, f"{account.calls} calls of this reporter are open already")
         account.calls += 1
 
     def leave(self, reporter: str) -> None:

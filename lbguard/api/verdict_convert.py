@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
-from lbguard.core.addr import Ip
+from lbguard.core.addr import Ip, is_link_local
 from lbguard.core.model import (
     ConnectionSubject,
     FamilyEvidence,
@@ -33,6 +33,7 @@ _STATES = {
     pb.VERDICT_STATE_ENDED: VerdictState.ENDED,
 }
 _STATE_NAMES = ", ".join(pb.VerdictState.Name(number) for number in _STATES)
+_V6_SELF = (bytes(16), bytes(15) + b"\x01")
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -140,7 +141,7 @@ def _ip(path: str, text: str) -> Ip:
         # 0/8 this host, 127/8 loopback, 224/4 multicast, 240/4 reserved with broadcast.
         if ip[0] in {0, 127} or ip[0] >= 224:
             _refuse_ip(path, text)
-    elif ip[0] == 0xFF or (ip[0] == 0xFE and ip[1] & 0xC0 == 0x80) or ip[:15] == bytes(15) or ip[:12] == _V4_MAPPED:
+    elif ip[0] == 0xFF or is_link_local(ip) or ip in _V6_SELF or ip[:12] == _V4_MAPPED:
         _refuse_ip(path, text)
     return ip
 

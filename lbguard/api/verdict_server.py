@@ -63,8 +63,13 @@ class _Peer(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    task: "asyncio.Task[Any]"
-    replaced: bool = False
+    replaced: "asyncio.Future[None]"
+    answers: "asyncio.Future[list[str]] | None" = None
+
+    def give_up(self) -> None:
+        """Wait no longer for what the core makes of the request under way."""
+        if self.answers is not None:
+            self.answers.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class VerdictIntake:
         self.counters = VerdictCounters()
         # What gRPC itself refuses has no name of ours; so it takes a little more, which is then refused unread.
         self.message_bytes_read = 2 * limits.message_bytes_max
-        self.calls_at_once = _CALLS_EXTRA + 2 * limits.reporters_max
+        self.calls_at_once = _CALLS_EXTRA + limits.calls_max * limits.reporters_max
         self._message_bytes_max = limits.message_bytes_max
         self._submit = submit
         self._policy = policy
@@ -158,7 +163,7 @@ class VerdictIntake:
         """Count a call of a reporter while it lasts.
 
         Raises:
-            LimitExceeded: too many reporters.
+            LimitExceeded: too many reporters, or too many calls of this one.
         """
         self._accounts.enter(reporter, self._clock())
         try:
@@ -168,23 +173,21 @@ class VerdictIntake:
 
     @contextlib.contextmanager
     def stream(self, reporter: str) -> Iterator[_Stream]:
-        """Be the one stream of a reporter; the one before is ended."""
-        task = asyncio.current_task()
-        assert task is not None
-        with self.call(reporter):
-            old = self._streams.get(reporter)
-            if old is not None:
-                old.replaced = True
-                old.task.cancel()
-                self.counters.replaced += 1
-            stream = self._streams[reporter] = _Stream(task)
-            try:
-                yield stream
-            finally:
-                if self._streams[reporter] is stream:
-                    del self._streams[reporter]
+        """Be the one stream of a reporter; the one before is told that it is replaced."""
+        old = self._streams.get(reporter)
+        if old is not None and not old.replaced.done():
+            old.replaced.set_result(None)
+            self.counters.replaced += 1
+        stream = self._streams[reporter] = _Stream(asyncio.get_running_loop().create_future())
+        try:
+            yield stream
+        finally:
+            if self._streams[reporter] is stream:
+                del self._streams[reporter]
 
-    async def take(self, peer: _Peer, request: "_Request | _Unread") -> tuple[int, list[pb.IgnoredVerdict]]:
+    async def take(
+        self, peer: _Peer, request: "_Request | _Unread", stream: _Stream | None = None
+    ) -> tuple[int, list[pb.IgnoredVerdict]]:
         """Let a request in; returns how many verdicts were accepted, and the others with their reasons.
 
         Raises:
@@ -206,7 +209,10 @@ class VerdictIntake:
         self._accounts.hold(peer.reporter, verdicts, self._clock())
         for verdict in verdicts:
             self.counters.received[verdict.state] += 1
-        reasons = await asyncio.gather(*(self._submit(peer.reporter, verdict) for verdict in verdicts))
+        answers = asyncio.gather(*(self._submit(peer.reporter, verdict) for verdict in verdicts))
+        if stream is not None:
+            stream.answers = answers
+        reasons = await answers
         ignored = [pb.IgnoredVerdict(index=index, reason=reason) for index, reason in enumerate(reasons) if reason]
         self.counters.ignored.update(reason for reason in reasons if reason)
         return len(reasons) - len(ignored), ignored
@@ -250,24 +256,51 @@ class _VerdictService:
         self._names = names
 
     async def report(self, requests: AsyncIterator[Any], context: _Context) -> None:
-        """Serve a stream. Reading and writing by hand keeps both inside, where a newer stream can end them."""
-        stream: _Stream | None = None
+        """Serve a stream.
+
+        A task of its own reads and writes, and is never cancelled: gRPC does not survive the end of a task whose read
+        or write is still under way. Once the call has ended, whoever ended it, gRPC ends what is under way by itself.
+        """
         place = ""
         try:
             peer = self._intake.admit(self._names(context), context)
-            with self._intake.stream(peer.reporter) as stream:
-                while (request := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                    ticket = 0 if isinstance(request, _Unread) else request.ticket
-                    place = f"ticket {ticket}: " if ticket else ""
-                    accepted, ignored = await self._intake.take(peer, request)
-                    await context.write(pb.ReportResponse(ticket=ticket, accepted=accepted, ignored=ignored))
+            with self._intake.call(peer.reporter):
+                # Sent together with the first answer, the metadata would stand in the way of a status meanwhile.
+                await context.send_initial_metadata(())
+                with self._intake.stream(peer.reporter) as stream:
+                    work = asyncio.create_task(self._answer_all(peer, stream, context))
+                    try:
+                        ends: set[asyncio.Future[Any]] = {work, stream.replaced}
+                        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        stream.give_up()
+                if not work.done():
+                    try:
+                        await context.abort(grpc.StatusCode.ABORTED, REPLACED)
+                    finally:
+                        await asyncio.wait({work})
+                refused = work.result()
+                if refused is not None:
+                    place, refusal = refused
+                    raise refusal
         except (InvalidField, Denied, LimitExceeded) as refusal:
             await self._intake.refuse(context, refusal, place)
+
+    async def _answer_all(self, peer: _Peer, stream: _Stream, context: _Context) -> tuple[str, Exception] | None:
+        """Answer requests until the stream ends; returns why it is refused, and where, if it is."""
+        ticket = 0
+        try:
+            while (request := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                ticket = 0 if isinstance(request, _Unread) else request.ticket
+                accepted, ignored = await self._intake.take(peer, request, stream)
+                await context.write(pb.ReportResponse(ticket=ticket, accepted=accepted, ignored=ignored))
+        except (InvalidField, Denied, LimitExceeded) as refusal:
+            return f"ticket {ticket}: " if ticket else "", refusal
+        except grpc.aio.BaseError:
+            pass  # The reporter is gone, or the stream was ended while an answer was on its way.
         except asyncio.CancelledError:
-            if stream is None or not stream.replaced:
-                raise
-            stream.task.uncancel()
-            await context.abort(grpc.StatusCode.ABORTED, REPLACED)
+            pass  # The stream was given up while the core was thinking.
+        return None
 
     async def report_once(self, request: Any, context: _Context) -> pb.ReportOnceResponse:
         """Serve one batch."""

@@ -58,6 +58,9 @@ class VerdictSettings(BaseModel):
     rate: int = number(2000, "verdicts/s", "What one reporter may send in the long run.", low=1, high=1_000_000)
     burst: int = number(10_000, "verdicts", "What one reporter may send at once.", low=1, high=1_000_000)
     max_reporters: int = number(256, "reporters", "The most reporters; each has one stream.", low=1, high=10_000)
+    max_calls: int = number(
+        8, "calls", "The most calls of one reporter at once, replaced streams that linger included.", low=2, high=1000
+    )
     max_subjects: int = number(
         20_000, "subjects", "The most subjects on which one reporter has running verdicts.", low=1, high=1_000_000
     )
@@ -72,6 +75,7 @@ class VerdictSettings(BaseModel):
             rate=self.rate,
             burst=self.burst,
             reporters_max=self.max_reporters,
+            calls_max=self.max_calls,
             subjects_max=self.max_subjects,
             subjects_total_max=self.max_subjects_total,
         )
