@@ -233,9 +233,16 @@ def test_wrong_values_are_refused_by_name(helm: Helm, value: str, words: str) ->
     assert words in said, done.stderr
 
 
-def test_http_checks_need_something_to_ask(helm4: Helm) -> None:
-    argv = ("template", "guard", CHART, "--set", "healthChecks.handler=http", "--set", "settings.metrics.listen=")
-    assert "which is empty: use exec" in helm4.run(*argv, check=False).stderr
+@pytest.mark.parametrize("flags", [("guard.healthChecks=http",), ("guard.enabled=false", "probe.enabled=true")])
+def test_http_checks_need_something_to_ask(helm4: Helm, flags: tuple[str, ...]) -> None:
+    given = [word for flag in ("settings.metrics.listen=", *flags) for word in ("--set", flag)]
+    assert "which is empty: choose another" in helm4.run("template", "guard", CHART, *given, check=False).stderr
+
+
+def test_a_proxy_is_ready_without_its_monitor(helm4: Helm) -> None:
+    probe = named(pod_of(patch_of(helm4.objects(case("probe")), "probe"))["containers"], "lbguard")
+    assert "readinessProbe" not in probe
+    assert probe["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "lbg-metrics"}
 
 
 def test_the_notes_say_what_is_left_to_do(helm4: Helm) -> None:
@@ -245,6 +252,7 @@ def test_the_notes_say_what_is_left_to_do(helm4: Helm) -> None:
         return run.stdout.partition("\nNOTES:\n")[2]
 
     assert "nothing to guard" in notes()
+    assert "nothing to guard" not in notes("--values", str(case("registry")))
     said = notes("--values", str(case("targets")), "--set", "settings.mode=observe")
     assert "nothing to guard" not in said
     assert "nothing is touched" in said

@@ -78,7 +78,7 @@ def other_value(leaf: Leaf) -> Any:
 
 
 # Settings whose values have to go together, or have a form of their own, are in the cases.
-TOGETHER = {"grace.window", "grace.max", "grace.neighbor_window", "grace.verdict_window", "distributor.kind"}
+TOGETHER = {"source", "grace.window", "grace.max", "grace.neighbor_window", "grace.verdict_window", "distributor.kind"}
 
 
 def test_every_value_reaches_its_setting(helm: Helm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_every_value_reaches_its_setting(helm: Helm, tmp_path: Path, monkeypatch
         for name, leaf in LEAVES.items()
         if (value := other_value(leaf)) is not None
         and name not in TOGETHER
-        and not name.startswith(("probe.", "verdicts."))
+        and not name.startswith(("probe.", "verdicts.", "nsp."))
     }
     assert len(chosen) > 25
     nested: dict[str, Any] = {}

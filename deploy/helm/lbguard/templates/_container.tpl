@@ -55,12 +55,14 @@ For charts that own the load balancer or the proxy and have this one as a depend
       protocol: TCP
     {{- end }}
   {{- end }}
-  {{- if $values.healthChecks }}
+  {{- if ne $values.healthChecks "none" }}
+  {{- if eq .component "guard" }}
   readinessProbe:
-    {{- include "lbguard.healthCheck" (dict "root" .root "flag" "--ready" "path" "/readyz" "ports" $ports) | nindent 4 }}
+    {{- include "lbguard.healthCheck" (merge (dict "flag" "--ready" "path" "/readyz" "ports" $ports) .) | nindent 4 }}
     {{- toYaml .root.Values.healthChecks.readiness | nindent 4 }}
+  {{- end }}
   livenessProbe:
-    {{- include "lbguard.healthCheck" (dict "root" .root "flag" "--live" "path" "/healthz" "ports" $ports) | nindent 4 }}
+    {{- include "lbguard.healthCheck" (merge (dict "flag" "--live" "path" "/healthz" "ports" $ports) .) | nindent 4 }}
     {{- toYaml .root.Values.healthChecks.liveness | nindent 4 }}
   {{- end }}
   {{- with $values.resources }}
@@ -90,12 +92,12 @@ For charts that own the load balancer or the proxy and have this one as a depend
 {{- end }}
 
 {{- define "lbguard.healthCheck" -}}
-{{- if eq .root.Values.healthChecks.handler "exec" -}}
+{{- if eq (get .root.Values .component).healthChecks "exec" -}}
 exec:
   command: [lbguard, health, {{ .flag }}]
 {{- else -}}
 {{- if not (hasKey .ports "lbg-metrics") -}}
-{{- fail "healthChecks.handler http asks settings.metrics.listen, which is empty: use exec" -}}
+{{- fail (printf "%s.healthChecks http asks settings.metrics.listen, which is empty: choose another" .component) -}}
 {{- end -}}
 httpGet:
   path: {{ .path }}
