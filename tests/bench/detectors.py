@@ -67,7 +67,7 @@ def _theirs(number: int) -> tuple[Ip, Ip]:
     return b"\x0a\x33" + low, b"\xfd\x51" + bytes(12) + low
 
 
-def _connections(count: int, ifname: str = "") -> list[Connection]:
+def connections_of(count: int, ifname: str = "") -> list[Connection]:
     return [
         Connection(
             id=str(number),
@@ -93,7 +93,7 @@ class _Simulation:
         self.monitor = Monitor(
             self.settings, self._take, self.time, open_socket=self.network.open_socket, first_generation=0, seed=seed
         )
-        self.monitor.set_connections(_connections(connections))
+        self.monitor.set_connections(connections_of(connections))
 
     def _take(self, verdict: Verdict) -> None:
         assert isinstance(verdict.subject, TargetSubject)
@@ -133,7 +133,7 @@ def simulate(detector: Detector, situation: Situation, connections: int, cuts: i
 
 
 @contextlib.contextmanager
-def _ends() -> Iterator[tuple[Namespace, Namespace]]:
+def joined_ends() -> Iterator[tuple[Namespace, Namespace]]:
     """Make two joined namespaces; the far one answers for any number of addresses."""
     with Namespace("near") as near, Namespace("far") as far:
         connect(near, "eth0", far, "eth0")
@@ -158,7 +158,7 @@ def _drop(end: Namespace, percent: int) -> None:
 def measure(situation: Situation, connections: int, seconds: float) -> dict[Detector, Found]:
     """Run one monitor process a judge beside each other: count false alarms, then cut the path and wait."""
     after_s = REAL_INTERVAL_S * 2 * _STARVED_INTERVALS
-    with _ends() as (near, far):
+    with joined_ends() as (near, far):
         for end in (near, far):
             _drop(end, round(situation.loss * 100))
         command = [sys.executable, "-m", "tests.bench.detectors", "--probe", str(connections)]
@@ -226,7 +226,7 @@ async def _probe(connections: int, detector: Detector, seconds: float) -> None:
         last[ip] = verdict.state
 
     monitor = Monitor(JudgeSettings(interval_s=REAL_INTERVAL_S, detector=detector), take)
-    monitor.set_connections(_connections(connections, "eth0"))
+    monitor.set_connections(connections_of(connections, "eth0"))
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(monitor.run(), seconds)
     json.dump(downs, sys.stdout)
