@@ -1,10 +1,10 @@
 """Builds adapters from the settings, one function each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lbguard.announce.sender import Announcer
 from lbguard.core.addr import Ip
-from lbguard.core.model import LinkKey
+from lbguard.core.model import LinkKey, Route
 from lbguard.dataplane.links import NeighborTimers
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
@@ -15,6 +15,8 @@ from lbguard.distributor.observe import ObserveDistributor
 from lbguard.distributor.select import AutoDistributor
 from lbguard.netlink.mirror import KernelMirror, MirrorSettings, Sink
 from lbguard.settings import Settings
+from lbguard.sources.base import Source, SourceEvent
+from lbguard.sources.file import FileSource
 
 _LOCAL_TABLES = frozenset({0, 253, 254, 255})
 
@@ -45,6 +47,22 @@ def make_distributor(settings: Settings) -> Distributor:
         case "auto" | "observe":
             chosen = AutoDistributor(wanted.shm_dir, memory(), embedded)
     return ObserveDistributor(chosen) if observing else chosen
+
+
+def make_source(
+    settings: Settings, emit: Callable[[SourceEvent], None], routes: Callable[[], Iterable[Route] | None]
+) -> Source | None:
+    """Build the source of targets; None when none is set. `routes` are those in force in the targets' tables.
+
+    Raises:
+        StartError: certificates cannot be read.
+    """
+    if settings.source == "nsp":
+        # Loads gRPC, so only where it is used.
+        from lbguard.build_nsp import make_nsp_source, nsp_certificates
+
+        return make_nsp_source(settings, emit, nsp_certificates(settings.nsp), routes)
+    return FileSource(settings.targets_file, emit) if settings.targets_file is not None else None
 
 
 def make_announcer(settings: Settings, owns: Callable[[LinkKey, Ip], bool]) -> Announcer | None:

@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -24,15 +24,17 @@ from lbguard.actuators import (
     NeighborEffect,
     PollDistributor,
 )
-from lbguard.build import make_announcer, make_distributor, make_mirror, neighbor_timers
+from lbguard.api.availability_state import AvailabilityState
+from lbguard.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
 from lbguard.core.effects import Announce, ProgramRoutes, ProgramRules, SolicitNeighbors
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
-from lbguard.core.model import Decision, TargetKey
+from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
 from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import DistributorError
+from lbguard.interface_counts import links_facing_targets
 from lbguard.journal import ServiceJournal
 from lbguard.log import fields, setup_logging
 from lbguard.metrics import Metrics
@@ -40,7 +42,6 @@ from lbguard.netlink.socket import NetlinkChannel
 from lbguard.packet_counts import PacketCounts
 from lbguard.runner import Runner
 from lbguard.settings import Settings, engine_config
-from lbguard.sources.file import FileSource
 from lbguard.start_error import StartError
 
 if TYPE_CHECKING:
@@ -62,13 +63,16 @@ class Daemon:
         self.settings = settings
         self.engine = Engine(engine_config(settings))
         self.decision_log = DecisionLog()
-        self.metrics = Metrics(CollectorRegistry())
+        place = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit} if settings.source == "nsp" else None
+        self.metrics = Metrics(CollectorRegistry(), place)
+        self.availability = AvailabilityState()
         self._enforcing = settings.mode == "enforce"
         self._journal = ServiceJournal(
             self.metrics,
             self.decision_log,
             observe=not self._enforcing,
             inbox_depth=lambda: self.runner.inbox_depth,
+            availability=self.availability,
         )
         self._stop = asyncio.Event()
         self._started_at = time.monotonic()
@@ -95,8 +99,7 @@ class Daemon:
             resync=self.mirror.request_resync,
             inbox_limit=settings.kernel.inbox_limit,
         )
-        path = settings.targets_file
-        self._source = FileSource(path, lambda event: self.runner.post((event,))) if path is not None else None
+        self._source = make_source(settings, lambda event: self.runner.post((event,)), self._routes_in_force)
         self._doors: Doors | None = None
 
     # What the API and the health checks see
@@ -148,7 +151,7 @@ class Daemon:
             loop.add_signal_handler(signum, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._source is None:
-            _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE) to the file that lists them")
+            _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         await self.mirror.start()
         _log.info("started", extra=fields(version=__version__, mode=self.settings.mode))
 
@@ -195,9 +198,7 @@ class Daemon:
                 rounds += 1
                 if not len(self._distributor_lane):
                     self._distributor_lane.put(PollDistributor(read_back=rounds % every == 0))
-                self.metrics.record_status(self.engine.summary(time.monotonic()))
-                self._journal.counted(self._announcer, self.mirror.counters)
-                self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
+                self._take_counts()
                 if self._enforcing:
                     await self._packets.follow(
                         {mark: target.key for mark, target in self.engine.roster.by_mark.items()}
@@ -205,6 +206,22 @@ class Daemon:
                     if rounds % _COUNT_EVERY == 0:
                         await self._packets.read()
             await asyncio.sleep(_POLL_S if self._ready_told else _POLL_BEFORE_READY_S)
+
+    def _take_counts(self) -> None:
+        """Bring gauges up to date and take over the counts that adapters keep themselves."""
+        self.availability.retain(self.engine.roster.streams)
+        self.metrics.record_status(self.engine.summary(time.monotonic()))
+        self._journal.counted(self._announcer, self.mirror.counters)
+        self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
+        self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
+        counters = getattr(self._source, "counters", None)
+        if counters is not None:
+            self.metrics.record_source(
+                sessions=counters.sessions,
+                losses=counters.losses,
+                waiting=counters.waiting,
+                skipped=counters.skipped,
+            )
 
     async def _tell_health(self) -> None:
         unready = self.unready_reason()
@@ -223,10 +240,13 @@ class Daemon:
     async def _open_doors(self) -> "Doors":
         """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
         doors = await asyncio.to_thread(importlib.import_module, "lbguard.doors")
-        opened: Doors = await doors.open_doors(self.settings, self, self.decision_log, self.metrics.registry)
+        opened: Doors = await doors.open_doors(self)
         return opened
 
     # Wiring
+
+    def _routes_in_force(self) -> Iterable[Route] | None:
+        return self.engine.tables.routes.actual.values() if self.engine.in_sync else None
 
     def _post(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from lbguard.announce.sender import Announcer
+from lbguard.api.availability_state import AvailabilityState
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
 from lbguard.core.events import Event, RouteFailed, RuleFailed
@@ -28,11 +29,13 @@ class ServiceJournal:
         *,
         observe: bool,
         inbox_depth: Callable[[], int],
+        availability: AvailabilityState,
     ) -> None:
         self._metrics = metrics
         self._decisions = decisions
         self._observe = observe
         self._inbox_depth = inbox_depth
+        self._availability = availability
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Take a piece of information."""
@@ -43,6 +46,7 @@ class ServiceJournal:
                 self._decisions.add(decision, wall_time)
                 log_decision(decision, wall_time, observe=self._observe)
             case SetAvailability():
+                self._availability.set(effect.stream, effect.available)
                 level = logging.INFO if effect.available else logging.WARNING
                 what = "stream available" if effect.available else "stream unavailable"
                 _log.log(level, what, extra=fields(stream=effect.stream, reason=effect.reason))

@@ -215,6 +215,16 @@ class FlagSource(_FlatSource):
         return "flag"
 
 
+MERIDIO_VARIABLES = {
+    "NSM_NSP_SERVICE": "nsp.address",
+    "NSM_TRENCH_NAME": "nsp.trench",
+    "NSM_CONDUIT_NAME": "nsp.conduit",
+    "NSM_IDENTIFIER_OFFSET_START": "nsp.identifier_offset_start",
+    "SPIFFE_ENDPOINT_SOCKET": "nsp.spiffe_socket",
+}
+"""Variables of Meridio's load balancer that stand for these settings, where LBGUARD_SOURCE is nsp. Ours come first."""
+
+
 class FlatEnvSource(_FlatSource):
     """Environment variables `LBGUARD_...`; a group and a name in it are separated by two underscores."""
 
@@ -231,11 +241,25 @@ class FlatEnvSource(_FlatSource):
                 hint = nearest(variable, list(variables))
                 note = f"environment variable {variable} is no setting and is ignored"
                 self.notes += (f"{note}; {hint}" if hint else note,)
-        return values
+        self._aliases = self._aliases_in_force(values)
+        return values | {name: os.environ[variable] for name, variable in self._aliases.items()}
 
     def origin(self, name: str) -> str:
         """Say where the value of a setting stands."""
-        return f"environment {self.known[name].variable}"
+        return f"environment {self._aliases.get(name, self.known[name].variable)}"
+
+    def _aliases_in_force(self, values: dict[str, object]) -> dict[str, str]:
+        """Return the variables of Meridio's load balancer that stand in for settings of ours that are not given.
+
+        They count where the environment asks for Meridio's registry; elsewhere their names may mean something else.
+        """
+        if values.get("source") != "nsp":
+            return {}
+        return {
+            name: variable
+            for variable, name in MERIDIO_VARIABLES.items()
+            if variable in os.environ and name in self.known and name not in values
+        }
 
     @staticmethod
     def _is_foreign(variable: str) -> bool:

@@ -16,13 +16,14 @@ from typing import Protocol
 import grpc
 
 from lbguard.log import fields
+from lbguard.start_error import StartError
 
 _log = logging.getLogger("lbguard.verdicts")
 
 _READ_ATTEMPTS = 3
 
 
-class CredentialsError(Exception):
+class CredentialsError(StartError):
     """There are no usable certificates; the text names the settings and what to do."""
 
 

@@ -13,16 +13,6 @@ ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"
 
 NspAddress = Annotated[str, checked(parse_dial_address)]
 
-MERIDIO_VARIABLES = {
-    "NSM_NSP_SERVICE": "nsp.address",
-    "NSM_TRENCH_NAME": "nsp.trench",
-    "NSM_CONDUIT_NAME": "nsp.conduit",
-    "NSM_IDENTIFIER_OFFSET_START": "nsp.identifier_offset_start",
-    "SPIFFE_ENDPOINT_SOCKET": "nsp.spiffe_socket",
-}
-"""Variables of the environment of Meridio's load balancer that stand for these settings, where a container has a copy
-of them. Our own variables come before them."""
-
 
 class NspSettings(BaseModel):
     """Streams and targets from Meridio's registry (source nsp). Without certificates it is reached in plaintext."""
