@@ -28,6 +28,7 @@ from lbguard.log import fields
 from lbguard.probe.addresses import Endpoint
 from lbguard.probe.channels import Backoff, ChannelError, Dialer
 from lbguard.probe.metrics import ProbeMetrics
+from lbguard.probe.settings import LEASE_MAX_S
 from lbguard.probe.verdict_message import subject_name, verdict_message
 
 _log = logging.getLogger("lbguard.probe.report_lane")
@@ -59,7 +60,8 @@ class ReporterSettings:
     Attributes:
         name: what load balancers call this reporter; empty: they go by its address.
         backoff_max_s: the longest wait before dialling again.
-        renew_s: a standing verdict is said again this often; well below the lease.
+        renew_s: a standing verdict is said again this often, well below the lease; with thousands, more seldom and
+            with a longer lease.
         subjects_max: how many subjects are remembered; verdicts of more are dropped and counted.
     """
 
@@ -207,7 +209,7 @@ class Lane:
         request = pb.ReportRequest(ticket=ticket)
         for verdict in batch:
             self._sequence += 1
-            request.verdicts.append(verdict_message(verdict, self._sequence))
+            request.verdicts.append(verdict_message(verdict, self._sequence, self._lease_s(verdict)))
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             try:
                 await call.write(request)
@@ -293,7 +295,7 @@ class Lane:
             wait_s = max(0.0, self._repeat_from - self._clock())
         elif self._sent_at:
             first = self._sent_at[next(iter(self._sent_at))]
-            wait_s = min(LOOK_INTERVAL_S, max(0.0, first + self._settings.renew_s - self._clock()))
+            wait_s = min(LOOK_INTERVAL_S, max(0.0, first + self._renew_s - self._clock()))
         else:
             wait_s = LOOK_INTERVAL_S
         with contextlib.suppress(TimeoutError):
@@ -302,8 +304,9 @@ class Lane:
 
     def _renew(self, now: float) -> None:
         lapsed: list[Subject] = []
+        renew_s = self._renew_s
         for subject, sent_at in self._sent_at.items():
-            if now - sent_at < self._settings.renew_s:
+            if now - sent_at < renew_s:
                 break
             if not self._stands(subject, now):
                 lapsed.append(subject)
@@ -312,6 +315,15 @@ class Lane:
         for subject in lapsed:
             del self._sent_at[subject]
             self._lapsed.add(subject)
+
+    @property
+    def _renew_s(self) -> float:
+        """How often a standing verdict is said again: as configured, but not faster than the pace allows for all."""
+        return max(self._settings.renew_s, len(self._latest) / VERDICTS_PER_S)
+
+    def _lease_s(self, verdict: Verdict) -> float:
+        """Return how long a verdict counts: long enough for three renewals, however many subjects there are."""
+        return min(LEASE_MAX_S, max(verdict.lease_s, 3 * len(self._latest) / VERDICTS_PER_S))
 
     def _stands(self, subject: Subject, now: float) -> bool:
         """Tell whether the monitor has confirmed a verdict within its lease; an end needs no confirming."""

@@ -21,14 +21,14 @@ _STATES = {
 }
 
 
-def verdict_message(verdict: Verdict, sequence: int) -> pb.Verdict:
-    """Return the message of a verdict, under the sequence number that it is sent with."""
+def verdict_message(verdict: Verdict, sequence: int, lease_s: float) -> pb.Verdict:
+    """Return the message of a verdict, with the sequence number and the lease (seconds) that it is sent with."""
     return pb.Verdict(
         subject=_subject(verdict.subject),
         state=_STATES[verdict.state],
         generation=verdict.generation,
         sequence=sequence,
-        lease_s=verdict.lease_s,
+        lease_s=lease_s,
         heal_s=verdict.heal_s,
         evidence=[_evidence(family) for family in verdict.evidence],
         new_mac=verdict.new_mac,

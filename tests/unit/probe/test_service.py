@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject, Verdict, VerdictState
-from lbguard.probe.build import ProbeError, judge_settings, make_source, reporter_name
+from lbguard.probe.build import ProbeError, judge_settings, make_reporting, make_source, reporter_name
 from lbguard.probe.connection import Connection, pairs_of
+from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.judge import Detector, JudgeSettings
 from lbguard.probe.kernel_view import KernelView
+from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.monitor import Monitor
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.service import resolve_links
@@ -171,6 +174,12 @@ def test_the_far_end_is_a_load_balancer_or_it_is_none() -> None:
 def test_a_source_that_lacks_a_setting_says_which() -> None:
     with pytest.raises(ProbeError, match="LBGUARD_PROBE__CONNECTIONS_FILE"):
         make_source(ProbeSettings(), KernelView(), lambda _: None)
+
+
+def test_a_workload_api_that_cannot_be_used_is_named_by_its_setting() -> None:
+    metrics = ProbeMetrics(CollectorRegistry(), ProbeCounters())
+    with pytest.raises(ProbeError, match=r"probe\.spiffe_socket"):
+        make_reporting(ProbeSettings(spiffe_socket="nonsense"), "proxy-a", metrics)
 
 
 @pytest.mark.parametrize(
