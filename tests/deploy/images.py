@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,19 @@ class Container:
         place: an empty directory of the test; `place / "targets"` is mounted at /etc/lbguard/targets.
         uid: user and group.
         add: the capabilities that are added after all were dropped.
+        env: environment variables.
     """
 
-    def __init__(self, tree: Path, place: Path, *, uid: int = UID, add: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tree: Path, place: Path, *, uid: int = UID, add: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> None:
         self._name = f"lbguard-{uuid.uuid4().hex[:12]}"
         self._place = place
         self._bundle = place / self._name
         self._runc = ("runc", "--root", place / "runc", "--rootless", "true")
         self._tree = tree
         self._uid = uid
+        self._env = {"PATH": "/usr/local/bin:/usr/bin:/bin", **(env or {})}
         self._add = [f"CAP_{name}" for name in add]
 
     def popen(self, *argv: str) -> subprocess.Popen[str]:
@@ -153,7 +157,7 @@ class Container:
             "process": {
                 "args": list(argv),
                 "cwd": "/",
-                "env": ["PATH=/usr/local/bin:/usr/bin:/bin"],
+                "env": [f"{name}={value}" for name, value in self._env.items()],
                 "user": {"uid": self._uid, "gid": self._uid},
                 "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), self._add),
                 "noNewPrivileges": True,  # allowPrivilegeEscalation: false

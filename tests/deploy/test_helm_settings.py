@@ -125,4 +125,4 @@ def test_the_environment_of_each_case_is_accepted(helm4: Helm, name: str, monkey
         assert [note for note in loaded.notes if "GRPC" not in note] == []
         given = {setting for setting, origin in loaded.origins.items() if origin != "default"}
         own = {setting for setting in wanted if setting.startswith("probe.") == (component == "probe")}
-        assert own - {"log.level", "log.format", "socket"} <= given | {"targets_file"}
+        assert own - {"log.level", "log.format"} <= given

@@ -95,6 +95,11 @@ def test_two_capabilities_do_without_privilege_escalation(tree: Path, tmp_path: 
     assert "no_nftables" not in said
 
 
+def records(said: str) -> dict[str, dict[str, object]]:
+    """Return log records by event."""
+    return {record["event"]: record for record in map(json.loads, said.splitlines())}
+
+
 def test_the_service_gets_ready_on_a_read_only_root(tree: Path, tmp_path: Path) -> None:
     guard = Container(tree, tmp_path, add=BOTH)
     began = time.time()
@@ -114,5 +119,27 @@ def test_the_service_gets_ready_on_a_read_only_root(tree: Path, tmp_path: Path) 
         guard.kill()
         said, _ = service.communicate(timeout=60)
     assert service.returncode == 0, said
-    (ready,) = [record for record in map(json.loads, said.splitlines()) if record["event"] == "ready"]
-    print(f"ready {ready['ts'] - began:.2f} s after the container was asked for")
+    print(f"ready {float(str(records(said)['ready']['ts'])) - began:.2f} s after the container was asked for")
+
+
+def test_the_probe_needs_one_capability(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/connections.yaml").write_text("connections: []\n")
+    given = {
+        "LBGUARD_PROBE__ENABLED": "true",
+        "LBGUARD_PROBE__CONNECTIONS_FILE": "/etc/lbguard/targets/connections.yaml",
+    }
+    probe = Container(tree, tmp_path, add=["NET_RAW"], env=given)
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/readyz', timeout=3).status)"
+    service = probe.popen("lbguard", "probe")
+    began = time.time()
+    try:
+        while probe.exec("/opt/lbguard/bin/python3", "-I", "-c", ask) != (0, "200\n"):
+            assert service.poll() is None, service.stdout and service.stdout.read()
+            assert time.time() < began + READY_LIMIT_S, "not ready"
+            time.sleep(0.1)
+    finally:
+        probe.kill()
+        said, _ = service.communicate(timeout=60)
+    assert service.returncode == 0, said
+    assert "probing" in records(said)

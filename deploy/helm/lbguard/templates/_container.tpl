@@ -73,22 +73,28 @@ For charts that own the load balancer or the proxy and have this one as a depend
   securityContext:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+  {{- with include "lbguard.volumeMounts" . | trim }}
   volumeMounts:
-    - name: lbguard-run
-      mountPath: {{ dir .root.Values.settings.socket }}
-    {{- if eq .component "guard" }}
-    {{- with include "lbguard.guard.sharedMemoryMount" .root }}
     {{- . | nindent 4 }}
-    {{- end }}
-    {{- if include "lbguard.targetsConfigMap" .root }}
-    - name: lbguard-targets
-      mountPath: /etc/lbguard/targets
-      readOnly: true
-    {{- end }}
-    {{- end }}
-    {{- with $values.extraVolumeMounts }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  {{- end }}
+{{- end }}
+
+{{- define "lbguard.volumeMounts" -}}
+{{- if eq .component "guard" }}
+- name: lbguard-run
+  mountPath: {{ dir .root.Values.settings.socket }}
+{{- with include "lbguard.guard.sharedMemoryMount" .root }}
+{{ . }}
+{{- end }}
+{{- if include "lbguard.targetsConfigMap" .root }}
+- name: lbguard-targets
+  mountPath: /etc/lbguard/targets
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- with (get .root.Values .component).extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "lbguard.healthCheck" -}}
@@ -107,11 +113,11 @@ httpGet:
 
 {{- define "lbguard.volumes" -}}
 {{- $values := get .root.Values .component -}}
+{{- if eq .component "guard" -}}
 - name: lbguard-run
   emptyDir:
     medium: Memory
     sizeLimit: 1Mi
-{{- if eq .component "guard" }}
 {{- with $values.sharedMemory }}
 {{- if and .enabled (not .existingVolume) }}
 - name: lbguard-shm

@@ -43,7 +43,7 @@ The guard reads all settings but the probe's; the probe reads its own and the fe
 {{- if and (eq $setting.name "targets_file") (not $text) (include "lbguard.targetsConfigMap" $root) -}}
 {{- $text = "/etc/lbguard/targets/targets.yaml" -}}
 {{- end -}}
-{{- $reads := eq $component "guard" | ternary (ne $group "probe") (has $group (list "probe" "log" "metrics" "socket")) -}}
+{{- $reads := eq $component "guard" | ternary (ne $group "probe") (has $group (list "probe" "log" "metrics" "kernel")) -}}
 {{- if and $reads (ne $text $setting.default) }}
 - name: {{ $setting.variable }}
   value: {{ $text | quote }}
