@@ -59,9 +59,9 @@ def find(objects: list[Object], kind: str, suffix: str = "") -> Object:
     return found[0]
 
 
-def patch_of(objects: list[Object], component: str) -> Object:
-    """Return the strategic merge patch of a component."""
-    patch = yaml.safe_load(find(objects, "ConfigMap", f"-{component}-patch")["data"]["patch.yaml"])
+def patch_of(objects: list[Object], component: str, key: str = "patch.yaml") -> Object:
+    """Return the strategic merge patch that adds a component, or removes it (`remove.yaml`)."""
+    patch = yaml.safe_load(find(objects, "ConfigMap", f"-{component}-patch")["data"][key])
     assert isinstance(patch, dict)
     return patch
 
@@ -80,7 +80,7 @@ def named(items: list[Object], name: str) -> Object:
 
 def patched(tools: Path, workload: Path, patch: Object, into: Path) -> Object:
     """Apply a strategic merge patch as the API server would, by kubectl."""
-    file = into / f"{workload.stem}-patch.yaml"
+    file = into / "patch.yaml"
     file.write_text(yaml.safe_dump(patch))
     argv: list[str | Path] = [
         tools / "kubectl",

@@ -44,12 +44,19 @@ def test_every_documented_combination_renders_as_recorded(helm: Helm, name: str)
     assert rendered == golden.read_text(), f"LBGUARD_UPDATE_GOLDEN=1 records it; look at the difference of {golden}"
 
 
+def workload_of(name: str, component: str) -> Path:
+    """Return the pod template that a case is for."""
+    if component == "probe":
+        return HERE / "pods/proxy.yaml"
+    return HERE / ("pods/own-memory.yaml" if name == "existing-memory" else "pods/load-balancer.yaml")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_rendered_is_what_kubernetes_takes(helm4: Helm, name: str, tools: Path, tmp_path: Path) -> None:
     objects = helm4.objects(case(name))
-    for component, workload in (("guard", "load-balancer"), ("probe", "proxy")):
+    for component in ("guard", "probe"):
         if any(item["metadata"]["name"].endswith(f"-{component}-patch") for item in objects):
-            objects.append(patched(tools, HERE / f"pods/{workload}.yaml", patch_of(objects, component), tmp_path))
+            objects.append(patched(tools, workload_of(name, component), patch_of(objects, component), tmp_path))
     for item in objects:
         if item["kind"] in CUSTOM_KINDS:
             check_custom(item)
@@ -95,6 +102,22 @@ def test_a_patch_applied_twice_changes_nothing_more(helm4: Helm, tools: Path, tm
     once = patched(tools, HERE / "pods/load-balancer.yaml", patch, tmp_path)
     (tmp_path / "once.yaml").write_text(yaml.safe_dump(once))
     assert patched(tools, tmp_path / "once.yaml", patch, tmp_path) == once
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_was_put_there_can_be_removed_without_a_trace(helm4: Helm, name: str, tools: Path, tmp_path: Path) -> None:
+    objects = helm4.objects(case(name))
+    for component in ("guard", "probe"):
+        if not any(item["metadata"]["name"].endswith(f"-{component}-patch") for item in objects):
+            continue
+        before = workload_of(name, component)
+        with_it = tmp_path / f"with-{component}.yaml"
+        with_it.write_text(yaml.safe_dump(patched(tools, before, patch_of(objects, component), tmp_path)))
+        assert "lbguard" in with_it.read_text().replace("lbguard.io", "")
+        after = patched(tools, with_it, patch_of(objects, component, "remove.yaml"), tmp_path)
+        assert after == yaml.safe_load(before.read_text())
+        # Removing what is not there does no harm, so that an upgrade may always remove first.
+        assert patched(tools, before, patch_of(objects, component, "remove.yaml"), tmp_path) == after
 
 
 def test_the_guard_gets_only_the_privileges_it_needs(helm4: Helm) -> None:

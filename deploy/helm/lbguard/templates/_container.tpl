@@ -138,3 +138,12 @@ httpGet:
 {{ toYaml . }}
 {{- end }}
 {{- end }}
+
+{{- define "lbguard.removedVolumes" -}}
+{{- $names := .names -}}
+{{- range .extra }}{{ $names = append $names .name }}{{ end -}}
+{{- range $names }}
+- name: {{ . }}
+  $patch: delete
+{{- end }}
+{{- end }}
