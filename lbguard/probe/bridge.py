@@ -87,8 +87,10 @@ class BridgeNeighbors:
                 left_out.append(f"more than {self._max_connections} connections")
                 break
             else:
+                # A verdict on a target tells the target's link-layer address, one on a link tells that of our end.
+                mac = known.mac if known.kind == "target" else bridge.mac
                 found += connections_of(
-                    id=self.name, kind=known.kind, local=local[:1], remote=(ip,), ifname=self.name, mac=known.mac
+                    id=self.name, kind=known.kind, local=local[:1], remote=(ip,), ifname=self.name, mac=mac
                 )
         return ConnectionList(connections=tuple(found), left_out=tuple(left_out))
 

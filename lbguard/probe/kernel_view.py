@@ -38,6 +38,7 @@ class KernelView:
         self._addresses: dict[tuple[int, Ip, int], AddressSeen] = {}
         self._by_ip: dict[Ip, dict[int, AddressSeen]] = {}
         self._last_links: dict[Ip, str] = {}
+        self._last_macs: dict[str, bytes] = {}
         self._listeners: list[Callable[[], None]] = []
         self._told: asyncio.TimerHandle | None = None
         self._mirror = KernelMirror(self.take, lambda _table: False, settings)
@@ -93,6 +94,15 @@ class KernelView:
     def link_named(self, name: str) -> LinkSeen | None:
         """Return the link of a name."""
         return next((link for link in self.links.values() if link.name == name), None)
+
+    def mac_of(self, name: str) -> bytes:
+        """Return the link-layer address of a link, or the last one while the link is gone; empty: none ever."""
+        link = self.link_named(name)
+        if link is not None and link.mac:
+            self._last_macs[name] = link.mac
+            if len(self._last_macs) > _REMEMBERED_MAX:
+                del self._last_macs[next(iter(self._last_macs))]
+        return self._last_macs.get(name, b"")
 
     def addresses_of(self, ifindex: int) -> tuple[AddressSeen, ...]:
         """Return the usable addresses of a link."""

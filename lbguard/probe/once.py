@@ -97,7 +97,7 @@ async def _list_connections(settings: Settings) -> ConnectionList:
         with contextlib.suppress(asyncio.CancelledError):
             await running
         await view.stop()
-    return replace(told, connections=resolve_links(told.connections, view.link_of))
+    return replace(told, connections=resolve_links(told.connections, view))
 
 
 async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[Subject, Verdict]:

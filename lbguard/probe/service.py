@@ -13,7 +13,7 @@ from dataclasses import replace
 from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
-from lbguard.core.model import Subject, Verdict, VerdictState
+from lbguard.core.model import Subject, TargetSubject, Verdict, VerdictState
 from lbguard.httpd import Health, HttpEndpoint, ListenError
 from lbguard.listen import parse_listen
 from lbguard.log import fields, setup_logging
@@ -41,12 +41,26 @@ _BEAT_BEFORE_READY_S = 0.05
 _LEFT_OUT_SHOWN = 5
 
 
-def resolve_links(connections: tuple[Connection, ...], link_of: Callable[[bytes, str], str]) -> tuple[Connection, ...]:
-    """Name the link of each connection that has none: the one with its first local address."""
-    return tuple(
-        connection if connection.ifname else replace(connection, ifname=link_of(connection.pairs[0].source, ""))
-        for connection in connections
-    )
+def resolve_links(connections: tuple[Connection, ...], view: KernelView) -> tuple[Connection, ...]:
+    """Add what the kernel knows of our end: the link with the first local address, and its link-layer address.
+
+    The latter belongs to what is judged unless that is the far end; when it changes, the link was made anew, and the
+    load balancer's neighbour entry for our end is out of date.
+    """
+    resolved = []
+    macs: dict[str, bytes] = {}
+    for connection in connections:
+        ifname = connection.ifname or view.link_of(connection.pairs[0].source)
+        if ifname not in macs:
+            macs[ifname] = view.mac_of(ifname)
+        mac = connection.mac or (macs[ifname] if _judges_our_end(connection) else b"")
+        resolved.append(replace(connection, ifname=ifname, mac=mac))
+    return tuple(resolved)
+
+
+def _judges_our_end(connection: Connection) -> bool:
+    subject = connection.subject
+    return not isinstance(subject, TargetSubject) or any(pair.source == subject.ip for pair in connection.pairs)
 
 
 class ProbeService:
@@ -143,7 +157,7 @@ class ProbeService:
 
     def _apply(self, told: ConnectionList) -> None:
         limit = self.settings.probe.max_connections
-        connections = resolve_links(told.connections[:limit], self._view.link_of)
+        connections = resolve_links(told.connections[:limit], self._view)
         left_out = told.left_out
         if len(told.connections) > limit:
             left_out += (f"{len(told.connections) - limit} connections more than probe.max_connections",)

@@ -214,6 +214,9 @@ async def test_a_link_made_anew_under_its_name_is_pinged_again(
     pair.add("1")
     await eventually(lambda: sink.states("lb-a")[-1] == "UP")
     assert "ENDED" not in sink.states("lb-a")
+    # The load balancer's neighbour entry for our end is out of date, and it is told so.
+    mac = next(word for word in pair.proxy.ip("link", "show", "nsm0").split() if word.count(":") == 5)
+    await eventually(lambda: sink.arrived[-1].verdict.new_mac.hex(":") == mac)
 
 
 async def test_replies_that_come_late_count_as_late_and_the_path_comes_back(

@@ -9,11 +9,12 @@ from lbguard.probe.source import ConnectionList, ConnectionsLost
 from tests.unit.probe.verdicts import ip
 
 BRIDGE, LB_PORT, TARGET_PORT, OTHER = 3, 4, 5, 6
+MAC_BRIDGE = b"\x02\0\0\0\0\x03"
 MAC_A, MAC_B, MAC_LB = b"\x02\0\0\0\0\x0a", b"\x02\0\0\0\0\x0b", b"\x02\0\0\0\0\x01"
 
 
-def link(ifindex: int, name: str) -> LinkSeen:
-    return LinkSeen(ifindex=ifindex, name=name, up=True, mac=bytes(6))
+def link(ifindex: int, name: str, mac: bytes = bytes(6)) -> LinkSeen:
+    return LinkSeen(ifindex=ifindex, name=name, up=True, mac=mac)
 
 
 def neighbor(
@@ -27,7 +28,12 @@ async def view_with(neighbors: Sequence[NeighborSeen], *, bridge: str = "bridge0
     view.take(
         [
             KernelSnapshot(
-                links=(link(BRIDGE, bridge), link(LB_PORT, "lb-fe-1"), link(TARGET_PORT, "t1"), link(OTHER, "eth0")),
+                links=(
+                    link(BRIDGE, bridge, MAC_BRIDGE),
+                    link(LB_PORT, "lb-fe-1"),
+                    link(TARGET_PORT, "t1"),
+                    link(OTHER, "eth0"),
+                ),
                 addresses=(
                     AddressSeen(ifindex=BRIDGE, ip=ip("172.16.0.1"), prefix_length=24),
                     AddressSeen(ifindex=BRIDGE, ip=ip("fd00::1"), prefix_length=64),
@@ -109,6 +115,7 @@ async def test_what_is_behind_a_port_to_a_load_balancer_is_judged_as_a_link() ->
         LinkSubject(lb_ip=ip("172.16.0.254"), proxy_ip=ip("172.16.0.1")),
         TargetSubject(ip=ip("172.16.0.10")),
     ]
+    assert [connection.mac for connection in told.connections] == [MAC_BRIDGE, MAC_A]
     assert told.left_out == ("172.16.0.11: the bridge has not learned on which port it is",)
 
 

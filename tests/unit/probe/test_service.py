@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
+from lbguard.core.events import AddressGone, AddressSeen, KernelSnapshot, LinkGone, LinkSeen
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject, Verdict, VerdictState
 from lbguard.probe.build import ProbeError, judge_settings, make_reporting, make_source, reporter_name
 from lbguard.probe.connection import Connection, pairs_of
@@ -19,7 +20,7 @@ from lbguard.probe.monitor import Monitor
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.service import resolve_links
 from lbguard.probe.settings import ProbeSettings
-from lbguard.probe.source import connections_of, far_ends
+from lbguard.probe.source import SubjectKind, connections_of, far_ends
 from tests.fakes.echo import EchoNetwork, Time, drive
 from tests.fakes.nsmgr import connection
 from tests.unit.probe.verdicts import ip
@@ -146,15 +147,43 @@ def test_each_setting_reaches_the_judge() -> None:
     assert judge_settings(ProbeSettings()) == JudgeSettings(timeout_s=2.0)
 
 
-def test_connections_leave_through_the_link_that_has_their_address() -> None:
-    def made(id: str, ifname: str = "") -> Connection:
-        (one,) = connections_of(
-            id=id, kind="connection", local=[ip("10.0.0.2")], remote=[ip("10.0.0.1")], ifname=ifname
-        )
-        return one
+OUR_MAC, NEW_MAC = b"\x02\0\0\0\0\x02", b"\x02\0\0\0\0\x99"
 
-    named, unnamed = resolve_links((made("a", "eth9"), made("b")), lambda address, _: f"has-{len(address)}")
-    assert (named.ifname, unnamed.ifname) == ("eth9", "has-4")
+
+async def view_with_a_link(mac: bytes = OUR_MAC) -> KernelView:
+    view = KernelView()
+    link = LinkSeen(ifindex=4, name="nsm-0", up=True, mac=mac)
+    address = AddressSeen(ifindex=4, ip=ip("10.0.0.2"), prefix_length=24)
+    view.take([KernelSnapshot(links=(link,), addresses=(address,))], 0.0)
+    return view
+
+
+def made(kind: SubjectKind, ifname: str = "", mac: bytes = b"") -> Connection:
+    (one,) = connections_of(id="a", kind=kind, local=[ip("10.0.0.2")], remote=[ip("10.0.0.1")], ifname=ifname, mac=mac)
+    return one
+
+
+async def test_connections_leave_through_the_link_that_has_their_address() -> None:
+    view = await view_with_a_link()
+    named, unnamed = resolve_links((made("connection", "eth9"), made("connection")), view)
+    assert (named.ifname, unnamed.ifname) == ("eth9", "nsm-0")
+
+
+async def test_the_mac_that_is_told_is_that_of_what_is_judged() -> None:
+    view = await view_with_a_link()
+    kinds: tuple[SubjectKind, ...] = ("connection", "link", "self", "target")
+    resolved = resolve_links((*(made(kind) for kind in kinds), made("target", mac=NEW_MAC)), view)
+    assert [connection.mac for connection in resolved] == [OUR_MAC, OUR_MAC, OUR_MAC, b"", NEW_MAC]
+
+
+async def test_while_a_link_is_gone_its_mac_is_remembered_and_a_new_one_replaces_it() -> None:
+    view = await view_with_a_link()
+    connections = (made("connection"),)
+    assert resolve_links(connections, view)[0].mac == OUR_MAC
+    view.take([AddressGone(ifindex=4, ip=ip("10.0.0.2"), prefix_length=24), LinkGone(ifindex=4)], 0.0)
+    assert resolve_links(connections, view)[0].mac == OUR_MAC
+    view.take([LinkSeen(ifindex=5, name="nsm-0", up=True, mac=NEW_MAC)], 0.0)
+    assert resolve_links(connections, view)[0].mac == NEW_MAC
 
 
 def test_the_far_end_is_a_load_balancer_or_it_is_none() -> None:
