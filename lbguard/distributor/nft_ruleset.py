@@ -2,7 +2,8 @@
 
 One table `inet lbguard` holds, for each stream:
 
-- map `slots_S`: slot number to fwmark, one element a slot; no element means "no target";
+- map `slots_S`: slot number to fwmark, one element a slot; no element means "no target". A map of another size is
+  made beside it as `spare_S`, filled, and takes its place (and the next one is `slots_S` again);
 - set `active_S`: the fwmarks of the active targets, so that a target that owns no slot is still known as active;
 - counter `unserved_S`: packets to the VIPs that found no target and were dropped;
 - chain `vips_S`, hooked to prerouting before routing: packets to the stream's VIPs go to
@@ -35,7 +36,7 @@ first misses.
 
 import ipaddress
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 from lbguard.core.addr import Prefix, is_ipv4, prefix_of
@@ -105,6 +106,7 @@ class StreamNames(NamedTuple):
     """The identifiers of one stream's objects in the table."""
 
     slots: str
+    spare: str
     active: str
     unserved: str
     vips: str
@@ -129,21 +131,32 @@ def stream_names(stream: str) -> StreamNames:
     return StreamNames(*(f"{kind}_{encoded}" for kind in StreamNames._fields))
 
 
-def structure(names: StreamNames, vips: Collection[Prefix], *, slots: int, seed: int, defragment: bool) -> list[str]:
-    """Return the commands that make or renew everything of a stream but elements.
+def declarations(names: StreamNames, map_name: str, slots: int) -> list[str]:
+    """Return the commands that make what a stream's elements and counts stand in; what exists stays as it is.
 
-    They leave the elements of an existing map or set alone and replace all rules; in one transaction no packet sees a
-    state in between. `slots` is M, `seed` the seed of the hash (32 bits).
+    `map_name` is one of the two names that a stream's map may have, `slots` is M.
     """
-    lines = [
+    return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: its rules are rewritten and removed by it"; }}',
-        f"add map {FAMILY} {TABLE} {names.slots} {{ typeof numgen inc mod {slots} : meta mark; size {slots}; }}",
+        f"add map {FAMILY} {TABLE} {map_name} {{ typeof numgen inc mod {slots} : meta mark; size {slots}; }}",
         f"add set {FAMILY} {TABLE} {names.active} {{ type mark; }}",
         f"add counter {FAMILY} {TABLE} {names.unserved}",
+    ]
+
+
+def rules(
+    names: StreamNames, vips: Collection[Prefix], *, map_name: str, slots: int, seed: int, defragment: bool
+) -> list[str]:
+    """Return the commands that make or renew a stream's chains and rules, after its declarations.
+
+    They replace all rules; in one transaction no packet sees a state in between. `slots` is M, `seed` the seed of the
+    hash (32 bits).
+    """
+    lines = [
         f"add chain {FAMILY} {TABLE} {names.vips} {{ type filter hook prerouting priority mangle; policy accept; }}",
         *(f"add chain {FAMILY} {TABLE} {chain}" for chain in names.chains[1:]),
         *(f"flush chain {FAMILY} {TABLE} {chain}" for chain in names.chains),
-        *(f"add rule {FAMILY} {TABLE} {rule}" for rule in _stream_rules(names, slots, seed)),
+        *(f"add rule {FAMILY} {TABLE} {rule}" for rule in _stream_rules(names, map_name, slots, seed)),
         *(f"add rule {FAMILY} {TABLE} {names.vips} {rule}" for rule in _vip_rules(names, vips)),
     ]
     if defragment:
@@ -156,9 +169,9 @@ def structure(names: StreamNames, vips: Collection[Prefix], *, slots: int, seed:
     return lines
 
 
-def _stream_rules(names: StreamNames, slots: int, seed: int) -> list[str]:
+def _stream_rules(names: StreamNames, map_name: str, slots: int, seed: int) -> list[str]:
     def lookup(key: str) -> str:
-        return f"meta mark set jhash {key} mod {slots} seed {seed:#x} map @{names.slots} accept"
+        return f"meta mark set jhash {key} mod {slots} seed {seed:#x} map @{map_name} accept"
 
     give_up = f"counter name {names.unserved} drop"
     return [
@@ -215,44 +228,17 @@ def defragments(line: str) -> bool:
     return line.split()[4:5] == [DEFRAGMENT]
 
 
-def slots_removal(names: StreamNames) -> list[str]:
-    """Return the commands that remove a stream's map, so that one of another size can take its place."""
-    return [
-        f"add chain {FAMILY} {TABLE} {names.vips} {{ type filter hook prerouting priority mangle; policy accept; }}",
-        *(f"add chain {FAMILY} {TABLE} {chain}" for chain in names.chains[1:]),
-        *(f"flush chain {FAMILY} {TABLE} {chain}" for chain in names.chains),
-        f"delete map {FAMILY} {TABLE} {names.slots}",
-    ]
+def map_removal(map_name: str) -> str:
+    """Return the command that removes a map which no rule looks anything up in."""
+    return f"delete map {FAMILY} {TABLE} {map_name}"
 
 
 def removal(names: StreamNames, present: Collection[str]) -> list[str]:
     """Return the commands that remove everything of a stream that is present (by identifier)."""
     chains = [chain for chain in names.chains if chain in present]
-    others = (("map", names.slots), ("set", names.active), ("counter", names.unserved))
+    others = (("map", names.slots), ("map", names.spare), ("set", names.active), ("counter", names.unserved))
     return [
         *(f"flush chain {FAMILY} {TABLE} {chain}" for chain in chains),
         *(f"delete chain {FAMILY} {TABLE} {chain}" for chain in chains),
         *(f"delete {kind} {FAMILY} {TABLE} {name}" for kind, name in others if name in present),
     ]
-
-
-def slot_changes(names: StreamNames, held: Mapping[int, int], wanted: Mapping[int, int]) -> tuple[list[str], int]:
-    """Return the commands that turn one table (slot to fwmark) into another, and the number of slots that differ.
-
-    A slot whose mark changes is deleted and added; within one transaction a packet sees the old or the new one.
-    """
-    gone = [slot for slot, mark in held.items() if wanted.get(slot) != mark]
-    new = [slot for slot, mark in wanted.items() if held.get(slot) != mark]
-    lines = _elements("delete", names.slots, [str(slot) for slot in gone])
-    lines += _elements("add", names.slots, [f"{slot} : {wanted[slot]}" for slot in new])
-    return lines, len({*gone, *new})
-
-
-def active_changes(names: StreamNames, held: Collection[int], wanted: Collection[int]) -> list[str]:
-    """Return the commands that turn one set of active fwmarks into another."""
-    lines = _elements("delete", names.active, [str(mark) for mark in sorted(set(held) - set(wanted))])
-    return lines + _elements("add", names.active, [str(mark) for mark in sorted(set(wanted) - set(held))])
-
-
-def _elements(verb: str, name: str, elements: Sequence[str]) -> list[str]:
-    return [f"{verb} element {FAMILY} {TABLE} {name} {{ {', '.join(elements)} }}"] if elements else []

@@ -8,35 +8,22 @@ context, uses it and is the only one to touch it.
 import asyncio
 import ctypes
 import json
-import os
-import socket
-import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from lbguard.distributor.base import DistributorError
+from lbguard.distributor.nfnetlink import Nfnetlink, NftError, explain
 
 T = TypeVar("T")
 
 LIBRARY = "libnftables.so.1"
 
-_NETLINK_NETFILTER = 12
-_GET_GENERATION = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN (include/uapi/linux/netfilter/nf_tables.h)
-_NEW_GENERATION = 10 << 8 | 15
-_ERROR = 2  # NLMSG_ERROR
-_GENERATION_REQUEST = struct.pack("=IHHIIBBH", 20, _GET_GENERATION, 1, 0, 0, 0, 0, 0)
-_HEADERS_LEN = 20  # struct nlmsghdr and struct nfgenmsg
 _ABSENT = "No such file or directory"
-_NOT_PERMITTED = "Operation not permitted"
-
-
-class NftError(DistributorError):
-    """nftables refused a command; nothing of that transaction took effect."""
 
 
 class NftContext:
-    """The blocking side: one libnftables context, used by the worker thread alone."""
+    """The blocking side: one libnftables context and one socket of our own, used by the worker thread alone."""
 
     def __init__(self, library: str) -> None:
         try:
@@ -52,11 +39,7 @@ class NftContext:
             raise DistributorError(f"{library} cannot be loaded ({error}): apt-get install libnftables1") from error
         self._nft: Any = nftables.Nftables(sofile=library)
         self._nft.set_json_output(False)
-        try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        except OSError as error:
-            raise DistributorError(f"this kernel has no nfnetlink ({error}): load the module nf_tables") from error
-        self._socket.settimeout(1.0)
+        self.kernel = Nfnetlink()
 
     def run(self, commands: str) -> None:
         """Apply commands (lines of nft text) in one transaction.
@@ -90,33 +73,9 @@ class NftContext:
         objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
         return objects
 
-    def generation(self) -> int:
-        """Return the kernel's ruleset generation (a 32-bit counter): every transaction in the namespace adds one.
-
-        Raises:
-            NftError: the kernel does not answer or refuses.
-        """
-        try:
-            self._socket.send(_GENERATION_REQUEST)
-            reply = self._socket.recv(4096)
-        except OSError as error:
-            raise NftError(f"the nftables generation cannot be read: {error}") from error
-        kind = struct.unpack_from("=H", reply, 4)[0]
-        if kind == _ERROR:
-            raise NftError(_explain(os.strerror(-struct.unpack_from("=i", reply, 16)[0])))
-        if kind != _NEW_GENERATION:
-            raise NftError(f"nftables: message type {kind} answers the question for the generation")
-        offset = _HEADERS_LEN
-        while offset + 8 <= len(reply):
-            length, attribute = struct.unpack_from("=HH", reply, offset)
-            if attribute == 1 and length == 8:  # NFTA_GEN_ID, big-endian
-                return int(struct.unpack_from("!I", reply, offset + 4)[0])
-            offset += max(4, length + 3 & ~3)
-        raise NftError("the kernel's answer holds no nftables generation")
-
     def close(self) -> None:
         """Release the netlink socket; libnftables frees its own when the context is collected."""
-        self._socket.close()
+        self.kernel.close()
 
 
 class NftSession:
@@ -158,9 +117,4 @@ class NftSession:
 
 def _explain(error: str) -> str:
     """Make one line of what libnftables printed (message, the command, carets), with a remedy where there is one."""
-    line = error.strip().splitlines()[0] if error.strip() else "unknown error"
-    if _NOT_PERMITTED in line:
-        return f"nftables: {line}: run as root or with the capability NET_ADMIN in this network namespace"
-    if "Operation not supported" in line:
-        return f"nftables: {line}: this kernel lacks nf_tables or one of its modules (nft_hash, nft_fib)"
-    return f"nftables: {line}"
+    return explain(error.strip().splitlines()[0] if error.strip() else "unknown error")

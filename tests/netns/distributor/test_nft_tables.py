@@ -55,7 +55,8 @@ class Kernel:
         return [thing[kind] for thing in listing if kind in thing]
 
     def slots(self, encoded: str = "stream-a") -> dict[int, int]:
-        (found,) = [m for m in self.objects("map") if m["name"] == f"slots_{encoded}"]
+        """Return the elements of the stream's map, by whichever of its two names."""
+        (found,) = [m for m in self.objects("map") if m["name"] in (f"slots_{encoded}", f"spare_{encoded}")]
         return dict(found.get("elem", ()))
 
     @contextlib.contextmanager

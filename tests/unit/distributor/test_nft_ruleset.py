@@ -10,11 +10,15 @@ from lbguard.distributor.nft_ruleset import decode_name, encode_name, overlap, s
 
 NAMES = stream_names("s")
 SHORT_TEXT = st.text(min_size=1, max_size=20)
-TABLES = st.dictionaries(st.integers(0, 30), st.integers(5001, 5004), max_size=31)
+
+
+def rules(*vips: str, names: nft_ruleset.StreamNames = NAMES, seed: int = 0, defragment: bool = False) -> list[str]:
+    prefixes = [*map(parse_prefix, vips)]
+    return nft_ruleset.rules(names, prefixes, map_name=names.spare, slots=997, seed=seed, defragment=defragment)
 
 
 def vip_rules(*vips: str) -> list[str]:
-    lines = nft_ruleset.structure(NAMES, [*map(parse_prefix, vips)], slots=997, seed=0, defragment=False)
+    lines = rules(*vips)
     return [line.removeprefix("add rule inet lbguard ") for line in lines if " vips_s ip" in line]
 
 
@@ -62,22 +66,22 @@ def test_vips_go_to_the_chain_of_their_family_merged() -> None:
 
 
 def test_defragmentation_is_left_out_where_the_kernel_lacks_it() -> None:
-    with_it = nft_ruleset.structure(NAMES, (), slots=997, seed=7, defragment=True)
-    without = nft_ruleset.structure(NAMES, (), slots=997, seed=7, defragment=False)
+    with_it = rules(defragment=True)
+    without = rules(defragment=False)
     assert any("tproxy" in line for line in with_it)
     assert [line for line in with_it if not nft_ruleset.defragments(line)] == without
 
 
 def test_a_stream_called_like_our_own_chain_is_no_defragmentation() -> None:
-    lines = nft_ruleset.structure(stream_names("defragment"), (), slots=997, seed=0, defragment=False)
+    lines = rules(names=stream_names("defragment"))
     assert not any(map(nft_ruleset.defragments, lines))
 
 
-def test_every_lookup_has_the_size_and_the_seed() -> None:
-    lines = nft_ruleset.structure(NAMES, (), slots=997, seed=0xBEEF, defragment=True)
+def test_every_lookup_has_the_size_the_seed_and_the_map() -> None:
+    lines = rules(seed=0xBEEF, defragment=True)
     lookups = [line for line in lines if "jhash" in line]
     assert lookups
-    assert all("mod 997 seed 0xbeef map @slots_s accept" in line for line in lookups)
+    assert all("mod 997 seed 0xbeef map @spare_s accept" in line for line in lookups)
 
 
 @pytest.mark.parametrize(
@@ -101,35 +105,5 @@ def test_removal_names_only_what_is_there_and_users_before_what_they_use() -> No
     removed = [line.split()[-1] for line in everything if line.startswith("delete")]
     assert sorted(removed) == sorted(NAMES)
     assert removed.index("vips_s") < removed.index("ipv4_s") < removed.index("ports4_s") < removed.index("slots_s")
+    assert removed.index("ports6_s") < removed.index("spare_s")
     assert nft_ruleset.removal(NAMES, ["slots_s", "foreign"]) == ["delete map inet lbguard slots_s"]
-
-
-def apply_elements(lines: list[str], held: dict[int, int]) -> dict[int, int]:
-    """Do what the kernel does with element commands, with its refusals."""
-    result = dict(held)
-    for line in lines:
-        verb, elements = line.split()[0], re.findall(r"(\d+)(?: : (\d+))?", line.split("{")[1])
-        for slot, mark in elements:
-            if verb == "delete":
-                assert mark == ""
-                del result[int(slot)]
-            else:
-                assert int(slot) not in result
-                result[int(slot)] = int(mark)
-    return result
-
-
-@given(TABLES, TABLES)
-def test_slot_changes_lead_from_one_table_to_the_other(held: dict[int, int], wanted: dict[int, int]) -> None:
-    lines, changed = nft_ruleset.slot_changes(NAMES, held, wanted)
-    assert apply_elements(lines, held) == wanted
-    assert changed == sum(held.get(slot) != wanted.get(slot) for slot in range(31))
-    assert len(lines) <= 2
-
-
-def test_active_changes_name_only_differences() -> None:
-    assert nft_ruleset.active_changes(NAMES, {5001, 5002}, {5002, 5003}) == [
-        "delete element inet lbguard active_s { 5001 }",
-        "add element inet lbguard active_s { 5003 }",
-    ]
-    assert nft_ruleset.active_changes(NAMES, {5001}, {5001}) == []

@@ -1,0 +1,327 @@
+"""The kernel's nf_tables without a library in between: transactions and dumps over one nfnetlink socket.
+
+libnftables turns text into elements and back, and holds what it read: for a table of slots that is most of the time and
+most of the memory. Elements are the simplest part of the interface, so they are packed here and by `nft_elements`.
+Declarations and rules stay with libnftables, whose errors point at the word that is wrong.
+
+A transaction is one datagram: NFNL_MSG_BATCH_BEGIN, the requests, NFNL_MSG_BATCH_END. The kernel has done all of it, or
+refused all of it, before the send returns (net/netfilter/nfnetlink.c, nfnetlink_rcv_batch). The datagram must fit into
+the socket's send buffer, else EMSGSIZE. Only root of the first user namespace may raise that beyond net.core.wmem_max,
+so `transaction_bytes_max` tells what fits and callers split what is larger.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from lbguard.distributor.base import DistributorError
+
+NFPROTO_INET: Final = 1
+# enum nf_tables_msg_types (include/uapi/linux/netfilter/nf_tables.h), beneath NFNL_SUBSYS_NFTABLES.
+_SUBSYSTEM: Final = 10
+GET_CHAIN: Final = _SUBSYSTEM << 8 | 4
+GET_RULE: Final = _SUBSYSTEM << 8 | 7
+GET_SET: Final = _SUBSYSTEM << 8 | 10
+NEW_ELEMENTS: Final = _SUBSYSTEM << 8 | 12
+GET_ELEMENTS: Final = _SUBSYSTEM << 8 | 13
+DELETE_ELEMENTS: Final = _SUBSYSTEM << 8 | 14
+_NEW_GENERATION: Final = _SUBSYSTEM << 8 | 15
+_GET_GENERATION: Final = _SUBSYSTEM << 8 | 16
+GET_OBJECT: Final = _SUBSYSTEM << 8 | 19
+_BATCH_BEGIN: Final = 16
+_BATCH_END: Final = 17
+
+_REQUEST: Final = 0x1
+_ACK: Final = 0x4
+_DUMP: Final = 0x300
+_DUMP_INTERRUPTED: Final = 0x10
+_ACK_CAPPED: Final = 0x100
+_ACK_TLVS: Final = 0x200
+_ERROR: Final = 2  # NLMSG_ERROR
+_DONE: Final = 3
+_ERROR_TEXT: Final = 1  # NLMSGERR_ATTR_MSG
+
+_NETLINK_NETFILTER: Final = 12
+_SOL_NETLINK: Final = 270
+_CAP_ACK: Final = 10
+_EXT_ACK: Final = 11
+_SO_SNDBUFFORCE: Final = 32
+_SEND_BUFFER_BYTES: Final = 4 << 20
+"""What is asked for; the kernel grants twice that. A table of 9,973 slots takes 430 KiB when every slot changes."""
+_SEND_OVERHEAD_BYTES: Final = 32
+"""What netlink_sendmsg keeps of the send buffer."""
+_RECEIVE_BYTES: Final = 65536
+_DUMP_TRIES: Final = 20
+_TIMEOUT_S: Final = 5
+
+_MESSAGE: Final = struct.Struct("=IHHII")
+_GENERIC: Final = struct.Struct("!BBH")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_KIND_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_BODY_AT: Final = _MESSAGE.size + _GENERIC.size
+
+
+class NftError(DistributorError):
+    """nftables refused; nothing of that transaction took effect. `code` is the errno, 0 when there is none."""
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Request(NamedTuple):
+    """One message of a transaction, and what it does in words for its error."""
+
+    message: bytes
+    what: str
+
+
+def explain(line: str) -> str:
+    """Return an error's sentence, with a remedy where there is one."""
+    if os.strerror(errno.EPERM) in line:
+        return f"nftables: {line}: run as root or with the capability NET_ADMIN in this network namespace"
+    if os.strerror(errno.EOPNOTSUPP) in line:
+        return f"nftables: {line}: this kernel lacks nf_tables or one of its modules (nft_hash, nft_fib)"
+    return f"nftables: {line}"
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """Return an attribute, padded to four bytes."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def text_attribute(kind: int, text: str) -> bytes:
+    """Return an attribute that holds text with a terminating zero."""
+    return attribute(kind, text.encode() + b"\0")
+
+
+def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield kind and payload of each attribute; stop at the first that does not fit."""
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size or at + length > len(data):
+            return
+        yield kind & _KIND_MASK, data[at + _ATTRIBUTE.size : at + length]
+        at += length + 3 & ~3
+
+
+def message(kind: int, body: bytes, *, flags: int = 0, resource: int = 0, family: int = NFPROTO_INET) -> bytes:
+    """Return a message without sequence number: whoever sends it sets that."""
+    header = _MESSAGE.pack(_BODY_AT + len(body), kind, flags | _REQUEST, 0, 0)
+    return header + _GENERIC.pack(family, 0, resource) + body
+
+
+_BEGIN: Final = message(_BATCH_BEGIN, b"", resource=_SUBSYSTEM, family=0)
+_END: Final = message(_BATCH_END, b"", resource=_SUBSYSTEM, family=0)
+
+
+class _Answer(NamedTuple):
+    kind: int
+    flags: int
+    sequence: int
+    data: memoryview
+    """All behind struct nlmsghdr."""
+
+
+class Nfnetlink:
+    """A blocking socket to nf_tables, in the network namespace of the calling thread and for its use alone."""
+
+    def __init__(self, *, send_buffer_bytes: int = _SEND_BUFFER_BYTES) -> None:
+        """Open the socket.
+
+        Raises:
+            NftError: this kernel has no nfnetlink.
+        """
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        except OSError as error:
+            raise NftError(f"this kernel has no nfnetlink ({error}): load the module nf_tables") from error
+        # Python's own timeout would wait in spite of MSG_DONTWAIT.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
+        self._sequence = 0
+        for option in (_CAP_ACK, _EXT_ACK):
+            # Without them errors bring the whole request back, and no words.
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, send_buffer_bytes)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+
+    @property
+    def transaction_bytes_max(self) -> int:
+        """The bytes of requests that fit into one transaction."""
+        granted = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        return granted - _SEND_OVERHEAD_BYTES - len(_BEGIN) - len(_END)
+
+    def transact(self, requests: Sequence[Request]) -> None:
+        """Carry out all of the requests or none, in their order.
+
+        Raises:
+            NftError: the kernel refused, with the first request that failed, or gave no answer (then it may be done).
+        """
+        if not requests:
+            return
+        first = self._next_sequences(len(requests) + 2)
+        datagram = bytearray(_BEGIN)
+        starts = [0]
+        for request in requests:
+            starts.append(len(datagram))
+            datagram += request.message
+            datagram += bytes(-len(request.message) % 4)
+        # One request is enough to ask for an answer: it speaks for the transaction when nothing has failed.
+        _or_flags(datagram, starts[-1], _ACK)
+        starts.append(len(datagram))
+        datagram += _END
+        for position, start in enumerate(starts):
+            struct.pack_into("=I", datagram, start + 8, first + position)
+        answers = self._exchange(datagram, first, len(starts))
+        for answer in answers:
+            code = _code(answer)
+            if code:
+                # An answer to BATCH_BEGIN is about the transaction as a whole.
+                position = answer.sequence - first
+                what = requests[position - 1].what if 1 <= position <= len(requests) else f"{requests[0].what}, ..."
+                raise NftError(explain(f"{what}: {_error_text(answer, code)}"), code)
+
+    def dump(self, kind: int, body: bytes = b"") -> list[memoryview] | None:
+        """Return the attributes of every object of a dump, all of one generation; None when what it is of is absent.
+
+        Raises:
+            NftError: the kernel refuses, or the ruleset never stood still meanwhile.
+        """
+        for _ in range(_DUMP_TRIES):
+            found: list[memoryview] = []
+            interrupted = False
+            sequence = self._next_sequences(1)
+            for answer in self._stream(message(kind, body, flags=_DUMP), sequence):
+                interrupted = interrupted or bool(answer.flags & _DUMP_INTERRUPTED)
+                if answer.kind in (_ERROR, _DONE):
+                    code = _code(answer)
+                    if code == errno.ENOENT:
+                        return None
+                    if code and code != errno.EINTR:
+                        raise NftError(explain(f"reading the ruleset: {_error_text(answer, code)}"), code)
+                    interrupted = interrupted or bool(code)
+                else:
+                    found.append(answer.data[_GENERIC.size :])
+            if not interrupted:
+                return found
+        raise NftError(f"nftables: the ruleset changed during each of {_DUMP_TRIES} readings", errno.EINTR)
+
+    def generation(self) -> int:
+        """Return the kernel's ruleset generation (a 32-bit counter): every transaction in the namespace adds one.
+
+        Raises:
+            NftError: the kernel does not answer or refuses.
+        """
+        request = bytearray(message(_GET_GENERATION, b"", family=0))
+        sequence = self._next_sequences(1)
+        struct.pack_into("=I", request, 8, sequence)
+        for answer in self._exchange(request, sequence, 1):
+            code = _code(answer) if answer.kind == _ERROR else 0
+            if code:
+                raise NftError(explain(_error_text(answer, code)), code)
+            if answer.kind == _NEW_GENERATION:
+                for kind, payload in attributes(answer.data[_GENERIC.size :]):
+                    if kind == 1 and len(payload) == 4:  # NFTA_GEN_ID
+                        return int.from_bytes(payload, "big")
+        raise NftError("nftables: the kernel's answer holds no generation")
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _next_sequences(self, count: int) -> int:
+        if self._sequence + count > 0xFFFFFFFF:
+            self._sequence = 0
+        first = self._sequence + 1
+        self._sequence += count
+        return first
+
+    def _exchange(self, datagram: bytes | bytearray, first: int, count: int) -> list[_Answer]:
+        """Send, and return all answers to the `count` sequence numbers from `first`; they wait when the send returns.
+
+        Later ones are left in peace: they carry other sequence numbers, so nobody takes them for an answer.
+        """
+        self._send(datagram)
+        answers: list[_Answer] = []
+        while not answers:
+            answers = [a for a in self._receive(0) if first <= a.sequence < first + count]
+        while more := self._receive(socket.MSG_DONTWAIT):
+            answers += [a for a in more if first <= a.sequence < first + count]
+        return answers
+
+    def _stream(self, request: bytes, sequence: int) -> Iterator[_Answer]:
+        """Send, and yield the answers up to the one that ends the dump."""
+        datagram = bytearray(request)
+        struct.pack_into("=I", datagram, 8, sequence)
+        self._send(datagram)
+        while True:
+            for answer in self._receive(0):
+                if answer.sequence == sequence:
+                    yield answer
+                    if answer.kind in (_ERROR, _DONE):
+                        return
+
+    def _send(self, datagram: bytes | bytearray) -> None:
+        try:
+            self._socket.sendto(datagram, (0, 0))
+        except OSError as error:
+            what = f"a request of {len(datagram)} bytes cannot be sent: {error.strerror or error}"
+            raise NftError(explain(what), error.errno or errno.EIO) from error
+
+    def _receive(self, flags: int) -> list[_Answer]:
+        """Return the messages of the next datagram of the kernel; none when it need not wait for one and none is there.
+
+        Other processes may send to a netlink socket too: the kernel's port is 0.
+        """
+        port = -1
+        while port != 0:
+            try:
+                datagram, (port, _groups) = self._socket.recvfrom(_RECEIVE_BYTES, flags)
+            except BlockingIOError as error:
+                if flags & socket.MSG_DONTWAIT:
+                    return []
+                raise NftError(f"nftables: no answer in {_TIMEOUT_S} s", errno.ETIMEDOUT) from error
+            except OSError as error:
+                raise NftError(explain(str(error.strerror or error)), error.errno or errno.EIO) from error
+        return _messages(memoryview(datagram))
+
+
+def _messages(datagram: memoryview) -> list[_Answer]:
+    found = []
+    at = 0
+    while at + _MESSAGE.size <= len(datagram):
+        length, kind, flags, sequence, _port = _MESSAGE.unpack_from(datagram, at)
+        if length < _MESSAGE.size:
+            break
+        # An error of a kernel that does not cap it may be cut; its number comes first.
+        found.append(_Answer(kind, flags, sequence, datagram[at + _MESSAGE.size : at + length]))
+        at += length + 3 & ~3
+    return found
+
+
+def _code(answer: _Answer) -> int:
+    """Return the errno of an error, of an acknowledgement (0) or of the end of a dump."""
+    return -int(struct.unpack_from("=i", answer.data)[0]) if len(answer.data) >= 4 else 0
+
+
+def _error_text(answer: _Answer, code: int) -> str:
+    """Return an error in words: those of the C library, and the kernel's own where it has some."""
+    text = os.strerror(code)
+    if answer.kind == _ERROR and answer.flags & _ACK_TLVS and answer.flags & _ACK_CAPPED:
+        for kind, payload in attributes(answer.data[4 + _MESSAGE.size :]):
+            if kind == _ERROR_TEXT:
+                text += f" ({bytes(payload).rstrip(bytes(1)).decode(errors='replace')})"
+    return text
+
+
+def _or_flags(datagram: bytearray, at: int, flags: int) -> None:
+    (old,) = struct.unpack_from("=H", datagram, at + 6)
+    struct.pack_into("=H", datagram, at + 6, old | flags)
