@@ -1,6 +1,7 @@
 """The one loop: drain the inbox, decide once, hand out the effects, arm one timer."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,13 +35,15 @@ from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot, VerdictR
 _BATCH = 4096
 _VERDICTS_PER_ROUND = 256
 _TOLD_PER_ROUND = 64
+_UNTOLD_ROUNDS = 16
+_NEWS_WAIT_S = 1.0
 
 
 class Journal(Protocol):
     """Who hears of what was decided: logs, metrics, explanation."""
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
-        """Take a piece of information."""
+        """Take a piece of information; it may be older than `now`, the moment of telling."""
 
     def performed(self, effect: Effect) -> None:
         """Take note of an effect that was handed out."""
@@ -55,6 +58,8 @@ class Runner:
     The inbox is bounded for what comes from outside: when `inbox_limit` events wait, further kernel changes are
     dropped, the engine is told that it is out of sync, and `resync` is called for a new full view. Verdicts have an
     inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's word.
+
+    `caught_up` tells whether the kernel has said nothing that was not posted yet.
     """
 
     def __init__(
@@ -75,7 +80,6 @@ class Runner:
     ) -> None:
         self.engine = engine
         self.inbox_dropped = 0
-        self.heartbeat = clock()
         self._announce = announce
         self._kernel = kernel
         self._neighbors = neighbors
@@ -89,7 +93,7 @@ class Runner:
         self._verdicts: deque[VerdictReported] = deque()
         self._clock = clock
         self._inbox: deque[tuple[Event, float]] = deque()
-        self._untold: deque[tuple[Record | Ignored | NeighborMoved | SetAvailability, float]] = deque()
+        self._untold: deque[Record | Ignored | NeighborMoved | SetAvailability] = deque()
         self._overflowed = False
         self._wake = asyncio.Event()
 
@@ -134,7 +138,8 @@ class Runner:
             await self._step()
             # Readers and lanes get their turn between two rounds, however full the inbox is.
             await asyncio.sleep(0)
-            self._tell(_TOLD_PER_ROUND)
+            # A share of what waits, so that no flood makes it grow without bound.
+            self._tell(max(_TOLD_PER_ROUND, len(self._untold) // _UNTOLD_ROUNDS))
 
     async def _sleep(self) -> None:
         if self._inbox or self._verdicts or self._untold:
@@ -142,40 +147,43 @@ class Runner:
         self._wake.clear()
         now = self._clock()
         deadline = self.engine.next_deadline(now)
-        # The heartbeat that /healthz looks at beats at least once a second.
         wait_s = 1.0 if deadline is None else min(1.0, max(0.0, deadline - now))
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._wake.wait()
-        except TimeoutError:
-            # A deadline may have come while the news that cancels it still waits in the kernel's socket.
-            for _ in range(100):
-                if self._caught_up():
-                    return
-                await asyncio.sleep(0)
 
     async def _step(self) -> None:
         started = self._clock()
-        self.heartbeat = started
         oldest = self._inbox[0][1] if self._inbox else started
         count = min(len(self._inbox), _BATCH)
         for _ in range(count):
             event, _ = self._inbox.popleft()
             for effect in self.engine.observe(event, started):
-                self._perform(effect, started)
+                self._perform(effect)
         for _ in range(min(len(self._verdicts), _VERDICTS_PER_ROUND)):
             for effect in self.engine.observe(self._verdicts.popleft(), started):
-                self._perform(effect, started)
+                self._perform(effect)
         repairs = self.engine.repair(started)
         for effect in repairs:
-            self._perform(effect, started)
+            self._perform(effect)
         if any(isinstance(effect, ProgramRoutes) for effect in repairs):
             # The kernel gets the routes now; judging a thousand targets takes as long as programming them.
             await asyncio.sleep(0)
-        for effect in self.engine.decide(started):
-            self._perform(effect, started)
+        if not self._behind(started):
+            for effect in self.engine.decide(started):
+                self._perform(effect)
         if count:
             self._journal.stepped(count, started - oldest, self._clock() - started)
+
+    def _behind(self, now: float) -> bool:
+        """Tell whether a withdrawal is due while news that may cancel it still waits, in the inbox or in the kernel.
+
+        Then nothing is judged in this round. A flood without end puts a withdrawal off for a bounded time.
+        """
+        deadline = self.engine.life.deadlines.next()
+        if deadline is None or not deadline <= now < deadline + _NEWS_WAIT_S or not self.engine.in_sync:
+            return False
+        return bool(self._inbox) or not self._caught_up()
 
     def flush(self) -> None:
         """Tell the journal of all that it was not told yet: the service ends."""
@@ -184,12 +192,12 @@ class Runner:
     def _tell(self, count: int) -> None:
         """Tell the journal of what was decided, a few at a time: a thousand log lines must not delay the next event."""
         for _ in range(min(count, len(self._untold))):
-            self._journal.told(*self._untold.popleft())
+            self._journal.told(self._untold.popleft(), self._clock())
 
-    def _perform(self, effect: Effect, now: float) -> None:
+    def _perform(self, effect: Effect) -> None:
         match effect:
             case Record() | Ignored() | NeighborMoved() | SetAvailability():
-                self._untold.append((effect, now))
+                self._untold.append(effect)
                 return
             case VerdictAnswered():
                 self._answer(effect)

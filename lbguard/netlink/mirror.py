@@ -13,6 +13,7 @@ One socket carries notifications and dumps, so both stand in one order. The life
 
 import asyncio
 import errno
+import select
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -137,6 +138,14 @@ class KernelMirror:
     def port(self) -> int | None:
         """The netlink port id of a running mirror on the real kernel."""
         return self._socket.port if isinstance(self._socket, NetlinkSocket) else None
+
+    def caught_up(self) -> bool:
+        """Tell whether nothing waits in the socket: all that the kernel has said so far was passed on."""
+        if self._socket is None:
+            return True
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     async def start(self) -> None:
         """Subscribe and ask for the first dump; the snapshot follows through the sink.

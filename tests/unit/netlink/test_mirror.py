@@ -326,3 +326,17 @@ async def test_stop_is_clean_at_any_time() -> None:
         await mirror.wait()
         assert not mirror.healthy
     assert log.events == []
+
+
+async def test_caught_up_is_what_the_socket_says() -> None:
+    kernel, log = kernel_with_link(), Log()
+    mirror = KernelMirror(log, lambda _: True, QUICK, open_socket=lambda: kernel)
+    assert mirror.caught_up()
+    async with running(kernel, log) as mirror:
+        await log.snapshots(1)
+        assert mirror.caught_up()
+        kernel.notify(17, frames.link_body(3, "a", 0, MAC))
+        assert not mirror.caught_up()
+        await log.until(lambda: isinstance(log.events[-1], LinkGone))
+        assert mirror.caught_up()
+    assert mirror.caught_up()
