@@ -22,7 +22,7 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
         ("unavailable-after-withdrawal", {"availability.grace": "4s"}),
         ("grace-below-two-probe-rounds", {"grace.neighbor_window": "1900ms"}),
         ("no-neighbor-probes", {"neighbors.probe_interval": "0"}),
-        ("probes-overlap", {"neighbors.retrans": "600ms"}),
+        ("probes-overlap", {"neighbors.retrans": "1200ms"}),
         ("grace-max-beyond-freeze-limit", {"grace.max": "2m"}),
         ("freeze-off", {"freeze.threshold": "1"}),
         ("damping-max-below-step", {"damping.max": "1s"}),
