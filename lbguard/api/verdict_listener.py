@@ -94,21 +94,21 @@ class VerdictListener:
                 loop.call_soon_threadsafe(changed.set)
 
         while True:
-            changed.clear()
             try:
                 if not api.following:
                     api.follow(on_change)
+                await changed.wait()
+                changed.clear()
                 if api.ready and self._server is None:
                     await self._serve()
+                problem = api.problem
             except CredentialsError as error:
-                api.problem = str(error)
-            if api.problem not in {"", told}:
-                _log.warning("no certificates from the Workload API; trying again", extra=fields(reason=api.problem))
-            told = api.problem
-            if api.following:
-                await changed.wait()
-            else:
+                problem = str(error)
+            if problem:
+                if problem != told:
+                    _log.warning("no certificates from the Workload API; trying again", extra=fields(reason=problem))
                 await asyncio.sleep(_RETRY_S)
+            told = problem
 
     async def set_ready(self, ready: bool) -> None:
         """Say whether the service is ready (health service, name `Readiness`)."""
