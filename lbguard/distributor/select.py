@@ -1,18 +1,22 @@
 """Chooses the distributor: the one that is asked for, or per stream whichever is there (`auto`)."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from lbguard.core.model import StreamSpec, StreamTable
-from lbguard.distributor.base import CommitResult, Distributor
+from lbguard.distributor.base import CommitResult, Distributor, DistributorError
 from lbguard.distributor.nfqlb_memory import memory_path
+
+_log = logging.getLogger(__name__)
 
 
 class AutoDistributor:
     """nfqlb's memory where a stream has one, nftables otherwise.
 
     The choice stands until the stream is lost. A memory that appears later (the load balancer's container started after
-    us) counts as a loss of the nftables table, so that the stream moves over.
+    us) counts as a loss of the nftables table, so that the stream moves over. What nftables holds of it goes when the
+    memory was committed: until then it is what packets get.
     """
 
     kind = "auto"
@@ -23,19 +27,24 @@ class AutoDistributor:
         self._make_embedded = make_embedded
         self._embedded: Distributor | None = None
         self._streams: dict[str, tuple[Distributor, StreamSpec]] = {}
+        self._moving: dict[str, StreamSpec] = {}
 
     def chosen(self) -> dict[str, str]:
         """Return the kind that was chosen for each stream."""
         return {name: distributor.kind for name, (distributor, _) in self._streams.items()}
 
     async def attach(self, stream: StreamSpec) -> None:
-        """Choose, and make the table ready; see the protocol."""
+        """Choose, and make the table ready; see the protocol. When that fails, what served the stream goes on."""
         before = self._streams.get(stream.name)
-        chosen = self._memory if memory_path(self._shm_dir, stream).exists() else self._get_embedded()
-        if before is not None and before[0] is not chosen:
-            await before[0].detach(stream, withdraw=before[0] is self._embedded)
+        chosen = self._choose(stream)
         await chosen.attach(stream)
         self._streams[stream.name] = (chosen, stream)
+        if chosen is self._embedded:
+            self._moving.pop(stream.name, None)
+        elif before is not None and before[0] is self._embedded:
+            self._moving[stream.name] = stream
+        if before is not None and before[0] is self._memory and chosen is not self._memory:
+            await self._memory.detach(stream, withdraw=False)
 
     async def read_active(self, stream: StreamSpec) -> frozenset[int]:
         """Return what is active in a stream's table; see the protocol."""
@@ -49,29 +58,55 @@ class AutoDistributor:
             batches.setdefault(id(distributor), (distributor, []))[1].append(table)
         results: dict[str, CommitResult] = {}
         for distributor, batch in batches.values():
-            for result in await distributor.commit(batch):
-                results[result.stream] = result
+            try:
+                outcome = await distributor.commit(batch)
+            except (DistributorError, OSError) as error:
+                outcome = [CommitResult(stream=table.stream.name, error=str(error)) for table in batch]
+            for result in outcome:
+                results[result.stream] = await self._moved(result)
         return [results[table.stream.name] for table in tables]
 
     async def lost_streams(self) -> dict[str, str]:
         """Return the streams to attach again; see the protocol."""
         lost = dict(await self._memory.lost_streams())
-        if self._embedded is not None:
-            lost |= await self._embedded.lost_streams()
-        for name, (distributor, stream) in self._streams.items():
-            if distributor is self._embedded and memory_path(self._shm_dir, stream).exists():
-                lost[name] = "nfqlb memory appeared"
-        return lost
+        embedded = [stream for distributor, stream in self._streams.values() if distributor is self._embedded]
+        for stream in embedded:
+            if memory_path(self._shm_dir, stream).exists():
+                lost[stream.name] = "nfqlb memory appeared"
+        if self._embedded is not None and embedded:
+            try:
+                lost = await self._embedded.lost_streams() | lost
+            except DistributorError:
+                # What is known to be lost is told now; the other's trouble will be there at the next look.
+                if not lost:
+                    raise
+        return {name: reason for name, reason in lost.items() if name in self._streams}
 
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
         """Stop looking after a stream; see the protocol."""
-        entry = self._streams.pop(stream.name, None)
+        if self._embedded is not None and stream.name in self._moving:
+            await self._embedded.detach(stream, withdraw=withdraw)
+            del self._moving[stream.name]
+        entry = self._streams.get(stream.name)
         if entry is not None:
             await entry[0].detach(stream, withdraw=withdraw)
+            del self._streams[stream.name]
 
     async def prune(self, known: Collection[str]) -> Sequence[str]:
-        """Remove what an earlier run left in nftables, if that is in use; see the protocol."""
-        return await self._embedded.prune(known) if self._embedded is not None else ()
+        """Remove what an earlier run left in nftables, also of streams that nfqlb has now; see the protocol."""
+        kept = {name for name in known if name in self._moving or not self._has_memory(name)}
+        unused = self._embedded is None
+        embedded = self._get_embedded()
+        try:
+            return await embedded.prune(kept)
+        except DistributorError as error:
+            if not unused:
+                raise
+            # Beside nfqlb no nftables library has to be there; then there was none in an earlier run either.
+            self._embedded = None
+            await embedded.close()
+            _log.info("nftables was not looked at for leftovers: %s", error)
+            return ()
 
     async def close(self) -> None:
         """Release the handles of both."""
@@ -79,10 +114,27 @@ class AutoDistributor:
         if self._embedded is not None:
             await self._embedded.close()
 
+    async def _moved(self, result: CommitResult) -> CommitResult:
+        """Take a stream out of nftables once nfqlb's memory holds it; until that is done, the commit is not."""
+        stream = self._moving.get(result.stream)
+        if stream is None or result.error or self._embedded is None:
+            return result
+        try:
+            await self._embedded.detach(stream, withdraw=True)
+        except DistributorError as error:
+            return CommitResult(stream=result.stream, error=f"nftables still takes its packets: {error}")
+        del self._moving[result.stream]
+        return result
+
+    def _has_memory(self, name: str) -> bool:
+        entry = self._streams.get(name)
+        return entry is not None and entry[0] is self._memory
+
     def _of(self, stream: StreamSpec) -> Distributor:
         entry = self._streams.get(stream.name)
-        if entry is not None:
-            return entry[0]
+        return entry[0] if entry is not None else self._choose(stream)
+
+    def _choose(self, stream: StreamSpec) -> Distributor:
         return self._memory if memory_path(self._shm_dir, stream).exists() else self._get_embedded()
 
     def _get_embedded(self) -> Distributor:
