@@ -21,6 +21,9 @@
 - {"name": "availability.grace", "variable": "LBGUARD_AVAILABILITY__GRACE", "default": "1s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "availability.socket", "variable": "LBGUARD_AVAILABILITY__SOCKET", "default": ""}
 - {"name": "evidence.soft_budget", "variable": "LBGUARD_EVIDENCE__SOFT_BUDGET", "default": "0.5"}
+- {"name": "evidence.verdict_confirm", "variable": "LBGUARD_EVIDENCE__VERDICT_CONFIRM", "default": "1"}
+- {"name": "evidence.verdict_memory", "variable": "LBGUARD_EVIDENCE__VERDICT_MEMORY", "default": "3"}
+- {"name": "evidence.veto_window", "variable": "LBGUARD_EVIDENCE__VETO_WINDOW", "default": "2.5s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "evidence.neighbor_failures", "variable": "LBGUARD_EVIDENCE__NEIGHBOR_FAILURES", "default": "2"}
 - {"name": "distributor.kind", "variable": "LBGUARD_DISTRIBUTOR__KIND", "default": "auto"}
 - {"name": "distributor.table", "variable": "LBGUARD_DISTRIBUTOR__TABLE", "default": "anchored"}
