@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import Decision, FamilyEvidence, TargetState
-from lbguard.core.status import GuardStatus, TargetStatus
+from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
 from lbguard.log import decision_fields
 from lbguard.sentences import decision_sentence, seconds
 
@@ -214,7 +214,9 @@ def _show_streams(console: Console, status: GuardStatus) -> None:
 def _show_targets(console: Console, status: GuardStatus, *, show_all: bool) -> None:
     targets = sorted(status.targets, key=lambda item: (_TROUBLE_FIRST.index(item.state), item.stream, item.identifier))
     shown = targets if show_all else targets[:TARGETS_SHOWN]
-    table = _table("TARGET", "STATE", "FOR", "UNTIL", "CAUSE", "IP", "PATH", "LINK", "NEIGHBOUR")
+    judged = any(path.verdicts for target in shown for path in target.paths)
+    columns = ("TARGET", "STATE", "FOR", "UNTIL", "CAUSE", "IP", "PATH", "LINK", "NEIGHBOUR")
+    table = _table(*columns, *(["VERDICT"] if judged else []))
     for target in shown:
         left = "" if target.deadline is None else f"in {seconds(max(0.0, target.deadline - status.now))}"
         paths = target.paths
@@ -229,11 +231,21 @@ def _show_targets(console: Console, status: GuardStatus, *, show_all: bool) -> N
             "\n".join(path.condition for path in paths),
             "\n".join(path.ifname or "-" for path in paths),
             "\n".join(f"{path.neighbor or '-'} {path.mac if path.mac != '-' else ''}".strip() for path in paths),
+            *(["\n".join(_verdicts(path, status.now) for path in paths)] if judged else []),
         )
     console.print(table if targets else "No targets.")
     if len(shown) < len(targets):
         console.print(f"... and {len(targets) - len(shown)} more: lbguard status --all")
     console.print()
+
+
+def _verdicts(path: PathStatus, now: float) -> str:
+    """Say what reporters hold of a path, how many of them count, and how old the newest word is."""
+    if not path.verdicts:
+        return "-"
+    counting = sum(verdict.weight == "counts" for verdict in path.verdicts)
+    newest = max(verdict.at for verdict in path.verdicts)
+    return f"{path.verdict} ({counting} of {len(path.verdicts)} count), {_age(now - newest)} ago"
 
 
 def _show_links(console: Console, status: GuardStatus) -> None:

@@ -43,6 +43,8 @@ from lbguard.packet_counts import PacketCounts
 from lbguard.runner import Runner
 from lbguard.settings import Settings, engine_config
 from lbguard.start_error import StartError
+from lbguard.traffic_counts import read_traffic
+from lbguard.verdict_desk import VerdictDesk
 
 if TYPE_CHECKING:
     from lbguard.doors import Doors
@@ -97,8 +99,10 @@ class Daemon:
             distributor=self._distributor_lane,
             journal=self._journal,
             resync=self.mirror.request_resync,
+            answer=lambda effect: self.verdicts.answered(effect),
             inbox_limit=settings.kernel.inbox_limit,
         )
+        self.verdicts = VerdictDesk(self.runner.post_verdict)
         self._source = make_source(settings, lambda event: self.runner.post((event,)), self._routes_in_force)
         self._doors: Doors | None = None
 
@@ -199,6 +203,7 @@ class Daemon:
                 if not len(self._distributor_lane):
                     self._distributor_lane.put(PollDistributor(read_back=rounds % every == 0))
                 self._take_counts()
+                self.runner.post(read_traffic(self.engine.view))
                 if self._enforcing:
                     await self._packets.follow(
                         {mark: target.key for mark, target in self.engine.roster.by_mark.items()}
@@ -213,6 +218,8 @@ class Daemon:
         self.metrics.record_status(self.engine.summary(time.monotonic()))
         self._journal.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
+        if self._doors is not None:
+            self._doors.count(self.metrics)
         self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
         counters = getattr(self._source, "counters", None)
         if counters is not None:

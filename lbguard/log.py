@@ -67,6 +67,7 @@ def decision_fields(decision: Decision) -> dict[str, object]:
                 "ifname": item.ifname,
                 "neighbor": item.neighbor,
                 "detail": item.detail,
+                "verdict": item.verdict,
             }
             for item in decision.evidence
         ],

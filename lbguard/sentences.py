@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lbguard.core.addr import format_ip
 from lbguard.core.model import ADMITTED, Action, Condition, Decision, Evidence, TargetState
-from lbguard.core.status import PathStatus, TargetStatus
+from lbguard.core.status import PathStatus, TargetStatus, VerdictStatus
 
 _WHAT_HELPS = {
     Condition.NO_LINK: "no link has an address in the subnet of {ip}; it comes back when the mesh re-creates the link",
@@ -14,6 +14,14 @@ _WHAT_HELPS = {
     Condition.ROUTE_MISSING: "the route to {ip} is not programmed",
     Condition.VERDICT_DOWN: "a proxy reports that {ip} does not answer",
     Condition.NEIGHBOR_FAILED: "{ip} does not answer neighbour solicitations",
+}
+
+
+_WEIGHTS = {
+    "counts": "it counts",
+    "unconfirmed": "it does not count yet: it was not said often enough",
+    "contradicted": "it does not count: another reporter gets through",
+    "vetoed": "it does not count: the neighbour just answered, or packets arrive",
 }
 
 
@@ -28,6 +36,7 @@ def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
     for item in broken or evidence:
         condition = "" if item.condition in {cause, Condition.OK} else f"{item.condition} "
         detail = f", {item.detail}" if item.detail else ""
+        detail += f", reporters say {item.verdict}" if item.verdict else ""
         parts.append(f"{condition}{format_ip(item.ip)} via {item.ifname or '-'}{detail}")
     return f" ({'; '.join(parts)})" if parts else ""
 
@@ -68,6 +77,14 @@ def _path_sentence(path: PathStatus) -> str:
     return f"The path to {path.ip} is broken{via}: {path.condition} - {reason}{neighbor}."
 
 
+def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
+    age, left = seconds(max(0.0, now - verdict.at)), seconds(max(0.0, verdict.expires_at - now))
+    return (
+        f"{verdict.reporter} says {verdict.state.upper()} of {verdict.subject}, {age} ago, for {left} more;"
+        f" {_WEIGHTS.get(verdict.weight, verdict.weight)}."
+    )
+
+
 def target_story(target: TargetStatus, now: float, recent: Sequence[tuple[Decision, float]]) -> str:
     """Tell in a few sentences how a target stands, why, and what will happen next.
 
@@ -87,7 +104,9 @@ def target_story(target: TargetStatus, now: float, recent: Sequence[tuple[Decisi
         TargetState.WITHDRAWN: f"{name} has been withdrawn for {age} because of {target.cause}.",
     }[target.state]
     story = [opening, f"{table} (fwmark and route table {target.mark})."]
-    story += [_path_sentence(path) for path in target.paths]
+    for path in target.paths:
+        story.append(_path_sentence(path))
+        story += [_verdict_sentence(verdict, now) for verdict in path.verdicts]
     match target.state:
         case TargetState.HELD | TargetState.FROZEN if left is not None:
             story.append(f"It is withdrawn in {left} unless the path comes back.")

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lbguard.api.verdict_settings import VerdictSettings
-from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
+from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
 from lbguard.durations import format_duration
 from lbguard.probe.settings import ProbeSettings
@@ -131,6 +131,15 @@ class EvidenceSettings(BaseModel):
 
     model_config = GROUP
     soft_budget: float = ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
+    verdict_confirm: int = number(
+        1, "verdicts", "A reporter's DOWN counts when so many of its last verdicts say so.", low=1, high=100
+    )
+    verdict_memory: int = number(3, "verdicts", "How many last verdicts of a reporter are looked at.", low=1, high=100)
+    veto_window: Duration = seconds(
+        2.5,
+        "A DOWN verdict is vetoed by a neighbour that answered, or packets that arrived, less than this ago.",
+        high=3600,
+    )
     neighbor_failures: int = number(
         2, "failures", "A path counts as broken after this many failed resolutions in a row.", low=1, high=100
     )
@@ -381,6 +390,12 @@ def engine_config(settings: Settings) -> EngineConfig:
         ),
         availability_grace_s=settings.availability.grace,
         soft_budget=settings.evidence.soft_budget,
+        evidence=EvidenceConfig(
+            confirm_k=settings.evidence.verdict_confirm,
+            confirm_n=settings.evidence.verdict_memory,
+            veto_window_s=settings.evidence.veto_window,
+            opinions_max=settings.verdicts.max_subjects_total,
+        ),
         observe=settings.mode == "observe",
         superseded_link_down=settings.links.superseded == "down",
         excluded_links=settings.links.exclude,

@@ -4,8 +4,8 @@ import math
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.core.addr import format_ip, parse_ip
-from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus
+from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState, VerdictState
+from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus, VerdictStatus
 
 _TO_STATE = {
     TargetState.PENDING: pb.TARGET_STATE_PENDING,
@@ -120,9 +120,33 @@ def target_to_proto(target: TargetStatus) -> pb.Target:
                 ifindex=path.ifindex,
                 neighbor=path.neighbor,
                 mac=path.mac,
+                verdict=path.verdict,
+                verdicts=[_verdict_to_proto(verdict) for verdict in path.verdicts],
             )
             for path in target.paths
         ],
+    )
+
+
+def _verdict_to_proto(verdict: VerdictStatus) -> pb.PathVerdict:
+    return pb.PathVerdict(
+        reporter=verdict.reporter,
+        subject=verdict.subject,
+        state=pb.VerdictState.Value(f"VERDICT_STATE_{verdict.state.name}"),
+        weight=verdict.weight,
+        at_s=verdict.at,
+        expires_at_s=verdict.expires_at,
+    )
+
+
+def _verdict_from_proto(message: pb.PathVerdict) -> VerdictStatus:
+    return VerdictStatus(
+        reporter=message.reporter,
+        subject=message.subject,
+        state=VerdictState(pb.VerdictState.Name(message.state).removeprefix("VERDICT_STATE_").lower()),
+        weight=message.weight,
+        at=message.at_s,
+        expires_at=message.expires_at_s,
     )
 
 
@@ -149,6 +173,8 @@ def target_from_proto(message: pb.Target) -> TargetStatus:
                 ifindex=path.ifindex,
                 neighbor=path.neighbor,
                 mac=path.mac,
+                verdict=path.verdict,
+                verdicts=tuple(_verdict_from_proto(verdict) for verdict in path.verdicts),
             )
             for path in message.paths
         ),
@@ -181,6 +207,7 @@ def decision_to_proto(decision: Decision, wall_time: float) -> pb.Decision:
                 ifindex=item.ifindex,
                 neighbor=item.neighbor,
                 detail=item.detail,
+                verdict=item.verdict,
             )
             for item in decision.evidence
         ],
@@ -215,6 +242,7 @@ def decision_from_proto(message: pb.Decision) -> tuple[Decision, float]:
                 ifindex=item.ifindex,
                 neighbor=item.neighbor,
                 detail=item.detail,
+                verdict=item.verdict,
             )
             for item in message.evidence
         ),

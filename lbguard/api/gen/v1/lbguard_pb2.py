@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18lbguard/v1/lbguard.proto\x12\nlbguard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"7\n\x11GetStatusResponse\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.lbguard.v1.Status\"7\n\x14\x45xplainTargetRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0f\n\x07history\x18\x02 \x01(\r\"\xa6\x01\n\x15\x45xplainTargetResponse\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x12\n\nidentifier\x18\x02 \x01(\r\x12\"\n\x06target\x18\x03 \x01(\x0b\x32\x12.lbguard.v1.Target\x12\r\n\x05now_s\x18\x04 \x01(\x01\x12\'\n\tdecisions\x18\x05 \x03(\x0b\x32\x14.lbguard.v1.Decision\x12\r\n\x05story\x18\x06 \x01(\t\"8\n\x15WatchDecisionsRequest\x12\x0f\n\x07history\x18\x01 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"N\n\x16WatchDecisionsResponse\x12&\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x14.lbguard.v1.Decision\x12\x0c\n\x04lost\x18\x02 \x01(\x04\"\xe3\x01\n\x06Status\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12\x0f\n\x07observe\x18\x02 \x01(\x08\x12\x0f\n\x07in_sync\x18\x03 \x01(\x08\x12\x13\n\x0bsync_reason\x18\x04 \x01(\t\x12\x11\n\tsource_ok\x18\x05 \x01(\x08\x12\x15\n\rsource_reason\x18\x06 \x01(\t\x12#\n\x07streams\x18\x07 \x03(\x0b\x32\x12.lbguard.v1.Stream\x12#\n\x07targets\x18\x08 \x03(\x0b\x32\x12.lbguard.v1.Target\x12\x1f\n\x05links\x18\t \x03(\x0b\x32\x10.lbguard.v1.Link\"\xcd\x01\n\x06Stream\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bmax_targets\x18\x02 \x01(\r\x12\x19\n\x11identifier_offset\x18\x03 \x01(\r\x12\x11\n\tavailable\x18\x04 \x01(\x08\x12\x1b\n\x13\x61vailability_reason\x18\x05 \x01(\t\x12\x14\n\x0cmass_failure\x18\x06 \x01(\x08\x12&\n\x06\x63ounts\x18\x07 \x03(\x0b\x32\x16.lbguard.v1.StateCount\x12\x17\n\x0ftable_committed\x18\x08 \x01(\x08\"C\n\nStateCount\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.lbguard.v1.TargetState\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\xdc\x01\n\x06Target\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x12\n\nidentifier\x18\x02 \x01(\r\x12\x0c\n\x04mark\x18\x03 \x01(\r\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.lbguard.v1.TargetState\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x12\x0f\n\x07since_s\x18\x06 \x01(\x01\x12\x17\n\ndeadline_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07penalty\x18\x08 \x01(\x01\x12\x1f\n\x05paths\x18\t \x03(\x0b\x32\x10.lbguard.v1.PathB\r\n\x0b_deadline_s\"e\n\x04Path\x12\n\n\x02ip\x18\x01 \x01(\t\x12\x11\n\tcondition\x18\x02 \x01(\t\x12\x0e\n\x06ifname\x18\x03 \x01(\t\x12\x0f\n\x07ifindex\x18\x04 \x01(\r\x12\x10\n\x08neighbor\x18\x05 \x01(\t\x12\x0b\n\x03mac\x18\x06 \x01(\t\"s\n\x04Link\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07ifindex\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\n\n\x02up\x18\x04 \x01(\x08\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12\x11\n\taddresses\x18\x06 \x03(\t\x12\x0c\n\x04role\x18\x07 \x01(\t\"\xe7\x02\n\x08\x44\x65\x63ision\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x61t_s\x18\x03 \x01(\x01\x12\x0e\n\x06stream\x18\x04 \x01(\t\x12\x12\n\nidentifier\x18\x05 \x01(\r\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12+\n\nstate_from\x18\x07 \x01(\x0e\x32\x17.lbguard.v1.TargetState\x12)\n\x08state_to\x18\x08 \x01(\x0e\x32\x17.lbguard.v1.TargetState\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12\x17\n\ndeadline_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nduration_s\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12&\n\x08\x65vidence\x18\x0c \x03(\x0b\x32\x14.lbguard.v1.EvidenceB\r\n\x0b_deadline_sB\r\n\x0b_duration_s\"l\n\x08\x45vidence\x12\n\n\x02ip\x18\x01 \x01(\t\x12\x11\n\tcondition\x18\x02 \x01(\t\x12\x0e\n\x06ifname\x18\x03 \x01(\t\x12\x0f\n\x07ifindex\x18\x04 \x01(\r\x12\x10\n\x08neighbor\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"F\n\rReportRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12%\n\x08verdicts\x18\x02 \x03(\x0b\x32\x13.lbguard.v1.Verdict\"_\n\x0eReportResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12+\n\x07ignored\x18\x03 \x03(\x0b\x32\x1a.lbguard.v1.IgnoredVerdict\":\n\x11ReportOnceRequest\x12%\n\x08verdicts\x18\x01 \x03(\x0b\x32\x13.lbguard.v1.Verdict\"S\n\x12ReportOnceResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12+\n\x07ignored\x18\x02 \x03(\x0b\x32\x1a.lbguard.v1.IgnoredVerdict\"/\n\x0eIgnoredVerdict\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xde\x01\n\x07Verdict\x12$\n\x07subject\x18\x01 \x01(\x0b\x32\x13.lbguard.v1.Subject\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.lbguard.v1.VerdictState\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x0e\n\x06heal_s\x18\x06 \x01(\x01\x12,\n\x08\x65vidence\x18\x07 \x03(\x0b\x32\x1a.lbguard.v1.FamilyEvidence\x12\x0f\n\x07new_mac\x18\x08 \x01(\x0c\"\x84\x01\n\x07Subject\x12\'\n\x04link\x18\x01 \x01(\x0b\x32\x17.lbguard.v1.LinkSubjectH\x00\x12\x13\n\ttarget_ip\x18\x02 \x01(\tH\x00\x12\x33\n\nconnection\x18\x03 \x01(\x0b\x32\x1d.lbguard.v1.ConnectionSubjectH\x00\x42\x06\n\x04kind\".\n\x0bLinkSubject\x12\r\n\x05lb_ip\x18\x01 \x01(\t\x12\x10\n\x08proxy_ip\x18\x02 \x01(\t\"A\n\x11\x43onnectionSubject\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06lb_ips\x18\x02 \x03(\t\x12\x10\n\x08peer_ips\x18\x03 \x03(\t\"\xaa\x01\n\x0e\x46\x61milyEvidence\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\r\x12\x0c\n\x04sent\x18\x02 \x01(\r\x12\x10\n\x08received\x18\x03 \x01(\r\x12\x11\n\trtt_min_s\x18\x04 \x01(\x01\x12\x14\n\x0crtt_median_s\x18\x05 \x01(\x01\x12\x11\n\trtt_max_s\x18\x06 \x01(\x01\x12\x1a\n\rsince_reply_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_since_reply_s*\xaa\x01\n\x0bTargetState\x12\x1c\n\x18TARGET_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14TARGET_STATE_PENDING\x10\x01\x12\x17\n\x13TARGET_STATE_ACTIVE\x10\x02\x12\x15\n\x11TARGET_STATE_HELD\x10\x03\x12\x17\n\x13TARGET_STATE_FROZEN\x10\x04\x12\x1a\n\x16TARGET_STATE_WITHDRAWN\x10\x05*\xab\x01\n\x0cVerdictState\x12\x1d\n\x19VERDICT_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10VERDICT_STATE_UP\x10\x01\x12\x1a\n\x16VERDICT_STATE_DEGRADED\x10\x02\x12\x16\n\x12VERDICT_STATE_DOWN\x10\x03\x12\x19\n\x15VERDICT_STATE_HEALING\x10\x04\x12\x17\n\x13VERDICT_STATE_ENDED\x10\x05\x32\x89\x02\n\x0cGuardService\x12H\n\tGetStatus\x12\x1c.lbguard.v1.GetStatusRequest\x1a\x1d.lbguard.v1.GetStatusResponse\x12T\n\rExplainTarget\x12 .lbguard.v1.ExplainTargetRequest\x1a!.lbguard.v1.ExplainTargetResponse\x12Y\n\x0eWatchDecisions\x12!.lbguard.v1.WatchDecisionsRequest\x1a\".lbguard.v1.WatchDecisionsResponse0\x01\x32\xa2\x01\n\x0eVerdictService\x12\x43\n\x06Report\x12\x19.lbguard.v1.ReportRequest\x1a\x1a.lbguard.v1.ReportResponse(\x01\x30\x01\x12K\n\nReportOnce\x12\x1d.lbguard.v1.ReportOnceRequest\x1a\x1e.lbguard.v1.ReportOnceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18lbguard/v1/lbguard.proto\x12\nlbguard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"7\n\x11GetStatusResponse\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.lbguard.v1.Status\"7\n\x14\x45xplainTargetRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0f\n\x07history\x18\x02 \x01(\r\"\xa6\x01\n\x15\x45xplainTargetResponse\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x12\n\nidentifier\x18\x02 \x01(\r\x12\"\n\x06target\x18\x03 \x01(\x0b\x32\x12.lbguard.v1.Target\x12\r\n\x05now_s\x18\x04 \x01(\x01\x12\'\n\tdecisions\x18\x05 \x03(\x0b\x32\x14.lbguard.v1.Decision\x12\r\n\x05story\x18\x06 \x01(\t\"8\n\x15WatchDecisionsRequest\x12\x0f\n\x07history\x18\x01 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"N\n\x16WatchDecisionsResponse\x12&\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x14.lbguard.v1.Decision\x12\x0c\n\x04lost\x18\x02 \x01(\x04\"\xe3\x01\n\x06Status\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12\x0f\n\x07observe\x18\x02 \x01(\x08\x12\x0f\n\x07in_sync\x18\x03 \x01(\x08\x12\x13\n\x0bsync_reason\x18\x04 \x01(\t\x12\x11\n\tsource_ok\x18\x05 \x01(\x08\x12\x15\n\rsource_reason\x18\x06 \x01(\t\x12#\n\x07streams\x18\x07 \x03(\x0b\x32\x12.lbguard.v1.Stream\x12#\n\x07targets\x18\x08 \x03(\x0b\x32\x12.lbguard.v1.Target\x12\x1f\n\x05links\x18\t \x03(\x0b\x32\x10.lbguard.v1.Link\"\xcd\x01\n\x06Stream\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bmax_targets\x18\x02 \x01(\r\x12\x19\n\x11identifier_offset\x18\x03 \x01(\r\x12\x11\n\tavailable\x18\x04 \x01(\x08\x12\x1b\n\x13\x61vailability_reason\x18\x05 \x01(\t\x12\x14\n\x0cmass_failure\x18\x06 \x01(\x08\x12&\n\x06\x63ounts\x18\x07 \x03(\x0b\x32\x16.lbguard.v1.StateCount\x12\x17\n\x0ftable_committed\x18\x08 \x01(\x08\"C\n\nStateCount\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.lbguard.v1.TargetState\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\xdc\x01\n\x06Target\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x12\n\nidentifier\x18\x02 \x01(\r\x12\x0c\n\x04mark\x18\x03 \x01(\r\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.lbguard.v1.TargetState\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x12\x0f\n\x07since_s\x18\x06 \x01(\x01\x12\x17\n\ndeadline_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07penalty\x18\x08 \x01(\x01\x12\x1f\n\x05paths\x18\t \x03(\x0b\x32\x10.lbguard.v1.PathB\r\n\x0b_deadline_s\"\xa1\x01\n\x04Path\x12\n\n\x02ip\x18\x01 \x01(\t\x12\x11\n\tcondition\x18\x02 \x01(\t\x12\x0e\n\x06ifname\x18\x03 \x01(\t\x12\x0f\n\x07ifindex\x18\x04 \x01(\r\x12\x10\n\x08neighbor\x18\x05 \x01(\t\x12\x0b\n\x03mac\x18\x06 \x01(\t\x12\x0f\n\x07verdict\x18\x07 \x01(\t\x12)\n\x08verdicts\x18\x08 \x03(\x0b\x32\x17.lbguard.v1.PathVerdict\"\x8d\x01\n\x0bPathVerdict\x12\x10\n\x08reporter\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.lbguard.v1.VerdictState\x12\x0e\n\x06weight\x18\x04 \x01(\t\x12\x0c\n\x04\x61t_s\x18\x05 \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\x06 \x01(\x01\"s\n\x04Link\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07ifindex\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\n\n\x02up\x18\x04 \x01(\x08\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12\x11\n\taddresses\x18\x06 \x03(\t\x12\x0c\n\x04role\x18\x07 \x01(\t\"\xe7\x02\n\x08\x44\x65\x63ision\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x61t_s\x18\x03 \x01(\x01\x12\x0e\n\x06stream\x18\x04 \x01(\t\x12\x12\n\nidentifier\x18\x05 \x01(\r\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12+\n\nstate_from\x18\x07 \x01(\x0e\x32\x17.lbguard.v1.TargetState\x12)\n\x08state_to\x18\x08 \x01(\x0e\x32\x17.lbguard.v1.TargetState\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12\x17\n\ndeadline_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nduration_s\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12&\n\x08\x65vidence\x18\x0c \x03(\x0b\x32\x14.lbguard.v1.EvidenceB\r\n\x0b_deadline_sB\r\n\x0b_duration_s\"}\n\x08\x45vidence\x12\n\n\x02ip\x18\x01 \x01(\t\x12\x11\n\tcondition\x18\x02 \x01(\t\x12\x0e\n\x06ifname\x18\x03 \x01(\t\x12\x0f\n\x07ifindex\x18\x04 \x01(\r\x12\x10\n\x08neighbor\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x0f\n\x07verdict\x18\x07 \x01(\t\"F\n\rReportRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12%\n\x08verdicts\x18\x02 \x03(\x0b\x32\x13.lbguard.v1.Verdict\"_\n\x0eReportResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12+\n\x07ignored\x18\x03 \x03(\x0b\x32\x1a.lbguard.v1.IgnoredVerdict\":\n\x11ReportOnceRequest\x12%\n\x08verdicts\x18\x01 \x03(\x0b\x32\x13.lbguard.v1.Verdict\"S\n\x12ReportOnceResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12+\n\x07ignored\x18\x02 \x03(\x0b\x32\x1a.lbguard.v1.IgnoredVerdict\"/\n\x0eIgnoredVerdict\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xde\x01\n\x07Verdict\x12$\n\x07subject\x18\x01 \x01(\x0b\x32\x13.lbguard.v1.Subject\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.lbguard.v1.VerdictState\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x0e\n\x06heal_s\x18\x06 \x01(\x01\x12,\n\x08\x65vidence\x18\x07 \x03(\x0b\x32\x1a.lbguard.v1.FamilyEvidence\x12\x0f\n\x07new_mac\x18\x08 \x01(\x0c\"\x84\x01\n\x07Subject\x12\'\n\x04link\x18\x01 \x01(\x0b\x32\x17.lbguard.v1.LinkSubjectH\x00\x12\x13\n\ttarget_ip\x18\x02 \x01(\tH\x00\x12\x33\n\nconnection\x18\x03 \x01(\x0b\x32\x1d.lbguard.v1.ConnectionSubjectH\x00\x42\x06\n\x04kind\".\n\x0bLinkSubject\x12\r\n\x05lb_ip\x18\x01 \x01(\t\x12\x10\n\x08proxy_ip\x18\x02 \x01(\t\"A\n\x11\x43onnectionSubject\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06lb_ips\x18\x02 \x03(\t\x12\x10\n\x08peer_ips\x18\x03 \x03(\t\"\xaa\x01\n\x0e\x46\x61milyEvidence\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\r\x12\x0c\n\x04sent\x18\x02 \x01(\r\x12\x10\n\x08received\x18\x03 \x01(\r\x12\x11\n\trtt_min_s\x18\x04 \x01(\x01\x12\x14\n\x0crtt_median_s\x18\x05 \x01(\x01\x12\x11\n\trtt_max_s\x18\x06 \x01(\x01\x12\x1a\n\rsince_reply_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_since_reply_s*\xaa\x01\n\x0bTargetState\x12\x1c\n\x18TARGET_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14TARGET_STATE_PENDING\x10\x01\x12\x17\n\x13TARGET_STATE_ACTIVE\x10\x02\x12\x15\n\x11TARGET_STATE_HELD\x10\x03\x12\x17\n\x13TARGET_STATE_FROZEN\x10\x04\x12\x1a\n\x16TARGET_STATE_WITHDRAWN\x10\x05*\xab\x01\n\x0cVerdictState\x12\x1d\n\x19VERDICT_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10VERDICT_STATE_UP\x10\x01\x12\x1a\n\x16VERDICT_STATE_DEGRADED\x10\x02\x12\x16\n\x12VERDICT_STATE_DOWN\x10\x03\x12\x19\n\x15VERDICT_STATE_HEALING\x10\x04\x12\x17\n\x13VERDICT_STATE_ENDED\x10\x05\x32\x89\x02\n\x0cGuardService\x12H\n\tGetStatus\x12\x1c.lbguard.v1.GetStatusRequest\x1a\x1d.lbguard.v1.GetStatusResponse\x12T\n\rExplainTarget\x12 .lbguard.v1.ExplainTargetRequest\x1a!.lbguard.v1.ExplainTargetResponse\x12Y\n\x0eWatchDecisions\x12!.lbguard.v1.WatchDecisionsRequest\x1a\".lbguard.v1.WatchDecisionsResponse0\x01\x32\xa2\x01\n\x0eVerdictService\x12\x43\n\x06Report\x12\x19.lbguard.v1.ReportRequest\x1a\x1a.lbguard.v1.ReportResponse(\x01\x30\x01\x12K\n\nReportOnce\x12\x1d.lbguard.v1.ReportOnceRequest\x1a\x1e.lbguard.v1.ReportOnceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lbguard.api.gen.v1.lbguard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TARGETSTATE']._serialized_start=2948
-  _globals['_TARGETSTATE']._serialized_end=3118
-  _globals['_VERDICTSTATE']._serialized_start=3121
-  _globals['_VERDICTSTATE']._serialized_end=3292
+  _globals['_TARGETSTATE']._serialized_start=3170
+  _globals['_TARGETSTATE']._serialized_end=3340
+  _globals['_VERDICTSTATE']._serialized_start=3343
+  _globals['_VERDICTSTATE']._serialized_end=3514
   _globals['_GETSTATUSREQUEST']._serialized_start=73
   _globals['_GETSTATUSREQUEST']._serialized_end=91
   _globals['_GETSTATUSRESPONSE']._serialized_start=93
@@ -56,36 +56,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATECOUNT']._serialized_end=1019
   _globals['_TARGET']._serialized_start=1022
   _globals['_TARGET']._serialized_end=1242
-  _globals['_PATH']._serialized_start=1244
-  _globals['_PATH']._serialized_end=1345
-  _globals['_LINK']._serialized_start=1347
-  _globals['_LINK']._serialized_end=1462
-  _globals['_DECISION']._serialized_start=1465
-  _globals['_DECISION']._serialized_end=1824
-  _globals['_EVIDENCE']._serialized_start=1826
-  _globals['_EVIDENCE']._serialized_end=1934
-  _globals['_REPORTREQUEST']._serialized_start=1936
-  _globals['_REPORTREQUEST']._serialized_end=2006
-  _globals['_REPORTRESPONSE']._serialized_start=2008
-  _globals['_REPORTRESPONSE']._serialized_end=2103
-  _globals['_REPORTONCEREQUEST']._serialized_start=2105
-  _globals['_REPORTONCEREQUEST']._serialized_end=2163
-  _globals['_REPORTONCERESPONSE']._serialized_start=2165
-  _globals['_REPORTONCERESPONSE']._serialized_end=2248
-  _globals['_IGNOREDVERDICT']._serialized_start=2250
-  _globals['_IGNOREDVERDICT']._serialized_end=2297
-  _globals['_VERDICT']._serialized_start=2300
-  _globals['_VERDICT']._serialized_end=2522
-  _globals['_SUBJECT']._serialized_start=2525
-  _globals['_SUBJECT']._serialized_end=2657
-  _globals['_LINKSUBJECT']._serialized_start=2659
-  _globals['_LINKSUBJECT']._serialized_end=2705
-  _globals['_CONNECTIONSUBJECT']._serialized_start=2707
-  _globals['_CONNECTIONSUBJECT']._serialized_end=2772
-  _globals['_FAMILYEVIDENCE']._serialized_start=2775
-  _globals['_FAMILYEVIDENCE']._serialized_end=2945
-  _globals['_GUARDSERVICE']._serialized_start=3295
-  _globals['_GUARDSERVICE']._serialized_end=3560
-  _globals['_VERDICTSERVICE']._serialized_start=3563
-  _globals['_VERDICTSERVICE']._serialized_end=3725
+  _globals['_PATH']._serialized_start=1245
+  _globals['_PATH']._serialized_end=1406
+  _globals['_PATHVERDICT']._serialized_start=1409
+  _globals['_PATHVERDICT']._serialized_end=1550
+  _globals['_LINK']._serialized_start=1552
+  _globals['_LINK']._serialized_end=1667
+  _globals['_DECISION']._serialized_start=1670
+  _globals['_DECISION']._serialized_end=2029
+  _globals['_EVIDENCE']._serialized_start=2031
+  _globals['_EVIDENCE']._serialized_end=2156
+  _globals['_REPORTREQUEST']._serialized_start=2158
+  _globals['_REPORTREQUEST']._serialized_end=2228
+  _globals['_REPORTRESPONSE']._serialized_start=2230
+  _globals['_REPORTRESPONSE']._serialized_end=2325
+  _globals['_REPORTONCEREQUEST']._serialized_start=2327
+  _globals['_REPORTONCEREQUEST']._serialized_end=2385
+  _globals['_REPORTONCERESPONSE']._serialized_start=2387
+  _globals['_REPORTONCERESPONSE']._serialized_end=2470
+  _globals['_IGNOREDVERDICT']._serialized_start=2472
+  _globals['_IGNOREDVERDICT']._serialized_end=2519
+  _globals['_VERDICT']._serialized_start=2522
+  _globals['_VERDICT']._serialized_end=2744
+  _globals['_SUBJECT']._serialized_start=2747
+  _globals['_SUBJECT']._serialized_end=2879
+  _globals['_LINKSUBJECT']._serialized_start=2881
+  _globals['_LINKSUBJECT']._serialized_end=2927
+  _globals['_CONNECTIONSUBJECT']._serialized_start=2929
+  _globals['_CONNECTIONSUBJECT']._serialized_end=2994
+  _globals['_FAMILYEVIDENCE']._serialized_start=2997
+  _globals['_FAMILYEVIDENCE']._serialized_end=3167
+  _globals['_GUARDSERVICE']._serialized_start=3517
+  _globals['_GUARDSERVICE']._serialized_end=3782
+  _globals['_VERDICTSERVICE']._serialized_start=3785
+  _globals['_VERDICTSERVICE']._serialized_end=3947
 # @@protoc_insertion_point(module_scope)

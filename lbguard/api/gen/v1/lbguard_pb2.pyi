@@ -415,6 +415,8 @@ class Path(_message.Message):
     IFINDEX_FIELD_NUMBER: _builtins.int
     NEIGHBOR_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
     ip: _builtins.str
     condition: _builtins.str
     """`ok`, or a named reason such as `no_link`."""
@@ -425,6 +427,12 @@ class Path(_message.Message):
     """State of the kernel's neighbour entry, such as `reachable`; empty: there is none."""
     mac: _builtins.str
     """Link-layer address in that entry, hex with colons."""
+    verdict: _builtins.str
+    """What all reporters come to, in a word such as `down` or `down_vetoed`; empty: no opinion."""
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathVerdict]:
+        """The live opinions behind it."""
+
     def __init__(
         self,
         *,
@@ -434,14 +442,58 @@ class Path(_message.Message):
         ifindex: _builtins.int = ...,
         neighbor: _builtins.str = ...,
         mac: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        verdicts: _abc.Iterable[Global___PathVerdict] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "mac", b"mac", "neighbor", b"neighbor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "mac", b"mac", "neighbor", b"neighbor", "verdict", b"verdict", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Path: _TypeAlias = Path  # noqa: Y015
+
+@_typing.final
+class PathVerdict(_message.Message):
+    """One reporter's live opinion that concerns a path."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_S_FIELD_NUMBER: _builtins.int
+    reporter: _builtins.str
+    subject: _builtins.str
+    """What it is about, such as `link 172.16.0.2 - 172.16.0.1`."""
+    state: Global___VerdictState.ValueType
+    weight: _builtins.str
+    """`counts`, `unconfirmed` (not yet often enough), `contradicted` (another reporter gets through) or `vetoed` (by
+    passive evidence).
+    """
+    at_s: _builtins.float
+    """When it came, seconds of the service's clock."""
+    expires_at_s: _builtins.float
+    """When it ends unless it is renewed, seconds of the service's clock."""
+    def __init__(
+        self,
+        *,
+        reporter: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        state: Global___VerdictState.ValueType = ...,
+        weight: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        expires_at_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "expires_at_s", b"expires_at_s", "reporter", b"reporter", "state", b"state", "subject", b"subject", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathVerdict: _TypeAlias = PathVerdict  # noqa: Y015
 
 @_typing.final
 class Link(_message.Message):
@@ -569,12 +621,15 @@ class Evidence(_message.Message):
     IFINDEX_FIELD_NUMBER: _builtins.int
     NEIGHBOR_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     ip: _builtins.str
     condition: _builtins.str
     ifname: _builtins.str
     ifindex: _builtins.int
     neighbor: _builtins.str
     detail: _builtins.str
+    verdict: _builtins.str
+    """What reporters came to, in a word; empty: no opinion."""
     def __init__(
         self,
         *,
@@ -584,10 +639,11 @@ class Evidence(_message.Message):
         ifindex: _builtins.int = ...,
         neighbor: _builtins.str = ...,
         detail: _builtins.str = ...,
+        verdict: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "detail", b"detail", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "neighbor", b"neighbor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "detail", b"detail", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "neighbor", b"neighbor", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
