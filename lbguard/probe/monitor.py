@@ -213,6 +213,8 @@ class Monitor:
             for watch, number, what in items:
                 if watch.closed or watch.round != number:
                     continue
+                if watch.judge.wants_replies and lag_s > watch.late_limit_s:
+                    watch.judge.excuse(now)
                 if what == _CHECK:
                     self._check(watch, now)
                 elif what == _JUDGE:
@@ -238,7 +240,6 @@ class Monitor:
     def _ping(self, watch: Watch, number: int, lag_s: float, now: float) -> None:
         if lag_s > watch.late_limit_s:
             watch.untested = True
-            watch.judge.excuse(now)
             if lag_s > self._settings.round_s:
                 # Long without CPU: what was planned meanwhile is skipped, or all connections would be pinged at once.
                 if self._judge(watch, now, complete=True):

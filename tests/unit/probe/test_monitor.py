@@ -138,6 +138,18 @@ def test_one_bad_round_is_not_enough() -> None:
     assert world.monitor.counters.doubts == 20
 
 
+@pytest.mark.parametrize("period_s", [0.3, 0.7, 1.9, 3.1])
+def test_phi_without_cpu_for_moments_is_never_down(period_s: float) -> None:
+    for seed in range(20):
+        world = World(JudgeSettings(detector=Detector.PHI), seed=seed)
+        world.follow(connection())
+        world.run(20 + seed / 20)
+        for _ in range(60):
+            world.time.now += period_s
+            world.run(0.3)
+        assert DOWN not in {verdict.state for verdict in world.verdicts}, f"seed {seed}"
+
+
 def test_a_starved_monitor_says_nothing_rather_than_down() -> None:
     world = World()
     world.follow(connection())
