@@ -78,7 +78,8 @@ class Weighing:
             return False
         neighbor = link.neighbors.get(ip)
         proof_at = neighbor.confirmed_at if neighbor else _NEVER
-        if of_target.state is not VerdictState.DOWN:
+        if of_target.state is not VerdictState.DOWN and not (neighbor and neighbor.failures):
+            # Packets that arrive prove one direction; a neighbour that failed says that the other is broken.
             proof_at = max(proof_at, link.rx_at)
         vetoed_until = proof_at + self._config.veto_window_s
         if now < vetoed_until:
