@@ -179,13 +179,17 @@ class NeighborActuator:
 
 
 class DistributorActuator:
-    """Tables of streams. `attached` are those that are looked after; `on_commit` hears of every commit."""
+    """Tables of streams. `attached` are those that are looked after; `on_commit` hears of every commit.
+
+    A stream whose removal is refused would go on taking its VIPs, and nobody asks again: so every look does.
+    """
 
     def __init__(self, distributor: Distributor, on_commit: Callable[[CommitResult], None]) -> None:
         self.attached: dict[str, StreamSpec] = {}
         self._distributor = distributor
         self._on_commit = on_commit
         self._told: dict[str, str] = {}
+        self._leaving: dict[str, StreamSpec] = {}
 
     async def perform(self, effect: DistributorEffect) -> Sequence[Event]:
         """Carry out one effect."""
@@ -209,6 +213,7 @@ class DistributorActuator:
                 return await self._poll(read_back=effect.read_back)
 
     async def _attach(self, stream: StreamSpec) -> Event:
+        self._leaving.pop(stream.name, None)
         try:
             await self._distributor.attach(stream)
             active = await self._distributor.read_active(stream)
@@ -224,18 +229,29 @@ class DistributorActuator:
         except (DistributorError, OSError) as error:
             results = [CommitResult(stream=table.stream.name, error=str(error)) for table in effect.tables]
         for result in results:
+            if not result.error:
+                self._told.pop(result.stream, None)
             self._on_commit(result)
         return results
 
     async def _forget(self, stream: StreamSpec) -> None:
         self.attached.pop(stream.name, None)
+        self._leaving[stream.name] = stream
         try:
             await self._distributor.detach(stream, withdraw=True)
         except (DistributorError, OSError) as error:
-            _log.warning("stream not removed from the distributor", extra=fields(stream=stream.name, reason=str(error)))
+            reason = str(error)
+            if self._told.get(stream.name) != reason:
+                self._told[stream.name] = reason
+                _log.warning("stream not removed from the distributor", extra=fields(stream=stream.name, reason=reason))
+        else:
+            del self._leaving[stream.name]
+            self._told.pop(stream.name, None)
 
     async def _poll(self, *, read_back: bool) -> Sequence[Event]:
         events: list[Event] = []
+        for stream in list(self._leaving.values()):
+            await self._forget(stream)
         try:
             lost = await self._distributor.lost_streams()
         except (DistributorError, OSError) as error:

@@ -1,12 +1,11 @@
 """The composition root: wires the adapters to the engine and sees the service through its life."""
 
 import asyncio
-import contextlib
 import gc
 import importlib
 import logging
+import os
 import signal
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from lbguard.actuators import (
 )
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
-from lbguard.core.effects import Announce, ProgramRoutes, ProgramRules, SolicitNeighbors
+from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
 from lbguard.core.model import Decision, Route, TargetKey
@@ -42,9 +41,11 @@ from lbguard.netlink.socket import NetlinkChannel
 from lbguard.packet_counts import PacketCounts
 from lbguard.runner import Runner
 from lbguard.settings import Settings, engine_config
+from lbguard.sources.base import SourceEvent
 from lbguard.start_error import StartError
 from lbguard.traffic_counts import read_traffic
 from lbguard.verdict_desk import VerdictDesk
+from lbguard.withdrawal import withdraw_everything
 
 if TYPE_CHECKING:
     from lbguard.doors import Doors
@@ -55,6 +56,7 @@ _POLL_S = 1.0
 _POLL_BEFORE_READY_S = 0.05
 _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
+_WITHDRAW_LIMIT_S = 10.0
 _DOORS_LATEST_S = 1.0
 
 
@@ -79,6 +81,8 @@ class Daemon:
         self._stop = asyncio.Event()
         self._started_at = time.monotonic()
         self._ready_told = False
+        self.started = False
+        self.stuck = False
         self._channel = NetlinkChannel()
         self._distributor = make_distributor(settings)
         self._packets = PacketCounts(self.metrics)
@@ -90,7 +94,7 @@ class Daemon:
         neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
         self._distributor_lane: Lane[DistributorEffect] = Lane("distributor", self._tables.perform, self._post)
         self._lanes = (kernel_lane, neighbor_lane, self._distributor_lane)
-        self.mirror = make_mirror(settings, lambda events, received: self.runner.post_kernel(events, received))
+        self.mirror = make_mirror(settings, self._hear_kernel)
         self.runner = Runner(
             self.engine,
             announce=self._announce,
@@ -99,11 +103,12 @@ class Daemon:
             distributor=self._distributor_lane,
             journal=self._journal,
             resync=self.mirror.request_resync,
+            caught_up=self.mirror.caught_up,
             answer=lambda effect: self.verdicts.answered(effect),
             inbox_limit=settings.kernel.inbox_limit,
         )
         self.verdicts = VerdictDesk(self.runner.post_verdict)
-        self._source = make_source(settings, lambda event: self.runner.post((event,)), self._routes_in_force)
+        self._source = make_source(settings, self._hear_source, self._routes_in_force)
         self._doors: Doors | None = None
 
     # What the API and the health checks see
@@ -140,6 +145,8 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(lane.run()) for lane in self._lanes]
                 tasks += [group.create_task(part) for part in (self.runner.run(), self.mirror.wait(), self._poll())]
+                if self._enforcing:
+                    tasks.append(group.create_task(self._count_packets()))
                 if self._source is not None:
                     tasks.append(group.create_task(self._source.run()))
                 await self._stop.wait()
@@ -157,6 +164,7 @@ class Daemon:
         if self._source is None:
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         await self.mirror.start()
+        self.started = True
         _log.info("started", extra=fields(version=__version__, mode=self.settings.mode))
 
     async def _shut_down(self) -> None:
@@ -164,27 +172,23 @@ class Daemon:
         self.runner.flush()
         if self._announcer is not None:
             self._announcer.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_LIMIT_S):
+        # Only who is told to stop withdraws: a fault must not take the data path along.
+        withdraw = self.settings.withdraw_on_exit and self._enforcing and self._stop.is_set()
+        try:
+            async with asyncio.timeout(_WITHDRAW_LIMIT_S if withdraw else _STOP_LIMIT_S):
                 if self._doors is not None:
                     await self._doors.close()
-                if self.settings.withdraw_on_exit and self._enforcing:
-                    await self._withdraw_everything()
+                if withdraw:
+                    streams = list(self._tables.attached.values())
+                    await withdraw_everything(self.settings, self._distributor, streams, self._kernel)
+                    await self._packets.remove()
                 await self._distributor.close()
                 await self._packets.close()
+        except TimeoutError:
+            self.stuck = True
+            _log.error("something hangs, and is left behind", extra=fields(withdrawing=withdraw))
         self._channel.close()
         _log.info("stopped")
-
-    async def _withdraw_everything(self) -> None:
-        """Take every target out, then remove what is ours: first no packet is marked, then no route is needed."""
-        for stream in list(self._tables.attached.values()):
-            try:
-                await self._distributor.detach(stream, withdraw=True)
-            except DistributorError as error:
-                _log.error("stream not withdrawn", extra=fields(stream=stream.name, reason=str(error)))
-        await self._kernel.perform(ProgramRules(delete=tuple(self.engine.tables.rules.actual.values())))
-        await self._kernel.perform(ProgramRoutes(delete=tuple(self.engine.tables.routes.actual.values())))
-        await self._packets.remove()
 
     def _reload(self) -> None:
         _log.info("reloading targets")
@@ -193,24 +197,31 @@ class Daemon:
         self.mirror.request_reconcile()
 
     async def _poll(self) -> None:
-        """Look after what tells nothing by itself: tables that others replace, packet counters, gauges, health."""
+        """Look after what tells nothing by itself: tables that others replace, gauges, health."""
         rounds = 0
-        every = max(1, round(self.settings.kernel.reconcile_interval / _POLL_S))
+        interval_s = self.settings.kernel.reconcile_interval
+        every = max(1, round(interval_s / _POLL_S))
         while True:
             await self._tell_health()
-            if self._ready_told:
+            # One stream that cannot be had keeps the service unready, but the others are looked after all the same.
+            if self._doors is not None:
                 rounds += 1
                 if not len(self._distributor_lane):
-                    self._distributor_lane.put(PollDistributor(read_back=rounds % every == 0))
+                    self._distributor_lane.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
                 self._take_counts()
                 self.runner.post(read_traffic(self.engine.view))
-                if self._enforcing:
-                    await self._packets.follow(
-                        {mark: target.key for mark, target in self.engine.roster.by_mark.items()}
-                    )
-                    if rounds % _COUNT_EVERY == 0:
-                        await self._packets.read()
-            await asyncio.sleep(_POLL_S if self._ready_told else _POLL_BEFORE_READY_S)
+            await asyncio.sleep(_POLL_S if self._doors is not None else _POLL_BEFORE_READY_S)
+
+    async def _count_packets(self) -> None:
+        """Keep the packet counters, apart from all else: however long nftables takes, the heart goes on beating."""
+        rounds = 0
+        while True:
+            await asyncio.sleep(_POLL_S)
+            if self._doors is not None:
+                rounds += 1
+                await self._packets.follow({mark: target.key for mark, target in self.engine.roster.by_mark.items()})
+                if rounds % _COUNT_EVERY == 0:
+                    await self._packets.read()
 
     def _take_counts(self) -> None:
         """Bring gauges up to date and take over the counts that adapters keep themselves."""
@@ -252,12 +263,19 @@ class Daemon:
 
     # Wiring
 
+    def _hear_kernel(self, events: list[Event], received_at: float) -> None:
+        self._journal.kernel_heard(events, in_sync=self.mirror.in_sync)
+        self.runner.post_kernel(events, received_at)
+
+    def _hear_source(self, event: SourceEvent) -> None:
+        self._journal.source_heard(event)
+        self.runner.post((event,))
+
     def _routes_in_force(self) -> Iterable[Route] | None:
         return self.engine.tables.routes.actual.values() if self.engine.in_sync else None
 
     def _post(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._journal.refused(event)
+        self._journal.refused(events)
         self.runner.post(events)
 
     def _announce(self, effect: Announce | SolicitNeighbors) -> None:
@@ -279,28 +297,36 @@ def _calm_garbage_collection() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings) -> tuple[int, bool]:
+    """Run the service; returns the exit status, and whether a thread of it hangs."""
     problems: list[Exception] = []
+    daemon: Daemon | None = None
     try:
-        await Daemon(settings).run()
+        daemon = Daemon(settings)
+        await daemon.run()
     except* Exception as group:
         problems += group.exceptions
     for problem in problems:
-        if isinstance(problem, StartError | DistributorError | OSError):
-            print(f"lbguard: {problem}", file=sys.stderr)
+        starting = daemon is None or not daemon.started
+        if isinstance(problem, StartError) or (starting and isinstance(problem, DistributorError | OSError)):
+            _log.critical("cannot start", extra=fields(reason=str(problem)))
         else:
             _log.critical("a part of the service failed", exc_info=problem)
-    return 1 if problems else 0
+    return (1 if problems else 0), daemon is not None and daemon.stuck
 
 
 def run(settings: Settings) -> int:
     """Run the service until it is told to stop; returns the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
+    status, stuck = 1, False
     try:
         with InstanceLock():
-            return asyncio.run(_serve(settings))
+            status, stuck = asyncio.run(_serve(settings))
     except InstanceRunning as error:
-        print(f"lbguard: {error}", file=sys.stderr)
-        return 1
+        _log.critical("cannot start", extra=fields(reason=str(error)))
     finally:
         logging_.close()
+    if stuck:
+        # The interpreter would wait for the thread that hangs.
+        os._exit(status)
+    return status

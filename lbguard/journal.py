@@ -8,7 +8,7 @@ from lbguard.announce.sender import Announcer
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
-from lbguard.core.events import Event, RouteFailed, RuleFailed
+from lbguard.core.events import Event, KernelOutOfSync, RouteFailed, RuleFailed, SourceLost, SourceSnapshot
 from lbguard.dataplane.neighbors import NeighborFailure
 from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import CommitResult
@@ -36,6 +36,7 @@ class ServiceJournal:
         self._observe = observe
         self._inbox_depth = inbox_depth
         self._availability = availability
+        self._kernel_lost = False
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Take a piece of information."""
@@ -78,12 +79,33 @@ class ServiceJournal:
         """Take note of a commit of one stream."""
         self._metrics.record_commits((result,))
 
-    def refused(self, event: Event) -> None:
-        """Take note of an event if it tells of a refused kernel operation."""
-        if isinstance(event, RouteFailed | RuleFailed):
-            self._metrics.record_failures(routes=(event.reason,))
-            what = event.route if isinstance(event, RouteFailed) else event.rule
-            _log.warning("kernel refused", extra=fields(what=str(what), reason=event.reason))
+    def refused(self, events: Sequence[Event]) -> None:
+        """Take note of refused kernel operations among the outcome of one effect; one line tells of them all."""
+        refused = [event for event in events if isinstance(event, RouteFailed | RuleFailed)]
+        if refused:
+            self._metrics.record_failures(routes=[event.reason for event in refused])
+            first = refused[0].route if isinstance(refused[0], RouteFailed) else refused[0].rule
+            _log.warning("kernel refused", extra=fields(count=len(refused), what=str(first), reason=refused[0].reason))
+
+    def kernel_heard(self, events: Sequence[Event], *, in_sync: bool) -> None:
+        """Take note of the mirror's events, if they tell that the view of the kernel was lost or is whole again.
+
+        A loss is the last that a batch tells, so that no other event has to be looked at.
+        """
+        if events and isinstance(events[-1], KernelOutOfSync):
+            self._kernel_lost = True
+            _log.warning("kernel view lost: nothing is withdrawn", extra=fields(reason=events[-1].reason))
+        elif self._kernel_lost and in_sync:
+            self._kernel_lost = False
+            _log.info("kernel view whole again")
+
+    def source_heard(self, event: SourceSnapshot | SourceLost) -> None:
+        """Take note of a new list of targets, or of its loss."""
+        if isinstance(event, SourceLost):
+            _log.error("targets cannot be read: the last list stays in force", extra=fields(reason=event.reason))
+        else:
+            targets = sum(len(stream.targets) for stream in event.streams)
+            _log.info("targets read", extra=fields(streams=len(event.streams), targets=targets))
 
     def neighbors_refused(self, failures: Sequence[NeighborFailure]) -> None:
         """Take note of refused neighbour operations."""

@@ -15,9 +15,9 @@ _log = logging.getLogger("lbguard.packet_counts")
 class PacketCounts:
     """Counts packets per target, and those that met the fallback. Without nftables it says so, once."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, counters: FallbackCounters | None = None) -> None:
         self._metrics = metrics
-        self._counters = FallbackCounters()
+        self._counters = counters or FallbackCounters()
         self._counted: dict[int, TargetKey] = {}
         self._problem = ""
 
@@ -41,6 +41,7 @@ class PacketCounts:
         except (DistributorError, OSError) as error:
             self._complain(str(error))
             return
+        self._problem = ""
         keys = self._counted
         self._metrics.record_packets(
             {keys[mark]: count for mark, count in hits.items() if mark in keys},
