@@ -20,17 +20,16 @@ class VerdictDesk:
         self._tickets = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[str]] = {}
 
-    async def submit(self, reporter: str, verdict: Verdict) -> str:
-        """Hand a verdict in; returns the reason why it was ignored, or an empty text."""
+    def submit(self, reporter: str, verdict: Verdict) -> asyncio.Future[str]:
+        """Hand a verdict in; resolves to the reason why it was ignored, or to an empty text. May be cancelled."""
         ticket = next(self._tickets)
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        if not self._post(VerdictReported(reporter=reporter, verdict=verdict, ticket=ticket)):
-            return OVERLOADED
-        self._waiting[ticket] = answer
-        try:
-            return await answer
-        finally:
-            del self._waiting[ticket]
+        if self._post(VerdictReported(reporter=reporter, verdict=verdict, ticket=ticket)):
+            self._waiting[ticket] = answer
+            answer.add_done_callback(lambda _: self._waiting.pop(ticket, None))
+        else:
+            answer.set_result(OVERLOADED)
+        return answer
 
     def answered(self, effect: VerdictAnswered) -> None:
         """Take the core's answer; nobody may wait for it any more."""
