@@ -27,7 +27,8 @@ class Pulse:
         self._tick_s = tick_s
         self._stepped_at = clock()
         self._readers: Sequence[int] = ()
-        self._paused: set[int] = set()
+        self._unwatched: set[int] = set()
+        self._waiting = False
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
 
@@ -36,7 +37,7 @@ class Pulse:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._readers = [descriptor for descriptor in descriptors if descriptor >= 0]
-        self._paused = set(self._readers)
+        self._unwatched = set(self._readers)
         try:
             self._beat()
             await self._ended
@@ -51,19 +52,20 @@ class Pulse:
         """Set the timer for what is due next; call it when that may have changed. Does nothing while not running."""
         if self._ended is None:
             return
-        moments = [self._next_due(), self._stepped_at + self._tick_s if self._paused else None]
-        known = [moment for moment in moments if moment is not None]
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        if known:
-            at = max(min(known), self._stepped_at + self._tick_s)
+        soonest = self._stepped_at + self._tick_s
+        due = soonest if self._waiting else self._next_due()
+        if due is not None:
+            at = max(due, soonest)
             self._timer = asyncio.get_running_loop().call_later(max(0.0, at - self._clock()), self._beat)
 
     def _readable(self, descriptor: int) -> None:
         # Level-triggered: it would be reported again and again until the next step reads it.
         asyncio.get_running_loop().remove_reader(descriptor)
-        self._paused.add(descriptor)
+        self._unwatched.add(descriptor)
+        self._waiting = True
         self.arm()
 
     def _beat(self) -> None:
@@ -76,8 +78,12 @@ class Pulse:
             ended.set_exception(error)
             return
         self._stepped_at = self._clock()
-        loop = asyncio.get_running_loop()
-        for descriptor in self._paused:
-            loop.add_reader(descriptor, self._readable, descriptor)
-        self._paused.clear()
+        self._waiting = False
+        due = self._next_due()
+        if due is None or due > self._stepped_at + self._tick_s:
+            # Otherwise the next step comes before anything could wake it, and watching would only cost.
+            loop = asyncio.get_running_loop()
+            for descriptor in self._unwatched:
+                loop.add_reader(descriptor, self._readable, descriptor)
+            self._unwatched.clear()
         self.arm()
