@@ -26,21 +26,21 @@ from lbguard.actuators import (
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
 from lbguard.core.effects import Announce, SolicitNeighbors
-from lbguard.core.engine import Engine
 from lbguard.core.events import Event
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
 from lbguard.decisions import DecisionLog
-from lbguard.distributor.base import DistributorError
+from lbguard.distributor.base import CommitResult, DistributorError
 from lbguard.interface_counts import links_facing_targets
 from lbguard.journal import ServiceJournal
 from lbguard.log import fields, setup_logging
 from lbguard.metrics import Metrics
 from lbguard.netlink.socket import NetlinkChannel
 from lbguard.packet_counts import PacketCounts
+from lbguard.recording.service import ServiceRecording
 from lbguard.runner import Runner
-from lbguard.settings import Settings, engine_config
+from lbguard.settings import Settings
 from lbguard.sources.base import SourceEvent
 from lbguard.start_error import StartError
 from lbguard.traffic_counts import read_traffic
@@ -65,7 +65,8 @@ class Daemon:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine = Engine(engine_config(settings))
+        self._recording = ServiceRecording(settings)
+        self.engine = self._recording.make_engine()
         self.decision_log = DecisionLog()
         place = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit} if settings.source == "nsp" else None
         self.metrics = Metrics(CollectorRegistry(), place)
@@ -85,11 +86,11 @@ class Daemon:
         self.stuck = False
         self._channel = NetlinkChannel()
         self._distributor = make_distributor(settings)
-        self._packets = PacketCounts(self.metrics)
+        self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
         self._announcer = make_announcer(settings, self.engine.view.holds)
         self._kernel = KernelActuator(self._channel)
         neighbors = NeighborActuator(self._channel, neighbor_timers(settings), self._journal.neighbors_refused)
-        self._tables = DistributorActuator(self._distributor, self._journal.committed)
+        self._tables = DistributorActuator(self._distributor, self._committed)
         kernel_lane: Lane[KernelEffect] = Lane("kernel", self._kernel.perform, self._post)
         neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
         self._distributor_lane: Lane[DistributorEffect] = Lane("distributor", self._tables.perform, self._post)
@@ -163,6 +164,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._source is None:
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
+        self._recording.start()
         await self.mirror.start()
         self.started = True
         _log.info("started", extra=fields(version=__version__, mode=self.settings.mode))
@@ -187,6 +189,7 @@ class Daemon:
         except TimeoutError:
             self.stuck = True
             _log.error("something hangs, and is left behind", extra=fields(withdrawing=withdraw))
+        await self._recording.close()
         self._channel.close()
         _log.info("stopped")
 
@@ -229,6 +232,7 @@ class Daemon:
         self.metrics.record_status(self.engine.summary(time.monotonic()))
         self._journal.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
+        self._recording.count(self.metrics)
         if self._doors is not None:
             self._doors.count(self.metrics)
         self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
@@ -277,6 +281,10 @@ class Daemon:
     def _post(self, events: Sequence[Event]) -> None:
         self._journal.refused(events)
         self.runner.post(events)
+
+    def _committed(self, result: CommitResult) -> None:
+        self._journal.committed(result)
+        self._recording.committed(result)
 
     def _announce(self, effect: Announce | SolicitNeighbors) -> None:
         if self._announcer is None:

@@ -249,6 +249,11 @@ class Metrics:
         )
         self.commit_errors = self._counter("commit_errors", "Commits that did not take effect.", "stream")
         self.slots_changed = self._counter("slots_changed", "Slots of the table given to another target.", "stream")
+        self.recording_entries = self._counter("recording_entries", "Entries taken for the recording.")
+        self.recording_bytes = self._counter("recording_bytes", "Bytes written to recordings.")
+        self.recording_dropped = self._counter(
+            "recording_dropped", "Entries missing in recordings, by reason; a new file begins after the gap.", "reason"
+        )
         self.engine_step = self._histogram(
             "engine_step_seconds", "How long the engine thought about one batch of events.", _WORK_BUCKETS
         )
@@ -390,6 +395,12 @@ class Metrics:
         self.source_losses.inc(self._readings.grown("source_losses", losses))
         self.source_removals_waiting.set(waiting)
         self._follow(self.source_entries_skipped, "skipped", skipped)
+
+    def record_recording(self, *, entries: int, written_bytes: int, dropped: Mapping[str, int]) -> None:
+        """Take the recorder's own counts, which only grow."""
+        self.recording_entries.inc(self._readings.grown("recording_entries", entries))
+        self.recording_bytes.inc(self._readings.grown("recording_bytes", written_bytes))
+        self._follow(self.recording_dropped, "recording_dropped", dropped)
 
     def record_inbox_dropped(self, total: int) -> None:
         """Take the runner's own count of dropped events, which only grows."""

@@ -1,22 +1,32 @@
 """Keeps the kernel's packet counters in step with the registered targets and feeds the metrics from them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import DistributorError
-from lbguard.distributor.nft_counters import FallbackCounters
+from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
 from lbguard.log import fields
 from lbguard.metrics import Metrics
 
 _log = logging.getLogger("lbguard.packet_counts")
 
+Readings = Mapping[TargetKey, HeldCount]
+
 
 class PacketCounts:
     """Counts packets per target, and those that met the fallback. Without nftables it says so, once."""
 
-    def __init__(self, metrics: Metrics, counters: FallbackCounters | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        counters: FallbackCounters | None = None,
+        *,
+        on_read: Callable[[Readings, Readings], None] = lambda hits, held: None,
+    ) -> None:
+        """Set where readings go, besides the metrics: what was given to each target, and what met the fallback."""
         self._metrics = metrics
+        self._on_read = on_read
         self._counters = counters or FallbackCounters()
         self._counted: dict[int, TargetKey] = {}
         self._problem = ""
@@ -43,10 +53,10 @@ class PacketCounts:
             return
         self._problem = ""
         keys = self._counted
-        self._metrics.record_packets(
-            {keys[mark]: count for mark, count in hits.items() if mark in keys},
-            {keys[mark]: count for mark, count in held.items() if mark in keys},
-        )
+        given = {keys[mark]: count for mark, count in hits.items() if mark in keys}
+        fallen = {keys[mark]: count for mark, count in held.items() if mark in keys}
+        self._metrics.record_packets(given, fallen)
+        self._on_read(given, fallen)
 
     async def remove(self) -> None:
         """Remove the counters from the kernel."""

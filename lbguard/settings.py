@@ -19,6 +19,7 @@ from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, Fre
 from lbguard.core.model import Condition
 from lbguard.durations import format_duration
 from lbguard.probe.settings import ProbeSettings
+from lbguard.recording.settings import RecordingSettings
 from lbguard.settings_fields import (
     GROUP,
     Duration,
@@ -306,6 +307,7 @@ class Settings(BaseSettings):
     verdicts: VerdictSettings = VerdictSettings()
     nsp: NspSettings = NspSettings()
     probe: ProbeSettings = ProbeSettings()
+    recording: RecordingSettings = RecordingSettings()
 
     @model_validator(mode="after")
     def _source_is_told(self) -> "Settings":

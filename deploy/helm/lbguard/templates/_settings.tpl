@@ -115,4 +115,10 @@
 - {"name": "probe.tls_ca", "variable": "LBGUARD_PROBE__TLS_CA", "default": ""}
 - {"name": "probe.tls_server_name", "variable": "LBGUARD_PROBE__TLS_SERVER_NAME", "default": ""}
 - {"name": "probe.spiffe_socket", "variable": "LBGUARD_PROBE__SPIFFE_SOCKET", "default": ""}
+- {"name": "recording.enabled", "variable": "LBGUARD_RECORDING__ENABLED", "default": "false"}
+- {"name": "recording.directory", "variable": "LBGUARD_RECORDING__DIRECTORY", "default": "/var/lib/lbguard/recording"}
+- {"name": "recording.max_file", "variable": "LBGUARD_RECORDING__MAX_FILE", "default": "16777216"}
+- {"name": "recording.max_files", "variable": "LBGUARD_RECORDING__MAX_FILES", "default": "16"}
+- {"name": "recording.flush", "variable": "LBGUARD_RECORDING__FLUSH", "default": "1s", "low": 0.1, "high": 60.0, "allowed": "100ms to 1m"}
+- {"name": "recording.queue_limit", "variable": "LBGUARD_RECORDING__QUEUE_LIMIT", "default": "262144"}
 {{- end }}

@@ -1,0 +1,91 @@
+"""The form of a recording on disk; `docs/recording.md` describes it for people.
+
+A file is a gzip stream of JSON lines, flushed every second, so that whatever follows the last flush is all that a crash
+can cost, and `zcat FILE | head` shows what is in it. The first line is an object (`Header`), every other a list whose
+first item says what it is:
+
+    ["LinkSeen", ...]       an event, as the engine was told it: type name and fields; see `codec.py`
+    ["t", TIME]             the moment of the engine's clock from here on: a whole number is nanoseconds since the
+                            moment before (of the header at first), a number with a point is seconds
+    ["r"]  ["d"]            the engine was called: `repair`, `decide`
+    ["=", ROW]              what that `decide` said: a decision, or that a stream's availability changed
+    ["s", FIELD, ITEM...]   a part of a full view of the kernel: items are rows, or `"FIRST+COUNT"` of the view before
+    ["S"]                   the view is whole: an event
+    ["n", KIND, ...]        a part of the engine's state at the beginning of the file; see `checkpoint.py`
+    ["N"]                   the state is whole
+    ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packets of targets so far, and those that met the fallback
+    ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many
+    ["w", OFFSET]           wall clock (seconds since the epoch) minus the engine's clock
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = "lbguard-recording"
+VERSION = 1
+SUFFIX = ".jsonl.gz"
+PATTERN = re.compile(r"lbguard-\d{8}T\d{6}Z-[0-9a-f]{8}-(\d{6})\.jsonl\.gz")
+
+START, GOES_ON, AFTER_LOSS = "start", "goes_on", "after_loss"
+"""How a file begins: with a new engine; where the one before ended; or with a checkpoint after something was lost."""
+
+NS = 1e9
+
+
+class RecordingError(Exception):
+    """A recording that cannot be read (or written); the message names the file, the place in it, and a remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The first line of a file.
+
+    `series`, `number`: which run of the service, and the how manieth file of it (from 1). `begins`: `start`, `goes_on`
+    or `after_loss`; then `lost` entries are missing before it. `now` and `offset`: the engine's clock at its beginning,
+    and the wall clock minus that, seconds. `core`: digest of the core that decided. `facts`: what else is worth
+    knowing, such as the distributor's kind of table.
+    """
+
+    lbguard: str
+    core: str
+    series: str
+    number: int
+    begins: str
+    now: float
+    offset: float
+    lost: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    types: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line as plain values."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @staticmethod
+    def from_json(values: Any, path: Path) -> "Header":
+        """Read the line.
+
+        Raises:
+            RecordingError: it is no recording, or a newer one than this version can read.
+        """
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise RecordingError(f"{path}: not a recording of lbguard; give files made with recording.enabled=true")
+        if values.get("version") != VERSION:
+            raise RecordingError(
+                f"{path}: format version {values.get('version')}, and this lbguard reads version {VERSION}; read it "
+                f"with lbguard {values.get('lbguard', 'of the version that wrote it')} or newer"
+            )
+        try:
+            return Header(**{name: values[name] for name in values if name not in ("format", "version")})
+        except TypeError as error:
+            raise RecordingError(f"{path}: a header that cannot be read ({error}); the file is damaged") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much is kept: at most `files` files of at most `file_bytes` each in one directory."""
+
+    file_bytes: int = 16 * 2**20
+    files: int = 16

@@ -1,0 +1,252 @@
+"""Records the engine of the running service without holding up its loop.
+
+The loop only puts entries into a queue; a thread of its own writes them, in small slices, so that the interpreter is
+never taken from the loop for long. When the queue is full or the disk refuses, recording stops: with a hole in it, a
+recording could not be replayed. What is not recorded meanwhile is counted by reason (`queue_full`, `file_full`,
+`disk`), and a new file begins with a checkpoint once there is room again.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from lbguard.core.config import EngineConfig
+from lbguard.core.effects import Effect, Record, SetAvailability
+from lbguard.core.engine import Engine
+from lbguard.core.events import Event
+from lbguard.core.model import TargetKey, TargetState
+from lbguard.log import fields
+from lbguard.recording.checkpoint import freeze
+from lbguard.recording.writer import Checkpoint, Entry, RecordingWriter
+
+_log = logging.getLogger("lbguard.recording")
+
+_LINES_A_SLICE = 16
+_PAUSE_S = 0.0002
+_RETRY_AFTER_S = 10.0
+_STOP_LIMIT_S = 1.0
+
+
+class Tape(Protocol):
+    """What takes the entries. `wanted`: 0 no checkpoint is needed, 1 one at a calm moment, 2 one at once."""
+
+    @property
+    def wanted(self) -> int:
+        """How urgently a checkpoint is wanted."""
+
+    def put(self, kind: str, now: float, payload: Any = None) -> None:
+        """Take an entry; see `Entry`. A checkpoint's payload is the frozen state."""
+
+
+class RecordedEngine(Engine):
+    """An engine whose every call goes on tape, with its exact moment, and what it decided."""
+
+    def __init__(self, config: EngineConfig, tape: Tape) -> None:
+        super().__init__(config)
+        self.tape_recorder = tape
+        self.tape_deciding = False
+
+    def observe(self, event: Event, now: float) -> list[Effect]:
+        """Take one event into account; see `Engine`."""
+        self.tape_recorder.put("told", now, event)
+        return super().observe(event, now)
+
+    def repair(self, now: float) -> list[Effect]:
+        """Return the repairs; see `Engine`."""
+        if not self.tape_deciding:
+            self.tape_recorder.put("repair", now)
+        return super().repair(now)
+
+    def decide(self, now: float) -> list[Effect]:
+        """Judge and return the effects; see `Engine`."""
+        self.tape_deciding = True
+        try:
+            effects = super().decide(now)
+        finally:
+            self.tape_deciding = False
+        said = said_of(effects)
+        self.tape_recorder.put("decide", now, said)
+        wanted = self.tape_recorder.wanted
+        if wanted and (wanted > 1 or (not said and self._calm())):
+            self.tape_recorder.put("checkpoint", now, freeze(self))
+        return effects
+
+    def _calm(self) -> bool:
+        """Tell whether nothing is broken: then a moment's pause for a checkpoint hurts nobody."""
+        troubled = (TargetState.HELD, TargetState.FROZEN)
+        return not any(stream.counts[state] for stream in self.roster.streams.values() for state in troubled)
+
+
+def said_of(effects: list[Effect]) -> list[object]:
+    """Return what a recording keeps of the effects: decisions, and changes of availability."""
+    return [
+        effect.decision if isinstance(effect, Record) else effect
+        for effect in effects
+        if isinstance(effect, Record | SetAvailability)
+    ]
+
+
+class DirectTape:
+    """Writes in the calling thread: for simulations, where nobody waits."""
+
+    def __init__(self, writer: RecordingWriter) -> None:
+        self._writer = writer
+
+    @property
+    def wanted(self) -> int:
+        """How urgently a checkpoint is wanted."""
+        return self._writer.wanted
+
+    def put(self, kind: str, now: float, payload: Any = None) -> None:
+        """Write an entry.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if kind == "checkpoint":
+            payload = Checkpoint(payload)
+        written = self._writer.write(Entry(kind, now, payload))
+        assert written, "a file is full and no checkpoint came"
+
+
+class Recorder:
+    """The tape of the running service. `put` belongs to the loop's thread and never waits.
+
+    Args:
+        writer: writes the files, in the recorder's thread from `start` to `close`.
+        queue_limit: at most so many entries wait; a full view of the kernel counts as one.
+        flush_s: what was recorded is on disk after so many seconds at the latest.
+    """
+
+    def __init__(
+        self,
+        writer: RecordingWriter,
+        *,
+        queue_limit: int = 262_144,
+        flush_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.dropped: Counter[str] = Counter()
+        self.recorded = 0
+        self._writer = writer
+        self._queue: deque[Entry] = deque()
+        self._queue_limit = queue_limit
+        self._flush_s = flush_s
+        self._clock = clock
+        self._lost = 0
+        self._why = ""
+        self._counted: Mapping[TargetKey, tuple[int, int]] = {}
+        self._retry_at = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+
+    @property
+    def bytes_written(self) -> int:
+        """How many bytes were written to files."""
+        return self._writer.bytes_written
+
+    @property
+    def wanted(self) -> int:
+        """How urgently a checkpoint is wanted."""
+        if not self._why:
+            return self._writer.wanted
+        room = len(self._queue) <= self._queue_limit // 2
+        return 2 if room and self._clock() >= self._retry_at else 0
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def put(self, kind: str, now: float, payload: Any = None) -> None:
+        """Take an entry, or count it as dropped."""
+        if kind == "checkpoint":
+            payload, self._lost, self._why = Checkpoint(payload, self._lost), 0, ""
+        elif self._why:
+            self._lost += 1
+            self.dropped[self._why] += 1
+            return
+        elif len(self._queue) >= self._queue_limit:
+            self._fail("queue_full", 0.0)
+            return
+        self.recorded += 1
+        self._queue.append(Entry(kind, now, payload))
+
+    def put_packets(self, now: float, counts: Mapping[TargetKey, tuple[int, int]]) -> None:
+        """Take readings of packets so far (given to each target, met the fallback); those that changed are kept."""
+        changed = [(*key, *count) for key, count in counts.items() if self._counted.get(key) != count]
+        self._counted = counts
+        if changed:
+            self.put("packets", now, changed)
+
+    def close(self) -> None:
+        """Write what waits, for a second at most, and end the file."""
+        if self._thread.is_alive():
+            self._stopping.set()
+            self._thread.join(_STOP_LIMIT_S)
+
+    def _fail(self, why: str, retry_after_s: float) -> None:
+        """Stop recording until a checkpoint: there is a hole now."""
+        self._lost += 1
+        self.dropped[why] += 1
+        self._retry_at = self._clock() + retry_after_s
+        self._why = why
+        _log.warning("recording interrupted", extra=fields(reason=why))
+
+    # In the recorder's thread
+
+    def _work(self) -> None:
+        until = float("inf")
+        lines = 0
+        while True:
+            stopping = self._stopping.is_set()
+            if stopping and until == float("inf"):
+                until = self._clock() + _STOP_LIMIT_S
+            flushed_at = self._clock()
+            while self._queue and self._clock() < min(flushed_at + self._flush_s, until):
+                lines = self._take(self._queue.popleft(), lines)
+            self._attempt(self._writer.flush)
+            if stopping and (not self._queue or self._clock() >= until):
+                self._attempt(self._writer.close)
+                return
+            if not self._queue:
+                self._stopping.wait(self._flush_s)
+
+    def _take(self, entry: Entry, lines: int) -> int:
+        """Write an entry in slices; returns how many lines the slice at its end has."""
+        try:
+            for accepted in self._writer.pieces(entry):
+                if not accepted:
+                    # Whatever else waits up to the next checkpoint follows on a hole: the loop hears of it at once.
+                    self._lost_here("file_full", 0.0)
+                    return lines
+                lines += 1
+                if lines >= _LINES_A_SLICE:
+                    time.sleep(_PAUSE_S)
+                    lines = 0
+        except OSError as error:
+            self._disk_failed(error)
+        return lines
+
+    def _attempt(self, operation: Callable[[], None]) -> None:
+        try:
+            operation()
+        except OSError as error:
+            self._disk_failed(error)
+
+    def _disk_failed(self, error: OSError) -> None:
+        _log.error(
+            "recording cannot be written",
+            extra=fields(reason=error.strerror or str(error), path=str(error.filename or self._writer.path or "")),
+        )
+        self._writer.abandon()
+        self._lost_here("disk", _RETRY_AFTER_S)
+
+    def _lost_here(self, why: str, retry_after_s: float) -> None:
+        if self._why:
+            self._lost += 1
+            self.dropped[self._why] += 1
+        else:
+            self._fail(why, retry_after_s)
