@@ -16,10 +16,11 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from lbguard.distributor.base import DistributorError
 
+KERNEL_PORT: Final = 0
 NFPROTO_INET: Final = 1
 # enum nf_tables_msg_types (include/uapi/linux/netfilter/nf_tables.h), beneath NFNL_SUBSYS_NFTABLES.
 _SUBSYSTEM: Final = 10
@@ -50,7 +51,7 @@ _SOL_NETLINK: Final = 270
 _CAP_ACK: Final = 10
 _EXT_ACK: Final = 11
 _SO_SNDBUFFORCE: Final = 32
-_SEND_BUFFER_BYTES: Final = 4 << 20
+SEND_BUFFER_BYTES: Final = 4 << 20
 """What is asked for; the kernel grants twice that. A table of 9,973 slots takes 430 KiB when every slot changes."""
 _SEND_OVERHEAD_BYTES: Final = 32
 """What netlink_sendmsg keeps of the send buffer."""
@@ -86,6 +87,8 @@ def explain(line: str) -> str:
         return f"nftables: {line}: run as root or with the capability NET_ADMIN in this network namespace"
     if os.strerror(errno.EOPNOTSUPP) in line:
         return f"nftables: {line}: this kernel lacks nf_tables or one of its modules (nft_hash, nft_fib)"
+    if os.strerror(errno.EMSGSIZE) in line:
+        return f"nftables: {line}: raise net.core.wmem_max on this machine"
     return f"nftables: {line}"
 
 
@@ -128,22 +131,41 @@ class _Answer(NamedTuple):
     """All behind struct nlmsghdr."""
 
 
-class Nfnetlink:
-    """A blocking socket to nf_tables, in the network namespace of the calling thread and for its use alone."""
+class Datagrams(Protocol):
+    """What a socket to nf_tables offers; tests put a working model of the kernel behind it."""
 
-    def __init__(self, *, send_buffer_bytes: int = _SEND_BUFFER_BYTES) -> None:
+    send_buffer_bytes: int
+
+    def send(self, data: bytes | bytearray) -> None:
+        """Send a datagram, which the kernel works through before this returns.
+
+        Raises:
+            OSError: the kernel refuses the datagram as a whole.
+        """
+
+    def receive(self, *, wait: bool) -> tuple[bytes, int] | None:
+        """Receive one datagram and its sender's port id; None when none is there, or none comes.
+
+        Raises:
+            OSError: ENOBUFS when the kernel had to drop answers.
+        """
+
+    def close(self) -> None:
+        """Close the socket."""
+
+
+class NetfilterSocket:
+    """A NETLINK_NETFILTER socket in the network namespace of the calling thread."""
+
+    def __init__(self, *, send_buffer_bytes: int = SEND_BUFFER_BYTES) -> None:
         """Open the socket.
 
         Raises:
-            NftError: this kernel has no nfnetlink.
+            OSError: this kernel has no nfnetlink.
         """
-        try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        except OSError as error:
-            raise NftError(f"this kernel has no nfnetlink ({error}): load the module nf_tables") from error
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
         # Python's own timeout would wait in spite of MSG_DONTWAIT.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
-        self._sequence = 0
         for option in (_CAP_ACK, _EXT_ACK):
             # Without them errors bring the whole request back, and no words.
             with contextlib.suppress(OSError):
@@ -152,12 +174,36 @@ class Nfnetlink:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, send_buffer_bytes)
         except PermissionError:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        self.send_buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+    def send(self, data: bytes | bytearray) -> None:
+        """See Datagrams."""
+        self._socket.sendto(data, (KERNEL_PORT, 0))
+
+    def receive(self, *, wait: bool) -> tuple[bytes, int] | None:
+        """See Datagrams."""
+        try:
+            data, (port, _groups) = self._socket.recvfrom(_RECEIVE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        return data, port
+
+    def close(self) -> None:
+        """See Datagrams."""
+        self._socket.close()
+
+
+class Nfnetlink:
+    """Blocking transactions and dumps over one socket, for the use of one thread alone."""
+
+    def __init__(self, datagrams: Datagrams) -> None:
+        self._socket = datagrams
+        self._sequence = 0
 
     @property
     def transaction_bytes_max(self) -> int:
         """The bytes of requests that fit into one transaction."""
-        granted = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        return granted - _SEND_OVERHEAD_BYTES - len(_BEGIN) - len(_END)
+        return self._socket.send_buffer_bytes - _SEND_OVERHEAD_BYTES - len(_BEGIN) - len(_END)
 
     def transact(self, requests: Sequence[Request]) -> None:
         """Carry out all of the requests or none, in their order.
@@ -252,8 +298,8 @@ class Nfnetlink:
         self._send(datagram)
         answers: list[_Answer] = []
         while not answers:
-            answers = [a for a in self._receive(0) if first <= a.sequence < first + count]
-        while more := self._receive(socket.MSG_DONTWAIT):
+            answers = [a for a in self._receive(wait=True) if first <= a.sequence < first + count]
+        while more := self._receive(wait=False):
             answers += [a for a in more if first <= a.sequence < first + count]
         return answers
 
@@ -263,35 +309,37 @@ class Nfnetlink:
         struct.pack_into("=I", datagram, 8, sequence)
         self._send(datagram)
         while True:
-            for answer in self._receive(0):
+            for answer in self._receive(wait=True):
                 if answer.sequence == sequence:
                     yield answer
                     if answer.kind in (_ERROR, _DONE):
                         return
 
-    def _send(self, datagram: bytes | bytearray) -> None:
+    def _send(self, data: bytes | bytearray) -> None:
         try:
-            self._socket.sendto(datagram, (0, 0))
+            self._socket.send(data)
         except OSError as error:
-            what = f"a request of {len(datagram)} bytes cannot be sent: {error.strerror or error}"
+            what = f"a request of {len(data)} bytes cannot be sent: {error.strerror}"
             raise NftError(explain(what), error.errno or errno.EIO) from error
 
-    def _receive(self, flags: int) -> list[_Answer]:
-        """Return the messages of the next datagram of the kernel; none when it need not wait for one and none is there.
+    def _receive(self, *, wait: bool) -> list[_Answer]:
+        """Return the messages of the kernel's next datagram; none when it is not there and must not be waited for.
 
-        Other processes may send to a netlink socket too: the kernel's port is 0.
+        Other processes may send to a netlink socket too.
         """
-        port = -1
-        while port != 0:
+        while True:
             try:
-                datagram, (port, _groups) = self._socket.recvfrom(_RECEIVE_BYTES, flags)
-            except BlockingIOError as error:
-                if flags & socket.MSG_DONTWAIT:
-                    return []
-                raise NftError(f"nftables: no answer in {_TIMEOUT_S} s", errno.ETIMEDOUT) from error
+                received = self._socket.receive(wait=wait)
             except OSError as error:
-                raise NftError(explain(str(error.strerror or error)), error.errno or errno.EIO) from error
-        return _messages(memoryview(datagram))
+                what = f"the kernel's answer is lost: {error.strerror}"
+                raise NftError(explain(what), error.errno or errno.EIO) from error
+            if received is None:
+                if not wait:
+                    return []
+                raise NftError(f"nftables: no answer in {_TIMEOUT_S} s", errno.ETIMEDOUT)
+            data, port = received
+            if port == KERNEL_PORT:
+                return _messages(memoryview(data))
 
 
 def _messages(datagram: memoryview) -> list[_Answer]:

@@ -29,7 +29,7 @@ from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor import nft_elements, nft_ruleset, nft_state
 from lbguard.distributor.base import CommitResult, DistributorError
 from lbguard.distributor.maglev import ImplicitPermutations, TableCalculator, TableKind, largest_prime_at_most
-from lbguard.distributor.nfnetlink import Nfnetlink, NftError, Request
+from lbguard.distributor.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError, Request
 from lbguard.distributor.nft_counters import HeldCount
 from lbguard.distributor.nft_inventory import Kind, read_counter, read_inventory
 from lbguard.distributor.nft_ruleset import FAMILY, TABLE, StreamNames
@@ -62,20 +62,27 @@ class NftDistributor:
 
     It works in the network namespace of the thread that constructs it. `hash_seed` (32 bits) must be the same on all
     load balancers that serve the same VIPs, or a flow that moves from one to another changes its target. The number of
-    slots of a stream is the largest prime not above `slots_per_target * max_targets`.
+    slots of a stream is the largest prime not above `slots_per_target * max_targets`. `send_buffer_bytes` is asked of
+    the kernel, which may grant less without privilege, and limits one transaction.
     """
 
     kind = "nftables"
 
     def __init__(
-        self, table: TableKind, hash_seed: int = 0, slots_per_target: int = 100, *, library: str = LIBRARY
+        self,
+        table: TableKind,
+        hash_seed: int = 0,
+        slots_per_target: int = 100,
+        *,
+        library: str = LIBRARY,
+        send_buffer_bytes: int = SEND_BUFFER_BYTES,
     ) -> None:
         if not 0 <= hash_seed < 2**32:
             raise ValueError(f"hash_seed {hash_seed}: 0 to 4294967295 are allowed")
         self._table = table
         self._seed = hash_seed
         self._slots_per_target = slots_per_target
-        self._session = NftSession(library)
+        self._session = NftSession(library, send_buffer_bytes)
         # The rest is touched by the session's thread alone.
         self._streams: dict[str, Held] = {}
         self._defragment = True
@@ -181,9 +188,8 @@ class NftDistributor:
             self._generation = nft.kernel.generation()
         held = self._read(nft, stream)
         if not held.unfit:
-            self._transact(nft, lambda: self._declarations(held) + self._rules(held, held.map_name, stream))
+            self._write_rules(nft, lambda: self._declarations(held) + self._rules(held, held.map_name, stream), [held])
             held.complete = True
-            self._remember_things(nft, [held])
         self._streams[stream.name] = held
 
     def _read(self, nft: NftContext, stream: StreamSpec) -> Held:
@@ -236,12 +242,17 @@ class NftDistributor:
             # Another number means that somebody else was at work too: the next check will look at the table.
             self._generation = ours if kernel.generation() == ours else self._generation
 
-    def _remember_things(self, nft: NftContext, streams: Sequence[Held]) -> None:
-        """Take note of what was just written; of nothing when others were at work, so that the next check complains."""
+    def _write_rules(self, nft: NftContext, lines: Callable[[], list[str]], streams: Sequence[Held]) -> None:
+        """Run the lines and take note of what they made.
+
+        When somebody else was at work at the same time nothing is taken for ours, so that the next check complains.
+        """
+        before = nft.kernel.generation()
+        self._transact(nft, lines)
         things = read_inventory(nft.kernel, TABLE) or []
-        untouched = nft.kernel.generation() == self._generation
+        alone = nft.kernel.generation() == (before + 1) % 2**32
         for held in streams:
-            held.things = nft_state.of_stream(things, held.names) if untouched else frozenset()
+            held.things = nft_state.of_stream(things, held.names) if alone else frozenset()
 
     def _commit(self, nft: NftContext, tables: Sequence[StreamTable]) -> list[CommitResult]:
         started = time.monotonic()
@@ -306,14 +317,13 @@ class NftDistributor:
             nft.kernel.transact(requests)
             self._count_transaction(nft.kernel)
         if renewed:
-            self._transact(nft, lambda: [line for plan in renewed for line in self._turn(plan)])
+            turns = [plan.held for plan in renewed]
+            self._write_rules(nft, lambda: [line for plan in renewed for line in self._turn(plan)], turns)
         for plan in plans:
             held = plan.held
             held.stream, held.map_name, held.slots, held.active = plan.stream, plan.map_name, plan.slots, plan.active
             held.complete, held.unfit, held.lost, held.doubtful = True, False, "", False
             self._streams[plan.stream.name] = held
-        if renewed:
-            self._remember_things(nft, [plan.held for plan in renewed])
 
     def _make_room(self, nft: NftContext, plan: _Plan) -> None:
         """Declare what the elements of a stream shall stand in."""

@@ -10,6 +10,9 @@ asks only the local table for it.) The counts stand in the elements of two sets,
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from lbguard.distributor import nft_elements
+from lbguard.distributor.nfnetlink import GET_ELEMENTS
+from lbguard.distributor.nft_inventory import read_sets
 from lbguard.distributor.nft_session import LIBRARY, NftContext, NftSession
 
 FAMILY = "inet"
@@ -111,13 +114,10 @@ def _changes(verb: str, name: str, marks: Collection[int]) -> list[str]:
 
 def _elements(nft: NftContext, name: str) -> dict[int, HeldCount] | None:
     """Return the counts of a set, or None when it does not exist."""
-    objects = nft.listing(f"list set {FAMILY} {TABLE} {name}")
-    if objects is None:
-        return None
-    elements = [element["elem"] for thing in objects if "set" in thing for element in thing["set"].get("elem", ())]
-    return {e["val"]: HeldCount(e["counter"]["packets"], e["counter"]["bytes"]) for e in elements}
+    found = nft.kernel.dump(GET_ELEMENTS, nft_elements.list_request(TABLE, name))
+    return None if found is None else {m: HeldCount(*count) for m, count in nft_elements.read_counted(found).items()}
 
 
 def _remove(nft: NftContext) -> None:
-    if nft.listing(f"list table {FAMILY} {TABLE}", terse=True) is not None:
+    if read_sets(nft.kernel, TABLE) is not None:
         nft.run(f"delete table {FAMILY} {TABLE}")

@@ -11,6 +11,7 @@ number, and NO_MARK must be none of them.
 import itertools
 import operator
 import struct
+import sys
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
@@ -31,10 +32,13 @@ SLOT_CODE: Final = "q"
 # include/uapi/linux/netfilter/nf_tables.h
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # enum nft_set_elem_list_attributes
 _LIST_ELEM = 1  # enum nft_list_attributes
-_KEY, _DATA = 1, 2  # enum nft_set_elem_attributes
+_KEY, _DATA, _EXPRESSION = 1, 2, 7  # enum nft_set_elem_attributes
 _VALUE = 1  # enum nft_data_attributes
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2  # enum nft_expr_attributes
+_BYTES, _PACKETS = 1, 2  # enum nft_counter_attributes
 _NESTED = 0x8000  # NLA_F_NESTED
 
+_NOTHING: Final = memoryview(b"")
 _CREATE_EXCLUSIVE: Final = 0x400 | 0x200  # NLM_F_CREATE, NLM_F_EXCL
 _WORD: Final = "I"
 ELEMENTS_MAX: Final = 2048
@@ -56,6 +60,11 @@ def _layout(*, data: bool, nested: int) -> "array[int]":
 _PAIR, _PAIR_READ = _layout(data=True, nested=_NESTED), _layout(data=True, nested=0)
 _SINGLE, _SINGLE_READ = _layout(data=False, nested=_NESTED), _layout(data=False, nested=0)
 _KEY_AT, _DATA_AT = 3, 6
+_COUNT_WORDS: Final = (_word(28, _EXPRESSION_DATA), _word(12, _BYTES), 0, 0, _word(12, _PACKETS), 0, 0)
+_COUNTER_NAME: Final = struct.unpack("=II", b"counter\0")
+_COUNTER_WORDS: Final = (_word(44, _EXPRESSION), _word(12, _EXPRESSION_NAME), *_COUNTER_NAME, *_COUNT_WORDS)
+_COUNTED_READ: Final = array(_WORD, (_word(60, _LIST_ELEM), _word(12, _KEY), _word(8, _VALUE), 0, *_COUNTER_WORDS))
+_BYTES_AT, _PACKETS_AT = 10, 13
 
 
 def list_request(table: str, name: str) -> bytes:
@@ -140,6 +149,34 @@ def read_keys(found: Iterable[memoryview]) -> frozenset[int]:
     return frozenset(keys)
 
 
+def read_counted(found: Iterable[memoryview]) -> dict[int, tuple[int, int]]:
+    """Return packets and bytes by key of a dumped set whose elements count; zeros for one that does not."""
+    counts: dict[int, tuple[int, int]] = {}
+    for elements in _element_lists(found):
+        values_at = (_KEY_AT, _BYTES_AT, _BYTES_AT + 1, _PACKETS_AT, _PACKETS_AT + 1)
+        words = _words(elements, _COUNTED_READ, values_at)
+        if words is not None:
+            keys = words[_KEY_AT :: len(_COUNTED_READ)]
+            counts.update(zip(keys, zip(_wide(words, _PACKETS_AT), _wide(words, _BYTES_AT), strict=True), strict=True))
+        else:
+            for _, element in attributes(elements):
+                fields = dict(attributes(element))
+                expression = dict(attributes(fields.get(_EXPRESSION, _NOTHING)))
+                data = dict(attributes(expression.get(_EXPRESSION_DATA, _NOTHING)))
+                packets, octets = (int.from_bytes(data.get(kind, b""), "big") for kind in (_PACKETS, _BYTES))
+                counts[_number(fields.get(_KEY))] = (packets, octets)
+    return counts
+
+
+def _wide(words: "array[int]", at: int) -> Iterator[int]:
+    """Return the 64-bit numbers in network byte order that start at a place of each counting element."""
+    pair = array(_WORD, words[at :: len(_COUNTED_READ)]), array(_WORD, words[at + 1 :: len(_COUNTED_READ)])
+    if sys.byteorder == "little":
+        for half in pair:
+            half.byteswap()
+    return (high << 32 | low for high, low in zip(*pair, strict=True))
+
+
 def _element_lists(found: Iterable[memoryview]) -> Iterator[memoryview]:
     for body in found:
         yield from (payload for kind, payload in attributes(body) if kind == _LIST_ELEMENTS)
@@ -159,7 +196,7 @@ def _words(elements: memoryview, layout: "array[int]", values_at: tuple[int, ...
 
 def _number(data: memoryview | None) -> int:
     """Return the value of a nested nft_data."""
-    for kind, payload in attributes(data if data is not None else memoryview(b"")):
+    for kind, payload in attributes(_NOTHING if data is None else data):
         if kind == _VALUE and len(payload) == 4:
             return int(struct.unpack("=I", payload)[0])
     return -1

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from lbguard.distributor.base import DistributorError
-from lbguard.distributor.nfnetlink import Nfnetlink, NftError, explain
+from lbguard.distributor.nfnetlink import SEND_BUFFER_BYTES, NetfilterSocket, Nfnetlink, NftError, explain
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ _ABSENT = "No such file or directory"
 class NftContext:
     """The blocking side: one libnftables context and one socket of our own, used by the worker thread alone."""
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: str, send_buffer_bytes: int = SEND_BUFFER_BYTES) -> None:
         try:
             import nftables
         except ImportError as error:
@@ -39,7 +39,10 @@ class NftContext:
             raise DistributorError(f"{library} cannot be loaded ({error}): apt-get install libnftables1") from error
         self._nft: Any = nftables.Nftables(sofile=library)
         self._nft.set_json_output(False)
-        self.kernel = Nfnetlink()
+        try:
+            self.kernel = Nfnetlink(NetfilterSocket(send_buffer_bytes=send_buffer_bytes))
+        except OSError as error:
+            raise DistributorError(f"this kernel has no nfnetlink ({error}): load the module nf_tables") from error
 
     def run(self, commands: str) -> None:
         """Apply commands (lines of nft text) in one transaction.
@@ -81,8 +84,9 @@ class NftContext:
 class NftSession:
     """Runs blocking nftables work in its own thread, in the network namespace of the thread that constructs it."""
 
-    def __init__(self, library: str = LIBRARY) -> None:
+    def __init__(self, library: str = LIBRARY, send_buffer_bytes: int = SEND_BUFFER_BYTES) -> None:
         self._library = library
+        self._send_buffer_bytes = send_buffer_bytes
         self._context: NftContext | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbguard-nft")
         # A thread inherits the namespace of its maker, so it must start now and not at the first call.
@@ -98,7 +102,7 @@ class NftSession:
 
     def _work(self, work: Callable[[NftContext], T]) -> T:
         if self._context is None:
-            self._context = NftContext(self._library)
+            self._context = NftContext(self._library, self._send_buffer_bytes)
         return work(self._context)
 
     async def close(self) -> None:

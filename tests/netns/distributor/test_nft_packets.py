@@ -215,8 +215,17 @@ async def test_without_active_targets_packets_are_dropped_and_counted(
     assert lab.quiet()
 
 
-async def test_no_packet_is_lost_or_dropped_while_committing(lab: Lab, distributor: NftDistributor) -> None:
-    """Targets 2, 3 and 4 come and go under load; every packet arrives, and those of target 1's slots never move."""
+LIVELY = ((1, 2, 3, 4), (1, 3), (1,), (1, 2, 4))
+CHANGES = {
+    "targets 2, 3 and 4 come and go": [table(spec(), active=active) for active in LIVELY],
+    "the number of slots changes too": [table(spec(max_targets=10 + i), active=LIVELY[i]) for i in range(4)],
+}
+
+
+@pytest.mark.parametrize("changes", list(CHANGES))
+async def test_no_packet_is_lost_or_dropped_while_committing(
+    lab: Lab, distributor: NftDistributor, changes: str
+) -> None:
     total = 12000
     some = [packets.flow_packet(flow) for flow in flows("ipv4", UDP, 200)]
     await distributor.commit([table(spec(), active=(1,))])
@@ -231,8 +240,8 @@ async def test_no_packet_is_lost_or_dropped_while_committing(lab: Lab, distribut
     sender = threading.Thread(target=send)
     sender.start()
     commits = 0
-    for active in itertools.cycle([(1, 2, 3, 4), (1, 3), (1,), (1, 2, 4)]):
-        (result,) = await distributor.commit([table(spec(), active=active)])
+    for wanted in itertools.cycle(CHANGES[changes]):
+        (result,) = await distributor.commit([wanted])
         assert result.error == ""
         assert result.slots_changed > 0
         commits += 1
