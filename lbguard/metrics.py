@@ -27,10 +27,14 @@ from lbguard.core.effects import (
 from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState, VerdictState
 from lbguard.core.status import GuardStatus
 from lbguard.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
+from lbguard.target_timeline import TIMELINE_LABELS, TIMELINE_METRICS, TargetTimeline
 
 _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
 _WORK_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+
+UNREADY_REASONS = ("kernel_not_in_sync", "source_not_read", "tables_not_read")
+"""Why the service may not be ready, by name (`Daemon.unready_reason`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +152,7 @@ class Metrics:
         self._readings = _Readings()
         self._packets = _PacketTotals(place or {})
         self.interfaces = InterfaceTotals(place or {})
+        self._timeline = TargetTimeline(place or {})
         self._streams: set[str] = set()
         self._lost_for: dict[TargetKey, str] = {}
         self._define_decisions()
@@ -161,6 +166,11 @@ class Metrics:
         self.specs += [
             MetricSpec(name=name, kind="counter", labels=INTERFACE_LABELS, help=help_text)
             for name, help_text in INTERFACE_METRICS.items()
+        ]
+        registry.register(self._timeline)
+        self.specs += [
+            MetricSpec(name=name, kind=kind, labels=TIMELINE_LABELS, help=help_text)
+            for name, (kind, help_text) in TIMELINE_METRICS.items()
         ]
         ProcessCollector(registry=registry)
 
@@ -218,6 +228,10 @@ class Metrics:
         )
 
     def _define_kernel(self) -> None:
+        self.not_ready = self._gauge("not_ready", "1 while the service is not ready, by reason.", "reason")
+        self.heartbeat = self._gauge(
+            "heartbeat_timestamp_seconds", "When the loop last brought the gauges up to date, by the wall clock."
+        )
         self.kernel_in_sync = self._gauge("kernel_in_sync", "1 while the mirror of the kernel is complete.")
         self.source_ok = self._gauge("source_ok", "1 while the source of targets can be read.")
         self.source_sessions = self._counter("source_sessions", "Times a registry began to answer.")
@@ -288,6 +302,7 @@ class Metrics:
     def record_decision(self, decision: Decision) -> None:
         """Count a decision and what it ended."""
         stream, cause = decision.target.stream, reason_label(decision.cause)
+        self._timeline.record(decision)
         self.decisions.labels(decision.action).inc()
         match decision.action:
             case Action.HOLD:
@@ -339,6 +354,13 @@ class Metrics:
             if stream.name not in self._streams:
                 self._begin_stream(stream.name)
         self._streams = present
+
+    def record_readiness(self, unready: str) -> None:
+        """Show why the service is not ready (empty: it is), and that its loop goes on."""
+        named = reason_label(unready)
+        for reason in UNREADY_REASONS:
+            self.not_ready.labels(reason).set(reason == named)
+        self.heartbeat.set_to_current_time()
 
     def record_commits(self, results: Iterable[CommitOutcome]) -> None:
         """Count the outcome of a commit, one result per stream."""
@@ -486,6 +508,7 @@ class Metrics:
         ):
             metric.remove_by_labels({"stream": name})
         self._lost_for = {key: cause for key, cause in self._lost_for.items() if key.stream != name}
+        self._timeline.forget_stream(name)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         self._note(f"{name}_total", "counter", labels, help_text)

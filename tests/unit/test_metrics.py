@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -80,6 +81,42 @@ def test_states_follow_the_status_and_leave_with_the_stream(scraped: Scraped) ->
     scraped.metrics.record_status(lost)
     assert not [labels for _, labels in scraped.series() if ("stream", "stream-a") in labels]
     assert (scraped.value("kernel_in_sync"), scraped.value("source_ok")) == (0, 0)
+
+
+def test_each_target_has_its_state_and_its_losses(scraped: Scraped) -> None:
+    labels = {"stream": "stream-a", "identifier": "1"}
+    for action, state, code, losses in (
+        (Action.ADMIT, TargetState.ACTIVE, 1, 0),
+        (Action.HOLD, TargetState.HELD, 2, 1),
+        (Action.RECOVER, TargetState.ACTIVE, 1, 1),
+        (Action.HOLD, TargetState.HELD, 2, 2),
+        (Action.FREEZE, TargetState.FROZEN, 3, 2),
+        (Action.WITHDRAW, TargetState.WITHDRAWN, 4, 2),
+    ):
+        scraped.metrics.record_decision(dataclasses.replace(decision(action), target=KEY, state_to=state))
+        assert scraped.value("target_state_code", **labels) == code
+        assert scraped.value("target_losses_total", **labels) == losses
+    scraped.metrics.record_decision(dataclasses.replace(decision(Action.REMOVE), target=KEY, state_to=None))
+    assert scraped.value("target_state_code", **labels) is None
+    assert scraped.value("target_losses_total", **labels) is None
+
+
+def test_the_timeline_of_a_target_leaves_with_its_stream(scraped: Scraped) -> None:
+    scraped.metrics.record_status(guard_status(target(1)))
+    scraped.metrics.record_decision(dataclasses.replace(decision(Action.HOLD), target=KEY, state_to=TargetState.HELD))
+    scraped.metrics.record_status(dataclasses.replace(guard_status(), streams=()))
+    assert scraped.value("target_state_code", stream="stream-a", identifier="1") is None
+
+
+def test_why_it_is_not_ready(scraped: Scraped) -> None:
+    scraped.metrics.record_readiness("tables_not_read: stream-a, stream-b")
+    assert scraped.value("not_ready", reason="tables_not_read") == 1
+    assert scraped.value("not_ready", reason="source_not_read") == 0
+    beat = scraped.value("heartbeat_timestamp_seconds")
+    assert beat is not None
+    assert abs(beat - time.time()) < 60
+    scraped.metrics.record_readiness("")
+    assert scraped.value("not_ready", reason="tables_not_read") == 0
 
 
 def test_effects_are_counted_by_what_they_touch(scraped: Scraped) -> None:
