@@ -230,6 +230,7 @@ class Daemon:
         """Bring gauges up to date and take over the counts that adapters keep themselves."""
         self.availability.retain(self.engine.roster.streams)
         self.metrics.record_status(self.engine.summary(time.monotonic()))
+        self.metrics.record_readiness(self.unready_reason())
         self._journal.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
         self._recording.count(self.metrics)
