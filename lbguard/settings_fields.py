@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from lbguard.durations import parse_duration
 from lbguard.listen import parse_listen
 
-GROUP = ConfigDict(extra="forbid", frozen=True)
-"""The configuration of every group of settings."""
+GROUP = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+"""The configuration of every group of settings. Its validator is built as a part of the whole, not once more by itself:
+that costs a start a tenth of a second."""
 
 DAY_S = 86400.0
 
@@ -45,6 +46,11 @@ OptionalPath = Annotated[Path | None, BeforeValidator(none_if_empty)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(split)]
 Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValidator(split)]
 Listen = Annotated[str, checked(parse_listen)]
+
+
+def group() -> Any:
+    """Declare a group of settings, each at its default unless given."""
+    return Field(default_factory=dict, validate_default=True)
 
 
 def seconds(default: float | None, help_text: str, *, low: float = 0.0, high: float = DAY_S) -> Any:

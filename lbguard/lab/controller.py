@@ -18,6 +18,14 @@ STOP_TIMEOUT_S = 5.0
 SHOWN_LINES = 8
 
 
+def _environment() -> dict[str, str]:
+    """Return our environment, but let Python keep compiled code as every installation does.
+
+    Otherwise each start compiles everything anew, and a guard that is killed in the middle of an outage comes back late.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 class LabError(Exception):
     """Something the lab needs did not work; the message names it and shows what the process said."""
 
@@ -55,7 +63,7 @@ class Controller:
         argv, environment = self._command()
         self._process = await asyncio.create_subprocess_exec(
             *self.namespace.command(*argv),
-            env={**os.environ, **environment},
+            env={**_environment(), **environment},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -17,6 +17,7 @@ from lbguard.settings_fields import (
     OptionalPath,
     Patterns,
     checked,
+    group,
     number,
     seconds,
     split,
@@ -151,8 +152,8 @@ class ProbeSettings(BaseModel):
         description="Where connections come from: a YAML file, a mesh manager, or a bridge's neighbours.",
     )
     connections_file: OptionalPath = _path("YAML file that lists connections; watched.")
-    nsm: NsmSettings = NsmSettings()
-    bridge: BridgeSettings = BridgeSettings()
+    nsm: NsmSettings = group()
+    bridge: BridgeSettings = group()
     report_to: ReportAddresses = Field(
         default=(),
         description="Load balancers to report to; link:PORT is the far end of each monitored link; empty: none.",

@@ -41,7 +41,12 @@ class Service:
         targets_path = directory / f"{namespace.name}.yaml"
         targets_path.write_text(targets)
         self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("LBGUARD_")},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                # Compiled code is kept, as in every installation; or each start would compile everything anew.
+                if not name.startswith("LBGUARD_") and name != "PYTHONDONTWRITEBYTECODE"
+            },
             "LBGUARD_TARGETS_FILE": str(targets_path),
             "LBGUARD_DISTRIBUTOR__KIND": "nftables",
             "LBGUARD_SOCKET": str(directory / f"{namespace.name}.sock"),
