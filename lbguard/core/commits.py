@@ -23,7 +23,7 @@ class Commits:
     """Keeps the distributor's tables at what the roster desires."""
 
     def __init__(self, config: EngineConfig, roster: Roster) -> None:
-        self._observe = config.observe
+        self._owns_tables = config.owns_paths
         self._roster = roster
         self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
         self._attaching: set[str] = set()
@@ -53,7 +53,7 @@ class Commits:
         self._attaching.discard(event.stream)
         self._retries.succeeded(_Attempt("attach", event.stream))
         stream.active_seen = event.active
-        if stream.committed and event.active != stream.committed[1] and not self._observe and not stream.in_flight:
+        if stream.committed and event.active != stream.committed[1] and self._owns_tables and not stream.in_flight:
             stream.committed = None
         self._roster.review[event.stream] = None
 

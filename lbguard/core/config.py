@@ -60,8 +60,10 @@ class EngineConfig:
     """All of the engine's configuration.
 
     `availability_grace_s`: a stream without a usable path is reported unavailable after this. `soft_budget`: soft
-    evidence alone may withdraw at most this ratio of a stream's admitted targets. `superseded_link_down`: set an older
-    link of the same subnet down, once. `excluded_links`: names (shell patterns) never taken for a link to targets.
+    evidence alone may withdraw at most this ratio of a stream's admitted targets. `observe`: nothing at all is touched.
+    `manages_paths`: routes, rules, superseded links and tables are ours; without it (beside a load balancer that keeps
+    them itself) only neighbours are looked after and addresses announced. `superseded_link_down`: set an older link of
+    the same subnet down, once. `excluded_links`: names (shell patterns) never taken for a link to targets.
     `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
     `neighbor_failures_needed`: that many failed resolutions in a row make a path `neighbor_failed`.
     `solicit_neighbors`: ask for unresolved neighbours of a new link in our own name. `retry_*`: backoff of kernel and
@@ -83,3 +85,9 @@ class EngineConfig:
     solicit_neighbors: bool = True
     retry_min_s: float = 0.1
     retry_max_s: float = 5.0
+    manages_paths: bool = True
+
+    @property
+    def owns_paths(self) -> bool:
+        """Whether routes, rules, links and tables are programmed."""
+        return self.manages_paths and not self.observe

@@ -20,7 +20,7 @@ from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, Verdic
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import Rule, TargetState
+from lbguard.core.model import NeighborState, Rule, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.pathwork import PathWork
 from lbguard.core.retry import Retries
@@ -175,6 +175,8 @@ class Engine:
 
     def _neighbor_seen(self, event: ev.NeighborSeen, now: float) -> None:
         self.view.neighbor_seen(event, now)
+        if event.state == NeighborState.REACHABLE and self.paths.weighing.heard(event.ip):
+            self.view.changes.ips[event.ip] = None
 
     def _neighbor_gone(self, event: ev.NeighborGone, now: float) -> None:
         self.view.neighbor_gone(event)
@@ -241,16 +243,21 @@ class Engine:
         self._commits.failed(event, now)
 
     def _traffic_seen(self, event: ev.TrafficSeen, now: float) -> None:
-        self.view.traffic_seen(event, now)
+        if self.view.traffic_seen(event, now):
+            self.view.changes.ips |= dict.fromkeys(self.paths.weighing.heard_through(event.ifindex))
 
     def _verdict_reported(self, event: ev.VerdictReported, now: float) -> Effect:
-        reason, ips = self.paths.weighing.take(event, now)
+        reason, ips, outdated = self.paths.weighing.take(event, now)
         if reason:
             self._ignored[f"verdict_{reason}"] += 1
-        else:
-            self.paths.neighbors.outdated(self.paths.weighing.moved(event))
-            self.view.changes.ips |= ips
+        self.paths.neighbors.outdated(outdated)
+        self.view.changes.ips |= ips
         return VerdictAnswered(ticket=event.ticket, reason=reason)
+
+    def _neighbors_outdated(self, event: ev.NeighborsOutdated, now: float) -> None:
+        entries = self.paths.neighbors.entries_of(event.ips, event.new_mac)
+        self.paths.neighbors.outdated(entries)
+        self._heard(bool(entries), "neighbor_not_outdated")
 
     # Steps of a decision
 
@@ -361,6 +368,7 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.StreamsPruned: Engine._streams_pruned,
     ev.TrafficSeen: Engine._traffic_seen,
     ev.VerdictReported: Engine._verdict_reported,
+    ev.NeighborsOutdated: Engine._neighbors_outdated,
     ev.KernelSnapshot: Engine._kernel_snapshot,
     ev.KernelOutOfSync: Engine._kernel_out_of_sync,
     ev.LinkSeen: Engine._link_seen,

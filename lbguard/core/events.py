@@ -222,6 +222,17 @@ class VerdictReported:
     ticket: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborsOutdated:
+    """The interfaces behind these target addresses were replaced or are gone: what the kernel holds of them is wrong.
+
+    `new_mac`: the new link-layer address where it is known; an entry that holds it already is right.
+    """
+
+    ips: tuple[Ip, ...]
+    new_mac: bytes = b""
+
+
 Event = (
     KernelChange
     | KernelSnapshot
@@ -239,4 +250,5 @@ Event = (
     | LinkSetDown
     | TrafficSeen
     | VerdictReported
+    | NeighborsOutdated
 )

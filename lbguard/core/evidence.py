@@ -1,13 +1,15 @@
 """What reporters say of links and targets, fused into one opinion per address. Soft evidence, all of it.
 
-A verdict counts from one reporter for one subject until its lease ends. Late ones (an older generation), repeated ones
-(a sequence already seen) and those of an ended generation are dropped by name. Of the rest:
+A verdict counts from one reporter for one subject until its lease ends. Late ones (an older generation or sequence),
+repeated ones (a sequence already seen) and those of an ended generation are dropped by name, also when the opinion that
+they would replace has run out meanwhile. Of the rest:
 
 - k of n: a reporter's DOWN counts once `confirm_k` of its last `confirm_n` verdicts on the subject say so; until then
   it is a mere DEGRADED.
 - Several reporters: one that says UP or DEGRADED gets packets through, so the others' DOWN is contradicted and counts
   as DEGRADED. DOWN stands only when nobody contradicts it.
-- HEALING is no word on the path of the moment; it makes whoever waits wait longer, up to the bound of the grace.
+- HEALING is no word on the path of the moment; it makes whoever waits wait longer, up to the bound of the grace. After
+  a DOWN of the same reporter that counted, it says that this DOWN is being repaired, so the DOWN stands until then.
 - Silence is no opinion: what no live verdict speaks of is judged by the kernel's word alone.
 
 What vetoes a DOWN (a neighbour that just answered, packets that still arrive) is asked where paths are judged.
@@ -23,7 +25,8 @@ from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import VerdictReported
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, Verdict, VerdictState
 
-_ENDED_KEPT = 16_384
+_PAST_KEPT = 16_384
+_ENDED = float("inf")
 _WORKING = frozenset({VerdictState.UP, VerdictState.DEGRADED})
 
 
@@ -36,16 +39,17 @@ class Source(NamedTuple):
 
 @dataclass(slots=True)
 class Opinion:
-    """One reporter's live opinion on one subject. `recent`: its last states, newest last."""
+    """One reporter's live opinion on one subject.
+
+    `recent`: its last states, newest last. `down`: it says DOWN, and said so often enough lately, or it says that such
+    a DOWN is being repaired.
+    """
 
     verdict: Verdict
     received_at: float
     addresses: tuple[Ip, ...]
     recent: deque[VerdictState]
-
-    def confirmed_down(self, confirm_k: int) -> bool:
-        """Tell whether the reporter says DOWN, and said so often enough lately."""
-        return self.verdict.state is VerdictState.DOWN and self.recent.count(VerdictState.DOWN) >= confirm_k
+    down: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,15 @@ class Fused:
 
 @dataclass(slots=True)
 class Taken:
-    """What became of a verdict: the named reason when it was dropped, and the addresses it concerns."""
+    """What became of a verdict.
+
+    `reason`: why it was dropped. `addresses`: what it concerns. `new_mac`: the link-layer address that it tells of, if
+    the reporter had not told of it before; renewals repeat it.
+    """
 
     reason: str = ""
     addresses: tuple[Ip, ...] = field(default=())
+    new_mac: bytes = b""
 
 
 NO_OPINION = Fused()
@@ -86,7 +95,8 @@ class Opinions:
         self._opinions: dict[Source, Opinion] = {}
         self._by_address: dict[Ip, dict[Source, Opinion]] = {}
         self._leases: Deadlines[Source] = Deadlines()
-        self._ended: OrderedDict[Source, int] = OrderedDict()
+        # The generation and sequence up to which a source has been heard although no opinion is left of it.
+        self._past: OrderedDict[Source, tuple[int, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._opinions)
@@ -95,33 +105,50 @@ class Opinions:
         """Take a verdict into account, or drop it for a named reason."""
         verdict = event.verdict
         source = Source(event.reporter, verdict.subject)
-        if verdict.generation <= self._ended.get(source, -1):
-            return Taken("ended")
         known = self._opinions.get(source)
-        if known is not None and verdict.generation < known.verdict.generation:
-            return Taken("late")
-        same_life = known is not None and verdict.generation == known.verdict.generation
-        if same_life and known is not None and verdict.sequence <= known.verdict.sequence:
-            return Taken("repeated" if verdict.sequence == known.verdict.sequence else "late")
+        reason = self._out_of_order(source, verdict, known)
+        if reason:
+            return Taken(reason)
         if verdict.state is VerdictState.ENDED:
-            return self._end(source, verdict, known)
+            return self._end(source, verdict)
         if known is None and len(self._opinions) >= self._config.opinions_max:
             return Taken("state_full")
-        recent = known.recent if same_life and known else deque[VerdictState](maxlen=self._config.confirm_n)
+        if known is not None and known.verdict.generation == verdict.generation:
+            recent, was_down, told_mac = known.recent, known.down, known.verdict.new_mac
+        else:
+            recent, was_down, told_mac = deque(maxlen=self._config.confirm_n), False, b""
         recent.append(verdict.state)
-        before = known.addresses if known else ()
-        self._drop(source)
-        opinion = Opinion(verdict, now, addresses_of(verdict.subject), recent)
+        before = self._drop(source)
+        opinion = Opinion(verdict, now, addresses_of(verdict.subject), recent, self._is_down(recent, was_down))
         self._opinions[source] = opinion
         for address in opinion.addresses:
             self._by_address.setdefault(address, {})[source] = opinion
         self._leases.set(source, now + verdict.lease_s)
-        return Taken("", tuple(dict.fromkeys(before + opinion.addresses)))
+        new_mac = verdict.new_mac if verdict.new_mac != told_mac else b""
+        return Taken("", tuple(dict.fromkeys(before + opinion.addresses)), new_mac)
+
+    def _out_of_order(self, source: Source, verdict: Verdict, known: Opinion | None) -> str:
+        """Return why a verdict comes too late to count, or an empty text."""
+        generation, sequence = self._past.get(source, (-1, -1.0))
+        if known is not None and (known.verdict.generation, known.verdict.sequence) > (generation, sequence):
+            generation, sequence = known.verdict.generation, known.verdict.sequence
+        if (verdict.generation, verdict.sequence) > (generation, sequence):
+            return ""
+        if sequence == _ENDED:
+            return "ended"
+        return "repeated" if (verdict.generation, verdict.sequence) == (generation, sequence) else "late"
+
+    def _is_down(self, recent: deque[VerdictState], was_down: bool) -> bool:
+        if recent[-1] is VerdictState.HEALING:
+            return was_down
+        return recent[-1] is VerdictState.DOWN and recent.count(VerdictState.DOWN) >= self._config.confirm_k
 
     def expire(self, now: float) -> list[Ip]:
         """Forget opinions whose lease has ended; returns the addresses that they concerned."""
         concerned: dict[Ip, None] = {}
         for source in self._leases.pop_due(now):
+            last = self._opinions[source].verdict
+            self._remember(source, last.generation, last.sequence)
             concerned.update(dict.fromkeys(self._drop(source)))
         return list(concerned)
 
@@ -145,27 +172,29 @@ class Opinions:
         """Say in one word what an opinion counts for, for those who ask for an explanation."""
         if opinion.verdict.state is not VerdictState.DOWN:
             return "counts"
-        if not opinion.confirmed_down(self._config.confirm_k):
+        if not opinion.down:
             return "unconfirmed"
         others = [o for address in opinion.addresses for s, o in self.of(address).items() if s != source]
         return "contradicted" if any(o.verdict.state in _WORKING for o in others) else "counts"
 
     def _fuse(self, opinions: list[Opinion]) -> VerdictState:
         states = [opinion.verdict.state for opinion in opinions]
-        down = any(opinion.confirmed_down(self._config.confirm_k) for opinion in opinions)
-        if down and not any(state in _WORKING for state in states):
+        if any(opinion.down for opinion in opinions) and not any(state in _WORKING for state in states):
             return VerdictState.DOWN
         if VerdictState.DOWN in states or VerdictState.DEGRADED in states:
             return VerdictState.DEGRADED
         return VerdictState.HEALING if VerdictState.HEALING in states else VerdictState.UP
 
-    def _end(self, source: Source, verdict: Verdict, known: Opinion | None) -> Taken:
-        self._ended[source] = verdict.generation
-        self._ended.move_to_end(source)
-        if len(self._ended) > _ENDED_KEPT:
-            self._ended.popitem(last=False)
+    def _end(self, source: Source, verdict: Verdict) -> Taken:
+        self._remember(source, verdict.generation, _ENDED)
         self._leases.cancel(source)
-        return Taken("", tuple(self._drop(source)))
+        return Taken("", self._drop(source))
+
+    def _remember(self, source: Source, generation: int, sequence: float) -> None:
+        self._past[source] = (generation, sequence)
+        self._past.move_to_end(source)
+        if len(self._past) > _PAST_KEPT:
+            self._past.popitem(last=False)
 
     def _drop(self, source: Source) -> tuple[Ip, ...]:
         opinion = self._opinions.pop(source, None)

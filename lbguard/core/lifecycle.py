@@ -1,5 +1,6 @@
 """Carries out the transitions of `fsm.py`: moves a target, keeps its deadline, and writes the decision record."""
 
+import math
 from collections.abc import Callable
 
 from lbguard.core.config import EngineConfig
@@ -18,6 +19,8 @@ _CAUSES = {
     Action.FORGET: "source",
 }
 """Actions whose cause is not the condition of the path."""
+
+_JITTER_S = 0.1
 
 
 class Lifecycle:
@@ -108,9 +111,14 @@ class Lifecycle:
             target.spared_until = before if before is not None else now
         elif cause is not target.cause:
             target.spared_until = now
+        worth_telling = cause is not target.cause
         self._note_cause(target, cause)
         self._set_grace_deadline(target)
-        return self.deadlines.get(target.key) != before
+        after = self.deadlines.get(target.key)
+        assert after is not None
+        moved_s = math.inf if before is None else abs(after - before)
+        # Each renewal of HEALING moves the deadline by the jitter of its way here; nobody wants a record of that.
+        return moved_s > 0 if worth_telling else moved_s > _JITTER_S
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:
         self._learn(target, now)

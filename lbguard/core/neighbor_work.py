@@ -53,6 +53,18 @@ class NeighborWork:
             for entry in [entry for entry in pending if entry[1] == ip]:
                 del pending[entry]
 
+    def entries_of(self, ips: tuple[Ip, ...], new_mac: bytes = b"") -> list[tuple[int, Ip]]:
+        """Return the entries of target addresses that hold a link-layer address other than `new_mac`, on any link."""
+        return [
+            (link.ifindex, ip)
+            for ip in dict.fromkeys(ips)
+            if self._view.follows(ip)
+            for link in self._view.links.values()
+            if (neighbor := link.neighbors.get(ip)) is not None
+            and neighbor.state not in _UNRESOLVED
+            and neighbor.mac not in (b"", new_mac)
+        ]
+
     def outdated(self, entries: list[tuple[int, Ip]]) -> None:
         """Flush and resolve exactly these entries."""
         if not self._config.observe:

@@ -291,13 +291,16 @@ class NetView:
             return
         neighbor.state = NeighborState.NONE
 
-    def traffic_seen(self, event: TrafficSeen, now: float) -> None:
-        """Take a reading of a link's receive counter."""
+    def traffic_seen(self, event: TrafficSeen, now: float) -> bool:
+        """Take a reading of a link's receive counter; tells whether packets arrived since the one before."""
         link = self.links.get(event.ifindex)
-        if link is not None:
-            if 0 <= link.rx_packets < event.rx_packets:
-                link.rx_at = now
-            link.rx_packets = event.rx_packets
+        if link is None:
+            return False
+        arrived = 0 <= link.rx_packets < event.rx_packets
+        if arrived:
+            link.rx_at = now
+        link.rx_packets = event.rx_packets
+        return arrived
 
     def replace(self, snapshot: KernelSnapshot, now: float) -> None:
         """Take a full view: what it does not hold is gone."""

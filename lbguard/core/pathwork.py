@@ -1,6 +1,7 @@
 """Judges paths against the kernel view and collects what the kernel has to do about them.
 
-In `observe` mode it judges and collects nothing: a path is then as good as its link and its neighbour entry.
+Where paths are not ours (EngineConfig.owns_paths) it judges them and asks for no route: a path is then as good as its
+link and its neighbour entry.
 """
 
 from lbguard.core.addr import Ip, format_mac, is_ipv4, prefix_of
@@ -39,14 +40,14 @@ class PathWork:
 
     def register(self, target: Target) -> None:
         """Desire rule and fallback of a target and start probing its addresses."""
-        if not self._config.observe:
+        if self._config.owns_paths:
             self._tables.register(target.mark)
         for ip in target.paths:
             self.neighbors.follow(ip)
 
     def retire(self, mark: int) -> None:
         """Desire that nothing of a mark is left in the kernel."""
-        if not self._config.observe:
+        if self._config.owns_paths:
             self._tables.retire(mark)
 
     def change_ips(self, target: Target, ips: tuple[Ip, ...]) -> None:
@@ -58,12 +59,13 @@ class PathWork:
     def unfollow(self, ip: Ip) -> None:
         """Stop probing an address that no target has any more."""
         self.neighbors.unfollow(ip)
+        self.weighing.forget(ip)
 
     # Judging
 
     def evaluate(self, target: Target, now: float) -> None:
         """Bring the conditions of a target's paths up to date and desire their routes."""
-        view, observe = self._view, self._config.observe
+        view, owns = self._view, self._config.owns_paths
         for ip, path in target.paths.items():
             before = path.condition
             link, subnet, condition = view.locate(ip)
@@ -73,11 +75,11 @@ class PathWork:
             down = self.weighing.weigh(target, path, ip, link, now)
             if link is None:
                 path.condition = condition
-                if not observe:
+                if owns:
                     self._tables.leave_path(target.mark, ip)
                 continue
             if (
-                not observe
+                owns
                 and not self._tables.want_path(target.mark, ip, link.ifindex)
                 and not self._still_forwards(target.mark, ip)
             ):
@@ -90,7 +92,7 @@ class PathWork:
                 self.neighbors.arrived(link, ip, now, same_link=path.link == link.key)
                 path.link = link.key
             path.condition = condition
-        if len(target.paths) < 2 and not observe:
+        if len(target.paths) < 2 and owns:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
                 self._tables.drop_family(target.mark, ipv4=ipv4)
 
@@ -127,7 +129,7 @@ class PathWork:
 
     def note(self, changes: ViewChanges) -> None:
         """Take note of links that lost a subnet to a newer one, and of neighbours that moved."""
-        if self._config.superseded_link_down and not self._config.observe:
+        if self._config.superseded_link_down and self._config.owns_paths:
             self._disowned.update(dict.fromkeys(changes.disowned))
         self._moved += [
             NeighborMoved(ifindex=ifindex, ip=ip, old_mac=old, new_mac=new)

@@ -22,7 +22,7 @@ def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardSta
     links = engine.view.links.values() if detail else ()
     return GuardStatus(
         now=now,
-        observe=engine.config.observe,
+        observe=not engine.config.owns_paths,
         in_sync=engine.in_sync,
         sync_reason=engine.sync_reason,
         source_ok=not engine.source_reason,

@@ -2,7 +2,7 @@
 
 A fused DOWN makes a path `verdict_down` unless passive evidence vetoes it: the target's neighbour entry was confirmed,
 or (for a verdict on the link) packets arrived through the link, less than `veto_window_s` ago. A vetoed path is looked
-at again when the veto runs out.
+at again when the veto runs out, and one that is down when there is news that may veto it.
 """
 
 from lbguard.core.addr import Ip, prefix_of
@@ -10,15 +10,19 @@ from lbguard.core.config import EvidenceConfig
 from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import VerdictReported
 from lbguard.core.evidence import Opinions
-from lbguard.core.model import ConnectionSubject, LinkSubject, TargetKey, TargetSubject, VerdictState
+from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetKey, TargetSubject, VerdictState
 from lbguard.core.netview import Link, NetView
 from lbguard.core.state import Path, Target
 
 _NEVER = float("-inf")
 
 
-def _same_subnet(one: Ip, other: Ip, length: int) -> bool:
-    return len(one) == len(other) and prefix_of(one, length) == prefix_of(other, length)
+def _joins(link: Link, ours: tuple[Ip, ...], theirs: Ip) -> bool:
+    """Tell whether one of our addresses stands on a link, in one subnet with theirs."""
+    return any(
+        ip in ours and len(ip) == len(theirs) and prefix_of(ip, length) == prefix_of(theirs, length)
+        for ip, length in link.addresses
+    )
 
 
 class Weighing:
@@ -29,43 +33,70 @@ class Weighing:
         self.rechecks: Deadlines[TargetKey] = Deadlines()
         self._config = config
         self._view = view
+        self._down: dict[Ip, None] = {}
 
-    def take(self, event: VerdictReported, now: float) -> tuple[str, dict[Ip, None]]:
-        """Take a verdict; returns the reason if it was dropped, and the target addresses that it concerns."""
+    def take(self, event: VerdictReported, now: float) -> tuple[str, dict[Ip, None], list[tuple[int, Ip]]]:
+        """Take a verdict.
+
+        Returns the reason if it was dropped, the target addresses that it concerns, and the neighbour entries that its
+        new link-layer address proves outdated.
+        """
         taken = self.opinions.take(event, now)
-        return taken.reason, self._concerned(taken.addresses)
+        outdated = self._outdated(event.verdict.subject, taken.new_mac) if taken.new_mac else []
+        return taken.reason, self._concerned(taken.addresses), outdated
 
     def expire(self, now: float) -> dict[Ip, None]:
         """Forget what nobody renewed; returns the target addresses that are concerned."""
         return self._concerned(tuple(self.opinions.expire(now)))
 
-    def moved(self, event: VerdictReported) -> list[tuple[int, Ip]]:
-        """Return the neighbour entries that a verdict's new link-layer address proves outdated."""
-        verdict = event.verdict
-        if not verdict.new_mac:
-            return []
-        match verdict.subject:
+    def _outdated(self, subject: Subject, mac: bytes) -> list[tuple[int, Ip]]:
+        ours: tuple[Ip, ...] = ()
+        theirs: tuple[Ip, ...]
+        match subject:
             case LinkSubject(lb_ip=lb_ip, proxy_ip=proxy_ip):
-                # The entry of a proxy is not among those followed; flushing it costs one resolution at most.
-                return [
-                    (link.ifindex, proxy_ip)
-                    for link in self._view.links.values()
-                    if any(ip == lb_ip and _same_subnet(ip, proxy_ip, length) for ip, length in link.addresses)
-                ]
+                ours, theirs = (lb_ip,), (proxy_ip,)
             case TargetSubject(ip=ip):
-                candidates: tuple[Ip, ...] = (ip,)
-            case ConnectionSubject(peer_ips=peer_ips):
-                candidates = peer_ips
+                theirs = (ip,)
+            case ConnectionSubject(lb_ips=lb_ips, peer_ips=peer_ips):
+                ours, theirs = lb_ips, peer_ips
         entries = []
-        for ip in candidates:
-            link = self._view.locate(ip)[0] if self._view.follows(ip) else None
-            neighbor = link.neighbors.get(ip) if link else None
-            if link is not None and neighbor is not None and neighbor.mac not in (b"", verdict.new_mac):
-                entries.append((link.ifindex, ip))
+        for ip in theirs:
+            if self._view.follows(ip):
+                link = self._view.locate(ip)[0]
+                neighbor = link.neighbors.get(ip) if link else None
+                if link is not None and neighbor is not None and neighbor.mac not in (b"", mac):
+                    entries.append((link.ifindex, ip))
+            else:
+                # The entry of a proxy is not among those followed; flushing it costs one resolution at most.
+                entries += [(link.ifindex, ip) for link in self._view.links.values() if _joins(link, ours, ip)]
         return entries
+
+    def heard(self, ip: Ip) -> bool:
+        """Tell whether the path to an address is down by somebody's word, so that news of it may veto that."""
+        return ip in self._down
+
+    def heard_through(self, ifindex: int) -> list[Ip]:
+        """Return the addresses behind a link that are down by somebody's word."""
+        return [ip for ip in self._down if self._leads_through(ip, ifindex)]
+
+    def _leads_through(self, ip: Ip, ifindex: int) -> bool:
+        link = self._view.locate(ip)[0]
+        return link is not None and link.ifindex == ifindex
+
+    def forget(self, ip: Ip) -> None:
+        """Forget an address that no target has any more."""
+        self._down.pop(ip, None)
 
     def weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:
         """Note what reporters say of a path and tell whether it is down by their word."""
+        down = self._weigh(target, path, ip, link, now)
+        if down:
+            self._down[ip] = None
+        else:
+            self._down.pop(ip, None)
+        return down
+
+    def _weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:
         if not self.opinions:
             path.verdict, path.healing_until = "", _NEVER
             return False
