@@ -25,6 +25,7 @@ from lbguard.actuators import (
 )
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
+from lbguard.build_interposer import make_interposer_source
 from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.events import Event
 from lbguard.core.model import Decision, Route, TargetKey
@@ -43,6 +44,7 @@ from lbguard.runner import Runner
 from lbguard.settings import Settings
 from lbguard.sources.base import SourceEvent
 from lbguard.start_error import StartError
+from lbguard.target_routes import TargetRoutes
 from lbguard.traffic_counts import read_traffic
 from lbguard.verdict_desk import VerdictDesk
 from lbguard.withdrawal import withdraw_everything
@@ -109,7 +111,15 @@ class Daemon:
             inbox_limit=settings.kernel.inbox_limit,
         )
         self.verdicts = VerdictDesk(self.runner.post_verdict)
-        self._source = make_source(settings, self._hear_source, self._routes_in_force)
+        self._routes = TargetRoutes()
+        self._interposer = (
+            make_interposer_source(
+                settings, self._hear_source, self.engine, lambda: self.runner.inbox_depth, self._routes
+            )
+            if settings.source == "interposer"
+            else None
+        )
+        self._source = self._interposer or make_source(settings, self._hear_source, self._routes_in_force)
         self._doors: Doors | None = None
 
     # What the API and the health checks see
@@ -219,7 +229,7 @@ class Daemon:
         """Keep the packet counters, apart from all else: however long nftables takes, the heart goes on beating."""
         rounds = 0
         while True:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_POLL_S if self._doors is not None else _POLL_BEFORE_READY_S)
             if self._doors is not None:
                 rounds += 1
                 await self._packets.follow({mark: target.key for mark, target in self.engine.roster.by_mark.items()})
@@ -237,7 +247,7 @@ class Daemon:
         if self._doors is not None:
             self._doors.count(self.metrics)
         self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
-        counters = getattr(self._source, "counters", None)
+        counters = getattr(self._source, "counters", None) if self._interposer is None else None
         if counters is not None:
             self.metrics.record_source(
                 sessions=counters.sessions,
@@ -270,6 +280,8 @@ class Daemon:
 
     def _hear_kernel(self, events: list[Event], received_at: float) -> None:
         self._journal.kernel_heard(events, in_sync=self.mirror.in_sync)
+        if self._interposer is not None:
+            self._routes.hear(events)
         self.runner.post_kernel(events, received_at)
 
     def _hear_source(self, event: SourceEvent) -> None:
@@ -282,6 +294,8 @@ class Daemon:
     def _post(self, events: Sequence[Event]) -> None:
         self._journal.refused(events)
         self.runner.post(events)
+        if self._interposer is not None:
+            self._interposer.hear(events)
 
     def _committed(self, result: CommitResult) -> None:
         self._journal.committed(result)

@@ -1,0 +1,284 @@
+"""A load balancer with the real service in its namespace, two proxies' links, and everything the kernel holds of it."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lbguard.api.client import GuardClient
+from lbguard.core.model import Decision
+from lbguard.lab.netns import Namespace, connect
+from tests.bench.service import Service
+
+LIMIT_S = 30.0
+LINKS = {"nse-a": 1, "nse-b": 2}
+"""The links to the two proxies, and the number of the subnet of each: 172.16.N.0/24 and fd00:N::/64."""
+
+TARGETS = {1: 1, 2: 1, 3: 2, 4: 2}
+"""The targets of stream-a, and the proxy that each is behind."""
+
+SETTINGS = {
+    "LBGUARD_GRACE__WINDOW": "300ms",
+    "LBGUARD_FREEZE__THRESHOLD": "1",
+    "LBGUARD_AVAILABILITY__GRACE": "100ms",
+    "LBGUARD_METRICS__LISTEN": "127.0.0.1:9464",
+}
+PATIENT = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h"}
+"""Settings with which a test has all the time of the world while targets are held."""
+
+OURS = 152
+"""Our route protocol number, as `ip` shows it."""
+
+
+def wait_until(condition: Callable[[], object], what: str = "", limit_s: float = LIMIT_S) -> None:
+    """Wait for a condition, with a generous bound."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"this did not come true in {limit_s} s: {what or condition}")
+        time.sleep(0.02)
+
+
+def ips_of(identifier: int) -> list[str]:
+    proxy = TARGETS.get(identifier, 9)
+    return [f"172.16.{proxy}.{10 + identifier}", f"fd00:{proxy}::{10 + identifier:x}"]
+
+
+def stream(name: str = "stream-a", *identifiers: int, **changes: object) -> dict[str, object]:
+    return {
+        "name": name,
+        "max_targets": 10,
+        "identifier_offset": 5000,
+        "vips": ["20.0.0.1/32", "2000::1/128"],
+        "targets": [{"identifier": identifier, "ips": ips_of(identifier)} for identifier in identifiers],
+    } | changes
+
+
+def targets_yaml(*streams: dict[str, object]) -> str:
+    return yaml.safe_dump({"streams": list(streams or (stream("stream-a", *TARGETS),))}, sort_keys=False)
+
+
+class Guarded:
+    """The namespaces of a load balancer and of its proxies, and services started in the former."""
+
+    def __init__(self, lb: Namespace, proxies: Namespace, directory: Path) -> None:
+        self.lb = lb
+        self.proxies = proxies
+        self.directory = directory
+        self.targets_path = directory / f"{lb.name}.yaml"
+        self.socket = directory / f"{lb.name}.sock"
+        self._services: list[Process] = []
+        for namespace in (lb, proxies):
+            for link in ("all", "default"):
+                namespace.sysctl(f"net.ipv6.conf.{link}.accept_dad", "0")
+        for link in LINKS:
+            self.make_link(link)
+
+    # Links
+
+    def make_link(self, link: str) -> None:
+        """Make a link to a proxy, with the addresses of the load balancer and of the targets behind it."""
+        number, far = LINKS[link], f"lb-{LINKS[link]}"
+        connect(self.lb, link, self.proxies, far)
+        self.proxies.batch(
+            [
+                f"addr add {ip}/{24 if '.' in ip else 64} dev {far}" + ("" if "." in ip else " nodad")
+                for identifier, proxy in TARGETS.items()
+                if proxy == number
+                for ip in ips_of(identifier)
+            ]
+        )
+        self.lb.batch([f"addr add 172.16.{number}.1/24 dev {link}", f"addr add fd00:{number}::1/64 dev {link} nodad"])
+
+    def delete_link(self, link: str) -> None:
+        self.lb.ip("link", "del", link)
+
+    # The service
+
+    def process(self, settings: dict[str, str] | None = None, *, targets: str | None = None) -> "Process":
+        """Return a service that is not started yet."""
+        if targets is None:
+            targets = self.targets_path.read_text() if self.targets_path.exists() else targets_yaml()
+        made = Process(self.lb, self.directory, targets, settings={**SETTINGS, **(settings or {})}, wait=False)
+        self._services.append(made)
+        return made
+
+    @contextlib.contextmanager
+    def service(
+        self, settings: dict[str, str] | None = None, *, targets: str | None = None, admitted: int = 4
+    ) -> Iterator["Process"]:
+        """Run a service that is ready and has admitted (or adopted) so many targets, and stop it in the end."""
+        process = self.process(settings, targets=targets)
+        with process:
+            process.wait_until_ready()
+            process.wait_until_admitted(admitted)
+            self.wait_for_table(admitted)
+            wait_until(lambda: self.nft("table", "inet", "lbguard-counters"), "the packet counters")
+            yield process
+
+    def wait_for_table(self, admitted: int) -> None:
+        wait_until(lambda: sum(self.active().values()) >= admitted, f"{admitted} targets in the table")
+
+    def write_targets(self, text: str, *, in_place: bool = False) -> None:
+        if in_place:
+            self.targets_path.write_text(text)
+        else:
+            beside = self.targets_path.with_suffix(".new")
+            beside.write_text(text)
+            beside.rename(self.targets_path)
+
+    def client(self) -> GuardClient:
+        return GuardClient(self.socket)
+
+    def states(self) -> dict[int, str]:
+        """Return the state of each target of stream-a, as the service tells it."""
+        with self.client() as client:
+            return {target.identifier: target.state.value for target in client.status().targets}
+
+    def wait_for(self, **states: str) -> None:
+        """Wait until targets are in these states: `wait_for(t1="held")`."""
+        wanted = {int(name[1:]): state for name, state in states.items()}
+        wait_until(lambda: wanted.items() <= self.states().items(), f"{wanted}")
+
+    def decisions(self) -> list[Decision]:
+        with self.client() as client:
+            return [watched.decision for watched in client.watch(1000, follow=False)]
+
+    def close(self) -> None:
+        for service in self._services:
+            if service.process is not None:
+                service.kill()
+
+    def http(self, page: str) -> tuple[int, str]:
+        """Get a page of the endpoint for metrics and health: status and text."""
+        with self.lb.entered():
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:9464{page}", timeout=LIMIT_S) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read().decode()
+
+    def metric(self, sample: str) -> float | None:
+        """Return the value of a sample, by its name with labels as the page shows it."""
+        for line in self.http("/metrics")[1].splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == sample:
+                return float(value)
+        return None
+
+    # What the kernel holds
+
+    def json(self, *args: str) -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = json.loads(self.lb.ip("-d", "-j", *args) or "[]")
+        return shown
+
+    def rules(self) -> list[tuple[str, str, str, str]]:
+        """Return every rule of both families with a mark: mark, table, priority, protocol."""
+        return sorted(
+            (rule["fwmark"], rule["table"], str(rule["priority"]), str(rule.get("protocol", "")))
+            for family in ("-4", "-6")
+            for rule in self.json(family, "rule")
+            if "fwmark" in rule
+        )
+
+    def routes(self, table: int | str = "all") -> list[tuple[str, ...]]:
+        """Return every route of our protocol: family, table, type, gateway, device, metric."""
+        return sorted(
+            (
+                family,
+                str(route.get("table", table)),
+                route.get("type", "unicast"),
+                route.get("gateway", ""),
+                "" if route.get("dev") == "lo" else route.get("dev", ""),
+                str(route.get("metric", "")),
+            )
+            for family in ("-4", "-6")
+            for route in self.json(family, "route", "show", "table", str(table))
+            if str(route.get("protocol")) == str(OURS)
+        )
+
+    def gateways(self, identifier: int) -> set[str]:
+        """Return the addresses that the routes of a target's table lead to."""
+        return {route[3] for route in self.routes() if route[1] == str(5000 + identifier) and route[3]}
+
+    def nft(self, *args: str) -> list[dict[str, Any]]:
+        """List something of nftables; empty when it is not there."""
+        text = self.lb.run("nft", "-j", "list", *args, check=False)
+        objects: list[dict[str, Any]] = json.loads(text)["nftables"] if text else []
+        return objects
+
+    def slots(self) -> dict[int, int]:
+        """Return the slots of stream-a: slot to mark."""
+        for thing in self.nft("table", "inet", "lbguard"):
+            if thing.get("map", {}).get("name", "").startswith("slots_"):
+                return dict(thing["map"].get("elem", ()))
+        return {}
+
+    def active(self) -> dict[int, bool]:
+        """Return the identifiers that have slots."""
+        return {mark - 5000: True for mark in self.slots().values()}
+
+    def data_path(self) -> dict[str, object]:
+        """Return all that packets pass: slots, rules and routes."""
+        return {"slots": self.slots(), "rules": self.rules(), "routes": self.routes()}
+
+    def everything(self) -> dict[str, str]:
+        """Return all that the kernel holds and lbguard could touch, as the tools print it."""
+        shown = {
+            name: self.lb.ip(*command)
+            for name, command in {
+                "rules4": ("-d", "-4", "rule"),
+                "rules6": ("-d", "-6", "rule"),
+                "routes4": ("-d", "-4", "route", "show", "table", "all"),
+                "routes6": ("-d", "-6", "route", "show", "table", "all"),
+                "links": ("-o", "link"),
+                "addresses": ("-o", "addr"),
+                "timers": ("ntable",),
+            }.items()
+        }
+        # The time that an entry stays reachable is random, and drawn anew from time to time.
+        shown["timers"] = re.sub(r"refcnt \d+|reachable \d+", "", shown["timers"])
+        shown["ruleset"] = self.lb.run("nft", "-s", "list", "ruleset")
+        shown["sysctls"] = self.lb.run("sysctl", "-a", "--pattern", r"^net\.(ipv4|ipv6|core|netfilter)\.", check=False)
+        return shown
+
+
+class Process(Service):
+    """The service with what a test asks of it besides."""
+
+    def wait_for_log(self, event: str, count: int = 1, **fields: object) -> dict[str, Any]:
+        """Wait for a log line with these fields, the `count`-th one, and return it."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found[:] = [line for line in self.log(event) if fields.items() <= line.items()]
+            return len(found) >= count
+
+        wait_until(there, f"log line {event!r} with {fields}")
+        return found[count - 1]
+
+    def wait_for_end(self) -> int:
+        """Wait until the process ends by itself; return its exit status."""
+        process, self.process = self.process, None
+        assert process is not None
+        process.communicate(timeout=LIMIT_S)
+        return process.returncode
+
+    def terminate(self) -> int:
+        """Ask it to stop; return its exit status."""
+        os.kill(self.pid, signal.SIGTERM)
+        return self.wait_for_end()
+
+    def hang_up(self) -> None:
+        """Ask it to read the targets again."""
+        os.kill(self.pid, signal.SIGHUP)

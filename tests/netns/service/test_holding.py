@@ -1,0 +1,79 @@
+"""The service on a real kernel: start, hold, repair, withdraw, re-admit."""
+
+import pytest
+
+from tests.netns.service.guarded import PATIENT, Guarded, ips_of, wait_until
+
+pytestmark = pytest.mark.netns
+
+
+def test_start(guarded: Guarded) -> None:
+    with guarded.service():
+        marks = {f"{hex(5000 + identifier)}": str(5000 + identifier) for identifier in (1, 2, 3, 4)}
+        rules = guarded.rules()
+        assert {(mark, table) for mark, table, _, _ in rules} == set(marks.items())
+        assert {protocol for _, _, _, protocol in rules} == {"152"}
+        assert len(rules) == 8
+        for identifier in (1, 2, 3, 4):
+            assert guarded.gateways(identifier) == set(ips_of(identifier))
+        fallbacks = [route for route in guarded.routes() if route[2] == "blackhole"]
+        assert sorted((route[0], route[1]) for route in fallbacks) == [
+            (family, str(5000 + identifier)) for family in ("-4", "-6") for identifier in (1, 2, 3, 4)
+        ]
+        assert set(guarded.slots().values()) == {5001, 5002, 5003, 5004}
+        assert guarded.states() == dict.fromkeys((1, 2, 3, 4), "active")
+        with guarded.client() as client:
+            assert client.explain("stream-a/3").key.identifier == 3
+            assert client.explain("172.16.1.11").key.identifier == 1
+        assert [decision.action.value for decision in guarded.decisions()] == ["admit"] * 4
+        assert guarded.http("/healthz")[0] == 200
+        assert guarded.http("/readyz")[0] == 200
+        assert guarded.socket.stat().st_mode & 0o777 == 0o660
+        wait_until(lambda: guarded.metric('lbguard_target_states{state="active",stream="stream-a"}') == 4, "the gauge")
+
+
+def test_a_link_that_comes_back_changes_no_slot(guarded: Guarded) -> None:
+    with guarded.service(PATIENT):
+        slots, routes, rules = guarded.slots(), guarded.routes(), guarded.rules()
+        guarded.delete_link("nse-a")
+        guarded.wait_for(t1="held", t2="held", t3="active", t4="active")
+        assert guarded.gateways(1) == set()
+        assert guarded.slots() == slots
+        guarded.make_link("nse-a")
+        guarded.wait_for(t1="active", t2="active")
+        assert guarded.slots() == slots
+        assert guarded.routes() == routes
+        assert guarded.rules() == rules
+        actions = [decision.action.value for decision in guarded.decisions()]
+        assert actions == ["admit"] * 4 + ["hold"] * 2 + ["recover"] * 2
+
+
+def test_a_link_that_is_gone_for_good(guarded: Guarded) -> None:
+    with guarded.service() as service:
+        slots, routes = guarded.slots(), guarded.routes()
+        guarded.delete_link("nse-a")
+        guarded.wait_for(t1="withdrawn", t2="withdrawn", t3="active", t4="active")
+        wait_until(lambda: set(guarded.active()) == {3, 4}, "targets 1 and 2 out of the table")
+        others = {slot: mark for slot, mark in slots.items() if mark in (5003, 5004)}
+        assert others.items() <= guarded.slots().items()
+        assert len(guarded.slots()) == len(slots)
+        withdrawal = next(line for line in service.log("decision") if line["action"] == "withdraw")
+        assert withdrawal["cause"] == "no_link"
+        guarded.make_link("nse-a")
+        guarded.wait_for(t1="active", t2="active")
+        wait_until(lambda: guarded.slots() == slots, "the slots as they were")
+        wait_until(lambda: guarded.routes() == routes, "the routes as they were")
+
+
+def test_every_link_gone_makes_the_stream_unavailable(guarded: Guarded) -> None:
+    with guarded.service(PATIENT) as service:
+        slots = guarded.slots()
+        for link in ("nse-a", "nse-b"):
+            guarded.delete_link(link)
+        service.wait_for_log("stream unavailable", stream="stream-a")
+        assert guarded.slots() == slots
+        for link in ("nse-a", "nse-b"):
+            guarded.make_link(link)
+        guarded.wait_for(t1="active", t2="active", t3="active", t4="active")
+        service.wait_for_log("stream available", count=2, stream="stream-a")
+        assert guarded.slots() == slots
