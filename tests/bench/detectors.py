@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import platform
 import signal
@@ -40,12 +41,17 @@ _STARVED_INTERVALS = 10
 
 @dataclass(slots=True)
 class Found:
-    """What was found for one judge in one situation. Times in intervals from the cut to DOWN."""
+    """What was found for one judge in one situation. Times in intervals from the cut to DOWN.
+
+    `late`: the share of pings that left more than 25 ms late. Where it is not 0, the machine was part of what was
+    measured.
+    """
 
     false_downs: int = 0
     connection_hours: float = 0.0
     detection: list[float] = field(default_factory=list)
     missed: int = 0
+    late: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +184,8 @@ def measure(situation: Situation, connections: int, seconds: float) -> dict[Dete
         results = {detector: child.communicate(timeout=120)[0] for detector, child in children.items()}
     found = {}
     for detector, text in results.items():
-        downs = [(float(at), ip) for at, ip in json.loads(text)]
+        told = json.loads(text)
+        downs = [(float(at), ip) for at, ip in told["downs"]]
         seen: dict[str, float] = {}
         for at, ip in downs:
             if at >= cut_at:
@@ -188,6 +195,7 @@ def measure(situation: Situation, connections: int, seconds: float) -> dict[Dete
             connection_hours=connections * (cut_at - began) / 3600,
             detection=list(seen.values()),
             missed=connections - len(seen),
+            late=told["late"],
         )
     return found
 
@@ -229,7 +237,9 @@ async def _probe(connections: int, detector: Detector, seconds: float) -> None:
     monitor.set_connections(connections_of(connections, "eth0"))
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(monitor.run(), seconds)
-    json.dump(downs, sys.stdout)
+    lag = monitor.counters.lag
+    late = sum(count for bound, count in zip((*lag.bounds_s, math.inf), lag.counts, strict=True) if bound > 0.025)
+    json.dump({"downs": downs, "late": late / max(1, sum(lag.counts))}, sys.stdout)
 
 
 def _detection(found: Found) -> str:
@@ -242,8 +252,8 @@ def _detection(found: Found) -> str:
 def table(simulated: dict[tuple[Detector, Situation], Found], measured: dict[tuple[Detector, Situation], Found]) -> str:
     """Return the results as a Markdown table."""
     lines = [
-        "| situation | judge | simulated: false DOWN | detection | measured: false DOWN | detection |",
-        "|---|---|---|---|---|---|",
+        "| situation | judge | simulated: false DOWN | detection | measured: false DOWN | detection | late pings |",
+        "|---|---|---|---|---|---|---|",
     ]
     for situation in SITUATIONS:
         for detector in Detector:
@@ -254,6 +264,8 @@ def table(simulated: dict[tuple[Detector, Situation], Found], measured: dict[tup
                     cells += ["", ""]
                 else:
                     cells += [f"{found.false_downs} in {found.connection_hours:.1f} h", _detection(found)]
+            real = measured.get((detector, situation))
+            cells.append(f"{real.late:.1%}" if real else "")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
