@@ -21,7 +21,7 @@ SHOWN_LINES = 8
 def _environment() -> dict[str, str]:
     """Return our environment, but let Python keep compiled code as every installation does.
 
-    Otherwise each start compiles everything anew, and a guard that is killed in the middle of an outage comes back late.
+    Otherwise each start compiles everything anew, and a guard killed in the middle of an outage comes back late.
     """
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
