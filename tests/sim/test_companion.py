@@ -1,4 +1,4 @@
-"""Beside every engine that guards a world, one that does not own the paths hears the same: it must never reach for them.
+"""Beside every engine that guards a world, one that does not own the paths hears the same: it never reaches for them.
 
 What it does about neighbours has to be what the other does, since that is all it is there for.
 """
