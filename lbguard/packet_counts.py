@@ -45,6 +45,8 @@ class PacketCounts:
     async def read(self) -> None:
         """Take a reading for the metrics."""
         if not self._counted:
+            # The last target left: its series leave too.
+            self._metrics.record_packets({}, {})
             return
         try:
             hits, held = await self._counters.read_hits(), await self._counters.read()
