@@ -38,7 +38,7 @@ def evidence(target: Target) -> tuple[Evidence, ...]:
     return (Evidence(ip=ADDRESS, condition=Condition.NO_LINK),)
 
 
-def in_state(state: str) -> Case:
+def in_state(state: str, cause: Condition = Condition.NO_LINK) -> Case:
     """A target brought into a state the way it gets there. It broke at 40, its window ended at 43."""
     life = Lifecycle(CONFIG, evidence)
     stream = Stream(StreamSpec(name="s"))
@@ -47,13 +47,13 @@ def in_state(state: str) -> Case:
     if state != "pending":
         life.apply(stream, target, Input.PATH_OK, 20.0)
     if state in ("held", "frozen", "withdrawn"):
-        life.apply(stream, target, Input.PATH_BROKEN, 40.0, Condition.NO_LINK)
+        life.apply(stream, target, Input.PATH_BROKEN, 40.0, cause)
     if state == "frozen":
         life.deadlines.pop_due(43.0)
-        life.apply(stream, target, Input.DEADLINE_MASS, 43.0, Condition.NO_LINK)
+        life.apply(stream, target, Input.DEADLINE_MASS, 43.0, cause)
     if state == "withdrawn":
         life.deadlines.pop_due(43.0)
-        life.apply(stream, target, Input.DEADLINE, 43.0, Condition.NO_LINK)
+        life.apply(stream, target, Input.DEADLINE, 43.0, cause)
     assert target.state.value == state
     life.take_records()
     life.moved.clear()
@@ -76,11 +76,12 @@ SILENT = {
 }
 
 
+@pytest.mark.parametrize("lost_to", [Condition.NO_LINK, Condition.VERDICT_DOWN])
 @pytest.mark.parametrize(("state", "what", "follows", "action"), CELLS)
-def test_cell(state: str, what: str, follows: str, action: str) -> None:
-    case = in_state(state)
+def test_cell(state: str, what: str, follows: str, action: str, lost_to: Condition) -> None:
+    case = in_state(state, lost_to)
     key = case.target.key
-    cause = Condition.NEIGHBOR_FAILED if state == "held" and what == "path_broken" else Condition.NO_LINK
+    cause = Condition.NEIGHBOR_FAILED if state == "held" and what == "path_broken" else lost_to
     if what.startswith("deadline"):
         case.life.deadlines.pop_due(NOW + 1000)
     case.life.apply(case.stream, case.target, Input(what), NOW, Condition.OK if what == "path_ok" else cause)
@@ -101,6 +102,10 @@ def test_cell(state: str, what: str, follows: str, action: str) -> None:
         assert decision.state_to is (None if gone else TargetState(follows))
         assert decision.deadline == case.deadline
         assert decision.evidence == evidence(case.target)
+    soft = lost_to is Condition.VERDICT_DOWN
+    assert case.stream.soft_withdrawn == (soft and follows == "withdrawn")
+    pardoned = NOW + LIMIT if action == "pardon" else None
+    assert case.life.pardons.get(key) == pardoned
     changed = gone or follows != state
     assert list(case.life.moved) == (["s"] if changed else [])
 
