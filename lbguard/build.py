@@ -42,6 +42,9 @@ def make_distributor(settings: Settings) -> Distributor:
             chosen: Distributor = embedded()
         case "nfqlb-shm":
             chosen = memory()
+        case "auto" if settings.source == "interposer":
+            # The load balancer's packets go by the memory alone: without it, its calls are the real program's.
+            chosen = memory()
         case "nfqlb-cli":
             chosen = NfqlbCliDistributor(table, wanted.nfqlb_binary, wanted.shm_dir)
         case "auto" | "observe":

@@ -28,6 +28,7 @@ from lbguard.settings_fields import (
     OptionalDuration,
     OptionalPath,
     Patterns,
+    group,
     number,
     ratio,
     seconds,
@@ -44,6 +45,7 @@ from lbguard.settings_sources import (
     flags_in_force,
     leaves,
 )
+from lbguard.sources.interposer_settings import InterposerSettings
 from lbguard.sources.nsp_settings import NspSettings, check_place
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
@@ -281,8 +283,10 @@ class Settings(BaseSettings):
     mode: Literal["enforce", "observe"] = Field(
         default="enforce", description="observe: everything is decided, counted and logged, nothing is touched."
     )
-    source: Literal["file", "nsp"] = Field(
-        default="file", description="Where streams and targets come from: targets_file, or Meridio's registry (nsp)."
+    source: Literal["file", "nsp", "interposer"] = Field(
+        default="file",
+        description="Where streams and targets come from: targets_file, Meridio's registry (nsp), or the calls of nfqlb"
+        " that an unmodified load balancer makes (interposer).",
     )
     targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
     socket: Path = Field(
@@ -292,27 +296,38 @@ class Settings(BaseSettings):
         default=False,
         description="Withdraw every target and remove routes and rules at exit; off: leave everything in place.",
     )
-    log: LogSettings = LogSettings()
-    grace: GraceSettings = GraceSettings()
-    freeze: FreezeSettings = FreezeSettings()
-    damping: DampingSettings = DampingSettings()
-    availability: AvailabilitySettings = AvailabilitySettings()
-    evidence: EvidenceSettings = EvidenceSettings()
-    distributor: DistributorSettings = DistributorSettings()
-    links: LinkSettings = LinkSettings()
-    neighbors: NeighborSettings = NeighborSettings()
-    announce: AnnounceSettings = AnnounceSettings()
-    kernel: KernelSettings = KernelSettings()
-    metrics: MetricsSettings = MetricsSettings()
-    verdicts: VerdictSettings = VerdictSettings()
-    nsp: NspSettings = NspSettings()
-    probe: ProbeSettings = ProbeSettings()
-    recording: RecordingSettings = RecordingSettings()
+    log: LogSettings = group()
+    grace: GraceSettings = group()
+    freeze: FreezeSettings = group()
+    damping: DampingSettings = group()
+    availability: AvailabilitySettings = group()
+    evidence: EvidenceSettings = group()
+    distributor: DistributorSettings = group()
+    links: LinkSettings = group()
+    neighbors: NeighborSettings = group()
+    announce: AnnounceSettings = group()
+    kernel: KernelSettings = group()
+    metrics: MetricsSettings = group()
+    verdicts: VerdictSettings = group()
+    nsp: NspSettings = group()
+    interposer: InterposerSettings = group()
+    probe: ProbeSettings = group()
+    recording: RecordingSettings = group()
 
     @model_validator(mode="after")
     def _source_is_told(self) -> "Settings":
         if self.source == "nsp":
             check_place(self.nsp)
+        if self.source == "interposer" and self.distributor.kind == "nftables":
+            raise PydanticCustomError(
+                "across",
+                "the load balancer's packets go by nfqlb's memory, so nftables would be written for nobody",
+                {
+                    "setting": "distributor.kind",
+                    "value": "nftables",
+                    "allowed": "auto, nfqlb-shm, nfqlb-cli or observe with source interposer",
+                },
+            )
         return self
 
     @classmethod

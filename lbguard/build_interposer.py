@@ -1,0 +1,101 @@
+"""Builds the source `interposer` from the settings, and shows it the core and the tables."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from lbguard.core.engine import Engine
+from lbguard.core.events import SourceSnapshot
+from lbguard.core.model import Condition, StreamSpec, TargetKey, TargetState
+from lbguard.distributor.base import DistributorError
+from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.nfqlb_memory import StreamMemory
+from lbguard.settings import Settings
+from lbguard.sources.interposer import InterposerConfig, InterposerSource
+from lbguard.sources.interposer_book import FoundTable
+from lbguard.sources.interposer_protocol import SHM_PREFIX
+from lbguard.target_routes import TargetRoutes
+
+_LINK_CONDITIONS = frozenset(
+    {Condition.NO_LINK, Condition.LINK_DOWN, Condition.NO_ADDRESS, Condition.ADDRESS_TENTATIVE}
+)
+"""What takes the load balancer's own route away, so that its check fails. A missing route of ours is no such thing: it
+is missing for a moment whenever the load balancer adds a target."""
+
+
+class EngineView:
+    """What the source has to know of the engine."""
+
+    def __init__(self, engine: Engine, inbox_depth: Callable[[], int]) -> None:
+        self._engine = engine
+        self._inbox_depth = inbox_depth
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine decides."""
+        return self._engine.running
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the view is whole and nothing waits in the inbox."""
+        return self._engine.in_sync and not self._inbox_depth()
+
+    def path_lost(self, target: TargetKey, within_s: float) -> bool:
+        """See `Core`."""
+        if not self._engine.in_sync:
+            return True
+        known = self._engine.roster.target(target)
+        if known is None:
+            return False
+        if any(path.condition in _LINK_CONDITIONS for path in known.paths.values()):
+            return True
+        recovered = known.state is TargetState.ACTIVE and known.lost_at > 0 and known.lost_to in _LINK_CONDITIONS
+        return recovered and time.monotonic() - known.since <= within_s
+
+    def sound_for_s(self, target: TargetKey) -> float:
+        """See `Core`."""
+        known = self._engine.roster.target(target)
+        if known is None or known.state is not TargetState.ACTIVE or not self._engine.in_sync:
+            return 0.0
+        return time.monotonic() - known.since
+
+
+def find_tables(settings: Settings) -> Mapping[str, FoundTable]:
+    """Read nfqlb's memories, by stream; one that cannot be read is left out."""
+    found: dict[str, FoundTable] = {}
+    for path in settings.distributor.shm_dir.glob(f"{SHM_PREFIX}*"):
+        name = path.name.removeprefix(SHM_PREFIX)
+        try:
+            memory = StreamMemory(path, StreamSpec(name=name, max_targets=1), TableKind.MAGLEV, read_only=True)
+        except DistributorError:
+            continue
+        try:
+            found[name] = FoundTable(max_targets=memory.layout.targets, marks=memory.active())
+        except DistributorError:
+            continue
+        finally:
+            memory.close()
+    return found
+
+
+def make_interposer_source(
+    settings: Settings,
+    emit: Callable[[SourceSnapshot], None],
+    engine: Engine,
+    inbox_depth: Callable[[], int],
+    routes: TargetRoutes,
+) -> InterposerSource:
+    """Build the source. Where nothing is to be touched, every call goes to the real program."""
+    group = settings.interposer
+    return InterposerSource(
+        InterposerConfig(
+            directory=group.directory,
+            answer_timeout_s=group.answer_timeout,
+            recent_loss_s=group.recent_loss,
+            confirm_timeout_s=group.confirm_timeout,
+            passive=settings.mode == "observe" or settings.distributor.kind == "observe",
+        ),
+        emit,
+        core=EngineView(engine, inbox_depth),
+        routes=routes,
+        tables=lambda: find_tables(settings),
+    )

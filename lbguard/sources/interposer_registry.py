@@ -1,0 +1,210 @@
+"""Which targets the load balancer has registered, and the file in which that outlives a restart of ours.
+
+A target is registered from its first `activate` until it is deliberately removed. While the load balancer has taken it
+out because its path was broken it is *unconfirmed*: Meridio's tries such a target again by itself (on every link that
+appears, and each 10 s), and says nothing when the target is removed meanwhile.
+"""
+
+import contextlib
+import json
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip
+from lbguard.core.model import StreamSpec, TargetSpec
+from lbguard.sources.file import MAX_TARGETS, NAME_PATTERN
+from lbguard.sources.interposer_protocol import SHM_PREFIX
+from lbguard.sources.nsp_offsets import Range, is_possible
+
+FORMAT = 1
+MAX_BYTES = 16 * 2**20
+
+
+class RegistryError(Exception):
+    """A registry cannot be read, or cannot take what it is told; the text says why."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One registered target."""
+
+    ips: tuple[Ip, ...]
+    confirmed: bool = True
+
+
+@dataclass(slots=True)
+class RegisteredStream:
+    """A stream. `offset` is None until the first target tells it."""
+
+    max_targets: int
+    offset: int | None = None
+    targets: dict[int, Entry] = field(default_factory=dict)
+
+
+class Registry:
+    """The streams and targets that are registered."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, RegisteredStream] = {}
+
+    def begin(self, stream: str, max_targets: int) -> None:
+        """Take note of a new table, in which nobody is registered."""
+        self.streams[stream] = RegisteredStream(max_targets)
+
+    def end(self, stream: str) -> None:
+        """Forget a stream."""
+        self.streams.pop(stream, None)
+
+    def entry(self, stream: str, identifier: int) -> Entry | None:
+        """Return a target."""
+        known = self.streams.get(stream)
+        return known.targets.get(identifier) if known is not None else None
+
+    def register(self, stream: str, identifier: int, mark: int, ips: tuple[Ip, ...]) -> None:
+        """Register a target, or confirm it with these addresses.
+
+        Raises:
+            RegistryError: the stream is unknown, or the identifier or the mark cannot be the stream's.
+        """
+        known = self.streams.get(stream)
+        if known is None:
+            raise RegistryError("stream unknown")
+        if not 1 <= identifier <= known.max_targets:
+            raise RegistryError(f"the table has indexes 0 to {known.max_targets - 1}")
+        offset = mark - identifier
+        if known.offset is None:
+            self._check_offset(stream, offset, known.max_targets)
+            known.offset = offset
+        elif known.offset != offset:
+            raise RegistryError(f"the marks of this stream begin at {known.offset + 1}")
+        known.targets[identifier] = Entry(ips)
+
+    def remove(self, stream: str, identifier: int) -> bool:
+        """Forget a target; tells whether it was there."""
+        known = self.streams.get(stream)
+        return known is not None and known.targets.pop(identifier, None) is not None
+
+    def specs(self) -> tuple[StreamSpec, ...]:
+        """Return the list for the core: the streams whose marks are known."""
+        return tuple(
+            StreamSpec(
+                name=name,
+                max_targets=stream.max_targets,
+                identifier_offset=stream.offset,
+                shm_name=SHM_PREFIX + name,
+                targets=tuple(
+                    TargetSpec(identifier=identifier, ips=entry.ips)
+                    for identifier, entry in sorted(stream.targets.items())
+                ),
+            )
+            for name, stream in sorted(self.streams.items())
+            if stream.offset is not None
+        )
+
+    def dump(self) -> bytes:
+        """Return the content of the file."""
+        streams = {
+            name: {
+                "max_targets": stream.max_targets,
+                "offset": stream.offset,
+                "targets": {
+                    str(identifier): {"ips": [format_ip(ip) for ip in entry.ips], "confirmed": entry.confirmed}
+                    for identifier, entry in sorted(stream.targets.items())
+                },
+            }
+            for name, stream in sorted(self.streams.items())
+        }
+        return json.dumps({"format": FORMAT, "streams": streams}, indent=1).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, content: bytes) -> "Registry":
+        """Read the content of a file.
+
+        Raises:
+            RegistryError: it is no registry, or one of another format.
+        """
+        try:
+            document = json.loads(content)
+            if document["format"] != FORMAT:
+                raise RegistryError(f"its format is {document['format']!r}, not {FORMAT}")
+            registry = cls()
+            for name, stream in document["streams"].items():
+                registry._read_stream(name, stream)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RegistryError(f"it is malformed: {type(error).__name__}: {error}"[:200]) from None
+        return registry
+
+    def _read_stream(self, name: str, stream: dict[str, object]) -> None:
+        room, offset, targets = stream["max_targets"], stream["offset"], stream["targets"]
+        if NAME_PATTERN.fullmatch(name) is None or not _is_whole(room) or not isinstance(targets, dict):
+            raise ValueError(name)
+        assert isinstance(room, int)
+        if not 1 <= room <= MAX_TARGETS or not (_is_whole(offset) or (offset is None and not targets)):
+            raise ValueError(name)
+        self.begin(name, room)
+        if isinstance(offset, int):
+            self._check_offset(name, offset, room)
+            self.streams[name].offset = offset
+        for identifier, entry in targets.items():
+            ips, confirmed = tuple(parse_ip(ip) for ip in entry["ips"]), entry["confirmed"]
+            families = [is_ipv4(ip) for ip in ips]
+            if not ips or len(set(families)) != len(families) or not isinstance(confirmed, bool):
+                raise ValueError(f"{name}/{identifier}")
+            if not 1 <= int(identifier) <= room:
+                raise ValueError(f"{name}/{identifier}")
+            self.streams[name].targets[int(identifier)] = Entry(ips, confirmed)
+
+    def _check_offset(self, stream: str, offset: int, size: int) -> None:
+        if not is_possible(offset, size):
+            raise RegistryError(f"marks {offset + 1} to {offset + size} cannot be a stream's")
+        wanted = Range(offset, size)
+        for name, other in self.streams.items():
+            if name != stream and other.offset is not None and wanted.meets(Range(other.offset, other.max_targets)):
+                raise RegistryError(f"the marks are those of stream {name}")
+
+
+class RegistryFile:
+    """Keeps a registry in a file, replaced as a whole at every change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> Registry | None:
+        """Return the registry; None when there is no file.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RegistryError(f"it cannot be opened: {error.strerror}") from error
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise RegistryError("it is no regular file")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise RegistryError("it is too large")
+        return Registry.parse(content)
+
+    def write(self, content: bytes) -> None:
+        """Replace the file by what `Registry.dump` returned.
+
+        Raises:
+            OSError: it cannot be written; the old one stays.
+        """
+        new = self.path.with_name(f".{self.path.name}.new")
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        new.replace(self.path)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

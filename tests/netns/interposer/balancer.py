@@ -1,0 +1,139 @@
+"""A load balancer that is not modified, with our program before its nfqlb, and the real service beside it."""
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lbguard.api.client import GuardClient
+from lbguard.core.model import StreamSpec
+from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.nfqlb_memory import StreamMemory
+from lbguard.lab.netns import Namespace, connect
+from tests.bench.service import Service
+from tests.fakes.interposed import Interposed
+from tests.fakes.stateless_lb import OFFSET, StatelessLb
+
+LIMIT_S = 30.0
+PATIENT = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h"}
+
+
+def wait_until(condition: Callable[[], object], what: str = "") -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"this did not come true in {LIMIT_S} s: {what or condition}")
+        time.sleep(0.02)
+
+
+def ips_of(identifier: int) -> tuple[str, str]:
+    """Return the addresses of a target: 1 to 4 are behind the first proxy, 5 to 9 behind the second."""
+    proxy = 1 if identifier < 5 else 2
+    return f"172.16.{proxy}.{10 + identifier}", f"fd00:{proxy}::{10 + identifier:x}"
+
+
+class Balancer:
+    """Namespaces of the load balancer and of the proxies, the model of stateless-lb, and the service."""
+
+    def __init__(
+        self, lb: Namespace, proxies: Namespace, nfqlb: Interposed, stream: str, shm_dir: Path, directory: Path
+    ) -> None:
+        self.lb, self.proxies, self.nfqlb, self.stream = lb, proxies, nfqlb, stream
+        self.meridio = StatelessLb(lb, nfqlb, stream)
+        self._directory = directory
+        self._shm_dir = shm_dir
+        self._service: Service | None = None
+        for namespace in (lb, proxies):
+            for link in ("all", "default"):
+                namespace.sysctl(f"net.ipv6.conf.{link}.accept_dad", "0")
+        for number in (1, 2):
+            self.make_link(number)
+
+    def make_link(self, number: int) -> None:
+        far = f"lb-{number}"
+        connect(self.lb, f"nse-{number}", self.proxies, far)
+        targets = [
+            ip for identifier in range(1, 10) for ip in ips_of(identifier) if f":{number}:" in ip or f".{number}." in ip
+        ]
+        self.proxies.batch([f"addr add {ip}/{64 if ':' in ip else 24} dev {far}" for ip in targets])
+        self.lb.batch(
+            [f"addr add 172.16.{number}.1/24 dev nse-{number}", f"addr add fd00:{number}::1/64 dev nse-{number}"]
+        )
+
+    def cut(self, number: int) -> None:
+        self.lb.ip("link", "del", f"nse-{number}")
+
+    @contextlib.contextmanager
+    def service(self, **settings: str) -> Iterator[Service]:
+        """Run the service, ready and listening for calls."""
+        service = self._service = Service(
+            self.lb,
+            self._directory,
+            "streams: []",
+            settings={
+                "LBGUARD_SOURCE": "interposer",
+                "LBGUARD_INTERPOSER__DIRECTORY": str(self.nfqlb.shared),
+                "LBGUARD_DISTRIBUTOR__KIND": "auto",
+                "LBGUARD_DISTRIBUTOR__SHM_DIR": str(self._shm_dir),
+                "LBGUARD_FREEZE__THRESHOLD": "1",
+                **settings,
+            },
+        )
+        with service:
+            wait_until((self.nfqlb.shared / "requests").exists, "the service listens")
+            wait_until(lambda: (self.nfqlb.shared / "missed").stat().st_size == 0, "missed calls are taken")
+            yield service
+
+    def serve(self, *identifiers: int) -> None:
+        """Start the load balancer and give it targets."""
+        self.meridio.start()
+        self.give(*identifiers)
+
+    def give(self, *identifiers: int) -> None:
+        self.meridio.set_targets({identifier: ips_of(identifier) for identifier in identifiers})
+
+    def table(self) -> list[int]:
+        """Return the identifier that each slot belongs to; 0 for nobody."""
+        return [index + 1 for index in self._memory(StreamMemory.lookup)]
+
+    def active(self) -> set[int]:
+        """Return the identifiers that have a mark in nfqlb's memory."""
+        marks = self._memory(StreamMemory.active)
+        assert all(mark == OFFSET + index + 1 for index, mark in enumerate(marks) if mark >= 0)
+        return {index + 1 for index, mark in enumerate(marks) if mark >= 0}
+
+    def _memory(self, read: Callable[[StreamMemory], list[int]]) -> list[int]:
+        path = self._shm_dir / f"tshm-{self.stream}"
+        memory = StreamMemory(path, StreamSpec(name=self.stream, max_targets=1), TableKind.MAGLEV, read_only=True)
+        try:
+            return read(memory)
+        finally:
+            memory.close()
+
+    def states(self) -> dict[int, str]:
+        """Return the state of each target, as the service tells it."""
+        with GuardClient(self._directory / f"{self.lb.name}.sock") as client:
+            return {target.identifier: target.state.value for target in client.status().targets}
+
+    def wait_for(self, **states: str) -> None:
+        wanted = {int(name[1:]): state for name, state in states.items()}
+        wait_until(lambda: self.states() == wanted, f"{wanted}")
+
+    def registered(self) -> dict[int, bool]:
+        """Return who is registered for a restart, and whether the load balancer has confirmed it."""
+        kept = json.loads((self.nfqlb.shared / "registry.json").read_text())["streams"]
+        targets = kept.get(self.stream, {}).get("targets", {})
+        return {int(identifier): entry["confirmed"] for identifier, entry in targets.items()}
+
+    def next_hop(self, identifier: int) -> str:
+        """Return where a packet to a VIP with the mark of a target goes: the gateway, or why it goes nowhere."""
+        command = ["ip", "-n", self.lb.name, "-j", "route", "get", "20.0.0.1", "mark", str(OFFSET + identifier)]
+
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        return json.loads(done.stdout)[0].get("gateway", "?") if done.returncode == 0 else done.stderr.strip()
+
+    def close(self) -> None:
+        if self._service is not None and self._service.process is not None:
+            self._service.kill()

@@ -1,0 +1,38 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lbguard.lab.netns import Namespace
+from tests.fakes.interposed import MISSING, REAL, Interposed
+from tests.fakes.nfqlb import FakeNfqlb
+from tests.netns.interposer.balancer import Balancer
+
+SHM = Path("/dev/shm")
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.nfqlb)])
+def balancer(
+    request: pytest.FixtureRequest, make_namespace: Callable[[str], Namespace], tmp_path: Path
+) -> Iterator[Balancer]:
+    """A load balancer with two links and no target; no service runs yet. On a stand-in for nfqlb, and on the real."""
+    if MISSING:
+        pytest.skip(MISSING)
+    lb = make_namespace("lb")
+    stream = f"{lb.name}-{request.node.name.partition('[')[0][-30:]}".replace("_", "-")
+    if request.param == "real":
+        if not REAL.exists():
+            pytest.skip("no nfqlb on PATH (github.com/Nordix/nfqueue-loadbalancer)")
+        real, shm_dir = REAL, SHM
+    else:
+        # On a tmpfs, as /dev/shm is.
+        home, shm_dir = tmp_path / "real", SHM / f"test-{stream}"
+        home.mkdir()
+        shm_dir.mkdir()
+        real = FakeNfqlb(home, shm_dir).binary
+    made = Balancer(lb, make_namespace("px"), Interposed(tmp_path / "container", real), stream, shm_dir, tmp_path)
+    yield made
+    made.close()
+    (shm_dir / f"tshm-{stream}").unlink(missing_ok=True)
+    if shm_dir != SHM:
+        shm_dir.rmdir()
