@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -32,7 +32,7 @@ from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
 from lbguard.decisions import DecisionLog
-from lbguard.distributor.base import CommitResult, DistributorError
+from lbguard.distributor.base import CommitResult, Distributor, DistributorError
 from lbguard.interface_counts import links_facing_targets
 from lbguard.journal import ServiceJournal
 from lbguard.log import fields, setup_logging
@@ -63,9 +63,9 @@ _DOORS_LATEST_S = 1.0
 
 
 class Daemon:
-    """One running service."""
+    """One running service. `make` builds its distributor."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> None:
         self.settings = settings
         self._recording = ServiceRecording(settings)
         self.engine = self._recording.make_engine()
@@ -87,7 +87,7 @@ class Daemon:
         self.started = False
         self.stuck = False
         self._channel = NetlinkChannel()
-        self._distributor = make_distributor(settings)
+        self._distributor = make(settings)
         self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
         self._announcer = make_announcer(settings, self.engine.view.holds)
         self._kernel = KernelActuator(self._channel)
@@ -320,12 +320,12 @@ def _calm_garbage_collection() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def _serve(settings: Settings) -> tuple[int, bool]:
+async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) -> tuple[int, bool]:
     """Run the service; returns the exit status, and whether a thread of it hangs."""
     problems: list[Exception] = []
     daemon: Daemon | None = None
     try:
-        daemon = Daemon(settings)
+        daemon = Daemon(settings, make)
         await daemon.run()
     except* Exception as group:
         problems += group.exceptions
@@ -338,13 +338,13 @@ async def _serve(settings: Settings) -> tuple[int, bool]:
     return (1 if problems else 0), daemon is not None and daemon.stuck
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> int:
     """Run the service until it is told to stop; returns the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
     status, stuck = 1, False
     try:
         with InstanceLock():
-            status, stuck = asyncio.run(_serve(settings))
+            status, stuck = asyncio.run(_serve(settings, make))
     except InstanceRunning as error:
         _log.critical("cannot start", extra=fields(reason=str(error)))
     finally:

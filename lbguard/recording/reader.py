@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,8 +85,9 @@ Item = Began | Told | Repaired | Decided | PacketsRead | Committed | ClockSet | 
 class _Lines:
     """The lines of one file. `offset`: compressed bytes read so far; `number`: lines so far."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
         self.path = path
+        self._on_read = on_read
         self.offset = 0
         self.number = 0
         self.torn = False
@@ -117,6 +118,8 @@ class _Lines:
                 if len(rest) > _LINE_MAX:
                     raise self.damaged("a line has no end")
             self.offset += len(chunk)
+            if self._on_read is not None:
+                self._on_read(len(chunk))
         self.torn = not inflater.eof
 
     def damaged(self, what: str) -> RecordingError:
@@ -130,11 +133,12 @@ def read_header(path: Path) -> Header:
     Raises:
         RecordingError: it cannot be read, or is no recording that this version reads.
     """
-    return _header(_Lines(path))
+    lines = _Lines(path)
+    return _header(lines, iter(lines))
 
 
-def _header(lines: _Lines) -> Header:
-    first = next(iter(lines), None)
+def _header(lines: _Lines, stream: Iterator[bytes]) -> Header:
+    first = next(stream, None)
     if first is None:
         raise RecordingError(f"{lines.path}: nothing is in it; the service ended before it wrote a line")
     try:
@@ -144,18 +148,19 @@ def _header(lines: _Lines) -> Header:
     return Header.from_json(values, lines.path)
 
 
-def read_file(path: Path) -> Iterator[Item]:
+def read_file(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[Item]:
     """Read a file from beginning to end; a torn end is no error.
+
+    Args:
+        path: the file.
+        on_read: told how many more bytes of it were read.
 
     Raises:
         RecordingError: the file is damaged, or no recording that this version reads.
     """
-    lines = _Lines(path)
+    lines = _Lines(path, on_read)
     stream = iter(lines)
-    parser = _Parser(lines, _header(lines))
-    # The header was read by an iterator of its own.
-    next(stream, None)
-    lines.number = 1
+    parser = _Parser(lines, _header(lines, stream))
     yield from parser.items(stream)
     yield Ended(path, lines.torn)
 

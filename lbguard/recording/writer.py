@@ -6,6 +6,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ class _File:
         self.path = path
         self.size = 0
         # Addresses and names are nobody else's business.
-        self._stream = open(path, "xb", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o640))  # noqa: PTH123
+        self._stream = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640), "w")
         self._compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
         self._lines: list[str] = []
         self._unflushed = 0

@@ -102,7 +102,12 @@ async def test_a_failure_is_said_once_and_tried_again(caplog: pytest.LogCaptureF
         world.counters.broken = "nftables: Operation not permitted"
         await world.counts.read()
         await world.counts.read()
-    assert len(caplog.records) == 2
+        assert len(caplog.records) == 2
+        world.counters.broken = ""
+        await world.counts.read()
+        world.counters.broken = "nftables: Operation not permitted"
+        await world.counts.read()
+    assert len(caplog.records) == 3
 
 
 async def test_a_missing_library_costs_the_counters_alone(caplog: pytest.LogCaptureFixture) -> None:

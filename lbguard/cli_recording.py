@@ -1,0 +1,109 @@
+"""The commands that read recordings: replay and tune."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXIT_DIFFERENT = 1
+
+FilesArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", help="Recordings (lbguard-*.jsonl.gz), or directories of them."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(replay)
+    app.command()(tune)
+
+
+class Progress:
+    """Shows on a terminal how much of the files was read; elsewhere nothing."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._total = sum(path.stat().st_size for path in files) or 1
+        self._read = 0
+        self._shown_at = time.monotonic()
+        self._shown = False
+
+    def __call__(self, more: int) -> None:
+        """Take note of bytes that were read."""
+        self._read += more
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - self._shown_at > 0.5:
+            self._shown_at, self._shown = now, True
+            share = min(self._read / self._total, 1.0)
+            print(f"\r{share:4.0%} of {self._total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """Wipe the line."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _with_progress(files: Sequence[Path], work: Callable[[Callable[[int], None]], Any]) -> Any:
+    progress = Progress(files)
+    try:
+        return work(progress)
+    finally:
+        progress.done()
+
+
+def replay(
+    files: FilesArgument,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="TIME",
+            help="Show the state at this moment: 12:03:04.5 (local time), an ISO date and time, epoch seconds, or"
+            " +90s after the beginning.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    show_all: Annotated[bool, typer.Option("--all", help="With --at: show every target.")] = False,
+) -> None:
+    """Run the decisions of a recording again and check that they are the same, or show the state at a moment.
+
+    The service records when recording.enabled is true. Several files are put in order by themselves; each can also be
+    replayed alone, since it begins with the whole state.
+
+    \b
+    Examples:
+      lbguard replay /var/lib/lbguard/recording
+      lbguard replay --at 12:03:04.5 lbguard-20250102T120000Z-1f2e3d4c-000001.jsonl.gz
+      lbguard replay --at +90s --json recording/ | jq '.targets[] | select(.state != "active")'
+
+    Exit status: 0 the same, or the state was shown; 1 something was decided otherwise; 2 a file cannot be read.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard import cli_show
+    from lbguard.recording import replay as replaying
+    from lbguard.recording import show
+    from lbguard.recording.reader import find_files
+
+    found = find_files(files)
+    if at is None:
+        report = _with_progress(found, lambda on_read: replaying.replay(found, on_read))
+        print(json.dumps(show.report_json(report), indent=2) if as_json else show.report_text(report))
+        if report.difference is not None:
+            raise typer.Exit(EXIT_DIFFERENT)
+        return
+    try:
+        status, moment = _with_progress(found, lambda on_read: replaying.state_at(found, at, on_read))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{at!r} is no moment; write 12:03:04.5, 2025-01-02T12:03:04, 1735819384.5 or +90s", param_hint="--at"
+        ) from None
+    if as_json:
+        print(json.dumps({"at": moment, **cli_show.status_json(status)}, indent=2))
+    else:
+        print(f"state at {show.local_time(moment)}")
+        cli_show.show_status(status, show_all=show_all)

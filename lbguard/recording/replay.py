@@ -1,0 +1,251 @@
+"""Runs an engine on a recording again and compares what it says with what was recorded, bit for bit."""
+
+import datetime
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lbguard.core.engine import Engine
+from lbguard.core.status import GuardStatus
+from lbguard.durations import parse_duration
+from lbguard.recording.checkpoint import CheckpointError, core_digest, restore
+from lbguard.recording.format import AFTER_LOSS, GOES_ON, Header, RecordingError
+from lbguard.recording.reader import Began, ClockSet, Decided, Ended, Item, Repaired, Told, read_file
+from lbguard.recording.recorder import said_of
+
+_CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The first thing that the engine said otherwise: None where one of the two said nothing (more)."""
+
+    path: Path
+    now: float
+    wall_time: float
+    recorded: object | None
+    replayed: object | None
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayReport:
+    """What a replay came to. Wall times are seconds since the epoch.
+
+    `core_differs`: versions of lbguard whose core is not this one; then a difference may be a change of behaviour.
+    `torn`: files without a proper end. `lost`: entries that the service could not record.
+    """
+
+    files: int = 0
+    events: int = 0
+    calls: int = 0
+    decisions: int = 0
+    restarts: int = 0
+    lost: int = 0
+    began: float | None = None
+    ended: float | None = None
+    torn: list[Path] = field(default_factory=list)
+    core_differs: set[str] = field(default_factory=set)
+    difference: Difference | None = None
+
+
+class Continuity:
+    """Tells at each beginning of a file whether the engine of the file before goes on."""
+
+    def __init__(self) -> None:
+        self._before: Header | None = None
+        self._torn = False
+
+    def begins(self, header: Header) -> bool:
+        """Take note of a file; tells whether it continues the one before without a gap."""
+        before, self._before = self._before, header
+        return (
+            before is not None
+            and not self._torn
+            and header.begins == GOES_ON
+            and header.series == before.series
+            and header.number == before.number + 1
+        )
+
+    def ended(self, item: Ended) -> None:
+        """Take note of how a file ended."""
+        self._torn = item.torn
+
+
+def restore_engine(began: Began) -> Engine:
+    """Return the engine as it stood at the beginning of a file that does not begin with a new one.
+
+    Raises:
+        RecordingError: another version of the core wrote it.
+    """
+    assert began.nodes is not None
+    header = began.header
+    try:
+        if header.core != core_digest():
+            raise CheckpointError("it was written by another version of the core")
+        return restore(began.nodes)
+    except CheckpointError as error:
+        raise RecordingError(
+            f"{began.path}: begins in the middle of a run, and the state there cannot be used: {error}; use lbguard "
+            f"{header.lbguard} as it was then, or begin with file 1 of series {header.series} if it is still there"
+        ) from None
+
+
+class Replayer:
+    """Feeds items to an engine. `engine` and `now` are where it stands; `offset`: wall clock minus engine's clock."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.now = 0.0
+        self.offset = 0.0
+        self.report = ReplayReport()
+        self._continuity = Continuity()
+        self._path = Path()
+
+    def take(self, item: Item) -> Difference | None:
+        """Take one item; returns the difference that it brought to light."""
+        self.now = getattr(item, "now", self.now)
+        match item:
+            case Began():
+                self._begin(item)
+            case ClockSet():
+                self.offset = item.offset
+            case Ended():
+                self._continuity.ended(item)
+                if item.torn:
+                    self.report.torn.append(item.path)
+            case Told():
+                self.report.events += 1
+                self._engine().observe(item.event, item.now)
+            case Repaired():
+                self.report.calls += 1
+                self._engine().repair(item.now)
+            case Decided():
+                self.report.calls += 1
+                return self._compare(item)
+        return None
+
+    def status(self, now: float) -> GuardStatus:
+        """Return the state at a moment of the engine's clock."""
+        return self._engine().status(now)
+
+    def wall(self, item: Item) -> float:
+        """Return when an item happened, seconds since the epoch."""
+        if isinstance(item, Began):
+            return item.header.now + item.header.offset
+        return float(getattr(item, "now", self.now)) + self.offset
+
+    def _engine(self) -> Engine:
+        assert self.engine is not None
+        return self.engine
+
+    def _begin(self, item: Began) -> None:
+        header, report = item.header, self.report
+        self._path = item.path
+        self.now, self.offset = header.now, header.offset
+        report.files += 1
+        if header.core != core_digest():
+            report.core_differs.add(header.lbguard)
+        goes_on = self._continuity.begins(header)
+        if header.begins == AFTER_LOSS:
+            report.lost += header.lost
+        if goes_on and self.engine is not None:
+            return
+        if item.nodes is None:
+            report.restarts += 1
+            self.engine = Engine(item.config)
+        else:
+            self.engine = restore_engine(item)
+
+    def _compare(self, item: Decided) -> Difference | None:
+        said = said_of(self._engine().decide(item.now))
+        self.report.decisions += len(item.said)
+        if said == item.said:
+            return None
+        both = zip(item.said + [None] * len(said), said + [None] * len(item.said), strict=False)
+        recorded, replayed = next((one, other) for one, other in both if one != other)
+        return Difference(
+            path=self._path, now=item.now, wall_time=item.now + self.offset, recorded=recorded, replayed=replayed
+        )
+
+
+def items_of(files: Sequence[Path], on_read: Callable[[int], None] | None = None) -> Iterator[Item]:
+    """Read files one after another, as `find_files` put them in order."""
+    for path in files:
+        yield from read_file(path, on_read)
+
+
+def replay(files: Sequence[Path], on_read: Callable[[int], None] | None = None) -> ReplayReport:
+    """Replay files up to the first difference.
+
+    Raises:
+        RecordingError: a file is damaged or of another version.
+    """
+    replayer = Replayer()
+    report = replayer.report
+    for item in items_of(files, on_read):
+        difference = replayer.take(item)
+        report.ended = replayer.now + replayer.offset
+        if report.began is None:
+            report.began = report.ended
+        if difference is not None:
+            report.difference = difference
+            break
+    return report
+
+
+def state_at(
+    files: Sequence[Path], text: str, on_read: Callable[[int], None] | None = None
+) -> tuple[GuardStatus, float]:
+    """Return the state at a moment (see `parse_moment`) and that moment in seconds since the epoch.
+
+    Raises:
+        RecordingError: nothing was recorded at that moment, or a file cannot be read.
+        ValueError: the text is no moment.
+    """
+    replayer = Replayer()
+    at = math.nan
+    for item in items_of(files, on_read):
+        wall = replayer.wall(item)
+        if math.isnan(at):
+            at = parse_moment(text, wall)
+            if at < wall:
+                raise RecordingError(f"{text} is before the beginning of what was recorded, {_local(wall)}")
+        if wall > at:
+            return replayer.status(max(replayer.now, at - replayer.offset)), at
+        replayer.take(item)
+    end = replayer.now + replayer.offset
+    if replayer.engine is None or at > end:
+        raise RecordingError(f"{text} is after the end of what was recorded, {_local(end)}")
+    return replayer.status(at - replayer.offset), at
+
+
+def parse_moment(text: str, began: float) -> float:
+    """Read a moment: `+90s` after the beginning, `12:03:04.5` (local time), an ISO date and time, or epoch seconds.
+
+    Args:
+        text: what was given.
+        began: when the recording begins, seconds since the epoch; a time of day is the first one from there.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    text = text.strip()
+    if text.startswith("+"):
+        return began + parse_duration(text[1:])
+    if re.fullmatch(r"\d{9,}(\.\d+)?", text):
+        return float(text)
+    if _CLOCK.fullmatch(text):
+        day = datetime.datetime.fromtimestamp(began).astimezone()
+        moment = datetime.datetime.combine(
+            day.date(), datetime.time.fromisoformat(text.zfill(len(text) + (text[1] == ":")))
+        )
+        if moment.timestamp() < math.floor(began):
+            moment += datetime.timedelta(days=1)
+        return moment.timestamp()
+    return datetime.datetime.fromisoformat(text).timestamp()
+
+
+def _local(wall_time: float) -> str:
+    return datetime.datetime.fromtimestamp(wall_time).astimezone().isoformat(sep=" ", timespec="milliseconds")

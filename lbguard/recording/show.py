@@ -1,0 +1,98 @@
+"""What `lbguard replay` prints."""
+
+import datetime
+from typing import Any
+
+from lbguard.core.effects import SetAvailability
+from lbguard.core.model import Decision
+from lbguard.log import decision_fields
+from lbguard.recording.replay import Difference, ReplayReport
+from lbguard.sentences import decision_sentence
+
+
+def local_time(wall_time: float) -> str:
+    """Write a moment (seconds since the epoch) in local time."""
+    return datetime.datetime.fromtimestamp(wall_time).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _said(what: object | None) -> str:
+    match what:
+        case Decision():
+            return f"#{what.sequence} {decision_sentence(what)}"
+        case SetAvailability():
+            return f"stream {what.stream} {'available' if what.available else 'unavailable'}: {what.reason}"
+    return "nothing"
+
+
+def _said_json(what: object | None) -> Any:
+    match what:
+        case Decision():
+            return {"decision": decision_fields(what)}
+        case SetAvailability():
+            return {"availability": {"stream": what.stream, "available": what.available, "reason": what.reason}}
+    return None
+
+
+def report_text(report: ReplayReport) -> str:
+    """Return what a replay came to, for people."""
+    lines = []
+    if report.began is not None and report.ended is not None:
+        lines.append(
+            f"{report.files} file{'' if report.files == 1 else 's'}, {local_time(report.began)} to "
+            f"{local_time(report.ended)}: {report.events} events, {report.calls} calls of the engine, "
+            f"{report.decisions} decisions"
+        )
+    if report.restarts > 1:
+        lines.append(f"the service began anew {report.restarts - 1} times in between")
+    if report.lost:
+        lines.append(f"{report.lost} entries were never recorded (queue full, or disk); replayed around the gap")
+    lines += [f"{path}: no proper end (the service was killed, or still writes it)" for path in report.torn]
+    if report.core_differs:
+        versions = ", ".join(sorted(report.core_differs))
+        lines.append(f"recorded by another version of the core (lbguard {versions}): a difference may be a change")
+    if report.difference is None:
+        lines.append("every decision is the same, bit for bit")
+    else:
+        lines += _difference_lines(report.difference)
+    return "\n".join(lines)
+
+
+def _difference_lines(difference: Difference) -> list[str]:
+    lines = [
+        f"DIFFERENT at {local_time(difference.wall_time)} ({difference.now:.6f} of the engine's clock), "
+        f"{difference.path}:",
+        f"  recorded: {_said(difference.recorded)}",
+        f"  replayed: {_said(difference.replayed)}",
+    ]
+    one, other = difference.recorded, difference.replayed
+    if isinstance(one, Decision) and isinstance(other, Decision):
+        names = [name for name in Decision.__slots__ if getattr(one, name) != getattr(other, name)]
+        lines += [f"  {name}: recorded {getattr(one, name)}, replayed {getattr(other, name)}" for name in names]
+    return lines
+
+
+def report_json(report: ReplayReport) -> dict[str, Any]:
+    """Return what a replay came to, as plain values."""
+    difference = report.difference
+    return {
+        "same": difference is None,
+        "files": report.files,
+        "began": report.began,
+        "ended": report.ended,
+        "events": report.events,
+        "calls": report.calls,
+        "decisions": report.decisions,
+        "restarts": report.restarts,
+        "lost": report.lost,
+        "torn": [str(path) for path in report.torn],
+        "core_differs": sorted(report.core_differs),
+        "difference": None
+        if difference is None
+        else {
+            "file": str(difference.path),
+            "now": difference.now,
+            "wall_time": difference.wall_time,
+            "recorded": _said_json(difference.recorded),
+            "replayed": _said_json(difference.replayed),
+        },
+    }

@@ -1,0 +1,58 @@
+"""Parts that fail: the service goes on without them, or ends and says so; it is never half dead."""
+
+import sys
+
+import pytest
+
+from tests.netns.service.guarded import PATIENT, Guarded, Process, ips_of, wait_until
+
+pytestmark = pytest.mark.netns
+
+
+def faulty(guarded: Guarded, fault: str, settings: dict[str, str]) -> Process:
+    process = guarded.process(settings)
+    process.command = (sys.executable, "-m", "tests.netns.service.faulty", fault)
+    return process
+
+
+def test_a_part_that_fails_unexpectedly_ends_the_service(guarded: Guarded) -> None:
+    process = faulty(guarded, "unexpected", {"LBGUARD_WITHDRAW_ON_EXIT": "true"})
+    process.start()
+    assert process.wait_for_end() == 1
+    [line] = process.log("a part of the service failed")
+    assert line["level"] == "critical"
+    assert "ValueError: a fault of the program" in line["exception"]
+    assert process.log("stopped")
+    assert not guarded.socket.exists()
+    # Fail static: what was programmed stays, whatever withdraw_on_exit says of an orderly end.
+    assert len(guarded.rules()) == 8
+    assert guarded.gateways(1) == set(ips_of(1))
+
+
+@pytest.mark.parametrize("fault", ["hang", "stuck"])
+def test_a_distributor_that_hangs_delays_no_repair_and_no_stop(guarded: Guarded, fault: str) -> None:
+    with faulty(guarded, fault, PATIENT) as service:
+        service.wait_until_ready()
+        guarded.wait_for(t1="active", t2="active", t3="active", t4="active")
+        for _ in range(2):
+            guarded.delete_link("nse-a")
+            guarded.wait_for(t1="held", t2="held")
+            guarded.make_link("nse-a")
+            guarded.wait_for(t1="active", t2="active")
+            assert guarded.gateways(1) == set(ips_of(1))
+        assert guarded.http("/healthz")[0] == 200
+        assert service.terminate() == 0
+        assert service.log("stopped")
+
+
+def test_a_refused_commit_is_tried_again(guarded: Guarded) -> None:
+    with faulty(guarded, "commit", {}) as service:
+        service.wait_until_ready()
+        guarded.delete_link("nse-a")
+        service.wait_for_log("distributor failed", reason="commit refused")
+        guarded.wait_for(t1="withdrawn", t2="withdrawn")
+        guarded.make_link("nse-a")
+        guarded.wait_for(t1="active", t2="active")
+        wait_until(
+            lambda: guarded.metric('lbguard_commit_errors_total{stream="stream-a"}') == 1, "the refused commit counted"
+        )
