@@ -6,39 +6,27 @@ whose id is the one that every hop knows: it becomes the connection's id here. O
 our end counts, as it does for the mesh's own clients; its end is the end of the connection.
 """
 
-import ipaddress
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
+from lbguard.nsm.scope import HEALING_STATES, ConnectionScope, connection_id, ips_of
 from lbguard.probe.connection import Connection
 from lbguard.probe.source import ConnectionList, SubjectKind, connections_of
-
-HEALING_STATES = frozenset({pb.DOWN, pb.RESELECT_REQUESTED})
-"""The states in which the mesh repairs a connection."""
 
 _SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NsmScope:
+class NsmScope(ConnectionScope):
     """Which connections count and how they are read; see NsmSettings."""
 
-    network_services: tuple[str, ...] = ()
-    path_segments: tuple[str, ...] = ()
     role: Literal["client", "endpoint"] = "client"
     subject: SubjectKind = "connection"
     heal_s: float = 15.0
     max_connections: int = 10_000
-
-    def selector(self) -> pb.MonitorScopeSelector:
-        """Return the question to the manager."""
-        return pb.MonitorScopeSelector(
-            network_services=self.network_services,
-            path_segments=[pb.PathSegment(name=name) for name in self.path_segments],
-        )
 
 
 class NsmView:
@@ -82,7 +70,7 @@ class NsmView:
                 left_out.append(f"more than {self._scope.max_connections} connections")
                 break
             addresses = message.context.ip_context
-            source, destination = list(_ips(addresses.src_ip_addrs)), list(_ips(addresses.dst_ip_addrs))
+            source, destination = list(ips_of(addresses.src_ip_addrs)), list(ips_of(addresses.dst_ip_addrs))
             local, remote = (source, destination) if self._scope.role == "client" else (destination, source)
             if id not in self._ours and not any(map(self._is_local, local)):
                 left_out.append(f"{id[:_SHOWN]}: its addresses are not ours")
@@ -109,7 +97,7 @@ class NsmView:
         )
 
     def _update(self, id: str, message: pb.Connection, before: dict[str, pb.Connection]) -> None:
-        if not self._fits(message):
+        if not self._scope.fits(message):
             self._passages.pop(id, None)
             return
         known = before.get(id)
@@ -127,9 +115,9 @@ class NsmView:
         gone = self._passages.get(id)
         if gone is None:
             return
-        connection = _connection_id(id, gone)
+        connection = connection_id(id, gone)
         if self._nearest()[connection] is gone:
-            members = [key for key, message in self._passages.items() if _connection_id(key, message) == connection]
+            members = [key for key, message in self._passages.items() if connection_id(key, message) == connection]
             for key in members:
                 del self._passages[key]
             self._ours.discard(connection)
@@ -140,32 +128,7 @@ class NsmView:
         sign = 1 if self._scope.role == "client" else -1
         nearest: dict[str, pb.Connection] = {}
         for key, message in self._passages.items():
-            id = _connection_id(key, message)
+            id = connection_id(key, message)
             if id not in nearest or sign * message.path.index < sign * nearest[id].path.index:
                 nearest[id] = message
         return nearest
-
-    def _fits(self, message: pb.Connection) -> bool:
-        scope = self._scope
-        # An older manager does not know this part of the question, so the answer is looked at again.
-        if scope.network_services and message.network_service not in scope.network_services:
-            return False
-        names = tuple(segment.name for segment in message.path.path_segments)
-        wanted = scope.path_segments
-        return any(names[n : n + len(wanted)] == wanted for n in range(len(names) - len(wanted) + 1)) or not wanted
-
-
-def _connection_id(key: str, message: pb.Connection) -> str:
-    segments = message.path.path_segments
-    return (segments[0].id if segments else "") or key
-
-
-def _ips(texts: Sequence[str]) -> Iterator[Ip]:
-    """Yield the usable addresses of a list such as `172.16.0.1/32`; a mesh element may write anything."""
-    for text in texts:
-        try:
-            address = ipaddress.ip_interface(text).ip
-        except ValueError:
-            continue
-        if not (address.is_multicast or address.is_unspecified):
-            yield address.packed

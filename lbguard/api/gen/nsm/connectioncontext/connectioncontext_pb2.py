@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-nsm/connectioncontext/connectioncontext.proto\x12\x11\x63onnectioncontext\"R\n\x11\x43onnectionContext\x12\x30\n\nip_context\x18\x01 \x01(\x0b\x32\x1c.connectioncontext.IPContext\x12\x0b\n\x03MTU\x18\x05 \x01(\r\"7\n\tIPContext\x12\x14\n\x0csrc_ip_addrs\x18\x01 \x03(\t\x12\x14\n\x0c\x64st_ip_addrs\x18\x02 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-nsm/connectioncontext/connectioncontext.proto\x12\x11\x63onnectioncontext\"\x90\x01\n\x11\x43onnectionContext\x12\x30\n\nip_context\x18\x01 \x01(\x0b\x32\x1c.connectioncontext.IPContext\x12<\n\x10\x65thernet_context\x18\x03 \x01(\x0b\x32\".connectioncontext.EthernetContext\x12\x0b\n\x03MTU\x18\x05 \x01(\r\"7\n\tIPContext\x12\x14\n\x0csrc_ip_addrs\x18\x01 \x03(\t\x12\x14\n\x0c\x64st_ip_addrs\x18\x02 \x03(\t\"3\n\x0f\x45thernetContext\x12\x0f\n\x07src_mac\x18\x01 \x01(\t\x12\x0f\n\x07\x64st_mac\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lbguard.api.gen.nsm.connectioncontext.connectioncontext_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONNECTIONCONTEXT']._serialized_start=68
-  _globals['_CONNECTIONCONTEXT']._serialized_end=150
-  _globals['_IPCONTEXT']._serialized_start=152
-  _globals['_IPCONTEXT']._serialized_end=207
+  _globals['_CONNECTIONCONTEXT']._serialized_start=69
+  _globals['_CONNECTIONCONTEXT']._serialized_end=213
+  _globals['_IPCONTEXT']._serialized_start=215
+  _globals['_IPCONTEXT']._serialized_end=270
+  _globals['_ETHERNETCONTEXT']._serialized_start=272
+  _globals['_ETHERNETCONTEXT']._serialized_end=323
 # @@protoc_insertion_point(module_scope)

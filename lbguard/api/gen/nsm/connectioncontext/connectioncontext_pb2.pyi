@@ -25,20 +25,24 @@ class ConnectionContext(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IP_CONTEXT_FIELD_NUMBER: _builtins.int
+    ETHERNET_CONTEXT_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     MTU: _builtins.int
     """Largest packet that the connection carries, bytes."""
     @_builtins.property
     def ip_context(self) -> Global___IPContext: ...
+    @_builtins.property
+    def ethernet_context(self) -> Global___EthernetContext: ...
     def __init__(
         self,
         *,
         ip_context: Global___IPContext | None = ...,
+        ethernet_context: Global___EthernetContext | None = ...,
         MTU: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ip_context", b"ip_context"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ethernet_context", b"ethernet_context", "ip_context", b"ip_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["MTU", b"MTU", "ip_context", b"ip_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["MTU", b"MTU", "ethernet_context", b"ethernet_context", "ip_context", b"ip_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -69,3 +73,27 @@ class IPContext(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IPContext: _TypeAlias = IPContext  # noqa: Y015
+
+@_typing.final
+class EthernetContext(_message.Message):
+    """Link-layer addresses of the two interfaces as text, such as `02:00:00:00:00:01`; empty where nobody told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SRC_MAC_FIELD_NUMBER: _builtins.int
+    DST_MAC_FIELD_NUMBER: _builtins.int
+    src_mac: _builtins.str
+    dst_mac: _builtins.str
+    def __init__(
+        self,
+        *,
+        src_mac: _builtins.str = ...,
+        dst_mac: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dst_mac", b"dst_mac", "src_mac", b"src_mac"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EthernetContext: _TypeAlias = EthernetContext  # noqa: Y015

@@ -1,0 +1,1 @@
+"""What a network service manager tells of its connections, for the probe and for the load balancer."""

@@ -1,0 +1,95 @@
+"""Follows one network service manager's stream of connections, and dials again when it ended."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import grpc
+
+from lbguard.api.gen.nsm.connection import connection_pb2 as pb
+from lbguard.api.gen.nsm.connection import connection_pb2_grpc as pb_grpc
+from lbguard.log import fields
+from lbguard.nsm.scope import ConnectionScope
+from lbguard.probe.addresses import Endpoint
+from lbguard.probe.channels import Backoff, ChannelError, Dialer, reason_of
+
+_log = logging.getLogger("lbguard.nsm.manager")
+
+ROTATION_LOOK_S = 1.0
+"""How often the TLS files are looked at."""
+
+
+class ManagerStream:
+    """Follows one manager.
+
+    Args:
+        endpoint: where it is.
+        dialer: makes channels to it.
+        scope: what it is asked for.
+        hear: takes each event. A stream begins with a list of all connections.
+        lose: takes the reason of a loss, once while it is the same.
+        backoff_max_s: the longest wait before dialling again.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        dialer: Dialer,
+        scope: ConnectionScope,
+        *,
+        hear: Callable[[pb.ConnectionEvent], None],
+        lose: Callable[[str], None],
+        backoff_max_s: float = 1.0,
+    ) -> None:
+        self._endpoint = endpoint
+        self._dialer = dialer
+        self._scope = scope
+        self._hear = hear
+        self._lose = lose
+        self._backoff = Backoff(backoff_max_s)
+        self._lost = ""
+
+    async def run(self) -> None:
+        """Follow the manager until cancelled."""
+        while True:
+            try:
+                reason = await self._follow()
+            except ChannelError as error:
+                reason = str(error)
+            if reason and reason != self._lost:
+                self._lost = reason
+                self._lose(f"{self._endpoint}: {reason}")
+            await asyncio.sleep(self._backoff.next_s())
+
+    async def _follow(self) -> str:
+        """Follow one stream to its end and return why it ended; empty when it is to be begun again at once."""
+        stamp = self._dialer.stamp()
+        async with self._dialer.dial(self._endpoint) as session:
+            stub: pb_grpc.MonitorConnectionAsyncStub = pb_grpc.MonitorConnectionStub(session.channel)
+            call = stub.MonitorConnections(self._scope.selector())
+            rotation = asyncio.create_task(_cancel_when_rotated(self._dialer, stamp, call))
+            try:
+                async for event in call:
+                    self._backoff.reset()
+                    self._lost = ""
+                    self._hear(event)
+            except grpc.aio.AioRpcError as error:
+                return session.problem or reason_of(error)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                _log.info("new certificates: dialling again", extra=fields(address=str(self._endpoint)))
+                return ""
+            finally:
+                rotation.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await rotation
+        return "the manager ended the stream"
+
+
+async def _cancel_when_rotated(dialer: Dialer, stamp: object, call: grpc.aio.Call) -> None:
+    while dialer.stamp() == stamp:  # noqa: ASYNC110 (files tell nothing by themselves)
+        await asyncio.sleep(ROTATION_LOOK_S)
+    call.cancel()

@@ -1,0 +1,183 @@
+"""What a mesh manager's events mean for the load balancer: which neighbour entries are outdated, and what is healing.
+
+A target reaches its proxy by a connection of which it is the client, and the load balancer resolves the target's
+addresses through the proxy's bridge. So when such a connection is closed, or its client has another interface, the
+entries that the load balancer holds for the client's addresses are wrong. The kernel finds out after seconds, the
+manager tells at once.
+
+A connection that the mesh reports down is being repaired. That is HEALING evidence, for the targets that are its
+client, or for the link when its far end is the load balancer itself.
+
+A manager that is lost changes nothing. Nor does a list without a connection that was known: a manager that started anew
+knows none of them for a while.
+"""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from lbguard.api.gen.nsm.connection import connection_pb2 as pb
+from lbguard.core.addr import Ip
+from lbguard.core.events import NeighborsOutdated, VerdictReported
+from lbguard.core.model import ConnectionSubject, Verdict, VerdictState
+from lbguard.nsm.scope import HEALING_STATES, ConnectionScope, connection_id, ips_of, mac_of
+
+REPORTER = "nsm"
+"""The reporter of the evidence that a manager gives. No peer can have this name: theirs are authenticated ones."""
+
+WatchEvent = NeighborsOutdated | VerdictReported
+
+
+class Known(Protocol):
+    """What has to be known of the load balancer."""
+
+    def is_target(self, ip: Ip) -> bool:
+        """Tell whether an address is a target's."""
+
+    def is_ours(self, ip: Ip) -> bool:
+        """Tell whether a link of ours has this address."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Passage:
+    """A connection as it passes a manager: addresses of client and endpoint, the client's link-layer address."""
+
+    connection: str
+    client: tuple[Ip, ...]
+    endpoint: tuple[Ip, ...]
+    mac: bytes
+    healing: bool
+
+
+class ConnectionWatch:
+    """Compares each message with the one before.
+
+    Args:
+        scope: which connections count.
+        known: what the addresses are.
+        heal_s: how long a repair may take, seconds.
+        passages_max: so many are remembered, the longest unheard ones are forgotten.
+    """
+
+    def __init__(
+        self, scope: ConnectionScope, known: Known, *, heal_s: float = 15.0, passages_max: int = 20_000
+    ) -> None:
+        self._scope = scope
+        self._known = known
+        self._heal_s = heal_s
+        self._passages_max = passages_max
+        self._passages: OrderedDict[str, _Passage] = OrderedDict()
+        self._healing: dict[str, set[str]] = {}
+        self._reported: dict[str, ConnectionSubject] = {}
+        self._generations = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    def take(self, event: pb.ConnectionEvent) -> list[WatchEvent]:
+        """Take an event of the manager; returns what follows for the core."""
+        told: list[WatchEvent] = []
+        for key, message in sorted(event.connections.items()):
+            id = message.id or key
+            fits = self._scope.fits(message)
+            if event.type == pb.DELETE:
+                told += self._delete(id, message) if fits or id in self._passages else ()
+            elif fits:
+                told += self._update(id, message, live=event.type == pb.UPDATE)
+            else:
+                self._forget(id)
+        return told
+
+    def _update(self, id: str, message: pb.Connection, *, live: bool) -> Iterator[WatchEvent]:
+        before = self._passages.get(id)
+        now = _read(id, message, before)
+        self._passages[id] = now
+        self._passages.move_to_end(id)
+        if before is None:
+            # A connection that is new has a new interface. In a list of all, it may well be the one that is resolved.
+            if live or now.mac:
+                yield from self._outdated(now.client, now.mac)
+            while len(self._passages) > self._passages_max:
+                self._forget(next(iter(self._passages)))
+        else:
+            yield from self._outdated(tuple(ip for ip in before.client if ip not in now.client))
+            repaired = before.healing and not now.healing and not now.mac
+            if now.mac != before.mac or repaired:
+                yield from self._outdated(now.client, now.mac)
+            else:
+                yield from self._outdated(tuple(ip for ip in now.client if ip not in before.client), now.mac)
+        yield from self._follow_repair(id, now)
+
+    def _delete(self, id: str, message: pb.Connection) -> Iterator[WatchEvent]:
+        gone = self._passages.get(id) or _read(id, message, None)
+        # What is being repaired may be closed on the way: its evidence stays until the time for the repair is over.
+        self._forget(id)
+        yield from self._outdated(gone.client)
+
+    def _forget(self, id: str) -> None:
+        gone = self._passages.pop(id, None)
+        if gone is None:
+            return
+        healing = self._healing.get(gone.connection)
+        if healing is not None:
+            healing.discard(id)
+            if not healing:
+                del self._healing[gone.connection]
+                self._reported.pop(gone.connection, None)
+
+    def _outdated(self, ips: tuple[Ip, ...], mac: bytes = b"") -> Iterator[WatchEvent]:
+        targets = tuple(ip for ip in ips if self._known.is_target(ip))
+        if targets:
+            yield NeighborsOutdated(ips=targets, new_mac=mac)
+
+    def _follow_repair(self, id: str, now: _Passage) -> Iterator[WatchEvent]:
+        """Tell when the first passage of a connection is repaired, and when none is any more."""
+        healing = self._healing.setdefault(now.connection, set())
+        was = bool(healing)
+        (healing.add if now.healing else healing.discard)(id)
+        if healing and not was:
+            subject = self._subject(now)
+            if subject is not None:
+                self._reported[now.connection] = subject
+                yield self._verdict(subject, VerdictState.HEALING)
+        elif not healing:
+            del self._healing[now.connection]
+            reported = self._reported.pop(now.connection, None)
+            if reported is not None:
+                # Not UP: a manager does not know whether packets get through, and must not contradict who does.
+                yield self._verdict(reported, VerdictState.ENDED)
+
+    def _subject(self, passage: _Passage) -> ConnectionSubject | None:
+        targets = tuple(ip for ip in passage.client if self._known.is_target(ip))
+        ours = tuple(ip for ip in passage.endpoint if self._known.is_ours(ip))
+        if not targets and not ours:
+            return None
+        return ConnectionSubject(id=passage.connection, lb_ips=ours, peer_ips=targets)
+
+    def _verdict(self, subject: ConnectionSubject, state: VerdictState) -> VerdictReported:
+        verdict = Verdict(
+            subject=subject,
+            state=state,
+            generation=next(self._generations),
+            sequence=0,
+            lease_s=self._heal_s,
+            heal_s=self._heal_s,
+        )
+        return VerdictReported(reporter=REPORTER, verdict=verdict)
+
+
+def _read(id: str, message: pb.Connection, before: _Passage | None) -> _Passage:
+    """Read a message. What a repaired connection lacks for the moment is taken from the message before."""
+    context = message.context
+    client = tuple(dict.fromkeys(ips_of(context.ip_context.src_ip_addrs)))
+    endpoint = tuple(dict.fromkeys(ips_of(context.ip_context.dst_ip_addrs)))
+    mac = mac_of(context.ethernet_context.src_mac)
+    healing = message.state in HEALING_STATES
+    if before is not None:
+        if healing and not client and not endpoint:
+            client, endpoint = before.client, before.endpoint
+        if client == before.client:
+            mac = mac or before.mac
+    return _Passage(connection=connection_id(id, message), client=client, endpoint=endpoint, mac=mac, healing=healing)
