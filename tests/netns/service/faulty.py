@@ -1,7 +1,7 @@
 """The service with a distributor that fails as told: `python -m tests.netns.service.faulty FAULT`, with its settings.
 
-Faults: those of the fake distributor; or `stuck`, which blocks a thread of the distributor for ever after the first
-commit.
+Faults: those of the fake distributor, after the first commit; `prune-first`, the first pruning; or `stuck`, which
+blocks a thread of the distributor for ever after the first commit.
 """
 
 import asyncio
@@ -49,7 +49,13 @@ class Stuck(AfterTheFirstCommit):
 
 
 def make(_: Settings) -> Distributor:
-    return Stuck() if sys.argv[1] == "stuck" else AfterTheFirstCommit(sys.argv[1])
+    if sys.argv[1] == "stuck":
+        return Stuck()
+    if sys.argv[1] == "prune-first":
+        refusing = FakeDistributor()
+        refusing.fault("prune")
+        return refusing
+    return AfterTheFirstCommit(sys.argv[1])
 
 
 if __name__ == "__main__":

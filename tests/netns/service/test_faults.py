@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.netns.service.guarded import PATIENT, Guarded, Process, ips_of, wait_until
+from tests.netns.service.guarded import PATIENT, Guarded, Process, ips_of, stream, targets_yaml, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -56,3 +56,32 @@ def test_a_refused_commit_is_tried_again(guarded: Guarded) -> None:
         wait_until(
             lambda: guarded.metric('lbguard_commit_errors_total{stream="stream-a"}') == 1, "the refused commit counted"
         )
+
+
+def test_no_rule_of_a_leftover_goes_while_packets_may_still_get_its_mark(guarded: Guarded) -> None:
+    other = stream("stream-b", 1, 3, identifier_offset=6000, vips=["20.0.0.2/32"])
+    with guarded.service(targets=targets_yaml(stream("stream-a", 1, 2, 3, 4), other)) as service:
+        service.wait_until_admitted(6)
+        wait_until(lambda: len(guarded.rules()) == 12, "all rules")
+        service.kill()
+    guarded.write_targets(targets_yaml())
+    with faulty(guarded, "prune-first", {"LBGUARD_KERNEL__RECONCILE_INTERVAL": "0s"}) as service:
+        service.wait_for_log("leftovers not removed", reason="prune refused")
+        service.wait_until_ready()
+        guarded.wait_for(t1="active", t2="active", t3="active", t4="active")
+        assert len(guarded.rules()) == 12
+        assert {route[1] for route in guarded.routes()} > {"6001", "6003"}
+        # The next full view of the kernel asks for it again.
+        service.hang_up()
+        wait_until(lambda: len(guarded.rules()) == 8, "the rules of stream-b gone")
+        wait_until(lambda: not {"6001", "6003"} & {route[1] for route in guarded.routes()}, "its routes gone")
+
+
+def test_stopped_before_it_was_ready(guarded: Guarded) -> None:
+    process = guarded.process(targets="")
+    guarded.targets_path.unlink()
+    process.start()
+    process.wait_for_log("started")
+    assert process.terminate() == 0
+    assert process.log("stopped")
+    assert not guarded.socket.exists()

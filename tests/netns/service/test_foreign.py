@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.netns.service.guarded import OURS, Guarded, stream, targets_yaml, wait_until
+from tests.netns.service.guarded import OURS, Guarded, ips_of, stream, targets_yaml, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -93,6 +93,8 @@ def test_observing_touches_nothing(guarded: Guarded) -> None:
             if name in ("rules4", "rules6", "ruleset"):
                 assert lines == set(before[name].splitlines()) == set(after_loss[name].splitlines())
         assert guarded.routes() == []
+        # Nobody asked for a target's address either.
+        assert not {entry["dst"] for entry in guarded.json("neigh")} & {ip for n in (1, 2, 3, 4) for ip in ips_of(n)}
         quiet = guarded.everything()
         assert service.terminate() == 0
     assert guarded.everything() == quiet
