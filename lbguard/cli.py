@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from lbguard import __version__
+from lbguard import __version__, cli_recording
 
 if TYPE_CHECKING:
     from lbguard.core.model import StreamSpec
@@ -37,6 +37,7 @@ app = typer.Typer(
       lbguard status                        what it sees and decided
       lbguard explain stream-a/1            why a target is where it is
       lbguard probe --once                  does the datapath answer, seen from a proxy?
+      lbguard tune RECORDING                which grace window would have been best?
 
     \b
     Exit status: 0 done, 1 failed (or a promise was missed), 2 wrong usage or settings.
@@ -438,6 +439,9 @@ def health(
         raise typer.Exit(EXIT_FAILED)
 
 
+cli_recording.register(app)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
@@ -471,6 +475,7 @@ def _status_of(error: Exception) -> int | None:
         ("lbguard.settings_sources", "SettingsError", EXIT_REFUSED),
         ("lbguard.api.client", "ClientError", EXIT_FAILED),
         ("lbguard.probe.build", "ProbeError", EXIT_FAILED),
+        ("lbguard.recording.format", "RecordingError", EXIT_REFUSED),
     ):
         loaded = sys.modules.get(module)
         if loaded is not None and isinstance(error, getattr(loaded, name)):

@@ -107,3 +107,73 @@ def replay(
     else:
         print(f"state at {show.local_time(moment)}")
         cli_show.show_status(status, show_all=show_all)
+
+
+def tune(
+    files: FilesArgument,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE,VALUE",
+            help="Values to try, such as grace.window=1s,2s,5s. Repeatable: every combination is tried. Without it,"
+            " grace windows that suit what the recording holds.",
+        ),
+    ] = None,
+    broken_cost: Annotated[
+        str,
+        typer.Option(
+            "--broken-cost", metavar="DURATION", help="What a broken connection costs its user, in time of waiting."
+        ),
+    ] = "10s",
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Write the picture: one HTML page.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay recorded incidents under other settings, weigh what each would have cost, and recommend values.
+
+    A connection to a held target waits; one whose target is withdrawn breaks. The longer the window, the more losses
+    heal in time and the longer a real one lasts. Which is worth more, --broken-cost says. docs/tuning.md tells how to
+    read the picture, and what is approximate.
+
+    \b
+    Examples:
+      lbguard tune /var/lib/lbguard/recording
+      lbguard tune --set grace.window=1s,2s,5s --report tune.html recording/
+      lbguard tune --set freeze.threshold=0.3,0.5 --set grace.window=2s,4s recording/
+
+    Exit status: 0 done, 2 a file cannot be read, or a value is wrong.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.durations import EXAMPLES, parse_duration
+    from lbguard.recording.reader import find_files
+    from lbguard.tuning import picture, show
+    from lbguard.tuning.tune import tune as try_values
+    from lbguard.tuning.variants import parse_choices
+
+    try:
+        cost_s = parse_duration(broken_cost)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{broken_cost!r} is no duration; write one such as {EXAMPLES}", param_hint="--broken-cost"
+        ) from None
+    found = find_files(files)
+    try:
+        choices = parse_choices(assignments or ())
+        outcome = _with_progress(
+            [*found, *found], lambda on_read: try_values(found, choices, broken_cost_s=cost_s, on_read=on_read)
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--set") from None
+    if report is not None:
+        try:
+            report.write_text(picture.render(outcome), encoding="utf-8")
+        except OSError as error:
+            raise typer.BadParameter(f"{report}: {error.strerror}", param_hint="--report") from None
+    if as_json:
+        print(json.dumps(show.report_json(outcome), indent=2))
+    else:
+        show.show_report(outcome)
+        if report is not None:
+            print(f"picture: {report}")

@@ -109,6 +109,10 @@ class _Lines:
                 try:
                     text = inflater.decompress(waiting, _CHUNK)
                 except zlib.error as error:
+                    if not self.offset and not self.number:
+                        raise RecordingError(
+                            f"{self.path}: not a recording of lbguard; give files made with recording.enabled=true"
+                        ) from None
                     raise self.damaged(f"the packed data is damaged ({error})") from None
                 waiting = inflater.unconsumed_tail
                 *lines, rest = (rest + text).split(b"\n")

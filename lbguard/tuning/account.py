@@ -1,0 +1,197 @@
+"""What one set of values would have cost: holds, withdrawals, packets in the fallback, connections moved."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lbguard.core.model import Action, Decision, StreamTable, TargetKey
+from lbguard.distributor.maglev import (
+    NO_TARGET,
+    ImplicitPermutations,
+    TableCalculator,
+    TableKind,
+    largest_prime_at_most,
+)
+
+_TABLES_KEPT = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class Loss:
+    """One loss of a target. `share`: its part of the stream's slots then; `rate`: packets a second, if counted.
+
+    `ended_at`: when it left the table or recovered. `back_at`: when its path was back, however late.
+    """
+
+    target: TargetKey
+    cause: str
+    lost_at: float
+    share: float
+    rate: float | None
+    ended_at: float | None = None
+    back_at: float | None = None
+    outcome: str = ""
+
+    @property
+    def held_s(self) -> float:
+        """How long it stood in the table with a broken path, as far as it was followed."""
+        return 0.0 if self.ended_at is None else self.ended_at - self.lost_at
+
+    @property
+    def healed_s(self) -> float | None:
+        """How long the path was away; None when it did not come back."""
+        return None if self.back_at is None else self.back_at - self.lost_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """The cost of one set of values over a recording.
+
+    `in_time`: holds that recovered. `withdrawn`: of these `in_vain` never came back, `too_soon` did. `frozen`: losses
+    whose withdrawal a mass failure suppressed. `vain_s`: time that withdrawn targets were held before. `fallback`:
+    packets that met it, None where nothing was counted. `moved`: connections moved to another target, of each 1000 of
+    the stream (withdrawals and re-admissions, summed over streams). `stalled_s`: seconds that connections waited, of
+    each 1000. `total_s`: `stalled_s` and `moved` at the price of a broken connection, in connection-seconds.
+    """
+
+    losses: int
+    in_time: int
+    withdrawn: int
+    in_vain: int
+    too_soon: int
+    frozen: int
+    unfinished: int
+    vain_s: float
+    held_s: float
+    fallback: int | None
+    slots_moved: int
+    moved: float
+    stalled_s: float
+    total_s: float
+
+
+class Slots:
+    """Slot tables of streams, and how many slots differ between two of them."""
+
+    def __init__(self, kind: TableKind) -> None:
+        self.kind = kind
+        self._sizes: dict[str, int] = {}
+        self._calculators: dict[tuple[str, int], TableCalculator] = {}
+        self._tables: dict[tuple[str, int, frozenset[int], frozenset[int]], list[int]] = {}
+
+    def learn_size(self, stream: str, slots: int) -> None:
+        """Take note of a table's real size, from a recorded commit."""
+        if slots > 0:
+            self._sizes[stream] = slots
+
+    def moved(
+        self, stream: str, max_targets: int, registered: frozenset[int], before: frozenset[int], after: frozenset[int]
+    ) -> tuple[int, int]:
+        """Return how many slots change their target between two active sets, and how many slots there are."""
+        size = self._size(stream, max_targets)
+        one, other = self._table(stream, size, registered, before), self._table(stream, size, registered, after)
+        return sum(a != b and a != NO_TARGET for a, b in zip(one, other, strict=True)), size
+
+    def _size(self, stream: str, max_targets: int) -> int:
+        known = self._sizes.get(stream, 0)
+        return largest_prime_at_most(max(known or 100 * max_targets, 3))
+
+    def _table(self, stream: str, size: int, registered: frozenset[int], active: frozenset[int]) -> list[int]:
+        key = (stream, size, registered, active)
+        table = self._tables.get(key)
+        if table is None:
+            calculator = self._calculators.get((stream, size))
+            if calculator is None:
+                calculator = TableCalculator(ImplicitPermutations(stream, size), self.kind)
+                self._calculators[stream, size] = calculator
+            if len(self._tables) >= _TABLES_KEPT:
+                self._tables.pop(next(iter(self._tables)))
+            table = calculator.table({i - 1 for i in registered}, {i - 1 for i in active})
+            self._tables[key] = table
+        return table
+
+
+class Account:
+    """Follows the decisions and commits of one engine."""
+
+    def __init__(
+        self, slots: Slots, rate: Callable[[TargetKey], float | None], share: Callable[[TargetKey], float]
+    ) -> None:
+        """Set where to ask for slot tables, for a target's rate of packets and for its share of its stream."""
+        self._slots = slots
+        self._rate = rate
+        self._share = share
+        self.losses: list[Loss] = []
+        self._open: dict[TargetKey, Loss] = {}
+        self._frozen = 0
+        self._slots_moved = 0
+        self._moved = 0.0
+
+    def decided(self, decision: Decision) -> None:
+        """Take a decision."""
+        key, at = decision.target, decision.at
+        loss = self._open.get(key)
+        match decision.action:
+            case Action.HOLD:
+                opened = Loss(
+                    target=key, cause=decision.cause, lost_at=at, share=self._share(key), rate=self._rate(key)
+                )
+                self._open[key] = opened
+                self.losses.append(opened)
+            case Action.FREEZE:
+                self._frozen += 1
+            case Action.RECOVER | Action.PARDON if loss is not None:
+                loss.ended_at = loss.back_at = at
+                self._close(key, "in_time")
+            case Action.WITHDRAW if loss is not None:
+                loss.ended_at, loss.outcome = at, "withdrawn"
+            case Action.WAIT | Action.READMIT if loss is not None:
+                loss.back_at = at if loss.back_at is None else loss.back_at
+                if decision.action is Action.READMIT:
+                    self._close(key, "withdrawn")
+            case Action.REMOVE | Action.FORGET if loss is not None:
+                loss.ended_at = at if loss.ended_at is None else loss.ended_at
+                self._close(key, loss.outcome or "removed")
+
+    def committed(self, table: StreamTable, registered: frozenset[int], active: frozenset[int], at: float) -> None:
+        """Take a commit; what the source's own changes move is nobody's doing."""
+        if table.registered == registered and active and table.active != active:
+            name, targets = table.stream.name, table.stream.max_targets
+            moved, size = self._slots.moved(name, targets, registered, active, table.active)
+            self._slots_moved += moved
+            self._moved += moved / size
+
+    def interrupted(self, at: float) -> None:
+        """Take note that the engine ends here: what is open is not followed further."""
+        for key, loss in list(self._open.items()):
+            loss.ended_at = at if loss.ended_at is None else loss.ended_at
+            self._close(key, loss.outcome or "unfinished")
+
+    def cost(self, broken_cost_s: float) -> Cost:
+        """Sum up, after `interrupted`; `broken_cost_s`: what a broken connection costs, in seconds of waiting."""
+        held = [(loss, loss.held_s) for loss in self.losses]
+        withdrawn = [(loss, held_s) for loss, held_s in held if loss.outcome == "withdrawn"]
+        # Where the first reading came after the loss, what came later has to do.
+        rates = [(self._rate(loss.target) if loss.rate is None else loss.rate, held_s) for loss, held_s in held]
+        known = [rate * held_s for rate, held_s in rates if rate is not None]
+        stalled_s = 1000 * sum(loss.share * held_s for loss, held_s in held)
+        in_time = sum(loss.outcome == "in_time" for loss in self.losses)
+        too_soon = sum(loss.back_at is not None for loss, _ in withdrawn)
+        return Cost(
+            losses=len(self.losses),
+            in_time=in_time,
+            withdrawn=len(withdrawn),
+            in_vain=len(withdrawn) - too_soon,
+            too_soon=too_soon,
+            frozen=self._frozen,
+            unfinished=len(self.losses) - in_time - len(withdrawn),
+            vain_s=sum(held_s for _, held_s in withdrawn),
+            held_s=sum(held_s for _, held_s in held),
+            fallback=round(sum(known)) if known else None,
+            slots_moved=self._slots_moved,
+            moved=1000 * self._moved,
+            stalled_s=stalled_s,
+            total_s=stalled_s + 1000 * self._moved * broken_cost_s,
+        )
+
+    def _close(self, key: TargetKey, outcome: str) -> None:
+        self._open.pop(key).outcome = outcome

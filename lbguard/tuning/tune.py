@@ -1,0 +1,303 @@
+"""Replays recordings under several sets of values side by side, weighs them, and recommends one."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbguard.core.config import EngineConfig
+from lbguard.core.events import Event
+from lbguard.core.model import Decision, TargetKey
+from lbguard.distributor.maglev import TableKind
+from lbguard.durations import format_duration, parse_duration
+from lbguard.recording.format import RecordingError
+from lbguard.recording.reader import Began, ClockSet, Committed, Decided, Ended, PacketsRead, Told
+from lbguard.recording.replay import Continuity, items_of, restore_engine
+from lbguard.tuning.account import Account, Cost, Loss, Slots
+from lbguard.tuning.shell import ModelledShell, beginning_of
+from lbguard.tuning.traffic import Traffic
+from lbguard.tuning.variants import WINDOW, Variant, candidate_windows, variants_of
+
+SAME_COST = 0.02
+"""Costs that differ by no more than this share count as equal: then the shorter window is better."""
+
+FEW_LOSSES = 10
+
+OnRead = Callable[[int], None] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One set of values and what it would have cost."""
+
+    variant: Variant
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneReport:
+    """What came out. `recommended` is an index into `results`; None when there is nothing to choose by.
+
+    `heals_s`: how long the losses that healed took, ascending. `real`: what was recorded, to hold the model against.
+    """
+
+    results: tuple[Result, ...]
+    recommended: int | None
+    reasons: tuple[str, ...]
+    heals_s: tuple[float, ...]
+    lost: int
+    real: Cost
+    held_packets: int | None
+    began: float
+    ended: float
+    events: int
+    broken_cost_s: float
+
+
+def survey(files: Sequence[Path], on_read: OnRead = None) -> tuple[EngineConfig, list[Loss]]:
+    """Read which losses a recording holds, without an engine.
+
+    Raises:
+        RecordingError: a file cannot be read, or nothing is in it.
+    """
+    config: EngineConfig | None = None
+    account = Account(Slots(TableKind.ANCHORED), lambda key: None, lambda key: 0.0)
+    continuity = Continuity()
+    now = 0.0
+    for item in items_of(files, on_read):
+        if isinstance(item, Began):
+            config = config or item.config
+            if not continuity.begins(item.header):
+                account.interrupted(now)
+        elif isinstance(item, Ended):
+            continuity.ended(item)
+        elif isinstance(item, Decided):
+            for said in item.said:
+                if isinstance(said, Decision):
+                    account.decided(said)
+        now = getattr(item, "now", now)
+    account.interrupted(now)
+    if config is None:
+        raise RecordingError(f"{files[0]}: no engine ran in it; give a recording that is longer")
+    return config, account.losses
+
+
+class _World:
+    """One variant in the recorded world."""
+
+    def __init__(self, variant: Variant, slots: Slots, traffic: Traffic) -> None:
+        self.variant = variant
+        self.account = Account(slots, traffic.rate, self._share)
+        self.shell = ModelledShell(variant.config, self.account.decided, self.account.committed)
+
+    def _share(self, key: TargetKey) -> float:
+        stream = self.shell.engine.roster.streams.get(key.stream)
+        return 1 / max(1, stream.admitted) if stream else 0.0
+
+
+class Tuner:
+    """Feeds one pass over the files to all variants at once, so that files of any size are read once."""
+
+    def __init__(self, variants: Sequence[Variant]) -> None:
+        self.traffic = Traffic()
+        self.events = 0
+        self.began: float | None = None
+        self.ended = 0.0
+        self._slots = Slots(TableKind.ANCHORED)
+        self._variants = variants
+        self._worlds: list[_World] = []
+        self._real = Account(self._slots, self.traffic.rate, self._real_share)
+        self._told: list[Event] = []
+        self._continuity = Continuity()
+        self._now = 0.0
+        self._offset = 0.0
+
+    def run(self, files: Sequence[Path], on_read: OnRead = None) -> None:
+        """Read the files to their end.
+
+        Raises:
+            RecordingError: a file cannot be read.
+        """
+        for item in items_of(files, on_read):
+            self._now = getattr(item, "now", self._now)
+            match item:
+                case Began():
+                    self._begin(item)
+                case Told(event=event):
+                    self.events += 1
+                    self._told.append(event)
+                case Decided():
+                    self._decided(item)
+                case PacketsRead(now=now, readings=readings):
+                    for (stream, identifier), (packets, held) in readings.items():
+                        self.traffic.read(TargetKey(stream, identifier), packets, held, now)
+                case Committed():
+                    self._slots.learn_size(item.stream, item.slots_total)
+                case ClockSet(offset=offset):
+                    self._offset = offset
+                case Ended():
+                    self._continuity.ended(item)
+            self.ended = self._now + self._offset
+        self._interrupt()
+
+    def results(self, broken_cost_s: float) -> list[Result]:
+        """Return what each variant would have cost."""
+        return [Result(variant=world.variant, cost=world.account.cost(broken_cost_s)) for world in self._worlds]
+
+    def real(self, broken_cost_s: float) -> Cost:
+        """Return what was really decided, in the same terms (connections moved are not among them)."""
+        return self._real.cost(broken_cost_s)
+
+    def _begin(self, item: Began) -> None:
+        header = item.header
+        goes_on = self._continuity.begins(header)
+        if self.began is None:
+            self.began = header.now + header.offset
+            if header.facts.get("table") == TableKind.MAGLEV:
+                self._slots.kind = TableKind.MAGLEV
+            self._worlds = [_World(variant, self._slots, self.traffic) for variant in self._variants]
+        elif not goes_on:
+            self._interrupt()
+        self._now, self._offset = header.now, header.offset
+        if not goes_on and item.nodes is not None:
+            self._step(beginning_of(restore_engine(item)))
+
+    def _interrupt(self) -> None:
+        self._told.clear()
+        self._real.interrupted(self._now)
+        for world in self._worlds:
+            world.shell.finish(self._now)
+            world.account.interrupted(self._now)
+            world.shell.restart()
+
+    def _decided(self, item: Decided) -> None:
+        for said in item.said:
+            if isinstance(said, Decision):
+                self._real.decided(said)
+                self.traffic.decided(said)
+        # Calls for which nothing came from outside are the recorded engine's own; others have deadlines of theirs.
+        if self._told:
+            told, self._told = self._told, []
+            self._step(told)
+
+    def _step(self, told: Sequence[Event]) -> None:
+        for world in self._worlds:
+            world.shell.step(told, self._now)
+
+    def _real_share(self, key: TargetKey) -> float:
+        return self._worlds[0]._share(key) if self._worlds else 0.0
+
+
+def tune(
+    files: Sequence[Path],
+    choices: Mapping[str, Sequence[str]],
+    *,
+    broken_cost_s: float = 10.0,
+    on_read: OnRead = None,
+) -> TuneReport:
+    """Try values on recordings and recommend some.
+
+    Args:
+        files: in order, as `find_files` returns them.
+        choices: values to try by dotted name; none: grace windows that suit what the recording holds.
+        broken_cost_s: what a broken connection costs its user, as seconds of waiting.
+        on_read: told how many more bytes were read; the files are read twice.
+
+    Raises:
+        RecordingError: a file cannot be read.
+        SettingsError, ValueError: a value is wrong, or there are too many.
+    """
+    config, losses = survey(files, on_read)
+    heals = sorted(loss.healed_s for loss in losses if loss.healed_s is not None)
+    if not choices:
+        windows = candidate_windows(heals, config.grace.max_s)
+        choices = {WINDOW: [format_duration(window) for window in windows]}
+    tuner = Tuner(variants_of(config, choices))
+    tuner.run(files, on_read)
+    results = tuner.results(broken_cost_s)
+    if list(choices) == [WINDOW]:
+        results.sort(key=lambda result: result.variant.config.grace.window_s)
+    chosen = recommend(results, by_window=WINDOW in choices)
+    return TuneReport(
+        results=tuple(results),
+        recommended=chosen,
+        reasons=tuple(reasons_for(results, chosen, heals, len(losses))),
+        heals_s=tuple(heals),
+        lost=len(losses) - len(heals),
+        real=tuner.real(broken_cost_s),
+        held_packets=tuner.traffic.held_packets if tuner.traffic.counted else None,
+        began=tuner.began or 0.0,
+        ended=tuner.ended,
+        events=tuner.events,
+        broken_cost_s=broken_cost_s,
+    )
+
+
+def recommend(results: Sequence[Result], *, by_window: bool) -> int | None:
+    """Return the index of the best result: the cheapest, and among equals the shortest window or what is in force."""
+    if not any(result.cost.losses for result in results):
+        return None
+    least = min(result.cost.total_s for result in results)
+    good = [index for index, result in enumerate(results) if result.cost.total_s <= least * (1 + SAME_COST) + 1e-9]
+    if by_window:
+        return min(good, key=lambda index: (results[index].variant.config.grace.window_s, index))
+    return next((index for index in good if results[index].variant.recorded), good[0])
+
+
+def reasons_for(results: Sequence[Result], chosen: int | None, heals: Sequence[float], losses: int) -> list[str]:
+    """Say in sentences why a result is recommended."""
+    if chosen is None:
+        return ["No target lost its path in this recording: there is nothing to choose by."]
+    best = results[chosen]
+    reasons = [_what_happened(heals, losses)]
+    shorter = [r for r in results if r.variant.config.grace.window_s < best.variant.config.grace.window_s]
+    longer = [r for r in results if r.variant.config.grace.window_s > best.variant.config.grace.window_s]
+    name = best.variant.label
+    if best.cost.losses:
+        kept = f"With {name}, {best.cost.in_time} of {best.cost.losses} holds recover in time"
+        reasons.append(f"{kept} and {best.cost.too_soon} targets are withdrawn although their path comes back.")
+    if shorter:
+        near = max(shorter, key=lambda result: result.variant.config.grace.window_s)
+        extra = near.cost.too_soon - best.cost.too_soon
+        if extra > 0:
+            reasons.append(
+                f"With {near.variant.label}, {extra} more would be withdrawn too soon: {near.cost.moved:.0f} of each "
+                f"1000 connections moved instead of {best.cost.moved:.0f}."
+            )
+    if longer:
+        near = min(longer, key=lambda result: result.variant.config.grace.window_s)
+        gained = near.cost.in_time - best.cost.in_time
+        waited = near.cost.vain_s - best.cost.vain_s
+        if gained > 0:
+            reasons.append(f"With {near.variant.label}, {gained} more would be kept, but at a higher cost altogether.")
+        elif waited > 0:
+            reasons.append(
+                f"With {near.variant.label} no more would be kept, and targets that never come back would be held "
+                f"{waited:.1f} s longer altogether."
+            )
+        else:
+            reasons.append(f"With {near.variant.label} no more would be kept; a real loss would only be noticed later.")
+    if best.cost.frozen:
+        reasons.append(
+            f"{best.cost.frozen} withdrawals were suppressed as mass failures (freeze.threshold); the window has no "
+            "part in those."
+        )
+    if losses < FEW_LOSSES:
+        reasons.append(f"This rests on {losses} losses only: record more before you trust the tenth of a second.")
+    return reasons
+
+
+def _what_happened(heals: Sequence[float], losses: int) -> str:
+    if not heals:
+        return f"{losses} losses, none of which healed while it was recorded: any window is time lost."
+    took = f"{heals[0]:.2f} s" if len(heals) == 1 else f"{heals[0]:.2f} s to {heals[-1]:.2f} s"
+    median = f" (median {statistics.median(heals):.2f} s)" if len(heals) > 2 else ""
+    never = f"; {losses - len(heals)} never came back" if losses > len(heals) else ""
+    return f"{losses} losses: {len(heals)} healed, after {took}{median}{never}."
+
+
+def windows_of(results: Sequence[Result]) -> list[float] | None:
+    """Return the windows (seconds) when results differ in nothing else; else None."""
+    if any([name for name, _ in result.variant.values] != [WINDOW] for result in results):
+        return None
+    return [parse_duration(result.variant.values[0][1]) for result in results]

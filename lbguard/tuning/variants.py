@@ -1,0 +1,160 @@
+"""Which settings are tried: from `--set NAME=VALUE,VALUE` to configurations, by the settings' own rules."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lbguard.core.config import EngineConfig
+from lbguard.core.model import Condition
+from lbguard.settings import Settings, SettingsError, engine_config, load
+from lbguard.settings_sources import Problem, leaves, nearest
+
+WINDOW = "grace.window"
+VARIANTS_MAX = 64
+
+NOT_TUNABLE = frozenset({"mode", "neighbors.probe_interval", "neighbors.tune", "neighbors.solicit"})
+"""Part of the configuration, but of no effect in a world whose neighbours do as was recorded."""
+
+_LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One set of values: what was asked for by dotted name (as text that a setting takes), and what comes of it."""
+
+    values: tuple[tuple[str, str], ...]
+    config: EngineConfig
+    recorded: bool = False
+
+    @property
+    def label(self) -> str:
+        """Return the values in words; a single one without its name."""
+        if not self.values:
+            return "as recorded"
+        if len(self.values) == 1:
+            return self.values[0][1]
+        return " ".join(f"{name}={value}" for name, value in self.values)
+
+
+def settings_of(config: EngineConfig) -> dict[str, str]:
+    """Return the settings, as flags take them, that make this configuration."""
+    grace = config.grace
+    values: dict[str, Any] = {
+        "mode": "observe" if config.observe else "enforce",
+        "grace.window": grace.window_s,
+        "grace.max": grace.max_s,
+        "grace.neighbor_window": grace.by_cause_s.get(Condition.NEIGHBOR_FAILED),
+        "grace.verdict_window": grace.by_cause_s.get(Condition.VERDICT_DOWN),
+        "grace.adaptive": grace.adaptive,
+        "grace.adaptive_quantile": grace.adaptive_quantile,
+        "freeze.threshold": config.freeze.threshold,
+        "freeze.limit": config.freeze.limit_s,
+        "damping.half_life": config.damping.half_life_s,
+        "damping.step": config.damping.step_s,
+        "damping.max": config.damping.max_s,
+        "availability.grace": config.availability_grace_s,
+        "evidence.soft_budget": config.soft_budget,
+        "evidence.neighbor_failures": config.neighbor_failures_needed,
+        "links.superseded": "down" if config.superseded_link_down else "ignore",
+        "links.exclude": config.excluded_links,
+        "neighbors.probe_interval": config.neighbor_probe_interval_s,
+        "neighbors.tune": config.tune_neighbors,
+        "neighbors.solicit": config.solicit_neighbors,
+    }
+    return {name: _LEAVES[name].show(value) for name, value in values.items()}
+
+
+def config_with(recorded: EngineConfig, values: Mapping[str, str]) -> EngineConfig:
+    """Return a recorded configuration with some settings changed.
+
+    Raises:
+        SettingsError: a setting is unknown, its value is wrong, or it is none that decisions rest on.
+    """
+    known = settings_of(recorded)
+    for name, value in values.items():
+        if name in _LEAVES and (name not in known or name in NOT_TUNABLE):
+            raise SettingsError(
+                [
+                    Problem(
+                        setting=name,
+                        value=value,
+                        origin="--set",
+                        reason="a recording does not tell what it would change",
+                        allowed=", ".join(setting for setting in known if setting not in NOT_TUNABLE),
+                    )
+                ]
+            )
+    flags: dict[str, object] = {**known, **values}
+    made = engine_config(load(flags={**flags, "source": "file"}).settings)
+    by_cause = {**recorded.grace.by_cause_s, **made.grace.by_cause_s}
+    for name, cause in (("neighbor", Condition.NEIGHBOR_FAILED), ("verdict", Condition.VERDICT_DOWN)):
+        if not flags[f"grace.{name}_window"]:
+            by_cause.pop(cause, None)
+    return dataclasses.replace(
+        recorded,
+        **{
+            field.name: getattr(made, field.name)
+            for field in dataclasses.fields(made)
+            if field.name not in ("grace", "evidence", "retry_min_s", "retry_max_s")
+        },
+        grace=dataclasses.replace(made.grace, by_cause_s=by_cause),
+    )
+
+
+def parse_choices(assignments: Sequence[str]) -> dict[str, list[str]]:
+    """Read `NAME=VALUE,VALUE` texts.
+
+    Raises:
+        ValueError: a text has another form.
+    """
+    choices: dict[str, list[str]] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        values = [value.strip() for value in text.split(",") if value.strip()]
+        if not equals or not name.strip() or not values:
+            raise ValueError(f"{assignment!r} is not NAME=VALUE,VALUE, such as {WINDOW}=1s,2s,5s")
+        if name.strip() not in _LEAVES:
+            hint = nearest(name.strip(), list(_LEAVES))
+            raise ValueError(f"{name.strip()} is no setting{f'; {hint}' if hint else ''}")
+        choices.setdefault(name.strip(), []).extend(values)
+    return choices
+
+
+def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) -> list[Variant]:
+    """Return what was recorded, and every combination of the values.
+
+    Raises:
+        ValueError: too many combinations.
+        SettingsError: a value is wrong.
+    """
+    count = math.prod(len(values) for values in choices.values())
+    if count > VARIANTS_MAX:
+        raise ValueError(f"{count} combinations of values; at most {VARIANTS_MAX} are tried in one go")
+    now = settings_of(recorded)
+    same = tuple((name, now.get(name, "")) for name in choices)
+    variants = [Variant(values=same, config=recorded, recorded=True)]
+    for combination in itertools.product(*choices.values()):
+        values = tuple(zip(choices, combination, strict=True))
+        config = config_with(recorded, dict(values))
+        if config not in (variant.config for variant in variants):
+            variants.append(Variant(values=values, config=config))
+    return variants
+
+
+def candidate_windows(heals_s: Sequence[float], max_s: float, limit: int = 10) -> list[float]:
+    """Return grace windows worth trying: none, and just above how long losses took to heal; at most `limit`."""
+    above = sorted({min(round_up(heal * 1.1 + 0.1), max_s) for heal in heals_s})
+    if len(above) > limit - 1:
+        last = len(above) - 1
+        above = [above[round(place * last / (limit - 2))] for place in range(limit - 1)]
+    return [0.0, *above]
+
+
+def round_up(seconds: float) -> float:
+    """Round a duration up to what a person would write: steps of 0.1 s below 5 s, 0.5 s below 20 s, 1 s above."""
+    per_second = 10 if seconds < 5 else 2 if seconds < 20 else 1
+    # A hair less, so that 1.2 does not become 1.3 for the sake of its last bit.
+    return math.ceil(seconds * per_second - 1e-9) / per_second
