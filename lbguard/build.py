@@ -29,7 +29,7 @@ def make_distributor(settings: Settings) -> Distributor:
     """
     wanted = settings.distributor
     table = TableKind(wanted.table)
-    observing = settings.mode == "observe" or wanted.kind == "observe"
+    observing = settings.mode != "enforce" or wanted.kind == "observe"
 
     def embedded() -> Distributor:
         return NftDistributor(table, wanted.hash_seed, wanted.slots_per_target)
@@ -42,7 +42,7 @@ def make_distributor(settings: Settings) -> Distributor:
             chosen: Distributor = embedded()
         case "nfqlb-shm":
             chosen = memory()
-        case "auto" if settings.source == "interposer":
+        case "auto" if settings.source == "interposer" or settings.mode == "companion":
             # The load balancer's packets go by the memory alone: without it, its calls are the real program's.
             chosen = memory()
         case "nfqlb-cli":

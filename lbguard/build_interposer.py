@@ -1,4 +1,4 @@
-"""Builds the source `interposer` from the settings, and shows it the core and the tables."""
+"""Builds the sources that look at an unmodified load balancer, and shows them the core and the tables."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,8 +11,9 @@ from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb_memory import StreamMemory
 from lbguard.settings import Settings
 from lbguard.sources.interposer import InterposerConfig, InterposerSource
-from lbguard.sources.interposer_book import FoundTable
 from lbguard.sources.interposer_protocol import SHM_PREFIX
+from lbguard.sources.interposer_view import FoundTable
+from lbguard.sources.kernel import KernelSource
 from lbguard.target_routes import TargetRoutes
 
 _LINK_CONDITIONS = frozenset(
@@ -92,10 +93,26 @@ def make_interposer_source(
             answer_timeout_s=group.answer_timeout,
             recent_loss_s=group.recent_loss,
             confirm_timeout_s=group.confirm_timeout,
-            passive=settings.mode == "observe" or settings.distributor.kind == "observe",
+            passive=settings.mode != "enforce" or settings.distributor.kind == "observe",
         ),
         emit,
         core=EngineView(engine, inbox_depth),
         routes=routes,
         tables=lambda: find_tables(settings),
     )
+
+
+def make_kernel_source(
+    settings: Settings, emit: Callable[[SourceSnapshot], None], engine: Engine, routes: TargetRoutes
+) -> KernelSource | None:
+    """Build the source `kernel`; None when the settings name another one."""
+    if settings.source != "kernel":
+        return None
+    view = EngineView(engine, lambda: 0)
+
+    def path_lost(mark: int, within_s: float) -> bool:
+        target = engine.roster.by_mark.get(mark)
+        return target is not None and view.path_lost(target.key, within_s)
+
+    group = settings.kernel_source
+    return KernelSource(group.ranges, group.keep, emit, routes=routes, path_lost=path_lost)

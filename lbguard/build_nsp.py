@@ -146,7 +146,7 @@ def make_nsp_source(
         ),
         emit,
         seen_offsets=OffsetsInForce(settings.distributor.shm_dir, routes),
-        follow_offsets=settings.mode == "observe" or settings.distributor.kind == "observe",
+        follow_offsets=settings.mode != "enforce" or settings.distributor.kind == "observe",
     )
 
 

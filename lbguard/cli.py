@@ -62,7 +62,7 @@ TargetsOption = Annotated[
 ]
 ModeOption = Annotated[
     str | None,
-    typer.Option("--mode", metavar="enforce|observe", help="Same as --set mode=MODE.", show_default=False),
+    typer.Option("--mode", metavar="enforce|companion|observe", help="Same as --set mode=MODE.", show_default=False),
 ]
 
 

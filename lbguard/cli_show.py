@@ -188,7 +188,7 @@ def target_json(target: TargetStatus, now: float) -> dict[str, object]:
 def show_status(status: GuardStatus, *, show_all: bool) -> None:
     """Print streams, targets (troubled ones first) and links."""
     console = _console()
-    mode = "observing: nothing is touched" if status.observe else "enforcing"
+    mode = "observing: no decision is carried out" if status.observe else "enforcing"
     sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason})"
     source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
     console.print(f"{mode} · {sync} · {source}", style="" if status.in_sync and status.source_ok else "bold yellow")

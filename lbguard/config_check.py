@@ -31,10 +31,10 @@ def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
 
 def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
     kind = settings.distributor.kind
-    if settings.mode == "observe" and kind not in {"auto", "observe"}:
+    if settings.mode != "enforce" and kind not in {"auto", "observe"}:
         yield ConfigWarning(
             name="observe-mode-writes-nothing",
-            what=f"mode is observe, so distributor.kind {kind} is read and never written",
+            what=f"mode is {settings.mode}, so distributor.kind {kind} is read and never written",
             remedy="set mode to enforce to let lbguard act",
         )
     if settings.mode == "enforce" and kind == "observe":
@@ -43,11 +43,35 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
             what="mode is enforce but distributor.kind is observe: routes are repaired, no target is ever withdrawn",
             remedy="set distributor.kind to auto, or mode to observe if nothing should be touched",
         )
-    if settings.targets_file is None and not settings.probe.enabled:
+    if settings.mode == "companion":
+        yield ConfigWarning(
+            name="companion-decides-nothing",
+            what=(
+                "mode is companion: neighbours are repaired and addresses announced, but holds and withdrawals are only"
+                " counted and logged; table, routes, rules and links stay the load balancer's own"
+            ),
+            remedy="none if that is meant; set source to interposer and mode to enforce for grace as well",
+        )
+    if settings.source == "file" and settings.targets_file is None and not settings.probe.enabled:
         yield ConfigWarning(
             name="no-targets",
             what="targets_file is not set, so there is nothing to guard",
             remedy="set targets_file to a YAML file of streams and targets",
+        )
+    if settings.withdraw_on_exit and settings.mode != "enforce":
+        yield ConfigWarning(
+            name="nothing-to-withdraw",
+            what=f"withdraw_on_exit is true, but in mode {settings.mode} there is nothing of ours to withdraw",
+            remedy="leave withdraw_on_exit false",
+        )
+    if settings.nsm.enabled and settings.nsm.heal_time > settings.grace.max:
+        yield ConfigWarning(
+            name="heal-time-beyond-grace-max",
+            what=(
+                f"nsm.heal_time ({format_duration(settings.nsm.heal_time)}) is longer than grace.max"
+                f" ({format_duration(settings.grace.max)}), which cuts it off"
+            ),
+            remedy="raise grace.max, or lower nsm.heal_time",
         )
     if settings.withdraw_on_exit and settings.mode == "enforce":
         yield ConfigWarning(

@@ -25,9 +25,9 @@ from lbguard.actuators import (
 )
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
-from lbguard.build_interposer import make_interposer_source
+from lbguard.build_interposer import make_interposer_source, make_kernel_source
 from lbguard.core.effects import Announce, SolicitNeighbors
-from lbguard.core.events import Event
+from lbguard.core.events import Event, VerdictReported
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
@@ -50,7 +50,9 @@ from lbguard.verdict_desk import VerdictDesk
 from lbguard.withdrawal import withdraw_everything
 
 if TYPE_CHECKING:
+    from lbguard.build_nsm import MeshEvents
     from lbguard.doors import Doors
+    from lbguard.nsm.watch import WatchEvent
 
 _log = logging.getLogger("lbguard.daemon")
 
@@ -119,8 +121,13 @@ class Daemon:
             if settings.source == "interposer"
             else None
         )
-        self._source = self._interposer or make_source(settings, self._hear_source, self._routes_in_force)
+        self._kernel_source = make_kernel_source(settings, self._hear_source, self.engine, self._routes)
+        self._source = (
+            self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
+        )
         self._doors: Doors | None = None
+        self._doors_opened = asyncio.Event()
+        self._mesh: MeshEvents | None = None
 
     # What the API and the health checks see
 
@@ -156,8 +163,10 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(lane.run()) for lane in self._lanes]
                 tasks += [group.create_task(part) for part in (self.runner.run(), self.mirror.wait(), self._poll())]
-                if self._enforcing:
+                if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
+                if self.settings.nsm.enabled:
+                    tasks.append(group.create_task(self._follow_mesh()))
                 if self._source is not None:
                     tasks.append(group.create_task(self._source.run()))
                 await self._stop.wait()
@@ -236,6 +245,14 @@ class Daemon:
                 if rounds % _COUNT_EVERY == 0:
                     await self._packets.read()
 
+    async def _follow_mesh(self) -> None:
+        """Follow a mesh manager once the repairs of the start are done: its library takes long to load."""
+        await self._doors_opened.wait()
+        build = await asyncio.to_thread(importlib.import_module, "lbguard.build_nsm")
+        mesh: MeshEvents = build.MeshEvents(self.settings.nsm, self.engine.view, self._post_mesh)
+        self._mesh = mesh
+        await mesh.run()
+
     def _take_counts(self) -> None:
         """Bring gauges up to date and take over the counts that adapters keep themselves."""
         self.availability.retain(self.engine.roster.streams)
@@ -246,6 +263,8 @@ class Daemon:
         self._recording.count(self.metrics)
         if self._doors is not None:
             self._doors.count(self.metrics)
+        if self._mesh is not None:
+            self.metrics.record_mesh(self._mesh.events, outdated=self._mesh.outdated, losses=self._mesh.losses)
         self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
         counters = getattr(self._source, "counters", None) if self._interposer is None else None
         if counters is not None:
@@ -274,14 +293,17 @@ class Daemon:
         """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
         doors = await asyncio.to_thread(importlib.import_module, "lbguard.doors")
         opened: Doors = await doors.open_doors(self)
+        self._doors_opened.set()
         return opened
 
     # Wiring
 
     def _hear_kernel(self, events: list[Event], received_at: float) -> None:
         self._journal.kernel_heard(events, in_sync=self.mirror.in_sync)
-        if self._interposer is not None:
+        if self._interposer is not None or not self._enforcing:
             self._routes.hear(events)
+        if self._kernel_source is not None:
+            self._kernel_source.hear_kernel(events)
         self.runner.post_kernel(events, received_at)
 
     def _hear_source(self, event: SourceEvent) -> None:
@@ -289,13 +311,23 @@ class Daemon:
         self.runner.post((event,))
 
     def _routes_in_force(self) -> Iterable[Route] | None:
-        return self.engine.tables.routes.actual.values() if self.engine.in_sync else None
+        if not self.engine.in_sync:
+            return None
+        # Where the load balancer keeps its own, those are the ones that show.
+        return [*self.engine.tables.routes.actual.values(), *(self._routes.routes() or ())]
 
     def _post(self, events: Sequence[Event]) -> None:
         self._journal.refused(events)
         self.runner.post(events)
         if self._interposer is not None:
             self._interposer.hear(events)
+
+    def _post_mesh(self, events: "Sequence[WatchEvent]") -> None:
+        for event in events:
+            if isinstance(event, VerdictReported):
+                self.runner.post_verdict(event)
+            else:
+                self.runner.post((event,))
 
     def _committed(self, result: CommitResult) -> None:
         self._journal.committed(result)

@@ -243,6 +243,13 @@ class Metrics:
         self.source_entries_skipped = self._counter(
             "source_entries_skipped", "Entries of a registry that cannot be used, by reason.", "reason"
         )
+        self.mesh_events = self._counter(
+            "mesh_events", "Events of a network service manager, by kind (list, update, delete).", "kind"
+        )
+        self.mesh_neighbors_outdated = self._counter(
+            "mesh_neighbors_outdated", "Target addresses whose entries a network service manager's event outdated."
+        )
+        self.mesh_losses = self._counter("mesh_losses", "Times a network service manager was lost.")
         self.event_lag = self._histogram(
             "event_lag_seconds", "From receiving an event to the decision about it.", _WORK_BUCKETS
         )
@@ -417,6 +424,12 @@ class Metrics:
         self.source_losses.inc(self._readings.grown("source_losses", losses))
         self.source_removals_waiting.set(waiting)
         self._follow(self.source_entries_skipped, "skipped", skipped)
+
+    def record_mesh(self, events: Mapping[str, int], *, outdated: int, losses: int) -> None:
+        """Take the counts of what a network service manager told, which only grow."""
+        self._follow(self.mesh_events, "mesh_events", events)
+        self.mesh_neighbors_outdated.inc(self._readings.grown("mesh_neighbors_outdated", outdated))
+        self.mesh_losses.inc(self._readings.grown("mesh_losses", losses))
 
     def record_recording(self, *, entries: int, written_bytes: int, dropped: Mapping[str, int]) -> None:
         """Take the recorder's own counts, which only grow."""

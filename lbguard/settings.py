@@ -18,6 +18,7 @@ from lbguard.api.verdict_settings import VerdictSettings
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
 from lbguard.durations import format_duration
+from lbguard.nsm.settings import NsmEventSettings
 from lbguard.probe.settings import ProbeSettings
 from lbguard.recording.settings import RecordingSettings
 from lbguard.settings_fields import (
@@ -46,6 +47,7 @@ from lbguard.settings_sources import (
     leaves,
 )
 from lbguard.sources.interposer_settings import InterposerSettings
+from lbguard.sources.kernel_settings import KernelSourceSettings
 from lbguard.sources.nsp_settings import NspSettings, check_place
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
@@ -280,13 +282,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
 
-    mode: Literal["enforce", "observe"] = Field(
-        default="enforce", description="observe: everything is decided, counted and logged, nothing is touched."
+    mode: Literal["enforce", "companion", "observe"] = Field(
+        default="enforce",
+        description="observe: everything is decided, counted and logged, nothing is touched. companion: so too, but"
+        " neighbours are repaired and addresses announced, beside a load balancer that keeps the rest itself.",
     )
-    source: Literal["file", "nsp", "interposer"] = Field(
+    source: Literal["file", "nsp", "interposer", "kernel"] = Field(
         default="file",
-        description="Where streams and targets come from: targets_file, Meridio's registry (nsp), or the calls of nfqlb"
-        " that an unmodified load balancer makes (interposer).",
+        description="Where streams and targets come from: targets_file, Meridio's registry (nsp), the calls of nfqlb"
+        " that an unmodified load balancer makes (interposer), or its rules and routes (kernel; not with enforce).",
     )
     targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
     socket: Path = Field(
@@ -311,6 +315,8 @@ class Settings(BaseSettings):
     verdicts: VerdictSettings = group()
     nsp: NspSettings = group()
     interposer: InterposerSettings = group()
+    kernel_source: KernelSourceSettings = group()
+    nsm: NsmEventSettings = group()
     probe: ProbeSettings = group()
     recording: RecordingSettings = group()
 
@@ -318,6 +324,12 @@ class Settings(BaseSettings):
     def _source_is_told(self) -> "Settings":
         if self.source == "nsp":
             check_place(self.nsp)
+        if self.source == "kernel" and self.mode == "enforce":
+            raise PydanticCustomError(
+                "across",
+                "whoever keeps rules and routes itself learns nothing from them",
+                {"setting": "mode", "value": "enforce", "allowed": "companion or observe with source kernel"},
+            )
         if self.source == "interposer" and self.distributor.kind == "nftables":
             raise PydanticCustomError(
                 "across",
@@ -414,6 +426,7 @@ def engine_config(settings: Settings) -> EngineConfig:
             opinions_max=settings.verdicts.max_subjects_total,
         ),
         observe=settings.mode == "observe",
+        manages_paths=settings.mode != "companion",
         superseded_link_down=settings.links.superseded == "down",
         excluded_links=settings.links.exclude,
         neighbor_probe_interval_s=settings.neighbors.probe_interval,

@@ -14,6 +14,9 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
     ("name", "flags"),
     [
         ("observe-mode-writes-nothing", {"mode": "observe", "distributor.kind": "nftables"}),
+        ("companion-decides-nothing", {"mode": "companion"}),
+        ("nothing-to-withdraw", {"mode": "observe", "withdraw_on_exit": "true"}),
+        ("heal-time-beyond-grace-max", {"nsm.enabled": "true", "nsm.heal_time": "40s"}),
         ("enforce-without-distributor", {"distributor.kind": "observe"}),
         ("no-targets", {"targets_file": ""}),
         ("exit-breaks-connections", {"withdraw_on_exit": "true"}),
@@ -37,3 +40,8 @@ def test_each_bad_combination_is_named_and_has_a_remedy(name: str, flags: dict[s
     assert [warning.name for warning in warnings] == [name]
     assert warnings[0].what
     assert warnings[0].remedy
+
+
+def test_a_source_of_its_own_needs_no_file_of_targets() -> None:
+    settings = load(flags={"source": "kernel", "mode": "observe"}).settings
+    assert check_settings(settings) == ()

@@ -103,7 +103,7 @@ def test_empty_text_unsets_an_optional_setting(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("mode", "off", "enforce | observe"),
+        ("mode", "off", "enforce | companion | observe"),
         ("grace.window", "soon", "500ms, 3s, 2m"),
         ("grace.window", "-1s", "0s to 60m"),
         ("grace.window", "2h", "0s to 60m"),

@@ -80,6 +80,22 @@
 - {"name": "nsp.max_backoff", "variable": "LBGUARD_NSP__MAX_BACKOFF", "default": "1s", "low": 0.05, "high": 60.0, "allowed": "50ms to 1m"}
 - {"name": "nsp.settle_time", "variable": "LBGUARD_NSP__SETTLE_TIME", "default": "1m", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "nsp.settle_share", "variable": "LBGUARD_NSP__SETTLE_SHARE", "default": "0.5"}
+- {"name": "interposer.directory", "variable": "LBGUARD_INTERPOSER__DIRECTORY", "default": "/run/lbguard/interposer"}
+- {"name": "interposer.answer_timeout", "variable": "LBGUARD_INTERPOSER__ANSWER_TIMEOUT", "default": "150ms", "low": 0.02, "high": 0.19, "allowed": "20ms to 190ms"}
+- {"name": "interposer.recent_loss", "variable": "LBGUARD_INTERPOSER__RECENT_LOSS", "default": "1s", "low": 0.0, "high": 60.0, "allowed": "0s to 1m"}
+- {"name": "interposer.confirm_timeout", "variable": "LBGUARD_INTERPOSER__CONFIRM_TIMEOUT", "default": "15s", "low": 1.0, "high": 3600.0, "allowed": "1s to 60m"}
+- {"name": "kernel_source.streams", "variable": "LBGUARD_KERNEL_SOURCE__STREAMS", "default": ""}
+- {"name": "kernel_source.keep", "variable": "LBGUARD_KERNEL_SOURCE__KEEP", "default": "10m", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
+- {"name": "nsm.enabled", "variable": "LBGUARD_NSM__ENABLED", "default": "false"}
+- {"name": "nsm.address", "variable": "LBGUARD_NSM__ADDRESS", "default": "unix:///var/lib/networkservicemesh/nsm.io.sock"}
+- {"name": "nsm.network_services", "variable": "LBGUARD_NSM__NETWORK_SERVICES", "default": ""}
+- {"name": "nsm.path_segments", "variable": "LBGUARD_NSM__PATH_SEGMENTS", "default": ""}
+- {"name": "nsm.heal_time", "variable": "LBGUARD_NSM__HEAL_TIME", "default": "15s", "low": 0.1, "high": 300.0, "allowed": "100ms to 5m"}
+- {"name": "nsm.backoff_max", "variable": "LBGUARD_NSM__BACKOFF_MAX", "default": "1s", "low": 0.05, "high": 60.0, "allowed": "50ms to 1m"}
+- {"name": "nsm.tls_cert", "variable": "LBGUARD_NSM__TLS_CERT", "default": ""}
+- {"name": "nsm.tls_key", "variable": "LBGUARD_NSM__TLS_KEY", "default": ""}
+- {"name": "nsm.tls_ca", "variable": "LBGUARD_NSM__TLS_CA", "default": ""}
+- {"name": "nsm.tls_server_name", "variable": "LBGUARD_NSM__TLS_SERVER_NAME", "default": ""}
 - {"name": "probe.enabled", "variable": "LBGUARD_PROBE__ENABLED", "default": "false"}
 - {"name": "probe.interval", "variable": "LBGUARD_PROBE__INTERVAL", "default": "2s", "low": 0.02, "high": 3600.0, "allowed": "20ms to 60m"}
 - {"name": "probe.timeout", "variable": "LBGUARD_PROBE__TIMEOUT", "default": "2s", "low": 0.01, "high": 3600.0, "allowed": "10ms to 60m"}

@@ -1,0 +1,80 @@
+"""Follows a network service manager for the load balancer: stream, watch, counts. Loads gRPC."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from lbguard.api.gen.nsm.connection import connection_pb2 as pb
+from lbguard.api.security import CertificateFiles
+from lbguard.core.addr import Ip
+from lbguard.core.events import NeighborsOutdated
+from lbguard.core.netview import NetView
+from lbguard.log import fields
+from lbguard.nsm.manager import ManagerStream
+from lbguard.nsm.scope import ConnectionScope
+from lbguard.nsm.settings import NsmEventSettings
+from lbguard.nsm.watch import ConnectionWatch, WatchEvent
+from lbguard.probe.addresses import parse_dial_address
+from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
+
+_log = logging.getLogger("lbguard.nsm")
+
+_KINDS = {pb.INITIAL_STATE_TRANSFER: "list", pb.UPDATE: "update", pb.DELETE: "delete"}
+
+
+class _Addresses:
+    """What an address is, as the core sees it now."""
+
+    def __init__(self, view: NetView) -> None:
+        self._view = view
+
+    def is_target(self, ip: Ip) -> bool:
+        return self._view.follows(ip)
+
+    def is_ours(self, ip: Ip) -> bool:
+        return any(ip in link.ready for link in self._view.links.values())
+
+
+class MeshEvents:
+    """Follows one manager, for as long as `run` does.
+
+    `events` counts what came by kind, `outdated` the target addresses told as outdated, `losses` the times that the
+    manager was lost; all only grow.
+    """
+
+    def __init__(self, settings: NsmEventSettings, view: NetView, post: Callable[[Sequence[WatchEvent]], None]) -> None:
+        self.events: Counter[str] = Counter()
+        self.outdated = 0
+        self.losses = 0
+        self._post = post
+        scope = ConnectionScope(network_services=settings.network_services, path_segments=settings.path_segments)
+        self._watch = ConnectionWatch(scope, _Addresses(view), heal_s=settings.heal_time)
+        dialer: Dialer = PlainDialer()
+        if settings.tls_cert is not None and settings.tls_key is not None and settings.tls_ca is not None:
+            files = CertificateFiles(settings.tls_cert, settings.tls_key, settings.tls_ca)
+            dialer = TlsDialer(files, settings.tls_server_name)
+        self._stream = ManagerStream(
+            parse_dial_address(settings.address),
+            dialer,
+            scope,
+            hear=self._hear,
+            lose=self._lose,
+            backoff_max_s=settings.backoff_max,
+        )
+
+    async def run(self) -> None:
+        """Follow the manager until cancelled."""
+        await self._stream.run()
+
+    def _hear(self, event: pb.ConnectionEvent) -> None:
+        self.events[_KINDS.get(event.type, "other")] += 1
+        if event.type == pb.INITIAL_STATE_TRANSFER:
+            _log.info("mesh manager answers", extra=fields(connections=len(event.connections)))
+        told = self._watch.take(event)
+        self.outdated += sum(len(each.ips) for each in told if isinstance(each, NeighborsOutdated))
+        if told:
+            self._post(told)
+
+    def _lose(self, reason: str) -> None:
+        self.losses += 1
+        _log.warning("mesh manager lost: nothing changes", extra=fields(reason=reason))

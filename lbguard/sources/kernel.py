@@ -1,0 +1,184 @@
+"""Streams and targets as an unmodified load balancer shows them: its fwmark rules and default routes.
+
+`fwmark F lookup F` and, in table F, default routes by gateway alone make a target: its addresses are the gateways.
+
+A load balancer takes both away when a path is broken, and when a target is removed. The first is no reason to stop
+looking after the target: the very moment its link is back is when its neighbour entries matter. So a target that
+vanished while its path was broken, or had been a moment before, stays listed for a while; any other goes.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from lbguard.core.addr import Ip, is_ipv4
+from lbguard.core.events import Event, KernelSnapshot, RouteGone, RouteSeen, RuleGone, RuleSeen, SourceSnapshot
+from lbguard.core.model import ROUTE_PROTOCOL, Rule, StreamSpec, TargetSpec
+from lbguard.sources.file import MAX_MARK
+from lbguard.sources.kernel_settings import MarkRange
+
+STREAM = "kernel"
+"""The stream of targets that no range is for."""
+
+_GATHER_S = 0.05
+_DECIDE_S = 1.0
+"""A rule that is gone may be back in a moment: whoever adds a target anew deletes its rules first."""
+
+
+class Gateways(Protocol):
+    """The load balancer's routes."""
+
+    def gateways(self, table: int) -> tuple[Ip, ...]:
+        """Return the gateways of the default routes in a table, at most one a family."""
+
+
+class KernelSource:
+    """Tells of the targets that the kernel shows.
+
+    Args:
+        ranges: marks of the streams.
+        keep_s: how long a target is kept that vanished with its path broken, seconds.
+        emit: takes each new list, in the thread of the event loop.
+        routes: the load balancer's routes; they hear of each event before we do.
+        path_lost: tells whether the path of a mark's target is broken, or was within a time in seconds.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        ranges: tuple[MarkRange, ...],
+        keep_s: float,
+        emit: Callable[[SourceSnapshot], None],
+        *,
+        routes: Gateways,
+        path_lost: Callable[[int, float], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ranges = ranges
+        self._keep_s = keep_s
+        self._emit = emit
+        self._routes = routes
+        self._path_lost = path_lost
+        self._clock = clock
+        self._known = False
+        self._rules: dict[int, set[bool]] = {}
+        self._targets: dict[int, tuple[Ip, ...]] = {}
+        self._gone_since: dict[int, float] = {}
+        self._broken: set[int] = set()
+        self._told: SourceSnapshot | None = None
+        self._news = asyncio.Event()
+
+    def reload(self) -> None:
+        """Tell the list again, changed or not."""
+        self._told = None
+        self._news.set()
+
+    def hear_kernel(self, events: Iterable[Event]) -> None:
+        """Take note of rules and routes among some events."""
+        marks: set[int] = set()
+        for event in events:
+            match event:
+                case RuleSeen(rule=rule):
+                    self._put(rule)
+                    marks.add(rule.mark)
+                case RuleGone(rule=rule):
+                    self._drop(rule)
+                    marks.add(rule.mark)
+                case RouteSeen(route=route) | RouteGone(route=route):
+                    marks.add(route.table)
+                case KernelSnapshot(rules=rules):
+                    self._rules.clear()
+                    for rule in rules:
+                        self._put(rule)
+                    self._known = True
+                    marks |= self._rules.keys() | self._targets.keys()
+                    self._news.set()
+        for mark in marks:
+            self._look_at(mark)
+
+    async def run(self) -> None:
+        """Tell of changes until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), _DECIDE_S if self._gone_since else None)
+            # The load balancer adds one target after the other; one list tells of many.
+            await asyncio.sleep(_GATHER_S)
+            self._news.clear()
+            self.settle()
+
+    def settle(self) -> None:
+        """Decide upon those that vanished, and tell the list if it is another one."""
+        now = self._clock()
+        for mark, since in list(self._gone_since.items()):
+            gone_for_s = now - since
+            if gone_for_s < _DECIDE_S:
+                continue
+            if mark not in self._broken and self._path_lost(mark, gone_for_s + _DECIDE_S):
+                self._broken.add(mark)
+            if mark not in self._broken or gone_for_s >= self._keep_s:
+                self._forget(mark)
+        if self._known:
+            snapshot = SourceSnapshot(streams=self._streams())
+            if snapshot != self._told:
+                self._told = snapshot
+                self._emit(snapshot)
+
+    def _put(self, rule: Rule) -> None:
+        if rule.protocol != ROUTE_PROTOCOL and rule.mark == rule.table:
+            self._rules.setdefault(rule.mark, set()).add(rule.ipv4)
+
+    def _drop(self, rule: Rule) -> None:
+        if rule.protocol != ROUTE_PROTOCOL and rule.mark == rule.table:
+            self._rules.get(rule.mark, set()).discard(rule.ipv4)
+            if not self._rules.get(rule.mark):
+                self._rules.pop(rule.mark, None)
+
+    def _look_at(self, mark: int) -> None:
+        gateways = self._routes.gateways(mark) if mark in self._rules else ()
+        known = self._targets.get(mark, ())
+        if gateways:
+            # A family that has no route for the moment is still the target's: routes go and come with their link.
+            kept = tuple(ip for ip in known if all(is_ipv4(ip) != is_ipv4(gateway) for gateway in gateways))
+            ips = tuple(sorted((*gateways, *kept), key=lambda ip: not is_ipv4(ip)))
+            self._gone_since.pop(mark, None)
+            self._broken.discard(mark)
+            if ips != known:
+                self._targets[mark] = ips
+                self._news.set()
+        elif known and mark not in self._gone_since:
+            self._gone_since[mark] = self._clock()
+            self._news.set()
+
+    def _forget(self, mark: int) -> None:
+        del self._gone_since[mark]
+        self._broken.discard(mark)
+        del self._targets[mark]
+
+    def _streams(self) -> tuple[StreamSpec, ...]:
+        specs = [
+            StreamSpec(
+                name=each.name,
+                max_targets=each.last - each.first + 1,
+                identifier_offset=each.first - 1,
+                shm_name=f"tshm-{each.name}",
+                targets=self._members(each.first, each.last),
+            )
+            for each in self._ranges
+        ]
+        rest = tuple(
+            TargetSpec(identifier=mark, ips=ips)
+            for mark, ips in sorted(self._targets.items())
+            if not any(each.first <= mark <= each.last for each in self._ranges)
+        )
+        if rest:
+            specs.append(StreamSpec(name=STREAM, max_targets=MAX_MARK, identifier_offset=0, targets=rest))
+        return tuple(specs)
+
+    def _members(self, first: int, last: int) -> tuple[TargetSpec, ...]:
+        return tuple(
+            TargetSpec(identifier=mark - first + 1, ips=ips)
+            for mark, ips in sorted(self._targets.items())
+            if first <= mark <= last
+        )
