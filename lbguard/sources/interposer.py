@@ -20,12 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from lbguard.core.events import CommitDone, CommitFailed, DistributorLost, Event, SourceSnapshot
 from lbguard.core.model import TargetKey
 from lbguard.log import fields
-from lbguard.sources.interposer_book import Book, FoundTable, Gateways
+from lbguard.sources.interposer_book import Book
 from lbguard.sources.interposer_files import Answers, Missed, RequestFifo
 from lbguard.sources.interposer_protocol import (
     Call,
@@ -39,6 +39,7 @@ from lbguard.sources.interposer_protocol import (
     parse_request,
 )
 from lbguard.sources.interposer_registry import RegistryError, RegistryFile
+from lbguard.sources.interposer_view import Core, FoundTable, Gateways
 
 _log = logging.getLogger("lbguard.sources.interposer")
 
@@ -50,27 +51,6 @@ _KERNEL_LOOKS, _KERNEL_LOOK_S = 1000, 0.01
 _TURNS_LEAST = 3  # of the loop: the mirror reads, the runner wakes, the runner decides
 _TURNS_MAX = 50
 _NOBODY = (frozenset[int](), frozenset[int]())
-
-
-class Core(Protocol):
-    """What has to be known of the core. Nothing here waits."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether the core decides: it has seen the kernel, and has a list."""
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether the core's view of the kernel is whole, and nothing that was told waits to be looked at."""
-
-    def path_lost(self, target: TargetKey, within_s: float) -> bool:
-        """Tell whether a link of the target's paths is missing, down or unusable, or was within a time.
-
-        True too while the view of the kernel is not whole: then nobody knows, and what is stays.
-        """
-
-    def sound_for_s(self, target: TargetKey) -> float:
-        """Return for how long the target has been in the distributor with a good path; 0 when it is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,17 +157,23 @@ class InterposerSource:
             self.book.distrust()
         self.book.compare(await asyncio.to_thread(self._tables))
         self.book.tell()
-        self._requests.open()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._requests.descriptor, self._on_readable)
+        self._listen()
         try:
             async with asyncio.TaskGroup() as self._group:
                 await self._tick()
         finally:
             self._group = None
-            loop.remove_reader(self._requests.descriptor)
-            self._requests.close()
+            self._stop_listening()
             self._missed.close()
+
+    def _listen(self) -> None:
+        self._requests.open()
+        asyncio.get_running_loop().add_reader(self._requests.descriptor, self._on_readable)
+
+    def _stop_listening(self) -> None:
+        if self._requests.descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(self._requests.descriptor)
+            self._requests.close()
 
     async def _wait_for_kernel(self) -> None:
         for _ in range(_KERNEL_LOOKS):
@@ -206,6 +192,10 @@ class InterposerSource:
             if rounds % _CONFIRM_EVERY == 0:
                 limit_s = self._config.confirm_timeout_s
                 changed |= self.book.drop_unconfirmed(self._core.sound_for_s, limit_s, loop.time())
+                if self._requests.lost:
+                    _log.warning("the FIFO for calls was taken away: made anew")
+                    self._stop_listening()
+                    self._listen()
             if rounds % _SWEEP_EVERY == 0:
                 self._answers.sweep()
             if changed:
@@ -215,6 +205,7 @@ class InterposerSource:
 
     def _catch_up_missed(self) -> None:
         try:
+            self._missed.prepare()
             complete = self._missed.take(self._take_missed)
         except OSError as error:
             self.counters.dropped["missed_unreadable"] += 1
@@ -301,9 +292,9 @@ class InterposerSource:
 
     async def _activate(self, call: Call, deadline: float) -> _Answer:
         ips = self.book.addresses(call)
-        if not ips and not self._core.caught_up:
+        if not ips and (not self._core.caught_up or not self.book.serves(call.stream)):
             self.book.owe(call)
-            return _Answer(Verdict.PASS, "not_in_sync")
+            return _Answer(Verdict.PASS, "address_unknown")
         if not ips:
             # Meridio's takes this for a failed activation and tries again later, as it should: with no route left, the
             # link went away between its two steps.
@@ -350,8 +341,7 @@ class InterposerSource:
 
     async def _begin_anew(self, call: Call, deadline: float) -> _Answer:
         """Let a stream end before its memory is made anew or deleted by the real program."""
-        known = self.book.registry.streams.get(call.stream)
-        served = known is not None and known.offset is not None
+        served = self.book.serves(call.stream)
         if served:
             self._committed.pop(call.stream, None)
             self.book.registry.end(call.stream)
@@ -366,7 +356,7 @@ class InterposerSource:
         """Answer an activate that cannot be: no where the stream is ours, else what the real program says."""
         _log.warning("target not registered", extra=fields(stream=call.stream, mark=call.mark, reason=reason))
         known = self.book.registry.streams.get(call.stream)
-        if known is None or known.offset is None or call.identifier > known.max_targets:
+        if known is None or not self.book.serves(call.stream) or call.identifier > known.max_targets:
             return _Answer(Verdict.PASS, "out_of_place")
         return _Answer(Verdict.FAIL, "refused", reason)
 

@@ -1,9 +1,7 @@
 """Keeps the registry in step with the calls: told, missed, or found in the tables; and keeps it for a restart."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceSnapshot
@@ -11,26 +9,10 @@ from lbguard.core.model import StreamSpec, TargetKey
 from lbguard.log import fields
 from lbguard.sources.interposer_protocol import Call, Command
 from lbguard.sources.interposer_registry import Registry, RegistryError, RegistryFile
+from lbguard.sources.interposer_view import FoundTable, Gateways
 from lbguard.sources.nsp_offsets import offset_of_table
 
 _log = logging.getLogger("lbguard.sources.interposer")
-
-
-class Gateways(Protocol):
-    """The load balancer's routes."""
-
-    known: bool
-
-    def gateways(self, table: int) -> tuple[Ip, ...]:
-        """Return the gateways of the default routes in a table, at most one a family."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundTable:
-    """A table of the distributor as it is: room for targets, and the mark by index, negative where inactive."""
-
-    max_targets: int
-    marks: Sequence[int]
 
 
 class Book:
@@ -90,6 +72,11 @@ class Book:
         """Return the addresses of the target of an activate: those of its routes, else what they were."""
         entry = self.registry.entry(call.stream, call.identifier)
         return self._routes.gateways(call.mark) or (entry.ips if entry is not None else ())
+
+    def serves(self, stream: str) -> bool:
+        """Tell whether the core was given a stream."""
+        known = self.registry.streams.get(stream)
+        return known is not None and known.offset is not None
 
     def owe(self, call: Call) -> None:
         """Register a target as soon as its addresses are known."""

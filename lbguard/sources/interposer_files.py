@@ -55,6 +55,14 @@ class RequestFifo:
         self.descriptor = os.open(new, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         new.replace(self.path)
 
+    @property
+    def lost(self) -> bool:
+        """Whether somebody took the FIFO away, so that nobody can ask."""
+        try:
+            return not os.path.samestat(self.path.lstat(), os.fstat(self.descriptor))
+        except FileNotFoundError:
+            return True
+
     def read(self) -> list[bytes]:
         """Return the lines that have come."""
         try:
@@ -65,7 +73,8 @@ class RequestFifo:
     def close(self) -> None:
         """Take the FIFO away, so that nobody asks any more, and close it."""
         if self.descriptor >= 0:
-            self.path.unlink(missing_ok=True)
+            if not self.lost:
+                self.path.unlink()
             os.close(self.descriptor)
             self.descriptor = -1
 
@@ -135,13 +144,17 @@ class Missed:
         self._lines = Lines()
 
     def prepare(self) -> None:
-        """Make the file if it is not there.
+        """Make the file if it is not there, or is something else.
 
         Raises:
             OSError: it cannot be made.
         """
-        if not self.path.exists():
-            self._make(self.path)
+        try:
+            if stat.S_ISREG(self.path.lstat().st_mode):
+                return
+        except FileNotFoundError:
+            pass
+        self._replace()
 
     @property
     def waiting(self) -> bool:
@@ -163,11 +176,8 @@ class Missed:
         self.close()
         old = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         complete = os.fstat(old).st_size < MISSED_MAX
-        new = self.path.with_name(".missed.new")
-        new.unlink(missing_ok=True)
-        self._make(new)
-        new.replace(self.path)
         self._old, self._lines = old, Lines()
+        self._replace()
         self._drain(on_line)
         return complete
 
@@ -186,7 +196,9 @@ class Missed:
             for line in self._lines.take(data):
                 on_line(line)
 
-    def _make(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
-        os.close(descriptor)
-        path.chmod(_MODE)
+    def _replace(self) -> None:
+        new = self.path.with_name(".missed.new")
+        new.unlink(missing_ok=True)
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
+        new.chmod(_MODE)
+        new.replace(self.path)

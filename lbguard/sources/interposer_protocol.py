@@ -153,7 +153,7 @@ def format_answer(verdict: Verdict, text: str = "") -> bytes:
     """Return an answer; the text of a failure becomes one line of printable ASCII."""
     words = f"{VERSION} {verdict}"
     if verdict is Verdict.FAIL:
-        words += " " + re.sub(r"[^ -~]+", " ", text)[: LINE_MAX - 16]
+        words += " " + re.sub(r"[^!-~]+", " ", text)[: LINE_MAX - 16]
     return words.encode() + b"\n"
 
 
