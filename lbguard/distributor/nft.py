@@ -10,7 +10,8 @@
   whatever happens. A split only means that some flows move a few milliseconds after others.
 - Rules are written by libnftables, rarely: with a stream's VIPs, and when someone else has damaged them. They come
   after the elements, so that no packet is sent to a map which is not filled yet. A map of another size (`max_targets`
-  was changed) is made and filled beside the old one; one transaction then turns the rules to it.
+  was changed) is made and filled beside the old one; one transaction then turns the rules to it, and the next removes
+  the old one.
 - A table that exists is adopted: its slots and active marks are read back and left as they are.
 - Whoever else changes the ruleset is noticed by the kernel's generation counter, which every transaction of the network
   namespace raises by one. As long as it counts our own transactions only, nobody touched our table, and a check costs
@@ -31,7 +32,7 @@ from lbguard.distributor.base import CommitResult, DistributorError
 from lbguard.distributor.maglev import ImplicitPermutations, TableCalculator, TableKind, largest_prime_at_most
 from lbguard.distributor.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError, Request
 from lbguard.distributor.nft_counters import HeldCount
-from lbguard.distributor.nft_inventory import Kind, read_counter, read_inventory
+from lbguard.distributor.nft_inventory import Kind, read_counter, read_inventory, read_sets
 from lbguard.distributor.nft_ruleset import FAMILY, TABLE, StreamNames
 from lbguard.distributor.nft_session import LIBRARY, NftContext, NftSession
 from lbguard.distributor.nft_state import Held
@@ -188,13 +189,14 @@ class NftDistributor:
             self._generation = nft.kernel.generation()
         held = self._read(nft, stream)
         if not held.unfit:
-            self._write_rules(nft, lambda: self._declarations(held) + self._rules(held, held.map_name, stream), [held])
+            declared = nft_ruleset.declarations(held.names, held.map_name, held.slots_total)
+            self._write_rules(nft, lambda: declared + self._rules(held, held.map_name, stream), [held])
             held.complete = True
         self._streams[stream.name] = held
 
     def _read(self, nft: NftContext, stream: StreamSpec) -> Held:
         """Read back what the kernel holds for a stream."""
-        _names(stream)
+        self._settle_maps(nft, _names(stream))
         size = largest_prime_at_most(self._slots_per_target * stream.max_targets)
         known = self._streams.get(stream.name)
         calculator = (
@@ -204,8 +206,14 @@ class NftDistributor:
         )
         return nft_state.read_held(nft.kernel, stream, calculator, size)
 
-    def _declarations(self, held: Held) -> list[str]:
-        return [] if held.complete else nft_ruleset.declarations(held.names, held.map_name, held.slots_total)
+    def _settle_maps(self, nft: NftContext, names: StreamNames) -> None:
+        """Leave one map where an interrupted change of size has left two: the kernel deletes none that a rule uses."""
+        maps = [thing.name for thing in read_sets(nft.kernel, TABLE) or () if thing.name in (names.slots, names.spare)]
+        if len(maps) > 1:
+            try:
+                self._transact(nft, lambda: [nft_ruleset.map_removal(maps[0])])
+            except NftError:
+                self._transact(nft, lambda: [nft_ruleset.map_removal(maps[1])])
 
     def _rules(self, held: Held, map_name: str, stream: StreamSpec) -> list[str]:
         return nft_ruleset.rules(
@@ -310,36 +318,26 @@ class NftDistributor:
 
     def _apply(self, nft: NftContext, plans: Sequence[_Plan]) -> None:
         renewed = [plan for plan in plans if plan.renew]
-        for plan in renewed:
-            self._make_room(nft, plan)
+        self._transact(nft, lambda: [line for plan in renewed for line in _declarations(plan)])
         parts = itertools.chain.from_iterable(map(_element_changes, plans))
         for requests in nft_elements.transactions(parts, nft.kernel.transaction_bytes_max):
             nft.kernel.transact(requests)
             self._count_transaction(nft.kernel)
         if renewed:
-            turns = [plan.held for plan in renewed]
-            self._write_rules(nft, lambda: [line for plan in renewed for line in self._turn(plan)], turns)
+            self._write_rules(
+                nft,
+                lambda: [line for plan in renewed for line in self._rules(plan.held, plan.map_name, plan.stream)],
+                [plan.held for plan in renewed],
+            )
+        # Not with the rules: a packet that is on its way through the old ones would find the map's elements gone.
+        left = [plan.held.map_name for plan in renewed if plan.held.unfit]
+        self._transact(nft, lambda: list(map(nft_ruleset.map_removal, left)))
         for plan in plans:
             held = plan.held
+            held.things = frozenset(thing for thing in held.things if thing.name not in left)
             held.stream, held.map_name, held.slots, held.active = plan.stream, plan.map_name, plan.slots, plan.active
             held.complete, held.unfit, held.lost, held.doubtful = True, False, "", False
             self._streams[plan.stream.name] = held
-
-    def _make_room(self, nft: NftContext, plan: _Plan) -> None:
-        """Declare what the elements of a stream shall stand in."""
-        held = plan.held
-        if not held.unfit:
-            self._transact(nft, lambda: self._declarations(held))
-            return
-        # One that an interrupted change of size has left there: no rule knows it yet.
-        left = any(thing.name == plan.map_name for thing in read_inventory(nft.kernel, TABLE) or ())
-        removal = [nft_ruleset.map_removal(plan.map_name)] if left else []
-        self._transact(nft, lambda: removal + nft_ruleset.declarations(held.names, plan.map_name, held.slots_total))
-
-    def _turn(self, plan: _Plan) -> list[str]:
-        """Return the commands that make packets go by what was filled, and remove what they went by before."""
-        lines = self._rules(plan.held, plan.map_name, plan.stream)
-        return [*lines, nft_ruleset.map_removal(plan.held.map_name)] if plan.held.unfit else lines
 
     def _lost_streams(self, nft: NftContext) -> dict[str, str]:
         generation = nft.kernel.generation()
@@ -387,6 +385,13 @@ def _names(stream: StreamSpec) -> StreamNames:
 def _shape(stream: StreamSpec) -> tuple[object, ...]:
     """Return what of a stream shows in the rules and the size of the map."""
     return stream.max_targets, stream.vips
+
+
+def _declarations(plan: _Plan) -> list[str]:
+    """Return the commands that make what a stream's elements shall stand in, where something is missing."""
+    if plan.held.complete and not plan.held.unfit:
+        return []
+    return nft_ruleset.declarations(plan.held.names, plan.map_name, plan.held.slots_total)
 
 
 def _element_changes(plan: _Plan) -> Iterator[list[Request]]:

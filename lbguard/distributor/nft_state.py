@@ -49,7 +49,7 @@ def empty_slots(total: int) -> "array[int]":
 
 
 def read_held(kernel: Nfnetlink, stream: StreamSpec, calculator: TableCalculator, slots_total: int) -> Held:
-    """Read back what the kernel holds for a stream that shall have this number of slots.
+    """Read back what the kernel holds for a stream that shall have this number of slots, and has one map or none.
 
     Raises:
         NftError: the kernel refuses.
@@ -57,12 +57,10 @@ def read_held(kernel: Nfnetlink, stream: StreamSpec, calculator: TableCalculator
     """
     names = nft_ruleset.stream_names(stream.name)
     things = of_stream(read_inventory(kernel, TABLE) or (), names)
-    # While a map is replaced there are two. Packets are looked up in the older one until that is removed.
-    maps = sorted((t for t in things if t.kind is Kind.MAP), key=lambda thing: thing.handle)
+    maps = [thing for thing in things if thing.kind is Kind.MAP]
     slots: array[int] | None = empty_slots(slots_total)
     if maps:
-        fits = len(maps) == 1 and maps[0].size == slots_total
-        slots = read_slots(kernel, maps[0].name, slots_total) if fits else None
+        slots = read_slots(kernel, maps[0].name, slots_total) if maps[0].size == slots_total else None
     return Held(
         stream=stream,
         names=names,

@@ -134,6 +134,31 @@ async def test_an_interrupted_change_of_size_is_done_again(make: Make, kernel: K
     assert await second.lost_streams() != {}
 
 
+@pytest.mark.parametrize("order", ["the old map was made first", "the new map was made first"])
+async def test_a_change_of_size_that_was_interrupted_at_its_end_is_adopted(
+    make: Make, kernel: Kernel, order: str
+) -> None:
+    """A service was killed when the rules knew the new map already and the old one was still there."""
+    first, larger = make(), spec(max_targets=20)
+    await first.attach(spec())
+    await commit(first, table(larger, active=(1, 2)))
+    after = kernel.ruleset()
+    old_map = "add map inet lbguard slots_stream-a { typeof numgen inc mod 997 : meta mark; size 997; }"
+    if order == "the old map was made first":
+        comment = "made by lbguard: its rules are rewritten and removed by it"
+        kernel.nft(f'flush ruleset; add table inet lbguard {{ comment "{comment}"; }}')
+        kernel.nft(f"{old_map}; add element inet lbguard slots_stream-a {{ 1 : 5 }}")
+        kernel.nft(after)
+    else:
+        kernel.nft(old_map)
+    second = make()
+    await second.attach(larger)
+    assert await second.read_active(larger) == {1, 2}
+    assert await commit(second, table(larger, active=(1, 2))) == [0]
+    assert kernel.ruleset() == after
+    assert await second.lost_streams() == {}
+
+
 async def test_an_element_that_is_no_slot_is_removed(make: Make, kernel: Kernel) -> None:
     distributor = make()
     await distributor.attach(spec())
