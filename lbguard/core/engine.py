@@ -143,6 +143,7 @@ class Engine:
         self.view.replace(event, now)
         self.tables.replace(event.routes, event.rules)
         self.view.changes.lost_links.clear()
+        self.view.changes.ips |= self.paths.weighing.down
         if self._snapshot_seen and not self.in_sync:
             # What came back unseen is being repaired only now.
             self._no_withdrawal_before = now + _REPAIR_TIME_S
@@ -175,7 +176,7 @@ class Engine:
 
     def _neighbor_seen(self, event: ev.NeighborSeen, now: float) -> None:
         self.view.neighbor_seen(event, now)
-        if event.state == NeighborState.REACHABLE and self.paths.weighing.heard(event.ip):
+        if event.state == NeighborState.REACHABLE and event.ip in self.paths.weighing.down:
             self.view.changes.ips[event.ip] = None
 
     def _neighbor_gone(self, event: ev.NeighborGone, now: float) -> None:
@@ -244,9 +245,11 @@ class Engine:
 
     def _traffic_seen(self, event: ev.TrafficSeen, now: float) -> None:
         if self.view.traffic_seen(event, now):
-            self.view.changes.ips |= dict.fromkeys(self.paths.weighing.heard_through(event.ifindex))
+            self.view.changes.ips |= dict.fromkeys(self.paths.weighing.down_through(event.ifindex))
 
     def _verdict_reported(self, event: ev.VerdictReported, now: float) -> Effect:
+        # A lease that has ended by now counts for nothing, even if nobody has looked since.
+        self.view.changes.ips |= self.paths.weighing.expire(now)
         reason, ips, outdated = self.paths.weighing.take(event, now)
         if reason:
             self._ignored[f"verdict_{reason}"] += 1

@@ -252,6 +252,9 @@ class NetView:
             self.changes.ignored["address_unknown"] += 1
             return
         subnet = prefix_of(event.ip, event.prefix_length)
+        if event.ip in link.ready:
+            # A route that has not moved to the owner yet may lead through this link, and is no path any more.
+            self._touch((subnet,))
         if not any(prefix_of(ip, length) == subnet for ip, length in link.addresses):
             self._drop_holder(subnet, link)
             if not is_link_local(event.ip) and not self._holders.get(subnet):

@@ -26,14 +26,17 @@ def _joins(link: Link, ours: tuple[Ip, ...], theirs: Ip) -> bool:
 
 
 class Weighing:
-    """Opinions of reporters, and what they come to for each path."""
+    """Opinions of reporters, and what they come to for each path.
+
+    `down`: the addresses to which a path is down by their word; news of any of them may veto that.
+    """
 
     def __init__(self, config: EvidenceConfig, view: NetView) -> None:
         self.opinions = Opinions(config)
         self.rechecks: Deadlines[TargetKey] = Deadlines()
         self._config = config
         self._view = view
-        self._down: dict[Ip, None] = {}
+        self.down: dict[Ip, None] = {}
 
     def take(self, event: VerdictReported, now: float) -> tuple[str, dict[Ip, None], list[tuple[int, Ip]]]:
         """Take a verdict.
@@ -71,13 +74,9 @@ class Weighing:
                 entries += [(link.ifindex, ip) for link in self._view.links.values() if _joins(link, ours, ip)]
         return entries
 
-    def heard(self, ip: Ip) -> bool:
-        """Tell whether the path to an address is down by somebody's word, so that news of it may veto that."""
-        return ip in self._down
-
-    def heard_through(self, ifindex: int) -> list[Ip]:
+    def down_through(self, ifindex: int) -> list[Ip]:
         """Return the addresses behind a link that are down by somebody's word."""
-        return [ip for ip in self._down if self._leads_through(ip, ifindex)]
+        return [ip for ip in self.down if self._leads_through(ip, ifindex)]
 
     def _leads_through(self, ip: Ip, ifindex: int) -> bool:
         link = self._view.locate(ip)[0]
@@ -85,15 +84,15 @@ class Weighing:
 
     def forget(self, ip: Ip) -> None:
         """Forget an address that no target has any more."""
-        self._down.pop(ip, None)
+        self.down.pop(ip, None)
 
     def weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:
         """Note what reporters say of a path and tell whether it is down by their word."""
         down = self._weigh(target, path, ip, link, now)
         if down:
-            self._down[ip] = None
+            self.down[ip] = None
         else:
-            self._down.pop(ip, None)
+            self.down.pop(ip, None)
         return down
 
     def _weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:

@@ -33,6 +33,10 @@ class BelievedLink:
     addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
     failures: dict[Ip, int] = field(default_factory=dict)
     states: dict[Ip, NeighborState] = field(default_factory=dict)
+    macs: dict[Ip, bytes] = field(default_factory=dict)
+    confirmed_at: dict[Ip, float] = field(default_factory=dict)
+    received: int | None = None
+    received_at: float = float("-inf")
 
     def ready_in(self, subnet: Prefix) -> bool:
         return self.seen.up and any(
@@ -56,8 +60,10 @@ class Belief:
         self._order = 0
         self._order_at_start = 0
         self._owners: dict[Ip, BelievedLink | None] = {}
+        self._now = 0.0
 
-    def told(self, event: ev.Event) -> None:
+    def told(self, event: ev.Event, now: float) -> None:
+        self._now = now
         self._owners.clear()
         handler: Any = getattr(self, f"_{type(event).__name__}", None)
         if handler is not None:
@@ -122,6 +128,27 @@ class Belief:
             return min(hard, key=_ORDER.index, default=Condition.NO_LINK)
         return min(conditions, key=_ORDER.index) if all(c in SOFT for c in conditions) else Condition.OK
 
+    def proof_at(self, ip: Ip, *, packets: bool) -> float:
+        """Return when an address last proved that it can be reached; `packets`: any that its link received count."""
+        link = self.owner(ip)
+        assert link is not None
+        proof = link.confirmed_at.get(ip, float("-inf"))
+        return max(proof, link.received_at) if packets and not link.failures.get(ip) else proof
+
+    def our_end(self, ip: Ip) -> Ip | None:
+        """Return our address on the link to an address, in its subnet."""
+        link = self.owner(ip)
+        ends = (
+            []
+            if link is None
+            else [
+                own
+                for (own, length), usable in link.addresses.items()
+                if usable and len(own) == len(ip) and prefix_of(own, length) == prefix_of(ip, length)
+            ]
+        )
+        return ends[0] if ends else None
+
     def superseded(self, ifindex: int) -> bool:
         link = self.links[ifindex]
         oldest = max(link.order, self._order_at_start)
@@ -146,6 +173,7 @@ class Belief:
         if link.seen.mac != event.mac:
             self._order += 1
             link.order = self._order
+            link.received, link.received_at = None, float("-inf")
             self._forget_neighbors(link)
         link.seen = event
 
@@ -170,11 +198,21 @@ class Belief:
             link.failures[event.ip] = link.failures.get(event.ip, 0) + 1
         elif event.state not in _SILENT:
             link.failures[event.ip] = 0
+            link.macs[event.ip] = event.mac or link.macs.get(event.ip, b"")
+            if event.state is NeighborState.REACHABLE:
+                link.confirmed_at[event.ip] = self._now
 
     def _NeighborGone(self, event: ev.NeighborGone) -> None:  # noqa: N802
         link = self.links.get(event.ifindex)
         if link is not None and event.ip in link.states:
             link.states[event.ip] = NeighborState.NONE
+
+    def _TrafficSeen(self, event: ev.TrafficSeen) -> None:  # noqa: N802
+        link = self.links.get(event.ifindex)
+        if link is not None:
+            if link.received is not None and event.rx_packets > link.received:
+                link.received_at = self._now
+            link.received = event.rx_packets
 
     def _RouteSeen(self, event: ev.RouteSeen) -> None:  # noqa: N802
         route = event.route
@@ -222,7 +260,10 @@ class Belief:
                     link.states[ip] = NeighborState.NONE
         for neighbor in event.neighbors:
             known = self.links.get(neighbor.ifindex)
-            if known is not None and known.states.get(neighbor.ip) is not neighbor.state:
+            if known is None:
+                continue
+            moved = neighbor.mac not in (b"", known.macs.get(neighbor.ip, b""))
+            if known.states.get(neighbor.ip) is not neighbor.state or moved:
                 self._NeighborSeen(neighbor)
         self.routes = {(r.table, r.ipv4, r.metric): r for r in event.routes if r.protocol == ROUTE_PROTOCOL}
         self.rules = {rule for rule in event.rules if rule.protocol == ROUTE_PROTOCOL}
@@ -230,13 +271,13 @@ class Belief:
     def _SourceSnapshot(self, event: ev.SourceSnapshot) -> None:  # noqa: N802
         followed = {ip for stream in event.streams for target in stream.targets for ip in target.ips}
         for link in self.links.values():
-            for ip in link.states.keys() - followed:
-                link.states.pop(ip, None)
-                link.failures.pop(ip, None)
+            for kept in (link.states, link.failures, link.macs, link.confirmed_at):
+                for ip in kept.keys() - followed:
+                    kept.pop(ip)
 
     def _forget_neighbors(self, link: BelievedLink) -> None:
-        link.failures.clear()
-        link.states.clear()
+        for kept in (link.failures, link.states, link.macs, link.confirmed_at):
+            kept.clear()
 
     def _lose_routes(self, ifindex: int) -> None:
         self.routes = {slot: route for slot, route in self.routes.items() if route.oif != ifindex}

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from lbguard.core.config import EngineConfig
 from lbguard.core.model import Condition
-from tests.sim.faults import MENDED_WITHIN_S, Scenario
+from tests.sim.faults import Scenario
 from tests.sim.settled import check_settled
-from tests.sim.world import RECONCILE_S, World
+from tests.sim.world import MENDED_WITHIN_S, RECONCILE_S, World
 
 SLACK_S = 5.0
 

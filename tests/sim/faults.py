@@ -8,26 +8,19 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from lbguard.core.addr import Ip, Prefix, is_ipv4
-from lbguard.core.events import SourceLost, TrafficSeen, VerdictReported
+from lbguard.core.events import SourceLost
 from lbguard.core.model import (
     BLACKHOLE_METRIC,
-    ConnectionSubject,
-    LinkSubject,
     Route,
     RouteKind,
     Rule,
     StreamSpec,
-    Subject,
-    TargetSubject,
-    Verdict,
-    VerdictState,
 )
 from tests.sim.kernel import SimLink
-from tests.sim.world import PROXY_HOST, World
+from tests.sim.reporters import Reporters
+from tests.sim.world import MENDED_WITHIN_S, World
 
 STREAM_NAMES = ("blue", "red")
-MENDED_WITHIN_S = 12.0
-"""No scenario leaves anything to be mended for longer than this."""
 
 
 class Scenario:
@@ -36,6 +29,7 @@ class Scenario:
     def __init__(self, world: World) -> None:
         self.world = world
         self.rng = world.random
+        self.reporters = Reporters(world)
         self.proxies = self.rng.randint(1, 3)
         self.quiet_until = 0.0
         self._last_ifindex = 1
@@ -300,36 +294,6 @@ class Scenario:
                 mend = functools.partial(self.world.silent.discard, ip)
                 self.world.after(duration, mend)
 
-    def report(self) -> None:
-        """Reporters speak of targets or of links: now and then rightly, late, twice, and against each other."""
-        world, rng = self.world, self.rng
-        if not world.profile.verdicts or not world.running or not world.streams:
-            return
-        name = rng.choice(sorted(world.streams))
-        ips = [ip for ips in self._targets[name].values() for ip in ips]
-        ours = [ip for link in world.kernel.links.values() for ip, _ in link.addresses if link.name != "lo"]
-        subjects: list[Subject] = [TargetSubject(ip=ip) for ip in ips]
-        if rng.random() < 0.3:
-            subjects = [LinkSubject(lb_ip=ip, proxy_ip=ip[:-1] + PROXY_HOST) for ip in ours]
-        elif rng.random() < 0.3:
-            subjects = [ConnectionSubject(id="c", lb_ips=tuple(ours[:2]), peer_ips=tuple(ips[:2]))]
-        state = rng.choice((VerdictState.DOWN, VerdictState.DOWN, *VerdictState))
-        reporter = rng.choice(("proxy-a", "proxy-b"))
-        for subject in subjects if rng.random() < 0.5 else subjects[:1]:
-            verdict = Verdict(
-                subject=subject,
-                state=state,
-                generation=rng.randint(int(world.now) - 2, int(world.now)),
-                sequence=rng.randint(int(world.now * 10) - 5, int(world.now * 10)),
-                lease_s=rng.choice((0.5, 4.0, MENDED_WITHIN_S)),
-                heal_s=rng.choice((1.0, 10.0, 50.0)),
-                new_mac=rng.choice((b"", self._mac())),
-            )
-            for _ in range(rng.randint(1, 2)):
-                world.deliver(VerdictReported(reporter=reporter, verdict=verdict))
-        for link in list(world.kernel.links.values()):
-            world.deliver(TrafficSeen(ifindex=link.ifindex, rx_packets=rng.randint(0, 1000)))
-
     # The machinery
 
     def overrun(self) -> None:
@@ -393,7 +357,14 @@ class Scenario:
             (self.change_streams, 2),
             (self.lose_source, 1),
             (self.silence, 4),
-            (self.report, 6),
+            (self.reporters.say_anything, 6),
+            (self.reporters.lie, 3),
+            (self.reporters.fall_silent, 3),
+            (self.reporters.come_late, 3),
+            (self.reporters.flap, 3),
+            (self.reporters.contradict, 3),
+            (self.reporters.heal, 3),
+            (self.reporters.count_packets, 2),
             (self.overrun, 2),
             (self.crash, 2),
             (self.refuse, 4),

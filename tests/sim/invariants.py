@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lbguard.core import effects as fx
 from lbguard.core.addr import Ip, is_link_local, prefix_of
+from lbguard.core.events import VerdictReported
 from lbguard.core.model import (
     ROUTE_PROTOCOL,
     SOFT,
@@ -41,12 +42,15 @@ class Loss:
 
     `cause`: what is wrong now. `window_s`: how long it is tolerated at least: the window of the cause, but a cause that
     is milder than the one before is progress, and progress never shortens it. `longest_s`: the longest window so far.
+    `healing_until`, `healed_until`: until when a repair is said to take, now and at the longest so far.
     """
 
     since: float
     cause: Condition
     window_s: float
     longest_s: float
+    healing_until: float
+    healed_until: float
 
 
 class Watch:
@@ -60,6 +64,7 @@ class Watch:
         self._regained_at = float("-inf")
         self._states: dict[TargetKey, TargetState] = {}
         self._admitted: dict[str, set[int]] = {}
+        self._softly_out: dict[str, set[int]] = {}
         self._set_down: set[LinkKey] = set()
         self._calm_since: dict[str, float] = {}
         self._calm_before: dict[str, float] = {}
@@ -110,9 +115,43 @@ class Watch:
         assert at is None or at < now + 1e6
 
     def _judgement(self, target: Target) -> Condition:
-        down = frozenset(ip for ip, path in target.paths.items() if path.condition is Condition.VERDICT_DOWN)
-        assert not down or self._world.profile.verdicts, f"{target.key} is down by nobody's word"
+        down = frozenset(ip for ip in target.paths if self._said_down(ip))
         return self._world.belief.target(target.mark, tuple(target.paths), down)
+
+    def _said_down(self, ip: Ip) -> bool:
+        """Tell whether an address is down by somebody's word that neither a reporter nor the kernel contradicts."""
+        world, now = self._world, self._world.now
+        ours = world.belief.our_end(ip)
+        if ours is None:
+            return False
+        of_target, of_link = world.hearsay.down(ip, now), world.hearsay.down(ours, now)
+        if not (of_target or of_link):
+            return False
+        proof_at = world.belief.proof_at(ip, packets=not of_target)
+        return now >= proof_at + world.config.evidence.veto_window_s
+
+    def _healing_until(self, target: Target) -> float:
+        world, hearsay = self._world, self._world.hearsay
+        return max(
+            (
+                max(hearsay.healing_until(ip, world.now), hearsay.healing_until(path.lb_ip, world.now))
+                for ip, path in target.paths.items()
+                if path.condition is not Condition.OK
+            ),
+            default=-math.inf,
+        )
+
+    def reported(self, event: VerdictReported, effects: Iterable[fx.Effect]) -> None:
+        """A verdict was handed in: what came out of order is dropped by name, and the state is bounded."""
+        world = self._world
+        [answer] = [effect for effect in effects if isinstance(effect, fx.VerdictAnswered)]
+        opinions = world.engine.paths.weighing.opinions
+        assert len(opinions) <= world.config.evidence.opinions_max
+        if answer.reason == "state_full":
+            assert len(opinions) == world.config.evidence.opinions_max
+            return
+        in_order = world.hearsay.told(event, world.now)
+        assert (answer.reason == "") is in_order, f"{event} was answered {answer.reason!r}"
 
     def _follow_losses(self) -> None:
         """Bring the losses up to what the oracle believes now, before the engine's records are looked at."""
@@ -132,9 +171,11 @@ class Watch:
                 grace = world.config.grace
                 window_s = min(grace.by_cause_s.get(cause, grace.window_s), grace.max_s)
                 loss = self._losses.get(target.key)
+                healing = self._healing_until(target)
                 if loss is None:
-                    self._losses[target.key] = Loss(world.now, cause, window_s, window_s)
+                    self._losses[target.key] = Loss(world.now, cause, window_s, window_s, healing, healing)
                     continue
+                loss.healing_until, loss.healed_until = healing, max(loss.healed_until, healing)
                 milder = _ORDER.index(cause) > _ORDER.index(loss.cause)
                 loss.window_s = max(loss.window_s, window_s) if milder else window_s
                 loss.cause, loss.longest_s = cause, max(loss.longest_s, window_s)
@@ -157,8 +198,13 @@ class Watch:
             admitted.discard(d.target.identifier)
         if d.action is Action.WITHDRAW:
             self._check_withdrawal(record)
-            if d.cause in SOFT:
-                assert admitted, f"{d.target}: soft evidence emptied the stream"
+        softly_out = self._softly_out.setdefault(d.target.stream, set())
+        softly_out.discard(d.target.identifier)
+        if d.action is Action.WITHDRAW and d.cause in SOFT:
+            assert admitted, f"{d.target}: soft evidence emptied the stream"
+            softly_out.add(d.target.identifier)
+            most = world.config.soft_budget * (len(admitted) + len(softly_out))
+            assert len(softly_out) <= most, f"{d.target}: soft evidence took {len(softly_out)}, {most} are allowed"
         if d.state_to is None:
             self._states.pop(d.target, None)
             self._frozen.pop(d.target, None)
@@ -198,6 +244,8 @@ class Watch:
         assert self._world.now >= loss.since + loss.window_s - EPSILON_S, (
             f"{key} ran out of time {self._world.now - loss.since:.3f}s after the loss, its window is {loss.window_s}s"
         )
+        repaired_by = min(loss.healing_until, loss.since + self._world.config.grace.max_s)
+        assert self._world.now >= repaired_by - EPSILON_S, f"{key} ran out of time while it was being repaired"
 
     def _check_target(self, target: Target) -> None:
         world, state = self._world, target.state
@@ -216,9 +264,8 @@ class Watch:
         if state is TargetState.HELD:
             assert now < target.lost_at + config.grace.max_s, f"{target.key} is held past the bound"
             loss = self._losses[target.key]
-            steady = not (config.grace.adaptive or world.profile.verdicts)
-            if steady and target.lost_at == loss.since:
-                bound = loss.since + loss.longest_s
+            if not config.grace.adaptive and target.lost_at == loss.since:
+                bound = max(loss.since + loss.longest_s, loss.healed_until)
                 assert now < bound + EPSILON_S, f"{target.key} is held past every window"
         if state is TargetState.FROZEN:
             assert now < self._frozen[target.key] + config.freeze.limit_s, f"{target.key} is frozen past the limit"

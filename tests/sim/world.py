@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip
-from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
+from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
 from tests.sim.belief import Belief
+from tests.sim.hearsay import Hearsay
 from tests.sim.invariants import Watch
 from tests.sim.kernel import SimKernel, SimLink
 from tests.sim.tables import SimDistributor
 
 RECONCILE_S = 10.0
+MENDED_WITHIN_S = 12.0
+"""No scenario leaves anything to be mended for longer than this."""
 PROXY_HOST = b"\xfa"
 """The last byte of the proxies' own addresses."""
 
@@ -44,7 +47,13 @@ def random_config(rng: random.Random, profile: Profile) -> EngineConfig:
     """Return a configuration with short times, so that a run sees every limit."""
     by_cause = {
         cause: rng.choice((0.5, 2.0, 5.0, 20.0))
-        for cause in (Condition.NO_LINK, Condition.LINK_DOWN, Condition.NEIGHBOR_FAILED, Condition.NO_ADDRESS)
+        for cause in (
+            Condition.NO_LINK,
+            Condition.LINK_DOWN,
+            Condition.NEIGHBOR_FAILED,
+            Condition.NO_ADDRESS,
+            Condition.VERDICT_DOWN,
+        )
         if rng.random() < 0.3
     }
     return EngineConfig(
@@ -53,7 +62,8 @@ def random_config(rng: random.Random, profile: Profile) -> EngineConfig:
         damping=DampingConfig(half_life_s=10.0, step_s=1.0, max_s=4.0),
         soft_budget=rng.choice((0.25, 0.5, 1.0, 1.0)),
         superseded_link_down=rng.random() < 0.8,
-        neighbor_probe_interval_s=2.0 if profile.soft else 0.0,
+        evidence=EvidenceConfig(confirm_k=rng.choice((1, 1, 2)), opinions_max=rng.choice((10_000, 10_000, 6))),
+        neighbor_probe_interval_s=2.0 if profile.soft or (profile.verdicts and rng.random() < 0.5) else 0.0,
         neighbor_failures_needed=rng.choice((1, 2, 3)),
         retry_max_s=2.0,
     )
@@ -143,6 +153,7 @@ class World:
         self._told_at = self.now
         self._lane_free_at = {"kernel": self.now, "tables": self.now}
         self.belief = Belief(self.config.neighbor_failures_needed, self.followed)
+        self.hearsay = Hearsay(self.config.evidence)
         self.engine = Engine(self.config)
         self.watch = Watch(self)
         self._told_streams: set[Ip] = set()
@@ -183,8 +194,11 @@ class World:
             self._told_streams = {ip for s in event.streams for t in s.targets for ip in t.ips}
             self._ever_told |= self._told_streams
         self.say(event if not isinstance(event, ev.KernelSnapshot) else "KernelSnapshot")
-        self.belief.told(event)
-        self._carry_out(self.engine.observe(event, self.now))
+        self.belief.told(event, self.now)
+        effects = self.engine.observe(event, self.now)
+        if isinstance(event, ev.VerdictReported):
+            self.watch.reported(event, effects)
+        self._carry_out(effects)
         if not self._decision_due:
             self._decision_due = True
             self.guards(self.random.choice((0.0, 0.001, 0.005)), self._decide)
@@ -281,8 +295,8 @@ class World:
                 if route.kind is RouteKind.UNICAST and route.protocol != 4:
                     self.resolve(route.oif, route.gateway)
 
-    def resolve(self, ifindex: int, ip: Ip) -> None:
-        """The kernel resolves an address on a link."""
+    def resolve(self, ifindex: int, ip: Ip, *, verify: bool = False) -> None:
+        """The kernel resolves an address on a link, or verifies what it knows and says so."""
         link = self.kernel.links.get(ifindex)
         if link is None or not link.up or not link.covers(ip, usable=True):
             return
@@ -291,7 +305,7 @@ class World:
             if known[0] is not NeighborState.INCOMPLETE:
                 self.kernel.set_neighbor(ifindex, ip, NeighborState.INCOMPLETE, b"")
                 self.after(1.0, lambda: self._resolution_failed(link, ip))
-        elif known != (NeighborState.REACHABLE, self._mac_of(ip)):
+        elif verify or known != (NeighborState.REACHABLE, self._mac_of(ip)):
             self.kernel.set_neighbor(ifindex, ip, NeighborState.REACHABLE, self._mac_of(ip))
 
     def _mac_of(self, ip: Ip) -> bytes:
@@ -393,7 +407,7 @@ class World:
 
     def _resolve(self, effect: fx.ResolveNeighbors | fx.ProbeNeighbors) -> None:
         for ifindex, ip in effect.entries:
-            self.resolve(ifindex, ip)
+            self.resolve(ifindex, ip, verify=isinstance(effect, fx.ProbeNeighbors))
 
     def _set_down(self, key: LinkKey, ifname: str) -> None:
         link = self.kernel.links.get(key.ifindex)

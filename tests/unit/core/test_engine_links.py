@@ -334,3 +334,13 @@ def test_an_event_costs_no_more_among_ten_thousand_others(unrelated: int, monkey
     evaluated.clear()
     guard.fail_neighbor(ipv4_of(2), times=2)
     assert {t.key.identifier for t in evaluated} == {2}
+
+
+def test_a_route_that_cannot_move_is_no_path_once_the_old_link_has_lost_its_address() -> None:
+    guard = Guard()
+    guard.refuse = (fx.ProgramRoutes,)
+    guard.link(2)
+    assert guard.states() == {1: "active", 2: "active"}, "the old link still forwards"
+    guard.tell(guard.address_gone(1, "172.16.0.1/24"))
+    assert {guard.target(identifier).cause for identifier in (1, 2)} == {Condition.ROUTE_MISSING}
+    assert guard.states() == {1: "held", 2: "held"}

@@ -174,6 +174,24 @@ def test_proof_of_life_that_comes_later_lifts_a_down(proof: Proof) -> None:
     assert guard.states()[1] == "held"
 
 
+def test_proof_of_life_that_only_a_full_view_tells_of_counts_too() -> None:
+    guard = dual()
+    guard.neighbor(ipv4_of(1), NeighborState.STALE)
+    Reporter(guard).say(DOWN, *links_of(1))
+    view = guard.engine.view.links[1]
+    snapshot = ev.KernelSnapshot(
+        links=(guard.link_seen(1),),
+        addresses=tuple(
+            ev.AddressSeen(ifindex=1, ip=address, prefix_length=length) for address, length in view.addresses
+        ),
+        neighbors=(ev.NeighborSeen(ifindex=1, ip=ipv4_of(1), state=NeighborState.REACHABLE, mac=mac(OLD)),),
+        routes=tuple(guard.routes),
+        rules=tuple(guard.rules),
+    )
+    guard.tell(snapshot)
+    assert conditions(guard) == ["ok", "verdict_down"]
+
+
 def test_the_first_reading_of_a_counter_and_one_that_stands_still_prove_nothing() -> None:
     guard = dual()
     Reporter(guard).say(DOWN, *links_of(1))
@@ -312,5 +330,5 @@ def test_nothing_is_kept_of_targets_that_are_gone() -> None:
     Reporter(guard).say(DOWN, *links_of(1))
     guard.register()
     guard.wait(0.1)
-    assert guard.engine.paths.weighing._down == {}
+    assert guard.engine.paths.weighing.down == {}
     guard.tell(ev.TrafficSeen(ifindex=1, rx_packets=1), ev.TrafficSeen(ifindex=1, rx_packets=2))
