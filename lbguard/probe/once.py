@@ -122,7 +122,7 @@ async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[
 
     judge = replace(
         judge_settings(probe),
-        interval_s=probe.timeout,
+        interval_s=probe.timeout_in_force,
         down_rounds=1,
         window_rounds=1,
         up_rounds=1,
@@ -134,7 +134,7 @@ async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[
         monitor.set_connections(connections)
         with contextlib.suppress(TimeoutError):
             # Rounds begin spread over one interval, and two may be needed.
-            await asyncio.wait_for(complete.wait(), 3 * probe.timeout + _SLACK_S)
+            await asyncio.wait_for(complete.wait(), 3 * probe.timeout_in_force + _SLACK_S)
     finally:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -127,8 +127,11 @@ class ProbeSettings(BaseModel):
     model_config = GROUP
     enabled: bool = Field(default=False, description="Ping and report; off: `lbguard probe` waits and does nothing.")
     interval: Duration = seconds(2.0, "A round of pings begins this often.", low=0.02, high=3600)
-    timeout: Duration = seconds(
-        2.0, "The pings of a round are spread over this; replies count until it ends.", low=0.01, high=3600
+    timeout: OptionalDuration = seconds(
+        None,
+        "The pings of a round are spread over this; replies count until it ends. Unset: probe.interval.",
+        low=0.01,
+        high=3600,
     )
     count: int = number(4, "pings", "Pings to each address in a round.", low=1, high=100)
     bad_rounds: int = number(
@@ -193,11 +196,16 @@ class ProbeSettings(BaseModel):
         json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},
     )
 
+    @property
+    def timeout_in_force(self) -> float:
+        """The timeout of a round, seconds."""
+        return self.interval if self.timeout is None else self.timeout
+
     @model_validator(mode="after")
     def _fits_together(self) -> "ProbeSettings":
         tls = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca}
         _check_tls("probe", tls, instead=bool(self.spiffe_socket))
-        if self.timeout > self.interval:
+        if self.timeout is not None and self.timeout > self.interval:
             raise PydanticCustomError(
                 "across",
                 "rounds would overlap",

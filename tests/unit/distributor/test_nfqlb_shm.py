@@ -338,7 +338,7 @@ BODY = 4 * (SLOTS + SLOTS * TARGETS + TARGETS)
         (header(SLOTS, TARGETS, BODY + 11) + bytes(BODY), "length field"),
         (header(SLOTS, TARGETS, BODY + 13) + bytes(BODY), "length field"),
         (header(SLOTS, TARGETS, BODY + 12) + bytes(BODY), "not initialised"),
-        (os.urandom(64), ""),
+        (bytes(range(7, 71)), ""),
     ],
 )
 async def test_a_malformed_file(anchored: NfqlbShmDistributor, memory: Path, content: bytes, reason: str) -> None:

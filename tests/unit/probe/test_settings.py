@@ -13,7 +13,7 @@ ENABLED: dict[str, object] = {
 def test_it_is_off_by_default_and_as_the_issue_asks() -> None:
     probe = load().settings.probe
     assert not probe.enabled
-    assert (probe.interval, probe.timeout, probe.count) == (2.0, 2.0, 4)
+    assert (probe.interval, probe.timeout_in_force, probe.count) == (2.0, 2.0, 4)
     assert (probe.bad_rounds, probe.of_rounds, probe.good_rounds) == (2, 3, 1)
     assert probe.report_backoff_max == 1.0
     assert probe.nsm.backoff_max == 1.0

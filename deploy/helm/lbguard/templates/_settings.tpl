@@ -98,7 +98,7 @@
 - {"name": "nsm.tls_server_name", "variable": "LBGUARD_NSM__TLS_SERVER_NAME", "default": ""}
 - {"name": "probe.enabled", "variable": "LBGUARD_PROBE__ENABLED", "default": "false"}
 - {"name": "probe.interval", "variable": "LBGUARD_PROBE__INTERVAL", "default": "2s", "low": 0.02, "high": 3600.0, "allowed": "20ms to 60m"}
-- {"name": "probe.timeout", "variable": "LBGUARD_PROBE__TIMEOUT", "default": "2s", "low": 0.01, "high": 3600.0, "allowed": "10ms to 60m"}
+- {"name": "probe.timeout", "variable": "LBGUARD_PROBE__TIMEOUT", "default": "", "low": 0.01, "high": 3600.0, "allowed": "10ms to 60m"}
 - {"name": "probe.count", "variable": "LBGUARD_PROBE__COUNT", "default": "4"}
 - {"name": "probe.bad_rounds", "variable": "LBGUARD_PROBE__BAD_ROUNDS", "default": "2"}
 - {"name": "probe.of_rounds", "variable": "LBGUARD_PROBE__OF_ROUNDS", "default": "3"}
