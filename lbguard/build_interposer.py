@@ -26,9 +26,13 @@ is missing for a moment whenever the load balancer adds a target."""
 class EngineView:
     """What the source has to know of the engine."""
 
-    def __init__(self, engine: Engine, inbox_depth: Callable[[], int]) -> None:
+    def __init__(
+        self, engine: Engine, inbox_depth: Callable[[], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Set the engine, how many events wait for it, and its clock."""
         self._engine = engine
         self._inbox_depth = inbox_depth
+        self._clock = clock
 
     @property
     def ready(self) -> bool:
@@ -50,14 +54,14 @@ class EngineView:
         if any(path.condition in _LINK_CONDITIONS for path in known.paths.values()):
             return True
         recovered = known.state is TargetState.ACTIVE and known.lost_at > 0 and known.lost_to in _LINK_CONDITIONS
-        return recovered and time.monotonic() - known.since <= within_s
+        return recovered and self._clock() - known.since <= within_s
 
     def sound_for_s(self, target: TargetKey) -> float:
         """See `Core`."""
         known = self._engine.roster.target(target)
         if known is None or known.state is not TargetState.ACTIVE or not self._engine.in_sync:
             return 0.0
-        return time.monotonic() - known.since
+        return self._clock() - known.since
 
 
 def find_tables(settings: Settings) -> Mapping[str, FoundTable]:

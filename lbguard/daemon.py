@@ -266,6 +266,8 @@ class Daemon:
         if self._mesh is not None:
             self.metrics.record_mesh(self._mesh.events, outdated=self._mesh.outdated, losses=self._mesh.losses)
         self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
+        if self._interposer is not None:
+            self.metrics.record_interposer(self._interposer.counters.calls)
         counters = getattr(self._source, "counters", None) if self._interposer is None else None
         if counters is not None:
             self.metrics.record_source(

@@ -243,6 +243,12 @@ class Metrics:
         self.source_entries_skipped = self._counter(
             "source_entries_skipped", "Entries of a registry that cannot be used, by reason.", "reason"
         )
+        self.interposer_calls = self._counter(
+            "interposer_calls",
+            "Calls of nfqlb that the load balancer made, by command and by what became of them.",
+            "command",
+            "outcome",
+        )
         self.mesh_events = self._counter(
             "mesh_events", "Events of a network service manager, by kind (list, update, delete).", "kind"
         )
@@ -403,6 +409,11 @@ class Metrics:
             for column in range(len(_PACKET_SPECS)):
                 self._readings.forget((key, column))
         self._packets.totals = totals
+
+    def record_interposer(self, calls: Mapping[tuple[str, str], int]) -> None:
+        """Take the interposer's own counts of calls, by command and outcome, which only grow."""
+        for key, reading in calls.items():
+            self.interposer_calls.labels(*key).inc(self._readings.grown(("interposer", *key), reading))
 
     def record_announcer(
         self, sent: Mapping[str, int], suppressed: Mapping[str, int], errors: Mapping[str, int]

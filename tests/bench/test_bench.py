@@ -19,6 +19,7 @@ ROWS = {
     "idle": {"% of a core", "MiB"},
     "growth": {"us", "ms"},
     "start": {"s"},
+    "interposer": {"ms"},
 }
 
 

@@ -171,6 +171,13 @@ def test_counts_of_the_adapters_are_followed(scraped: Scraped) -> None:
     assert scraped.value("kernel_messages_ignored_total", reason="foreign_sender") == 4
 
 
+def test_calls_of_the_interposer_are_followed(scraped: Scraped) -> None:
+    for held in (2, 5):
+        scraped.metrics.record_interposer({("deactivate", "held"): held, ("activate", "admitted"): 3})
+    assert scraped.value("interposer_calls_total", command="deactivate", outcome="held") == 5
+    assert scraped.value("interposer_calls_total", command="activate", outcome="admitted") == 3
+
+
 def test_counts_of_the_verdict_service_are_followed(scraped: Scraped) -> None:
     assert scraped.value("verdicts_received_total", state="healing") == 0
     for count in (1, 3):
