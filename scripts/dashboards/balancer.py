@@ -1,0 +1,475 @@
+"""One load balancer: its targets over time, links, neighbours, announcements, table, and how fast it reacts."""
+
+from dashboards.grafana import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    STATE_COLORS,
+    TARGET_STATES,
+    YELLOW,
+    YES_NO,
+    Dashboard,
+    Panel,
+    Row,
+    stat,
+)
+
+
+def _count(metric: str, label: str, selector: str = "@lb") -> tuple[str, str]:
+    """Return a query for how much a counter grew, by a label."""
+    return f"sum by ({label}) (increase({metric}{{{selector}}}[$__rate_interval]))", f"{{{{{label}}}}}"
+
+
+def _quantiles(metric: str, selector: str = "@lb") -> list[tuple[str, str]]:
+    """Return queries for the quantiles of a histogram."""
+    return [
+        (
+            f"histogram_quantile({quantile}, sum by (le) (rate({metric}_bucket{{{selector}}}[$__rate_interval])))",
+            legend,
+        )
+        for quantile, legend in ((0.5, "half of them"), (0.95, "95 %"), (0.99, "99 %"))
+    ]
+
+
+_NOW = Row(
+    title="Now",
+    panels=[
+        stat(
+            "Ready",
+            "Whether lbguard has read all it needs: kernel, source and tables.",
+            "1 - max(lbguard_not_ready{@lb})",
+            values=YES_NO,
+            width=3,
+        ),
+        stat(
+            "Kernel in sync",
+            "Whether the mirror of the kernel is complete. While it is not, nothing is withdrawn.",
+            "min(lbguard_kernel_in_sync{@lb})",
+            values=YES_NO,
+            width=3,
+        ),
+        stat(
+            "Source",
+            "Whether the source of targets can be read. While it cannot, the last list stays in force.",
+            "min(lbguard_source_ok{@lb})",
+            values=YES_NO,
+            width=3,
+        ),
+        stat(
+            "Streams without a path",
+            "Streams for which this load balancer has no forwarding path.",
+            "count(lbguard_stream_available{@stream} == 0) or vector(0)",
+            thresholds=[(1, RED)],
+            width=3,
+        ),
+        *(
+            stat(
+                title,
+                about,
+                f'sum(lbguard_target_states{{@stream,state="{state}"}})',
+                thresholds=[(1, color)] if color else [],
+                width=3,
+            )
+            for title, state, color, about in (
+                ("Active", "active", "", "Targets that are admitted and have a good path."),
+                ("Held", "held", YELLOW, "Targets with a broken path whose grace window runs."),
+                ("Frozen", "frozen", BLUE, "Targets that stay although their window has passed: too much broke."),
+                ("Withdrawn", "withdrawn", RED, "Targets that are out of the table and wait for their path."),
+            )
+        ),
+    ],
+)
+
+_TARGETS = Row(
+    title="Targets",
+    panels=[
+        Panel(
+            title="Timeline of targets",
+            about="The state of each target that was ever admitted. A hold shorter than the scrape interval does not"
+            " show here, but among the losses below.",
+            queries=[("max by (stream, identifier) (lbguard_target_state_code{@stream})", "{{stream}}/{{identifier}}")],
+            kind="state-timeline",
+            values=TARGET_STATES,
+            width=24,
+            height=10,
+        ),
+        Panel(
+            title="Losses by target",
+            about="The ten targets whose path broke most often. One target alone points to it, all of one subnet to"
+            " the proxy or its link.",
+            queries=[
+                (
+                    "topk(10, sum by (stream, identifier)"
+                    " (increase(lbguard_target_losses_total{@stream}[$__rate_interval])))",
+                    "{{stream}}/{{identifier}}",
+                )
+            ],
+            bars=True,
+            stacked=True,
+        ),
+        Panel(
+            title="Targets by state",
+            about="Pending ones were never admitted: their path was never good.",
+            queries=[("sum by (state) (lbguard_target_states{@stream})", "{{state}}")],
+            colors=STATE_COLORS,
+            stacked=True,
+            decimals=0,
+        ),
+        Panel(
+            title="Decisions",
+            about="Decisions by what they did. `lbguard events` tells each in a sentence.",
+            queries=[_count("lbguard_decisions_total", "action")],
+            bars=True,
+            stacked=True,
+        ),
+        Panel(
+            title="Holds and withdrawals by cause",
+            about="Holds above the axis, withdrawals below it, by what broke the path.",
+            queries=[
+                ("sum by (cause) (increase(lbguard_holds_total{@stream}[$__rate_interval]))", "held: {{cause}}"),
+                ("sum by (cause) (increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "lost: {{cause}}"),
+            ],
+            below="^lost.*",
+            minimum=None,
+            bars=True,
+        ),
+        Panel(
+            title="Packets by target",
+            about="The twenty targets that get most packets. They should be even: a target that gets none is not in"
+            " the table.",
+            queries=[
+                (
+                    "topk(20, sum by (stream, identifier)"
+                    " (rate(lbguard_target_packets_total{@stream}[$__rate_interval])))",
+                    "{{stream}}/{{identifier}}",
+                )
+            ],
+            unit="pps",
+        ),
+        Panel(
+            title="Packets that met the fallback",
+            about="Packets to targets with a broken path, the ten targets with most of them: what holding costs.",
+            queries=[
+                (
+                    "topk(10, sum by (stream, identifier)"
+                    " (rate(lbguard_held_packets_total{@stream}[$__rate_interval])))",
+                    "{{stream}}/{{identifier}}",
+                )
+            ],
+            unit="pps",
+        ),
+        Panel(
+            title="Time to heal",
+            about="How long paths took to come back, from the loss.",
+            queries=_quantiles("lbguard_heal_duration_seconds"),
+            unit="s",
+        ),
+        Panel(
+            title="Slots and commits",
+            about="Slots that were given to another target, and commits that did not take effect.",
+            queries=[
+                ("sum(increase(lbguard_slots_changed_total{@stream}[$__rate_interval]))", "slots changed"),
+                ("sum(increase(lbguard_commit_errors_total{@stream}[$__rate_interval]))", "commits failed"),
+            ],
+            colors={"commits failed": RED},
+            bars=True,
+        ),
+        Panel(
+            title="Duration of commits",
+            about="How long commits to the distributor took.",
+            queries=_quantiles("lbguard_commit_duration_seconds"),
+            unit="s",
+        ),
+    ],
+)
+
+_LINKS = Row(
+    title="Links",
+    panels=[
+        Panel(
+            title="Links that face targets",
+            about="A link is here while it is up and has an address in a subnet of a target. A gap is an outage; a"
+            " link made anew has another MAC address and so a line of its own.",
+            queries=[
+                (
+                    "0 * max by (interface_name, mac_address) (lbguard_interface_rx_packets_total{@lb}) + 1",
+                    "{{interface_name}} {{mac_address}}",
+                )
+            ],
+            kind="state-timeline",
+            values={1: ("up", GREEN)},
+            width=12,
+        ),
+        Panel(
+            title="Traffic by link",
+            about="Received above the axis, sent below it. The answers of targets do not pass the load balancer in"
+            " every set-up, so receiving may be little.",
+            queries=[
+                (
+                    "8 * sum by (interface_name) (rate(lbguard_interface_rx_bytes_total{@lb}[$__rate_interval]))",
+                    "in {{interface_name}}",
+                ),
+                (
+                    "8 * sum by (interface_name) (rate(lbguard_interface_tx_bytes_total{@lb}[$__rate_interval]))",
+                    "out {{interface_name}}",
+                ),
+            ],
+            below="^out.*",
+            minimum=None,
+            unit="bps",
+            width=12,
+        ),
+        Panel(
+            title="Packets by link",
+            about="Received above the axis, sent below it.",
+            queries=[
+                (
+                    "sum by (interface_name) (rate(lbguard_interface_rx_packets_total{@lb}[$__rate_interval]))",
+                    "in {{interface_name}}",
+                ),
+                (
+                    "sum by (interface_name) (rate(lbguard_interface_tx_packets_total{@lb}[$__rate_interval]))",
+                    "out {{interface_name}}",
+                ),
+            ],
+            below="^out.*",
+            minimum=None,
+            unit="pps",
+            width=12,
+        ),
+        Panel(
+            title="Errors and drops by link",
+            about="Packets that the kernel counts as errors or drops, both directions.",
+            queries=[
+                (
+                    "sum by (interface_name) (rate(lbguard_interface_rx_errors_total{@lb}[$__rate_interval])"
+                    " + rate(lbguard_interface_tx_errors_total{@lb}[$__rate_interval]))",
+                    "errors {{interface_name}}",
+                ),
+                (
+                    "sum by (interface_name) (rate(lbguard_interface_rx_dropped_total{@lb}[$__rate_interval])"
+                    " + rate(lbguard_interface_tx_dropped_total{@lb}[$__rate_interval]))",
+                    "dropped {{interface_name}}",
+                ),
+            ],
+            unit="pps",
+            width=12,
+        ),
+    ],
+)
+
+_NEIGHBORS = Row(
+    title="Neighbours and announcements",
+    panels=[
+        Panel(
+            title="Work on neighbours",
+            about="Entries verified (neighbors.probe_interval), resolved after a link is back, and flushed because"
+            " they are outdated; and entries whose link-layer address changed.",
+            queries=[
+                (f"sum(rate(lbguard_neighbor_{name}_total{{@lb}}[$__rate_interval]))", legend)
+                for name, legend in (
+                    ("probes", "verified"),
+                    ("resolves", "resolved"),
+                    ("flushes", "flushed"),
+                    ("mac_changes", "moved to another MAC"),
+                )
+            ],
+            unit="ops",
+        ),
+        Panel(
+            title="Refused neighbour operations",
+            about="By the kernel's reason. ENODEV and ENETDOWN are usual for a moment when a link goes.",
+            queries=[_count("lbguard_neighbor_errors_total", "error")],
+            bars=True,
+            none="Nothing was refused",
+        ),
+        Panel(
+            title="Announcements",
+            about="Gratuitous ARP and unsolicited NA frames, and questions for targets, by kind.",
+            queries=[_count("lbguard_announcements_total", "kind")],
+            bars=True,
+            stacked=True,
+            none="Nothing was announced",
+        ),
+        Panel(
+            title="Announcements not sent",
+            about="By reason. superseded and not_owned are harmless; full queues mean that announcements come late.",
+            queries=[_count("lbguard_announcements_suppressed_total", "reason")],
+            bars=True,
+            none="Nothing was suppressed",
+        ),
+        Panel(
+            title="Announcements refused",
+            about="By errno. ENETDOWN is usual for a moment when a link goes.",
+            queries=[_count("lbguard_announcement_errors_total", "error")],
+            bars=True,
+            none="Nothing was refused",
+        ),
+        Panel(
+            title="Refused routes and rules",
+            about="By the kernel's reason. They are tried again with growing pauses.",
+            queries=[_count("lbguard_route_errors_total", "error")],
+            bars=True,
+            none="Nothing was refused",
+        ),
+    ],
+)
+
+_SPEED = Row(
+    title="How fast it reacts",
+    panels=[
+        Panel(
+            title="Event lag",
+            about="From receiving an event to the decision about it.",
+            queries=_quantiles("lbguard_event_lag_seconds"),
+            unit="s",
+            thresholds=[(0.25, ORANGE)],
+        ),
+        Panel(
+            title="Thinking",
+            about="How long the engine thought about a batch of events.",
+            queries=_quantiles("lbguard_engine_step_seconds"),
+            unit="s",
+        ),
+        Panel(
+            title="Inbox",
+            about="Events that wait (kernel.inbox_limit at most), and events that were dropped because it was full.",
+            queries=[
+                ("max(lbguard_inbox_depth{@lb})", "waiting"),
+                ("sum(increase(lbguard_inbox_dropped_total{@lb}[$__rate_interval]))", "dropped"),
+            ],
+            colors={"dropped": RED},
+        ),
+        Panel(
+            title="Full reads of the kernel",
+            about="By reason. They are rare; overruns mean that kernel.receive_buffer is too small.",
+            queries=[
+                _count("lbguard_kernel_resyncs_total", "reason"),
+                ("sum(increase(lbguard_kernel_overruns_total{@lb}[$__rate_interval]))", "overruns"),
+            ],
+            bars=True,
+        ),
+        Panel(
+            title="Kernel messages not used",
+            about="By reason: what is not ours to know. It costs little; the runbook has the reasons.",
+            queries=[_count("lbguard_kernel_messages_ignored_total", "reason")],
+            stacked=True,
+            none="None",
+        ),
+        Panel(
+            title="Events that changed nothing",
+            about="By reason. Late deletes and known routes are usual; the runbook has the reasons.",
+            queries=[_count("lbguard_events_ignored_total", "reason")],
+            stacked=True,
+            none="None",
+        ),
+    ],
+)
+
+_SOURCE = Row(
+    title="Sources, recording and process",
+    panels=[
+        Panel(
+            title="Registry",
+            about="Times that the registry began to answer and was lost (source nsp), and entries that it no longer"
+            " lists after a loss and that are kept for now.",
+            queries=[
+                ("sum(increase(lbguard_source_sessions_total{@lb}[$__rate_interval]))", "began to answer"),
+                ("sum(increase(lbguard_source_losses_total{@lb}[$__rate_interval]))", "lost"),
+                ("sum(lbguard_source_removals_waiting{@lb})", "removals waiting"),
+            ],
+            colors={"lost": RED},
+        ),
+        Panel(
+            title="Entries that cannot be used",
+            about="Entries of the registry that were skipped, by reason.",
+            queries=[_count("lbguard_source_entries_skipped_total", "reason")],
+            bars=True,
+            none="None",
+        ),
+        Panel(
+            title="Mesh manager",
+            about="Events of the network service manager by kind (nsm.enabled), target addresses whose entries they"
+            " outdated, and times that the manager was lost.",
+            queries=[
+                _count("lbguard_mesh_events_total", "kind"),
+                ("sum(increase(lbguard_mesh_neighbors_outdated_total{@lb}[$__rate_interval]))", "entries outdated"),
+                ("sum(increase(lbguard_mesh_losses_total{@lb}[$__rate_interval]))", "manager lost"),
+            ],
+            colors={"manager lost": RED},
+            bars=True,
+        ),
+        Panel(
+            title="Calls of nfqlb",
+            about="Calls that an unmodified load balancer made (source interposer), by command and outcome.",
+            queries=[
+                (
+                    "sum by (command, outcome) (increase(lbguard_interposer_calls_total{@lb}[$__rate_interval]))",
+                    "{{command}}: {{outcome}}",
+                )
+            ],
+            bars=True,
+            none="No calls",
+        ),
+        Panel(
+            title="Recording",
+            about="Bytes written to recordings, and entries that are missing in them.",
+            queries=[
+                ("sum(rate(lbguard_recording_bytes_total{@lb}[$__rate_interval]))", "written"),
+                ("sum(increase(lbguard_recording_dropped_total{@lb}[$__rate_interval]))", "entries missing"),
+            ],
+            colors={"entries missing": RED},
+            unit="Bps",
+        ),
+        Panel(
+            title="Processor",
+            about="Processor time of lbguard, in cores.",
+            queries=[
+                (
+                    """sum(rate(process_cpu_seconds_total{@lb}[$__rate_interval])
+                    and on (namespace, pod, instance, job) lbguard_kernel_in_sync{@lb})""",
+                    "cores",
+                )
+            ],
+        ),
+        Panel(
+            title="Memory",
+            about="Resident memory of lbguard.",
+            queries=[
+                (
+                    """sum(process_resident_memory_bytes{@lb}
+                    and on (namespace, pod, instance, job) lbguard_kernel_in_sync{@lb})""",
+                    "resident",
+                )
+            ],
+            unit="bytes",
+            width=12,
+        ),
+        Panel(
+            title="Uptime and heartbeat",
+            about="Since the process began, and since its loop last went round: that is about a second.",
+            queries=[
+                (
+                    """time() - max(process_start_time_seconds{@lb}
+                    and on (namespace, pod, instance, job) lbguard_kernel_in_sync{@lb})""",
+                    "running for",
+                ),
+                ("time() - max(lbguard_heartbeat_timestamp_seconds{@lb})", "last heartbeat"),
+            ],
+            colors={"running for": GREY},
+            unit="s",
+            width=12,
+        ),
+    ],
+)
+
+BALANCER = Dashboard(
+    uid="lbguard-balancer",
+    title="lbguard: one load balancer",
+    about="Targets over time, links, neighbours, announcements and the reaction time of one load balancer pod.",
+    pods="lbguard_kernel_in_sync",
+    one_pod=True,
+    rows=[_NOW, _TARGETS, _LINKS, _NEIGHBORS, _SPEED, _SOURCE],
+)

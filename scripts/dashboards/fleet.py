@@ -1,0 +1,358 @@
+"""All load balancers at a glance: what is held, what was lost, what it was worth, and whether streams are available."""
+
+from dashboards.grafana import (
+    ALARM,
+    GREEN,
+    ORANGE,
+    RED,
+    STATE_COLORS,
+    YELLOW,
+    YES_NO,
+    Dashboard,
+    Panel,
+    Row,
+    stat,
+)
+
+_NOW = Row(
+    title="Now",
+    panels=[
+        stat(
+            "Load balancers",
+            "Load balancer pods that run lbguard and can be scraped.",
+            "count(lbguard_kernel_in_sync{@lb})",
+            width=3,
+        ),
+        stat(
+            "Not ready",
+            "Pods whose lbguard is not ready. Until it is, nothing is decided. The runbook has the reasons.",
+            "sum(max by (namespace, pod) (lbguard_not_ready{@lb}))",
+            width=3,
+            thresholds=[(1, RED)],
+        ),
+        stat(
+            "Streams without a path",
+            "Pairs of pod and stream that have targets but no forwarding path: routers are told to go elsewhere.",
+            """count(lbguard_stream_available{@stream} == 0
+            and on (namespace, pod, instance, stream) sum by (namespace, pod, instance, stream)
+            (lbguard_target_states{@stream}) > 0) or vector(0)""",
+            width=3,
+            thresholds=[(1, RED)],
+        ),
+        stat(
+            "Active",
+            "Share of the listed targets that are active: admitted, with a good path.",
+            """sum(lbguard_target_states{@stream,state="active"}) / sum(lbguard_target_states{@stream})""",
+            width=3,
+            unit="percentunit",
+            decimals=1,
+            maximum=1,
+            thresholds=[(0, RED), (0.5, ORANGE), (0.9, YELLOW), (0.999, GREEN)],
+        ),
+        stat(
+            "Held",
+            "Targets whose path is broken and that are kept in the table while their grace window runs.",
+            """sum(lbguard_target_states{@stream,state="held"})""",
+            width=3,
+            thresholds=[(1, YELLOW)],
+        ),
+        stat(
+            "Frozen",
+            "Targets whose window has passed, but that stay because too much broke at once: look at the node.",
+            """sum(lbguard_target_states{@stream,state="frozen"})""",
+            width=3,
+            thresholds=[(1, ORANGE)],
+        ),
+        stat(
+            "Withdrawn",
+            "Targets taken out of the table because their path did not come back in time.",
+            """sum(lbguard_target_states{@stream,state="withdrawn"})""",
+            width=3,
+            thresholds=[(1, RED)],
+        ),
+        stat(
+            "Saved",
+            "Of the holds that ended in the time range, the share whose path came back in time.",
+            """sum(increase(lbguard_recoveries_total{@stream}[$__range]))
+            / (sum(increase(lbguard_recoveries_total{@stream}[$__range]))
+            + sum(increase(lbguard_withdrawals_total{@stream}[$__range])))""",
+            width=3,
+            unit="percentunit",
+            decimals=1,
+            maximum=1,
+            thresholds=[(0, RED), (0.5, YELLOW), (0.9, GREEN)],
+            none="No hold ended",
+        ),
+    ],
+)
+
+_AVAILABILITY = Row(
+    title="Availability",
+    panels=[
+        Panel(
+            title="Availability by load balancer",
+            about="Whether each load balancer has a forwarding path for each stream. It is told to routers a second"
+            " (availability.grace) after the last path broke, while the table stays as it is.",
+            queries=[("max by (pod, stream) (lbguard_stream_available{@stream})", "{{pod}} {{stream}}")],
+            kind="state-timeline",
+            values=YES_NO,
+            width=12,
+        ),
+        Panel(
+            title="Load balancers that can forward",
+            about="For each stream, how many load balancers have a forwarding path. None means an outage.",
+            queries=[("sum by (namespace, stream) (lbguard_stream_available{@stream})", "{{namespace}} {{stream}}")],
+            decimals=0,
+            width=12,
+        ),
+        Panel(
+            title="Targets by state",
+            about="The targets of all chosen load balancers and streams by state. A target is counted once for each"
+            " load balancer that serves it.",
+            queries=[("sum by (state) (lbguard_target_states{@stream})", "{{state}}")],
+            colors=STATE_COLORS,
+            stacked=True,
+            decimals=0,
+            width=12,
+        ),
+        Panel(
+            title="Mass failure",
+            about="Load balancers where so many targets of a stream are broken at once that deadlines freeze"
+            " (freeze.threshold): the world of this load balancer broke rather than its targets.",
+            queries=[("max by (pod, stream) (lbguard_stream_mass_failure{@stream})", "{{pod}} {{stream}}")],
+            kind="state-timeline",
+            values=ALARM,
+            width=12,
+        ),
+    ],
+)
+
+_EVENTS = Row(
+    title="Holds and withdrawals",
+    panels=[
+        Panel(
+            title="Holds by cause",
+            about="Holds begun, by what broke the path.",
+            queries=[("sum by (cause) (increase(lbguard_holds_total{@stream}[$__rate_interval]))", "{{cause}}")],
+            bars=True,
+            stacked=True,
+            width=12,
+        ),
+        Panel(
+            title="Withdrawals by cause",
+            about="Targets withdrawn because their path did not come back, by what broke it. Each moves the"
+            " connections of the target to others, which answer them with a reset.",
+            queries=[("sum by (cause) (increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "{{cause}}")],
+            bars=True,
+            stacked=True,
+            width=12,
+        ),
+        Panel(
+            title="Holds by load balancer",
+            about="Where holds begin: one load balancer alone points to its node, all of them to the targets.",
+            queries=[("sum by (pod) (increase(lbguard_holds_total{@stream}[$__rate_interval]))", "{{pod}}")],
+            bars=True,
+            stacked=True,
+        ),
+        Panel(
+            title="Withdrawals by load balancer",
+            about="Where targets are withdrawn.",
+            queries=[("sum by (pod) (increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "{{pod}}")],
+            bars=True,
+            stacked=True,
+        ),
+        Panel(
+            title="Suppressed withdrawals",
+            about="Withdrawals that were due and did not happen: freezes in a mass failure, and pardons where soft"
+            " evidence would have withdrawn too much of a stream (evidence.soft_budget).",
+            queries=[
+                ("sum(increase(lbguard_freezes_total{@stream}[$__rate_interval]))", "frozen"),
+                ('sum(increase(lbguard_decisions_total{@lb,action="pardon"}[$__rate_interval]))', "pardoned"),
+            ],
+            bars=True,
+            stacked=True,
+        ),
+    ],
+)
+
+_WORTH = Row(
+    title="What it was worth",
+    panels=[
+        Panel(
+            title="Saved and lost",
+            about="Holds that ended well above the axis, withdrawals below it. Without lbguard every hold would have"
+            " been a withdrawal.",
+            queries=[
+                ("sum(increase(lbguard_recoveries_total{@stream}[$__rate_interval]))", "saved"),
+                ("sum(increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "lost"),
+            ],
+            colors={"saved": GREEN, "lost": RED},
+            below="lost",
+            bars=True,
+            minimum=None,
+        ),
+        Panel(
+            title="Time to heal",
+            about="How long paths took to come back, from the loss. grace.window should be just above what most of"
+            " them need; what lies above grace.max is lost anyway.",
+            queries=[
+                (
+                    f"histogram_quantile({quantile},"
+                    " sum by (le) (rate(lbguard_heal_duration_seconds_bucket{@lb}[$__rate_interval])))",
+                    legend,
+                )
+                for quantile, legend in ((0.5, "half of them"), (0.95, "95 %"), (0.99, "99 %"))
+            ],
+            unit="s",
+        ),
+        Panel(
+            title="Time to heal by cause",
+            about="95 % of the paths came back within this, by what had broken them: for windows by cause"
+            " (grace.neighbor_window, grace.verdict_window).",
+            queries=[
+                (
+                    "histogram_quantile(0.95, sum by (le, cause)"
+                    " (rate(lbguard_heal_duration_seconds_bucket{@lb}[$__rate_interval])))",
+                    "{{cause}}",
+                )
+            ],
+            unit="s",
+        ),
+        Panel(
+            title="Duration of holds",
+            about="How long holds lasted, whether they ended in recovery or in withdrawal.",
+            queries=[
+                (
+                    f"histogram_quantile({quantile},"
+                    " sum by (le) (rate(lbguard_hold_duration_seconds_bucket{@lb}[$__rate_interval])))",
+                    legend,
+                )
+                for quantile, legend in ((0.5, "half of them"), (0.95, "95 %"))
+            ],
+            unit="s",
+        ),
+        Panel(
+            title="Packets, and those that met the fallback",
+            about="What the distributors gave to targets, and how much of it met the blackhole because the path was"
+            " broken: what holding costs. TCP sends these again.",
+            queries=[
+                ("sum(rate(lbguard_target_packets_total{@stream}[$__rate_interval]))", "to targets"),
+                ("sum(rate(lbguard_held_packets_total{@stream}[$__rate_interval]))", "met the fallback"),
+            ],
+            colors={"to targets": GREEN, "met the fallback": RED},
+            unit="pps",
+        ),
+        Panel(
+            title="Share of packets that met the fallback",
+            about="By load balancer. A share that stays up means that targets are held for too long.",
+            queries=[
+                (
+                    """sum by (pod) (rate(lbguard_held_packets_total{@stream}[$__rate_interval]))
+                    / (sum by (pod) (rate(lbguard_target_packets_total{@stream}[$__rate_interval])) > 0)""",
+                    "{{pod}}",
+                )
+            ],
+            unit="percentunit",
+            maximum=1,
+            thresholds=[(0.1, ORANGE)],
+            none="No packets",
+        ),
+        Panel(
+            title="Slots given to another target",
+            about="Slots of the tables that changed hands: each moves its share of the connections.",
+            queries=[
+                ("sum by (stream) (increase(lbguard_slots_changed_total{@stream}[$__rate_interval]))", "{{stream}}")
+            ],
+            bars=True,
+            stacked=True,
+            width=12,
+        ),
+        Panel(
+            title="Re-admissions",
+            about="Withdrawn targets that were admitted again. Many of them soon after their withdrawals mean that"
+            " the grace window is too short.",
+            queries=[
+                ("sum by (stream) (increase(lbguard_readmissions_total{@stream}[$__rate_interval]))", "{{stream}}")
+            ],
+            bars=True,
+            stacked=True,
+            width=12,
+        ),
+    ],
+)
+
+_HEALTH = Row(
+    title="lbguard itself",
+    panels=[
+        Panel(
+            title="Event lag",
+            about="From receiving an event to the decision about it, 99 %, by load balancer. Repairs wait as long.",
+            queries=[
+                (
+                    "histogram_quantile(0.99, sum by (le, pod)"
+                    " (rate(lbguard_event_lag_seconds_bucket{@lb}[$__rate_interval])))",
+                    "{{pod}}",
+                )
+            ],
+            unit="s",
+            thresholds=[(0.25, ORANGE)],
+        ),
+        Panel(
+            title="What the kernel or the distributor refused",
+            about="Refused changes a second, all load balancers: commits, routes and rules, neighbours, announcements.",
+            queries=[
+                ("sum(rate(lbguard_commit_errors_total{@stream}[$__rate_interval]))", "commits"),
+                ("sum(rate(lbguard_route_errors_total{@lb}[$__rate_interval]))", "routes"),
+                ("sum(rate(lbguard_neighbor_errors_total{@lb}[$__rate_interval]))", "neighbours"),
+                ("sum(rate(lbguard_announcement_errors_total{@lb}[$__rate_interval]))", "announcements"),
+            ],
+            unit="ops",
+        ),
+        Panel(
+            title="Source of targets",
+            about="Whether each load balancer can read its source. While it cannot, the last list stays in force.",
+            queries=[("max by (pod) (lbguard_source_ok{@lb})", "{{pod}}")],
+            kind="state-timeline",
+            values=YES_NO,
+        ),
+        Panel(
+            title="Processor",
+            about="Processor time of lbguard, in cores.",
+            queries=[
+                (
+                    """sum by (pod) (rate(process_cpu_seconds_total{@lb}[$__rate_interval])
+                    and on (namespace, pod, instance, job) lbguard_kernel_in_sync{@lb})""",
+                    "{{pod}}",
+                )
+            ],
+        ),
+        Panel(
+            title="Memory",
+            about="Resident memory of lbguard.",
+            queries=[
+                (
+                    """sum by (pod) (process_resident_memory_bytes{@lb}
+                    and on (namespace, pod, instance, job) lbguard_kernel_in_sync{@lb})""",
+                    "{{pod}}",
+                )
+            ],
+            unit="bytes",
+        ),
+        Panel(
+            title="Versions",
+            about="Processes by version of lbguard, probes included. More than one outside of an upgrade means that"
+            " load balancers may build different tables.",
+            queries=[("count by (version) (lbguard_build_info{@lb})", "{{version}}")],
+            stacked=True,
+            decimals=0,
+        ),
+    ],
+)
+
+FLEET = Dashboard(
+    uid="lbguard-fleet",
+    title="lbguard: all load balancers",
+    about="Holds, withdrawals, what was saved and lost, and availability of every load balancer pod.",
+    pods="lbguard_kernel_in_sync",
+    rows=[_NOW, _AVAILABILITY, _EVENTS, _WORTH, _HEALTH],
+)

@@ -1,0 +1,282 @@
+"""What a dashboard is made of, and its JSON as Grafana imports it (schema version 39, Grafana 10.4 and later).
+
+In expressions `@lb` stands for the labels that choose a pod, and `@stream` for those and the stream.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Json = dict[str, Any]
+
+_LB = 'namespace=~"$namespace",pod=~"$pod"'
+_SELECTORS = {"@stream": f'{_LB},stream=~"$stream"', "@lb": _LB}
+_DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_GRID = 24
+_TAG = "lbguard"
+
+GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "yellow", "orange", "red", "blue", "#808080"
+
+YES_NO = {0: ("no", RED), 1: ("yes", GREEN)}
+ALARM = {0: ("no", GREEN), 1: ("yes", RED)}
+TARGET_STATES = {1: ("active", GREEN), 2: ("held", YELLOW), 3: ("frozen", BLUE), 4: ("withdrawn", RED)}
+
+STATE_COLORS = {"pending": GREY, "active": GREEN, "held": YELLOW, "frozen": BLUE, "withdrawn": RED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One panel. `queries` are pairs of an expression and a legend.
+
+    `unit` is one of Grafana's; `thresholds` are pairs of a value and the colour from there on, below all of them it is
+    green; `values` name numbers and give them colours; `colors` gives colours by legend. `none` is shown while there is
+    no data, for panels whose series begin with the first event. `below`: legends drawn below the axis.
+    """
+
+    title: str
+    about: str
+    queries: Sequence[tuple[str, str]]
+    kind: Literal["timeseries", "stat", "state-timeline"] = "timeseries"
+    unit: str = "short"
+    width: int = 8
+    height: int = 8
+    minimum: float | None = 0
+    maximum: float | None = None
+    decimals: int | None = None
+    thresholds: Sequence[tuple[float, str]] = ()
+    values: dict[int, tuple[str, str]] | None = None
+    colors: dict[str, str] | None = None
+    below: str = ""
+    stacked: bool = False
+    bars: bool = False
+    none: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Panels under a heading."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dashboard:
+    """A dashboard. `pods`: the metric whose pods can be chosen (`one_pod`: one of them); `streams`: streams as well."""
+
+    uid: str
+    title: str
+    about: str
+    rows: Sequence[Row]
+    pods: str
+    one_pod: bool = False
+    streams: bool = True
+
+
+def stat(title: str, about: str, expr: str, **more: Any) -> Panel:
+    """Return a small panel with one number."""
+    return Panel(title=title, about=about, queries=[(expr, "")], kind="stat", **({"width": 4, "height": 4} | more))
+
+
+def expression(text: str) -> str:
+    """Return an expression with its selectors written out, on one line."""
+    for name, labels in _SELECTORS.items():
+        text = text.replace(name, labels)
+    return " ".join(text.split())
+
+
+def render(dashboard: Dashboard) -> Json:
+    """Return a dashboard's JSON."""
+    return {
+        "uid": dashboard.uid,
+        "title": dashboard.title,
+        "description": dashboard.about,
+        "tags": [_TAG],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "30s",
+        "time": {"from": "now-1h", "to": "now"},
+        "timezone": "browser",
+        "links": [
+            {
+                "type": "dashboards",
+                "title": "lbguard",
+                "tags": [_TAG],
+                "asDropdown": False,
+                "includeVars": True,
+                "keepTime": True,
+                "icon": "external link",
+                "targetBlank": False,
+                "tooltip": "",
+                "url": "",
+            }
+        ],
+        "annotations": {"list": [_alerts()]},
+        "templating": {"list": list(_variables(dashboard))},
+        "panels": list(_panels(dashboard.rows)),
+    }
+
+
+def _alerts() -> Json:
+    expr = 'ALERTS{alertname=~"Lbguard.*",alertstate="firing",namespace=~"$namespace"}'
+    return {
+        "name": "Alerts",
+        "datasource": _DATASOURCE,
+        "enable": True,
+        "iconColor": RED,
+        "expr": expr,
+        "step": "30s",
+        "titleFormat": "{{alertname}}",
+        "textFormat": "{{pod}} {{stream}}",
+    }
+
+
+def _variables(dashboard: Dashboard) -> Iterator[Json]:
+    yield {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "refresh": 1}
+    yield _variable("namespace", "Namespace", f"label_values({dashboard.pods}, namespace)")
+    pods = f'label_values({dashboard.pods}{{namespace=~"$namespace"}}, pod)'
+    yield _variable("pod", "Pod", pods, many=not dashboard.one_pod)
+    if dashboard.streams:
+        streams = expression("label_values(lbguard_stream_available{@lb}, stream)")
+        yield _variable("stream", "Stream", streams)
+
+
+def _variable(name: str, label: str, query: str, *, many: bool = True) -> Json:
+    variable: Json = {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": _DATASOURCE,
+        "query": {"query": query, "refId": f"variable-{name}"},
+        "definition": query,
+        "refresh": 2,
+        "sort": 1,
+        "multi": many,
+        "includeAll": many,
+    }
+    # Series without the label, from a Prometheus outside of Kubernetes, match "all" as well.
+    return variable | ({"allValue": ".*", "current": {"text": "All", "value": "$__all"}} if many else {})
+
+
+def _panels(rows: Sequence[Row]) -> Iterator[Json]:
+    number, top = 1, 0
+    for row in rows:
+        place = {"h": 1, "w": _GRID, "x": 0, "y": top}
+        yield {"id": number, "type": "row", "title": row.title, "collapsed": False, "gridPos": place, "panels": []}
+        number, top, left, height = number + 1, top + 1, 0, 0
+        for panel in row.panels:
+            if left + panel.width > _GRID:
+                top, left, height = top + height, 0, 0
+            place = {"h": panel.height, "w": panel.width, "x": left, "y": top}
+            yield _panel(panel, number, place)
+            number, left, height = number + 1, left + panel.width, max(height, panel.height)
+        top += height
+
+
+def _panel(panel: Panel, number: int, place: Json) -> Json:
+    now = panel.kind == "stat"
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.about,
+        "datasource": _DATASOURCE,
+        "gridPos": place,
+        "fieldConfig": {"defaults": _defaults(panel), "overrides": list(_overrides(panel))},
+        "options": _options(panel),
+        "targets": [
+            {
+                "refId": chr(ord("A") + place),
+                "datasource": _DATASOURCE,
+                "expr": expression(expr),
+                "legendFormat": legend,
+                "editorMode": "code",
+                "instant": now,
+                "range": not now,
+            }
+            for place, (expr, legend) in enumerate(panel.queries)
+        ],
+    }
+
+
+def _defaults(panel: Panel) -> Json:
+    steps = [{"color": GREEN, "value": None}, *({"color": color, "value": at} for at, color in panel.thresholds)]
+    colored = panel.kind != "timeseries"
+    defaults: Json = {
+        "unit": panel.unit,
+        "color": {"mode": "thresholds" if colored else "palette-classic"},
+        "thresholds": {"mode": "absolute", "steps": steps},
+        "mappings": _mappings(panel.values or {}),
+        "custom": _custom(panel),
+    }
+    bounds = {"min": panel.minimum, "max": panel.maximum, "decimals": panel.decimals, "noValue": panel.none or None}
+    return defaults | {name: value for name, value in bounds.items() if value is not None}
+
+
+def _custom(panel: Panel) -> Json:
+    match panel.kind:
+        case "timeseries":
+            return {
+                "drawStyle": "bars" if panel.bars else "line",
+                "lineWidth": 1,
+                "fillOpacity": 60 if panel.bars else 25 if panel.stacked else 5,
+                "showPoints": "never",
+                "spanNulls": False,
+                "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
+                "thresholdsStyle": {"mode": "dashed" if panel.thresholds else "off"},
+            }
+        case "state-timeline":
+            return {"fillOpacity": 80, "lineWidth": 0}
+        case _:
+            return {}
+
+
+def _mappings(values: dict[int, tuple[str, str]]) -> list[Json]:
+    if not values:
+        return []
+    options = {
+        str(value): {"text": text, "color": color, "index": index}
+        for index, (value, (text, color)) in enumerate(values.items())
+    }
+    return [{"type": "value", "options": options}]
+
+
+def _overrides(panel: Panel) -> Iterator[Json]:
+    for legend, color in (panel.colors or {}).items():
+        fixed = {"id": "color", "value": {"mode": "fixed", "fixedColor": color}}
+        yield {"matcher": {"id": "byName", "options": legend}, "properties": [fixed]}
+    if panel.below:
+        below = {"id": "custom.transform", "value": "negative-Y"}
+        yield {"matcher": {"id": "byRegexp", "options": panel.below}, "properties": [below]}
+
+
+def _options(panel: Panel) -> Json:
+    match panel.kind:
+        case "stat":
+            return {
+                "colorMode": "background",
+                "graphMode": "none",
+                "justifyMode": "center",
+                "textMode": "value",
+                "orientation": "auto",
+                "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            }
+        case "state-timeline":
+            return {
+                "mergeValues": True,
+                "showValue": "never",
+                "rowHeight": 0.9,
+                "alignValue": "left",
+                "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+                "tooltip": {"mode": "single", "sort": "none"},
+            }
+        case _:
+            legend = {
+                "displayMode": "table",
+                "placement": "bottom",
+                "showLegend": True,
+                "calcs": ["lastNotNull", "max"],
+            }
+            return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}

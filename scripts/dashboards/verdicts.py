@@ -1,0 +1,264 @@
+"""Verdicts: what proxies and probes say, what the load balancers make of it, and how the probes measure."""
+
+from dashboards.grafana import GREEN, GREY, ORANGE, RED, YELLOW, YES_NO, Dashboard, Panel, Row, stat
+
+_VERDICT_COLORS = {"up": GREEN, "degraded": YELLOW, "down": RED, "healing": ORANGE, "ended": GREY}
+
+
+def _count(metric: str, label: str) -> tuple[str, str]:
+    """Return a query for how much a counter grew, by a label."""
+    return f"sum by ({label}) (increase({metric}{{@lb}}[$__rate_interval]))", f"{{{{{label}}}}}"
+
+
+_NOW = Row(
+    title="Now",
+    panels=[
+        stat(
+            "Streams of reports",
+            "Reporters that have a stream open to a load balancer, all load balancers together.",
+            "sum(lbguard_verdict_streams{@lb})",
+        ),
+        stat(
+            "Subjects",
+            "Subjects of which a load balancer holds running verdicts.",
+            "sum(lbguard_verdict_subjects{@lb})",
+        ),
+        stat("Monitored", "Connections that probes monitor.", "sum(lbguard_probe_connections{@lb})"),
+        stat(
+            "Down",
+            "Connections that probes hold down.",
+            'sum(lbguard_probe_verdicts{@lb,state="down"})',
+            thresholds=[(1, RED)],
+        ),
+        stat(
+            "Cannot be monitored",
+            "Connections that the probes' source lists but that cannot be monitored.",
+            "sum(lbguard_probe_connections_left_out{@lb})",
+            thresholds=[(1, YELLOW)],
+        ),
+        stat(
+            "Reports not heard",
+            "Pairs of probe and load balancer where the load balancer does not answer.",
+            "count(lbguard_probe_report_connected{@lb} == 0) or vector(0)",
+            thresholds=[(1, RED)],
+        ),
+    ],
+)
+
+_TAKEN = Row(
+    title="What load balancers hear",
+    panels=[
+        Panel(
+            title="Verdicts received",
+            about="Verdicts that were let in, by what they say. Most are renewals of UP.",
+            queries=[("sum by (state) (rate(lbguard_verdicts_received_total{@lb}[$__rate_interval]))", "{{state}}")],
+            colors=_VERDICT_COLORS,
+            unit="ops",
+            stacked=True,
+        ),
+        Panel(
+            title="Verdicts that changed nothing",
+            about="By reason: late and ended ones come from connections that are closed; state_full and overloaded"
+            " mean that there are too many.",
+            queries=[_count("lbguard_verdicts_ignored_total", "reason")],
+            bars=True,
+            none="None",
+        ),
+        Panel(
+            title="Requests refused",
+            about="By the policy (verdicts.policy), by a limit, or because a field was wrong.",
+            queries=[
+                (
+                    "sum by (reason) (increase(lbguard_verdict_requests_denied_total{@lb}[$__rate_interval]))",
+                    "policy: {{reason}}",
+                ),
+                (
+                    "sum by (limit) (increase(lbguard_verdict_requests_limited_total{@lb}[$__rate_interval]))",
+                    "limit: {{limit}}",
+                ),
+                ("sum(increase(lbguard_verdict_requests_invalid_total{@lb}[$__rate_interval]))", "invalid"),
+            ],
+            bars=True,
+        ),
+        Panel(
+            title="Reporters by load balancer",
+            about="Reporters and their open streams. A load balancer with fewer than the others is not reached.",
+            queries=[
+                ("sum by (pod) (lbguard_verdict_streams{@lb})", "streams {{pod}}"),
+                ("sum by (pod) (lbguard_verdict_reporters{@lb})", "reporters {{pod}}"),
+            ],
+            decimals=0,
+        ),
+        Panel(
+            title="Subjects by load balancer",
+            about="Subjects of running verdicts, and how often a reporter replaced its stream by a new one.",
+            queries=[
+                ("sum by (pod) (lbguard_verdict_subjects{@lb})", "subjects {{pod}}"),
+                (
+                    "sum by (pod) (increase(lbguard_verdict_streams_replaced_total{@lb}[$__rate_interval]))",
+                    "replaced {{pod}}",
+                ),
+            ],
+        ),
+        Panel(
+            title="What verdicts did",
+            about="Holds and withdrawals because of verdicts, and pardons: evidence that was disbelieved because it"
+            " would have withdrawn too much of a stream (evidence.soft_budget).",
+            queries=[
+                ('sum(increase(lbguard_holds_total{@lb,cause="verdict_down"}[$__rate_interval]))', "holds"),
+                ('sum(increase(lbguard_withdrawals_total{@lb,cause="verdict_down"}[$__rate_interval]))', "withdrawals"),
+                ('sum(increase(lbguard_decisions_total{@lb,action="pardon"}[$__rate_interval]))', "pardons"),
+            ],
+            colors={"withdrawals": RED},
+            bars=True,
+        ),
+    ],
+)
+
+_MEASURED = Row(
+    title="What probes measure",
+    panels=[
+        Panel(
+            title="Connections by verdict",
+            about="What probes hold of their connections now.",
+            queries=[("sum by (state) (lbguard_probe_verdicts{@lb})", "{{state}}")],
+            colors=_VERDICT_COLORS,
+            stacked=True,
+            decimals=0,
+        ),
+        Panel(
+            title="Changes of verdicts",
+            about="Verdicts that changed the state, by the new one.",
+            queries=[_count("lbguard_probe_verdict_changes_total", "state")],
+            colors=_VERDICT_COLORS,
+            bars=True,
+            stacked=True,
+        ),
+        Panel(
+            title="Loss",
+            about="Share of the pings without a reply in time, by family. Replies of a round's end lag behind its"
+            " pings, so it swings by a few percent.",
+            queries=[
+                (
+                    """1 - sum by (family) (rate(lbguard_probe_replies_total{@lb}[$__rate_interval]))
+                    / (sum by (family) (rate(lbguard_probe_pings_total{@lb}[$__rate_interval])) > 0)""",
+                    "{{family}}",
+                )
+            ],
+            unit="percentunit",
+            minimum=None,
+            maximum=1,
+            thresholds=[(0.05, ORANGE)],
+        ),
+        Panel(
+            title="Round-trip times",
+            about="By family: half of the replies, and 99 %.",
+            queries=[
+                (
+                    f"histogram_quantile({quantile}, sum by (le, family)"
+                    " (rate(lbguard_probe_round_trip_seconds_bucket{@lb}[$__rate_interval])))",
+                    f"{{{{family}}}} {words}",
+                )
+                for quantile, words in ((0.5, "half"), (0.99, "99 %"))
+            ],
+            unit="s",
+        ),
+        Panel(
+            title="Rounds",
+            about="Judged rounds by what they said. untested: the probe was late itself, so silence said nothing.",
+            queries=[_count("lbguard_probe_rounds_total", "outcome")],
+            stacked=True,
+        ),
+        Panel(
+            title="Doubts",
+            about="Times that rounds were shortened because a connection went silent, by probe.",
+            queries=[("sum by (pod) (increase(lbguard_probe_doubts_total{@lb}[$__rate_interval]))", "{{pod}}")],
+            bars=True,
+        ),
+    ],
+)
+
+_PROBE = Row(
+    title="Probes themselves",
+    panels=[
+        Panel(
+            title="Reports heard",
+            about="Whether each load balancer answers each probe.",
+            queries=[("max by (pod, to) (lbguard_probe_report_connected{@lb})", "{{pod}} to {{to}}")],
+            kind="state-timeline",
+            values=YES_NO,
+        ),
+        Panel(
+            title="Reports",
+            about="Verdicts that load balancers answered, renewals included, by load balancer.",
+            queries=[("sum by (to) (rate(lbguard_probe_reports_total{@lb}[$__rate_interval]))", "{{to}}")],
+            unit="ops",
+        ),
+        Panel(
+            title="Reports that failed",
+            about="Streams that could not be made or broke; verdicts that were refused, or dropped for want of room.",
+            queries=[
+                (f"sum(increase(lbguard_probe_{name}_total{{@lb}}[$__rate_interval]))", legend)
+                for name, legend in (
+                    ("report_failures", "streams"),
+                    ("reports_refused", "refused"),
+                    ("reports_dropped", "dropped"),
+                )
+            ],
+            bars=True,
+        ),
+        Panel(
+            title="Reports that changed nothing",
+            about="By the load balancer's answer.",
+            queries=[_count("lbguard_probe_reports_ignored_total", "reason")],
+            bars=True,
+            none="None",
+        ),
+        Panel(
+            title="Source of connections",
+            about="Whether each probe can read where its connections are listed. While it cannot, the last list stays.",
+            queries=[("max by (pod) (lbguard_probe_source_ok{@lb})", "{{pod}}")],
+            kind="state-timeline",
+            values=YES_NO,
+        ),
+        Panel(
+            title="How late pings left",
+            about="99 % of the pings left within this of their time, by probe. Late ones make rounds untested.",
+            queries=[
+                (
+                    "histogram_quantile(0.99, sum by (le, pod)"
+                    " (rate(lbguard_probe_send_lag_seconds_bucket{@lb}[$__rate_interval])))",
+                    "{{pod}}",
+                )
+            ],
+            unit="s",
+        ),
+        Panel(
+            title="Replies that did not count",
+            about="Late ones, strays of closed connections, and packets that the kernel dropped unread.",
+            queries=[
+                (f"sum(increase(lbguard_probe_{name}_total{{@lb}}[$__rate_interval]))", legend)
+                for name, legend in (("late_replies", "late"), ("stray_replies", "stray"), ("overflows", "unread"))
+            ],
+            bars=True,
+            width=12,
+        ),
+        Panel(
+            title="Pings that did not leave",
+            about="By errno.",
+            queries=[_count("lbguard_probe_send_errors_total", "error")],
+            bars=True,
+            width=12,
+            none="All left",
+        ),
+    ],
+)
+
+VERDICTS = Dashboard(
+    uid="lbguard-verdicts",
+    title="lbguard: verdicts",
+    about="What proxies and probes report, what load balancers make of it, and how the probes measure.",
+    pods="lbguard_build_info",
+    streams=False,
+    rows=[_NOW, _TAKEN, _MEASURED, _PROBE],
+)

@@ -1,0 +1,124 @@
+"""The dashboards: generated, importable, and about metrics and labels that exist."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.charts import ROOT
+from tests.deploy.dashboards import DASHBOARDS, SCRAPED, SPECS, VARIABLES, Query, panels, queries, spec_of
+
+QUERIES = list(queries())
+EXPECTED = ["fleet", "load-balancer", "verdicts"]
+
+
+def test_the_committed_files_are_what_the_data_says(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / "scripts/generate-dashboards"), "--out", str(tmp_path)], check=True)
+    generated = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert sorted(DASHBOARDS) == EXPECTED
+    assert generated == DASHBOARDS, "run scripts/generate-dashboards"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_it_can_be_imported_anywhere(name: str) -> None:
+    dashboard = DASHBOARDS[name]
+    assert "id" not in dashboard, "an id belongs to one Grafana"
+    assert dashboard["uid"].startswith("lbguard-")
+    variables = [variable["name"] for variable in dashboard["templating"]["list"]]
+    assert variables == [name for name in VARIABLES if name in variables]
+    assert variables[0] == "datasource"
+    text = json.dumps(dashboard)
+    assert set(re.findall(r'"type": "prometheus", "uid": "([^"]*)"', text)) == {"${datasource}"}
+    used = set(re.findall(r"\$\{?(\w+)", text)) - {"__rate_interval", "__range", "__all"}
+    assert used == set(variables), "a variable is used that is not there, or is there for nothing"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_panel_says_what_it_shows(name: str) -> None:
+    shown = panels(name)
+    assert len({panel["title"] for panel in shown}) == len(shown)
+    ids = [panel["id"] for panel in DASHBOARDS[name]["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in shown:
+        assert panel["description"].endswith("."), panel["title"]
+        defaults = panel["fieldConfig"]["defaults"]
+        assert defaults["unit"], panel["title"]
+        steps = defaults["thresholds"]["steps"]
+        values = [step["value"] for step in steps]
+        assert values[0] is None
+        assert values[1:] == sorted(values[1:]), panel["title"]
+        legends = [target["legendFormat"] for target in panel["targets"]]
+        assert len(set(legends)) == len(legends), panel["title"]
+        assert panel["type"] == "stat" or all(legends), panel["title"]
+        if panel["type"] == "state-timeline":
+            assert defaults["mappings"], panel["title"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_panels_fill_the_grid_and_do_not_overlap(name: str) -> None:
+    places = [panel["gridPos"] for panel in DASHBOARDS[name]["panels"]]
+    for place in places:
+        assert 0 <= place["x"] < place["x"] + place["w"] <= 24
+    for one, other in itertools.combinations(places, 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        apart = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or apart, (one, other)
+    for _, row in itertools.groupby(sorted(places, key=lambda place: place["y"]), key=lambda place: place["y"]):
+        assert sum(place["w"] for place in row) == 24
+
+
+def test_every_expression_is_promql(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is missing: apt-get install prometheus")
+    rules = [
+        {"record": f"panel:{number}", "expr": query.filled(rate_interval="1m", whole="1h")}
+        for number, query in enumerate(QUERIES)
+    ]
+    file = tmp_path / "panels.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def names(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.dashboard}: {query.panel}: {query.legend}")
+def test_metrics_and_labels_exist(query: Query) -> None:
+    metrics = query.metrics()
+    assert metrics
+    labels = {label for metric in metrics for label in spec_of(metric).labels} | SCRAPED | {"le"}
+    grouped = set().union(*(names(text) for text in re.findall(r"\b(?:by|on) \(([^)]*)\)", query.expr)))
+    assert grouped <= labels
+    for metric, matchers in re.findall(r"(\w+)\{([^}]*)\}", query.expr):
+        assert set(re.findall(r"(\w+)=~?\"", matchers)) <= {*spec_of(metric).labels, *SCRAPED}, metric
+    shown = set(re.findall(r"\{\{(\w+)\}\}", query.legend))
+    assert shown <= grouped, "the legend shows a label that the query takes away"
+
+
+def test_counters_are_asked_for_their_growth_and_gauges_for_their_value() -> None:
+    for query in QUERIES:
+        for metric, window in re.findall(r"((?:lbguard|process)_\w+)\{[^}]*\}(\[)?", query.expr):
+            counts = spec_of(metric).kind != "gauge" or metric.endswith("_total")
+            # The presence of a link is read from a counter's mere existence.
+            assert bool(window) == counts or query.panel == "Links that face targets", (query.panel, metric)
+
+
+def test_no_metric_is_left_out_without_saying_so() -> None:
+    used = {spec_of(metric).name for query in QUERIES for metric in query.metrics()}
+    assert set(SPECS) - used == NOT_SHOWN
+
+
+NOT_SHOWN = {
+    "lbguard_held_bytes_total",  # packets tell the same
+    "lbguard_target_bytes_total",
+    "lbguard_recording_entries_total",  # bytes do
+}

@@ -1,0 +1,144 @@
+"""Collects every named reason of the code: from its enumerations, and from literals where it names them in place."""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lbguard.announce.sender import Suppressed
+from lbguard.api.limits import Limit
+from lbguard.api.policy import DenyReason
+from lbguard.core.model import Condition
+from lbguard.metrics import UNREADY_REASONS
+from lbguard.netlink.decode import IgnoredReason
+from lbguard.sources.nsp_lists import Reason
+from lbguard.verdict_desk import OVERLOADED
+
+PACKAGE = Path(__file__).resolve().parents[2] / "lbguard"
+
+Match = Callable[[ast.AST], Iterator[ast.expr]]
+
+
+def _texts(node: ast.expr) -> Iterator[str]:
+    """Yield what a literal says; the holes of an f-string are `*`. A choice (`a if b else c`) says each."""
+    match node:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.JoinedStr(values=parts):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
+        case ast.IfExp(body=body, orelse=orelse):
+            yield from _texts(body)
+            yield from _texts(orelse)
+        case ast.Tuple(elts=items):
+            for item in items:
+                yield from _texts(item)
+
+
+def _found(match: Match, *paths: str) -> set[str]:
+    files = [file for path in paths for file in sorted(PACKAGE.glob(path))]
+    assert files, paths
+    return {
+        text
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        for expression in match(node)
+        for text in _texts(expression)
+    }
+
+
+def _argument(name: str, position: int = 0, keyword: str = "") -> Match:
+    """Match an argument of calls of `name` or `x.name`."""
+
+    def match(node: ast.AST) -> Iterator[ast.expr]:
+        if not isinstance(node, ast.Call):
+            return
+        called = node.func
+        if (called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")) != name:
+            return
+        yield from (item.value for item in node.keywords if item.arg == keyword)
+        if not keyword and len(node.args) > position:
+            yield node.args[position]
+
+    return match
+
+
+def _key_of(name: str) -> Match:
+    """Match the key of `x.name["key"]`."""
+
+    def match(node: ast.AST) -> Iterator[ast.expr]:
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == name:
+            yield node.slice
+
+    return match
+
+
+def _returned_by(name: str) -> Match:
+    """Match what a function of that name returns."""
+
+    def match(node: ast.AST) -> Iterator[ast.expr]:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            yield from (item.value for item in ast.walk(node) if isinstance(item, ast.Return) and item.value)
+
+    return match
+
+
+def _assigned_to(*names: str) -> Match:
+    """Match what is assigned to names or attributes."""
+
+    def match(node: ast.AST) -> Iterator[ast.expr]:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if (target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")) in names:
+                    yield node.value
+
+    return match
+
+
+def _words(texts: set[str]) -> set[str]:
+    """Return the names: what stands before a colon, without sentences and empty texts."""
+    names = {text.partition(":")[0] for text in texts}
+    return {name for name in names if name and " " not in name}
+
+
+def named_reasons() -> dict[str, set[str]]:
+    """Return the names by the heading of the runbook under which they stand. `*` in a name stands for any text."""
+    core = "core/*.py"
+    dropped = _found(_argument("Taken"), core) | _found(_returned_by("_out_of_order"), "core/evidence.py")
+    ignored = (
+        _found(_key_of("ignored"), core) | _found(_key_of("_ignored"), core) | _found(_argument("_heard", 1), core)
+    )
+    mirror = "netlink/mirror.py"
+    losses = _found(_argument("_lose"), mirror) | _found(_argument("_abandon"), mirror)
+    losses |= _found(_argument("KernelOutOfSync", keyword="reason"), "**/*.py")
+    causes = _found(_argument("_record", 3), core) | _lifecycle_causes()
+    availability = "core/availability.py"
+    available = _found(_assigned_to("reason"), "core/engine.py") | _found(_argument("_set", 2), availability)
+    available |= _found(_argument("get", 1), availability)
+    unready = _words(_found(_returned_by("unready_reason"), "daemon.py"))
+    assert unready == set(UNREADY_REASONS)
+    return {
+        "Conditions and causes of holds": {condition.value for condition in Condition if condition is not Condition.OK},
+        "Other causes of decisions": _words(causes),
+        "Why a stream is not available": _words(available) - {"ok"},
+        "Why the service is not ready or not alive": unready
+        | _words(_found(_returned_by("not_alive"), "httpd.py") | _found(_assigned_to("_unready"), "httpd.py")),
+        "Why the kernel is read again": _words(losses),
+        "Events that changed nothing": (ignored - {"verdict_*"}) | {f"verdict_{name}" for name in _words(dropped)},
+        "Verdicts that changed nothing": _words(dropped) | {OVERLOADED},
+        "What a verdict weighs": _found(_returned_by("weight"), "core/evidence.py")
+        | _found(_returned_by("_weight"), "core/status_view.py"),
+        "Verdicts that are refused": {str(reason) for reason in DenyReason},
+        "Limits of reporters": {str(limit) for limit in Limit},
+        "Rounds of the probe": _found(_returned_by("outcome"), "probe/judge.py"),
+        "Announcements that are not sent": {str(reason) for reason in Suppressed},
+        "What is missing in recordings": _found(_argument("_fail"), "recording/recorder.py")
+        | _found(_argument("_lost_here"), "recording/recorder.py"),
+        "Kernel messages that are not used": {str(reason) for reason in IgnoredReason},
+        "Entries of the registry that are skipped": {str(reason) for reason in Reason},
+        "Findings of the host check": _found(_argument("Finding", keyword="id"), "hostcheck.py"),
+    }
+
+
+def _lifecycle_causes() -> set[str]:
+    from lbguard.core import lifecycle
+
+    return set(lifecycle._CAUSES.values())
