@@ -64,7 +64,8 @@ def _measure(calls: int, say: Say, directory: Path, container: Interposed) -> li
         for _ in range(max(1, calls // 10)):
             (container.shared / "missed").write_bytes(b"")
             vain.append(_timed(container, *activate))
-        straight, alone = [], []
+        straight: list[float] = []
+        alone: list[float] = []
         for program, took in ((container.program, straight), (container.real, alone)):
             for _ in range(calls):
                 _timed(container, *deactivate, program=container.real)

@@ -17,6 +17,7 @@ from tests.fakes.interposed import Interposed
 from tests.fakes.stateless_lb import OFFSET, StatelessLb
 
 LIMIT_S = 30.0
+SHM = Path("/dev/shm")
 PATIENT = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h"}
 
 
@@ -42,6 +43,7 @@ class Balancer:
     ) -> None:
         self.lb, self.proxies, self.nfqlb, self.stream = lb, proxies, nfqlb, stream
         self.meridio = StatelessLb(lb, nfqlb, stream)
+        self.real = shm_dir == SHM
         self._directory = directory
         self._shm_dir = shm_dir
         self._service: Service | None = None
@@ -101,7 +103,8 @@ class Balancer:
     def active(self) -> set[int]:
         """Return the identifiers that have a mark in nfqlb's memory."""
         marks = self._memory(StreamMemory.active)
-        assert all(mark == OFFSET + index + 1 for index, mark in enumerate(marks) if mark >= 0)
+        offsets = {mark - (index + 1) for index, mark in enumerate(marks) if mark >= 0}
+        assert len(offsets) < 2, offsets
         return {index + 1 for index, mark in enumerate(marks) if mark >= 0}
 
     def _memory(self, read: Callable[[StreamMemory], list[int]]) -> list[int]:
@@ -126,6 +129,21 @@ class Balancer:
         kept = json.loads((self.nfqlb.shared / "registry.json").read_text())["streams"]
         targets = kept.get(self.stream, {}).get("targets", {})
         return {int(identifier): entry["confirmed"] for identifier, entry in targets.items()}
+
+    def rules(self, identifier: int) -> tuple[list[int], list[int]]:
+        """Return the priorities of the IPv4 rules for a target's mark: ours, and the load balancer's."""
+        rules = json.loads(self.lb.ip("-4", "-d", "-j", "rule"))
+        found = [rule for rule in rules if rule.get("fwmark") == hex(OFFSET + identifier)]
+        ours = [rule["priority"] for rule in found if str(rule.get("protocol")) == "152"]
+        return ours, [rule["priority"] for rule in found if str(rule.get("protocol")) != "152"]
+
+    def routes(self, identifier: int) -> list[tuple[str, bool]]:
+        """Return the IPv4 routes of a target's table, the preferred first: protocol, and whether it drops."""
+        command = ["ip", "-n", self.lb.name, "-4", "-d", "-j", "route", "show", "table", str(OFFSET + identifier)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        routes = json.loads(done.stdout or "[]") if done.returncode == 0 else []
+        routes.sort(key=lambda route: route.get("metric", 0))
+        return [(str(route["protocol"]), route["type"] == "blackhole") for route in routes]
 
     def next_hop(self, identifier: int) -> str:
         """Return where a packet to a VIP with the mark of a target goes: the gateway, or why it goes nowhere."""

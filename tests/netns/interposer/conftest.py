@@ -6,9 +6,7 @@ import pytest
 from lbguard.lab.netns import Namespace
 from tests.fakes.interposed import MISSING, REAL, Interposed
 from tests.fakes.nfqlb import FakeNfqlb
-from tests.netns.interposer.balancer import Balancer
-
-SHM = Path("/dev/shm")
+from tests.netns.interposer.balancer import SHM, Balancer
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.nfqlb)])

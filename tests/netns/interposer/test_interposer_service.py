@@ -142,3 +142,64 @@ def test_a_service_that_only_observes_touches_nothing(balancer: Balancer) -> Non
         balancer.cut(1)
         balancer.meridio.check()
         assert balancer.active() == {5}
+
+
+def test_rules_and_routes_of_both_stand_side_by_side(balancer: Balancer) -> None:
+    """The load balancer deletes by table and gateway, whoever's it is; ours come back, and its own are left alone."""
+    with balancer.service(**PATIENT):
+        balancer.serve(1, 2, 5)
+
+        def complete(identifier: int) -> bool:
+            ours, theirs = balancer.rules(identifier)
+            routes = balancer.routes(identifier)
+            expected = [("boot", False), ("152", False), ("152", True)]
+            return ours == [3000] and bool(theirs) and routes == expected
+
+        def all_complete() -> bool:
+            return all(complete(identifier) for identifier in (1, 2, 5))
+
+        wait_until(all_complete, "both stand for every target")
+        balancer.cut(1)
+        balancer.meridio.check()
+        wait_until(lambda: balancer.rules(2) == ([3000], []), "only our rule is left")
+        assert balancer.routes(2) == [("152", True)]
+        # Each try of a pending target deletes what stands there, and fails.
+        for _ in range(3):
+            balancer.meridio.check()
+        wait_until(lambda: balancer.rules(2) == ([3000], []), "our rule is back")
+        balancer.make_link(1)
+        balancer.wait_for(t1="active", t2="active", t5="active")
+        balancer.meridio.check()
+        wait_until(all_complete, "both stand for every target again")
+        balancer.give(5)
+        wait_until(lambda: balancer.rules(2) == ([], []), "nothing is left of a removed target")
+        wait_until(lambda: balancer.routes(2) == [], "nothing is left of a removed target")
+        assert complete(5)
+    assert balancer.meridio.refused == []
+
+
+@pytest.mark.slow
+def test_many_calls_at_once(balancer: Balancer) -> None:
+    """Answered or left to the real program as each may be: in the end all agree."""
+    if balancer.real:
+        pytest.skip("two commands of the real nfqlb that write one table at once crash (Meridio makes one at a time)")
+    balancer.meridio.start()
+    count = 60
+    marks = [20_001 + number for number in range(count)]
+    shm = f"--shm={balancer.meridio.shm}"
+    with balancer.service(**PATIENT, LBGUARD_KERNEL__RECONCILE_INTERVAL="1s"):
+        assert balancer.nfqlb.run("init", "--ownfw=0", shm, "--M=997", f"--N={count}")[0] == 0
+        balancer.lb.batch([f"route add default via 172.16.1.11 table {mark}" for mark in marks])
+        callers = [
+            balancer.nfqlb.start("activate", f"--index={number}", shm, str(mark)) for number, mark in enumerate(marks)
+        ]
+        assert [(caller.communicate()[0], caller.returncode) for caller in callers] == [("", 0)] * count
+        everybody = set(range(1, count + 1))
+        wait_until(lambda: balancer.registered().keys() == everybody, "everybody is registered")
+        wait_until(lambda: balancer.active() == everybody, "everybody is active")
+        odd = [number for number in range(count) if number % 2]
+        callers = [balancer.nfqlb.start("deactivate", f"--index={number}", shm) for number in odd]
+        assert [(caller.communicate()[0], caller.returncode) for caller in callers] == [("", 0)] * len(odd)
+        rest = {number + 1 for number in range(count) if not number % 2}
+        wait_until(lambda: balancer.registered().keys() == rest, "the others are registered")
+        wait_until(lambda: balancer.active() == rest, "the others are active")
