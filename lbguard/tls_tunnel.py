@@ -113,8 +113,10 @@ class TlsTunnel:
         assert task is not None
         self._relays.add(task)
         try:
-            if _peer_pid(writer) == os.getpid():
-                await self._relay(reader, writer)
+            # Whoever closes the tunnel cancels its relays; asyncio would report a handler that ends so as broken.
+            with contextlib.suppress(asyncio.CancelledError):
+                if _peer_pid(writer) == os.getpid():
+                    await self._relay(reader, writer)
         finally:
             self._relays.discard(task)
             writer.close()

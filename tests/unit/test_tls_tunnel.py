@@ -104,6 +104,23 @@ async def test_a_renewed_certificate_is_shown_at_the_next_connection(
     assert seen == [((LB,), "h2"), ((f"{LB}-renewed",), "h2")]
 
 
+async def test_a_tunnel_that_is_closed_in_use_is_no_fault(authority: Authority, hand: Hand, tmp_path: Path) -> None:
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    context = server_context(tmp_path, authority.issue(uris=(NSP,)), authority.root)
+    async with echo(context, []) as port:
+        async with TlsTunnel("127.0.0.1", port, hand) as tunnel:
+            reader, writer = await asyncio.open_unix_connection("\0" + tunnel.target.removeprefix("unix-abstract:"))
+            writer.write(b"x")
+            async with asyncio.timeout(BOUND_S):
+                assert await reader.readexactly(1) == b"x"
+        async with asyncio.timeout(BOUND_S):
+            assert await reader.read() == b""
+        writer.close()
+        await asyncio.sleep(0)
+    assert faults == []
+
+
 Served = Callable[[Authority], tuple[Issued, bytes]]
 
 
