@@ -107,13 +107,12 @@ class Beside:
             line for line in self._changes.read_text(errors="replace").splitlines() if line.startswith(f"[{label}]")
         ]
 
-    def path_changes(self) -> Counter[str]:
-        """Count changes of rules and of routes in the targets' tables: ours, and others'."""
-        tables = [
-            f" {word} {IDENTIFIER_OFFSET + place.identifier}"
-            for place in self.chain.places
-            for word in ("table", "lookup")
+    def path_changes(self, *identifiers: int) -> Counter[str]:
+        """Count changes of rules and of routes in tables of these targets (none: of all): ours, and others'."""
+        marks = [
+            IDENTIFIER_OFFSET + number for number in identifiers or [place.identifier for place in self.chain.places]
         ]
+        tables = [f" {word} {mark}" for mark in marks for word in ("table", "lookup")]
         lines = [line + " " for label in ("ROUTE", "RULE") for line in self.changes(label)]
         counted = [line for line in lines if any(f"{table} " in line for table in tables)]
         return Counter("ours" if OURS in line else "others" for line in counted)
@@ -143,6 +142,28 @@ class Beside:
             if "UP" in link["flags"] and link["ifname"] in links
         }
         return {"routes": sorted(routes, key=str), "rules": sorted(rules), "slots": self.slots(), "up": up}
+
+    def ways(self) -> dict[str, str]:
+        """Return where the kernel sends a packet with the mark of each target: gateway, and proxy of the link."""
+        links = {name: f"proxy {proxy}" for proxy, name in self.chain.lb_links.items()}
+        found = {}
+        for place in self.chain.places:
+            for ip in ("198.51.100.1", "2001:db8::1"):
+                shown = json.loads(
+                    self.lb.ip("-j", "route", "get", ip, "mark", str(IDENTIFIER_OFFSET + place.identifier))
+                )
+                link = shown[0].get("dev", "")
+                found[f"{place.identifier} {ip}"] = f"{shown[0].get('gateway', '')} {links.get(link, link)}"
+        return found
+
+    def rules(self) -> Counter[str]:
+        """Count the rules that are not ours, by family and mark."""
+        return Counter(
+            f"{family} {rule['fwmark']}"
+            for family in ("-4", "-6")
+            for rule in json.loads(self.lb.ip("-d", "-j", family, "rule"))
+            if "fwmark" in rule and str(rule.get("protocol")) != "152"
+        )
 
     def slots(self) -> dict[int, int]:
         """Return the slots of the stream: slot to mark."""
