@@ -16,6 +16,7 @@ from lbguard.recording.writer import SNAPSHOT_ITEMS
 _CHUNK = 64 * 1024
 _LINE_MAX = 16 * 2**20
 _GZIP = 31
+_MAGIC = b"\x1f\x8b"
 
 
 class Began(NamedTuple):
@@ -100,31 +101,47 @@ class _Lines:
             raise RecordingError(f"{self.path}: {error.strerror}") from None
 
     def _split(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        inflater = zlib.decompressobj(_GZIP)
         rest = b""
+        for text in self._texts(chunks):
+            *lines, rest = (rest + text).split(b"\n")
+            for line in lines:
+                self.number += 1
+                yield line
+            if len(rest) > _LINE_MAX:
+                raise self.damaged("a line has no end")
+
+    def _texts(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        inflater = zlib.decompressobj(_GZIP)
         for chunk in chunks:
+            if not self.offset and not chunk.startswith(_MAGIC[: len(chunk)]):
+                raise RecordingError(
+                    f"{self.path}: not a recording of lbguard; give files made with recording.enabled=true"
+                )
             waiting = chunk
             # At most so much text at a time, however well a chunk was packed.
             while waiting:
+                before = inflater.copy()
                 try:
                     text = inflater.decompress(waiting, _CHUNK)
                 except zlib.error as error:
-                    if not self.offset and not self.number:
-                        raise RecordingError(
-                            f"{self.path}: not a recording of lbguard; give files made with recording.enabled=true"
-                        ) from None
+                    yield from self._up_to_damage(before, waiting)
                     raise self.damaged(f"the packed data is damaged ({error})") from None
+                yield text
                 waiting = inflater.unconsumed_tail
-                *lines, rest = (rest + text).split(b"\n")
-                for line in lines:
-                    self.number += 1
-                    yield line
-                if len(rest) > _LINE_MAX:
-                    raise self.damaged("a line has no end")
             self.offset += len(chunk)
             if self._on_read is not None:
                 self._on_read(len(chunk))
         self.torn = not inflater.eof
+
+    def _up_to_damage(self, inflater: "zlib._Decompress", data: bytes) -> Iterator[bytes]:
+        """Yield the text before the damage, for which the data goes in byte by byte."""
+        for place in range(len(data)):
+            try:
+                text = inflater.decompress(data[place : place + 1])
+            except zlib.error:
+                self.offset += place
+                return
+            yield text
 
     def damaged(self, what: str) -> RecordingError:
         where = f"line {self.number}, about byte {self.offset}"

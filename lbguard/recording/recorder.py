@@ -27,6 +27,7 @@ _log = logging.getLogger("lbguard.recording")
 _LINES_A_SLICE = 16
 _PAUSE_S = 0.0002
 _RETRY_AFTER_S = 10.0
+_BETWEEN_CHECKPOINTS_S = 10.0
 _STOP_LIMIT_S = 1.0
 
 
@@ -140,6 +141,7 @@ class Recorder:
         self._why = ""
         self._counted: Mapping[TargetKey, tuple[int, int]] = {}
         self._retry_at = 0.0
+        self._checkpoint_at = float("-inf")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
 
@@ -151,6 +153,9 @@ class Recorder:
     @property
     def wanted(self) -> int:
         """How urgently a checkpoint is wanted."""
+        # Files that are too small for the state would want the next one at once, and hold up the loop all the time.
+        if self._clock() < self._checkpoint_at + _BETWEEN_CHECKPOINTS_S:
+            return 0
         if not self._why:
             return self._writer.wanted
         room = len(self._queue) <= self._queue_limit // 2
@@ -164,6 +169,7 @@ class Recorder:
         """Take an entry, or count it as dropped."""
         if kind == "checkpoint":
             payload, self._lost, self._why = Checkpoint(payload, self._lost), 0, ""
+            self._checkpoint_at = self._clock()
         elif self._why:
             self._lost += 1
             self.dropped[self._why] += 1

@@ -132,7 +132,12 @@ def _bars(report: TuneReport) -> str:
                 f'<rect class="{kind}" x="{left:.1f}" y="{y:.1f}" width="{right - left:.1f}" '
                 f'height="{height:.1f}">{title}</rect>'
             )
-        kind = ' class="besttext"' if index == report.recommended else ""
+        best = index == report.recommended
+        if best:
+            y = max(scale.y(cost.total_s) - 6, _TOP)
+            middle = (left + right) / 2
+            parts.append(f'<text class="besttext" x="{middle:.1f}" y="{y:.1f}" text-anchor="middle">recommended</text>')
+        kind = ' class="besttext"' if best else ""
         label = escape("\n".join(value for _, value in result.variant.values) or result.variant.label)
         middle = (left + right) / 2
         parts.append(f'<text{kind} x="{middle:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{label}</text>')

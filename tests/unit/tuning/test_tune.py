@@ -1,0 +1,153 @@
+import dataclasses
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lbguard.core.config import FreezeConfig, GraceConfig
+from lbguard.durations import parse_duration
+from lbguard.recording.replay import replay
+from lbguard.settings import load
+from lbguard.tuning import picture, show
+from lbguard.tuning.tune import Result, TuneReport, tune
+from tests.unit.tuning.incidents import CONFIG, PACKETS_PER_S, Outage, record
+
+HEALS = [0.4, 0.7, 0.9, 1.3, 0.5, 1.1, 0.8, 1.25, 0.6, 0.95, 0.3]
+"""Times that links were away, seconds; the longest is what a good window has to cover."""
+
+
+def by_window(report: TuneReport) -> dict[float, Result]:
+    return {parse_duration(dict(result.variant.values)["grace.window"]): result for result in report.results}
+
+
+def recommended(report: TuneReport) -> float:
+    assert report.recommended is not None
+    return parse_duration(dict(report.results[report.recommended].variant.values)["grace.window"])
+
+
+@pytest.fixture(scope="module")
+def healing(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    outages = [Outage(1 + number % 4, away_s) for number, away_s in enumerate(HEALS)]
+    return record(tmp_path_factory.mktemp("healing"), outages)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Short outages, and a link that is gone for good."""
+    outages = [Outage(1 + number % 3, away_s) for number, away_s in enumerate(HEALS)]
+    return record(tmp_path_factory.mktemp("mixed"), [*outages, Outage(4, None)])
+
+
+def test_a_window_just_above_the_longest_heal_is_recommended(healing: list[Path]) -> None:
+    report = tune(healing, {})
+    assert report.heals_s == pytest.approx(sorted(HEALS))
+    assert max(HEALS) < recommended(report) <= max(HEALS) * 1.1 + 0.2
+    assert report.results[report.recommended or 0].cost.too_soon == 0
+
+
+def test_a_link_that_never_comes_back_does_not_change_that_but_makes_long_windows_dear(mixed: list[Path]) -> None:
+    report = tune(mixed, {"grace.window": ["0s", "1s", "1.5s", "10s", "30s"]})
+    results = by_window(report)
+    assert recommended(report) == 1.5
+    assert results[10.0].cost.total_s > results[1.5].cost.total_s
+    assert (results[1.5].cost.in_vain, results[1.5].cost.too_soon, results[1.5].cost.in_time) == (1, 0, len(HEALS))
+    assert results[1.5].cost.vain_s == pytest.approx(1.5)
+    assert results[30.0].cost.vain_s == pytest.approx(30.0)
+    late = sum(heal > 1.0 for heal in HEALS)
+    assert (results[1.0].cost.too_soon, results[1.0].cost.in_time) == (late, len(HEALS) - late)
+    assert results[0.0].cost.too_soon == len(HEALS)
+    assert report.lost == 1
+
+
+def test_when_broken_connections_cost_nothing_nothing_is_held(mixed: list[Path]) -> None:
+    assert recommended(tune(mixed, {}, broken_cost_s=0.0)) == 0.0
+
+
+def test_packets_and_moves_follow_from_counters_and_slots(mixed: list[Path]) -> None:
+    results = by_window(tune(mixed, {"grace.window": ["0s", "2s"]}))
+    held_s = sum(HEALS) + 2.0
+    # A route is back a moment after its link.
+    assert results[2.0].cost.held_s == pytest.approx(held_s, abs=0.03)
+    assert results[2.0].cost.fallback == pytest.approx(PACKETS_PER_S * held_s, rel=0.01)
+    # Each of four targets has a quarter of the slots; what is withdrawn moves, and moves back when it is re-admitted.
+    assert results[2.0].cost.moved == pytest.approx(250, abs=15)
+    assert results[0.0].cost.moved == pytest.approx(250 * (2 * len(HEALS) + 1), rel=0.05)
+    assert results[0.0].cost.fallback == 0
+    assert results[2.0].cost.stalled_s == pytest.approx(1000 * held_s / 4, rel=0.02)
+
+
+def test_the_model_comes_to_what_was_recorded_under_the_recorded_settings(mixed: list[Path]) -> None:
+    report = tune(mixed, {})
+    (modelled,) = [result.cost for result in report.results if result.variant.recorded]
+    for name in ("losses", "in_time", "withdrawn", "in_vain", "too_soon", "frozen"):
+        assert getattr(modelled, name) == getattr(report.real, name), name
+    assert modelled.vain_s == pytest.approx(report.real.vain_s, abs=0.05)
+    assert replay(mixed).difference is None
+
+
+def test_other_settings_are_weighed_as_well(tmp_path: Path) -> None:
+    # Three of four go for longer than the window: frozen where half is too many, withdrawn where nine tenths are.
+    config = dataclasses.replace(CONFIG, grace=GraceConfig(window_s=1.0), freeze=FreezeConfig(threshold=0.5))
+    files = record(tmp_path, [Outage(1, None), Outage(2, None), Outage(3, 5.0)], config)
+    report = tune(files, {"freeze.threshold": ["0.5", "0.99"], "grace.window": ["1s", "8s"]})
+    assert len(report.results) == 4
+    labels = {result.variant.label for result in report.results}
+    assert "freeze.threshold=0.99 grace.window=8s" in labels
+
+
+def test_without_losses_nothing_is_recommended(tmp_path: Path) -> None:
+    report = tune(record(tmp_path, []), {})
+    assert report.recommended is None
+    assert "nothing to choose by" in report.reasons[0]
+    assert "<svg" in picture.render(report)
+
+
+def test_the_reasons_name_the_neighbours(mixed: list[Path]) -> None:
+    text = " ".join(tune(mixed, {"grace.window": ["1s", "1.5s", "10s"]}).reasons)
+    assert "12 losses: 11 healed, after 0.30 s to 1.30 s" in text
+    assert "1 never came back" in text
+    assert "With 1s, 3 more would be withdrawn too soon" in text
+    assert "8.5 s longer" not in text  # the recorded 3 s stand between 1.5 s and 10 s
+    assert "1.5 s longer" in text
+
+
+def test_the_values_fragment_is_what_the_chart_and_the_settings_take(mixed: list[Path], tmp_path: Path) -> None:
+    report = tune(mixed, {"grace.window": ["1.5s"], "freeze.threshold": ["0.75"], "grace.adaptive": ["true", "false"]})
+    values = yaml.safe_load(show.helm_values(report.results[-1]))["settings"]
+    assert values == {"grace": {"window": "1.5s", "adaptive": False}, "freeze": {"threshold": 0.75}}
+    file = tmp_path / "lbguard.yaml"
+    file.write_text(yaml.safe_dump(values))
+    settings = load(config=file).settings
+    assert (settings.grace.window, settings.freeze.threshold) == (1.5, 0.75)
+
+
+@pytest.mark.parametrize("choices", [{}, {"grace.window": ["1s", "2s"], "damping.step": ["1s", "4s"]}])
+def test_the_picture_is_one_page_that_needs_nothing(mixed: list[Path], choices: dict[str, list[str]]) -> None:
+    report = tune(mixed, choices)
+    page = picture.render(report)
+    assert not re.search(r"(src|href)=|url\(|@import|<script", page)
+    (svg,) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    root = ElementTree.fromstring(svg)
+    assert "recommended" in page
+    if not choices:
+        places = [float(line.attrib["x1"]) for line in root.iter("line") if line.attrib.get("class") == "heal"]
+        (best,) = [float(line.attrib["x1"]) for line in root.iter("line") if line.attrib.get("class") == "best"]
+        assert len(places) == len(HEALS)
+        assert max(places) < best
+
+
+def test_files_from_the_middle_of_a_run_can_be_tuned_from(tmp_path: Path) -> None:
+    outages = [Outage(1 + number % 4, away_s) for number, away_s in enumerate(HEALS)]
+    (file,) = record(tmp_path / "whole", outages)
+    whole = tune([file], {"grace.window": ["1s"]})
+    assert by_window(whole)[1.0].cost.losses == len(HEALS)
+
+
+def test_json_says_all_of_it(mixed: list[Path]) -> None:
+    report = tune(mixed, {})
+    values = show.report_json(report)
+    assert parse_duration(values["recommended"]["grace.window"]) == recommended(report)
+    assert {result["values"]["grace.window"] for result in values["results"]} >= {"0s", "3s"}
+    assert len(values["approximate"]) == len(show.APPROXIMATE)
