@@ -132,6 +132,17 @@ def test_it_comes_and_goes_without_a_trace(beside: Beside) -> None:
     assert beside.path_changes()["ours"] == 0
 
 
+def test_nothing_has_to_be_shared(beside: Beside) -> None:
+    """No memory of nfqlb, no list, no names of streams: mode and source are all."""
+    bare = {"LBGUARD_SOURCE": "kernel", "LBGUARD_TARGETS_FILE": "", "LBGUARD_DISTRIBUTOR__KIND": "auto"}
+    with beside.guard(bare) as guard:
+        marks = {(line["stream"], line["identifier"]) for line in guard.log("decision")}
+        assert marks == {("kernel", 5000 + identifier) for identifier in ALL}
+        beside.meet(1)
+        replace_target_link(beside, 1)
+        wait_for_new_address(beside, 1)
+
+
 def test_a_target_that_is_added_is_learnt_and_one_that_is_removed_is_forgotten(beside: Beside) -> None:
     with beside.guard(FROM_KERNEL) as guard:
 
