@@ -1,0 +1,105 @@
+"""The component that puts the interposer into Meridio's pod, and the page about it, held to program and settings."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lbguard.sources.interposer import InterposerConfig
+from lbguard.sources.interposer_settings import InterposerSettings
+from tests.deploy.charts import ROOT, Object, find, named, parse, pod_of, validate
+
+POD = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: stateless-lb-frontend-attractor-a
+  annotations: {lbguard.io/sidecar: interposer}
+spec:
+  selector:
+    matchLabels: {app: stateless-lb-frontend}
+  template:
+    metadata:
+      labels: {app: stateless-lb-frontend}
+    spec:
+      containers:
+        - name: stateless-lb
+          image: stateless-lb:1
+          env:
+            - {name: NSM_CONDUIT_NAME, value: conduit-a}
+          volumeMounts:
+            - {name: tmp-lb, mountPath: /tmp}
+        - name: frontend
+          image: frontend:1
+      volumes:
+        - name: tmp-lb
+          emptyDir: {medium: Memory}
+"""
+
+
+@pytest.fixture
+def objects(tools: Path, tmp_path: Path) -> list[Object]:
+    shutil.copytree(ROOT / "deploy/meridio", tmp_path / "meridio")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "pod.yaml").write_text(POD)
+    (own / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["pod.yaml"], "components": ["../meridio"]}))
+    done = subprocess.run(
+        [tools / "kubectl", "kustomize", own],
+        capture_output=True,
+        text=True,
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return parse(done.stdout)
+
+
+@pytest.mark.timeout(300)
+def test_the_component(objects: list[Object], tmp_path: Path) -> None:
+    validate(objects, tmp_path)
+    program = (ROOT / "deploy/meridio/nfqlb").read_text()
+    assert find(objects, "ConfigMap")["data"] == {"nfqlb": program}
+    pod = pod_of(find(objects, "Deployment"))
+    balancer, guard = named(pod["containers"], "stateless-lb"), named(pod["containers"], "lbguard")
+    mounts = {mount["mountPath"]: mount["name"] for mount in balancer["volumeMounts"]}
+    guard_mounts = {mount["mountPath"]: mount["name"] for mount in guard["volumeMounts"]}
+    # Both have the same memory, and the calls where the program and the setting expect them.
+    calls = str(InterposerSettings().directory)
+    assert f"LBGUARD_NFQLB_DIR:-{calls}}}" in program
+    assert mounts[calls] == guard_mounts[calls]
+    assert mounts["/dev/shm"] == guard_mounts["/dev/shm"]
+    first, *rest = named(balancer["env"], "PATH")["value"].split(":")
+    assert mounts[first] == "lbguard-nfqlb"
+    assert "/bin" in rest, "the real nfqlb"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes.keys() >= set(mounts.values()) | set(guard_mounts.values())
+    assert volumes["lbguard-nfqlb"]["configMap"]["defaultMode"] == 0o555
+    assert named(guard["env"], "LBGUARD_SOURCE")["value"] == "interposer"
+    assert named(balancer["env"], "NSM_CONDUIT_NAME")["value"] == "conduit-a"
+
+
+def test_the_page_speaks_of_what_there_is() -> None:
+    page = (ROOT / "docs/meridio.md").read_text()
+    settings = set(re.findall(r"`(interposer\.[a-z_]+)`", page))
+    assert settings
+    assert {name.partition(".")[2] for name in settings} <= InterposerSettings.model_fields.keys()
+    program = (ROOT / "deploy/meridio/nfqlb").read_text()
+    for variable in set(re.findall(r"LBGUARD_NFQLB_[A-Z]+", page + program)):
+        assert variable in page, variable
+        assert variable in program, variable
+    for path in re.findall(r"`((?:deploy|docs|lbguard)/[\w./-]+)`", page):
+        assert (ROOT / path).exists(), path
+
+
+def test_a_call_is_answered_before_its_caller_gives_up() -> None:
+    wait_s = float(re.findall(r"read -r -t ([0-9.]+)", (ROOT / "deploy/meridio/nfqlb").read_text())[0])
+    limits = InterposerSettings.model_fields["answer_timeout"].metadata
+    longest = next(limit.le for limit in limits if hasattr(limit, "le"))
+    default = InterposerSettings().answer_timeout
+    assert InterposerConfig(directory=Path("/")).answer_timeout_s == default < longest < wait_s
