@@ -112,6 +112,10 @@ class DirectTape:
         written = self._writer.write(Entry(kind, now, payload))
         assert written, "a file is full and no checkpoint came"
 
+    def close(self) -> None:
+        """End the file properly."""
+        self._writer.close()
+
 
 class Recorder:
     """The tape of the running service. `put` belongs to the loop's thread and never waits.

@@ -20,6 +20,7 @@ ROWS = {
     "growth": {"us", "ms"},
     "start": {"s"},
     "interposer": {"ms"},
+    "recording": {"us", "bytes", "ms", "1/s"},
 }
 
 
