@@ -6,6 +6,7 @@ appears, and each 10 s), and says nothing when the target is removed meanwhile.
 """
 
 import contextlib
+import functools
 import json
 import os
 import stat
@@ -20,6 +21,9 @@ from lbguard.sources.nsp_offsets import Range, is_possible
 
 FORMAT = 1
 MAX_BYTES = 16 * 2**20
+
+
+_text_of = functools.lru_cache(maxsize=1 << 16)(format_ip)  # all of them are written at every change
 
 
 class RegistryError(Exception):
@@ -110,13 +114,13 @@ class Registry:
                 "max_targets": stream.max_targets,
                 "offset": stream.offset,
                 "targets": {
-                    str(identifier): {"ips": [format_ip(ip) for ip in entry.ips], "confirmed": entry.confirmed}
+                    str(identifier): {"ips": [_text_of(ip) for ip in entry.ips], "confirmed": entry.confirmed}
                     for identifier, entry in sorted(stream.targets.items())
                 },
             }
             for name, stream in sorted(self.streams.items())
         }
-        return json.dumps({"format": FORMAT, "streams": streams}, indent=1).encode() + b"\n"
+        return json.dumps({"format": FORMAT, "streams": streams}).encode() + b"\n"
 
     @classmethod
     def parse(cls, content: bytes) -> "Registry":
