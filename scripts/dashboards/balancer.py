@@ -415,13 +415,16 @@ _SOURCE = Row(
         ),
         Panel(
             title="Recording",
-            about="Bytes written to recordings, and entries that are missing in them.",
-            queries=[
-                ("sum(rate(lbguard_recording_bytes_total{@lb}[$__rate_interval]))", "written"),
-                ("sum(increase(lbguard_recording_dropped_total{@lb}[$__rate_interval]))", "entries missing"),
-            ],
-            colors={"entries missing": RED},
+            about="Bytes written to recordings (recording.enabled).",
+            queries=[("sum(rate(lbguard_recording_bytes_total{@lb}[$__rate_interval]))", "written")],
             unit="Bps",
+        ),
+        Panel(
+            title="Gaps in the recording",
+            about="Entries that are missing in it, by reason. A new file begins after each gap.",
+            queries=[_count("lbguard_recording_dropped_total", "reason")],
+            bars=True,
+            none="None",
         ),
         Panel(
             title="Processor",
@@ -445,7 +448,6 @@ _SOURCE = Row(
                 )
             ],
             unit="bytes",
-            width=12,
         ),
         Panel(
             title="Uptime and heartbeat",
@@ -460,7 +462,6 @@ _SOURCE = Row(
             ],
             colors={"running for": GREY},
             unit="s",
-            width=12,
         ),
     ],
 )

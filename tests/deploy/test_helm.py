@@ -193,6 +193,15 @@ def test_rules_are_taken_as_they_are(helm: Helm, tmp_path: Path) -> None:
     assert rule["spec"]["groups"][0] == yaml.safe_load(RULES)["groups"][0]
 
 
+def test_alerts_lead_to_where_the_runbook_is_published(helm: Helm) -> None:
+    page = "https://docs.example/runbook.html"
+    rule = find(helm.objects("prometheusRule.enabled=true", f"prometheusRule.runbookUrl={page}"), "PrometheusRule")
+    alerts = [rule for group in rule["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+    assert alerts
+    for alert in alerts:
+        assert alert["annotations"]["runbook_url"] == f"{page}#{alert['alert'].lower()}"
+
+
 def test_it_is_packaged_whole(helm: Helm, tmp_path: Path) -> None:
     helm.run("package", CHART, "--destination", tmp_path)
     (package,) = tmp_path.glob("*.tgz")

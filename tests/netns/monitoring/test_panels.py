@@ -63,7 +63,7 @@ EMPTY: dict[Key, str] = {
     ("load-balancer", "Entries that cannot be used", "{{reason}}"): _OTHER_SOURCE,
     ("load-balancer", "Mesh manager", "{{kind}}"): "there is no mesh manager",
     ("load-balancer", "Calls of nfqlb", "{{command}}: {{outcome}}"): _OTHER_SOURCE,
-    ("load-balancer", "Recording", "entries missing"): _HEALTHY,
+    ("load-balancer", "Gaps in the recording", "{{reason}}"): _HEALTHY,
     ("verdicts", "Reports that changed nothing", "{{reason}}"): "what the probe reports is always news",
     ("verdicts", "Pings that did not leave", "{{error}}"): "only while links are away",
 }
