@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from lbguard.lab.traffic import INTERVAL_S, OPEN, RESET, Channel, TrafficResult
 
@@ -40,6 +41,21 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """What the process that decides did after the scenario started.
+
+    `holds`, `withdrawals` count those of targets that come back or never left. `lost_after_s`: when the last of the
+    targets lost for good was withdrawn (seconds after the start; None: not all were, or none is lost). `dropped`:
+    verdicts that were dropped for a named reason.
+    """
+
+    holds: int = 0
+    withdrawals: int = 0
+    lost_after_s: float | None = None
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
     """Which channels a scenario disturbs and which targets it takes away for good. `family` None means both."""
 
@@ -50,6 +66,21 @@ class Scope:
     def disturbs(self, channel: Channel) -> bool:
         """Tell whether a channel's path is broken by the scenario."""
         return channel.target in self.disturbed and self.family in (None, channel.family)
+
+
+def count_decisions(records: Sequence[dict[str, Any]], since: float, lost: frozenset[int], dropped: int = 0) -> Decided:
+    """Count decisions in the log of the process that decides, from `since` (seconds since the epoch) on."""
+    decisions = [r for r in records if r.get("event") == "decision" and r["ts"] >= since]
+    others = [r["action"] for r in decisions if r.get("identifier") not in lost]
+    gone = {
+        r["identifier"]: r["ts"] - since for r in decisions if r["action"] == "withdraw" and r["identifier"] in lost
+    }
+    return Decided(
+        holds=others.count("hold"),
+        withdrawals=others.count("withdraw"),
+        lost_after_s=max(gone.values()) if lost and gone.keys() == lost else None,
+        dropped=dropped,
+    )
 
 
 def is_stalled(channel: Channel, ended: float) -> bool:

@@ -7,17 +7,24 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lbguard.lab.controller import Column, Controller, Distribution, LabError
-from lbguard.lab.measure import Measurement, Scope, measure
+from lbguard.lab.controller import Column, Controller, Distribution, LabError, Topology
+from lbguard.lab.measure import Decided, Measurement, Scope, count_decisions, measure
+from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts
+from lbguard.lab.meridio_scenarios import AgainstToday
 from lbguard.lab.nfqlb import NfqlbProcess
 from lbguard.lab.scenarios import Do, Scenario, Step
-from lbguard.lab.topology import MAX_TARGETS, STREAM, Chain
+from lbguard.lab.topology import LB_HOST, MAX_TARGETS, STREAM, Chain
 from lbguard.lab.traffic import TrafficResult
 
+if TYPE_CHECKING:
+    from lbguard.lab.mesh import Mesh
+
 WARM_UP_S = 1.0
+LOST_PERCENT = 5
 TRAFFIC_TIMEOUT_S = 60.0
 LINE_LIMIT = 2**20
 
@@ -32,6 +39,7 @@ class Setup:
     proxies: int = 2
     targets_per_proxy: int = 2
     max_targets: int = MAX_TARGETS
+    topology: Topology = Topology.CHAIN
     work_dir: Path = Path("/run/lbguard-lab")
 
 
@@ -45,10 +53,12 @@ class Run:
     started: float = 0.0
     ended: float = 0.0
     measured: Measurement = field(default_factory=Measurement)
+    decided: Decided = field(default_factory=Decided)
     misses: list[str] = field(default_factory=list)
     steps: list[tuple[float, Step]] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     traffic: TrafficResult | None = None
+    lb: LbFacts | None = None
     resets_sent: dict[str, int] = field(default_factory=dict)
     error: str = ""
 
@@ -76,7 +86,9 @@ class Run:
             "misses": self.misses,
             "error": self.error,
             "resets_sent": self.resets_sent,
+            "load_balancer": asdict(self.lb) if self.lb else None,
             **asdict(self.measured),
+            **asdict(self.decided),
         }
 
 
@@ -95,7 +107,9 @@ async def play(scenario: Scenario, column: Column, distribution: Distribution, s
     except (OSError, RuntimeError) as error:
         run.error = f"{type(error).__name__}: {error}"
     if not run.error and column is Column.LBGUARD:
-        run.misses = scenario.promise.misses(run.measured, setup.outage_s)
+        run.misses = scenario.promise.misses(run.measured, setup.outage_s, run.decided)
+        if isinstance(scenario.promise, AgainstToday) and run.lb is not None:
+            run.misses += scenario.promise.misses_of(run.lb)
     return run
 
 
@@ -109,6 +123,7 @@ class _Player:
         self._progress = progress
         self._chain = Chain(setup.proxies, setup.targets_per_proxy, scenario.dad, setup.max_targets)
         self._proxies = tuple(range(1, setup.proxies + 1))
+        self._mesh: Mesh | None = None
 
     async def play(self, stack: contextlib.AsyncExitStack) -> None:
         setup, run = self._setup, self._run
@@ -118,21 +133,47 @@ class _Player:
         setup.work_dir.mkdir(parents=True, exist_ok=True)
         targets_file = setup.work_dir / "targets.yaml"
         self._chain.write_targets_file(targets_file)
-        if run.distribution is Distribution.NFQLB:
-            nfqlb = NfqlbProcess(self._chain.lb, STREAM, setup.max_targets)
-            stack.push_async_callback(nfqlb.stop)
-            await nfqlb.start()
+        self._controller = await self._make_controller(stack, targets_file)
         self._progress(f"starting {run.column}", 0)
         server = await stack.enter_async_context(_process(self._server_argv()))
-        self._controller = Controller(run.column, run.distribution, self._chain.lb, targets_file)
         stack.push_async_callback(self._controller.stop)
         await self._controller.start()
         await self._controller.wait_active(frozenset(place.identifier for place in self._chain.places))
         await _expect(server, "ready")
+        await self._start_mesh(stack)
         self._progress("opening connections", 0)
         await self._with_traffic()
         run.resets_sent = (await _expect(server, "resets", finish=True))["sent"]
         run.records = list(self._controller.records)
+        dropped = self._mesh.dropped if self._mesh else 0
+        run.decided = count_decisions(run.records, run.started, self._scope().lost, dropped)
+
+    async def _start_mesh(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start what reports to lbguard, if the scenario has any; today's process listens to nobody."""
+        says_something = self._scenario.monitored or any(
+            step.do is Do.LIE for step in self._scenario.steps(self._setup.outage_s, self._proxies)
+        )
+        if self._run.column is not Column.LBGUARD or not says_something:
+            return
+        # gRPC takes long to load, and most scenarios do without.
+        from lbguard.lab.mesh import Mesh
+
+        self._progress("starting monitors", 0)
+        work_dir, monitored = self._setup.work_dir, self._scenario.monitored
+        self._mesh = Mesh(self._chain, self._proxies, work_dir, monitored=monitored)
+        stack.push_async_callback(self._mesh.stop)
+        await self._mesh.start()
+
+    async def _make_controller(self, stack: contextlib.AsyncExitStack, targets_file: Path) -> Controller | MeridioLb:
+        setup, run, namespace = self._setup, self._run, self._chain.lb
+        if run.distribution is not Distribution.NFQLB:
+            return Controller(run.column, run.distribution, namespace, targets_file)
+        nfqlb = NfqlbProcess(namespace, STREAM, setup.max_targets)
+        stack.push_async_callback(nfqlb.stop)
+        if setup.topology is Topology.MERIDIO:
+            return MeridioLb(run.column, nfqlb, namespace, targets_file, setup.work_dir / "meridio")
+        await nfqlb.start()
+        return Controller(run.column, run.distribution, namespace, targets_file)
 
     def _server_argv(self) -> list[str]:
         spaces = {str(place.identifier): self._chain.target(place.identifier).name for place in self._chain.places}
@@ -150,6 +191,9 @@ class _Player:
         run.traffic = TrafficResult.from_json(json.loads(await asyncio.to_thread(result_file.read_text)))
         run.ended = run.traffic.ended
         run.measured = measure(run.traffic, run.started, self._scope())
+        if isinstance(self._controller, MeridioLb):
+            everybody = frozenset(place.identifier for place in self._chain.places)
+            run.lb = gather_facts(self._controller.lb_records, run.traffic, everybody)
 
     async def _act(self) -> None:
         """Do every step at its time, then watch."""
@@ -178,15 +222,25 @@ class _Player:
             Do.CREATE_TARGET_LINK: chain.create_target_link,
             Do.BLOCK_TARGET_IPV6: chain.block_target_ipv6,
             Do.UNBLOCK_TARGET_IPV6: chain.unblock_target_ipv6,
+            Do.CUT_DATAPATH: lambda proxy: chain.filter_datapath(proxy, ""),
+            Do.CUT_DATAPATH_IPV6: lambda proxy: chain.filter_datapath(proxy, "ether type ip6"),
+            Do.LOSE_PACKETS: lambda proxy: chain.filter_datapath(proxy, f"numgen random mod 100 < {LOST_PERCENT}"),
+            Do.MEND_DATAPATH: chain.mend_datapath,
+            Do.CHANGE_ADDRESSES: lambda proxy: chain.change_lb_addresses(proxy, LB_HOST + 1),
         }
         commands: dict[Do, Callable[[], Awaitable[None]]] = {
             Do.KILL_CONTROLLER: self._controller.kill,
             Do.START_CONTROLLER: self._controller.start,
         }
+        if isinstance(self._controller, MeridioLb):
+            commands[Do.REMOVE_TARGET] = partial(self._controller.remove, step.number)
+            commands[Do.ADD_TARGET] = partial(self._controller.add, step.number)
         if step.do in changes:
             await asyncio.to_thread(changes[step.do], step.number)
-        else:
+        if step.do in commands:
             await commands[step.do]()
+        if self._mesh is not None:
+            await self._mesh.do(step.do, step.number)
 
     def _scope(self) -> Scope:
         scenario = self._scenario

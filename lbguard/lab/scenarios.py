@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lbguard.lab.measure import Measurement
+from lbguard.lab.promise import Promise
 
 
 class Do(StrEnum):
@@ -19,6 +19,21 @@ class Do(StrEnum):
     UNBLOCK_TARGET_IPV6 = "unblock-target-ipv6"
     KILL_CONTROLLER = "kill-controller"
     START_CONTROLLER = "start-controller"
+    REMOVE_TARGET = "remove-target"
+    ADD_TARGET = "add-target"
+    CUT_DATAPATH = "cut-datapath"
+    CUT_DATAPATH_IPV6 = "cut-datapath-ipv6"
+    LOSE_PACKETS = "lose-packets"
+    MEND_DATAPATH = "mend-datapath"
+    CHANGE_ADDRESSES = "change-addresses"
+    TELL_MESH_HEALS = "tell-mesh-heals"
+    TELL_MESH_HEALED = "tell-mesh-healed"
+    CLOSE_CONNECTION = "close-connection"
+    REPORT_LATE = "report-late"
+    STARVE_MONITORS = "starve-monitors"
+    FEED_MONITORS = "feed-monitors"
+    LIE = "lie"
+    STOP_LYING = "stop-lying"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +46,12 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Promise:
-    """What must hold in lbguard's column. `None` means nothing is promised.
-
-    `median_over_outage_s` bounds the median gap of the disturbed connections: at most the outage plus this many
-    seconds. `longest_gap_s` is a strict bound. Lost targets are those whose path never comes back.
-    """
-
-    broken_max: int = 0
-    moved_max: int | None = 0
-    median_over_outage_s: float | None = None
-    longest_gap_s: float | None = None
-
-    def misses(self, measured: Measurement, outage_s: float) -> list[str]:
-        """Say in words what was missed; an empty list means the promise was kept."""
-        missed = []
-        if measured.opened == 0 or measured.disturbed == 0:
-            missed.append("no connection was disturbed, so nothing was shown")
-        if measured.broken > self.broken_max:
-            missed.append(f"{measured.broken} connections broken, {self.broken_max} promised")
-        if self.moved_max is not None and measured.moved > self.moved_max:
-            missed.append(f"{measured.moved} connections moved to another target, {self.moved_max} promised")
-        if self.median_over_outage_s is not None:
-            limit = outage_s + self.median_over_outage_s
-            if measured.median_gap_s > limit:
-                missed.append(f"median gap {measured.median_gap_s:.2f} s, at most {limit:.2f} s promised")
-        if self.longest_gap_s is not None and measured.longest_gap_s >= self.longest_gap_s:
-            missed.append(f"longest gap {measured.longest_gap_s:.2f} s, under {self.longest_gap_s:g} s promised")
-        return missed
-
-    def sentence(self, outage_s: float) -> str:
-        """Return the promise in words."""
-        parts = [f"{self.broken_max} broken"]
-        if self.moved_max is not None:
-            parts.append(f"{self.moved_max} moved")
-        if self.median_over_outage_s is not None:
-            parts.append(f"median gap at most {outage_s + self.median_over_outage_s:g} s")
-        if self.longest_gap_s is not None:
-            parts.append(f"longest gap under {self.longest_gap_s:g} s")
-        return ", ".join(parts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One scenario.
 
     `proxies` and `targets` name who is disturbed; targets behind `lost_proxies` never come back. `dad` leaves IPv6
     duplicate address detection on, as the kernel has it by default.
+    `monitored`: real monitors run in the proxies' namespaces, and report to lbguard.
     `steps` makes the actions from the outage (seconds) and the proxies of the chain; `observe_s` is how long traffic is
     watched after the last step.
     """
@@ -92,6 +66,7 @@ class Scenario:
     family: int | None = None
     lost_proxies: tuple[int, ...] = ()
     dad: bool = False
+    monitored: bool = False
 
     def disturbed_proxies(self, proxies: tuple[int, ...]) -> tuple[int, ...]:
         """Return the proxies whose targets are disturbed (`None` in the data means every one)."""
@@ -105,6 +80,14 @@ FLAP_DOWN_MAX_S = 0.4
 FAMILY_OUTAGE_S = 6.0
 """Longer than a neighbour failure is found out plus the default grace window: a guard that does not look at the other
 family would withdraw."""
+
+
+TROUBLE_S = 10.0
+LATE_REPORTS = 6
+SLOW_HEAL_S = 5.0
+"""Longer than the default grace window (3 s), shorter than the mesh is said to need (15 s)."""
+CUT_NOTICED_S = 9.0
+"""Two silent rounds, a neighbour that answered just before, the grace window, and what a busy machine adds."""
 
 
 def _recreate(proxy: int, at_s: float, outage_s: float) -> list[Step]:
@@ -145,6 +128,43 @@ def _guard_crash(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
     # Whoever supervises it starts it again at once.
     crash = [Step(outage_s / 10, Do.KILL_CONTROLLER), Step(outage_s / 10, Do.START_CONTROLLER)]
     return sorted(_recreate(1, 0.0, outage_s) + crash, key=lambda step: step.at_s)
+
+
+def _datapath_cut(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.CUT_DATAPATH, 1)]
+
+
+def _one_family_cut(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.CUT_DATAPATH_IPV6, 1), Step(FAMILY_OUTAGE_S, Do.MEND_DATAPATH, 1)]
+
+
+def _lossy(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.LOSE_PACKETS, 1), Step(TROUBLE_S, Do.MEND_DATAPATH, 1)]
+
+
+def _starved(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.STARVE_MONITORS), Step(TROUBLE_S, Do.FEED_MONITORS)]
+
+
+def _late_verdict(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.CLOSE_CONNECTION, 1), *(Step(1.0 + n / 2, Do.REPORT_LATE, 1) for n in range(LATE_REPORTS))]
+
+
+def _ip_change(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.CHANGE_ADDRESSES, 1)]
+
+
+def _heal_slow(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [
+        Step(0.0, Do.DELETE_LB_LINK, 1),
+        Step(0.1, Do.TELL_MESH_HEALS, 1),
+        Step(SLOW_HEAL_S, Do.CREATE_LB_LINK, 1),
+        Step(SLOW_HEAL_S + 0.1, Do.TELL_MESH_HEALED, 1),
+    ]
+
+
+def _lying_proxy(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.LIE), Step(TROUBLE_S, Do.STOP_LYING)]
 
 
 def _rolling(outage_s: float, proxies: tuple[int, ...]) -> list[Step]:
@@ -229,6 +249,73 @@ ALL = (
         promise=HELD,
         steps=_rolling,
         observe_s=9.0,
+        proxies=None,
+    ),
+    Scenario(
+        name="datapath-cut",
+        sentence="One link of the load balancer stays up but drops everything, for good.",
+        promise=Promise(lost_within_s=CUT_NOTICED_S, withdrawals_max=0),
+        steps=_datapath_cut,
+        observe_s=12.0,
+        lost_proxies=(1,),
+        monitored=True,
+    ),
+    Scenario(
+        name="one-family-cut",
+        sentence="One link of the load balancer drops all IPv6 for six seconds while its IPv4 works.",
+        promise=Promise(withdrawals_max=0, holds_max=0),
+        steps=_one_family_cut,
+        observe_s=9.0,
+        family=6,
+        monitored=True,
+    ),
+    Scenario(
+        name="lossy",
+        sentence="One link of the load balancer loses 5 % of the packets each way for ten seconds.",
+        promise=Promise(withdrawals_max=0, holds_max=0),
+        steps=_lossy,
+        observe_s=4.0,
+        monitored=True,
+    ),
+    Scenario(
+        name="starved",
+        sentence="The monitors get CPU for moments only, for ten seconds, while every path works.",
+        promise=Promise(withdrawals_max=0, holds_max=0),
+        steps=_starved,
+        observe_s=4.0,
+        proxies=None,
+        monitored=True,
+    ),
+    Scenario(
+        name="late-verdict",
+        sentence="A connection of the mesh is closed, and DOWN verdicts on it arrive afterwards.",
+        promise=Promise(withdrawals_max=0, holds_max=0, dropped_min=LATE_REPORTS),
+        steps=_late_verdict,
+        observe_s=5.0,
+        monitored=True,
+    ),
+    Scenario(
+        name="ip-change",
+        sentence="The mesh gives one link new addresses while traffic flows; the old ones go.",
+        promise=Promise(withdrawals_max=0, holds_max=0),
+        steps=_ip_change,
+        observe_s=8.0,
+        monitored=True,
+    ),
+    Scenario(
+        name="heal-slow",
+        sentence="One link goes and is back after five seconds; the mesh says meanwhile that it heals.",
+        promise=Promise(withdrawals_max=0),
+        steps=_heal_slow,
+        observe_s=9.0,
+        monitored=True,
+    ),
+    Scenario(
+        name="lying-proxy",
+        sentence="A reporter says for ten seconds that every link and target is down, while every path works.",
+        promise=Promise(withdrawals_max=0, holds_max=0),
+        steps=_lying_proxy,
+        observe_s=4.0,
         proxies=None,
     ),
 )

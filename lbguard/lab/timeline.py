@@ -30,12 +30,23 @@ _GOES = {
     Do.DELETE_TARGET_LINK: "link of target {}",
     Do.BLOCK_TARGET_IPV6: "IPv6 of target {}",
     Do.KILL_CONTROLLER: "controller",
+    Do.REMOVE_TARGET: "registration of target {}",
+    Do.CUT_DATAPATH: "datapath of proxy {}",
+    Do.CUT_DATAPATH_IPV6: "datapath of proxy {}",
+    Do.LOSE_PACKETS: "datapath of proxy {}",
+    Do.STARVE_MONITORS: "CPU of the monitors",
+    Do.CLOSE_CONNECTION: "connection of proxy {}",
+    Do.LIE: "honest reports",
 }
 _COMES = {
     Do.CREATE_LB_LINK: "LB link to proxy {}",
     Do.CREATE_TARGET_LINK: "link of target {}",
     Do.UNBLOCK_TARGET_IPV6: "IPv6 of target {}",
     Do.START_CONTROLLER: "controller",
+    Do.ADD_TARGET: "registration of target {}",
+    Do.MEND_DATAPATH: "datapath of proxy {}",
+    Do.FEED_MONITORS: "CPU of the monitors",
+    Do.STOP_LYING: "honest reports",
 }
 
 
@@ -60,7 +71,7 @@ def link_lanes(steps: Sequence[tuple[float, Step]], start: float, end_s: float) 
             present[name] = (-BEFORE_S, "none")
             lanes[_COMES[step.do].format(step.number)] = []
             change(name, at_s, "up")
-        else:
+        elif step.do in _COMES:
             change(_COMES[step.do].format(step.number), at_s, "up")
     for name, (since, state) in present.items():
         lanes[name].append((since, end_s, state))

@@ -30,6 +30,9 @@ MAX_TARGETS = 100
 MAX_TARGETS_UNPRIVILEGED = 20
 """In a user namespace the kernel limits the size of a netlink message, and with it that of an nftables transaction."""
 
+LB_HOST = 2
+"""The load balancer's host number in every proxy's subnet."""
+
 SETTLE_TIMEOUT_S = 10.0
 
 _LB_SYSCTLS = {
@@ -39,6 +42,8 @@ _LB_SYSCTLS = {
     "net.ipv4.conf.default.rp_filter": "0",
     "net.ipv4.fwmark_reflect": "1",
     "net.ipv6.fwmark_reflect": "1",
+    # A second address of a subnet stays when the first one goes.
+    "net.ipv4.conf.all.promote_secondaries": "1",
     "net.ipv4.conf.all.send_redirects": "0",
     "net.ipv4.conf.default.send_redirects": "0",
 }
@@ -56,6 +61,11 @@ add table ip6 lab
 add chain ip6 lab deaf { type filter hook prerouting priority -400 ; policy drop ; }
 add rule ip6 lab deaf iifname "lo" accept
 """
+
+
+def _lb_addresses(proxy: int, host: int) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Return the load balancer's addresses in a proxy's subnets, each with what `ip addr add` needs besides."""
+    return (f"172.16.{proxy}.{host}/24", ""), (f"fd00:0:0:{proxy}::{host}/64", "nodad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,8 @@ class Chain:
     places: tuple[TargetPlace, ...] = field(init=False)
     lb_links: dict[int, str] = field(init=False, default_factory=dict)
     superseded_links: dict[int, str] = field(init=False, default_factory=dict)
+    lb_hosts: dict[int, int] = field(init=False, default_factory=dict)
+    _lb_ports: dict[int, str] = field(init=False, default_factory=dict)
     _proxy_spaces: dict[int, Namespace] = field(init=False, default_factory=dict)
     _target_spaces: dict[int, Namespace] = field(init=False, default_factory=dict)
     _target_links: dict[int, str] = field(init=False, default_factory=dict)
@@ -179,6 +191,7 @@ class Chain:
         if proxy in self.lb_links:
             self.superseded_links[proxy] = self.lb_links[proxy]
         self.lb.ip("link", "add", "name", name, "type", "veth", "peer", "name", peer, "netns", self.proxy(proxy).name)
+        self._lb_ports[proxy], self.lb_hosts[proxy] = peer, LB_HOST
         self.proxy(proxy).batch([f"link set {peer} master br0 up"])
         self.lb.batch(
             [
@@ -227,6 +240,35 @@ class Chain:
     def unblock_target_ipv6(self, identifier: int) -> None:
         """Let a target hear IPv6 again."""
         self.target(identifier).run("nft", "delete table ip6 lab")
+
+    def filter_datapath(self, proxy: int, drop: str) -> None:
+        """Have a proxy's bridge drop what matches (nftables; empty: everything) to and from the load balancer.
+
+        The link itself stays up, and no counter of the load balancer sees what was dropped.
+        """
+        port = self._lb_ports[proxy]
+        rules = ["add table bridge lab"]
+        for hook, sides in (("forward", ("iifname", "oifname")), ("input", ("iifname",)), ("output", ("oifname",))):
+            rules.append(f"add chain bridge lab {hook} {{ type filter hook {hook} priority 0 ; }}")
+            rules += [f"add rule bridge lab {hook} {side} {port} {drop} drop" for side in sides]
+        self.proxy(proxy).run("nft", "\n".join(rules))
+
+    def mend_datapath(self, proxy: int) -> None:
+        """End what `filter_datapath` began."""
+        self.proxy(proxy).run("nft", "delete table bridge lab")
+
+    def change_lb_addresses(self, proxy: int, host: int) -> None:
+        """Give the load balancer's end of a link other addresses: new ones first, then the way back, then old out."""
+        link, old = self.lb_links[proxy], self.lb_hosts[proxy]
+        self.lb.batch([f"addr add {ip} dev {link} {nodad}" for ip, nodad in _lb_addresses(proxy, host)])
+        self.proxy(proxy).batch(
+            [
+                f"route replace default via 172.16.{proxy}.{host}",
+                f"route replace default via fd00:0:0:{proxy}::{host} dev br0",
+            ]
+        )
+        self.lb.batch([f"addr del {ip} dev {link}" for ip, _ in _lb_addresses(proxy, old)])
+        self.lb_hosts[proxy] = host
 
     # -- building -----------------------------------------------------------------------------------------------------
 

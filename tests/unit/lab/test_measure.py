@@ -1,4 +1,4 @@
-from lbguard.lab.measure import Scope, is_moved, is_stalled, longest_gap, measure
+from lbguard.lab.measure import Decided, Scope, count_decisions, is_moved, is_stalled, longest_gap, measure
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
 
 START = 100.0
@@ -89,3 +89,23 @@ def test_a_late_client_is_told() -> None:
     result = _result([_channel(1)])
     result.late_s = 0.7
     assert measure(result, START, Scope(disturbed=frozenset({1}))).client_late_s == 0.7
+
+
+def test_decisions_are_counted_apart_for_targets_that_are_lost() -> None:
+    def decision(ts: float, identifier: int, action: str) -> dict[str, object]:
+        return {"ts": ts, "event": "decision", "identifier": identifier, "action": action}
+
+    records = [
+        decision(99.0, 3, "withdraw"),
+        {"ts": 100.0, "event": "ready"},
+        decision(100.5, 1, "hold"),
+        decision(100.5, 3, "hold"),
+        decision(103.5, 1, "withdraw"),
+        decision(104.0, 3, "withdraw"),
+        decision(104.0, 2, "withdraw"),
+    ]
+    assert count_decisions(records, 100.0, frozenset()) == Decided(holds=2, withdrawals=3)
+    assert count_decisions(records, 100.0, frozenset({1, 2}), 7) == Decided(
+        holds=1, withdrawals=1, lost_after_s=4.0, dropped=7
+    )
+    assert count_decisions(records, 100.0, frozenset({1, 4})).lost_after_s is None

@@ -19,6 +19,26 @@ def test_a_link_is_away_between_its_delete_and_its_return() -> None:
     }
 
 
+def test_a_datapath_that_is_cut_and_monitors_without_cpu_have_lanes_too() -> None:
+    steps = [
+        (100.0, Step(0, Do.LOSE_PACKETS, 1)),
+        (100.5, Step(0.5, Do.STARVE_MONITORS)),
+        (101.0, Step(1, Do.REPORT_LATE, 1)),
+        (102.0, Step(2, Do.MEND_DATAPATH, 1)),
+        (103.0, Step(3, Do.FEED_MONITORS)),
+    ]
+    assert link_lanes(steps, 100.0, 9.0) == {
+        "datapath of proxy 1": [(-BEFORE_S, 0.0, "up"), (0.0, 2.0, "away"), (2.0, 9.0, "up")],
+        "CPU of the monitors": [(-BEFORE_S, 0.5, "up"), (0.5, 3.0, "away"), (3.0, 9.0, "up")],
+    }
+
+
+def test_every_step_can_be_drawn() -> None:
+    for do in Do:
+        if do is not Do.DELETE_SUPERSEDED_LINK:
+            link_lanes([(100.0, Step(0, do, 1))], 100.0, 9.0)
+
+
 def test_two_links_of_one_subnet_have_a_lane_each() -> None:
     steps = [(100.0, Step(0, Do.CREATE_LB_LINK, 1)), (100.5, Step(0.5, Do.DELETE_SUPERSEDED_LINK, 1))]
     lanes = link_lanes(steps, 100.0, 9.0)

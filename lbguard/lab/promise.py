@@ -1,0 +1,77 @@
+"""What lbguard promises for a scenario, as data, and whether a run kept it."""
+
+from dataclasses import dataclass
+
+from lbguard.lab.measure import Decided, Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What must hold in lbguard's column. `None` means nothing is promised.
+
+    `median_over_outage_s` bounds the median gap of the disturbed connections: at most the outage plus this many
+    seconds. `longest_gap_s` is a strict bound. Lost targets are those whose path never comes back; `lost_within_s`
+    bounds how long they stay in the table. `holds_max`, `withdrawals_max`: how often others may be held and withdrawn.
+    `dropped_min`: so many verdicts at least were dropped by name.
+    """
+
+    broken_max: int = 0
+    moved_max: int | None = 0
+    median_over_outage_s: float | None = None
+    longest_gap_s: float | None = None
+    lost_within_s: float | None = None
+    holds_max: int | None = None
+    withdrawals_max: int | None = None
+    dropped_min: int = 0
+
+    def misses(self, measured: Measurement, outage_s: float, decided: Decided | None = None) -> list[str]:
+        """Say in words what was missed; an empty list means the promise was kept."""
+        missed = []
+        if measured.opened == 0 or measured.disturbed == 0:
+            missed.append("no connection was disturbed, so nothing was shown")
+        if measured.broken > self.broken_max:
+            missed.append(f"{measured.broken} connections broken, {self.broken_max} promised")
+        if self.moved_max is not None and measured.moved > self.moved_max:
+            missed.append(f"{measured.moved} connections moved to another target, {self.moved_max} promised")
+        if self.median_over_outage_s is not None:
+            limit = outage_s + self.median_over_outage_s
+            if measured.median_gap_s > limit:
+                missed.append(f"median gap {measured.median_gap_s:.2f} s, at most {limit:.2f} s promised")
+        if self.longest_gap_s is not None and measured.longest_gap_s >= self.longest_gap_s:
+            missed.append(f"longest gap {measured.longest_gap_s:.2f} s, under {self.longest_gap_s:g} s promised")
+        return missed + self._misses_of_decisions(decided or Decided())
+
+    def _misses_of_decisions(self, decided: Decided) -> list[str]:
+        missed = []
+        if self.lost_within_s is not None:
+            if decided.lost_after_s is None:
+                missed.append("not every lost target was withdrawn")
+            elif decided.lost_after_s > self.lost_within_s:
+                limits = f"{decided.lost_after_s:.2f} s, within {self.lost_within_s:g} s promised"
+                missed.append(f"lost targets withdrawn after {limits}")
+        if self.holds_max is not None and decided.holds > self.holds_max:
+            missed.append(f"targets held {decided.holds} times, {self.holds_max} promised")
+        if self.withdrawals_max is not None and decided.withdrawals > self.withdrawals_max:
+            missed.append(f"targets withdrawn {decided.withdrawals} times, {self.withdrawals_max} promised")
+        if decided.dropped < self.dropped_min:
+            missed.append(f"{decided.dropped} verdicts dropped by name, {self.dropped_min} promised")
+        return missed
+
+    def sentence(self, outage_s: float) -> str:
+        """Return the promise in words."""
+        parts = [f"{self.broken_max} broken"]
+        if self.moved_max is not None:
+            parts.append(f"{self.moved_max} moved")
+        if self.median_over_outage_s is not None:
+            parts.append(f"median gap at most {outage_s + self.median_over_outage_s:g} s")
+        if self.longest_gap_s is not None:
+            parts.append(f"longest gap under {self.longest_gap_s:g} s")
+        if self.lost_within_s is not None:
+            parts.append(f"lost targets withdrawn within {self.lost_within_s:g} s")
+        if self.holds_max is not None:
+            parts.append(f"{self.holds_max} held")
+        if self.withdrawals_max is not None:
+            parts.append(f"{self.withdrawals_max} withdrawn")
+        if self.dropped_min:
+            parts.append(f"at least {self.dropped_min} verdicts dropped by name")
+        return ", ".join(parts)
