@@ -26,7 +26,7 @@ _log = logging.getLogger("lbguard.recording")
 
 _LINES_A_SLICE = 16
 _PAUSE_S = 0.0002
-_RETRY_AFTER_S = 10.0
+_RETRY_AFTER_S, _RETRY_AFTER_MAX_S = 10.0, 600.0
 _BETWEEN_CHECKPOINTS_S = 10.0
 _STOP_LIMIT_S = 1.0
 
@@ -90,33 +90,6 @@ def said_of(effects: list[Effect]) -> list[object]:
     ]
 
 
-class DirectTape:
-    """Writes in the calling thread: for simulations, where nobody waits."""
-
-    def __init__(self, writer: RecordingWriter) -> None:
-        self._writer = writer
-
-    @property
-    def wanted(self) -> int:
-        """How urgently a checkpoint is wanted."""
-        return self._writer.wanted
-
-    def put(self, kind: str, now: float, payload: Any = None) -> None:
-        """Write an entry.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        if kind == "checkpoint":
-            payload = Checkpoint(payload)
-        written = self._writer.write(Entry(kind, now, payload))
-        assert written, "a file is full and no checkpoint came"
-
-    def close(self) -> None:
-        """End the file properly."""
-        self._writer.close()
-
-
 class Recorder:
     """The tape of the running service. `put` belongs to the loop's thread and never waits.
 
@@ -145,6 +118,7 @@ class Recorder:
         self._why = ""
         self._counted: Mapping[TargetKey, tuple[int, int]] = {}
         self._retry_at = 0.0
+        self._retry_after_s = _RETRY_AFTER_S
         self._checkpoint_at = float("-inf")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -218,6 +192,8 @@ class Recorder:
             while self._queue and self._clock() < min(flushed_at + self._flush_s, until):
                 lines = self._take(self._queue.popleft(), lines)
             self._attempt(self._writer.flush)
+            if self._writer.path is not None:
+                self._retry_after_s = _RETRY_AFTER_S
             if stopping and (not self._queue or self._clock() >= until):
                 self._attempt(self._writer.close)
                 return
@@ -252,7 +228,8 @@ class Recorder:
             extra=fields(reason=error.strerror or str(error), path=str(error.filename or self._writer.path or "")),
         )
         self._writer.abandon()
-        self._lost_here("disk", _RETRY_AFTER_S)
+        self._lost_here("disk", self._retry_after_s)
+        self._retry_after_s = min(2 * self._retry_after_s, _RETRY_AFTER_MAX_S)
 
     def _lost_here(self, why: str, retry_after_s: float) -> None:
         if self._why:

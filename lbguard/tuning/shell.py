@@ -137,7 +137,7 @@ class ModelledShell:
                 return [] if route.protocol == ROUTE_PROTOCOL else [event]
             case ev.RuleSeen(rule=rule) | ev.RuleGone(rule=rule):
                 return [] if rule.protocol == ROUTE_PROTOCOL else [event]
-            case ev.DistributorSeen():
+            case ev.DistributorSeen() if self._config.owns_paths:
                 # What was there before us is as recorded; from then on the table is this world's own.
                 _, active = self._tables.setdefault(event.stream, (frozenset(), event.active))
                 return [ev.DistributorSeen(stream=event.stream, active=active)]

@@ -43,7 +43,7 @@ def settings_of(config: EngineConfig) -> dict[str, str]:
     """Return the settings, as flags take them, that make this configuration."""
     grace = config.grace
     values: dict[str, Any] = {
-        "mode": "observe" if config.observe else "enforce",
+        "mode": "observe" if config.observe else "enforce" if config.manages_paths else "companion",
         "grace.window": grace.window_s,
         "grace.max": grace.max_s,
         "grace.neighbor_window": grace.by_cause_s.get(Condition.NEIGHBOR_FAILED),
@@ -58,6 +58,9 @@ def settings_of(config: EngineConfig) -> dict[str, str]:
         "availability.grace": config.availability_grace_s,
         "evidence.soft_budget": config.soft_budget,
         "evidence.neighbor_failures": config.neighbor_failures_needed,
+        "evidence.verdict_confirm": config.evidence.confirm_k,
+        "evidence.verdict_memory": config.evidence.confirm_n,
+        "evidence.veto_window": config.evidence.veto_window_s,
         "links.superseded": "down" if config.superseded_link_down else "ignore",
         "links.exclude": config.excluded_links,
         "neighbors.probe_interval": config.neighbor_probe_interval_s,
@@ -87,20 +90,23 @@ def config_with(recorded: EngineConfig, values: Mapping[str, str]) -> EngineConf
                     )
                 ]
             )
-    flags: dict[str, object] = {**known, **values}
-    made = engine_config(load(flags={**flags, "source": "file"}).settings)
-    by_cause = {**recorded.grace.by_cause_s, **made.grace.by_cause_s}
-    for name, cause in (("neighbor", Condition.NEIGHBOR_FAILED), ("verdict", Condition.VERDICT_DOWN)):
-        if not flags[f"grace.{name}_window"]:
-            by_cause.pop(cause, None)
+    before, after = (engine_config(load(flags={**known, **some, "source": "file"}).settings) for some in ({}, values))
+    changed: EngineConfig = _changed(recorded, before, after)
+    return changed
+
+
+def _changed(recorded: Any, before: Any, after: Any) -> Any:
+    """Return a recorded value with what differs between two others; what no setting reaches stays as it was."""
+    if before == after:
+        return recorded
+    if isinstance(after, dict):
+        kept = {key: value for key, value in recorded.items() if key in after or key not in before}
+        return kept | {key: value for key, value in after.items() if before.get(key) != value}
+    if not dataclasses.is_dataclass(after) or isinstance(after, type):
+        return after
+    names = [field.name for field in dataclasses.fields(after)]
     return dataclasses.replace(
-        recorded,
-        **{
-            field.name: getattr(made, field.name)
-            for field in dataclasses.fields(made)
-            if field.name not in ("grace", "evidence", "retry_min_s", "retry_max_s")
-        },
-        grace=dataclasses.replace(made.grace, by_cause_s=by_cause),
+        recorded, **{name: _changed(*(getattr(one, name) for one in (recorded, before, after))) for name in names}
     )
 
 

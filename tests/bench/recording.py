@@ -16,11 +16,12 @@ from lbguard.core.model import NeighborState, StreamSpec, TargetSpec
 from lbguard.recording.checkpoint import encode_nodes, freeze
 from lbguard.recording.format import Limits
 from lbguard.recording.reader import find_files
-from lbguard.recording.recorder import DirectTape, RecordedEngine, Recorder
+from lbguard.recording.recorder import RecordedEngine, Recorder
 from lbguard.recording.replay import replay
 from lbguard.recording.writer import Entry, RecordingWriter
 from tests.bench.results import Row, Say, Scale, Summary
 from tests.bench.world import STREAM_SIZE, target_ips
+from tests.fakes.direct_tape import DirectTape
 from tests.unit.core.harness import Guard
 
 NAME = "recording"

@@ -3,8 +3,9 @@
 import random
 from pathlib import Path
 
-from lbguard.recording.recorder import DirectTape, RecordedEngine
+from lbguard.recording.recorder import RecordedEngine
 from lbguard.recording.writer import RecordingWriter
+from tests.fakes.direct_tape import DirectTape
 from tests.sim.invariants import Watch
 from tests.sim.world import World
 

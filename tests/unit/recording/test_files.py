@@ -19,8 +19,9 @@ from lbguard.core.model import NeighborState
 from lbguard.recording.checkpoint import freeze
 from lbguard.recording.format import Limits, RecordingError
 from lbguard.recording.reader import Began, Decided, Ended, Item, Told, find_files, read_file, read_header
-from lbguard.recording.recorder import DirectTape, RecordedEngine
+from lbguard.recording.recorder import RecordedEngine
 from lbguard.recording.writer import Checkpoint, Entry, RecordingWriter
+from tests.fakes.direct_tape import DirectTape
 from tests.unit.core.harness import Guard, ipv4_of
 from tests.unit.recording.values import values
 

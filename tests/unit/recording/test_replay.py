@@ -11,9 +11,10 @@ from lbguard.core.events import KernelSnapshot, SourceSnapshot
 from lbguard.recording.checkpoint import CheckpointError, decode_nodes, encode_nodes, freeze, restore
 from lbguard.recording.format import GOES_ON, Header, RecordingError
 from lbguard.recording.reader import Ended, find_files
-from lbguard.recording.recorder import DirectTape, RecordedEngine
+from lbguard.recording.recorder import RecordedEngine
 from lbguard.recording.replay import Continuity, replay
 from lbguard.recording.writer import RecordingWriter
+from tests.fakes.direct_tape import DirectTape
 from tests.unit.core.harness import Guard
 
 CONFIG = EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False)

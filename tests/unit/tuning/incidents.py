@@ -9,8 +9,9 @@ from lbguard.core.events import KernelSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.distributor.maglev import largest_prime_at_most
 from lbguard.recording.reader import find_files
-from lbguard.recording.recorder import DirectTape, RecordedEngine
+from lbguard.recording.recorder import RecordedEngine
 from lbguard.recording.writer import RecordingWriter
+from tests.fakes.direct_tape import DirectTape
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
 
 PROXIES = 4

@@ -15,6 +15,7 @@ from lbguard.tuning.variants import candidate_windows, config_with, parse_choice
         {"mode": "observe", "grace.window": "1.25s", "grace.max": "2m", "grace.verdict_window": "4s"},
         {"freeze.threshold": "0.75", "damping.step": "0", "links.superseded": "ignore", "links.exclude": "lo,eth*"},
         {"grace.adaptive": "true", "grace.adaptive_quantile": "0.9", "evidence.neighbor_failures": "5"},
+        {"mode": "companion", "evidence.verdict_confirm": "2", "evidence.veto_window": "4s"},
         {"neighbors.probe_interval": "0", "neighbors.solicit": "false", "evidence.soft_budget": "0.25"},
     ],
 )
@@ -31,6 +32,11 @@ def test_what_no_setting_reaches_stays_as_recorded() -> None:
     assert config_with(recorded, {}) == recorded
     changed = config_with(recorded, {"grace.window": "5s", "grace.verdict_window": ""})
     assert changed.grace.by_cause_s == {Condition.NO_LINK: 7.0}
+    assert config_with(recorded, {"grace.neighbor_window": "1s"}).grace.by_cause_s == {
+        Condition.NO_LINK: 7.0,
+        Condition.VERDICT_DOWN: 2.0,
+        Condition.NEIGHBOR_FAILED: 1.0,
+    }
     assert changed == dataclasses.replace(
         recorded, grace=dataclasses.replace(recorded.grace, window_s=5.0, by_cause_s={Condition.NO_LINK: 7.0})
     )
