@@ -19,6 +19,8 @@ EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
+_INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.1, 60.0
+
 DEFAULT_SOCKET = Path("/run/lbguard/lbguard.sock")
 
 app = typer.Typer(
@@ -35,6 +37,7 @@ app = typer.Typer(
       lbguard check-config --host           what is set, and is this machine fit for it?
       lbguard run --targets-file FILE       the service (LBGUARD_MODE=observe touches nothing)
       lbguard status                        what it sees and decided
+      lbguard top                           the same, live, until you press q
       lbguard explain stream-a/1            why a target is where it is
       lbguard probe --once                  does the datapath answer, seen from a proxy?
       lbguard tune RECORDING                which grace window would have been best?
@@ -254,6 +257,42 @@ def status(
 
 
 @app.command()
+def top(
+    socket: SocketOption = DEFAULT_SOCKET,
+    interval: Annotated[
+        str, typer.Option("--interval", metavar="DURATION", help="Time between two questions, 100ms to 1m.")
+    ] = "1s",
+    once: Annotated[bool, typer.Option("--once", help="Print the view once and end.")] = False,
+) -> None:
+    """Watch the running service: streams, targets, links, deadlines counting down, the last decisions.
+
+    Troubled targets come first. Leave with q or Ctrl-C. It waits while the service does not run, and goes on when it is
+    back. Where there is no terminal, the view is printed once, as with --once.
+
+    \b
+    Examples:
+      lbguard top
+      lbguard top --interval 200ms
+      lbguard top --once
+
+    Exit status: 0 left, or printed; 1 the service does not run (--once only); 2 wrong usage.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.durations import EXAMPLES, parse_duration
+
+    try:
+        interval_s = parse_duration(interval)
+        if not _INTERVAL_MIN_S <= interval_s <= _INTERVAL_MAX_S:
+            raise ValueError("from 100ms to 1m")
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{interval!r}: {error}; write one such as {EXAMPLES}", param_hint="--interval"
+        ) from None
+    from lbguard import cli_top
+
+    cli_top.run_top(socket, interval_s, once=once)
+
+
+@app.command()
 def events(
     socket: SocketOption = DEFAULT_SOCKET,
     last: Annotated[int, typer.Option("--last", min=0, max=10_000, help="Show this many past decisions first.")] = 20,
@@ -366,6 +405,12 @@ def demo(
         list[str] | None,
         typer.Option("--scenario", metavar="NAME", help="What to play; `all` is everything. Repeatable."),
     ] = None,
+    topology: Annotated[
+        str,
+        typer.Option(
+            metavar="chain|meridio", help="chain: targets from a file. meridio: an unmodified load balancer, on nfqlb."
+        ),
+    ] = "chain",
     outage: Annotated[str, typer.Option(metavar="DURATION", help="How long links are away.")] = "500ms",
     connections: Annotated[int, typer.Option(metavar="N", help="TCP connections to keep alive.")] = 200,
     distributors: Annotated[
@@ -388,14 +433,16 @@ def demo(
       lbguard demo
       lbguard demo --scenario all --report demo.html
       lbguard demo --scenario flap --outage 2s --connections 50
+      lbguard demo --topology meridio
 
     Exit status: 0 every promise kept, 1 one was missed, 2 not played (the message says why).
     """  # noqa: D301 (\b keeps the lines of a block)
     if list_scenarios:
-        from lbguard.lab.scenarios import ALL
+        from lbguard.lab.meridio_scenarios import SCENARIOS
 
-        for scenario in ALL:
-            print(f"{scenario.name:<14} {scenario.sentence}")
+        listed = next((there for name, there in SCENARIOS.items() if name == topology), ())
+        for scenario in listed:
+            print(f"{scenario.name:<18} {scenario.sentence}")
         return
     from lbguard.durations import EXAMPLES, parse_duration
     from lbguard.lab.demo import DemoOptions, run_demo
@@ -406,6 +453,7 @@ def demo(
         raise typer.BadParameter(f"{outage!r}: {error}; write one such as {EXAMPLES}", param_hint="--outage") from None
     options = DemoOptions(
         scenarios=tuple(scenarios or ()),
+        topology=topology,
         distributors=tuple(distributors or ()),
         outage_s=outage_s,
         connections=connections,

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 TARGETS_SHOWN = 200
 _LEFT_OUT_SHOWN = 10
 _WIDTH_WITHOUT_TERMINAL = 160
-_TROUBLE_FIRST = [
+TROUBLE_FIRST = [
     TargetState.WITHDRAWN,
     TargetState.FROZEN,
     TargetState.HELD,
     TargetState.PENDING,
     TargetState.ACTIVE,
 ]
-_COLOURS = {
+STATE_COLOURS = {
     TargetState.WITHDRAWN: "red",
     TargetState.FROZEN: "blue",
     TargetState.HELD: "yellow",
@@ -124,7 +124,7 @@ def _value(loaded: "Loaded", name: str) -> Any:
 
 # Probe
 
-_STATE_COLOURS = {"up": "green", "degraded": "yellow", "healing": "yellow", "down": "bold red", "unknown": "dim"}
+_VERDICT_COLOURS = {"up": "green", "degraded": "yellow", "healing": "yellow", "down": "bold red", "unknown": "dim"}
 
 
 def show_probe(report: "OnceReport") -> None:
@@ -133,7 +133,7 @@ def show_probe(report: "OnceReport") -> None:
     table = _table("CONNECTION", "STATE", "FAMILY", "REPLIES", "RTT MIN/MEDIAN/MAX", "FROM", "TO", "LINK")
     for result in report.results:
         connection, verdict = result.connection, result.verdict
-        colour = _STATE_COLOURS.get(result.state, "")
+        colour = _VERDICT_COLOURS.get(result.state, "")
         for ipv4 in (True, False):
             pairs = [pair for pair in connection.pairs if is_ipv4(pair.source) == ipv4]
             if not pairs:
@@ -185,13 +185,18 @@ def target_json(target: TargetStatus, now: float) -> dict[str, object]:
     return values
 
 
-def show_status(status: GuardStatus, *, show_all: bool) -> None:
-    """Print streams, targets (troubled ones first) and links."""
-    console = _console()
+def headline(status: GuardStatus) -> Text:
+    """Return one line about the service as a whole."""
     mode = "observing: no decision is carried out" if status.observe else "enforcing"
     sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason})"
     source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
-    console.print(f"{mode} · {sync} · {source}", style="" if status.in_sync and status.source_ok else "bold yellow")
+    return Text(f"{mode} · {sync} · {source}", "" if status.in_sync and status.source_ok else "bold yellow")
+
+
+def show_status(status: GuardStatus, *, show_all: bool) -> None:
+    """Print streams, targets (troubled ones first) and links."""
+    console = _console()
+    console.print(headline(status))
     console.print()
     _show_streams(console, status)
     _show_targets(console, status, show_all=show_all)
@@ -199,12 +204,12 @@ def show_status(status: GuardStatus, *, show_all: bool) -> None:
 
 
 def _show_streams(console: Console, status: GuardStatus) -> None:
-    table = _table("STREAM", "AVAILABLE", *(state.value.upper() for state in _TROUBLE_FIRST), "TABLE", "NOTE")
+    table = _table("STREAM", "AVAILABLE", *(state.value.upper() for state in TROUBLE_FIRST), "TABLE", "NOTE")
     for stream in status.streams:
         available = Text("yes", "green") if stream.available else Text("NO", "bold red")
         note = "mass failure: deadlines are frozen" if stream.mass_failure else ""
         note = "; ".join(text for text in (stream.availability_reason if not stream.available else "", note) if text)
-        counts = (stream.counts.get(state, 0) for state in _TROUBLE_FIRST)
+        counts = (stream.counts.get(state, 0) for state in TROUBLE_FIRST)
         committed = "committed" if stream.table_committed else "changing"
         _row(table, stream.name, available, *counts, committed, note)
     console.print(table if status.streams else "No streams.")
@@ -212,7 +217,7 @@ def _show_streams(console: Console, status: GuardStatus) -> None:
 
 
 def _show_targets(console: Console, status: GuardStatus, *, show_all: bool) -> None:
-    targets = sorted(status.targets, key=lambda item: (_TROUBLE_FIRST.index(item.state), item.stream, item.identifier))
+    targets = sorted(status.targets, key=lambda item: (TROUBLE_FIRST.index(item.state), item.stream, item.identifier))
     shown = targets if show_all else targets[:TARGETS_SHOWN]
     judged = any(path.verdicts for target in shown for path in target.paths)
     columns = ("TARGET", "STATE", "FOR", "UNTIL", "CAUSE", "IP", "PATH", "LINK", "NEIGHBOUR")
@@ -223,8 +228,8 @@ def _show_targets(console: Console, status: GuardStatus, *, show_all: bool) -> N
         _row(
             table,
             f"{target.stream}/{target.identifier}",
-            Text(target.state, _COLOURS[target.state]),
-            _age(status.now - target.since),
+            Text(target.state, STATE_COLOURS[target.state]),
+            age(status.now - target.since),
             left,
             "" if target.state is TargetState.ACTIVE else target.cause,
             "\n".join(path.ip for path in paths),
@@ -245,7 +250,7 @@ def _verdicts(path: PathStatus, now: float) -> str:
         return "-"
     counting = sum(verdict.weight == "counts" for verdict in path.verdicts)
     newest = max(verdict.at for verdict in path.verdicts)
-    return f"{path.verdict} ({counting} of {len(path.verdicts)} count), {_age(now - newest)} ago"
+    return f"{path.verdict} ({counting} of {len(path.verdicts)} count), {age(now - newest)} ago"
 
 
 def _show_links(console: Console, status: GuardStatus) -> None:
@@ -263,7 +268,8 @@ def _show_links(console: Console, status: GuardStatus) -> None:
     console.print(table if status.links else "No links that face targets.")
 
 
-def _age(age_s: float) -> str:
+def age(age_s: float) -> str:
+    """Write how long ago something was, in the unit that suits it."""
     if age_s < 120:
         return seconds(max(0.0, age_s))
     if age_s < 7200:
