@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,14 +45,26 @@ class Distribution(StrEnum):
     NFQLB = "nfqlb"
 
 
+class Topology(StrEnum):
+    """What the load balancer is: the chain's, with targets from a file, or Meridio's, which calls nfqlb itself."""
+
+    CHAIN = "chain"
+    MERIDIO = "meridio"
+
+
 @dataclass(slots=True)
 class Controller:
-    """Starts, kills and stops the process, and keeps its log (one JSON object a line of standard error)."""
+    """Starts, kills and stops the process, and keeps its log (one JSON object a line of standard error).
+
+    `started_as` (command line, environment) is another process than the column's own; `name` is what errors call it.
+    """
 
     column: Column
     distribution: Distribution
     namespace: Namespace
     targets_file: Path
+    started_as: tuple[list[str], dict[str, str]] | None = None
+    name: str = ""
     records: list[dict[str, Any]] = field(default_factory=list)
     other_lines: list[str] = field(default_factory=list)
     _process: asyncio.subprocess.Process | None = None
@@ -80,7 +93,7 @@ class Controller:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self._until(lambda: self._is_active(identifiers))
         except TimeoutError:
-            raise LabError(f"{self.column} did not become ready in {READY_TIMEOUT_S:g} s{self._said()}") from None
+            raise LabError(f"{self._title} did not become ready in {READY_TIMEOUT_S:g} s{self._said()}") from None
 
     async def kill(self) -> None:
         """Kill the process at once (SIGKILL)."""
@@ -108,9 +121,21 @@ class Controller:
             LabError: it ended by itself.
         """
         if self._process is not None and self._process.returncode is not None:
-            raise LabError(f"{self.column} ended with status {self._process.returncode}{self._said()}")
+            raise LabError(f"{self._title} ended with status {self._process.returncode}{self._said()}")
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the process a signal; one that ended gets none."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    @property
+    def _title(self) -> str:
+        return self.name or str(self.column)
 
     def _command(self) -> tuple[list[str], dict[str, str]]:
+        if self.started_as is not None:
+            return self.started_as
         if self.column is Column.WITHDRAW:
             kind = "nfqlb-cli" if self.distribution is Distribution.NFQLB else "nftables"
             module = ["-m", "lbguard.lab.baseline", "--targets", str(self.targets_file), "--distributor", kind]

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lbguard.lab import nfqlb, report, sandbox
-from lbguard.lab.controller import Column, Distribution
-from lbguard.lab.display import LEGEND, PLAIN_WIDTH, Display, Slot
+from lbguard.lab import meridio, nfqlb, report, sandbox
+from lbguard.lab.controller import Column, Distribution, Topology
+from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, PLAIN_WIDTH, Display, Slot
+from lbguard.lab.meridio_scenarios import SCENARIOS, AgainstToday, select
 from lbguard.lab.play import Run, Setup, play
 from lbguard.lab.sandbox import SandboxError
-from lbguard.lab.scenarios import ALL, DEFAULT, Scenario, UnknownScenarioError, select
+from lbguard.lab.scenarios import DEFAULT, Scenario, UnknownScenarioError
 from lbguard.lab.topology import MAX_TARGETS, MAX_TARGETS_UNPRIVILEGED
 
 KEPT = 0
@@ -36,9 +37,11 @@ class DemoOptions:
     """What to play and how to show it.
 
     No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is
-    on PATH; no columns mean both. `outage_s` is how long a link is away (seconds).
+    on PATH; no columns mean both. `outage_s` is how long a link is away (seconds). The topology `meridio` is played
+    on nfqlb alone.
     """
 
+    topology: str = Topology.CHAIN
     scenarios: Sequence[str] = ()
     distributors: Sequence[str] = ()
     columns: Sequence[str] = ()
@@ -60,7 +63,7 @@ def run_demo(options: DemoOptions) -> int:
     namespaces and should do nothing afterwards but exit.
     """
     try:
-        scenarios = select(list(options.scenarios))
+        scenarios = select(_topology(options), list(options.scenarios))
         distributions = _distributions(options)
         columns = _columns(options)
         _check(options)
@@ -84,8 +87,21 @@ def _check(options: DemoOptions) -> None:
         raise OptionError(f"report {options.report}: its directory does not exist")
 
 
+def _topology(options: DemoOptions) -> Topology:
+    try:
+        return Topology(options.topology)
+    except ValueError as error:
+        raise OptionError(f"topology: {error}; there are: {', '.join(Topology)}") from None
+
+
 def _distributions(options: DemoOptions) -> list[Distribution]:
     reason = nfqlb.missing()
+    if options.topology == Topology.MERIDIO:
+        if reason := reason or meridio.missing():
+            raise OptionError(f"topology meridio is not played here: {reason}")
+        if set(options.distributors) - {Distribution.NFQLB}:
+            raise OptionError("topology meridio: its load balancer calls nfqlb, so that is the only distributor")
+        return [Distribution.NFQLB]
     if not options.distributors:
         return [Distribution.NFTABLES] if reason else [Distribution.NFTABLES, Distribution.NFQLB]
     try:
@@ -144,10 +160,12 @@ async def _play_all(
             connections=options.connections,
             proxies=options.proxies,
             max_targets=max_targets,
+            topology=Topology(options.topology),
             work_dir=Path("/run/lbguard-lab") / str(slot.distribution),
         )
         progress = partial(display.phase, slot)
         run = await play(by_name[slot.scenario], slot.column, slot.distribution, setup, progress)
+        _compare(run, by_name[slot.scenario], runs)
         display.finished(slot, run)
         return run
 
@@ -159,6 +177,17 @@ async def _play_all(
     return runs
 
 
+def _compare(run: Run, scenario: Scenario, earlier: Sequence[Run]) -> None:
+    """Note in what a run of lbguard's was worse than today's, where that is the promise."""
+    promise = scenario.promise
+    if run.column is Column.WITHDRAW or run.error or not isinstance(promise, AgainstToday):
+        return
+    for today in earlier:
+        same = (today.scenario, today.distribution) == (run.scenario, run.distribution)
+        if same and today.column is Column.WITHDRAW and today.lb is not None and run.lb is not None:
+            run.misses += promise.misses_beside(run.measured, run.lb, today.measured, today.lb)
+
+
 def _side_by_side(slots: Sequence[Slot]) -> list[list[Slot]]:
     groups: dict[tuple[str, Column], list[Slot]] = {}
     for slot in slots:
@@ -168,6 +197,8 @@ def _side_by_side(slots: Sequence[Slot]) -> list[list[Slot]]:
 
 def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOptions, console: Console) -> None:
     console.print(LEGEND, style="dim", markup=False, highlight=False)
+    if options.topology == Topology.MERIDIO:
+        console.print(MERIDIO_LEGEND, style="dim", markup=False, highlight=False)
     by_name = {scenario.name: scenario for scenario in scenarios}
     missed = [run for run in runs if run.error or run.misses]
     for run in missed:
@@ -188,15 +219,18 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
             style="yellow",
             markup=False,
         )
-    if len(scenarios) < len(ALL):
-        rest = ", ".join(scenario.name for scenario in ALL if scenario.name not in by_name)
-        console.print(f"More scenarios ({rest}): lbguard demo --scenario all", markup=False, highlight=False)
+    there = SCENARIOS[Topology(options.topology)]
+    if len(scenarios) < len(there):
+        rest = ", ".join(scenario.name for scenario in there if scenario.name not in by_name)
+        option = "" if options.topology == Topology.CHAIN else f" --topology {options.topology}"
+        console.print(f"More scenarios ({rest}): lbguard demo{option} --scenario all", markup=False, highlight=False)
     if (reason := nfqlb.missing()) and not options.distributors:
         console.print(f"Played on nftables only: {reason}.", style="dim", markup=False, highlight=False)
 
 
 def _summary(options: DemoOptions, runs: Sequence[Run]) -> dict[str, object]:
     return {
+        "topology": options.topology,
         "outage_s": options.outage_s,
         "connections": options.connections,
         "proxies": options.proxies,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from types import TracebackType
 from typing import Self
 
@@ -13,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lbguard.lab.controller import Column, Distribution
+from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.play import Run
-from lbguard.lab.scenarios import BY_NAME
 
 PLAIN_WIDTH = 150
 WIDE = 124
@@ -32,6 +33,8 @@ class Slot:
 
 
 DECIDING_NUMBERS = ("broken", "moved", "median", "longest")
+REMOVED = "removed in"
+"""Only where something is removed."""
 ALL_NUMBERS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap")
 
 
@@ -45,6 +48,9 @@ class Display:
         self._runs: dict[Slot, Run] = {}
         self._several = len({slot.distribution for slot in slots}) > 1
         self._wide = console.width >= WIDE
+        self._names = ALL_NUMBERS if self._wide else DECIDING_NUMBERS
+        if any(shows_removals(slot.scenario) for slot in slots):
+            self._names = (*self._names, REMOVED)
         self._started = time.monotonic()
         self._live: Live | None = None
 
@@ -97,7 +103,7 @@ class Display:
         )
         table.add_column("scenario", min_width=16, ratio=1)
         table.add_column("column", no_wrap=self._wide)
-        for name in ALL_NUMBERS if self._wide else DECIDING_NUMBERS:
+        for name in self._names:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("verdict", min_width=14)
         for scenario in dict.fromkeys(slot.scenario for slot in self._slots):
@@ -108,7 +114,7 @@ class Display:
         return table
 
     def _row(self, slot: Slot, head: Text) -> list[str | Text]:
-        names = ALL_NUMBERS if self._wide else DECIDING_NUMBERS
+        names = self._names
         cells: list[str | Text] = [
             head,
             f"{slot.column} ({slot.distribution})" if self._several else str(slot.column),
@@ -141,6 +147,7 @@ def _numbers(run: Run) -> dict[str, str | Text]:
         "median": median,
         "longest gap": longest,
         "longest": longest,
+        REMOVED: removal_text(run),
     }
 
 
@@ -164,6 +171,19 @@ def broken_text(run: Run) -> str:
     return f"{measured.broken} +{measured.lost_broken} lost"
 
 
+def shows_removals(scenario: str) -> bool:
+    """Tell whether a scenario is about how long a removed target stays in the table."""
+    promise = BY_NAME[scenario].promise
+    return isinstance(promise, AgainstToday) and promise.removal_over_s is not None
+
+
+def removal_text(run: Run) -> str:
+    """Return how long removed targets stayed in the table, the middle one; `-` when none was removed."""
+    if run.lb is None or not run.lb.removals_s:
+        return "-"
+    return f"{median(run.lb.removals_s) * 1000:.1f} ms"
+
+
 def gap_text(seconds: float) -> str:
     """Return a gap in seconds; `-` when no connection survived to have one."""
     return f"{seconds:.2f} s" if seconds > 0 else "-"
@@ -177,6 +197,11 @@ def verdict_text(run: Run) -> Text:
         return Text("kept", style="bold green")
     return Text("MISSED, see below", style="bold red")
 
+
+MERIDIO_LEGEND = """\
+Here both columns run the same stand-in for Meridio's load balancer process, not modified, with the real nfqlb. In the
+column lbguard, deploy/meridio/nfqlb comes first on its PATH, and lbguard runs beside it with the source interposer.
+removed in: from its call of `nfqlb deactivate` until the target was out of the table, the middle one of them."""
 
 LEGEND = """\
 withdraw: what a load balancer does today, it takes targets out as soon as their link is gone. lbguard: this project.

@@ -35,7 +35,7 @@ class NfqlbProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Make the memory, start the packet process, declare the flow, and send the VIPs' packets to it.
+        """Make the memory, then serve.
 
         Raises:
             LabError: nfqlb or iptables refused.
@@ -44,6 +44,14 @@ class NfqlbProcess:
         await asyncio.to_thread(
             self._run, "nfqlb", "init", "--ownfw=0", f"--shm={self._shm}", f"--M={slots}", f"--N={self._max_targets}"
         )
+        await self.serve()
+
+    async def serve(self) -> None:
+        """Start the packet process, declare the flow, and send the VIPs' packets to it. The memory is there already.
+
+        Raises:
+            LabError: nfqlb or iptables refused.
+        """
         self._process = await asyncio.create_subprocess_exec(
             *self._namespace.command("nfqlb", "flowlb", f"--queue={QUEUES}", "--hash_mode=0", "--qlength=8192"),
             stdin=asyncio.subprocess.DEVNULL,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from html import escape
 
 from lbguard.lab.controller import Column
-from lbguard.lab.display import broken_text, gap_text
+from lbguard.lab.display import broken_text, gap_text, removal_text
+from lbguard.lab.meridio_scenarios import BY_NAME
 from lbguard.lab.play import Run
-from lbguard.lab.scenarios import BY_NAME
 from lbguard.lab.timeline import draw
 
 STYLE = """
@@ -157,4 +157,5 @@ def _result(run: Run) -> str:
             f"{measured.broken} of {kept} connections of the other targets broken "
             f"({measured.lost_broken} of {measured.lost_connections} of the lost ones)"
         )
-    return f"{measured.disturbed} connections disturbed, {measured.broken} broken"
+    removed = f", removed targets out of the table in {removal_text(run)}" if run.lb and run.lb.removals_s else ""
+    return f"{measured.disturbed} connections disturbed, {measured.broken} broken{removed}"

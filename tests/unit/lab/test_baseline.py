@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from lbguard.lab.baseline import make_distributor, older_links_of_shared_subnets
+from lbguard.lab.baseline import make_distributor
+from lbguard.lab.stand_in import older_links_of_shared_subnets
 
 
 def _link(index: int, name: str, *addresses: str) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""What is played in each topology, and the promises that compare lbguard's run with today's."""
+
+from dataclasses import dataclass
+from statistics import median
+
+from lbguard.lab.controller import Topology
+from lbguard.lab.measure import Decided, Measurement
+from lbguard.lab.meridio import LbFacts
+from lbguard.lab.promise import Promise
+from lbguard.lab.scenarios import ALL, Do, Scenario, Step, UnknownScenarioError
+from lbguard.lab.scenarios import BY_NAME as CHAIN_BY_NAME
+from lbguard.lab.scenarios import select as select_of_chain
+
+REMOVALS = 5
+REMOVAL_PERIOD_S = 2.0
+SECOND_OUTAGE_AFTER_S = 4.0
+"""Long enough for the load balancer to have taken its targets back after the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgainstToday(Promise):
+    """A promise to be no worse than today, for what grace is not meant to change.
+
+    `removal_over_s` bounds how much longer than today a removed target stays in the table (medians, seconds).
+    `broken_over_share` bounds how many more connections than today may break, as a share of those opened: which ones
+    hash to whom is chance, so two runs are never equal. Every call of nfqlb succeeds, and every target serves at the
+    end.
+    """
+
+    removal_over_s: float | None = None
+    broken_over_share: float = 0.05
+
+    def misses(self, measured: Measurement, outage_s: float, decided: Decided | None = None) -> list[str]:
+        """Say what is missed in one run alone; the rest is `misses_beside`."""
+        if measured.opened == 0 or measured.disturbed == 0:
+            return ["no connection was disturbed, so nothing was shown"]
+        return []
+
+    def misses_of(self, facts: LbFacts) -> list[str]:
+        """Say what the load balancer's process missed."""
+        missed = []
+        if facts.refused:
+            missed.append(f"{facts.refused} calls of nfqlb failed")
+        if facts.stayed:
+            missed.append(f"{facts.stayed} removed targets stayed in the table")
+        if facts.silent:
+            missed.append(f"targets that serve nobody at the end: {', '.join(map(str, facts.silent))}")
+        if self.removal_over_s is not None and not facts.removals_s:
+            missed.append("no target was removed, so nothing was shown")
+        return missed
+
+    def misses_beside(self, measured: Measurement, facts: LbFacts, today: Measurement, stock: LbFacts) -> list[str]:
+        """Say in what lbguard's run was worse than today's (`today`, `stock`)."""
+        missed = []
+        limit = today.broken + self.broken_over_share * measured.opened
+        if measured.broken > limit:
+            missed.append(f"{measured.broken} connections broken, {today.broken} today")
+        if self.removal_over_s is not None and facts.removals_s and stock.removals_s:
+            longer_s = median(facts.removals_s) - median(stock.removals_s)
+            if longer_s > self.removal_over_s:
+                missed.append(
+                    f"a removed target stayed {longer_s * 1000:.0f} ms longer than today, "
+                    f"{self.removal_over_s * 1000:.0f} ms promised"
+                )
+        return missed
+
+    def sentence(self, outage_s: float) -> str:
+        """Return the promise in words."""
+        parts = ["no more broken than today", "every target serves at the end"]
+        if self.removal_over_s is not None:
+            parts.append(f"out of the table at most {self.removal_over_s * 1000:.0f} ms later than today")
+        return ", ".join(parts)
+
+
+def _deliberate_removal(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [
+        step
+        for turn in range(REMOVALS)
+        for step in (
+            Step(turn * REMOVAL_PERIOD_S, Do.REMOVE_TARGET, 1),
+            Step((turn + 0.5) * REMOVAL_PERIOD_S, Do.ADD_TARGET, 1),
+        )
+    ]
+
+
+def _guard_dies(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    second_s = outage_s + SECOND_OUTAGE_AFTER_S
+    return [
+        Step(0.0, Do.DELETE_LB_LINK, 1),
+        Step(outage_s / 2, Do.KILL_CONTROLLER),
+        Step(outage_s, Do.CREATE_LB_LINK, 1),
+        Step(second_s, Do.DELETE_LB_LINK, 1),
+        Step(second_s + outage_s, Do.CREATE_LB_LINK, 1),
+    ]
+
+
+MERIDIO = (
+    CHAIN_BY_NAME["lb-link"],
+    CHAIN_BY_NAME["lb-link-all"],
+    CHAIN_BY_NAME["double-link"],
+    CHAIN_BY_NAME["target-link"],
+    Scenario(
+        name="deliberate-removal",
+        sentence="The registry removes a target whose path is fine, and registers it again, five times.",
+        promise=AgainstToday(removal_over_s=0.05),
+        steps=_deliberate_removal,
+        observe_s=4.0,
+        proxies=(),
+        targets=(1,),
+    ),
+    Scenario(
+        name="guard-dies",
+        sentence="lbguard is killed (kill -9) in the middle of an outage and stays away; then comes another outage.",
+        promise=AgainstToday(),
+        steps=_guard_dies,
+        observe_s=9.0,
+    ),
+)
+SCENARIOS = {Topology.CHAIN: ALL, Topology.MERIDIO: MERIDIO}
+BY_NAME = {scenario.name: scenario for scenarios in SCENARIOS.values() for scenario in scenarios}
+
+
+def select(topology: Topology, names: list[str]) -> list[Scenario]:
+    """Return the scenarios of these names, in their order of definition; `all` means every one of the topology.
+
+    No names mean the default ones of `chain`, and every one of `meridio`.
+
+    Raises:
+        UnknownScenarioError: the topology has no scenario of a name.
+    """
+    if topology is Topology.CHAIN:
+        return select_of_chain(names)
+    wanted = set(names or ["all"])
+    if "all" in wanted:
+        return list(MERIDIO)
+    there = [scenario.name for scenario in MERIDIO]
+    unknown = sorted(wanted.difference(there))
+    if unknown:
+        raise UnknownScenarioError(
+            f"topology {topology} has no scenario {', '.join(unknown)}; there are: {', '.join(there)}, all"
+        )
+    return [scenario for scenario in MERIDIO if scenario.name in wanted]
