@@ -11,6 +11,7 @@ import yaml
 
 from tests.deploy.alert_cases import CASES, STREAM, Case, Series
 from tests.deploy.charts import ROOT
+from tests.deploy.dashboards import SCRAPED, spec_of
 
 RULES = ROOT / "deploy/prometheus"
 FILES = sorted(RULES.glob("*.yaml"))
@@ -110,6 +111,28 @@ def test_an_alert_says_what_whom_and_where_to_read_on(alert: str) -> None:
     runbook, _, anchor = annotations["runbook_url"].partition("#")
     assert anchor == alert.lower()
     assert f"\n### {alert}\n" in (ROOT / runbook).read_text()
+
+
+@pytest.mark.parametrize("rule", [*ALERTS.values(), *RECORDED.values()], ids=[*ALERTS, *RECORDED])
+def test_a_rule_is_about_metrics_and_labels_that_exist(rule: dict[str, Any]) -> None:
+    expr = rule["expr"]
+    exported = re.findall(r"(?<![\w:])((?:lbguard|process)_\w+)(?![\w:])", expr)
+    recorded = re.findall(r"\w+:\w+:\w+", expr)
+    assert exported or recorded
+    assert set(recorded) <= RECORDED.keys()
+    labels = {label for metric in exported for label in spec_of(metric).labels}
+    matched = set(re.findall(r"(\w+)=~?\"", expr))
+    assert matched <= labels
+
+
+@pytest.mark.parametrize("alert", CASES)
+def test_made_up_series_are_like_real_ones(alert: str) -> None:
+    for given in (CASES[alert].fires, *CASES[alert].quiet):
+        for name in given:
+            metric, _, text = name.partition("{")
+            labels = set(re.findall(r"(\w+)=\"", text)) - SCRAPED - {"le"}
+            # Of the two labels of this one the rules ask for one.
+            assert metric == "up" or labels == set(spec_of(metric).labels) - {"python"}, name
 
 
 def test_every_recorded_value_is_used_or_is_for_the_long_run() -> None:

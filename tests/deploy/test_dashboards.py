@@ -81,6 +81,10 @@ def test_every_expression_is_promql(tmp_path: Path) -> None:
         {"record": f"panel:{number}", "expr": query.filled(rate_interval="1m", whole="1h")}
         for number, query in enumerate(QUERIES)
     ]
+    for name, dashboard in DASHBOARDS.items():
+        for annotation in dashboard["annotations"]["list"]:
+            query = Query(name, annotation["name"], annotation["expr"], "", instant=False)
+            rules.append({"record": f"annotation:{len(rules)}", "expr": query.filled(rate_interval="1m", whole="1h")})
     file = tmp_path / "panels.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, timeout=60, check=False)
