@@ -35,5 +35,5 @@ def test_a_replay_decides_the_same_bit_for_bit(first: int, tmp_path: Path) -> No
             decisions += report.decisions
         continued += sum(read_header(file).begins != START for file in files)
         shutil.rmtree(directory)
-    assert decisions > 1000
-    assert continued > 20
+    assert decisions > 300
+    assert continued > 10
