@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lbguard.lab.sandbox import SandboxError, require_tools, run_isolated
-from tests.bench import commit, growth, idle, interposer, loss, recording, repair, start, storm
+from tests.bench import commit, growth, idle, interposer, loss, probing, recording, repair, start, storm, verdicts
 from tests.bench.results import Row, Say, Scale
 
 Benchmark = Callable[[Scale, Say, Path], Iterable[Row]]
 
 _BENCHMARKS: dict[str, Benchmark] = {
-    module.NAME: module.run for module in (repair, commit, loss, storm, idle, growth, start, interposer, recording)
+    module.NAME: module.run
+    for module in (repair, commit, loss, storm, verdicts, probing, idle, growth, start, interposer, recording)
 }
 
 

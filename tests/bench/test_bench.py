@@ -16,6 +16,8 @@ ROWS = {
     "commit": {"ms"},
     "loss": {"packets"},
     "storm": {"events/s", ""},
+    "verdicts": {"ms", "verdicts/s"},
+    "probing": {"% of a core", "", "s"},
     "idle": {"% of a core", "MiB"},
     "growth": {"us", "ms"},
     "start": {"s"},

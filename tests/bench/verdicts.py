@@ -1,0 +1,201 @@
+"""From a verdict to its decision, and whether a flood of verdicts delays what the kernel says.
+
+The clock starts right before the reporter writes to its stream (or the netlink request is sent), and stops at the time
+stamp of the decision, on the same monotonic clock: the start of the round in which it was taken. The time until a
+watcher of decisions has read it, over the same socket, is told beside it.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.api.verdict_server import REPORTER_KEY
+from lbguard.core.addr import format_ip
+from lbguard.lab.netns import Namespace
+from tests.bench.results import Row, Say, Scale
+from tests.bench.service import Service
+from tests.bench.world import LinkSwitch, pair, target_ips, targets_yaml
+
+NAME = "verdicts"
+_LATENCY_AIM_MS = 2.0
+_FLOOD_AIM_PER_S = 10_000
+_FLOOD_PACE_PER_S = 11_000  # a little more, so that the pace is not what falls short of the aim
+_REPORTERS = 100
+_LIMIT_S = 60.0
+_LEASE_S = 300.0
+_HOUR = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h", "LBGUARD_EVIDENCE__VETO_WINDOW": "0"}
+_PAUSE_S = 0.2
+
+_SIZES = {Scale.FULL: (100, 200, 20), Scale.QUICK: (100, 100, 8), Scale.SMOKE: (4, 6, 2)}
+
+
+@dataclass(slots=True)
+class _Latency:
+    """How long it took, in ms: until the decision was stamped, and until a watcher read it."""
+
+    decided: list[float] = field(default_factory=list)
+    watched: list[float] = field(default_factory=list)
+
+
+def run(scale: Scale, say: Say, directory: Path) -> Iterator[Row]:
+    """Measure verdicts one at a time, then link events without and with a flood."""
+    targets, verdicts, cuts = _SIZES[scale]
+    reporters, pace = (4, 200) if scale is Scale.SMOKE else (_REPORTERS, _FLOOD_PACE_PER_S)
+    cores = sorted(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        built = stack.enter_context(pair("verdicts", targets))
+        settings = {**_HOUR, "LBGUARD_NEIGHBORS__PROBE_INTERVAL": "0"}
+        service = Service(built.lb, directory, targets_yaml(targets), settings=settings, cpus={cores[0]})
+        stack.enter_context(service)
+        stack.enter_context(_on(set(cores[1:]) or set(cores)))
+        service.wait_until_admitted(targets)
+        socket = directory / f"{built.lb.name}.sock"
+        say(f"{verdicts} verdicts, one after the other")
+        told = asyncio.run(_say_down_and_up(socket, verdicts))
+        say(f"{cuts} times link down, {targets} targets, nothing else to do")
+        calm = asyncio.run(_cut(socket, built.lb, targets, cuts))
+        say(f"the same under {pace} verdicts/s from {reporters} reporters")
+        with _flood(socket, reporters, pace, targets) as flood:
+            cpu_s, began = service.cpu_s(), time.monotonic()
+            flooded = asyncio.run(_cut(socket, built.lb, targets, cuts))
+            cpu_percent = 100 * (service.cpu_s() - cpu_s) / (time.monotonic() - began)
+    yield _row("verdict (both families DOWN, or UP) to decision", told, aim=_LATENCY_AIM_MS)
+    yield _row(f"link down to hold, {targets} targets, no verdicts", calm)
+    yield _row(
+        f"link down to hold, {targets} targets, under the flood",
+        flooded,
+        reference=_row("", calm).measured,
+        reference_what="without the flood",
+    )
+    yield Row(
+        benchmark=NAME,
+        what=f"verdicts taken meanwhile, {reporters} reporters, service on one core",
+        unit="verdicts/s",
+        measured=round(flood["per_s"]),
+        aim=None if scale is Scale.SMOKE else _FLOOD_AIM_PER_S,
+        at_least=True,
+        details={"ignored": flood["ignored"], "service_cpu_percent": cpu_percent},
+    )
+
+
+def _row(what: str, latency: _Latency, **more: Any) -> Row:
+    watched = Row.of(NAME, what, "ms", latency.watched)
+    details = {"to_watcher_ms": watched.measured, "to_watcher_p95_ms": watched.p95}
+    return Row.of(NAME, what, "ms", latency.decided, details=details, **more)
+
+
+@contextmanager
+def _on(cpus: set[int]) -> Iterator[None]:
+    """Confine this process, and what it starts, to some processors."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class _Watcher:
+    """Reads decisions as they are told."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        guard: pb_grpc.GuardServiceAsyncStub = pb_grpc.GuardServiceStub(channel)
+        self._stream = guard.WatchDecisions(pb.WatchDecisionsRequest(history=1, follow=True))
+
+    async def begin(self) -> None:
+        """Read the last decision that there was: what comes after it is news."""
+        await self._stream.read()
+
+    async def until(self, action: str, count: int = 1) -> tuple[float, float]:
+        """Wait for so many decisions of a kind; return when the first was taken, and when it was read."""
+        first: tuple[float, float] | None = None
+        async with asyncio.timeout(_LIMIT_S):
+            while count:
+                response = await self._stream.read()
+                assert isinstance(response, pb.WatchDecisionsResponse), "the service ended the stream"
+                if response.decision.action == action:
+                    first = first or (response.decision.at_s, time.monotonic())
+                    count -= 1
+        assert first is not None
+        return first
+
+
+async def _say_down_and_up(socket: Path, count: int) -> _Latency:
+    """Have one reporter say DOWN and UP of one target in turns."""
+    latency = _Latency()
+    ips = [format_ip(ip) for ip in target_ips(0)]
+    subject = pb.Subject(connection=pb.ConnectionSubject(id="bench", peer_ips=ips))
+    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        watcher = _Watcher(channel)
+        await watcher.begin()
+        stub: pb_grpc.VerdictServiceAsyncStub = pb_grpc.VerdictServiceStub(channel)
+        stream = stub.Report(metadata=((REPORTER_KEY, "bench"),))  # type: ignore[call-arg]  # it is written to
+        for number in range(count):
+            down = number % 2 == 0
+            verdict = pb.Verdict(
+                subject=subject,
+                state=pb.VERDICT_STATE_DOWN if down else pb.VERDICT_STATE_UP,
+                generation=1,
+                sequence=number + 1,
+                lease_s=_LEASE_S,
+            )
+            request = pb.ReportRequest(ticket=number + 1, verdicts=[verdict])
+            sent = time.monotonic()
+            await stream.write(request)
+            at, read_at = await watcher.until("hold" if down else "recover")
+            latency.decided.append(1000 * (at - sent))
+            latency.watched.append(1000 * (read_at - sent))
+            await stream.read()
+            await asyncio.sleep(0.005)
+        await stream.done_writing()
+    return latency
+
+
+async def _cut(socket: Path, lb: Namespace, targets: int, count: int) -> _Latency:
+    """Set the link down and up again and again."""
+    latency = _Latency()
+    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        watcher = _Watcher(channel)
+        await watcher.begin()
+        with LinkSwitch(lb) as link:
+            for _ in range(count):
+                sent = time.monotonic()
+                link.set(up=False)
+                at, read_at = await watcher.until("hold", targets)
+                latency.decided.append(1000 * (at - sent))
+                latency.watched.append(1000 * (read_at - sent))
+                link.set(up=True)
+                await watcher.until("recover", targets)
+                await asyncio.sleep(_PAUSE_S)
+    return latency
+
+
+@contextmanager
+def _flood(socket: Path, reporters: int, pace: int, targets: int) -> Iterator[dict[str, Any]]:
+    """Let verdicts come from a process of its own; what it counted stands in the dictionary afterwards."""
+    command = [sys.executable, "-m", "tests.bench.verdict_flood", str(socket), *map(str, (reporters, pace, targets))]
+    found: dict[str, Any] = {}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            if json.loads(process.stdout.readline() or "{}").get("event") != "steady":
+                raise RuntimeError("the flood did not begin")
+            yield found
+            process.stdin.close()
+            found.update(json.loads(process.stdout.readline()))
+        except BaseException:
+            process.kill()
+            raise
