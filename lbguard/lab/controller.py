@@ -89,11 +89,19 @@ class Controller:
         Raises:
             LabError: it ended, or did not get there in time.
         """
+        await self.wait_until(lambda: self._is_active(identifiers), "become ready")
+
+    async def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until the log makes a condition true; `what` is what the process does then, for the error.
+
+        Raises:
+            LabError: it ended, or did not get there in time.
+        """
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                await self._until(lambda: self._is_active(identifiers))
+                await self._until(condition)
         except TimeoutError:
-            raise LabError(f"{self._title} did not become ready in {READY_TIMEOUT_S:g} s{self._said()}") from None
+            raise LabError(f"{self._title} did not {what} in {READY_TIMEOUT_S:g} s{self._said()}") from None
 
     async def kill(self) -> None:
         """Kill the process at once (SIGKILL)."""

@@ -165,7 +165,7 @@ async def _play_all(
         )
         progress = partial(display.phase, slot)
         run = await play(by_name[slot.scenario], slot.column, slot.distribution, setup, progress)
-        _compare(run, by_name[slot.scenario], runs)
+        compare(run, by_name[slot.scenario], runs)
         display.finished(slot, run)
         return run
 
@@ -177,7 +177,7 @@ async def _play_all(
     return runs
 
 
-def _compare(run: Run, scenario: Scenario, earlier: Sequence[Run]) -> None:
+def compare(run: Run, scenario: Scenario, earlier: Sequence[Run]) -> None:
     """Note in what a run of lbguard's was worse than today's, where that is the promise."""
     promise = scenario.promise
     if run.column is Column.WITHDRAW or run.error or not isinstance(promise, AgainstToday):

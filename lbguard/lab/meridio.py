@@ -72,12 +72,13 @@ class LbFacts:
     """What the load balancer's process and the traffic say at the end of a run.
 
     `removals_s`: how long each deliberately removed target stayed in the table after `nfqlb deactivate` was called.
-    `stayed`: those that did not leave it at all. `refused`: calls of nfqlb that failed. `silent`: targets that answered
-    nobody in the last second.
+    `stayed`: those that did not leave it at all. `withdrawals`: how often the process took a target out because its
+    route was gone. `refused`: calls of nfqlb that failed. `silent`: targets that answered nobody in the last second.
     """
 
     removals_s: tuple[float, ...] = ()
     stayed: int = 0
+    withdrawals: int = 0
     refused: int = 0
     silent: tuple[int, ...] = ()
 
@@ -96,6 +97,7 @@ def gather_facts(records: Sequence[dict[str, Any]], traffic: TrafficResult, targ
     return LbFacts(
         removals_s=tuple(record["took_s"] for record in removed if record["out"]),
         stayed=sum(1 for record in removed if not record["out"]),
+        withdrawals=sum(1 for record in records if record.get("action") == "withdraw"),
         refused=sum(1 for record in records if record.get("event") == "refused"),
         silent=tuple(sorted(targets - serving)),
     )
@@ -193,14 +195,20 @@ class MeridioLb:
             self._guard.check_alive()
 
     async def remove(self, identifier: int) -> None:
-        """Take a target out of the registry's list, and tell the load balancer."""
+        """Take a target out of the registry's list, tell the load balancer, and wait until it has removed it."""
         self._gone.add(identifier)
+        removals = self._removals()
         await self._tell()
+        await self._lb.wait_until(lambda: self._removals() > removals, f"remove target {identifier}")
 
     async def add(self, identifier: int) -> None:
-        """Put a target back into the registry's list, and tell the load balancer."""
+        """Put a target back into the registry's list, tell the load balancer, and wait until it has activated it."""
         self._gone.discard(identifier)
         await self._tell()
+        await self._lb.wait_active(frozenset({identifier}))
+
+    def _removals(self) -> int:
+        return sum(1 for record in self.lb_records if record.get("event") == "removed")
 
     async def _tell(self) -> None:
         streams = [

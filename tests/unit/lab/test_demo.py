@@ -1,8 +1,14 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from lbguard.lab.demo import REFUSED, DemoOptions, run_demo
+from lbguard.lab.controller import Column, Distribution
+from lbguard.lab.demo import REFUSED, DemoOptions, compare, run_demo
+from lbguard.lab.measure import Measurement
+from lbguard.lab.meridio import LbFacts
+from lbguard.lab.meridio_scenarios import BY_NAME
+from lbguard.lab.play import Run
 
 
 @pytest.mark.parametrize(
@@ -10,6 +16,8 @@ from lbguard.lab.demo import REFUSED, DemoOptions, run_demo
     [
         (DemoOptions(scenarios=["nonsense"]), "no scenario nonsense; there are: lb-link"),
         (DemoOptions(distributors=["magic"]), "'magic' is not a valid Distribution; there are: nftables, nfqlb"),
+        (DemoOptions(topology="magic"), "'magic' is not a valid Topology; there are: chain, meridio"),
+        (DemoOptions(topology="meridio", scenarios=["flap"]), "topology meridio has no scenario flap"),
         (DemoOptions(columns=["magic"]), "there are: withdraw, lbguard"),
         (DemoOptions(outage_s=0), "outage 0 s: 0.05 to 60 s are allowed"),
         (DemoOptions(connections=0), "connections 0: 1 to 5000 are allowed"),
@@ -22,3 +30,37 @@ def test_wrong_options_are_refused_before_anything_is_made(
 ) -> None:
     assert run_demo(options) == REFUSED
     assert words in capsys.readouterr().err
+
+
+def test_the_topology_of_an_unmodified_load_balancer_needs_nfqlb(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_demo(DemoOptions(topology="meridio")) == REFUSED
+    assert "topology meridio is not played here: nfqlb is not on PATH" in capsys.readouterr().err
+
+
+def test_the_topology_of_an_unmodified_load_balancer_has_no_other_distributor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tool in ("nfqlb", "iptables", "busybox"):
+        (tmp_path / tool).write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert run_demo(DemoOptions(topology="meridio", distributors=["nftables"])) == REFUSED
+    assert "its load balancer calls nfqlb" in capsys.readouterr().err
+
+
+def test_only_runs_of_the_same_scenario_are_compared() -> None:
+    scenario = BY_NAME["guard-dies"]
+
+    def run(column: Column, name: str, broken: int) -> Run:
+        made = Run(scenario=name, column=column, distribution=Distribution.NFQLB, lb=LbFacts())
+        made.measured = Measurement(opened=100, disturbed=50, broken=broken)
+        return made
+
+    guarded = run(Column.LBGUARD, "guard-dies", 30)
+    compare(guarded, scenario, [run(Column.WITHDRAW, "lb-link", 0), run(Column.WITHDRAW, "guard-dies", 28)])
+    assert guarded.misses == []
+    compare(guarded, scenario, [run(Column.WITHDRAW, "guard-dies", 20)])
+    assert guarded.misses == ["30 connections broken, 20 today"]

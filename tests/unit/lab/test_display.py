@@ -6,6 +6,7 @@ from rich.console import Console
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.display import WIDE, Display, Slot
 from lbguard.lab.measure import Measurement
+from lbguard.lab.meridio import LbFacts
 from lbguard.lab.play import Run
 
 TODAY = Slot("link-gone", Column.WITHDRAW, Distribution.NFTABLES)
@@ -63,3 +64,15 @@ def test_without_a_terminal_each_phase_is_a_plain_line() -> None:
     lines = written.getvalue().splitlines()
     assert lines[0].endswith("link-gone, lbguard: playing, 9 s left")
     assert "200 connections, 3 +96 lost broken" in lines[1]
+
+
+def test_how_fast_removed_targets_left_is_shown_where_some_are_removed() -> None:
+    slot = Slot("deliberate-removal", Column.LBGUARD, Distribution.NFQLB)
+    console, written = _console(WIDE)
+    display = Display([slot], console)
+    display.finished(slot, _run(slot, lb=LbFacts(removals_s=(0.0312, 0.0123, 0.5))))
+    written.truncate(0)
+    console.print(display.table())
+    assert "removed in" in written.getvalue()
+    assert "31.2 ms" in written.getvalue()
+    assert "removed in" not in _table(WIDE, {})

@@ -1,0 +1,51 @@
+"""The load balancer that is not modified, on the real nfqlb, with the program before it and lbguard beside it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lbguard.lab import meridio, nfqlb
+from lbguard.lab.controller import Column, Distribution, Topology
+from lbguard.lab.meridio import LbFacts
+from lbguard.lab.meridio_scenarios import BY_NAME
+from lbguard.lab.play import Run, Setup, play
+from lbguard.lab.scenarios import Do, Step
+
+MISSING = nfqlb.missing() or meridio.missing()
+pytestmark = [pytest.mark.nfqlb, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+
+
+async def _play(name: str, steps: list[Step], column: Column, work_dir: Path) -> tuple[Run, LbFacts]:
+    scenario = replace(BY_NAME[name], steps=lambda _outage_s, _proxies: steps, observe_s=3.0)
+    setup = Setup(connections=24, flows=40, topology=Topology.MERIDIO, work_dir=work_dir)
+    run = await play(scenario, column, Distribution.NFQLB, setup, lambda _phase, _left_s: None)
+    assert run.error == ""
+    assert run.lb is not None
+    return run, run.lb
+
+
+@pytest.mark.parametrize("column", Column)
+async def test_a_removed_target_leaves_the_table_with_and_without_lbguard(
+    sandbox: None, tmp_path: Path, column: Column
+) -> None:
+    steps = [Step(0.0, Do.REMOVE_TARGET, 1), Step(1.0, Do.ADD_TARGET, 1)]
+    run, facts = await _play("deliberate-removal", steps, column, tmp_path)
+    assert (len(facts.removals_s), facts.stayed, facts.refused, facts.withdrawals) == (1, 0, 0, 0)
+    changes = [
+        record["state_to"] == "active"
+        for record in run.records
+        if record.get("event") == "decision" and record["identifier"] == 1
+    ]
+    assert changes == [True, False, True]
+    # All the traffic for the target went to others meanwhile, so it shows that nfqlb followed.
+    assert run.measured.broken > 0
+
+
+async def test_the_load_balancer_goes_on_when_lbguard_is_killed(sandbox: None, tmp_path: Path) -> None:
+    steps = [Step(0.0, Do.KILL_CONTROLLER), Step(0.5, Do.REMOVE_TARGET, 1), Step(1.5, Do.ADD_TARGET, 1)]
+    run, facts = await _play("guard-dies", steps, Column.LBGUARD, tmp_path)
+    assert (len(facts.removals_s), facts.stayed, facts.refused) == (1, 0, 0)
+    assert [record["identifier"] for record in run.records if record.get("action") == "remove"] == [1]
+    missed = (tmp_path / "meridio" / "shared" / "missed").read_text().splitlines()
+    assert [line.split()[1:3] for line in missed] == [["deactivate", "--index=0"], ["activate", "--index=0"]]
