@@ -39,12 +39,12 @@ _PACKETS = 'lbguard_target_packets_total{stream="s",identifier="1"}'
 _FALLBACK = 'lbguard_held_packets_total{stream="s",identifier="1"}'
 
 
-def _state(name: str, severity: str, labels: dict[str, str], bad: str = FULL, good: str = NONE, **more: int) -> Case:
+def _state(name: str, severity: str, labels: dict[str, str], bad: str = FULL, good: str = NONE) -> Case:
     """Return the case of an alert about a state: too short a time does not count."""
     text = ",".join(f'{label}="{value}"' for label, value in labels.items())
     series = f"{name}{{{text}}}"
     brief = f"{good.partition('x')[0]}x39 {bad.partition('x')[0]}x0 {good}"
-    return Case(fires={series: bad}, quiet=({series: good}, {series: brief}), severity=severity, labels=labels, **more)
+    return Case(fires={series: bad}, quiet=({series: good}, {series: brief}), severity=severity, labels=labels)
 
 
 def _count(name: str, severity: str, labels: dict[str, str], *, besides: str = "") -> Case:
