@@ -17,8 +17,10 @@ setup: ## make .venv ready with the locked versions, and install missing Debian 
 demo: setup ## play lb-link, target-link and link-gone with real packets, today's behaviour beside lbguard's
 	@.venv/bin/lbguard demo
 
+# Tests of image and chart fetch what they need, and the others leave the machine's network behind: two runs.
 test: setup ## run every test
-	@$(SANDBOX) $(PYTHON) -m pytest -n 2 --dist loadfile
+	@$(PYTHON) -m pytest tests/deploy
+	@$(SANDBOX) $(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/deploy
 
 lint: setup ## ruff, mypy --strict and the import contracts
 	@.venv/bin/ruff check .
