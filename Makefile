@@ -39,8 +39,9 @@ bench: setup ## measure, print a table and write out/bench.json
 	@mkdir -p out
 	@$(SANDBOX) $(PYTHON) -m tests.bench --output out/bench.json
 
-docs: setup ## write the generated parts of docs/ and of the Helm chart
+docs: setup ## write the generated parts of docs/, of the dashboards and of the Helm chart
 	@$(PYTHON) scripts/generate-docs
+	@$(PYTHON) scripts/generate-dashboards
 	@$(PYTHON) scripts/generate-helm
 
 proto: setup ## write the generated protobuf code
