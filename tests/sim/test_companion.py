@@ -3,6 +3,7 @@
 What it does about neighbours has to be what the other does, since that is all it is there for.
 """
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,11 @@ _PATHS = (fx.ProgramRoutes, fx.ProgramRules, fx.SetLinkDown)
 
 
 class CompanyWorld(World):
-    """A world with a companion beside each guard."""
+    """A world with a companion beside each guard, and a mesh that tells of outdated neighbours."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(f"mesh {seed}")
+        super().__init__(seed)
 
     def start_guard(self) -> None:
         self.companion = Engine(replace(self.config, manages_paths=False))
@@ -28,6 +33,10 @@ class CompanyWorld(World):
     def deliver(self, event: ev.Event) -> None:
         self._take("companion", self.companion.observe(event, self.now))
         super().deliver(event)
+        known = sorted(self.followed())
+        if known and self.chance.random() < 0.02 and not isinstance(event, ev.NeighborsOutdated):
+            mac = self.chance.choice((b"", bytes(5) + b"\x01"))
+            self.deliver(ev.NeighborsOutdated(ips=(self.chance.choice(known),), new_mac=mac))
 
     def _decide(self) -> None:
         self._take("companion", self.companion.decide(self.now))
