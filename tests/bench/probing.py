@@ -43,7 +43,9 @@ def run(scale: Scale, say: Say, directory: Path) -> Iterator[Row]:
         if not fping.missing():
             say(f"fping, {pairs} addresses")
             percent, rate = fping.measure(pairs, settle_s, watch_s)
-            reference = {"reference": percent, "reference_what": f"fping, {rate:.0f} pings/s, judges nothing"}
+            processes = -(-pairs // fping.PER_PROCESS)
+            what = f"{processes} x fping" if processes > 1 else "fping"
+            reference = {"reference": percent, "reference_what": f"{what}, {rate:.0f} pings/s, judges nothing"}
         for dual_stack in (True, False):
             kind = f"{pairs // 2} dual-stack" if dual_stack else f"{pairs} IPv4"
             say(f"{kind} connections, {watch_s:.0f} s after {settle_s:.0f} s to settle")
