@@ -43,6 +43,8 @@ app = typer.Typer(
       lbguard tune RECORDING                which grace window would have been best?
 
     \b
+    Every command takes --help, with examples. Pages: docs/README.md.
+
     Exit status: 0 done, 1 failed (or a promise was missed), 2 wrong usage or settings.
     """,
 )
@@ -198,7 +200,9 @@ def check_config(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every setting, its effective value and where it came from, and warn of bad combinations.
+    """Show every setting and where it came from, and warn.
+
+    Looks at bad combinations and at the targets file; with --host also at this machine: kernel, modules, capabilities.
 
     \b
     Examples:
@@ -206,7 +210,7 @@ def check_config(
       lbguard check-config --host --strict
       LBGUARD_GRACE__WINDOW=5s lbguard check-config --json
 
-    Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 refused.
+    Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard import cli_show
     from lbguard.config_check import ConfigWarning, check_settings
@@ -236,7 +240,9 @@ def status(
     as_json: JsonOption = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show every target, not only the first 200.")] = False,
 ) -> None:
-    """Show streams, targets and links as the running service sees them. Troubled targets come first.
+    """Show streams, targets and links as the service sees them.
+
+    Troubled targets come first. For a live view see lbguard top.
 
     \b
     Examples:
@@ -264,10 +270,10 @@ def top(
     ] = "1s",
     once: Annotated[bool, typer.Option("--once", help="Print the view once and end.")] = False,
 ) -> None:
-    """Watch the running service: streams, targets, links, deadlines counting down, the last decisions.
+    """Watch streams, targets, links and decisions live.
 
-    Troubled targets come first. Leave with q or Ctrl-C. It waits while the service does not run, and goes on when it is
-    back. Where there is no terminal, the view is printed once, as with --once.
+    Deadlines count down; troubled targets come first. Leave with q or Ctrl-C. It waits while the service does not run,
+    and goes on when it is back. Where there is no terminal, the view is printed once, as with --once.
 
     \b
     Examples:
@@ -275,7 +281,7 @@ def top(
       lbguard top --interval 200ms
       lbguard top --once
 
-    Exit status: 0 left, or printed; 1 the service does not run (--once only); 2 wrong usage.
+    Exit status: 0 left, or printed; 1 the service does not run (printed once only); 2 wrong usage.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.durations import EXAMPLES, parse_duration
 
@@ -295,18 +301,22 @@ def top(
 @app.command()
 def events(
     socket: SocketOption = DEFAULT_SOCKET,
-    last: Annotated[int, typer.Option("--last", min=0, max=10_000, help="Show this many past decisions first.")] = 20,
+    last: Annotated[
+        int, typer.Option("--last", metavar="N", min=0, max=10_000, help="Show this many past decisions first.")
+    ] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show decisions: what was done with which target, and why.
+
+    The oldest comes first. docs/runbook.md explains every named reason.
 
     \b
     Examples:
       lbguard events --follow
       lbguard events --last 1000 --json | jq 'select(.action == "withdraw")'
 
-    Exit status: 0 shown, 1 the service does not run, or ended while following.
+    Exit status: 0 shown, 1 the service does not run, or ended while following, 130 left with Ctrl-C.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard import cli_show
     from lbguard.api.client import GuardClient
@@ -329,8 +339,9 @@ def explain(
     socket: SocketOption = DEFAULT_SOCKET,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how a target stands, why, what happens next, and what was decided about it lately.
+    """Tell why a target is where it is, and what happens next.
 
+    Plain sentences: its state, its paths, what reporters say, when it is withdrawn or re-admitted, its last decisions.
     An identifier or an IP alone will do where only one target has it.
 
     \b
@@ -359,8 +370,9 @@ def probe(
     once: Annotated[bool, typer.Option("--once", help="Ping for one round, print what answered, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print JSON.")] = False,
 ) -> None:
-    """Ping the datapath from the proxy's (or a target's) side, and tell load balancers what was found.
+    """Ping the datapath from a proxy's side, and report verdicts.
 
+    It runs beside proxies, or beside targets, and tells load balancers what it found.
     It does nothing until probe.enabled is true (LBGUARD_PROBE__ENABLED=true), so that it can be deployed before it is
     switched on; --once works at any time and reports to nobody. SIGTERM stops it; SIGHUP reads the connections again.
 
@@ -423,8 +435,9 @@ def demo(
     ] = None,
     list_scenarios: Annotated[bool, typer.Option("--list", help="List the scenarios and end.")] = False,
 ) -> None:
-    """Build a load balancer with clients, proxies and targets in network namespaces, break its links, and count.
+    """Break links in a lab of network namespaces, and count.
 
+    The lab is a load balancer with clients, proxies and targets, and real packets between them.
     Every scenario is played twice: as load balancers behave today, and with lbguard. Nothing outside the namespaces
     is touched, and they vanish at the end and after Ctrl-C. Needs root, or unprivileged user namespaces.
 
@@ -440,8 +453,10 @@ def demo(
     if list_scenarios:
         from lbguard.lab.meridio_scenarios import SCENARIOS
 
-        listed = next((there for name, there in SCENARIOS.items() if name == topology), ())
-        for scenario in listed:
+        listed = {str(name): there for name, there in SCENARIOS.items()}
+        if topology not in listed:
+            raise typer.BadParameter(f"{topology!r}: there are {', '.join(listed)}", param_hint="--topology")
+        for scenario in listed[topology]:
             print(f"{scenario.name:<18} {scenario.sentence}")
         return
     from lbguard.durations import EXAMPLES, parse_duration
@@ -470,7 +485,9 @@ def health(
         bool, typer.Option("--ready/--live", help="Ready: it has read all it needs. Live: it answers.")
     ] = True,
 ) -> None:
-    """Ask the running service whether it is ready (or alive), for the probes of a container runtime.
+    """Ask the service whether it is ready, or alive.
+
+    For the probes of a container runtime.
 
     \b
     Examples:
@@ -492,7 +509,14 @@ cli_recording.register(app)
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    \b
+    Examples:
+      lbguard version
+
+    Exit status: 0.
+    """  # noqa: D301 (\b keeps the lines of a block)
     print(f"lbguard {__version__}")
 
 

@@ -13,7 +13,7 @@ EXIT_DIFFERENT = 1
 
 FilesArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="FILE...", help="Recordings (lbguard-*.jsonl.gz), or directories of them."),
+    typer.Argument(metavar="FILE", help="Recordings (lbguard-*.jsonl.gz), or directories of them."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -71,8 +71,9 @@ def replay(
     as_json: JsonOption = False,
     show_all: Annotated[bool, typer.Option("--all", help="With --at: show every target.")] = False,
 ) -> None:
-    """Run the decisions of a recording again and check that they are the same, or show the state at a moment.
+    """Check the decisions of a recording, or show a past state.
 
+    The core runs on what was recorded, and must decide the same, bit for bit.
     The service records when recording.enabled is true. Several files are put in order by themselves; each can also be
     replayed alone, since it begins with the whole state.
 
@@ -132,7 +133,9 @@ def tune(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay recorded incidents under other settings, weigh what each would have cost, and recommend values.
+    """Weigh recorded incidents under other settings.
+
+    Replays them with each value, tells what it would have cost, and recommends values.
 
     A connection to a held target waits; one whose target is withdrawn breaks. The longer the window, the more losses
     heal in time and the longer a real one lasts. Which is worth more, --broken-cost says. docs/tuning.md tells how to

@@ -1,23 +1,22 @@
 """The quick start of the README works line by line."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.pages import blocks
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 
 def quick_start() -> str:
-    """Return the commands of the quick start; `make setup` is what made the environment that runs this."""
-    match = re.search(r"<!-- quick start[^\n]*-->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert match
-    return match[1].replace("make setup\n", "")
+    """Return the commands of the README; `make setup` is what made the environment that runs this."""
+    (commands,) = blocks("README.md", "sh")
+    assert commands.startswith("make setup\n")
+    return commands.removeprefix("make setup\n")
 
 
 def test_the_quick_start(sandbox: None, tmp_path: Path) -> None:

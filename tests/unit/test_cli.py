@@ -1,15 +1,17 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from lbguard.api.server import ApiServer
-from lbguard.cli import main
+from lbguard.cli import app, main
 from lbguard.core.model import Action, Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
 from lbguard.decisions import DecisionLog
@@ -63,15 +65,31 @@ def test_version(shell: Shell) -> None:
     assert shell("version").out == "lbguard 0.1.0\n"
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["run"], ["check-config"], ["status"], ["events"], ["explain"], ["health"], ["demo"]]
-)
+COMMANDS = list(typer.main.get_group(app).commands)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_teaches_by_examples_and_exit_statuses(shell: Shell, command: list[str]) -> None:
     outcome = shell(*command, "--help")
     assert outcome.status == 0
-    assert "\n    lbguard " in outcome.out, "an example on a line of its own"
-    assert "Exit status: 0" in outcome.out
+    assert re.search(rf"(?m)^    (?:\w+=\S+ )*lbguard {' '.join(command)}", outcome.out), "an example on its own line"
+    assert re.search(r"(?m)^  Exit status: 0[ .]", outcome.out)
     assert "\\b" not in outcome.out
+    assert all(len(line) <= 100 for line in outcome.out.splitlines())
+
+
+def test_the_list_of_commands_says_whole_sentences(shell: Shell) -> None:
+    listed = shell("--help").out.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == COMMANDS
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_wrong_usage_ends_with_2_and_points_at_the_help(shell: Shell, command: str) -> None:
+    outcome = shell(command, "--no-such-option")
+    assert outcome.status == 2
+    assert f"lbguard {command} -h" in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_check_config_explains_every_value(shell: Shell, targets_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +249,7 @@ async def test_explain_of_nothing_fails_in_one_line(shell: Shell, service: str) 
 def test_asking_for_the_status_loads_no_service(tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from lbguard.cli import main\n"
+        "from lbguard.cli import app, main\n"
         "try:\n"
         f"    main(['status', '--socket', {str(tmp_path / 'none')!r}])\n"
         "except SystemExit:\n"

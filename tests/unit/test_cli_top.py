@@ -23,12 +23,15 @@ from lbguard.api.convert import status_from_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
 from lbguard.cli_top import Snapshot, by_trouble, view
-from lbguard.core.model import Action, Decision, TargetKey, TargetState
+from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
 from lbguard.decisions import DecisionLog
+from tests.pages import blocks
 from tests.unit.examples import decision, guard_status, target
 
 HEARD_AT = 1000.0
+DOWN_1 = Evidence(ip=bytes([172, 16, 0, 10]), condition=Condition.LINK_DOWN, ifname="nsm0")
+DOWN_2 = Evidence(ip=bytes([172, 16, 0, 11]), condition=Condition.LINK_DOWN, ifname="nsm0")
 WAIT_S = 30.0
 
 
@@ -39,9 +42,15 @@ def recorded() -> GuardStatus:
 
 
 def snapshot(status: GuardStatus | None = None, *, trouble: str = "") -> Snapshot:
-    taken = [decision(Action.ADMIT, sequence=1), decision(Action.HOLD, sequence=2, deadline=103.0)]
+    taken = [
+        decision(Action.ADOPT, sequence=5, identifier=5, cause="found_in_distributor", evidence=()),
+        *(
+            decision(sequence=5 + number, identifier=number, cause="link_down", deadline=120.0, evidence=(down,))
+            for number, down in ((1, DOWN_1), (2, DOWN_2))
+        ),
+    ]
     decisions = tuple(
-        Watched(decision=item, wall_time=1_700_000_000.0 + number, lost=0) for number, item in enumerate(taken)
+        Watched(decision=item, wall_time=1_700_000_000.0 + number / 8, lost=0) for number, item in enumerate(taken)
     )
     return Snapshot(status=status or recorded(), decisions=decisions, heard_at=HEARD_AT, trouble=trouble)
 
@@ -73,8 +82,17 @@ def test_the_recorded_state() -> None:
     assert "172.16.0.10 link_down nsm0" in row(lines, "stream-a/1")
     assert row(lines, "nsm0").split()[2:4] == ["unusable", "down"]
     newest, older = lines[lines.index(next(line for line in lines if line.startswith("LAST DECISIONS"))) + 1 :][:2]
-    assert "hold stream-a/1: no_link" in newest
-    assert "admit stream-a/1" in older
+    assert "hold stream-a/2: link_down (172.16.0.11 via nsm0), withdraw in 20.0 s" in newest
+    assert "hold stream-a/1: link_down" in older
+
+
+def test_the_readme_shows_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    shown = [line.rstrip() for line in screen(snapshot(), width=100, height=17)]
+    monkeypatch.undo()
+    time.tzset()
+    assert blocks("README.md", "text") == ["".join(line + "\n" for line in shown)]
 
 
 def test_deadlines_count_down_between_answers() -> None:

@@ -1,0 +1,132 @@
+"""The pages for people: their links lead somewhere, their commands exist, and a test runs each or says why not."""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+import pytest
+import typer.main
+
+from lbguard.cli import app
+from tests.pages import ROOT, blocks, fenced, pages, prose, text
+
+COMMANDS = typer.main.get_group(app).commands
+
+RUN_BY = {
+    "README.md": "tests/netns/test_readme.py",
+    "docs/deployment.md": "tests/deploy/test_deployment_page.py",
+    "docs/recording.md": "tests/unit/test_recording_docs.py",
+    "docs/tuning.md": "tests/unit/test_recording_docs.py",
+}
+"""Which test runs the `sh` blocks of a page."""
+
+NOT_RUN = {"sh cluster": "needs a cluster", "sh build": "builds an image", "sh make": "calls make"}
+"""The kinds of blocks of commands that no test runs as they stand, and why."""
+
+NO_COMMANDS = {"yaml", "json", "python", "mermaid", "text", "promql"}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_block_is_of_a_known_kind(page: str) -> None:
+    assert {kind for kind, _ in fenced(page)} <= {"sh", *NOT_RUN, *NO_COMMANDS}
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if blocks(page, "sh")])
+def test_commands_are_run_by_a_test(page: str) -> None:
+    assert page in RUN_BY, f"run the sh blocks of {page} in a test and name it in RUN_BY, or mark them: {NOT_RUN}"
+    test = (ROOT / RUN_BY[page]).read_text()
+    assert PurePosixPath(page).name in test
+    assert "subprocess.run(" in test
+
+
+def test_no_page_is_listed_in_vain() -> None:
+    assert {page for page in RUN_BY if not blocks(page, "sh")} == set()
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_stand_in_fenced_blocks(page: str) -> None:
+    lines = [line for line in prose(page).splitlines() if re.match(r"(?: {4}|\t)\$? ?(?:lbguard|kubectl|helm) ", line)]
+    assert not lines, "fence them, so that their kind can be told"
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if blocks(page, "sh make")])
+def test_targets_of_make_exist(page: str) -> None:
+    targets = set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
+    called = re.findall(r"(?m)^make ([a-z]+)", "\n".join(blocks(page, "sh make")))
+    assert called
+    assert set(called) <= targets
+
+
+def calls(words: str) -> Iterator[list[str]]:
+    """Yield the arguments of every call of lbguard in lines of a shell."""
+    for line in words.replace("\\\n", " ").splitlines():
+        # What is not the shell's (a template of a chart, a sentence in a comment) may have lonely quotes.
+        match = re.search(r"(?:^|[\s/])lbguard ([a-z][a-z-]*(?:[^|&;<#\n]*))", line)
+        if match is not None and match[1].count("'") % 2 == 0 and match[1].count('"') % 2 == 0:
+            yield shlex.split(match[1])
+
+
+def unknown(arguments: Sequence[str]) -> list[str]:
+    """Return what lbguard does not know of these arguments: the command, or options."""
+    name, *rest = arguments
+    if name not in COMMANDS:
+        return [name]
+    options = {"-h", "--help"}
+    for parameter in COMMANDS[name].params:
+        options |= {*parameter.opts, *parameter.secondary_opts}
+    return [word for word in rest if word.startswith("-") and word.partition("=")[0] not in options]
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_and_options_exist(page: str) -> None:
+    inline = re.findall(r"`(lbguard [^`]+)`", prose(page).replace("\n", " "))
+    for command in inline:
+        words = shlex.split(command)[1:]
+        if words[0] != "COMMAND":
+            assert not unknown(words), command
+    for kind, contents in fenced(page):
+        if kind.startswith("sh"):
+            for arguments in calls(contents):
+                assert not unknown(arguments), arguments
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_of_the_help_use_options_that_exist(name: str) -> None:
+    examples = list(calls((COMMANDS[name].help or "").partition("Examples:")[2].partition("Exit status")[0]))
+    assert examples
+    for arguments in examples:
+        assert arguments[0] == name
+        assert not unknown(arguments), arguments
+
+
+# Links
+
+
+def anchors(page: str) -> set[str]:
+    """Return the anchors of the headings, as forges make them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", prose(page))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_links_lead_somewhere(page: str) -> None:
+    for place, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(page)):
+        if re.match(r"[a-z]+:", place):
+            continue
+        other = (ROOT / page).parent / place if place else ROOT / page
+        assert other.exists(), f"{page}: {place}"
+        if anchor:
+            assert anchor in anchors(str(other.resolve().relative_to(ROOT))), f"{page}: {place}#{anchor}"
+
+
+def test_the_index_has_a_line_for_every_page() -> None:
+    rows = re.findall(r"(?m)^\| \[([^]]+)\]\(([^)]+)\) \| (\S.*) \|$", text("docs/README.md"))
+    assert all(name == place for name, place, _ in rows)
+    listed = [place for _, place, _ in rows]
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
+
+
+def test_the_readme_leads_to_the_index() -> None:
+    assert "](docs/README.md)" in text("README.md")
+    assert len(text("README.md").splitlines()) <= 150, "the README stays short"
