@@ -2,7 +2,9 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lbguard.cli import app
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.demo import REFUSED, DemoOptions, compare, run_demo
 from lbguard.lab.measure import Measurement
@@ -64,3 +66,20 @@ def test_only_runs_of_the_same_scenario_are_compared() -> None:
     assert guarded.misses == []
     compare(guarded, scenario, [run(Column.WITHDRAW, "guard-dies", 20)])
     assert guarded.misses == ["30 connections broken, 20 today"]
+
+
+def test_the_scenarios_of_each_topology_are_listed() -> None:
+    runner = CliRunner()
+    chain, meridio = (runner.invoke(app, ["demo", "--list", "--topology", name]) for name in ("chain", "meridio"))
+    assert runner.invoke(app, ["demo", "--list"]).stdout == chain.stdout
+    assert "link-gone" in chain.stdout
+    assert "guard-dies" not in chain.stdout
+    assert [line.split()[0] for line in meridio.stdout.splitlines()] == [
+        "lb-link",
+        "lb-link-all",
+        "double-link",
+        "target-link",
+        "deliberate-removal",
+        "guard-dies",
+    ]
+    assert runner.invoke(app, ["demo", "--list", "--topology", "magic"]).exit_code == REFUSED

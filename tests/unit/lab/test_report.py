@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from lbguard.lab import report
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.measure import Measurement
+from lbguard.lab.meridio import LbFacts
 from lbguard.lab.play import Run
 from lbguard.lab.scenarios import Do, Step
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
@@ -114,3 +115,19 @@ def test_a_missed_promise_and_a_failed_run_are_named() -> None:
 
 def test_without_a_run_of_lbguard_the_page_claims_nothing_of_it() -> None:
     assert "lbguard broke" not in _read([TODAY]).text
+
+
+def test_with_an_unmodified_load_balancer_the_page_says_so_and_how_fast_removed_targets_left() -> None:
+    measured = Measurement(opened=2, disturbed=1)
+    facts = LbFacts(removals_s=(0.0123,))
+    run = _run(Column.LBGUARD, measured, scenario="deliberate-removal", distribution=Distribution.NFQLB, lb=facts)
+    text = _read([run]).text
+    assert "stand-in for Meridio's load balancer process, not modified" in text
+    assert "removed targets out of the table in 12.3 ms" in text
+    assert "out of the table at most 50 ms later than today" in text
+    # What breaks by promise is no merit and no fault.
+    removed = _run(
+        Column.LBGUARD, Measurement(opened=2, disturbed=1, broken=1), scenario="deliberate-removal", lb=facts
+    )
+    assert "; lbguard broke 0 and kept every promise" in _read([TODAY, GUARDED, removed]).text
+    assert "Meridio" not in _read([GUARDED]).text
