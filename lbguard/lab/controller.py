@@ -89,7 +89,7 @@ class Controller:
         Raises:
             LabError: it ended, or did not get there in time.
         """
-        await self.wait_until(lambda: self._is_active(identifiers), "become ready")
+        await self.wait_until(lambda: self.is_active(identifiers), "become ready")
 
     async def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait until the log makes a condition true; `what` is what the process does then, for the error.
@@ -187,7 +187,8 @@ class Controller:
             self._news.clear()
             await self._news.wait()
 
-    def _is_active(self, identifiers: frozenset[int]) -> bool:
+    def is_active(self, identifiers: frozenset[int]) -> bool:
+        """Tell whether the process has said that it is ready, and that all these targets are active."""
         active: set[int] = set()
         ready = False
         for record in self.records:

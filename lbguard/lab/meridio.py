@@ -197,18 +197,17 @@ class MeridioLb:
     async def remove(self, identifier: int) -> None:
         """Take a target out of the registry's list, tell the load balancer, and wait until it has removed it."""
         self._gone.add(identifier)
-        removals = self._removals()
         await self._tell()
-        await self._lb.wait_until(lambda: self._removals() > removals, f"remove target {identifier}")
+        # Removed is what it says last of a removal; the record of how long it took comes before.
+        await self._lb.wait_until(
+            lambda: not self._lb.is_active(frozenset({identifier})), f"remove target {identifier}"
+        )
 
     async def add(self, identifier: int) -> None:
         """Put a target back into the registry's list, tell the load balancer, and wait until it has activated it."""
         self._gone.discard(identifier)
         await self._tell()
         await self._lb.wait_active(frozenset({identifier}))
-
-    def _removals(self) -> int:
-        return sum(1 for record in self.lb_records if record.get("event") == "removed")
 
     async def _tell(self) -> None:
         streams = [
