@@ -760,7 +760,7 @@ class IgnoredVerdict(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     reason: _builtins.str
-    """Named reason: `late`, `repeated`, `ended`, `overloaded`, `state_full`, `unknown_subject`, ..."""
+    """Named reason: `late`, `repeated`, `ended`, `overloaded`, `state_full`."""
     def __init__(
         self,
         *,
