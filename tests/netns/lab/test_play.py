@@ -7,7 +7,7 @@ import pytest
 
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.play import Run, Setup, play
-from lbguard.lab.scenarios import BY_NAME, Do
+from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS, Do
 
 FEW = Setup(connections=24, flows=4)
 
@@ -49,6 +49,37 @@ async def test_connections_of_the_targets_that_stay_survive_a_lost_link(setup: S
     assert measured.opened == 24
     assert measured.lost_broken == measured.lost_connections > 0
     assert measured.lost_connections < 24
+
+
+async def _guarded(name: str, setup: Setup, observe_s: float) -> Run:
+    scenario = replace(BY_NAME[name], observe_s=observe_s)
+    return await play(scenario, Column.LBGUARD, Distribution.NFTABLES, setup, lambda _phase, _left_s: None)
+
+
+async def test_monitors_see_a_datapath_that_is_cut_and_lbguard_hears_of_it(setup: Setup) -> None:
+    run = await _guarded("datapath-cut", setup, 20.0)
+    assert run.error == ""
+    assert run.decided.lost_after_s is not None
+    assert run.decided.withdrawals == 0
+    causes = {r["cause"] for r in run.records if r.get("action") == "withdraw"}
+    assert causes == {"verdict_down"}
+    assert run.measured.lost_broken == run.measured.lost_connections > 0
+
+
+async def test_late_verdicts_reach_lbguard_and_are_dropped_by_name(setup: Setup) -> None:
+    run = await _guarded("late-verdict", setup, 1.0)
+    assert run.error == ""
+    assert run.decided.dropped == LATE_REPORTS
+    assert (run.decided.holds, run.decided.withdrawals) == (0, 0)
+
+
+async def test_monitors_that_are_starved_run_on_and_end_with_the_run(setup: Setup) -> None:
+    run = await _guarded("starved", setup, 1.0)
+    assert run.error == ""
+    assert run.decided.withdrawals == 0
+    logs = [path.read_text() for path in sorted(setup.work_dir.glob("monitor-*.log"))]
+    assert len(logs) == 2
+    assert all("stopped" in log and "Traceback" not in log for log in logs)
 
 
 async def test_what_the_lab_cannot_do_is_an_error_of_the_run(setup: Setup) -> None:
