@@ -1,6 +1,7 @@
 """The real service and the real monitor, joined by mTLS over a link of its own, with a model of a mesh's manager."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -159,6 +160,11 @@ class Mesh:
 
     def mend(self, link: str = "nse-a") -> None:
         self.guarded.proxies.run("nft", f"delete table netdev cut{LINKS[link]}")
+
+    def mac_of(self, link: str) -> str:
+        """Return the link-layer address of a link at the proxies' end."""
+        shown = json.loads(self.guarded.proxies.ip("-j", "link", "show", link))
+        return str(shown[0]["address"])
 
     # What the service says
 

@@ -14,6 +14,7 @@ from tests.netns.verdicts.conftest import PROXY, Mesh, until
 pytestmark = pytest.mark.netns
 
 REPORTER = f"{PROXY}#proxy-1"
+OUTDATED = "02:00:00:00:00:99"
 
 
 async def test_up_is_shown_with_who_said_it_and_what_it_weighs(mesh: Mesh) -> None:
@@ -177,3 +178,26 @@ async def test_a_flood_of_one_reporter_does_not_delay_what_the_kernel_says(mesh:
 def _up(id: str, sequence: int) -> pb.Verdict:
     subject = pb.Subject(connection=pb.ConnectionSubject(id=id, peer_ips=["172.16.1.77"]))
     return pb.Verdict(subject=subject, state=pb.VERDICT_STATE_UP, generation=1, sequence=sequence, lease_s=5.0)
+
+
+async def test_a_new_mac_replaces_exactly_the_entry_of_its_subject(mesh: Mesh) -> None:
+    # Nobody else looks after the entries here: no probes, and nothing is held.
+    with mesh.guarded.service(mesh.settings({"LBGUARD_NEIGHBORS__PROBE_INTERVAL": "0"})):
+        number = LINKS["nse-a"]
+        one, other = f"172.16.{number}.11", f"172.16.{number}.12"
+        for ip in (one, other):
+            mesh.guarded.lb.ip("neigh", "replace", ip, "lladdr", OUTDATED, "dev", "nse-a", "nud", "stale")
+        await until(lambda: mesh.target(1).paths[0].mac == mesh.target(2).paths[0].mac == OUTDATED)
+        mac = mesh.mac_of(f"lb-{number}")
+        verdict = pb.Verdict(
+            subject=pb.Subject(target_ip=one),
+            state=pb.VERDICT_STATE_UP,
+            generation=1,
+            sequence=1,
+            lease_s=30.0,
+            new_mac=bytes.fromhex(mac.replace(":", "")),
+        )
+        assert (await mesh.report("proxy", verdict)).accepted == 1
+        await until(lambda: mesh.target(1).paths[0].mac == mac, "the entry has the new address")
+        assert mesh.target(2).paths[0].mac == OUTDATED
+        assert mesh.actions_of(1) == ["admit"]
