@@ -22,13 +22,13 @@ class AgainstToday(Promise):
     """A promise to be no worse than today, for what grace is not meant to change.
 
     `removal_over_s` bounds how much longer than today a removed target stays in the table (medians, seconds).
-    `broken_over_share` bounds how many more connections than today may break, as a share of those opened: which ones
-    hash to whom is chance, so two runs are never equal. Every call of nfqlb succeeds, and every target serves at the
-    end.
+    `broken_over_share` bounds how much more than today may break, as a share of the disturbed connections: how many are
+    disturbed, and which others the table moves, is chance, so two runs are never equal. Every call of nfqlb succeeds,
+    and every target serves at the end.
     """
 
     removal_over_s: float | None = None
-    broken_over_share: float = 0.05
+    broken_over_share: float = 0.15
 
     def misses(self, measured: Measurement, outage_s: float, decided: Decided | None = None) -> list[str]:
         """Say what is missed in one run alone; the rest is `misses_beside`."""
@@ -52,9 +52,12 @@ class AgainstToday(Promise):
     def misses_beside(self, measured: Measurement, facts: LbFacts, today: Measurement, stock: LbFacts) -> list[str]:
         """Say in what lbguard's run was worse than today's (`today`, `stock`)."""
         missed = []
-        limit = today.broken + self.broken_over_share * measured.opened
-        if measured.broken > limit:
-            missed.append(f"{measured.broken} connections broken, {today.broken} today")
+        share, share_today = (run.broken / max(run.disturbed, 1) for run in (measured, today))
+        if share > share_today + self.broken_over_share:
+            missed.append(
+                f"{measured.broken} connections broken and {measured.disturbed} disturbed, "
+                f"{today.broken} and {today.disturbed} today"
+            )
         if self.removal_over_s is not None and facts.removals_s and stock.removals_s:
             longer_s = median(facts.removals_s) - median(stock.removals_s)
             if longer_s > self.removal_over_s:

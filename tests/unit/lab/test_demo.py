@@ -65,7 +65,7 @@ def test_only_runs_of_the_same_scenario_are_compared() -> None:
     compare(guarded, scenario, [run(Column.WITHDRAW, "lb-link", 0), run(Column.WITHDRAW, "guard-dies", 28)])
     assert guarded.misses == []
     compare(guarded, scenario, [run(Column.WITHDRAW, "guard-dies", 20)])
-    assert guarded.misses == ["30 connections broken, 20 today"]
+    assert guarded.misses == ["30 connections broken and 50 disturbed, 20 and 50 today"]
 
 
 def test_the_scenarios_of_each_topology_are_listed() -> None:
