@@ -40,18 +40,24 @@ class Hearsay:
     def __init__(self, config: EvidenceConfig) -> None:
         self._config = config
         self._heard: dict[tuple[str, Subject], list[tuple[float, Verdict]]] = {}
+        # What was worked out for one moment; it is asked for again and again.
+        self._now = _NEVER
+        self._words: list[Word] = []
 
     def told(self, event: VerdictReported, now: float) -> bool:
         """Take a report; tells whether it came in its order."""
         reports = self._heard.setdefault((event.reporter, event.verdict.subject), [])
+        self._now = _NEVER
         before = len(list(_in_order(reports)))
         reports.append((now, event.verdict))
         return len(list(_in_order(reports))) > before
 
     def words(self, ip: Ip, now: float) -> list[Word]:
         """Return what is said of an address now, a word from each reporter and subject."""
-        words = (self._word(reports, now) for reports in self._heard.values())
-        return [word for word in words if word is not None and speaks_of(word.verdict.subject, ip)]
+        if now != self._now:
+            words = (self._word(reports, now) for reports in self._heard.values())
+            self._now, self._words = now, [word for word in words if word is not None]
+        return [word for word in self._words if speaks_of(word.verdict.subject, ip)]
 
     def down(self, ip: Ip, now: float) -> bool:
         """Tell whether an address is down by somebody's word that nobody contradicts."""
