@@ -293,6 +293,8 @@ def top(
         raise typer.BadParameter(
             f"{interval!r}: {error}; write one such as {EXAMPLES}", param_hint="--interval"
         ) from None
+    # gRPC would write its own words about a service that goes away over the view. It reads this when it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from lbguard import cli_top
 
     cli_top.run_top(socket, interval_s, once=once)

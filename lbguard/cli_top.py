@@ -246,11 +246,11 @@ class Feed:
     """
 
     def __init__(self, socket: Path, interval_s: float) -> None:
-        self.snapshot = Snapshot()
-        """What was last heard; replaced as a whole, so that it may be read from another thread."""
+        self._snapshot = Snapshot()  # replaced as a whole, so that another thread may read it
         self._socket = socket
         self._interval_s = interval_s
         self._ended = threading.Event()
+        self._fault: BaseException | None = None
         # A call that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
@@ -261,18 +261,30 @@ class Feed:
     def __exit__(self, *error: object) -> None:
         self._ended.set()
 
+    def latest(self) -> Snapshot:
+        """Return what was last heard; raise what ended the thread, if anything did."""
+        if self._fault is not None:
+            raise self._fault
+        return self._snapshot
+
     def _run(self) -> None:
+        try:
+            self._ask_for_ever()
+        except BaseException as error:
+            self._fault = error  # raised where it can be seen, not printed over the view
+
+    def _ask_for_ever(self) -> None:
         while not self._ended.is_set():
             try:
                 # A new connection after each failure: gRPC's own backoff would be slower to notice a new service.
                 with GuardClient(self._socket, timeout_s=_CALL_TIMEOUT_S) as client:
                     while not self._ended.is_set():
-                        self.snapshot = ask(client)
+                        self._snapshot = ask(client)
                         self._ended.wait(self._interval_s)
             except ServiceNotRunning:
-                self.snapshot = replace(self.snapshot, trouble="not running, waiting")
+                self._snapshot = replace(self._snapshot, trouble="not running, waiting")
             except ClientError as error:
-                self.snapshot = replace(self.snapshot, trouble=f"{error}; trying again")
+                self._snapshot = replace(self._snapshot, trouble=f"{error}; trying again")
             self._ended.wait(self._interval_s)
 
 
@@ -307,7 +319,7 @@ def run_top(socket: Path, interval_s: float, *, once: bool = False) -> None:
     with Feed(socket, interval_s) as feed, _keyboard() as quit_pressed, _ended_by_signal(), screen:
         while True:
             width, height = console.size
-            shown = view(feed.snapshot, now=time.monotonic(), width=width, height=height, hint="q: quit")
+            shown = view(feed.latest(), now=time.monotonic(), width=width, height=height, hint="q: quit")
             screen.update(shown, refresh=True)
             if quit_pressed(REDRAW_S):
                 return

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from lbguard.api.convert import decision_from_proto, status_from_proto, target_from_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
@@ -58,7 +59,12 @@ class GuardClient:
         self._path = path
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(
-            f"unix:{path}", options=[("grpc.max_receive_message_length", _ANSWER_BYTES_MAX)]
+            f"unix:{path}",
+            options=[
+                ("grpc.max_receive_message_length", _ANSWER_BYTES_MAX),
+                # A stream whose server ends at that moment may otherwise wait for ever, whatever its deadline.
+                (ChannelOptions.SingleThreadedUnaryStream, 1),
+            ],
         )
         self._stub = pb_grpc.GuardServiceStub(self._channel)
 
