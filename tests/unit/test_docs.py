@@ -1,8 +1,13 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lbguard.core.fsm import TRANSITIONS
+from lbguard.core.model import Action
+from tests.pages import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -11,3 +16,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_committed_pages_are_what_the_code_says(page: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(ROOT / "scripts/generate-docs"), "--out", str(tmp_path)], check=True)
     assert (ROOT / "docs" / page).read_text() == (tmp_path / page).read_text(), "run scripts/generate-docs"
+
+
+def test_the_diagram_shows_every_transition_that_does_something() -> None:
+    (diagram,) = blocks("docs/concepts.md", "mermaid")
+    drawn = set(re.findall(r"(?m)^ *(\S+) --> (\S+): .* / (\w+)$", diagram))
+    assert drawn == {
+        (state, transition.state or "[*]", transition.action)
+        for (state, _), transition in TRANSITIONS.items()
+        if transition.action is not Action.STAY
+    }
