@@ -126,6 +126,15 @@ class Scenario:
         if not self.links_of(proxy):
             self.create_link(proxy)
 
+    def heal_slowly(self) -> None:
+        """A link is deleted and stays away for long, while the mesh says that it repairs it."""
+        found = self._some_link()
+        if found is not None:
+            proxy, link = found
+            self.reporters.promise_repair([ip for ip, _ in link.addresses])
+            self.delete_link(link)
+            self.world.after(MENDED_WITHIN_S, functools.partial(self._ensure_link, proxy))
+
     def double_link(self) -> None:
         """The new link of a subnet appears before the old one goes, which may be late."""
         found = self._some_link()
@@ -357,6 +366,7 @@ class Scenario:
             (self.change_streams, 2),
             (self.lose_source, 1),
             (self.silence, 4),
+            (self.heal_slowly, 2),
             (self.reporters.say_anything, 6),
             (self.reporters.lie, 3),
             (self.reporters.fall_silent, 3),

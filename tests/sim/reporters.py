@@ -137,6 +137,12 @@ class Reporters:
                 self.world.after(number * ROUND_S, functools.partial(reporter.say, state, subjects, 2.0, 6.0))
             self.world.after(9.0, functools.partial(reporter.say, UP, subjects, 2.0))
 
+    def promise_repair(self, ours: list[Ip]) -> None:
+        """Somebody says of links that are about to go that they will be back, for longer than anybody waits."""
+        if self._active():
+            subjects: list[Subject] = [LinkSubject(lb_ip=ip, proxy_ip=ip[:-1] + PROXY_HOST) for ip in ours]
+            Reporter(self.world, "mesh").say(HEALING, subjects, MENDED_WITHIN_S, 50.0)
+
     def say_anything(self) -> None:
         """Reporters speak of targets or of links: now and then rightly, late, twice, and against each other."""
         world, rng = self.world, self.rng
