@@ -65,8 +65,8 @@ DistributorEffect = AttachStream | CommitTables | ForgetStream | PruneStreams | 
 class Lane(Generic[T]):
     """Does jobs one after another in a task of its own. Adding one never waits.
 
-    With a `limit` at most so many wait and more are dropped: for work that comes again by itself (neighbour probes).
-    Without one, the engine's own restraint is the bound: it asks for nothing twice before it has an answer.
+    When `limit` jobs wait, those that come again by themselves (neighbour probes) are dropped. For the others the
+    engine's own restraint is the bound: it asks for nothing twice before it has an answer.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Lane(Generic[T]):
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def put(self, job: T) -> bool:
-        """Add a job; false when the lane is full."""
-        if self._limit is not None and len(self._jobs) >= self._limit:
+    def put(self, job: T, *, droppable: bool = False) -> bool:
+        """Add a job; false when the lane is full and the job may be dropped."""
+        if droppable and self._limit is not None and len(self._jobs) >= self._limit:
             self.dropped += 1
             return False
         self._jobs.append(job)

@@ -27,7 +27,7 @@ from lbguard.api.availability_state import AvailabilityState
 from lbguard.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
 from lbguard.build_interposer import make_interposer_source, make_kernel_source
 from lbguard.core.effects import Announce, SolicitNeighbors
-from lbguard.core.events import Event, VerdictReported
+from lbguard.core.events import Event
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
@@ -146,7 +146,7 @@ class Daemon:
             return f"kernel_not_in_sync: {engine.sync_reason}"
         if not engine.running:
             return f"source_not_read: {engine.source_reason}"
-        waiting = [name for name, stream in engine.roster.streams.items() if not stream.adopted]
+        waiting = [name for name, stream in engine.roster.streams.items() if not (stream.adopted or stream.removed)]
         return f"tables_not_read: {', '.join(waiting)}" if waiting else ""
 
     # Life
@@ -201,7 +201,10 @@ class Daemon:
                     await self._doors.close()
                 if withdraw:
                     streams = list(self._tables.attached.values())
-                    await withdraw_everything(self.settings, self._distributor, streams, self._kernel)
+                    try:
+                        await withdraw_everything(self.settings, self._distributor, streams, self._kernel)
+                    except OSError as error:
+                        _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
                 await self._distributor.close()
                 await self._packets.close()
@@ -325,11 +328,8 @@ class Daemon:
             self._interposer.hear(events)
 
     def _post_mesh(self, events: "Sequence[WatchEvent]") -> None:
-        for event in events:
-            if isinstance(event, VerdictReported):
-                self.runner.post_verdict(event)
-            else:
-                self.runner.post((event,))
+        # Not by the verdicts' own inbox: the mesh says a thing once, so none of it may be dropped for want of room.
+        self.runner.post(events)
 
     def _committed(self, result: CommitResult) -> None:
         self._journal.committed(result)

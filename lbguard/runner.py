@@ -207,7 +207,7 @@ class Runner:
             case ProgramRoutes() | ProgramRules() | SetLinkDown():
                 self._kernel.put(effect)
             case FlushNeighbors() | ResolveNeighbors() | ProbeNeighbors() | TuneLink():
-                self._neighbors.put(effect)
+                self._neighbors.put(effect, droppable=isinstance(effect, ProbeNeighbors))
             case AttachStream() | CommitTables() | ForgetStream() | PruneStreams():
                 self._distributor.put(effect)
         self._journal.performed(effect)

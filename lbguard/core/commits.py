@@ -13,6 +13,9 @@ from lbguard.core.retry import Retries
 from lbguard.core.roster import Roster
 from lbguard.core.state import Stream
 
+_ATTACHES_OF_REMOVED = 3
+"""So many failures in a row to reach the table of a removed stream mean that there is none any more."""
+
 
 class _Attempt(NamedTuple):
     what: str
@@ -82,7 +85,12 @@ class Commits:
         what = "attach" if event.stream in self._attaching else "commit"
         self._attaching.discard(event.stream)
         stream.in_flight = None
-        self._retries.failed(_Attempt(what, event.stream), now)
+        attempt = _Attempt(what, event.stream)
+        self._retries.failed(attempt, now)
+        if stream.removed and what == "attach" and self._retries.failures(attempt) >= _ATTACHES_OF_REMOVED:
+            # Its table cannot be had, most likely because it went with the stream: nothing is left to be confirmed.
+            self._retries.succeeded(attempt)
+            self._roster.confirm(stream, frozenset(), now)
 
     def adoptable(self) -> list[tuple[Stream, frozenset[int]]]:
         """Return the streams that were read back and are not adopted yet, with what is active in them."""

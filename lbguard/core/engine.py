@@ -207,13 +207,14 @@ class Engine:
         for route in event.deleted:
             self.tables.route_gone(route)
         for route in event.added:
-            # The word that the link is gone or down may have overtaken this one; then the route is gone as well.
-            if not route.oif or self.view.carries_routes(route.oif):
+            # Word of a loss may have overtaken this one, and the route may be gone as well; the mirror knows.
+            if not route.oif or self.paths.acknowledged(route):
                 self.tables.route_seen(route)
         for route in event.added + event.deleted:
             self._kernel_retries.succeeded(route_key(route))
 
     def _route_failed(self, event: ev.RouteFailed, now: float) -> None:
+        self.paths.acknowledged(event.route)
         self._kernel_retries.failed(route_key(event.route), now)
 
     def _rule_failed(self, event: ev.RuleFailed, now: float) -> None:
@@ -338,7 +339,8 @@ class Engine:
         Only once every stream's table was read, and tables of unlisted streams are gone: until then a mark may still
         be given to packets.
         """
-        if not self._prune_due or not all(stream.adopted for stream in self.roster.streams.values()):
+        streams = self.roster.streams.values()
+        if not self._prune_due or not all(stream.adopted or stream.removed for stream in streams):
             return []
         self._prune_due = False
         strangers = self.tables.marks() - self.roster.by_mark.keys() - self.roster.retiring.keys()

@@ -25,7 +25,9 @@ from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import VerdictReported
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, Verdict, VerdictState
 
-_PAST_KEPT = 16_384
+_PAST_KEPT = 20_000
+_REPORTERS_KEPT = 1024
+_NO_PAST: OrderedDict["Source", tuple[int, float]] = OrderedDict()
 _ENDED = float("inf")
 _WORKING = frozenset({VerdictState.UP, VerdictState.DEGRADED})
 
@@ -96,7 +98,7 @@ class Opinions:
         self._by_address: dict[Ip, dict[Source, Opinion]] = {}
         self._leases: Deadlines[Source] = Deadlines()
         # The generation and sequence up to which a source has been heard although no opinion is left of it.
-        self._past: OrderedDict[Source, tuple[int, float]] = OrderedDict()
+        self._past: OrderedDict[str, OrderedDict[Source, tuple[int, float]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._opinions)
@@ -129,7 +131,7 @@ class Opinions:
 
     def _out_of_order(self, source: Source, verdict: Verdict, known: Opinion | None) -> str:
         """Return why a verdict comes too late to count, or an empty text."""
-        generation, sequence = self._past.get(source, (-1, -1.0))
+        generation, sequence = self._past.get(source.reporter, _NO_PAST).get(source, (-1, -1.0))
         if known is not None and (known.verdict.generation, known.verdict.sequence) > (generation, sequence):
             generation, sequence = known.verdict.generation, known.verdict.sequence
         if (verdict.generation, verdict.sequence) > (generation, sequence):
@@ -191,10 +193,15 @@ class Opinions:
         return Taken("", self._drop(source))
 
     def _remember(self, source: Source, generation: int, sequence: float) -> None:
-        self._past[source] = (generation, sequence)
-        self._past.move_to_end(source)
-        if len(self._past) > _PAST_KEPT:
+        # Per reporter: what one says in masses makes nothing of another's forgotten.
+        past = self._past.setdefault(source.reporter, OrderedDict())
+        self._past.move_to_end(source.reporter)
+        if len(self._past) > _REPORTERS_KEPT:
             self._past.popitem(last=False)
+        past[source] = (generation, sequence)
+        past.move_to_end(source)
+        if len(past) > _PAST_KEPT:
+            past.popitem(last=False)
 
     def _drop(self, source: Source) -> tuple[Ip, ...]:
         opinion = self._opinions.pop(source, None)

@@ -51,7 +51,7 @@ class Link:
     """One incarnation of a link.
 
     `addresses` maps (address, prefix length) to whether it is usable. `rx_at`: when packets last arrived, as far as the
-    counter was read.
+    counter was read. `losses`: how often it was set down or lost an address; the kernel may drop routes then.
     """
 
     key: LinkKey
@@ -62,6 +62,7 @@ class Link:
     addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
     ready: set[Ip] = field(default_factory=set)
     neighbors: dict[Ip, Neighbor] = field(default_factory=dict)
+    losses: int = 0
     rx_packets: int = -1
     rx_at: float = float("-inf")
 
@@ -188,6 +189,11 @@ class NetView:
         link = self.links.get(ifindex)
         return link is not None and link.admin_up
 
+    def losses(self, ifindex: int) -> int:
+        """Return how often a link lost something that the kernel drops routes for; -1: it carries none now."""
+        link = self.links.get(ifindex)
+        return link.losses if link is not None and link.admin_up else -1
+
     def superseded(self, link: Link) -> bool:
         """Tell whether a newer link owns every subnet in which the link holds an address.
 
@@ -212,6 +218,7 @@ class NetView:
             return
         if link.admin_up and not event.admin_up:
             self.changes.lost_links.add(event.ifindex)
+            link.losses += 1
             link.neighbors.clear()
         if link.mac != event.mac:
             self._reincarnate(link)
@@ -251,13 +258,14 @@ class NetView:
         if link is None or link.addresses.pop((event.ip, event.prefix_length), None) is None:
             self.changes.ignored["address_unknown"] += 1
             return
+        link.losses += 1
         subnet = prefix_of(event.ip, event.prefix_length)
         if event.ip in link.ready:
             # A route that has not moved to the owner yet may lead through this link, and is no path any more.
             self._touch((subnet,))
         if not any(prefix_of(ip, length) == subnet for ip, length in link.addresses):
             self._drop_holder(subnet, link)
-            if not is_link_local(event.ip) and not self._holders.get(subnet):
+            if subnet in self._members and not self._holders.get(subnet):
                 self._stripped[subnet] = link
         self._refresh(link)
 

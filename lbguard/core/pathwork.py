@@ -14,7 +14,7 @@ from lbguard.core.effects import (
     SetLinkDown,
 )
 from lbguard.core.kernel_tables import KernelTables
-from lbguard.core.model import Condition, Evidence, LinkKey
+from lbguard.core.model import Condition, Evidence, LinkKey, Route
 from lbguard.core.neighbor_work import NeighborWork, our_address
 from lbguard.core.netview import Link, NetView, ViewChanges
 from lbguard.core.state import Path, Target
@@ -35,6 +35,7 @@ class PathWork:
         self._disowned: dict[LinkKey, None] = {}
         self._set_down: dict[int, LinkKey] = {}
         self._moved: list[NeighborMoved] = []
+        self._asked: dict[Route, int] = {}
 
     # Targets come and go
 
@@ -136,11 +137,17 @@ class PathWork:
             for ifindex, ip, old, new in changes.moved_neighbors
         ]
 
+    def acknowledged(self, route: Route) -> bool:
+        """Tell whether a route that the kernel took still stands: its link lost nothing since it was asked for."""
+        losses = self._view.losses(route.oif)
+        return losses >= 0 and self._asked.pop(route, losses) == losses
+
     def take_repairs(self, now: float) -> list[Effect]:
         """Return the repairs, in order: stale entries out, routes and fallbacks, rules, deletions, then neighbours."""
         effects = self.neighbors.take_flushes()
         (routes, stale_routes), (rules, stale_rules) = self._tables.take_changes()
         if routes:
+            self._asked.update((route, self._view.losses(route.oif)) for route in routes if route.oif)
             effects.append(ProgramRoutes(replace=tuple(routes)))
         if rules or stale_rules:
             effects.append(ProgramRules(add=tuple(rules), delete=tuple(stale_rules)))

@@ -28,6 +28,10 @@ class Retries(Generic[K]):
         if self._failures.pop(key, None) is not None:
             self._due.cancel(key)
 
+    def failures(self, key: K) -> int:
+        """Return how often a key failed in a row."""
+        return self._failures.get(key, 0)
+
     def waiting(self, key: K) -> bool:
         """Tell whether a key failed and is not due yet."""
         return self._due.get(key) is not None

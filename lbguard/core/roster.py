@@ -1,6 +1,7 @@
 """Who is registered: streams and targets as the source lists them, found by name, mark and address."""
 
 from collections import Counter
+from dataclasses import replace
 
 from lbguard.core.addr import Ip
 from lbguard.core.effects import Effect, ForgetStream
@@ -15,6 +16,12 @@ from lbguard.core.state import Stream, Target
 def _identity(spec: StreamSpec) -> tuple[int, int, str]:
     """Return what may not change while a stream is served: the size of its table, its marks and its memory."""
     return spec.max_targets, spec.identifier_offset, spec.shm_name
+
+
+def _with_identity_of(kept: StreamSpec, listed: StreamSpec) -> StreamSpec:
+    """Return a stream as it is listed now, as far as its table's size and marks, which are kept, allow."""
+    targets = tuple(target for target in listed.targets if target.identifier <= kept.max_targets)
+    return replace(kept, vips=listed.vips, targets=targets)
 
 
 class Roster:
@@ -71,10 +78,11 @@ class Roster:
         if stream.removed and not registered:
             del self.streams[name]
             self.review.pop(name, None)
+            self.attach.pop(name, None)
             self._forgotten.append(stream.spec)
-            postponed = self._postponed.pop(name, None)
-            if postponed is not None:
-                self._update_stream(postponed, now)
+            postponed, self._postponed = self._postponed, {}
+            for spec in postponed.values():
+                self._update_stream(spec, now)
 
     def take_forgotten(self) -> list[Effect]:
         """Return the streams that ended since the last call."""
@@ -84,7 +92,9 @@ class Roster:
     def adopt(self, stream: Stream, active: frozenset[int], now: float) -> None:
         """Take over what the distributor already holds; unlisted identifiers in it are on their way out."""
         stream.adopted = True
-        for identifier in active - stream.targets.keys():
+        # Beyond max_targets the marks may be another stream's; the first commit takes such entries out all the same.
+        listable = range(1, stream.spec.max_targets + 1)
+        for identifier in sorted(active & set(listable) - stream.targets.keys()):
             self.retiring.setdefault(stream.spec.mark(identifier), (stream.spec.name, identifier))
         for identifier, target in stream.targets.items():
             if identifier in active:
@@ -95,16 +105,22 @@ class Roster:
         name = spec.name
         stream = self.streams.get(name)
         if stream is None:
+            if self._marks_in_use(spec):
+                # Another stream has these marks until it is gone: packets of the one would reach targets of the other.
+                self.ignored["marks_in_use"] += 1
+                self._postponed[name] = spec
+                return
             stream = self.streams[name] = Stream(spec)
             self.attach[name] = None
         elif _identity(stream.spec) != _identity(spec):
-            # The size and the marks of a table are fixed when it is made; half a change would send packets astray.
-            # One that is on its way out comes back as another once it has gone.
             if stream.removed:
+                # It comes back as another once it has gone.
                 self._postponed[name] = spec
-            else:
-                self.ignored["stream_identity_changed"] += 1
-            return
+                return
+            # The size and the marks of a table are fixed when it is made; half a change would send packets astray. The
+            # targets that it has room for are followed all the same: a removal always counts.
+            self.ignored["stream_identity_changed"] += 1
+            spec = _with_identity_of(stream.spec, spec)
         elif stream.spec.vips != spec.vips or stream.removed:
             self.attach[name] = None
         stream.spec, stream.removed = spec, False
@@ -118,6 +134,14 @@ class Roster:
                 self._add_target(stream.add(target_spec, now))
             elif tuple(target.paths) != target_spec.ips:
                 self._change_ips(target, target_spec.ips)
+
+    def _marks_in_use(self, spec: StreamSpec) -> bool:
+        """Tell whether a stream that is served, or not gone yet, has any of a new stream's marks."""
+        return any(
+            spec.mark(1) <= other.spec.mark(other.spec.max_targets)
+            and other.spec.mark(1) <= spec.mark(spec.max_targets)
+            for other in self.streams.values()
+        )
 
     def _add_target(self, target: Target) -> None:
         self.by_mark[target.mark] = target
@@ -141,7 +165,7 @@ class Roster:
         for ip in target.paths:
             self._unfollow(target, ip)
         self.dirty.pop(target, None)
-        del self.by_mark[target.mark]
+        self.by_mark.pop(target.mark, None)
         self.retiring[target.mark] = (stream.spec.name, target.key.identifier)
         self.review[stream.spec.name] = None
 

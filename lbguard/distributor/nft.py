@@ -58,6 +58,9 @@ class _Plan:
     """Write the rules too, and before the elements what those need."""
 
 
+_SLOTS_MIN = 3  # the smallest size that permutations of two parts (offset, skip) work for
+
+
 class NftDistributor:
     """The distributor of kind `nftables`.
 
@@ -197,7 +200,7 @@ class NftDistributor:
     def _read(self, nft: NftContext, stream: StreamSpec) -> Held:
         """Read back what the kernel holds for a stream."""
         self._settle_maps(nft, _names(stream))
-        size = largest_prime_at_most(self._slots_per_target * stream.max_targets)
+        size = largest_prime_at_most(max(_SLOTS_MIN, self._slots_per_target * stream.max_targets))
         known = self._streams.get(stream.name)
         calculator = (
             known.calculator

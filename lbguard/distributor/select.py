@@ -71,7 +71,7 @@ class AutoDistributor:
         lost = dict(await self._memory.lost_streams())
         embedded = [stream for distributor, stream in self._streams.values() if distributor is self._embedded]
         for stream in embedded:
-            if memory_path(self._shm_dir, stream).exists():
+            if await self._memory_serves(stream):
                 lost[stream.name] = "nfqlb memory appeared"
         if self._embedded is not None and embedded:
             try:
@@ -125,6 +125,16 @@ class AutoDistributor:
             return CommitResult(stream=result.stream, error=f"nftables still takes its packets: {error}")
         del self._moving[result.stream]
         return result
+
+    async def _memory_serves(self, stream: StreamSpec) -> bool:
+        """Tell whether nfqlb's memory of a stream is there and usable; a broken one takes nothing from nftables."""
+        if not memory_path(self._shm_dir, stream).exists():
+            return False
+        try:
+            await self._memory.attach(stream)
+        except (DistributorError, OSError):
+            return False
+        return True
 
     def _has_memory(self, name: str) -> bool:
         entry = self._streams.get(name)

@@ -80,7 +80,8 @@ async def test_a_full_lane_drops_its_own_work_alone() -> None:
 
     bounded, free = Lane("neighbors", never, lambda _: None, limit=2), Lane("kernel", never, lambda _: None)
     async with running(bounded, free):
-        assert [bounded.put("x") for _ in range(3)] == [True, True, False]
+        assert [bounded.put("x", droppable=True) for _ in range(3)] == [True, True, False]
+        assert bounded.put("what does not come again")
         assert all(free.put("x") for _ in range(1000))
         assert (bounded.dropped, free.dropped) == (1, 0)
 

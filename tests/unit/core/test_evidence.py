@@ -326,11 +326,14 @@ def test_no_more_opinions_are_held_than_allowed_and_those_held_go_on() -> None:
 
 def test_what_is_remembered_of_the_past_is_bounded() -> None:
     desk = Desk()
-    for number in range(20_000):
+    desk.say(ENDED, by="b", of=TargetSubject(ip=TARGET))
+    for number in range(20_100):
         desk.say(ENDED, of=TargetSubject(ip=number.to_bytes(4)))
-    assert len(desk.opinions._past) == 16_384
+    assert sum(len(past) for past in desk.opinions._past.values()) == 20_001
     assert len(desk.opinions) == 0
-    assert desk.say(DOWN, of=TargetSubject(ip=(19_999).to_bytes(4)), sequence=5).reason == "ended"
+    assert desk.say(DOWN, of=TargetSubject(ip=(20_099).to_bytes(4)), sequence=5).reason == "ended"
+    # What one says in masses makes nothing of another's forgotten.
+    assert desk.say(DOWN, by="b", of=TargetSubject(ip=TARGET), sequence=5).reason == "ended"
 
 
 def test_nothing_is_left_of_opinions_that_are_gone() -> None:
