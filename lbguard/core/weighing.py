@@ -114,7 +114,10 @@ class Weighing:
         vetoed_until = proof_at + self._config.veto_window_s
         if now < vetoed_until:
             path.verdict = "down_vetoed"
-            self.rechecks.set(target.key, vetoed_until)
+            known = self.rechecks.get(target.key)
+            # One moment a target: the earliest of its paths'. Looking again then sets the next.
+            if known is None or vetoed_until < known:
+                self.rechecks.set(target.key, vetoed_until)
             return False
         return True
 

@@ -161,6 +161,20 @@ def test_proof_of_life_vetoes_a_down_until_it_is_old(proof: Proof) -> None:
     assert hold.cause == "verdict_down"
 
 
+def test_each_path_is_looked_at_again_when_its_own_veto_ends() -> None:
+    guard = dual()
+    for address, pause in ((ipv4_of(1), 0.5), (ipv6_of(1), 0.0)):
+        guard.neighbor(address, NeighborState.REACHABLE)
+        guard.fail_neighbor(address)
+        guard.wait(pause)
+    Reporter(guard).say(DOWN, *links_of(1))
+    assert conditions(guard) == ["neighbor_failed", "neighbor_failed"]
+    guard.wait(VETO_S - 0.49)
+    assert conditions(guard) == ["verdict_down", "neighbor_failed"]
+    guard.wait(0.5)
+    assert conditions(guard) == ["verdict_down", "verdict_down"]
+
+
 @pytest.mark.parametrize("proof", [neighbor_answers, packets_arrive])
 def test_proof_of_life_that_comes_later_lifts_a_down(proof: Proof) -> None:
     guard = dual()
