@@ -93,8 +93,9 @@ class Roster:
         """Take over what the distributor already holds; unlisted identifiers in it are on their way out."""
         stream.adopted = True
         # Beyond max_targets the marks may be another stream's; the first commit takes such entries out all the same.
-        listable = range(1, stream.spec.max_targets + 1)
-        for identifier in sorted(active & set(listable) - stream.targets.keys()):
+        for identifier in sorted(active - stream.targets.keys()):
+            if not 1 <= identifier <= stream.spec.max_targets:
+                continue
             self.retiring.setdefault(stream.spec.mark(identifier), (stream.spec.name, identifier))
         for identifier, target in stream.targets.items():
             if identifier in active:

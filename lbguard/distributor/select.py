@@ -28,6 +28,7 @@ class AutoDistributor:
         self._embedded: Distributor | None = None
         self._streams: dict[str, tuple[Distributor, StreamSpec]] = {}
         self._moving: dict[str, StreamSpec] = {}
+        self._unusable: dict[str, str] = {}
 
     def chosen(self) -> dict[str, str]:
         """Return the kind that was chosen for each stream."""
@@ -132,8 +133,15 @@ class AutoDistributor:
             return False
         try:
             await self._memory.attach(stream)
-        except (DistributorError, OSError):
+        except (DistributorError, OSError) as error:
+            if self._unusable.get(stream.name) != str(error):
+                self._unusable[stream.name] = str(error)
+                _log.warning(
+                    "nfqlb memory cannot be used, nftables goes on",
+                    extra={"fields": {"stream": stream.name, "reason": str(error)}},
+                )
             return False
+        self._unusable.pop(stream.name, None)
         return True
 
     def _has_memory(self, name: str) -> bool:

@@ -17,6 +17,8 @@ from lbguard.recording.recorder import said_of
 
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
 
+_SAME_MOMENT_S = 0.001  # wall clock times are written with less than the clock's own precision
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
@@ -216,7 +218,7 @@ def state_at(
             return replayer.status(max(replayer.now, at - replayer.offset)), at
         replayer.take(item)
     end = replayer.now + replayer.offset
-    if replayer.engine is None or at > end:
+    if replayer.engine is None or at > end + _SAME_MOMENT_S:
         raise RecordingError(f"{text} is after the end of what was recorded, {_local(end)}")
     return replayer.status(at - replayer.offset), at
 

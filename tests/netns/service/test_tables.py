@@ -111,7 +111,7 @@ def test_a_memory_that_is_no_memory_leaves_the_stream_where_it_is(guarded: Guard
     with guarded.service(nfqlb(guarded, "auto")) as service:
         before = guarded.data_path()
         path.write_bytes(b"\x00\x00\x00\x00half a header")
-        failed = service.wait_for_log("distributor failed", stream="stream-a")
+        failed = service.wait_for_log("nfqlb memory cannot be used, nftables goes on", stream="stream-a")
         assert str(path) in failed["reason"]
         assert guarded.data_path() == before
         path.unlink()
