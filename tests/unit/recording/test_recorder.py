@@ -10,7 +10,7 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.events import KernelSnapshot, LinkGone
 from lbguard.core.model import NeighborState, TargetKey
 from lbguard.recording.checkpoint import freeze
-from lbguard.recording.format import Limits
+from lbguard.recording.format import Limits, RecordingError
 from lbguard.recording.reader import Committed, Item, PacketsRead, Told, find_files, read_file, read_header
 from lbguard.recording.recorder import RecordedEngine, Recorder
 from lbguard.recording.replay import replay
@@ -70,8 +70,15 @@ def test_what_was_put_is_on_disk_soon(tmp_path: Path) -> None:
     recorder = make(tmp_path, clock)
     recorder.start()
     recorder.put("told", 1.0, LinkGone(ifindex=7))
+
+    def on_disk() -> bool:
+        try:
+            return any(tmp_path.iterdir()) and Told(1.0, LinkGone(ifindex=7)) in items_in(tmp_path)
+        except RecordingError:
+            return False  # the file is there, and its first line is not yet
+
     try:
-        until(lambda: any(tmp_path.iterdir()) and Told(1.0, LinkGone(ifindex=7)) in items_in(tmp_path))
+        until(on_disk)
     finally:
         recorder.close()
 
