@@ -2,10 +2,7 @@
 
 import asyncio
 import contextlib
-import errno
 import os
-import socket
-import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.api.unix_socket import SocketError, prepare_socket
 from lbguard.api.verdict_server import VerdictIntake, unix_names
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Decision, TargetKey
@@ -27,7 +25,6 @@ from lbguard.start_error import StartError
 SOCKET_MODE = 0o660
 LIVENESS, READINESS = "Liveness", "Readiness"
 
-_SOCKET_PATH_MAX = 107  # struct sockaddr_un holds 108 bytes with the final zero
 _REQUEST_BYTES_MAX = 64 * 1024
 _CALLS_AT_ONCE = 64
 _NAMES_SHOWN = 5
@@ -188,7 +185,10 @@ class ApiServer:
         Raises:
             ApiError: another process serves the socket, or it cannot be made.
         """
-        _make_way(self._path)
+        try:
+            prepare_socket(self._path, "socket")
+        except SocketError as error:
+            raise ApiError(str(error)) from None
         verdicts = self._verdicts
         server = grpc.aio.server(
             options=[
@@ -232,28 +232,3 @@ class ApiServer:
             # Another instance may have taken the path over meanwhile; its socket stays.
             if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
-
-
-def _make_way(path: Path) -> None:
-    """Make the directory and remove the socket of a dead process; refuse a live one or anything else."""
-    place = f"socket = {path}"
-    if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
-        raise ApiError(f"{place}: the path is longer than {_SOCKET_PATH_MAX} bytes; choose a shorter one")
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ApiError(f"{place}: {error.strerror}; make {path.parent} and let this user write to it") from None
-    if not stat.S_ISSOCK(mode):
-        raise ApiError(f"{place}: the path is taken by something that is no socket; remove it or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        code = probe.connect_ex(str(path))
-    if code not in {errno.ECONNREFUSED, errno.ENOENT}:
-        raise ApiError(f"{place}: another process listens there; stop it or choose another path")
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise ApiError(f"{place}: the socket of a dead process is in the way: {error.strerror}; remove it") from None

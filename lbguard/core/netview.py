@@ -184,11 +184,6 @@ class NetView:
         """Tell whether any followed target address lies in a subnet of the link."""
         return any(prefix_of(ip, length) in self._members for ip, length in link.addresses if not is_link_local(ip))
 
-    def carries_routes(self, ifindex: int) -> bool:
-        """Tell whether a link is known and set up: the kernel keeps no route through any other."""
-        link = self.links.get(ifindex)
-        return link is not None and link.admin_up
-
     def losses(self, ifindex: int) -> int:
         """Return how often a link lost something that the kernel drops routes for; -1: it carries none now."""
         link = self.links.get(ifindex)
