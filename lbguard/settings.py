@@ -15,8 +15,6 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lbguard.api.verdict_settings import VerdictSettings
-from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
-from lbguard.core.model import Condition
 from lbguard.durations import format_duration
 from lbguard.nsm.settings import NsmEventSettings
 from lbguard.probe.settings import ProbeSettings
@@ -39,7 +37,6 @@ from lbguard.settings_sources import (
     FileSource,
     FlagSource,
     FlatEnvSource,
-    Problem,
     SettingsError,
     config_file,
     explain,
@@ -401,39 +398,4 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
         config_file.reset(file_token)
 
 
-def engine_config(settings: Settings) -> EngineConfig:
-    """Return what the engine needs of the settings."""
-    grace = settings.grace
-    by_cause = {Condition.NEIGHBOR_FAILED: grace.neighbor_window, Condition.VERDICT_DOWN: grace.verdict_window}
-    return EngineConfig(
-        grace=GraceConfig(
-            window_s=grace.window,
-            max_s=grace.max,
-            by_cause_s={cause: window for cause, window in by_cause.items() if window is not None},
-            adaptive=grace.adaptive,
-            adaptive_quantile=grace.adaptive_quantile,
-        ),
-        freeze=FreezeConfig(threshold=settings.freeze.threshold, limit_s=settings.freeze.limit),
-        damping=DampingConfig(
-            half_life_s=settings.damping.half_life, step_s=settings.damping.step, max_s=settings.damping.max
-        ),
-        availability_grace_s=settings.availability.grace,
-        soft_budget=settings.evidence.soft_budget,
-        evidence=EvidenceConfig(
-            confirm_k=settings.evidence.verdict_confirm,
-            confirm_n=settings.evidence.verdict_memory,
-            veto_window_s=settings.evidence.veto_window,
-            opinions_max=settings.verdicts.max_subjects_total,
-        ),
-        observe=settings.mode == "observe",
-        manages_paths=settings.mode != "companion",
-        superseded_link_down=settings.links.superseded == "down",
-        excluded_links=settings.links.exclude,
-        neighbor_probe_interval_s=settings.neighbors.probe_interval,
-        neighbor_failures_needed=settings.evidence.neighbor_failures,
-        tune_neighbors=settings.neighbors.tune,
-        solicit_neighbors=settings.neighbors.solicit,
-    )
-
-
-__all__ = ["CONFIG_VARIABLE", "Loaded", "Problem", "Settings", "SettingsError", "engine_config", "load"]
+__all__ = ["CONFIG_VARIABLE", "Loaded", "Settings", "SettingsError", "load"]

@@ -8,11 +8,12 @@ from typing import Protocol
 from lbguard.core.engine import Engine
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import CommitResult
+from lbguard.engine_config import engine_config
 from lbguard.metrics import Metrics
 from lbguard.recording.format import Limits
 from lbguard.recording.recorder import RecordedEngine, Recorder
 from lbguard.recording.writer import RecordingWriter
-from lbguard.settings import Settings, engine_config
+from lbguard.settings import Settings
 
 
 class PacketCount(Protocol):

@@ -9,7 +9,8 @@ from typing import Any
 
 from lbguard.core.config import EngineConfig
 from lbguard.core.model import Condition
-from lbguard.settings import Settings, SettingsError, engine_config, load
+from lbguard.engine_config import engine_config
+from lbguard.settings import Settings, SettingsError, load
 from lbguard.settings_sources import Problem, leaves, nearest
 
 WINDOW = "grace.window"
