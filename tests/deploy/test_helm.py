@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lbguard.settings import Settings
+from lbguard.settings_sources import leaves
 from tests.deploy.charts import (
     CASES,
     CHART,
     CUSTOM_KINDS,
     HERE,
+    ROOT,
     Helm,
     Object,
     case,
@@ -26,6 +29,7 @@ from tests.deploy.charts import (
 
 pytestmark = pytest.mark.timeout(300)  # the first test may have to get Helm
 
+LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 UPDATE = os.environ.get("LBGUARD_UPDATE_GOLDEN") == "1"
 
 
@@ -44,11 +48,18 @@ def test_every_documented_combination_renders_as_recorded(helm: Helm, name: str)
     assert rendered == golden.read_text(), f"LBGUARD_UPDATE_GOLDEN=1 records it; look at the difference of {golden}"
 
 
+PODS = {
+    "existing-memory": "own-memory",
+    "interposer": "meridio",
+    "companion": "meridio",
+    "owner": "meridio",
+    "registry": "meridio",
+}
+
+
 def workload_of(name: str, component: str) -> Path:
     """Return the pod template that a case is for."""
-    if component == "probe":
-        return HERE / "pods/proxy.yaml"
-    return HERE / ("pods/own-memory.yaml" if name == "existing-memory" else "pods/load-balancer.yaml")
+    return HERE / f"pods/{'proxy' if component == 'probe' else PODS.get(name, 'load-balancer')}.yaml"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -95,6 +106,19 @@ def test_the_patch_puts_the_guard_beside_the_load_balancer(helm4: Helm, tools: P
     assert named(pod["volumes"], "lbguard-shm")["emptyDir"]["medium"] == "Memory"
     mounted = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", ())}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_pod_has_every_volume_that_it_mounts(helm4: Helm, name: str, tools: Path, tmp_path: Path) -> None:
+    objects = helm4.objects(case(name))
+    for component in ("guard", "probe"):
+        if any(item["metadata"]["name"].endswith(f"-{component}-patch") for item in objects):
+            pod = pod_of(patched(tools, workload_of(name, component), patch_of(objects, component), tmp_path))
+            volumes = {volume["name"] for volume in pod["volumes"]}
+            for container in pod["containers"]:
+                places = [mount["mountPath"] for mount in container.get("volumeMounts", ())]
+                assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
+                assert len(places) == len(set(places))
 
 
 def test_a_patch_applied_twice_changes_nothing_more(helm4: Helm, tools: Path, tmp_path: Path) -> None:
@@ -167,6 +191,61 @@ def test_a_service_monitor_finds_its_service(helm4: Helm) -> None:
         named(container["ports"], service["spec"]["ports"][0]["targetPort"])
 
 
+def test_the_drop_in_brings_the_program_that_stands_before_nfqlb(helm: Helm) -> None:
+    objects = helm.objects(case("interposer"), "settings.interposer.directory=/srv/calls")
+    program = find(objects, "ConfigMap", "-nfqlb")
+    assert program["data"]["nfqlb"] == (ROOT / "deploy/meridio/nfqlb").read_text()
+    pod = pod_of(patch_of(objects, "guard"))
+    balancer, guard = named(pod["containers"], "stateless-lb"), named(pod["containers"], "lbguard")
+    mounts = {mount["name"]: mount["mountPath"] for mount in balancer["volumeMounts"]}
+    assert named(pod["volumes"], "lbguard-nfqlb")["configMap"]["name"] == program["metadata"]["name"]
+    assert named(balancer["env"], "PATH")["value"].startswith(f"{mounts['lbguard-nfqlb']}:")
+    # Both sides look for the calls in one place.
+    assert mounts["lbguard-calls"] == "/srv/calls"
+    assert named(balancer["env"], "LBGUARD_NFQLB_DIR")["value"] == "/srv/calls"
+    assert named(guard["env"], "LBGUARD_INTERPOSER__DIRECTORY")["value"] == "/srv/calls"
+    assert named(guard["volumeMounts"], "lbguard-calls")["mountPath"] == "/srv/calls"
+
+
+def test_the_program_comes_only_with_the_drop_in(helm4: Helm) -> None:
+    assert "nfqlb" not in {item["metadata"]["name"].rpartition("-")[2] for item in helm4.objects(case("owner"))}
+
+
+def test_recordings_have_a_volume_that_they_cannot_fill(helm4: Helm) -> None:
+    recording = ("settings.recording.enabled=true", "settings.recording.max_files=3")
+    pod = pod_of(patch_of(helm4.objects(*recording, "settings.recording.max_file=2000000"), "guard"))
+    assert int(named(pod["volumes"], "lbguard-recording")["emptyDir"]["sizeLimit"]) > 4 * 2000000
+    mount = named(named(pod["containers"], "lbguard")["volumeMounts"], "lbguard-recording")
+    assert mount["mountPath"] == LEAVES["recording.directory"].show(LEAVES["recording.directory"].default)
+    own = "guard.extraVolumeMounts[0].name=disk,guard.extraVolumeMounts[0].mountPath=/var/lib/lbguard"
+    mounts = named(pod_of(patch_of(helm4.objects(*recording, own), "guard"))["containers"], "lbguard")["volumeMounts"]
+    assert {mount["name"] for mount in mounts} == {"lbguard-run", "lbguard-shm", "disk"}
+
+
+SOCKETS = [
+    ("availability.socket", ("settings.availability.socket=/var/lib/meridio/lb.sock",)),
+    ("nsm.address", ("settings.nsm.enabled=true",)),
+    ("nsp.spiffe_socket", ("settings.source=nsp", "settings.nsp.spiffe_socket=unix:///run/spire/agent.sock")),
+    ("nsp.address", ("settings.source=nsp", "settings.nsp.address=unix:///run/nsp.sock")),
+    ("verdicts.spiffe_socket", ("settings.verdicts.spiffe_socket=unix:///run/spire/agent.sock",)),
+    ("probe.nsm.address", ("probe.enabled=true", "settings.probe.connections=nsm")),
+    ("probe.spiffe_socket", ("probe.enabled=true", "settings.probe.spiffe_socket=unix:///run/spire/agent.sock")),
+]
+
+
+@pytest.mark.parametrize(("setting", "flags"), SOCKETS)
+def test_a_socket_without_a_volume_is_refused(helm4: Helm, setting: str, flags: tuple[str, ...]) -> None:
+    given = [word for flag in flags for word in ("--set", flag)]
+    done = helm4.run("template", "guard", CHART, *given, check=False)
+    component = "probe" if setting.startswith("probe.") else "guard"
+    assert re.search(
+        rf"settings\.{re.escape(setting)} = /\S+: no volume is mounted there; .*{component}\.extra", done.stderr
+    )
+    mount = f"{component}.extraVolumeMounts[0].name=sockets,{component}.extraVolumeMounts[0].mountPath=/var/lib"
+    other = f"{component}.extraVolumeMounts[1].name=run,{component}.extraVolumeMounts[1].mountPath=/run"
+    helm4.run("template", "guard", CHART, *given, "--set", mount, "--set", other)
+
+
 RULES = """\
 groups:
   - name: lbguard
@@ -214,15 +293,18 @@ metadata: {name: balancer}
 spec:
   containers:
     - name: balancer
+      env:
+        {{- include "lbguard.guard.loadBalancerEnv" .Subcharts.lbguard | nindent 8 }}
       volumeMounts:
-        {{- include "lbguard.guard.sharedMemoryMount" .Subcharts.lbguard | nindent 8 }}
+        {{- include "lbguard.guard.loadBalancerMounts" .Subcharts.lbguard | nindent 8 }}
     {{- include "lbguard.guard.container" .Subcharts.lbguard | nindent 4 }}
   volumes:
     {{- include "lbguard.guard.volumes" .Subcharts.lbguard | nindent 4 }}
 """
 
 
-def test_another_chart_can_include_the_container(helm: Helm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tuned", "interposer"])
+def test_another_chart_can_include_the_container(helm: Helm, tmp_path: Path, name: str) -> None:
     parent = tmp_path / "parent"
     (parent / "templates").mkdir(parents=True)
     (parent / "templates/pod.yaml").write_text(PARENT)
@@ -230,14 +312,17 @@ def test_another_chart_can_include_the_container(helm: Helm, tmp_path: Path) -> 
         "{apiVersion: v2, name: parent, version: 1.0.0, dependencies: [{name: lbguard, version: 0.1.0}]}\n"
     )
     (parent / "values.yaml").write_text(
-        yaml.safe_dump({"lbguard": {"patch": {"enabled": False}} | yaml.safe_load(case("tuned").read_text())})
+        yaml.safe_dump({"lbguard": {"patch": {"enabled": False}} | yaml.safe_load(case(name).read_text())})
     )
     shutil.copytree(CHART, parent / "charts/lbguard")
     spec = find(helm.objects(chart=parent), "Pod")["spec"]
-    alone = pod_of(patch_of(helm.objects(case("tuned")), "guard"))
+    alone = pod_of(patch_of(helm.objects(case(name)), "guard"))
     assert named(spec["containers"], "lbguard") == named(alone["containers"], "lbguard")
     assert spec["volumes"] == alone["volumes"]
-    assert named(spec["containers"], "balancer")["volumeMounts"] == [{"name": "lbguard-shm", "mountPath": "/dev/shm"}]
+    own = named(spec["containers"], "balancer")
+    patch = named(alone["containers"], "stateless-lb")
+    assert (own["volumeMounts"], own["env"] or []) == (patch["volumeMounts"], patch.get("env", []))
+    assert {"name": "lbguard-shm", "mountPath": "/dev/shm"} in own["volumeMounts"]
 
 
 REFUSED = [
@@ -266,9 +351,10 @@ def test_wrong_values_are_refused_by_name(helm: Helm, value: str, words: str) ->
 
 
 @pytest.mark.parametrize("flags", [("guard.healthChecks=http",), ("guard.enabled=false", "probe.enabled=true")])
-def test_http_checks_need_something_to_ask(helm4: Helm, flags: tuple[str, ...]) -> None:
-    given = [word for flag in ("settings.metrics.listen=", *flags) for word in ("--set", flag)]
-    assert "which is empty: choose another" in helm4.run("template", "guard", CHART, *given, check=False).stderr
+@pytest.mark.parametrize(("listen", "words"), [("", "is empty"), ("127.0.0.1:9464", "cannot reach it")])
+def test_http_checks_need_something_to_ask(helm4: Helm, flags: tuple[str, ...], listen: str, words: str) -> None:
+    given = [word for flag in (f"settings.metrics.listen={listen}", *flags) for word in ("--set", flag)]
+    assert f"{words}: choose another" in helm4.run("template", "guard", CHART, *given, check=False).stderr
 
 
 def test_a_proxy_is_ready_without_its_monitor(helm4: Helm) -> None:
@@ -288,6 +374,10 @@ def test_the_notes_say_what_is_left_to_do(helm4: Helm) -> None:
     said = notes("--values", str(case("targets")), "--set", "settings.mode=observe")
     assert "nothing to guard" not in said
     assert "nothing is touched" in said
+    assert "operator" not in said
+    said = notes("--values", str(case("companion")))
+    assert "only decided, counted and logged" in said
+    assert "patch the template (docs/meridio.md)" in said
     command = re.search(r"get configmap (\S+)-guard-patch", said)
     assert command is not None
     find(helm4.objects(case("targets")), "ConfigMap", f"{command[1]}-guard-patch")

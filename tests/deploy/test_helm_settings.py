@@ -98,7 +98,11 @@ def test_every_value_reaches_its_setting(helm: Helm, tmp_path: Path, monkeypatch
             place = place.setdefault(group, {})
         place[last] = value
     values = tmp_path / "values.yaml"
-    values.write_text(yaml.safe_dump({"settings": nested}))
+    guard = {
+        "healthChecks": "exec",
+        "extraVolumeMounts": [{"name": "mesh", "mountPath": "/var/lib/networkservicemesh"}],
+    }
+    values.write_text(yaml.safe_dump({"settings": nested, "guard": guard}))
     container = named(pod_of(patch_of(helm.objects(values), "guard"))["containers"], "lbguard")
     environment = environment_of(container)
     assert set(environment) == {LEAVES[name].variable for name in chosen}

@@ -29,6 +29,7 @@ spec:
 def build(tools: Path, into: Path, kustomization: Object) -> list[Object]:
     """Build a kustomization that stands beside our components and uses them."""
     shutil.copytree(ROOT / "deploy/kustomize", into / "components")
+    shutil.copytree(ROOT / "deploy/meridio", into / "components/interposer")
     shutil.copytree(HERE / "pods", into / "own")
     (into / "own/targets.yaml").write_text("streams: []\n")
     (into / "own/settings.yaml").write_text(SETTING_PATCH)
@@ -47,17 +48,25 @@ def build(tools: Path, into: Path, kustomization: Object) -> list[Object]:
 
 CHART_VALUES = {
     "guard": ("targets.existingConfigMap=lbguard-targets",),
+    "interposer": ("settings.source=interposer", "fullnameOverride=lbguard"),
     "probe": ("guard.enabled=false", "probe.enabled=true"),
 }
 
 
-@pytest.mark.parametrize(("component", "workload"), [("guard", "load-balancer"), ("probe", "proxy")])
+@pytest.mark.parametrize(
+    ("component", "workload"), [("guard", "load-balancer"), ("interposer", "meridio"), ("probe", "proxy")]
+)
 def test_the_components_make_the_pods_that_the_chart_makes(
     tools: Path, helm4: Helm, tmp_path: Path, component: str, workload: str
 ) -> None:
     file = HERE / f"pods/{workload}.yaml"
-    (built,) = build(tools, tmp_path, {"resources": [f"{workload}.yaml"], "components": [f"../components/{component}"]})
-    by_chart = patched(tools, file, patch_of(helm4.objects(*CHART_VALUES[component]), component), tmp_path)
+    *config_maps, built = build(
+        tools, tmp_path, {"resources": [f"{workload}.yaml"], "components": [f"../components/{component}"]}
+    )
+    chart = helm4.objects(*CHART_VALUES[component])
+    by_chart = patched(tools, file, patch_of(chart, "probe" if component == "probe" else "guard"), tmp_path)
+    for config_map in config_maps:
+        assert find(chart, "ConfigMap", config_map["metadata"]["name"])["data"] == config_map["data"]
 
     def by_name(workload: Object, what: str) -> dict[str, Object]:
         return {item["name"]: item for item in pod_of(workload)[what]}

@@ -11,34 +11,7 @@ import yaml
 
 from lbguard.sources.interposer import InterposerConfig
 from lbguard.sources.interposer_settings import InterposerSettings
-from tests.deploy.charts import ROOT, Object, find, named, parse, pod_of, validate
-
-POD = """\
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: stateless-lb-frontend-attractor-a
-  annotations: {lbguard.io/sidecar: interposer}
-spec:
-  selector:
-    matchLabels: {app: stateless-lb-frontend}
-  template:
-    metadata:
-      labels: {app: stateless-lb-frontend}
-    spec:
-      containers:
-        - name: stateless-lb
-          image: stateless-lb:1
-          env:
-            - {name: NSM_CONDUIT_NAME, value: conduit-a}
-          volumeMounts:
-            - {name: tmp-lb, mountPath: /tmp}
-        - name: frontend
-          image: frontend:1
-      volumes:
-        - name: tmp-lb
-          emptyDir: {medium: Memory}
-"""
+from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, pod_of, validate
 
 
 @pytest.fixture
@@ -46,7 +19,7 @@ def objects(tools: Path, tmp_path: Path) -> list[Object]:
     shutil.copytree(ROOT / "deploy/meridio", tmp_path / "meridio")
     own = tmp_path / "own"
     own.mkdir()
-    (own / "pod.yaml").write_text(POD)
+    shutil.copyfile(HERE / "pods/meridio.yaml", own / "pod.yaml")
     (own / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["pod.yaml"], "components": ["../meridio"]}))
     done = subprocess.run(
         [tools / "kubectl", "kustomize", own],
@@ -95,6 +68,13 @@ def test_the_page_speaks_of_what_there_is() -> None:
         assert variable in program, variable
     for path in re.findall(r"`((?:deploy|docs|lbguard)/[\w./-]+)`", page):
         assert (ROOT / path).exists(), path
+
+
+def test_the_patch_for_the_template_is_where_the_page_says(helm4: Helm) -> None:
+    (used,) = set(re.findall(r"get configmap (\S+-patch)", (ROOT / "docs/meridio.md").read_text()))
+    data = find(helm4.objects(case("interposer")), "ConfigMap", "-patch")
+    assert data["metadata"]["name"] == used
+    assert data["data"].keys() == {"patch.yaml", "remove.yaml"}
 
 
 def test_a_call_is_answered_before_its_caller_gives_up() -> None:

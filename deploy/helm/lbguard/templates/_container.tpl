@@ -3,7 +3,11 @@ For charts that own the load balancer or the proxy and have this one as a depend
 
   containers:   {{- include "lbguard.guard.container" .Subcharts.lbguard | nindent 8 }}
   volumes:      {{- include "lbguard.guard.volumes" .Subcharts.lbguard | nindent 8 }}
-  volumeMounts: {{- include "lbguard.guard.sharedMemoryMount" .Subcharts.lbguard | nindent 12 }}   (the load balancer's)
+
+and in the load balancer's own container (env has something in it with settings.source interposer only):
+
+  env:          {{- include "lbguard.guard.loadBalancerEnv" .Subcharts.lbguard | nindent 12 }}
+  volumeMounts: {{- include "lbguard.guard.loadBalancerMounts" .Subcharts.lbguard | nindent 12 }}
 */}}
 {{- define "lbguard.guard.container" -}}
 {{- include "lbguard.container" (dict "root" . "component" "guard" "command" "run") -}}
@@ -21,18 +25,10 @@ For charts that own the load balancer or the proxy and have this one as a depend
 {{- include "lbguard.volumes" (dict "root" . "component" "probe") -}}
 {{- end }}
 
-{{- define "lbguard.guard.sharedMemoryMount" -}}
-{{- with .Values.guard.sharedMemory -}}
-{{- if .enabled -}}
-- name: {{ default "lbguard-shm" .existingVolume }}
-  mountPath: /dev/shm
-{{- end -}}
-{{- end -}}
-{{- end }}
-
 {{- define "lbguard.container" -}}
 {{- $values := get .root.Values .component -}}
 {{- $ports := include "lbguard.ports" . | fromYaml -}}
+{{- include "lbguard.checkSockets" . -}}
 - name: lbguard
   image: {{ include "lbguard.image" .root | quote }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
@@ -83,13 +79,17 @@ For charts that own the load balancer or the proxy and have this one as a depend
 {{- if eq .component "guard" }}
 - name: lbguard-run
   mountPath: {{ dir .root.Values.settings.socket }}
-{{- with include "lbguard.guard.sharedMemoryMount" .root }}
+{{- with include "lbguard.sharedMounts" .root | trim }}
 {{ . }}
 {{- end }}
 {{- if include "lbguard.targetsConfigMap" .root }}
 - name: lbguard-targets
   mountPath: /etc/lbguard/targets
   readOnly: true
+{{- end }}
+{{- if include "lbguard.recordingVolume" .root }}
+- name: lbguard-recording
+  mountPath: {{ .root.Values.settings.recording.directory }}
 {{- end }}
 {{- end }}
 {{- with (get .root.Values .component).extraVolumeMounts }}
@@ -104,6 +104,9 @@ exec:
 {{- else -}}
 {{- if not (hasKey .ports "lbg-metrics") -}}
 {{- fail (printf "%s.healthChecks http asks settings.metrics.listen, which is empty: choose another" .component) -}}
+{{- end -}}
+{{- if regexMatch "^(127\\.|localhost:|\\[::1\\])" .root.Values.settings.metrics.listen -}}
+{{- fail (printf "%s.healthChecks http asks settings.metrics.listen, where the kubelet cannot reach it: choose another" .component) -}}
 {{- end -}}
 httpGet:
   path: {{ .path }}
@@ -125,6 +128,23 @@ httpGet:
     medium: Memory
     sizeLimit: {{ .sizeLimit }}
 {{- end }}
+{{- end }}
+{{- if include "lbguard.interposes" .root }}
+- name: lbguard-nfqlb
+  configMap:
+    name: {{ include "lbguard.fullname" .root }}-nfqlb
+    # Without it, PATH leads to the real nfqlb, and the load balancer starts all the same.
+    optional: true
+    defaultMode: 0555
+- name: lbguard-calls
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ $values.interposer.sizeLimit }}
+{{- end }}
+{{- if include "lbguard.recordingVolume" .root }}
+- name: lbguard-recording
+  emptyDir:
+    sizeLimit: {{ include "lbguard.recordingVolume" .root }}
 {{- end }}
 {{- with include "lbguard.targetsConfigMap" .root }}
 - name: lbguard-targets
