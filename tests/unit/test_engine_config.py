@@ -1,16 +1,6 @@
-import os
-
-import pytest
-
 from lbguard.core.model import Condition
 from lbguard.engine_config import engine_config
 from lbguard.settings import load
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("LBGUARD_")]:
-        monkeypatch.delenv(variable)
 
 
 def test_the_engine_gets_what_was_set() -> None:

@@ -1,16 +1,9 @@
-import os
 from pathlib import Path
 
 import pytest
 
 from lbguard.settings import Settings, SettingsError, load
 from lbguard.settings_sources import leaves
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("LBGUARD_")]:
-        monkeypatch.delenv(variable)
 
 
 def refused(**arguments: object) -> dict[str, str]:

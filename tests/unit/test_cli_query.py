@@ -1,0 +1,96 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from lbguard.api.server import ApiServer
+from lbguard.core.model import Action, Decision, TargetKey, TargetState
+from lbguard.core.status import GuardStatus
+from lbguard.decisions import DecisionLog
+from tests.unit.examples import decision, guard_status, path, target
+from tests.unit.shell import Shell
+
+
+@pytest.mark.parametrize("command", [["status"], ["events"], ["explain", "1"]])
+def test_a_service_that_does_not_run_is_said_with_a_remedy(shell: Shell, tmp_path: Path, command: list[str]) -> None:
+    outcome = shell(*command, "--socket", str(tmp_path / "none.sock"))
+    assert outcome.status == 1
+    assert outcome.err.count("\n") == 1
+    assert "start it with `lbguard run`" in outcome.err
+
+
+class Guard:
+    """A service with two targets and a short history."""
+
+    def __init__(self) -> None:
+        self.log = DecisionLog()
+        broken = target(
+            2, TargetState.HELD, cause="no_link", deadline=102.5, paths=(path("172.16.1.11", "no_link", ""),)
+        )
+        self.state = guard_status(target(1), broken)
+        self.log.add(decision(Action.ADMIT, sequence=1, identifier=2), 1_700_000_000.0)
+        self.log.add(decision(Action.HOLD, sequence=2, identifier=2, deadline=103.0), 1_700_000_001.5)
+
+    def status(self) -> GuardStatus:
+        return self.state
+
+    def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
+        return self.log.last(target, limit)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[str]:
+    guard = Guard()
+    server = ApiServer(tmp_path / "lbguard.sock", guard, guard.log)
+    await server.start()
+    yield str(tmp_path / "lbguard.sock")
+    await server.stop(0)
+
+
+async def test_status_shows_trouble_first(shell: Shell, service: str) -> None:
+    outcome = await asyncio.to_thread(shell, "status", "--socket", service)
+    assert outcome.status == 0
+    assert "enforcing · kernel in sync · source ok" in outcome.out
+    rows = [line for line in outcome.out.splitlines() if line.startswith("stream-a/")]
+    assert [row.split()[0] for row in rows] == ["stream-a/2", "stream-a/1"]
+    assert "in 2.5 s" in rows[0]
+    assert "no_link" in rows[0]
+    assert "lb-a (7#2)" in outcome.out
+
+
+async def test_status_in_json_tells_ages(shell: Shell, service: str) -> None:
+    outcome = await asyncio.to_thread(shell, "status", "--json", "--socket", service)
+    state = json.loads(outcome.out)
+    assert state["targets"][1]["state"] == "held"
+    assert (state["targets"][1]["age_s"], state["targets"][1]["deadline_in_s"]) == (10.0, 2.5)
+    assert state["streams"][0]["counts"]["held"] == 1
+    assert "now" not in state
+
+
+async def test_events_are_lines_or_json(shell: Shell, service: str) -> None:
+    outcome = await asyncio.to_thread(shell, "events", "--socket", service)
+    assert [line.split()[2] for line in outcome.out.splitlines()] == ["admit", "hold"]
+    outcome = await asyncio.to_thread(shell, "events", "--last", "1", "--json", "--socket", service)
+    (line,) = outcome.out.splitlines()
+    assert json.loads(line)["action"] == "hold"
+    assert json.loads(line)["time"] == "2023-11-14T22:13:21.500000+00:00"
+
+
+async def test_explain_tells_the_story(shell: Shell, service: str) -> None:
+    outcome = await asyncio.to_thread(shell, "explain", "172.16.1.11", "--socket", service)
+    assert outcome.status == 0
+    assert "stream-a/2 has been held for 10.0 s because of no_link." in outcome.out
+    assert "hold stream-a/2: no_link" in outcome.out
+    outcome = await asyncio.to_thread(shell, "explain", "2", "--json", "--socket", service)
+    explained = json.loads(outcome.out)
+    assert [item["sequence"] for item in explained["decisions"]] == [1, 2]
+    assert explained["target"]["deadline_in_s"] == 2.5
+
+
+async def test_explain_of_nothing_fails_in_one_line(shell: Shell, service: str) -> None:
+    outcome = await asyncio.to_thread(shell, "explain", "stream-b/9", "--socket", service)
+    assert outcome.status == 1
+    assert outcome.err.count("\n") == 1
+    assert "stream-b/9" in outcome.err

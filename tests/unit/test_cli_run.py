@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.shell import Shell
+
+
+def test_check_config_explains_every_value(shell: Shell, targets_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LBGUARD_GRACE__MAX", "20s")
+    outcome = shell("check-config", "--set", "grace.window=5s", "--targets-file", str(targets_file))
+    assert outcome.status == 0
+    rows = {line.split()[0]: line.split() for line in outcome.out.splitlines() if "." in line.split(" ")[0]}
+    assert rows["grace.window"][1:3] == ["5s", "flag"]
+    assert rows["grace.max"][1:4] == ["20s", "environment", "LBGUARD_GRACE__MAX"]
+    assert rows["freeze.threshold"][1:3] == ["0.5", "default"]
+    assert "Nothing to warn of." in outcome.out
+
+
+def test_check_config_in_json(shell: Shell, targets_file: Path) -> None:
+    outcome = shell("check-config", "--json", "--mode", "observe", "--targets-file", str(targets_file))
+    settings = {row["name"]: row for row in json.loads(outcome.out)["settings"]}
+    assert settings["mode"]["value"] == "observe"
+    assert settings["mode"]["origin"] == "flag"
+    assert settings["grace.window"]["variable"] == "LBGUARD_GRACE__WINDOW"
+
+
+def test_warnings_fail_only_when_strict(shell: Shell, targets_file: Path) -> None:
+    argv = ("check-config", "--targets-file", str(targets_file), "--set", "freeze.threshold=1")
+    assert "warning freeze-off" in shell(*argv).out
+    assert shell(*argv).status == 0
+    assert shell(*argv, "--strict").status == 1
+
+
+def test_problems_of_the_targets_file_are_warnings(shell: Shell, tmp_path: Path) -> None:
+    outcome = shell("check-config", "--targets-file", str(tmp_path / "none.yaml"), "--strict")
+    assert outcome.status == 1
+    assert "warning targets-file" in outcome.out
+
+
+def test_refused_settings_are_one_line_each(shell: Shell) -> None:
+    outcome = shell("check-config", "--set", "grace.window=soon", "--set", "grace.windw=1s", "--mode", "off")
+    assert outcome.status == 2
+    lines = outcome.err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("lbguard: ") for line in lines)
+    assert "Traceback" not in outcome.err
+
+
+def test_a_flag_without_a_value_is_a_usage_error(shell: Shell) -> None:
+    outcome = shell("run", "--set", "grace.window")
+    assert outcome.status == 2
+    assert "NAME=VALUE" in outcome.err
+
+
+def test_the_service_does_not_start_where_it_could_not_work(shell: Shell, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    outcome = shell("run", "--mode", "observe", "--set", f"socket={blocked}/x.sock", "--set", "freeze.threshold=1")
+    assert outcome.status == 1
+    records = {record["id"]: record for record in map(json.loads, outcome.err.splitlines())}
+    assert records["freeze-off"]["level"] == "warning"
+    assert records["socket_directory"]["level"] == "error"
+    assert str(blocked) in records["socket_directory"]["what"]
+    assert records["socket_directory"]["remedy"]
