@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -91,6 +92,25 @@ def check_custom(item: Object) -> None:
     for endpoint in spec[endpoints]:
         assert set(endpoint) == {"port", "path", "interval"}
         assert re.fullmatch(r"\d+(ms|s|m)", endpoint["interval"])
+
+
+def checked_by_operator(models: Path, objects: list[Object]) -> subprocess.CompletedProcess[str]:
+    given = json.dumps([item for item in objects if item["kind"] in CUSTOM_KINDS])
+    argv = ["node", str(models)]
+    return subprocess.run(argv, input=given, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("name", ["monitors", "rules"])
+def test_what_is_rendered_is_what_the_prometheus_operator_takes(helm4: Helm, name: str, operator_models: Path) -> None:
+    objects = helm4.objects(case(name))
+    assert CUSTOM_KINDS & {item["kind"] for item in objects}
+    done = checked_by_operator(operator_models, objects)
+    assert done.returncode == 0, done.stderr
+    for item in objects:
+        item.get("spec", {}).pop("selector", None)
+        for group in item.get("spec", {}).get("groups", ()):
+            group["rules"][0]["expr"] = ["not", "text"]
+    assert "must " in checked_by_operator(operator_models, objects).stderr
 
 
 def test_the_patch_puts_the_guard_beside_the_load_balancer(helm4: Helm, tools: Path, tmp_path: Path) -> None:
