@@ -77,7 +77,7 @@ class ServiceJournal:
 
     def committed(self, result: CommitResult) -> None:
         """Take note of a commit of one stream."""
-        self._metrics.record_commits((result,))
+        self._metrics.streams.record_commits((result,))
 
     def refused(self, events: Sequence[Event]) -> None:
         """Take note of refused kernel operations among the outcome of one effect; one line tells of them all."""

@@ -46,7 +46,7 @@ class PacketCounts:
         """Take a reading for the metrics."""
         if not self._counted:
             # The last target left: its series leave too.
-            self._metrics.record_packets({}, {})
+            self._metrics.packets.record({}, {})
             return
         try:
             hits, held = await self._counters.read_hits(), await self._counters.read()
@@ -57,7 +57,7 @@ class PacketCounts:
         keys = self._counted
         given = {keys[mark]: count for mark, count in hits.items() if mark in keys}
         fallen = {keys[mark]: count for mark, count in held.items() if mark in keys}
-        self._metrics.record_packets(given, fallen)
+        self._metrics.packets.record(given, fallen)
         self._on_read(given, fallen)
 
     async def remove(self) -> None:

@@ -7,13 +7,13 @@ grow, so a reading is at worst a moment old. Loss is 1 - replies / pings.
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lbguard import __version__
 from lbguard.core.model import VerdictState
-from lbguard.metrics import MetricSpec, reason_label
+from lbguard.metric_families import MetricFamilies, MetricSpec, reason_label
 from lbguard.probe.counters import Histogram, ProbeCounters
 
 
@@ -94,10 +94,10 @@ class ProbeMetrics:
     """All metrics of the probe. The methods belong to one thread; scraping may be another."""
 
     def __init__(self, registry: CollectorRegistry, counters: ProbeCounters) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        families = MetricFamilies(registry, "lbguard_probe")
         self.registry = registry
-        self.specs: list[MetricSpec] = list(_BY_COUNTERS)
-        registry.register(_MonitorCollector(counters))
+        self.specs = families.specs
+        families.add(_MonitorCollector(counters), _BY_COUNTERS)
         build = Gauge(
             "lbguard_build_info",
             "1, with the version of lbguard and Python as labels.",
@@ -105,16 +105,18 @@ class ProbeMetrics:
             registry=registry,
         )
         build.labels(__version__, platform.python_version()).set(1)
-        self.source_ok = self._gauge("source_ok", "1 while the source of connections can be read.")
-        self.connections = self._gauge("connections", "Connections that are monitored.")
-        self.left_out = self._gauge("connections_left_out", "Connections of the source that cannot be monitored.")
-        self.verdicts = self._gauge("verdicts", "Connections by what is held of them now.", "state")
-        self._connected = self._gauge("report_connected", "1 while the load balancer answers reports.", "to")
-        self._sent = self._count("reports", "Verdicts that a load balancer answered, renewals included.", "to")
-        self._ignored = self._count("reports_ignored", "Verdicts that changed nothing, by the answer.", "reason")
-        self._failures = self._count("report_failures", "Streams that could not be made, broke or were refused.", "to")
-        self._refused = self._count("reports_refused", "Verdicts that were refused and are kept back.", "to")
-        self._dropped = self._count("reports_dropped", "Verdicts dropped: too many subjects.", "to")
+        self.source_ok = families.gauge("source_ok", "1 while the source of connections can be read.")
+        self.connections = families.gauge("connections", "Connections that are monitored.")
+        self.left_out = families.gauge("connections_left_out", "Connections of the source that cannot be monitored.")
+        self.verdicts = families.gauge("verdicts", "Connections by what is held of them now.", "state")
+        self._connected = families.gauge("report_connected", "1 while the load balancer answers reports.", "to")
+        self._sent = families.counter("reports", "Verdicts that a load balancer answered, renewals included.", "to")
+        self._ignored = families.counter("reports_ignored", "Verdicts that changed nothing, by the answer.", "reason")
+        self._failures = families.counter(
+            "report_failures", "Streams that could not be made, broke or were refused.", "to"
+        )
+        self._refused = families.counter("reports_refused", "Verdicts that were refused and are kept back.", "to")
+        self._dropped = families.counter("reports_dropped", "Verdicts dropped: too many subjects.", "to")
         ProcessCollector(registry=registry)
 
     def source(self, *, ok: bool) -> None:
@@ -160,14 +162,6 @@ class ProbeMetrics:
     def report_dropped(self, to: str) -> None:
         """Count a verdict for which there was no room."""
         self._dropped.labels(to).inc()
-
-    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
-        self.specs.append(_spec(name, "gauge", help_text, *labels))
-        return Gauge(f"lbguard_probe_{name}", help_text, labels, registry=self.registry)
-
-    def _count(self, name: str, help_text: str, *labels: str) -> Counter:
-        self.specs.append(_spec(f"{name}_total", "counter", help_text, *labels))
-        return Counter(f"lbguard_probe_{name}", help_text, labels, registry=self.registry)
 
 
 def list_probe_metrics() -> tuple[MetricSpec, ...]:

@@ -1,14 +1,10 @@
 import struct
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
 from lbguard.core.addr import parse_ip
 from lbguard.core.events import AddressSeen, LinkSeen
-from lbguard.core.model import TargetKey
 from lbguard.core.netview import NetView
 from lbguard.interface_counts import InterfaceTotals, LinkLabels, links_facing_targets, parse_net_dev, read_net_dev
-from lbguard.metrics import Metrics
 
 NET_DEV = """\
 Inter-|   Receive                                                |  Transmit
@@ -71,31 +67,3 @@ def test_only_links_that_face_targets_are_followed() -> None:
         view.address_seen(AddressSeen(ifindex=ifindex, ip=parse_ip(address), prefix_length=24))
     view.address_seen(AddressSeen(ifindex=3, ip=parse_ip("fe80::1"), prefix_length=64))
     assert links_facing_targets(view) == (LinkLabels("nsm-1", "02:00:00:00:00:03", "172.16.0.1/24"),)
-
-
-def test_the_place_stands_at_targets_and_links_only_where_it_is_known() -> None:
-    for place in ({}, {"trench": "t", "conduit": "c"}):
-        registry = CollectorRegistry()
-        metrics = Metrics(registry, place)
-        metrics.record_packets({TargetKey("stream-a", 1): (5, 500)}, {})
-        metrics.record_packets({TargetKey("stream-a", 1): (7, 700)}, {})
-        found = [
-            sample
-            for family in registry.collect()
-            for sample in family.samples
-            if sample.name == "lbguard_target_packets_total"
-        ]
-        assert [(sample.labels, sample.value) for sample in found] == [
-            ({**place, "stream": "stream-a", "identifier": "1"}, 7)
-        ]
-
-
-def test_what_a_registry_counts() -> None:
-    registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    metrics.record_source(sessions=1, losses=0, waiting=3, skipped={"bad_address": 2})
-    metrics.record_source(sessions=2, losses=1, waiting=0, skipped={"bad_address": 2, "no_identifier": 1})
-    assert registry.get_sample_value("lbguard_source_sessions_total") == 2
-    assert registry.get_sample_value("lbguard_source_losses_total") == 1
-    assert registry.get_sample_value("lbguard_source_removals_waiting") == 0
-    assert registry.get_sample_value("lbguard_source_entries_skipped_total", {"reason": "bad_address"}) == 2

@@ -2,35 +2,23 @@ import dataclasses
 import time
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lbguard.core.effects import FlushNeighbors, Ignored, NeighborMoved, ProbeNeighbors, Record, ResolveNeighbors
-from lbguard.core.model import Action, TargetKey, TargetState
-from lbguard.distributor.base import CommitResult
-from lbguard.metrics import Metrics, list_metrics, reason_label
-from tests.unit.examples import IPV4, decision, guard_status, target
+from lbguard.core.model import Action, TargetKey
+from lbguard.interface_counts import LinkLabels
+from lbguard.metrics import Metrics, list_metrics
+from tests.unit.examples import IPV4, decision, guard_status
+from tests.unit.scraper import Scraper
 
-KEY = TargetKey("stream-a", 1)
 
-
-class Scraped:
+class Scraped(Scraper):
     """Metrics, and what a scraper reads of them."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.metrics = Metrics(self.registry)
-
-    def series(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        text = generate_latest(self.registry).decode()
-        return {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-
-    def value(self, name: str, **labels: str) -> float | None:
-        return self.series().get((f"lbguard_{name}", tuple(sorted(labels.items()))))
+    def __init__(self, place: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self.metrics = Metrics(self.registry, place)
 
 
 @pytest.fixture
@@ -40,72 +28,29 @@ def scraped() -> Scraped:
 
 def test_two_registries_do_not_meet(scraped: Scraped) -> None:
     other = Scraped()
-    scraped.metrics.record_decision(decision(Action.HOLD))
+    scraped.metrics.record_effect(Record(decision=decision(Action.HOLD)))
     assert scraped.value("decisions_total", action="hold") == 1
     assert other.value("decisions_total", action="hold") == 0
 
 
-def test_a_hold_that_recovers(scraped: Scraped) -> None:
-    scraped.metrics.record_effect(Record(decision=decision(Action.HOLD, cause="link_down")))
-    scraped.metrics.record_effect(Record(decision=decision(Action.RECOVER, cause="link_down", duration_s=0.6)))
-    assert scraped.value("holds_total", stream="stream-a", cause="link_down") == 1
-    assert scraped.value("recoveries_total", stream="stream-a") == 1
-    assert scraped.value("hold_duration_seconds_sum") == pytest.approx(0.6)
-    assert scraped.value("heal_duration_seconds_count", cause="link_down") == 1
-    assert scraped.value("heal_duration_seconds_bucket", cause="link_down", le="0.5") == 0
-    assert scraped.value("heal_duration_seconds_bucket", cause="link_down", le="0.75") == 1
+def test_the_place_stands_at_every_target_and_link() -> None:
+    place = {"trench": "t", "conduit": "c"}
+    scraped = Scraped(place)
+    scraped.metrics.packets.record({TargetKey("stream-a", 1): (5, 500)}, {})
+    scraped.metrics.record_effect(Record(decision=decision(Action.HOLD)))
+    scraped.metrics.interfaces.follow((LinkLabels("lo", "00:00:00:00:00:00", ""),))
+    found = [dict(labels) for _, labels in scraped.series() if {"identifier", "interface_name"} & dict(labels).keys()]
+    assert len(found) == 4 + 2 + 8
+    assert all(labels.items() >= place.items() for labels in found)
 
 
-def test_a_withdrawal_that_heals_later_keeps_its_cause(scraped: Scraped) -> None:
-    scraped.metrics.record_decision(decision(Action.FREEZE))
-    scraped.metrics.record_decision(decision(Action.WITHDRAW, cause="no_link", duration_s=3.0))
-    scraped.metrics.record_decision(decision(Action.READMIT, cause="damping_over", duration_s=9.0))
-    assert scraped.value("freezes_total", stream="stream-a") == 1
-    assert scraped.value("withdrawals_total", stream="stream-a", cause="no_link") == 1
-    assert scraped.value("readmissions_total", stream="stream-a") == 1
-    assert scraped.value("hold_duration_seconds_sum") == 3.0
-    assert scraped.value("heal_duration_seconds_sum", cause="no_link") == 9.0
-    assert scraped.value("heal_duration_seconds_sum", cause="damping_over") is None
-
-
-def test_states_follow_the_status_and_leave_with_the_stream(scraped: Scraped) -> None:
-    held = target(2, TargetState.HELD)
-    scraped.metrics.record_status(guard_status(target(1), held, available=False))
-    assert scraped.value("target_states", stream="stream-a", state="active") == 1
-    assert scraped.value("target_states", stream="stream-a", state="held") == 1
-    assert scraped.value("target_states", stream="stream-a", state="withdrawn") == 0
-    assert scraped.value("stream_available", stream="stream-a") == 0
-    assert scraped.value("withdrawals_total", stream="stream-a", cause="no_link") == 0
-    scraped.metrics.record_decision(decision(Action.HOLD))
-    lost = dataclasses.replace(guard_status(), streams=(), in_sync=False, source_ok=False)
-    scraped.metrics.record_status(lost)
-    assert not [labels for _, labels in scraped.series() if ("stream", "stream-a") in labels]
+def test_what_is_known_follows_the_status(scraped: Scraped) -> None:
+    scraped.metrics.record_status(guard_status())
+    assert (scraped.value("kernel_in_sync"), scraped.value("source_ok")) == (1, 1)
+    assert scraped.value("stream_available", stream="stream-a") == 1
+    scraped.metrics.record_status(dataclasses.replace(guard_status(), streams=(), in_sync=False, source_ok=False))
     assert (scraped.value("kernel_in_sync"), scraped.value("source_ok")) == (0, 0)
-
-
-def test_each_target_has_its_state_and_its_losses(scraped: Scraped) -> None:
-    labels = {"stream": "stream-a", "identifier": "1"}
-    for action, state, code, losses in (
-        (Action.ADMIT, TargetState.ACTIVE, 1, 0),
-        (Action.HOLD, TargetState.HELD, 2, 1),
-        (Action.RECOVER, TargetState.ACTIVE, 1, 1),
-        (Action.HOLD, TargetState.HELD, 2, 2),
-        (Action.FREEZE, TargetState.FROZEN, 3, 2),
-        (Action.WITHDRAW, TargetState.WITHDRAWN, 4, 2),
-    ):
-        scraped.metrics.record_decision(dataclasses.replace(decision(action), target=KEY, state_to=state))
-        assert scraped.value("target_state_code", **labels) == code
-        assert scraped.value("target_losses_total", **labels) == losses
-    scraped.metrics.record_decision(dataclasses.replace(decision(Action.REMOVE), target=KEY, state_to=None))
-    assert scraped.value("target_state_code", **labels) is None
-    assert scraped.value("target_losses_total", **labels) is None
-
-
-def test_the_timeline_of_a_target_leaves_with_its_stream(scraped: Scraped) -> None:
-    scraped.metrics.record_status(guard_status(target(1)))
-    scraped.metrics.record_decision(dataclasses.replace(decision(Action.HOLD), target=KEY, state_to=TargetState.HELD))
-    scraped.metrics.record_status(dataclasses.replace(guard_status(), streams=()))
-    assert scraped.value("target_state_code", stream="stream-a", identifier="1") is None
+    assert scraped.value("stream_available", stream="stream-a") is None
 
 
 def test_why_it_is_not_ready(scraped: Scraped) -> None:
@@ -131,32 +76,6 @@ def test_effects_are_counted_by_what_they_touch(scraped: Scraped) -> None:
     assert scraped.value("events_ignored_total", reason="late_delete") == 3
 
 
-def test_commits_count_slots_or_errors(scraped: Scraped) -> None:
-    scraped.metrics.record_commits(
-        [
-            CommitResult(stream="a", slots_changed=7, slots_total=100, duration_s=0.002),
-            CommitResult(stream="b", error="memory is gone"),
-        ]
-    )
-    assert scraped.value("slots_changed_total", stream="a") == 7
-    assert scraped.value("commit_duration_seconds_count") == 1
-    assert scraped.value("commit_errors_total", stream="b") == 1
-
-
-def test_packets_survive_a_counter_that_starts_again(scraped: Scraped) -> None:
-    for packets in (100, 150, 20):
-        scraped.metrics.record_packets({KEY: (packets, packets * 10)}, {KEY: (packets // 10, packets)})
-    labels = {"stream": "stream-a", "identifier": "1"}
-    assert scraped.value("target_packets_total", **labels) == 170
-    assert scraped.value("target_bytes_total", **labels) == 1700
-    assert scraped.value("held_packets_total", **labels) == 17
-    assert scraped.value("held_bytes_total", **labels) == 170
-    scraped.metrics.record_packets({}, {})
-    assert scraped.value("target_packets_total", **labels) is None
-    scraped.metrics.record_packets({KEY: (5, 50)}, {})
-    assert scraped.value("target_packets_total", **labels) == 5
-
-
 def test_counts_of_the_adapters_are_followed(scraped: Scraped) -> None:
     for sent in (2, 5):
         scraped.metrics.record_announcer({"arp_request": sent}, {"not_owned": 1}, {"ENETDOWN": 1})
@@ -169,6 +88,15 @@ def test_counts_of_the_adapters_are_followed(scraped: Scraped) -> None:
     assert scraped.value("kernel_overruns_total") == 5
     assert scraped.value("kernel_resyncs_total", reason="overrun") == 5
     assert scraped.value("kernel_messages_ignored_total", reason="foreign_sender") == 4
+
+
+def test_what_a_registry_counts(scraped: Scraped) -> None:
+    scraped.metrics.record_source(sessions=1, losses=0, waiting=3, skipped={"bad_address": 2})
+    scraped.metrics.record_source(sessions=2, losses=1, waiting=0, skipped={"bad_address": 2, "no_identifier": 1})
+    assert scraped.value("source_sessions_total") == 2
+    assert scraped.value("source_losses_total") == 1
+    assert scraped.value("source_removals_waiting") == 0
+    assert scraped.value("source_entries_skipped_total", reason="bad_address") == 2
 
 
 def test_calls_of_the_interposer_are_followed(scraped: Scraped) -> None:
@@ -210,12 +138,6 @@ def test_a_turn_of_the_loop(scraped: Scraped) -> None:
     assert scraped.value("route_errors_total", error="ENETDOWN") == 1
     assert scraped.value("route_errors_total", error="other") == 1
     assert scraped.value("neighbor_errors_total", error="ENODEV") == 1
-
-
-@pytest.mark.parametrize("text", ["", "two words", "a" * 41, "1st", "ümlaut", 'quote"'])
-def test_labels_are_words_of_code(text: str) -> None:
-    assert reason_label(text) == "other"
-    assert reason_label("no_link") == "no_link"
 
 
 def test_the_list_for_the_docs_is_what_is_exported(scraped: Scraped) -> None:
