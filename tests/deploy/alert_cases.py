@@ -1,7 +1,8 @@
 """For each alert made-up series with which it fires, and series close to them with which it does not.
 
 A sample comes every 30 seconds, in promtool's notation: `0x10` is 0 eleven times, `0+2x10` grows by 2, `_x10` is no
-sample. `{}` stands for the labels of a pod's series, `{stream="s"}` for those and more.
+sample, `stale` is a scrape that failed. `{}` stands for the labels of a pod's series, `{stream="s"}` for those and
+more.
 """
 
 from dataclasses import dataclass, field
@@ -26,12 +27,16 @@ class Case:
 
 FULL, NONE = "1x60", "0x60"
 GROWS, STANDS = "0+1x60", "7x60"
+BEGINS_ANEW = "9x30 0x30"
+"""A counter of a process that restarted."""
+MISSED = "7x8 stale _x3 7x47"
+"""A counter that stands, with scrapes that failed 15 minutes before the alert is looked at."""
 STREAM = {"stream": "s"}
 
 _ACTIVE = 'lbguard_target_states{stream="s",state="active"}'
 _HELD = 'lbguard_target_states{stream="s",state="held"}'
 _AVAILABLE = 'lbguard_stream_available{stream="s"}'
-_HOLDS = 'lbguard_holds_total{stream="s",cause="no_link"}'
+_LOSSES = [f'lbguard_target_losses_total{{stream="s",identifier="{identifier}"}}' for identifier in (1, 2, 3)]
 _WITHDRAWALS = 'lbguard_withdrawals_total{stream="s",cause="no_link"}'
 _RECOVERIES = 'lbguard_recoveries_total{stream="s"}'
 _READMISSIONS = 'lbguard_readmissions_total{stream="s"}'
@@ -53,7 +58,13 @@ def _count(name: str, severity: str, labels: dict[str, str], *, besides: str = "
     series = f"{name}{{{text}}}"
     return Case(
         fires={series: "_x30 1x30"},
-        quiet=({series: STANDS}, {series: "0x5 9x55"}, *({f"{name}{{{besides}}}": GROWS} for _ in besides[:1])),
+        quiet=(
+            {series: STANDS},
+            {series: "0x5 9x55"},
+            {series: BEGINS_ANEW},
+            {series: MISSED},
+            *({f"{name}{{{besides}}}": GROWS} for _ in besides[:1]),
+        ),
         severity=severity,
         labels=labels,
     )
@@ -73,6 +84,7 @@ CASES = {
                 _HELD: "4x60",
             },
             {_AVAILABLE: NONE, _ACTIVE: NONE},  # a stream without targets
+            {_AVAILABLE: NONE, 'lbguard_target_states{stream="other",state="active"}': "4x60"},
         ),
         severity="critical",
         labels={"namespace": "trench-a", "stream": "s"},
@@ -84,14 +96,18 @@ CASES = {
             {_AVAILABLE: FULL, _HELD: "4x60"},
             {_AVAILABLE: NONE, _HELD: NONE},
             {_AVAILABLE: "1x38 0x1 1x30", _HELD: "4x60"},
+            {_AVAILABLE: "_x38 0x0 1x30", _ACTIVE: "_x38 4x30"},  # a pod that starts
         ),
-        severity="critical",
+        severity="warning",
         labels=STREAM,
     ),
     "LbguardMassFailure": _state("lbguard_stream_mass_failure", "critical", STREAM),
     "LbguardTargetsFrozen": Case(
         fires={'lbguard_freezes_total{stream="s"}': "0x35 3x30"},
-        quiet=({'lbguard_freezes_total{stream="s"}': STANDS},),
+        quiet=(
+            {'lbguard_freezes_total{stream="s"}': STANDS},
+            {'lbguard_freezes_total{stream="s"}': BEGINS_ANEW},
+        ),
         severity="warning",
         labels=STREAM,
     ),
@@ -106,10 +122,14 @@ CASES = {
         labels=STREAM,
     ),
     "LbguardFlapping": Case(
-        fires={_HOLDS: "0+1x60", _ACTIVE: "2x60"},
-        quiet=({_HOLDS: "0+1x60", _ACTIVE: "100x60"}, {_HOLDS: STANDS, _ACTIVE: "2x60"}),
+        # One of three is enough.
+        fires=dict(zip(_LOSSES, (GROWS, STANDS, NONE), strict=True)),
+        quiet=(
+            dict.fromkeys(_LOSSES, "0x35 1x30"),  # everything broke once
+            dict(zip(_LOSSES, ("0x35 3x30", STANDS, BEGINS_ANEW), strict=True)),
+        ),
         severity="warning",
-        labels={"stream": "s", "cause": "no_link"},
+        labels=STREAM,
     ),
     "LbguardEvidenceDisbelieved": Case(
         fires={'lbguard_decisions_total{action="pardon"}': "0x35 1x30"},
@@ -140,13 +160,17 @@ CASES = {
         labels=STREAM,
     ),
     "LbguardDown": Case(
-        fires={"up{}": "1x5 0x55", 'lbguard_build_info{version="1"}': "1x5 _x55"},
+        # It is still down after more than an hour.
+        fires={"up{}": "1x5 0x300", "lbguard_kernel_in_sync{}": "1x5 stale"},
         quiet=(
-            {"up{}": FULL, 'lbguard_build_info{version="1"}': FULL},
-            {"up{}": "1x5 0x55"},  # something else than lbguard
-            {"up{}": "1x5 _x55", 'lbguard_build_info{version="1"}': "1x5 _x55"},  # the pod is no more
+            {"up{}": "1x300", "lbguard_kernel_in_sync{}": "1x300"},
+            {"up{}": "1x5 0x300"},  # something else than lbguard
+            {"up{}": "1x5 0x300", 'lbguard_build_info{version="1"}': "1x5 stale"},  # a probe
+            {"up{}": "1x5 stale", "lbguard_kernel_in_sync{}": "1x5 stale"},  # the pod is no more
+            {"up{}": "1x157 0x1 1x60", "lbguard_kernel_in_sync{}": "1x157 stale stale 1x60"},  # a restart
         ),
         severity="critical",
+        at_min=80,
     ),
     "LbguardLoopHung": Case(
         fires={"lbguard_heartbeat_timestamp_seconds{}": "0+30x20 600x40"},
@@ -155,29 +179,41 @@ CASES = {
     ),
     "LbguardNotReady": _state("lbguard_not_ready", "warning", {"reason": "tables_not_read"}),
     "LbguardRestarts": Case(
+        # Between two restarts it is not there at all.
         fires={
-            "process_start_time_seconds{}": "0x10 300x10 600x10 900x30",
-            'lbguard_build_info{version="1"}': FULL,
+            "process_start_time_seconds{}": "0x10 300x10 600x10 900x2 stale",
+            'lbguard_build_info{version="1"}': "1x35 stale",
         },
         quiet=(
             {"process_start_time_seconds{}": "0x10 300x50", 'lbguard_build_info{version="1"}': FULL},
-            {"process_start_time_seconds{}": "0x10 300x10 600x10 900x30"},
+            {"process_start_time_seconds{}": "0x10 300x10 600x10 900x30"},  # something else than lbguard
         ),
         severity="warning",
     ),
     "LbguardVersionsDiffer": Case(
         fires={
             'lbguard_build_info{version="1"}': "1x300",
+            "lbguard_kernel_in_sync{}": "1x300",
             'lbguard_build_info{version="2",pod="lb-1",instance="lb-1:9464"}': "1x300",
+            'lbguard_kernel_in_sync{pod="lb-1",instance="lb-1:9464"}': "1x300",
         },
         quiet=(
             {
                 'lbguard_build_info{version="1"}': "1x300",
+                "lbguard_kernel_in_sync{}": "1x300",
                 'lbguard_build_info{version="1",pod="lb-1",instance="lb-1:9464"}': "1x300",
+                'lbguard_kernel_in_sync{pod="lb-1",instance="lb-1:9464"}': "1x300",
             },
             {  # an upgrade
                 'lbguard_build_info{version="1"}': "1x300",
+                "lbguard_kernel_in_sync{}": "1x300",
                 'lbguard_build_info{version="2",pod="lb-1",instance="lb-1:9464"}': "_x120 1x180",
+                'lbguard_kernel_in_sync{pod="lb-1",instance="lb-1:9464"}': "_x120 1x180",
+            },
+            {  # a probe of another version builds no table
+                'lbguard_build_info{version="1"}': "1x300",
+                "lbguard_kernel_in_sync{}": "1x300",
+                'lbguard_build_info{version="2",pod="px-0",instance="px-0:9464"}': "1x300",
             },
         ),
         severity="info",
@@ -191,7 +227,7 @@ CASES = {
     ),
     "LbguardKernelOverruns": Case(
         fires={"lbguard_kernel_overruns_total{}": GROWS},
-        quiet=({"lbguard_kernel_overruns_total{}": "0x35 1x30"},),
+        quiet=({"lbguard_kernel_overruns_total{}": "0x35 1x30"}, {"lbguard_kernel_overruns_total{}": BEGINS_ANEW}),
         severity="warning",
     ),
     "LbguardInboxFull": Case(
@@ -216,7 +252,11 @@ CASES = {
     ),
     "LbguardCommitErrors": Case(
         fires={'lbguard_commit_errors_total{stream="s"}': GROWS},
-        quiet=({'lbguard_commit_errors_total{stream="s"}': STANDS},),
+        quiet=(
+            {'lbguard_commit_errors_total{stream="s"}': STANDS},
+            {'lbguard_commit_errors_total{stream="s"}': "0x36 5x30"},  # tried again, and then it took effect
+            {'lbguard_commit_errors_total{stream="s"}': BEGINS_ANEW},
+        ),
         severity="critical",
         labels=STREAM,
     ),
@@ -269,6 +309,15 @@ CASES = {
     "LbguardVerdictsLimited": _count("lbguard_verdict_requests_limited_total", "warning", {"limit": "rate"}),
     "LbguardVerdictsLost": _count(
         "lbguard_verdicts_ignored_total", "warning", {"reason": "state_full"}, besides='reason="late"'
+    ),
+    "LbguardProbeDown": Case(
+        fires={"up{}": "1x5 0x55", "lbguard_probe_source_ok{}": "1x5 stale"},
+        quiet=(
+            {"up{}": FULL, "lbguard_probe_source_ok{}": FULL},
+            {"up{}": "1x5 0x55", "lbguard_kernel_in_sync{}": "1x5 stale"},  # a load balancer
+            {"up{}": "1x5 stale", "lbguard_probe_source_ok{}": "1x5 stale"},  # the pod is no more
+        ),
+        severity="warning",
     ),
     "LbguardProbeConnectionsDown": _state("lbguard_probe_verdicts", "warning", {"state": "down"}),
     "LbguardProbeLoss": Case(

@@ -113,6 +113,16 @@ def test_an_alert_says_what_whom_and_where_to_read_on(alert: str) -> None:
     assert f"\n### {alert}\n" in (ROOT / runbook).read_text()
 
 
+@pytest.mark.parametrize("alert", ALERTS)
+def test_the_runbook_says_what_it_means_and_what_to_do(alert: str) -> None:
+    entry = re.split(r"(?m)^##", (ROOT / "docs/runbook.md").read_text().partition(f"\n### {alert}\n")[2])[0]
+    about, look, do, harmless = re.split(r"\n- (?=Look: |Do: |Harmless: )", entry)
+    assert about.strip().endswith(".")
+    for words, what in zip((look, do, harmless), ("Look: ", "Do: ", "Harmless: "), strict=True):
+        assert words.startswith(what)
+    assert re.search(r"`|\*\w|log|label", look), "a command, a panel, the log or a label to look at"
+
+
 @pytest.mark.parametrize("rule", [*ALERTS.values(), *RECORDED.values()], ids=[*ALERTS, *RECORDED])
 def test_a_rule_is_about_metrics_and_labels_that_exist(rule: dict[str, Any]) -> None:
     expr = rule["expr"]
