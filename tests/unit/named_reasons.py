@@ -134,7 +134,8 @@ def named_reasons() -> dict[str, set[str]]:
         | _found(_argument("_lost_here"), "recording/recorder.py"),
         "Kernel messages that are not used": {str(reason) for reason in IgnoredReason},
         "Entries of the registry that are skipped": {str(reason) for reason in Reason},
-        "Answers to calls of nfqlb": _found(_argument("_Answer", 1), "sources/interposer.py"),
+        "Answers to calls of nfqlb": _found(_argument("_Answer", 1), "sources/interposer.py")
+        | _found(_key_of("calls"), "sources/interposer.py"),
         "Findings of the host check": _found(_argument("Finding", keyword="id"), "hostcheck.py"),
     }
 
