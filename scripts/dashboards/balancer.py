@@ -59,8 +59,10 @@ _NOW = Row(
         ),
         stat(
             "Streams without a path",
-            "Streams for which this load balancer has no forwarding path.",
-            "count(lbguard_stream_available{@stream} == 0) or vector(0)",
+            "Streams that have targets but no forwarding path here: routers are told to go elsewhere.",
+            """count(lbguard_stream_available{@stream} == 0
+            and on (namespace, pod, instance, stream) sum by (namespace, pod, instance, stream)
+            (lbguard_target_states{@stream}) > 0) or 0 * count(lbguard_stream_available{@stream})""",
             thresholds=[(1, RED)],
             width=3,
         ),
@@ -295,7 +297,7 @@ _NEIGHBORS = Row(
         ),
         Panel(
             title="Announcements not sent",
-            about="By reason. superseded and not_owned are harmless; full queues mean that announcements come late.",
+            about="By reason. superseded and not_owned are harmless; with full queues nobody hears of the address.",
             queries=[_count("lbguard_announcements_suppressed_total", "reason")],
             bars=True,
             none="Nothing was suppressed",

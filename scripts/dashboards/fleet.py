@@ -35,19 +35,20 @@ _NOW = Row(
             "Pairs of pod and stream that have targets but no forwarding path: routers are told to go elsewhere.",
             """count(lbguard_stream_available{@stream} == 0
             and on (namespace, pod, instance, stream) sum by (namespace, pod, instance, stream)
-            (lbguard_target_states{@stream}) > 0) or vector(0)""",
+            (lbguard_target_states{@stream}) > 0) or 0 * count(lbguard_stream_available{@stream})""",
             width=3,
             thresholds=[(1, RED)],
         ),
         stat(
             "Active",
             "Share of the listed targets that are active: admitted, with a good path.",
-            """sum(lbguard_target_states{@stream,state="active"}) / sum(lbguard_target_states{@stream})""",
+            """sum(lbguard_target_states{@stream,state="active"}) / (sum(lbguard_target_states{@stream}) > 0)""",
             width=3,
             unit="percentunit",
             decimals=1,
             maximum=1,
             thresholds=[(0, RED), (0.5, ORANGE), (0.9, YELLOW), (0.999, GREEN)],
+            none="No targets",
         ),
         stat(
             "Held",
@@ -75,7 +76,7 @@ _NOW = Row(
             "Of the holds that ended in the time range, the share whose path came back in time.",
             """sum(increase(lbguard_recoveries_total{@stream}[$__range]))
             / (sum(increase(lbguard_recoveries_total{@stream}[$__range]))
-            + sum(increase(lbguard_withdrawals_total{@stream}[$__range])))""",
+            + sum(increase(lbguard_withdrawals_total{@stream}[$__range])) > 0)""",
             width=3,
             unit="percentunit",
             decimals=1,
@@ -93,7 +94,12 @@ _AVAILABILITY = Row(
             title="Availability by load balancer",
             about="Whether each load balancer has a forwarding path for each stream. It is told to routers a second"
             " (availability.grace) after the last path broke, while the table stays as it is.",
-            queries=[("max by (pod, stream) (lbguard_stream_available{@stream})", "{{pod}} {{stream}}")],
+            queries=[
+                (
+                    "min by (namespace, pod, stream) (lbguard_stream_available{@stream})",
+                    "{{namespace}}/{{pod}} {{stream}}",
+                )
+            ],
             kind="state-timeline",
             values=YES_NO,
             width=12,
@@ -119,7 +125,12 @@ _AVAILABILITY = Row(
             title="Mass failure",
             about="Load balancers where so many targets of a stream are broken at once that deadlines freeze"
             " (freeze.threshold): the world of this load balancer broke rather than its targets.",
-            queries=[("max by (pod, stream) (lbguard_stream_mass_failure{@stream})", "{{pod}} {{stream}}")],
+            queries=[
+                (
+                    "max by (namespace, pod, stream) (lbguard_stream_mass_failure{@stream})",
+                    "{{namespace}}/{{pod}} {{stream}}",
+                )
+            ],
             kind="state-timeline",
             values=ALARM,
             width=12,
@@ -311,7 +322,7 @@ _HEALTH = Row(
         Panel(
             title="Source of targets",
             about="Whether each load balancer can read its source. While it cannot, the last list stays in force.",
-            queries=[("max by (pod) (lbguard_source_ok{@lb})", "{{pod}}")],
+            queries=[("min by (namespace, pod) (lbguard_source_ok{@lb})", "{{namespace}}/{{pod}}")],
             kind="state-timeline",
             values=YES_NO,
         ),

@@ -13,6 +13,10 @@ _LB = 'namespace=~"$namespace",pod=~"$pod"'
 _SELECTORS = {"@stream": f'{_LB},stream=~"$stream"', "@lb": _LB}
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _GRID = 24
+
+# Grafana's $__rate_interval is four scrapes, or a step and a scrape, whichever is longer. With steps as short as a
+# scrape an event would be counted in four of them; with steps of a minute it is rarely counted in two.
+_STEP = "1m"
 _TAG = "lbguard"
 
 GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "yellow", "orange", "red", "blue", "#808080"
@@ -184,6 +188,7 @@ def _panel(panel: Panel, number: int, place: Json) -> Json:
         "description": panel.about,
         "datasource": _DATASOURCE,
         "gridPos": place,
+        **({"interval": _STEP} if any("increase(" in expr for expr, _ in panel.queries) and not now else {}),
         "fieldConfig": {"defaults": _defaults(panel), "overrides": list(_overrides(panel))},
         "options": _options(panel),
         "targets": [

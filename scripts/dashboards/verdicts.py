@@ -39,7 +39,7 @@ _NOW = Row(
         stat(
             "Reports not heard",
             "Pairs of probe and load balancer where the load balancer does not answer.",
-            "count(lbguard_probe_report_connected{@lb} == 0) or vector(0)",
+            "count(lbguard_probe_report_connected{@lb} == 0) or 0 * count(lbguard_probe_report_connected{@lb})",
             thresholds=[(1, RED)],
         ),
     ],
@@ -184,7 +184,12 @@ _PROBE = Row(
         Panel(
             title="Reports heard",
             about="Whether each load balancer answers each probe.",
-            queries=[("max by (pod, to) (lbguard_probe_report_connected{@lb})", "{{pod}} to {{to}}")],
+            queries=[
+                (
+                    "min by (namespace, pod, to) (lbguard_probe_report_connected{@lb})",
+                    "{{namespace}}/{{pod}} to {{to}}",
+                )
+            ],
             kind="state-timeline",
             values=YES_NO,
         ),
@@ -217,7 +222,7 @@ _PROBE = Row(
         Panel(
             title="Source of connections",
             about="Whether each probe can read where its connections are listed. While it cannot, the last list stays.",
-            queries=[("max by (pod) (lbguard_probe_source_ok{@lb})", "{{pod}}")],
+            queries=[("min by (namespace, pod) (lbguard_probe_source_ok{@lb})", "{{namespace}}/{{pod}}")],
             kind="state-timeline",
             values=YES_NO,
         ),

@@ -116,6 +116,43 @@ def test_counters_are_asked_for_their_growth_and_gauges_for_their_value() -> Non
             assert bool(window) == counts or query.panel == "Links that face targets", (query.panel, metric)
 
 
+@pytest.mark.parametrize("page", ["runbook.md", "troubleshooting.md"])
+def test_panels_that_pages_name_exist(page: str) -> None:
+    text = re.sub(r"(?ms)^```.*?^```$", "", (ROOT / "docs" / page).read_text()).replace("\n  ", " ")
+    shown = {panel["title"] for name in EXPECTED for panel in panels(name)} | {query.legend for query in QUERIES}
+    named = set(re.findall(r'"([^"]+)"', text))
+    assert named
+    assert named - shown == set()
+    for name in EXPECTED:
+        titles = {panel["title"] for panel in panels(name)}
+        # What follows the name of a dashboard is on that one.
+        assert set(re.findall(rf'\*{name}\*, "([^"]+)"', text)) <= titles, name
+    assert set(re.findall(r"[^*]\*([a-z -]+)\*, \"", text)) <= set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_event_is_not_counted_in_one_step_after_another(name: str) -> None:
+    for panel in panels(name):
+        grows = any("increase(" in target["expr"] for target in panel["targets"])
+        assert panel.get("interval") == ("1m" if grows and panel["type"] != "stat" else None), panel["title"]
+
+
+def test_nothing_is_well_while_nothing_is_scraped() -> None:
+    for query in QUERIES:
+        assert "vector(" not in query.expr, f"{query.panel}: a number that is there without any pod"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_one_pod_does_not_hide_another_of_its_name(name: str) -> None:
+    for panel in panels(name):
+        for target in panel["targets"] if panel["type"] == "state-timeline" else ():
+            how, grouped = re.findall(r"\b(min|max) by \(([^)]*)\)", target["expr"])[0]
+            assert "pod" not in names(grouped) or "namespace" in names(grouped), panel["title"]
+            mapped = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
+            worst_is_least = mapped.get("0", {}).get("color") == "red"
+            assert not worst_is_least or how == "min", f"{panel['title']}: one that is well hides one that is not"
+
+
 def test_no_metric_is_left_out_without_saying_so() -> None:
     used = {spec_of(metric).name for query in QUERIES for metric in query.metrics()}
     assert set(SPECS) - used == NOT_SHOWN
