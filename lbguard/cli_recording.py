@@ -83,11 +83,13 @@ def replay(
       lbguard replay --at 12:03:04.5 lbguard-20250102T120000Z-1f2e3d4c-000001.jsonl.gz
       lbguard replay --at +90s --json recording/ | jq '.targets[] | select(.state != "active")'
 
-    Exit status: 0 the same, or the state was shown; 1 something was decided otherwise; 2 a file cannot be read.
+    Exit status: 0 the same, or the state was shown; 1 something was decided otherwise; 2 a file cannot be read, or
+    nothing was recorded then.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard import cli_show
     from lbguard.recording import replay as replaying
     from lbguard.recording import show
+    from lbguard.recording.format import local_time
     from lbguard.recording.reader import find_files
 
     found = find_files(files)
@@ -98,16 +100,17 @@ def replay(
             raise typer.Exit(EXIT_DIFFERENT)
         return
     try:
-        status, moment = _with_progress(found, lambda on_read: replaying.state_at(found, at, on_read))
+        past = _with_progress(found, lambda on_read: replaying.state_at(found, at, on_read))
     except ValueError:
         raise typer.BadParameter(
-            f"{at!r} is no moment; write 12:03:04.5, 2025-01-02T12:03:04, 1735819384.5 or +90s", param_hint="--at"
+            f"{at!r} is no moment; write 12:03:04.5 (local time), 2025-01-02T12:03:04Z, 1735819384.5 or +90s",
+            param_hint="--at",
         ) from None
     if as_json:
-        print(json.dumps({"at": moment, **cli_show.status_json(status)}, indent=2))
+        print(json.dumps({"at": past.at, "host": past.host, **cli_show.status_json(past.status)}, indent=2))
     else:
-        print(f"state at {show.local_time(moment)}")
-        cli_show.show_status(status, show_all=show_all)
+        print(f"state at {local_time(past.at)}{f' on {past.host}' if past.host else ''}")
+        cli_show.show_status(past.status, show_all=show_all)
 
 
 def tune(

@@ -18,6 +18,8 @@ first item says what it is:
     ["w", OFFSET]           wall clock (seconds since the epoch) minus the engine's clock
 """
 
+import datetime
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +40,15 @@ class RecordingError(Exception):
     """A recording that cannot be read (or written); the message names the file, the place in it, and a remedy."""
 
 
+class EmptyFileError(RecordingError):
+    """A file that ended before its first line: it was just begun, or the service was killed."""
+
+
+def local_time(wall_time: float) -> str:
+    """Write a moment (seconds since the epoch) in local time, in a form that `parse_moment` reads again."""
+    return datetime.datetime.fromtimestamp(wall_time).astimezone().isoformat(sep=" ", timespec="milliseconds")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """The first line of a file.
@@ -45,7 +56,7 @@ class Header:
     `series`, `number`: which run of the service, and the how manieth file of it (from 1). `begins`: `start`, `goes_on`
     or `after_loss`; then `lost` entries are missing before it. `now` and `offset`: the engine's clock at its beginning,
     and the wall clock minus that, seconds. `core`: digest of the core that decided. `facts`: what else is worth
-    knowing, such as the distributor's kind of table.
+    knowing: the host, and the distributor's kind of table.
     """
 
     lbguard: str
@@ -58,6 +69,11 @@ class Header:
     lost: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     types: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def host(self) -> str:
+        """The name of the host (in a cluster: the pod) that recorded it; empty where it is not told."""
+        return str(self.facts.get("host", ""))
 
     def to_json(self) -> dict[str, Any]:
         """Return the line as plain values."""
@@ -78,9 +94,32 @@ class Header:
                 f"with lbguard {values.get('lbguard', 'of the version that wrote it')} or newer"
             )
         try:
-            return Header(**{name: values[name] for name in values if name not in ("format", "version")})
-        except TypeError as error:
+            header = Header(**{name: values[name] for name in values if name not in ("format", "version")})
+            header.check()
+            return header
+        except (TypeError, ValueError) as error:
             raise RecordingError(f"{path}: a header that cannot be read ({error}); the file is damaged") from None
+
+    def check(self) -> None:
+        """Look at the types of what a file says.
+
+        Raises:
+            ValueError: a field has a value of another kind.
+        """
+        texts = (self.lbguard, self.core, self.series)
+        times = (self.now, self.offset)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name that is no text")
+        if not all(type(time) in (int, float) and math.isfinite(time) for time in times):
+            raise ValueError("a time that is no number")
+        if not all(type(count) is int for count in (self.number, self.lost)):
+            raise ValueError("a count that is no whole number")
+        if self.begins not in (START, GOES_ON, AFTER_LOSS):
+            raise ValueError(f"it begins {self.begins!r}")
+        if not isinstance(self.facts, dict):
+            raise ValueError("facts that are no object")
+        if not isinstance(self.types, dict) or not all(isinstance(names, list) for names in self.types.values()):
+            raise ValueError("types without lists of fields")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

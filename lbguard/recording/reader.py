@@ -1,6 +1,7 @@
 """Reads recordings as a stream of typed items: a file of any size takes a few hundred kilobytes of memory."""
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event, KernelSnapshot
 from lbguard.recording.checkpoint import CheckpointError, Node, decode_nodes
 from lbguard.recording.codec import CodecError, Decoder, decode_item
-from lbguard.recording.format import NS, SUFFIX, Header, RecordingError
+from lbguard.recording.format import NS, SUFFIX, EmptyFileError, Header, RecordingError
 from lbguard.recording.writer import SNAPSHOT_ITEMS
 
 _CHUNK = 64 * 1024
@@ -161,7 +162,7 @@ def read_header(path: Path) -> Header:
 def _header(lines: _Lines, stream: Iterator[bytes]) -> Header:
     first = next(stream, None)
     if first is None:
-        raise RecordingError(f"{lines.path}: nothing is in it; the service ended before it wrote a line")
+        raise EmptyFileError(f"{lines.path}: nothing is in it; the service ended before it wrote a line")
     try:
         values = json.loads(first)
     except ValueError:
@@ -170,7 +171,7 @@ def _header(lines: _Lines, stream: Iterator[bytes]) -> Header:
 
 
 def read_file(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[Item]:
-    """Read a file from beginning to end; a torn end is no error.
+    """Read a file from beginning to end; a torn end is no error, even where nothing comes before it.
 
     Args:
         path: the file.
@@ -181,7 +182,11 @@ def read_file(path: Path, on_read: Callable[[int], None] | None = None) -> Itera
     """
     lines = _Lines(path, on_read)
     stream = iter(lines)
-    parser = _Parser(lines, _header(lines, stream))
+    try:
+        parser = _Parser(lines, _header(lines, stream))
+    except EmptyFileError:
+        yield Ended(path, True)
+        return
     yield from parser.items(stream)
     yield Ended(path, lines.torn)
 
@@ -220,7 +225,7 @@ class _Parser:
                 begun = True
                 yield Began(self._header, config, self._nodes(nodes) if kind == "N" else None, self._lines.path)
             if kind == "=":
-                if decided is None:
+                if decided is None or len(row) != 2:
                     raise self._lines.damaged("what was said belongs to no decision")
                 decided.said.append(self._decode(row[1]))
                 continue
@@ -270,12 +275,14 @@ class _Parser:
                     return ClockSet(self._now, float(row[1]))
                 case "N":
                     return None
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
             raise self._lines.damaged(f"a line {kind!r} that cannot be read ({error})") from None
         return Told(self._now, self._decode(row))
 
     def _pass(self, time: float) -> None:
         if isinstance(time, float):
+            if not math.isfinite(time):
+                raise ValueError("no moment")
             self._now = time
         else:
             self._now = (round(self._now * NS) + time) / NS
@@ -312,19 +319,28 @@ class _Parser:
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """Return the files that paths name, in the order in which they were written; a directory stands for all in it.
 
+    A file in which nothing is yet comes last, as long as there is another: a running service has just begun it.
+
     Raises:
         RecordingError: a path does not exist, is no recording, or there is none.
     """
     found: dict[Path, Header] = {}
+    empty: dict[Path, EmptyFileError] = {}
     for path in paths:
         inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
         if not inside:
             raise RecordingError(f"{path}: no recording (*{SUFFIX}) is in it; is recording.enabled true?")
         for file in inside:
-            found[file] = read_header(file)
+            try:
+                found[file] = read_header(file)
+            except EmptyFileError as error:
+                empty[file] = error
+    if not found and empty:
+        raise next(iter(empty.values()))
     # Within a series the clock of the engine runs on, whatever happened to the wall clock.
     starts: dict[str, float] = {}
     for header in found.values():
         wall = header.now + header.offset
         starts[header.series] = min(wall, starts.get(header.series, wall))
-    return sorted(found, key=lambda file: (starts[found[file].series], found[file].series, found[file].number))
+    in_order = sorted(found, key=lambda file: (starts[found[file].series], found[file].series, found[file].number))
+    return [*in_order, *sorted(empty)]

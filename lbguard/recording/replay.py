@@ -6,13 +6,24 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lbguard.core.engine import Engine
 from lbguard.core.status import GuardStatus
 from lbguard.durations import parse_duration
 from lbguard.recording.checkpoint import CheckpointError, core_digest, restore
-from lbguard.recording.format import AFTER_LOSS, GOES_ON, Header, RecordingError
-from lbguard.recording.reader import Began, ClockSet, Decided, Ended, Item, Repaired, Told, read_file
+from lbguard.recording.format import AFTER_LOSS, GOES_ON, EmptyFileError, Header, RecordingError, local_time
+from lbguard.recording.reader import (
+    Began,
+    ClockSet,
+    Decided,
+    Ended,
+    Item,
+    Repaired,
+    Told,
+    read_file,
+    read_header,
+)
 from lbguard.recording.recorder import said_of
 
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
@@ -36,7 +47,8 @@ class ReplayReport:
     """What a replay came to. Wall times are seconds since the epoch.
 
     `core_differs`: versions of lbguard whose core is not this one; then a difference may be a change of behaviour.
-    `torn`: files without a proper end. `lost`: entries that the service could not record.
+    `torn`: files without a proper end. `lost`: entries that the service could not record. `hosts`: where it was
+    recorded, as far as the files tell; a service of one is replayed after that of another.
     """
 
     files: int = 0
@@ -49,6 +61,7 @@ class ReplayReport:
     ended: float | None = None
     torn: list[Path] = field(default_factory=list)
     core_differs: set[str] = field(default_factory=set)
+    hosts: set[str] = field(default_factory=set)
     difference: Difference | None = None
 
 
@@ -61,7 +74,13 @@ class Continuity:
 
     def begins(self, header: Header) -> bool:
         """Take note of a file; tells whether it continues the one before without a gap."""
-        before, self._before = self._before, header
+        goes_on = self.would(header)
+        self._before = header
+        return goes_on
+
+    def would(self, header: Header) -> bool:
+        """Tell whether a file would continue the one before without a gap."""
+        before = self._before
         return (
             before is not None
             and not self._torn
@@ -138,6 +157,10 @@ class Replayer:
             return item.header.now + item.header.offset
         return float(getattr(item, "now", self.now)) + self.offset
 
+    def continues(self, item: Began) -> bool:
+        """Tell whether a file that begins goes on without a gap; to be asked before the file is taken."""
+        return self._continuity.would(item.header)
+
     def _engine(self) -> Engine:
         assert self.engine is not None
         return self.engine
@@ -147,6 +170,7 @@ class Replayer:
         self._path = item.path
         self.now, self.offset = header.now, header.offset
         report.files += 1
+        report.hosts.add(header.host)
         if header.core != core_digest():
             report.core_differs.add(header.lbguard)
         goes_on = self._continuity.begins(header)
@@ -182,45 +206,104 @@ def replay(files: Sequence[Path], on_read: Callable[[int], None] | None = None) 
     """Replay files up to the first difference.
 
     Raises:
-        RecordingError: a file is damaged or of another version.
+        RecordingError: a file is damaged or of another version, or the core never ran in them.
     """
     replayer = Replayer()
     report = replayer.report
-    for item in items_of(files, on_read):
-        difference = replayer.take(item)
+    items = items_of(files, on_read)
+    for item in items:
+        report.difference = replayer.take(item)
+        if replayer.engine is None:
+            continue
         report.ended = replayer.now + replayer.offset
         if report.began is None:
             report.began = report.ended
-        if difference is not None:
-            report.difference = difference
+        if report.difference is not None:
+            # The check sum at the end of the file tells whether it is the file that is wrong.
+            next(rest for rest in items if isinstance(rest, Ended))
             break
+    if replayer.engine is None:
+        raise RecordingError(f"{files[0]}: the core never ran in it; give a recording that is longer")
     return report
 
 
-def state_at(
-    files: Sequence[Path], text: str, on_read: Callable[[int], None] | None = None
-) -> tuple[GuardStatus, float]:
-    """Return the state at a moment (see `parse_moment`) and that moment in seconds since the epoch.
+class Past(NamedTuple):
+    """The state at a moment (seconds since the epoch), on a host (empty: not told)."""
+
+    status: GuardStatus
+    at: float
+    host: str
+
+
+class _NotThenError(RecordingError):
+    """Nothing was recorded at the moment in question."""
+
+
+def state_at(files: Sequence[Path], text: str, on_read: Callable[[int], None] | None = None) -> Past:
+    """Return the state at a moment (see `parse_moment`).
 
     Raises:
-        RecordingError: nothing was recorded at that moment, or a file cannot be read.
+        RecordingError: nothing was recorded at that moment, or on several hosts; or a file cannot be read.
         ValueError: the text is no moment.
     """
+    by_host: dict[str, list[Path]] = {}
+    began = math.inf
+    for path in files:
+        try:
+            header = read_header(path)
+        except EmptyFileError:
+            continue
+        began = min(began, header.now + header.offset)
+        by_host.setdefault(header.host, []).append(path)
+    at = parse_moment(text, began)
+    try:
+        local_time(at)
+    except (OverflowError, OSError) as error:
+        raise ValueError(f"{text} is out of range") from error
+    found: list[Past] = []
+    missed: list[_NotThenError] = []
+    for host, some in by_host.items():
+        try:
+            found.append(Past(_state_at(some, at, on_read), at, host))
+        except _NotThenError as error:
+            missed.append(error)
+    if len(found) > 1:
+        hosts = ", ".join(sorted(past.host or "a host that is not told" for past in found))
+        raise RecordingError(f"{local_time(at)} was recorded on several hosts: {hosts}; give the files of one of them")
+    if not found:
+        raise missed[0] if len(missed) == 1 else RecordingError("; ".join(str(error) for error in missed))
+    return found[0]
+
+
+def _state_at(files: Sequence[Path], at: float, on_read: Callable[[int], None] | None) -> GuardStatus:
     replayer = Replayer()
-    at = math.nan
+    began = 0.0
     for item in items_of(files, on_read):
-        wall = replayer.wall(item)
-        if math.isnan(at):
-            at = parse_moment(text, wall)
-            if at < wall:
-                raise RecordingError(f"{text} is before the beginning of what was recorded, {_local(wall)}")
-        if wall > at:
-            return replayer.status(max(replayer.now, at - replayer.offset)), at
+        wall, end = replayer.wall(item), replayer.now + replayer.offset
+        if replayer.engine is None:
+            if not isinstance(item, Began):
+                continue
+            began = wall
+            if at < wall - _SAME_MOMENT_S:
+                raise _NotThenError(
+                    f"{local_time(at)} is before the beginning of what was recorded, {local_time(wall)}"
+                )
+        elif wall > at + (_SAME_MOMENT_S if isinstance(item, Began) else 0.0):
+            if isinstance(item, Began) and not replayer.continues(item) and at > end + _SAME_MOMENT_S:
+                raise _NotThenError(
+                    f"{local_time(at)}: nothing was recorded from {local_time(end)} to {local_time(wall)}"
+                )
+            return replayer.status(max(replayer.now, at - replayer.offset))
         replayer.take(item)
+    if replayer.engine is None:
+        raise RecordingError(f"{files[0]}: the core never ran in it; give a recording that is longer")
     end = replayer.now + replayer.offset
-    if replayer.engine is None or at > end + _SAME_MOMENT_S:
-        raise RecordingError(f"{text} is after the end of what was recorded, {_local(end)}")
-    return replayer.status(at - replayer.offset), at
+    if at > end + _SAME_MOMENT_S:
+        raise _NotThenError(
+            f"{local_time(at)} is after the end of what was recorded, which goes from {local_time(began)} to "
+            f"{local_time(end)}"
+        )
+    return replayer.status(max(replayer.now, at - replayer.offset))
 
 
 def parse_moment(text: str, began: float) -> float:
@@ -247,7 +330,3 @@ def parse_moment(text: str, began: float) -> float:
             moment += datetime.timedelta(days=1)
         return moment.timestamp()
     return datetime.datetime.fromisoformat(text).timestamp()
-
-
-def _local(wall_time: float) -> str:
-    return datetime.datetime.fromtimestamp(wall_time).astimezone().isoformat(sep=" ", timespec="milliseconds")

@@ -1,6 +1,7 @@
 """Recording in the running service; when it is switched off, everything here does nothing."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -34,7 +35,11 @@ class ServiceRecording:
         self._recorder: Recorder | None = None
         if wanted.enabled:
             limits = Limits(file_bytes=wanted.max_file, files=wanted.max_files)
-            facts = {"distributor": settings.distributor.kind, "table": settings.distributor.table}
+            facts = {
+                "host": socket.gethostname(),
+                "distributor": settings.distributor.kind,
+                "table": settings.distributor.table,
+            }
             writer = RecordingWriter(wanted.directory, self._config, limits=limits, facts=facts)
             self._recorder = Recorder(writer, queue_limit=wanted.queue_limit, flush_s=wanted.flush)
 

@@ -1,18 +1,13 @@
 """What `lbguard replay` prints."""
 
-import datetime
 from typing import Any
 
 from lbguard.core.effects import SetAvailability
 from lbguard.core.model import Decision
 from lbguard.log import decision_fields
+from lbguard.recording.format import local_time
 from lbguard.recording.replay import Difference, ReplayReport
 from lbguard.sentences import decision_sentence
-
-
-def local_time(wall_time: float) -> str:
-    """Write a moment (seconds since the epoch) in local time."""
-    return datetime.datetime.fromtimestamp(wall_time).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def _said(what: object | None) -> str:
@@ -42,15 +37,22 @@ def report_text(report: ReplayReport) -> str:
             f"{local_time(report.ended)}: {report.events} events, {report.calls} calls of the engine, "
             f"{report.decisions} decisions"
         )
-    if report.restarts > 1:
-        lines.append(f"the service began anew {report.restarts - 1} times in between")
+    hosts = sorted(host for host in report.hosts if host)
+    if hosts:
+        lines.append(f"recorded on {', '.join(hosts)}")
+    again = report.restarts - len(report.hosts)
+    if again > 0:
+        lines.append(f"the service began anew {'once' if again == 1 else f'{again} times'} in between")
     if report.lost:
-        lines.append(f"{report.lost} entries were never recorded (queue full, or disk); replayed around the gap")
+        were = "1 entry was" if report.lost == 1 else f"{report.lost} entries were"
+        lines.append(f"{were} never recorded (the queue, a file or the disk was full); nothing is told of that time")
     lines += [f"{path}: no proper end (the service was killed, or still writes it)" for path in report.torn]
     if report.core_differs:
         versions = ", ".join(sorted(report.core_differs))
         lines.append(f"recorded by another version of the core (lbguard {versions}): a difference may be a change")
-    if report.difference is None:
+    if report.difference is None and not report.decisions:
+        lines.append("nothing was decided in it")
+    elif report.difference is None:
         lines.append("every decision is the same, bit for bit")
     else:
         lines += _difference_lines(report.difference)
@@ -85,6 +87,7 @@ def report_json(report: ReplayReport) -> dict[str, Any]:
         "restarts": report.restarts,
         "lost": report.lost,
         "torn": [str(path) for path in report.torn],
+        "hosts": sorted(host for host in report.hosts if host),
         "core_differs": sorted(report.core_differs),
         "difference": None
         if difference is None

@@ -1,6 +1,7 @@
 import gzip
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,83 @@ def test_moments_that_cannot_be_shown(
     status, errors = ends("replay", "--at", moment, *files, capsys=capsys)
     assert status == 2
     assert words in errors
+
+
+def test_a_moment_out_of_range_is_named_with_what_there_is(
+    files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_minute_before = time.strftime("%H:%M", time.localtime(WALL - 60))
+    status, errors = ends("replay", "--at", a_minute_before, *files, capsys=capsys)
+    assert status == 2
+    # A time of day before the beginning is that of the next day: say so.
+    for moment in (WALL - 60 + 86_400 - WALL % 60, WALL):
+        assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) in errors
+    status, errors = ends("replay", "--at", "9" * 17, *files, capsys=capsys)
+    assert status == 2
+    assert "no moment" in errors
+
+
+def test_between_two_runs_there_is_no_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path, [Outage(1, 0.5)])
+    record(tmp_path, [Outage(2, 0.5)], began=WALL + 1000)
+    status, errors = ends("replay", "--at", "+900s", tmp_path, capsys=capsys)
+    assert status == 2
+    assert "nothing was recorded from" in errors
+    status, text = run("replay", "--at", "+1061s", "--json", tmp_path)
+    assert status == 0
+    assert {t["identifier"]: t["state"] for t in json.loads(text)["targets"]}[2] == "active"
+    status, text = run("replay", tmp_path)
+    assert "the service began anew once in between" in text
+
+
+def test_what_several_hosts_recorded_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path, [Outage(1, 0.5)], host="lb-0")
+    (other,) = record(tmp_path / "b", [Outage(2, 30.0)], host="lb-1", began=WALL + 50)
+    both = (tmp_path, other)
+    status, text = run("replay", *both)
+    assert status == 0
+    assert "recorded on lb-0, lb-1" in text
+    assert "anew" not in text
+    status, errors = ends("replay", "--at", "+100s", *both, capsys=capsys)
+    assert status == 2
+    assert "several hosts: lb-0, lb-1" in errors
+    # At either end only one of them was there.
+    for moment, host, state in (("+10s", "lb-0", "active"), ("+185s", "lb-1", "active")):
+        status, text = run("replay", "--at", moment, "--json", *both)
+        assert status == 0
+        assert json.loads(text)["host"] == host
+        assert json.loads(text)["targets"][0]["state"] == state
+    _, text = run("replay", "--at", "+185s", *both)
+    assert text.splitlines()[0].endswith(" on lb-1")
+
+
+def test_a_file_in_which_nothing_was_decided_is_not_called_the_same(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = gzip.decompress(files[0].read_bytes()).splitlines(keepends=True)
+    path = tmp_path / "short.jsonl.gz"
+    path.write_bytes(gzip.compress(b"".join(lines[:2])))
+    for command in ("replay", "tune"):
+        status, errors = ends(command, path, capsys=capsys)
+        assert status == 2
+        assert "longer" in errors
+    path.write_bytes(gzip.compress(b"".join(lines[:4])))
+    status, text = run("replay", path)
+    assert status == 0
+    assert "nothing was decided in it" in text
+    assert "same" not in text
+
+
+def test_a_damaged_file_is_not_taken_for_another_decision(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tampered(files, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # the check sum of the text
+    path.write_bytes(data)
+    status, errors = ends("replay", path, capsys=capsys)
+    assert status == 2
+    assert "damaged" in errors
 
 
 def test_moments_are_read_in_every_form() -> None:

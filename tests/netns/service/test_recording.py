@@ -70,5 +70,5 @@ def test_a_killed_service_leaves_a_recording_up_to_its_last_second(guarded: Guar
     assert report.torn == [first]
     assert report.restarts == 2
     assert report.ended is not None
-    status, _ = state_at([first, second], f"{report.ended:.6f}")
+    status, _, _ = state_at([first, second], f"{report.ended:.6f}")
     assert {target.identifier for target in status.targets} == {1, 2, 3, 4}

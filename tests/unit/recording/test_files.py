@@ -187,9 +187,13 @@ def rewrite(path: Path, change: Callable[[list[str]], list[str]]) -> None:
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in change(lines)).encode()))
 
 
-def test_lines_are_named_that_cannot_be_read(recording: Path) -> None:
-    rewrite(recording, lambda lines: [*lines[:10], '["LinkSeen",1]', *lines[10:]])
-    with pytest.raises(RecordingError, match="line 11"):
+@pytest.mark.parametrize(
+    "line",
+    ['["LinkSeen",1]', '["t",1e999]', '["t"]', '["d"]\n["="]', '["="]', '["w","x"]', '["s","links","5+5"]', "[]"],
+)
+def test_lines_are_named_that_cannot_be_read(recording: Path, line: str) -> None:
+    rewrite(recording, lambda lines: [*lines[:10], *line.splitlines(), *lines[10:]])
+    with pytest.raises(RecordingError, match=r"line 1[12]"):
         list(read_file(recording))
 
 
@@ -218,6 +222,13 @@ def changed_header(**values: object) -> Callable[[list[str]], list[str]]:
         ({"format": "something"}, "not a recording"),
         ({"types": {"LinkBent": ["a"]}, "lbguard": "9.1.0"}, "9.1.0.*LinkBent"),
         ({"speed": 1}, "damaged"),
+        ({"now": "noon"}, "damaged"),
+        ({"offset": None}, "damaged"),
+        ({"lost": "many"}, "damaged"),
+        ({"begins": "somehow"}, "damaged"),
+        ({"series": 5}, "damaged"),
+        ({"types": 5}, "damaged"),
+        ({"types": {"LinkGone": 5}}, "damaged"),
     ],
 )
 def test_other_versions_are_refused_by_name(recording: Path, values_: dict[str, object], words: str) -> None:
@@ -231,7 +242,16 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes) -> None
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(content)
     with pytest.raises(RecordingError, match=r"x\.jsonl\.gz"):
-        list(read_file(path))
+        find_files([path])
+
+
+@pytest.mark.parametrize("size", [0, 5, 100])
+def test_a_file_that_was_just_begun_does_not_keep_the_others_from_being_read(recording: Path, size: int) -> None:
+    begun = recording.with_name("lbguard-19991231T235959Z-00000000-000001.jsonl.gz")
+    begun.write_bytes(recording.read_bytes()[:size])
+    files = find_files([recording.parent])
+    assert files == [recording, begun]
+    assert list(read_file(begun)) == [Ended(begun, torn=True)]
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:

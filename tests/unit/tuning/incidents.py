@@ -47,10 +47,13 @@ class _Counters:
         self._guard.wait(end - self._guard.now)
 
 
-def record(directory: Path, outages: Sequence[Outage], config: EngineConfig = CONFIG) -> list[Path]:
+def record(
+    directory: Path, outages: Sequence[Outage], config: EngineConfig = CONFIG, *, began: float = WALL, host: str = ""
+) -> list[Path]:
     """Record a service with one target behind each of four proxies; outages follow each other by a minute."""
     guard = Guard(config, start=False)
-    writer = RecordingWriter(directory, config, wall_offset=lambda: WALL - 100.0)
+    facts = {"host": host} if host else {}
+    writer = RecordingWriter(directory, config, facts=facts, wall_offset=lambda: began - 100.0)
     tape = DirectTape(writer)
     guard.engine = RecordedEngine(config, tape)
     guard.tell(KernelSnapshot())
