@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from lbguard.durations import format_duration
 from lbguard.settings import Settings
 
+_RELEASE_MARGIN_S = 5.0
+"""Between the end of a request and the release of its address, for the Close that follows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigWarning:
@@ -21,6 +24,7 @@ def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
     return (
         *_mode_and_distributor(settings),
         *_grace(settings),
+        *_mesh(settings),
         *_neighbors(settings),
         *_freeze_and_damping(settings),
         *_kernel(settings),
@@ -64,15 +68,6 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
             what=f"withdraw_on_exit is true, but in mode {settings.mode} there is nothing of ours to withdraw",
             remedy="leave withdraw_on_exit false",
         )
-    if settings.nsm.enabled and settings.nsm.heal_time > settings.grace.max:
-        yield ConfigWarning(
-            name="heal-time-beyond-grace-max",
-            what=(
-                f"nsm.heal_time ({format_duration(settings.nsm.heal_time)}) is longer than grace.max"
-                f" ({format_duration(settings.grace.max)}), which cuts it off"
-            ),
-            remedy="raise grace.max, or lower nsm.heal_time",
-        )
     if settings.withdraw_on_exit and settings.mode == "enforce":
         yield ConfigWarning(
             name="exit-breaks-connections",
@@ -104,6 +99,48 @@ def _grace(settings: Settings) -> Iterator[ConfigWarning]:
             ),
             remedy="set availability.grace below grace.window",
         )
+
+
+def _mesh(settings: Settings) -> Iterator[ConfigWarning]:
+    grace, mesh, nsm = settings.grace, settings.mesh, settings.nsm
+    if nsm.enabled and nsm.heal_time > grace.max:
+        yield ConfigWarning(
+            name="heal-time-beyond-grace-max",
+            what=(
+                f"nsm.heal_time ({format_duration(nsm.heal_time)}) is longer than grace.max"
+                f" ({format_duration(grace.max)}), which cuts it off"
+            ),
+            remedy="raise grace.max, or lower nsm.heal_time",
+        )
+    path = f"the mesh's heal path (mesh.request_timeout and mesh.max_backoff, {format_duration(mesh.heal_path_s)})"
+    told = nsm.enabled or bool(settings.verdicts.listen)
+    if mesh.heal_path_s > grace.max:
+        yield ConfigWarning(
+            name="heal-path-beyond-grace-max",
+            what=f"{path} is longer than grace.max ({format_duration(grace.max)}): no hold lasts through it",
+            remedy="raise grace.max (and freeze.limit), or lower the mesh's timeouts",
+        )
+    elif mesh.heal_path_s > grace.window and not (told or grace.adaptive):
+        yield ConfigWarning(
+            name="heal-path-beyond-grace-window",
+            what=(
+                f"{path} is longer than grace.window ({format_duration(grace.window)}), and nobody tells of a repair"
+                " that would extend a hold"
+            ),
+            remedy="set nsm.enabled or verdicts.listen, so that a repair is heard of; or raise grace.window",
+        )
+    if mesh.request_timeout is not None and mesh.ip_release_delay is not None:
+        least_s = mesh.request_timeout + _RELEASE_MARGIN_S
+        if mesh.ip_release_delay < least_s:
+            yield ConfigWarning(
+                name="address-released-before-heal",
+                what=(
+                    f"mesh.ip_release_delay ({format_duration(mesh.ip_release_delay)}) is less than"
+                    f" {format_duration(_RELEASE_MARGIN_S)} longer than mesh.request_timeout"
+                    f" ({format_duration(mesh.request_timeout)}): a link that heals late gets another address"
+                ),
+                remedy=f"set the proxies' release delay to {format_duration(least_s)} or more",
+            )
 
 
 def _neighbors(settings: Settings) -> Iterator[ConfigWarning]:

@@ -32,6 +32,7 @@ from lbguard.settings_fields import (
     ratio,
     seconds,
 )
+from lbguard.settings_mesh import MeshSettings
 from lbguard.settings_sources import (
     ENV_PREFIX,
     FileSource,
@@ -314,6 +315,7 @@ class Settings(BaseSettings):
     interposer: InterposerSettings = group()
     kernel_source: KernelSourceSettings = group()
     nsm: NsmEventSettings = group()
+    mesh: MeshSettings = group()
     probe: ProbeSettings = group()
     recording: RecordingSettings = group()
 

@@ -5,6 +5,9 @@ from lbguard.settings import load
 
 TARGETS = {"targets_file": "/etc/lbguard/targets.yaml"}
 
+# As Meridio sets them.
+MESH = {"mesh.request_timeout": "15s", "mesh.max_backoff": "5s", "mesh.ip_release_delay": "20s"}
+
 
 def test_the_defaults_with_targets_raise_no_warning() -> None:
     assert check_settings(load(flags=TARGETS).settings) == ()
@@ -17,6 +20,9 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
         ("companion-decides-nothing", {"mode": "companion"}),
         ("nothing-to-withdraw", {"mode": "observe", "withdraw_on_exit": "true"}),
         ("heal-time-beyond-grace-max", {"nsm.enabled": "true", "nsm.heal_time": "40s"}),
+        ("heal-path-beyond-grace-window", {"mesh.request_timeout": "2s", "mesh.max_backoff": "1100ms"}),
+        ("heal-path-beyond-grace-max", {"mesh.request_timeout": "15s", "grace.max": "14s"}),
+        ("address-released-before-heal", MESH | {"mesh.ip_release_delay": "19s", "nsm.enabled": "true"}),
         ("enforce-without-distributor", {"distributor.kind": "observe"}),
         ("no-targets", {"targets_file": ""}),
         ("exit-breaks-connections", {"withdraw_on_exit": "true"}),
@@ -45,3 +51,20 @@ def test_each_bad_combination_is_named_and_has_a_remedy(name: str, flags: dict[s
 def test_a_source_of_its_own_needs_no_file_of_targets() -> None:
     settings = load(flags={"source": "kernel", "mode": "observe"}).settings
     assert check_settings(settings) == ()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"nsm.enabled": "true"},
+        {
+            "verdicts.listen": ":7443",
+            "verdicts.spiffe_socket": "unix:///run/agent.sock",
+            "verdicts.policy": "dns:proxy=10.0.0.0/8",
+        },
+        {"grace.adaptive": "true"},
+        {"grace.window": "20s"},
+    ],
+)
+def test_a_long_heal_path_is_no_trouble_for_who_hears_of_repairs_or_waits(flags: dict[str, object]) -> None:
+    assert check_settings(load(flags=TARGETS | MESH | flags).settings) == ()

@@ -96,6 +96,9 @@
 - {"name": "nsm.tls_key", "variable": "LBGUARD_NSM__TLS_KEY", "default": ""}
 - {"name": "nsm.tls_ca", "variable": "LBGUARD_NSM__TLS_CA", "default": ""}
 - {"name": "nsm.tls_server_name", "variable": "LBGUARD_NSM__TLS_SERVER_NAME", "default": ""}
+- {"name": "mesh.request_timeout", "variable": "LBGUARD_MESH__REQUEST_TIMEOUT", "default": "", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "mesh.max_backoff", "variable": "LBGUARD_MESH__MAX_BACKOFF", "default": "", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "mesh.ip_release_delay", "variable": "LBGUARD_MESH__IP_RELEASE_DELAY", "default": "", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "probe.enabled", "variable": "LBGUARD_PROBE__ENABLED", "default": "false"}
 - {"name": "probe.interval", "variable": "LBGUARD_PROBE__INTERVAL", "default": "2s", "low": 0.02, "high": 3600.0, "allowed": "20ms to 60m"}
 - {"name": "probe.timeout", "variable": "LBGUARD_PROBE__TIMEOUT", "default": "", "low": 0.01, "high": 3600.0, "allowed": "10ms to 60m"}
