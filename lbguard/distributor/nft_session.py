@@ -7,7 +7,6 @@ context, uses it and is the only one to touch it.
 
 import asyncio
 import ctypes
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -18,8 +17,6 @@ from lbguard.distributor.nfnetlink import SEND_BUFFER_BYTES, NetfilterSocket, Nf
 T = TypeVar("T")
 
 LIBRARY = "libnftables.so.1"
-
-_ABSENT = "No such file or directory"
 
 
 class NftContext:
@@ -38,7 +35,6 @@ class NftContext:
         except OSError as error:
             raise DistributorError(f"{library} cannot be loaded ({error}): apt-get install libnftables1") from error
         self._nft: Any = nftables.Nftables(sofile=library)
-        self._nft.set_json_output(False)
         try:
             self.kernel = Nfnetlink(NetfilterSocket(send_buffer_bytes=send_buffer_bytes))
         except OSError as error:
@@ -53,28 +49,6 @@ class NftContext:
         code, _, error = self._nft.cmd(commands)
         if code != 0:
             raise NftError(_explain(error))
-
-    def listing(self, command: str, *, terse: bool = False) -> list[dict[str, Any]] | None:
-        """Return the objects that a list command prints as JSON; None when what it names does not exist.
-
-        `terse` leaves out the elements of sets and maps.
-
-        Raises:
-            NftError: the listing failed for another reason.
-        """
-        self._nft.set_json_output(True)
-        self._nft.set_terse_output(terse)
-        try:
-            code, output, error = self._nft.cmd(command)
-        finally:
-            self._nft.set_json_output(False)
-            self._nft.set_terse_output(False)
-        if code != 0:
-            if _ABSENT in error:
-                return None
-            raise NftError(_explain(error))
-        objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
-        return objects
 
     def close(self) -> None:
         """Release the netlink socket; libnftables frees its own when the context is collected."""

@@ -18,9 +18,11 @@ from pathlib import Path
 from lbguard.core.addr import format_ip
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.nfnetlink import NetfilterSocket, Nfnetlink
 from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
 from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
 from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.nft_inventory import read_counter
 from lbguard.distributor.nft_ruleset import FAMILY, TABLE, stream_names
 from lbguard.distributor.nft_session import LIBRARY, NftContext
 from lbguard.lab import nfqlb
@@ -73,7 +75,7 @@ class _Trial:
         self._client = client
         self._lb = built.lb
         with built.peer.entered():
-            self._counter = NftContext(LIBRARY)
+            self._counter = Nfnetlink(NetfilterSocket())
         self._chance = random.Random(1)
 
     async def nftables(self) -> list[Row]:
@@ -151,8 +153,9 @@ class _Trial:
         return _Outcome(sent, sent - (self._received() - before), commits, took_s)
 
     def _received(self) -> int:
-        objects = self._counter.listing("list counter inet count arrived") or []
-        return sum(thing["counter"]["packets"] for thing in objects if "counter" in thing)
+        count = read_counter(self._counter, "count", "arrived")
+        assert count is not None
+        return count.packets
 
 
 def _row(what: str, outcome: _Outcome, beside: _Outcome | None, beside_what: str) -> Row:
