@@ -1,6 +1,7 @@
 """The embedded distributor: slot tables in nftables maps, on any Linux machine, without nfqlb.
 
-`nft_ruleset` holds the ruleset itself and the reasons for its shape. This module keeps it equal to what is asked:
+`nft_ruleset` holds the ruleset itself and the reasons for its shape, `nft_state` reads back what the kernel has of it,
+`nft_plan` compares that with what is asked. This module keeps the one equal to the other:
 
 - A commit is one transaction for all streams, with the elements of differing slots only. It goes to the kernel as the
   kernel's own messages (`nft_elements`), which takes a fifth of the time that libnftables needs for the same elements
@@ -22,41 +23,21 @@
 import itertools
 import logging
 import time
-from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor import nft_elements, nft_ruleset, nft_state
 from lbguard.distributor.base import CommitResult, DistributorError
 from lbguard.distributor.maglev import ImplicitPermutations, TableCalculator, TableKind, largest_prime_at_most
-from lbguard.distributor.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError, Request
+from lbguard.distributor.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError
 from lbguard.distributor.nft_counters import HeldCount
 from lbguard.distributor.nft_inventory import Kind, read_counter, read_inventory, read_sets
+from lbguard.distributor.nft_plan import Plan, make_plan, needs_renewal
 from lbguard.distributor.nft_ruleset import FAMILY, TABLE, StreamNames
 from lbguard.distributor.nft_session import LIBRARY, NftContext, NftSession
 from lbguard.distributor.nft_state import Held
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Plan:
-    """One stream's part of a commit."""
-
-    held: Held
-    stream: StreamSpec
-    map_name: str
-    """The map that packets shall be looked up in; another one than now when that is unfit."""
-    before: "array[int]"
-    """What that map holds."""
-    slots: "array[int]"
-    active: frozenset[int]
-    changed: list[int]
-    """The slots that differ from those of the map."""
-    renew: bool
-    """Write the rules too, and before the elements what those need."""
-
 
 _SLOTS_MIN = 3  # the smallest size that permutations of two parts (offset, skip) work for
 
@@ -275,7 +256,7 @@ class NftDistributor:
                 return [result for table in tables for result in self._commit(nft, [table])]
             return [self._retry(nft, table, str(error), started) for table in tables]
         duration_s = time.monotonic() - started
-        return [_result(plan, duration_s) for plan in plans]
+        return [plan.result(duration_s) for plan in plans]
 
     def _retry(self, nft: NftContext, table: StreamTable, error: str, started: float) -> CommitResult:
         """Read the kernel's table anew and commit once more: someone else may have changed it."""
@@ -289,9 +270,9 @@ class NftDistributor:
             self._apply(nft, [plan])
         except (DistributorError, ValueError) as second:
             return CommitResult(stream=name, slots_total=held.slots_total, error=f"stream {name}: {second}")
-        return _result(plan, time.monotonic() - started)
+        return plan.result(time.monotonic() - started)
 
-    def _plan(self, nft: NftContext, table: StreamTable) -> _Plan:
+    def _plan(self, nft: NftContext, table: StreamTable) -> Plan:
         stream = table.stream
         held = self._streams.get(stream.name)
         if held is None:
@@ -299,30 +280,15 @@ class NftDistributor:
         strangers = [i for i in table.registered | table.active if not 1 <= i <= stream.max_targets]
         if strangers:
             raise DistributorError(f"identifiers {sorted(strangers)} are outside 1..{stream.max_targets}")
-        renew = held.doubtful or bool(held.lost) or held.unfit or _shape(stream) != _shape(held.stream)
+        renew = needs_renewal(held, stream)
         if renew:
             held = self._read(nft, stream)
-        indexes = held.calculator.table({i - 1 for i in table.registered}, {i - 1 for i in table.active})
-        wanted = nft_state.wanted_slots(stream, indexes)
-        map_name, before = held.map_name, held.slots
-        if held.unfit:
-            map_name = held.names.spare if held.map_name == held.names.slots else held.names.slots
-            before = nft_state.empty_slots(held.slots_total)
-        return _Plan(
-            held=held,
-            stream=stream,
-            map_name=map_name,
-            before=before,
-            slots=wanted,
-            active=frozenset(map(stream.mark, table.active)),
-            changed=nft_elements.differing(before, wanted),
-            renew=renew,
-        )
+        return make_plan(held, table, renew=renew)
 
-    def _apply(self, nft: NftContext, plans: Sequence[_Plan]) -> None:
+    def _apply(self, nft: NftContext, plans: Sequence[Plan]) -> None:
         renewed = [plan for plan in plans if plan.renew]
-        self._transact(nft, lambda: [line for plan in renewed for line in _declarations(plan)])
-        parts = itertools.chain.from_iterable(map(_element_changes, plans))
+        self._transact(nft, lambda: [line for plan in renewed for line in plan.declarations()])
+        parts = itertools.chain.from_iterable(map(Plan.element_changes, plans))
         for requests in nft_elements.transactions(parts, nft.kernel.transaction_bytes_max):
             nft.kernel.transact(requests)
             self._count_transaction(nft.kernel)
@@ -383,30 +349,3 @@ def _names(stream: StreamSpec) -> StreamNames:
         return nft_ruleset.stream_names(stream.name)
     except ValueError as error:
         raise DistributorError(str(error)) from error
-
-
-def _shape(stream: StreamSpec) -> tuple[object, ...]:
-    """Return what of a stream shows in the rules and the size of the map."""
-    return stream.max_targets, stream.vips
-
-
-def _declarations(plan: _Plan) -> list[str]:
-    """Return the commands that make what a stream's elements shall stand in, where something is missing."""
-    if plan.held.complete and not plan.held.unfit:
-        return []
-    return nft_ruleset.declarations(plan.held.names, plan.map_name, plan.held.slots_total)
-
-
-def _element_changes(plan: _Plan) -> Iterator[list[Request]]:
-    """Yield a stream's slots in parts that must stay whole, then its set of active marks, which no packet goes by."""
-    yield from nft_elements.slot_changes(TABLE, plan.map_name, plan.before, plan.slots, plan.changed)
-    yield from nft_elements.mark_changes(TABLE, plan.held.names.active, plan.held.active, plan.active)
-
-
-def _result(plan: _Plan, duration_s: float) -> CommitResult:
-    return CommitResult(
-        stream=plan.stream.name,
-        slots_changed=len(plan.changed),
-        slots_total=plan.held.slots_total,
-        duration_s=duration_s,
-    )
