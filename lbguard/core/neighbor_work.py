@@ -14,8 +14,9 @@ from lbguard.core.effects import (
     SolicitNeighbors,
     TuneLink,
 )
+from lbguard.core.link import Link
 from lbguard.core.model import LinkKey, NeighborState
-from lbguard.core.netview import Link, NetView
+from lbguard.core.netview import NetView
 from lbguard.core.probing import ProbeWheel
 
 _UNKNOWN = (NeighborState.NONE, NeighborState.FAILED)

@@ -24,6 +24,7 @@ from lbguard.core.events import (
     NeighborSeen,
     TrafficSeen,
 )
+from lbguard.core.link import Link, Neighbor
 from lbguard.core.model import Condition, LinkKey, NeighborState
 
 _VALID = (
@@ -34,42 +35,6 @@ _VALID = (
     | NeighborState.PERMANENT
     | NeighborState.NOARP
 )
-
-
-@dataclass(slots=True)
-class Neighbor:
-    """A neighbour entry: state, last known link-layer address, failed resolutions in a row, last proof of life."""
-
-    state: NeighborState
-    mac: bytes = b""
-    failures: int = 0
-    confirmed_at: float = float("-inf")
-
-
-@dataclass(slots=True, eq=False)
-class Link:
-    """One incarnation of a link.
-
-    `addresses` maps (address, prefix length) to whether it is usable. `rx_at`: when packets last arrived, as far as the
-    counter was read. `losses`: how often it was set down or lost an address; the kernel may drop routes then.
-    """
-
-    key: LinkKey
-    name: str
-    up: bool
-    admin_up: bool
-    mac: bytes
-    addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
-    ready: set[Ip] = field(default_factory=set)
-    neighbors: dict[Ip, Neighbor] = field(default_factory=dict)
-    losses: int = 0
-    rx_packets: int = -1
-    rx_at: float = float("-inf")
-
-    @property
-    def ifindex(self) -> int:
-        """The kernel's number of the link."""
-        return self.key.ifindex
 
 
 @dataclass(slots=True)

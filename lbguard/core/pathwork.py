@@ -14,9 +14,10 @@ from lbguard.core.effects import (
     SetLinkDown,
 )
 from lbguard.core.kernel_tables import KernelTables
+from lbguard.core.link import Link
 from lbguard.core.model import Condition, Evidence, LinkKey, Route
 from lbguard.core.neighbor_work import NeighborWork, our_address
-from lbguard.core.netview import Link, NetView, ViewChanges
+from lbguard.core.netview import NetView, ViewChanges
 from lbguard.core.state import Path, Target
 from lbguard.core.weighing import Weighing
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from lbguard.core.addr import Ip, format_ip, format_mac
 from lbguard.core.evidence import Opinion
+from lbguard.core.link import Link
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetState, TargetSubject, VerdictState
-from lbguard.core.netview import Link
 from lbguard.core.state import Path, Stream, Target
 from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus, VerdictStatus
 

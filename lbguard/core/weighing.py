@@ -10,8 +10,9 @@ from lbguard.core.config import EvidenceConfig
 from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import VerdictReported
 from lbguard.core.evidence import Opinions
+from lbguard.core.link import Link
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetKey, TargetSubject, VerdictState
-from lbguard.core.netview import Link, NetView
+from lbguard.core.netview import NetView
 from lbguard.core.state import Path, Target
 
 _NEVER = float("-inf")
