@@ -9,7 +9,8 @@ from typing import Protocol
 
 from lbguard.api.availability_server import AvailabilityServer
 from lbguard.api.availability_state import AvailabilityState
-from lbguard.api.policy import Policy
+from lbguard.api.limits import Limit
+from lbguard.api.policy import DenyReason, Policy
 from lbguard.api.security import CertificateFiles
 from lbguard.api.server import ApiServer, GuardView
 from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
@@ -21,7 +22,7 @@ from lbguard.httpd import Health, HttpEndpoint
 from lbguard.listen import parse_listen
 from lbguard.metrics import Metrics
 from lbguard.settings import Settings
-from lbguard.verdict_desk import VerdictDesk
+from lbguard.verdict_desk import IGNORED_REASONS, VerdictDesk
 
 
 class House(GuardView, Protocol):
@@ -92,11 +93,12 @@ class Doors:
     def count(self, metrics: Metrics) -> None:
         """Take over the verdict service's own counts."""
         counters = self._intake.counters
+        # All names, for a series that appears with its first increment hides that one from rate().
         metrics.record_verdicts(
             received=counters.received,
-            ignored=counters.ignored,
-            denied=counters.denied,
-            limited=counters.limited,
+            ignored={**dict.fromkeys(IGNORED_REASONS, 0), **counters.ignored},
+            denied={**dict.fromkeys(DenyReason, 0), **counters.denied},
+            limited={**dict.fromkeys(Limit, 0), **counters.limited},
             invalid=counters.invalid,
             replaced=counters.replaced,
         )

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from lbguard.announce.sender import Announcer
+from lbguard.announce.sender import Announcer, FrameKind, Suppressed
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
@@ -117,9 +117,10 @@ class ServiceJournal:
         """Take over the counts that adapters keep themselves."""
         if announcer is not None:
             counters = announcer.counters
+            # All of them, for a series that appears with its first increment hides that one from rate().
             self._metrics.record_announcer(
-                {kind.value: count for kind, count in counters.sent.items()},
-                {reason.value: count for reason, count in counters.suppressed.items()},
+                {kind.value: counters.sent[kind] for kind in FrameKind},
+                {reason.value: counters.suppressed[reason] for reason in Suppressed},
                 counters.errors,
             )
         self._metrics.record_mirror(mirror.overruns, mirror.resyncs, mirror.ignored)

@@ -11,6 +11,9 @@ from lbguard.core.model import Verdict
 OVERLOADED = "overloaded"
 """The reason given when too many verdicts wait already; the reporter may send the same again."""
 
+IGNORED_REASONS = ("late", "repeated", "ended", "state_full", OVERLOADED)
+"""Why a verdict may change nothing, by name (`core.evidence`, and here)."""
+
 
 class VerdictDesk:
     """Hands verdicts to the runner and waits for what the core makes of each. `post` is the runner's inbox."""

@@ -11,7 +11,7 @@ from lbguard.core.model import Condition
 from lbguard.metrics import UNREADY_REASONS
 from lbguard.netlink.decode import IgnoredReason
 from lbguard.sources.nsp_lists import Reason
-from lbguard.verdict_desk import OVERLOADED
+from lbguard.verdict_desk import IGNORED_REASONS, OVERLOADED
 
 PACKAGE = Path(__file__).resolve().parents[2] / "lbguard"
 
@@ -115,6 +115,7 @@ def named_reasons() -> dict[str, set[str]]:
     available |= _found(_argument("get", 1), availability)
     unready = _words(_found(_returned_by("unready_reason"), "daemon.py"))
     assert unready == set(UNREADY_REASONS)
+    assert _words(dropped) | {OVERLOADED} == set(IGNORED_REASONS)
     return {
         "Conditions and causes of holds": {condition.value for condition in Condition if condition is not Condition.OK},
         "Other causes of decisions": _words(causes),

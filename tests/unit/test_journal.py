@@ -6,6 +6,7 @@ import time
 import pytest
 from prometheus_client import CollectorRegistry
 
+from lbguard.announce.sender import Announcer
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
@@ -15,10 +16,21 @@ from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import CommitResult
 from lbguard.journal import ServiceJournal
 from lbguard.metrics import Metrics
+from lbguard.netlink.mirror import MirrorCounters
 from tests.unit.examples import IPV4, decision
 
 ROUTES = [Route(5001 + n, True, RouteKind.UNICAST, 2048, bytes([10, 0, 0, n]), 3) for n in range(3)]
 LINK = ev.LinkSeen(ifindex=3, name="a", up=True, mac=b"\x02\0\0\0\0\1")
+
+
+class Nowhere:
+    """Takes frames and sends none."""
+
+    def send(self, ifindex: int, frame: bytes) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
 
 
 class World:
@@ -77,6 +89,16 @@ def test_many_refusals_are_one_line_and_all_counted(world: World, caplog: pytest
 def test_what_went_well_is_no_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.journal.refused([ev.RoutesProgrammed(added=tuple(ROUTES)), ev.RuleSeen(rule=Rule(5001, True, 5001))])
     assert said(caplog) == []
+
+
+async def test_what_never_happened_yet_is_counted_as_0(world: World) -> None:
+    announcer = Announcer(owns=lambda link, ip: True, frame_socket=Nowhere())
+    world.journal.counted(announcer, MirrorCounters())
+    for kind in ("arp_request", "arp_reply", "na", "arp_question", "ns"):
+        assert world.metric("lbguard_announcements_total", kind=kind) == 0
+    for reason in ("not_owned", "not_ethernet", "link_queue_full", "queue_full", "superseded", "closed"):
+        assert world.metric("lbguard_announcements_suppressed_total", reason=reason) == 0
+    announcer.close()
 
 
 def test_refused_neighbours_are_counted(world: World) -> None:

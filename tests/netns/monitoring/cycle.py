@@ -1,5 +1,6 @@
 """The service, a probe and Prometheus in namespaces, through what the dashboards are there to show."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Self
 
 import grpc
@@ -15,8 +17,9 @@ import yaml
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.lab.netns import connect
+from tests.fakes.nsmgr import FakeNsmgr, connection
 from tests.netns.monitoring.prometheus import Prometheus
-from tests.netns.service.guarded import LINKS, TARGETS, Guarded, ips_of, wait_until
+from tests.netns.service.guarded import LIMIT_S, LINKS, TARGETS, Guarded, ips_of, wait_until
 
 PROBED = (3, 4)
 """The targets that the probe runs beside, all behind one proxy. Each has two addresses, each with its own verdict."""
@@ -35,6 +38,7 @@ SETTINGS = {
     "LBGUARD_VERDICTS__POLICY": "unix=172.16.0.0/16 fd00::/8",
     "LBGUARD_LINKS__EXCLUDE": "lo,mon0",
     "LBGUARD_RECORDING__ENABLED": "true",
+    "LBGUARD_NSM__ENABLED": "true",
 }
 _PROBE = {
     "LBGUARD_PROBE__ENABLED": "true",
@@ -51,8 +55,9 @@ _TURN_S = 0.1
 class Cycle:
     """A load balancer whose service and probe run and are scraped; `play` lets everything happen once."""
 
-    def __init__(self, guarded: Guarded, prometheus: Prometheus) -> None:
+    def __init__(self, guarded: Guarded, prometheus: Prometheus, mesh: "_Mesh") -> None:
         self._guarded = guarded
+        self._mesh = mesh
         self.prometheus = prometheus
 
     @classmethod
@@ -65,13 +70,19 @@ class Cycle:
         proxies.ip("addr", "add", "10.99.0.2/24", "dev", "mon1")
         lb.sysctl("net.ipv4.ip_forward", "1")
         proxies.ip("route", "add", "20.0.0.1/32", "via", "10.99.0.1")
+        manager = guarded.directory / "manager.sock"
+        places = {
+            "LBGUARD_RECORDING__DIRECTORY": str(guarded.directory / "recording"),
+            "LBGUARD_NSM__ADDRESS": f"unix://{manager}",
+        }
         with (
             Prometheus(lb, guarded.directory, PODS) as prometheus,
-            guarded.service(SETTINGS | {"LBGUARD_RECORDING__DIRECTORY": str(guarded.directory / "recording")}),
+            _Mesh.running(manager) as mesh,
+            guarded.service(SETTINGS | places),
             _probe(guarded),
             _traffic(guarded),
         ):
-            cycle = cls(guarded, prometheus)
+            cycle = cls(guarded, prometheus, mesh)
             cycle.wait("lbguard_probe_report_connected", 1)
             cycle.wait('lbguard_probe_verdicts{state="up"}', VERDICTS)
             yield cycle
@@ -93,16 +104,24 @@ class Cycle:
         self._recover_from_a_hold()
         self._withdraw_and_readmit()
         self._move_a_target()
+        self._hear_of_the_mesh()
         self._withdraw_by_verdict()
         self._misreport()
         self._lose_every_link()
 
     def _recover_from_a_hold(self) -> None:
+        """Lose a link and get it back, again and again until it went while it was still announced."""
         guarded = self._guarded
-        guarded.delete_link("nse-a")
-        guarded.wait_for(t1="held", t2="held")
-        guarded.make_link("nse-a")
-        guarded.wait_for(t1="active", t2="active")
+        not_owned = 'lbguard_announcements_suppressed_total{reason="not_owned"}'
+
+        def went_while_announced() -> bool:
+            guarded.delete_link("nse-a")
+            guarded.wait_for(t1="held", t2="held")
+            guarded.make_link("nse-a")
+            guarded.wait_for(t1="active", t2="active")
+            return (self.prometheus.value(not_owned) or 0) > 0
+
+        wait_until(went_while_announced, "an announcement that was not repeated")
 
     def _withdraw_and_readmit(self) -> None:
         self._guarded.delete_link("nse-a")
@@ -131,18 +150,27 @@ class Cycle:
         self.wait_for_targets("active", 4)
 
     def _misreport(self) -> None:
-        """Report in each way that is refused or changes nothing, twice: the first time begins the series."""
+        """Report in each way that is refused or changes nothing, once: the first time of each shows already."""
         with grpc.insecure_channel(f"unix:{self._guarded.socket}") as channel:
             report = pb_grpc.VerdictServiceStub(channel).ReportOnce
-            report(pb.ReportOnceRequest(verdicts=[_verdict("172.16.1.200")]))
-            for times in (1, 2):
+            for _ in range(2):
                 report(pb.ReportOnceRequest(verdicts=[_verdict("172.16.1.200")]))
-                for refused in ([_verdict("10.0.0.1")], [_verdict("nowhere")], [_verdict("172.16.1.200")] * 300):
-                    with contextlib.suppress(grpc.RpcError):
-                        report(pb.ReportOnceRequest(verdicts=refused))
-                for name in ("verdicts_ignored", "verdict_requests_denied", "verdict_requests_limited"):
-                    self.wait(f"lbguard_{name}_total", times)
-                self.wait("lbguard_verdict_requests_invalid_total", times)
+            for refused in ([_verdict("10.0.0.1")], [_verdict("nowhere")], [_verdict("172.16.1.200")] * 300):
+                with contextlib.suppress(grpc.RpcError):
+                    report(pb.ReportOnceRequest(verdicts=refused))
+            for name in ("verdicts_ignored", "verdict_requests_denied", "verdict_requests_limited"):
+                self.wait(f"sum(lbguard_{name}_total)", 1)
+            self.wait("lbguard_verdict_requests_invalid_total", 1)
+
+    def _hear_of_the_mesh(self) -> None:
+        """Let the manager tell twice of another MAC address of a target, for the first update begins a series."""
+        for turn in (1, 2):
+            self._mesh.update(1, bytes([2, 0, 0, 0, 0, turn]))
+            self.wait('lbguard_mesh_events_total{kind="update"}', turn)
+        self.wait_above("lbguard_mesh_neighbors_outdated_total", 0)
+        self._mesh.stop()
+        self.wait_above("lbguard_mesh_losses_total", 0)
+        self.wait_for_targets("active", 4)
 
     def _lose_every_link(self) -> None:
         for link in LINKS:
@@ -153,6 +181,42 @@ class Cycle:
             self._guarded.make_link(link)
         self.wait_for_targets("active", 4)
         self.wait('lbguard_probe_verdicts{state="up"}', VERDICTS)
+
+
+class _Mesh:
+    """A mesh manager that is served in a thread of its own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, manager: FakeNsmgr) -> None:
+        self._loop = loop
+        self._manager = manager
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, path: Path) -> Iterator[Self]:
+        """Serve a unix socket."""
+        loop, manager = asyncio.new_event_loop(), FakeNsmgr()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        mesh = cls(loop, manager)
+        try:
+            asyncio.run_coroutine_threadsafe(manager.start(path), loop).result(LIMIT_S)
+            yield mesh
+        finally:
+            mesh.stop()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def update(self, identifier: int, mac: bytes) -> None:
+        """Tell of a target's connection, and which MAC address the target has."""
+        ipv4, ipv6 = ips_of(identifier)
+        made = connection(f"target-{identifier}", src=(f"{ipv4}/32", f"{ipv6}/128"), service="proxy.a")
+        made.context.ethernet_context.src_mac = mac.hex(":")
+        self._loop.call_soon_threadsafe(self._manager.update, made)
+
+    def stop(self) -> None:
+        """End it; once is enough."""
+        asyncio.run_coroutine_threadsafe(self._manager.stop(), self._loop).result(LIMIT_S)
 
 
 def _verdict(ip: str) -> pb.Verdict:
