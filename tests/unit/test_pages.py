@@ -9,6 +9,8 @@ import pytest
 import typer.main
 
 from lbguard.cli import app
+from lbguard.core.fsm import TRANSITIONS, Input
+from lbguard.core.model import ADMITTED, Condition, TargetState
 from tests.pages import ROOT, blocks, fenced, pages, prose, text
 
 COMMANDS = typer.main.get_group(app).commands
@@ -130,3 +132,47 @@ def test_the_index_has_a_line_for_every_page() -> None:
 def test_the_readme_leads_to_the_index() -> None:
     assert "](docs/README.md)" in text("README.md")
     assert len(text("README.md").splitlines()) <= 150, "the README stays short"
+
+
+# What is written by hand of what the code does
+
+
+def cells(line: str) -> list[str]:
+    """Return the cells of a line of a table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_of_states_says_what_follows() -> None:
+    columns = {
+        "path ok": {Input.PATH_OK},
+        "path broken": {Input.PATH_BROKEN},
+        "deadline passed": {Input.DEADLINE, Input.DEADLINE_MASS, Input.DEADLINE_VETOED},
+        "removed from the source": {Input.REMOVED},
+    }
+    lines = text("docs/concepts.md").partition("| state |")[2].splitlines()[2 : 2 + len(TargetState)]
+    rows = {row[0]: row[1:] for row in map(cells, lines)}
+    assert [*rows] == [*TargetState]
+    for state in TargetState:
+        admitted, *words = rows[state]
+        assert admitted == ("yes" if state in ADMITTED else "no")
+        for cell, (column, inputs) in zip(words, columns.items(), strict=True):
+            follows = {TRANSITIONS[state, happens].state for happens in inputs} - {state, None}
+            assert {name for name in TargetState if re.search(rf"\b{name}\b", cell)} == follows, (state, column)
+
+
+def test_the_words_name_every_condition() -> None:
+    (line,) = re.findall(r"(?m)^\| condition \|.*$", text("docs/concepts.md"))
+    assert re.findall(r"`(\w+)`", line) == ["ok", *(condition for condition in Condition if condition != "ok")]
+
+
+def test_every_symptom_is_led_to_and_has_its_entry() -> None:
+    page = text("docs/troubleshooting.md")
+    entries = re.split(r"(?m)^## ", page)[1:]
+    assert re.findall(r"(?m)^\*(S\d+)\.\*", page) == [f"S{number}" for number in range(1, 13)]
+    for entry in entries[:-1]:
+        about, *said = re.split(r"\n- (?=\*\*)", entry)
+        assert re.search(r"\n\*S\d+\.\*", about)
+        assert [item.partition("**:")[0] for item in said] == ["**lbguard", "**Look", "**Tune"], entry
+    listed = re.findall(r"(?m)^\| [^|]+ \| \[[^]]+\]\(#([\w-]+)\) \|$", page)
+    headings = [heading for heading in anchors("docs/troubleshooting.md") if heading != "troubleshooting"]
+    assert sorted(listed) == sorted(headings)
