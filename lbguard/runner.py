@@ -1,7 +1,6 @@
 """The one loop: drain the inbox, decide once, hand out the effects, arm one timer."""
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -148,9 +147,11 @@ class Runner:
         now = self._clock()
         deadline = self.engine.next_deadline(now)
         wait_s = 1.0 if deadline is None else min(1.0, max(0.0, deadline - now))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await self._wake.wait()
+        timer = asyncio.get_running_loop().call_later(wait_s, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
 
     async def _step(self) -> None:
         started = self._clock()

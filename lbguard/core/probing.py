@@ -2,7 +2,8 @@
 
 from lbguard.core.addr import Ip
 
-_SLICES = 20
+_SLICES = 10
+"""Few enough that waking up costs little beside the probes, many enough that no slice is a burst."""
 
 
 class ProbeWheel:

@@ -39,7 +39,7 @@ def test_few_addresses_are_spread_over_the_interval() -> None:
         wheel.add(address(number))
     moments = [at for at, _ in run(wheel, 0.0, 1.0)]
     assert len(moments) == 4
-    assert all(later - earlier >= 0.05 - 1e-9 for earlier, later in itertools.pairwise(moments))
+    assert all(later - earlier >= 0.1 - 1e-9 for earlier, later in itertools.pairwise(moments))
 
 
 def test_many_addresses_make_even_slices() -> None:
@@ -47,12 +47,12 @@ def test_many_addresses_make_even_slices() -> None:
     for number in range(1000):
         wheel.add(address(number))
     sizes = Counter(round(at, 6) for at, _ in run(wheel, 0.0, 1.0 + 1e-6))
-    assert set(sizes.values()) == {50}
+    assert set(sizes.values()) == {100}
 
 
 def test_after_a_stall_nothing_is_made_up_for() -> None:
     wheel = ProbeWheel(1.0)
-    for number in range(20):
+    for number in range(10):
         wheel.add(address(number))
     wheel.next(0.0)
     assert len(run(wheel, 60.0, 60.0)) <= 2
