@@ -6,6 +6,7 @@ what somebody else made. Layouts as in decode.py; neighbour tables: include/uapi
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -20,6 +21,9 @@ _U64_ATTRIBUTE: Final = Struct("=HHQ")
 _RTMSG: Final = Struct("=BBBBBBBBI")
 _NDMSG: Final = Struct("=BxxxiHBB")
 _IFINFO: Final = Struct("=BxHiII")
+
+_PROBES_KEPT: Final = 16_384
+"""The same entries are verified every second: their requests are made once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +147,7 @@ def resolve_neighbor(ifindex: int, ip: Ip) -> bytes:
     return _neighbor(c.RTM_NEWNEIGH, c.NLM_F_CREATE, ifindex, ip, NeighborState.NONE, c.NTF_USE)
 
 
+@lru_cache(maxsize=_PROBES_KEPT)
 def probe_neighbor(ifindex: int, ip: Ip) -> bytes:
     """Make the kernel verify a resolved entry now; ENOENT or EINVAL when there is none or it has no address yet."""
     return _neighbor(c.RTM_NEWNEIGH, c.NLM_F_REPLACE, ifindex, ip, NeighborState.PROBE, 0)

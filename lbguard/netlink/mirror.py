@@ -25,6 +25,7 @@ from lbguard.netlink import constants as c
 from lbguard.netlink.decode import Control, IgnoredReason, IsTargetTable, decode
 from lbguard.netlink.encode import DumpKind, dump
 from lbguard.netlink.filter import quiet_neighbors
+from lbguard.netlink.lone_neighbor import lone_neighbor
 from lbguard.netlink.socket import KERNEL_PORT, KernelSocket, NetlinkSocket
 from lbguard.netlink.view import View
 
@@ -108,7 +109,6 @@ class KernelMirror:
         self._socket: KernelSocket | None = None
         self._buffer = bytearray(_BUFFER_BYTES)
         self._out: list[Event] = []
-        self._changes: list[KernelChange] = []
         self._view: View | None = None
         self._building: View | None = None
         self._plan: list[DumpKind] = []
@@ -252,10 +252,14 @@ class KernelMirror:
         self.counters.drain_duration_s = time.monotonic() - started_at
 
     def _digest(self, length: int) -> None:
+        verified = lone_neighbor(self._buffer, length)
+        if verified is not None:
+            self.counters.decoded["NeighborSeen"] += 1
+            self._notified(verified, replaces=False)
+            return
         decoded = decode(self._buffer, length, self._is_target_table)
         counters = self.counters
-        for reason in decoded.ignored:
-            counters.ignored[reason] += 1
+        counters.ignored.update(decoded.ignored)
         if self._sequence in decoded.interrupted:
             self._interrupted = True
         for event, flags, sequence in decoded.changes:
@@ -266,17 +270,16 @@ class KernelMirror:
                 else:
                     counters.ignored[IgnoredReason.DUMP_ABANDONED] += 1
                 continue
-            replaces = bool(flags & c.NLM_F_REPLACE)
-            if self._building is not None:
-                self._building.notify(event, replaces=replaces, out=self._changes)
-                self._changes.clear()
-            if self._view is not None:
-                self._view.notify(event, replaces=replaces, out=self._changes)
-                self._out += self._changes
-                self._changes.clear()
+            self._notified(event, replaces=bool(flags & c.NLM_F_REPLACE))
         for control in decoded.controls:
             if self._building is not None and control.sequence == self._sequence:
                 self._on_control(control)
+
+    def _notified(self, event: KernelChange, *, replaces: bool) -> None:
+        if self._building is not None:
+            self._building.notify(event, replaces=replaces, out=[])
+        if self._view is not None:
+            self._view.notify(event, replaces=replaces, out=self._out)
 
     # --- dumping
 

@@ -19,7 +19,7 @@ KERNEL_PORT: Final = 0
 """The port id of the kernel. Any process may send to a netlink socket; only the kernel is believed."""
 
 _FLAGS: Final = Struct("=H")
-_FLAGS_AND_SEQUENCE: Final = Struct("=HI")
+_SEQUENCE: Final = Struct("=I")
 _BUFFER_BYTES: Final = 65536
 
 
@@ -166,15 +166,15 @@ class NetlinkChannel:
     async def _exchange(self, messages: Sequence[bytes]) -> list[Ack]:
         count = len(messages)
         first = self._next_sequences(count)
-        datagram = bytearray()
-        for position, message in enumerate(messages):
-            start = len(datagram)
-            datagram += message
-            (flags,) = _FLAGS.unpack_from(message, 6)
-            if position == count - 1:
-                flags |= c.NLM_F_ACK
-            _FLAGS_AND_SEQUENCE.pack_into(datagram, start + 6, flags, first + position)
-            datagram += bytes(-len(message) % 4)
+        datagram = bytearray(b"".join(messages))
+        start = 0
+        for sequence, message in enumerate(messages, first):
+            _SEQUENCE.pack_into(datagram, start + 8, sequence)
+            start += len(message)
+        assert start % 4 == 0, "every message is padded to a multiple of four"
+        last = start - len(messages[-1])
+        (flags,) = _FLAGS.unpack_from(datagram, last + 6)
+        _FLAGS.pack_into(datagram, last + 6, flags | c.NLM_F_ACK)
         try:
             self._kernel.send(datagram)
         except OSError as error:
@@ -211,6 +211,8 @@ class NetlinkChannel:
             for control in decoded.controls:
                 if first <= control.sequence <= last and not control.done:
                     answers[control.sequence] = Ack(control.error, control.text)
+        if len(answers) == 1 and not found and not answers[last].error:
+            return [_DONE] * count
         acks = [answers.get(sequence, _DONE) for sequence in range(first, last + 1)]
         return [ack._replace(found=found[first + n]) if first + n in found else ack for n, ack in enumerate(acks)]
 

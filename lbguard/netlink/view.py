@@ -16,6 +16,7 @@ from lbguard.core.addr import IPV4_LEN, Ip
 from lbguard.core.events import (
     AddressGone,
     AddressSeen,
+    Event,
     KernelChange,
     KernelSnapshot,
     LinkGone,
@@ -46,7 +47,7 @@ class View:
         self._ipv4_addresses_by_link: dict[int, set[tuple[int, Ip, int]]] = {}
         self._touched: set[Hashable] = set()
 
-    def notify(self, event: KernelChange, *, replaces: bool, out: list[KernelChange]) -> None:
+    def notify(self, event: KernelChange, *, replaces: bool, out: list[Event]) -> None:
         """Apply a notification and append it to `out`, with the changes that follow from it."""
         if self.building:
             self._touched.add(_key(event))
@@ -84,25 +85,25 @@ class View:
             rules=tuple(self._rules),
         )
 
-    def _link_seen(self, event: LinkSeen, _: bool, out: list[KernelChange]) -> None:
+    def _link_seen(self, event: LinkSeen, _: bool, out: list[Event]) -> None:
         self._links[event.ifindex] = event
         out.append(event)
         if not event.admin_up:
             self._lose_ipv4_routes(event.ifindex, out)
 
-    def _link_gone(self, event: LinkGone, _: bool, out: list[KernelChange]) -> None:
+    def _link_gone(self, event: LinkGone, _: bool, out: list[Event]) -> None:
         self._links.pop(event.ifindex, None)
         out.append(event)
         self._lose_ipv4_routes(event.ifindex, out)
 
-    def _address_seen(self, event: AddressSeen, _: bool, out: list[KernelChange]) -> None:
+    def _address_seen(self, event: AddressSeen, _: bool, out: list[Event]) -> None:
         key = (event.ifindex, event.ip, event.prefix_length)
         self._addresses[key] = event
         if len(event.ip) == IPV4_LEN:
             self._ipv4_addresses_by_link.setdefault(event.ifindex, set()).add(key)
         out.append(event)
 
-    def _address_gone(self, event: AddressGone, _: bool, out: list[KernelChange]) -> None:
+    def _address_gone(self, event: AddressGone, _: bool, out: list[Event]) -> None:
         self._remove_address((event.ifindex, event.ip, event.prefix_length))
         out.append(event)
         if len(event.ip) == IPV4_LEN and event.ifindex not in self._ipv4_addresses_by_link:
@@ -116,23 +117,23 @@ class View:
             if not of_link:
                 del self._ipv4_addresses_by_link[key[0]]
 
-    def _neighbor_seen(self, event: NeighborSeen, _: bool, out: list[KernelChange]) -> None:
+    def _neighbor_seen(self, event: NeighborSeen, _: bool, out: list[Event]) -> None:
         self._neighbors[event.ifindex, event.ip] = event
         out.append(event)
 
-    def _neighbor_gone(self, event: NeighborGone, _: bool, out: list[KernelChange]) -> None:
+    def _neighbor_gone(self, event: NeighborGone, _: bool, out: list[Event]) -> None:
         self._neighbors.pop((event.ifindex, event.ip), None)
         out.append(event)
 
-    def _rule_seen(self, event: RuleSeen, _: bool, out: list[KernelChange]) -> None:
+    def _rule_seen(self, event: RuleSeen, _: bool, out: list[Event]) -> None:
         self._rules[event.rule] = event.rule
         out.append(event)
 
-    def _rule_gone(self, event: RuleGone, _: bool, out: list[KernelChange]) -> None:
+    def _rule_gone(self, event: RuleGone, _: bool, out: list[Event]) -> None:
         self._rules.pop(event.rule, None)
         out.append(event)
 
-    def _route_seen(self, event: RouteSeen, replaces: bool, out: list[KernelChange]) -> None:
+    def _route_seen(self, event: RouteSeen, replaces: bool, out: list[Event]) -> None:
         route = event.route
         slot = self._route_slots.setdefault((route.table, route.ipv4, route.metric), [])
         if replaces:
@@ -147,15 +148,15 @@ class View:
             self._ipv4_routes_by_link.setdefault(route.oif, set()).add(route)
         out.append(event)
 
-    def _route_gone(self, event: RouteGone, _: bool, out: list[KernelChange]) -> None:
+    def _route_gone(self, event: RouteGone, _: bool, out: list[Event]) -> None:
         self._remove_route(event.route)
         out.append(event)
 
-    def _lose_ipv4_routes(self, ifindex: int, out: list[KernelChange]) -> None:
+    def _lose_ipv4_routes(self, ifindex: int, out: list[Event]) -> None:
         for route in tuple(self._ipv4_routes_by_link.get(ifindex, ())):
             self._forget_route(route, out)
 
-    def _forget_route(self, route: Route, out: list[KernelChange]) -> None:
+    def _forget_route(self, route: Route, out: list[Event]) -> None:
         if self.building:
             self._touched.add(route)
         self._remove_route(route)

@@ -1,6 +1,7 @@
 from lbguard.core.events import (
     AddressGone,
     AddressSeen,
+    Event,
     KernelChange,
     LinkGone,
     LinkSeen,
@@ -35,8 +36,8 @@ def gone(ip: bytes, ifindex: int = 3) -> AddressGone:
     return AddressGone(ifindex=ifindex, ip=ip, prefix_length=24)
 
 
-def notify(view: View, event: KernelChange, *, replaces: bool = False) -> list[KernelChange]:
-    out: list[KernelChange] = []
+def notify(view: View, event: KernelChange, *, replaces: bool = False) -> list[Event]:
+    out: list[Event] = []
     view.notify(event, replaces=replaces, out=out)
     return out
 
