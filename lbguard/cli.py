@@ -69,12 +69,20 @@ def version() -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
+    stdout = sys.stdout
     try:
-        app(args=None if argv is None else list(argv), prog_name="lbguard")
+        try:
+            app(args=None if argv is None else list(argv), prog_name="lbguard")
+        finally:
+            # What was printed leaves here, where it can be noticed that nobody reads it.
+            sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`). Keep the interpreter from flushing into the pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _end_unread()
+    except SystemExit:
+        if sys.stdout is not stdout:
+            # Typer met the closed pipe first: it puts something else there, and ends with 1.
+            _end_unread()
+        raise
     except Exception as error:
         status = _status_of(error)
         if status is None:
@@ -82,6 +90,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         for line in str(error).splitlines():
             print(f"lbguard: {line}", file=sys.stderr)
         sys.exit(status)
+    sys.exit(0)
+
+
+def _end_unread() -> NoReturn:
+    """End with success: whoever read our output has gone (`| head`)."""
+    # Keep the interpreter from flushing into the pipe again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0)
 
 

@@ -1,17 +1,16 @@
 """What the command line prints: tables for people, plain values for JSON."""
 
 import datetime
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lbguard.console import TextConsole
 from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import Decision, FamilyEvidence, TargetState
 from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
@@ -25,9 +24,11 @@ if TYPE_CHECKING:
     from lbguard.probe.once import OnceReport
     from lbguard.settings import Loaded
 
+NOT_YET = "starting"
+"""The engine's reason while it has not been told of the kernel, or of the source, for the first time."""
+
 TARGETS_SHOWN = 200
 _LEFT_OUT_SHOWN = 10
-_WIDTH_WITHOUT_TERMINAL = 160
 TROUBLE_FIRST = [
     TargetState.WITHDRAWN,
     TargetState.FROZEN,
@@ -42,11 +43,6 @@ STATE_COLOURS = {
     TargetState.PENDING: "dim",
     TargetState.ACTIVE: "green",
 }
-
-
-def _console() -> Console:
-    terminal = sys.stdout.isatty()
-    return Console(highlight=False, markup=False, width=None if terminal else _WIDTH_WITHOUT_TERMINAL)
 
 
 def _table(*columns: str) -> Table:
@@ -96,7 +92,7 @@ def show_config(loaded: "Loaded", warnings: "Sequence[ConfigWarning]", findings:
     from lbguard.settings import Settings
     from lbguard.settings_sources import leaves
 
-    console = _console()
+    console = TextConsole()
     table = _table("SETTING", "VALUE", "FROM", "MEANING")
     for leaf in leaves(Settings):
         origin = loaded.origins[leaf.name]
@@ -129,7 +125,7 @@ _VERDICT_COLOURS = {"up": "green", "degraded": "yellow", "healing": "yellow", "d
 
 def show_probe(report: "OnceReport") -> None:
     """Print what one round of pings found."""
-    console = _console()
+    console = TextConsole()
     table = _table("CONNECTION", "STATE", "FAMILY", "REPLIES", "RTT MIN/MEDIAN/MAX", "FROM", "TO", "LINK")
     for result in report.results:
         connection, verdict = result.connection, result.verdict
@@ -188,14 +184,18 @@ def target_json(target: TargetStatus, now: float) -> dict[str, object]:
 def headline(status: GuardStatus) -> Text:
     """Return one line about the service as a whole."""
     mode = "observing: no decision is carried out" if status.observe else "enforcing"
-    sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason})"
+    sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason}), nothing is withdrawn"
     source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
+    if status.sync_reason == NOT_YET:
+        sync = "kernel not read yet"
+    if status.source_reason == NOT_YET:
+        source = "source not read yet"
     return Text(f"{mode} · {sync} · {source}", "" if status.in_sync and status.source_ok else "bold yellow")
 
 
 def show_status(status: GuardStatus, *, show_all: bool) -> None:
     """Print streams, targets (troubled ones first) and links."""
-    console = _console()
+    console = TextConsole()
     console.print(headline(status))
     console.print()
     _show_streams(console, status)
@@ -203,7 +203,7 @@ def show_status(status: GuardStatus, *, show_all: bool) -> None:
     _show_links(console, status)
 
 
-def _show_streams(console: Console, status: GuardStatus) -> None:
+def _show_streams(console: TextConsole, status: GuardStatus) -> None:
     table = _table("STREAM", "AVAILABLE", *(state.value.upper() for state in TROUBLE_FIRST), "TABLE", "NOTE")
     for stream in status.streams:
         available = Text("yes", "green") if stream.available else Text("NO", "bold red")
@@ -216,7 +216,7 @@ def _show_streams(console: Console, status: GuardStatus) -> None:
     console.print()
 
 
-def _show_targets(console: Console, status: GuardStatus, *, show_all: bool) -> None:
+def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) -> None:
     targets = sorted(status.targets, key=lambda item: (TROUBLE_FIRST.index(item.state), item.stream, item.identifier))
     shown = targets if show_all else targets[:TARGETS_SHOWN]
     judged = any(path.verdicts for target in shown for path in target.paths)
@@ -253,7 +253,7 @@ def _verdicts(path: PathStatus, now: float) -> str:
     return f"{path.verdict} ({counting} of {len(path.verdicts)} count), {age(now - newest)} ago"
 
 
-def _show_links(console: Console, status: GuardStatus) -> None:
+def _show_links(console: TextConsole, status: GuardStatus) -> None:
     table = _table("LINK", "ROLE", "STATE", "MAC", "ADDRESSES")
     for link in status.links:
         state = "up" if link.up else "down"
@@ -313,8 +313,8 @@ def explanation_json(explanation: "Explanation") -> dict[str, object]:
 
 def show_explanation(explanation: "Explanation") -> None:
     """Print the story and the decisions behind it."""
-    console = _console()
-    console.print(explanation.story)
+    console = TextConsole()
+    console.print(explanation.story, soft_wrap=not console.is_terminal)
     console.print()
     for decision, wall_time in explanation.decisions:
         console.print(decision_line(decision, wall_time), soft_wrap=True)

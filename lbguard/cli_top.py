@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from lbguard.api.client import ClientError, GuardClient, ServiceNotRunning, Watched
 from lbguard.cli_show import STATE_COLOURS, TROUBLE_FIRST, age, headline
+from lbguard.console import TextConsole
 from lbguard.core.model import TargetState
 from lbguard.core.status import GuardStatus, LinkStatus, StreamStatus, TargetStatus
 from lbguard.sentences import decision_sentence, seconds
@@ -307,12 +308,12 @@ def run_top(socket: Path, interval_s: float, *, once: bool = False) -> None:
     Raises:
         ClientError: it is to be printed once, and the service does not run or does not answer.
     """
-    console = Console(highlight=False, markup=False)
+    console = TextConsole()
     if once or not console.is_terminal or console.is_dumb_terminal:
         with GuardClient(socket, timeout_s=_CALL_TIMEOUT_S) as client:
             snapshot = ask(client)
         width, height = console.size if console.is_terminal else PLAIN_SIZE
-        plain = Console(highlight=False, markup=False, width=width)
+        plain = TextConsole(width=width)
         plain.print(view(snapshot, now=snapshot.heard_at, width=width, height=height - 1))
         return
     screen = Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop")

@@ -37,7 +37,8 @@ def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
         condition = "" if item.condition in {cause, Condition.OK} else f"{item.condition} "
         detail = f", {item.detail}" if item.detail else ""
         detail += f", reporters say {item.verdict}" if item.verdict else ""
-        parts.append(f"{condition}{format_ip(item.ip)} via {item.ifname or '-'}{detail}")
+        via = f" via {item.ifname}" if item.ifname else ""
+        parts.append(f"{condition}{format_ip(item.ip)}{via}{detail}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
@@ -113,14 +114,15 @@ def target_story(target: TargetStatus, now: float, recent: Sequence[tuple[Decisi
         case TargetState.WITHDRAWN if left is not None:
             story.append(f"It is re-admitted in {left} if the path stays.")
         case TargetState.WITHDRAWN | TargetState.PENDING:
-            story.append("It is admitted as soon as its path is ok.")
-    if target.penalty > 0:
-        story.append(f"Its flap penalty is {target.penalty:.2f}.")
+            later = " and the delay for flapping is over" if target.penalty > 1 else ""
+            story.append(f"It is admitted as soon as its path is ok{later}.")
+    # Each loss adds one, which fades; only what exceeds one makes a re-admission wait.
+    if target.penalty > 1:
+        story.append(f"Its flap penalty is {target.penalty:.2f}: it was lost often lately, so a re-admission waits.")
     losses = sum(decision.action is Action.HOLD for decision, _ in recent)
-    if losses:
+    if losses and len(recent) > 1:
         kept = sum(decision.action is Action.RECOVER for decision, _ in recent)
         out = sum(decision.action is Action.WITHDRAW for decision, _ in recent)
-        story.append(
-            f"Of its last {len(recent)} decisions {losses} were holds; {kept} ended in recovery, {out} in withdrawal."
-        )
+        what = "one was a hold" if losses == 1 else f"{losses} were holds"
+        story.append(f"Of its last {len(recent)} decisions, {what}; {kept} ended in recovery, {out} in withdrawal.")
     return " ".join(story)

@@ -23,6 +23,8 @@ from lbguard.api.convert import status_from_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
 from lbguard.cli_top import Snapshot, by_trouble, view
+from lbguard.core.config import EngineConfig
+from lbguard.core.engine import Engine
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
 from lbguard.decisions import DecisionLog
@@ -139,6 +141,14 @@ def test_what_is_wrong_with_streams_and_service_is_said() -> None:
     stream = row(lines, "stream-a")
     assert stream.split()[1] == "NO"
     assert stream.rstrip().endswith("no usable path; mass failure: deadlines are frozen; table changing")
+
+
+def test_what_was_not_read_yet_is_not_called_lost() -> None:
+    # What an engine says of itself before anything was told.
+    lines = screen(snapshot(Engine(EngineConfig()).status(0.0)), width=160)
+    assert "kernel not read yet · source not read yet" in lines[0]
+    assert "LOST" not in lines[0]
+    assert "OUT OF SYNC" not in lines[0]
 
 
 @pytest.mark.parametrize("width", [20, 40, 59, 60, 80, 99, 100, 200])

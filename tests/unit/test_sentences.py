@@ -8,7 +8,7 @@ from tests.unit.examples import IPV4, IPV6, decision, path, target
 
 def test_a_hold_says_what_is_missing_and_what_comes_next() -> None:
     assert decision_sentence(decision(Action.HOLD, deadline=103.0)) == (
-        "hold stream-a/1: no_link (172.16.1.10 via -), withdraw in 3.0 s unless the path comes back"
+        "hold stream-a/1: no_link (172.16.1.10), withdraw in 3.0 s unless the path comes back"
     )
 
 
@@ -34,8 +34,8 @@ def test_only_the_broken_paths_are_evidence_of_a_loss() -> None:
         (Action.READMIT, None, 0.05, "back in after 50.0 ms"),
         (Action.PARDON, None, 3.0, "evidence disbelieved because it would withdraw too much of the stream"),
         (Action.RELAPSE, None, 1.0, "path broke again before it was re-admitted"),
-        (Action.ADMIT, None, None, "via -)"),
-        (Action.REMOVE, None, None, "via -)"),
+        (Action.ADMIT, None, None, "no_link (172.16.1.10)"),
+        (Action.REMOVE, None, None, "no_link (172.16.1.10)"),
     ],
 )
 def test_every_action_has_its_own_ending(
@@ -65,8 +65,8 @@ def test_the_story_of_a_held_target() -> None:
     assert "The path to 172.16.1.10 is broken: no_link - no link has an address in the subnet of 172.16.1.10" in story
     assert "The path to fd00:1::10 is ok (via lb-a, neighbour reachable at 02:00:00:00:00:01)." in story
     assert "It is withdrawn in 2.5 s unless the path comes back." in story
-    assert "flap penalty is 1.50" in story
-    assert "Of its last 3 decisions 2 were holds; 1 ended in recovery, 0 in withdrawal." in story
+    assert "Its flap penalty is 1.50: it was lost often lately, so a re-admission waits." in story
+    assert "Of its last 3 decisions, 2 were holds; 1 ended in recovery, 0 in withdrawal." in story
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,16 @@ def test_every_state_has_a_story(state: TargetState, deadline: float | None, wor
 def test_every_condition_can_be_told(condition: str) -> None:
     broken = PathStatus(ip="10.0.0.1", condition=condition, ifname="lb-a", ifindex=1, neighbor="", mac="-")
     assert "The path to 10.0.0.1 is" in target_story(target(paths=(broken,)), 100.0, [])
+
+
+def test_a_penalty_is_told_only_where_it_makes_a_difference() -> None:
+    once = target_story(target(state=TargetState.WITHDRAWN, penalty=0.9), 100.0, [(decision(Action.HOLD), 1.0)])
+    assert "penalty" not in once
+    assert "It is admitted as soon as its path is ok." in once
+    assert "Of its last" not in once
+    twice = [(decision(Action.HOLD), 1.0), (decision(Action.WITHDRAW), 2.0)]
+    told = target_story(target(state=TargetState.WITHDRAWN), 100.0, twice)
+    assert "Of its last 2 decisions, one was a hold; 0 ended in recovery, 1 in withdrawal." in told
+    often = target_story(target(state=TargetState.WITHDRAWN, penalty=2.5), 100.0, [])
+    assert "It is admitted as soon as its path is ok and the delay for flapping is over." in often
+    assert "flap penalty is 2.50" in often
