@@ -150,7 +150,7 @@ def tune(
       lbguard tune --set grace.window=1s,2s,5s --report tune.html recording/
       lbguard tune --set freeze.threshold=0.3,0.5 --set grace.window=2s,4s recording/
 
-    Exit status: 0 done, 2 a file cannot be read, or a value is wrong.
+    Exit status: 0 done, 2 a file cannot be read, a value is wrong, or the picture cannot be written.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.durations import EXAMPLES, parse_duration
     from lbguard.recording.reader import find_files
@@ -172,14 +172,15 @@ def tune(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--set") from None
-    if report is not None:
-        try:
-            report.write_text(picture.render(outcome), encoding="utf-8")
-        except OSError as error:
-            raise typer.BadParameter(f"{report}: {error.strerror}", param_hint="--report") from None
     if as_json:
         print(json.dumps(show.report_json(outcome), indent=2))
     else:
         show.show_report(outcome)
-        if report is not None:
-            print(f"picture: {report}")
+    if report is None:
+        return
+    try:
+        report.write_text(picture.render(outcome), encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{report}: {error.strerror}", param_hint="--report") from None
+    if not as_json:
+        print(f"picture: {report}")

@@ -1,14 +1,17 @@
 """The picture of a tuning: cost against the window (or against each set of values), one HTML page, nothing outside."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 
-from lbguard.tuning.show import APPROXIMATE, helm_values
+from lbguard.recording.format import local_time
+from lbguard.tuning.show import APPROXIMATE, fallback_text, helm_values, label_of, meanings, warnings_of
 from lbguard.tuning.tune import TuneReport, windows_of
 
 _WIDTH, _HEIGHT = 900, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 18, 74
-_TICKS = 5
+_TICKS_MAX = 6
+_LABEL_WIDTH = 34
 
 _STYLE = """
 :root { color-scheme: light dark; --bg: #fbfbfa; --fg: #1d2327; --soft: #5c666d; --line: #d9dcde; --card: #ffffff;
@@ -22,11 +25,13 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-size: 13px; } .text { text-align: left; }
 tr.best td { color: var(--best); font-weight: 600; }
+.scroll { overflow-x: auto; } .nowrap { white-space: nowrap; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px; overflow-x: auto; }
 svg { width: 100%; min-width: 640px; height: auto; font: 12px system-ui, sans-serif; }
 svg text { fill: var(--soft); } .grid { stroke: var(--line); } .wait { fill: var(--wait); opacity: .75; }
 .broken { fill: var(--broken); opacity: .75; } .total { fill: none; stroke: var(--fg); stroke-width: 1.5; }
-.dot { fill: var(--fg); } .best { stroke: var(--best); stroke-width: 2; stroke-dasharray: 5 4; }
+.dot { fill: var(--fg); stroke: var(--fg); stroke-width: 1.5; } .recorded { fill: var(--card); }
+.best { stroke: var(--best); stroke-width: 2; stroke-dasharray: 5 4; }
 svg .besttext { fill: var(--best); font-weight: 600; } .heal { stroke: var(--heal); stroke-width: 2; opacity: .6; }
 svg .healtext { fill: var(--heal); } pre { background: var(--card); border: 1px solid var(--line); padding: 10px; }
 i { display: inline-block; width: 14px; height: 12px; border-radius: 2px; margin: 0 6px 0 14px; }
@@ -51,34 +56,50 @@ def render(report: TuneReport) -> str:
     """Return the page."""
     windows = windows_of(report.results)
     svg = _curve(report, windows) if windows is not None and len(windows) > 1 else _bars(report)
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report.reasons)
+    period = f"{local_time(report.began)} to {local_time(report.ended)}, {report.events} events"
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*report.reasons, *warnings_of(report)))
     approximate = "".join(f"<li>{escape(text)}</li>" for text in APPROXIMATE)
     values = ""
     if report.recommended is not None:
         values = f"<h2>Helm values</h2><pre>{escape(helm_values(report.results[report.recommended]))}</pre>"
-    blue = "; blue ticks: how long losses took to heal" if windows is not None else ""
+    ticks = ""
+    if windows is not None:
+        ticks = (
+            " Blue ticks: how long losses took to heal. Dots: the windows that were tried; the hollow one is the "
+            "recorded one."
+        )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>lbguard tune</title><style>{_STYLE}</style></head><body><h1>lbguard tune</h1>"
-        f'<p class="soft">Cost: seconds that 1000 connections wait{escape(blue)}. The lower, the better.'
-        f'<i style="background:var(--wait)"></i>waiting for a held target'
-        f'<i style="background:var(--broken)"></i>broken because moved ({report.broken_cost_s:g} s each)</p>'
+        f'<p class="soft">{escape(period)}.</p>'
+        f'<p class="soft">Cost: seconds of waiting of 1000 connections altogether. The lower, the better.{ticks}<br>'
+        '<span class="nowrap"><i style="background:var(--wait)"></i>waiting for a held target</span> '
+        '<span class="nowrap"><i style="background:var(--broken)"></i>broken because moved '
+        f"({report.broken_cost_s:g} s each)</span></p>"
         f'<div class="card">{svg}</div><h2>Why</h2><ul>{reasons}</ul>{values}'
-        f"<h2>Numbers</h2>{_table(report)}<h2>What is approximate</h2><ul>{approximate}</ul></body></html>\n"
+        f"<h2>Numbers</h2>{_table(report)}<h2>What is approximate</h2>"
+        f"<ul>{approximate}</ul></body></html>\n"
     )
 
 
 def _axis(scale: _Scale, title: str) -> list[str]:
     parts = []
-    for tick in range(_TICKS + 1):
-        value = scale.y_max * tick / _TICKS
+    step = _step(scale.y_max)
+    for tick in range(math.floor(scale.y_max / step) + 1):
+        value = step * tick
         y = scale.y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.0f}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(title)}</text>')
     return parts
+
+
+def _step(value_max: float) -> float:
+    """Return a round distance between ticks, of which at most `_TICKS_MAX` fit."""
+    power = 10.0 ** math.floor(math.log10(value_max / _TICKS_MAX))
+    return next(power * factor for factor in (1, 2, 5, 10) if value_max <= power * factor * _TICKS_MAX)
 
 
 def _curve(report: TuneReport, windows: Sequence[float]) -> str:
@@ -91,14 +112,11 @@ def _curve(report: TuneReport, windows: Sequence[float]) -> str:
     parts.append(f'<polygon class="wait" points="{_points([*waits, *floor])}"/>')
     parts.append(f'<polygon class="broken" points="{_points([*totals, *reversed(waits)])}"/>')
     parts.append(f'<polyline class="total" points="{_points(totals)}"/>')
-    last_label = float("-inf")
     for (x, y), result in zip(totals, report.results, strict=True):
         title = escape(f"{result.variant.label}: {result.cost.total_s:.0f}")
-        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>')
-        if x - last_label > 34:
-            last_label = x
-            label = escape(result.variant.label)
-            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 36}" text-anchor="middle">{label}</text>')
+        kind = "dot recorded" if result.variant.recorded else "dot"
+        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>')
+    parts += _window_labels(report, [x for x, _ in totals])
     bottom = _HEIGHT - _BOTTOM
     for heal in report.heals_s:
         if heal <= scale.x_max:
@@ -117,6 +135,22 @@ def _curve(report: TuneReport, windows: Sequence[float]) -> str:
             f'<text class="besttext" x="{x + shift:.1f}" y="{_TOP + 12}" text-anchor="{anchor}">{label}</text>'
         )
     return _svg(parts)
+
+
+def _window_labels(report: TuneReport, places: Sequence[float]) -> list[str]:
+    """Write the windows below the axis as far as there is room, first those that matter most."""
+    order = sorted(
+        range(len(places)), key=lambda index: (index != report.recommended, not report.results[index].variant.recorded)
+    )
+    written: list[float] = []
+    parts = []
+    for index in order:
+        x = places[index]
+        if all(abs(x - other) > _LABEL_WIDTH for other in written):
+            written.append(x)
+            label = escape(report.results[index].variant.label)
+            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 36}" text-anchor="middle">{label}</text>')
+    return parts
 
 
 def _bars(report: TuneReport) -> str:
@@ -154,18 +188,27 @@ def _svg(parts: Sequence[str]) -> str:
 
 
 def _table(report: TuneReport) -> str:
-    headings = ("values", "in time", "too soon", "for good", "frozen", "held in vain", "fallback", "moved", "cost")
+    explained = meanings(report)
+    headings = ("values", *(heading.lower() for heading in explained))
     head = "".join(f"<th{_text_class(i)}>{heading}</th>" for i, heading in enumerate(headings))
     rows = []
     for index, result in enumerate(report.results):
         cost = result.cost
-        label = result.variant.label + (" (recorded)" if result.variant.recorded else "")
-        fallback = "-" if cost.fallback is None else str(cost.fallback)
+        label = label_of(report, index)
         counts = (cost.in_time, cost.too_soon, cost.in_vain, cost.frozen)
-        cells = [label, *map(str, counts), f"{cost.vain_s:.1f} s", fallback, f"{cost.moved:.0f}", f"{cost.total_s:.0f}"]
+        cells = [
+            label,
+            *map(str, counts),
+            f"{cost.vain_s:.1f} s",
+            fallback_text(cost),
+            f"{cost.moved:.0f}",
+            f"{cost.total_s:.0f}",
+        ]
         kind = ' class="best"' if index == report.recommended else ""
         rows.append(f"<tr{kind}>{''.join(f'<td{_text_class(i)}>{escape(c)}</td>' for i, c in enumerate(cells))}</tr>")
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    legend = ". ".join(f"<b>{heading.lower()}</b>: {escape(meaning)}" for heading, meaning in explained.items())
+    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f'<div class="scroll">{table}</div><p class="soft">{legend}.</p>'
 
 
 def _text_class(column: int) -> str:

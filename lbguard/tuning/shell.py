@@ -75,6 +75,12 @@ class ModelledShell:
         self._engine = Engine(self._config)
         self._waiting.clear()
 
+    def begin_elsewhere(self) -> None:
+        """Begin anew in another world: what was known of kernel and tables was another host's."""
+        self.restart()
+        self._links, self._addresses, self._routes, self._rules, self._tables = {}, {}, {}, {}, {}
+        self._seen_kernel = False
+
     def step(self, events: Sequence[Event], now: float) -> None:
         """Let time pass up to a recorded moment, then tell what came from outside."""
         self._pass_until(now)

@@ -1,20 +1,22 @@
 """What `lbguard tune` prints: a table with bars, the reasons, the values for Helm, or all of it as JSON."""
 
-import datetime
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lbguard.console import TextConsole
+from lbguard.recording.format import local_time
 from lbguard.settings import Settings
 from lbguard.settings_sources import leaves
-from lbguard.tuning.tune import Result, TuneReport
+from lbguard.tuning.account import Cost
+from lbguard.tuning.tune import Result, TuneReport, counted
 
 _BAR = 24
-_WIDTH_WITHOUT_TERMINAL = 160
+_BAR_MIN = 8
 
 APPROXIMATE = (
     "Links, addresses, neighbours, the list of targets and verdicts are as recorded. That other settings would have "
@@ -44,71 +46,117 @@ def helm_values(result: Result) -> str:
     return yaml.safe_dump({"settings": values}, sort_keys=False)
 
 
-def _fallback(result: Result) -> str:
-    return "-" if result.cost.fallback is None else str(result.cost.fallback)
+def fallback_text(cost: Cost) -> str:
+    """Return how many packets met the fallback; a dash where nothing was counted."""
+    return "-" if cost.fallback is None else str(cost.fallback)
+
+
+_COLUMNS: dict[str, Callable[[Cost], str]] = {
+    "IN TIME": lambda cost: str(cost.in_time),
+    "TOO SOON": lambda cost: str(cost.too_soon),
+    "FOR GOOD": lambda cost: str(cost.in_vain),
+    "FROZEN": lambda cost: str(cost.frozen),
+    "IN VAIN": lambda cost: f"{cost.vain_s:.1f} s",
+    "FALLBACK": fallback_text,
+    "MOVED": lambda cost: f"{cost.moved:.0f}",
+    "COST": lambda cost: f"{cost.total_s:.0f}",
+}
+_CHOICES = (tuple(_COLUMNS), ("IN TIME", "TOO SOON", "FOR GOOD", "MOVED", "COST"), ("IN TIME", "COST"))
+"""Which columns are shown: the first choice that the terminal has room for."""
+
+
+def _width_of(columns: Sequence[str]) -> int:
+    # Two characters between columns; a cost may be longer than its heading.
+    return sum(max(len(name), 6) + 2 for name in columns)
 
 
 def show_report(report: TuneReport) -> None:
     """Print the report."""
-    terminal = Console().is_terminal
-    console = Console(highlight=False, markup=False, width=None if terminal else _WIDTH_WITHOUT_TERMINAL)
-    console.print(f"{_local(report.began)} to {_local(report.ended)}: {report.events} events")
+    console = TextConsole()
+    console.print(f"{local_time(report.began)} to {local_time(report.ended)}: {report.events} events")
     console.print()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    names = ", ".join(name for name, _ in report.results[0].variant.values) or "VALUES"
-    for heading in (names, "IN TIME", "TOO SOON", "FOR GOOD", "FROZEN", "IN VAIN", "FALLBACK", "MOVED", "COST", ""):
-        table.add_column(heading, justify="left" if heading in (names, "") else "right")
-    most = max((result.cost.total_s for result in report.results), default=0.0) or 1.0
-    for index, result in enumerate(report.results):
-        cost = result.cost
-        mark = " <- recommended" if index == report.recommended else ""
-        note = " (recorded)" if result.variant.recorded else ""
-        bar = "█" * max(round(_BAR * cost.total_s / most), 1 if cost.total_s else 0)
-        table.add_row(
-            Text(f"{result.variant.label}{note}"),
-            str(cost.in_time),
-            str(cost.too_soon),
-            str(cost.in_vain),
-            str(cost.frozen),
-            f"{cost.vain_s:.1f} s",
-            _fallback(result),
-            f"{cost.moved:.0f}",
-            f"{cost.total_s:.0f}",
-            Text(f"{bar}{mark}", style="green" if mark else ""),
-        )
-    console.print(table)
-    console.print(
-        "IN TIME: holds that recovered. TOO SOON: withdrawn, but the path came back. FOR GOOD: withdrawn, never back. "
-        "IN VAIN: how long withdrawn targets were held before. FALLBACK: packets that met it (at most). MOVED: of each "
-        "1000 connections. COST: seconds that 1000 connections wait, a broken one counted as "
-        f"{report.broken_cost_s:g} s.",
-        style="dim",
-    )
+    console.print(results_table(report, console.width))
+    console.print()
+    console.print(". ".join(f"{name}: {meaning}" for name, meaning in meanings(report).items()) + ".", style="dim")
     console.print()
     _show_recommendation(console, report)
 
 
-def _show_recommendation(console: Console, report: TuneReport) -> None:
+def results_table(report: TuneReport, width: int) -> Table:
+    """Return the results; on a narrow terminal (characters) only the columns that decide, and no bars."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    names = ", ".join(name for name, _ in report.results[0].variant.values)
+    labels = [label_of(report, index) for index in range(len(report.results))]
+    label_width = max(map(len, [names, *labels]))
+    columns = next((names for names in _CHOICES if label_width + _width_of(names) <= width), _CHOICES[-1])
+    bar_length = min(_BAR, width - label_width - _width_of(columns) - 2) if columns == _CHOICES[0] else 0
+    table.add_column(names, overflow="fold", min_width=min(label_width, width // 2))
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    if bar_length >= _BAR_MIN:
+        table.add_column("", no_wrap=True)
+    most = max((result.cost.total_s for result in report.results), default=0.0) or 1.0
+    for index, (result, label) in enumerate(zip(report.results, labels, strict=True)):
+        cost = result.cost
+        cells = [Text(label), *(Text(_COLUMNS[name](cost)) for name in columns)]
+        if bar_length >= _BAR_MIN:
+            cells.append(Text("█" * max(round(bar_length * cost.total_s / most), 1 if cost.total_s else 0)))
+        table.add_row(*cells, style="green" if index == report.recommended else "")
+    return table
+
+
+def meanings(report: TuneReport) -> dict[str, str]:
+    """Return what the columns mean, by heading."""
+    return {
+        "IN TIME": "recovered while held",
+        "TOO SOON": "withdrawn, but the path came back",
+        "FOR GOOD": "withdrawn, never back while it was recorded",
+        "FROZEN": "withdrawals that a mass failure suppressed",
+        "IN VAIN": "how long withdrawn targets were held before",
+        "FALLBACK": "packets that met it, at most (- where none were counted)",
+        "MOVED": "connections that got another target, of each 1000 of a stream; who is moved twice counts twice",
+        "COST": "seconds of waiting of 1000 connections altogether, a broken one counted as "
+        f"{report.broken_cost_s:g} s",
+    }
+
+
+def label_of(report: TuneReport, index: int) -> str:
+    """Return the values of a result, and what is special about it."""
+    variant = report.results[index].variant
+    marks = ["recorded"] if variant.recorded else []
+    marks += ["recommended"] if index == report.recommended else []
+    return f"{variant.label} ({', '.join(marks)})" if marks else variant.label
+
+
+def _show_recommendation(console: TextConsole, report: TuneReport) -> None:
     for reason in report.reasons:
         console.print(reason, soft_wrap=True)
-    real, modelled = report.real, next((r.cost for r in report.results if r.variant.recorded), None)
-    if modelled is not None and (real.losses, real.withdrawn) != (modelled.losses, modelled.withdrawn):
-        console.print(
-            f"Recorded were {real.losses} losses and {real.withdrawn} withdrawals; the model comes to "
-            f"{modelled.losses} and {modelled.withdrawn} with the same settings: take the numbers with care.",
-            style="yellow",
-            soft_wrap=True,
-        )
-    if report.held_packets is not None and modelled is not None and modelled.fallback is not None:
-        console.print(
-            f"Counted were {report.held_packets} packets that met the fallback; the model says at most "
-            f"{modelled.fallback} with the recorded settings.",
-            soft_wrap=True,
-        )
+    for warning in warnings_of(report):
+        console.print(warning, style="yellow", soft_wrap=True)
     if report.recommended is not None:
         console.print()
         console.print("Helm values:")
         console.print(helm_values(report.results[report.recommended]), end="", soft_wrap=True)
+
+
+def warnings_of(report: TuneReport) -> list[str]:
+    """Say where the model and the recording do not agree, and what they can be held against."""
+    real, modelled = report.real, next((r.cost for r in report.results if r.variant.recorded), None)
+    warnings = []
+    if report.settings_changed:
+        warnings.append("The settings changed while it was recorded; those called recorded are the first.")
+    if modelled is not None and (real.losses, real.withdrawn) != (modelled.losses, modelled.withdrawn):
+        warnings.append(
+            f"Recorded were {counted(real.losses, 'loss', 'losses')} and "
+            f"{counted(real.withdrawn, 'withdrawal', 'withdrawals')}; the model comes to {modelled.losses} and "
+            f"{modelled.withdrawn} with the same settings: take the numbers with care."
+        )
+    if report.held_packets is not None and modelled is not None and modelled.fallback is not None:
+        warnings.append(
+            f"Really counted were {counted(report.held_packets, 'packet', 'packets')} that met the fallback; the model "
+            f"says at most {modelled.fallback} with the recorded settings."
+        )
+    return warnings
 
 
 def report_json(report: TuneReport) -> dict[str, Any]:
@@ -127,12 +175,9 @@ def report_json(report: TuneReport) -> dict[str, Any]:
         ],
         "recommended": None if recommended is None else dict(report.results[recommended].variant.values),
         "reasons": list(report.reasons),
+        "warnings": warnings_of(report),
         "helm_values": None if recommended is None else helm_values(report.results[recommended]),
         "recorded": asdict(report.real),
         "held_packets": report.held_packets,
         "approximate": list(APPROXIMATE),
     }
-
-
-def _local(wall_time: float) -> str:
-    return datetime.datetime.fromtimestamp(wall_time).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -47,6 +47,11 @@ class Traffic:
             before.rate = (packets - before.packets) / (at - before.at)
         before.at, before.packets, before.held, before.clean = at, packets, held, True
 
+    def forget(self) -> None:
+        """Begin to count anew: what comes was counted elsewhere, by another clock."""
+        self._targets.clear()
+        self._troubled.clear()
+
     def rate(self, key: TargetKey) -> float | None:
         """Return the rate (packets a second) of a target when it was last well; None when that was never counted."""
         counted = self._targets.get(key)

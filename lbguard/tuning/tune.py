@@ -39,6 +39,7 @@ class TuneReport:
     """What came out. `recommended` is an index into `results`; None when there is nothing to choose by.
 
     `heals_s`: how long the losses that healed took, ascending. `real`: what was recorded, to hold the model against.
+    `settings_changed`: a later run was recorded with other settings than the first.
     """
 
     results: tuple[Result, ...]
@@ -52,6 +53,7 @@ class TuneReport:
     ended: float
     events: int
     broken_cost_s: float
+    settings_changed: bool = False
 
 
 def survey(files: Sequence[Path], on_read: OnRead = None) -> tuple[EngineConfig, list[Loss]]:
@@ -98,7 +100,10 @@ class _World:
 class Tuner:
     """Feeds one pass over the files to all variants at once, so that files of any size are read once."""
 
-    def __init__(self, variants: Sequence[Variant]) -> None:
+    def __init__(self, config: EngineConfig, variants: Sequence[Variant]) -> None:
+        """Set what was recorded first, and what to try."""
+        self.settings_changed = False
+        self._config = config
         self.traffic = Traffic()
         self.events = 0
         self.began: float | None = None
@@ -109,6 +114,7 @@ class Tuner:
         self._real = Account(self._slots, self.traffic.rate, self._real_share)
         self._told: list[Event] = []
         self._continuity = Continuity()
+        self._host = ""
         self._now = 0.0
         self._offset = 0.0
 
@@ -151,6 +157,7 @@ class Tuner:
     def _begin(self, item: Began) -> None:
         header = item.header
         goes_on = self._continuity.begins(header)
+        self.settings_changed |= item.config != self._config
         if self.began is None:
             self.began = header.now + header.offset
             if header.facts.get("table") == TableKind.MAGLEV:
@@ -158,9 +165,18 @@ class Tuner:
             self._worlds = [_World(variant, self._slots, self.traffic) for variant in self._variants]
         elif not goes_on:
             self._interrupt()
+            if header.host != self._host or header.now < self._now:
+                self._begin_elsewhere()
+        self._host = header.host
         self._now, self._offset = header.now, header.offset
         if not goes_on and item.nodes is not None:
             self._step(beginning_of(restore_engine(item)))
+
+    def _begin_elsewhere(self) -> None:
+        """Another host, or the same after a reboot."""
+        self.traffic.forget()
+        for world in self._worlds:
+            world.shell.begin_elsewhere()
 
     def _interrupt(self) -> None:
         self._told.clear()
@@ -212,12 +228,13 @@ def tune(
     if not choices:
         windows = candidate_windows(heals, config.grace.max_s)
         choices = {WINDOW: [format_duration(window) for window in windows]}
-    tuner = Tuner(variants_of(config, choices))
+    tuner = Tuner(config, variants_of(config, choices))
     tuner.run(files, on_read)
     results = tuner.results(broken_cost_s)
     if list(choices) == [WINDOW]:
         results.sort(key=lambda result: result.variant.config.grace.window_s)
-    chosen = recommend(results, by_window=WINDOW in choices)
+    # Where nothing healed, the cheapest is to hold nothing: but how long healing takes was not recorded.
+    chosen = recommend(results, by_window=WINDOW in choices) if heals else None
     return TuneReport(
         results=tuple(results),
         recommended=chosen,
@@ -230,13 +247,12 @@ def tune(
         ended=tuner.ended,
         events=tuner.events,
         broken_cost_s=broken_cost_s,
+        settings_changed=tuner.settings_changed,
     )
 
 
-def recommend(results: Sequence[Result], *, by_window: bool) -> int | None:
+def recommend(results: Sequence[Result], *, by_window: bool) -> int:
     """Return the index of the best result: the cheapest, and among equals the shortest window or what is in force."""
-    if not any(result.cost.losses for result in results):
-        return None
     least = min(result.cost.total_s for result in results)
     good = [index for index, result in enumerate(results) if result.cost.total_s <= least * (1 + SAME_COST) + 1e-9]
     if by_window:
@@ -247,53 +263,109 @@ def recommend(results: Sequence[Result], *, by_window: bool) -> int | None:
 def reasons_for(results: Sequence[Result], chosen: int | None, heals: Sequence[float], losses: int) -> list[str]:
     """Say in sentences why a result is recommended."""
     if chosen is None:
-        return ["No target lost its path in this recording: there is nothing to choose by."]
+        return [_why_none(losses)]
     best = results[chosen]
-    reasons = [_what_happened(heals, losses)]
-    shorter = [r for r in results if r.variant.config.grace.window_s < best.variant.config.grace.window_s]
-    longer = [r for r in results if r.variant.config.grace.window_s > best.variant.config.grace.window_s]
-    name = best.variant.label
-    if best.cost.losses:
-        kept = f"With {name}, {best.cost.in_time} of {best.cost.losses} holds recover in time"
-        reasons.append(f"{kept} and {best.cost.too_soon} targets are withdrawn although their path comes back.")
+    cost, name = best.cost, best.variant.named
+    reasons = [
+        _what_happened(heals, losses),
+        f"With {name}, {cost.in_time} of {counted(cost.losses, 'loss', 'losses')} recover while the target is held; "
+        f"{cost.too_soon} are withdrawn although the path comes back.",
+        *_compared(results, best),
+        *_next_windows(results, best),
+    ]
+    if cost.frozen:
+        were = "withdrawal was" if cost.frozen == 1 else "withdrawals were"
+        reasons.append(
+            f"{cost.frozen} {were} suppressed as mass failures (freeze.threshold); the window has no part in those."
+        )
+    longest_s = best.variant.config.grace.max_s
+    beyond = sum(heal > longest_s for heal in heals)
+    if beyond:
+        reasons.append(f"{beyond} healed only after grace.max ({format_duration(longest_s)}): no window reaches them.")
+    if losses < FEW_LOSSES:
+        few = counted(losses, "loss", "losses")
+        reasons.append(f"This rests on {few} only: record more before you trust the tenth of a second.")
+    return reasons
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def _why_none(losses: int) -> str:
+    if not losses:
+        return "No target lost its path in this recording: there is nothing to choose by."
+    were = "loss, which did not heal" if losses == 1 else "losses, none of which healed"
+    return (
+        f"{losses} {were} while it was recorded: it does not tell how long your links take to come back, so nothing "
+        "is recommended. Record incidents that heal."
+    )
+
+
+def _compared(results: Sequence[Result], best: Result) -> list[str]:
+    """Say how the best stands to what is in force, and to what is cheapest."""
+    cost = best.cost.total_s
+    recorded = next((result for result in results if result.variant.recorded), best)
+    least = min(results, key=lambda result: result.cost.total_s)
+    reasons = []
+    if recorded is best:
+        reasons.append("That is what was in force already.")
+    elif recorded.cost.total_s > cost * (1 + SAME_COST):
+        reasons.append(
+            f"It costs {cost:.0f}; {recorded.variant.named}, which was in force, {recorded.cost.total_s:.0f}."
+        )
+    else:
+        reasons.append(f"It costs the same, within 2 %, as {recorded.variant.named}, which was in force.")
+    if least.cost.total_s < cost - 0.5 and least is not recorded:
+        reasons.append(
+            f"{least.variant.named} costs {least.cost.total_s:.0f}, which is the same within 2 %: then the shorter "
+            "window is better."
+        )
+    return reasons
+
+
+def _next_windows(results: Sequence[Result], best: Result) -> list[str]:
+    """Say what the next shorter and the next longer window would change, all else being equal."""
+    window_s = best.variant.config.grace.window_s
+    alike = [result for result in results if result.variant.besides_window == best.variant.besides_window]
+    shorter = [result for result in alike if result.variant.config.grace.window_s < window_s]
+    longer = [result for result in alike if result.variant.config.grace.window_s > window_s]
+    reasons = []
     if shorter:
         near = max(shorter, key=lambda result: result.variant.config.grace.window_s)
         extra = near.cost.too_soon - best.cost.too_soon
-        if extra > 0:
-            reasons.append(
-                f"With {near.variant.label}, {extra} more would be withdrawn too soon: {near.cost.moved:.0f} of each "
-                f"1000 connections moved instead of {best.cost.moved:.0f}."
-            )
+        more = f"{extra} more would be withdrawn too soon: " if extra > 0 else ""
+        reasons.append(
+            f"With {near.variant.named}, {more}the cost would be {near.cost.total_s:.0f} instead of "
+            f"{best.cost.total_s:.0f}."
+        )
     if longer:
         near = min(longer, key=lambda result: result.variant.config.grace.window_s)
         gained = near.cost.in_time - best.cost.in_time
         waited = near.cost.vain_s - best.cost.vain_s
         if gained > 0:
-            reasons.append(f"With {near.variant.label}, {gained} more would be kept, but at a higher cost altogether.")
+            reasons.append(
+                f"With {near.variant.named}, {gained} more would be kept, and the cost would be "
+                f"{near.cost.total_s:.0f} instead of {best.cost.total_s:.0f}."
+            )
         elif waited > 0:
             reasons.append(
-                f"With {near.variant.label} no more would be kept, and targets that never come back would be held "
-                f"{waited:.1f} s longer altogether."
+                f"With {near.variant.named}, no more would be kept, and targets that are withdrawn all the same would "
+                f"be held {waited:.1f} s longer altogether."
             )
         else:
-            reasons.append(f"With {near.variant.label} no more would be kept; a real loss would only be noticed later.")
-    if best.cost.frozen:
-        reasons.append(
-            f"{best.cost.frozen} withdrawals were suppressed as mass failures (freeze.threshold); the window has no "
-            "part in those."
-        )
-    if losses < FEW_LOSSES:
-        reasons.append(f"This rests on {losses} losses only: record more before you trust the tenth of a second.")
+            reasons.append(
+                f"With {near.variant.named}, no more would be kept; a real loss would only be noticed later."
+            )
     return reasons
 
 
 def _what_happened(heals: Sequence[float], losses: int) -> str:
-    if not heals:
-        return f"{losses} losses, none of which healed while it was recorded: any window is time lost."
     took = f"{heals[0]:.2f} s" if len(heals) == 1 else f"{heals[0]:.2f} s to {heals[-1]:.2f} s"
     median = f" (median {statistics.median(heals):.2f} s)" if len(heals) > 2 else ""
-    never = f"; {losses - len(heals)} never came back" if losses > len(heals) else ""
-    return f"{losses} losses: {len(heals)} healed, after {took}{median}{never}."
+    never = f"; {losses - len(heals)} did not while it was recorded" if losses > len(heals) else ""
+    return f"{counted(losses, 'loss', 'losses')}: {len(heals)} healed, after {took}{median}{never}."
 
 
 def windows_of(results: Sequence[Result]) -> list[float] | None:

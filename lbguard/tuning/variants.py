@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,17 @@ class Variant:
             return "as recorded"
         if len(self.values) == 1:
             return self.values[0][1]
+        return self.named
+
+    @property
+    def named(self) -> str:
+        """Return the values with their names, for a sentence."""
         return " ".join(f"{name}={value}" for name, value in self.values)
+
+    @property
+    def besides_window(self) -> tuple[tuple[str, str], ...]:
+        """The values but that of the grace window."""
+        return tuple((name, value) for name, value in self.values if name != WINDOW)
 
 
 def settings_of(config: EngineConfig) -> dict[str, str]:
@@ -140,15 +150,18 @@ def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) ->
     count = math.prod(len(values) for values in choices.values())
     if count > VARIANTS_MAX:
         raise ValueError(f"{count} combinations of values; at most {VARIANTS_MAX} are tried in one go")
-    now = settings_of(recorded)
-    same = tuple((name, now.get(name, "")) for name in choices)
-    variants = [Variant(values=same, config=recorded, recorded=True)]
+    variants = [Variant(values=_values(recorded, choices), config=recorded, recorded=True)]
     for combination in itertools.product(*choices.values()):
-        values = tuple(zip(choices, combination, strict=True))
-        config = config_with(recorded, dict(values))
+        config = config_with(recorded, dict(zip(choices, combination, strict=True)))
         if config not in (variant.config for variant in variants):
-            variants.append(Variant(values=values, config=config))
+            variants.append(Variant(values=_values(config, choices), config=config))
     return variants
+
+
+def _values(config: EngineConfig, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return values by name as the settings write them, whatever way they were given."""
+    values = settings_of(config)
+    return tuple((name, values.get(name, "")) for name in names)
 
 
 def candidate_windows(heals_s: Sequence[float], max_s: float, limit: int = 10) -> list[float]:

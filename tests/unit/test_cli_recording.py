@@ -1,6 +1,9 @@
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -118,8 +121,8 @@ def test_a_moment_out_of_range_is_named_with_what_there_is(
 def test_between_two_runs_there_is_no_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path, [Outage(1, 0.5)])
     record(tmp_path, [Outage(2, 0.5)], began=WALL + 1000)
-    status, errors = ends("replay", "--at", "+900s", tmp_path, capsys=capsys)
-    assert status == 2
+    refused, errors = ends("replay", "--at", "+900s", tmp_path, capsys=capsys)
+    assert refused == 2
     assert "nothing was recorded from" in errors
     status, text = run("replay", "--at", "+1061s", "--json", tmp_path)
     assert status == 0
@@ -136,8 +139,8 @@ def test_what_several_hosts_recorded_is_told_apart(tmp_path: Path, capsys: pytes
     assert status == 0
     assert "recorded on lb-0, lb-1" in text
     assert "anew" not in text
-    status, errors = ends("replay", "--at", "+100s", *both, capsys=capsys)
-    assert status == 2
+    refused, errors = ends("replay", "--at", "+100s", *both, capsys=capsys)
+    assert refused == 2
     assert "several hosts: lb-0, lb-1" in errors
     # At either end only one of them was there.
     for moment, host, state in (("+10s", "lb-0", "active"), ("+185s", "lb-1", "active")):
@@ -160,10 +163,27 @@ def test_a_file_in_which_nothing_was_decided_is_not_called_the_same(
         assert status == 2
         assert "longer" in errors
     path.write_bytes(gzip.compress(b"".join(lines[:4])))
-    status, text = run("replay", path)
-    assert status == 0
+    done, text = run("replay", path)
+    assert done == 0
     assert "nothing was decided in it" in text
     assert "same" not in text
+
+
+def test_a_picture_that_cannot_be_written_costs_nothing_of_the_result(files: list[Path]) -> None:
+    status, text = run("tune", "--set", "grace.window=2.5s", "--report", "/proc/none/x.html", *files)
+    assert status == 2
+    assert "    window: 2.5s" in text
+
+
+def test_a_reader_that_goes_away_is_no_failure(files: list[Path]) -> None:
+    # Nobody reads the pipe any more before the command has written anything.
+    for command in ("tune", "replay"):
+        ours, its = os.pipe()
+        os.close(ours)
+        argv = [sys.executable, "-m", "lbguard", command, str(files[0])]
+        process = subprocess.run(argv, stdout=its, stderr=subprocess.PIPE, check=False)
+        os.close(its)
+        assert (process.returncode, process.stderr) == (0, b"")
 
 
 def test_a_damaged_file_is_not_taken_for_another_decision(

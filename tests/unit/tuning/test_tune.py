@@ -1,18 +1,21 @@
 import dataclasses
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from lbguard.core.config import FreezeConfig, GraceConfig
 from lbguard.durations import parse_duration
+from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
 from lbguard.settings import load
 from lbguard.tuning import picture, show
 from lbguard.tuning.tune import Result, TuneReport, tune
-from tests.unit.tuning.incidents import CONFIG, PACKETS_PER_S, Outage, record
+from tests.unit.tuning.incidents import CONFIG, PACKETS_PER_S, WALL, Outage, record
 
 HEALS = [0.4, 0.7, 0.9, 1.3, 0.5, 1.1, 0.8, 1.25, 0.6, 0.95, 0.3]
 """Times that links were away, seconds; the longest is what a good window has to cover."""
@@ -104,11 +107,84 @@ def test_without_losses_nothing_is_recommended(tmp_path: Path) -> None:
     assert "<svg" in picture.render(report)
 
 
+def test_where_nothing_healed_nothing_is_recommended(tmp_path: Path) -> None:
+    report = tune(record(tmp_path, [Outage(1, None)]), {})
+    assert report.recommended is None
+    assert report.results[0].cost.in_vain == 1
+    assert report.reasons[0].startswith("1 loss, which did not heal")
+    assert show.report_json(report)["helm_values"] is None
+    assert "<svg" in picture.render(report)
+
+
+def test_no_target_is_said_never_to_come_back_that_did(tmp_path: Path) -> None:
+    # The window of 1 s is too short for the only loss, and 3 s are too.
+    report = tune(record(tmp_path, [Outage(1, 20.0)]), {"grace.window": ["1s"]})
+    text = " ".join(report.reasons)
+    assert "1 loss: 1 healed" in text
+    assert "never" not in text
+    assert "targets that are withdrawn all the same would be held 2.0 s longer" in text
+    assert "This rests on 1 loss only" in text
+
+
+def test_a_heal_beyond_the_longest_window_is_named(tmp_path: Path) -> None:
+    report = tune(record(tmp_path, [Outage(1, 0.5), Outage(2, 45.0)]), {})
+    assert "1 healed only after grace.max (30s): no window reaches them." in report.reasons
+
+
+def test_values_are_shown_as_settings_write_them(mixed: list[Path]) -> None:
+    report = tune(mixed, {"grace.window": ["1", "1500ms", "1.5"], "grace.adaptive": ["no"]})
+    assert [result.variant.named for result in report.results] == [
+        "grace.window=3s grace.adaptive=false",
+        "grace.window=1s grace.adaptive=false",
+        "grace.window=1.5s grace.adaptive=false",
+    ]
+
+
+def test_what_another_host_recorded_begins_in_a_world_of_its_own(tmp_path: Path) -> None:
+    # The first host's routes, tables and packet counts are not those of the second.
+    alone = tune(record(tmp_path / "b", [Outage(2, 1.0)], host="lb-1", began=WALL + 5000), {"grace.window": ["2s"]})
+    record(tmp_path / "a", [Outage(1, None)], host="lb-0")
+    both = tune(find_files([tmp_path / "a", tmp_path / "b"]), {"grace.window": ["2s"]})
+    first = tune(find_files([tmp_path / "a"]), {"grace.window": ["2s"]})
+    for name in ("losses", "in_time", "withdrawn", "slots_moved", "fallback"):
+        of = [getattr(by_window(report)[2.0].cost, name) for report in (first, alone, both)]
+        assert of[0] + of[1] == of[2], name
+    assert (both.real.losses, both.real.withdrawn) == (2, 1)
+
+
+def test_settings_that_changed_are_told(tmp_path: Path) -> None:
+    record(tmp_path, [Outage(1, 0.5)])
+    changed = dataclasses.replace(CONFIG, grace=GraceConfig(window_s=1.0))
+    record(tmp_path, [Outage(1, 0.5)], changed, began=WALL + 5000)
+    report = tune(find_files([tmp_path]), {})
+    assert any("settings changed" in warning for warning in show.warnings_of(report))
+    assert "settings changed" in picture.render(report)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 76, 80, 90, 100, 120, 200])
+def test_the_table_fits_the_terminal(mixed: list[Path], columns: int) -> None:
+    console = Console(width=columns, file=io.StringIO(), force_terminal=False)
+    report = tune(mixed, {"grace.window": ["1s", "1.5s"]})
+    console.print(show.results_table(report, columns))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert "…" not in console.file.getvalue()
+    assert len(lines) == 1 + 3
+    assert any(line.startswith("1.5s (recommended)") for line in lines)
+    assert "COST" in lines[0]
+    for line, result in zip(lines[1:], report.results, strict=True):
+        assert f" {result.cost.total_s:.0f}" in line
+
+
 def test_the_reasons_name_the_neighbours(mixed: list[Path]) -> None:
-    text = " ".join(tune(mixed, {"grace.window": ["1s", "1.5s", "10s"]}).reasons)
+    report = tune(mixed, {"grace.window": ["1s", "1.5s", "10s"]})
+    text = " ".join(report.reasons)
     assert "12 losses: 11 healed, after 0.30 s to 1.30 s" in text
-    assert "1 never came back" in text
-    assert "With 1s, 3 more would be withdrawn too soon" in text
+    assert "1 did not while it was recorded" in text
+    # The costs are those of the table, and 3 s were in force.
+    cost = {window: f"{result.cost.total_s:.0f}" for window, result in by_window(report).items()}
+    assert f"With grace.window=1s, 3 more would be withdrawn too soon: the cost would be {cost[1.0]}" in text
+    assert f"It costs {cost[1.5]}; grace.window=3s, which was in force, {cost[3.0]}." in text
     assert "8.5 s longer" not in text  # the recorded 3 s stand between 1.5 s and 10 s
     assert "1.5 s longer" in text
 
