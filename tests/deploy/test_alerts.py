@@ -1,7 +1,6 @@
 """Recording and alerting rules: promtool evaluates them over made-up series."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,17 @@ import yaml
 from tests.deploy.alert_cases import CASES, STREAM, Case, Series
 from tests.deploy.charts import ROOT
 from tests.deploy.dashboards import SCRAPED, spec_of
+from tests.deploy.rules import RULE_FILES, evaluate, promtool_or_skip
 
-RULES = ROOT / "deploy/prometheus"
-FILES = sorted(RULES.glob("*.yaml"))
 POD = {"namespace": "trench-a", "pod": "lb-0", "instance": "lb-0:9464", "job": "lbguard"}
-GROUPS = [group for file in FILES for group in yaml.safe_load(file.read_text())["groups"]]
+GROUPS = [group for file in RULE_FILES for group in yaml.safe_load(file.read_text())["groups"]]
 ALERTS = {rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule}
 RECORDED = {rule["record"]: rule for group in GROUPS for rule in group["rules"] if "record" in rule}
 
 
 @pytest.fixture(scope="session")
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("promtool is missing: apt-get install prometheus")
-    return found
+    return promtool_or_skip()
 
 
 def labels_text(labels: dict[str, str]) -> str:
@@ -57,18 +52,12 @@ def unit_test(alert: str, case: Case, given: Series, *, fires: bool) -> dict[str
     }
 
 
-def evaluate(promtool: str, tests: list[dict[str, Any]], into: Path) -> str:
-    """Let promtool run unit tests; return what it says of failures, empty when there are none."""
-    file = into / "tests.yaml"
-    files = [str(path) for path in FILES]
-    file.write_text(yaml.safe_dump({"rule_files": files, "evaluation_interval": "30s", "tests": tests}))
-    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False)
-    return "" if done.returncode == 0 else done.stdout + done.stderr
-
-
 def test_the_rules_are_well_formed(promtool: str) -> None:
     done = subprocess.run(
-        [promtool, "check", "rules", "--lint=all", "--lint-fatal", *FILES], capture_output=True, text=True, check=False
+        [promtool, "check", "rules", "--lint=all", "--lint-fatal", *RULE_FILES],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
