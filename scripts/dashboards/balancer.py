@@ -71,11 +71,11 @@ _NOW = Row(
                 title,
                 about,
                 f'sum(lbguard_target_states{{@stream,state="{state}"}})',
-                thresholds=[(1, color)] if color else [],
+                thresholds=[(1, color)] if color != GREEN else [(0, ORANGE), (1, GREEN)],
                 width=3,
             )
             for title, state, color, about in (
-                ("Active", "active", "", "Targets that are admitted and have a good path."),
+                ("Active", "active", GREEN, "Targets that are admitted and have a good path."),
                 ("Held", "held", YELLOW, "Targets with a broken path whose grace window runs."),
                 ("Frozen", "frozen", BLUE, "Targets that stay although their window has passed: too much broke."),
                 ("Withdrawn", "withdrawn", RED, "Targets that are out of the table and wait for their path."),
@@ -438,6 +438,7 @@ _SOURCE = Row(
                     "cores",
                 )
             ],
+            width=6,
         ),
         Panel(
             title="Memory",
@@ -450,20 +451,31 @@ _SOURCE = Row(
                 )
             ],
             unit="bytes",
+            width=6,
         ),
         Panel(
-            title="Uptime and heartbeat",
-            about="Since the process began, and since its loop last went round: that is about a second.",
+            title="Uptime",
+            about="Since the process began. It falls to 0 with each restart.",
             queries=[
                 (
                     """time() - max(process_start_time_seconds{@lb}
                     and on (namespace, pod, instance, job) lbguard_kernel_in_sync{@lb})""",
                     "running for",
-                ),
-                ("time() - max(lbguard_heartbeat_timestamp_seconds{@lb})", "last heartbeat"),
+                )
             ],
             colors={"running for": GREY},
             unit="s",
+            width=6,
+        ),
+        Panel(
+            title="Heartbeat",
+            about="Since the loop last went round: a second, and the time since the last scrape.",
+            queries=[("time() - max(lbguard_heartbeat_timestamp_seconds{@lb})", "last heartbeat")],
+            unit="s",
+            # Clocks may differ a little.
+            minimum=None,
+            thresholds=[(15, RED)],
+            width=6,
         ),
     ],
 )
