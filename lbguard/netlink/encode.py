@@ -1,7 +1,7 @@
 """The dozen netlink requests that lbguard makes, as bytes. Pure: sequence numbers are filled in by whoever sends.
 
 Every request is exact: it names our protocol number, metric or priority, so that the kernel itself refuses to touch
-what somebody else made. Layouts as in decode.py; neighbour tables: include/uapi/linux/neighbour.h.
+what somebody else made. Layouts as in rtnetlink.py; neighbour tables: include/uapi/linux/neighbour.h.
 """
 
 from dataclasses import dataclass

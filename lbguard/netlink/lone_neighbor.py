@@ -12,7 +12,8 @@ from typing import Final
 from lbguard.core.events import NeighborSeen
 from lbguard.core.model import NeighborState
 from lbguard.netlink import constants as c
-from lbguard.netlink.decode import Buffer, decode
+from lbguard.netlink.decode import decode
+from lbguard.netlink.rtnetlink import Buffer
 
 _REMEMBERED: Final = 16_384
 _LENGTH: Final = Struct("=I")

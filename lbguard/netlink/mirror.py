@@ -22,10 +22,12 @@ from typing import Final
 
 from lbguard.core.events import Event, KernelChange, KernelOutOfSync
 from lbguard.netlink import constants as c
-from lbguard.netlink.decode import Control, IgnoredReason, IsTargetTable, decode
+from lbguard.netlink.decode import Control, decode
 from lbguard.netlink.encode import DumpKind, dump
 from lbguard.netlink.filter import quiet_neighbors
+from lbguard.netlink.ignored_reason import IgnoredReason
 from lbguard.netlink.lone_neighbor import lone_neighbor
+from lbguard.netlink.rtnetlink import IsTargetTable
 from lbguard.netlink.socket import KERNEL_PORT, KernelSocket, NetlinkSocket
 from lbguard.netlink.view import View
 

@@ -9,7 +9,7 @@ from lbguard.api.limits import Limit
 from lbguard.api.policy import DenyReason
 from lbguard.core.model import Condition
 from lbguard.metrics import UNREADY_REASONS
-from lbguard.netlink.decode import IgnoredReason
+from lbguard.netlink.ignored_reason import IgnoredReason
 from lbguard.sources.nsp_lists import Reason
 from lbguard.verdict_desk import IGNORED_REASONS, OVERLOADED
 

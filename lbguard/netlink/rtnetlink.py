@@ -1,0 +1,309 @@
+"""What each rtnetlink message says, in events of the core: links, addresses, neighbours, routes and rules.
+
+A decoder gets a buffer, where the message's fixed part begins in it, and where the message ends. Only the fields that
+the events have are read; walking stops as soon as they are there. Layouts: include/uapi/linux/rtnetlink.h, if_link.h,
+if_addr.h, neighbour.h, fib_rules.h; all integers are in host order.
+"""
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Final
+
+from lbguard.core.events import (
+    AddressGone,
+    AddressSeen,
+    KernelChange,
+    LinkGone,
+    LinkSeen,
+    NeighborGone,
+    NeighborSeen,
+    RouteGone,
+    RouteSeen,
+    RuleGone,
+    RuleSeen,
+)
+from lbguard.core.model import ROUTE_PROTOCOL, NeighborState, Route, RouteKind, Rule
+from lbguard.netlink import constants as c
+from lbguard.netlink.ignored_reason import IgnoredReason
+
+Buffer = bytes | bytearray
+IsTargetTable = Callable[[int], bool]
+Outcome = KernelChange | IgnoredReason
+
+_ATTRIBUTE: Final = Struct("=HH").unpack_from
+_U32: Final = Struct("=I").unpack_from
+_IPV4: Final = Struct("=4s").unpack_from
+_IPV6: Final = Struct("=16s").unpack_from
+_IFINFO: Final = Struct("=BxxxiI").unpack_from
+_IFADDR: Final = Struct("=BBBBi").unpack_from
+_NDMSG: Final = Struct("=BxxxiHBB").unpack_from
+_RTMSG: Final = Struct("=BBBBBBBBI").unpack_from
+
+_MALFORMED: Final = IgnoredReason.MALFORMED
+
+_NEIGHBOR_STATES: Final = {state.value: state for state in NeighborState if state is not NeighborState.NOARP}
+_ROUTE_KINDS: Final = {kind.value: kind for kind in RouteKind}
+_RULE_SELECTORS: Final = frozenset(
+    {
+        c.FRA_DST,
+        c.FRA_SRC,
+        c.FRA_IIFNAME,
+        c.FRA_OIFNAME,
+        c.FRA_TUN_ID,
+        c.FRA_UID_RANGE,
+        c.FRA_IP_PROTO,
+        c.FRA_SPORT_RANGE,
+        c.FRA_DPORT_RANGE,
+    }
+)
+
+
+def _link_seen(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
+    family, index, flags = _IFINFO(data, offset)
+    if family != c.AF_UNSPEC:
+        return IgnoredReason.OTHER_FAMILY
+    name: str | None = None
+    mac: bytes | None = None
+    offset += 16
+    while offset < end:
+        length, kind = _ATTRIBUTE(data, offset)
+        if length < 4 or offset + length > end:
+            return _MALFORMED
+        if kind == c.IFLA_ADDRESS:
+            mac = bytes(data[offset + 4 : offset + length])
+            if name is not None:
+                break
+        elif kind == c.IFLA_IFNAME:
+            name = bytes(data[offset + 4 : offset + length]).rstrip(b"\0").decode("utf-8", "backslashreplace")
+            if mac is not None:
+                break
+        offset += (length + 3) & -4
+    if not name or index <= 0:
+        return _MALFORMED
+    admin_up = bool(flags & c.IFF_UP)
+    return LinkSeen(
+        ifindex=index, name=name, up=admin_up and bool(flags & c.IFF_LOWER_UP), mac=mac or b"", admin_up=admin_up
+    )
+
+
+def _link_gone(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
+    # A port that leaves a bridge is told as RTM_DELLINK of family AF_BRIDGE, while the link itself stays.
+    family, index, _flags = _IFINFO(data, offset)
+    return LinkGone(ifindex=index) if family == c.AF_UNSPEC else IgnoredReason.OTHER_FAMILY
+
+
+def _address(data: Buffer, offset: int, end: int) -> tuple[int, bytes, int, int] | IgnoredReason:
+    family, prefix_length, flags, _scope, index = _IFADDR(data, offset)
+    if family == c.AF_INET:
+        size, unpack = 8, _IPV4
+    elif family == c.AF_INET6:
+        size, unpack = 20, _IPV6
+    else:
+        return IgnoredReason.OTHER_FAMILY
+    ip: bytes = b""
+    offset += 8
+    while offset < end:
+        length, kind = _ATTRIBUTE(data, offset)
+        if length < 4 or offset + length > end:
+            return _MALFORMED
+        if kind == c.IFA_LOCAL or (kind == c.IFA_ADDRESS and not ip):
+            # With a peer address, IFA_ADDRESS is the peer and IFA_LOCAL is ours.
+            if length != size:
+                return _MALFORMED
+            (ip,) = unpack(data, offset + 4)
+        elif kind == c.IFA_FLAGS:
+            if length != 8:
+                return _MALFORMED
+            (flags,) = _U32(data, offset + 4)
+        offset += (length + 3) & -4
+    if not ip or prefix_length > len(ip) * 8:
+        return _MALFORMED
+    return index, ip, prefix_length, flags
+
+
+def _address_seen(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
+    found = _address(data, offset, end)
+    if isinstance(found, IgnoredReason):
+        return found
+    index, ip, prefix_length, flags = found
+    usable = not flags & c.IFA_F_DADFAILED and (not flags & c.IFA_F_TENTATIVE or bool(flags & c.IFA_F_OPTIMISTIC))
+    return AddressSeen(ifindex=index, ip=ip, prefix_length=prefix_length, usable=usable)
+
+
+def _address_gone(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
+    found = _address(data, offset, end)
+    if isinstance(found, IgnoredReason):
+        return found
+    return AddressGone(ifindex=found[0], ip=found[1], prefix_length=found[2])
+
+
+def _neighbor_seen(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
+    family, index, state_bits, flags, _type = _NDMSG(data, offset)
+    if family == c.AF_INET:
+        size, unpack = 8, _IPV4
+    elif family == c.AF_INET6:
+        size, unpack = 20, _IPV6
+    else:
+        return IgnoredReason.OTHER_FAMILY
+    state = _NEIGHBOR_STATES.get(state_bits)
+    if state is None:
+        return IgnoredReason.NEIGHBOR_WITHOUT_ARP if state_bits == NeighborState.NOARP else _MALFORMED
+    if flags & c.NTF_PROXY:
+        return IgnoredReason.NEIGHBOR_PROXY
+    ip = mac = b""
+    offset += 12
+    while offset < end:
+        length, kind = _ATTRIBUTE(data, offset)
+        if length < 4 or offset + length > end:
+            return _MALFORMED
+        if kind == c.NDA_DST:
+            if length != size:
+                return _MALFORMED
+            (ip,) = unpack(data, offset + 4)
+            if mac:
+                break
+        elif kind == c.NDA_LLADDR:
+            mac = bytes(data[offset + 4 : offset + length])
+            if ip:
+                break
+        offset += (length + 3) & -4
+    return NeighborSeen(ifindex=index, ip=ip, state=state, mac=mac) if ip else _MALFORMED
+
+
+def _neighbor_gone(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Outcome:
+    seen = _neighbor_seen(data, offset, end, is_target_table)
+    return NeighborGone(ifindex=seen.ifindex, ip=seen.ip) if isinstance(seen, NeighborSeen) else seen
+
+
+def _route(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Route | IgnoredReason:
+    family, dst_len, src_len, tos, table, protocol, _scope, kind_number, flags = _RTMSG(data, offset)
+    if family == c.AF_INET:
+        size, unpack = 8, _IPV4
+    elif family == c.AF_INET6:
+        size, unpack = 20, _IPV6
+    else:
+        return IgnoredReason.OTHER_FAMILY
+    if dst_len or src_len or tos:
+        return IgnoredReason.NOT_DEFAULT_ROUTE
+    kind = _ROUTE_KINDS.get(kind_number)
+    if kind is None:
+        return IgnoredReason.OTHER_ROUTE_TYPE
+    if flags & c.RTM_F_CLONED:
+        return IgnoredReason.ROUTE_CACHED
+    gateway: bytes = b""
+    oif = metric = 0
+    offset += 12
+    while offset < end:
+        length, attribute = _ATTRIBUTE(data, offset)
+        if length < 4 or offset + length > end:
+            return _MALFORMED
+        if attribute == c.RTA_GATEWAY:
+            if length != size:
+                return _MALFORMED
+            (gateway,) = unpack(data, offset + 4)
+        elif attribute in _ROUTE_NUMBERS:
+            if length != 8:
+                return _MALFORMED
+            (number,) = _U32(data, offset + 4)
+            if attribute == c.RTA_TABLE:
+                table = number
+            elif attribute == c.RTA_OIF:
+                oif = number
+            else:
+                metric = number
+        elif attribute in _ROUTE_SHAPES:
+            return _ROUTE_SHAPES[attribute]
+        offset += (length + 3) & -4
+    if protocol != ROUTE_PROTOCOL and not is_target_table(table):
+        return IgnoredReason.OTHER_TABLE
+    if kind is RouteKind.BLACKHOLE:
+        # IPv6 names the loopback as the device of a blackhole; to us it has none.
+        gateway, oif = b"", 0
+    return Route(table, family == c.AF_INET, kind, metric, gateway, oif, protocol)
+
+
+_ROUTE_NUMBERS: Final = frozenset({c.RTA_TABLE, c.RTA_OIF, c.RTA_PRIORITY})
+_ROUTE_SHAPES: Final = {
+    c.RTA_MULTIPATH: IgnoredReason.ROUTE_MULTIPATH,
+    c.RTA_NH_ID: IgnoredReason.ROUTE_NEXTHOP_OBJECT,
+    c.RTA_VIA: IgnoredReason.ROUTE_VIA_OTHER_FAMILY,
+}
+
+
+def _route_seen(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Outcome:
+    route = _route(data, offset, end, is_target_table)
+    return RouteSeen(route=route) if isinstance(route, Route) else route
+
+
+def _route_gone(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Outcome:
+    route = _route(data, offset, end, is_target_table)
+    return RouteGone(route=route) if isinstance(route, Route) else route
+
+
+def _rule(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Rule | IgnoredReason:
+    family, dst_len, src_len, tos, table, _res1, _res2, action, flags = _RTMSG(data, offset)
+    if family not in (c.AF_INET, c.AF_INET6):
+        return IgnoredReason.OTHER_FAMILY
+    if action != c.FR_ACT_TO_TBL or flags & c.FIB_RULE_INVERT or dst_len or src_len or tos:
+        return IgnoredReason.NOT_FWMARK_RULE
+    mark = priority = protocol = 0
+    mask = 0xFFFFFFFF
+    offset += 12
+    while offset < end:
+        length, kind = _ATTRIBUTE(data, offset)
+        if length < 4 or offset + length > end:
+            return _MALFORMED
+        if kind in _RULE_NUMBERS:
+            if length != 8:
+                return _MALFORMED
+            (number,) = _U32(data, offset + 4)
+            if kind == c.FRA_FWMARK:
+                mark = number
+            elif kind == c.FRA_TABLE:
+                table = number
+            elif kind == c.FRA_PRIORITY:
+                priority = number
+            else:
+                mask = number
+        elif kind == c.FRA_PROTOCOL:
+            if length != 5:
+                return _MALFORMED
+            protocol = data[offset + 4]
+        elif kind in _RULE_SELECTORS:
+            return IgnoredReason.NOT_FWMARK_RULE
+        offset += (length + 3) & -4
+    if not mark or mask != 0xFFFFFFFF:
+        return IgnoredReason.NOT_FWMARK_RULE
+    if protocol != ROUTE_PROTOCOL and not is_target_table(table):
+        return IgnoredReason.OTHER_TABLE
+    return Rule(mark, family == c.AF_INET, table, priority, protocol)
+
+
+_RULE_NUMBERS: Final = frozenset({c.FRA_FWMARK, c.FRA_TABLE, c.FRA_PRIORITY, c.FRA_FWMASK})
+
+
+def _rule_seen(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Outcome:
+    rule = _rule(data, offset, end, is_target_table)
+    return RuleSeen(rule=rule) if isinstance(rule, Rule) else rule
+
+
+def _rule_gone(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Outcome:
+    rule = _rule(data, offset, end, is_target_table)
+    return RuleGone(rule=rule) if isinstance(rule, Rule) else rule
+
+
+Decoder = Callable[[Buffer, int, int, IsTargetTable], Outcome]
+
+DECODERS: Final[dict[int, tuple[Decoder, int]]] = {
+    c.RTM_NEWLINK: (_link_seen, 32),
+    c.RTM_DELLINK: (_link_gone, 32),
+    c.RTM_NEWADDR: (_address_seen, 24),
+    c.RTM_DELADDR: (_address_gone, 24),
+    c.RTM_NEWNEIGH: (_neighbor_seen, 28),
+    c.RTM_DELNEIGH: (_neighbor_gone, 28),
+    c.RTM_NEWROUTE: (_route_seen, 28),
+    c.RTM_DELROUTE: (_route_gone, 28),
+    c.RTM_NEWRULE: (_rule_seen, 28),
+    c.RTM_DELRULE: (_rule_gone, 28),
+}
+"""Per message type: the decoder, and the least length of the message with its fixed part."""
