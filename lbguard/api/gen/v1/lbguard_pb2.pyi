@@ -249,7 +249,7 @@ class Status(_message.Message):
     now_s: _builtins.float
     """The service's clock at this moment, seconds."""
     observe: _builtins.bool
-    """Everything is decided and nothing is touched."""
+    """Decisions are not carried out (modes observe and companion)."""
     in_sync: _builtins.bool
     """The view of the kernel is complete; while it is not, nothing is withdrawn."""
     sync_reason: _builtins.str
