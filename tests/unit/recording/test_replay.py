@@ -1,21 +1,24 @@
 import dataclasses
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import KernelSnapshot, SourceSnapshot
+from lbguard.core.model import LinkKey, NeighborState, TargetSubject, Verdict, VerdictState
 from lbguard.recording.checkpoint import CheckpointError, decode_nodes, encode_nodes, freeze, restore
-from lbguard.recording.format import GOES_ON, Header, RecordingError
+from lbguard.recording.format import GOES_ON, Header, Limits, RecordingError
 from lbguard.recording.reader import Ended, find_files
 from lbguard.recording.recorder import RecordedEngine
-from lbguard.recording.replay import Continuity, replay
+from lbguard.recording.replay import Continuity, Replayer, items_of, replay
 from lbguard.recording.writer import RecordingWriter
 from tests.fakes.direct_tape import DirectTape
-from tests.unit.core.harness import Guard
+from tests.unit.core.harness import STREAM, Guard, ipv4_of, mac
 
 CONFIG = EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False)
 
@@ -67,6 +70,78 @@ def test_each_file_alone_tells_its_part(two_files: list[Path]) -> None:
     first, second = two_files
     assert said([first]) + said([second]) == said(two_files)
     assert said([second]) >= 3
+
+
+def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
+    """Yield events that mean something to an engine with targets 1 and 2 behind link 1, one of each kind at least."""
+    neighbor = mac(9)
+    route, rule = min(guard.routes), min(guard.rules)
+    verdict = Verdict(
+        subject=TargetSubject(ip=ipv4_of(1)), state=VerdictState.DOWN, generation=1, sequence=1, lease_s=30.0
+    )
+    yield ev.NeighborSeen(ifindex=1, ip=ipv4_of(1), state=NeighborState.REACHABLE, mac=neighbor)
+    yield ev.TrafficSeen(ifindex=1, rx_packets=100)
+    yield ev.VerdictReported(reporter="proxy-a", verdict=verdict, ticket=7)
+    yield ev.VerdictReported(reporter="proxy-a", verdict=dataclasses.replace(verdict, sequence=2), ticket=8)
+    yield ev.NeighborGone(ifindex=1, ip=ipv4_of(1))
+    yield ev.NeighborsOutdated(ips=(ipv4_of(1), ipv4_of(2)), new_mac=neighbor)
+    yield ev.RuleGone(rule=rule)
+    yield ev.RuleFailed(rule=rule, reason="EPERM")
+    yield ev.RuleSeen(rule=rule)
+    yield ev.RouteGone(route=route)
+    yield ev.RouteFailed(route=route, reason="ENETUNREACH")
+    yield ev.RouteSeen(route=route)
+    yield ev.RoutesProgrammed(added=(route,))
+    yield ev.CommitFailed(stream=STREAM, reason="disk full")
+    yield ev.DistributorLost(stream=STREAM, reason="replaced")
+    yield ev.DistributorSeen(stream=STREAM, active=frozenset({2}))
+    yield ev.CommitDone(stream=STREAM, registered=frozenset({1, 2}), active=frozenset({1, 2}))
+    yield ev.StreamsPruned()
+    yield ev.SourceLost(reason="registry away")
+    yield ev.SourceSnapshot(streams=(guard.stream().spec,))
+    yield guard.link_seen(2)
+    yield guard.address(2, "172.16.0.2/24")
+    yield ev.LinkSetDown(link=LinkKey(1, 1), reason="EPERM")
+    yield guard.address_gone(2, "172.16.0.2/24")
+    yield ev.KernelOutOfSync(reason="overrun")
+    yield ev.KernelSnapshot(
+        links=(guard.link_seen(1), guard.link_seen(2)),
+        addresses=(guard.address(1, "172.16.0.1/24"),),
+        neighbors=(ev.NeighborSeen(ifindex=1, ip=ipv4_of(2), state=NeighborState.FAILED),),
+        routes=tuple(sorted(guard.routes)),
+        rules=tuple(sorted(guard.rules)),
+    )
+    yield ev.LinkGone(ifindex=1)
+
+
+def test_every_kind_of_event_is_replayed_to_the_same_state(tmp_path: Path) -> None:
+    """After each event a new file begins; from every one of them the replay ends in the very state of the engine."""
+    guard = Guard(CONFIG, start=False)
+    writer = RecordingWriter(tmp_path, CONFIG, limits=Limits(files=100), wall_offset=lambda: 1e9)
+    tape = _Tape(writer)
+    guard.engine = RecordedEngine(CONFIG, tape)
+    guard.tell(ev.KernelSnapshot())
+    guard.link(1)
+    guard.register(1, 2)
+    told = set()
+    for event in every_kind_of_event(guard):
+        told.add(type(event))
+        guard.now += 0.125
+        tape.due = True
+        guard.tell(event)
+    guard.wait(100.0)
+    writer.close()
+    assert told == set(get_args(ev.Event))
+    files = find_files([tmp_path])
+    assert len(files) > len(told)
+    state = list(encode_nodes(freeze(guard.engine)))
+    for first in range(len(files)):
+        replayer = Replayer()
+        for item in items_of(files[first:]):
+            assert replayer.take(item) is None
+        assert replayer.engine is not None
+        assert list(encode_nodes(freeze(replayer.engine))) == state, files[first]
+    assert guard.states() == {1: "withdrawn", 2: "withdrawn"}
 
 
 def test_a_state_of_another_core_is_not_guessed_at(two_files: list[Path]) -> None:
