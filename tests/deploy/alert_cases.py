@@ -293,6 +293,19 @@ CASES = {
         {"reason": "queue_full"},
         besides='reason="superseded"',
     ),
+    "LbguardCallsPassedBy": Case(
+        fires={
+            'lbguard_interposer_calls_total{command="deactivate",outcome="missed"}': GROWS,
+            'lbguard_interposer_calls_total{command="activate",outcome="admitted"}': GROWS,
+        },
+        quiet=(
+            {'lbguard_interposer_calls_total{command="activate",outcome="admitted"}': GROWS},
+            {'lbguard_interposer_calls_total{command="deactivate",outcome="held"}': GROWS},
+            {'lbguard_interposer_calls_total{command="activate",outcome="missed"}': "0x31 100x30"},  # a start
+        ),
+        severity="warning",
+        at_min=30,
+    ),
     "LbguardRecordingGaps": _count("lbguard_recording_dropped_total", "info", {"reason": "full"}),
     "LbguardReportersGone": Case(
         fires={"lbguard_verdict_streams{}": "2x5 0x55"},
