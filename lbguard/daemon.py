@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lbguard.daemon")
 
 _POLL_S = 1.0
-_POLL_BEFORE_READY_S = 0.05
+_POLL_BEFORE_READY_S = 0.01
 _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
@@ -185,6 +185,9 @@ class Daemon:
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         self._recording.start()
         await self.mirror.start()
+        # The collector was off until here (see `cli_run.run`); what was loaded meanwhile stays, and is no work for it.
+        gc.freeze()
+        gc.enable()
         self.started = True
         _log.info("started", extra=fields(version=__version__, mode=self.settings.mode))
 
@@ -289,10 +292,10 @@ class Daemon:
             await self._doors.tell(unready)
         if not self._ready_told and not unready:
             self._ready_told = True
-            _calm_garbage_collection()
             roster = self.engine.roster
             after_s = round(time.monotonic() - self._started_at, 3)
             _log.info("ready", extra=fields(streams=len(roster.streams), targets=len(roster.by_mark), after_s=after_s))
+            _calm_garbage_collection()
 
     async def _open_doors(self) -> "Doors":
         """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
