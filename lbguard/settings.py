@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lbguard.api.verdict_settings import VerdictSettings
 from lbguard.durations import format_duration
@@ -39,10 +38,9 @@ from lbguard.settings_sources import (
     FlagSource,
     FlatEnvSource,
     SettingsError,
-    config_file,
     explain,
-    flags_in_force,
     leaves,
+    nested,
 )
 from lbguard.sources.interposer_settings import InterposerSettings
 from lbguard.sources.kernel_settings import KernelSourceSettings
@@ -275,10 +273,10 @@ class MetricsSettings(BaseModel):
     )
 
 
-class Settings(BaseSettings):
-    """All settings. Constructing it directly also reads the environment, as `load` does."""
+class Settings(BaseModel):
+    """All settings; `load` reads them from where they stand."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["enforce", "companion", "observe"] = Field(
         default="enforce",
@@ -341,18 +339,6 @@ class Settings(BaseSettings):
             )
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Name the sources, the strongest first."""
-        return init_settings, FlagSource(settings_cls), FlatEnvSource(settings_cls), FileSource(settings_cls)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
@@ -379,25 +365,21 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     """
     if config is None and os.environ.get(CONFIG_VARIABLE):
         config = Path(os.environ[CONFIG_VARIABLE])
-    flag_token, file_token = flags_in_force.set(dict(flags or {})), config_file.set(config)
+    # Weakest first, so that the last writer of a name is the one whose value counts.
+    environment = FlatEnvSource(Settings)
+    sources = (FileSource(Settings, config), environment, FlagSource(Settings, flags or {}))
+    found = {name: value for source in sources for name, value in source.values.items()}
+    origins = dict.fromkeys((leaf.name for leaf in leaves(Settings)), "default")
+    for source in sources:
+        origins.update({name: source.origin(name) for name in source.values})
+    problems = [problem for source in sources for problem in source.problems]
     try:
-        # Weakest first, so that the last writer of a name is the one whose value counts.
-        sources = (FileSource(Settings), FlatEnvSource(Settings), FlagSource(Settings))
-        found = {name: value for source in sources for name, value in source.values.items()}
-        origins = dict.fromkeys((leaf.name for leaf in leaves(Settings)), "default")
-        for source in sources:
-            origins.update({name: source.origin(name) for name in source.values})
-        problems = [problem for source in sources for problem in source.problems]
-        try:
-            settings = Settings()
-        except ValidationError as error:
-            raise SettingsError(problems + explain(error, Settings, found, origins)) from None
-        if problems:
-            raise SettingsError(problems)
-        return Loaded(settings=settings, origins=origins, notes=sources[1].notes, config_path=config)
-    finally:
-        flags_in_force.reset(flag_token)
-        config_file.reset(file_token)
+        settings = Settings.model_validate(nested(found))
+    except ValidationError as error:
+        raise SettingsError(problems + explain(error, Settings, found, origins)) from None
+    if problems:
+        raise SettingsError(problems)
+    return Loaded(settings=settings, origins=origins, notes=environment.notes, config_path=config)
 
 
 __all__ = ["CONFIG_VARIABLE", "Loaded", "Settings", "SettingsError", "load"]

@@ -7,7 +7,6 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from lbguard.durations import EXAMPLES as DURATION_EXAMPLES
 from lbguard.durations import format_duration
@@ -48,12 +46,6 @@ _REASONS = {
     "string_too_short": "empty",
     "too_long": "too many items",
 }
-
-flags_in_force: ContextVar[Mapping[str, object]] = ContextVar("flags_in_force", default={})  # noqa: B039 (never changed in place)
-"""Flag values by dotted name, for the settings being made in this context."""
-
-config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
-"""The YAML file, for the settings being made in this context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +145,23 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
-class _FlatSource(PydanticBaseSettingsSource):
+def nested(values: Mapping[str, object]) -> dict[str, Any]:
+    """Turn values by dotted name into mappings within mappings."""
+    whole: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        place = whole
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return whole
+
+
+class _FlatSource:
     """A source as a flat map from dotted name to raw value, with the problems found while reading it."""
 
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls)
-        self.known = {leaf.name: leaf for leaf in leaves(settings_cls)}
+    def __init__(self, model: type[BaseModel]) -> None:
+        self.known = {leaf.name: leaf for leaf in leaves(model)}
         self.problems: list[Problem] = []
         self.values: dict[str, object] = self.read()
 
@@ -185,28 +188,18 @@ class _FlatSource(PydanticBaseSettingsSource):
             Problem(setting=name, value=shown, origin=self.origin(name), reason=reason, allowed=suggestion)
         )
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return the raw value of a top-level field (part of the base class's protocol)."""
-        return self().get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        nested: dict[str, Any] = {}
-        for name, value in self.values.items():
-            *groups, last = name.split(".")
-            place = nested
-            for group in groups:
-                place = place.setdefault(group, {})
-            place[last] = value
-        return nested
-
 
 class FlagSource(_FlatSource):
-    """Values of `--set key=value` and of the direct flags."""
+    """Values of `--set key=value` and of the direct flags, by dotted name."""
+
+    def __init__(self, model: type[BaseModel], flags: Mapping[str, object]) -> None:
+        self._flags = flags
+        super().__init__(model)
 
     def read(self) -> dict[str, object]:
         """Return raw values by dotted name."""
         values: dict[str, object] = {}
-        for name, value in flags_in_force.get().items():
+        for name, value in self._flags.items():
             self.take(name, value, values)
         return values
 
@@ -267,11 +260,14 @@ class FlatEnvSource(_FlatSource):
 
 
 class FileSource(_FlatSource):
-    """A YAML file whose groups are mappings, or dotted names, or both."""
+    """A YAML file whose groups are mappings, or dotted names, or both; None has no values."""
+
+    def __init__(self, model: type[BaseModel], path: Path | None) -> None:
+        self.path = path
+        super().__init__(model)
 
     def read(self) -> dict[str, object]:
         """Return raw values by dotted name."""
-        self.path = config_file.get()
         if self.path is None:
             return {}
         try:
