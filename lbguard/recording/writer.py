@@ -6,6 +6,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from io import FileIO
 from itertools import chain
 from pathlib import Path
@@ -131,6 +132,7 @@ class RecordingWriter:
         self._series = secrets.token_hex(4)
         self._number = 0
         self._file: _File | None = None
+        self._whole = False
         self._finished_bytes = 0
         self._moment_ns: int | None = None
         self._anchored_at = 0.0
@@ -164,12 +166,14 @@ class RecordingWriter:
             rows = (["n", *row] for row in encode_nodes(entry.payload.nodes))
             for row in chain(rows, (["N"],)):
                 yield self._add(_text(row))
+            self._whole = True
             return
         if self._file is None:
             if self._number:
                 yield False
                 return
             self._begin(entry.now, START, 0)
+            self._whole = True
         assert self._file is not None
         if self._file.size >= self._limits.file_bytes:
             yield False
@@ -194,10 +198,16 @@ class RecordingWriter:
                 self.bytes_written = self._finished_bytes
 
     def abandon(self) -> None:
-        """Leave the file as it is, after an error: only a checkpoint begins another."""
+        """Leave the file as it is, after an error: only a checkpoint begins another.
+
+        A file that never came as far as the end of its beginning is of no use, and would push out one that is.
+        """
         if self._file:
             self._finished_bytes += self._file.size
             self._file.abandon()
+            if not (self._whole and self._file.size):
+                with suppress(OSError):
+                    self._file.path.unlink()
             self._file = None
         self._number = max(self._number, 1)
 
@@ -216,6 +226,7 @@ class RecordingWriter:
         offset = self._wall_offset()
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now + offset))
         name = f"lbguard-{stamp}-{self._series}-{self._number:06}{SUFFIX}"
+        self._whole = False
         self._file = _File(self._directory / name, min(_UNFLUSHED_BYTES, self._limits.file_bytes // 8))
         header = Header(
             lbguard=__version__,

@@ -1,11 +1,13 @@
 """What stands on disk: rotation, bounds, torn and damaged files, other versions."""
 
+import contextlib
 import gzip
 import json
+import resource
 import stat
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,49 @@ def test_a_file_is_refused_more_when_it_is_full(tmp_path: Path) -> None:
     assert first.stat().st_size <= 8000 + 1000
     header = read_header(second)
     assert (header.begins, header.lost, header.number) == ("after_loss", 1, 2)
+
+
+def write_to_disk(writer: RecordingWriter, entry: Entry) -> None:
+    writer.write(entry)
+    writer.flush()
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Make every file of this process refuse to grow beyond a size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_cannot_be_begun_does_not_push_out_what_there_is(tmp_path: Path) -> None:
+    good = record(tmp_path, [Entry("told", 1.0, LinkGone(ifindex=1))])
+    writer = writer_in(tmp_path, Limits(files=3))
+    checkpoint = Checkpoint(freeze(Guard().engine))
+    with files_of_at_most(1000):
+        for number in range(5):
+            with pytest.raises(OSError, match="too large"):
+                write_to_disk(writer, Entry("checkpoint", 2.0 + number, checkpoint))
+            writer.abandon()
+            assert list(tmp_path.iterdir()) == [good]
+    assert writer.write(Entry("checkpoint", 9.0, checkpoint))
+    writer.close()
+    assert len(find_files([tmp_path])) == 2
+
+
+def test_what_was_written_before_the_disk_was_full_stays(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    write_to_disk(writer, Entry("told", 1.0, LinkGone(ifindex=1)))
+    for number in range(10):
+        write_to_disk(writer, Entry("told", 2.0 + number, LinkGone(ifindex=number)))
+    with files_of_at_most(writer.bytes_written + 2), pytest.raises(OSError, match="too large"):
+        write_to_disk(writer, Entry("told", 20.0, LinkGone(ifindex=20)))
+    writer.abandon()
+    (path,) = find_files([tmp_path])
+    assert len(told(list(read_file(path)))) == 11
 
 
 def test_files_are_put_in_the_order_of_writing_whatever_their_names(tmp_path: Path) -> None:
