@@ -35,6 +35,7 @@ SETTINGS = {
     "LBGUARD_EVIDENCE__VETO_WINDOW": "0s",
     "LBGUARD_EVIDENCE__SOFT_BUDGET": "0.25",
     "LBGUARD_FREEZE__THRESHOLD": "0.6",
+    "LBGUARD_DAMPING__MAX": "500ms",  # the losses of this cycle add up
     "LBGUARD_VERDICTS__POLICY": "unix=172.16.0.0/16 fd00::/8",
     "LBGUARD_LINKS__EXCLUDE": "lo,mon0",
     "LBGUARD_RECORDING__ENABLED": "true",
@@ -177,6 +178,7 @@ class Cycle:
             self._guarded.delete_link(link)
         self.wait("lbguard_stream_available", 0)
         self.wait_for_targets("frozen", 4)
+        self.wait_above("sum(increase(lbguard_probe_send_errors_total[5s]))", 0)
         for link in LINKS:
             self._guarded.make_link(link)
         self.wait_for_targets("active", 4)

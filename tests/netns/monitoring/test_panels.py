@@ -61,7 +61,6 @@ EMPTY: dict[Key, str] = {
     ("load-balancer", "Calls of nfqlb", "{{command}}: {{outcome}}"): _OTHER_SOURCE,
     ("load-balancer", "Gaps in the recording", "{{reason}}"): _HEALTHY,
     ("verdicts", "Reports that changed nothing", "{{reason}}"): "what the probe reports is always news",
-    ("verdicts", "Pings that did not leave", "{{error}}"): "only while links are away",
 }
 """Queries that may have no series, because theirs begin with the first event of a kind."""
 
