@@ -165,7 +165,7 @@ CASES = {
         quiet=(
             {"up{}": "1x300", "lbguard_kernel_in_sync{}": "1x300"},
             {"up{}": "1x5 0x300"},  # something else than lbguard
-            {"up{}": "1x5 0x300", 'lbguard_build_info{version="1"}': "1x5 stale"},  # a probe
+            {"up{}": "1x100 0x100", 'lbguard_build_info{version="1"}': "1x100 stale"},  # a probe
             {"up{}": "1x5 stale", "lbguard_kernel_in_sync{}": "1x5 stale"},  # the pod is no more
             {"up{}": "1x157 0x1 1x60", "lbguard_kernel_in_sync{}": "1x157 stale stale 1x60"},  # a restart
         ),
@@ -254,7 +254,7 @@ CASES = {
         fires={'lbguard_commit_errors_total{stream="s"}': GROWS},
         quiet=(
             {'lbguard_commit_errors_total{stream="s"}': STANDS},
-            {'lbguard_commit_errors_total{stream="s"}': "0x36 5x30"},  # tried again, and then it took effect
+            {'lbguard_commit_errors_total{stream="s"}': "0x34 5x30"},  # tried again, and then it took effect
             {'lbguard_commit_errors_total{stream="s"}': BEGINS_ANEW},
         ),
         severity="critical",
