@@ -360,6 +360,9 @@ class Engine:
             stream = self.roster.streams[name]
             if stream.adopted:
                 usable = stream.counts[TargetState.ACTIVE] > 0
+                if usable and len(self.life.pardons):
+                    # A pardon keeps the table as it is. Routers are told the evidence all the same.
+                    usable = any(target.usable for target in stream.targets.values())
                 reason = "ok" if usable else "no_usable_path" if stream.targets else "no_targets"
                 effects += self.availability.update(name, reason, now)
         self.roster.review.clear()

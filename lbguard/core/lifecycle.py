@@ -50,6 +50,9 @@ class Lifecycle:
     def judge(self, stream: Stream, target: Target, now: float) -> None:
         """Feed the verdict of the moment over a target's paths."""
         cause = target.judge(now)
+        if self.pardons.get(target.key) is not None:
+            # Whether its path is usable may change without a move.
+            self.moved[stream.spec.name] = None
         if cause is Condition.OK:
             self.apply(stream, target, Input.PATH_OK, now)
         else:

@@ -1,5 +1,6 @@
 """The mutable state behind the engine: targets with their paths, and streams with their counts."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -83,6 +84,11 @@ class Target:
         if all(c in SOFT for c in conditions) and now >= self.pardoned_until:
             return min(conditions, key=BAD_TO_GOOD.__getitem__)
         return Condition.OK
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes new traffic: active, and not merely because what speaks against its paths is disbelieved."""
+        return self.state is TargetState.ACTIVE and self.judge(math.inf) is Condition.OK
 
     def healing_end(self) -> float:
         """Return until when a repair of any broken path is worth waiting for."""

@@ -267,6 +267,32 @@ def test_a_pardon_does_not_cover_hard_evidence() -> None:
     assert guard.states() == {1: "held"}
 
 
+@pytest.mark.parametrize("targets", [1, 4])
+def test_a_pardon_makes_no_stream_available(targets: int) -> None:
+    guard = soft_guard(targets=targets)
+    for identifier in range(1, targets + 1):
+        guard.fail_neighbor(ipv4_of(identifier))
+    told: list[bool] = []
+    for _ in range(60):
+        guard.wait(5.0)
+        told += [effect.available for effect in guard.of(fx.SetAvailability)]
+    assert told == [False], "pardons came and went, and no path ever answered"
+    guard.neighbor(ipv4_of(targets), NeighborState.REACHABLE)
+    assert [effect.available for effect in guard.of(fx.SetAvailability)] == [True]
+
+
+def test_a_pardoned_target_whose_path_answers_makes_the_stream_available_at_once() -> None:
+    guard = soft_guard(targets=1)
+    guard.fail_neighbor(ipv4_of(1))
+    guard.wait(3.1)
+    assert (guard.states(), guard.engine.availability.get(STREAM)[0]) == ({1: "active"}, False)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE)
+    assert (guard.states(), guard.engine.availability.get(STREAM)[0]) == ({1: "active"}, True)
+    guard.fail_neighbor(ipv4_of(1))
+    guard.wait(1.1)
+    assert (guard.states(), guard.engine.availability.get(STREAM)[0]) == ({1: "active"}, False)
+
+
 @pytest.mark.parametrize("targets", [1, 2, 3])
 def test_soft_evidence_never_empties_a_stream(targets: int) -> None:
     guard = soft_guard(targets=targets, budget=1.0)
