@@ -74,7 +74,10 @@ class GraceSettings(BaseModel):
     verdict_window: OptionalDuration = seconds(
         None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600
     )
-    adaptive: bool = Field(default=False, description="Learn the window of each link from its own past heal durations.")
+    adaptive: bool = Field(
+        default=False,
+        description="Learn from how long past losses in a subnet took to heal; only where no window of its own is set.",
+    )
     adaptive_quantile: float = ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
 
     @model_validator(mode="after")

@@ -1,32 +1,36 @@
 """How long a loss is tolerated: a window per cause, a bound, and what past heals of the same subnet teach."""
 
 import math
-from collections import deque
 
 from lbguard.core.addr import Prefix
 from lbguard.core.config import GraceConfig
-from lbguard.core.model import Condition
+from lbguard.core.model import SOFT, Condition
 
 _SAMPLES_KEPT = 64
 _SAMPLES_NEEDED = 5
-_SUBNETS_KEPT = 4096
+_KINDS_KEPT = 4096
 
 
 class Grace:
-    """Computes deadlines from the moment of loss; in adaptive mode it learns from the heal durations of each subnet."""
+    """Computes deadlines from the moment of loss; in adaptive mode it learns from the heal durations of each subnet.
+
+    Losses of a link teach nothing about failed neighbours, nor about verdicts. A cause whose window is set keeps it.
+    """
 
     def __init__(self, config: GraceConfig) -> None:
         self._config = config
-        self._heals: dict[Prefix, deque[float]] = {}
+        self._heals: dict[tuple[Prefix, Condition | None], dict[int, float]] = {}
 
     def window_s(self, cause: Condition, subnet: Prefix | None) -> float:
         """Return the grace window for a cause, in seconds."""
         config = self._config
-        window = config.by_cause_s.get(cause, config.window_s)
-        heals = self._heals.get(subnet) if config.adaptive and subnet else None
-        if heals and len(heals) >= _SAMPLES_NEEDED:
-            rank = math.ceil(config.adaptive_quantile * len(heals)) - 1
-            window = max(window, sorted(heals)[max(rank, 0)])
+        window = config.by_cause_s.get(cause)
+        if window is None:
+            window = config.window_s
+            heals = self._heals.get((subnet, _kind(cause))) if config.adaptive and subnet else None
+            if heals and len(heals) >= _SAMPLES_NEEDED:
+                rank = math.ceil(config.adaptive_quantile * len(heals)) - 1
+                window = max(window, sorted(heals.values())[max(rank, 0)])
         return min(window, config.max_s)
 
     def deadline(
@@ -39,10 +43,24 @@ class Grace:
         deadline = max(lost_at + self.window_s(cause, subnet), healing_until)
         return min(deadline, lost_at + self._config.max_s)
 
-    def learn(self, subnet: Prefix | None, heal_s: float) -> None:
-        """Note how long a path of a subnet took to come back."""
+    def learn(self, subnet: Prefix | None, cause: Condition, lost_at: float, heal_s: float) -> None:
+        """Note how long a path of a subnet took to come back.
+
+        What was lost within one second counts as one heal, which took as long as the slowest of it: a link takes all
+        its targets along, and they must not outvote the links before it.
+        """
         if not self._config.adaptive or subnet is None:
             return
-        if subnet not in self._heals and len(self._heals) >= _SUBNETS_KEPT:
+        kind = subnet, _kind(cause)
+        if kind not in self._heals and len(self._heals) >= _KINDS_KEPT:
             self._heals.pop(next(iter(self._heals)))
-        self._heals.setdefault(subnet, deque(maxlen=_SAMPLES_KEPT)).append(heal_s)
+        heals = self._heals.setdefault(kind, {})
+        second = math.floor(lost_at)
+        heals[second] = max(heals.get(second, 0.0), heal_s)
+        if len(heals) > _SAMPLES_KEPT:
+            heals.pop(next(iter(heals)))
+
+
+def _kind(cause: Condition) -> Condition | None:
+    """Return what heals are compared by: each soft cause has its own, what the kernel says is of one kind."""
+    return cause if cause in SOFT else None

@@ -179,7 +179,7 @@ class Lifecycle:
 
     def _learn(self, target: Target, now: float) -> None:
         """Learn how long a loss took to heal, once a loss. Too late for the window is what there is to learn from."""
-        self._grace.learn(target.lost_in, now - target.lost_at)
+        self._grace.learn(target.lost_in, target.lost_to, target.lost_at, now - target.lost_at)
         target.lost_in = None
 
     def _set_grace_deadline(self, target: Target) -> None:

@@ -8,10 +8,10 @@ from lbguard.core.model import Condition
 SUBNET, OTHER = parse_prefix("172.16.0.0/24"), parse_prefix("172.16.1.0/24")
 
 
-def learned(*heals: float, quantile: float = 0.95) -> Grace:
+def learned(*heals: float, quantile: float = 0.95, cause: Condition = Condition.NO_LINK) -> Grace:
     grace = Grace(GraceConfig(window_s=3.0, max_s=30.0, adaptive=True, adaptive_quantile=quantile))
-    for heal in heals:
-        grace.learn(SUBNET, heal)
+    for number, heal in enumerate(heals):
+        grace.learn(SUBNET, cause, 100.0 * number, heal)
     return grace
 
 
@@ -53,15 +53,51 @@ def test_old_heals_are_forgotten() -> None:
     assert grace.window_s(Condition.NO_LINK, SUBNET) == 4.0
 
 
+def test_a_link_with_many_targets_heals_once() -> None:
+    grace = learned(*[8.0] * 9)
+    for _ in range(100):
+        grace.learn(SUBNET, Condition.NO_LINK, 5000.0, 0.5)
+    assert grace.window_s(Condition.NO_LINK, SUBNET) == 8.0
+    fresh = learned()
+    for _ in range(100):
+        fresh.learn(SUBNET, Condition.NO_LINK, 5000.2, 12.0)
+    assert fresh.window_s(Condition.NO_LINK, SUBNET) == 3.0, "one heal, whatever number of targets tell of it"
+
+
+def test_a_heal_took_as_long_as_its_slowest_target() -> None:
+    grace = learned(*[4.0] * 4)
+    for heal in (5.0, 9.0, 6.0):
+        grace.learn(SUBNET, Condition.NO_LINK, 5000.0, heal)
+    assert grace.window_s(Condition.NO_LINK, SUBNET) == 9.0
+
+
+def test_each_kind_of_loss_teaches_its_own_window() -> None:
+    grace = learned(*[12.0] * 5)
+    assert grace.window_s(Condition.LINK_DOWN, SUBNET) == 12.0, "what the kernel says of links is of one kind"
+    assert grace.window_s(Condition.NEIGHBOR_FAILED, SUBNET) == 3.0
+    assert grace.window_s(Condition.VERDICT_DOWN, SUBNET) == 3.0
+    grace = learned(*[12.0] * 5, cause=Condition.VERDICT_DOWN)
+    assert grace.window_s(Condition.VERDICT_DOWN, SUBNET) == 12.0
+    assert grace.window_s(Condition.NO_LINK, SUBNET) == 3.0
+
+
+def test_a_window_that_was_set_for_a_cause_is_kept() -> None:
+    config = GraceConfig(window_s=3.0, by_cause_s={Condition.VERDICT_DOWN: 1.0}, adaptive=True)
+    grace = Grace(config)
+    for number in range(5):
+        grace.learn(SUBNET, Condition.VERDICT_DOWN, 100.0 * number, 12.0)
+    assert grace.window_s(Condition.VERDICT_DOWN, SUBNET) == 1.0
+
+
 def test_nothing_is_learnt_unless_told_so() -> None:
     grace = Grace(GraceConfig(window_s=3.0, max_s=30.0))
-    for _ in range(10):
-        grace.learn(SUBNET, 9.0)
+    for number in range(10):
+        grace.learn(SUBNET, Condition.NO_LINK, 100.0 * number, 9.0)
     assert grace.window_s(Condition.NO_LINK, SUBNET) == 3.0
 
 
 def test_the_number_of_subnets_is_bounded() -> None:
     grace = Grace(GraceConfig(adaptive=True))
     for number in range(5000):
-        grace.learn(parse_prefix(f"10.{number // 250}.{number % 250}.0/24"), 1.0)
+        grace.learn(parse_prefix(f"10.{number // 250}.{number % 250}.0/24"), Condition.NO_LINK, 0.0, 1.0)
     assert len(grace._heals) == 4096
