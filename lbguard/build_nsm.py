@@ -2,12 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.api.security import CertificateFiles
 from lbguard.core.addr import Ip
-from lbguard.core.events import NeighborsOutdated
+from lbguard.core.events import AddressSeen, Event, KernelSnapshot, NeighborsOutdated
 from lbguard.core.netview import NetView
 from lbguard.log import fields
 from lbguard.nsm.manager import ManagerStream
@@ -19,20 +19,39 @@ from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
 
 _log = logging.getLogger("lbguard.nsm")
 
+_OURS_MAX = 4096
 _KINDS = {pb.INITIAL_STATE_TRANSFER: "list", pb.UPDATE: "update", pb.DELETE: "delete"}
 
 
 class _Addresses:
-    """What an address is, as the core sees it now."""
+    """What an address is. Ours stays ours when it is lost: a manager may tell of a repair after the link has gone."""
 
     def __init__(self, view: NetView) -> None:
         self._view = view
+        self._ours: dict[Ip, None] = {}
+        for link in view.links.values():
+            self._ours.update((ip, None) for ip, _ in link.addresses)
+
+    def hear_kernel(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, AddressSeen):
+                self._remember(event.ip)
+            elif isinstance(event, KernelSnapshot):
+                for address in event.addresses:
+                    self._remember(address.ip)
 
     def is_target(self, ip: Ip) -> bool:
         return self._view.follows(ip)
 
     def is_ours(self, ip: Ip) -> bool:
-        return any(ip in link.ready for link in self._view.links.values())
+        return ip in self._ours
+
+    def _remember(self, ip: Ip) -> None:
+        # The newest go to the end, so that what is forgotten is what was seen longest ago.
+        self._ours.pop(ip, None)
+        self._ours[ip] = None
+        if len(self._ours) > _OURS_MAX:
+            del self._ours[next(iter(self._ours))]
 
 
 class MeshEvents:
@@ -48,7 +67,8 @@ class MeshEvents:
         self.losses = 0
         self._post = post
         scope = ConnectionScope(network_services=settings.network_services, path_segments=settings.path_segments)
-        self._watch = ConnectionWatch(scope, _Addresses(view), heal_s=settings.heal_time)
+        self._addresses = _Addresses(view)
+        self._watch = ConnectionWatch(scope, self._addresses, heal_s=settings.heal_time)
         dialer: Dialer = PlainDialer()
         if settings.tls_cert is not None and settings.tls_key is not None and settings.tls_ca is not None:
             files = CertificateFiles(settings.tls_cert, settings.tls_key, settings.tls_ca)
@@ -65,6 +85,10 @@ class MeshEvents:
     async def run(self) -> None:
         """Follow the manager until cancelled."""
         await self._stream.run()
+
+    def hear_kernel(self, events: Iterable[Event]) -> None:
+        """Take what the kernel tells, for the addresses of our links in it."""
+        self._addresses.hear_kernel(events)
 
     def _hear(self, event: pb.ConnectionEvent) -> None:
         self.events[_KINDS.get(event.type, "other")] += 1

@@ -312,6 +312,8 @@ class Daemon:
             self._routes.hear(events)
         if self._kernel_source is not None:
             self._kernel_source.hear_kernel(events)
+        if self._mesh is not None:
+            self._mesh.hear_kernel(events)
         self.runner.post_kernel(events, received_at)
 
     def _hear_source(self, event: SourceEvent) -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
-from lbguard.build_nsm import MeshEvents
+from lbguard.build_nsm import MeshEvents, _Addresses
 from lbguard.core import events as ev
+from lbguard.core.config import EngineConfig, FreezeConfig
 from lbguard.core.netview import NetView
 from lbguard.nsm.settings import NsmEventSettings
 from lbguard.nsm.watch import WatchEvent
 from lbguard.settings import SettingsError, load
 from tests.fakes.nsmgr import HUGE_CONNECTIONS, FakeNsmgr, connection
-from tests.unit.core.harness import ip
+from tests.unit.core.harness import Guard, ip
 from tests.unit.netlink.fake_kernel import eventually
 
 TARGET = ip("172.16.0.11")
@@ -117,3 +118,51 @@ def test_half_of_the_tls_files_is_refused_by_name() -> None:
     with pytest.raises(SettingsError) as refused:
         load(flags={"nsm.tls_cert": "/x", "targets_file": "/y"})
     assert [problem.setting for problem in refused.value.problems] == ["nsm.tls_key"]
+
+
+OUR_END = connection("our-end", src=("172.16.0.200/32",), dst=("172.16.0.1/32",), service="lb")
+
+
+def state_of(state: "pb.State.ValueType") -> pb.Connection:
+    made = pb.Connection()
+    made.CopyFrom(OUR_END)
+    made.state = state
+    return made
+
+
+@pytest.mark.parametrize("link", ["there before the manager", "new"])
+@pytest.mark.parametrize("first", ["repair", "loss"])
+async def test_a_repair_of_our_own_link_is_waited_for_whatever_is_told_first(
+    socket: Path, link: str, first: str
+) -> None:
+    config = EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False, freeze=FreezeConfig(threshold=1.0))
+    guard = Guard(config, start=False)
+    came: tuple[ev.Event, ...] = (ev.KernelSnapshot(), guard.link_seen(1), guard.address(1, "172.16.0.1/24"))
+    if link == "there before the manager":
+        guard.tell(*came)
+    manager = FakeNsmgr()
+    manager.connections["our-end"] = state_of(pb.UP)
+    async with following(manager, guard.engine.view, socket, heal_time=15) as followed:
+        if link == "new":
+            followed.mesh.hear_kernel(came)
+            guard.tell(*came)
+        guard.register(1)
+        if first == "loss":
+            guard.unlink(1)
+        manager.update(state_of(pb.DOWN))
+        await eventually(lambda: len(followed.told) == 1)
+        guard.tell(*followed.told)
+        if first == "repair":
+            guard.unlink(1)
+        deadline = guard.deadline(1)
+        assert deadline is not None
+        assert deadline - guard.now == pytest.approx(15.0)
+
+
+def test_addresses_of_ours_are_remembered_within_bounds(view: NetView) -> None:
+    addresses = _Addresses(view)
+    seen = [ev.AddressSeen(ifindex=7, ip=number.to_bytes(4), prefix_length=24) for number in range(5000)]
+    addresses.hear_kernel(seen)
+    addresses.hear_kernel([ev.KernelSnapshot(addresses=(seen[0],))])
+    known = [event.ip for event in seen if addresses.is_ours(event.ip)]
+    assert (len(known), known[0], known[1]) == (4096, seen[0].ip, seen[905].ip)

@@ -130,3 +130,34 @@ async def test_a_connection_under_repair_is_waited_for(beside: Beside, tmp_path:
             assert max(waits(2)) <= 1
     finally:
         await manager.stop()
+
+
+async def test_a_repair_of_our_own_link_that_is_told_after_the_loss_is_waited_for(
+    beside: Beside, tmp_path: Path
+) -> None:
+    place = beside.chain.place(1)
+    ours = connection(
+        "our-end", src=(f"172.16.{place.proxy}.1/32",), dst=(f"172.16.{place.proxy}.2/32",), service="proxy.a"
+    )
+    manager = FakeNsmgr()
+    manager.connections[ours.id] = ours
+    await manager.start(tmp_path / "nsm.sock")
+    try:
+        waiting = {"LBGUARD_NSM__HEAL_TIME": "25s", "LBGUARD_GRACE__WINDOW": "10s", "LBGUARD_FREEZE__THRESHOLD": "1"}
+        with beside.guard(settings_of(tmp_path / "nsm.sock") | waiting) as guard:
+            await eventually(lambda: manager.watchers, "the service follows the manager")
+            await asyncio.to_thread(beside.chain.delete_lb_link, place.proxy)
+
+            def waits(action: str) -> list[float]:
+                lines = [line for line in guard.log("decision") if line["identifier"] == 1]
+                return [line["deadline_in_s"] for line in lines if line["action"] == action]
+
+            await eventually(lambda: waits("hold"), "target 1 is held")
+            assert max(waits("hold")) <= 10
+            down = pb.Connection()
+            down.CopyFrom(ours)
+            down.state = pb.DOWN
+            manager.update(down)
+            await eventually(lambda: max(waits("revise"), default=0) > 15, "target 1 is waited for")
+    finally:
+        await manager.stop()
