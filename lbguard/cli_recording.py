@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 EXIT_DIFFERENT = 1
+EXIT_INTERRUPTED = 130
 
 FilesArgument = Annotated[
     list[Path],
@@ -52,6 +53,9 @@ def _with_progress(files: Sequence[Path], work: Callable[[Callable[[int], None]]
     progress = Progress(files)
     try:
         return work(progress)
+    except KeyboardInterrupt:
+        # Not 1, which would say that something was decided otherwise.
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         progress.done()
 
@@ -84,7 +88,7 @@ def replay(
       lbguard replay --at +90s --json recording/ | jq '.targets[] | select(.state != "active")'
 
     Exit status: 0 the same, or the state was shown; 1 something was decided otherwise; 2 a file cannot be read, or
-    nothing was recorded then.
+    nothing was recorded then; 130 left with Ctrl-C.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard import cli_show
     from lbguard.recording import replay as replaying
@@ -150,7 +154,8 @@ def tune(
       lbguard tune --set grace.window=1s,2s,5s --report tune.html recording/
       lbguard tune --set freeze.threshold=0.3,0.5 --set grace.window=2s,4s recording/
 
-    Exit status: 0 done, 2 a file cannot be read, a value is wrong, or the picture cannot be written.
+    Exit status: 0 done, 2 a file cannot be read, a value is wrong, or the picture cannot be written, 130 left with
+    Ctrl-C.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.durations import EXAMPLES, parse_duration
     from lbguard.recording.reader import find_files

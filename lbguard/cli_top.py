@@ -143,11 +143,27 @@ def _fill(table: Table, rows: Sequence[Sequence[str | Text]], lines: int, what: 
     return table
 
 
-def _streams(streams: Sequence[StreamStatus], lines: int, width: int) -> Table | None:
+def _streams_in_few_columns(streams: Sequence[StreamStatus], lines: int) -> Table | None:
+    """Return the streams with the counts in one column, those of troubled states first, and none that is zero."""
+    rows = [
+        (
+            stream.name,
+            Text("yes", "green") if stream.available else Text("NO", "bold red"),
+            " ".join(f"{stream.counts[state]} {state}" for state in TROUBLE_FIRST if stream.counts.get(state)),
+        )
+        for stream in streams
+    ]
+    return _fill(_table("STREAM", "AVAIL", "TARGETS"), rows, lines, "streams")
+
+
+def _streams(unsorted: Sequence[StreamStatus], lines: int, width: int) -> Table | None:
+    streams = sorted(unsorted, key=lambda item: (item.available, not item.mass_failure, item.name))
+    if width < _TINY_WIDTH:
+        return _streams_in_few_columns(streams, lines)
     names = [state.value.upper() if width >= _FULL_WIDTH else state.value[:4].upper() for state in TROUBLE_FIRST]
     table = _table("STREAM", "AVAILABLE" if width >= _FULL_WIDTH else "AVAIL", *names, "NOTE")
     rows: list[Sequence[str | Text]] = []
-    for stream in sorted(streams, key=lambda item: (item.available, not item.mass_failure, item.name)):
+    for stream in streams:
         notes = [
             "" if stream.available else stream.availability_reason,
             "mass failure: deadlines are frozen" if stream.mass_failure else "",

@@ -174,6 +174,8 @@ def test_a_narrow_terminal_keeps_what_decides() -> None:
     lines = screen(snapshot(), width=50)
     assert countdown_s(lines, "stream-a/1") > 0
     assert "held" in row(lines, "stream-a/1")
+    lines = screen(snapshot(), width=40)
+    assert row(lines, "stream-a").split() == ["stream-a", "yes", "2", "held", "3", "active"]
 
 
 # On a terminal
