@@ -15,6 +15,7 @@ from lbguard import __version__
 from lbguard.core.model import VerdictState
 from lbguard.metric_families import MetricFamilies, MetricSpec, reason_label
 from lbguard.probe.counters import Histogram, ProbeCounters
+from lbguard.verdict_desk import IGNORED_REASONS
 
 
 def _spec(name: str, kind: str, help_text: str, *labels: str) -> MetricSpec:
@@ -112,6 +113,9 @@ class ProbeMetrics:
         self._connected = families.gauge("report_connected", "1 while the load balancer answers reports.", "to")
         self._sent = families.counter("reports", "Verdicts that a load balancer answered, renewals included.", "to")
         self._ignored = families.counter("reports_ignored", "Verdicts that changed nothing, by the answer.", "reason")
+        # A series that appears with its first increment hides that one from rate().
+        for reason in IGNORED_REASONS:
+            self._ignored.labels(reason)
         self._failures = families.counter(
             "report_failures", "Streams that could not be made, broke or were refused.", "to"
         )

@@ -43,6 +43,7 @@ ZERO: dict[Key, str] = {
     ("verdicts", "Reports that failed", "streams"): _HEALTHY,
     ("verdicts", "Reports that failed", "refused"): _HEALTHY,
     ("verdicts", "Reports that failed", "dropped"): _HEALTHY,
+    ("verdicts", "Reports that changed nothing", "{{reason}}"): "what the probe reports is always news",
     ("verdicts", "Replies that did not count", "late"): _TOO_FAST,
     ("verdicts", "Replies that did not count", "stray"): _TOO_FAST,
     ("verdicts", "Replies that did not count", "unread"): _TOO_FAST,
@@ -60,7 +61,6 @@ EMPTY: dict[Key, str] = {
     ("load-balancer", "Entries that cannot be used", "{{reason}}"): _OTHER_SOURCE,
     ("load-balancer", "Calls of nfqlb", "{{command}}: {{outcome}}"): _OTHER_SOURCE,
     ("load-balancer", "Gaps in the recording", "{{reason}}"): _HEALTHY,
-    ("verdicts", "Reports that changed nothing", "{{reason}}"): "what the probe reports is always news",
 }
 """Queries that may have no series, because theirs begin with the first event of a kind."""
 
