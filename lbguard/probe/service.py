@@ -218,6 +218,7 @@ async def _idle(settings: Settings) -> None:
     health = Health()
     address = parse_listen(settings.metrics.listen)
     metrics = ProbeMetrics(CollectorRegistry(), ProbeCounters())
+    metrics.source(ok=True)  # Nothing is read, so nothing is lost, and nobody has to be alerted.
     http = HttpEndpoint(address, metrics.registry, health) if address is not None else None
     _log.warning("not enabled: nothing is pinged", extra=fields(remedy="set probe.enabled (LBGUARD_PROBE__ENABLED)"))
     try:

@@ -341,6 +341,7 @@ async def test_until_it_is_enabled_it_does_nothing_and_is_well(
     probe = start(**from_file | {"PROBE__ENABLED": "false"})
     await eventually(lambda: probe.get("readyz") == '{"ok": true}\n')
     assert probe.metric('pings_total{family="ipv4"}') == 0
+    assert probe.metric("source_ok") == 1, "an alert says that a source is lost"
     assert sink.arrived == []
 
 
