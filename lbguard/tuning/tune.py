@@ -251,19 +251,25 @@ def tune(
     )
 
 
-def recommend(results: Sequence[Result], *, by_window: bool) -> int:
-    """Return the index of the best result: the cheapest, and among equals the shortest window or what is in force."""
+def recommend(results: Sequence[Result], *, by_window: bool) -> int | None:
+    """Return the index of the best result: the cheapest, and among equals the shortest window or what is in force.
+
+    None: all cost the same, so that something else decided. No window at all has to be cheaper than every other.
+    """
     least = min(result.cost.total_s for result in results)
     good = [index for index, result in enumerate(results) if result.cost.total_s <= least * (1 + SAME_COST) + 1e-9]
+    if len(good) == len(results) > 1:
+        return None
     if by_window:
-        return min(good, key=lambda index: (results[index].variant.config.grace.window_s, index))
+        held = [index for index in good if results[index].variant.config.grace.window_s > 0]
+        return min(held or good, key=lambda index: (results[index].variant.config.grace.window_s, index))
     return next((index for index in good if results[index].variant.recorded), good[0])
 
 
 def reasons_for(results: Sequence[Result], chosen: int | None, heals: Sequence[float], losses: int) -> list[str]:
     """Say in sentences why a result is recommended."""
     if chosen is None:
-        return [_why_none(losses)]
+        return [_what_happened(heals, losses), _why_same(results)] if heals else [_why_none(losses)]
     best = results[chosen]
     cost, name = best.cost, best.variant.named
     reasons = [
@@ -301,6 +307,13 @@ def _why_none(losses: int) -> str:
         f"{losses} {were} while it was recorded: it does not tell how long your links take to come back, so nothing "
         "is recommended. Record incidents that heal."
     )
+
+
+def _why_same(results: Sequence[Result]) -> str:
+    other = "other settings decided, such as the windows of single causes (grace.neighbor_window, grace.verdict_window)"
+    if any(result.cost.frozen for result in results):
+        other = "with windows that were too short, mass failures kept the targets in (freeze.threshold)"
+    return f"Every value tried costs the same, within 2 %: {other}. Nothing is recommended: keep what is in force."
 
 
 def _compared(results: Sequence[Result], best: Result) -> list[str]:

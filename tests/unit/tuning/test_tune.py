@@ -14,7 +14,7 @@ from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
 from lbguard.settings import load
 from lbguard.tuning import picture, show
-from lbguard.tuning.tune import Result, TuneReport, tune
+from lbguard.tuning.tune import Result, TuneReport, recommend, tune
 from tests.unit.tuning.incidents import CONFIG, PACKETS_PER_S, WALL, Outage, record
 
 HEALS = [0.4, 0.7, 0.9, 1.3, 0.5, 1.1, 0.8, 1.25, 0.6, 0.95, 0.3]
@@ -105,6 +105,24 @@ def test_without_losses_nothing_is_recommended(tmp_path: Path) -> None:
     assert report.recommended is None
     assert "nothing to choose by" in report.reasons[0]
     assert "<svg" in picture.render(report)
+
+
+def test_where_the_window_decides_nothing_none_is_recommended(tmp_path: Path) -> None:
+    """A mass failure keeps every target in, whatever the window: no reason to do without one."""
+    config = dataclasses.replace(CONFIG, freeze=FreezeConfig(threshold=0.0))
+    report = tune(record(tmp_path, [Outage(1, 5.0), Outage(2, 5.0)], config), {"grace.window": ["0s", "3s", "6s"]})
+    assert len({result.cost.total_s for result in report.results}) == 1
+    assert report.recommended is None
+    assert "freeze.threshold" in report.reasons[1]
+    assert "keep what is in force" in report.reasons[1]
+    assert show.report_json(report)["helm_values"] is None
+
+
+def test_no_window_at_all_has_to_be_cheaper_than_every_other(mixed: list[Path]) -> None:
+    results = by_window(tune(mixed, {"grace.window": ["0s", "1.5s", "30s"]}))
+    none, short, long = results[0.0], results[1.5], results[30.0]
+    assert recommend([dataclasses.replace(none, cost=short.cost), short, long], by_window=True) == 1
+    assert recommend([short, none, long], by_window=True) == 0
 
 
 def test_where_nothing_healed_nothing_is_recommended(tmp_path: Path) -> None:
