@@ -60,12 +60,15 @@ def run(
     # A service that was killed must be back soon. Loading makes hardly any garbage, and a sixth of the time of the
     # start went into looking for it; the daemon switches the collector on again.
     gc.disable()
-    loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
-    if not _fit_to_start(loaded):
-        raise typer.Exit(EXIT_FAILED)
-    from lbguard import daemon
+    try:
+        loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
+        if not _fit_to_start(loaded):
+            raise typer.Exit(EXIT_FAILED)
+        from lbguard import daemon
 
-    raise typer.Exit(daemon.run(loaded.settings))
+        raise typer.Exit(daemon.run(loaded.settings))
+    finally:
+        gc.enable()
 
 
 def check_config(

@@ -1,3 +1,4 @@
+import gc
 import json
 from pathlib import Path
 
@@ -63,3 +64,8 @@ def test_the_service_does_not_start_where_it_could_not_work(shell: Shell, tmp_pa
     assert records["socket_directory"]["level"] == "error"
     assert str(blocked) in records["socket_directory"]["what"]
     assert records["socket_directory"]["remedy"]
+
+
+def test_garbage_is_collected_again_when_the_service_did_not_start(shell: Shell) -> None:
+    assert shell("run", "--mode", "off").status == 2
+    assert gc.isenabled()
