@@ -82,7 +82,8 @@ def check_config(
 ) -> None:
     """Show every setting and where it came from, and warn.
 
-    Looks at bad combinations and at the targets file; with --host also at this machine: kernel, modules, capabilities.
+    Looks at bad combinations and at the targets file; with --host also at this
+    machine: kernel settings, capabilities, nfqlb's memory, directories.
 
     \b
     Examples:

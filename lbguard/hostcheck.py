@@ -190,21 +190,25 @@ def check_nftables(host: Host, settings: Settings, streams: Sequence[StreamSpec]
 
 
 def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look at the memory files of nfqlb, one per stream."""
-    kind = settings.distributor.kind
+    """Look at the memory files of nfqlb: one per stream, or those that there are where the streams are told later."""
+    kind, directory = settings.distributor.kind, settings.distributor.shm_dir
     if kind not in {"nfqlb-shm", "auto"}:
         return
-    for stream in streams:
-        path = settings.distributor.shm_dir / stream.shm_name
+    paths = {directory / stream.shm_name: f" (stream {stream.name})" for stream in streams}
+    if settings.source != "file":
+        paths |= {directory / place.name: "" for place in sorted(host.path(directory).glob("tshm-*"))}
+        if not paths:
+            paths[directory / "tshm-*"] = ""
+    for path, whose in paths.items():
         place = host.path(path)
         try:
             status = place.stat()
         except OSError:
-            if kind == "nfqlb-shm":
+            if kind == "nfqlb-shm" or settings.source == "interposer":
                 yield Finding(
                     id="memory_missing",
                     severity="warning",
-                    what=f"{path} (stream {stream.name}) is not there: nfqlb has not made it, or it is not shared",
+                    what=f"{path}{whose} is not there: nfqlb has not made it, or it is not shared",
                     remedy=f"mount the same memory-backed volume at {path.parent} in both containers",
                 )
             continue
@@ -213,11 +217,26 @@ def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
                 id="memory_not_writable",
                 severity="error" if settings.mode == "enforce" else "warning",
                 what=(
-                    f"{path} (stream {stream.name}) cannot be written: it belongs to uid {status.st_uid}, mode"
+                    f"{path}{whose} cannot be written: it belongs to uid {status.st_uid}, mode"
                     f" {stat.S_IMODE(status.st_mode):04o}, and lbguard runs as uid {os.geteuid()}"
                 ),
                 remedy=f"run lbguard as uid {status.st_uid}, or add the capability DAC_OVERRIDE",
             )
+
+
+def check_nfqlb(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look for the program that the distributor `nfqlb-cli` runs."""
+    binary = settings.distributor.nfqlb_binary
+    if settings.distributor.kind != "nfqlb-cli":
+        return
+    places = [Path(binary)] if "/" in binary else [Path(place) / binary for place in os.get_exec_path()]
+    if not any(host.path(place).is_file() and os.access(host.path(place), os.X_OK) for place in places):
+        yield Finding(
+            id="no_nfqlb",
+            severity="error" if settings.mode == "enforce" else "warning",
+            what=f"distributor.nfqlb_binary {binary} is no program here: no table can be read or written",
+            remedy="set distributor.nfqlb_binary to its path, or distributor.kind to nfqlb-shm, which needs no program",
+        )
 
 
 def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
@@ -235,24 +254,61 @@ def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]
 def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
     """Look whether the API socket can be made; its directory is made with it."""
     parent = settings.socket.parent
-    nearest = parent
-    while not host.path(nearest).exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    place = host.path(nearest)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    why = _why_unwritable(host, parent)
+    if why:
         yield Finding(
             id="socket_directory",
             severity="error",
-            what=f"socket {settings.socket} cannot be made: uid {os.geteuid()} may not write to a directory {nearest}",
+            what=f"socket {settings.socket} cannot be made: {why}",
             remedy=f"make {parent} writable for this user, or set socket to another path",
         )
+
+
+def check_recording(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether recordings can be written."""
+    directory = settings.recording.directory
+    why = settings.recording.enabled and _why_unwritable(host, directory)
+    if why:
+        yield Finding(
+            id="recording_directory",
+            severity="warning",
+            what=f"nothing can be recorded in recording.directory {directory}: {why}",
+            remedy=f"mount a volume at {directory} that this user may write, or set recording.directory to one",
+        )
+
+
+def check_interposer(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether calls of nfqlb can be taken."""
+    directory = settings.interposer.directory
+    why = settings.source == "interposer" and _why_unwritable(host, directory)
+    if why:
+        yield Finding(
+            id="interposer_directory",
+            severity="warning",
+            what=f"no calls can be taken in interposer.directory {directory}: {why}",
+            remedy=f"mount one volume at {directory} of both containers, writable for this user",
+        )
+
+
+def _why_unwritable(host: Host, directory: Path) -> str:
+    """Return why nothing can be made in a directory, which is made with its parents if need be; empty: it can."""
+    nearest = directory
+    while not host.path(nearest).exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    place = host.path(nearest)
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return ""
+    return f"uid {os.geteuid()} may not write to a directory {nearest}"
 
 
 CHECKS: tuple[Check, ...] = (
     check_capabilities,
     check_instance,
     check_socket,
+    check_recording,
+    check_interposer,
     check_nftables,
+    check_nfqlb,
     check_memory,
     check_forwarding,
     check_rp_filter,

@@ -9,6 +9,8 @@ from lbguard.hostcheck import Finding, Host, check_host
 from lbguard.settings import Settings, load
 
 STREAM = StreamSpec(name="stream-a", shm_name="tshm-stream-a")
+NSP = {"source": "nsp", "nsp__trench": "a", "nsp__conduit": "b"}
+INTERPOSER = {"source": "interposer"}
 ALL_CAPABILITIES = "CapEff:\t000001ffffffffff"
 
 
@@ -32,6 +34,8 @@ class Machine:
         }.items():
             self.sysctl(name, value)
         (root / "run").mkdir()
+        self.write("usr/bin/nfqlb", "")
+        (root / "usr/bin/nfqlb").chmod(0o755)
 
     def write(self, path: str, text: str) -> None:
         place = self.root / path
@@ -120,6 +124,39 @@ def test_the_memory_must_be_there_when_it_is_asked_for(machine: Machine) -> None
     assert machine.ids(distributor__kind="nfqlb-shm") == []
 
 
+@pytest.mark.parametrize("source", [NSP, INTERPOSER])
+def test_the_memory_is_looked_at_where_streams_are_told_later(machine: Machine, source: dict[str, str]) -> None:
+    def findings(**flags: str) -> list[tuple[str, str]]:
+        settings = load(flags={name.replace("__", "."): value for name, value in (source | flags).items()}).settings
+        found = check_host(settings, (), Host(machine.root, lambda library: True))
+        return [(finding.id, finding.severity) for finding in found]
+
+    missing = [("memory_missing", "warning")]
+    assert findings(distributor__kind="nfqlb-shm") == missing
+    # With `auto`, the registry's streams may be nftables'; a load balancer whose calls we take has nfqlb.
+    assert findings() == ([] if source is NSP else missing)
+    (machine.root / "dev/shm/tshm-other").mkdir(parents=True)
+    assert findings() == [("memory_not_writable", "error")]
+    (machine.root / "dev/shm/tshm-other").rmdir()
+    machine.write("dev/shm/tshm-other", "")
+    assert findings(distributor__kind="nfqlb-shm") == findings() == []
+
+
+@pytest.mark.parametrize("binary", ["nfqlb", "/opt/bin/nfqlb"])
+def test_the_program_must_be_there_when_it_is_run(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, binary: str
+) -> None:
+    monkeypatch.setenv("PATH", "/bin:/opt/bin")
+    kind = {"distributor__kind": "nfqlb-cli", "distributor__table": "maglev"}
+    flags = kind | {"distributor__nfqlb_binary": binary}
+    (finding,) = machine.findings(**flags)
+    assert (finding.id, finding.severity) == ("no_nfqlb", "error")
+    machine.write("opt/bin/nfqlb", "")
+    assert machine.ids(**flags) == ["no_nfqlb"], "it cannot be run"
+    (machine.root / "opt/bin/nfqlb").chmod(0o755)
+    assert machine.ids(**flags) == []
+
+
 def test_memory_that_is_no_file_is_an_error(machine: Machine) -> None:
     (machine.root / "dev/shm/tshm-stream-a").mkdir(parents=True)
     (finding,) = machine.findings()
@@ -170,6 +207,23 @@ def test_the_socket_needs_a_directory(machine: Machine) -> None:
     (finding,) = machine.findings()
     assert (finding.id, finding.severity) == ("socket_directory", "error")
     assert "/run/lbguard" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("recording_directory", {"recording__enabled": "true", "recording__directory": "/srv/a/b"}),
+        ("interposer_directory", {"source": "interposer", "interposer__directory": "/srv/a/b"}),
+    ],
+)
+def test_what_is_written_needs_a_directory(machine: Machine, name: str, flags: dict[str, str]) -> None:
+    machine.write("dev/shm/tshm-stream-a", "")
+    assert machine.ids(**flags) == [], "it is made with its parents"
+    machine.write("srv/a", "a file")
+    (finding,) = machine.findings(**flags)
+    assert (finding.id, finding.severity) == (name, "warning")
+    assert "/srv/a" in finding.what
+    assert machine.ids() == []
 
 
 def test_errors_come_first(machine: Machine) -> None:
