@@ -1,6 +1,6 @@
 """`python -m lbguard` is `lbguard`."""
 
-from lbguard.cli import main
+from lbguard.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lbguard.core.model import StreamSpec
-from lbguard.settings import Settings
+from lbguard.settings.model import Settings
 
 INSTANCE_NAME = "@lbguard.instance"
 """The abstract unix socket that a running instance holds, as /proc/net/unix shows it."""

@@ -17,7 +17,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from lbguard.listen import ListenAddress
+from lbguard.settings.listen import ListenAddress
 from lbguard.start_error import StartError
 
 HEARTBEAT_LIMIT_S = 5.0

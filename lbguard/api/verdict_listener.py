@@ -12,8 +12,8 @@ from lbguard.api.security import CertificateFiles, CredentialsError, server_cred
 from lbguard.api.server import LIVENESS, READINESS, ApiError
 from lbguard.api.verdict_server import SERVICE, VerdictIntake, certificate_names
 from lbguard.api.workload_api import WorkloadApi
-from lbguard.listen import ListenAddress
 from lbguard.log import fields
+from lbguard.settings.listen import ListenAddress
 
 _log = logging.getLogger("lbguard.verdicts")
 

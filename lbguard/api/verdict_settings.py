@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from lbguard.api.limits import VerdictLimits
 from lbguard.api.policy import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
-from lbguard.settings_fields import GROUP, Duration, Listen, OptionalPath, number, seconds, split
+from lbguard.settings.fields import GROUP, Duration, Listen, OptionalPath, number, seconds, split
 
 PolicyRules = Annotated[tuple[Annotated[PeerRule, BeforeValidator(parse_rule)], ...], BeforeValidator(split)]
 

@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from lbguard.probe.addresses import DIAL_EXAMPLES, parse_dial_address
 from lbguard.probe.settings import LEASE_MAX_S
-from lbguard.settings_fields import GROUP, Duration, OptionalPath, Patterns, checked, seconds
+from lbguard.settings.fields import GROUP, Duration, OptionalPath, Patterns, checked, seconds
 
 DialAddress = Annotated[str, checked(parse_dial_address)]
 

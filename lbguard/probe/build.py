@@ -23,7 +23,7 @@ from lbguard.probe.report_lane import ReporterSettings
 from lbguard.probe.reporter import Reporter
 from lbguard.probe.settings import NsmSettings, ProbeSettings
 from lbguard.probe.source import ConnectionSource, Emit
-from lbguard.settings import Settings
+from lbguard.settings.model import Settings
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _NAME_MAX = 63

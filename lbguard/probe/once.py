@@ -13,7 +13,7 @@ from lbguard.probe.connection import Connection
 from lbguard.probe.judge import Detector
 from lbguard.probe.service import resolve_links
 from lbguard.probe.source import ConnectionList, ConnectionsLost
-from lbguard.settings import Settings
+from lbguard.settings.model import Settings
 
 LIST_TIMEOUT_S = 5.0
 """How long the source may take to list the connections."""

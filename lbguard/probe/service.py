@@ -15,7 +15,6 @@ from prometheus_client import CollectorRegistry
 from lbguard import __version__
 from lbguard.core.model import Subject, TargetSubject, Verdict, VerdictState
 from lbguard.httpd import Health, HttpEndpoint, ListenError
-from lbguard.listen import parse_listen
 from lbguard.log import fields, setup_logging
 from lbguard.netlink.mirror import MirrorError
 from lbguard.probe.build import (
@@ -32,7 +31,8 @@ from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.source import ConnectionList, ConnectionsLost
 from lbguard.probe.verdict_message import subject_name
-from lbguard.settings import Settings
+from lbguard.settings.listen import parse_listen
+from lbguard.settings.model import Settings
 
 _log = logging.getLogger("lbguard.probe")
 

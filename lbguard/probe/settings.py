@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.durations import format_duration
 from lbguard.probe.addresses import DIAL_EXAMPLES, REPORT_EXAMPLES, parse_dial_address, parse_report_address
 from lbguard.probe.source import SubjectKind
-from lbguard.settings_fields import (
+from lbguard.settings.durations import format_duration
+from lbguard.settings.fields import (
     GROUP,
     Duration,
     OptionalDuration,

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from lbguard.core.engine import Engine
 from lbguard.core.status import GuardStatus
-from lbguard.durations import parse_duration
 from lbguard.recording.checkpoint import CheckpointError, core_digest, restore
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, EmptyFileError, Header, RecordingError, local_time
 from lbguard.recording.reader import (
@@ -25,6 +24,7 @@ from lbguard.recording.reader import (
     read_header,
 )
 from lbguard.recording.recorder import said_of
+from lbguard.settings.durations import parse_duration
 
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
 

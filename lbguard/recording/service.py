@@ -9,12 +9,12 @@ from typing import Protocol
 from lbguard.core.engine import Engine
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import CommitResult
-from lbguard.engine_config import engine_config
-from lbguard.metrics import Metrics
+from lbguard.metrics.guard import Metrics
 from lbguard.recording.format import Limits
 from lbguard.recording.recorder import RecordedEngine, Recorder
 from lbguard.recording.writer import RecordingWriter
-from lbguard.settings import Settings
+from lbguard.settings.engine_config import engine_config
+from lbguard.settings.model import Settings
 
 
 class PacketCount(Protocol):

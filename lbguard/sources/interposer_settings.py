@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from lbguard.settings_fields import GROUP, Duration, seconds
+from lbguard.settings.fields import GROUP, Duration, seconds
 
 
 class InterposerSettings(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.settings_fields import GROUP, Duration, checked, seconds, split
+from lbguard.settings.fields import GROUP, Duration, checked, seconds, split
 from lbguard.sources.file import MAX_MARK, NAME_PATTERN
 
 EXAMPLE = "stream-a=5001-5100"

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lbguard.probe.addresses import parse_dial_address
-from lbguard.settings_fields import GROUP, Duration, OptionalPath, checked, number, ratio, seconds
+from lbguard.settings.fields import GROUP, Duration, OptionalPath, checked, number, ratio, seconds
 from lbguard.sources.nsp_offsets import DEFAULT_START
 
 ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"

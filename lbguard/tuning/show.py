@@ -8,10 +8,10 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from lbguard.console import TextConsole
+from lbguard.cli.console import TextConsole
 from lbguard.recording.format import local_time
-from lbguard.settings import Settings
-from lbguard.settings_sources import leaves
+from lbguard.settings.model import Settings
+from lbguard.settings.sources import leaves
 from lbguard.tuning.account import Cost
 from lbguard.tuning.tune import Result, TuneReport, counted
 

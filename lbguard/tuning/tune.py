@@ -9,10 +9,10 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event
 from lbguard.core.model import Decision, TargetKey
 from lbguard.distributor.maglev import TableKind
-from lbguard.durations import format_duration, parse_duration
 from lbguard.recording.format import RecordingError
 from lbguard.recording.reader import Began, ClockSet, Committed, Decided, Ended, PacketsRead, Told
 from lbguard.recording.replay import Continuity, items_of, restore_engine
+from lbguard.settings.durations import format_duration, parse_duration
 from lbguard.tuning.account import Account, Cost, Loss, Slots
 from lbguard.tuning.shell import ModelledShell, beginning_of
 from lbguard.tuning.traffic import Traffic

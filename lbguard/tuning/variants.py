@@ -9,9 +9,9 @@ from typing import Any
 
 from lbguard.core.config import EngineConfig
 from lbguard.core.model import Condition
-from lbguard.engine_config import engine_config
-from lbguard.settings import Settings, SettingsError, load
-from lbguard.settings_sources import Problem, leaves, nearest
+from lbguard.settings.engine_config import engine_config
+from lbguard.settings.model import Settings, SettingsError, load
+from lbguard.settings.sources import Problem, leaves, nearest
 
 WINDOW = "grace.window"
 VARIANTS_MAX = 64

@@ -9,10 +9,10 @@ import sys
 
 from lbguard.core.addr import format_ip
 from lbguard.core.model import RouteKind
-from lbguard.daemon import Daemon
 from lbguard.dataplane.instance import InstanceLock
 from lbguard.log import setup_logging
-from lbguard.settings import load
+from lbguard.service.daemon import Daemon
+from lbguard.settings.model import load
 
 
 def view_of(daemon: Daemon) -> dict[str, object]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lbguard.metric_families import MetricSpec
-from lbguard.metrics import list_metrics
+from lbguard.metrics.families import MetricSpec
+from lbguard.metrics.guard import list_metrics
 from lbguard.probe.metrics import list_probe_metrics
 from tests.deploy.charts import ROOT
 

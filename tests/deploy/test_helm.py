@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lbguard.settings import Settings
-from lbguard.settings_sources import leaves
+from lbguard.settings.model import Settings
+from lbguard.settings.sources import leaves
 from tests.deploy.charts import (
     CASES,
     CHART,

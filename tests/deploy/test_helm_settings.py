@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lbguard.settings import Settings, load
-from lbguard.settings_sources import Leaf, leaves
+from lbguard.settings.model import Settings, load
+from lbguard.settings.sources import Leaf, leaves
 from tests.deploy.charts import CASES, CHART, ROOT, Helm, case, named, patch_of, pod_of
 
 pytestmark = pytest.mark.timeout(300)

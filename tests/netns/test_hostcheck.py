@@ -5,7 +5,7 @@ import pytest
 from lbguard.dataplane.instance import InstanceLock
 from lbguard.hostcheck import check_host
 from lbguard.lab.netns import Namespace
-from lbguard.settings import load
+from lbguard.settings.model import load
 
 pytestmark = pytest.mark.netns
 

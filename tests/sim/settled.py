@@ -51,7 +51,7 @@ def _check_table(world: World, spec: StreamSpec) -> None:
     assert table.active - doubtful == usable, (
         f"{spec.name}: active {sorted(table.active)}, with a path {sorted(usable)}, doubtful {sorted(doubtful)}"
     )
-    # Where nothing has shown that a silent target is silent, it counts as usable; once shown, not even a pardon hides it.
+    # A silent target counts as usable until something has shown that it is silent; then not even a pardon hides it.
     targets = world.engine.roster.streams[spec.name].targets
     believed = {
         identifier

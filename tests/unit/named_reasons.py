@@ -8,10 +8,10 @@ from lbguard.announce.sender import Suppressed
 from lbguard.api.limits import Limit
 from lbguard.api.policy import DenyReason
 from lbguard.core.model import Condition
-from lbguard.metrics import UNREADY_REASONS
+from lbguard.metrics.guard import UNREADY_REASONS
 from lbguard.netlink.ignored_reason import IgnoredReason
+from lbguard.service.verdict_desk import IGNORED_REASONS, OVERLOADED
 from lbguard.sources.nsp_lists import Reason
-from lbguard.verdict_desk import IGNORED_REASONS, OVERLOADED
 
 PACKAGE = Path(__file__).resolve().parents[2] / "lbguard"
 
@@ -113,7 +113,7 @@ def named_reasons() -> dict[str, set[str]]:
     availability = "core/availability.py"
     available = _found(_assigned_to("reason"), "core/engine.py") | _found(_argument("_set", 2), availability)
     available |= _found(_argument("get", 1), availability)
-    unready = _words(_found(_returned_by("unready_reason"), "daemon.py"))
+    unready = _words(_found(_returned_by("unready_reason"), "service/daemon.py"))
     assert unready == set(UNREADY_REASONS)
     assert _words(dropped) | {OVERLOADED} == set(IGNORED_REASONS)
     return {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbguard.cli import main
+from lbguard.cli.main import main
 
 
 class Outcome:

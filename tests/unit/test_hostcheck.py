@@ -6,7 +6,7 @@ import pytest
 
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.hostcheck import Finding, Host, check_host
-from lbguard.settings import Settings, load
+from lbguard.settings.model import Settings, load
 
 STREAM = StreamSpec(name="stream-a", shm_name="tshm-stream-a")
 NSP = {"source": "nsp", "nsp__trench": "a", "nsp__conduit": "b"}

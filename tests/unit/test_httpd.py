@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from lbguard.httpd import Health, HttpEndpoint, ListenError
-from lbguard.listen import ListenAddress
+from lbguard.settings.listen import ListenAddress
 
 
 class Clock:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import pytest
 import typer.main
 
-from lbguard.cli import app
+from lbguard.cli.main import app
 from lbguard.core.fsm import TRANSITIONS, Input
 from lbguard.core.model import ADMITTED, Condition, TargetState
 from tests.pages import ROOT, blocks, fenced, pages, prose, text

@@ -11,7 +11,7 @@ from lbguard.core.addr import parse_ip
 from lbguard.core.evidence import Opinions
 from lbguard.lab.scenarios import ALL, Do
 from lbguard.probe.settings import ProbeSettings
-from lbguard.verdict_desk import OVERLOADED
+from lbguard.service.verdict_desk import OVERLOADED
 from tests.pages import blocks, text
 
 PAGE = "docs/verdicts.md"

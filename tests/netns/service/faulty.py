@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lbguard.core.model import StreamTable
-from lbguard.daemon import run
 from lbguard.distributor.base import CommitResult, Distributor
-from lbguard.settings import Settings, load
+from lbguard.service.daemon import run
+from lbguard.settings.model import Settings, load
 from tests.fakes.distributor import FakeDistributor
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.durations import parse_duration
 from lbguard.recording.format import RecordingError
 from lbguard.recording.reader import find_files, read_header
 from lbguard.recording.replay import replay, state_at
+from lbguard.settings.durations import parse_duration
 from lbguard.tuning.tune import tune
 from tests.netns.service.guarded import PATIENT, Guarded, wait_until
 

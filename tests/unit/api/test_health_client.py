@@ -7,7 +7,7 @@ import pytest
 
 from lbguard.api.health_client import unhealthy_reason
 from lbguard.api.server import ApiServer
-from lbguard.cli import main
+from lbguard.cli.main import main
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.decisions import DecisionLog

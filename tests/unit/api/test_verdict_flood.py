@@ -20,7 +20,7 @@ from lbguard.core.engine import Engine
 from lbguard.core.events import Event, LinkGone, VerdictReported
 from lbguard.core.model import Verdict
 from lbguard.decisions import DecisionLog
-from lbguard.runner import Runner
+from lbguard.service.runner import Runner
 from tests.unit.api.core_stand_in import settled, verdict
 from tests.unit.api.test_verdict_server import View
 

@@ -19,7 +19,7 @@ from lbguard.api.security import CertificateFiles
 from lbguard.api.server import ApiError
 from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
 from lbguard.api.verdict_server import REPORTER_KEY, VerdictIntake
-from lbguard.listen import ListenAddress
+from lbguard.settings.listen import ListenAddress
 from tests.unit.api.certificates import Authority, Issued
 from tests.unit.api.core_stand_in import Core, settled, subject, verdict
 

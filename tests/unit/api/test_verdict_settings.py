@@ -6,7 +6,7 @@ import pytest
 from lbguard.api.limits import VerdictLimits
 from lbguard.api.policy import PeerRule
 from lbguard.core.addr import parse_prefix
-from lbguard.settings import SettingsError, load
+from lbguard.settings.model import SettingsError, load
 
 RULES = (
     PeerRule("unix", (parse_prefix("10.0.0.0/8"),)),

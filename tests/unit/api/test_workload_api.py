@@ -25,7 +25,7 @@ from lbguard.api.security import CredentialsError
 from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
 from lbguard.api.verdict_server import VerdictIntake
 from lbguard.api.workload_api import WorkloadApi
-from lbguard.listen import ListenAddress
+from lbguard.settings.listen import ListenAddress
 from tests.unit.api.certificates import Authority
 from tests.unit.api.core_stand_in import Core, settled, verdict
 

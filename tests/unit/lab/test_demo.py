@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lbguard.cli import app
+from lbguard.cli.main import app
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.demo import REFUSED, DemoOptions, compare, run_demo
 from lbguard.lab.measure import Measurement

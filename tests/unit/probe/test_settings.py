@@ -1,7 +1,7 @@
 import pytest
 
-from lbguard.config_check import check_settings
-from lbguard.settings import SettingsError, load
+from lbguard.settings.check import check_settings
+from lbguard.settings.model import SettingsError, load
 
 ENABLED: dict[str, object] = {
     "probe.enabled": "true",

@@ -7,10 +7,10 @@ from lbguard.core import events as ev
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceSnapshot
 from lbguard.core.model import ROUTE_PROTOCOL, Route, RouteKind, Rule, StreamSpec, TargetSpec
-from lbguard.settings import SettingsError, load
+from lbguard.service.target_routes import TargetRoutes
+from lbguard.settings.model import SettingsError, load
 from lbguard.sources.kernel import KernelSource
 from lbguard.sources.kernel_settings import MarkRange, parse_range
-from lbguard.target_routes import TargetRoutes
 from tests.unit.core.harness import ip
 from tests.unit.netlink.fake_kernel import eventually
 

@@ -9,10 +9,10 @@ import yaml
 from rich.console import Console
 
 from lbguard.core.config import FreezeConfig, GraceConfig
-from lbguard.durations import parse_duration
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
-from lbguard.settings import load
+from lbguard.settings.durations import parse_duration
+from lbguard.settings.model import load
 from lbguard.tuning import picture, show
 from lbguard.tuning.tune import Result, TuneReport, recommend, tune
 from tests.unit.tuning.incidents import CONFIG, PACKETS_PER_S, WALL, Outage, record

@@ -4,8 +4,8 @@ import pytest
 
 from lbguard.core.config import EngineConfig, GraceConfig
 from lbguard.core.model import Condition
-from lbguard.engine_config import engine_config
-from lbguard.settings import SettingsError, load
+from lbguard.settings.engine_config import engine_config
+from lbguard.settings.model import SettingsError, load
 from lbguard.tuning.variants import candidate_windows, config_with, parse_choices, round_up, settings_of, variants_of
 
 

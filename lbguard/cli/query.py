@@ -1,0 +1,170 @@
+"""The commands that ask the running service: status, top, events, explain and health."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbguard.cli.conventions import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption
+
+_INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.1, 60.0
+
+DEFAULT_SOCKET = Path("/run/lbguard/lbguard.sock")
+
+SocketOption = Annotated[
+    Path, typer.Option("--socket", envvar="LBGUARD_SOCKET", metavar="PATH", help="Socket of the running service.")
+]
+
+
+def status(
+    socket: SocketOption = DEFAULT_SOCKET,
+    as_json: JsonOption = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show every target, not only the first 200.")] = False,
+) -> None:
+    """Show streams, targets and links as the service sees them.
+
+    Troubled targets come first. For a live view see lbguard top.
+
+    \b
+    Examples:
+      lbguard status
+      lbguard status --json | jq '.targets[] | select(.state != "active")'
+
+    Exit status: 0 shown, 1 the service does not run or does not answer.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.api.client import GuardClient
+    from lbguard.cli import show
+
+    with GuardClient(socket) as client:
+        state = client.status()
+    if as_json:
+        print(json.dumps(show.status_json(state), indent=2))
+    else:
+        show.show_status(state, show_all=show_all)
+
+
+def top(
+    socket: SocketOption = DEFAULT_SOCKET,
+    interval: Annotated[
+        str, typer.Option("--interval", metavar="DURATION", help="Time between two questions, 100ms to 1m.")
+    ] = "1s",
+    once: Annotated[bool, typer.Option("--once", help="Print the view once and end.")] = False,
+) -> None:
+    """Watch streams, targets, links and decisions live.
+
+    Deadlines count down; troubled targets come first. Leave with q or Ctrl-C. It waits while the service does not run,
+    and goes on when it is back. Where there is no terminal, the view is printed once, as with --once.
+
+    \b
+    Examples:
+      lbguard top
+      lbguard top --interval 200ms
+      lbguard top --once
+
+    Exit status: 0 left, or printed; 1 the service does not run (printed once only); 2 wrong usage.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.settings.durations import EXAMPLES, parse_duration
+
+    try:
+        interval_s = parse_duration(interval)
+        if not _INTERVAL_MIN_S <= interval_s <= _INTERVAL_MAX_S:
+            raise ValueError("from 100ms to 1m")
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{interval!r}: {error}; write one such as {EXAMPLES}", param_hint="--interval"
+        ) from None
+    # gRPC would write its own words about a service that goes away over the view. It reads this when it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from lbguard.cli.top import run_top
+
+    run_top(socket, interval_s, once=once)
+
+
+def events(
+    socket: SocketOption = DEFAULT_SOCKET,
+    last: Annotated[
+        int, typer.Option("--last", metavar="N", min=0, max=10_000, help="Show this many past decisions first.")
+    ] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show decisions: what was done with which target, and why.
+
+    The oldest comes first. docs/runbook.md explains every named reason.
+
+    \b
+    Examples:
+      lbguard events --follow
+      lbguard events --last 1000 --json | jq 'select(.action == "withdraw")'
+
+    Exit status: 0 shown, 1 the service does not run, or ended while following, 130 left with Ctrl-C.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.api.client import GuardClient
+    from lbguard.cli import show
+
+    try:
+        with GuardClient(socket) as client:
+            for watched in client.watch(last, follow=follow):
+                if as_json:
+                    line = json.dumps(show.decision_json(watched.decision, watched.wall_time, lost=watched.lost))
+                else:
+                    line = show.decision_line(watched.decision, watched.wall_time, lost=watched.lost)
+                print(line, flush=follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def explain(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="STREAM/IDENTIFIER, an identifier, or an IP.")],
+    socket: SocketOption = DEFAULT_SOCKET,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell why a target is where it is, and what happens next.
+
+    Plain sentences: its state, its paths, what reporters say, when it is withdrawn or re-admitted, its last decisions.
+    An identifier or an IP alone will do where only one target has it.
+
+    \b
+    Examples:
+      lbguard explain stream-a/1
+      lbguard explain 172.16.1.10
+
+    Exit status: 0 explained, 1 no such target, or the service does not run.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.api.client import GuardClient
+    from lbguard.cli import show
+
+    with GuardClient(socket) as client:
+        explanation = client.explain(target)
+    if as_json:
+        print(json.dumps(show.explanation_json(explanation), indent=2))
+    else:
+        show.show_explanation(explanation)
+
+
+def health(
+    socket: SocketOption = DEFAULT_SOCKET,
+    ready: Annotated[
+        bool, typer.Option("--ready/--live", help="Ready: it has read all it needs. Live: it answers.")
+    ] = True,
+) -> None:
+    """Ask the service whether it is ready, or alive.
+
+    For the probes of a container runtime.
+
+    \b
+    Examples:
+      lbguard health --live
+      lbguard health --ready
+
+    Exit status: 0 yes, 1 no (the message says why).
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.api.health_client import unhealthy_reason
+
+    reason = unhealthy_reason(socket, "Readiness" if ready else "Liveness")
+    if reason:
+        print(f"lbguard: {reason}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED)

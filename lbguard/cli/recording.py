@@ -1,0 +1,191 @@
+"""The commands that read recordings: replay and tune."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXIT_DIFFERENT = 1
+EXIT_INTERRUPTED = 130
+
+FilesArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE", help="Recordings (lbguard-*.jsonl.gz), or directories of them."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(replay)
+    app.command()(tune)
+
+
+class Progress:
+    """Shows on a terminal how much of the files was read; elsewhere nothing."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._total = sum(path.stat().st_size for path in files) or 1
+        self._read = 0
+        self._shown_at = time.monotonic()
+        self._shown = False
+
+    def __call__(self, more: int) -> None:
+        """Take note of bytes that were read."""
+        self._read += more
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - self._shown_at > 0.5:
+            self._shown_at, self._shown = now, True
+            share = min(self._read / self._total, 1.0)
+            print(f"\r{share:4.0%} of {self._total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """Wipe the line."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _with_progress(files: Sequence[Path], work: Callable[[Callable[[int], None]], Any]) -> Any:
+    progress = Progress(files)
+    try:
+        return work(progress)
+    except KeyboardInterrupt:
+        # Not 1, which would say that something was decided otherwise.
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        progress.done()
+
+
+def replay(
+    files: FilesArgument,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="TIME",
+            help="Show the state at this moment: 12:03:04.5 (local time), an ISO date and time, epoch seconds, or"
+            " +90s after the beginning.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    show_all: Annotated[bool, typer.Option("--all", help="With --at: show every target.")] = False,
+) -> None:
+    """Check the decisions of a recording, or show a past state.
+
+    The core runs on what was recorded, and must decide the same, bit for bit.
+    The service records when recording.enabled is true. Several files are put in order by themselves; each can also be
+    replayed alone, since it begins with the whole state.
+
+    \b
+    Examples:
+      lbguard replay /var/lib/lbguard/recording
+      lbguard replay --at 12:03:04.5 lbguard-20250102T120000Z-1f2e3d4c-000001.jsonl.gz
+      lbguard replay --at +90s --json recording/ | jq '.targets[] | select(.state != "active")'
+
+    Exit status: 0 the same, or the state was shown; 1 something was decided otherwise; 2 a file cannot be read, or
+    nothing was recorded then; 130 left with Ctrl-C.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.cli import show as cli_show
+    from lbguard.recording import replay as replaying
+    from lbguard.recording import show
+    from lbguard.recording.format import local_time
+    from lbguard.recording.reader import find_files
+
+    found = find_files(files)
+    if at is None:
+        report = _with_progress(found, lambda on_read: replaying.replay(found, on_read))
+        print(json.dumps(show.report_json(report), indent=2) if as_json else show.report_text(report))
+        if report.difference is not None:
+            raise typer.Exit(EXIT_DIFFERENT)
+        return
+    try:
+        past = _with_progress(found, lambda on_read: replaying.state_at(found, at, on_read))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{at!r} is no moment; write 12:03:04.5 (local time), 2025-01-02T12:03:04Z, 1735819384.5 or +90s",
+            param_hint="--at",
+        ) from None
+    if as_json:
+        print(json.dumps({"at": past.at, "host": past.host, **cli_show.status_json(past.status)}, indent=2))
+    else:
+        print(f"state at {local_time(past.at)}{f' on {past.host}' if past.host else ''}")
+        cli_show.show_status(past.status, show_all=show_all)
+
+
+def tune(
+    files: FilesArgument,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE,VALUE",
+            help="Values to try, such as grace.window=1s,2s,5s. Repeatable: every combination is tried. Without it,"
+            " grace windows that suit what the recording holds.",
+        ),
+    ] = None,
+    broken_cost: Annotated[
+        str,
+        typer.Option(
+            "--broken-cost", metavar="DURATION", help="What a broken connection costs its user, in time of waiting."
+        ),
+    ] = "10s",
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Write the picture: one HTML page.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Weigh recorded incidents under other settings.
+
+    Replays them with each value, tells what it would have cost, and recommends values.
+
+    A connection to a held target waits; one whose target is withdrawn breaks. The longer the window, the more losses
+    heal in time and the longer a real one lasts. Which is worth more, --broken-cost says. docs/tuning.md tells how to
+    read the picture, and what is approximate.
+
+    \b
+    Examples:
+      lbguard tune /var/lib/lbguard/recording
+      lbguard tune --set grace.window=1s,2s,5s --report tune.html recording/
+      lbguard tune --set freeze.threshold=0.3,0.5 --set grace.window=2s,4s recording/
+
+    Exit status: 0 done, 2 a file cannot be read, a value is wrong, or the picture cannot be written, 130 left with
+    Ctrl-C.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.recording.reader import find_files
+    from lbguard.settings.durations import EXAMPLES, parse_duration
+    from lbguard.tuning import picture, show
+    from lbguard.tuning.tune import tune as try_values
+    from lbguard.tuning.variants import parse_choices
+
+    try:
+        cost_s = parse_duration(broken_cost)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{broken_cost!r} is no duration; write one such as {EXAMPLES}", param_hint="--broken-cost"
+        ) from None
+    found = find_files(files)
+    try:
+        choices = parse_choices(assignments or ())
+        outcome = _with_progress(
+            [*found, *found], lambda on_read: try_values(found, choices, broken_cost_s=cost_s, on_read=on_read)
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--set") from None
+    if as_json:
+        print(json.dumps(show.report_json(outcome), indent=2))
+    else:
+        show.show_report(outcome)
+    if report is None:
+        return
+    try:
+        report.write_text(picture.render(outcome), encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{report}: {error.strerror}", param_hint="--report") from None
+    if not as_json:
+        print(f"picture: {report}")

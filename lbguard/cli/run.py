@@ -1,0 +1,246 @@
+"""The commands that begin with the settings: run, check-config and probe."""
+
+import gc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lbguard.cli.conventions import EXIT_FAILED, JsonOption
+
+if TYPE_CHECKING:
+    from lbguard.core.model import StreamSpec
+    from lbguard.settings.model import Loaded
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file of settings (or LBGUARD_CONFIG).", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set one setting, such as grace.window=5s. Repeatable."),
+]
+TargetsOption = Annotated[
+    Path | None,
+    typer.Option("--targets-file", metavar="FILE", help="Same as --set targets_file=FILE.", show_default=False),
+]
+ModeOption = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="enforce|companion|observe", help="Same as --set mode=MODE.", show_default=False),
+]
+ConnectionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--connections-file", metavar="FILE", help="Same as --set probe.connections_file=FILE.", show_default=False
+    ),
+]
+
+
+def run(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    targets_file: TargetsOption = None,
+    mode: ModeOption = None,
+) -> None:
+    """Run the service in the foreground.
+
+    Flags override environment variables (LBGUARD_GRACE__WINDOW=5s), which override the file.
+    SIGTERM stops it and leaves the data path as it is; SIGHUP reads the targets again.
+
+    \b
+    Examples:
+      lbguard run --targets-file /etc/lbguard/targets.yaml
+      lbguard run --config /etc/lbguard/lbguard.yaml --set grace.window=5s
+      lbguard run --mode observe --targets-file targets.yaml     decide and log, touch nothing
+
+    Exit status: 0 stopped by a signal, 1 failed or unfit machine, 2 settings refused.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    # A service that was killed must be back soon. Loading makes hardly any garbage, and a sixth of the time of the
+    # start went into looking for it; the daemon switches the collector on again.
+    gc.disable()
+    try:
+        loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
+        if not _fit_to_start(loaded):
+            raise typer.Exit(EXIT_FAILED)
+        from lbguard.service import daemon
+
+        raise typer.Exit(daemon.run(loaded.settings))
+    finally:
+        gc.enable()
+
+
+def check_config(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    targets_file: TargetsOption = None,
+    mode: ModeOption = None,
+    host: Annotated[bool, typer.Option("--host", help="Look at this machine too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every setting and where it came from, and warn.
+
+    Looks at bad combinations and at the targets file; with --host also at this
+    machine: kernel settings, capabilities, nfqlb's memory, directories.
+
+    \b
+    Examples:
+      lbguard check-config --config lbguard.yaml
+      lbguard check-config --host --strict
+      LBGUARD_GRACE__WINDOW=5s lbguard check-config --json
+
+    Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 settings refused.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    from lbguard.cli import show
+    from lbguard.hostcheck import check_host
+    from lbguard.settings.check import ConfigWarning, check_settings
+
+    loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
+    streams, problems = _streams(loaded.settings.targets_file)
+    warnings = [ConfigWarning(name="environment", what=note, remedy="correct or unset it") for note in loaded.notes]
+    warnings += check_settings(loaded.settings)
+    warnings += [
+        ConfigWarning(name="targets-file", what=f"{loaded.settings.targets_file}: {problem}", remedy="correct the file")
+        for problem in problems
+    ]
+    findings = check_host(loaded.settings, streams) if host else ()
+    if as_json:
+        print(json.dumps(show.config_json(loaded, warnings, findings), indent=2))
+    else:
+        show.show_config(loaded, warnings, findings)
+    failed = any(finding.severity == "error" for finding in findings)
+    if failed or (strict and (warnings or findings)):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def probe(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    connections_file: ConnectionsOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Ping for one round, print what answered, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: print JSON.")] = False,
+) -> None:
+    """Ping the datapath from a proxy's side, and report verdicts.
+
+    It runs beside proxies, or beside targets, and tells load balancers what it found.
+    It does nothing until probe.enabled is true (LBGUARD_PROBE__ENABLED=true), so that it can be deployed before it is
+    switched on; --once works at any time and reports to nobody. SIGTERM stops it; SIGHUP reads the connections again.
+
+    \b
+    Examples:
+      lbguard probe --once --connections-file connections.yaml
+      lbguard probe --once --set probe.connections=nsm --json
+      LBGUARD_PROBE__ENABLED=true LBGUARD_PROBE__CONNECTIONS=nsm \\
+        LBGUARD_PROBE__REPORT_TO=link:7443 lbguard probe
+
+    \b
+    The connections file:
+      connections:
+        - {id: lb-a, local: [172.16.0.2], remote: [172.16.0.1]}
+
+    Exit status: 0 stopped by a signal, or all up (--once); 1 failed, or not all up (--once); 2 settings refused.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    if as_json and not once:
+        raise typer.BadParameter("goes with --once only", param_hint="--json")
+    loaded = _load(config, assignments, connections_file=connections_file)
+    if not once:
+        from lbguard.probe import service
+
+        _warn_of_probe_settings(loaded)
+        raise typer.Exit(service.run(loaded.settings))
+    import asyncio
+
+    from lbguard.cli import show
+    from lbguard.probe.once import probe_once, results_json
+
+    report = asyncio.run(probe_once(loaded.settings))
+    if as_json:
+        print(json.dumps(results_json(report), indent=2))
+    else:
+        show.show_probe(report)
+    raise typer.Exit(0 if report.all_up else EXIT_FAILED)
+
+
+def _load(
+    config: Path | None,
+    assignments: Sequence[str] | None,
+    *,
+    targets_file: Path | None = None,
+    mode: str | None = None,
+    connections_file: Path | None = None,
+) -> "Loaded":
+    from lbguard.settings.model import load
+
+    flags: dict[str, object] = {}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{assignment!r} is not NAME=VALUE, such as grace.window=5s", param_hint="--set")
+        flags[name.strip()] = value
+    if targets_file is not None:
+        flags["targets_file"] = str(targets_file)
+    if mode is not None:
+        flags["mode"] = mode
+    if connections_file is not None:
+        flags["probe.connections_file"] = str(connections_file)
+    return load(config=config, flags=flags)
+
+
+def _streams(path: Path | None) -> "tuple[tuple[StreamSpec, ...], tuple[str, ...]]":
+    """Return the streams of a targets file and its problems."""
+    from lbguard.sources.file import TargetsFile, TargetsFileError
+
+    if path is None:
+        return (), ()
+    try:
+        return TargetsFile(path).read(), ()
+    except TargetsFileError as error:
+        return (), error.problems
+
+
+def _fit_to_start(loaded: "Loaded") -> bool:
+    """Log what deserves a look in settings and host; tell whether nothing stands in the way of starting.
+
+    It is logged in the form that the service logs in, so that one reader understands all of standard error.
+    """
+    import logging
+
+    from lbguard.hostcheck import blocks_start, check_host
+    from lbguard.log import fields, setup_logging
+    from lbguard.settings.check import check_settings
+
+    settings = loaded.settings
+    log = logging.getLogger("lbguard.start")
+    logging_ = setup_logging(settings.log.format, settings.log.level)
+    try:
+        for note in loaded.notes:
+            log.warning("environment", extra=fields(what=note))
+        for warning in check_settings(settings):
+            log.warning("settings", extra=fields(id=warning.name, what=warning.what, remedy=warning.remedy))
+        findings = check_host(settings, _streams(settings.targets_file)[0])
+        for finding in findings:
+            level = logging.ERROR if finding.severity == "error" else logging.WARNING
+            log.log(level, "host", extra=fields(id=finding.id, what=finding.what, remedy=finding.remedy))
+        return not any(blocks_start(finding) for finding in findings)
+    finally:
+        logging_.close()
+
+
+def _warn_of_probe_settings(loaded: "Loaded") -> None:
+    """Log what deserves a look in the settings of the probe."""
+    import logging
+
+    from lbguard.log import fields, setup_logging
+    from lbguard.settings.check import check_probe_settings
+
+    log = logging.getLogger("lbguard.start")
+    logging_ = setup_logging(loaded.settings.log.format, loaded.settings.log.level)
+    try:
+        for note in loaded.notes:
+            log.warning("environment", extra=fields(what=note))
+        for warning in check_probe_settings(loaded.settings):
+            log.warning("settings", extra=fields(id=warning.name, what=warning.what, remedy=warning.remedy))
+    finally:
+        logging_.close()

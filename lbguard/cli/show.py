@@ -1,0 +1,322 @@
+"""What the command line prints: tables for people, plain values for JSON."""
+
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from lbguard.cli.console import TextConsole
+from lbguard.core.addr import format_ip, is_ipv4
+from lbguard.core.model import Decision, FamilyEvidence, TargetState
+from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
+from lbguard.log import decision_fields
+from lbguard.sentences import decision_sentence, seconds
+
+if TYPE_CHECKING:
+    from lbguard.api.client import Explanation
+    from lbguard.hostcheck import Finding
+    from lbguard.probe.once import OnceReport
+    from lbguard.settings.check import ConfigWarning
+    from lbguard.settings.model import Loaded
+
+NOT_YET = "starting"
+"""The engine's reason while it has not been told of the kernel, or of the source, for the first time."""
+
+TARGETS_SHOWN = 200
+_LEFT_OUT_SHOWN = 10
+TROUBLE_FIRST = [
+    TargetState.WITHDRAWN,
+    TargetState.FROZEN,
+    TargetState.HELD,
+    TargetState.PENDING,
+    TargetState.ACTIVE,
+]
+STATE_COLOURS = {
+    TargetState.WITHDRAWN: "red",
+    TargetState.FROZEN: "blue",
+    TargetState.HELD: "yellow",
+    TargetState.PENDING: "dim",
+    TargetState.ACTIVE: "green",
+}
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object, style: str = "") -> None:
+    """Add a row of plain text: what comes from files or the network is never taken for markup."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells), style=style)
+
+
+# Settings
+
+
+def config_json(
+    loaded: "Loaded", warnings: "Sequence[ConfigWarning]", findings: "Sequence[Finding]"
+) -> dict[str, object]:
+    """Return settings, warnings and findings as plain values."""
+    from lbguard.settings.model import Settings
+    from lbguard.settings.sources import leaves
+
+    return {
+        "config": None if loaded.config_path is None else str(loaded.config_path),
+        "settings": [
+            {
+                "name": leaf.name,
+                "variable": leaf.variable,
+                "value": leaf.show(_value(loaded, leaf.name)),
+                "default": leaf.show(leaf.default),
+                "origin": loaded.origins[leaf.name],
+                "unit": leaf.unit,
+                "allowed": leaf.allowed,
+                "help": leaf.help,
+            }
+            for leaf in leaves(Settings)
+        ],
+        "warnings": [asdict(warning) for warning in warnings],
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def show_config(loaded: "Loaded", warnings: "Sequence[ConfigWarning]", findings: "Sequence[Finding]") -> None:
+    """Print every setting, and after them what deserves a look."""
+    from lbguard.settings.model import Settings
+    from lbguard.settings.sources import leaves
+
+    console = TextConsole()
+    table = _table("SETTING", "VALUE", "FROM", "MEANING")
+    for leaf in leaves(Settings):
+        origin = loaded.origins[leaf.name]
+        value = leaf.show(_value(loaded, leaf.name)) or "-"
+        _row(table, leaf.name, value, origin, leaf.help, style="dim" if origin == "default" else "")
+    console.print(table)
+    console.print()
+    for warning in warnings:
+        console.print(f"warning {warning.name}: {warning.what}", style="yellow")
+        console.print(f"        -> {warning.remedy}")
+    for finding in findings:
+        console.print(f"{finding.severity} {finding.id}: {finding.what}", style=_severity_style(finding.severity))
+        console.print(f"        -> {finding.remedy}")
+    if not warnings and not findings:
+        console.print("Nothing to warn of.", style="green")
+
+
+def _severity_style(severity: str) -> str:
+    return "bold red" if severity == "error" else "yellow"
+
+
+def _value(loaded: "Loaded", name: str) -> Any:
+    return reduce(getattr, name.split("."), loaded.settings)
+
+
+# Probe
+
+_VERDICT_COLOURS = {"up": "green", "degraded": "yellow", "healing": "yellow", "down": "bold red", "unknown": "dim"}
+
+
+def show_probe(report: "OnceReport") -> None:
+    """Print what one round of pings found."""
+    console = TextConsole()
+    table = _table("CONNECTION", "STATE", "FAMILY", "REPLIES", "RTT MIN/MEDIAN/MAX", "FROM", "TO", "LINK")
+    for result in report.results:
+        connection, verdict = result.connection, result.verdict
+        colour = _VERDICT_COLOURS.get(result.state, "")
+        for ipv4 in (True, False):
+            pairs = [pair for pair in connection.pairs if is_ipv4(pair.source) == ipv4]
+            if not pairs:
+                continue
+            families = verdict.evidence if verdict is not None else ()
+            family = next((family for family in families if family.ipv4 == ipv4), None)
+            _row(
+                table,
+                connection.id,
+                Text(result.state, style=colour),
+                "IPv4" if ipv4 else "IPv6",
+                f"{family.received}/{family.sent}" if family else "-",
+                _round_trips(family) if family and family.received else "-",
+                " ".join(dict.fromkeys(format_ip(pair.source) for pair in pairs)),
+                " ".join(dict.fromkeys(format_ip(pair.destination) for pair in pairs)),
+                connection.ifname or "-",
+            )
+    console.print(table)
+    if not report.results:
+        console.print("There is nothing to ping.", style="yellow")
+    for words in report.left_out[:_LEFT_OUT_SHOWN]:
+        console.print(f"left out: {words}", style="yellow")
+    if len(report.left_out) > _LEFT_OUT_SHOWN:
+        console.print(f"left out: {len(report.left_out) - _LEFT_OUT_SHOWN} more", style="yellow")
+
+
+def _round_trips(family: FamilyEvidence) -> str:
+    times_ms = (family.rtt_min_s * 1000, family.rtt_median_s * 1000, family.rtt_max_s * 1000)
+    return "/".join(f"{time_ms:.2f}" for time_ms in times_ms) + " ms"
+
+
+# Status
+
+
+def status_json(status: GuardStatus) -> dict[str, object]:
+    """Return a status as plain values; moments become ages and times left, in seconds."""
+    values: dict[str, Any] = asdict(status)
+    del values["now"]
+    values["targets"] = [target_json(target, status.now) for target in status.targets]
+    return values
+
+
+def target_json(target: TargetStatus, now: float) -> dict[str, object]:
+    """Return a target as plain values; moments become ages and times left, in seconds."""
+    values: dict[str, Any] = asdict(target)
+    del values["since"], values["deadline"]
+    values["age_s"] = round(now - target.since, 3)
+    values["deadline_in_s"] = None if target.deadline is None else round(target.deadline - now, 3)
+    return values
+
+
+def headline(status: GuardStatus) -> Text:
+    """Return one line about the service as a whole."""
+    mode = "observing: no decision is carried out" if status.observe else "enforcing"
+    sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason}), nothing is withdrawn"
+    source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
+    if status.sync_reason == NOT_YET:
+        sync = "kernel not read yet"
+    if status.source_reason == NOT_YET:
+        source = "source not read yet"
+    return Text(f"{mode} · {sync} · {source}", "" if status.in_sync and status.source_ok else "bold yellow")
+
+
+def show_status(status: GuardStatus, *, show_all: bool) -> None:
+    """Print streams, targets (troubled ones first) and links."""
+    console = TextConsole()
+    console.print(headline(status))
+    console.print()
+    _show_streams(console, status)
+    _show_targets(console, status, show_all=show_all)
+    _show_links(console, status)
+
+
+def _show_streams(console: TextConsole, status: GuardStatus) -> None:
+    table = _table("STREAM", "AVAILABLE", *(state.value.upper() for state in TROUBLE_FIRST), "TABLE", "NOTE")
+    for stream in status.streams:
+        available = Text("yes", "green") if stream.available else Text("NO", "bold red")
+        note = "mass failure: deadlines are frozen" if stream.mass_failure else ""
+        note = "; ".join(text for text in (stream.availability_reason if not stream.available else "", note) if text)
+        counts = (stream.counts.get(state, 0) for state in TROUBLE_FIRST)
+        committed = "committed" if stream.table_committed else "changing"
+        _row(table, stream.name, available, *counts, committed, note)
+    console.print(table if status.streams else "No streams.")
+    console.print()
+
+
+def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) -> None:
+    targets = sorted(status.targets, key=lambda item: (TROUBLE_FIRST.index(item.state), item.stream, item.identifier))
+    shown = targets if show_all else targets[:TARGETS_SHOWN]
+    judged = any(path.verdicts for target in shown for path in target.paths)
+    columns = ("TARGET", "STATE", "FOR", "UNTIL", "CAUSE", "IP", "PATH", "LINK", "NEIGHBOUR")
+    table = _table(*columns, *(["VERDICT"] if judged else []))
+    for target in shown:
+        left = "" if target.deadline is None else f"in {seconds(max(0.0, target.deadline - status.now))}"
+        paths = target.paths
+        _row(
+            table,
+            f"{target.stream}/{target.identifier}",
+            Text(target.state, STATE_COLOURS[target.state]),
+            age(status.now - target.since),
+            left,
+            "" if target.state is TargetState.ACTIVE else target.cause,
+            "\n".join(path.ip for path in paths),
+            "\n".join(path.condition for path in paths),
+            "\n".join(path.ifname or "-" for path in paths),
+            "\n".join(f"{path.neighbor or '-'} {path.mac if path.mac != '-' else ''}".strip() for path in paths),
+            *(["\n".join(_verdicts(path, status.now) for path in paths)] if judged else []),
+        )
+    console.print(table if targets else "No targets.")
+    if len(shown) < len(targets):
+        console.print(f"... and {len(targets) - len(shown)} more: lbguard status --all")
+    console.print()
+
+
+def _verdicts(path: PathStatus, now: float) -> str:
+    """Say what reporters hold of a path, how many of them count, and how old the newest word is."""
+    if not path.verdicts:
+        return "-"
+    counting = sum(verdict.weight == "counts" for verdict in path.verdicts)
+    newest = max(verdict.at for verdict in path.verdicts)
+    return f"{path.verdict} ({counting} of {len(path.verdicts)} count), {age(now - newest)} ago"
+
+
+def _show_links(console: TextConsole, status: GuardStatus) -> None:
+    table = _table("LINK", "ROLE", "STATE", "MAC", "ADDRESSES")
+    for link in status.links:
+        state = "up" if link.up else "down"
+        _row(
+            table,
+            f"{link.name} ({link.ifindex}#{link.generation})",
+            link.role,
+            state,
+            link.mac,
+            *([" ".join(link.addresses)]),
+        )
+    console.print(table if status.links else "No links that face targets.")
+
+
+def age(age_s: float) -> str:
+    """Write how long ago something was, in the unit that suits it."""
+    if age_s < 120:
+        return seconds(max(0.0, age_s))
+    if age_s < 7200:
+        return f"{age_s / 60:.0f} min"
+    return f"{age_s / 3600:.0f} h" if age_s < 172_800 else f"{age_s / 86_400:.0f} d"
+
+
+# Decisions
+
+
+def decision_json(decision: Decision, wall_time: float, *, lost: int = 0) -> dict[str, object]:
+    """Return a decision as the log writes it; `lost` decisions before it were dropped for a slow reader."""
+    values: dict[str, object] = {
+        "ts": round(wall_time, 6),
+        "time": datetime.datetime.fromtimestamp(wall_time, datetime.UTC).isoformat(timespec="microseconds"),
+    }
+    values |= decision_fields(decision)
+    if lost:
+        values["lost"] = lost
+    return values
+
+
+def decision_line(decision: Decision, wall_time: float, *, lost: int = 0) -> str:
+    """Return a decision as one line, in local time."""
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_time))
+    warning = f"({lost} decisions were lost here: this reader was too slow)\n" if lost else ""
+    return f"{warning}{clock}.{int(wall_time % 1 * 1000):03} {decision_sentence(decision)}"
+
+
+def explanation_json(explanation: "Explanation") -> dict[str, object]:
+    """Return an explanation as plain values."""
+    target = explanation.target
+    return {
+        "stream": explanation.key.stream,
+        "identifier": explanation.key.identifier,
+        "story": explanation.story,
+        "target": None if target is None else target_json(target, explanation.now),
+        "decisions": [decision_json(decision, wall_time) for decision, wall_time in explanation.decisions],
+    }
+
+
+def show_explanation(explanation: "Explanation") -> None:
+    """Print the story and the decisions behind it."""
+    console = TextConsole()
+    console.print(explanation.story, soft_wrap=not console.is_terminal)
+    console.print()
+    for decision, wall_time in explanation.decisions:
+        console.print(decision_line(decision, wall_time), soft_wrap=True)
+    if not explanation.decisions:
+        console.print("No decisions are on record.")

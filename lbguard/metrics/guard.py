@@ -1,0 +1,296 @@
+"""Every metric of lbguard, in one class that takes a registry. Importing this module registers nothing.
+
+Series that come and go with what they tell of stand in modules of their own, which this one puts together: of streams
+in `streams`, of targets in target_packets and target_timeline, of links in interface_counts.
+
+Labels are bounded: streams and targets come from the source and leave with it; every other label is one of the named
+reasons of the code, and a value that does not look like one is counted as `other`.
+"""
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector
+
+from lbguard import __version__
+from lbguard.core.effects import (
+    Effect,
+    FlushNeighbors,
+    Ignored,
+    NeighborMoved,
+    ProbeNeighbors,
+    Record,
+    ResolveNeighbors,
+)
+from lbguard.core.model import VerdictState
+from lbguard.core.status import GuardStatus
+from lbguard.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
+from lbguard.metrics.foreign_counts import ForeignCounts
+from lbguard.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
+from lbguard.metrics.streams import StreamMetrics
+from lbguard.metrics.target_packets import PACKET_SPECS, TargetPackets
+
+UNREADY_REASONS = ("kernel_not_in_sync", "source_not_read", "tables_not_read")
+"""Why the service may not be ready, by name (`Daemon.unready_reason`)."""
+
+
+class Metrics:
+    """All metrics. The `record_*` methods take domain values and belong to one thread; scraping may be another.
+
+    Args:
+        registry: where they are registered.
+        place: labels for the counters of targets and links (trench, conduit), where the source knows them.
+    """
+
+    def __init__(self, registry: CollectorRegistry, place: Mapping[str, str] | None = None) -> None:
+        families = MetricFamilies(registry)
+        self.registry = registry
+        self.specs = families.specs
+        self._counts = ForeignCounts()
+        build = families.gauge(
+            "build_info", "1, with the version of lbguard and Python as labels.", "version", "python"
+        )
+        build.labels(__version__, platform.python_version()).set(1)
+        self.streams = StreamMetrics(families, place or {})
+        self._define_repair(families)
+        self._define_kernel(families)
+        self._define_work(families)
+        self._define_verdicts(families)
+        self.packets = TargetPackets(place or {})
+        families.add(self.packets, PACKET_SPECS)
+        self.interfaces = InterfaceTotals(place or {})
+        families.add(
+            self.interfaces,
+            [
+                MetricSpec(name=name, kind="counter", labels=INTERFACE_LABELS, help=help_text)
+                for name, help_text in INTERFACE_METRICS.items()
+            ],
+        )
+        ProcessCollector(registry=registry)
+
+    def _define_repair(self, families: MetricFamilies) -> None:
+        self.announcements = families.counter("announcements", "Gratuitous ARP and NA frames sent, by form.", "kind")
+        self.announcements_suppressed = families.counter(
+            "announcements_suppressed", "Announcements not sent, by reason.", "reason"
+        )
+        self.announcement_errors = families.counter(
+            "announcement_errors", "Announcements that the kernel refused, by errno name.", "error"
+        )
+        self.neighbor_flushes = families.counter("neighbor_flushes", "Neighbour entries flushed.")
+        self.neighbor_resolves = families.counter("neighbor_resolves", "Neighbour entries resolved on our demand.")
+        self.neighbor_probes = families.counter("neighbor_probes", "Neighbour entries verified on our demand.")
+        self.neighbor_mac_changes = families.counter(
+            "neighbor_mac_changes", "Neighbour entries of targets whose link-layer address changed."
+        )
+        self.neighbor_errors = families.counter(
+            "neighbor_errors", "Neighbour operations that the kernel refused, by reason.", "error"
+        )
+        self.route_errors = families.counter(
+            "route_errors", "Route and rule changes that the kernel refused, by reason.", "error"
+        )
+
+    def _define_kernel(self, families: MetricFamilies) -> None:
+        self.not_ready = families.gauge("not_ready", "1 while the service is not ready, by reason.", "reason")
+        self.heartbeat = families.gauge(
+            "heartbeat_timestamp_seconds", "When the loop last brought the gauges up to date, by the wall clock."
+        )
+        self.kernel_in_sync = families.gauge("kernel_in_sync", "1 while the mirror of the kernel is complete.")
+        self.source_ok = families.gauge("source_ok", "1 while the source of targets can be read.")
+        self.source_sessions = families.counter("source_sessions", "Times a registry began to answer.")
+        self.source_losses = families.counter("source_losses", "Times a registry was lost.")
+        self.source_removals_waiting = families.gauge(
+            "source_removals_waiting",
+            "Entries that a registry no longer lists after a loss, and that are kept for now.",
+        )
+        self.source_entries_skipped = families.counter(
+            "source_entries_skipped", "Entries of a registry that cannot be used, by reason.", "reason"
+        )
+        self.interposer_calls = families.counter(
+            "interposer_calls",
+            "Calls of nfqlb that the load balancer made, by command and by what became of them.",
+            "command",
+            "outcome",
+        )
+        self.mesh_events = families.counter(
+            "mesh_events", "Events of a network service manager, by kind (list, update, delete).", "kind"
+        )
+        self.mesh_neighbors_outdated = families.counter(
+            "mesh_neighbors_outdated", "Target addresses whose entries a network service manager's event outdated."
+        )
+        self.mesh_losses = families.counter("mesh_losses", "Times a network service manager was lost.")
+        self.event_lag = families.histogram(
+            "event_lag_seconds", "From receiving an event to the decision about it.", WORK_BUCKETS
+        )
+        self.inbox_depth = families.gauge("inbox_depth", "Events waiting for the engine.")
+        self.inbox_dropped = families.counter(
+            "inbox_dropped", "Events dropped because the inbox was full; the kernel is read again after that."
+        )
+        self.kernel_overruns = families.counter("kernel_overruns", "Times the kernel dropped messages meant for us.")
+        self.kernel_resyncs = families.counter(
+            "kernel_resyncs", "Full reads of the kernel's state, by reason.", "reason"
+        )
+        self.kernel_messages_ignored = families.counter(
+            "kernel_messages_ignored", "Kernel messages that were not used, by reason.", "reason"
+        )
+        self.events_ignored = families.counter("events_ignored", "Events that changed nothing, by reason.", "reason")
+
+    def _define_work(self, families: MetricFamilies) -> None:
+        self.recording_entries = families.counter("recording_entries", "Entries taken for the recording.")
+        self.recording_bytes = families.counter("recording_bytes", "Bytes written to recordings.")
+        self.recording_dropped = families.counter(
+            "recording_dropped", "Entries missing in recordings, by reason; a new file begins after the gap.", "reason"
+        )
+        self.engine_step = families.histogram(
+            "engine_step_seconds", "How long the engine thought about one batch of events.", WORK_BUCKETS
+        )
+
+    def _define_verdicts(self, families: MetricFamilies) -> None:
+        self.verdicts_received = families.counter(
+            "verdicts_received", "Verdicts that were let in, by what they say.", "state"
+        )
+        for state in VerdictState:
+            self.verdicts_received.labels(state)
+        self.verdicts_ignored = families.counter(
+            "verdicts_ignored", "Verdicts let in that changed nothing, by reason.", "reason"
+        )
+        self.verdict_requests_denied = families.counter(
+            "verdict_requests_denied", "Requests and streams that the policy refused, by reason.", "reason"
+        )
+        self.verdict_requests_limited = families.counter(
+            "verdict_requests_limited", "Requests and streams refused because of a limit, by its setting.", "limit"
+        )
+        self.verdict_requests_invalid = families.counter(
+            "verdict_requests_invalid", "Requests refused because a field was wrong."
+        )
+        self.verdict_streams_replaced = families.counter(
+            "verdict_streams_replaced", "Streams ended because their reporter opened a newer one."
+        )
+        self.verdict_streams = families.gauge("verdict_streams", "Streams of reports that are open.")
+        self.verdict_reporters = families.gauge("verdict_reporters", "Reporters whose limits are being counted.")
+        self.verdict_subjects = families.gauge(
+            "verdict_subjects", "Subjects of running verdicts; ones that just ran out may be among them."
+        )
+
+    def record_effect(self, effect: Effect) -> None:
+        """Count what an effect asks for; effects that have no metric of their own are no error."""
+        match effect:
+            case Record(decision=decision):
+                self.streams.record_decision(decision)
+            case FlushNeighbors(entries=entries):
+                self.neighbor_flushes.inc(len(entries))
+            case ResolveNeighbors(entries=entries):
+                self.neighbor_resolves.inc(len(entries))
+            case ProbeNeighbors(entries=entries):
+                self.neighbor_probes.inc(len(entries))
+            case NeighborMoved():
+                self.neighbor_mac_changes.inc()
+            case Ignored(reason=reason, count=count):
+                self.events_ignored.labels(reason_label(reason)).inc(count)
+
+    def record_status(self, status: GuardStatus) -> None:
+        """Show the state of the moment; streams and targets that are gone lose their series."""
+        self.kernel_in_sync.set(status.in_sync)
+        self.source_ok.set(status.source_ok)
+        self.streams.record_states(status.streams)
+
+    def record_readiness(self, unready: str) -> None:
+        """Show why the service is not ready (empty: it is), and that its loop goes on."""
+        named = reason_label(unready)
+        for reason in UNREADY_REASONS:
+            self.not_ready.labels(reason).set(reason == named)
+        self.heartbeat.set_to_current_time()
+
+    def record_interposer(self, calls: Mapping[tuple[str, str], int]) -> None:
+        """Take the interposer's own counts of calls, by command and outcome, which only grow."""
+        for key, reading in calls.items():
+            self.interposer_calls.labels(*key).inc(self._counts.grown(("interposer", *key), reading))
+
+    def record_announcer(
+        self, sent: Mapping[str, int], suppressed: Mapping[str, int], errors: Mapping[str, int]
+    ) -> None:
+        """Take the announcer's own counts, which only grow."""
+        self._follow(self.announcements, "kind", sent)
+        self._follow(self.announcements_suppressed, "reason", suppressed)
+        self._follow(self.announcement_errors, "error", errors)
+
+    def record_mirror(self, overruns: int, resyncs: Mapping[str, int], ignored: Mapping[str, int]) -> None:
+        """Take the mirror's own counts, which only grow."""
+        self.kernel_overruns.inc(self._counts.grown("overruns", overruns))
+        self._follow(self.kernel_resyncs, "resyncs", resyncs)
+        self._follow(self.kernel_messages_ignored, "ignored", ignored)
+
+    def record_source(self, *, sessions: int, losses: int, waiting: int, skipped: Mapping[str, int]) -> None:
+        """Take a registry's own counts; all but `waiting` only grow."""
+        self.source_sessions.inc(self._counts.grown("source_sessions", sessions))
+        self.source_losses.inc(self._counts.grown("source_losses", losses))
+        self.source_removals_waiting.set(waiting)
+        self._follow(self.source_entries_skipped, "skipped", skipped)
+
+    def record_mesh(self, events: Mapping[str, int], *, outdated: int, losses: int) -> None:
+        """Take the counts of what a network service manager told, which only grow."""
+        self._follow(self.mesh_events, "mesh_events", events)
+        self.mesh_neighbors_outdated.inc(self._counts.grown("mesh_neighbors_outdated", outdated))
+        self.mesh_losses.inc(self._counts.grown("mesh_losses", losses))
+
+    def record_recording(self, *, entries: int, written_bytes: int, dropped: Mapping[str, int]) -> None:
+        """Take the recorder's own counts, which only grow."""
+        self.recording_entries.inc(self._counts.grown("recording_entries", entries))
+        self.recording_bytes.inc(self._counts.grown("recording_bytes", written_bytes))
+        self._follow(self.recording_dropped, "recording_dropped", dropped)
+
+    def record_inbox_dropped(self, total: int) -> None:
+        """Take the runner's own count of dropped events, which only grows."""
+        self.inbox_dropped.inc(self._counts.grown("inbox_dropped", total))
+
+    def record_verdicts(
+        self,
+        *,
+        received: Mapping[str, int],
+        ignored: Mapping[str, int],
+        denied: Mapping[str, int],
+        limited: Mapping[str, int],
+        invalid: int,
+        replaced: int,
+    ) -> None:
+        """Take the verdict service's own counts, which only grow."""
+        self._follow(self.verdicts_received, "verdicts_received", received)
+        self._follow(self.verdicts_ignored, "verdicts_ignored", ignored)
+        self._follow(self.verdict_requests_denied, "verdicts_denied", denied)
+        self._follow(self.verdict_requests_limited, "verdicts_limited", limited)
+        self.verdict_requests_invalid.inc(self._counts.grown("verdicts_invalid", invalid))
+        self.verdict_streams_replaced.inc(self._counts.grown("verdicts_replaced", replaced))
+
+    def record_reporters(self, *, streams: int, reporters: int, subjects: int) -> None:
+        """Show how much the verdict service holds now."""
+        self.verdict_streams.set(streams)
+        self.verdict_reporters.set(reporters)
+        self.verdict_subjects.set(subjects)
+
+    def record_failures(self, *, routes: Sequence[str] = (), neighbors: Sequence[str] = ()) -> None:
+        """Count refused kernel operations by their named reasons."""
+        for reason in routes:
+            self.route_errors.labels(reason_label(reason)).inc()
+        for reason in neighbors:
+            self.neighbor_errors.labels(reason_label(reason)).inc()
+
+    def record_step(self, *, duration_s: float, lags_s: Iterable[float] = (), inbox_depth: int = 0) -> None:
+        """Note one turn of the loop.
+
+        Args:
+            duration_s: how long the engine took.
+            lags_s: for each batch of events, from receiving it to the decision.
+            inbox_depth: events left waiting.
+        """
+        self.engine_step.observe(duration_s)
+        self.inbox_depth.set(inbox_depth)
+        for lag_s in lags_s:
+            self.event_lag.observe(lag_s)
+
+    def _follow(self, counter: Counter, name: str, readings: Mapping[str, int]) -> None:
+        for value, reading in readings.items():
+            counter.labels(reason_label(value)).inc(self._counts.grown((name, value), reading))
+
+
+def list_metrics() -> tuple[MetricSpec, ...]:
+    """Return what there is to document, by name."""
+    return tuple(sorted(Metrics(CollectorRegistry()).specs, key=lambda spec: spec.name))

@@ -1,0 +1,172 @@
+"""What is decided for the targets of each stream, and what that does to its table. Series leave with their stream."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState
+from lbguard.core.status import StreamStatus
+from lbguard.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
+from lbguard.metrics.target_timeline import TIMELINE_LABELS, TIMELINE_METRICS, TargetTimeline
+
+_OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
+
+
+class CommitOutcome(Protocol):
+    """What a distributor says of one stream's commit (`CommitResult` of the distributors)."""
+
+    @property
+    def stream(self) -> str:
+        """Name of the stream."""
+
+    @property
+    def slots_changed(self) -> int:
+        """How many slots got another target."""
+
+    @property
+    def duration_s(self) -> float:
+        """How long it took, seconds."""
+
+    @property
+    def error(self) -> str:
+        """Empty on success."""
+
+
+class StreamMetrics:
+    """Metrics of decisions, commits and the states of targets. The methods belong to one thread.
+
+    Args:
+        families: where they are declared.
+        place: labels that every series of a single target has (trench, conduit).
+    """
+
+    def __init__(self, families: MetricFamilies, place: Mapping[str, str]) -> None:
+        self._present: set[str] = set()
+        self._lost_for: dict[TargetKey, str] = {}
+        self._define_decisions(families)
+        self._define_commits(families)
+        self._timeline = TargetTimeline(place)
+        families.add(
+            self._timeline,
+            [
+                MetricSpec(name=name, kind=kind, labels=TIMELINE_LABELS, help=help_text)
+                for name, (kind, help_text) in TIMELINE_METRICS.items()
+            ],
+        )
+
+    def _define_decisions(self, families: MetricFamilies) -> None:
+        self.target_states = families.gauge("target_states", "Targets in each state.", "stream", "state")
+        self.stream_available = families.gauge(
+            "stream_available", "1 while this load balancer has a forwarding path for the stream.", "stream"
+        )
+        self.stream_mass_failure = families.gauge(
+            "stream_mass_failure", "1 while so many targets of the stream are broken that deadlines freeze.", "stream"
+        )
+        self.decisions = families.counter("decisions", "Decisions by what they did.", "action")
+        for action in Action:
+            self.decisions.labels(action)
+        self.holds = families.counter("holds", "Holds begun: an admitted target's path broke.", "stream", "cause")
+        self.recoveries = families.counter(
+            "recoveries", "Holds and freezes that ended well: the path came back.", "stream"
+        )
+        self.withdrawals = families.counter(
+            "withdrawals", "Targets withdrawn because their path did not come back.", "stream", "cause"
+        )
+        self.freezes = families.counter("freezes", "Targets frozen: their deadline passed in a mass failure.", "stream")
+        self.readmissions = families.counter("readmissions", "Withdrawn targets that were admitted again.", "stream")
+        self.hold_duration = families.histogram(
+            "hold_duration_seconds", "How long holds lasted, from the loss to recovery or withdrawal.", _OUTAGE_BUCKETS
+        )
+        self.heal_duration = families.histogram(
+            "heal_duration_seconds",
+            "How long paths took to come back, from the loss; of withdrawn targets the damping delay is part of it.",
+            _OUTAGE_BUCKETS,
+            "cause",
+        )
+
+    def _define_commits(self, families: MetricFamilies) -> None:
+        self.commit_duration = families.histogram(
+            "commit_duration_seconds", "How long commits to the distributor took, per stream's table.", WORK_BUCKETS
+        )
+        self.commit_errors = families.counter("commit_errors", "Commits that did not take effect.", "stream")
+        self.slots_changed = families.counter("slots_changed", "Slots of the table given to another target.", "stream")
+
+    def record_decision(self, decision: Decision) -> None:
+        """Count a decision and what it ended."""
+        stream, cause = decision.target.stream, reason_label(decision.cause)
+        self._timeline.record(decision)
+        self.decisions.labels(decision.action).inc()
+        match decision.action:
+            case Action.HOLD:
+                self.holds.labels(stream, cause).inc()
+            case Action.RECOVER:
+                self.recoveries.labels(stream).inc()
+                self._observe_hold(decision)
+                self._observe_heal(decision, cause)
+            case Action.FREEZE:
+                self.freezes.labels(stream).inc()
+            case Action.WITHDRAW:
+                self.withdrawals.labels(stream, cause).inc()
+                self._observe_hold(decision)
+                self._lost_for[decision.target] = cause
+            case Action.READMIT:
+                self.readmissions.labels(stream).inc()
+                self._observe_heal(decision, self._lost_for.pop(decision.target, "other"))
+            case Action.REMOVE | Action.FORGET:
+                self._lost_for.pop(decision.target, None)
+
+    def record_states(self, streams: Sequence[StreamStatus]) -> None:
+        """Show the state of the moment; streams that are gone lose their series."""
+        present = {stream.name for stream in streams}
+        for name in self._present - present:
+            self._forget_stream(name)
+        for stream in streams:
+            for state in TargetState:
+                self.target_states.labels(stream.name, state).set(stream.counts.get(state, 0))
+            self.stream_available.labels(stream.name).set(stream.available)
+            self.stream_mass_failure.labels(stream.name).set(stream.mass_failure)
+            if stream.name not in self._present:
+                self._begin_stream(stream.name)
+        self._present = present
+
+    def record_commits(self, results: Iterable[CommitOutcome]) -> None:
+        """Count the outcome of a commit, one result per stream."""
+        for result in results:
+            if result.error:
+                self.commit_errors.labels(result.stream).inc()
+            else:
+                self.commit_duration.observe(result.duration_s)
+                self.slots_changed.labels(result.stream).inc(result.slots_changed)
+
+    def _observe_hold(self, decision: Decision) -> None:
+        if decision.duration_s is not None:
+            self.hold_duration.observe(decision.duration_s)
+
+    def _observe_heal(self, decision: Decision, cause: str) -> None:
+        if decision.duration_s is not None:
+            self.heal_duration.labels(cause).observe(decision.duration_s)
+
+    def _begin_stream(self, name: str) -> None:
+        # A counter that appears with its first increment hides that increment from rate(), so it appears with 0.
+        for counter in (self.recoveries, self.freezes, self.readmissions, self.commit_errors, self.slots_changed):
+            counter.labels(name)
+        for cause in Condition:
+            if cause is not Condition.OK:
+                self.holds.labels(name, cause)
+                self.withdrawals.labels(name, cause)
+
+    def _forget_stream(self, name: str) -> None:
+        for metric in (
+            self.target_states,
+            self.stream_available,
+            self.stream_mass_failure,
+            self.holds,
+            self.recoveries,
+            self.withdrawals,
+            self.freezes,
+            self.readmissions,
+            self.commit_errors,
+            self.slots_changed,
+        ):
+            metric.remove_by_labels({"stream": name})
+        self._lost_for = {key: cause for key, cause in self._lost_for.items() if key.stream != name}
+        self._timeline.forget_stream(name)

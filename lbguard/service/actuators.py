@@ -1,0 +1,289 @@
+"""Carries out the engine's effects through the adapters, and turns every outcome into events.
+
+Three lanes work side by side, each strictly in order: the kernel's routes, rules and links; its neighbours; the
+distributor. A commit that takes milliseconds so never delays a route, and the engine itself waits for none of them.
+What has to wait for another lane's success waits in the engine, for the event that tells of it.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from lbguard.core.effects import (
+    AttachStream,
+    CommitTables,
+    FlushNeighbors,
+    ForgetStream,
+    ProbeNeighbors,
+    ProgramRoutes,
+    ProgramRules,
+    PruneStreams,
+    ResolveNeighbors,
+    SetLinkDown,
+    TuneLink,
+)
+from lbguard.core.events import (
+    CommitDone,
+    CommitFailed,
+    DistributorLost,
+    DistributorSeen,
+    Event,
+    LinkSetDown,
+    RouteFailed,
+    RuleFailed,
+    StreamsPruned,
+)
+from lbguard.core.model import StreamSpec
+from lbguard.dataplane.links import LinkOperations, NeighborTimers
+from lbguard.dataplane.neighbors import NeighborFailure, Neighbors
+from lbguard.dataplane.routes import RouteTable
+from lbguard.distributor.base import CommitResult, Distributor, DistributorError
+from lbguard.log import fields
+from lbguard.netlink.socket import NetlinkChannel
+
+_log = logging.getLogger("lbguard.service.actuators")
+
+T = TypeVar("T")
+
+KernelEffect = ProgramRoutes | ProgramRules | SetLinkDown
+NeighborEffect = FlushNeighbors | ResolveNeighbors | ProbeNeighbors | TuneLink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollDistributor:
+    """Look whether tables were lost; with `read_back` also read what is active in each."""
+
+    read_back: bool
+
+
+DistributorEffect = AttachStream | CommitTables | ForgetStream | PruneStreams | PollDistributor
+
+
+class Lane(Generic[T]):
+    """Does jobs one after another in a task of its own. Adding one never waits.
+
+    When `limit` jobs wait, those that come again by themselves (neighbour probes) are dropped. For the others the
+    engine's own restraint is the bound: it asks for nothing twice before it has an answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[T], Awaitable[Sequence[Event]]],
+        post: Callable[[Sequence[Event]], None],
+        *,
+        limit: int | None = None,
+    ) -> None:
+        self.name = name
+        self.dropped = 0
+        self._work = work
+        self._post = post
+        self._limit = limit
+        self._jobs: deque[T] = deque()
+        self._arrived = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def put(self, job: T, *, droppable: bool = False) -> bool:
+        """Add a job; false when the lane is full and the job may be dropped."""
+        if droppable and self._limit is not None and len(self._jobs) >= self._limit:
+            self.dropped += 1
+            return False
+        self._jobs.append(job)
+        self._arrived.set()
+        return True
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            while self._jobs:
+                events = await self._work(self._jobs.popleft())
+                if events:
+                    self._post(events)
+            self._arrived.clear()
+            await self._arrived.wait()
+
+
+class KernelActuator:
+    """Routes, rules and links."""
+
+    def __init__(self, channel: NetlinkChannel) -> None:
+        self._routes = RouteTable(channel)
+        self._links = LinkOperations(channel)
+
+    async def perform(self, effect: KernelEffect) -> Sequence[Event]:
+        """Carry out one effect; an operating error becomes the failure of all that it asked for."""
+        match effect:
+            case ProgramRoutes():
+                try:
+                    return await self._routes.program(effect)
+                except OSError as error:
+                    wanted = effect.replace + effect.delete
+                    return [RouteFailed(route=route, reason=str(error)) for route in wanted]
+            case ProgramRules():
+                try:
+                    return await self._routes.program_rules(effect)
+                except OSError as error:
+                    return [RuleFailed(rule=rule, reason=str(error)) for rule in effect.add + effect.delete]
+            case SetLinkDown():
+                return [await self._set_down(effect)]
+
+    async def _set_down(self, effect: SetLinkDown) -> LinkSetDown:
+        try:
+            outcome = await self._links.set_down(effect.link, effect.ifname)
+        except OSError as error:
+            outcome = LinkSetDown(link=effect.link, reason=str(error))
+        what = "superseded link could not be set down" if outcome.reason else "superseded link set down"
+        _log.warning(what, extra=fields(link=effect.ifname, ifindex=effect.link.ifindex, reason=outcome.reason))
+        return outcome
+
+
+class NeighborActuator:
+    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` hears of refusals."""
+
+    def __init__(
+        self,
+        channel: NetlinkChannel,
+        timers: NeighborTimers,
+        on_refused: Callable[[Sequence[NeighborFailure]], None],
+    ) -> None:
+        self._on_refused = on_refused
+        self._neighbors = Neighbors(channel)
+        self._links = LinkOperations(channel)
+        self._timers = timers
+
+    async def perform(self, effect: NeighborEffect) -> Sequence[Event]:
+        """Carry out one effect."""
+        failures: list[NeighborFailure] = []
+        try:
+            match effect:
+                case FlushNeighbors():
+                    failures = await self._neighbors.flush(effect)
+                case ResolveNeighbors():
+                    failures = await self._neighbors.resolve(effect)
+                case ProbeNeighbors():
+                    failures = await self._neighbors.probe(effect)
+                case TuneLink():
+                    reason = await self._links.tune(effect.link.ifindex, effect.ifname, self._timers)
+                    if reason:
+                        _log.warning("neighbour timers not set", extra=fields(link=effect.ifname, reason=reason))
+        except OSError as error:
+            _log.warning("neighbour operation failed", extra=fields(reason=str(error)))
+        if failures:
+            self._on_refused(failures)
+        return []
+
+
+class DistributorActuator:
+    """Tables of streams. `attached` are those that are looked after; `on_commit` hears of every commit.
+
+    A stream whose removal is refused would go on taking its VIPs, and nobody asks again: so every look does.
+    """
+
+    def __init__(self, distributor: Distributor, on_commit: Callable[[CommitResult], None]) -> None:
+        self.attached: dict[str, StreamSpec] = {}
+        self._distributor = distributor
+        self._on_commit = on_commit
+        self._told: dict[str, str] = {}
+        self._leaving: dict[str, StreamSpec] = {}
+
+    async def perform(self, effect: DistributorEffect) -> Sequence[Event]:
+        """Carry out one effect."""
+        match effect:
+            case AttachStream():
+                return [await self._attach(effect.stream)]
+            case CommitTables():
+                results = await self._commit(effect)
+                return [
+                    self._failed(result.stream, result.error)
+                    if result.error
+                    else CommitDone(stream=table.stream.name, registered=table.registered, active=table.active)
+                    for table, result in zip(effect.tables, results, strict=True)
+                ]
+            case ForgetStream():
+                await self._forget(effect.stream)
+                return []
+            case PruneStreams():
+                return await self._prune(effect.known)
+            case PollDistributor():
+                return await self._poll(read_back=effect.read_back)
+
+    async def _attach(self, stream: StreamSpec) -> Event:
+        self._leaving.pop(stream.name, None)
+        try:
+            await self._distributor.attach(stream)
+            active = await self._distributor.read_active(stream)
+        except (DistributorError, OSError) as error:
+            return self._failed(stream.name, str(error))
+        self.attached[stream.name] = stream
+        self._told.pop(stream.name, None)
+        return DistributorSeen(stream=stream.name, active=active)
+
+    async def _commit(self, effect: CommitTables) -> Sequence[CommitResult]:
+        try:
+            results = await self._distributor.commit(effect.tables)
+        except (DistributorError, OSError) as error:
+            results = [CommitResult(stream=table.stream.name, error=str(error)) for table in effect.tables]
+        for result in results:
+            if not result.error:
+                self._told.pop(result.stream, None)
+            self._on_commit(result)
+        return results
+
+    async def _forget(self, stream: StreamSpec) -> None:
+        self.attached.pop(stream.name, None)
+        self._leaving[stream.name] = stream
+        try:
+            await self._distributor.detach(stream, withdraw=True)
+        except (DistributorError, OSError) as error:
+            reason = str(error)
+            if self._told.get(stream.name) != reason:
+                self._told[stream.name] = reason
+                _log.warning("stream not removed from the distributor", extra=fields(stream=stream.name, reason=reason))
+        else:
+            del self._leaving[stream.name]
+            self._told.pop(stream.name, None)
+
+    async def _poll(self, *, read_back: bool) -> Sequence[Event]:
+        events: list[Event] = []
+        for stream in list(self._leaving.values()):
+            await self._forget(stream)
+        try:
+            lost = await self._distributor.lost_streams()
+        except (DistributorError, OSError) as error:
+            _log.warning("distributor cannot be looked at", extra=fields(reason=str(error)))
+            return []
+        for name, reason in lost.items():
+            if name in self.attached:
+                _log.warning("distributor table lost", extra=fields(stream=name, reason=reason))
+                events.append(DistributorLost(stream=name, reason=reason))
+        if read_back:
+            for name, stream in list(self.attached.items()):
+                if name not in lost:
+                    try:
+                        active = await self._distributor.read_active(stream)
+                    except (DistributorError, OSError) as error:
+                        events.append(DistributorLost(stream=name, reason=str(error)))
+                    else:
+                        events.append(DistributorSeen(stream=name, active=active))
+        return events
+
+    async def _prune(self, known: Sequence[str]) -> Sequence[Event]:
+        try:
+            for name in await self._distributor.prune(known):
+                _log.warning("stream of an earlier run removed", extra=fields(stream=name, reason="not_listed"))
+        except (DistributorError, OSError) as error:
+            _log.warning("leftovers not removed", extra=fields(reason=str(error)))
+            return []
+        return [StreamsPruned()]
+
+    def _failed(self, name: str, reason: str) -> CommitFailed:
+        """Tell of a failure once, not at every retry."""
+        if self._told.get(name) != reason:
+            self._told[name] = reason
+            _log.error("distributor failed", extra=fields(stream=name, reason=reason))
+        return CommitFailed(stream=name, reason=reason)

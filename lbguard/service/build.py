@@ -1,0 +1,104 @@
+"""Builds adapters from the settings, one function each."""
+
+from collections.abc import Callable, Iterable
+
+from lbguard.announce.sender import Announcer
+from lbguard.core.addr import Ip
+from lbguard.core.model import LinkKey, Route
+from lbguard.dataplane.links import NeighborTimers
+from lbguard.distributor.base import Distributor
+from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
+from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
+from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.observe import ObserveDistributor
+from lbguard.distributor.select import AutoDistributor
+from lbguard.netlink.mirror import KernelMirror, MirrorSettings, Sink
+from lbguard.settings.model import Settings
+from lbguard.sources.base import Source, SourceEvent
+from lbguard.sources.file import FileSource
+
+_LOCAL_TABLES = frozenset({0, 253, 254, 255})
+
+
+def make_distributor(settings: Settings) -> Distributor:
+    """Build the distributor that the settings ask for.
+
+    Raises:
+        DistributorError: a combination that cannot work.
+    """
+    wanted = settings.distributor
+    table = TableKind(wanted.table)
+    observing = settings.mode != "enforce" or wanted.kind == "observe"
+
+    def embedded() -> Distributor:
+        return NftDistributor(table, wanted.hash_seed, wanted.slots_per_target)
+
+    def memory() -> Distributor:
+        return NfqlbShmDistributor(table, wanted.shm_dir, read_only=observing)
+
+    match wanted.kind:
+        case "nftables":
+            chosen: Distributor = embedded()
+        case "nfqlb-shm":
+            chosen = memory()
+        case "auto" if settings.source == "interposer" or settings.mode == "companion":
+            # The load balancer's packets go by the memory alone: without it, its calls are the real program's.
+            chosen = memory()
+        case "nfqlb-cli":
+            chosen = NfqlbCliDistributor(table, wanted.nfqlb_binary, wanted.shm_dir)
+        case "auto" | "observe":
+            chosen = AutoDistributor(wanted.shm_dir, memory(), embedded)
+    return ObserveDistributor(chosen) if observing else chosen
+
+
+def make_source(
+    settings: Settings, emit: Callable[[SourceEvent], None], routes: Callable[[], Iterable[Route] | None]
+) -> Source | None:
+    """Build the source of targets; None when none is set. `routes` are those in force in the targets' tables.
+
+    Raises:
+        StartError: certificates cannot be read.
+    """
+    if settings.source == "nsp":
+        # Loads gRPC, so only where it is used.
+        from lbguard.service.build_nsp import make_nsp_source, nsp_certificates
+
+        return make_nsp_source(settings, emit, nsp_certificates(settings.nsp), routes)
+    return FileSource(settings.targets_file, emit) if settings.targets_file is not None else None
+
+
+def make_announcer(settings: Settings, owns: Callable[[LinkKey, Ip], bool]) -> Announcer | None:
+    """Build the announcer; None in observe mode, where no packet is sent.
+
+    Raises:
+        OSError: the packet socket cannot be opened (CAP_NET_RAW is missing).
+    """
+    if settings.mode == "observe":
+        return None
+    return Announcer(owns=owns, repeats_s=settings.announce.repeats, addresses_max=settings.announce.max_pending)
+
+
+def make_mirror(settings: Settings, sink: Sink) -> KernelMirror:
+    """Build the kernel mirror. Every table but the kernel's own may be a target's."""
+    return KernelMirror(
+        sink,
+        lambda table: table not in _LOCAL_TABLES,
+        MirrorSettings(
+            reconcile_interval_s=settings.kernel.reconcile_interval,
+            receive_buffer_bytes=settings.kernel.receive_buffer,
+        ),
+    )
+
+
+def neighbor_timers(settings: Settings) -> NeighborTimers:
+    """Return the timers that links to targets get."""
+    neighbors = settings.neighbors
+    return NeighborTimers(
+        retrans_ms=round(neighbors.retrans * 1000),
+        delay_probe_ms=round(neighbors.delay_probe * 1000),
+        base_reachable_ms=round(neighbors.base_reachable * 1000),
+        ucast_probes=neighbors.ucast_probes,
+        mcast_probes=neighbors.mcast_probes,
+        mcast_reprobes=neighbors.mcast_reprobes,
+    )

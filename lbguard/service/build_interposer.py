@@ -1,0 +1,122 @@
+"""Builds the sources that look at an unmodified load balancer, and shows them the core and the tables."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from lbguard.core.engine import Engine
+from lbguard.core.events import SourceSnapshot
+from lbguard.core.model import Condition, StreamSpec, TargetKey, TargetState
+from lbguard.distributor.base import DistributorError
+from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.nfqlb_memory import StreamMemory
+from lbguard.service.target_routes import TargetRoutes
+from lbguard.settings.model import Settings
+from lbguard.sources.interposer import InterposerConfig, InterposerSource
+from lbguard.sources.interposer_protocol import SHM_PREFIX
+from lbguard.sources.interposer_view import FoundTable
+from lbguard.sources.kernel import KernelSource
+
+_LINK_CONDITIONS = frozenset(
+    {Condition.NO_LINK, Condition.LINK_DOWN, Condition.NO_ADDRESS, Condition.ADDRESS_TENTATIVE}
+)
+"""What takes the load balancer's own route away, so that its check fails. A missing route of ours is no such thing: it
+is missing for a moment whenever the load balancer adds a target."""
+
+
+class EngineView:
+    """What the source has to know of the engine."""
+
+    def __init__(
+        self, engine: Engine, inbox_depth: Callable[[], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Set the engine, how many events wait for it, and its clock."""
+        self._engine = engine
+        self._inbox_depth = inbox_depth
+        self._clock = clock
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine decides."""
+        return self._engine.running
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the view is whole and nothing waits in the inbox."""
+        return self._engine.in_sync and not self._inbox_depth()
+
+    def path_lost(self, target: TargetKey, within_s: float) -> bool:
+        """See `Core`."""
+        if not self._engine.in_sync:
+            return True
+        known = self._engine.roster.target(target)
+        if known is None:
+            return False
+        if any(path.condition in _LINK_CONDITIONS for path in known.paths.values()):
+            return True
+        recovered = known.state is TargetState.ACTIVE and known.lost_at > 0 and known.lost_to in _LINK_CONDITIONS
+        return recovered and self._clock() - known.since <= within_s
+
+    def sound_for_s(self, target: TargetKey) -> float:
+        """See `Core`."""
+        known = self._engine.roster.target(target)
+        if known is None or known.state is not TargetState.ACTIVE or not self._engine.in_sync:
+            return 0.0
+        return self._clock() - known.since
+
+
+def find_tables(settings: Settings) -> Mapping[str, FoundTable]:
+    """Read nfqlb's memories, by stream; one that cannot be read is left out."""
+    found: dict[str, FoundTable] = {}
+    for path in settings.distributor.shm_dir.glob(f"{SHM_PREFIX}*"):
+        name = path.name.removeprefix(SHM_PREFIX)
+        try:
+            memory = StreamMemory(path, StreamSpec(name=name, max_targets=1), TableKind.MAGLEV, read_only=True)
+        except DistributorError:
+            continue
+        try:
+            found[name] = FoundTable(max_targets=memory.layout.targets, marks=memory.active())
+        except DistributorError:
+            continue
+        finally:
+            memory.close()
+    return found
+
+
+def make_interposer_source(
+    settings: Settings,
+    emit: Callable[[SourceSnapshot], None],
+    engine: Engine,
+    inbox_depth: Callable[[], int],
+    routes: TargetRoutes,
+) -> InterposerSource:
+    """Build the source. Where nothing is to be touched, every call goes to the real program."""
+    group = settings.interposer
+    return InterposerSource(
+        InterposerConfig(
+            directory=group.directory,
+            answer_timeout_s=group.answer_timeout,
+            recent_loss_s=group.recent_loss,
+            confirm_timeout_s=group.confirm_timeout,
+            passive=settings.mode != "enforce" or settings.distributor.kind == "observe",
+        ),
+        emit,
+        core=EngineView(engine, inbox_depth),
+        routes=routes,
+        tables=lambda: find_tables(settings),
+    )
+
+
+def make_kernel_source(
+    settings: Settings, emit: Callable[[SourceSnapshot], None], engine: Engine, routes: TargetRoutes
+) -> KernelSource | None:
+    """Build the source `kernel`; None when the settings name another one."""
+    if settings.source != "kernel":
+        return None
+    view = EngineView(engine, lambda: 0)
+
+    def path_lost(mark: int, within_s: float) -> bool:
+        target = engine.roster.by_mark.get(mark)
+        return target is not None and view.path_lost(target.key, within_s)
+
+    group = settings.kernel_source
+    return KernelSource(group.ranges, group.keep, emit, routes=routes, path_lost=path_lost)

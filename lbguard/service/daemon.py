@@ -1,0 +1,394 @@
+"""The composition root: wires the adapters to the engine and sees the service through its life."""
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from lbguard import __version__
+from lbguard.api.availability_state import AvailabilityState
+from lbguard.core.effects import Announce, SolicitNeighbors
+from lbguard.core.events import Event
+from lbguard.core.model import Decision, Route, TargetKey
+from lbguard.core.status import GuardStatus
+from lbguard.dataplane.instance import InstanceLock, InstanceRunning
+from lbguard.decisions import DecisionLog
+from lbguard.distributor.base import CommitResult, Distributor, DistributorError
+from lbguard.log import fields, setup_logging
+from lbguard.metrics.guard import Metrics
+from lbguard.metrics.interface_counts import links_facing_targets
+from lbguard.netlink.socket import NetlinkChannel
+from lbguard.recording.service import ServiceRecording
+from lbguard.service.actuators import (
+    DistributorActuator,
+    DistributorEffect,
+    KernelActuator,
+    KernelEffect,
+    Lane,
+    NeighborActuator,
+    NeighborEffect,
+    PollDistributor,
+)
+from lbguard.service.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
+from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
+from lbguard.service.journal import ServiceJournal
+from lbguard.service.packet_counts import PacketCounts
+from lbguard.service.runner import Runner
+from lbguard.service.target_routes import TargetRoutes
+from lbguard.service.traffic_counts import read_traffic
+from lbguard.service.verdict_desk import VerdictDesk
+from lbguard.service.withdrawal import withdraw_everything
+from lbguard.settings.model import Settings
+from lbguard.sources.base import SourceEvent
+from lbguard.start_error import StartError
+
+if TYPE_CHECKING:
+    from lbguard.nsm.watch import WatchEvent
+    from lbguard.service.build_nsm import MeshEvents
+    from lbguard.service.doors import Doors
+
+_log = logging.getLogger("lbguard.service.daemon")
+
+_POLL_S = 1.0
+_POLL_BEFORE_READY_S = 0.01
+_COUNT_EVERY = 5
+_STOP_LIMIT_S = 0.8
+_WITHDRAW_LIMIT_S = 10.0
+_DOORS_LATEST_S = 1.0
+
+
+class Daemon:
+    """One running service. `make` builds its distributor."""
+
+    def __init__(self, settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> None:
+        self.settings = settings
+        self._recording = ServiceRecording(settings)
+        self.engine = self._recording.make_engine()
+        self.decision_log = DecisionLog()
+        place = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit} if settings.source == "nsp" else None
+        self.metrics = Metrics(CollectorRegistry(), place)
+        self.availability = AvailabilityState()
+        self._enforcing = settings.mode == "enforce"
+        self._journal = ServiceJournal(
+            self.metrics,
+            self.decision_log,
+            observe=not self._enforcing,
+            inbox_depth=lambda: self.runner.inbox_depth,
+            availability=self.availability,
+        )
+        self._stop = asyncio.Event()
+        self._started_at = time.monotonic()
+        self._ready_told = False
+        self.started = False
+        self.stuck = False
+        self._channel = NetlinkChannel()
+        self._distributor = make(settings)
+        self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
+        self._announcer = make_announcer(settings, self.engine.view.holds)
+        self._kernel = KernelActuator(self._channel)
+        neighbors = NeighborActuator(self._channel, neighbor_timers(settings), self._journal.neighbors_refused)
+        self._tables = DistributorActuator(self._distributor, self._committed)
+        kernel_lane: Lane[KernelEffect] = Lane("kernel", self._kernel.perform, self._post)
+        neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
+        self._distributor_lane: Lane[DistributorEffect] = Lane("distributor", self._tables.perform, self._post)
+        self._lanes = (kernel_lane, neighbor_lane, self._distributor_lane)
+        self.mirror = make_mirror(settings, self._hear_kernel)
+        self.runner = Runner(
+            self.engine,
+            announce=self._announce,
+            kernel=kernel_lane,
+            neighbors=neighbor_lane,
+            distributor=self._distributor_lane,
+            journal=self._journal,
+            resync=self.mirror.request_resync,
+            caught_up=self.mirror.caught_up,
+            answer=lambda effect: self.verdicts.answered(effect),
+            inbox_limit=settings.kernel.inbox_limit,
+        )
+        self.verdicts = VerdictDesk(self.runner.post_verdict)
+        self._routes = TargetRoutes()
+        self._interposer = (
+            make_interposer_source(
+                settings, self._hear_source, self.engine, lambda: self.runner.inbox_depth, self._routes
+            )
+            if settings.source == "interposer"
+            else None
+        )
+        self._kernel_source = make_kernel_source(settings, self._hear_source, self.engine, self._routes)
+        self._source = (
+            self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
+        )
+        self._doors: Doors | None = None
+        self._doors_opened = asyncio.Event()
+        self._mesh: MeshEvents | None = None
+
+    # What the API and the health checks see
+
+    def status(self) -> GuardStatus:
+        """Return the whole state of the moment."""
+        return self.engine.status(time.monotonic())
+
+    def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
+        """Return the last decisions, oldest first, with wall time; of one target, or (None) of all."""
+        return self.decision_log.last(target, limit)
+
+    def unready_reason(self) -> str:
+        """Return why the service is not ready; empty when it is."""
+        engine = self.engine
+        if not engine.in_sync:
+            return f"kernel_not_in_sync: {engine.sync_reason}"
+        if not engine.running:
+            return f"source_not_read: {engine.source_reason}"
+        waiting = [name for name, stream in engine.roster.streams.items() if not (stream.adopted or stream.removed)]
+        return f"tables_not_read: {', '.join(waiting)}" if waiting else ""
+
+    # Life
+
+    async def run(self) -> None:
+        """Serve until a signal says stop.
+
+        Raises:
+            ExceptionGroup: a part failed that the service cannot do without.
+            StartError, OSError: it could not start.
+        """
+        try:
+            await self._start()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(lane.run()) for lane in self._lanes]
+                tasks += [group.create_task(part) for part in (self.runner.run(), self.mirror.wait(), self._poll())]
+                if self.settings.mode != "observe":
+                    tasks.append(group.create_task(self._count_packets()))
+                if self.settings.nsm.enabled:
+                    tasks.append(group.create_task(self._follow_mesh()))
+                if self._source is not None:
+                    tasks.append(group.create_task(self._source.run()))
+                await self._stop.wait()
+                _log.info("stopping", extra=fields(withdraw=self.settings.withdraw_on_exit))
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self._shut_down()
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if self._source is None:
+            _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
+        self._recording.start()
+        await self.mirror.start()
+        # The collector was off until here (see `cli_run.run`); what was loaded meanwhile stays, and is no work for it.
+        gc.freeze()
+        gc.enable()
+        self.started = True
+        _log.info("started", extra=fields(version=__version__, mode=self.settings.mode))
+
+    async def _shut_down(self) -> None:
+        await self.mirror.stop()
+        self.runner.flush()
+        if self._announcer is not None:
+            self._announcer.close()
+        # Only who is told to stop withdraws: a fault must not take the data path along.
+        withdraw = self.settings.withdraw_on_exit and self._enforcing and self._stop.is_set()
+        try:
+            async with asyncio.timeout(_WITHDRAW_LIMIT_S if withdraw else _STOP_LIMIT_S):
+                if self._doors is not None:
+                    await self._doors.close()
+                if withdraw:
+                    streams = list(self._tables.attached.values())
+                    try:
+                        await withdraw_everything(self.settings, self._distributor, streams, self._kernel)
+                    except OSError as error:
+                        _log.error("rules and routes not removed", extra=fields(reason=str(error)))
+                    await self._packets.remove()
+                await self._distributor.close()
+                await self._packets.close()
+        except TimeoutError:
+            self.stuck = True
+            _log.error("something hangs, and is left behind", extra=fields(withdrawing=withdraw))
+        await self._recording.close()
+        self._channel.close()
+        _log.info("stopped")
+
+    def _reload(self) -> None:
+        _log.info("reloading targets")
+        if self._source is not None:
+            self._source.reload()
+        self.mirror.request_reconcile()
+
+    async def _poll(self) -> None:
+        """Look after what tells nothing by itself: tables that others replace, gauges, health."""
+        rounds = 0
+        interval_s = self.settings.kernel.reconcile_interval
+        every = max(1, round(interval_s / _POLL_S))
+        while True:
+            await self._tell_health()
+            # One stream that cannot be had keeps the service unready, but the others are looked after all the same.
+            if self._doors is not None:
+                rounds += 1
+                if not len(self._distributor_lane):
+                    self._distributor_lane.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
+                self._take_counts()
+                self.runner.post(read_traffic(self.engine.view))
+            await asyncio.sleep(_POLL_S if self._doors is not None else _POLL_BEFORE_READY_S)
+
+    async def _count_packets(self) -> None:
+        """Keep the packet counters, apart from all else: however long nftables takes, the heart goes on beating."""
+        rounds = 0
+        while True:
+            await asyncio.sleep(_POLL_S if self._doors is not None else _POLL_BEFORE_READY_S)
+            if self._doors is not None:
+                rounds += 1
+                await self._packets.follow({mark: target.key for mark, target in self.engine.roster.by_mark.items()})
+                if rounds % _COUNT_EVERY == 0:
+                    await self._packets.read()
+
+    async def _follow_mesh(self) -> None:
+        """Follow a mesh manager once the repairs of the start are done: its library takes long to load."""
+        await self._doors_opened.wait()
+        build = await asyncio.to_thread(importlib.import_module, "lbguard.service.build_nsm")
+        mesh: MeshEvents = build.MeshEvents(self.settings.nsm, self.engine.view, self._post_mesh)
+        self._mesh = mesh
+        await mesh.run()
+
+    def _take_counts(self) -> None:
+        """Bring gauges up to date and take over the counts that adapters keep themselves."""
+        self.availability.retain(self.engine.roster.streams)
+        self.metrics.record_status(self.engine.summary(time.monotonic()))
+        self.metrics.record_readiness(self.unready_reason())
+        self._journal.counted(self._announcer, self.mirror.counters)
+        self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
+        self._recording.count(self.metrics)
+        if self._doors is not None:
+            self._doors.count(self.metrics)
+        if self._mesh is not None:
+            self.metrics.record_mesh(self._mesh.events, outdated=self._mesh.outdated, losses=self._mesh.losses)
+        self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
+        if self._interposer is not None:
+            self.metrics.record_interposer(self._interposer.counters.calls)
+        counters = getattr(self._source, "counters", None) if self._interposer is None else None
+        if counters is not None:
+            self.metrics.record_source(
+                sessions=counters.sessions,
+                losses=counters.losses,
+                waiting=counters.waiting,
+                skipped=counters.skipped,
+            )
+
+    async def _tell_health(self) -> None:
+        unready = self.unready_reason()
+        if self._doors is not None:
+            await self._doors.tell(unready)
+        elif not unready or time.monotonic() - self._started_at > _DOORS_LATEST_S:
+            self._doors = await self._open_doors()
+            await self._doors.tell(unready)
+        if not self._ready_told and not unready:
+            self._ready_told = True
+            roster = self.engine.roster
+            after_s = round(time.monotonic() - self._started_at, 3)
+            _log.info("ready", extra=fields(streams=len(roster.streams), targets=len(roster.by_mark), after_s=after_s))
+            _calm_garbage_collection()
+
+    async def _open_doors(self) -> "Doors":
+        """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
+        doors = await asyncio.to_thread(importlib.import_module, "lbguard.service.doors")
+        opened: Doors = await doors.open_doors(self)
+        self._doors_opened.set()
+        return opened
+
+    # Wiring
+
+    def _hear_kernel(self, events: list[Event], received_at: float) -> None:
+        self._journal.kernel_heard(events, in_sync=self.mirror.in_sync)
+        if self._interposer is not None or not self._enforcing:
+            self._routes.hear(events)
+        if self._kernel_source is not None:
+            self._kernel_source.hear_kernel(events)
+        if self._mesh is not None:
+            self._mesh.hear_kernel(events)
+        self.runner.post_kernel(events, received_at)
+
+    def _hear_source(self, event: SourceEvent) -> None:
+        self._journal.source_heard(event)
+        self.runner.post((event,))
+
+    def _routes_in_force(self) -> Iterable[Route] | None:
+        if not self.engine.in_sync:
+            return None
+        # Where the load balancer keeps its own, those are the ones that show.
+        return [*self.engine.tables.routes.actual.values(), *(self._routes.routes() or ())]
+
+    def _post(self, events: Sequence[Event]) -> None:
+        self._journal.refused(events)
+        self.runner.post(events)
+        if self._interposer is not None:
+            self._interposer.hear(events)
+
+    def _post_mesh(self, events: "Sequence[WatchEvent]") -> None:
+        # Not by the verdicts' own inbox: the mesh says a thing once, so none of it may be dropped for want of room.
+        self.runner.post(events)
+
+    def _committed(self, result: CommitResult) -> None:
+        self._journal.committed(result)
+        self._recording.committed(result)
+
+    def _announce(self, effect: Announce | SolicitNeighbors) -> None:
+        if self._announcer is None:
+            return
+        if isinstance(effect, Announce):
+            self._announcer.announce(effect)
+        else:
+            self._announcer.solicit(effect)
+
+
+def _calm_garbage_collection() -> None:
+    """Take what lives as long as the service out of the collector's sight: a full collection stops everything.
+
+    What is made from now on is short-lived and mostly free of cycles, so full collections can be rare.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) -> tuple[int, bool]:
+    """Run the service; returns the exit status, and whether a thread of it hangs."""
+    problems: list[Exception] = []
+    daemon: Daemon | None = None
+    try:
+        daemon = Daemon(settings, make)
+        await daemon.run()
+    except* Exception as group:
+        problems += group.exceptions
+    for problem in problems:
+        starting = daemon is None or not daemon.started
+        if isinstance(problem, StartError) or (starting and isinstance(problem, DistributorError | OSError)):
+            _log.critical("cannot start", extra=fields(reason=str(problem)))
+        else:
+            _log.critical("a part of the service failed", exc_info=problem)
+    return (1 if problems else 0), daemon is not None and daemon.stuck
+
+
+def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> int:
+    """Run the service until it is told to stop; returns the exit status (0 stopped, 1 failed)."""
+    logging_ = setup_logging(settings.log.format, settings.log.level)
+    status, stuck = 1, False
+    try:
+        with InstanceLock():
+            status, stuck = asyncio.run(_serve(settings, make))
+    except InstanceRunning as error:
+        _log.critical("cannot start", extra=fields(reason=str(error)))
+    finally:
+        logging_.close()
+    if stuck:
+        # The interpreter would wait for the thread that hangs.
+        os._exit(status)
+    return status

@@ -1,0 +1,147 @@
+"""The doors of the service: the gRPC API on its unix socket, the HTTP endpoint, and what Meridio's frontend asks.
+
+The daemon loads this module after the first decisions: gRPC and the HTTP server take long to import, and after a crash
+in the middle of an outage the repair comes first.
+"""
+
+import asyncio
+from typing import Protocol
+
+from lbguard.api.availability_server import AvailabilityServer
+from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.limits import Limit
+from lbguard.api.policy import DenyReason, Policy
+from lbguard.api.security import CertificateFiles
+from lbguard.api.server import ApiServer, GuardView
+from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
+from lbguard.api.verdict_server import VerdictIntake
+from lbguard.api.verdict_settings import VerdictSettings
+from lbguard.api.workload_api import WorkloadApi
+from lbguard.decisions import DecisionLog
+from lbguard.httpd import Health, HttpEndpoint
+from lbguard.metrics.guard import Metrics
+from lbguard.service.verdict_desk import IGNORED_REASONS, VerdictDesk
+from lbguard.settings.listen import parse_listen
+from lbguard.settings.model import Settings
+
+
+class House(GuardView, Protocol):
+    """What the doors lead to."""
+
+    settings: Settings
+    decision_log: DecisionLog
+    metrics: Metrics
+    availability: AvailabilityState
+    verdicts: VerdictDesk
+
+
+class Doors:
+    """What is open to the outside."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._health = Health()
+        verdicts = house.settings.verdicts
+        self._intake = VerdictIntake(house.verdicts.submit, Policy(verdicts.policy), verdicts.limits)
+        self._api = ApiServer(house.settings.socket, house, house.decision_log, verdicts=self._intake)
+        self._listener: VerdictListener | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._http: HttpEndpoint | None = None
+        self._frontend: AvailabilityServer | None = None
+
+    async def open(self) -> None:
+        """Open the API and whatever else is asked for.
+
+        Raises:
+            StartError: an address is taken or cannot be had, or certificates cannot be read.
+        """
+        settings = self._house.settings
+        await self._api.start()
+        address = parse_listen(settings.metrics.listen)
+        if address is not None:
+            self._http = HttpEndpoint(address, self._house.metrics.registry, self._health)
+        await self._open_verdicts(settings.verdicts)
+        if settings.availability.socket is not None:
+            from lbguard.service.build_nsp import make_availability_server, nsp_certificates
+
+            self._frontend = await asyncio.to_thread(
+                make_availability_server, settings, self._house.availability, nsp_certificates(settings.nsp)
+            )
+            if self._frontend is not None:
+                await self._frontend.start()
+
+    async def _open_verdicts(self, verdicts: VerdictSettings) -> None:
+        address = parse_listen(verdicts.listen)
+        if address is None:
+            return
+        if verdicts.spiffe_socket:
+            certificates: CertificateFiles | WorkloadApi = WorkloadApi(verdicts.spiffe_socket)
+        else:
+            files = (verdicts.tls_cert, verdicts.tls_key, verdicts.tls_client_ca)
+            assert all(files), "the settings see to that"
+            certificates = CertificateFiles(*(path for path in files if path is not None))
+        options = ListenerOptions(
+            keepalive_time_s=verdicts.keepalive_time,
+            keepalive_timeout_s=verdicts.keepalive_timeout,
+            connection_age_s=verdicts.connection_age,
+            reflection=verdicts.reflection,
+        )
+        self._listener = VerdictListener(address, self._intake, certificates, options)
+        await self._listener.start()
+        self._following = asyncio.create_task(self._listener.run())
+
+    def count(self, metrics: Metrics) -> None:
+        """Take over the verdict service's own counts."""
+        counters = self._intake.counters
+        # All names, for a series that appears with its first increment hides that one from rate().
+        metrics.record_verdicts(
+            received=counters.received,
+            ignored={**dict.fromkeys(IGNORED_REASONS, 0), **counters.ignored},
+            denied={**dict.fromkeys(DenyReason, 0), **counters.denied},
+            limited={**dict.fromkeys(Limit, 0), **counters.limited},
+            invalid=counters.invalid,
+            replaced=counters.replaced,
+        )
+        metrics.record_reporters(
+            streams=self._intake.streams, reporters=self._intake.reporters, subjects=self._intake.subjects
+        )
+
+    async def tell(self, unready: str) -> None:
+        """Beat the heart and say why the service is not ready (empty: it is).
+
+        Raises:
+            StartError: the listener for verdicts ended for a reason that it cannot mend.
+        """
+        self._health.beat(unready)
+        await self._api.set_ready(not unready)
+        if self._listener is not None:
+            await self._listener.set_ready(not unready)
+        if self._following is not None and self._following.done():
+            self._following.result()
+
+    async def close(self) -> None:
+        """Close all."""
+        if self._http is not None:
+            self._http.close()
+        if self._following is not None:
+            self._following.cancel()
+        if self._listener is not None:
+            await self._listener.stop()
+        if self._frontend is not None:
+            await self._frontend.stop(unavailable=self._house.settings.withdraw_on_exit)
+        await self._api.stop()
+
+
+async def open_doors(house: House) -> Doors:
+    """Open all doors; when one cannot be opened, none stays open.
+
+    Raises:
+        StartError: see `Doors.open`.
+    """
+    doors = Doors(house)
+    try:
+        await doors.open()
+    except BaseException:
+        await doors.close()
+        raise
+    return doors

@@ -1,0 +1,126 @@
+"""Tells of what was decided and done: decision log, logs and metrics."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from lbguard.announce.sender import Announcer, FrameKind, Suppressed
+from lbguard.api.availability_state import AvailabilityState
+from lbguard.core.addr import format_ip, format_mac
+from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
+from lbguard.core.events import Event, KernelOutOfSync, RouteFailed, RuleFailed, SourceLost, SourceSnapshot
+from lbguard.dataplane.neighbors import NeighborFailure
+from lbguard.decisions import DecisionLog
+from lbguard.distributor.base import CommitResult
+from lbguard.log import fields, log_decision
+from lbguard.metrics.guard import Metrics
+from lbguard.netlink.mirror import MirrorCounters
+
+_log = logging.getLogger("lbguard.service.journal")
+
+
+class ServiceJournal:
+    """The journal of the running service; see `runner.Journal`."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        decisions: DecisionLog,
+        *,
+        observe: bool,
+        inbox_depth: Callable[[], int],
+        availability: AvailabilityState,
+    ) -> None:
+        self._metrics = metrics
+        self._decisions = decisions
+        self._observe = observe
+        self._inbox_depth = inbox_depth
+        self._availability = availability
+        self._kernel_lost = False
+
+    def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
+        """Take a piece of information."""
+        self._metrics.record_effect(effect)
+        match effect:
+            case Record(decision=decision):
+                wall_time = time.time() - (now - decision.at)
+                self._decisions.add(decision, wall_time)
+                log_decision(decision, wall_time, observe=self._observe)
+            case SetAvailability():
+                self._availability.set(effect.stream, effect.available)
+                level = logging.INFO if effect.available else logging.WARNING
+                what = "stream available" if effect.available else "stream unavailable"
+                _log.log(level, what, extra=fields(stream=effect.stream, reason=effect.reason))
+            case Ignored(reason="stream_identity_changed"):
+                _log.error(
+                    "a stream's marks, size or memory changed in the list",
+                    extra=fields(remedy="remove the stream, then list it anew; until then the old values stay"),
+                )
+            case NeighborMoved():
+                _log.info(
+                    "neighbour moved",
+                    extra=fields(
+                        ip=format_ip(effect.ip),
+                        ifindex=effect.ifindex,
+                        old_mac=format_mac(effect.old_mac),
+                        new_mac=format_mac(effect.new_mac),
+                    ),
+                )
+
+    def performed(self, effect: Effect) -> None:
+        """Take note of an effect that was handed out."""
+        self._metrics.record_effect(effect)
+
+    def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
+        """Take note of one round."""
+        self._metrics.record_step(duration_s=duration_s, lags_s=(lag_s,), inbox_depth=self._inbox_depth())
+
+    def committed(self, result: CommitResult) -> None:
+        """Take note of a commit of one stream."""
+        self._metrics.streams.record_commits((result,))
+
+    def refused(self, events: Sequence[Event]) -> None:
+        """Take note of refused kernel operations among the outcome of one effect; one line tells of them all."""
+        refused = [event for event in events if isinstance(event, RouteFailed | RuleFailed)]
+        if refused:
+            self._metrics.record_failures(routes=[event.reason for event in refused])
+            first = refused[0].route if isinstance(refused[0], RouteFailed) else refused[0].rule
+            _log.warning("kernel refused", extra=fields(count=len(refused), what=str(first), reason=refused[0].reason))
+
+    def kernel_heard(self, events: Sequence[Event], *, in_sync: bool) -> None:
+        """Take note of the mirror's events, if they tell that the view of the kernel was lost or is whole again.
+
+        A loss is the last that a batch tells, so that no other event has to be looked at.
+        """
+        if events and isinstance(events[-1], KernelOutOfSync):
+            self._kernel_lost = True
+            _log.warning("kernel view lost: nothing is withdrawn", extra=fields(reason=events[-1].reason))
+        elif self._kernel_lost and in_sync:
+            self._kernel_lost = False
+            _log.info("kernel view whole again")
+
+    def source_heard(self, event: SourceSnapshot | SourceLost) -> None:
+        """Take note of a new list of targets, or of its loss."""
+        if isinstance(event, SourceLost):
+            _log.error("targets cannot be read: the last list stays in force", extra=fields(reason=event.reason))
+        else:
+            targets = sum(len(stream.targets) for stream in event.streams)
+            _log.info("targets read", extra=fields(streams=len(event.streams), targets=targets))
+
+    def neighbors_refused(self, failures: Sequence[NeighborFailure]) -> None:
+        """Take note of refused neighbour operations."""
+        self._metrics.record_failures(neighbors=[failure.reason for failure in failures])
+        # A link that just went away refuses all its entries; one line tells of them.
+        _log.debug("neighbour operations refused", extra=fields(count=len(failures), first=failures[0].reason))
+
+    def counted(self, announcer: Announcer | None, mirror: MirrorCounters) -> None:
+        """Take over the counts that adapters keep themselves."""
+        if announcer is not None:
+            counters = announcer.counters
+            # All of them, for a series that appears with its first increment hides that one from rate().
+            self._metrics.record_announcer(
+                {kind.value: counters.sent[kind] for kind in FrameKind},
+                {reason.value: counters.suppressed[reason] for reason in Suppressed},
+                counters.errors,
+            )
+        self._metrics.record_mirror(mirror.overruns, mirror.resyncs, mirror.ignored)

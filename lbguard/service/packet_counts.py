@@ -1,0 +1,78 @@
+"""Keeps the kernel's packet counters in step with the registered targets and feeds the metrics from them."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+from lbguard.core.model import TargetKey
+from lbguard.distributor.base import DistributorError
+from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
+from lbguard.log import fields
+from lbguard.metrics.guard import Metrics
+
+_log = logging.getLogger("lbguard.service.packet_counts")
+
+Readings = Mapping[TargetKey, HeldCount]
+
+
+class PacketCounts:
+    """Counts packets per target, and those that met the fallback. Without nftables it says so, once."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        counters: FallbackCounters | None = None,
+        *,
+        on_read: Callable[[Readings, Readings], None] = lambda hits, held: None,
+    ) -> None:
+        """Set where readings go, besides the metrics: what was given to each target, and what met the fallback."""
+        self._metrics = metrics
+        self._on_read = on_read
+        self._counters = counters or FallbackCounters()
+        self._counted: dict[int, TargetKey] = {}
+        self._problem = ""
+
+    async def follow(self, targets: Mapping[int, TargetKey]) -> None:
+        """Count exactly these marks; cheap when they are the same as before."""
+        if targets != self._counted:
+            try:
+                await self._counters.ensure(targets)
+            except (DistributorError, OSError) as error:
+                self._complain(str(error))
+            else:
+                self._counted = dict(targets)
+                self._problem = ""
+
+    async def read(self) -> None:
+        """Take a reading for the metrics."""
+        if not self._counted:
+            # The last target left: its series leave too.
+            self._metrics.packets.record({}, {})
+            return
+        try:
+            hits, held = await self._counters.read_hits(), await self._counters.read()
+        except (DistributorError, OSError) as error:
+            self._complain(str(error))
+            return
+        self._problem = ""
+        keys = self._counted
+        given = {keys[mark]: count for mark, count in hits.items() if mark in keys}
+        fallen = {keys[mark]: count for mark, count in held.items() if mark in keys}
+        self._metrics.packets.record(given, fallen)
+        self._on_read(given, fallen)
+
+    async def remove(self) -> None:
+        """Remove the counters from the kernel."""
+        try:
+            await self._counters.remove()
+        except (DistributorError, OSError) as error:
+            self._complain(str(error))
+
+    async def close(self) -> None:
+        """Release the handle; the counters go on counting."""
+        await self._counters.close()
+
+    def _complain(self, problem: str) -> None:
+        # Counters are worth much, but not a service that stops for want of them.
+        if problem != self._problem:
+            self._problem = problem
+            _log.warning("packets are not counted", extra=fields(reason=problem))

@@ -1,0 +1,214 @@
+"""The one loop: drain the inbox, decide once, hand out the effects, arm one timer."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from lbguard.core.effects import (
+    Announce,
+    AttachStream,
+    CommitTables,
+    Effect,
+    FlushNeighbors,
+    ForgetStream,
+    Ignored,
+    NeighborMoved,
+    ProbeNeighbors,
+    ProgramRoutes,
+    ProgramRules,
+    PruneStreams,
+    Record,
+    ResolveNeighbors,
+    SetAvailability,
+    SetLinkDown,
+    SolicitNeighbors,
+    TuneLink,
+    VerdictAnswered,
+)
+from lbguard.core.engine import Engine
+from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot, VerdictReported
+from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
+
+_BATCH = 4096
+_VERDICTS_PER_ROUND = 256
+_TOLD_PER_ROUND = 64
+_UNTOLD_ROUNDS = 16
+_NEWS_WAIT_S = 1.0
+
+
+class Journal(Protocol):
+    """Who hears of what was decided: logs, metrics, explanation."""
+
+    def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
+        """Take a piece of information; it may be older than `now`, the moment of telling."""
+
+    def performed(self, effect: Effect) -> None:
+        """Take note of an effect that was handed out."""
+
+    def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
+        """Take note of one round: how many events, how long the oldest had waited, how long the round took."""
+
+
+class Runner:
+    """Owns the inbox and the engine's clock. Everything happens in the event loop's thread.
+
+    The inbox is bounded for what comes from outside: when `inbox_limit` events wait, further kernel changes are
+    dropped, the engine is told that it is out of sync, and `resync` is called for a new full view. Verdicts have an
+    inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's word.
+
+    `caught_up` tells whether the kernel has said nothing that was not posted yet.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        announce: Callable[[Announce | SolicitNeighbors], None],
+        kernel: Lane[KernelEffect],
+        neighbors: Lane[NeighborEffect],
+        distributor: Lane[DistributorEffect],
+        journal: Journal,
+        resync: Callable[[str], None],
+        caught_up: Callable[[], bool] = lambda: True,
+        answer: Callable[[VerdictAnswered], None] = lambda answer: None,
+        inbox_limit: int = 65_536,
+        verdicts_limit: int = 8_192,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.engine = engine
+        self.inbox_dropped = 0
+        self._announce = announce
+        self._kernel = kernel
+        self._neighbors = neighbors
+        self._distributor = distributor
+        self._journal = journal
+        self._resync = resync
+        self._caught_up = caught_up
+        self._answer = answer
+        self._inbox_limit = inbox_limit
+        self._verdicts_limit = verdicts_limit
+        self._verdicts: deque[VerdictReported] = deque()
+        self._clock = clock
+        self._inbox: deque[tuple[Event, float]] = deque()
+        self._untold: deque[Record | Ignored | NeighborMoved | SetAvailability] = deque()
+        self._overflowed = False
+        self._wake = asyncio.Event()
+
+    @property
+    def inbox_depth(self) -> int:
+        """How many events wait."""
+        return len(self._inbox)
+
+    def post(self, events: Sequence[Event]) -> None:
+        """Take results and the source's events; they are bounded by what the engine asked for."""
+        now = self._clock()
+        self._inbox.extend((event, now) for event in events)
+        self._wake.set()
+
+    def post_kernel(self, events: Sequence[Event], received_at: float) -> None:
+        """Take the mirror's events, as far as there is room."""
+        for event in events:
+            if self._overflowed and not isinstance(event, KernelSnapshot):
+                self.inbox_dropped += 1
+            elif len(self._inbox) >= self._inbox_limit and not isinstance(event, KernelSnapshot | KernelOutOfSync):
+                self._overflowed = True
+                self.inbox_dropped += 1
+                self._inbox.append((KernelOutOfSync(reason="inbox_full"), received_at))
+                self._resync("inbox_full")
+            else:
+                self._overflowed = False
+                self._inbox.append((event, received_at))
+        self._wake.set()
+
+    def post_verdict(self, event: VerdictReported) -> bool:
+        """Take a verdict; false when too many wait already."""
+        if len(self._verdicts) >= self._verdicts_limit:
+            return False
+        self._verdicts.append(event)
+        self._wake.set()
+        return True
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            await self._sleep()
+            await self._step()
+            # Readers and lanes get their turn between two rounds, however full the inbox is.
+            await asyncio.sleep(0)
+            # A share of what waits, so that no flood makes it grow without bound.
+            self._tell(max(_TOLD_PER_ROUND, len(self._untold) // _UNTOLD_ROUNDS))
+
+    async def _sleep(self) -> None:
+        if self._inbox or self._verdicts or self._untold:
+            return
+        self._wake.clear()
+        now = self._clock()
+        deadline = self.engine.next_deadline(now)
+        wait_s = 1.0 if deadline is None else min(1.0, max(0.0, deadline - now))
+        timer = asyncio.get_running_loop().call_later(wait_s, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+
+    async def _step(self) -> None:
+        started = self._clock()
+        oldest = self._inbox[0][1] if self._inbox else started
+        count = min(len(self._inbox), _BATCH)
+        for _ in range(count):
+            event, _ = self._inbox.popleft()
+            for effect in self.engine.observe(event, started):
+                self._perform(effect)
+        for _ in range(min(len(self._verdicts), _VERDICTS_PER_ROUND)):
+            for effect in self.engine.observe(self._verdicts.popleft(), started):
+                self._perform(effect)
+        repairs = self.engine.repair(started)
+        for effect in repairs:
+            self._perform(effect)
+        if any(isinstance(effect, ProgramRoutes) for effect in repairs):
+            # The kernel gets the routes now; judging a thousand targets takes as long as programming them.
+            await asyncio.sleep(0)
+        if not self._behind(started):
+            for effect in self.engine.decide(started):
+                self._perform(effect)
+        if count:
+            self._journal.stepped(count, started - oldest, self._clock() - started)
+
+    def _behind(self, now: float) -> bool:
+        """Tell whether a withdrawal is due while news that may cancel it still waits, in the inbox or in the kernel.
+
+        Then nothing is judged in this round. A flood without end puts a withdrawal off for a bounded time.
+        """
+        deadline = self.engine.life.deadlines.next()
+        if deadline is None or not deadline <= now < deadline + _NEWS_WAIT_S or not self.engine.in_sync:
+            return False
+        return bool(self._inbox) or not self._caught_up()
+
+    def flush(self) -> None:
+        """Tell the journal of all that it was not told yet: the service ends."""
+        self._tell(len(self._untold))
+
+    def _tell(self, count: int) -> None:
+        """Tell the journal of what was decided, a few at a time: a thousand log lines must not delay the next event."""
+        for _ in range(min(count, len(self._untold))):
+            self._journal.told(self._untold.popleft(), self._clock())
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Record() | Ignored() | NeighborMoved() | SetAvailability():
+                self._untold.append(effect)
+                return
+            case VerdictAnswered():
+                self._answer(effect)
+                return
+            case Announce() | SolicitNeighbors():
+                self._announce(effect)
+            case ProgramRoutes() | ProgramRules() | SetLinkDown():
+                self._kernel.put(effect)
+            case FlushNeighbors() | ResolveNeighbors() | ProbeNeighbors() | TuneLink():
+                self._neighbors.put(effect, droppable=isinstance(effect, ProbeNeighbors))
+            case AttachStream() | CommitTables() | ForgetStream() | PruneStreams():
+                self._distributor.put(effect)
+        self._journal.performed(effect)

@@ -1,0 +1,1 @@
+"""All settings: their groups, where their values come from, and what is checked across them."""

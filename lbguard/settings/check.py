@@ -1,0 +1,275 @@
+"""Combinations of settings that are allowed but seldom meant, each with a name and what to do about it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lbguard.settings.durations import format_duration
+from lbguard.settings.model import Settings
+
+_RELEASE_MARGIN_S = 5.0
+"""Between the end of a request and the release of its address, for the Close that follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigWarning:
+    """A combination worth a second look. `name` is one of a bounded set."""
+
+    name: str
+    what: str
+    remedy: str
+
+
+def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
+    """Return every warning about a set of valid settings, in a fixed order."""
+    return (
+        *_mode_and_distributor(settings),
+        *_grace(settings),
+        *_mesh(settings),
+        *_neighbors(settings),
+        *_freeze_and_damping(settings),
+        *_kernel(settings),
+        *_verdicts(settings),
+        *check_probe_settings(settings),
+    )
+
+
+def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
+    kind = settings.distributor.kind
+    if settings.mode != "enforce" and kind not in {"auto", "observe"}:
+        yield ConfigWarning(
+            name="observe-mode-writes-nothing",
+            what=f"mode is {settings.mode}, so distributor.kind {kind} is read and never written",
+            remedy="set mode to enforce to let lbguard act",
+        )
+    if settings.mode == "enforce" and kind == "observe":
+        yield ConfigWarning(
+            name="enforce-without-distributor",
+            what="mode is enforce but distributor.kind is observe: routes are repaired, no target is ever withdrawn",
+            remedy="set distributor.kind to auto, or mode to observe if nothing should be touched",
+        )
+    if settings.mode == "companion":
+        yield ConfigWarning(
+            name="companion-decides-nothing",
+            what=(
+                "mode is companion: neighbours are repaired and addresses announced, but holds and withdrawals are only"
+                " counted and logged; table, routes, rules and links stay the load balancer's own"
+            ),
+            remedy="none if that is meant; set source to interposer and mode to enforce for grace as well",
+        )
+    if settings.source == "file" and settings.targets_file is None and not settings.probe.enabled:
+        yield ConfigWarning(
+            name="no-targets",
+            what="targets_file is not set, so there is nothing to guard",
+            remedy="set targets_file to a YAML file of streams and targets",
+        )
+    if settings.withdraw_on_exit and settings.mode != "enforce":
+        yield ConfigWarning(
+            name="nothing-to-withdraw",
+            what=f"withdraw_on_exit is true, but in mode {settings.mode} there is nothing of ours to withdraw",
+            remedy="leave withdraw_on_exit false",
+        )
+    if settings.withdraw_on_exit and settings.mode == "enforce":
+        yield ConfigWarning(
+            name="exit-breaks-connections",
+            what="withdraw_on_exit is true: every restart or upgrade of lbguard withdraws every target",
+            remedy="leave withdraw_on_exit false unless the load balancer goes away together with lbguard",
+        )
+
+
+def _grace(settings: Settings) -> Iterator[ConfigWarning]:
+    grace = settings.grace
+    if grace.window == 0:
+        yield ConfigWarning(
+            name="no-grace",
+            what="grace.window is 0: a target is withdrawn the moment its link is gone",
+            remedy="set grace.window to the time a link usually needs to heal, such as 3s",
+        )
+    if grace.adaptive and grace.window == grace.max:
+        yield ConfigWarning(
+            name="adaptive-has-no-room",
+            what=f"grace.adaptive is on, but grace.window and grace.max are both {format_duration(grace.max)}",
+            remedy="raise grace.max, the upper end of what adaptive mode may choose",
+        )
+    if settings.availability.grace > grace.window > 0:
+        yield ConfigWarning(
+            name="unavailable-after-withdrawal",
+            what=(
+                f"availability.grace ({format_duration(settings.availability.grace)}) is longer than grace.window"
+                f" ({format_duration(grace.window)}): routers still send traffic here when the targets are withdrawn"
+            ),
+            remedy="set availability.grace below grace.window",
+        )
+
+
+def _mesh(settings: Settings) -> Iterator[ConfigWarning]:
+    grace, mesh, nsm = settings.grace, settings.mesh, settings.nsm
+    if nsm.enabled and nsm.heal_time > grace.max:
+        yield ConfigWarning(
+            name="heal-time-beyond-grace-max",
+            what=(
+                f"nsm.heal_time ({format_duration(nsm.heal_time)}) is longer than grace.max"
+                f" ({format_duration(grace.max)}), which cuts it off"
+            ),
+            remedy="raise grace.max, or lower nsm.heal_time",
+        )
+    path = f"the mesh's heal path (mesh.request_timeout and mesh.max_backoff, {format_duration(mesh.heal_path_s)})"
+    told = nsm.enabled or bool(settings.verdicts.listen)
+    if mesh.heal_path_s > grace.max:
+        yield ConfigWarning(
+            name="heal-path-beyond-grace-max",
+            what=f"{path} is longer than grace.max ({format_duration(grace.max)}): no hold lasts through it",
+            remedy="raise grace.max (and freeze.limit), or lower the mesh's timeouts",
+        )
+    elif mesh.heal_path_s > grace.window and not (told or grace.adaptive):
+        yield ConfigWarning(
+            name="heal-path-beyond-grace-window",
+            what=(
+                f"{path} is longer than grace.window ({format_duration(grace.window)}), and nobody tells of a repair"
+                " that would extend a hold"
+            ),
+            remedy="set nsm.enabled or verdicts.listen, so that a repair is heard of; or raise grace.window",
+        )
+    if mesh.request_timeout is not None and mesh.ip_release_delay is not None:
+        least_s = mesh.request_timeout + _RELEASE_MARGIN_S
+        if mesh.ip_release_delay < least_s:
+            yield ConfigWarning(
+                name="address-released-before-heal",
+                what=(
+                    f"mesh.ip_release_delay ({format_duration(mesh.ip_release_delay)}) is less than"
+                    f" {format_duration(_RELEASE_MARGIN_S)} longer than mesh.request_timeout"
+                    f" ({format_duration(mesh.request_timeout)}): a link that heals late gets another address"
+                ),
+                remedy=f"set the proxies' release delay to {format_duration(least_s)} or more",
+            )
+
+
+def _neighbors(settings: Settings) -> Iterator[ConfigWarning]:
+    neighbors, grace = settings.neighbors, settings.grace
+    window = grace.window if grace.neighbor_window is None else grace.neighbor_window
+    if neighbors.probe_interval > 0 and window < 2 * neighbors.probe_interval:
+        yield ConfigWarning(
+            name="grace-below-two-probe-rounds",
+            what=(
+                f"a failed neighbour is withdrawn after {format_duration(window)}, less than two rounds of"
+                f" neighbors.probe_interval ({format_duration(neighbors.probe_interval)})"
+            ),
+            remedy="raise grace.neighbor_window (or grace.window), or lower neighbors.probe_interval",
+        )
+    if neighbors.probe_interval == 0:
+        yield ConfigWarning(
+            name="no-neighbor-probes",
+            what="neighbors.probe_interval is 0: a target whose MAC changed is found only when the kernel notices",
+            remedy="set neighbors.probe_interval, such as 1s",
+        )
+    round_s = neighbors.retrans * neighbors.ucast_probes
+    if neighbors.tune and 0 < neighbors.probe_interval < round_s:
+        yield ConfigWarning(
+            name="probes-overlap",
+            what=(
+                f"{neighbors.ucast_probes} probes every {format_duration(neighbors.retrans)} last"
+                f" {format_duration(round_s)}, longer than neighbors.probe_interval"
+                f" ({format_duration(neighbors.probe_interval)})"
+            ),
+            remedy="lower neighbors.retrans or neighbors.ucast_probes, or raise neighbors.probe_interval",
+        )
+
+
+def _freeze_and_damping(settings: Settings) -> Iterator[ConfigWarning]:
+    freeze, damping, grace = settings.freeze, settings.damping, settings.grace
+    if grace.max > freeze.limit:
+        yield ConfigWarning(
+            name="grace-max-beyond-freeze-limit",
+            what=(
+                f"grace.max ({format_duration(grace.max)}) is longer than freeze.limit"
+                f" ({format_duration(freeze.limit)}): a freeze may end before the hold it protects"
+            ),
+            remedy="raise freeze.limit to grace.max or more",
+        )
+    if freeze.threshold == 1:
+        yield ConfigWarning(
+            name="freeze-off",
+            what="freeze.threshold is 1: losing every link at once withdraws every target",
+            remedy="set freeze.threshold below 1, such as 0.5",
+        )
+    if damping.max < damping.step:
+        yield ConfigWarning(
+            name="damping-max-below-step",
+            what=(
+                f"damping.max ({format_duration(damping.max)}) cuts off even one damping.step"
+                f" ({format_duration(damping.step)})"
+            ),
+            remedy="raise damping.max, or set damping.step to 0s to turn damping off",
+        )
+
+
+def _kernel(settings: Settings) -> Iterator[ConfigWarning]:
+    if settings.kernel.reconcile_interval == 0:
+        yield ConfigWarning(
+            name="no-reconcile",
+            what="kernel.reconcile_interval is 0: a lost kernel message is never made good",
+            remedy="set kernel.reconcile_interval, such as 10s",
+        )
+
+
+def _verdicts(settings: Settings) -> Iterator[ConfigWarning]:
+    verdicts = settings.verdicts
+    if verdicts.listen and not verdicts.names_tcp_peers:
+        yield ConfigWarning(
+            name="verdicts-from-nobody",
+            what=f"verdicts.listen is {verdicts.listen}, but no rule of verdicts.policy is for a peer on TCP",
+            remedy="name the proxies in verdicts.policy, such as spiffe://example.org/ns/*/proxy=172.16.0.0/16",
+        )
+    if verdicts.names_tcp_peers and not verdicts.listen:
+        yield ConfigWarning(
+            name="verdict-policy-without-listener",
+            what="verdicts.policy names peers on TCP, but verdicts.listen is empty",
+            remedy="set verdicts.listen and its certificates, or remove the rules",
+        )
+    if verdicts.max_subjects_total < verdicts.max_subjects:
+        yield ConfigWarning(
+            name="verdict-subjects-total-below-one-reporter",
+            what=(
+                f"verdicts.max_subjects_total ({verdicts.max_subjects_total}) is smaller than what one reporter may"
+                f" hold, verdicts.max_subjects ({verdicts.max_subjects}): one can leave no room for the others"
+            ),
+            remedy="raise verdicts.max_subjects_total, or lower verdicts.max_subjects",
+        )
+
+
+def check_probe_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
+    """Return the warnings about the probe's settings; none while it is not enabled."""
+    return tuple(_probe(settings))
+
+
+def _probe(settings: Settings) -> Iterator[ConfigWarning]:
+    probe = settings.probe
+    if not probe.enabled:
+        return
+    if not probe.report_to:
+        yield ConfigWarning(
+            name="probe-reports-to-nobody",
+            what="probe.report_to is empty: what is found is counted and logged, but no load balancer hears of it",
+            remedy="set probe.report_to to the load balancers' addresses, or to link:PORT",
+        )
+    plain = [address for address in probe.report_to if not address.startswith("unix:")]
+    if plain and probe.tls_cert is None and not probe.spiffe_socket:
+        yield ConfigWarning(
+            name="probe-reports-in-plaintext",
+            what=f"reports to {plain[0]} go out without TLS, and the verdict service takes nothing over TCP without it",
+            remedy="set probe.tls_cert, probe.tls_key and probe.tls_ca, or probe.spiffe_socket",
+        )
+    if probe.lease is not None and probe.lease < 2 * probe.interval:
+        yield ConfigWarning(
+            name="probe-lease-below-two-rounds",
+            what=(
+                f"probe.lease ({format_duration(probe.lease)}) is shorter than two rounds of probe.interval"
+                f" ({format_duration(probe.interval)}): a verdict may run out before the next one"
+            ),
+            remedy="raise probe.lease, or leave it unset",
+        )
+    if probe.connections != "file" and probe.connections_file is not None:
+        yield ConfigWarning(
+            name="probe-file-not-read",
+            what=f"probe.connections is {probe.connections}, so probe.connections_file is not read",
+            remedy="set probe.connections to file, or leave probe.connections_file unset",
+        )

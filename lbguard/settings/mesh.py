@@ -1,0 +1,30 @@
+"""The settings of group `mesh`: what the mesh around is set to, so that the two can be checked against each other."""
+
+from pydantic import BaseModel
+
+from lbguard.settings.fields import GROUP, OptionalDuration, seconds
+
+
+class MeshSettings(BaseModel):
+    """What the mesh around is set to. Only check-config reads it, and warns where the two do not go together."""
+
+    model_config = GROUP
+    request_timeout: OptionalDuration = seconds(
+        None,
+        "How long its clients wait for a connection (Meridio: REQUEST_TIMEOUT, 15s); unset: not checked.",
+        high=3600,
+    )
+    max_backoff: OptionalDuration = seconds(
+        None, "Its longest wait before it dials again (Meridio: GRPC_MAX_BACKOFF, 5s); unset: not checked.", high=3600
+    )
+    ip_release_delay: OptionalDuration = seconds(
+        None,
+        "How long its proxies keep the address of a closed connection (Meridio: IP_RELEASE_DELAY, 20s); unset: not"
+        " checked.",
+        high=3600,
+    )
+
+    @property
+    def heal_path_s(self) -> float:
+        """What a repair takes whose first request is lost: it times out, and the next one waits to dial; 0: unknown."""
+        return (self.request_timeout or 0.0) + (self.max_backoff or 0.0)

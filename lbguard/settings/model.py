@@ -1,0 +1,388 @@
+"""Every setting of lbguard, with unit, default, bounds and help, and where its value came from.
+
+Priority: flags (`--set key=value`), environment (`LBGUARD_GRACE__WINDOW`), YAML file, defaults. `load` is the way in:
+it names what is wrong in the words of the settings, never of the validation library.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from lbguard.api.verdict_settings import VerdictSettings
+from lbguard.nsm.settings import NsmEventSettings
+from lbguard.probe.settings import ProbeSettings
+from lbguard.recording.settings import RecordingSettings
+from lbguard.settings.durations import format_duration
+from lbguard.settings.fields import (
+    GROUP,
+    Duration,
+    Durations,
+    Listen,
+    OptionalDuration,
+    OptionalPath,
+    Patterns,
+    group,
+    number,
+    ratio,
+    seconds,
+)
+from lbguard.settings.mesh import MeshSettings
+from lbguard.settings.sources import (
+    ENV_PREFIX,
+    FileSource,
+    FlagSource,
+    FlatEnvSource,
+    SettingsError,
+    explain,
+    leaves,
+    nested,
+)
+from lbguard.sources.interposer_settings import InterposerSettings
+from lbguard.sources.kernel_settings import KernelSourceSettings
+from lbguard.sources.nsp_settings import NspSettings, check_place
+
+CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
+"""Environment variable that names the YAML file when no `--config` is given."""
+
+
+class LogSettings(BaseModel):
+    """What is logged, and how."""
+
+    model_config = GROUP
+    format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="JSON lines, readable text, or auto: text on a terminal and JSON otherwise."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe level logged."
+    )
+
+
+class GraceSettings(BaseModel):
+    """How long a target with a broken path stays in the distributor."""
+
+    model_config = GROUP
+    window: Duration = seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
+    max: Duration = seconds(30.0, "No extension holds a target longer than this after the loss.", high=3600)
+    neighbor_window: OptionalDuration = seconds(
+        None, "Window when the neighbour entry failed while the link is fine; unset: grace.window.", high=3600
+    )
+    verdict_window: OptionalDuration = seconds(
+        None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600
+    )
+    adaptive: bool = Field(
+        default=False,
+        description="Learn from how long past losses in a subnet took to heal; only where no window of its own is set.",
+    )
+    adaptive_quantile: float = ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
+
+    @model_validator(mode="after")
+    def _windows_within_max(self) -> "GraceSettings":
+        for name in ("window", "neighbor_window", "verdict_window"):
+            value = getattr(self, name)
+            if value is not None and value > self.max:
+                raise PydanticCustomError(
+                    "across",
+                    "longer than grace.max",
+                    {
+                        "setting": f"grace.{name}",
+                        "value": format_duration(value),
+                        "allowed": f"at most grace.max, which is {format_duration(self.max)}",
+                    },
+                )
+        return self
+
+
+class FreezeSettings(BaseModel):
+    """When many targets break at once, the observer is suspected rather than the targets."""
+
+    model_config = GROUP
+    threshold: float = ratio(
+        0.5, "Deadlines withdraw nothing while more than this share of a stream's admitted targets is broken."
+    )
+    limit: Duration = seconds(60.0, "A freeze ends after this, whatever is broken.", high=3600)
+
+
+class DampingSettings(BaseModel):
+    """Re-admission of a target that was withdrawn again and again waits."""
+
+    model_config = GROUP
+    half_life: Duration = seconds(30.0, "The penalty of past losses halves in this time.", low=0.1)
+    step: Duration = seconds(2.0, "Wait per penalty above one; the first recovery never waits.", high=3600)
+    max: Duration = seconds(30.0, "Re-admission never waits longer than this.", high=3600)
+
+
+class AvailabilitySettings(BaseModel):
+    """What routers are told."""
+
+    model_config = GROUP
+    grace: Duration = seconds(
+        1.0, "A stream without a usable path is reported unavailable after this; its table stays.", high=3600
+    )
+    socket: OptionalPath = Field(
+        default=None,
+        description="Unix socket on which Meridio's frontend is told whether this load balancer can forward, in place"
+        " of Meridio's own (/var/lib/meridio/lb.sock); with TLS where nsp has certificates. Unset: not served.",
+    )
+
+
+class EvidenceSettings(BaseModel):
+    """How far soft evidence (failed neighbours, verdicts) is trusted."""
+
+    model_config = GROUP
+    soft_budget: float = ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
+    verdict_confirm: int = number(
+        1, "verdicts", "A reporter's DOWN counts when so many of its last verdicts say so.", low=1, high=100
+    )
+    verdict_memory: int = number(3, "verdicts", "How many last verdicts of a reporter are looked at.", low=1, high=100)
+    veto_window: Duration = seconds(
+        2.5,
+        "A DOWN verdict is vetoed by a neighbour that answered, or packets that arrived, less than this ago.",
+        high=3600,
+    )
+    neighbor_failures: int = number(
+        2, "failures", "A path counts as broken after this many failed resolutions in a row.", low=1, high=100
+    )
+
+
+class DistributorSettings(BaseModel):
+    """What maps packets to targets."""
+
+    model_config = GROUP
+    kind: Literal["auto", "nfqlb-shm", "nfqlb-cli", "nftables", "observe"] = Field(
+        default="auto",
+        description="The distributor; auto: nfqlb-shm where a stream's memory file exists, else nftables.",
+    )
+    table: Literal["anchored", "maglev"] = Field(
+        default="anchored",
+        description="anchored: withdrawing a target moves no slot of another; maglev: what stock nfqlb computes.",
+    )
+    hash_seed: int = number(
+        0, "number", "Seed of the embedded distributor; the same on every load balancer.", low=0, high=2**32 - 1
+    )
+    slots_per_target: int = number(
+        100, "slots", "Size of the embedded table: slots for each of max_targets.", low=1, high=10_000
+    )
+    nfqlb_binary: str = Field(default="nfqlb", min_length=1, description="The nfqlb command, for nfqlb-cli.")
+    shm_dir: Path = Field(default=Path("/dev/shm"), description="Where nfqlb's memory files (tshm-...) are.")
+
+    @model_validator(mode="after")
+    def _cli_is_maglev(self) -> "DistributorSettings":
+        if self.kind == "nfqlb-cli" and self.table == "anchored":
+            raise PydanticCustomError(
+                "across",
+                "the stock nfqlb commands compute the maglev table and no other",
+                {
+                    "setting": "distributor.table",
+                    "value": "anchored",
+                    "allowed": "maglev with distributor.kind nfqlb-cli; anchored with nfqlb-shm or nftables",
+                },
+            )
+        return self
+
+
+class LinkSettings(BaseModel):
+    """Links to the targets."""
+
+    model_config = GROUP
+    superseded: Literal["down", "ignore"] = Field(
+        default="down",
+        description="What to do with the older of two links in one subnet: set it down once, or leave it.",
+    )
+    exclude: Patterns = Field(
+        default=("lo",),
+        description="Names of links (shell patterns) that never lead to targets.",
+        json_schema_extra={"unit": "list"},
+    )
+
+
+class NeighborSettings(BaseModel):
+    """Neighbour (ARP, NDP) entries of the targets and the timers of their links."""
+
+    model_config = GROUP
+    probe_interval: Duration = seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
+    tune: bool = Field(
+        default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
+    )
+    solicit: bool = Field(
+        default=True, description="Ask for unresolved targets of a new link in our own name until they answer."
+    )
+    retrans: Duration = seconds(0.2, "Time between two solicitations.", low=0.001, high=60)
+    delay_probe: Duration = seconds(0.5, "Time in DELAY before the first probe.", low=0.001, high=60)
+    base_reachable: Duration = seconds(
+        10.0, "Base of the random time that an entry stays REACHABLE.", low=0.1, high=3600
+    )
+    ucast_probes: int = number(1, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
+    mcast_probes: int = number(15, "probes", "Broadcast or multicast probes of an unknown entry.", low=1, high=100)
+    mcast_reprobes: int = number(
+        4, "probes", "Broadcast or multicast probes after the unicast ones: finds a new MAC.", low=0, high=100
+    )
+
+
+class AnnounceSettings(BaseModel):
+    """Gratuitous ARP and unsolicited neighbour advertisements."""
+
+    model_config = GROUP
+    repeats: Durations = Field(
+        default=(0.0, 0.1, 1.1, 2.2),
+        max_length=16,
+        description="When the addresses of a new link are announced, counted from its appearance; 0 first, ascending.",
+        json_schema_extra={"unit": "list of durations"},
+    )
+    max_pending: int = number(
+        4096, "addresses", "At most this many addresses wait to be announced.", low=1, high=1_000_000
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "AnnounceSettings":
+        if self.repeats[:1] != (0.0,) or list(self.repeats) != sorted(set(self.repeats)):
+            raise PydanticCustomError(
+                "across",
+                "does not start with 0 and ascend",
+                {
+                    "setting": "announce.repeats",
+                    "value": ",".join(format_duration(item) for item in self.repeats),
+                    "allowed": "0 and then durations in ascending order, such as 0s,100ms,1.1s,2.2s",
+                },
+            )
+        return self
+
+
+class KernelSettings(BaseModel):
+    """The mirror of the kernel's state."""
+
+    model_config = GROUP
+    reconcile_interval: Duration = seconds(
+        10.0, "The kernel's whole state is read again this often; 0 turns it off.", high=3600
+    )
+    receive_buffer: int = number(8 * 2**20, "bytes", "Receive buffer of the netlink socket.", low=2**16, high=2**30)
+    inbox_limit: int = number(
+        65_536, "events", "At most this many events wait; more means a new full read.", low=64, high=2**24
+    )
+
+
+class MetricsSettings(BaseModel):
+    """The endpoint for Prometheus and the health checks."""
+
+    model_config = GROUP
+    listen: Listen = Field(
+        default=":9464",
+        description="Where /metrics, /healthz and /readyz are served, IPv4 and IPv6; empty turns it off.",
+        json_schema_extra={"unit": "host:port"},
+    )
+
+
+class Settings(BaseModel):
+    """All settings; `load` reads them from where they stand."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["enforce", "companion", "observe"] = Field(
+        default="enforce",
+        description="observe: everything is decided, counted and logged, nothing is touched. companion: so too, but"
+        " neighbours are repaired and addresses announced, beside a load balancer that keeps the rest itself.",
+    )
+    source: Literal["file", "nsp", "interposer", "kernel"] = Field(
+        default="file",
+        description="Where streams and targets come from: targets_file, Meridio's registry (nsp), the calls of nfqlb"
+        " that an unmodified load balancer makes (interposer), or its rules and routes (kernel; not with enforce).",
+    )
+    targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
+    socket: Path = Field(
+        default=Path("/run/lbguard/lbguard.sock"), description="Unix socket of the API, made with mode 0660."
+    )
+    withdraw_on_exit: bool = Field(
+        default=False,
+        description="Withdraw every target and remove routes and rules at exit; off: leave everything in place.",
+    )
+    log: LogSettings = group()
+    grace: GraceSettings = group()
+    freeze: FreezeSettings = group()
+    damping: DampingSettings = group()
+    availability: AvailabilitySettings = group()
+    evidence: EvidenceSettings = group()
+    distributor: DistributorSettings = group()
+    links: LinkSettings = group()
+    neighbors: NeighborSettings = group()
+    announce: AnnounceSettings = group()
+    kernel: KernelSettings = group()
+    metrics: MetricsSettings = group()
+    verdicts: VerdictSettings = group()
+    nsp: NspSettings = group()
+    interposer: InterposerSettings = group()
+    kernel_source: KernelSourceSettings = group()
+    nsm: NsmEventSettings = group()
+    mesh: MeshSettings = group()
+    probe: ProbeSettings = group()
+    recording: RecordingSettings = group()
+
+    @model_validator(mode="after")
+    def _source_is_told(self) -> "Settings":
+        if self.source == "nsp":
+            check_place(self.nsp)
+        if self.source == "kernel" and self.mode == "enforce":
+            raise PydanticCustomError(
+                "across",
+                "whoever keeps rules and routes itself learns nothing from them",
+                {"setting": "mode", "value": "enforce", "allowed": "companion or observe with source kernel"},
+            )
+        if self.source == "interposer" and self.distributor.kind == "nftables":
+            raise PydanticCustomError(
+                "across",
+                "the load balancer's packets go by nfqlb's memory, so nftables would be written for nobody",
+                {
+                    "setting": "distributor.kind",
+                    "value": "nftables",
+                    "allowed": "auto, nfqlb-shm, nfqlb-cli or observe with source interposer",
+                },
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Settings, and for each dotted name where its value came from (`default`, or words such as `flag --set`).
+
+    `notes` are things a person should look at, such as an unknown environment variable.
+    """
+
+    settings: Settings
+    origins: Mapping[str, str]
+    notes: tuple[str, ...]
+    config_path: Path | None
+
+
+def load(*, config: Path | None = None, flags: Mapping[str, object] | None = None) -> Loaded:
+    """Read all sources and validate them once.
+
+    Args:
+        config: the YAML file; None takes the one that LBGUARD_CONFIG names, if any.
+        flags: values by dotted name, such as `{"grace.window": "5s"}`.
+
+    Raises:
+        SettingsError: a source cannot be read, or a setting is unknown, wrong or does not go with another.
+    """
+    if config is None and os.environ.get(CONFIG_VARIABLE):
+        config = Path(os.environ[CONFIG_VARIABLE])
+    # Weakest first, so that the last writer of a name is the one whose value counts.
+    environment = FlatEnvSource(Settings)
+    sources = (FileSource(Settings, config), environment, FlagSource(Settings, flags or {}))
+    found = {name: value for source in sources for name, value in source.values.items()}
+    origins = dict.fromkeys((leaf.name for leaf in leaves(Settings)), "default")
+    for source in sources:
+        origins.update({name: source.origin(name) for name in source.values})
+    problems = [problem for source in sources for problem in source.problems]
+    try:
+        settings = Settings.model_validate(nested(found))
+    except ValidationError as error:
+        raise SettingsError(problems + explain(error, Settings, found, origins)) from None
+    if problems:
+        raise SettingsError(problems)
+    return Loaded(settings=settings, origins=origins, notes=environment.notes, config_path=config)
+
+
+__all__ = ["CONFIG_VARIABLE", "Loaded", "Settings", "SettingsError", "load"]

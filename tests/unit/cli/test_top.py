@@ -1,0 +1,335 @@
+"""The live view: what it shows of a state recorded from a running service, and how it behaves on a real terminal."""
+
+import asyncio
+import contextlib
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from rich.console import Console
+
+from lbguard.api.client import Watched
+from lbguard.api.convert import status_from_proto
+from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.api.server import ApiServer
+from lbguard.cli.top import Snapshot, by_trouble, view
+from lbguard.core.config import EngineConfig
+from lbguard.core.engine import Engine
+from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.status import GuardStatus
+from lbguard.decisions import DecisionLog
+from tests.pages import blocks
+from tests.unit.examples import decision, guard_status, target
+
+HEARD_AT = 1000.0
+DOWN_1 = Evidence(ip=bytes([172, 16, 0, 10]), condition=Condition.LINK_DOWN, ifname="nsm0")
+DOWN_2 = Evidence(ip=bytes([172, 16, 0, 11]), condition=Condition.LINK_DOWN, ifname="nsm0")
+WAIT_S = 30.0
+
+
+def recorded() -> GuardStatus:
+    """Return the state of a service with five targets, two of them held since their link went down."""
+    text = Path(__file__).with_name("recorded_status.json").read_text()
+    return status_from_proto(json_format.Parse(text, pb.Status()))
+
+
+def snapshot(status: GuardStatus | None = None, *, trouble: str = "") -> Snapshot:
+    taken = [
+        decision(Action.ADOPT, sequence=5, identifier=5, cause="found_in_distributor", evidence=()),
+        *(
+            decision(sequence=5 + number, identifier=number, cause="link_down", deadline=120.0, evidence=(down,))
+            for number, down in ((1, DOWN_1), (2, DOWN_2))
+        ),
+    ]
+    decisions = tuple(
+        Watched(decision=item, wall_time=1_700_000_000.0 + number / 8, lost=0) for number, item in enumerate(taken)
+    )
+    return Snapshot(status=status or recorded(), decisions=decisions, heard_at=HEARD_AT, trouble=trouble)
+
+
+def screen(shown: Snapshot, *, later_s: float = 0.0, width: int = 120, height: int = 30) -> list[str]:
+    console = Console(width=width, height=height, highlight=False, markup=False, color_system=None)
+    with console.capture() as captured:
+        console.print(view(shown, now=HEARD_AT + later_s, width=width, height=height))
+    return captured.get().rstrip("\n").split("\n")
+
+
+def row(lines: Sequence[str], name: str) -> str:
+    (found,) = [line for line in lines if line.startswith(name + " ")]
+    return found
+
+
+def countdown_s(lines: Sequence[str], name: str) -> float:
+    match = re.search(r"in (\d+\.\d) s", row(lines, name))
+    assert match
+    return float(match[1])
+
+
+def test_the_recorded_state() -> None:
+    lines = screen(snapshot())
+    assert lines[0].rstrip() == "enforcing · kernel in sync · source ok"
+    assert row(lines, "stream-a").split() == ["stream-a", "yes", "0", "0", "2", "0", "3"]
+    order = [line.split()[0] for line in lines if line.startswith("stream-a/")]
+    assert order == [f"stream-a/{identifier}" for identifier in (1, 2, 3, 4, 5)]
+    assert "172.16.0.10 link_down nsm0" in row(lines, "stream-a/1")
+    assert row(lines, "nsm0").split()[2:4] == ["unusable", "down"]
+    newest, older = lines[lines.index(next(line for line in lines if line.startswith("LAST DECISIONS"))) + 1 :][:2]
+    assert "hold stream-a/2: link_down (172.16.0.11 via nsm0), withdraw in 20.0 s" in newest
+    assert "hold stream-a/1: link_down" in older
+
+
+def test_the_readme_shows_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    shown = [line.rstrip() for line in screen(snapshot(), width=100, height=17)]
+    monkeypatch.undo()
+    time.tzset()
+    assert blocks("README.md", "text") == ["".join(line + "\n" for line in shown)]
+
+
+def test_deadlines_count_down_between_answers() -> None:
+    shown = snapshot()
+    first = countdown_s(screen(shown), "stream-a/1")
+    assert countdown_s(screen(shown, later_s=2.0), "stream-a/1") == pytest.approx(first - 2.0, abs=0.11)
+    assert " now " in row(screen(shown, later_s=60.0), "stream-a/1")
+
+
+def test_nothing_counts_down_while_the_service_is_away() -> None:
+    shown = snapshot(trouble="not running, waiting")
+    lines = screen(shown, later_s=5.0)
+    assert lines[0].startswith("not running, waiting (last heard of 5.0 s ago)")
+    assert countdown_s(lines, "stream-a/1") == countdown_s(screen(shown), "stream-a/1")
+
+
+def test_before_the_first_answer() -> None:
+    assert screen(Snapshot()) == ["asking the service ..."]
+    assert screen(Snapshot(trouble="not running, waiting")) == ["not running, waiting"]
+
+
+def test_trouble_comes_first_and_the_nearest_deadline_before_the_others() -> None:
+    targets = [
+        target(1),
+        target(2, TargetState.HELD, deadline=105.0),
+        target(3, TargetState.PENDING),
+        target(4, TargetState.HELD, deadline=101.0),
+        target(5, TargetState.WITHDRAWN),
+        target(6, TargetState.FROZEN, deadline=160.0),
+    ]
+    assert [item.identifier for item in sorted(targets, key=by_trouble)] == [5, 6, 4, 2, 3, 1]
+
+
+def test_what_is_wrong_with_streams_and_service_is_said() -> None:
+    status = guard_status(target(1), available=False)
+    status = replace(
+        status,
+        in_sync=False,
+        sync_reason="overrun",
+        streams=(replace(status.streams[0], mass_failure=True, table_committed=False),),
+    )
+    lines = screen(snapshot(status), width=160)
+    assert "KERNEL OUT OF SYNC (overrun)" in lines[0]
+    stream = row(lines, "stream-a")
+    assert stream.split()[1] == "NO"
+    assert stream.rstrip().endswith("no usable path; mass failure: deadlines are frozen; table changing")
+
+
+def test_what_was_not_read_yet_is_not_called_lost() -> None:
+    # What an engine says of itself before anything was told.
+    lines = screen(snapshot(Engine(EngineConfig()).status(0.0)), width=160)
+    assert "kernel not read yet · source not read yet" in lines[0]
+    assert "LOST" not in lines[0]
+    assert "OUT OF SYNC" not in lines[0]
+
+
+@pytest.mark.parametrize("width", [20, 40, 59, 60, 80, 99, 100, 200])
+@pytest.mark.parametrize("height", [2, 3, 5, 8, 12, 13, 24, 60])
+@pytest.mark.parametrize("targets", [0, 1, 7, 300])
+def test_it_fits_every_terminal(width: int, height: int, targets: int) -> None:
+    states = list(TargetState)
+    many = (target(number + 1, states[number % len(states)], cause="no_link") for number in range(targets))
+    lines = screen(snapshot(guard_status(*many)), width=width, height=height)
+    assert len(lines) <= height
+    assert all(len(line) <= width for line in lines)
+
+
+def test_what_does_not_fit_is_counted() -> None:
+    status = guard_status(*(target(number + 1) for number in range(300)))
+    lines = screen(snapshot(status), width=80, height=24)
+    shown = sum(line.startswith("stream-a/") for line in lines)
+    assert shown >= 8
+    assert any(line.startswith(f"... {300 - shown} more targets") for line in lines)
+
+
+def test_a_narrow_terminal_keeps_what_decides() -> None:
+    lines = screen(snapshot(), width=50)
+    assert countdown_s(lines, "stream-a/1") > 0
+    assert "held" in row(lines, "stream-a/1")
+    lines = screen(snapshot(), width=40)
+    assert row(lines, "stream-a").split() == ["stream-a", "yes", "2", "held", "3", "active"]
+
+
+# On a terminal
+
+
+class Guard:
+    """A service with one held target, whose window never seems to end."""
+
+    def __init__(self) -> None:
+        self.log = DecisionLog()
+        self.log.add(decision(Action.HOLD, sequence=1), 1_700_000_000.0)
+
+    def status(self) -> GuardStatus:
+        return guard_status(target(1, TargetState.HELD, cause="no_link", deadline=130.0))
+
+    def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
+        return self.log.last(target, limit)
+
+
+class Terminal:
+    """A process on a pseudo-terminal of its own, and everything that it wrote there."""
+
+    def __init__(self, *argv: str) -> None:
+        self._ours, self._its = pty.openpty()
+        os.set_blocking(self._ours, False)
+        termios.tcsetwinsize(self._its, (30, 110))
+        self.settings_before = self.settings()
+        environment = {**os.environ, "TERM": "xterm"} | dict.fromkeys(("COLUMNS", "LINES"), "")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lbguard", *argv],
+            stdin=self._its,
+            stdout=self._its,
+            stderr=self._its,
+            env={name: value for name, value in environment.items() if value},
+            start_new_session=True,
+        )
+        self.text = ""
+
+    def settings(self) -> tuple[int, ...]:
+        """Return the modes of the terminal: input, output, control, local."""
+        return tuple(termios.tcgetattr(self._its)[:4])
+
+    def read(self) -> str:
+        """Take what was written; return all of it so far, without colours."""
+        with contextlib.suppress(BlockingIOError):
+            self.text += os.read(self._ours, 1 << 20).decode(errors="replace")
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.text)
+
+    async def until(self, holds: Callable[[str], bool]) -> str:
+        """Wait until what was written satisfies a condition, forget it and return it."""
+        until = time.monotonic() + WAIT_S
+        while not holds(self.read()):
+            assert time.monotonic() < until, self.text
+            assert self.process.poll() is None, self.text
+            await asyncio.sleep(0.02)
+        text, self.text = self.read(), ""
+        return text
+
+    def press(self, keys: bytes) -> None:
+        """Type."""
+        os.write(self._ours, keys)
+
+    async def ended(self) -> int:
+        """Wait for the end of the process; return its exit status."""
+        until = time.monotonic() + WAIT_S
+        while self.process.poll() is None:
+            assert time.monotonic() < until, "it does not end"
+            self.read()  # a full terminal would block it
+            await asyncio.sleep(0.02)
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+    def close(self) -> None:
+        """End what is left."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+        os.close(self._its)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    running = Terminal("top", "--interval", "100ms", "--socket", str(tmp_path / "lbguard.sock"))
+    yield running
+    running.close()
+
+
+async def serve(tmp_path: Path) -> ApiServer:
+    guard = Guard()
+    server = ApiServer(tmp_path / "lbguard.sock", guard, guard.log)
+    await server.start()
+    return server
+
+
+async def test_it_waits_for_the_service_and_survives_its_restart(terminal: Terminal, tmp_path: Path) -> None:
+    await terminal.until(lambda text: "not running, waiting" in text)
+    for _ in range(2):
+        server = await serve(tmp_path)
+        # What was last seen stays on the screen meanwhile; only a new answer has this line.
+        text = await terminal.until(lambda text: "enforcing" in text and "LAST DECISIONS" in text)
+        assert "stream-a/1" in text
+        await server.stop(0)
+        text = await terminal.until(lambda text: "not running, waiting (last heard of" in text)
+        assert "goaway" not in text.lower(), "nobody else writes over the view"
+    terminal.press(b"q")
+    assert await terminal.ended() == 0
+    assert terminal.settings() == terminal.settings_before
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 128 + 15), (signal.SIGHUP, 128 + 1)]
+)
+async def test_the_terminal_is_given_back(terminal: Terminal, number: signal.Signals, status: int) -> None:
+    await terminal.until(lambda text: "not running, waiting" in text)
+    assert terminal.settings() != terminal.settings_before, "keys are read one by one"
+    os.kill(terminal.process.pid, number)
+    assert await terminal.ended() == status
+    terminal.read()
+    assert terminal.settings() == terminal.settings_before
+    assert "\x1b[?1049l" in terminal.text, "the screen before is shown again"
+    assert "Traceback" not in terminal.text
+
+
+async def test_a_window_of_another_size(terminal: Terminal, tmp_path: Path) -> None:
+    server = await serve(tmp_path)
+    await terminal.until(lambda text: "PATHS" in text)
+    termios.tcsetwinsize(terminal._its, (20, 50))
+    await terminal.until(lambda text: "stream-a/1" in text and "UNTIL" in text and "PATHS" not in text)
+    await server.stop(0)
+
+
+async def test_without_a_terminal_it_is_printed_once(tmp_path: Path) -> None:
+    server = await serve(tmp_path)
+    argv = [sys.executable, "-m", "lbguard", "top", "--socket", str(tmp_path / "lbguard.sock")]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    out, _ = await asyncio.wait_for(process.communicate(), WAIT_S)
+    await server.stop(0)
+    assert process.returncode == 0
+    assert b"\x1b" not in out
+    lines = out.decode().splitlines()
+    assert "held" in row(lines, "stream-a/1")
+    assert sum(line.startswith("STREAM") for line in lines) == 1
+
+
+def test_once_fails_where_nothing_runs(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "lbguard", "top", "--once", "--socket", str(tmp_path / "none")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 1
+    assert "start it with `lbguard run`" in done.stderr
+
+
+@pytest.mark.parametrize("interval", ["soon", "0", "99ms", "61s"])
+def test_a_wrong_interval_is_refused(interval: str) -> None:
+    argv = [sys.executable, "-m", "lbguard", "top", "--interval", interval]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 2
+    assert "--interval" in done.stderr

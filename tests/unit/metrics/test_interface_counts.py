@@ -1,0 +1,75 @@
+import struct
+from pathlib import Path
+
+from lbguard.core.addr import parse_ip
+from lbguard.core.events import AddressSeen, LinkSeen
+from lbguard.core.netview import NetView
+from lbguard.metrics.interface_counts import (
+    InterfaceTotals,
+    LinkLabels,
+    links_facing_targets,
+    parse_net_dev,
+    read_net_dev,
+)
+
+NET_DEV = """\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
+  nsm-1:1000 10 1 2 0 0 0 0 2000 20 3 4 0 0 0 0
+eth0:1: 5 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
+broken: 1 2 3
+"""  # noqa: E501 (as the kernel writes it)
+
+LINK = LinkLabels("nsm-1", "02:00:00:00:00:01", "172.16.0.1/24,fd00::1/64")
+
+
+def test_the_kernels_table() -> None:
+    counters = parse_net_dev(NET_DEV)
+    assert counters["nsm-1"] == (1000, 10, 1, 2, 0, 0, 0, 0, 2000, 20, 3, 4, 0, 0, 0, 0)
+    assert counters.keys() == {"lo", "nsm-1", "eth0:1"}
+    assert parse_net_dev("") == {}
+
+
+def test_this_machines_table_agrees_with_sysfs() -> None:
+    for name, counters in parse_net_dev(read_net_dev()).items():
+        sent = int(Path(f"/sys/class/net/{name}/statistics/tx_packets").read_text())
+        assert counters[9] <= sent < counters[9] + 100_000
+
+
+def test_series_have_the_labels_of_meridio() -> None:
+    totals = InterfaceTotals({"trench": "trench-a", "conduit": "lb"}, lambda: NET_DEV)
+    totals.follow((LINK, LinkLabels("gone", "02:00:00:00:00:02", "")))
+    samples = [sample for family in totals.collect() for sample in family.samples]
+    assert {sample.name: sample.value for sample in samples} == {
+        "lbguard_interface_rx_bytes_total": 1000,
+        "lbguard_interface_rx_packets_total": 10,
+        "lbguard_interface_rx_errors_total": 1,
+        "lbguard_interface_rx_dropped_total": 2,
+        "lbguard_interface_tx_bytes_total": 2000,
+        "lbguard_interface_tx_packets_total": 20,
+        "lbguard_interface_tx_errors_total": 3,
+        "lbguard_interface_tx_dropped_total": 4,
+    }
+    labels = {
+        "trench": "trench-a",
+        "conduit": "lb",
+        "interface_name": "nsm-1",
+        "mac_address": "02:00:00:00:00:01",
+        "ips": "172.16.0.1/24,fd00::1/64",
+    }
+    assert all(sample.labels == labels for sample in samples)
+
+
+def test_only_links_that_face_targets_are_followed() -> None:
+    view = NetView(excluded_links=("lo",), failures_needed=2)
+    view.add_ip(parse_ip("172.16.0.10"))
+    for ifindex, name, up, address in (
+        (2, "eth0", True, "192.0.2.1"),
+        (3, "nsm-1", True, "172.16.0.1"),
+        (4, "nsm-2", False, "172.16.0.2"),
+    ):
+        view.link_seen(LinkSeen(ifindex=ifindex, name=name, up=up, mac=struct.pack(">HI", 0x0200, ifindex)))
+        view.address_seen(AddressSeen(ifindex=ifindex, ip=parse_ip(address), prefix_length=24))
+    view.address_seen(AddressSeen(ifindex=3, ip=parse_ip("fe80::1"), prefix_length=64))
+    assert links_facing_targets(view) == (LinkLabels("nsm-1", "02:00:00:00:00:03", "172.16.0.1/24"),)

@@ -1,0 +1,310 @@
+"""Lanes, and how the outcome of every adapter becomes events."""
+
+import asyncio
+import errno
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from lbguard.core import effects as fx
+from lbguard.core import events as ev
+from lbguard.core.model import LinkKey, Route, RouteKind, Rule, StreamSpec, StreamTable
+from lbguard.dataplane.links import NeighborTimers
+from lbguard.dataplane.neighbors import NeighborFailure
+from lbguard.distributor.base import CommitResult
+from lbguard.netlink.socket import NetlinkChannel
+from lbguard.service.actuators import (
+    DistributorActuator,
+    DistributorEffect,
+    KernelActuator,
+    Lane,
+    NeighborActuator,
+    PollDistributor,
+)
+from tests.fakes.distributor import FakeDistributor
+from tests.unit.netlink.fake_kernel import FakeKernel, eventually
+
+A, B = StreamSpec(name="a"), StreamSpec(name="b", identifier_offset=6000)
+ROUTES = tuple(Route(5001 + n, True, RouteKind.UNICAST, 2048, bytes([10, 0, 0, n]), 3) for n in range(3))
+RULES = tuple(Rule(5001 + n, True, 5001 + n) for n in range(2))
+TIMERS = NeighborTimers(
+    retrans_ms=200, delay_probe_ms=500, base_reachable_ms=10_000, ucast_probes=1, mcast_probes=15, mcast_reprobes=4
+)
+
+
+def table(stream: StreamSpec, *active: int) -> StreamTable:
+    return StreamTable(stream=stream, registered=frozenset({1, 2}), active=frozenset(active))
+
+
+@asynccontextmanager
+async def running(*lanes: Lane[str]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.create_task(lane.run()) for lane in lanes]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# --- lanes
+
+
+async def test_a_lane_does_one_job_after_the_other_in_order() -> None:
+    done: list[str] = []
+    posted: list[ev.Event] = []
+
+    async def work(job: str) -> Sequence[ev.Event]:
+        done.append(f"begin {job}")
+        await asyncio.sleep(0)
+        done.append(f"end {job}")
+        return [ev.SourceLost(reason=job)] if job != "quiet" else ()
+
+    lane = Lane("lane", work, posted.extend)
+    assert all(lane.put(job) for job in ("one", "quiet", "two"))
+    assert len(lane) == 3
+    async with running(lane):
+        await eventually(lambda: len(done) == 6)
+        lane.put("three")
+        await eventually(lambda: len(done) == 8)
+    assert done == [f"{when} {job}" for job in ("one", "quiet", "two", "three") for when in ("begin", "end")]
+    assert posted == [ev.SourceLost(reason=job) for job in ("one", "two", "three")]
+
+
+async def test_a_full_lane_drops_its_own_work_alone() -> None:
+    async def never(job: str) -> Sequence[ev.Event]:
+        await asyncio.Event().wait()
+        return ()
+
+    bounded, free = Lane("neighbors", never, lambda _: None, limit=2), Lane("kernel", never, lambda _: None)
+    async with running(bounded, free):
+        assert [bounded.put("x", droppable=True) for _ in range(3)] == [True, True, False]
+        assert bounded.put("what does not come again")
+        assert all(free.put("x") for _ in range(1000))
+        assert (bounded.dropped, free.dropped) == (1, 0)
+
+
+async def test_a_lane_that_hangs_delays_no_other() -> None:
+    distributor = FakeDistributor()
+    distributor.fault("hang")
+    actuator = DistributorActuator(distributor, lambda _: None)
+    events: list[ev.Event] = []
+    slow: Lane[DistributorEffect] = Lane("distributor", actuator.perform, events.extend)
+    kernel = FakeKernel()
+    quick: Lane[fx.ProgramRoutes | fx.ProgramRules | fx.SetLinkDown] = Lane(
+        "kernel", KernelActuator(NetlinkChannel(kernel)).perform, events.extend
+    )
+    tasks = [asyncio.create_task(slow.run()), asyncio.create_task(quick.run())]
+    slow.put(fx.AttachStream(stream=A))
+    for route in ROUTES:
+        quick.put(fx.ProgramRoutes(replace=(route,)))
+    await eventually(lambda: len(events) == 3)
+    assert events == [ev.RoutesProgrammed(added=(route,)) for route in ROUTES]
+    distributor.release.set()
+    await eventually(lambda: len(events) == 4)
+    assert events[3] == ev.DistributorSeen(stream="a", active=frozenset())
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    kernel.close()
+
+
+async def test_an_unexpected_error_ends_the_lane_and_is_not_swallowed() -> None:
+    distributor = FakeDistributor()
+    distributor.fault("unexpected")
+    lane: Lane[DistributorEffect] = Lane(
+        "distributor", DistributorActuator(distributor, lambda _: None).perform, lambda _: None
+    )
+    lane.put(fx.AttachStream(stream=A))
+    with pytest.raises(ValueError, match="a fault of the program"):
+        await asyncio.wait_for(lane.run(), 20)
+
+
+# --- the distributor's
+
+
+class Tables:
+    """A fake distributor behind the actuator, and what the actuator told."""
+
+    def __init__(self) -> None:
+        self.distributor = FakeDistributor()
+        self.results: list[CommitResult] = []
+        self.actuator = DistributorActuator(self.distributor, self.results.append)
+
+    async def perform(self, effect: DistributorEffect) -> list[ev.Event]:
+        return list(await self.actuator.perform(effect))
+
+    async def attached(self, *streams: StreamSpec) -> "Tables":
+        for stream in streams:
+            await self.perform(fx.AttachStream(stream=stream))
+        return self
+
+    async def look(self, *, read_back: bool = False) -> list[ev.Event]:
+        return await self.perform(PollDistributor(read_back=read_back))
+
+
+async def test_attach_and_read_back() -> None:
+    tables = Tables()
+    tables.distributor.tables["a"] = (frozenset({1, 2}), frozenset({2}))
+    assert await tables.perform(fx.AttachStream(stream=A)) == [ev.DistributorSeen(stream="a", active=frozenset({2}))]
+    assert tables.actuator.attached == {"a": A}
+
+
+@pytest.mark.parametrize("fault", ["attach", "read_active"])
+async def test_a_failed_attach_is_told_as_a_failure(fault: str) -> None:
+    tables = Tables()
+    tables.distributor.fault(fault)
+    assert await tables.perform(fx.AttachStream(stream=A)) == [ev.CommitFailed(stream="a", reason=f"{fault} refused")]
+    assert tables.actuator.attached == {}
+
+
+async def test_one_refused_table_fails_alone() -> None:
+    tables = await Tables().attached(A, B)
+    tables.distributor.fault("refuse_table")
+    registered = frozenset({1, 2})
+    assert await tables.perform(fx.CommitTables(tables=(table(A, 1), table(B, 2)))) == [
+        ev.CommitFailed(stream="a", reason="refused"),
+        ev.CommitDone(stream="b", registered=registered, active=frozenset({2})),
+    ]
+    assert [(result.stream, result.error) for result in tables.results] == [("a", "refused"), ("b", "")]
+
+
+async def test_a_commit_that_fails_as_a_whole_fails_for_each() -> None:
+    tables = await Tables().attached(A, B)
+    tables.distributor.fault("commit")
+    assert await tables.perform(fx.CommitTables(tables=(table(A, 1), table(B, 2)))) == [
+        ev.CommitFailed(stream=name, reason="commit refused") for name in "ab"
+    ]
+    assert len(tables.results) == 2
+
+
+async def test_a_failure_is_said_once_and_again_after_a_success(caplog: pytest.LogCaptureFixture) -> None:
+    tables = await Tables().attached(A)
+    commit = fx.CommitTables(tables=(table(A, 1),))
+    with caplog.at_level(logging.ERROR):
+        for fails in (True, True, False, True):
+            if fails:
+                tables.distributor.fault("commit")
+            await tables.perform(commit)
+    assert len(caplog.records) == 2
+
+
+async def test_a_look_tells_of_lost_tables_of_attached_streams() -> None:
+    tables = await Tables().attached(A, B)
+    assert await tables.look() == []
+    tables.distributor.lose("a", "removed")
+    assert await tables.look() == [ev.DistributorLost(stream="a", reason="removed")]
+    assert await tables.look(read_back=True) == [
+        ev.DistributorLost(stream="a", reason="removed"),
+        ev.DistributorSeen(stream="b", active=frozenset()),
+    ]
+    await tables.attached(A)
+    assert await tables.look() == []
+
+
+async def test_a_table_that_cannot_be_read_back_is_lost() -> None:
+    tables = await Tables().attached(A)
+    tables.distributor.fault("read_active")
+    assert await tables.look(read_back=True) == [ev.DistributorLost(stream="a", reason="read_active refused")]
+
+
+async def test_a_look_that_fails_tells_nothing() -> None:
+    tables = await Tables().attached(A)
+    tables.distributor.lose("a")
+    tables.distributor.fault("lost_streams")
+    assert await tables.look() == []
+    assert await tables.look() == [ev.DistributorLost(stream="a", reason="removed")]
+
+
+async def test_a_forgotten_stream_is_removed_and_looked_at_no_more() -> None:
+    tables = await Tables().attached(A, B)
+    assert await tables.perform(fx.ForgetStream(stream=A)) == []
+    assert set(tables.distributor.tables) == {"b"}
+    assert await tables.look(read_back=True) == [ev.DistributorSeen(stream="b", active=frozenset())]
+
+
+async def test_a_refused_removal_is_tried_again_at_every_look(caplog: pytest.LogCaptureFixture) -> None:
+    tables = await Tables().attached(A)
+    with caplog.at_level(logging.WARNING):
+        tables.distributor.fault("detach")
+        assert await tables.perform(fx.ForgetStream(stream=A)) == []
+        tables.distributor.fault("detach")
+        await tables.look()
+        assert "a" in tables.distributor.tables
+        await tables.look()
+        assert "a" not in tables.distributor.tables
+        calls = len(tables.distributor.calls)
+        await tables.look()
+    assert tables.distributor.calls[calls:] == ["lost_streams"]
+    assert len(caplog.records) == 1
+
+
+async def test_a_stream_that_is_listed_again_is_removed_no_more() -> None:
+    tables = await Tables().attached(A)
+    tables.distributor.fault("detach")
+    await tables.perform(fx.ForgetStream(stream=A))
+    await tables.attached(A)
+    await tables.look()
+    assert "a" in tables.distributor.tables
+
+
+async def test_leftovers_are_pruned_and_a_failure_answers_nothing() -> None:
+    tables = await Tables().attached(A)
+    tables.distributor.tables["old"] = (frozenset(), frozenset())
+    tables.distributor.fault("prune")
+    prune = fx.PruneStreams(known=("a",))
+    assert await tables.perform(prune) == []
+    assert await tables.perform(prune) == [ev.StreamsPruned()]
+    assert set(tables.distributor.tables) == {"a"}
+
+
+# --- the kernel's
+
+
+async def test_each_refused_route_is_told_and_the_others_stand() -> None:
+    kernel = FakeKernel()
+    kernel.refusals = {1: (errno.ENETUNREACH, "no way")}
+    actuator = KernelActuator(NetlinkChannel(kernel))
+    assert await actuator.perform(fx.ProgramRoutes(replace=ROUTES[:2], delete=ROUTES[2:])) == [
+        ev.RoutesProgrammed(added=ROUTES[:1], deleted=ROUTES[2:]),
+        ev.RouteFailed(route=ROUTES[1], reason="ENETUNREACH: no way"),
+    ]
+    kernel.close()
+
+
+async def test_a_broken_socket_fails_all_that_was_asked_for_and_nothing_after() -> None:
+    kernel = FakeKernel()
+    actuator = KernelActuator(NetlinkChannel(kernel))
+    kernel.fault("break_socket")
+    outcome = await actuator.perform(fx.ProgramRoutes(replace=ROUTES))
+    assert [event.route for event in outcome if isinstance(event, ev.RouteFailed)] == list(ROUTES)
+    kernel.fault("break_socket")
+    outcome = await actuator.perform(fx.ProgramRules(add=RULES))
+    assert [event.rule for event in outcome if isinstance(event, ev.RuleFailed)] == list(RULES)
+    assert await actuator.perform(fx.ProgramRules(add=RULES)) == [ev.RuleSeen(rule=rule) for rule in RULES]
+    kernel.close()
+
+
+async def test_a_superseded_link_that_cannot_be_looked_at_is_told_with_the_reason() -> None:
+    kernel = FakeKernel()
+    kernel.refusals = {0: (errno.ENODEV, "")}
+    link = LinkKey(7, 1)
+    [outcome] = await KernelActuator(NetlinkChannel(kernel)).perform(fx.SetLinkDown(link=link, ifname="nse-a"))
+    assert isinstance(outcome, ev.LinkSetDown)
+    assert outcome.link == link
+    assert outcome.reason.startswith("ENODEV")
+    kernel.close()
+
+
+async def test_refused_neighbours_are_told_to_who_counts_them() -> None:
+    kernel = FakeKernel()
+    refused: list[NeighborFailure] = []
+    actuator = NeighborActuator(NetlinkChannel(kernel), TIMERS, refused.extend)
+    kernel.refusals = {1: (errno.EPERM, "")}
+    entries = tuple((3, bytes([10, 0, 0, n])) for n in range(3))
+    for effect in (fx.ResolveNeighbors(entries=entries), fx.FlushNeighbors(entries=entries)):
+        assert await actuator.perform(effect) == []
+    assert [(failure.ip, failure.reason[:5]) for failure in refused] == [(bytes([10, 0, 0, 1]), "EPERM")]
+    kernel.close()

@@ -1,0 +1,168 @@
+"""Mesh events over real gRPC, from a working model of a manager."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from lbguard.api.gen.nsm.connection import connection_pb2 as pb
+from lbguard.core import events as ev
+from lbguard.core.config import EngineConfig, FreezeConfig
+from lbguard.core.netview import NetView
+from lbguard.nsm.settings import NsmEventSettings
+from lbguard.nsm.watch import WatchEvent
+from lbguard.service.build_nsm import MeshEvents, _Addresses
+from lbguard.settings.model import SettingsError, load
+from tests.fakes.nsmgr import HUGE_CONNECTIONS, FakeNsmgr, connection
+from tests.unit.core.harness import Guard, ip
+from tests.unit.netlink.fake_kernel import eventually
+
+TARGET = ip("172.16.0.11")
+C1 = connection("c1", src=("172.16.0.11/32",), dst=("172.16.0.1/32",), service="proxy.a")
+
+
+@pytest.fixture
+def view() -> NetView:
+    made = NetView(excluded_links=(), failures_needed=2)
+    made.add_ip(TARGET)
+    return made
+
+
+@contextlib.asynccontextmanager
+async def following(manager: FakeNsmgr, view: NetView, path: Path, **settings: object) -> AsyncIterator["Followed"]:
+    made = Followed(view, NsmEventSettings.model_validate({"address": f"unix://{path}", "backoff_max": 0.1} | settings))
+    await manager.start(path)
+    task = asyncio.create_task(made.mesh.run())
+    try:
+        await eventually(lambda: made.mesh.events["list"] == 1)
+        yield made
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await manager.stop()
+
+
+class Followed:
+    def __init__(self, view: NetView, settings: NsmEventSettings) -> None:
+        self.told: list[WatchEvent] = []
+        self.mesh = MeshEvents(settings, view, self.told.extend)
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> Path:
+    return tmp_path / "nsm.sock"
+
+
+async def test_a_close_and_a_repair_reach_the_core(view: NetView, socket: Path) -> None:
+    manager = FakeNsmgr()
+    manager.connections["c1"] = C1
+    async with following(manager, view, socket, network_services=("proxy.a",)) as followed:
+        assert list(manager.selectors[0].network_services) == ["proxy.a"]
+        down = pb.Connection()
+        down.CopyFrom(C1)
+        down.state = pb.DOWN
+        manager.update(down)
+        await eventually(lambda: len(followed.told) == 1)
+        assert isinstance(followed.told[0], ev.VerdictReported)
+        manager.delete("c1")
+        await eventually(lambda: len(followed.told) == 2)
+        assert followed.told[1] == ev.NeighborsOutdated(ips=(TARGET,))
+        assert followed.mesh.outdated == 1
+        assert followed.mesh.events == {"list": 1, "update": 1, "delete": 1}
+
+
+async def test_a_lost_manager_changes_nothing_and_is_found_again(view: NetView, socket: Path) -> None:
+    manager = FakeNsmgr()
+    manager.connections["c1"] = C1
+    async with following(manager, view, socket) as followed:
+        await manager.stop()
+        await eventually(lambda: followed.mesh.losses > 0)
+        await manager.start(socket)
+        await eventually(lambda: followed.mesh.events["list"] == 2)
+        assert followed.told == []
+
+
+async def test_a_manager_that_lost_its_memory_changes_nothing(view: NetView, socket: Path) -> None:
+    manager = FakeNsmgr()
+    manager.connections["c1"] = C1
+    async with following(manager, view, socket) as followed:
+        await manager.stop(forget=True)
+        await manager.start(socket)
+        await eventually(lambda: followed.mesh.events["list"] == 2)
+        manager.update(C1)
+        await eventually(lambda: followed.mesh.events["update"] == 1)
+        assert followed.told == []
+
+
+@pytest.mark.parametrize("fault", ["duplicate_ids", "repeated_initial", "garbage_addresses", "huge", "abrupt_end"])
+async def test_whatever_a_manager_does_the_close_that_follows_is_heard(view: NetView, socket: Path, fault: str) -> None:
+    manager = FakeNsmgr()
+    manager.connections["c1"] = C1
+    async with following(manager, view, socket) as followed:
+        manager.fail_once(fault)
+        manager.update(C1)
+        await eventually(lambda: sum(followed.mesh.events.values()) >= 2)
+        assert followed.mesh.events.total() < HUGE_CONNECTIONS
+        manager.update(C1)
+        await eventually(lambda: sum(followed.mesh.events.values()) >= 3)
+        before = len(followed.told)
+        manager.delete("c1")
+        await eventually(lambda: followed.mesh.events["delete"] == 1)
+        assert followed.told[before:] == [ev.NeighborsOutdated(ips=(TARGET,))]
+
+
+def test_half_of_the_tls_files_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(flags={"nsm.tls_cert": "/x", "targets_file": "/y"})
+    assert [problem.setting for problem in refused.value.problems] == ["nsm.tls_key"]
+
+
+OUR_END = connection("our-end", src=("172.16.0.200/32",), dst=("172.16.0.1/32",), service="lb")
+
+
+def state_of(state: "pb.State.ValueType") -> pb.Connection:
+    made = pb.Connection()
+    made.CopyFrom(OUR_END)
+    made.state = state
+    return made
+
+
+@pytest.mark.parametrize("link", ["there before the manager", "new"])
+@pytest.mark.parametrize("first", ["repair", "loss"])
+async def test_a_repair_of_our_own_link_is_waited_for_whatever_is_told_first(
+    socket: Path, link: str, first: str
+) -> None:
+    config = EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False, freeze=FreezeConfig(threshold=1.0))
+    guard = Guard(config, start=False)
+    came: tuple[ev.Event, ...] = (ev.KernelSnapshot(), guard.link_seen(1), guard.address(1, "172.16.0.1/24"))
+    if link == "there before the manager":
+        guard.tell(*came)
+    manager = FakeNsmgr()
+    manager.connections["our-end"] = state_of(pb.UP)
+    async with following(manager, guard.engine.view, socket, heal_time=15) as followed:
+        if link == "new":
+            followed.mesh.hear_kernel(came)
+            guard.tell(*came)
+        guard.register(1)
+        if first == "loss":
+            guard.unlink(1)
+        manager.update(state_of(pb.DOWN))
+        await eventually(lambda: len(followed.told) == 1)
+        guard.tell(*followed.told)
+        if first == "repair":
+            guard.unlink(1)
+        deadline = guard.deadline(1)
+        assert deadline is not None
+        assert deadline - guard.now == pytest.approx(15.0)
+
+
+def test_addresses_of_ours_are_remembered_within_bounds(view: NetView) -> None:
+    addresses = _Addresses(view)
+    seen = [ev.AddressSeen(ifindex=7, ip=number.to_bytes(4), prefix_length=24) for number in range(5000)]
+    addresses.hear_kernel(seen)
+    addresses.hear_kernel([ev.KernelSnapshot(addresses=(seen[0],))])
+    known = [event.ip for event in seen if addresses.is_ours(event.ip)]
+    assert (len(known), known[0], known[1]) == (4096, seen[0].ip, seen[905].ip)

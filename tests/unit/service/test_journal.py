@@ -1,0 +1,151 @@
+"""What is decided, refused, lost and found again reaches log, decision log and metrics, in few words."""
+
+import logging
+import time
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lbguard.announce.sender import Announcer
+from lbguard.api.availability_state import AvailabilityState
+from lbguard.core import effects as fx
+from lbguard.core import events as ev
+from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, TargetSpec
+from lbguard.dataplane.neighbors import NeighborFailure
+from lbguard.decisions import DecisionLog
+from lbguard.distributor.base import CommitResult
+from lbguard.metrics.guard import Metrics
+from lbguard.netlink.mirror import MirrorCounters
+from lbguard.service.journal import ServiceJournal
+from tests.unit.examples import IPV4, decision
+
+ROUTES = [Route(5001 + n, True, RouteKind.UNICAST, 2048, bytes([10, 0, 0, n]), 3) for n in range(3)]
+LINK = ev.LinkSeen(ifindex=3, name="a", up=True, mac=b"\x02\0\0\0\0\1")
+
+
+class Nowhere:
+    """Takes frames and sends none."""
+
+    def send(self, ifindex: int, frame: bytes) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+class World:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.log = DecisionLog()
+        self.availability = AvailabilityState()
+        self.journal = ServiceJournal(
+            Metrics(self.registry), self.log, observe=False, inbox_depth=lambda: 7, availability=self.availability
+        )
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def world(caplog: pytest.LogCaptureFixture) -> World:
+    caplog.set_level(logging.INFO)
+    return World()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records]
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    found: dict[str, object] = record.__dict__["fields"]
+    return found
+
+
+def test_a_decision_is_dated_by_when_it_was_taken(world: World) -> None:
+    now = time.time()
+    world.journal.told(fx.Record(decision=decision(at=100.0)), 160.0)
+    [(kept, wall_time)] = world.log.last(None, 10)
+    assert kept.at == 100.0
+    assert now - 60.0 <= wall_time <= time.time() - 60.0
+
+
+def test_many_refusals_are_one_line_and_all_counted(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    rule = ev.RuleFailed(rule=Rule(5001, True, 5001), reason="EPERM: no")
+    refused: list[ev.Event] = [ev.RouteFailed(route=route, reason="ENETUNREACH: no way") for route in ROUTES]
+    world.journal.refused([ev.RoutesProgrammed(), *refused, rule])
+    [record] = caplog.records
+    assert fields_of(record)["count"] == 4
+    assert fields_of(record)["reason"] == "ENETUNREACH: no way"
+    assert "5001" in str(fields_of(record)["what"])
+    samples = {
+        tuple(sample.labels.values()): sample.value
+        for family in world.registry.collect()
+        for sample in family.samples
+        if sample.name == "lbguard_route_errors_total"
+    }
+    assert sorted(samples.values()) == [1, 3]
+
+
+def test_what_went_well_is_no_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.journal.refused([ev.RoutesProgrammed(added=tuple(ROUTES)), ev.RuleSeen(rule=Rule(5001, True, 5001))])
+    assert said(caplog) == []
+
+
+async def test_what_never_happened_yet_is_counted_as_0(world: World) -> None:
+    announcer = Announcer(owns=lambda link, ip: True, frame_socket=Nowhere())
+    world.journal.counted(announcer, MirrorCounters())
+    for kind in ("arp_request", "arp_reply", "na", "arp_question", "ns"):
+        assert world.metric("lbguard_announcements_total", kind=kind) == 0
+    for reason in ("not_owned", "not_ethernet", "link_queue_full", "queue_full", "superseded", "closed"):
+        assert world.metric("lbguard_announcements_suppressed_total", reason=reason) == 0
+    announcer.close()
+
+
+def test_refused_neighbours_are_counted(world: World) -> None:
+    failures = [NeighborFailure(ifindex=3, ip=IPV4, reason="ENODEV: gone")] * 2
+    world.journal.neighbors_refused(failures)
+    [value] = [
+        sample.value
+        for family in world.registry.collect()
+        for sample in family.samples
+        if sample.name == "lbguard_neighbor_errors_total"
+    ]
+    assert value == 2
+
+
+def test_a_lost_view_of_the_kernel_and_its_return_are_told_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.journal.kernel_heard([ev.KernelSnapshot()], in_sync=True)
+    world.journal.kernel_heard([LINK], in_sync=True)
+    assert said(caplog) == []
+    world.journal.kernel_heard([LINK, ev.KernelOutOfSync(reason="overrun")], in_sync=False)
+    assert fields_of(caplog.records[0])["reason"] == "overrun"
+    world.journal.kernel_heard([ev.KernelSnapshot(), LINK], in_sync=True)
+    world.journal.kernel_heard([LINK], in_sync=True)
+    assert said(caplog) == ["kernel view lost: nothing is withdrawn", "kernel view whole again"]
+
+
+def test_the_source_is_told_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.journal.source_heard(ev.SourceLost(reason="line 3: what is this?"))
+    targets = (TargetSpec(identifier=1, ips=(IPV4,)), TargetSpec(identifier=2, ips=()))
+    world.journal.source_heard(ev.SourceSnapshot(streams=(StreamSpec(name="a", targets=targets),)))
+    assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
+    assert fields_of(caplog.records[0])["reason"] == "line 3: what is this?"
+    assert fields_of(caplog.records[1]) == {"streams": 1, "targets": 2}
+
+
+def test_availability_reaches_whoever_asks(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.journal.told(fx.SetAvailability(stream="a", available=False, reason="no_usable_path"), 1.0)
+    world.journal.told(fx.SetAvailability(stream="a", available=True, reason="ok"), 2.0)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "stream unavailable"),
+        ("INFO", "stream available"),
+    ]
+
+
+def test_rounds_and_commits_are_measured(world: World) -> None:
+    world.journal.stepped(3, 0.25, 0.01)
+    world.journal.committed(CommitResult(stream="a", slots_changed=5, slots_total=97, duration_s=0.1))
+    world.journal.committed(CommitResult(stream="a", error="refused"))
+    assert world.metric("lbguard_inbox_depth") == 7
+    assert world.metric("lbguard_slots_changed_total", stream="a") == 5
+    assert world.metric("lbguard_commit_errors_total", stream="a") == 1

@@ -1,0 +1,70 @@
+import pytest
+
+from lbguard.settings.check import check_settings
+from lbguard.settings.model import load
+
+TARGETS = {"targets_file": "/etc/lbguard/targets.yaml"}
+
+# As Meridio sets them.
+MESH = {"mesh.request_timeout": "15s", "mesh.max_backoff": "5s", "mesh.ip_release_delay": "20s"}
+
+
+def test_the_defaults_with_targets_raise_no_warning() -> None:
+    assert check_settings(load(flags=TARGETS).settings) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("observe-mode-writes-nothing", {"mode": "observe", "distributor.kind": "nftables"}),
+        ("companion-decides-nothing", {"mode": "companion"}),
+        ("nothing-to-withdraw", {"mode": "observe", "withdraw_on_exit": "true"}),
+        ("heal-time-beyond-grace-max", {"nsm.enabled": "true", "nsm.heal_time": "40s"}),
+        ("heal-path-beyond-grace-window", {"mesh.request_timeout": "2s", "mesh.max_backoff": "1100ms"}),
+        ("heal-path-beyond-grace-max", {"mesh.request_timeout": "15s", "grace.max": "14s"}),
+        ("address-released-before-heal", MESH | {"mesh.ip_release_delay": "19s", "nsm.enabled": "true"}),
+        ("enforce-without-distributor", {"distributor.kind": "observe"}),
+        ("no-targets", {"targets_file": ""}),
+        ("exit-breaks-connections", {"withdraw_on_exit": "true"}),
+        ("no-grace", {"grace.window": "0", "grace.neighbor_window": "3s"}),
+        ("adaptive-has-no-room", {"grace.adaptive": "true", "grace.max": "3s"}),
+        ("unavailable-after-withdrawal", {"availability.grace": "4s"}),
+        ("grace-below-two-probe-rounds", {"grace.neighbor_window": "1900ms"}),
+        ("no-neighbor-probes", {"neighbors.probe_interval": "0"}),
+        ("probes-overlap", {"neighbors.retrans": "1200ms"}),
+        ("grace-max-beyond-freeze-limit", {"grace.max": "2m"}),
+        ("freeze-off", {"freeze.threshold": "1"}),
+        ("damping-max-below-step", {"damping.max": "1s"}),
+        ("no-reconcile", {"kernel.reconcile_interval": "0"}),
+        ("verdicts-from-nobody", {"verdicts.listen": ":7443", "verdicts.spiffe_socket": "unix:///run/agent.sock"}),
+        ("verdict-policy-without-listener", {"verdicts.policy": "dns:proxy=10.0.0.0/8"}),
+        ("verdict-subjects-total-below-one-reporter", {"verdicts.max_subjects_total": "100"}),
+    ],
+)
+def test_each_bad_combination_is_named_and_has_a_remedy(name: str, flags: dict[str, object]) -> None:
+    warnings = check_settings(load(flags=TARGETS | flags).settings)
+    assert [warning.name for warning in warnings] == [name]
+    assert warnings[0].what
+    assert warnings[0].remedy
+
+
+def test_a_source_of_its_own_needs_no_file_of_targets() -> None:
+    settings = load(flags={"source": "kernel", "mode": "observe"}).settings
+    assert check_settings(settings) == ()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"nsm.enabled": "true"},
+        {
+            "verdicts.listen": ":7443",
+            "verdicts.spiffe_socket": "unix:///run/agent.sock",
+            "verdicts.policy": "dns:proxy=10.0.0.0/8",
+        },
+        {"grace.adaptive": "true"},
+        {"grace.window": "20s"},
+    ],
+)
+def test_a_long_heal_path_is_no_trouble_for_who_hears_of_repairs_or_waits(flags: dict[str, object]) -> None:
+    assert check_settings(load(flags=TARGETS | MESH | flags).settings) == ()

@@ -1,0 +1,188 @@
+from pathlib import Path
+
+import pytest
+
+from lbguard.settings.model import Settings, SettingsError, load
+from lbguard.settings.sources import leaves
+
+
+def refused(**arguments: object) -> dict[str, str]:
+    """Load settings that must be refused and return the text of each problem by setting."""
+    with pytest.raises(SettingsError) as caught:
+        load(**arguments)  # type: ignore[arg-type]
+    assert "pydantic" not in str(caught.value)
+    return {problem.setting: str(problem) for problem in caught.value.problems}
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    settings = load().settings
+    assert settings.mode == "enforce"
+    assert settings.socket == Path("/run/lbguard/lbguard.sock")
+    assert (settings.grace.window, settings.grace.max) == (3.0, 30.0)
+    assert (settings.freeze.threshold, settings.freeze.limit) == (0.5, 60.0)
+    assert settings.announce.repeats == (0.0, 0.1, 1.1, 2.2)
+    assert settings.distributor.table == "anchored"
+    assert settings.metrics.listen == ":9464"
+    assert not settings.withdraw_on_exit
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text("grace:\n  window: 1s\n  max: 11s\n  adaptive: true\n")
+    monkeypatch.setenv("LBGUARD_GRACE__WINDOW", "2s")
+    monkeypatch.setenv("LBGUARD_GRACE__MAX", "12s")
+    loaded = load(config=config, flags={"grace.window": "3500ms"})
+    grace = loaded.settings.grace
+    assert (grace.window, grace.max, grace.adaptive, grace.adaptive_quantile) == (3.5, 12.0, True, 0.95)
+    assert [loaded.origins[f"grace.{name}"] for name in ("window", "max", "adaptive", "adaptive_quantile")] == [
+        "flag",
+        "environment LBGUARD_GRACE__MAX",
+        f"file {config}",
+        "default",
+    ]
+
+
+def test_the_file_is_found_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text("mode: observe\n")
+    monkeypatch.setenv("LBGUARD_CONFIG", str(config))
+    loaded = load()
+    assert loaded.settings.mode == "observe"
+    assert loaded.config_path == config
+
+
+def test_the_names_that_others_rely_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "LBGUARD_TARGETS_FILE": "/etc/lbguard/targets.yaml",
+        "LBGUARD_MODE": "observe",
+        "LBGUARD_DISTRIBUTOR__KIND": "nfqlb-cli",
+        "LBGUARD_DISTRIBUTOR__TABLE": "maglev",
+        "LBGUARD_GRACE__WINDOW": "500ms",
+        "LBGUARD_GRACE__MAX": "2m",
+        "LBGUARD_FREEZE__THRESHOLD": "0.75",
+        "LBGUARD_METRICS__LISTEN": "",
+        "LBGUARD_SOCKET": "/run/x.sock",
+        "LBGUARD_LOG__FORMAT": "json",
+    }.items():
+        monkeypatch.setenv(name, value)
+    loaded = load()
+    settings = loaded.settings
+    assert settings.targets_file == Path("/etc/lbguard/targets.yaml")
+    assert (settings.mode, settings.distributor.kind, settings.distributor.table) == ("observe", "nfqlb-cli", "maglev")
+    assert (settings.grace.window, settings.grace.max, settings.freeze.threshold) == (0.5, 120.0, 0.75)
+    assert (settings.metrics.listen, settings.socket, settings.log.format) == ("", Path("/run/x.sock"), "json")
+    assert loaded.notes == ()
+
+
+def test_lists_come_from_text_and_from_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text("announce:\n  repeats: [0, 100ms, 1]\n")
+    monkeypatch.setenv("LBGUARD_LINKS__EXCLUDE", "lo, eth*")
+    settings = load(config=config).settings
+    assert settings.announce.repeats == (0.0, 0.1, 1.0)
+    assert settings.links.exclude == ("lo", "eth*")
+
+
+def test_empty_text_unsets_an_optional_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LBGUARD_GRACE__VERDICT_WINDOW", "")
+    monkeypatch.setenv("LBGUARD_TARGETS_FILE", "")
+    settings = load(flags={"grace.neighbor_window": ""}).settings
+    assert settings.grace.verdict_window is None
+    assert settings.grace.neighbor_window is None
+    assert settings.targets_file is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("mode", "off", "enforce | companion | observe"),
+        ("grace.window", "soon", "500ms, 3s, 2m"),
+        ("grace.window", "-1s", "0s to 60m"),
+        ("grace.window", "2h", "0s to 60m"),
+        ("grace.adaptive", "perhaps", "true | false"),
+        ("freeze.threshold", "1.5", "0 to 1"),
+        ("freeze.threshold", "half", "0 to 1"),
+        ("kernel.inbox_limit", "1.5", "64 to 16777216"),
+        ("kernel.receive_buffer", "1", "bytes"),
+        ("metrics.listen", "9464", ":9464"),
+        ("announce.repeats", "0,later", "0s,100ms"),
+        ("announce.repeats", "0s,2s,1s", "ascending"),
+        ("announce.repeats", "1s,2s", "0 and then"),
+        ("announce.repeats", "", "0 and then"),
+        ("links.exclude", 7, "names between commas"),
+        ("distributor.nfqlb_binary", "", "text"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(name: str, value: object, allowed: str) -> None:
+    problems = refused(flags={name: value})
+    assert list(problems) == [name]
+    assert str(value).split(",")[0] in problems[name]
+    assert allowed in problems[name]
+
+
+def test_every_problem_is_reported_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text("grace:\n  windw: 3s\n  max: forever\nfreeze: 3\n")
+    monkeypatch.setenv("LBGUARD_MODE", "maybe")
+    problems = refused(config=config, flags={"damping.stp": "1s"})
+    assert set(problems) == {"grace.windw", "grace.max", "freeze", "mode", "damping.stp"}
+    assert "did you mean grace.window?" in problems["grace.windw"]
+    assert str(config) in problems["grace.max"]
+    assert "grace.max = 'forever'" in problems["grace.max"]
+    assert "LBGUARD_MODE" in problems["mode"]
+    assert "did you mean damping.step?" in problems["damping.stp"]
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: b: c", "just words", "\x00"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text(text)
+    assert str(config) in refused(config=config)["config"]
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refused(config=tmp_path / "none.yaml")["config"]
+
+
+def test_an_empty_file_and_an_empty_group_change_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text("# nothing\n")
+    assert load(config=config).settings == load().settings
+    config.write_text("grace:\nlog:\n  level: debug\n")
+    assert load(config=config).settings.log.level == "debug"
+
+
+@pytest.mark.parametrize("name", ["grace.window", "grace.neighbor_window", "grace.verdict_window"])
+def test_a_window_beyond_the_maximum_is_refused(name: str) -> None:
+    problems = refused(flags={name: "20s", "grace.max": "10s"})
+    assert list(problems) == [name]
+    assert "20s" in problems[name]
+    assert "grace.max, which is 10s" in problems[name]
+
+
+def test_the_stock_commands_cannot_anchor() -> None:
+    assert "maglev" in refused(flags={"distributor.kind": "nfqlb-cli"})["distributor.table"]
+    assert load(flags={"distributor.kind": "nfqlb-cli", "distributor.table": "maglev"})
+
+
+def test_unknown_environment_variables_are_noted_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LBGUARD_GRACE_WINDOW", "9s")
+    monkeypatch.setenv("LBGUARD_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("LBGUARD_PORT_9464_TCP_ADDR", "10.0.0.1")
+    loaded = load()
+    assert loaded.settings.grace.window == 3.0
+    assert len(loaded.notes) == 1
+    assert "LBGUARD_GRACE_WINDOW" in loaded.notes[0]
+    assert "LBGUARD_GRACE__WINDOW" in loaded.notes[0]
+
+
+def test_every_setting_has_help_and_says_what_is_allowed() -> None:
+    for leaf in leaves(Settings):
+        assert leaf.help.endswith("."), leaf.name
+        assert leaf.allowed, leaf.name
+        assert leaf.unit, leaf.name
+
+
+def test_a_shown_default_reads_back_as_the_default() -> None:
+    shown = {leaf.name: leaf.show(leaf.default) for leaf in leaves(Settings)}
+    assert load(flags=shown).settings == load().settings
