@@ -72,8 +72,8 @@ class Daemon:
         self._recording = ServiceRecording(settings)
         self.engine = self._recording.make_engine()
         self.decision_log = DecisionLog()
-        place = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit} if settings.source == "nsp" else None
-        self.metrics = Metrics(CollectorRegistry(), place)
+        labels = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit}
+        self.metrics = Metrics(CollectorRegistry(), {name: value for name, value in labels.items() if value})
         self.availability = AvailabilityState()
         self._enforcing = settings.mode == "enforce"
         self._journal = ServiceJournal(

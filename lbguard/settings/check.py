@@ -112,15 +112,21 @@ def _mesh(settings: Settings) -> Iterator[ConfigWarning]:
             ),
             remedy="raise grace.max, or lower nsm.heal_time",
         )
-    path = f"the mesh's heal path (mesh.request_timeout and mesh.max_backoff, {format_duration(mesh.heal_path_s)})"
-    told = nsm.enabled or bool(settings.verdicts.listen)
-    if mesh.heal_path_s > grace.max:
+    path_s = mesh.heal_path_s
+    path = f"the mesh's heal path (mesh.request_timeout and mesh.max_backoff, {format_duration(path_s)})"
+    if path_s > grace.max:
         yield ConfigWarning(
             name="heal-path-beyond-grace-max",
             what=f"{path} is longer than grace.max ({format_duration(grace.max)}): no hold lasts through it",
             remedy="raise grace.max (and freeze.limit), or lower the mesh's timeouts",
         )
-    elif mesh.heal_path_s > grace.window and not (told or grace.adaptive):
+    elif nsm.enabled and path_s > max(nsm.heal_time, grace.window):
+        yield ConfigWarning(
+            name="heal-path-beyond-heal-time",
+            what=f"{path} is longer than nsm.heal_time ({format_duration(nsm.heal_time)}): it is given up on the way",
+            remedy=f"set nsm.heal_time to {format_duration(path_s)} or more",
+        )
+    elif path_s > grace.window and not (nsm.enabled or settings.verdicts.listen or grace.adaptive):
         yield ConfigWarning(
             name="heal-path-beyond-grace-window",
             what=(

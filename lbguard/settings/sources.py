@@ -214,8 +214,13 @@ MERIDIO_VARIABLES = {
     "NSM_CONDUIT_NAME": "nsp.conduit",
     "NSM_IDENTIFIER_OFFSET_START": "nsp.identifier_offset_start",
     "SPIFFE_ENDPOINT_SOCKET": "nsp.spiffe_socket",
+    "NSM_REQUEST_TIMEOUT": "mesh.request_timeout",
+    "NSM_GRPC_MAX_BACKOFF": "mesh.max_backoff",
+    "NSM_IP_RELEASE_DELAY": "mesh.ip_release_delay",
 }
-"""Variables of Meridio's load balancer that stand for these settings, where LBGUARD_SOURCE is nsp. Ours come first."""
+"""Variables of Meridio's containers that stand for these settings, where LBGUARD_SOURCE is one beside Meridio."""
+
+_BESIDE_MERIDIO = ("nsp", "interposer", "kernel")
 
 
 class FlatEnvSource(_FlatSource):
@@ -242,11 +247,11 @@ class FlatEnvSource(_FlatSource):
         return f"environment {self._aliases.get(name, self.known[name].variable)}"
 
     def _aliases_in_force(self, values: dict[str, object]) -> dict[str, str]:
-        """Return the variables of Meridio's load balancer that stand in for settings of ours that are not given.
+        """Return the variables of Meridio's containers that stand in for settings of ours that are not given.
 
-        They count where the environment asks for Meridio's registry; elsewhere their names may mean something else.
+        They count where the environment asks for a source beside Meridio; elsewhere they may mean something else.
         """
-        if values.get("source") != "nsp":
+        if values.get("source") not in _BESIDE_MERIDIO:
             return {}
         return {
             name: variable

@@ -23,8 +23,13 @@ class NspSettings(BaseModel):
         description="Where the registry is.",
         json_schema_extra={"unit": "address", "allowed": ADDRESS_EXAMPLES},
     )
-    trench: str = Field(default="", description="Name of the trench; needed with source nsp.")
-    conduit: str = Field(default="", description="Name of the conduit that is guarded; needed with source nsp.")
+    trench: str = Field(
+        default="", description="Name of the trench; needed with source nsp, with others only a label of metrics."
+    )
+    conduit: str = Field(
+        default="",
+        description="Name of the conduit that is guarded; needed with source nsp, with others only a label of metrics.",
+    )
     identifier_offset_start: int = number(
         DEFAULT_START, "mark", "The lowest identifier offset of a stream, as Meridio's is told.", low=255, high=2**31
     )

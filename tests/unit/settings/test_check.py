@@ -22,7 +22,8 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
         ("heal-time-beyond-grace-max", {"nsm.enabled": "true", "nsm.heal_time": "40s"}),
         ("heal-path-beyond-grace-window", {"mesh.request_timeout": "2s", "mesh.max_backoff": "1100ms"}),
         ("heal-path-beyond-grace-max", {"mesh.request_timeout": "15s", "grace.max": "14s"}),
-        ("address-released-before-heal", MESH | {"mesh.ip_release_delay": "19s", "nsm.enabled": "true"}),
+        ("heal-path-beyond-heal-time", MESH | {"nsm.enabled": "true", "nsm.heal_time": "19s"}),
+        ("address-released-before-heal", MESH | {"mesh.ip_release_delay": "19s", "grace.window": "20s"}),
         ("enforce-without-distributor", {"distributor.kind": "observe"}),
         ("no-targets", {"targets_file": ""}),
         ("exit-breaks-connections", {"withdraw_on_exit": "true"}),
@@ -56,7 +57,7 @@ def test_a_source_of_its_own_needs_no_file_of_targets() -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        {"nsm.enabled": "true"},
+        {"nsm.enabled": "true", "nsm.heal_time": "20s"},
         {
             "verdicts.listen": ":7443",
             "verdicts.spiffe_socket": "unix:///run/agent.sock",
