@@ -1,6 +1,7 @@
 """lbguard beside a load balancer that knows nothing of it: nothing is fought over, and neighbours are repaired."""
 
 import functools
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -157,3 +158,16 @@ def test_a_target_that_is_added_is_learnt_and_one_that_is_removed_is_forgotten(b
             beside.lb.ip(family, "rule", "del", "fwmark", "5009", "lookup", "5009")
             beside.lb.ip(family, "route", "flush", "table", "5009")
         wait_until(lambda: told("remove"), "target 9 is forgotten")
+
+
+def test_its_metrics_have_the_labels_of_meridios_dashboards(beside: Beside) -> None:
+    def received() -> list[str]:
+        with beside.lb.entered(), urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return [line for line in lines if line.startswith("lbguard_interface_rx_packets_total{")]
+
+    with beside.guard(FROM_KERNEL | {"LBGUARD_NSP__TRENCH": "trench-a", "LBGUARD_NSP__CONDUIT": "conduit-a"}):
+        wait_until(received, "links that face targets have counters")
+        for line in received():
+            assert 'conduit="conduit-a"' in line
+            assert 'trench="trench-a"' in line
