@@ -19,9 +19,9 @@ _WHAT_HELPS = {
 
 _WEIGHTS = {
     "counts": "it counts",
-    "unconfirmed": "it does not count yet: it was not said often enough",
-    "contradicted": "it does not count: another reporter gets through",
-    "vetoed": "it does not count: the neighbour just answered, or packets arrive",
+    "unconfirmed": "it does not count yet (unconfirmed): it was not said often enough",
+    "contradicted": "it does not count (contradicted): another reporter gets through",
+    "vetoed": "it does not count (vetoed): the neighbour just answered, or packets arrive",
 }
 
 
