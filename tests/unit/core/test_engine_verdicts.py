@@ -1,7 +1,7 @@
 """Verdicts through the engine: what they hold, withdraw, extend and never do, and what is shown of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -147,6 +147,52 @@ def test_a_link_that_comes_back_under_a_down_stays_held_and_progress_costs_no_ti
     assert guard.states()[1] == "held"
     assert guard.deadline(1) == lost_at + VERDICT_WINDOW_S
     assert guard.states()[2] == "active"
+
+
+def patient_with_neighbors() -> Guard:
+    """A failed neighbour alone may take 20 s; a verdict knows better and gives less."""
+    grace = GraceConfig(
+        max_s=MAX_S, by_cause_s={Condition.NEIGHBOR_FAILED: 20.0, Condition.VERDICT_DOWN: VERDICT_WINDOW_S}
+    )
+    return four(replace(config(), grace=grace))
+
+
+def test_a_down_shortens_the_wait_for_a_failed_neighbor_and_counts_from_the_loss() -> None:
+    guard = patient_with_neighbors()
+    lost_at = guard.now
+    guard.fail_neighbor(ipv4_of(1))
+    assert (guard.target(1).cause, guard.deadline(1)) == (Condition.NEIGHBOR_FAILED, lost_at + 20.0)
+    guard.wait(2.0)
+    Reporter(guard).say(DOWN, of_target(1))
+    [revise] = guard.decisions()
+    assert (revise.action, revise.cause, revise.deadline) == (
+        Action.REVISE,
+        "verdict_down",
+        lost_at + VERDICT_WINDOW_S,
+    )
+    guard.wait(lost_at + VERDICT_WINDOW_S - 0.01 - guard.now)
+    assert guard.active() == {1, 2, 3, 4}
+    guard.wait(0.02)
+    assert guard.active() == {2, 3, 4}
+
+
+def test_a_down_after_its_own_window_ends_the_wait_for_a_failed_neighbor_at_once() -> None:
+    guard = patient_with_neighbors()
+    guard.fail_neighbor(ipv4_of(1))
+    guard.wait(VERDICT_WINDOW_S + 1.0)
+    assert guard.active() == {1, 2, 3, 4}
+    Reporter(guard).say(DOWN, of_target(1))
+    guard.wait(0.01)
+    assert guard.active() == {2, 3, 4}
+
+
+def test_a_down_that_does_not_count_leaves_a_failed_neighbor_its_time() -> None:
+    guard = patient_with_neighbors()
+    Reporter(guard, "proxy-b").say(UP, of_target(1))
+    lost_at = guard.now
+    guard.fail_neighbor(ipv4_of(1))
+    Reporter(guard).say(DOWN, of_target(1))
+    assert (guard.target(1).cause, guard.deadline(1)) == (Condition.NEIGHBOR_FAILED, lost_at + 20.0)
 
 
 # Late, repeated, ended
