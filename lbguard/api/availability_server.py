@@ -20,6 +20,7 @@ from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2 as pb
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_grpc
 from lbguard.api.unix_socket import SocketError, prepare_socket
+from lbguard.api.unreadable import RefuseUnreadable
 
 SOCKET_MODE = 0o666
 """The frontend runs under another user and shares nothing but the volume; what is told here is no secret."""
@@ -83,6 +84,7 @@ class AvailabilityServer:
                 ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
+            interceptors=[RefuseUnreadable()],
             maximum_concurrent_rpcs=_WATCHES_MAX,
         )
         pb_grpc.add_StreamAvailabilityServiceServicer_to_server(self._service, server)

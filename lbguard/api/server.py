@@ -14,6 +14,7 @@ from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_pr
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.unix_socket import SocketError, prepare_socket
+from lbguard.api.unreadable import RefuseUnreadable
 from lbguard.api.verdict_server import VerdictIntake, unix_names
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Decision, TargetKey
@@ -28,6 +29,8 @@ LIVENESS, READINESS = "Liveness", "Readiness"
 _REQUEST_BYTES_MAX = 64 * 1024
 _CALLS_AT_ONCE = 64
 _NAMES_SHOWN = 5
+_TEXT_SHOWN = 100
+_DIGITS_MAX = 10
 
 
 class ApiError(StartError):
@@ -69,26 +72,41 @@ def find_target(text: str, targets: Sequence[TargetStatus]) -> TargetKey:
     Raises:
         TargetUnclear: none or several are meant; the text says which.
     """
-    stream, slash, identifier = text.rpartition("/")
-    if slash and identifier.isascii() and identifier.isdigit() and ":" not in stream and "." not in stream[:1]:
-        key = TargetKey(stream, int(identifier))
+    stream, slash, number = text.rpartition("/")
+    identifier = _identifier(number)
+    if slash and identifier is not None and ":" not in stream and "." not in stream[:1]:
+        key = TargetKey(stream, identifier)
         if any((target.stream, target.identifier) == key for target in targets):
             return key
-    if text.isascii() and text.isdigit():
-        found = [target for target in targets if target.identifier == int(text)]
+    if not slash and identifier is not None:
+        found = [target for target in targets if target.identifier == identifier]
     else:
         try:
             ip = format_ip(parse_ip(text))
         except ValueError:
-            raise TargetUnclear(f"no target {text!r}; write stream/identifier, an identifier or an IP", 0) from None
+            hint = "write stream/identifier, an identifier or an IP"
+            raise TargetUnclear(f"no target {_shown(text)}; {hint}", 0) from None
         found = [target for target in targets if any(path.ip == ip for path in target.paths)]
-    keys = [TargetKey(target.stream, target.identifier) for target in found]
+    return _only(text, [TargetKey(target.stream, target.identifier) for target in found])
+
+
+def _only(text: str, keys: Sequence[TargetKey]) -> TargetKey:
     if len(keys) == 1:
         return keys[0]
     if not keys:
-        raise TargetUnclear(f"no target {text!r}", 0)
+        raise TargetUnclear(f"no target {_shown(text)}", 0)
     names = ", ".join(map(str, keys[:_NAMES_SHOWN])) + (", ..." if len(keys) > _NAMES_SHOWN else "")
-    raise TargetUnclear(f"{text!r} is the name of {len(keys)} targets: {names}", len(keys))
+    raise TargetUnclear(f"{_shown(text)} is the name of {len(keys)} targets: {names}", len(keys))
+
+
+def _identifier(text: str) -> int | None:
+    """Read an identifier; what has more digits than any is none, and no work is put into it."""
+    return int(text) if len(text) <= _DIGITS_MAX and text.isascii() and text.isdigit() else None
+
+
+def _shown(text: str) -> str:
+    """Quote what was asked for; a status has room for so much only."""
+    return repr(text) if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]!r}..."
 
 
 class _GuardService(pb_grpc.GuardServiceServicer):
@@ -144,10 +162,11 @@ class _GuardService(pb_grpc.GuardServiceServicer):
 
     def _forgotten(self, text: str) -> TargetKey | None:
         """Return the key that a full name means when there are decisions about it, though the target is gone."""
-        stream, _, identifier = text.rpartition("/")
-        if not stream or not (identifier.isascii() and identifier.isdigit()):
+        stream, _, number = text.rpartition("/")
+        identifier = _identifier(number)
+        if not stream or identifier is None:
             return None
-        key = TargetKey(stream, int(identifier))
+        key = TargetKey(stream, identifier)
         return key if self._view.decisions(key, 1) else None
 
 
@@ -194,6 +213,7 @@ class ApiServer:
             options=[
                 ("grpc.max_receive_message_length", verdicts.message_bytes_read if verdicts else _REQUEST_BYTES_MAX)
             ],
+            interceptors=[RefuseUnreadable()],
             maximum_concurrent_rpcs=_CALLS_AT_ONCE + (verdicts.calls_at_once if verdicts else 0),
         )
         if verdicts is not None:

@@ -1,4 +1,4 @@
-"""Random and mutated messages to every call: nothing crashes, and every request is answered or refused by name."""
+"""Random and mutated messages to both calls for verdicts: nothing crashes, all is answered or refused by name."""
 
 import asyncio
 import contextlib
