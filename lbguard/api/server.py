@@ -129,9 +129,9 @@ class _GuardService(pb_grpc.GuardServiceServicer):
         status = self._view.status()
         limit = min(request.history or KEPT_PER_TARGET, KEPT_PER_TARGET)
         try:
-            key = find_target(request.target, status.targets)
+            key = self._find(request.target, status.targets)
         except TargetUnclear as unclear:
-            key = self._forgotten(request.target) or await _refuse(context, unclear)
+            key = await _refuse(context, unclear)
         recent = self._view.decisions(key, limit)
         response = pb.ExplainTargetResponse(
             stream=key.stream,
@@ -160,14 +160,31 @@ class _GuardService(pb_grpc.GuardServiceServicer):
                 async for lost, (decision, wall_time) in feed:
                     yield pb.WatchDecisionsResponse(decision=decision_to_proto(decision, wall_time), lost=lost)
 
-    def _forgotten(self, text: str) -> TargetKey | None:
-        """Return the key that a full name means when there are decisions about it, though the target is gone."""
-        stream, _, number = text.rpartition("/")
+    def _find(self, text: str, targets: Sequence[TargetStatus]) -> TargetKey:
+        """Find the target that a person means, among those that are gone when no other is meant.
+
+        Raises:
+            TargetUnclear: none or several are meant.
+        """
+        try:
+            return find_target(text, targets)
+        except TargetUnclear as unclear:
+            gone = [] if unclear.found else self._gone(text)
+            if not gone:
+                raise
+            return _only(text, gone)
+
+    def _gone(self, text: str) -> list[TargetKey]:
+        """Return the targets of a name, or of an identifier alone, that decisions are kept of."""
+        stream, slash, number = text.rpartition("/")
         identifier = _identifier(number)
-        if not stream or identifier is None:
-            return None
-        key = TargetKey(stream, identifier)
-        return key if self._view.decisions(key, 1) else None
+        if identifier is None:
+            return []
+        if slash:
+            key = TargetKey(stream, identifier)
+            return [key] if self._view.decisions(key, 1) else []
+        kept = (decision.target for decision, _ in self._view.decisions(None, KEPT_OVERALL))
+        return list(dict.fromkeys(key for key in kept if key.identifier == identifier))
 
 
 async def _refuse(

@@ -2,6 +2,7 @@ import asyncio
 import socket
 import stat
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -108,10 +109,28 @@ async def test_a_forgotten_target_can_still_be_explained(server: ApiServer, guar
 
     def ask() -> None:
         with GuardClient(socket_path) as client:
-            explained = client.explain("stream-a/50")
-            assert explained.target is None
-            assert [item.action for item, _ in explained.decisions] == [Action.REMOVE]
-            assert "no longer listed" in explained.story
+            for name in ("stream-a/50", "50"):
+                explained = client.explain(name)
+                assert explained.key == TargetKey("stream-a", 50)
+                assert explained.target is None
+                assert [item.action for item, _ in explained.decisions] == [Action.REMOVE]
+                assert "no longer listed" in explained.story
+
+    await asyncio.to_thread(ask)
+
+
+async def test_an_identifier_means_the_target_that_is_there_before_those_that_are_gone(
+    server: ApiServer, guard: Guard, socket_path: Path
+) -> None:
+    for stream, identifier in (("stream-b", 2), ("stream-b", 50), ("stream-c", 50)):
+        gone = replace(decision(Action.REMOVE), target=TargetKey(stream, identifier))
+        guard.log.add(gone, 1000.0)
+
+    def ask() -> None:
+        with GuardClient(socket_path) as client:
+            assert client.explain("2").key == TargetKey("stream-a", 2)
+            with pytest.raises(ClientError, match=r"'50' is the name of 2 targets: stream-b/50, stream-c/50"):
+                client.explain("50")
 
     await asyncio.to_thread(ask)
 
