@@ -156,6 +156,23 @@ class Service:
             process.kill()
             process.communicate()
 
+    def terminate(self) -> float:
+        """End the process as a pod is ended, and return how long that took, in seconds."""
+        process, self.process = self.process, None
+        assert process is not None
+        began = time.monotonic()
+        process.terminate()
+        try:
+            process.communicate(timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise TimeoutError(f"SIGTERM did not end the service:\n{self._tail()}") from None
+        took_s = time.monotonic() - began
+        if process.returncode != 0:
+            raise RuntimeError(f"the service ended with {process.returncode}:\n{self._tail()}")
+        return took_s
+
     def kill(self) -> None:
         """End the process without a word."""
         process, self.process = self.process, None

@@ -1,4 +1,5 @@
-"""From the start of the process to ready: every stream read back, adopted, and the kernel in sync."""
+"""From the start of the process to ready (every stream read back, adopted, the kernel in sync), and from SIGTERM to its
+end."""
 
 from pathlib import Path
 
@@ -7,15 +8,17 @@ from tests.bench.service import Service
 from tests.bench.world import pair, targets_yaml
 
 NAME = "start"
+READY_AIM_S = 1.5
+STOP_AIM_S = 1.0
 _SIZES = {Scale.FULL: {1: 3, 1000: 3}, Scale.QUICK: {1: 3, 1000: 1}, Scale.SMOKE: {2: 1}}
 
 
 def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
-    """Start in a namespace where nothing of lbguard's stands, then again after a kill."""
+    """Start in a namespace where nothing of lbguard's stands, again after a kill, and end it as a pod is ended."""
     rows = []
     for targets, repetitions in _SIZES[scale].items():
         say(f"{targets} targets, {repetitions} times, and again after kill -9")
-        first, again = [], []
+        first, again, ends = [], [], []
         for number in range(repetitions):
             with pair(f"start{targets}-{number}", targets) as built:
                 service = Service(built.lb, directory, targets_yaml(targets), wait=False)
@@ -25,7 +28,10 @@ def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
                     service.kill()
                     service.start()
                     again.append(service.wait_until_ready())
-        what = f"start to ready, {targets} dual-stack target{'s' if targets > 1 else ''}"
-        rows.append(Row.of(NAME, f"{what}, nothing there yet", "s", first))
-        rows.append(Row.of(NAME, f"{what}, after kill -9", "s", again))
+                    service.wait_until_admitted(targets)
+                    ends.append(service.terminate())
+        what = f"{targets} dual-stack target{'s' if targets > 1 else ''}"
+        rows.append(Row.of(NAME, f"start to ready, {what}, nothing there yet", "s", first, aim=READY_AIM_S))
+        rows.append(Row.of(NAME, f"start to ready, {what}, after kill -9", "s", again, aim=READY_AIM_S))
+        rows.append(Row.of(NAME, f"SIGTERM to the end of the process, {what}", "s", ends, aim=STOP_AIM_S))
     return rows
