@@ -21,14 +21,14 @@ ROTATION_LOOK_S = 1.0
 
 
 class ManagerStream:
-    """Follows one manager.
+    """Follows one manager. `losses` counts how often it was lost, however many reasons came up until it was back.
 
     Args:
         endpoint: where it is.
         dialer: makes channels to it.
         scope: what it is asked for.
         hear: takes each event. A stream begins with a list of all connections.
-        lose: takes the reason of a loss, once while it is the same.
+        lose: takes the reason of a loss, and each other reason that comes up until the manager is back.
         backoff_max_s: the longest wait before dialling again.
     """
 
@@ -42,6 +42,7 @@ class ManagerStream:
         lose: Callable[[str], None],
         backoff_max_s: float = 1.0,
     ) -> None:
+        self.losses = 0
         self._endpoint = endpoint
         self._dialer = dialer
         self._scope = scope
@@ -58,6 +59,8 @@ class ManagerStream:
             except ChannelError as error:
                 reason = str(error)
             if reason and reason != self._lost:
+                if not self._lost:
+                    self.losses += 1
                 self._lost = reason
                 self._lose(f"{self._endpoint}: {reason}")
             await asyncio.sleep(self._backoff.next_s())

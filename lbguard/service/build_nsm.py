@@ -57,14 +57,12 @@ class _Addresses:
 class MeshEvents:
     """Follows one manager, for as long as `run` does.
 
-    `events` counts what came by kind, `outdated` the target addresses told as outdated, `losses` the times that the
-    manager was lost; all only grow.
+    `events` counts what came by kind, `outdated` the target addresses told as outdated; both only grow, as `losses`.
     """
 
     def __init__(self, settings: NsmEventSettings, view: NetView, post: Callable[[Sequence[WatchEvent]], None]) -> None:
         self.events: Counter[str] = Counter()
         self.outdated = 0
-        self.losses = 0
         self._post = post
         scope = ConnectionScope(network_services=settings.network_services, path_segments=settings.path_segments)
         self._addresses = _Addresses(view)
@@ -81,6 +79,11 @@ class MeshEvents:
             lose=self._lose,
             backoff_max_s=settings.backoff_max,
         )
+
+    @property
+    def losses(self) -> int:
+        """How often the manager was lost."""
+        return self._stream.losses
 
     async def run(self) -> None:
         """Follow the manager until cancelled."""
@@ -100,5 +103,4 @@ class MeshEvents:
             self._post(told)
 
     def _lose(self, reason: str) -> None:
-        self.losses += 1
         _log.warning("mesh manager lost: nothing changes", extra=fields(reason=reason))

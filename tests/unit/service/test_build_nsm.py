@@ -85,6 +85,24 @@ async def test_a_lost_manager_changes_nothing_and_is_found_again(view: NetView, 
         assert followed.told == []
 
 
+async def test_a_loss_counts_once_whatever_comes_up_until_the_manager_is_back(
+    view: NetView, socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> int:
+        return sum(record.message.startswith("mesh manager lost") for record in caplog.records)
+
+    manager = FakeNsmgr()
+    async with following(manager, view, socket) as followed:
+        await manager.stop()
+        await eventually(lambda: told() >= 2)
+        assert followed.mesh.losses == 1
+        await manager.start(socket)
+        await eventually(lambda: followed.mesh.events["list"] == 2)
+        assert followed.mesh.losses == 1
+        await manager.stop()
+        await eventually(lambda: followed.mesh.losses == 2)
+
+
 async def test_a_manager_that_lost_its_memory_changes_nothing(view: NetView, socket: Path) -> None:
     manager = FakeNsmgr()
     manager.connections["c1"] = C1
