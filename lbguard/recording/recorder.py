@@ -90,6 +90,10 @@ def said_of(effects: list[Effect]) -> list[object]:
     ]
 
 
+DROP_REASONS = ("queue_full", "file_full", "disk")
+"""Why entries are missing in a recording, by name."""
+
+
 class Recorder:
     """The tape of the running service. `put` belongs to the loop's thread and never waits.
 

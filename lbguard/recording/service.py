@@ -11,7 +11,7 @@ from lbguard.core.model import TargetKey
 from lbguard.distributor.base import CommitResult
 from lbguard.metrics.guard import Metrics
 from lbguard.recording.format import Limits
-from lbguard.recording.recorder import RecordedEngine, Recorder
+from lbguard.recording.recorder import DROP_REASONS, RecordedEngine, Recorder
 from lbguard.recording.writer import RecordingWriter
 from lbguard.settings.engine_config import engine_config
 from lbguard.settings.model import Settings
@@ -76,5 +76,6 @@ class ServiceRecording:
             metrics.record_recording(
                 entries=self._recorder.recorded,
                 written_bytes=self._recorder.bytes_written,
-                dropped=dict(self._recorder.dropped),
+                # By all their names, for a series that appears with its first increment hides that one from rate().
+                dropped={**dict.fromkeys(DROP_REASONS, 0), **self._recorder.dropped},
             )

@@ -18,6 +18,9 @@ from lbguard.netlink.mirror import MirrorCounters
 
 _log = logging.getLogger("lbguard.service.journal")
 
+RESYNC_REASONS = ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_interrupted", "inbox_full")
+"""Why the whole state of the kernel is read again, by name (`netlink.mirror`, and the runner's inbox)."""
+
 
 class ServiceJournal:
     """The journal of the running service; see `runner.Journal`."""
@@ -115,12 +118,13 @@ class ServiceJournal:
 
     def counted(self, announcer: Announcer | None, mirror: MirrorCounters) -> None:
         """Take over the counts that adapters keep themselves."""
+        # By all their names, for a series that appears with its first increment hides that one from rate().
         if announcer is not None:
             counters = announcer.counters
-            # All of them, for a series that appears with its first increment hides that one from rate().
             self._metrics.record_announcer(
                 {kind.value: counters.sent[kind] for kind in FrameKind},
                 {reason.value: counters.suppressed[reason] for reason in Suppressed},
                 counters.errors,
             )
-        self._metrics.record_mirror(mirror.overruns, mirror.resyncs, mirror.ignored)
+        resyncs = {**dict.fromkeys(RESYNC_REASONS, 0), **mirror.resyncs}
+        self._metrics.record_mirror(mirror.overruns, resyncs, mirror.ignored)

@@ -10,6 +10,8 @@ from lbguard.api.policy import DenyReason
 from lbguard.core.model import Condition
 from lbguard.metrics.guard import UNREADY_REASONS
 from lbguard.netlink.ignored_reason import IgnoredReason
+from lbguard.recording.recorder import DROP_REASONS
+from lbguard.service.journal import RESYNC_REASONS
 from lbguard.service.verdict_desk import IGNORED_REASONS, OVERLOADED
 from lbguard.sources.nsp_lists import Reason
 
@@ -113,9 +115,14 @@ def named_reasons() -> dict[str, set[str]]:
     availability = "core/availability.py"
     available = _found(_assigned_to("reason"), "core/engine.py") | _found(_argument("_set", 2), availability)
     available |= _found(_argument("get", 1), availability)
+    recorder = "recording/recorder.py"
+    missing = _found(_argument("_fail"), recorder) | _found(_argument("_lost_here"), recorder)
     unready = _words(_found(_returned_by("unready_reason"), "service/daemon.py"))
     assert unready == set(UNREADY_REASONS)
     assert _words(dropped) | {OVERLOADED} == set(IGNORED_REASONS)
+    # A mirror that failed reads nothing any more.
+    assert _words(losses) == {*RESYNC_REASONS, "mirror_failed"}
+    assert missing == set(DROP_REASONS)
     return {
         "Conditions and causes of holds": {condition.value for condition in Condition if condition is not Condition.OK},
         "Other causes of decisions": _words(causes),
@@ -131,8 +138,7 @@ def named_reasons() -> dict[str, set[str]]:
         "Limits of reporters": {str(limit) for limit in Limit},
         "Rounds of the probe": _found(_returned_by("outcome"), "probe/judge.py"),
         "Announcements that are not sent": {str(reason) for reason in Suppressed},
-        "What is missing in recordings": _found(_argument("_fail"), "recording/recorder.py")
-        | _found(_argument("_lost_here"), "recording/recorder.py"),
+        "What is missing in recordings": missing,
         "Kernel messages that are not used": {str(reason) for reason in IgnoredReason},
         "Entries of the registry that are skipped": {str(reason) for reason in Reason},
         "Answers to calls of nfqlb": _found(_argument("_Answer", 1), "sources/interposer.py")

@@ -41,7 +41,8 @@ def test_a_window_just_above_the_real_heals_is_recommended(guarded: Guarded, tmp
             guarded.wait_for(**dict.fromkeys(targets, "active"))
         decided = guarded.decisions()
         wait_until(lambda: (guarded.metric("lbguard_recording_bytes_total") or 0) > 0, "bytes are counted")
-        assert guarded.metric('lbguard_recording_dropped_total{reason="queue_full"}') is None
+        for reason in ("queue_full", "file_full", "disk"):
+            assert guarded.metric(f'lbguard_recording_dropped_total{{reason="{reason}"}}') == 0
     files = find_files([directory])
     report = replay(files)
     assert report.difference is None

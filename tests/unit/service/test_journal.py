@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -98,7 +99,15 @@ async def test_what_never_happened_yet_is_counted_as_0(world: World) -> None:
         assert world.metric("lbguard_announcements_total", kind=kind) == 0
     for reason in ("not_owned", "not_ethernet", "link_queue_full", "queue_full", "superseded", "closed"):
         assert world.metric("lbguard_announcements_suppressed_total", reason=reason) == 0
+    for reason in ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_interrupted", "inbox_full"):
+        assert world.metric("lbguard_kernel_resyncs_total", reason=reason) == 0
     announcer.close()
+
+
+async def test_what_did_happen_is_counted_beside_what_did_not(world: World) -> None:
+    world.journal.counted(None, MirrorCounters(resyncs=Counter(overrun=2)))
+    assert world.metric("lbguard_kernel_resyncs_total", reason="overrun") == 2
+    assert world.metric("lbguard_kernel_resyncs_total", reason="inbox_full") == 0
 
 
 def test_refused_neighbours_are_counted(world: World) -> None:
