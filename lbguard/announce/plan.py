@@ -3,7 +3,7 @@
 Each (link, address) waits for one of its sends, called steps. The offsets are the same for all, so the addresses that
 wait for one step are due in the order in which they entered it: a plain dict per step is a sorted queue. An address is
 taken out of its step by key when it is announced anew, so nothing stale stays behind and the number of waiting
-addresses is the number of entries, bounded per link and in total.
+addresses is the number of entries, which is bounded.
 
 Steps are served in this order: first sends before repeats, because the first is what ends a blackhole; then the latest
 step first. Late steps hold the older announcements, so every queue stays sorted even when the caller falls behind. An
@@ -13,17 +13,9 @@ address whose next offsets have passed already is not sent in a burst to catch u
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from lbguard.core.addr import Ip
 from lbguard.core.model import LinkKey
-
-
-class Refusal(StrEnum):
-    """Why an address was not taken into the plan."""
-
-    LINK_QUEUE_FULL = "link_queue_full"
-    QUEUE_FULL = "queue_full"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,59 +51,42 @@ class Plan:
 
     Args:
         repeats_s: offsets of the sends of an address from its first, in seconds; starts with 0 and increases.
-        max_per_link: how many addresses of one link may wait.
-        max_total: how many addresses may wait in all.
+        max_waiting: how many addresses may wait.
 
     Raises:
-        ValueError: the offsets are not of that form, or a bound is below 1.
+        ValueError: the offsets are not of that form, or the bound is below 1.
     """
 
-    def __init__(self, *, repeats_s: Sequence[float], max_per_link: int, max_total: int) -> None:
+    def __init__(self, *, repeats_s: Sequence[float], max_waiting: int) -> None:
         offsets = tuple(repeats_s)
         if not offsets or offsets[0] != 0 or any(b <= a for a, b in itertools.pairwise(offsets)):
             raise ValueError(f"repeats must start with 0 and increase, such as 0, 0.1, 1.1: {offsets}")
-        if max_per_link < 1 or max_total < 1:
-            raise ValueError(
-                f"the bounds of the queues must be at least 1: {max_per_link} per link, {max_total} in all"
-            )
+        if max_waiting < 1:
+            raise ValueError(f"at least 1 address must be allowed to wait: {max_waiting}")
         self._offsets_s = offsets
-        self._max_per_link = max_per_link
-        self._max_total = max_total
+        self._max_waiting = max_waiting
         self._entries: dict[_Key, Entry] = {}
-        self._per_link: dict[LinkKey, int] = {}
         self._steps: tuple[dict[_Key, Entry], ...] = tuple({} for _ in offsets)
         self._serving_order = (self._steps[0], *reversed(self._steps[1:]))
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def pending(self, link: LinkKey) -> int:
-        """Return how many addresses of a link wait."""
-        return self._per_link.get(link, 0)
-
-    def check(self, link: LinkKey, ip: Ip) -> Refusal | None:
+    def has_room(self, link: LinkKey, ip: Ip) -> bool:
         """Tell whether an address would be taken now. One that waits already always is, because it is replaced."""
-        if (link, ip) in self._entries:
-            return None
-        if self._per_link.get(link, 0) >= self._max_per_link:
-            return Refusal.LINK_QUEUE_FULL
-        if len(self._entries) >= self._max_total:
-            return Refusal.QUEUE_FULL
-        return None
+        return (link, ip) in self._entries or len(self._entries) < self._max_waiting
 
     def add(self, entry: Entry) -> bool:
-        """Take an address in, due at once. The caller has made sure with `check` that there is room.
+        """Take an address in, due at once. The caller has made sure that there is room.
 
         Returns:
             Whether it replaced one that was waiting: same link, same address. The newest wins and starts over.
         """
-        link = entry.announcement.link
-        key = (link, entry.ip)
-        assert self.check(link, entry.ip) is None, "the caller checks for room"
+        key = (entry.announcement.link, entry.ip)
+        assert self.has_room(*key), "the caller checks for room"
         merged = self._remove(key)
         self._entries[key] = entry
         self._steps[0][key] = entry
-        self._per_link[link] = self._per_link.get(link, 0) + 1
         return merged
 
     def take_due(self, now: float) -> Entry | None:
@@ -134,7 +109,6 @@ class Plan:
                 key = (entry.announcement.link, entry.ip)
                 self._entries[key] = entry
                 self._steps[entry.step][key] = entry
-                self._per_link[key[0]] = self._per_link.get(key[0], 0) + 1
                 return
             entry.step += 1
 
@@ -147,7 +121,6 @@ class Plan:
         """Forget everything; return how many addresses waited."""
         count = len(self._entries)
         self._entries.clear()
-        self._per_link.clear()
         for step in self._steps:
             step.clear()
         return count
@@ -163,8 +136,4 @@ class Plan:
         if entry is None:
             return False
         del self._steps[entry.step][key]
-        link = key[0]
-        self._per_link[link] -= 1
-        if not self._per_link[link]:
-            del self._per_link[link]
         return True

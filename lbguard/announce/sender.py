@@ -55,13 +55,11 @@ _ARP_KINDS_ALLOWED = (
 class Suppressed(StrEnum):
     """Why an address was not announced, or not announced again; the values are metric labels.
 
-    LINK_QUEUE_FULL and QUEUE_FULL are the values of `plan.Refusal`. SUPERSEDED counts waiting repeats that a newer
-    announcement of the same link and address replaced.
+    SUPERSEDED counts waiting repeats that a newer announcement of the same link and address replaced.
     """
 
     NOT_OWNED = "not_owned"
     NOT_ETHERNET = "not_ethernet"
-    LINK_QUEUE_FULL = "link_queue_full"
     QUEUE_FULL = "queue_full"
     SUPERSEDED = "superseded"
     CLOSED = "closed"
@@ -152,8 +150,7 @@ class Announcer:
         arp_kinds: the forms of gratuitous ARP to send for an IPv4 address, in this order.
         router: the R flag of neighbour advertisements: whether the links forward IPv6.
         frames_per_tick_max: how many frames may leave in one iteration of the event loop, the rest follow in the next.
-        link_addresses_max: how many addresses of one link may wait for a send; more are refused by name.
-        addresses_max: how many addresses may wait in all.
+        addresses_max: how many addresses may wait for a send, of all links; more are refused by name.
         clock: monotonic time in seconds.
         on_first_send: called once for each announcement right after the kernel took its first frame, with `asked_at`
             and `sent_at` set; for the measurement of latency. It must not call back into the announcer.
@@ -172,8 +169,7 @@ class Announcer:
         arp_kinds: Collection[FrameKind] = (FrameKind.ARP_REQUEST, FrameKind.ARP_REPLY),
         router: bool = True,
         frames_per_tick_max: int = 256,
-        link_addresses_max: int = 4096,
-        addresses_max: int = 16384,
+        addresses_max: int = 4096,
         clock: Callable[[], float] = time.monotonic,
         on_first_send: Callable[[Announcement], None] | None = None,
         frame_socket: FrameSocket | None = None,
@@ -187,7 +183,7 @@ class Announcer:
         self._arp_kinds = tuple(arp_kinds)
         self._na_kinds = (FrameKind.NA,)
         self._router = router
-        self._plan = Plan(repeats_s=repeats_s, max_per_link=link_addresses_max, max_total=addresses_max)
+        self._plan = Plan(repeats_s=repeats_s, max_waiting=addresses_max)
         self._frames_per_tick_max = frames_per_tick_max
         self._budget = frames_per_tick_max
         self._clock = clock
@@ -223,9 +219,8 @@ class Announcer:
             return
         announcement = Announcement(link=effect.link, mac=effect.mac, asked_at=self._clock())
         for ip in effect.addresses:
-            refusal = self._plan.check(effect.link, ip)
-            if refusal is not None:
-                self.counters.suppressed[Suppressed(refusal.value)] += 1
+            if not self._plan.has_room(effect.link, ip):
+                self.counters.suppressed[Suppressed.QUEUE_FULL] += 1
                 continue
             if self._plan.add(Entry(announcement=announcement, ip=ip)):
                 self.counters.suppressed[Suppressed.SUPERSEDED] += 1

@@ -234,7 +234,11 @@ class AnnounceSettings(BaseModel):
         json_schema_extra={"unit": "list of durations"},
     )
     max_pending: int = number(
-        4096, "addresses", "At most this many addresses wait to be announced.", low=1, high=1_000_000
+        4096,
+        "addresses",
+        "At most this many addresses, of all links, wait to be announced or announced again.",
+        low=1,
+        high=1_000_000,
     )
 
     @model_validator(mode="after")

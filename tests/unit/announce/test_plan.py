@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbguard.announce.plan import Announcement, Entry, Plan, Refusal
+from lbguard.announce.plan import Announcement, Entry, Plan
 from lbguard.core.model import LinkKey
 
 A = LinkKey(3, 1)
@@ -18,8 +18,8 @@ def entry(link: LinkKey, number: int, at: float, mac: int = 1) -> Entry:
     return Entry(announcement=announcement, ip=bytes([10, 0, 0, number]))
 
 
-def make_plan(*offsets: float, per_link: int = 100, total: int = 1000) -> Plan:
-    return Plan(repeats_s=offsets, max_per_link=per_link, max_total=total)
+def make_plan(*offsets: float, limit: int = 1000) -> Plan:
+    return Plan(repeats_s=offsets, max_waiting=limit)
 
 
 def serve(plan: Plan, now: float, limit: int = 1000) -> list[int]:
@@ -43,7 +43,6 @@ def test_an_address_is_due_at_once_and_then_at_each_offset() -> None:
     assert serve(plan, 102) == [1]
     assert plan.next_due() is None
     assert len(plan) == 0
-    assert plan.pending(A) == 0
 
 
 def test_offsets_count_from_the_first_send_even_when_it_came_late() -> None:
@@ -115,18 +114,18 @@ def test_an_entry_that_is_not_given_back_is_cancelled() -> None:
     assert plan.next_due() is None
 
 
-def test_bounds_per_link_and_in_all_are_named_and_merging_passes_them() -> None:
-    plan = make_plan(0, 0.5, per_link=2, total=3)
+def test_the_bound_counts_all_links_and_merging_passes_it() -> None:
+    plan = make_plan(0, 0.5, limit=3)
     for link, number in ((A, 1), (A, 2), (B, 1)):
-        assert plan.check(link, bytes([10, 0, 0, number])) is None
+        assert plan.has_room(link, bytes([10, 0, 0, number]))
         plan.add(entry(link, number, 100))
-    assert plan.check(A, bytes([10, 0, 0, 3])) is Refusal.LINK_QUEUE_FULL
-    assert plan.check(B, bytes([10, 0, 0, 2])) is Refusal.QUEUE_FULL
-    assert plan.check(A, bytes([10, 0, 0, 2])) is None
+    assert not plan.has_room(A, bytes([10, 0, 0, 3]))
+    assert not plan.has_room(B, bytes([10, 0, 0, 2]))
+    assert plan.has_room(A, bytes([10, 0, 0, 2]))
     assert plan.add(entry(A, 2, 101))
-    assert plan.pending(A) == 2
+    assert len(plan) == 3
     assert plan.clear() == 3
-    assert plan.check(A, bytes([10, 0, 0, 3])) is None
+    assert plan.has_room(A, bytes([10, 0, 0, 3]))
 
 
 @pytest.mark.parametrize("offsets", [(), (0.5,), (0, 0), (0, 2, 1), (-1, 0)])
@@ -135,11 +134,9 @@ def test_offsets_that_are_no_schedule_are_refused(offsets: tuple[float, ...]) ->
         make_plan(*offsets)
 
 
-def test_bounds_below_one_are_refused() -> None:
+def test_a_bound_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        make_plan(0, per_link=0)
-    with pytest.raises(ValueError, match="at least 1"):
-        make_plan(0, total=0)
+        make_plan(0, limit=0)
 
 
 @dataclass
@@ -199,6 +196,6 @@ def test_nothing_is_sent_early_forgotten_or_sent_twice(actions: list[tuple[str, 
                 waiting.left = [offset for offset in waiting.left if started + offset > now]
                 if not waiting.left:
                     del model[number]
-        assert len(plan) == plan.pending(A) == len(model)
+        assert len(plan) == len(model)
         expected = min((next_due_of(waiting, asked[number]) for number, waiting in model.items()), default=None)
         assert plan.next_due() == expected

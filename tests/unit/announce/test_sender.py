@@ -223,14 +223,20 @@ async def test_an_odd_limit_is_never_exceeded(wire: FakeWire) -> None:
     announcer.close()
 
 
-async def test_queues_are_bounded_by_name(wire: FakeWire) -> None:
-    announcer = Announcer(
-        owns=owns_all, repeats_s=(0, FOREVER_S), link_addresses_max=4, addresses_max=6, frame_socket=wire
-    )
+async def test_what_waits_is_bounded_by_name(wire: FakeWire) -> None:
+    announcer = Announcer(owns=owns_all, repeats_s=(0, FOREVER_S), addresses_max=6, frame_socket=wire)
     announcer.announce(effect(*addresses(5)))
     announcer.announce(effect(*addresses(3), link=LinkKey(8, 1)))
     assert announcer.pending == 6
-    assert announcer.counters.suppressed == {Suppressed.LINK_QUEUE_FULL: 1, Suppressed.QUEUE_FULL: 1}
+    assert announcer.counters.suppressed == {Suppressed.QUEUE_FULL: 2}
+    announcer.close()
+
+
+async def test_one_link_may_fill_a_bound_that_was_raised(wire: FakeWire) -> None:
+    announcer = Announcer(owns=owns_all, repeats_s=(0, FOREVER_S), addresses_max=5000, frame_socket=wire)
+    announcer.announce(effect(*addresses(5001)))
+    assert announcer.pending == 5000
+    assert announcer.counters.suppressed == {Suppressed.QUEUE_FULL: 1}
     announcer.close()
 
 

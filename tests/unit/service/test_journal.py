@@ -97,7 +97,7 @@ async def test_what_never_happened_yet_is_counted_as_0(world: World) -> None:
     world.journal.counted(announcer, MirrorCounters())
     for kind in ("arp_request", "arp_reply", "na", "arp_question", "ns"):
         assert world.metric("lbguard_announcements_total", kind=kind) == 0
-    for reason in ("not_owned", "not_ethernet", "link_queue_full", "queue_full", "superseded", "closed"):
+    for reason in ("not_owned", "not_ethernet", "queue_full", "superseded", "closed"):
         assert world.metric("lbguard_announcements_suppressed_total", reason=reason) == 0
     for reason in ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_interrupted", "inbox_full"):
         assert world.metric("lbguard_kernel_resyncs_total", reason=reason) == 0
