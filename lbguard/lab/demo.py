@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lbguard.lab import meridio, nfqlb, report, sandbox
 from lbguard.lab.controller import Column, Distribution, Topology
-from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, PLAIN_WIDTH, Display, Slot
+from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, PLAIN_WIDTH, Display, Slot, nfqlb_text
 from lbguard.lab.meridio_scenarios import SCENARIOS, AgainstToday, select
 from lbguard.lab.play import Run, Setup, play
 from lbguard.lab.sandbox import SandboxError
@@ -38,7 +38,7 @@ class DemoOptions:
 
     No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is
     on PATH; no columns mean both. `outage_s` is how long a link is away (seconds). The topology `meridio` is played
-    on nfqlb alone.
+    on nfqlb alone: the real one when it is on PATH, else the lab's stand-in.
     """
 
     topology: str = Topology.CHAIN
@@ -97,7 +97,7 @@ def _topology(options: DemoOptions) -> Topology:
 def _distributions(options: DemoOptions) -> list[Distribution]:
     reason = nfqlb.missing()
     if options.topology == Topology.MERIDIO:
-        if reason := reason or meridio.missing():
+        if reason := meridio.missing():
             raise OptionError(f"topology meridio is not played here: {reason}")
         if set(options.distributors) - {Distribution.NFQLB}:
             raise OptionError("topology meridio: its load balancer calls nfqlb, so that is the only distributor")
@@ -199,6 +199,8 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
     console.print(LEGEND, style="dim", markup=False, highlight=False)
     if options.topology == Topology.MERIDIO:
         console.print(MERIDIO_LEGEND, style="dim", markup=False, highlight=False)
+    if text := nfqlb_text(runs):
+        console.print(text, style="dim", markup=False, highlight=False)
     by_name = {scenario.name: scenario for scenario in scenarios}
     missed = [run for run in runs if run.error or run.misses]
     for run in missed:
@@ -224,7 +226,7 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
         rest = ", ".join(scenario.name for scenario in there if scenario.name not in by_name)
         option = "" if options.topology == Topology.CHAIN else f" --topology {options.topology}"
         console.print(f"More scenarios ({rest}): lbguard demo{option} --scenario all", markup=False, highlight=False)
-    if (reason := nfqlb.missing()) and not options.distributors:
+    if (reason := nfqlb.missing()) and not options.distributors and options.topology == Topology.CHAIN:
         console.print(f"Played on nftables only: {reason}.", style="dim", markup=False, highlight=False)
 
 

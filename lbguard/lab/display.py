@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
+from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run
 
 PLAIN_WIDTH = 150
@@ -184,6 +185,11 @@ def removal_text(run: Run) -> str:
     return f"{median(run.lb.removals_s) * 1000:.1f} ms"
 
 
+def nfqlb_text(runs: Sequence[Run]) -> str:
+    """Return which nfqlb was played on; empty when none was."""
+    return " ".join(NFQLB_TEXTS[kind] for kind in NfqlbKind if any(run.nfqlb is kind for run in runs))
+
+
 def gap_text(seconds: float) -> str:
     """Return a gap in seconds; `-` when no connection survived to have one."""
     return f"{seconds:.2f} s" if seconds > 0 else "-"
@@ -199,9 +205,14 @@ def verdict_text(run: Run) -> Text:
 
 
 MERIDIO_LEGEND = """\
-Here both columns run the same stand-in for Meridio's load balancer process, not modified, with the real nfqlb. In the
+Here both columns run the same stand-in for Meridio's load balancer process, not modified, with the same nfqlb. In the
 column lbguard, deploy/meridio/nfqlb comes first on its PATH, and lbguard runs beside it with the source interposer.
 removed in: from its call of `nfqlb deactivate` until the target was out of the table, the middle one of them."""
+
+NFQLB_TEXTS = {
+    NfqlbKind.REAL: "nfqlb: real.",
+    NfqlbKind.STAND_IN: "nfqlb: stand-in. The real one is not on PATH; the lab's own keeps the same memory layout.",
+}
 
 LEGEND = """\
 withdraw: what a load balancer does today, it takes targets out as soon as their link is gone. lbguard: this project.

@@ -1,8 +1,9 @@
 """The topology `meridio`: a load balancer that is not modified, and lbguard's program before its `nfqlb`.
 
-Both columns run the same stand-in for Meridio's process (`stateless_lb.py`) with the real `nfqlb`. In the column
-`withdraw` it finds nfqlb itself on its PATH. In the column `lbguard` the program of `deploy/meridio` comes first there,
-run by the shell that the real container has, and `lbguard run` with the source `interposer` works beside it.
+Both columns run the same stand-in for Meridio's process (`stateless_lb.py`) with the real `nfqlb`, or with the one of
+the lab (`nfqlb_stand_in.py`). In the column `withdraw` it finds nfqlb itself on its PATH. In the column `lbguard` the
+program of `deploy/meridio` comes first there, run by the shell that the real container has, and `lbguard run` with the
+source `interposer` works beside it.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ def shell_for_program(search: str | None = None) -> list[str]:
 
 
 def missing() -> str:
-    """Say why the program cannot be played here (see `nfqlb.missing` for nfqlb itself); empty when it can."""
+    """Say why the program cannot be played here; empty when it can."""
     if not PROGRAM.is_file():
         return f"{PROGRAM} is not there: play it from a checkout of the sources"
     if not shell_for_program():
@@ -110,7 +111,7 @@ class MeridioLb:
 
     Args:
         column: with lbguard or without.
-        nfqlb: the packet process; the stand-in makes its memory.
+        nfqlb: the packet process; the stand-in for Meridio's process makes its memory.
         namespace: the load balancer's.
         targets_file: the registry's list; rewritten by `set_registered`.
         directory: for the program and the volume that both containers share; emptied.
@@ -127,12 +128,13 @@ class MeridioLb:
         self._gone: set[int] = set()
         shutil.rmtree(directory, ignore_errors=True)
         self._shared.mkdir(parents=True)
-        environment = {}
+        search = nfqlb.search
+        environment = {"PATH": search}
         self._guard: Controller | None = None
         if column is Column.LBGUARD:
             front = install_program(directory / "front").parent
             environment = {
-                "PATH": f"{front}{os.pathsep}{os.environ['PATH']}",
+                "PATH": f"{front}{os.pathsep}{search}",
                 "LBGUARD_NFQLB_DIR": str(self._shared),
             }
             guard_argv = [sys.executable, "-m", "lbguard", "run"]

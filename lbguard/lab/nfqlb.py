@@ -1,33 +1,75 @@
-"""The real nfqlb in the load balancer's namespace: shared memory, one flow, NFQUEUE rules, and its packet process."""
+"""nfqlb in the load balancer's namespace: shared memory, one flow, packets to NFQUEUE, and its packet process."""
 
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
+import sys
+from enum import StrEnum
 from pathlib import Path
 
+import lbguard
 from lbguard.lab.controller import LabError
 from lbguard.lab.netns import Namespace
+from lbguard.lab.queueing import QueueingError, send_to_queues
 from lbguard.lab.topology import VIP4, VIP6
 
 SLOTS_PER_TARGET = 100
-QUEUES = "0:3"
+FIRST_QUEUE, LAST_QUEUE = 0, 3
 START_TIMEOUT_S = 10.0
+STAND_IN_MODULE = "lbguard.lab.nfqlb_stand_in"
+
+
+class NfqlbKind(StrEnum):
+    """Which program `nfqlb` is: the real one, or the lab's own with the same memory layout."""
+
+    REAL = "real"
+    STAND_IN = "stand-in"
 
 
 def missing() -> str:
-    """Say why real nfqlb cannot be played here; empty when it can."""
-    for tool, source in (("nfqlb", "github.com/Nordix/nfqueue-loadbalancer"), ("iptables", "apt-get install iptables")):
-        if shutil.which(tool) is None:
-            return f"{tool} is not on PATH ({source})"
-    return ""
+    """Say why the real nfqlb cannot be played here; empty when it can."""
+    return "" if shutil.which("nfqlb") else "nfqlb is not on PATH (github.com/Nordix/nfqueue-loadbalancer)"
+
+
+def kind_here() -> NfqlbKind:
+    """Return the real one where it is on PATH, else the stand-in."""
+    return NfqlbKind.STAND_IN if missing() else NfqlbKind.REAL
+
+
+def install_stand_in(directory: Path) -> Path:
+    """Write the program `nfqlb` that is the stand-in into a directory, and return its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    program = directory / "nfqlb"
+    sources = shlex.quote(str(Path(lbguard.__file__).parents[1]))
+    # It needs no installed packages, and starts faster when Python does not look for them.
+    python = f"{shlex.quote(sys.executable)} -S -P -m {STAND_IN_MODULE}"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={sources} exec {python} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def search_path(kind: NfqlbKind, work_dir: Path) -> str:
+    """Return the PATH on which `nfqlb` is found; the stand-in is installed in the work directory first."""
+    if kind is NfqlbKind.REAL:
+        return os.environ["PATH"]
+    return f"{install_stand_in(work_dir / 'stand-in').parent}{os.pathsep}{os.environ['PATH']}"
 
 
 class NfqlbProcess:
-    """nfqlb for one stream, as Meridio starts it."""
+    """nfqlb for one stream, as Meridio starts it.
 
-    def __init__(self, namespace: Namespace, stream: str, max_targets: int) -> None:
+    Args:
+        namespace: the load balancer's.
+        stream: the name of the stream, and with it of the memory.
+        max_targets: how many targets the memory has room for.
+        search: the PATH on which nfqlb is found; None means our own.
+    """
+
+    def __init__(self, namespace: Namespace, stream: str, max_targets: int, search: str | None = None) -> None:
+        self.search = search or os.environ["PATH"]
         self._namespace = namespace
         self._shm = f"tshm-{stream}"
         self._stream = stream
@@ -38,11 +80,11 @@ class NfqlbProcess:
         """Make the memory, then serve.
 
         Raises:
-            LabError: nfqlb or iptables refused.
+            LabError: nfqlb or the kernel refused.
         """
         slots = self._max_targets * SLOTS_PER_TARGET
         await asyncio.to_thread(
-            self._run, "nfqlb", "init", "--ownfw=0", f"--shm={self._shm}", f"--M={slots}", f"--N={self._max_targets}"
+            self._run, "init", "--ownfw=0", f"--shm={self._shm}", f"--M={slots}", f"--N={self._max_targets}"
         )
         await self.serve()
 
@@ -50,18 +92,22 @@ class NfqlbProcess:
         """Start the packet process, declare the flow, and send the VIPs' packets to it. The memory is there already.
 
         Raises:
-            LabError: nfqlb or iptables refused.
+            LabError: nfqlb or the kernel refused.
         """
+        queues = f"--queue={FIRST_QUEUE}:{LAST_QUEUE}"
         self._process = await asyncio.create_subprocess_exec(
-            *self._namespace.command("nfqlb", "flowlb", f"--queue={QUEUES}", "--hash_mode=0", "--qlength=8192"),
+            *self._namespace.command("nfqlb", "flowlb", queues, "--hash_mode=0", "--qlength=8192"),
+            env=self._environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
         await self._declare_flow()
-        for command, vip in (("iptables", f"{VIP4}/32"), ("ip6tables", f"{VIP6}/128")):
-            rule = ["-t", "mangle", "-A", "PREROUTING", "-d", vip, "-j", "NFQUEUE", "--queue-balance", QUEUES]
-            await asyncio.to_thread(self._run, command, *rule)
+        vips = {"ip": VIP4, "ip6": VIP6}
+        try:
+            await asyncio.to_thread(send_to_queues, self._namespace, vips, FIRST_QUEUE, LAST_QUEUE)
+        except QueueingError as error:
+            raise LabError(f"packets cannot be queued: {error}") from error
 
     async def stop(self) -> None:
         """End the packet process and remove the memory."""
@@ -78,7 +124,7 @@ class NfqlbProcess:
             async with asyncio.timeout(START_TIMEOUT_S):
                 while True:
                     try:
-                        await asyncio.to_thread(self._run, "nfqlb", "flow-set", "--protocols=tcp,udp", *arguments)
+                        await asyncio.to_thread(self._run, "flow-set", "--protocols=tcp,udp", *arguments)
                     except LabError:
                         await asyncio.sleep(0.1)
                     else:
@@ -86,9 +132,12 @@ class NfqlbProcess:
         except TimeoutError:
             raise LabError("nfqlb flowlb did not accept a flow in time") from None
 
-    def _run(self, *argv: str) -> None:
-        done = subprocess.run(
-            self._namespace.command(*argv), check=False, capture_output=True, text=True, env=os.environ
-        )
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "PATH": self.search}
+
+    def _run(self, *arguments: str) -> None:
+        argv = self._namespace.command("nfqlb", *arguments)
+        done = subprocess.run(argv, check=False, capture_output=True, text=True, env=self._environment())
         if done.returncode != 0:
-            raise LabError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip() or done.returncode}")
+            said = (done.stderr or done.stdout).strip() or done.returncode
+            raise LabError(f"nfqlb {' '.join(arguments)}: {said}")

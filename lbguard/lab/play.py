@@ -15,7 +15,7 @@ from lbguard.lab.controller import Column, Controller, Distribution, LabError, T
 from lbguard.lab.measure import Decided, Measurement, Scope, count_decisions, measure
 from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts
 from lbguard.lab.meridio_scenarios import AgainstToday
-from lbguard.lab.nfqlb import NfqlbProcess
+from lbguard.lab.nfqlb import NfqlbKind, NfqlbProcess, kind_here, search_path
 from lbguard.lab.scenarios import Do, Scenario, Step
 from lbguard.lab.topology import LB_HOST, MAX_TARGETS, STREAM, Chain
 from lbguard.lab.traffic import TrafficResult
@@ -40,16 +40,18 @@ class Setup:
     targets_per_proxy: int = 2
     max_targets: int = MAX_TARGETS
     topology: Topology = Topology.CHAIN
+    nfqlb: NfqlbKind = field(default_factory=kind_here)
     work_dir: Path = Path("/run/lbguard-lab")
 
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """The outcome of one scenario in one column. Times are seconds since the epoch."""
+    """The outcome of one scenario in one column. Times are seconds since the epoch; `nfqlb` is None without one."""
 
     scenario: str
     column: Column
     distribution: Distribution
+    nfqlb: NfqlbKind | None = None
     started: float = 0.0
     ended: float = 0.0
     measured: Measurement = field(default_factory=Measurement)
@@ -82,6 +84,7 @@ class Run:
             "scenario": self.scenario,
             "column": str(self.column),
             "distributor": str(self.distribution),
+            "nfqlb": str(self.nfqlb) if self.nfqlb else None,
             "verdict": self.verdict,
             "misses": self.misses,
             "error": self.error,
@@ -168,7 +171,8 @@ class _Player:
         setup, run, namespace = self._setup, self._run, self._chain.lb
         if run.distribution is not Distribution.NFQLB:
             return Controller(run.column, run.distribution, namespace, targets_file)
-        nfqlb = NfqlbProcess(namespace, STREAM, setup.max_targets)
+        run.nfqlb = setup.nfqlb
+        nfqlb = NfqlbProcess(namespace, STREAM, setup.max_targets, search_path(setup.nfqlb, setup.work_dir))
         stack.push_async_callback(nfqlb.stop)
         if setup.topology is Topology.MERIDIO:
             return MeridioLb(run.column, nfqlb, namespace, targets_file, setup.work_dir / "meridio")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lbguard.lab.controller import Column
-from lbguard.lab.display import MERIDIO_LEGEND, broken_text, gap_text, removal_text
+from lbguard.lab.display import MERIDIO_LEGEND, broken_text, gap_text, nfqlb_text, removal_text
 from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.play import Run
 from lbguard.lab.timeline import draw
@@ -65,6 +65,7 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
     legend = "".join(f'<li><i style="background:var({colour})"></i>{escape(text)}</li>' for colour, text in LEGEND)
     sections = "".join(_section(name, [run for run in runs if run.scenario == name], outage_s) for name in names)
     meridio = f"<p>{escape(MERIDIO_LEGEND)}</p>" if any(run.lb for run in runs) else ""
+    nfqlb = f"<p>{escape(nfqlb_text(runs))}</p>" if nfqlb_text(runs) else ""
     made = time.strftime("%Y-%m-%d %H:%M")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -73,7 +74,7 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
         "<h1>lbguard demo</h1>"
         f'<p class="soft">{made}, outage {outage_s:g} s. Real packets through client, load balancer, proxies and '
         "targets, each in a network namespace of its own.</p>"
-        f"<p>{escape(_headline(runs))}</p>{meridio}{_table(names, runs)}"
+        f"<p>{escape(_headline(runs))}</p>{meridio}{nfqlb}{_table(names, runs)}"
         '<p class="soft">Disturbed: connections whose path the scenario breaks. Broken: reset, or silent for the rest '
         "of the run; +N lost: those of targets that never return. Moved: their packets reached another target, which "
         "refused them. Gaps: the longest pause of each "

@@ -51,6 +51,7 @@ class QuietNfqlb:
     """A packet process without packets."""
 
     served = False
+    search = os.environ["PATH"]
 
     async def serve(self) -> None:
         self.served = True
