@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-REPORT_EXAMPLES = "unix:/run/lbguard/lbguard.sock, lb-a:9465, [fd00::1]:9465, link:9465"
+REPORT_EXAMPLES = "unix:/run/lbguard/lbguard.sock, lb-a:7443, [fd00::1]:7443, link:7443"
 """What to show beside a report address that could not be read."""
 
 DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1:5001"

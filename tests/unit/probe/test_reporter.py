@@ -484,9 +484,9 @@ async def test_a_server_with_another_name_is_not_told_anything(
     [
         ("unix:/run/lb.sock", Endpoint(path="/run/lb.sock")),
         ("unix:///run/lb.sock", Endpoint(path="/run/lb.sock")),
-        ("lb-a:9465", Endpoint(host="lb-a", port=9465)),
-        ("[fd00::1]:9465", Endpoint(host="fd00::1", port=9465)),
-        ("link:9465", Endpoint(port=9465)),
+        ("lb-a:7443", Endpoint(host="lb-a", port=7443)),
+        ("[fd00::1]:7443", Endpoint(host="fd00::1", port=7443)),
+        ("link:7443", Endpoint(port=7443)),
     ],
 )
 def test_addresses_that_can_be_reported_to(text: str, endpoint: Endpoint) -> None:
@@ -495,7 +495,7 @@ def test_addresses_that_can_be_reported_to(text: str, endpoint: Endpoint) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "lb-a", "lb-a:", "lb-a:0", "lb-a:70000", "fd00::1:9465", "unix:run", ":9465", "http://a:1"]
+    "text", ["", "lb-a", "lb-a:", "lb-a:0", "lb-a:70000", "fd00::1:7443", "unix:run", ":7443", "http://a:1"]
 )
 def test_addresses_that_cannot(text: str) -> None:
     with pytest.raises(ValueError):

@@ -1,5 +1,9 @@
+import re
+
 import pytest
 
+from lbguard.api.verdict_settings import VerdictSettings
+from lbguard.probe.settings import ProbeSettings
 from lbguard.settings.check import check_settings
 from lbguard.settings.model import SettingsError, load
 
@@ -17,6 +21,15 @@ def test_it_is_off_by_default_and_as_the_issue_asks() -> None:
     assert (probe.bad_rounds, probe.of_rounds, probe.good_rounds) == (2, 3, 1)
     assert probe.report_backoff_max == 1.0
     assert probe.nsm.backoff_max == 1.0
+
+
+def test_what_is_shown_as_an_address_to_report_to_has_the_port_that_load_balancers_listen_on() -> None:
+    listen = VerdictSettings.model_fields["listen"].json_schema_extra
+    report_to = ProbeSettings.model_fields["report_to"].json_schema_extra
+    assert isinstance(listen, dict)
+    assert isinstance(report_to, dict)
+    ports = [set(re.findall(r":(\d{4,})\b", str(extra["allowed"]))) for extra in (listen, report_to)]
+    assert ports[0] == ports[1] == {"7443"}
 
 
 def test_the_environment_reaches_every_group(monkeypatch: pytest.MonkeyPatch) -> None:
