@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from lbguard.cli.conventions import EXIT_INTERRUPTED, JsonOption
+
 EXIT_DIFFERENT = 1
-EXIT_INTERRUPTED = 130
 
 FilesArgument = Annotated[
     list[Path],
     typer.Argument(metavar="FILE", help="Recordings (lbguard-*.jsonl.gz), or directories of them."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ RULES = (
     PeerRule("spiffe://example.org/ns/*/proxy", (parse_prefix("172.16.0.0/16"), parse_prefix("fd00::/8"))),
 )
 FILES = {"verdicts.tls_cert": "/tls.crt", "verdicts.tls_key": "/tls.key", "verdicts.tls_client_ca": "/ca.crt"}
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("LBGUARD_")]:
-        monkeypatch.delenv(variable)
 
 
 def refused(flags: dict[str, object]) -> str:

@@ -1,5 +1,4 @@
 import asyncio
-import os
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,12 +22,6 @@ from tests.fakes.nsp import FakeNsp, stream, target
 from tests.unit.api.certificates import Authority
 
 BOUND_S = 20.0
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("LBGUARD_")]:
-        monkeypatch.delenv(variable)
 
 
 def ip(text: str) -> bytes:
