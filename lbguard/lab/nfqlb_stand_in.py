@@ -190,7 +190,12 @@ def _packets(command: str, options: dict[str, str], shm_dir: Path) -> int:
     return 0 if answer == nfqlb_packets.OK else 255
 
 
-def _parse(arguments: list[str]) -> tuple[str, dict[str, str], list[str]]:
+def parse(arguments: list[str]) -> tuple[str, dict[str, str], list[str]]:
+    """Return command, options and other words of a call.
+
+    Raises:
+        RefusedError: the command or an option is not known.
+    """
     command = arguments[0] if arguments else ""
     if command not in OPTIONS:
         raise RefusedError(f"Unknown command [{command}]")
@@ -209,7 +214,7 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str], list[str]]:
 def run(arguments: list[str], shm_dir: Path = SHM_DIR) -> int:
     """Carry out a call of nfqlb and return its exit status."""
     try:
-        command, options, words = _parse(arguments)
+        command, options, words = parse(arguments)
         if command == "init":
             _init(shm_dir, options)
         elif command == "activate":
