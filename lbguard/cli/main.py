@@ -80,12 +80,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         finally:
             # What was printed leaves here, where it can be noticed that nobody reads it.
             sys.stdout.flush()
-    except BrokenPipeError:
-        _end_unread()
+    except BrokenPipeError as error:
+        # What the command came to stands, such as a difference that a replay found, though nobody reads of it.
+        ended = error.__context__
+        _end_unread(ended.code if isinstance(ended, SystemExit) else 0)
     except SystemExit:
         if sys.stdout is not stdout:
             # Typer met the closed pipe first: it puts something else there, and ends with 1.
-            _end_unread()
+            _end_unread(0)
         raise
     except Exception as error:
         status = _status_of(error)
@@ -97,11 +99,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def _end_unread() -> NoReturn:
-    """End with success: whoever read our output has gone (`| head`)."""
+def _end_unread(status: int | str | None) -> NoReturn:
+    """End though whoever read our output has gone (`| head`), which alone is no failure."""
     # Keep the interpreter from flushing into the pipe again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(0)
+    sys.exit(status)
 
 
 def _status_of(error: Exception) -> int | None:

@@ -1,5 +1,6 @@
 """The commands that read recordings: replay and tune."""
 
+import contextlib
 import json
 import sys
 import time
@@ -99,7 +100,9 @@ def replay(
     found = find_files(files)
     if at is None:
         report = _with_progress(found, lambda on_read: replaying.replay(found, on_read))
-        print(json.dumps(show.report_json(report), indent=2) if as_json else show.report_text(report))
+        with contextlib.suppress(BrokenPipeError):
+            # A difference counts although nobody reads of it.
+            print(json.dumps(show.report_json(report), indent=2) if as_json else show.report_text(report))
         if report.difference is not None:
             raise typer.Exit(EXIT_DIFFERENT)
         return

@@ -175,15 +175,30 @@ def test_a_picture_that_cannot_be_written_costs_nothing_of_the_result(files: lis
     assert "    window: 2.5s" in text
 
 
-def test_a_reader_that_goes_away_is_no_failure(files: list[Path]) -> None:
-    # Nobody reads the pipe any more before the command has written anything.
+def unread(*arguments: object, unbuffered: bool = False) -> tuple[int, bytes]:
+    """Run a command whose output nobody reads any more before it has written anything."""
+    ours, its = os.pipe()
+    os.close(ours)
+    argv = [sys.executable, *(["-u"] if unbuffered else []), "-m", "lbguard", *map(str, arguments)]
+    process = subprocess.run(argv, stdout=its, stderr=subprocess.PIPE, check=False)
+    os.close(its)
+    return process.returncode, process.stderr
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_reader_that_goes_away_is_no_failure(files: list[Path], unbuffered: bool) -> None:
     for command in ("tune", "replay"):
-        ours, its = os.pipe()
-        os.close(ours)
-        argv = [sys.executable, "-m", "lbguard", command, str(files[0])]
-        process = subprocess.run(argv, stdout=its, stderr=subprocess.PIPE, check=False)
-        os.close(its)
-        assert (process.returncode, process.stderr) == (0, b"")
+        assert unread(command, files[0], unbuffered=unbuffered) == (0, b"")
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_difference_is_told_by_the_status_though_nobody_reads(
+    files: list[Path], tmp_path: Path, unbuffered: bool
+) -> None:
+    # Unbuffered, the pipe is met while it prints, as by an output larger than the buffer.
+    path = tampered(files, tmp_path)
+    assert unread("replay", path, unbuffered=unbuffered) == (1, b"")
+    assert unread("replay", "--json", path, unbuffered=unbuffered) == (1, b"")
 
 
 def test_a_damaged_file_is_not_taken_for_another_decision(
