@@ -1,6 +1,7 @@
 """Tells of what was decided and done: decision log, logs and metrics."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,9 @@ from lbguard.metrics.guard import Metrics
 from lbguard.netlink.mirror import MirrorCounters
 
 _log = logging.getLogger("lbguard.service.journal")
+
+_CLOCK_SET_S = 1.0
+"""A wall clock that seems to go back by less was read late; by more, it was set."""
 
 RESYNC_REASONS = ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_interrupted", "inbox_full")
 """Why the whole state of the kernel is read again, by name (`netlink.mirror`, and the runner's inbox)."""
@@ -40,13 +44,14 @@ class ServiceJournal:
         self._inbox_depth = inbox_depth
         self._availability = availability
         self._kernel_lost = False
+        self._dated = (-math.inf, -math.inf)
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Take a piece of information."""
         self._metrics.record_effect(effect)
         match effect:
             case Record(decision=decision):
-                wall_time = time.time() - (now - decision.at)
+                wall_time = self._date(decision.at, now)
                 self._decisions.add(decision, wall_time)
                 log_decision(decision, wall_time, observe=self._observe)
             case SetAvailability():
@@ -69,6 +74,18 @@ class ServiceJournal:
                         new_mac=format_mac(effect.new_mac),
                     ),
                 )
+
+    def _date(self, at: float, now: float) -> float:
+        """Return the wall clock time of a decision; both arguments are of the engine's clock, and `now` is the present.
+
+        Two clocks are never read in one moment, so each reading is a little off. What was decided together has one
+        date, and what was decided later no earlier one, unless the wall clock was set back.
+        """
+        last_at, last = self._dated
+        if at != last_at:
+            wall_time = time.time() - (now - at)
+            self._dated = at, last if 0 < last - wall_time < _CLOCK_SET_S else wall_time
+        return self._dated[1]
 
     def performed(self, effect: Effect) -> None:
         """Take note of an effect that was handed out."""

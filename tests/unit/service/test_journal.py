@@ -70,6 +70,21 @@ def test_a_decision_is_dated_by_when_it_was_taken(world: World) -> None:
     assert now - 60.0 <= wall_time <= time.time() - 60.0
 
 
+def test_decisions_of_one_moment_have_one_date_and_later_ones_no_earlier_one(world: World) -> None:
+    # Between the engine's clock and the wall clock something else may run: half a second here.
+    for at, now in ((100.0, 160.0), (100.0, 160.5), (100.2, 161.0), (100.2, 160.2)):
+        world.journal.told(fx.Record(decision=decision(at=at)), now)
+    first, same, later, last = (logged.wall_time for logged in world.log.last(None, 10))
+    assert first == same <= later == last
+
+
+def test_a_wall_clock_that_is_set_back_is_believed(world: World) -> None:
+    world.journal.told(fx.Record(decision=decision(at=100.0)), 160.0)
+    world.journal.told(fx.Record(decision=decision(at=101.0)), 160.0 + 3600.0)
+    before, after = (logged.wall_time for logged in world.log.last(None, 10))
+    assert 3590.0 < before - after < 3600.0
+
+
 def test_many_refusals_are_one_line_and_all_counted(world: World, caplog: pytest.LogCaptureFixture) -> None:
     rule = ev.RuleFailed(rule=Rule(5001, True, 5001), reason="EPERM: no")
     refused: list[ev.Event] = [ev.RouteFailed(route=route, reason="ENETUNREACH: no way") for route in ROUTES]
