@@ -13,7 +13,9 @@
   after the elements, so that no packet is sent to a map which is not filled yet. A map of another size (`max_targets`
   was changed) is made and filled beside the old one; one transaction then turns the rules to it, and the next removes
   the old one.
-- A table that exists is adopted: its slots and active marks are read back and left as they are.
+- A table that an earlier run left is adopted: what is active in it is known at once, from the set of active marks. The
+  rest is read back, compared and renewed by the first commit, which is due as soon as all is adopted: until then
+  nothing would hold the targets, and reading slots and writing rules takes ten times as long.
 - Whoever else changes the ruleset is noticed by the kernel's generation counter, which every transaction of the network
   namespace raises by one. As long as it counts our own transactions only, nobody touched our table, and a check costs
   one netlink round trip. Otherwise the table is read and compared. A commit needs no check of its own: the kernel
@@ -31,7 +33,7 @@ from lbguard.distributor.base import CommitResult, DistributorError
 from lbguard.distributor.maglev import ImplicitPermutations, TableCalculator, TableKind, largest_prime_at_most
 from lbguard.distributor.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError
 from lbguard.distributor.nft_counters import HeldCount
-from lbguard.distributor.nft_inventory import Kind, read_counter, read_inventory, read_sets
+from lbguard.distributor.nft_inventory import Kind, Thing, read_counter, read_inventory
 from lbguard.distributor.nft_plan import Plan, make_plan, needs_renewal
 from lbguard.distributor.nft_ruleset import FAMILY, TABLE, StreamNames
 from lbguard.distributor.nft_session import LIBRARY, NftContext, NftSession
@@ -39,6 +41,7 @@ from lbguard.distributor.nft_state import Held
 
 _log = logging.getLogger(__name__)
 
+_WRITE_TRIES = 3
 _SLOTS_MIN = 3  # the smallest size that permutations of two parts (offset, skip) work for
 
 
@@ -72,11 +75,13 @@ class NftDistributor:
         self._streams: dict[str, Held] = {}
         self._defragment = True
         self._generation: int | None = None
+        self._listed: tuple[int, list[Thing]] | None = None
 
     async def attach(self, stream: StreamSpec) -> None:
-        """Make a stream's table ready; one that exists keeps its slots, its rules are renewed for these VIPs.
+        """Make a stream's table ready; one that is attached already gets its rules renewed for these VIPs.
 
-        A table with another number of slots (`max_targets` was changed) is left alone until the next commit.
+        What an earlier run left, or has another number of slots (`max_targets` was changed), is left alone until the
+        next commit.
 
         Raises:
             DistributorError: nftables is missing or not permitted, or the stream cannot be expressed in it.
@@ -171,28 +176,45 @@ class NftDistributor:
         self._warn_of_overlap(stream)
         if not self._streams:
             self._generation = nft.kernel.generation()
-        held = self._read(nft, stream)
-        if not held.unfit:
-            declared = nft_ruleset.declarations(held.names, held.map_name, held.slots_total)
-            self._write_rules(nft, lambda: declared + self._rules(held, held.map_name, stream), [held])
-            held.complete = True
+        names = _names(stream)
+        held = nft_state.unread(self._inventory(nft.kernel), stream, self._calculator(stream), self._size(stream))
+        if stream.name in self._streams or not held.complete:
+            held = self._read(nft, stream)
+            if not held.unfit:
+                declared = nft_ruleset.declarations(names, held.map_name, held.slots_total)
+                self._write_rules(nft, lambda: declared + self._rules(held, held.map_name, stream), [held])
+                held.complete = True
         self._streams[stream.name] = held
+
+    def _size(self, stream: StreamSpec) -> int:
+        return largest_prime_at_most(max(_SLOTS_MIN, self._slots_per_target * stream.max_targets))
+
+    def _calculator(self, stream: StreamSpec) -> TableCalculator:
+        size = self._size(stream)
+        known = self._streams.get(stream.name)
+        if known and known.slots_total == size:
+            return known.calculator
+        return TableCalculator(ImplicitPermutations(stream.name, size), self._table)
 
     def _read(self, nft: NftContext, stream: StreamSpec) -> Held:
         """Read back what the kernel holds for a stream."""
         self._settle_maps(nft, _names(stream))
-        size = largest_prime_at_most(max(_SLOTS_MIN, self._slots_per_target * stream.max_targets))
-        known = self._streams.get(stream.name)
-        calculator = (
-            known.calculator
-            if known and known.slots_total == size
-            else TableCalculator(ImplicitPermutations(stream.name, size), self._table)
-        )
-        return nft_state.read_held(nft.kernel, stream, calculator, size)
+        things = self._inventory(nft.kernel)
+        return nft_state.read_held(nft.kernel, things, stream, self._calculator(stream), self._size(stream))
+
+    def _inventory(self, kernel: Nfnetlink) -> list[Thing]:
+        """Return what stands in the table, which is read only after somebody has changed the ruleset.
+
+        The generation is asked for first: whatever comes in between is met by the next reading.
+        """
+        generation = kernel.generation()
+        if self._listed is None or self._listed[0] != generation:
+            self._listed = generation, read_inventory(kernel, TABLE) or []
+        return self._listed[1]
 
     def _settle_maps(self, nft: NftContext, names: StreamNames) -> None:
         """Leave one map where an interrupted change of size has left two: the kernel deletes none that a rule uses."""
-        maps = [thing.name for thing in read_sets(nft.kernel, TABLE) or () if thing.name in (names.slots, names.spare)]
+        maps = [thing.name for thing in self._inventory(nft.kernel) if thing.name in (names.slots, names.spare)]
         if len(maps) > 1:
             try:
                 self._transact(nft, lambda: [nft_ruleset.map_removal(maps[0])])
@@ -237,14 +259,18 @@ class NftDistributor:
     def _write_rules(self, nft: NftContext, lines: Callable[[], list[str]], streams: Sequence[Held]) -> None:
         """Run the lines and take note of what they made.
 
-        When somebody else was at work at the same time nothing is taken for ours, so that the next check complains.
+        When somebody else was at work at the same time the lines are run again, for what stands there may be theirs.
+        When that never ends nothing is taken for ours, so that the next check complains.
         """
-        before = nft.kernel.generation()
-        self._transact(nft, lines)
-        things = read_inventory(nft.kernel, TABLE) or []
-        alone = nft.kernel.generation() == (before + 1) % 2**32
-        for held in streams:
-            held.things = nft_state.of_stream(things, held.names) if alone else frozenset()
+        for _ in range(_WRITE_TRIES):
+            before = nft.kernel.generation()
+            self._transact(nft, lines)
+            things = self._inventory(nft.kernel)
+            alone = nft.kernel.generation() == (before + 1) % 2**32
+            for held in streams:
+                held.things = nft_state.of_stream(things, held.names) if alone else frozenset()
+            if alone:
+                return
 
     def _commit(self, nft: NftContext, tables: Sequence[StreamTable]) -> list[CommitResult]:
         started = time.monotonic()
@@ -311,9 +337,11 @@ class NftDistributor:
     def _lost_streams(self, nft: NftContext) -> dict[str, str]:
         generation = nft.kernel.generation()
         if generation != self._generation and self._streams:
-            things = read_inventory(nft.kernel, TABLE) or []
+            things = self._inventory(nft.kernel)
             defragmenting = any(thing.kind is Kind.RULE and thing.name == nft_ruleset.DEFRAGMENT for thing in things)
             for held in self._streams.values():
+                if held.unread:
+                    continue  # Its first commit reads and renews all of it, whoever has been at it.
                 if self._defragment and not defragmenting and not held.unfit:
                     held.lost = "the rules that switch defragmentation on were removed"
                 held.lost = nft_state.difference(nft.kernel, things, held) or held.lost

@@ -52,7 +52,8 @@ class Plan:
 
 def needs_renewal(held: Held, stream: StreamSpec) -> bool:
     """Tell whether elements alone will not do: something is in doubt, or the stream looks otherwise in the rules."""
-    return held.doubtful or bool(held.lost) or held.unfit or _shape(stream) != _shape(held.stream)
+    in_doubt = held.unread or held.doubtful or bool(held.lost)
+    return in_doubt or held.unfit or _shape(stream) != _shape(held.stream)
 
 
 def make_plan(held: Held, table: StreamTable, *, renew: bool) -> Plan:

@@ -2,7 +2,8 @@
 
 import contextlib
 from array import array
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lbguard.core.model import StreamSpec
@@ -10,7 +11,7 @@ from lbguard.distributor import nft_elements, nft_ruleset
 from lbguard.distributor.maglev import TableCalculator
 from lbguard.distributor.nfnetlink import GET_ELEMENTS, Nfnetlink
 from lbguard.distributor.nft_elements import NO_MARK, SLOT_CODE
-from lbguard.distributor.nft_inventory import Kind, Thing, read_inventory, read_sets
+from lbguard.distributor.nft_inventory import Kind, Thing, read_sets
 from lbguard.distributor.nft_ruleset import TABLE, StreamNames
 
 
@@ -36,6 +37,8 @@ class Held:
     """What someone else did to the stream's table, until a commit has mended it; empty when nothing."""
     doubtful: bool = False
     """A commit failed: read back before the next one."""
+    unread: bool = False
+    """An earlier run left it, and its elements were not read yet: the first commit does."""
 
     @property
     def slots_total(self) -> int:
@@ -48,29 +51,45 @@ def empty_slots(total: int) -> "array[int]":
     return array(SLOT_CODE, (NO_MARK,)) * total
 
 
-def read_held(kernel: Nfnetlink, stream: StreamSpec, calculator: TableCalculator, slots_total: int) -> Held:
-    """Read back what the kernel holds for a stream that shall have this number of slots, and has one map or none.
+def unread(things: Collection[Thing], stream: StreamSpec, calculator: TableCalculator, slots_total: int) -> Held:
+    """Return what an inventory tells of a stream that shall have this number of slots: all but the elements.
 
     Raises:
-        NftError: the kernel refuses.
         ValueError: the stream's name is empty or too long.
     """
     names = nft_ruleset.stream_names(stream.name)
-    things = of_stream(read_inventory(kernel, TABLE) or (), names)
-    maps = [thing for thing in things if thing.kind is Kind.MAP]
-    slots: array[int] | None = empty_slots(slots_total)
-    if maps:
-        slots = read_slots(kernel, maps[0].name, slots_total) if maps[0].size == slots_total else None
+    present = of_stream(things, names)
+    maps = [thing for thing in present if thing.kind is Kind.MAP]
     return Held(
         stream=stream,
         names=names,
         calculator=calculator,
         map_name=maps[0].name if maps else names.slots,
-        slots=empty_slots(slots_total) if slots is None else slots,
-        active=read_marks(kernel, names) or frozenset(),
-        complete={thing.name for thing in things} >= {names.active, names.unserved} and bool(maps),
-        unfit=slots is None,
+        slots=empty_slots(slots_total),
+        active=frozenset(),
+        complete={thing.name for thing in present} >= {names.active, names.unserved} and bool(maps),
+        unfit=bool(maps) and maps[0].size != slots_total,
+        unread=True,
     )
+
+
+def read_held(
+    kernel: Nfnetlink, things: Collection[Thing], stream: StreamSpec, calculator: TableCalculator, slots_total: int
+) -> Held:
+    """Read back what the kernel holds for a stream of this inventory, where it has one map or none.
+
+    Raises:
+        NftError: the kernel refuses.
+        ValueError: the stream's name is empty or too long.
+    """
+    held = unread(things, stream, calculator, slots_total)
+    if not held.unfit and any(thing.name == held.map_name for thing in things):
+        slots = read_slots(kernel, held.map_name, slots_total)
+        held.unfit = slots is None
+        held.slots = empty_slots(slots_total) if slots is None else slots
+    held.active = read_marks(kernel, held.names) or frozenset()
+    held.unread = False
+    return held
 
 
 def of_stream(things: Iterable[Thing], names: StreamNames) -> frozenset[Thing]:
@@ -91,8 +110,8 @@ def read_slots(kernel: Nfnetlink, map_name: str, total: int) -> "array[int] | No
     for keys, marks in nft_elements.read_pairs(found):
         if keys and not (0 <= min(keys) <= max(keys) < total and min(marks) >= 0):
             return None
-        for slot, mark in zip(keys, marks, strict=True):
-            slots[slot] = mark
+        # A loop over ten thousand elements takes longer than the kernel took to list them.
+        deque(map(slots.__setitem__, keys, marks), maxlen=0)
     return slots
 
 

@@ -241,15 +241,19 @@ class Daemon:
             await asyncio.sleep(_POLL_S if self._doors is not None else _POLL_BEFORE_READY_S)
 
     async def _count_packets(self) -> None:
-        """Keep the packet counters, apart from all else: however long nftables takes, the heart goes on beating."""
+        """Keep the packet counters, apart from all else: however long nftables takes, the heart goes on beating.
+
+        They come a little later than the doors: the first commits write rules, and do so twice when somebody else
+        changes anything in nftables meanwhile.
+        """
+        await self._doors_opened.wait()
         rounds = 0
         while True:
-            await asyncio.sleep(_POLL_S if self._doors is not None else _POLL_BEFORE_READY_S)
-            if self._doors is not None:
-                rounds += 1
-                await self._packets.follow({mark: target.key for mark, target in self.engine.roster.by_mark.items()})
-                if rounds % _COUNT_EVERY == 0:
-                    await self._packets.read()
+            await asyncio.sleep(_POLL_S)
+            rounds += 1
+            await self._packets.follow({mark: target.key for mark, target in self.engine.roster.by_mark.items()})
+            if rounds % _COUNT_EVERY == 0:
+                await self._packets.read()
 
     async def _follow_mesh(self) -> None:
         """Follow a mesh manager once the repairs of the start are done: its library takes long to load."""

@@ -1,10 +1,12 @@
 """The kernel's side of the embedded distributor: sizes, splits, interruptions, what others do meanwhile."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,27 @@ async def test_a_table_is_read_whole_while_others_write(make: Make, kernel: Kern
         assert await commit(distributor, table(LARGE)) == [0]
     busy = False
     await disturber
+
+
+async def test_rules_written_while_a_stranger_works_next_door_are_no_loss(
+    make: Make, kernel: Kernel, namespace: Namespace
+) -> None:
+    """The generation counts everybody's transactions: one beside ours does not make our rules somebody else's."""
+    kernel.nft("add table inet t; add set inet t s { type mark; }")
+    distributor = make()
+    await distributor.attach(spec())
+    await commit(distributor, table(spec()))
+    with contextlib.closing(open_kernel(namespace)) as raw:
+
+        def work(after_ms: float, mark: int) -> None:
+            time.sleep(after_ms / 1000)
+            for part in mark_changes("t", "s", set(), {mark}):
+                raw.transact(part)
+
+        for turn in range(60):
+            # Once a turn, at any moment of the writing.
+            await asyncio.gather(asyncio.to_thread(work, turn % 12 / 2, turn), distributor.attach(spec()))
+            assert await distributor.lost_streams() == {}
 
 
 def test_an_element_that_cannot_be_changed_is_named_and_nothing_is_done(namespace: Namespace, kernel: Kernel) -> None:

@@ -174,6 +174,42 @@ async def test_a_crashed_service_is_followed_by_one_that_adopts(make: Make, kern
     assert 0 < moved < M
 
 
+async def test_streams_of_an_earlier_run_are_adopted_without_a_transaction(make: Make, kernel: Kernel) -> None:
+    """Until all are adopted nothing holds their targets: whatever takes time comes with the first commit."""
+    streams = [spec(f"s{i}", vips=(f"20.0.{i}.1",)) for i in range(3)]
+    first = make()
+    for stream in streams:
+        await first.attach(stream)
+    await commit(first, *map(table, streams))
+    second = make()
+    with kernel.watched() as lines:
+        for stream in streams:
+            await second.attach(stream)
+            assert await second.read_active(stream) == {1, 2, 3, 4}
+        assert await second.lost_streams() == {}
+    assert not any("new generation" in line for line in lines)
+    before = kernel.ruleset()
+    assert await commit(second, *map(table, streams)) == [0, 0, 0]
+    assert kernel.ruleset() == before
+    assert await second.lost_streams() == {}
+    kernel.nft("delete element inet lbguard slots_s1 { 7 }")
+    assert list(await second.lost_streams()) == ["s1"]
+
+
+async def test_an_adopted_stream_gets_its_new_vips_with_the_first_commit(make: Make, kernel: Kernel) -> None:
+    first = make()
+    await first.attach(spec())
+    await commit(first, table(spec()))
+    before = kernel.slots()
+    second, moved = make(), spec(vips=(OTHER_VIP4,))
+    await second.attach(moved)
+    assert await commit(second, table(moved)) == [0]
+    assert OTHER_VIP4 in kernel.ruleset()
+    assert VIP6 not in kernel.ruleset()
+    assert kernel.slots() == before
+    assert await second.lost_streams() == {}
+
+
 async def test_an_active_target_without_slots_is_known_as_active(make: Make, kernel: Kernel) -> None:
     """With fewer slots than targets some own none."""
     stream = spec(max_targets=3)
@@ -268,6 +304,31 @@ async def test_damage_is_noticed_and_mended(make: Make, kernel: Kernel, damage: 
     await commit(distributor, table(spec()))
     assert kernel.ruleset() == whole
     assert await distributor.lost_streams() == {}
+
+
+@pytest.mark.parametrize("moment", ["before it is adopted", "before the first commit"])
+@pytest.mark.parametrize("damage", [*DAMAGE, "wrong mark"])
+async def test_damage_to_what_an_earlier_run_left_is_mended_by_the_first_commit(
+    make: Make, kernel: Kernel, damage: str, moment: str
+) -> None:
+    first = make()
+    await first.attach(spec())
+    await commit(first, table(spec()))
+    whole = kernel.ruleset()
+    mark = kernel.slots()[7]
+    changed = "element inet lbguard slots_stream-a"
+    wrong_mark = f"delete {changed} {{ 7 }}; add {changed} {{ 7 : {5001 if mark == 5002 else 5002} }}"
+    command = DAMAGE[damage][0] if damage in DAMAGE else wrong_mark
+    second = make()
+    if moment == "before it is adopted":
+        kernel.nft(command)
+    await second.attach(spec())
+    if moment == "before the first commit":
+        kernel.nft(command)
+        assert await second.lost_streams() == {}
+    await commit(second, table(spec()))
+    assert kernel.ruleset() == whole
+    assert await second.lost_streams() == {}
 
 
 async def test_a_stranger_next_door_is_no_loss(make: Make, kernel: Kernel) -> None:

@@ -77,6 +77,7 @@ def test_what_is_complete_is_not_declared_again() -> None:
     ("other", "stream"),
     [
         ({"doubtful": True}, {}),
+        ({"unread": True}, {}),
         ({"lost": "rules were changed by someone else"}, {}),
         ({"unfit": True}, {}),
         ({}, {"vips": (parse_prefix("20.0.0.1/32"),)}),
