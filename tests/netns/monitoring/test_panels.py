@@ -34,6 +34,8 @@ ZERO: dict[Key, str] = {
     ("load-balancer", "Inbox", "waiting"): _TOO_FAST,
     ("load-balancer", "Inbox", "dropped"): _TOO_FAST,
     ("load-balancer", "Full reads of the kernel", "overruns"): _TOO_FAST,
+    ("load-balancer", "Full reads of the kernel", "{{reason}}"): _TOO_FAST,
+    ("load-balancer", "Gaps in the recording", "{{reason}}"): _HEALTHY,
     ("load-balancer", "Registry", "began to answer"): _OTHER_SOURCE,
     ("load-balancer", "Registry", "lost"): _OTHER_SOURCE,
     ("load-balancer", "Registry", "removals waiting"): _OTHER_SOURCE,
@@ -57,10 +59,8 @@ EMPTY: dict[Key, str] = {
     ("load-balancer", "Refused neighbour operations", "{{error}}"): _REFUSED,
     ("load-balancer", "Refused routes and rules", "{{error}}"): _REFUSED,
     ("load-balancer", "Announcements refused", "{{error}}"): _REFUSED,
-    ("load-balancer", "Full reads of the kernel", "{{reason}}"): _TOO_FAST,
     ("load-balancer", "Entries that cannot be used", "{{reason}}"): _OTHER_SOURCE,
     ("load-balancer", "Calls of nfqlb", "{{command}}: {{outcome}}"): _OTHER_SOURCE,
-    ("load-balancer", "Gaps in the recording", "{{reason}}"): _HEALTHY,
 }
 """Queries that may have no series, because theirs begin with the first event of a kind."""
 
