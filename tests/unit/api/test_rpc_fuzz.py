@@ -41,7 +41,8 @@ SERVED = (pb.DESCRIPTOR, loadbalancer_pb2.DESCRIPTOR)
 RPCS: tuple[MethodDescriptor, ...] = tuple(
     method for file in SERVED for service in file.services_by_name.values() for method in service.methods
 )
-STATUS = next(rpc for rpc in RPCS if rpc.full_name == "lbguard.v1.GuardService.GetStatus")
+STATUS = pb.DESCRIPTOR.services_by_name["GuardService"].methods_by_name["GetStatus"]
+WATCH = loadbalancer_pb2.DESCRIPTOR.services_by_name["StreamAvailabilityService"].methods_by_name["Watch"]
 
 EXPECTED = {
     grpc.StatusCode.OK,
@@ -127,14 +128,10 @@ class Services:
     by_file: dict[str, Any]
     view: View
 
-    async def call(self, rpc: MethodDescriptor, requests: list[bytes]) -> grpc.StatusCode:
-        """Send requests to an RPC and return the status, once it has answered or refused."""
-        assert rpc.containing_service is not None
-        channel = self.by_file[rpc.containing_service.file.name]
-        name = f"/{rpc.containing_service.full_name}/{rpc.name}"
-        if rpc.client_streaming:
-            return await self._converse(channel.stream_stream(name)(), requests)
-        call = (channel.unary_stream if rpc.server_streaming else channel.unary_unary)(name)(requests[0])
+    async def call(self, rpc: MethodDescriptor, request: bytes) -> grpc.StatusCode:
+        """Send a request and return the status, once it is answered or refused."""
+        channel, name = self._place_of(rpc)
+        call = (channel.unary_stream if rpc.server_streaming else channel.unary_unary)(name)(request)
         news = asyncio.create_task(self._make_news())
         try:
             if rpc.server_streaming:
@@ -145,7 +142,10 @@ class Services:
         finally:
             news.cancel()
 
-    async def _converse(self, call: Any, requests: list[bytes]) -> grpc.StatusCode:
+    async def converse(self, rpc: MethodDescriptor, requests: list[bytes]) -> grpc.StatusCode:
+        """Send requests over a stream, each after the answer to the one before, and return the status."""
+        channel, name = self._place_of(rpc)
+        call = channel.stream_stream(name)()
         # A refusal ends the call, and a write that comes after it fails.
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for request in requests:
@@ -154,6 +154,11 @@ class Services:
                     break
             await call.done_writing()
         return await named(call)
+
+    def _place_of(self, rpc: MethodDescriptor) -> tuple[Any, str]:
+        assert rpc.containing_service is not None
+        service = rpc.containing_service
+        return self.by_file[service.file.name], f"/{service.full_name}/{rpc.name}"
 
     async def _make_news(self) -> None:
         for sequence in itertools.count(3):
@@ -194,7 +199,7 @@ async def served(directory: Path) -> AsyncIterator[Services]:
 
 @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.full_name)
 @settings(
-    max_examples=20,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -207,9 +212,12 @@ def test_anything_sent_to_an_rpc_is_answered_or_refused_by_name(
     async def run() -> None:
         async with served(tmp_path) as services:
             for requests in [*lists, [b"\xff"], [b"\x0a\x02\xff\xfe"]]:
-                await services.call(rpc, requests)
-            for other in (STATUS, rpc):
-                await services.call(other, [b""])
-            assert await services.call(STATUS, [b""]) is grpc.StatusCode.OK
+                if rpc.client_streaming:
+                    await services.converse(rpc, requests)
+                else:
+                    for request in requests:
+                        await services.call(rpc, request)
+            assert await services.call(STATUS, b"") is grpc.StatusCode.OK
+            assert await services.call(WATCH, b"") is grpc.StatusCode.CANCELLED
 
     asyncio.run(run())
