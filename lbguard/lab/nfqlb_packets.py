@@ -2,7 +2,7 @@
 
 A packet of a flow is hashed over protocol, addresses and ports (nfqlb's hash mode 0, though not with its function), so
 all packets of a connection meet the same slot of the memory. The target's fwmark goes with the verdict. What belongs to
-no flow, is a fragment, or has no target is dropped, as the real one does when it is not told otherwise.
+no flow or has no target is dropped, as by the real one. So are fragments, which the real one can follow.
 
 Flows are declared by other calls (`flow-set`, `flow-delete`) over an abstract unix socket, which is seen in the same
 network namespace alone: one JSON object there, the answer back.

@@ -84,6 +84,14 @@ class Memory:
                 self.lookup[slot] = index
                 left -= 1
 
+    def change(self, index: int, mark: int) -> None:
+        """Give a target another mark (negative: none), as the real one does: packets meet an empty table meanwhile."""
+        self.active[index] = mark
+        self.clear()
+        self.store()
+        self.populate()
+        self.store()
+
     def mark_of(self, number: int) -> int:
         """Return the fwmark of the target that a hash leads to, in the memory as it is now; negative if none."""
         index = self.fields[self.lookup_from + number % self.slots]
@@ -151,13 +159,8 @@ def _change(shm_dir: Path, options: dict[str, str], mark: int) -> None:
     index = _number(options["index"])
     if not 0 <= index < memory.targets:
         raise RefusedError("Lookup index too large")
-    if memory.active[index] == mark:
-        return
-    memory.active[index] = mark
-    memory.clear()
-    memory.store()
-    memory.populate()
-    memory.store()
+    if memory.active[index] != mark:
+        memory.change(index, mark)
 
 
 def _show(shm_dir: Path, name: str) -> None:

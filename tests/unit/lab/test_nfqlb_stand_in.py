@@ -1,0 +1,119 @@
+"""The program that takes the place of nfqlb: its calls, and that a change is carried out in place."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbguard.lab.nfqlb import NfqlbKind, install_stand_in, kind_here, missing, search_path
+from lbguard.lab.nfqlb_stand_in import Memory, make_memory
+
+SHM = Path("/dev/shm")
+SLOTS, TARGETS = 97, 5
+NO_REAL = missing()
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A name for a memory, which is removed after the test."""
+    chosen = f"lbguard-test-stand-in-{os.getpid()}"
+    yield chosen
+    (SHM / chosen).unlink(missing_ok=True)
+
+
+@pytest.fixture(
+    params=[
+        NfqlbKind.STAND_IN,
+        pytest.param(NfqlbKind.REAL, marks=[pytest.mark.nfqlb, pytest.mark.skipif(bool(NO_REAL), reason=NO_REAL)]),
+    ]
+)
+def search(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The PATH on which the program is found."""
+    return search_path(request.param, tmp_path)
+
+
+def _call(search: str, *arguments: str) -> tuple[int, str, str]:
+    # env looks for it on the PATH that it is given, as Meridio does.
+    done = subprocess.run(
+        ["/usr/bin/env", f"PATH={search}", "nfqlb", *arguments], check=False, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_stream_from_init_to_delete(search: str, name: str) -> None:
+    shm, path = f"--shm={name}", SHM / name
+    assert _call(search, "init", "--ownfw=0", shm, "--M=100", "--N=5") == (0, "M adjusted; 100 -> 97\n", "")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert _call(search, "activate", "--index=1", shm, "5002") == (0, "", "")
+    assert _call(search, "activate", "--index=4", shm, "5005") == (0, "", "")
+    made = Memory(path)
+    assert (made.slots, made.targets, made.active) == (97, 5, [-1, 5002, -1, -1, 5005])
+    # Two targets take their slots by turns, the lower index first.
+    assert [made.lookup.count(index) for index in range(5)] == [0, 49, 0, 0, 48]
+    status, shown, _ = _call(search, "show", shm)
+    assert status == 0
+    assert shown.splitlines()[:3] == [f"Shm: {name}", "  Fw: own=0", "  Maglev: M=97, N=5"]
+    assert shown.splitlines()[4] == "   Active: 5002(1) 5005(4)"
+    assert _call(search, "deactivate", "--index=4", shm) == (0, "", "")
+    assert set(Memory(path).lookup) == {1}
+    assert _call(search, "deactivate", "--index=1", shm) == (0, "", "")
+    assert set(Memory(path).lookup) == {-1}
+    assert _call(search, "delete", shm) == (0, "", "")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("init --M=5 --N=10", 1, "N can't be larger than M"),
+        ("init --M=x --N=10", 1, "N can't be larger than M"),
+        ("init --magic=1", 1, "init: unrecognized option '--magic=1'"),
+        ("activate --index=5 5001", 1, "Lookup index too large"),
+        ("activate --index=-1 5001", 1, "Lookup index too large"),
+        ("activate --index=x 5001", 0, ""),
+        ("deactivate --index=5", 1, "Lookup index too large"),
+        ("deactivate --index=0 --shm=lbguard-absent", 1, "FAILED mapSharedData: lbguard-absent"),
+        ("activate --index=0 --shm=lbguard-absent 5001", 1, "FAILED mapSharedData: lbguard-absent"),
+        ("show --shm=lbguard-absent", 1, "FAILED mapSharedData: lbguard-absent"),
+        ("delete --shm=lbguard-absent", 0, ""),
+        ("magic", 1, "Unknown command [magic]"),
+    ],
+)
+def test_what_is_refused_and_with_which_words(search: str, name: str, line: str, status: int, said: str) -> None:
+    make_memory(SHM / name, SLOTS, TARGETS)
+    command, *arguments = line.split()
+    if "activate" in command and "--shm" not in line:
+        arguments.append(f"--shm={name}")
+    code, _, errors = _call(search, command, *arguments)
+    assert (code, errors.strip()) == (status, said)
+
+
+def test_delete_needs_a_name(search: str) -> None:
+    assert _call(search, "delete") == (1, "", "Missing option [--shm]\n")
+
+
+def test_packets_meet_an_empty_table_while_a_target_changes(tmp_path: Path) -> None:
+    stored: list[set[int]] = []
+
+    class Watched(Memory):
+        def store(self) -> None:
+            super().store()
+            stored.append({self.mark_of(number) for number in range(self.slots)})
+
+    make_memory(tmp_path / "memory", SLOTS, TARGETS)
+    memory = Watched(tmp_path / "memory")
+    memory.change(0, 5001)
+    memory.change(1, 5002)
+    memory.change(0, -1)
+    assert stored == [{-1}, {5001}, {-1}, {5001, 5002}, {-1}, {5002}]
+
+
+def test_the_real_one_is_played_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert kind_here() is NfqlbKind.STAND_IN
+    assert search_path(NfqlbKind.REAL, tmp_path / "work") == str(tmp_path)
+    assert search_path(NfqlbKind.STAND_IN, tmp_path / "work") == f"{tmp_path / 'work' / 'stand-in'}:{tmp_path}"
+    install_stand_in(tmp_path)
+    assert kind_here() is NfqlbKind.REAL
