@@ -1,11 +1,18 @@
 """The command as a whole: what it prints for machines, and that Ctrl-C in the middle leaves no process behind."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
+
+from lbguard.lab import meridio
 
 BOUND_S = 60.0
 
@@ -13,13 +20,28 @@ PROGRAM = """
 import sys
 from lbguard.lab.demo import DemoOptions, run_demo
 sys.exit(run_demo(DemoOptions(
-    scenarios=["lb-link"], columns=["withdraw"], distributors=["nftables"], connections=12, json_output=JSON
+    topology="TOPOLOGY", scenarios=["lb-link"], columns=["withdraw"], distributors=["DISTRIBUTOR"], connections=12,
+    json_output=JSON,
 )))
 """
+TOPOLOGIES = [
+    ("chain", "nftables"),
+    pytest.param(
+        "meridio", "nfqlb", marks=pytest.mark.skipif(bool(meridio.missing()), reason=meridio.missing()), id="meridio"
+    ),
+]
 
 
-def _command(*, json_output: bool) -> list[str]:
-    return [sys.executable, "-c", PROGRAM.replace("JSON", str(json_output))]
+def _command(topology: str, distributor: str, *, json_output: bool) -> list[str]:
+    program = PROGRAM.replace("TOPOLOGY", topology).replace("DISTRIBUTOR", distributor)
+    return [sys.executable, "-c", program.replace("JSON", str(json_output))]
+
+
+def _without_real_nfqlb() -> Mapping[str, str]:
+    """Return the environment without what holds a real nfqlb."""
+    path = os.environ["PATH"].split(os.pathsep)
+    left = [directory for directory in path if shutil.which("nfqlb", path=directory) is None]
+    return {**os.environ, "PATH": os.pathsep.join(left)}
 
 
 def _process_namespaces() -> set[str]:
@@ -34,19 +56,34 @@ def _process_namespaces() -> set[str]:
     return seen
 
 
-def test_json_stands_alone_on_standard_output(sandbox: None) -> None:
-    done = subprocess.run(_command(json_output=True), check=False, capture_output=True, text=True, timeout=BOUND_S)
+@pytest.mark.parametrize(("topology", "distributor"), TOPOLOGIES)
+def test_json_stands_alone_on_standard_output(sandbox: None, topology: str, distributor: str) -> None:
+    done = subprocess.run(
+        _command(topology, distributor, json_output=True),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        env=_without_real_nfqlb(),
+    )
     assert done.returncode == 0, done.stderr
     (run,) = json.loads(done.stdout)["runs"]
-    assert (run["scenario"], run["column"], run["distributor"]) == ("lb-link", "withdraw", "nftables")
+    assert (run["scenario"], run["column"], run["distributor"]) == ("lb-link", "withdraw", distributor)
     assert (run["verdict"], run["error"], run["opened"]) == ("today", "", 12)
+    assert run["nfqlb"] == ("stand-in" if topology == "meridio" else None)
     assert "lb-link" in done.stderr
+    assert ("nfqlb: stand-in." in done.stderr) == (topology == "meridio")
 
 
-def test_an_interrupted_demo_leaves_no_process_behind(sandbox: None) -> None:
+@pytest.mark.parametrize(("topology", "distributor"), TOPOLOGIES)
+def test_an_interrupted_demo_leaves_no_process_behind(sandbox: None, topology: str, distributor: str) -> None:
     before = _process_namespaces()
     with subprocess.Popen(
-        _command(json_output=False), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        _command(topology, distributor, json_output=False),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_without_real_nfqlb(),
     ) as process:
         assert process.stdout is not None
         while "playing" not in (line := process.stdout.readline()):

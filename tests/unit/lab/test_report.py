@@ -5,6 +5,7 @@ from lbguard.lab import report
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
+from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run
 from lbguard.lab.scenarios import Do, Step
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
@@ -120,8 +121,10 @@ def test_without_a_run_of_lbguard_the_page_claims_nothing_of_it() -> None:
 def test_with_an_unmodified_load_balancer_the_page_says_so_and_how_fast_removed_targets_left() -> None:
     measured = Measurement(opened=2, disturbed=1)
     facts = LbFacts(removals_s=(0.0123,))
-    run = _run(Column.LBGUARD, measured, scenario="deliberate-removal", distribution=Distribution.NFQLB, lb=facts)
+    on_nfqlb: dict[str, object] = {"distribution": Distribution.NFQLB, "nfqlb": NfqlbKind.STAND_IN}
+    run = _run(Column.LBGUARD, measured, scenario="deliberate-removal", lb=facts, **on_nfqlb)
     text = _read([run]).text
+    assert "nfqlb: stand-in." in text
     assert "stand-in for Meridio's load balancer process, not modified" in text
     assert "removed targets out of the table in 12.3 ms" in text
     assert "out of the table at most 50 ms later than today" in text
@@ -131,3 +134,4 @@ def test_with_an_unmodified_load_balancer_the_page_says_so_and_how_fast_removed_
     )
     assert "; lbguard broke 0 and kept every promise" in _read([TODAY, GUARDED, removed]).text
     assert "Meridio" not in _read([GUARDED]).text
+    assert "nfqlb" not in _read([GUARDED]).text
