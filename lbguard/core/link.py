@@ -21,7 +21,8 @@ class Link:
     """One incarnation of a link.
 
     `addresses` maps (address, prefix length) to whether it is usable. `rx_at`: when packets last arrived, as far as the
-    counter was read. `losses`: how often it was set down or lost an address; the kernel may drop routes then.
+    counter was read. `losses` by family (IPv4: True): how often it was set down or lost an address of it; the kernel
+    may drop routes of that family then.
     """
 
     key: LinkKey
@@ -32,7 +33,7 @@ class Link:
     addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
     ready: set[Ip] = field(default_factory=set)
     neighbors: dict[Ip, Neighbor] = field(default_factory=dict)
-    losses: int = 0
+    losses: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
     rx_packets: int = -1
     rx_at: float = float("-inf")
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from lbguard.core.addr import Ip, Prefix, is_link_local, prefix_of
+from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local, prefix_of
 from lbguard.core.events import (
     AddressGone,
     AddressSeen,
@@ -149,10 +149,10 @@ class NetView:
         """Tell whether any followed target address lies in a subnet of the link."""
         return any(prefix_of(ip, length) in self._members for ip, length in link.addresses if not is_link_local(ip))
 
-    def losses(self, ifindex: int) -> int:
-        """Return how often a link lost something that the kernel drops routes for; -1: it carries none now."""
+    def losses(self, ifindex: int, *, ipv4: bool) -> int:
+        """Return how often a link lost what the kernel drops routes of a family for; -1: it carries none now."""
         link = self.links.get(ifindex)
-        return link.losses if link is not None and link.admin_up else -1
+        return link.losses[ipv4] if link is not None and link.admin_up else -1
 
     def superseded(self, link: Link) -> bool:
         """Tell whether a newer link owns every subnet in which the link holds an address.
@@ -178,7 +178,8 @@ class NetView:
             return
         if link.admin_up and not event.admin_up:
             self.changes.lost_links.add(event.ifindex)
-            link.losses += 1
+            for ipv4 in link.losses:
+                link.losses[ipv4] += 1
             link.neighbors.clear()
         if link.mac != event.mac:
             self._reincarnate(link)
@@ -218,7 +219,7 @@ class NetView:
         if link is None or link.addresses.pop((event.ip, event.prefix_length), None) is None:
             self.changes.ignored["address_unknown"] += 1
             return
-        link.losses += 1
+        link.losses[is_ipv4(event.ip)] += 1
         subnet = prefix_of(event.ip, event.prefix_length)
         if event.ip in link.ready:
             # A route that has not moved to the owner yet may lead through this link, and is no path any more.

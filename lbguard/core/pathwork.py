@@ -140,7 +140,7 @@ class PathWork:
 
     def acknowledged(self, route: Route) -> bool:
         """Tell whether a route that the kernel took still stands: its link lost nothing since it was asked for."""
-        losses = self._view.losses(route.oif)
+        losses = self._view.losses(route.oif, ipv4=route.ipv4)
         return losses >= 0 and self._asked.pop(route, losses) == losses
 
     def take_repairs(self, now: float) -> list[Effect]:
@@ -148,7 +148,7 @@ class PathWork:
         effects = self.neighbors.take_flushes()
         (routes, stale_routes), (rules, stale_rules) = self._tables.take_changes()
         if routes:
-            self._asked.update((route, self._view.losses(route.oif)) for route in routes if route.oif)
+            self._asked.update((route, self._view.losses(route.oif, ipv4=route.ipv4)) for route in routes if route.oif)
             effects.append(ProgramRoutes(replace=tuple(routes)))
         if rules or stale_rules:
             effects.append(ProgramRules(add=tuple(rules), delete=tuple(stale_rules)))

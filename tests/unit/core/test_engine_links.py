@@ -240,6 +240,21 @@ def test_entries_are_probed_once_an_interval_and_resolved_where_there_is_nothing
     assert [entry for e in guard.of(fx.ResolveNeighbors) for entry in e.entries] == [(1, ipv4_of(2))]
 
 
+def test_an_answer_to_a_route_counts_although_the_link_lost_an_address_of_the_other_family() -> None:
+    """The kernel drops IPv4 routes with the IPv4 addresses of a link, silently; IPv6 addresses are nothing to them."""
+    guard = Guard(targets=0)
+    guard.link(1, ipv6=True)
+    guard.register(1)
+    guard.set_down(1)
+    guard.refuse = (fx.ProgramRoutes,)
+    guard.tell(guard.link_seen(1))
+    asked = [route for effect in guard.of(fx.ProgramRoutes) for route in effect.replace if route.oif]
+    guard.tell(guard.address_gone(1, "fd00:0::1/64"))
+    assert guard.states() == {1: "held"}
+    guard.tell(ev.RoutesProgrammed(added=tuple(asked)))
+    assert guard.states() == {1: "active"}
+
+
 # Soft evidence and families
 
 
