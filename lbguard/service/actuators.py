@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Generic, TypeVar
 
 from lbguard.core.effects import (
@@ -67,6 +68,8 @@ class Lane(Generic[T]):
 
     When `limit` jobs wait, those that come again by themselves (neighbour probes) are dropped. For the others the
     engine's own restraint is the bound: it asks for nothing twice before it has an answer.
+
+    The outcome of jobs of the kind `together` that wait in a row is posted at once, when the last of them is done.
     """
 
     def __init__(
@@ -76,12 +79,14 @@ class Lane(Generic[T]):
         post: Callable[[Sequence[Event]], None],
         *,
         limit: int | None = None,
+        together: type[object] = NoneType,
     ) -> None:
         self.name = name
         self.dropped = 0
         self._work = work
         self._post = post
         self._limit = limit
+        self._together = together
         self._jobs: deque[T] = deque()
         self._arrived = asyncio.Event()
 
@@ -101,7 +106,10 @@ class Lane(Generic[T]):
         """Work until cancelled."""
         while True:
             while self._jobs:
-                events = await self._work(self._jobs.popleft())
+                job = self._jobs.popleft()
+                events = list(await self._work(job))
+                while isinstance(job, self._together) and self._jobs and isinstance(self._jobs[0], self._together):
+                    events += await self._work(self._jobs.popleft())
                 if events:
                     self._post(events)
             self._arrived.clear()

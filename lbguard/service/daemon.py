@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
 from lbguard.api.availability_state import AvailabilityState
-from lbguard.core.effects import Announce, SolicitNeighbors
+from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
 from lbguard.core.events import Event
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
@@ -97,7 +97,10 @@ class Daemon:
         self._tables = DistributorActuator(self._distributor, self._committed)
         kernel_lane: Lane[KernelEffect] = Lane("kernel", self._kernel.perform, self._post)
         neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
-        self._distributor_lane: Lane[DistributorEffect] = Lane("distributor", self._tables.perform, self._post)
+        # All streams are adopted in one decision: one for each would take longer than to read what they hold.
+        self._distributor_lane: Lane[DistributorEffect] = Lane(
+            "distributor", self._tables.perform, self._post, together=AttachStream
+        )
         self._lanes = (kernel_lane, neighbor_lane, self._distributor_lane)
         self.mirror = make_mirror(settings, self._hear_kernel)
         self.runner = Runner(
@@ -243,8 +246,7 @@ class Daemon:
     async def _count_packets(self) -> None:
         """Keep the packet counters, apart from all else: however long nftables takes, the heart goes on beating.
 
-        They come a little later than the doors: the first commits write rules, and do so twice when somebody else
-        changes anything in nftables meanwhile.
+        They come later than the first commits, which write their rules twice if nftables changes meanwhile.
         """
         await self._doors_opened.wait()
         rounds = 0

@@ -73,6 +73,26 @@ async def test_a_lane_does_one_job_after_the_other_in_order() -> None:
     assert posted == [ev.SourceLost(reason=job) for job in ("one", "two", "three")]
 
 
+async def test_what_waits_together_is_told_of_at_once_and_nothing_else_is() -> None:
+    posted: list[Sequence[ev.Event]] = []
+
+    async def work(job: str | int) -> Sequence[ev.Event]:
+        await asyncio.sleep(0)
+        return [ev.SourceLost(reason=str(job))] if job != "quiet" else ()
+
+    lane: Lane[str | int] = Lane("lane", work, posted.append, together=int)
+    for job in ("one", 2, 3, "four", "five", "quiet", 7, 8, 9):
+        lane.put(job)
+    task = asyncio.create_task(lane.run())
+    await eventually(lambda: len(posted) == 5)
+    lane.put(10)
+    await eventually(lambda: len(posted) == 6)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    told = [[event.reason for event in events if isinstance(event, ev.SourceLost)] for events in posted]
+    assert told == [["one"], ["2", "3"], ["four"], ["five"], ["7", "8", "9"], ["10"]]
+
+
 async def test_a_full_lane_drops_its_own_work_alone() -> None:
     async def never(job: str) -> Sequence[ev.Event]:
         await asyncio.Event().wait()
