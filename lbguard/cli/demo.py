@@ -29,6 +29,10 @@ def demo(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with timelines.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", metavar="DIR", help="Let lbguard record what it saw, for replay and tune."),
+    ] = None,
     list_scenarios: Annotated[bool, typer.Option("--list", help="List the scenarios and end.")] = False,
 ) -> None:
     """Break links in a lab of network namespaces, and count.
@@ -43,6 +47,7 @@ def demo(
       lbguard demo --scenario all --report demo.html
       lbguard demo --scenario flap --outage 2s --connections 50
       lbguard demo --topology meridio
+      lbguard demo --scenario lb-link --outage 2s --record recordings
 
     Exit status: 0 every promise kept, 1 one was missed, 2 not played (the message says why).
     """  # noqa: D301 (\b keeps the lines of a block)
@@ -70,5 +75,6 @@ def demo(
         connections=connections,
         json_output=as_json,
         report=report,
+        record=record,
     )
     raise typer.Exit(run_demo(options))

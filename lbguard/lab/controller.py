@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -57,6 +57,7 @@ class Controller:
     """Starts, kills and stops the process, and keeps its log (one JSON object a line of standard error).
 
     `started_as` (command line, environment) is another process than the column's own; `name` is what errors call it.
+    `settings` are environment variables for lbguard.
     """
 
     column: Column
@@ -65,6 +66,7 @@ class Controller:
     targets_file: Path
     started_as: tuple[list[str], dict[str, str]] | None = None
     name: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     other_lines: list[str] = field(default_factory=list)
     _process: asyncio.subprocess.Process | None = None
@@ -155,6 +157,7 @@ class Controller:
             "LBGUARD_SOCKET": str(self.targets_file.with_name("lbguard.sock")),
             "LBGUARD_METRICS__LISTEN": "127.0.0.1:9464",
             "LBGUARD_LOG__FORMAT": "json",
+            **self.settings,
         }
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:

@@ -38,7 +38,8 @@ class DemoOptions:
 
     No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is
     on PATH; no columns mean both. `outage_s` is how long a link is away (seconds). The topology `meridio` is played
-    on nfqlb alone: the real one when it is on PATH, else the lab's stand-in.
+    on nfqlb alone: the real one when it is on PATH, else the lab's stand-in. lbguard records each run in a directory
+    of its own below `record`.
     """
 
     topology: str = Topology.CHAIN
@@ -50,6 +51,7 @@ class DemoOptions:
     proxies: int = 2
     json_output: bool = False
     report: Path | None = None
+    record: Path | None = None
 
 
 class OptionError(Exception):
@@ -85,6 +87,10 @@ def _check(options: DemoOptions) -> None:
         raise OptionError(f"proxies {options.proxies}: 2 to {PROXIES_MAX} are allowed")
     if options.report is not None and not options.report.resolve().parent.is_dir():
         raise OptionError(f"report {options.report}: its directory does not exist")
+    if options.record is not None and options.record.is_dir() and any(options.record.iterdir()):
+        raise OptionError(
+            f"record {options.record}: there is something in it already; name an empty or a new directory"
+        )
 
 
 def _topology(options: DemoOptions) -> Topology:
@@ -143,6 +149,9 @@ def _inside(
     if options.report is not None:
         options.report.write_text(report.render(runs, options.outage_s), encoding="utf-8")
         console.print(f"report: {options.report}", markup=False)
+    if options.record is not None and options.record.is_dir():
+        one = next(iter(sorted(options.record.iterdir())), options.record)
+        console.print(f"recordings: {options.record}; ask them: lbguard tune {one}", markup=False, highlight=False)
     return MISSED if failed else KEPT
 
 
@@ -162,6 +171,7 @@ async def _play_all(
             max_targets=max_targets,
             topology=Topology(options.topology),
             work_dir=Path("/run/lbguard-lab") / str(slot.distribution),
+            recording=options.record.resolve() if options.record is not None else None,
         )
         progress = partial(display.phase, slot)
         run = await play(by_name[slot.scenario], slot.column, slot.distribution, setup, progress)

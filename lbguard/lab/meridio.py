@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,14 @@ class MeridioLb:
     """
 
     def __init__(
-        self, column: Column, nfqlb: NfqlbProcess, namespace: Namespace, targets_file: Path, directory: Path
+        self,
+        column: Column,
+        nfqlb: NfqlbProcess,
+        namespace: Namespace,
+        targets_file: Path,
+        directory: Path,
+        *,
+        settings: Mapping[str, str],
     ) -> None:
         self._nfqlb = nfqlb
         self._targets_file = targets_file
@@ -138,7 +145,7 @@ class MeridioLb:
                 "LBGUARD_NFQLB_DIR": str(self._shared),
             }
             guard_argv = [sys.executable, "-m", "lbguard", "run"]
-            started = (guard_argv, self._guard_environment())
+            started = (guard_argv, {**self._guard_environment(), **settings})
             self._guard = Controller(column, Distribution.NFQLB, namespace, targets_file, started_as=started)
         argv = [sys.executable, "-m", "lbguard.lab.stateless_lb", "--targets", str(targets_file)]
         self._lb = Controller(

@@ -31,7 +31,7 @@ LINE_LIMIT = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What every run shares. Times in seconds."""
+    """What every run shares. Times in seconds. `recording`: where lbguard records; None: it does not."""
 
     outage_s: float = 0.5
     connections: int = 200
@@ -42,6 +42,7 @@ class Setup:
     topology: Topology = Topology.CHAIN
     nfqlb: NfqlbKind = field(default_factory=kind_here)
     work_dir: Path = Path("/run/lbguard-lab")
+    recording: Path | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -169,15 +170,22 @@ class _Player:
 
     async def _make_controller(self, stack: contextlib.AsyncExitStack, targets_file: Path) -> Controller | MeridioLb:
         setup, run, namespace = self._setup, self._run, self._chain.lb
+        recorded: dict[str, str] = {}
+        if setup.recording is not None:
+            recorded = {
+                "LBGUARD_RECORDING__ENABLED": "true",
+                "LBGUARD_RECORDING__DIRECTORY": str(setup.recording / f"{run.scenario}-{run.distribution}"),
+            }
         if run.distribution is not Distribution.NFQLB:
-            return Controller(run.column, run.distribution, namespace, targets_file)
+            return Controller(run.column, run.distribution, namespace, targets_file, settings=recorded)
         run.nfqlb = setup.nfqlb
         nfqlb = NfqlbProcess(namespace, STREAM, setup.max_targets, search_path(setup.nfqlb, setup.work_dir))
         stack.push_async_callback(nfqlb.stop)
         if setup.topology is Topology.MERIDIO:
-            return MeridioLb(run.column, nfqlb, namespace, targets_file, setup.work_dir / "meridio")
+            directory = setup.work_dir / "meridio"
+            return MeridioLb(run.column, nfqlb, namespace, targets_file, directory, settings=recorded)
         await nfqlb.start()
-        return Controller(run.column, run.distribution, namespace, targets_file)
+        return Controller(run.column, run.distribution, namespace, targets_file, settings=recorded)
 
     def _server_argv(self) -> list[str]:
         spaces = {str(place.identifier): self._chain.target(place.identifier).name for place in self._chain.places}

@@ -8,6 +8,9 @@ import pytest
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.play import Run, Setup, play
 from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS, Do
+from lbguard.recording.reader import find_files
+from lbguard.recording.replay import replay
+from lbguard.tuning.tune import tune
 
 FEW = Setup(connections=24, flows=4)
 
@@ -88,3 +91,21 @@ async def test_what_the_lab_cannot_do_is_an_error_of_the_run(setup: Setup) -> No
     run, _ = await _play("lb-link", setup)
     assert "targets.yaml" in run.error
     assert not run.kept
+
+
+async def test_what_a_scenario_recorded_recommends_a_window_just_above_its_heals(setup: Setup) -> None:
+    setup = replace(setup, outage_s=1.2, recording=setup.work_dir / "recordings")
+    run = await _guarded("lb-link", setup, 3.0)
+    assert run.error == ""
+    heals = [record["duration_s"] for record in run.records if record.get("action") == "recover"]
+    assert len(heals) == 2
+    assert min(heals) >= 1.2
+    files = find_files([setup.work_dir / "recordings/lb-link-nftables"])
+    report = replay(files)
+    assert report.difference is None
+    decided = [record for record in run.records if record.get("event") == "decision"]
+    assert report.decisions >= len(decided)
+    tuning = tune(files, {})
+    assert tuning.recommended is not None
+    window_s = tuning.results[tuning.recommended].variant.config.grace.window_s
+    assert max(heals) < window_s <= max(heals) * 1.1 + 0.6

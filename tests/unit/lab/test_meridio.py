@@ -106,7 +106,7 @@ async def test_the_registry_changes_and_the_load_balancer_follows(tmp_path: Path
     targets_file = tmp_path / "targets.yaml"
     targets_file.write_text(yaml.safe_dump({"streams": [{"targets": [{"identifier": 1}, {"identifier": 2}]}]}))
     namespace, nfqlb = HereNamespace(targets_file), QuietNfqlb()
-    lb = MeridioLb(Column.WITHDRAW, nfqlb, namespace, targets_file, tmp_path / "m")  # type: ignore[arg-type]
+    lb = MeridioLb(Column.WITHDRAW, nfqlb, namespace, targets_file, tmp_path / "m", settings={})  # type: ignore[arg-type]
     await lb.start()
     try:
         assert nfqlb.served
