@@ -254,7 +254,8 @@ class Daemon:
             await asyncio.sleep(_POLL_S)
             rounds += 1
             await self._packets.follow({mark: target.key for mark, target in self.engine.roster.by_mark.items()})
-            if rounds % _COUNT_EVERY == 0:
+            # The first reading is what later ones are compared with: what an earlier run counted goes on.
+            if rounds % _COUNT_EVERY == 1:
                 await self._packets.read()
 
     async def _follow_mesh(self) -> None:
