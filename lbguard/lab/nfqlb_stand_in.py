@@ -65,9 +65,13 @@ class Memory:
         return self.fields[start : start + self.slots].tolist()
 
     def store(self) -> None:
-        """Write through the mapping, as the real one does: the modification time of the file stays."""
-        struct.pack_into(f"={self.slots}i", self._map, FIELD_BYTES * self.lookup_from, *self.lookup)
-        struct.pack_into(f"={self.targets}i", self._map, FIELD_BYTES * self.active_from, *self.active)
+        """Write through the mapping, as the real one does: the modification time of the file stays.
+
+        Field by field: struct.pack_into would fill all with zeros first, and send packets to the first target.
+        """
+        for first, values in ((self.lookup_from, self.lookup), (self.active_from, self.active)):
+            for field, value in enumerate(values, first):
+                self.fields[field] = value
 
     def clear(self) -> None:
         """Empty the table."""

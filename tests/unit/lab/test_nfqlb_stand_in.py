@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,18 @@ from lbguard.lab.nfqlb_stand_in import Memory, make_memory
 
 SHM = Path("/dev/shm")
 SLOTS, TARGETS = 97, 5
+LOOKED_AT_STORES = 300
+LOOK = """
+import sys
+from pathlib import Path
+from lbguard.lab.nfqlb_stand_in import Memory
+memory = Memory(Path(sys.argv[1]))
+print("looks", flush=True)
+lookup, end, seen = memory.fields[4:4 + 9973], memory.active_from + 4, set()
+while memory.fields[end] < 0:
+    seen.update(lookup[::100])
+print(*seen)
+"""
 NO_REAL = missing()
 
 
@@ -108,6 +121,23 @@ def test_packets_meet_an_empty_table_while_a_target_changes(tmp_path: Path) -> N
     memory.change(1, 5002)
     memory.change(0, -1)
     assert stored == [{-1}, {5001}, {-1}, {5001, 5002}, {-1}, {5002}]
+
+
+def test_another_process_never_meets_a_target_that_was_not_active(name: str) -> None:
+    # The one that looks is a process: threads of this one stand still while a table is stored.
+    path = SHM / name
+    make_memory(path, 9973, TARGETS)
+    memory = Memory(path)
+    memory.change(1, 5002)
+    with subprocess.Popen([sys.executable, "-c", LOOK, str(path)], stdout=subprocess.PIPE, text=True) as looking:
+        assert looking.stdout is not None
+        assert looking.stdout.readline() == "looks\n"
+        for index in [2, 1] * LOOKED_AT_STORES:
+            memory.lookup = [index] * 9973
+            memory.store()
+        memory.active[4] = 1
+        memory.store()
+        assert set(looking.stdout.readline().split()) <= {"1", "2"}
 
 
 def test_the_real_one_is_played_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
