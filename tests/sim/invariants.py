@@ -58,6 +58,7 @@ class Watch:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._outdated: set[Route] = set()
         self._losses: dict[TargetKey, Loss] = {}
         self._frozen: dict[TargetKey, float] = {}
         self._regained = 0
@@ -348,11 +349,16 @@ class Watch:
             assert table.active <= table.registered
 
     def asking_for_routes(self, effect: fx.ProgramRoutes) -> None:
-        """A route goes when its target does, or when it leads to an address that the target has no more."""
+        """A route goes when its target does, or when it leads to an address that the target has no more.
+
+        The latter may be asked for again, unheard of so far, when the target has gone as well.
+        """
+        self._outdated.difference_update(effect.replace)
         for route in effect.delete:
             target = self._world.engine.roster.by_mark.get(route.table)
-            gone = target is None or route.kind is RouteKind.BLACKHOLE
-            if gone or (target is not None and route.gateway in target.paths):
+            if target is not None and route.kind is RouteKind.UNICAST and route.gateway not in target.paths:
+                self._outdated.add(route)
+            elif route not in self._outdated:
                 self._check_unused(route.table)
 
     def deleting_route(self, route: Route) -> None:
