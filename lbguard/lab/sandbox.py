@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -32,15 +32,18 @@ class SandboxError(Exception):
     """The lab cannot be isolated on this machine; the message says why and what helps."""
 
 
-def require_tools() -> None:
+def require_tools(tools: Mapping[str, str] = TOOLS) -> None:
     """Check that the commands the lab needs are installed.
+
+    Args:
+        tools: the Debian package of each command.
 
     Raises:
         SandboxError: some are missing; the message holds the command that installs them.
     """
     search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     os.environ["PATH"] = search
-    packages = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
+    packages = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
     if packages:
         raise SandboxError(f"the lab needs more tools; install them with: apt-get install {' '.join(packages)}")
 
