@@ -249,6 +249,7 @@ SOCKETS = [
     ("nsp.address", ("settings.source=nsp", "settings.nsp.address=unix:///run/nsp.sock")),
     ("verdicts.spiffe_socket", ("settings.verdicts.spiffe_socket=unix:///run/spire/agent.sock",)),
     ("probe.nsm.address", ("probe.enabled=true", "settings.probe.connections=nsm")),
+    ("probe.report_to", ("probe.enabled=true", "settings.probe.report_to[0]=unix:///run/lbguard/lbguard.sock")),
     ("probe.spiffe_socket", ("probe.enabled=true", "settings.probe.spiffe_socket=unix:///run/spire/agent.sock")),
 ]
 

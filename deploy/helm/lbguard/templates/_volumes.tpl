@@ -36,10 +36,13 @@ Refuse sockets of others that no volume leads to: lbguard would wait for them fo
 {{- if $settings.nsm.enabled }}{{ $_ := set $sockets "nsm.address" $settings.nsm.address }}{{ end -}}
 {{- else -}}
 {{- $_ := set $sockets "probe.spiffe_socket" $settings.probe.spiffe_socket -}}
+{{- range $settings.probe.report_to -}}
+{{- if hasPrefix "unix:" . }}{{ $_ := set $sockets "probe.report_to" . }}{{ end -}}
+{{- end -}}
 {{- if eq $settings.probe.connections "nsm" }}{{ $_ := set $sockets "probe.nsm.address" $settings.probe.nsm.address }}{{ end -}}
 {{- end -}}
 {{- range $name, $address := $sockets -}}
-{{- $path := trimPrefix "unix://" (default "" $address) -}}
+{{- $path := regexReplaceAll "^unix:(//)?" (default "" $address) "" -}}
 {{- if and (hasPrefix "/" $path) (not (include "lbguard.isMounted" (merge (dict "path" $path) $given))) -}}
 {{- fail (printf "settings.%s = %s: no volume is mounted there; add the one that the pod has for it to %s.extraVolumeMounts" $name $path $given.component) -}}
 {{- end -}}
