@@ -63,7 +63,8 @@ class EngineConfig:
     evidence alone may withdraw at most this ratio of a stream's admitted targets. `observe`: nothing at all is touched.
     `manages_paths`: routes, rules, superseded links and tables are ours; without it (beside a load balancer that keeps
     them itself) only neighbours are looked after and addresses announced. `superseded_link_down`: set an older link of
-    the same subnet down, once. `excluded_links`: names (shell patterns) never taken for a link to targets.
+    the same subnet down, once, where nothing else needs it. `excluded_links`: names (shell patterns) never taken for a
+    link to targets.
     `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
     `neighbor_failures_needed`: that many failed resolutions in a row make a path `neighbor_failed`.
     `solicit_neighbors`: ask for unresolved neighbours of a new link in our own name. `retry_*`: backoff of kernel and
@@ -77,7 +78,7 @@ class EngineConfig:
     availability_grace_s: float = 1.0
     soft_budget: float = 0.5
     observe: bool = False
-    superseded_link_down: bool = True
+    superseded_link_down: bool = False
     excluded_links: tuple[str, ...] = ("lo",)
     neighbor_probe_interval_s: float = 1.0
     neighbor_failures_needed: int = 2

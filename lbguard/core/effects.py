@@ -18,10 +18,20 @@ class Announce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramRoutes:
-    """Replace (add or change) and delete routes, in this order: first `replace`, then `delete`."""
+    """Add, replace and delete routes, in this order.
 
+    `add`: nothing of ours stands there, and what somebody else put there since must stay (the kernel refuses then).
+    `replace`: what stands there is ours.
+    """
+
+    add: tuple[Route, ...] = ()
     replace: tuple[Route, ...] = ()
     delete: tuple[Route, ...] = ()
+
+    @property
+    def put(self) -> tuple[Route, ...]:
+        """The routes to add or replace, in order."""
+        return self.add + self.replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +82,15 @@ class TuneLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetLinkDown:
-    """Set a superseded link down, once."""
+    """Set a superseded link down, once, if nothing but its subnets needs it (answered by LinkSetDown)."""
+
+    link: LinkKey
+    ifname: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetLinkUp:
+    """Set a link up that was set down as superseded, with the addresses that it lost by that: the reason is gone."""
 
     link: LinkKey
     ifname: str
@@ -158,6 +176,7 @@ Effect = (
     | ProbeNeighbors
     | TuneLink
     | SetLinkDown
+    | SetLinkUp
     | AttachStream
     | CommitTables
     | ForgetStream

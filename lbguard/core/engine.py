@@ -174,6 +174,12 @@ class Engine:
     def _address_gone(self, event: ev.AddressGone, now: float) -> None:
         self.view.address_gone(event)
 
+    def _link_route_seen(self, event: ev.LinkRouteSeen, now: float) -> None:
+        self.view.link_route_seen(event)
+
+    def _link_route_gone(self, event: ev.LinkRouteGone, now: float) -> None:
+        self.view.link_route_gone(event)
+
     def _neighbor_seen(self, event: ev.NeighborSeen, now: float) -> None:
         self.view.neighbor_seen(event, now)
         if event.state == NeighborState.REACHABLE and event.ip in self.paths.weighing.down:
@@ -221,7 +227,7 @@ class Engine:
         self._kernel_retries.failed(rule_key(event.rule), now)
 
     def _link_set_down(self, event: ev.LinkSetDown, now: float) -> None:
-        """Nothing follows from it: the link's own event tells what became of it."""
+        self.paths.link_set_down(event)
 
     def _source_snapshot(self, event: ev.SourceSnapshot, now: float) -> None:
         self._source_read, self.source_reason = True, ""
@@ -383,6 +389,8 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.LinkGone: Engine._link_gone,
     ev.AddressSeen: Engine._address_seen,
     ev.AddressGone: Engine._address_gone,
+    ev.LinkRouteSeen: Engine._link_route_seen,
+    ev.LinkRouteGone: Engine._link_route_gone,
     ev.NeighborSeen: Engine._neighbor_seen,
     ev.NeighborGone: Engine._neighbor_gone,
     ev.RouteSeen: Engine._route_seen,

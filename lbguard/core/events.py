@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lbguard.core.addr import Ip
+from lbguard.core.addr import Ip, Prefix, prefix_of
 from lbguard.core.model import LinkKey, NeighborState, Route, Rule, StreamSpec, Verdict
 
 
@@ -26,12 +26,21 @@ class LinkGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressSeen:
-    """A link holds an address. `usable` is false while IPv6 duplicate detection runs or after it failed."""
+    """A link holds an address. `usable` is false while IPv6 duplicate detection runs or after it failed.
+
+    `peer`: the address of the other end, where the address has one (ip-address(8)); the prefix is the peer's then.
+    """
 
     ifindex: int
     ip: Ip
     prefix_length: int
     usable: bool = True
+    peer: Ip = b""
+
+    @property
+    def subnet(self) -> Prefix:
+        """The prefix that the address puts on the link."""
+        return prefix_of(self.peer or self.ip, self.prefix_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +50,44 @@ class AddressGone:
     ifindex: int
     ip: Ip
     prefix_length: int
+    peer: Ip = b""
+
+    @property
+    def subnet(self) -> Prefix:
+        """The prefix that the address put on the link."""
+        return prefix_of(self.peer or self.ip, self.prefix_length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkRouteSeen:
+    """The main table has a route without a gateway through a link, made by somebody: its prefix is on the link."""
+
+    ifindex: int
+    prefix: Prefix
+    metric: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkRouteGone:
+    """A route without a gateway was deleted."""
+
+    ifindex: int
+    prefix: Prefix
+    metric: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborSeen:
-    """The kernel holds a neighbour entry with this state; `mac` is empty while unresolved."""
+    """The kernel holds a neighbour entry with this state; `mac` is empty while unresolved.
+
+    `foreign`: somebody made the entry (static, learned by a control plane, managed), so the kernel did not learn it.
+    """
 
     ifindex: int
     ip: Ip
     state: NeighborState
     mac: bytes = b""
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +131,8 @@ KernelChange = (
     | LinkGone
     | AddressSeen
     | AddressGone
+    | LinkRouteSeen
+    | LinkRouteGone
     | NeighborSeen
     | NeighborGone
     | RouteSeen
@@ -112,6 +151,7 @@ class KernelSnapshot:
     neighbors: tuple[NeighborSeen, ...] = ()
     routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()
+    link_routes: tuple[LinkRouteSeen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +239,7 @@ class RuleFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSetDown:
-    """A superseded link was set down as asked (or the attempt failed with a reason)."""
+    """A superseded link was set down as asked, or it was left as it is for a reason."""
 
     link: LinkKey
     reason: str = ""

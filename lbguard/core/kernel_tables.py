@@ -4,6 +4,9 @@ For every registered target: one rule and one blackhole default per family (also
 address: its mark must never fall through to the main table and loop with the gateway), and a default route through each
 of its addresses whose subnet has an owner. Routes without an owner are left as they are; the kernel removes them with
 their link.
+
+A route of somebody else with the table and metric of one of ours stays: the kernel holds one route of a kind, so ours
+waits until it is gone. It serves the path as well if it leads to the same address through the same link.
 """
 
 from collections.abc import Iterable
@@ -39,6 +42,17 @@ def rule_key(rule: Rule) -> RuleKey:
     return RuleKey(rule.mark, rule.ipv4)
 
 
+class RouteChanges(NamedTuple):
+    """Routes to add, to replace and to delete."""
+
+    add: list[Route]
+    replace: list[Route]
+    delete: list[Route]
+
+
+_METRICS = frozenset({ROUTE_METRIC, BLACKHOLE_METRIC})
+
+
 class KernelTables:
     """Follows our routes and rules and tells which marks are concerned by a change."""
 
@@ -46,6 +60,7 @@ class KernelTables:
         self.routes: Delta[RouteKey, Route] = Delta()
         self.rules: Delta[RuleKey, Rule] = Delta()
         self._by_oif: dict[int, set[RouteKey]] = {}
+        self._foreign: dict[RouteKey, Route] = {}
         self.changed_marks: set[int] = set()
 
     # Desired
@@ -65,11 +80,17 @@ class KernelTables:
                 self.routes.want_absent(RouteKey(mark, ipv4, metric))
 
     def want_path(self, mark: int, ip: Ip, ifindex: int) -> bool:
-        """Desire a path's route through its owning link; tells whether route and rule stand in the kernel."""
+        """Desire a path's route through its owning link; tells whether rule and such a route stand in the kernel."""
         ipv4 = is_ipv4(ip)
         key = RouteKey(mark, ipv4, ROUTE_METRIC)
         self.routes.want(key, Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, ifindex))
-        return self.routes.satisfied(key) and self.rules.satisfied(RuleKey(mark, ipv4))
+        foreign = self._foreign.get(key)
+        routed = self.routes.satisfied(key) if foreign is None else (foreign.gateway, foreign.oif) == (ip, ifindex)
+        return routed and self.rules.satisfied(RuleKey(mark, ipv4))
+
+    def taken_by(self, mark: int, ip: Ip) -> Route | None:
+        """Return the route of somebody else that stands where a path's route should."""
+        return self._foreign.get(RouteKey(mark, is_ipv4(ip), ROUTE_METRIC))
 
     def forwarding_link(self, mark: int, ip: Ip) -> int:
         """Return the ifindex that a path's packets leave by as things stand; 0 when they do not."""
@@ -99,9 +120,11 @@ class KernelTables:
 
     def route_seen(self, route: Route) -> bool:
         """Note a route; tells whether that is news about one of ours."""
-        if route.protocol != ROUTE_PROTOCOL:
-            return False
         key = route_key(route)
+        if route.protocol != ROUTE_PROTOCOL:
+            return self._foreign_seen(key, route)
+        if self._foreign.pop(key, None) is not None:
+            self.changed_marks.add(route.table)
         self._unindex(key)
         if route.oif:
             self._by_oif.setdefault(route.oif, set()).add(key)
@@ -109,9 +132,9 @@ class KernelTables:
 
     def route_gone(self, route: Route) -> bool:
         """Note that a route is gone; tells whether that is news about one of ours."""
-        if route.protocol != ROUTE_PROTOCOL:
-            return False
         key = route_key(route)
+        if route.protocol != ROUTE_PROTOCOL:
+            return self._foreign_gone(key, route)
         if self.routes.actual.get(key) == route:
             self._unindex(key)
         return self._news(route.table, self.routes.gone(key, route))
@@ -139,7 +162,15 @@ class KernelTables:
 
     def replace(self, routes: Iterable[Route], rules: Iterable[Rule]) -> None:
         """Take a full view in place of all that was known."""
+        routes = tuple(routes)
         ours = {route_key(route): route for route in routes if route.protocol == ROUTE_PROTOCOL}
+        before, self._foreign = self._foreign, {}
+        for route in routes:
+            if route.protocol != ROUTE_PROTOCOL and route.metric in _METRICS:
+                self._foreign[route_key(route)] = route
+        self.changed_marks.update(
+            key.table for key in before.keys() | self._foreign.keys() if before.get(key) != self._foreign.get(key)
+        )
         self._by_oif = {}
         for key, route in ours.items():
             if route.oif:
@@ -152,9 +183,28 @@ class KernelTables:
         """Return the marks for which anything of ours stands in the kernel."""
         return {key.table for key in self.routes.actual} | {key.mark for key in self.rules.actual}
 
-    def take_changes(self) -> tuple[Changes[RouteKey, Route], Changes[RuleKey, Rule]]:
+    def take_changes(self) -> tuple[RouteChanges, Changes[RuleKey, Rule]]:
         """Return what has to change in the kernel, once."""
-        return self.routes.take_changes(), self.rules.take_changes()
+        routes = self.routes.take_changes()
+        changes = RouteChanges([], [], routes.delete)
+        for route in routes.put:
+            key = route_key(route)
+            if key not in self._foreign:
+                (changes.replace if key in self.routes.actual else changes.add).append(route)
+        return changes, self.rules.take_changes()
+
+    def _foreign_seen(self, key: RouteKey, route: Route) -> bool:
+        if route.metric not in _METRICS or self._foreign.get(key) == route:
+            return False
+        self._foreign[key] = route
+        return self._news(route.table, True)
+
+    def _foreign_gone(self, key: RouteKey, route: Route) -> bool:
+        if self._foreign.get(key) != route:
+            return False
+        del self._foreign[key]
+        self.routes.retry(key)
+        return self._news(route.table, True)
 
     def _news(self, mark: int, news: bool) -> bool:
         if news:

@@ -1,9 +1,21 @@
 """A link of this load balancer and the neighbours on it, as the core remembers them."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from lbguard.core.addr import Ip
+from lbguard.core.addr import Ip, Prefix, format_ip, is_ipv4, is_link_local, prefix_of
 from lbguard.core.model import LinkKey, NeighborState
+
+
+class Address(NamedTuple):
+    """An address of a link, and the prefix that it puts on the link: its own subnet, or its peer's."""
+
+    ip: Ip
+    subnet: Prefix
+
+    def __str__(self) -> str:
+        own = f"{format_ip(self.ip)}/{self.subnet.length}"
+        return own if prefix_of(self.ip, self.subnet.length) == self.subnet else f"{own} peer {self.subnet}"
 
 
 @dataclass(slots=True)
@@ -16,13 +28,29 @@ class Neighbor:
     confirmed_at: float = float("-inf")
 
 
+def _by_family() -> dict[bool, int]:
+    return {True: 0, False: 0}
+
+
+@dataclass(slots=True)
+class Subnet:
+    """The addresses of a link in one subnet: whether each is usable, and how many are."""
+
+    addresses: dict[Ip, bool] = field(default_factory=dict)
+    usable: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Link:
     """One incarnation of a link.
 
-    `addresses` maps (address, prefix length) to whether it is usable. `rx_at`: when packets last arrived, as far as the
-    counter was read. `losses` by family (IPv4: True): how often it was set down or lost an address of it; the kernel
-    may drop routes of that family then.
+    `order`: when the link was first seen, counting links; a new MAC does not change it. `from_start`: it was there in
+    the first full view. `addresses`: whether each is usable; `families`: how many there are of each (IPv4: True).
+    `subnets`: the prefixes that addresses put on the link (IPv6 link-local ones aside). `routes`: prefixes that routes
+    without a gateway put there, with how many do. `ready`: usable addresses while the link is up, with how often each
+    is held; `ready_families`: how many of each family. `rx_at`: when packets last arrived, as far as the counter was
+    read. `losses` by family: how often the link was set down or lost an address of it; the kernel may drop routes of
+    that family then.
     """
 
     key: LinkKey
@@ -30,10 +58,16 @@ class Link:
     up: bool
     admin_up: bool
     mac: bytes
-    addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
-    ready: set[Ip] = field(default_factory=set)
+    order: int = 0
+    from_start: bool = False
+    addresses: dict[Address, bool] = field(default_factory=dict)
+    families: dict[bool, int] = field(default_factory=_by_family)
+    subnets: dict[Prefix, Subnet] = field(default_factory=dict)
+    routes: dict[Prefix, int] = field(default_factory=dict)
+    ready: dict[Ip, int] = field(default_factory=dict)
+    ready_families: dict[bool, int] = field(default_factory=_by_family)
     neighbors: dict[Ip, Neighbor] = field(default_factory=dict)
-    losses: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+    losses: dict[bool, int] = field(default_factory=_by_family)
     rx_packets: int = -1
     rx_at: float = float("-inf")
 
@@ -41,3 +75,90 @@ class Link:
     def ifindex(self) -> int:
         """The kernel's number of the link."""
         return self.key.ifindex
+
+    def on_link(self) -> list[Prefix]:
+        """Return the prefixes that are on the link, IPv6 link-local ones aside."""
+        return [*self.subnets, *(prefix for prefix in self.routes if prefix not in self.subnets)]
+
+    def has_on_link(self, subnet: Prefix) -> bool:
+        """Tell whether a prefix is on the link."""
+        return subnet in self.subnets or subnet in self.routes
+
+    def ready_in(self, subnet: Prefix) -> bool:
+        """Tell whether the link is up with a usable address for a prefix that is on it."""
+        if not self.up:
+            return False
+        own = self.subnets.get(subnet)
+        if own is not None and own.usable:
+            return True
+        return subnet in self.routes and self.ready_families[is_ipv4(subnet.network)] > 0
+
+    def our_address(self, subnet: Prefix | None) -> Ip:
+        """Return our usable address for a prefix that is on the link; empty when there is none."""
+        if subnet is None:
+            return b""
+        own = self.subnets.get(subnet)
+        found = next((ip for ip in own.addresses if ip in self.ready), b"") if own else b""
+        if found or subnet not in self.routes:
+            return found
+        ipv4 = is_ipv4(subnet.network)
+        return next((ip for ip in self.ready if is_ipv4(ip) == ipv4), b"")
+
+    def reaches(self, ip: Ip, ours: tuple[Ip, ...]) -> bool:
+        """Tell whether one of our addresses stands on the link with a prefix that contains an address."""
+        return any(
+            len(subnet.network) == len(ip)
+            and prefix_of(ip, subnet.length) == subnet
+            and any(own in held.addresses for own in ours)
+            for subnet, held in self.subnets.items()
+        )
+
+    # Changes
+
+    def take_addresses(self, other: "Link") -> None:
+        """Take over all that another incarnation of the same link holds."""
+        self.addresses, self.families = other.addresses, other.families
+        self.subnets, self.routes = other.subnets, other.routes
+
+    def put_address(self, address: Address, usable: bool) -> bool:
+        """Note an address; tells whether it was usable before."""
+        before = self.addresses.get(address)
+        self.addresses[address] = usable
+        if before is None:
+            self.families[is_ipv4(address.ip)] += 1
+        if not is_link_local(address.ip):
+            subnet = self.subnets.setdefault(address.subnet, Subnet())
+            subnet.addresses[address.ip] = usable
+            subnet.usable += usable - bool(before)
+        return bool(before)
+
+    def drop_address(self, address: Address) -> None:
+        """Forget an address that the link has."""
+        usable = self.addresses.pop(address)
+        self.families[is_ipv4(address.ip)] -= 1
+        subnet = self.subnets.get(address.subnet)
+        if subnet is not None and subnet.addresses.pop(address.ip, None) is not None:
+            subnet.usable -= usable
+            if not subnet.addresses:
+                del self.subnets[address.subnet]
+
+    def count_ready(self, ip: Ip, change: int) -> bool:
+        """Count a usable holding of an address more or less; tells whether its family became usable, or none of it."""
+        count = self.ready.get(ip, 0) + change
+        family, held = is_ipv4(ip), ip in self.ready
+        if count > 0:
+            self.ready[ip] = count
+        else:
+            self.ready.pop(ip, None)
+        before = self.ready_families[family]
+        self.ready_families[family] += (count > 0) - held
+        return (before > 0) != (self.ready_families[family] > 0)
+
+    def recount_ready(self) -> None:
+        """Work out anew which addresses are ready, after the link came up, went down or became another."""
+        self.ready.clear()
+        self.ready_families = _by_family()
+        if self.up:
+            for (ip, _), usable in self.addresses.items():
+                if usable and not is_link_local(ip):
+                    self.count_ready(ip, 1)

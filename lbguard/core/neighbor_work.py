@@ -1,9 +1,12 @@
 """What the kernel has to do about the neighbour entries of targets: flush, resolve, ask, verify, tune.
 
-In `observe` mode nothing is asked for.
+Only entries that the kernel learned itself are touched: each of these requests would turn an entry that somebody made
+into one of the kernel's own (net/core/neighbour.c, __neigh_update). In `observe` mode nothing is asked for.
 """
 
-from lbguard.core.addr import Ip, Prefix, prefix_of
+from collections.abc import Iterable
+
+from lbguard.core.addr import Ip, Prefix
 from lbguard.core.chase import Chase
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import (
@@ -25,9 +28,7 @@ _UNRESOLVED = (*_UNKNOWN, NeighborState.INCOMPLETE)
 
 def our_address(link: Link, subnet: Prefix | None, known: Ip = b"") -> Ip:
     """Return our usable address on a link in a subnet: the one known before, as long as it is there; else empty."""
-    if known in link.ready:
-        return known
-    return next((ip for ip, length in link.addresses if ip in link.ready and prefix_of(ip, length) == subnet), b"")
+    return known if known in link.ready else link.our_address(subnet)
 
 
 class NeighborWork:
@@ -72,6 +73,12 @@ class NeighborWork:
             self._flush.update(dict.fromkeys(entries))
             self._resolve.update(dict.fromkeys(entries))
 
+    def family_back(self, ifindex: int) -> None:
+        """Set the timers of a link again whose IPv4 or IPv6 was taken off it meanwhile (an MTU below 1280 does)."""
+        link = self._view.links.get(ifindex)
+        if link is not None and self._tuned.get(ifindex) == link.key and link not in self._to_tune:
+            self._to_tune.append(link)
+
     def arrived(self, link: Link, ip: Ip, now: float, *, same_link: bool) -> None:
         """Act on a link that took over a path: learn the neighbour at once, trust nothing from before a cut."""
         if self._config.observe:
@@ -84,7 +91,7 @@ class NeighborWork:
             self._chase.begin(link.key, ip, now)
         if self._tuned.get(link.ifindex) != link.key:
             self._tuned[link.ifindex] = link.key
-            if self._config.tune_neighbors:
+            if link not in self._to_tune:
                 self._to_tune.append(link)
 
     def next(self, now: float) -> float | None:
@@ -94,16 +101,18 @@ class NeighborWork:
 
     def take_flushes(self) -> list[Effect]:
         """Return what comes before the routes: outdated entries out."""
-        entries = tuple(self._flush)
+        entries = self._ours(self._flush)
         self._flush.clear()
         return [FlushNeighbors(entries=entries)] if entries else []
 
     def take_rest(self, now: float) -> list[Effect]:
         """Return what comes after the routes."""
-        effects: list[Effect] = [TuneLink(link=link.key, ifname=link.name) for link in self._to_tune]
+        tuned = self._to_tune if self._config.tune_neighbors else ()
+        effects: list[Effect] = [TuneLink(link=link.key, ifname=link.name) for link in tuned]
         probe = self._probe_due(now)
-        if self._resolve:
-            effects.append(ResolveNeighbors(entries=tuple(self._resolve)))
+        resolve = self._ours(self._resolve)
+        if resolve:
+            effects.append(ResolveNeighbors(entries=resolve))
         effects += self._solicit_due(now)
         if probe:
             effects.append(ProbeNeighbors(entries=tuple(probe)))
@@ -111,12 +120,16 @@ class NeighborWork:
         self._to_tune.clear()
         return effects
 
+    def _ours(self, entries: Iterable[tuple[int, Ip]]) -> tuple[tuple[int, Ip], ...]:
+        """Return those entries that nobody but the kernel made."""
+        return tuple(entry for entry in entries if not self._view.foreign_neighbor(*entry))
+
     def _probe_due(self, now: float) -> list[tuple[int, Ip]]:
         """Return the entries to verify now; those that the kernel does not know are resolved instead."""
         probe = []
         for ip in self._wheel.due(now):
             link, _, _ = self._view.locate(ip)
-            if link is None:
+            if link is None or self._view.foreign_neighbor(link.ifindex, ip):
                 continue
             neighbor = link.neighbors.get(ip)
             if neighbor is None or neighbor.state in _UNKNOWN:
@@ -131,7 +144,8 @@ class NeighborWork:
         for key, ip in self._chase.take_due(now):
             link, subnet, _ = self._view.locate(ip) if self._view.follows(ip) else (None, None, None)
             neighbor = link.neighbors.get(ip) if link else None
-            if link is None or link.key != key or (neighbor is not None and neighbor.state not in _UNRESOLVED):
+            resolved = neighbor is not None and neighbor.state not in _UNRESOLVED
+            if link is None or link.key != key or resolved or self._view.foreign_neighbor(link.ifindex, ip):
                 self._chase.end(key, ip)
                 continue
             source = our_address(link, subnet)

@@ -1,31 +1,36 @@
 """The kernel as the core sees it: links and their addresses, who owns which subnet, and the neighbours of targets.
 
-Ownership. A subnet is owned by the newest link that is up and holds a usable address in it. Newest means the highest
-generation: generations count up with every link first seen, and in a first full view they follow the ifindex. While a
-new link of the same subnet is not yet up or addressed, the old one stays the owner: make before break.
+Who owns a subnet, and by which subnet a target address is reached, is worked out in `ownership.py`. Here each change of
+the kernel is taken, at a cost that does not grow with the number of addresses on a link.
 
-Cost. A change to a link touches only the target addresses in that link's subnets: they are indexed by prefix, for each
-prefix length that any link uses.
+Links whose names are excluded are remembered apart, with their addresses, since a rename may bring one in or take one
+out: nothing else of the core sees them.
+
+Of neighbour entries only those count as the kernel's own that it learned itself. An entry that somebody made (static,
+learned by a control plane, managed) is never verified, resolved or flushed, on whatever address.
 """
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local, prefix_of
+from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local
 from lbguard.core.events import (
     AddressGone,
     AddressSeen,
     KernelSnapshot,
     LinkGone,
+    LinkRouteGone,
+    LinkRouteSeen,
     LinkSeen,
     NeighborGone,
     NeighborSeen,
     TrafficSeen,
 )
-from lbguard.core.link import Link, Neighbor
+from lbguard.core.link import Address, Link, Neighbor
 from lbguard.core.model import Condition, LinkKey, NeighborState
+from lbguard.core.ownership import Ownership
 
 _VALID = (
     NeighborState.REACHABLE
@@ -43,13 +48,15 @@ class ViewChanges:
 
     `ips`: target addresses whose path may have changed. `ready`: addresses that became usable on a link that is up.
     `lost_links`: ifindexes whose routes the kernel dropped (silently for IPv4). `disowned`: links that are ready in a
-    subnet which a newer link owns.
+    subnet which a newer link owns. `family_back`: links that hold an address of a family again of which they had none:
+    the kernel starts with its defaults there.
     """
 
     ips: dict[Ip, None] = field(default_factory=dict)
     ready: dict[LinkKey, list[Ip]] = field(default_factory=dict)
     lost_links: set[int] = field(default_factory=set)
     disowned: set[LinkKey] = field(default_factory=set)
+    family_back: set[int] = field(default_factory=set)
     moved_neighbors: list[tuple[int, Ip, bytes, bytes]] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
 
@@ -59,20 +66,14 @@ class NetView:
 
     def __init__(self, *, excluded_links: Sequence[str], failures_needed: int) -> None:
         self.links: dict[int, Link] = {}
-        self.owners: dict[Prefix, Link] = {}
+        self.changes = ViewChanges()
         self._excluded_links = excluded_links
+        self._excluded: dict[int, Link] = {}
         self._failures_needed = failures_needed
         self._generation = 0
-        self._generation_at_start = 0
-        self._holders: dict[Prefix, dict[int, Link]] = {}
-        self._stripped: dict[Prefix, Link] = {}
-        self._ip_uses: dict[Ip, int] = {}
-        # The networks of a followed address by the lengths in use, longest first: `locate` is on the hot path.
-        self._networks: dict[Ip, tuple[Prefix, ...]] = {}
-        self._prefix_lengths: dict[int, list[int]] = {4: [], 16: []}
-        # An ordered set: what is judged first must not depend on how bytes hash in this process.
-        self._members: dict[Prefix, dict[Ip, None]] = {}
-        self.changes = ViewChanges()
+        self._complete = False
+        self._foreign: dict[int, set[Ip]] = {}
+        self._ownership = Ownership(self._paths_changed, self._link_disowned)
 
     def take_changes(self) -> ViewChanges:
         """Return what changed since the last call."""
@@ -81,64 +82,46 @@ class NetView:
 
     # Target addresses
 
+    @property
+    def owners(self) -> dict[Prefix, Link]:
+        """The owning link of each subnet that has one."""
+        return self._ownership.owners
+
     def add_ip(self, ip: Ip) -> None:
         """Follow a target address (counted, since several targets may share one)."""
-        uses = self._ip_uses.get(ip, 0)
-        self._ip_uses[ip] = uses + 1
-        if uses == 0:
-            self._networks[ip] = tuple(prefix_of(ip, length) for length in self._prefix_lengths[len(ip)])
-            for network in self._networks[ip]:
-                self._members.setdefault(network, {})[ip] = None
+        self._ownership.add_ip(ip)
 
     def remove_ip(self, ip: Ip) -> None:
         """Stop following a target address."""
-        self._ip_uses[ip] -= 1
-        if self._ip_uses[ip]:
-            return
-        del self._ip_uses[ip]
-        for network in self._networks.pop(ip):
-            self._members[network].pop(ip, None)
-            if not self._members[network]:
-                del self._members[network]
-        for link in self.links.values():
-            link.neighbors.pop(ip, None)
+        if self._ownership.remove_ip(ip):
+            for link in self.links.values():
+                link.neighbors.pop(ip, None)
 
     def locate(self, ip: Ip) -> tuple[Link | None, Prefix | None, Condition]:
         """Return the owning link of a followed address, the subnet that decided, and the condition up to there."""
-        found: tuple[Link | None, Prefix | None, Condition] = (None, None, Condition.NO_LINK)
-        for network in self._networks[ip]:
-            owner = self.owners.get(network)
-            if owner is not None:
-                return owner, network, Condition.OK
-            if found[2] is not Condition.NO_LINK:
-                continue
-            holders = self._holders.get(network)
-            if holders:
-                down = all(not link.up for link in holders.values())
-                found = (None, network, Condition.LINK_DOWN if down else Condition.ADDRESS_TENTATIVE)
-            elif network in self._stripped:
-                found = (None, network, Condition.NO_ADDRESS)
-        return found
+        return self._ownership.locate(ip)
 
     def neighbor_failed(self, link: Link, ip: Ip) -> bool:
         """Tell whether the kernel failed to resolve an address often enough in a row to count as evidence."""
         neighbor = link.neighbors.get(ip)
         return neighbor is not None and neighbor.failures >= self._failures_needed
 
-    def networks(self, ip: Ip) -> tuple[Prefix, ...]:
-        """Return the networks of a followed address, by the prefix lengths in use."""
-        return self._networks[ip]
+    def foreign_neighbor(self, ifindex: int, ip: Ip) -> bool:
+        """Tell whether somebody made the neighbour entry of an address, followed or not, on a link."""
+        return ip in self._foreign.get(ifindex, ())
+
+    def forwards(self, ifindex: int, ip: Ip) -> bool:
+        """Tell whether a link still reaches a followed address: it is up with a usable address for its subnet."""
+        link = self.links.get(ifindex)
+        return link is not None and any(link.ready_in(network) for network in self._ownership.networks(ip))
 
     def follows(self, ip: Ip) -> bool:
         """Tell whether an address is a target's."""
-        return ip in self._ip_uses
+        return self._ownership.follows(ip)
 
     def near(self, address: Ip) -> dict[Ip, None]:
         """Return the followed addresses in any subnet of ours that contains an address."""
-        found: dict[Ip, None] = {}
-        for length in self._prefix_lengths[len(address)]:
-            found |= self._members.get(prefix_of(address, length), {})
-        return found
+        return self._ownership.near(address)
 
     def holds(self, key: LinkKey, ip: Ip) -> bool:
         """Tell whether this incarnation of a link is up and holds a usable address right now."""
@@ -147,93 +130,146 @@ class NetView:
 
     def faces_targets(self, link: Link) -> bool:
         """Tell whether any followed target address lies in a subnet of the link."""
-        return any(prefix_of(ip, length) in self._members for ip, length in link.addresses if not is_link_local(ip))
+        return any(self._ownership.members(subnet) for subnet in link.on_link())
 
     def losses(self, ifindex: int, *, ipv4: bool) -> int:
         """Return how often a link lost what the kernel drops routes of a family for; -1: it carries none now."""
         link = self.links.get(ifindex)
         return link.losses[ipv4] if link is not None and link.admin_up else -1
 
-    def superseded(self, link: Link) -> bool:
-        """Tell whether a newer link owns every subnet in which the link holds an address.
+    def superseded(self, link: Link, subnets: Sequence[Prefix] | None = None) -> bool:
+        """Tell whether newer links own every subnet that is on a link, or those that were when it was set down."""
+        return self._ownership.superseded(link, link.on_link() if subnets is None else subnets)
 
-        Of links that were both there at the start nobody can say which is newer: neither supersedes the other.
-        """
-        oldest = max(link.key.generation, self._generation_at_start)
-        subnets = [prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip)]
-        owners = [self.owners.get(subnet) for subnet in subnets]
-        return bool(subnets) and all(o is not None and o.key.generation > oldest for o in owners)
+    def answers_elsewhere(self, link: Link) -> bool:
+        """Tell whether targets of every subnet of a superseded link answered its new owner, and none failed there."""
+        for subnet in link.on_link():
+            owner = self.owners.get(subnet)
+            members = self._ownership.members(subnet)
+            if owner is None or owner is link:
+                return False
+            known = [owner.neighbors[ip] for ip in members if ip in owner.neighbors]
+            if members and not any(neighbor.confirmed_at > float("-inf") for neighbor in known):
+                return False
+            if any(neighbor.failures for neighbor in known):
+                return False
+        return True
 
     # Kernel changes
 
     def link_seen(self, event: LinkSeen) -> None:
         """Take a link's attributes; an unknown ifindex or a new MAC is a new incarnation."""
-        link = self.links.get(event.ifindex)
-        if link is None:
-            if any(fnmatch.fnmatchcase(event.name, pattern) for pattern in self._excluded_links):
-                self.changes.ignored["link_excluded"] += 1
-                return
-            link = Link(self._new_key(event.ifindex), event.name, event.up, event.admin_up, event.mac)
-            self.links[event.ifindex] = link
-            return
+        excluded = any(fnmatch.fnmatchcase(event.name, pattern) for pattern in self._excluded_links)
+        if excluded and event.ifindex not in self._excluded:
+            self._exclude(event)
+        elif not excluded and event.ifindex not in self.links:
+            self._include(event)
+        link = self._excluded[event.ifindex] if excluded else self.links[event.ifindex]
+        if excluded:
+            self.changes.ignored["link_excluded"] += 1
         if link.admin_up and not event.admin_up:
-            self.changes.lost_links.add(event.ifindex)
+            if not excluded:
+                self.changes.lost_links.add(event.ifindex)
             for ipv4 in link.losses:
                 link.losses[ipv4] += 1
             link.neighbors.clear()
-        if link.mac != event.mac:
+        if link.mac != event.mac and not excluded:
             self._reincarnate(link)
+        was_up = link.up
         link.name, link.up, link.admin_up, link.mac = event.name, event.up, event.admin_up, event.mac
-        self._refresh(link)
+        if not excluded and (was_up != link.up or not link.ready):
+            self._refresh(link)
 
     def link_gone(self, event: LinkGone) -> None:
         """Forget a link with all that hung on it."""
+        self._foreign.pop(event.ifindex, None)
+        if self._excluded.pop(event.ifindex, None) is not None:
+            self.changes.ignored["link_excluded"] += 1
+            return
         link = self.links.pop(event.ifindex, None)
         if link is None:
             self.changes.ignored["link_unknown"] += 1
             return
         self.changes.lost_links.add(event.ifindex)
-        for subnet in [subnet for subnet, other in self._stripped.items() if other is link]:
-            del self._stripped[subnet]
-            self._touch((subnet,))
-        for ip, length in link.addresses:
-            self._drop_holder(prefix_of(ip, length), link)
+        self._withdraw_subnets(link)
 
     def address_seen(self, event: AddressSeen) -> None:
         """Take an address of a link."""
-        link = self.links.get(event.ifindex)
+        link = self._any_link(event.ifindex)
         if link is None:
             self.changes.ignored["address_of_unknown_link"] += 1
             return
-        link.addresses[event.ip, event.prefix_length] = event.usable
-        if not is_link_local(event.ip):
-            subnet = prefix_of(event.ip, event.prefix_length)
-            self._index_length(len(event.ip), event.prefix_length)
-            self._stripped.pop(subnet, None)
-            self._holders.setdefault(subnet, {})[link.ifindex] = link
-        self._refresh(link)
+        address = Address(event.ip, event.subnet)
+        family_back = link.families[is_ipv4(event.ip)] == 0
+        before = link.put_address(address, event.usable)
+        if event.ifindex not in self.links:
+            self.changes.ignored["address_of_unknown_link"] += 1
+            return
+        if family_back:
+            self.changes.family_back.add(event.ifindex)
+        if is_link_local(event.ip):
+            return
+        self._ownership.hold(address.subnet, link)
+        if before != event.usable:
+            self._count_ready(link, event.ip, 1 if event.usable else -1)
+            self._ownership.touch(address.subnet)
+        self._ownership.elect(address.subnet)
 
     def address_gone(self, event: AddressGone) -> None:
         """Forget an address of a link."""
-        link = self.links.get(event.ifindex)
-        if link is None or link.addresses.pop((event.ip, event.prefix_length), None) is None:
+        link = self._any_link(event.ifindex)
+        address = Address(event.ip, event.subnet)
+        usable = link.addresses.get(address) if link else None
+        if link is None or usable is None:
             self.changes.ignored["address_unknown"] += 1
             return
+        link.drop_address(address)
         link.losses[is_ipv4(event.ip)] += 1
-        subnet = prefix_of(event.ip, event.prefix_length)
-        if event.ip in link.ready:
+        if event.ifindex not in self.links or is_link_local(event.ip):
+            return
+        if usable:
             # A route that has not moved to the owner yet may lead through this link, and is no path any more.
-            self._touch((subnet,))
-        if not any(prefix_of(ip, length) == subnet for ip, length in link.addresses):
-            self._drop_holder(subnet, link)
-            if subnet in self._members and not self._holders.get(subnet):
-                self._stripped[subnet] = link
-        self._refresh(link)
+            self._count_ready(link, event.ip, -1)
+            self._ownership.touch(address.subnet)
+        if not link.has_on_link(address.subnet):
+            self._ownership.release(address.subnet, link, remains=True)
+        self._ownership.elect(address.subnet)
+
+    def link_route_seen(self, event: LinkRouteSeen) -> None:
+        """Take a route without a gateway: its prefix is on the link."""
+        link = self._any_link(event.ifindex)
+        if link is None:
+            self.changes.ignored["route_of_unknown_link"] += 1
+            return
+        link.routes[event.prefix] = link.routes.get(event.prefix, 0) + 1
+        if event.ifindex in self.links:
+            self._ownership.hold(event.prefix, link)
+            self._ownership.elect(event.prefix)
+
+    def link_route_gone(self, event: LinkRouteGone) -> None:
+        """Forget a route without a gateway."""
+        link = self._any_link(event.ifindex)
+        if link is None or event.prefix not in link.routes:
+            self.changes.ignored["route_of_unknown_link"] += 1
+            return
+        link.routes[event.prefix] -= 1
+        if link.routes[event.prefix]:
+            return
+        del link.routes[event.prefix]
+        if event.ifindex in self.links:
+            self._ownership.touch(event.prefix)
+            if not link.has_on_link(event.prefix):
+                self._ownership.release(event.prefix, link, remains=True)
+            self._ownership.elect(event.prefix)
 
     def neighbor_seen(self, event: NeighborSeen, now: float) -> None:
-        """Take the state of a target's neighbour entry; others are of no interest."""
+        """Take the state of a target's neighbour entry; of others only whether somebody made them is of interest."""
+        if event.foreign:
+            self._foreign.setdefault(event.ifindex, set()).add(event.ip)
+        elif event.ifindex in self._foreign:
+            self._foreign[event.ifindex].discard(event.ip)
         link = self.links.get(event.ifindex)
-        if link is None or event.ip not in self._ip_uses:
+        if link is None or not self.follows(event.ip):
             self.changes.ignored["neighbor_of_no_target"] += 1
             return
         neighbor = link.neighbors.get(event.ip)
@@ -248,7 +284,7 @@ class NetView:
             if neighbor.mac and event.mac and neighbor.mac != event.mac:
                 self.changes.moved_neighbors.append((event.ifindex, event.ip, neighbor.mac, event.mac))
             neighbor.mac = event.mac or neighbor.mac
-            if event.state == NeighborState.REACHABLE:
+            if event.state == NeighborState.REACHABLE and not event.foreign:
                 neighbor.confirmed_at = now
         neighbor.state = event.state
         if failures != neighbor.failures:
@@ -256,6 +292,8 @@ class NetView:
 
     def neighbor_gone(self, event: NeighborGone) -> None:
         """Note that the kernel dropped an entry. What failed before stays so until the address answers."""
+        if event.ifindex in self._foreign:
+            self._foreign[event.ifindex].discard(event.ip)
         link = self.links.get(event.ifindex)
         neighbor = link.neighbors.get(event.ip) if link else None
         if neighbor is None:
@@ -277,19 +315,45 @@ class NetView:
     def replace(self, snapshot: KernelSnapshot, now: float) -> None:
         """Take a full view: what it does not hold is gone."""
         present = {link.ifindex for link in snapshot.links}
-        for ifindex in [i for i in self.links if i not in present]:
+        for ifindex in [i for i in (*self.links, *self._excluded) if i not in present]:
             self.link_gone(LinkGone(ifindex=ifindex))
         for seen in sorted(snapshot.links, key=lambda link: link.ifindex):
             self.link_seen(seen)
-        self._generation_at_start = self._generation_at_start or self._generation
-        held = {(a.ifindex, a.ip, a.prefix_length) for a in snapshot.addresses}
-        for link in list(self.links.values()):
-            for ip, length in list(link.addresses):
-                if (link.ifindex, ip, length) not in held:
-                    self.address_gone(AddressGone(ifindex=link.ifindex, ip=ip, prefix_length=length))
-        for address in snapshot.addresses:
-            self.address_seen(address)
+        known = {**self.links, **self._excluded}
+        held = {(a.ifindex, Address(a.ip, a.subnet)) for a in snapshot.addresses}
+        for link in known.values():
+            for address in [each for each in link.addresses if (link.ifindex, each) not in held]:
+                ip, (network, length) = address
+                self.address_gone(AddressGone(ifindex=link.ifindex, ip=ip, prefix_length=length, peer=network))
+        for seen_address in snapshot.addresses:
+            self.address_seen(seen_address)
+        self._replace_link_routes(known, snapshot.link_routes)
+        if not self._complete:
+            self._complete = True
+            self._ownership.find_homes()
+        self._replace_neighbors(snapshot, now)
+        # A full view passes by everything that nobody asked about; that is no news.
+        self.changes.ignored.clear()
+
+    # Inner workings
+
+    def _replace_link_routes(self, known: dict[int, Link], routes: Sequence[LinkRouteSeen]) -> None:
+        counts: dict[int, Counter[Prefix]] = {}
+        for route in routes:
+            counts.setdefault(route.ifindex, Counter())[route.prefix] += 1
+        for ifindex, link in known.items():
+            told = counts.get(ifindex, Counter())
+            for prefix in [prefix for prefix in link.routes if prefix not in told]:
+                link.routes[prefix] = 1
+                self.link_route_gone(LinkRouteGone(ifindex=ifindex, prefix=prefix))
+            for prefix, count in told.items():
+                if prefix not in link.routes:
+                    self.link_route_seen(LinkRouteSeen(ifindex=ifindex, prefix=prefix))
+                link.routes[prefix] = count
+
+    def _replace_neighbors(self, snapshot: KernelSnapshot, now: float) -> None:
         entries = {(n.ifindex, n.ip) for n in snapshot.neighbors}
+        self._foreign.clear()
         for link in self.links.values():
             for ip, neighbor in link.neighbors.items():
                 if (link.ifindex, ip) not in entries:
@@ -297,79 +361,86 @@ class NetView:
         for entry in snapshot.neighbors:
             known = self.links[entry.ifindex].neighbors.get(entry.ip) if entry.ifindex in self.links else None
             # A failure that was counted already is no new failure because a dump repeats it.
-            if known is None or known.state != entry.state or entry.mac not in (b"", known.mac):
+            if known is None or known.state != entry.state or entry.foreign or entry.mac not in (b"", known.mac):
                 self.neighbor_seen(entry, now)
-        # A full view passes by everything that nobody asked about; that is no news.
-        self.changes.ignored.clear()
 
-    # Inner workings
+    def _paths_changed(self, ips: dict[Ip, None]) -> None:
+        self.changes.ips.update(ips)
 
-    def _new_key(self, ifindex: int) -> LinkKey:
+    def _link_disowned(self, key: LinkKey) -> None:
+        self.changes.disowned.add(key)
+
+    def _any_link(self, ifindex: int) -> Link | None:
+        return self.links.get(ifindex) or self._excluded.get(ifindex)
+
+    def _new_link(self, event: LinkSeen) -> Link:
         self._generation += 1
-        return LinkKey(ifindex, self._generation)
+        key = LinkKey(event.ifindex, self._generation)
+        order, from_start = self._generation, not self._complete
+        return Link(key, event.name, event.up, event.admin_up, event.mac, order=order, from_start=from_start)
+
+    def _include(self, event: LinkSeen) -> None:
+        """Look after a link that is new, or whose name was excluded until now."""
+        link = self._new_link(event)
+        link.up = False
+        before = self._excluded.pop(event.ifindex, None)
+        if before is not None:
+            link.take_addresses(before)
+        self.links[event.ifindex] = link
+        for subnet in link.on_link():
+            self._ownership.hold(subnet, link)
+
+    def _exclude(self, event: LinkSeen) -> None:
+        """Leave a link alone from now on; what it holds is remembered."""
+        before = self.links.pop(event.ifindex, None)
+        link = self._excluded[event.ifindex] = Link(
+            LinkKey(event.ifindex, 0), event.name, event.up, event.admin_up, event.mac
+        )
+        if before is not None:
+            link.take_addresses(before)
+            self._withdraw_subnets(before)
+
+    def _withdraw_subnets(self, link: Link) -> None:
+        """Take a link out of the election of all its subnets: it is gone, or none of ours."""
+        self._ownership.forget(link)
+        for subnet in link.on_link():
+            self._ownership.release(subnet, link, remains=False)
 
     def _reincarnate(self, link: Link) -> None:
-        """Treat a changed MAC as a new link: what neighbours know of it is wrong, and so is what it knows of them."""
-        link.key = self._new_key(link.ifindex)
+        """Treat a changed MAC as a new link: what neighbours know of it is wrong, and so is what it knows of them.
+
+        It stays as old as it is: a new MAC does not make it the newest of its subnets.
+        """
+        self._generation += 1
+        link.key = LinkKey(link.ifindex, self._generation)
         link.neighbors.clear()
         link.ready.clear()
         link.rx_packets, link.rx_at = -1, float("-inf")
-        self._touch(self._subnets(link))
-
-    def _subnets(self, link: Link) -> Iterable[Prefix]:
-        return dict.fromkeys(prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip))
+        for subnet in link.on_link():
+            self._ownership.touch(subnet)
 
     def _refresh(self, link: Link) -> None:
-        """Recompute which addresses are ready, and who owns the subnets of the link."""
-        ready = {ip for (ip, _), usable in link.addresses.items() if usable and link.up and not is_link_local(ip)}
-        new = ready - link.ready
+        """Work out which addresses are ready, and who owns the subnets of the link, after the link itself changed."""
+        before = set(link.ready)
+        link.recount_ready()
+        new = link.ready.keys() - before
         if new:
             self.changes.ready.setdefault(link.key, []).extend(sorted(new))
-        if ready != link.ready:
-            # Also where another link owns the subnet: a route that has not moved there yet may lead through this one.
-            self._touch(self._subnets(link))
-        link.ready = ready
-        for subnet in self._subnets(link):
-            self._elect(subnet)
+        changed = link.ready.keys() != before
+        for subnet in link.on_link():
+            if changed:
+                # Also where another link owns the subnet: a route that has not moved there may lead through this one.
+                self._ownership.touch(subnet)
+            self._ownership.elect(subnet)
 
-    def _drop_holder(self, subnet: Prefix, link: Link) -> None:
-        holders = self._holders.get(subnet)
-        if holders is not None and holders.pop(link.ifindex, None) is not None:
-            if not holders:
-                del self._holders[subnet]
-            self._elect(subnet)
-
-    def _elect(self, subnet: Prefix) -> None:
-        """Choose the owner of a subnet: the newest link that is ready in it."""
-        candidates = [
-            link
-            for link in self._holders.get(subnet, {}).values()
-            if link.up
-            and any(usable and prefix_of(ip, length) == subnet for (ip, length), usable in link.addresses.items())
-        ]
-        new = max(candidates, key=lambda link: link.key.generation, default=None)
-        old = self.owners.get(subnet)
-        self.changes.disowned.update(link.key for link in candidates if link is not new)
-        if new is old and new is not None:
+    def _count_ready(self, link: Link, ip: Ip, change: int) -> None:
+        """Count a usable holding of an address more or less, which matters while its link is up."""
+        if not link.up:
             return
-        if new is not None:
-            self.owners[subnet] = new
-        elif old is not None:
-            del self.owners[subnet]
-        self._touch((subnet,))
-
-    def _touch(self, subnets: Iterable[Prefix]) -> None:
-        for subnet in subnets:
-            self.changes.ips.update(self._members.get(subnet, {}))
-
-    def _index_length(self, family_length: int, length: int) -> None:
-        """Index the target addresses of a family by a prefix length that no link used before."""
-        lengths = self._prefix_lengths[family_length]
-        if length in lengths:
-            return
-        lengths.append(length)
-        lengths.sort(reverse=True)
-        for ip in self._ip_uses:
-            if len(ip) == family_length:
-                self._networks[ip] = tuple(prefix_of(ip, each) for each in lengths)
-                self._members.setdefault(prefix_of(ip, length), {})[ip] = None
+        if change > 0 and ip not in link.ready:
+            self.changes.ready.setdefault(link.key, []).append(ip)
+        if link.count_ready(ip, change):
+            # Any address of the family serves the prefixes that routes put on the link.
+            for prefix in [prefix for prefix in link.routes if is_ipv4(prefix.network) == is_ipv4(ip)]:
+                self._ownership.touch(prefix)
+                self._ownership.elect(prefix)

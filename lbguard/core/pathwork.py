@@ -4,7 +4,7 @@ Where paths are not ours (EngineConfig.owns_paths) it judges them and asks for n
 link and its neighbour entry.
 """
 
-from lbguard.core.addr import Ip, format_mac, is_ipv4, prefix_of
+from lbguard.core.addr import Ip, Prefix, format_mac, is_ipv4
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import (
     Effect,
@@ -12,7 +12,9 @@ from lbguard.core.effects import (
     ProgramRoutes,
     ProgramRules,
     SetLinkDown,
+    SetLinkUp,
 )
+from lbguard.core.events import LinkSetDown
 from lbguard.core.kernel_tables import KernelTables
 from lbguard.core.link import Link
 from lbguard.core.model import Condition, Evidence, LinkKey, Route
@@ -35,6 +37,7 @@ class PathWork:
         self.neighbors = NeighborWork(config, view)
         self._disowned: dict[LinkKey, None] = {}
         self._set_down: dict[int, LinkKey] = {}
+        self._subnets_down: dict[LinkKey, tuple[Prefix, ...]] = {}
         self._moved: list[NeighborMoved] = []
         self._asked: dict[Route, int] = {}
 
@@ -100,13 +103,7 @@ class PathWork:
 
     def _still_forwards(self, mark: int, ip: Ip) -> bool:
         """Tell whether the route of a path leads through another link that still works: it is only moving."""
-        ifindex = self._tables.forwarding_link(mark, ip)
-        link = self._view.links.get(ifindex) if ifindex else None
-        network = self._view.networks(ip)
-        return link is not None and any(
-            usable and link.up and prefix_of(address, length) in network
-            for (address, length), usable in link.addresses.items()
-        )
+        return self._view.forwards(self._tables.forwarding_link(mark, ip), ip)
 
     def evidence(self, target: Target) -> tuple[Evidence, ...]:
         """Return what is known of each path, for a decision record."""
@@ -137,6 +134,13 @@ class PathWork:
             NeighborMoved(ifindex=ifindex, ip=ip, old_mac=old, new_mac=new)
             for ifindex, ip, old, new in changes.moved_neighbors
         ]
+        for ifindex in changes.family_back:
+            self.neighbors.family_back(ifindex)
+
+    def link_set_down(self, event: LinkSetDown) -> None:
+        """Take note of what became of a link that was to be set down."""
+        if event.reason:
+            self._subnets_down.pop(event.link, None)
 
     def acknowledged(self, route: Route) -> bool:
         """Tell whether a route that the kernel took still stands: its link lost nothing since it was asked for."""
@@ -146,10 +150,11 @@ class PathWork:
     def take_repairs(self, now: float) -> list[Effect]:
         """Return the repairs, in order: stale entries out, routes and fallbacks, rules, deletions, then neighbours."""
         effects = self.neighbors.take_flushes()
-        (routes, stale_routes), (rules, stale_rules) = self._tables.take_changes()
-        if routes:
+        (added, replaced, stale_routes), (rules, stale_rules) = self._tables.take_changes()
+        if added or replaced:
+            routes = added + replaced
             self._asked.update((route, self._view.losses(route.oif, ipv4=route.ipv4)) for route in routes if route.oif)
-            effects.append(ProgramRoutes(replace=tuple(routes)))
+            effects.append(ProgramRoutes(add=tuple(added), replace=tuple(replaced)))
         if rules or stale_rules:
             effects.append(ProgramRules(add=tuple(rules), delete=tuple(stale_rules)))
         if stale_routes:
@@ -157,17 +162,29 @@ class PathWork:
         return effects + self.neighbors.take_rest(now)
 
     def take_late_work(self) -> list[Effect]:
-        """Return what comes after the repairs: superseded links whose routes have all moved away, set down once."""
+        """Return what comes after the repairs.
+
+        A superseded link is set down, once, when its routes have all moved away and its targets answered the newer
+        link. It is set up again when it is superseded no more.
+        """
         effects: list[Effect] = list(self._moved)
         self._moved.clear()
         for key in list(self._disowned):
             link = self._view.links.get(key.ifindex)
             if link is None or not self._may_set_down(link, key):
                 del self._disowned[key]
-            elif not self._tables.routes_through(key.ifindex):
+            elif not self._tables.routes_through(key.ifindex) and self._view.answers_elsewhere(link):
                 del self._disowned[key]
                 self._set_down[key.ifindex] = key
+                self._subnets_down[key] = tuple(link.on_link())
                 effects.append(SetLinkDown(link=key, ifname=link.name))
+        for key, subnets in list(self._subnets_down.items()):
+            link = self._view.links.get(key.ifindex)
+            if link is not None and link.key == key and self._view.superseded(link, subnets):
+                continue
+            del self._subnets_down[key]
+            if link is not None and link.key == key:
+                effects.append(SetLinkUp(link=key, ifname=link.name))
         return effects
 
     def _may_set_down(self, link: Link, key: LinkKey) -> bool:

@@ -119,6 +119,6 @@ def _link(engine: Engine, link: Link) -> LinkStatus:
         generation=link.key.generation,
         up=link.up,
         mac=format_mac(link.mac),
-        addresses=tuple(f"{format_ip(ip)}/{length}" for ip, length in link.addresses),
+        addresses=tuple(str(address) for address in link.addresses),
         role=role,
     )

@@ -5,7 +5,7 @@ or (for a verdict on the link) packets arrived through the link, less than `veto
 at again when the veto runs out, and one that is down when there is news that may veto it.
 """
 
-from lbguard.core.addr import Ip, prefix_of
+from lbguard.core.addr import Ip
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import VerdictReported
@@ -16,14 +16,6 @@ from lbguard.core.netview import NetView
 from lbguard.core.state import Path, Target
 
 _NEVER = float("-inf")
-
-
-def _joins(link: Link, ours: tuple[Ip, ...], theirs: Ip) -> bool:
-    """Tell whether one of our addresses stands on a link, in one subnet with theirs."""
-    return any(
-        ip in ours and len(ip) == len(theirs) and prefix_of(ip, length) == prefix_of(theirs, length)
-        for ip, length in link.addresses
-    )
 
 
 class Weighing:
@@ -72,7 +64,7 @@ class Weighing:
                     entries.append((link.ifindex, ip))
             else:
                 # The entry of a proxy is not among those followed; flushing it costs one resolution at most.
-                entries += [(link.ifindex, ip) for link in self._view.links.values() if _joins(link, ours, ip)]
+                entries += [(link.ifindex, ip) for link in self._view.links.values() if link.reaches(ip, ours)]
         return entries
 
     def down_through(self, ifindex: int) -> list[Ip]:

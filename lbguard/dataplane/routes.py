@@ -1,20 +1,26 @@
 """Routes and rules of the targets, programmed in batches.
 
-Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are touched.
+Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are touched:
+where none of ours stands a route is added, which the kernel refuses if somebody else's does.
 """
 
 import asyncio
 import errno
+from functools import partial
 from typing import Final
 
 from lbguard.core.effects import ProgramRoutes, ProgramRules
 from lbguard.core.events import RouteFailed, RoutesProgrammed, RuleFailed, RuleGone, RuleSeen
 from lbguard.core.model import ROUTE_PROTOCOL
-from lbguard.netlink.encode import add_rule, delete_route, delete_rule, replace_route
+from lbguard.netlink.encode import add_route, add_rule, delete_route, delete_rule, replace_route
 from lbguard.netlink.socket import NetlinkChannel
 
 # ESRCH and ENOENT: no such route or rule. ENODEV: its device is gone, and the route went with it.
 _ABSENT: Final = frozenset({0, errno.ESRCH, errno.ENOENT, errno.ENODEV})
+
+# The kernel has no route that says that the gateway is on the link. We know of an address or a route that does: it was
+# seen a moment ago, or it is an address without a prefix route.
+_NOT_ON_LINK: Final = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH})
 
 _TURN_S: Final = 0.03
 """Routes are what a broken connection waits for. Between two chunks of them the loop would digest what the kernel tells
@@ -30,20 +36,27 @@ class RouteTable:
         self._in_order = asyncio.Lock()
 
     async def program(self, effect: ProgramRoutes) -> list[RoutesProgrammed | RouteFailed]:
-        """Replace and delete routes, in this order.
+        """Add, replace and delete routes, in this order.
 
         Returns:
             What the kernel did as one RoutesProgrammed (if anything), and a RouteFailed for each route it refused.
         """
-        for route in effect.replace + effect.delete:
+        wanted = effect.put
+        for route in wanted + effect.delete:
             assert route.protocol == ROUTE_PROTOCOL, f"not ours to change: {route}"
-        messages = [replace_route(route) for route in effect.replace] + [delete_route(route) for route in effect.delete]
+        put = [partial(add_route, route) for route in effect.add]
+        put += [partial(replace_route, route) for route in effect.replace]
+        messages = [encode() for encode in put] + [delete_route(route) for route in effect.delete]
         async with self._in_order:
             acks = await self._channel.submit(messages, turn_s=_TURN_S)
+            off_link = [n for n in range(len(wanted)) if acks[n].error in _NOT_ON_LINK and wanted[n].oif]
+            again = await self._channel.submit([put[n](on_link=True) for n in off_link], turn_s=_TURN_S)
+        for n, ack in zip(off_link, again, strict=True):
+            acks[n] = ack
         events: list[RoutesProgrammed | RouteFailed] = []
         added, deleted = [], []
-        split = len(effect.replace)
-        for route, ack in zip(effect.replace, acks[:split], strict=True):
+        split = len(wanted)
+        for route, ack in zip(wanted, acks[:split], strict=True):
             if ack.error:
                 events.append(RouteFailed(route=route, reason=ack.reason))
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lbguard.core.addr import format_ip, format_mac, is_link_local
+from lbguard.core.addr import format_mac, is_link_local
 from lbguard.core.netview import NetView
 
 INTERFACE_LABELS = ("interface_name", "mac_address", "ips")
@@ -60,8 +60,8 @@ def links_facing_targets(view: NetView) -> tuple[LinkLabels, ...]:
     found = []
     for link in view.links.values():
         if link.up and view.faces_targets(link):
-            addresses = sorted(address for address in link.addresses if not is_link_local(address[0]))
-            ips = ",".join(f"{format_ip(ip)}/{length}" for ip, length in addresses)
+            addresses = sorted(address for address in link.addresses if not is_link_local(address.ip))
+            ips = ",".join(str(address) for address in addresses)
             found.append(LinkLabels(link.name, format_mac(link.mac), ips))
     return tuple(found)
 

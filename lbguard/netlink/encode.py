@@ -93,17 +93,28 @@ def dump(kind: DumpKind, sequence: int) -> bytes:
     return _message(kind.value, c.NLM_F_DUMP, _DUMP_BODIES[kind], sequence)
 
 
-def _route_body(route: Route, scope: int) -> bytes:
-    header = _RTMSG.pack(_family(route.ipv4), 0, 0, 0, c.RT_TABLE_UNSPEC, route.protocol, scope, route.kind, 0)
+def _route_body(route: Route, scope: int, flags: int = 0) -> bytes:
+    header = _RTMSG.pack(_family(route.ipv4), 0, 0, 0, c.RT_TABLE_UNSPEC, route.protocol, scope, route.kind, flags)
     body = header + _u32(c.RTA_TABLE, route.table) + _u32(c.RTA_PRIORITY, route.metric)
     if route.kind is RouteKind.BLACKHOLE:
         return body
     return body + _attribute(c.RTA_GATEWAY, route.gateway) + _u32(c.RTA_OIF, route.oif)
 
 
-def replace_route(route: Route) -> bytes:
-    """Add a default route, or change the one of the same table and metric, in one atomic step."""
-    return _message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_REPLACE, _route_body(route, c.RT_SCOPE_UNIVERSE))
+def add_route(route: Route, *, on_link: bool = False) -> bytes:
+    """Add a default route; where one of the same table and metric stands, whoever made it, it is refused with EEXIST.
+
+    `on_link`: take our word that the gateway is on the link, where the kernel has no route that says so
+    (an address with `noprefixroute` whose prefix route is not there yet).
+    """
+    body = _route_body(route, c.RT_SCOPE_UNIVERSE, c.RTNH_F_ONLINK if on_link else 0)
+    return _message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_EXCL, body)
+
+
+def replace_route(route: Route, *, on_link: bool = False) -> bytes:
+    """Add a default route, or change the one of the same table and metric, in one atomic step; see `add_route`."""
+    body = _route_body(route, c.RT_SCOPE_UNIVERSE, c.RTNH_F_ONLINK if on_link else 0)
+    return _message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_REPLACE, body)
 
 
 def delete_route(route: Route) -> bytes:

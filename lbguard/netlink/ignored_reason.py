@@ -11,7 +11,6 @@ class IgnoredReason(StrEnum):
     FOREIGN_SENDER = "foreign_sender"
     UNKNOWN_TYPE = "unknown_type"
     OTHER_FAMILY = "other_family"
-    NEIGHBOR_WITHOUT_ARP = "neighbor_without_arp"
     NEIGHBOR_PROXY = "neighbor_proxy"
     OTHER_TABLE = "other_table"
     NOT_DEFAULT_ROUTE = "not_default_route"

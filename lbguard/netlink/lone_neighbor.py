@@ -2,7 +2,7 @@
 
 Each verify probe ends in such a message, and for one entry its beginning is the same byte by byte every time: header,
 state, address, link-layer address. What follows (ages, counts) is of no interest. So each is decoded once, and after
-that a look into a table gives the event.
+that a look into a table gives the event. A message of another length is none of these.
 """
 
 from functools import lru_cache
@@ -21,6 +21,9 @@ _LENGTH: Final = Struct("=I")
 _FIXED: Final = Struct("=IHH8xB7xH")
 # Message header, struct ndmsg, address, Ethernet address (padded): the order in which the kernel writes them.
 _BEGINNINGS: Final = {c.AF_INET: 16 + 12 + 8 + 12, c.AF_INET6: 16 + 12 + 20 + 12}
+# Number of probes and ages follow. Anything more says who made the entry, which `decode` has to see.
+_REST: Final = Struct("=HH4xHH16x")
+_REST_HEADERS: Final = (8, c.NDA_PROBES, 20, c.NDA_CACHEINFO)
 
 
 def lone_neighbor(data: Buffer, length: int) -> NeighborSeen | None:
@@ -36,7 +39,9 @@ def lone_neighbor(data: Buffer, length: int) -> NeighborSeen | None:
     if kind != c.RTM_NEWNEIGH or state != NeighborState.REACHABLE or flags or told != length:
         return None
     size = _BEGINNINGS.get(family)
-    return None if size is None or length < size else _event(bytes(data[:size]))
+    if size is None or length != size + _REST.size or _REST.unpack_from(data, size) != _REST_HEADERS:
+        return None
+    return _event(bytes(data[:size]))
 
 
 @lru_cache(maxsize=_REMEMBERED)

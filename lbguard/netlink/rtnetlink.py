@@ -7,13 +7,16 @@ if_addr.h, neighbour.h, fib_rules.h; all integers are in host order.
 
 from collections.abc import Callable
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
+from lbguard.core.addr import IPV4_LEN, IPV6_LEN, Prefix
 from lbguard.core.events import (
     AddressGone,
     AddressSeen,
     KernelChange,
     LinkGone,
+    LinkRouteGone,
+    LinkRouteSeen,
     LinkSeen,
     NeighborGone,
     NeighborSeen,
@@ -41,7 +44,8 @@ _RTMSG: Final = Struct("=BBBBBBBBI").unpack_from
 
 _MALFORMED: Final = IgnoredReason.MALFORMED
 
-_NEIGHBOR_STATES: Final = {state.value: state for state in NeighborState if state is not NeighborState.NOARP}
+_NEIGHBOR_STATES: Final = {state.value: state for state in NeighborState}
+_MADE_BY_SOMEBODY: Final = NeighborState.PERMANENT | NeighborState.NOARP
 _ROUTE_KINDS: Final = {kind.value: kind for kind in RouteKind}
 _RULE_SELECTORS: Final = frozenset(
     {
@@ -92,7 +96,8 @@ def _link_gone(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome
     return LinkGone(ifindex=index) if family == c.AF_UNSPEC else IgnoredReason.OTHER_FAMILY
 
 
-def _address(data: Buffer, offset: int, end: int) -> tuple[int, bytes, int, int] | IgnoredReason:
+def _address(data: Buffer, offset: int, end: int) -> tuple[int, bytes, int, int, bytes] | IgnoredReason:
+    """Return link, our address, prefix length, flags, and the peer's address where it has one."""
     family, prefix_length, flags, _scope, index = _IFADDR(data, offset)
     if family == c.AF_INET:
         size, unpack = 8, _IPV4
@@ -100,41 +105,46 @@ def _address(data: Buffer, offset: int, end: int) -> tuple[int, bytes, int, int]
         size, unpack = 20, _IPV6
     else:
         return IgnoredReason.OTHER_FAMILY
-    ip: bytes = b""
+    ip = other = b""
     offset += 8
     while offset < end:
         length, kind = _ATTRIBUTE(data, offset)
         if length < 4 or offset + length > end:
             return _MALFORMED
-        if kind == c.IFA_LOCAL or (kind == c.IFA_ADDRESS and not ip):
+        if kind == c.IFA_LOCAL or kind == c.IFA_ADDRESS:
             # With a peer address, IFA_ADDRESS is the peer and IFA_LOCAL is ours.
             if length != size:
                 return _MALFORMED
-            (ip,) = unpack(data, offset + 4)
+            if kind == c.IFA_LOCAL:
+                (ip,) = unpack(data, offset + 4)
+            else:
+                (other,) = unpack(data, offset + 4)
         elif kind == c.IFA_FLAGS:
             if length != 8:
                 return _MALFORMED
             (flags,) = _U32(data, offset + 4)
         offset += (length + 3) & -4
+    ip = ip or other
     if not ip or prefix_length > len(ip) * 8:
         return _MALFORMED
-    return index, ip, prefix_length, flags
+    return index, ip, prefix_length, flags, other if other != ip else b""
 
 
 def _address_seen(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
     found = _address(data, offset, end)
     if isinstance(found, IgnoredReason):
         return found
-    index, ip, prefix_length, flags = found
+    index, ip, prefix_length, flags, peer = found
     usable = not flags & c.IFA_F_DADFAILED and (not flags & c.IFA_F_TENTATIVE or bool(flags & c.IFA_F_OPTIMISTIC))
-    return AddressSeen(ifindex=index, ip=ip, prefix_length=prefix_length, usable=usable)
+    return AddressSeen(ifindex=index, ip=ip, prefix_length=prefix_length, usable=usable, peer=peer)
 
 
 def _address_gone(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
     found = _address(data, offset, end)
     if isinstance(found, IgnoredReason):
         return found
-    return AddressGone(ifindex=found[0], ip=found[1], prefix_length=found[2])
+    index, ip, prefix_length, _flags, peer = found
+    return AddressGone(ifindex=index, ip=ip, prefix_length=prefix_length, peer=peer)
 
 
 def _neighbor_seen(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
@@ -147,9 +157,10 @@ def _neighbor_seen(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Out
         return IgnoredReason.OTHER_FAMILY
     state = _NEIGHBOR_STATES.get(state_bits)
     if state is None:
-        return IgnoredReason.NEIGHBOR_WITHOUT_ARP if state_bits == NeighborState.NOARP else _MALFORMED
+        return _MALFORMED
     if flags & c.NTF_PROXY:
         return IgnoredReason.NEIGHBOR_PROXY
+    foreign = bool(state_bits & _MADE_BY_SOMEBODY or flags & c.NTF_EXT_LEARNED)
     ip = mac = b""
     offset += 12
     while offset < end:
@@ -160,14 +171,14 @@ def _neighbor_seen(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Out
             if length != size:
                 return _MALFORMED
             (ip,) = unpack(data, offset + 4)
-            if mac:
-                break
         elif kind == c.NDA_LLADDR:
             mac = bytes(data[offset + 4 : offset + length])
-            if ip:
-                break
+        elif kind == c.NDA_PROTOCOL:
+            foreign = foreign or (length > 4 and data[offset + 4] != 0)
+        elif kind == c.NDA_FLAGS_EXT:
+            foreign = foreign or (length == 8 and bool(_U32(data, offset + 4)[0] & c.NTF_EXT_MANAGED))
         offset += (length + 3) & -4
-    return NeighborSeen(ifindex=index, ip=ip, state=state, mac=mac) if ip else _MALFORMED
+    return NeighborSeen(ifindex=index, ip=ip, state=state, mac=mac, foreign=foreign) if ip else _MALFORMED
 
 
 def _neighbor_gone(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Outcome:
@@ -175,7 +186,15 @@ def _neighbor_gone(data: Buffer, offset: int, end: int, is_target_table: IsTarge
     return NeighborGone(ifindex=seen.ifindex, ip=seen.ip) if isinstance(seen, NeighborSeen) else seen
 
 
-def _route(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Route | IgnoredReason:
+class _OnLink(NamedTuple):
+    """A route of the main table that puts a prefix on a link."""
+
+    ifindex: int
+    prefix: Prefix
+    metric: int
+
+
+def _route(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Route | _OnLink | IgnoredReason:
     family, dst_len, src_len, tos, table, protocol, _scope, kind_number, flags = _RTMSG(data, offset)
     if family == c.AF_INET:
         size, unpack = 8, _IPV4
@@ -184,7 +203,10 @@ def _route(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) 
     else:
         return IgnoredReason.OTHER_FAMILY
     if dst_len or src_len or tos:
-        return IgnoredReason.NOT_DEFAULT_ROUTE
+        made_by_kernel = protocol in (c.RTPROT_KERNEL, c.RTPROT_RA)
+        if src_len or tos or table != c.RT_TABLE_MAIN or made_by_kernel or kind_number != RouteKind.UNICAST:
+            return IgnoredReason.NOT_DEFAULT_ROUTE
+        return _on_link(data, offset, end, dst_len)
     kind = _ROUTE_KINDS.get(kind_number)
     if kind is None:
         return IgnoredReason.OTHER_ROUTE_TYPE
@@ -230,13 +252,41 @@ _ROUTE_SHAPES: Final = {
 }
 
 
+def _on_link(data: Buffer, offset: int, end: int, dst_len: int) -> _OnLink | IgnoredReason:
+    """Read a route that somebody made to a prefix; only one without a gateway is of interest."""
+    network = b""
+    oif = metric = 0
+    offset += 12
+    while offset < end:
+        length, attribute = _ATTRIBUTE(data, offset)
+        if length < 4 or offset + length > end:
+            return _MALFORMED
+        if attribute == c.RTA_DST:
+            network = bytes(data[offset + 4 : offset + length])
+        elif attribute == c.RTA_OIF or attribute == c.RTA_PRIORITY:
+            if length != 8:
+                return _MALFORMED
+            (number,) = _U32(data, offset + 4)
+            oif, metric = (number, metric) if attribute == c.RTA_OIF else (oif, number)
+        elif attribute == c.RTA_GATEWAY or attribute in _ROUTE_SHAPES:
+            return IgnoredReason.NOT_DEFAULT_ROUTE
+        offset += (length + 3) & -4
+    if len(network) not in (IPV4_LEN, IPV6_LEN) or dst_len > len(network) * 8 or not oif:
+        return _MALFORMED
+    return _OnLink(oif, Prefix(network, dst_len), metric)
+
+
 def _route_seen(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Outcome:
     route = _route(data, offset, end, is_target_table)
+    if isinstance(route, _OnLink):
+        return LinkRouteSeen(ifindex=route.ifindex, prefix=route.prefix, metric=route.metric)
     return RouteSeen(route=route) if isinstance(route, Route) else route
 
 
 def _route_gone(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) -> Outcome:
     route = _route(data, offset, end, is_target_table)
+    if isinstance(route, _OnLink):
+        return LinkRouteGone(ifindex=route.ifindex, prefix=route.prefix, metric=route.metric)
     return RouteGone(route=route) if isinstance(route, Route) else route
 
 

@@ -12,7 +12,7 @@ that the notification told of, but every later change brings a notification of i
 
 from collections.abc import Callable, Hashable
 
-from lbguard.core.addr import IPV4_LEN, Ip
+from lbguard.core.addr import IPV4_LEN, Ip, Prefix
 from lbguard.core.events import (
     AddressGone,
     AddressSeen,
@@ -20,6 +20,8 @@ from lbguard.core.events import (
     KernelChange,
     KernelSnapshot,
     LinkGone,
+    LinkRouteGone,
+    LinkRouteSeen,
     LinkSeen,
     NeighborGone,
     NeighborSeen,
@@ -31,6 +33,9 @@ from lbguard.core.events import (
 from lbguard.core.model import Route, RouteKind, Rule
 from lbguard.netlink.encode import DumpKind
 
+_AddressKey = tuple[int, Ip, int, Ip]
+_LinkRouteKey = tuple[Prefix, int]
+
 
 class View:
     """The state of the kernel as its messages tell it. A new one is `building` until its dumps are complete."""
@@ -38,13 +43,14 @@ class View:
     def __init__(self) -> None:
         self.building = True
         self._links: dict[int, LinkSeen] = {}
-        self._addresses: dict[tuple[int, Ip, int], AddressSeen] = {}
+        self._addresses: dict[_AddressKey, AddressSeen] = {}
         self._neighbors: dict[tuple[int, Ip], NeighborSeen] = {}
         self._rules: dict[Rule, Rule] = {}
         self._routes: dict[Route, Route] = {}
         self._route_slots: dict[tuple[int, bool, int], list[Route]] = {}
         self._ipv4_routes_by_link: dict[int, set[Route]] = {}
-        self._ipv4_addresses_by_link: dict[int, set[tuple[int, Ip, int]]] = {}
+        self._ipv4_addresses_by_link: dict[int, set[_AddressKey]] = {}
+        self._link_routes: dict[_LinkRouteKey, dict[int, LinkRouteSeen]] = {}
         self._touched: set[Hashable] = set()
 
     def notify(self, event: KernelChange, *, replaces: bool, out: list[Event]) -> None:
@@ -63,6 +69,9 @@ class View:
         if kind is DumpKind.ROUTES:
             for route in [route for route in self._routes if route not in self._touched]:
                 self._remove_route(route)
+            for slot in self._link_routes.values():
+                for ifindex in [i for i, told in slot.items() if _key(told) not in self._touched]:
+                    del slot[ifindex]
         elif kind is DumpKind.ADDRESSES:
             for address in [key for key in self._addresses if key not in self._touched]:
                 self._remove_address(address)
@@ -83,6 +92,7 @@ class View:
             neighbors=tuple(self._neighbors.values()),
             routes=tuple(self._routes),
             rules=tuple(self._rules),
+            link_routes=tuple(route for slot in self._link_routes.values() for route in slot.values()),
         )
 
     def _link_seen(self, event: LinkSeen, _: bool, out: list[Event]) -> None:
@@ -97,25 +107,44 @@ class View:
         self._lose_ipv4_routes(event.ifindex, out)
 
     def _address_seen(self, event: AddressSeen, _: bool, out: list[Event]) -> None:
-        key = (event.ifindex, event.ip, event.prefix_length)
+        key = (event.ifindex, event.ip, event.prefix_length, event.peer)
         self._addresses[key] = event
         if len(event.ip) == IPV4_LEN:
             self._ipv4_addresses_by_link.setdefault(event.ifindex, set()).add(key)
         out.append(event)
 
     def _address_gone(self, event: AddressGone, _: bool, out: list[Event]) -> None:
-        self._remove_address((event.ifindex, event.ip, event.prefix_length))
+        self._remove_address((event.ifindex, event.ip, event.prefix_length, event.peer))
         out.append(event)
         if len(event.ip) == IPV4_LEN and event.ifindex not in self._ipv4_addresses_by_link:
             self._lose_ipv4_routes(event.ifindex, out)
 
-    def _remove_address(self, key: tuple[int, Ip, int]) -> None:
+    def _remove_address(self, key: _AddressKey) -> None:
         self._addresses.pop(key, None)
         of_link = self._ipv4_addresses_by_link.get(key[0])
         if of_link is not None:
             of_link.discard(key)
             if not of_link:
                 del self._ipv4_addresses_by_link[key[0]]
+
+    def _link_route_seen(self, event: LinkRouteSeen, replaces: bool, out: list[Event]) -> None:
+        slot = self._link_routes.setdefault((event.prefix, event.metric), {})
+        if replaces:
+            for old in [old for ifindex, old in slot.items() if ifindex != event.ifindex]:
+                self._forget_link_route(old, out)
+        if event.ifindex not in slot:
+            slot[event.ifindex] = event
+            out.append(event)
+
+    def _link_route_gone(self, event: LinkRouteGone, _: bool, out: list[Event]) -> None:
+        if self._link_routes.get((event.prefix, event.metric), {}).pop(event.ifindex, None) is not None:
+            out.append(event)
+
+    def _forget_link_route(self, route: LinkRouteSeen, out: list[Event]) -> None:
+        if self.building:
+            self._touched.add(_key(route))
+        del self._link_routes[route.prefix, route.metric][route.ifindex]
+        out.append(LinkRouteGone(ifindex=route.ifindex, prefix=route.prefix, metric=route.metric))
 
     def _neighbor_seen(self, event: NeighborSeen, _: bool, out: list[Event]) -> None:
         self._neighbors[event.ifindex, event.ip] = event
@@ -155,6 +184,10 @@ class View:
     def _lose_ipv4_routes(self, ifindex: int, out: list[Event]) -> None:
         for route in tuple(self._ipv4_routes_by_link.get(ifindex, ())):
             self._forget_route(route, out)
+        for slot in self._link_routes.values():
+            told = slot.get(ifindex)
+            if told is not None and len(told.prefix.network) == IPV4_LEN:
+                self._forget_link_route(told, out)
 
     def _forget_route(self, route: Route, out: list[Event]) -> None:
         if self.building:
@@ -186,7 +219,9 @@ def _key(event: KernelChange) -> Hashable:
     if isinstance(event, RuleSeen | RuleGone):
         return event.rule
     if isinstance(event, AddressSeen | AddressGone):
-        return event.ifindex, event.ip, event.prefix_length
+        return event.ifindex, event.ip, event.prefix_length, event.peer
+    if isinstance(event, LinkRouteSeen | LinkRouteGone):
+        return event.ifindex, event.prefix, event.metric
     return event.ifindex
 
 
@@ -195,6 +230,8 @@ _APPLY: dict[type, Callable[..., None]] = {
     LinkGone: View._link_gone,
     AddressSeen: View._address_seen,
     AddressGone: View._address_gone,
+    LinkRouteSeen: View._link_route_seen,
+    LinkRouteGone: View._link_route_gone,
     NeighborSeen: View._neighbor_seen,
     NeighborGone: View._neighbor_gone,
     RouteSeen: View._route_seen,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lbguard import __version__
 from lbguard.core.config import EngineConfig
-from lbguard.core.events import AddressSeen, KernelSnapshot, LinkSeen, NeighborSeen
+from lbguard.core.events import AddressSeen, KernelSnapshot, LinkRouteSeen, LinkSeen, NeighborSeen
 from lbguard.core.model import Route, Rule
 from lbguard.recording.checkpoint import Node, core_digest, encode_nodes
 from lbguard.recording.codec import encode, encode_item, schema
@@ -26,6 +26,7 @@ SNAPSHOT_ITEMS: dict[str, type] = {
     "neighbors": NeighborSeen,
     "routes": Route,
     "rules": Rule,
+    "link_routes": LinkRouteSeen,
 }
 """The parts of a full view and what each consists of."""
 

@@ -24,6 +24,7 @@ from lbguard.core.effects import (
     PruneStreams,
     ResolveNeighbors,
     SetLinkDown,
+    SetLinkUp,
     TuneLink,
 )
 from lbguard.core.events import (
@@ -49,7 +50,7 @@ _log = logging.getLogger("lbguard.service.actuators")
 
 T = TypeVar("T")
 
-KernelEffect = ProgramRoutes | ProgramRules | SetLinkDown
+KernelEffect = ProgramRoutes | ProgramRules | SetLinkDown | SetLinkUp
 NeighborEffect = FlushNeighbors | ResolveNeighbors | ProbeNeighbors | TuneLink
 
 
@@ -130,7 +131,7 @@ class KernelActuator:
                 try:
                     return await self._routes.program(effect)
                 except OSError as error:
-                    wanted = effect.replace + effect.delete
+                    wanted = effect.put + effect.delete
                     return [RouteFailed(route=route, reason=str(error)) for route in wanted]
             case ProgramRules():
                 try:
@@ -139,15 +140,23 @@ class KernelActuator:
                     return [RuleFailed(rule=rule, reason=str(error)) for rule in effect.add + effect.delete]
             case SetLinkDown():
                 return [await self._set_down(effect)]
+            case SetLinkUp():
+                await self._set_up(effect)
+                return []
 
     async def _set_down(self, effect: SetLinkDown) -> LinkSetDown:
         try:
             outcome = await self._links.set_down(effect.link, effect.ifname)
         except OSError as error:
             outcome = LinkSetDown(link=effect.link, reason=str(error))
-        what = "superseded link could not be set down" if outcome.reason else "superseded link set down"
+        what = "superseded link left up" if outcome.reason else "superseded link set down"
         _log.warning(what, extra=fields(link=effect.ifname, ifindex=effect.link.ifindex, reason=outcome.reason))
         return outcome
+
+    async def _set_up(self, effect: SetLinkUp) -> None:
+        reason = await self._links.set_up(effect.link, effect.ifname)
+        what = "link could not be set up again" if reason else "link set up again: it is superseded no more"
+        _log.warning(what, extra=fields(link=effect.ifname, ifindex=effect.link.ifindex, reason=reason))
 
 
 class NeighborActuator:

@@ -23,6 +23,7 @@ from lbguard.core.effects import (
     ResolveNeighbors,
     SetAvailability,
     SetLinkDown,
+    SetLinkUp,
     SolicitNeighbors,
     TuneLink,
     VerdictAnswered,
@@ -205,7 +206,7 @@ class Runner:
                 return
             case Announce() | SolicitNeighbors():
                 self._announce(effect)
-            case ProgramRoutes() | ProgramRules() | SetLinkDown():
+            case ProgramRoutes() | ProgramRules() | SetLinkDown() | SetLinkUp():
                 self._kernel.put(effect)
             case FlushNeighbors() | ResolveNeighbors() | ProbeNeighbors() | TuneLink():
                 self._neighbors.put(effect, droppable=isinstance(effect, ProbeNeighbors))

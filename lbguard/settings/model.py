@@ -190,8 +190,9 @@ class LinkSettings(BaseModel):
 
     model_config = GROUP
     superseded: Literal["down", "ignore"] = Field(
-        default="down",
-        description="What to do with the older of two links in one subnet: set it down once, or leave it.",
+        default="ignore",
+        description="What to do with the older of two links in one subnet: leave it, or set it down (once, where "
+        "nothing else needs it, and up again when the newer one is gone).",
     )
     exclude: Patterns = Field(
         default=("lo",),

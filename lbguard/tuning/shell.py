@@ -213,7 +213,7 @@ class ModelledShell:
     def _program_routes(self, effect: fx.ProgramRoutes) -> list[Event]:
         results: list[Event] = []
         added = []
-        for route in effect.replace:
+        for route in effect.put:
             if route.oif and not self._links.get(route.oif, False):
                 results.append(ev.RouteFailed(route=route, reason="ENODEV: modelled"))
             else:
@@ -265,14 +265,17 @@ def beginning_of(engine: Engine) -> list[Event]:
         for link in view.links.values()
     ]
     addresses = [
-        ev.AddressSeen(ifindex=link.ifindex, ip=ip, prefix_length=length, usable=usable)
+        ev.AddressSeen(ifindex=link.ifindex, ip=ip, prefix_length=length, usable=usable, peer=network)
         for link in view.links.values()
-        for (ip, length), usable in link.addresses.items()
+        for (ip, (network, length)), usable in link.addresses.items()
     ]
     neighbors = [
         ev.NeighborSeen(ifindex=link.ifindex, ip=ip, state=neighbor.state, mac=neighbor.mac)
         for link in view.links.values()
         for ip, neighbor in link.neighbors.items()
+    ]
+    link_routes = [
+        ev.LinkRouteSeen(ifindex=link.ifindex, prefix=prefix) for link in view.links.values() for prefix in link.routes
     ]
     streams = [stream for stream in engine.roster.streams.values() if not stream.removed]
     pairs = {stream.spec.name: stream.committed[1] if stream.committed else stream.active_seen for stream in streams}
@@ -283,6 +286,7 @@ def beginning_of(engine: Engine) -> list[Event]:
             neighbors=tuple(neighbors),
             routes=tuple(tables.routes.actual.values()),
             rules=tuple(tables.rules.actual.values()),
+            link_routes=tuple(link_routes),
         ),
         ev.SourceSnapshot(streams=tuple(stream.spec for stream in streams)),
         *(ev.DistributorSeen(stream=name, active=active) for name, active in pairs.items() if active is not None),

@@ -26,10 +26,11 @@ _ORDER = list(Condition)
 
 @dataclass(slots=True)
 class BelievedLink:
-    """A link as told; `order` says how new it is, and a new MAC makes it newer."""
+    """A link as told; `order` says how new it is: a new MAC does not make it newer. The first view has no order."""
 
     seen: ev.LinkSeen
     order: int
+    from_start: bool = False
     addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
     failures: dict[Ip, int] = field(default_factory=dict)
     states: dict[Ip, NeighborState] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Belief:
     def __init__(self, failures_needed: int, followed: Callable[[], set[Ip]]) -> None:
         self.links: dict[int, BelievedLink] = {}
         self.routes: dict[tuple[int, bool, int], Route] = {}
+        self.foreign: dict[tuple[int, bool, int], Route] = {}
         self.rules: set[Rule] = set()
         self.in_sync = False
         # How often sync was gained: what came back unseen gets some time to be repaired.
@@ -58,7 +60,8 @@ class Belief:
         self._failures_needed = failures_needed
         self._followed = followed
         self._order = 0
-        self._order_at_start = 0
+        self._viewed = False
+        self._somebodys: set[tuple[int, Ip]] = set()
         self._owners: dict[Ip, BelievedLink | None] = {}
         self._now = 0.0
 
@@ -99,7 +102,11 @@ class Belief:
             return Condition.NO_LINK
         ipv4 = is_ipv4(ip)
         wanted = Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, link.seen.ifindex)
+        foreign = self.foreign.get((mark, ipv4, ROUTE_METRIC))
         route = self.routes.get((mark, ipv4, ROUTE_METRIC))
+        if foreign is not None:
+            # What somebody else put in place of our route serves as well if it leads the same way.
+            route = wanted if (foreign.gateway, foreign.oif) == (ip, link.seen.ifindex) else None
         if Rule(mark, ipv4, mark) not in self.rules or (route != wanted and not self._moving(route, ip)):
             return Condition.ROUTE_MISSING
         if link.failures.get(ip, 0) >= self._failures_needed:
@@ -151,11 +158,32 @@ class Belief:
 
     def superseded(self, ifindex: int) -> bool:
         link = self.links[ifindex]
-        oldest = max(link.order, self._order_at_start)
-        subnets = {prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip)}
-        return bool(subnets) and all(
-            any(other.order > oldest and other.ready_in(subnet) for other in self.links.values()) for subnet in subnets
-        )
+        subnets = self._subnets(link)
+        return bool(subnets) and all(self._newer(link, subnet) for subnet in subnets)
+
+    def answered(self, ifindex: int) -> bool:
+        """Tell whether, in every subnet of a link with targets in it, one of them answered a newer link."""
+        link = self.links[ifindex]
+        for subnet in self._subnets(link):
+            ips = [
+                ip
+                for ip in self._followed()
+                if len(ip) == len(subnet.network) and prefix_of(ip, subnet.length) == subnet
+            ]
+            if ips and not any(ip in other.confirmed_at for other in self._newer(link, subnet) for ip in ips):
+                return False
+        return True
+
+    def _newer(self, link: BelievedLink, subnet: Prefix) -> list[BelievedLink]:
+        others = self.links.values()
+        return [o for o in others if o.order > link.order and not o.from_start and o.ready_in(subnet)]
+
+    @staticmethod
+    def _subnets(link: BelievedLink) -> set[Prefix]:
+        return {prefix_of(ip, length) for ip, length in link.addresses if not is_link_local(ip)}
+
+    def made_by_somebody(self, ifindex: int, ip: Ip) -> bool:
+        return (ifindex, ip) in self._somebodys
 
     # What is told
 
@@ -165,19 +193,18 @@ class Belief:
         link = self.links.get(event.ifindex)
         if link is None:
             self._order += 1
-            self.links[event.ifindex] = BelievedLink(event, self._order)
+            self.links[event.ifindex] = BelievedLink(event, self._order, from_start=not self._viewed)
             return
         if link.seen.admin_up and not event.admin_up:
             self._lose_routes(event.ifindex)
             self._forget_neighbors(link)
         if link.seen.mac != event.mac:
-            self._order += 1
-            link.order = self._order
             link.received, link.received_at = None, float("-inf")
             self._forget_neighbors(link)
         link.seen = event
 
     def _LinkGone(self, event: ev.LinkGone) -> None:  # noqa: N802
+        self._somebodys = {entry for entry in self._somebodys if entry[0] != event.ifindex}
         if self.links.pop(event.ifindex, None) is not None:
             self._lose_routes(event.ifindex)
 
@@ -190,6 +217,7 @@ class Belief:
             self.links[event.ifindex].addresses.pop((event.ip, event.prefix_length), None)
 
     def _NeighborSeen(self, event: ev.NeighborSeen) -> None:  # noqa: N802
+        (self._somebodys.add if event.foreign else self._somebodys.discard)((event.ifindex, event.ip))
         link = self.links.get(event.ifindex)
         if link is None or event.ip not in self._followed():
             return
@@ -203,6 +231,7 @@ class Belief:
                 link.confirmed_at[event.ip] = self._now
 
     def _NeighborGone(self, event: ev.NeighborGone) -> None:  # noqa: N802
+        self._somebodys.discard((event.ifindex, event.ip))
         link = self.links.get(event.ifindex)
         if link is not None and event.ip in link.states:
             link.states[event.ip] = NeighborState.NONE
@@ -216,13 +245,18 @@ class Belief:
 
     def _RouteSeen(self, event: ev.RouteSeen) -> None:  # noqa: N802
         route = event.route
+        slot = (route.table, route.ipv4, route.metric)
         if route.protocol == ROUTE_PROTOCOL:
-            self.routes[route.table, route.ipv4, route.metric] = route
+            self.routes[slot] = route
+            self.foreign.pop(slot, None)
+        else:
+            self.foreign[slot] = route
 
     def _RouteGone(self, event: ev.RouteGone) -> None:  # noqa: N802
         slot = (event.route.table, event.route.ipv4, event.route.metric)
-        if self.routes.get(slot) == event.route:
-            del self.routes[slot]
+        for kept in (self.routes, self.foreign):
+            if kept.get(slot) == event.route:
+                del kept[slot]
 
     def _RuleSeen(self, event: ev.RuleSeen) -> None:  # noqa: N802
         self.rules.add(event.rule)
@@ -248,7 +282,8 @@ class Belief:
             if seen.ifindex in before:
                 self.links[seen.ifindex] = before[seen.ifindex]
             self._LinkSeen(seen)
-        self._order_at_start = self._order_at_start or self._order
+        self._viewed = True
+        self._somebodys.clear()
         for link in self.links.values():
             link.addresses.clear()
         for address in event.addresses:
@@ -263,8 +298,9 @@ class Belief:
             if known is None:
                 continue
             moved = neighbor.mac not in (b"", known.macs.get(neighbor.ip, b""))
-            if known.states.get(neighbor.ip) is not neighbor.state or moved:
+            if neighbor.foreign or known.states.get(neighbor.ip) is not neighbor.state or moved:
                 self._NeighborSeen(neighbor)
+        self.foreign = {(r.table, r.ipv4, r.metric): r for r in event.routes if r.protocol != ROUTE_PROTOCOL}
         self.routes = {(r.table, r.ipv4, r.metric): r for r in event.routes if r.protocol == ROUTE_PROTOCOL}
         self.rules = {rule for rule in event.rules if rule.protocol == ROUTE_PROTOCOL}
 

@@ -67,6 +67,7 @@ class Watch:
         self._admitted: dict[str, set[int]] = {}
         self._softly_out: dict[str, set[int]] = {}
         self._set_down: set[LinkKey] = set()
+        self._set_up: set[LinkKey] = set()
         self._calm_since: dict[str, float] = {}
         self._calm_before: dict[str, float] = {}
         self._idle_turns = 0
@@ -294,7 +295,9 @@ class Watch:
                 by_ip.setdefault(ip, set()).add(target.key)
         assert {ip: {t.key for t in users} for ip, users in roster.by_ip.items()} == by_ip, "by_ip leaks"
         assert set(engine.paths.neighbors._wheel._slice_of) == set(by_ip), "the probe wheel leaks"
-        assert engine.view._ip_uses == {ip: len(users) for ip, users in by_ip.items()}, "the view leaks addresses"
+        assert engine.view._ownership._uses == {ip: len(users) for ip, users in by_ip.items()}, (
+            "the view leaks addresses"
+        )
         assert not roster.retiring.keys() & roster.by_mark.keys(), "a mark is retiring and in use"
         keys = {t.key for t in targets}
         for kept in (life.deadlines, life.pardons):
@@ -308,7 +311,7 @@ class Watch:
             self._check_members(set(by_ip))
 
     def _check_members(self, ips: set[Ip]) -> None:
-        view = self._world.engine.view
+        view = self._world.engine.view._ownership
         wanted: dict[object, dict[Ip, None]] = {}
         for ip in ips:
             for length in view._prefix_lengths[len(ip)]:
@@ -339,10 +342,24 @@ class Watch:
         assert belief.superseded(effect.link.ifindex), f"{effect.ifname} is set down and is still the newest"
         through = [route for route in belief.routes.values() if route.oif == effect.link.ifindex]
         assert not through, f"{effect.ifname} is set down under {through}"
+        assert belief.answered(effect.link.ifindex), (
+            f"{effect.ifname} is set down and no target answered the newer link"
+        )
+
+    def set_up(self, effect: fx.SetLinkUp) -> None:
+        assert effect.link in self._set_down, f"{effect.ifname} is set up and was never set down"
+        self._set_up.add(effect.link)
+        assert self._set_up <= self._set_down
+
+    def flushing(self, ifindex: int, ip: Ip) -> None:
+        """What somebody made, and the guard was told of, is not flushed."""
+        assert not self._world.belief.made_by_somebody(ifindex, ip), f"the entry of {ip.hex()} is somebody's"
 
     def touched(self, entries: Iterable[tuple[int, Ip]]) -> None:
-        for _, ip in entries:
+        for ifindex, ip in entries:
             assert self._world.may_touch(ip), f"the neighbour entry of {ip.hex()} is nobody's"
+            made = self._world.belief.made_by_somebody(ifindex, ip)
+            assert not made, f"the neighbour entry of {ip.hex()} is somebody's"
 
     def committing(self, effect: fx.CommitTables) -> None:
         for table in effect.tables:
@@ -353,7 +370,7 @@ class Watch:
 
         The latter may be asked for again, unheard of so far, when the target has gone as well.
         """
-        self._outdated.difference_update(effect.replace)
+        self._outdated.difference_update(effect.put)
         for route in effect.delete:
             target = self._world.engine.roster.by_mark.get(route.table)
             if target is not None and route.kind is RouteKind.UNICAST and route.gateway not in target.paths:

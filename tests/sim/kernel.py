@@ -29,7 +29,7 @@ RouteSlot = tuple[int, bool, int]
 
 @dataclass(slots=True)
 class SimLink:
-    """One link. `addresses` maps (address, prefix length) to whether it is usable."""
+    """One link. `addresses`: (address, prefix length) to whether it is usable; `lost`: those that setting down took."""
 
     ifindex: int
     name: str
@@ -38,6 +38,7 @@ class SimLink:
     carrier: bool = True
     addresses: dict[tuple[Ip, int], bool] = field(default_factory=dict)
     neighbors: dict[Ip, tuple[NeighborState, bytes]] = field(default_factory=dict)
+    lost: list[tuple[Ip, int]] = field(default_factory=list)
 
     @property
     def up(self) -> bool:
@@ -74,7 +75,9 @@ class SimKernel:
                 for (ip, length), usable in link.addresses.items()
             ),
             neighbors=tuple(
-                NeighborSeen(ifindex=link.ifindex, ip=ip, state=state, mac=mac)
+                NeighborSeen(
+                    ifindex=link.ifindex, ip=ip, state=state, mac=mac, foreign=state is NeighborState.PERMANENT
+                )
                 for link in links
                 for ip, (state, mac) in link.neighbors.items()
             ),
@@ -150,7 +153,8 @@ class SimKernel:
         link = self.links.get(ifindex)
         if link is not None and link.admin_up:
             link.neighbors[ip] = (state, mac)
-            self._tell(NeighborSeen(ifindex=ifindex, ip=ip, state=state, mac=mac))
+            foreign = state is NeighborState.PERMANENT
+            self._tell(NeighborSeen(ifindex=ifindex, ip=ip, state=state, mac=mac, foreign=foreign))
 
     def delete_neighbor(self, ifindex: int, ip: Ip) -> None:
         link = self.links.get(ifindex)
@@ -158,6 +162,27 @@ class SimKernel:
             self._tell(NeighborGone(ifindex=ifindex, ip=ip))
 
     # Routes and rules
+
+    def add_route(self, route: Route) -> str:
+        """Add a route where none stands, whoever made it; returns why the kernel refuses, or an empty string."""
+        if (route.table, route.ipv4, route.metric) in self.routes:
+            return "EEXIST: file exists"
+        return self.replace_route(route)
+
+    def put_foreign_route(self, route: Route) -> None:
+        """Somebody puts a route in place of whatever stands there."""
+        slot = (route.table, route.ipv4, route.metric)
+        old = self.routes.get(slot)
+        self.routes[slot] = route
+        if old is not None:
+            self._tell(RouteGone(route=old))
+        self._tell(RouteSeen(route=route))
+
+    def take_foreign_route(self, route: Route) -> None:
+        slot = (route.table, route.ipv4, route.metric)
+        if self.routes.get(slot) == route:
+            del self.routes[slot]
+            self._tell(RouteGone(route=route))
 
     def replace_route(self, route: Route) -> str:
         """Add or replace a route; returns why the kernel refuses, or an empty string."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
-from lbguard.core.addr import Ip
+from lbguard.core.addr import Ip, is_ipv4, is_link_local
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
@@ -280,6 +280,10 @@ class World:
         if self.mirror_in_sync:
             self.deliver(snapshot)
 
+    def _look_again(self) -> None:
+        if self.mirror_in_sync:
+            self._full_view()
+
     def _reconcile(self) -> None:
         self.after(RECONCILE_S, self._reconcile)
         if self.running and self.mirror_in_sync:
@@ -301,6 +305,8 @@ class World:
         if link is None or not link.up or not link.covers(ip, usable=True):
             return
         known = link.neighbors.get(ip, (NeighborState.NONE, b""))
+        if known[0] is NeighborState.PERMANENT:
+            return
         if ip in self.silent:
             if known[0] is not NeighborState.INCOMPLETE:
                 self.kernel.set_neighbor(ifindex, ip, NeighborState.INCOMPLETE, b"")
@@ -329,6 +335,9 @@ class World:
             elif isinstance(effect, fx.SetLinkDown):
                 self.watch.set_down(effect)
                 self._lane("kernel", functools.partial(self._set_down, effect.link, effect.ifname))
+            elif isinstance(effect, fx.SetLinkUp):
+                self.watch.set_up(effect)
+                self._lane("kernel", functools.partial(self._set_up, effect.link, effect.ifname))
             elif isinstance(effect, fx.ProgramRoutes):
                 self.watch.asking_for_routes(effect)
                 self._lane("kernel", functools.partial(self._twice, functools.partial(self._program_routes, effect)))
@@ -367,7 +376,9 @@ class World:
             before = (self.kernel.ours(), self.kernel.foreign(), self.distributor.state())
             failed = any(isinstance(e, ev.CommitFailed | ev.RouteFailed | ev.RuleFailed) for e in results)
             if not failed:
-                results = operation()
+                again = operation()
+                if not any(isinstance(e, ev.RouteFailed) for e in again):
+                    results = again
                 after = (self.kernel.ours(), self.kernel.foreign(), self.distributor.state())
                 assert before == after, "carrying an effect out twice changed something"
         for result in results:
@@ -376,8 +387,12 @@ class World:
     def _program_routes(self, effect: fx.ProgramRoutes) -> list[ev.Event]:
         results: list[ev.Event] = []
         added: list[Route] = []
-        for route in effect.replace:
-            reason = self.kernel.replace_route(route)
+        for route in effect.put:
+            put = self.kernel.add_route if route in effect.add else self.kernel.replace_route
+            reason = put(route)
+            if reason.startswith("EEXIST"):
+                # What stands there was not told, or not yet: the shell has the kernel dumped again.
+                self.guards(0.001, self._look_again)
             if reason:
                 results.append(ev.RouteFailed(route=route, reason=reason))
             else:
@@ -403,6 +418,7 @@ class World:
 
     def _flush(self, effect: fx.FlushNeighbors) -> None:
         for ifindex, ip in effect.entries:
+            self.watch.flushing(ifindex, ip)
             self.kernel.delete_neighbor(ifindex, ip)
 
     def _resolve(self, effect: fx.ResolveNeighbors | fx.ProbeNeighbors) -> None:
@@ -414,8 +430,20 @@ class World:
         if link is None or link.name != ifname:
             self.guards(0.0, lambda: self.deliver(ev.LinkSetDown(link=key, reason="no such link")))
             return
+        if self.random.random() < 0.1:
+            self.guards(0.0, lambda: self.deliver(ev.LinkSetDown(link=key, reason="something rides on it")))
+            return
+        link.lost = [held for held in link.addresses if not is_ipv4(held[0]) and not is_link_local(held[0])]
         self.kernel.set_admin(key.ifindex, up=False)
         self.guards(0.0, lambda: self.deliver(ev.LinkSetDown(link=key)))
+
+    def _set_up(self, key: LinkKey, ifname: str) -> None:
+        link = self.kernel.links.get(key.ifindex)
+        if link is not None and link.name == ifname:
+            self.kernel.set_admin(key.ifindex, up=True)
+            for ip, length in link.lost:
+                self.kernel.set_address(key.ifindex, ip, length, usable=True)
+            link.lost = []
 
     def _attach(self, spec: StreamSpec) -> None:
         active = self.distributor.attach(spec)

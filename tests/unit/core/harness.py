@@ -56,7 +56,9 @@ class Guard:
     """
 
     def __init__(self, config: EngineConfig | None = None, *, targets: int = 2, start: bool = True) -> None:
-        self.engine = Engine(config or EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False))
+        self.engine = Engine(
+            config or EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False, superseded_link_down=True)
+        )
         self.now = 100.0
         self.effects: list[fx.Effect] = []
         self._routes: dict[tuple[int, bool, int], Route] = {}
@@ -208,12 +210,12 @@ class Guard:
         if isinstance(effect, self.refuse):
             return []
         if isinstance(effect, fx.ProgramRoutes):
-            for route in effect.replace:
+            for route in effect.put:
                 self._routes[_slot(route)] = route
             for route in effect.delete:
                 if self._routes.get(_slot(route)) == route:
                     del self._routes[_slot(route)]
-            return [ev.RoutesProgrammed(added=effect.replace, deleted=effect.delete)]
+            return [ev.RoutesProgrammed(added=effect.put, deleted=effect.delete)]
         if isinstance(effect, fx.ProgramRules):
             self.rules |= set(effect.add)
             self.rules -= set(effect.delete)

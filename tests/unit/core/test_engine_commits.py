@@ -157,7 +157,7 @@ def test_a_target_that_comes_and_goes_between_two_commits_leaves_nothing() -> No
 def test_an_address_that_changes_takes_the_route_over_in_one_replace() -> None:
     guard = Guard(targets=1)
     guard.source(StreamSpec(name=STREAM, targets=(TargetSpec(identifier=1, ips=(ip("172.16.0.77"),)),)))
-    [programmed] = [e for e in guard.of(fx.ProgramRoutes) if e.replace]
+    [programmed] = [e for e in guard.of(fx.ProgramRoutes) if e.put]
     assert [r.gateway for r in programmed.replace] == [ip("172.16.0.77")]
     assert not [r for e in guard.of(fx.ProgramRoutes) for r in e.delete]
     assert guard.active() == {1}
@@ -188,7 +188,7 @@ def test_a_route_that_was_under_way_when_its_family_was_lost_goes_as_well() -> N
     guard.link(1, ipv6=True)
     guard.refuse = (fx.ProgramRoutes,)
     guard.register(1, ipv6=True)
-    late = next(r for e in guard.of(fx.ProgramRoutes) for r in e.replace if r.gateway == ipv6_of(1))
+    late = next(r for e in guard.of(fx.ProgramRoutes) for r in e.put if r.gateway == ipv6_of(1))
     guard.register(1)
     guard.tell(ev.RoutesProgrammed(added=(late,)))
     assert [r for e in guard.of(fx.ProgramRoutes) for r in e.delete] == [late]
@@ -279,13 +279,13 @@ def test_a_route_that_failed_is_tried_again_with_backoff_and_admits_its_target()
     guard = Guard(targets=1)
     guard.refuse = (fx.ProgramRoutes,)
     guard.register(1, 2)
-    route = next(r for e in guard.of(fx.ProgramRoutes) for r in e.replace if r.kind is RouteKind.UNICAST)
+    route = next(r for e in guard.of(fx.ProgramRoutes) for r in e.put if r.kind is RouteKind.UNICAST)
     assert guard.states()[2] == "pending"
     for delay in (0.1, 0.2, 0.4):
         guard.tell(ev.RouteFailed(route=route, reason="busy"))
         assert guard.engine.next_deadline(guard.now) == guard.now + delay
         guard.wait(delay)
-        assert [r for e in guard.of(fx.ProgramRoutes) for r in e.replace] == [route]
+        assert [r for e in guard.of(fx.ProgramRoutes) for r in e.put] == [route]
     guard.tell(ev.RoutesProgrammed(added=(route,)))
     assert guard.states()[2] == "active"
     assert guard.engine.next_deadline(guard.now) is None
@@ -313,7 +313,7 @@ def test_an_acknowledgement_that_the_loss_of_the_link_has_overtaken_is_not_belie
     guard.set_down(1)
     guard.tell(ev.RoutesProgrammed(added=(route,)))
     guard.tell(guard.link_seen(1))
-    assert route in [r for e in guard.of(fx.ProgramRoutes) for r in e.replace]
+    assert route in [r for e in guard.of(fx.ProgramRoutes) for r in e.put]
     assert guard.route(1) == route
 
 

@@ -25,7 +25,7 @@ def oifs(guard: Guard) -> set[int]:
 def test_the_newer_link_takes_over_in_one_replace_and_nobody_is_withdrawn() -> None:
     guard = Guard(targets=3)
     guard.link(2)
-    replaced = [r for e in guard.of(fx.ProgramRoutes) for r in e.replace]
+    replaced = [r for e in guard.of(fx.ProgramRoutes) for r in e.put]
     assert {r.table for r in replaced} == {5001, 5002, 5003}
     assert {r.oif for r in replaced} == {2}
     assert not [r for e in guard.of(fx.ProgramRoutes) for r in e.delete]
@@ -39,11 +39,13 @@ def test_the_superseded_link_is_set_down_exactly_once_after_its_routes_have_move
     guard = Guard(targets=3)
     guard.refuse = (fx.ProgramRoutes,)
     guard.link(2)
-    routes = [r for e in guard.of(fx.ProgramRoutes) for r in e.replace]
+    routes = [r for e in guard.of(fx.ProgramRoutes) for r in e.put]
     assert guard.of(fx.SetLinkDown) == []
     guard.tell(ev.RoutesProgrammed(added=tuple(routes[:2])))
     assert guard.of(fx.SetLinkDown) == []
     guard.tell(ev.RoutesProgrammed(added=tuple(routes[2:])))
+    assert guard.of(fx.SetLinkDown) == []
+    guard.neighbor(ipv4_of(2), NeighborState.REACHABLE, link=2)
     assert guard.of(fx.SetLinkDown) == [fx.SetLinkDown(link=LinkKey(1, 1), ifname="nse-1")]
     guard.tell(ev.LinkSetDown(link=LinkKey(1, 1)))
     guard.set_down(1)
@@ -74,6 +76,8 @@ def test_a_link_that_still_owns_another_subnet_is_not_set_down() -> None:
     guard.tell(guard.address(1, "172.16.1.1/24"))
     guard.link(2)
     assert guard.of(fx.SetLinkDown) == []
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
+    assert guard.of(fx.SetLinkDown) == []
     guard.link(3, proxy=1)
     assert [e.link.ifindex for e in guard.of(fx.SetLinkDown)] == [1]
 
@@ -82,6 +86,8 @@ def test_an_older_link_that_comes_up_after_the_newer_is_set_down_as_well() -> No
     guard = Guard(targets=1)
     guard.cut(1)
     guard.link(2)
+    assert guard.of(fx.SetLinkDown) == []
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
     assert guard.of(fx.SetLinkDown) == []
     guard.tell(guard.link_seen(1))
     assert [e.link.ifindex for e in guard.of(fx.SetLinkDown)] == [1]
@@ -253,7 +259,7 @@ def test_an_answer_to_a_route_counts_although_the_link_lost_an_address_of_the_ot
     guard.set_down(1)
     guard.refuse = (fx.ProgramRoutes,)
     guard.tell(guard.link_seen(1))
-    asked = [route for effect in guard.of(fx.ProgramRoutes) for route in effect.replace if route.oif]
+    asked = [route for effect in guard.of(fx.ProgramRoutes) for route in effect.put if route.oif]
     guard.tell(guard.address_gone(1, "fd00:0::1/64"))
     assert guard.states() == {1: "held"}
     guard.tell(ev.RoutesProgrammed(added=tuple(asked)))

@@ -66,7 +66,7 @@ def test_an_acknowledgement_that_a_loss_overtook_brings_no_route_back() -> None:
     guard.unlink(1)
     guard.refuse = (fx.ProgramRoutes,)
     guard.link(2)
-    (asked,) = [route for effect in guard.of(fx.ProgramRoutes) for route in effect.replace if route.oif == 2]
+    (asked,) = [route for effect in guard.of(fx.ProgramRoutes) for route in effect.put if route.oif == 2]
     guard.refuse = ()
     # The address goes and comes back, and the kernel drops the route with it, before the acknowledgement is read.
     guard.tell(guard.address_gone(2, "172.16.0.2/24"), ev.RoutesProgrammed(added=(asked,)))
@@ -81,4 +81,4 @@ def test_subnets_that_a_link_lost_are_remembered_only_for_targets() -> None:
         address = f"10.{number}.0.1/24"
         guard.tell(guard.address(1, address))
         guard.tell(guard.address_gone(1, address))
-    assert guard.engine.view._stripped == {}
+    assert guard.engine.view._ownership._stripped == {}

@@ -77,7 +77,7 @@ def test_the_first_events_may_come_in_any_order(order: tuple[str, ...]) -> None:
 def test_what_the_distributor_holds_is_adopted_and_nothing_changes() -> None:
     guard = restarted({1})
     assert guard.actions() == [(1, "adopt")]
-    routes = [r for e in guard.of(fx.ProgramRoutes) for r in e.replace if r.table == 5001]
+    routes = [r for e in guard.of(fx.ProgramRoutes) for r in e.put if r.table == 5001]
     assert routes == [], "what stands in the kernel as it should is left alone"
     assert guard.active() == {1}
 

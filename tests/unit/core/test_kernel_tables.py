@@ -87,7 +87,9 @@ class Kernel:
 
     def carry_out(self) -> None:
         routes, rules = self.tables.take_changes()
-        for route in routes.put:
+        for route in routes.add:
+            assert (route.table, route.ipv4, route.metric) not in self.routes
+        for route in (*routes.add, *routes.replace):
             assert route.protocol == ROUTE_PROTOCOL
             self.routes[route.table, route.ipv4, route.metric] = route
             self.tables.route_seen(route)
@@ -157,6 +159,6 @@ def test_the_route_of_a_path_without_an_owner_stays_while_it_leads_to_its_addres
     tables.take_changes()
     tables.route_seen(via(5001, ADDRESSES[0], 2))
     tables.leave_path(5001, ADDRESSES[0])
-    assert tables.take_changes()[0] == ([], [])
+    assert tables.take_changes()[0] == ([], [], [])
     tables.leave_path(5001, ADDRESSES[1])
     assert tables.take_changes()[0].delete == [via(5001, ADDRESSES[0], 2)]

@@ -196,7 +196,7 @@ def test_proof_of_life_that_only_a_full_view_tells_of_counts_too() -> None:
     snapshot = ev.KernelSnapshot(
         links=(guard.link_seen(1),),
         addresses=tuple(
-            ev.AddressSeen(ifindex=1, ip=address, prefix_length=length) for address, length in view.addresses
+            ev.AddressSeen(ifindex=1, ip=address, prefix_length=subnet.length) for address, subnet in view.addresses
         ),
         neighbors=(ev.NeighborSeen(ifindex=1, ip=ipv4_of(1), state=NeighborState.REACHABLE, mac=mac(OLD)),),
         routes=tuple(guard.routes),

@@ -16,7 +16,7 @@ RULES = [Rule(5001 + n, True, 5001 + n) for n in range(4)]
 async def test_refused_routes_are_told_one_by_one() -> None:
     kernel = FakeKernel()
     kernel.refusals = {
-        1: (errno.ENETUNREACH, "Nexthop has invalid gateway"),
+        1: (errno.ENODEV, "Device does not exist"),
         2: (errno.ESRCH, ""),
         3: (errno.EPERM, ""),
     }
@@ -24,7 +24,7 @@ async def test_refused_routes_are_told_one_by_one() -> None:
     events = await table.program(ProgramRoutes(replace=tuple(ROUTES[:2]), delete=tuple(ROUTES[2:])))
     assert events == [
         RoutesProgrammed(added=(ROUTES[0],), deleted=(ROUTES[2],)),
-        RouteFailed(route=ROUTES[1], reason="ENETUNREACH: Nexthop has invalid gateway"),
+        RouteFailed(route=ROUTES[1], reason="ENODEV: Device does not exist"),
         RouteFailed(route=ROUTES[3], reason="EPERM: Operation not permitted"),
     ]
     kernel.close()

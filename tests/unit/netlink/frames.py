@@ -48,12 +48,22 @@ def address_body(index: int, local: bytes, length: int, *, peer: bytes = b"", fl
     return body + attribute(1, local) + attribute(6, b"\0" * 16) + u32(8, flags)
 
 
-def neighbor_body(index: int, ip: bytes, state: int, mac: bytes = b"", *, family: int = 0, flags: int = 0) -> bytes:
+def neighbor_body(
+    index: int,
+    ip: bytes,
+    state: int,
+    mac: bytes = b"",
+    *,
+    family: int = 0,
+    flags: int = 0,
+    age: int = 0,
+    extra: bytes = b"",
+) -> bytes:
     body = struct.pack("=BBHiHBB", family or (2 if len(ip) == 4 else 10), 0, 0, index, state, flags, 1)
     body += attribute(1, ip)
     if mac:
         body += attribute(2, mac)
-    return body + u32(4, 1) + attribute(3, b"\0" * 16)
+    return body + u32(4, 1) + attribute(3, age.to_bytes(16, "little")) + extra
 
 
 def route_body(
@@ -70,7 +80,7 @@ def route_body(
     extra: bytes = b"",
 ) -> bytes:
     family = 2 if ipv4 else 10
-    body = struct.pack("=BBBBBBBBI", family, dst_len, 0, 0, min(table, 252), protocol, 0, kind, flags)
+    body = struct.pack("=BBBBBBBBI", family, dst_len, 0, 0, table if table < 256 else 252, protocol, 0, kind, flags)
     body += u32(15, table)
     if metric:
         body += u32(6, metric)
@@ -93,7 +103,7 @@ def rule_body(
     flags: int = 0,
     extra: bytes = b"",
 ) -> bytes:
-    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, min(table, 252), 0, 0, action, flags)
+    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, table if table < 256 else 252, 0, 0, action, flags)
     body += u32(15, table) + u32(14, 0xFFFFFFFF)
     if mark:
         body += u32(10, mark) + u32(16, mask)

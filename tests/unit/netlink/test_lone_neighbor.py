@@ -15,10 +15,9 @@ V4 = bytes([172, 16, 0, 10])
 V6 = bytes.fromhex("fd00000000000000000000000000000a")
 
 
-def verified(ip: bytes, *, mac: bytes = MAC, state: int = 2, age: int = 0, flags: int = 0) -> bytes:
+def verified(ip: bytes, *, mac: bytes = MAC, state: int = 2, age: int = 0, flags: int = 0, extra: bytes = b"") -> bytes:
     """The kernel's word on an entry, with an age (NDA_CACHEINFO) that differs from one to the next."""
-    body = frames.neighbor_body(3, ip, state, mac) + frames.attribute(3, age.to_bytes(16, "little"))
-    return frames.message(28, body, flags=flags)
+    return frames.message(28, frames.neighbor_body(3, ip, state, mac, age=age, extra=extra), flags=flags)
 
 
 @pytest.mark.parametrize("ip", [V4, V6])
@@ -48,6 +47,7 @@ def test_it_is_decoded_once_and_a_moved_one_anew(ip: bytes) -> None:
         verified(V4, flags=frames.REPLACE),
         verified(V4, mac=b""),
         verified(V4, mac=bytes(20)),
+        verified(V4, extra=frames.attribute(12, b"\x04")),  # made by somebody: protocol static
         verified(V4) + verified(V6),
         frames.message(29, frames.neighbor_body(3, V4, 2, MAC)),
         frames.message(20, frames.address_body(3, V4, 24)),

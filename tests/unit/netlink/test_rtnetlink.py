@@ -1,9 +1,12 @@
 import pytest
 
+from lbguard.core.addr import Prefix, prefix_of
 from lbguard.core.events import (
     AddressGone,
     AddressSeen,
     LinkGone,
+    LinkRouteGone,
+    LinkRouteSeen,
     LinkSeen,
     NeighborGone,
     NeighborSeen,
@@ -58,10 +61,14 @@ def test_addresses() -> None:
 
 
 @pytest.mark.parametrize("ours", [V4, V6])
-def test_local_address_not_the_peer(ours: bytes) -> None:
+def test_the_prefix_of_an_address_with_a_peer_is_the_peers(ours: bytes) -> None:
     peer = b"\x09" * len(ours)
-    data = frames.message(20, frames.address_body(3, ours, 24, peer=peer))
-    assert events(data) == [AddressSeen(ifindex=3, ip=ours, prefix_length=24)]
+    [seen] = events(frames.message(20, frames.address_body(3, ours, 24, peer=peer)))
+    assert seen == AddressSeen(ifindex=3, ip=ours, prefix_length=24, peer=peer)
+    assert isinstance(seen, AddressSeen)
+    assert seen.subnet == prefix_of(peer, 24)
+    [gone] = events(frames.message(21, frames.address_body(3, ours, 24, peer=peer)))
+    assert gone == AddressGone(ifindex=3, ip=ours, prefix_length=24, peer=peer)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +97,54 @@ def test_address_with_impossible_prefix_or_size() -> None:
 @pytest.mark.parametrize("state", [NeighborState.REACHABLE, NeighborState.PROBE, NeighborState.PERMANENT])
 def test_neighbors(ip: bytes, state: NeighborState) -> None:
     seen = frames.message(28, frames.neighbor_body(3, ip, state.value, MAC))
-    assert events(seen) == [NeighborSeen(ifindex=3, ip=ip, state=state, mac=MAC)]
+    foreign = state is NeighborState.PERMANENT
+    assert events(seen) == [NeighborSeen(ifindex=3, ip=ip, state=state, mac=MAC, foreign=foreign)]
     assert events(frames.message(29, frames.neighbor_body(3, ip, state.value))) == [NeighborGone(ifindex=3, ip=ip)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        frames.neighbor_body(3, V4, 0x80, MAC),
+        frames.neighbor_body(3, V4, 0x40, MAC),  # NOARP
+        frames.neighbor_body(3, V4, 0x02, MAC, flags=0x10),  # learned by a control plane
+        frames.neighbor_body(3, V4, 0x02, MAC, extra=frames.attribute(12, b"\x04")),  # protocol static
+        frames.neighbor_body(3, V4, 0x01, extra=frames.u32(15, 1)),  # managed
+    ],
+)
+def test_entries_that_somebody_made_are_told_as_such(body: bytes) -> None:
+    [seen] = events(frames.message(28, body))
+    assert isinstance(seen, NeighborSeen)
+    assert seen.foreign
+
+
+def link_route(prefix: bytes, length: int, *, extra: bytes = b"", protocol: int = 4, table: int = 254) -> bytes:
+    return frames.route_body(
+        table, oif=9, metric=7, ipv4=len(prefix) == 4, protocol=protocol, dst_len=length,
+        extra=frames.attribute(1, prefix) + extra,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("prefix", "length"), [(bytes([172, 16, 0, 0]), 24), (V6, 128)])
+def test_a_route_without_a_gateway_puts_its_prefix_on_the_link(prefix: bytes, length: int) -> None:
+    told = Prefix(prefix, length)
+    body = link_route(prefix, length)
+    assert events(frames.message(24, body)) == [LinkRouteSeen(ifindex=9, prefix=told, metric=7)]
+    assert events(frames.message(25, body)) == [LinkRouteGone(ifindex=9, prefix=told, metric=7)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        link_route(V4, 32, extra=frames.attribute(5, V4)),
+        link_route(V4, 32, extra=frames.u32(30, 1)),
+        link_route(V4, 32, protocol=2),
+        link_route(V4, 32, table=100),
+    ],
+    ids=["gateway", "next-hop object", "made by the kernel", "another table"],
+)
+def test_other_routes_to_prefixes_are_of_no_interest(body: bytes) -> None:
+    assert reasons(frames.message(24, body)) == ["not_default_route"]
 
 
 def test_unresolved_neighbor_has_no_mac() -> None:
@@ -102,7 +155,6 @@ def test_unresolved_neighbor_has_no_mac() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (frames.neighbor_body(3, V4, 0x40, MAC), "neighbor_without_arp"),
         (frames.neighbor_body(3, MAC, 0x02, MAC, family=7), "other_family"),
         (frames.neighbor_body(3, V4, 0x02, MAC, flags=0x08), "neighbor_proxy"),
         (frames.neighbor_body(3, V4, 0x03, MAC), "malformed"),

@@ -47,7 +47,7 @@ def test_every_effect_comes_back_the_same(kind: type) -> None:
 
 def test_rows_look_as_documented() -> None:
     event = NeighborSeen(ifindex=3, ip=parse_ip("172.16.1.10"), state=NeighborState.STALE, mac=bytes(range(6)))
-    assert encode(event) == ["NeighborSeen", 3, "ac10010a", 4, "000102030405"]
+    assert encode(event) == ["NeighborSeen", 3, "ac10010a", 4, "000102030405", False]
     verdict = Verdict(
         subject=TargetSubject(ip=parse_ip("10.0.0.1")), state=VerdictState.DOWN, generation=1, sequence=2, lease_s=5.0
     )

@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 
 from lbguard.core import events as ev
+from lbguard.core.addr import parse_prefix
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import KernelSnapshot, SourceSnapshot
 from lbguard.core.model import LinkKey, NeighborState, TargetSubject, Verdict, VerdictState
@@ -101,6 +102,9 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     yield ev.SourceSnapshot(streams=(guard.stream().spec,))
     yield guard.link_seen(2)
     yield guard.address(2, "172.16.0.2/24")
+    prefix = parse_prefix("172.16.9.0/24")
+    yield ev.LinkRouteSeen(ifindex=2, prefix=prefix)
+    yield ev.LinkRouteGone(ifindex=2, prefix=prefix)
     yield ev.LinkSetDown(link=LinkKey(1, 1), reason="EPERM")
     yield guard.address_gone(2, "172.16.0.2/24")
     yield ev.KernelOutOfSync(reason="overrun")

@@ -285,11 +285,11 @@ async def test_leftovers_are_pruned_and_a_failure_answers_nothing() -> None:
 
 async def test_each_refused_route_is_told_and_the_others_stand() -> None:
     kernel = FakeKernel()
-    kernel.refusals = {1: (errno.ENETUNREACH, "no way")}
+    kernel.refusals = {1: (errno.ENOBUFS, "no way")}
     actuator = KernelActuator(NetlinkChannel(kernel))
     assert await actuator.perform(fx.ProgramRoutes(replace=ROUTES[:2], delete=ROUTES[2:])) == [
         ev.RoutesProgrammed(added=ROUTES[:1], deleted=ROUTES[2:]),
-        ev.RouteFailed(route=ROUTES[1], reason="ENETUNREACH: no way"),
+        ev.RouteFailed(route=ROUTES[1], reason="ENOBUFS: no way"),
     ]
     kernel.close()
 

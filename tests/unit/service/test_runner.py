@@ -141,7 +141,7 @@ async def test_announcements_leave_before_repairs_and_those_before_decisions() -
         assert kinds.index("Announce") < kinds.index("ProgramRoutes")
         # The kernel's word that the routes stand brings the decision.
         routes = next(effect for effect in world.effects if isinstance(effect, fx.ProgramRoutes))
-        world.runner.post([ev.RoutesProgrammed(added=routes.replace)])
+        world.runner.post([ev.RoutesProgrammed(added=routes.put)])
         await world.until(lambda: "recover" in world.actions())
 
 

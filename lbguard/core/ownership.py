@@ -1,0 +1,219 @@
+"""Which link owns which subnet, and by which subnet each target address is reached.
+
+A subnet is a prefix that is on a link: of an address of ours, of its peer, or of a route without a gateway. It is owned
+by the newest link that is up and has a usable address for it. Newest is the link that was first seen last; of those
+that were there in the first full view, the one with the highest ifindex. While a new link of the same subnet is not yet
+up or addressed, the old one stays the owner: make before break.
+
+A target address is reached by the longest subnet that contains it. That subnet stays the address's own when its link
+is gone: a wider subnet of another link does not take over, since that would send packets out of a link that has nothing
+to do with the target. It does so only through the same link, or through a link that is newer than the lost one. What
+is there at the start counts as equally old, and the longest subnet that is on any link then is the address's own,
+usable or not.
+
+Cost. A change to a link touches only the target addresses in that link's subnets: they are indexed by prefix, for each
+prefix length that any link uses.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from lbguard.core.addr import Ip, Prefix, prefix_of
+from lbguard.core.link import Link
+from lbguard.core.model import Condition, LinkKey
+
+
+class _Home(NamedTuple):
+    """The subnet that an address is reached by, and the link that owned it last, by its order."""
+
+    subnet: Prefix
+    order: int
+
+    def gives_way_to(self, subnet: Prefix, owner: Link) -> bool:
+        """Tell whether the address may be reached by another subnet that contains it, through its owner."""
+        if subnet.length >= self.subnet.length or owner.order == self.order:
+            return True
+        return not owner.from_start and owner.order > self.order
+
+
+class Ownership:
+    """Owners of subnets and the target addresses in them.
+
+    Args:
+        changed: takes the target addresses whose path may have changed.
+        disowned: takes a link that is ready in a subnet which a newer link owns.
+    """
+
+    def __init__(self, changed: Callable[[dict[Ip, None]], None], disowned: Callable[[LinkKey], None]) -> None:
+        self.owners: dict[Prefix, Link] = {}
+        self._changed = changed
+        self._disowned = disowned
+        self._holders: dict[Prefix, dict[int, Link]] = {}
+        self._stripped: dict[Prefix, Link] = {}
+        self._uses: dict[Ip, int] = {}
+        self._homes: dict[Ip, _Home] = {}
+        # The networks of a followed address by the lengths in use, longest first: `locate` is on the hot path.
+        self._networks: dict[Ip, tuple[Prefix, ...]] = {}
+        self._prefix_lengths: dict[int, list[int]] = {4: [], 16: []}
+        # An ordered set: what is judged first must not depend on how bytes hash in this process.
+        self._members: dict[Prefix, dict[Ip, None]] = {}
+
+    # Target addresses
+
+    def add_ip(self, ip: Ip) -> None:
+        """Follow a target address (counted, since several targets may share one)."""
+        uses = self._uses.get(ip, 0)
+        self._uses[ip] = uses + 1
+        if uses == 0:
+            self._networks[ip] = tuple(prefix_of(ip, length) for length in self._prefix_lengths[len(ip)])
+            for network in self._networks[ip]:
+                self._members.setdefault(network, {})[ip] = None
+            self._find_home(ip)
+
+    def remove_ip(self, ip: Ip) -> bool:
+        """Stop following a target address; tells whether nothing follows it any more."""
+        self._uses[ip] -= 1
+        if self._uses[ip]:
+            return False
+        del self._uses[ip]
+        self._homes.pop(ip, None)
+        for network in self._networks.pop(ip):
+            self._members[network].pop(ip, None)
+            if not self._members[network]:
+                del self._members[network]
+        return True
+
+    def follows(self, ip: Ip) -> bool:
+        """Tell whether an address is a target's."""
+        return ip in self._uses
+
+    def networks(self, ip: Ip) -> tuple[Prefix, ...]:
+        """Return the networks of a followed address, by the prefix lengths in use."""
+        return self._networks[ip]
+
+    def members(self, subnet: Prefix) -> dict[Ip, None]:
+        """Return the followed addresses in a subnet."""
+        return self._members.get(subnet, {})
+
+    def near(self, address: Ip) -> dict[Ip, None]:
+        """Return the followed addresses in any subnet of ours that contains an address."""
+        found: dict[Ip, None] = {}
+        for length in self._prefix_lengths[len(address)]:
+            found |= self._members.get(prefix_of(address, length), {})
+        return found
+
+    def locate(self, ip: Ip) -> tuple[Link | None, Prefix | None, Condition]:
+        """Return the owning link of a followed address, the subnet that decided, and the condition up to there."""
+        home = self._homes.get(ip)
+        found: tuple[Link | None, Prefix | None, Condition] = (None, home.subnet if home else None, Condition.NO_LINK)
+        for network in self._networks[ip]:
+            owner = self.owners.get(network)
+            if owner is not None:
+                if home is None or home.gives_way_to(network, owner):
+                    return owner, network, Condition.OK
+            elif found[2] is Condition.NO_LINK:
+                holders = self._holders.get(network)
+                if holders:
+                    down = all(not link.up for link in holders.values())
+                    found = (None, network, Condition.LINK_DOWN if down else Condition.ADDRESS_TENTATIVE)
+                elif network in self._stripped:
+                    found = (None, network, Condition.NO_ADDRESS)
+        return found
+
+    def find_homes(self) -> None:
+        """Give every followed address the longest subnet that is held as its own: the first full view is complete."""
+        self._homes.clear()
+        for ip in self._uses:
+            self._find_home(ip)
+
+    def _find_home(self, ip: Ip) -> None:
+        for network in self._networks[ip]:
+            holders = self._holders.get(network)
+            if holders:
+                self._homes[ip] = _Home(network, max(link.order for link in holders.values()))
+                return
+
+    # Links
+
+    def hold(self, subnet: Prefix, link: Link) -> None:
+        """Note that a subnet is on a link."""
+        self._index_length(len(subnet.network), subnet.length)
+        self._stripped.pop(subnet, None)
+        holders = self._holders.setdefault(subnet, {})
+        if link.ifindex in holders:
+            return
+        holders[link.ifindex] = link
+        for ip in self._members.get(subnet, ()):
+            self._homes.setdefault(ip, _Home(subnet, link.order))
+
+    def release(self, subnet: Prefix, link: Link, *, remains: bool) -> None:
+        """Note that a subnet is no longer on a link; `remains`: the link itself is still there."""
+        holders = self._holders.get(subnet)
+        if holders is not None and holders.pop(link.ifindex, None) is not None:
+            if not holders:
+                del self._holders[subnet]
+            self.elect(subnet)
+        if remains and subnet in self._members and not self._holders.get(subnet):
+            self._stripped[subnet] = link
+
+    def forget(self, link: Link) -> None:
+        """Forget what a link that is gone lost before."""
+        for subnet in [subnet for subnet, other in self._stripped.items() if other is link]:
+            del self._stripped[subnet]
+            self.touch(subnet)
+
+    def elect(self, subnet: Prefix) -> None:
+        """Choose the owner of a subnet: the newest link that is ready in it."""
+        candidates = [link for link in self._holders.get(subnet, {}).values() if link.ready_in(subnet)]
+        new = max(candidates, key=_order, default=None)
+        old = self.owners.get(subnet)
+        for link in candidates:
+            if link is not new:
+                self._disowned(link.key)
+        if new is old and new is not None:
+            return
+        if new is not None:
+            self.owners[subnet] = new
+            self._take_home(subnet, new)
+        elif old is not None:
+            del self.owners[subnet]
+        self.touch(subnet)
+
+    def _take_home(self, subnet: Prefix, owner: Link) -> None:
+        """Make a subnet that has a new owner the own one of addresses that have no better one."""
+        for ip in self._members.get(subnet, ()):
+            home = self._homes.get(ip)
+            lost = home is not None and home.subnet not in self.owners
+            longer = home is None or subnet.length >= home.subnet.length
+            if home is None or longer or (lost and home.gives_way_to(subnet, owner)):
+                self._homes[ip] = _Home(subnet, owner.order)
+
+    def touch(self, subnet: Prefix) -> None:
+        """Tell of the target addresses in a subnet that their paths may have changed."""
+        members = self._members.get(subnet)
+        if members:
+            self._changed(members)
+
+    def superseded(self, link: Link, subnets: Sequence[Prefix]) -> bool:
+        """Tell whether links that are newer than a link own these subnets, of which there must be any.
+
+        Of links that were both there at the start nobody can say which is newer: neither supersedes the other.
+        """
+        owners = [self.owners.get(subnet) for subnet in subnets]
+        return bool(owners) and all(o is not None and not o.from_start and o.order > link.order for o in owners)
+
+    def _index_length(self, family_length: int, length: int) -> None:
+        """Index the target addresses of a family by a prefix length that no link used before."""
+        lengths = self._prefix_lengths[family_length]
+        if length in lengths:
+            return
+        lengths.append(length)
+        lengths.sort(reverse=True)
+        for ip in self._uses:
+            if len(ip) == family_length:
+                self._networks[ip] = tuple(prefix_of(ip, each) for each in lengths)
+                self._members.setdefault(prefix_of(ip, length), {})[ip] = None
+
+
+def _order(link: Link) -> int:
+    return link.order

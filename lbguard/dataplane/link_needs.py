@@ -1,0 +1,163 @@
+"""What needs a link besides the subnets of its own addresses: asked of the kernel right before a link is set down.
+
+Nothing is kept between two questions, so the answer is as new as it can be. What the kernel does not show here is a
+link in another network namespace that rides on this one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_interface, ip_network
+from socket import AF_INET, AF_INET6
+from typing import Any, Final
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from lbguard.core.model import ROUTE_PROTOCOL
+
+_RTN_UNICAST: Final = 1
+_RTPROT_KERNEL: Final = 2
+_IFA_F_NODAD: Final = 0x02
+_IFA_F_PERMANENT: Final = 0x80
+_IFA_F_NOPREFIXROUTE: Final = 0x200
+_EXISTS: Final = 17
+
+Message = Any
+"""A message as pyroute2 decodes it: `get` finds a field or an attribute by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostAddress:
+    """A permanent IPv6 address, which the kernel takes off a link that is set down. `peer` is empty for none."""
+
+    ip: str
+    prefix_length: int
+    peer: str
+    flags: int
+
+
+class LinkNeeds:
+    """Questions about one link, in the network namespace of the calling thread. Every method may block for a moment."""
+
+    def __init__(self, ifindex: int) -> None:
+        self._ifindex = ifindex
+
+    def found(self) -> str:
+        """Return the first thing that needs the link, in words; empty when there is none."""
+        try:
+            return self._found()
+        except (NetlinkError, OSError) as error:
+            return f"the kernel does not say what needs it: {error}"
+
+    def _found(self) -> str:
+        with IPRoute() as kernel:
+            links = {link["index"]: link for link in kernel.link("dump")}
+            own = links.get(self._ifindex)
+            if own is None:
+                return "the link is gone"
+            subnets = {
+                network
+                for address in kernel.addr("dump", index=self._ifindex)
+                for network in (
+                    ip_interface(f"{address.get('address')}/{address['prefixlen']}").network,
+                    ip_network(address.get("local") or address.get("address")),
+                )
+            }
+            return (
+                self._stacked(own, links)
+                or self._route(kernel.route("dump", family=AF_INET), subnets)
+                or self._route(kernel.route("dump", family=AF_INET6), subnets)
+                or self._rule(own.get("ifname"), [*kernel.rule("dump", family=AF_INET)])
+                or self._rule(own.get("ifname"), [*kernel.rule("dump", family=AF_INET6)])
+            )
+
+    def lost_when_down(self) -> tuple[LostAddress, ...]:
+        """Return the addresses that the link loses by being set down and that nobody else puts back.
+
+        Raises:
+            NetlinkError, OSError: the kernel does not say.
+        """
+        with IPRoute() as kernel:
+            return tuple(
+                LostAddress(
+                    ip=address.get("local") or address.get("address"),
+                    prefix_length=address["prefixlen"],
+                    peer=address.get("address") if address.get("local") else "",
+                    flags=address.get("flags", 0) & _IFA_F_NOPREFIXROUTE | _IFA_F_NODAD,
+                )
+                for address in kernel.addr("dump", family=AF_INET6, index=self._ifindex)
+                if address.get("flags", 0) & _IFA_F_PERMANENT and not IPv6Address(address.get("address")).is_link_local
+            )
+
+    def set_up(self, addresses: Iterable[LostAddress]) -> str:
+        """Set the link up, and give it back what it lost; what is there already stays.
+
+        Returns why that failed; empty on success.
+        """
+        try:
+            self._set_up(addresses)
+        except (NetlinkError, OSError) as error:
+            return str(error)
+        return ""
+
+    def _set_up(self, addresses: Iterable[LostAddress]) -> None:
+        with IPRoute() as kernel:
+            kernel.link("set", index=self._ifindex, state="up")
+            for lost in addresses:
+                ends = {"local": lost.ip, "address": lost.peer} if lost.peer else {"address": lost.ip}
+                try:
+                    kernel.addr(
+                        "add",
+                        index=self._ifindex,
+                        prefixlen=lost.prefix_length,
+                        family=AF_INET6,
+                        flags=lost.flags,
+                        **ends,
+                    )
+                except NetlinkError as error:
+                    if error.code != _EXISTS:
+                        raise
+
+    def _stacked(self, own: Message, links: dict[int, Message]) -> str:
+        lower, master = _lower(own), own.get("master")
+        if master:
+            return f"it is a port of {_name(links, master)}"
+        for index, link in links.items():
+            if link.get("master") == self._ifindex:
+                return f"{_name(links, index)} is a port of it"
+            # The two ends of a veth pair in one namespace name each other.
+            if _lower(link) == self._ifindex and index not in (lower, self._ifindex):
+                return f"{_name(links, index)} rides on it"
+        if lower and _lower(links.get(lower, {})) != self._ifindex:
+            return f"it rides on {_name(links, lower)}"
+        return ""
+
+    def _route(self, routes: Iterable[Message], subnets: set[Any]) -> str:
+        for route in routes:
+            if route["proto"] == ROUTE_PROTOCOL or route["type"] != _RTN_UNICAST or not self._leads_here(route):
+                continue
+            destination = route.get("dst")
+            if destination is None:
+                return "the default route leads through it"
+            network = ip_network(f"{destination}/{route['dst_len']}")
+            if network.is_link_local or (route["proto"] == _RTPROT_KERNEL and network in subnets):
+                continue
+            return f"the route to {network} leads through it"
+        return ""
+
+    def _leads_here(self, route: Message) -> bool:
+        hops = route.get("multipath") or ()
+        return route.get("oif") == self._ifindex or any(hop["oif"] == self._ifindex for hop in hops)
+
+    def _rule(self, name: str, rules: Iterable[Message]) -> str:
+        named = any(name in (rule.get("iifname"), rule.get("oifname")) for rule in rules)
+        return "a routing rule names it" if named else ""
+
+
+def _lower(link: Message) -> int:
+    """Return the link of this namespace that a link rides on; 0 when there is none."""
+    return 0 if link.get("link_netnsid") is not None else link.get("link") or 0
+
+
+def _name(links: dict[int, Message], index: int) -> str:
+    return str(links[index].get("ifname")) if index in links else f"link {index}"
