@@ -7,11 +7,12 @@ from lbguard.core.model import ADMITTED, Action, Condition, Decision, Evidence, 
 from lbguard.core.status import PathStatus, TargetStatus, VerdictStatus
 
 _WHAT_HELPS = {
-    Condition.NO_LINK: "no link has an address in the subnet of {ip}; it comes back when the mesh re-creates the link",
+    Condition.NO_LINK: "no link reaches the subnet of {ip}; it comes back when the mesh re-creates the link",
     Condition.LINK_DOWN: "the link to {ip} is down or has no carrier",
     Condition.NO_ADDRESS: "the link to {ip} has no address in its subnet",
     Condition.ADDRESS_TENTATIVE: "the address of the link to {ip} is still tentative (duplicate detection)",
-    Condition.ROUTE_MISSING: "the route to {ip} is not programmed",
+    Condition.ROUTE_MISSING: "the route to {ip} is not in the kernel: it was refused, or somebody else's route has its "
+    "table and metric and is left alone",
     Condition.VERDICT_DOWN: "a proxy reports that {ip} does not answer",
     Condition.NEIGHBOR_FAILED: "{ip} does not answer neighbour solicitations",
 }

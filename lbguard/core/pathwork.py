@@ -83,11 +83,7 @@ class PathWork:
                 if owns:
                     self._tables.leave_path(target.mark, ip)
                 continue
-            if (
-                owns
-                and not self._tables.want_path(target.mark, ip, link.ifindex)
-                and not self._still_forwards(target.mark, ip)
-            ):
+            if owns and not self._routed(target.mark, ip, link):
                 condition = Condition.ROUTE_MISSING
             elif down:
                 condition = Condition.VERDICT_DOWN
@@ -101,26 +97,38 @@ class PathWork:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
                 self._tables.drop_family(target.mark, ipv4=ipv4)
 
+    def _routed(self, mark: int, ip: Ip, link: Link) -> bool:
+        """Desire the route of a path, and tell whether its packets are forwarded as things stand."""
+        if ip in link.ready:
+            # Our own address: a route to it would lead nowhere.
+            self._tables.leave_path(mark, ip)
+            return False
+        return self._tables.want_path(mark, ip, link.ifindex) or self._still_forwards(mark, ip)
+
     def _still_forwards(self, mark: int, ip: Ip) -> bool:
         """Tell whether the route of a path leads through another link that still works: it is only moving."""
         return self._view.forwards(self._tables.forwarding_link(mark, ip), ip)
 
     def evidence(self, target: Target) -> tuple[Evidence, ...]:
         """Return what is known of each path, for a decision record."""
-        return tuple(self._path_evidence(ip, path) for ip, path in target.paths.items())
+        return tuple(self._path_evidence(target.mark, ip, path) for ip, path in target.paths.items())
 
-    def _path_evidence(self, ip: Ip, path: Path) -> Evidence:
+    def _path_evidence(self, mark: int, ip: Ip, path: Path) -> Evidence:
         link = self._view.links.get(path.link.ifindex) if path.link else None
         if link is None or link.key != path.link:
             return Evidence(ip=ip, condition=path.condition, verdict=path.verdict)
         neighbor = link.neighbors.get(ip)
+        detail = format_mac(neighbor.mac) if neighbor and neighbor.mac else ""
+        taken = self._tables.taken_by(mark, ip) if path.condition is Condition.ROUTE_MISSING else None
+        if taken is not None:
+            detail = f"table {mark} metric {taken.metric} holds a route of protocol {taken.protocol}"
         return Evidence(
             ip=ip,
             condition=path.condition,
             ifname=link.name,
             ifindex=link.ifindex,
             neighbor=neighbor.state.name.lower() if neighbor else "",
-            detail=format_mac(neighbor.mac) if neighbor and neighbor.mac else "",
+            detail=detail,
             verdict=path.verdict,
         )
 

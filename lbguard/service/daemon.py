@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from lbguard import __version__
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
-from lbguard.core.events import Event
+from lbguard.core.events import Event, RouteFailed
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
@@ -335,6 +335,9 @@ class Daemon:
 
     def _post(self, events: Sequence[Event]) -> None:
         self._journal.refused(events)
+        if any(isinstance(event, RouteFailed) and event.reason.startswith("EEXIST") for event in events):
+            # Something stands there that the mirror does not know: a kind of route that it passes by, or news too new.
+            self.mirror.request_reconcile()
         self.runner.post(events)
         if self._interposer is not None:
             self._interposer.hear(events)

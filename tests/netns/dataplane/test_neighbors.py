@@ -171,6 +171,7 @@ async def test_links_are_checked_by_name(bench: Bench) -> None:
     assert "UP" in bench.json("link", "show", "nse-a")[0]["flags"]
     assert (await links.set_down(LinkKey(4242, 1), "nse-a")).reason.startswith("ENODEV")
     for _ in range(2):
-        outcome = await links.set_down(LinkKey(index, 1), "nse-a")
+        with bench.lb.entered():
+            outcome = await links.set_down(LinkKey(index, 1), "nse-a")
         assert (outcome.link, outcome.reason) == (LinkKey(index, 1), "")
         assert "UP" not in bench.json("link", "show", "nse-a")[0]["flags"]

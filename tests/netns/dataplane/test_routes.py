@@ -108,17 +108,51 @@ async def test_foreign_routes_are_never_touched(bench: Bench, ipv4: bool) -> Non
     assert len(shown(bench, ipv4)) == 3
 
 
+@BOTH_FAMILIES
+@pytest.mark.parametrize("other", ["unicast", "several next hops", "unreachable"])
+async def test_a_route_is_not_added_over_somebody_elses(bench: Bench, ipv4: bool, other: str) -> None:
+    second = "172.16.0.3" if ipv4 else "fd00::3"
+    where = "table 5001 metric 2048 protocol static"
+    command = {
+        "unicast": f"default via {GATEWAYS[ipv4]} dev nse-a {where}",
+        "several next hops": f"default {where} nexthop via {GATEWAYS[ipv4]} nexthop via {second}",
+        "unreachable": f"unreachable default {where}",
+    }[other]
+    bench.lb.ip(FAMILY[ipv4], "route", "add", *command.split())
+
+    def listed() -> str:
+        return bench.lb.ip(FAMILY[ipv4], "route", "show", "table", "5001")
+
+    before = listed()
+    [event] = await RouteTable(bench.channel).program(ProgramRoutes(add=(unicast(bench, ipv4),)))
+    assert isinstance(event, RouteFailed)
+    assert event.reason.startswith("EEXIST")
+    assert listed() == before
+
+
+@BOTH_FAMILIES
+async def test_a_gateway_counts_as_on_the_link_before_its_prefix_route_is_there(bench: Bench, ipv4: bool) -> None:
+    bench.lb.ip("addr", "add", "172.16.7.1/24" if ipv4 else "fd07::1/64", "dev", "nse-a", "noprefixroute")
+    route = unicast(bench, ipv4, gateway="172.16.7.9" if ipv4 else "fd07::9")
+    table = RouteTable(bench.channel)
+    assert await table.program(ProgramRoutes(add=(route,))) == [RoutesProgrammed(added=(route,))]
+    assert await table.program(ProgramRoutes(replace=(route,))) == [RoutesProgrammed(added=(route,))]
+    assert await table.program(ProgramRoutes(delete=(route,))) == [RoutesProgrammed(deleted=(route,))]
+    assert shown(bench, ipv4) == []
+
+
 async def test_refused_route_names_the_reason_and_the_others_go_on(bench: Bench) -> None:
     table = RouteTable(bench.channel)
     good = unicast(bench, True)
-    off_subnet = unicast(bench, True, gateway="192.0.2.1", table=5002)
+    multicast = unicast(bench, True, gateway="224.0.0.9", table=5002)
     no_link = good._replace(oif=4242, table=5003)
     last = unicast(bench, False, table=5004)
-    events = await table.program(ProgramRoutes(replace=(good, off_subnet, no_link, last)))
+    events = await table.program(ProgramRoutes(replace=(good, multicast, no_link, last)))
     assert events[0] == RoutesProgrammed(added=(good, last))
     failures = [event for event in events if isinstance(event, RouteFailed)]
-    assert [event.route for event in failures] == [off_subnet, no_link]
-    assert [event.reason for event in failures] == ["ENETUNREACH: Nexthop has invalid gateway"] * 2
+    assert [event.route for event in failures] == [multicast, no_link]
+    assert failures[0].reason == "EINVAL: Nexthop has invalid gateway"
+    assert failures[1].reason.startswith("ENODEV")
 
 
 async def test_two_thousand_routes(bench: Bench) -> None:

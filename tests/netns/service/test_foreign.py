@@ -1,8 +1,12 @@
 """What others made stays as they made it; and in observe mode everything does."""
 
+import json
+import time
+
 import pytest
 
-from tests.netns.service.guarded import OURS, Guarded, ips_of, stream, targets_yaml, wait_until
+from lbguard.lab.netns import connect
+from tests.netns.service.guarded import OURS, PATIENT, Guarded, ips_of, stream, targets_yaml, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -65,6 +69,135 @@ def test_what_others_made_stays(guarded: Guarded) -> None:
     assert guarded.routes() == []
     assert guarded.nft("table", "inet", "lbguard") == []
     assert guarded.nft("table", "inet", "lbguard-counters") == []
+
+
+def neighbor(guarded: Guarded, ip: str) -> dict[str, object]:
+    return next((entry for entry in guarded.json("neigh") if entry["dst"] == ip), {})
+
+
+@pytest.mark.parametrize("mode", ["enforce", "companion"])
+def test_neighbor_entries_that_somebody_made_stay(guarded: Guarded, mode: str) -> None:
+    [link] = json.loads(guarded.proxies.ip("-j", "link", "show", "lb-1"))
+    made = {
+        "172.16.1.11": ["nud", "permanent"],
+        "fd00:1::b": ["nud", "permanent"],
+        "172.16.1.12": ["extern_learn"],
+        "fd00:1::c": ["nud", "reachable", "protocol", "static"],
+    }
+
+    def make() -> None:
+        for ip, how in made.items():
+            guarded.lb.ip("neigh", "replace", ip, "lladdr", link["address"], "dev", "nse-a", *how)
+
+    def shown() -> dict[str, tuple[object, ...]]:
+        keys = ("lladdr", "extern_learn", "protocol")
+        found = {ip: neighbor(guarded, ip) for ip in made}
+        return {
+            ip: (*(entry.get(key, "-") for key in keys), "PERMANENT" in str(entry.get("state")))
+            for ip, entry in found.items()
+        }
+
+    if mode == "companion":
+        for identifier, ips in ((1, ("172.16.1.11", "fd00:1::b")), (2, ("172.16.1.12", "fd00:1::c"))):
+            for ip in ips:
+                family = "-6" if ":" in ip else "-4"
+                guarded.lb.ip(family, "rule", "add", "fwmark", str(5000 + identifier), "table", str(5000 + identifier))
+                guarded.lb.ip(family, "route", "add", "default", "via", ip, "table", str(5000 + identifier))
+    make()
+    before = shown()
+    settings = {"LBGUARD_NEIGHBORS__PROBE_INTERVAL": "100ms", "LBGUARD_MODE": mode}
+    if mode == "companion":
+        settings["LBGUARD_SOURCE"] = "kernel"
+    with guarded.process(settings) as service:
+        service.wait_until_ready()
+        service.wait_until_admitted(4 if mode == "enforce" else 2)
+        # What the kernel learned itself is verified meanwhile, again and again.
+        if mode == "enforce":
+            wait_until(lambda: (guarded.metric("lbguard_neighbor_probes_total") or 0) > 20, "others are verified")
+        assert shown() == before
+        # The kernel itself drops them with the link; made anew they stay as well.
+        guarded.lb.ip("link", "set", "nse-a", "down")
+        guarded.lb.ip("link", "set", "nse-a", "up")
+        wait_until(lambda: "UP" in guarded.lb.ip("-br", "link", "show", "nse-a"), "nse-a is up")
+        make()
+        time.sleep(0.5)
+        assert shown() == before
+
+
+def test_a_route_in_our_place_stays_and_ours_comes_when_it_is_gone(guarded: Guarded) -> None:
+    other = "default via 172.16.1.99 dev nse-a table 5001 metric 2048 proto static"
+    guarded.lb.ip("route", "add", *other.split())
+    with guarded.process(PATIENT) as service:
+        service.wait_until_ready()
+        service.wait_until_admitted(3)
+        assert guarded.states()[1] == "pending"
+        assert "172.16.1.99" in guarded.lb.ip("route", "show", "table", "5001")
+        # One of a kind that is not even looked at is refused by the kernel.
+        hidden = "default table 5002 metric 2048 proto static nexthop via 172.16.1.98 nexthop via 172.16.1.99"
+        guarded.lb.ip("route", "replace", *hidden.split())
+        guarded.wait_for(t2="held")
+        service.wait_for_log("kernel refused")
+        assert "172.16.1.98" in guarded.lb.ip("route", "show", "table", "5002")
+        guarded.lb.ip("route", "del", *other.split())
+        guarded.lb.ip("route", "del", *hidden.split(" nexthop")[0].split())
+        guarded.wait_for(t1="active", t2="active")
+        assert guarded.gateways(1) == set(ips_of(1))
+
+
+def test_a_link_with_an_excluded_name_is_left_alone_from_then_on(guarded: Guarded) -> None:
+    with guarded.service({**PATIENT, "LBGUARD_LINKS__EXCLUDE": "lo,old*"}):
+        for name, state in (("old-a", "held"), ("nse-a", "active")):
+            guarded.lb.ip("link", "set", "nse-a" if name == "old-a" else "old-a", "name", name)
+            guarded.wait_for(t1=state, t2=state)
+
+
+def second_link(guarded: Guarded) -> None:
+    """A newer link of the first proxy's subnet appears, and targets 1 and 2 are behind it as well."""
+    connect(guarded.lb, "nse-n", guarded.proxies, "lb-n")
+    guarded.proxies.ip("link", "add", "br1", "type", "bridge")
+    for port in ("lb-1", "lb-n"):
+        guarded.proxies.ip("link", "set", port, "master", "br1")
+    guarded.proxies.ip("link", "set", "br1", "up")
+    guarded.proxies.ip("addr", "flush", "dev", "lb-1")
+    for identifier in (1, 2):
+        for ip in ips_of(identifier):
+            length, nodad = (64, ["nodad"]) if ":" in ip else (24, [])
+            guarded.proxies.ip("addr", "add", f"{ip}/{length}", "dev", "br1", *nodad)
+    guarded.lb.batch(["addr add 172.16.1.2/24 dev nse-n", "addr add fd00:1::2/64 dev nse-n nodad"])
+
+
+def links_up(guarded: Guarded) -> set[str]:
+    return {link["ifname"] for link in guarded.json("link") if "UP" in link["flags"]}
+
+
+def test_an_older_link_stays_up_unless_told_otherwise(guarded: Guarded) -> None:
+    with guarded.service():
+        second_link(guarded)
+        wait_until(lambda: {route[4] for route in guarded.routes("5001")} >= {"nse-n"}, "the routes move")
+        wait_until(lambda: neighbor(guarded, "172.16.1.11").get("state"), "the neighbour is asked for")
+        assert "nse-a" in links_up(guarded)
+
+
+def test_an_older_link_is_set_down_and_back_with_its_addresses_when_the_newer_goes(guarded: Guarded) -> None:
+    with guarded.service({**PATIENT, "LBGUARD_LINKS__SUPERSEDED": "down"}) as service:
+        before = guarded.lb.ip("-o", "-6", "addr", "show", "dev", "nse-a", "scope", "global")
+        second_link(guarded)
+        service.wait_for_log("superseded link set down", link="nse-a")
+        assert "nse-a" not in links_up(guarded)
+        assert set(guarded.states().values()) == {"active"}
+        guarded.delete_link("nse-n")
+        service.wait_for_log("link set up again: it is superseded no more", link="nse-a")
+        guarded.wait_for(t1="active", t2="active")
+        assert guarded.lb.ip("-o", "-6", "addr", "show", "dev", "nse-a", "scope", "global") == before
+
+
+def test_an_older_link_that_something_rides_on_is_left_up(guarded: Guarded) -> None:
+    guarded.lb.ip("link", "add", "mv0", "link", "nse-a", "type", "macvlan", "mode", "private")
+    with guarded.service({"LBGUARD_LINKS__SUPERSEDED": "down"}) as service:
+        second_link(guarded)
+        told = service.wait_for_log("superseded link left up", link="nse-a")
+        assert told["reason"] == "mv0 rides on it"
+        assert "nse-a" in links_up(guarded)
 
 
 def test_observing_touches_nothing(guarded: Guarded) -> None:

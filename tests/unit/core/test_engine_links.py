@@ -94,10 +94,84 @@ def test_an_older_link_that_comes_up_after_the_newer_is_set_down_as_well() -> No
     assert oifs(guard) == {2}
 
 
-def test_superseded_links_are_left_alone_when_told_so() -> None:
-    guard = Guard(EngineConfig(superseded_link_down=False, neighbor_probe_interval_s=0.0), targets=1)
+def test_a_link_that_was_set_down_is_set_up_again_when_the_newer_one_goes() -> None:
+    guard = Guard(targets=1)
     guard.link(2)
-    guard.unlink(1)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
+    [down] = guard.of(fx.SetLinkDown)
+    guard.tell(ev.LinkSetDown(link=down.link))
+    guard.set_down(1)
+    assert guard.of(fx.SetLinkUp) == []
+    guard.unlink(2)
+    assert guard.of(fx.SetLinkUp) == [fx.SetLinkUp(link=down.link, ifname="nse-1")]
+    guard.tell(guard.link_seen(1))
+    assert oifs(guard) == {1}
+    assert guard.states() == {1: "active"}
+    guard.link(3)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=3)
+    assert guard.of(fx.SetLinkDown) == [], "once"
+
+
+def test_a_link_that_was_left_up_is_not_set_up() -> None:
+    guard = Guard(targets=1)
+    guard.link(2)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
+    [down] = guard.of(fx.SetLinkDown)
+    guard.tell(ev.LinkSetDown(link=down.link, reason="macvlan0 rides on it"))
+    guard.unlink(2)
+    assert guard.of(fx.SetLinkUp) == []
+    assert guard.states() == {1: "active"}
+
+
+def test_a_link_is_not_set_down_while_a_target_fails_on_the_newer_one() -> None:
+    guard = Guard(targets=2)
+    guard.link(2)
+    guard.fail_neighbor(ipv4_of(2), 1)
+    guard.tell(ev.NeighborSeen(ifindex=2, ip=ipv4_of(2), state=NeighborState.FAILED))
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
+    assert guard.of(fx.SetLinkDown) == []
+    guard.neighbor(ipv4_of(2), NeighborState.REACHABLE, link=2)
+    assert [e.link.ifindex for e in guard.of(fx.SetLinkDown)] == [1]
+
+
+def test_a_new_mac_makes_no_link_newer_and_supersedes_none() -> None:
+    guard = Guard(targets=1)
+    guard.link(2)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
+    assert [e.link.ifindex for e in guard.of(fx.SetLinkDown)] == [1]
+    both = Guard(start=False)
+    both.tell(
+        ev.KernelSnapshot(
+            links=(both.link_seen(1), both.link_seen(2)),
+            addresses=(both.address(1, "172.16.0.1/24"), both.address(2, "172.16.0.2/24")),
+        )
+    )
+    both.register(1)
+    assert oifs(both) == {2}
+    both.tell(both.link_seen(1, new_mac=77))
+    assert oifs(both) == {2}
+    both.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=1)
+    both.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
+    assert both.of(fx.SetLinkDown) == []
+
+
+def test_a_link_that_is_renamed_to_an_excluded_name_is_left_alone_and_back_with_its_addresses() -> None:
+    guard = Guard(EngineConfig(excluded_links=("lo", "old*"), neighbor_probe_interval_s=0.0), targets=1)
+    renamed = ev.LinkSeen(ifindex=1, name="old0", up=True, mac=mac(1))
+    guard.tell(renamed)
+    assert guard.target(1).cause is Condition.NO_LINK
+    assert guard.engine.view.links == {}
+    guard.tell(guard.address(1, "172.16.0.9/24"))
+    guard.tell(guard.link_seen(1))
+    assert guard.states() == {1: "active"}
+    [announced] = guard.of(fx.Announce)
+    assert set(announced.addresses) == {ip("172.16.0.1"), ip("172.16.0.9")}
+
+
+def test_superseded_links_are_left_alone_when_told_so() -> None:
+    guard = Guard(EngineConfig(neighbor_probe_interval_s=0.0), targets=1)
+    guard.link(2)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
     assert guard.of(fx.SetLinkDown) == []
 
 

@@ -31,7 +31,7 @@
 - {"name": "distributor.slots_per_target", "variable": "LBGUARD_DISTRIBUTOR__SLOTS_PER_TARGET", "default": "100"}
 - {"name": "distributor.nfqlb_binary", "variable": "LBGUARD_DISTRIBUTOR__NFQLB_BINARY", "default": "nfqlb"}
 - {"name": "distributor.shm_dir", "variable": "LBGUARD_DISTRIBUTOR__SHM_DIR", "default": "/dev/shm"}
-- {"name": "links.superseded", "variable": "LBGUARD_LINKS__SUPERSEDED", "default": "down"}
+- {"name": "links.superseded", "variable": "LBGUARD_LINKS__SUPERSEDED", "default": "ignore"}
 - {"name": "links.exclude", "variable": "LBGUARD_LINKS__EXCLUDE", "default": "lo"}
 - {"name": "neighbors.probe_interval", "variable": "LBGUARD_NEIGHBORS__PROBE_INTERVAL", "default": "1s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "neighbors.tune", "variable": "LBGUARD_NEIGHBORS__TUNE", "default": "true"}
