@@ -11,6 +11,8 @@ from lbguard.core.addr import Ip, Prefix, is_ipv4
 from lbguard.core.events import SourceLost
 from lbguard.core.model import (
     BLACKHOLE_METRIC,
+    ROUTE_METRIC,
+    NeighborState,
     Route,
     RouteKind,
     Rule,
@@ -53,7 +55,7 @@ class Scenario:
         kernel.routes[9999, True, BLACKHOLE_METRIC] = Route(
             9999, True, RouteKind.BLACKHOLE, BLACKHOLE_METRIC, protocol=4
         )
-        self.world.watch.foreign = kernel.foreign()
+        kernel.others = kernel.foreign()
 
     def _mac(self) -> bytes:
         return b"\x02" + self.rng.randbytes(5)
@@ -352,6 +354,34 @@ class Scenario:
         elif rules:
             self.world.kernel.delete_rule(self.rng.choice(sorted(rules)))
 
+    def take_place(self) -> None:
+        """Somebody puts a route where one of ours stands or should stand, and takes it away after a while."""
+        kernel, world = self.world.kernel, self.world
+        # A request that is under way while somebody puts a route there cannot be called back.
+        if not world.streams or world.profile.lossy or world.profile.refusals:
+            return
+        spec = world.streams[self.rng.choice(sorted(world.streams))]
+        mark, ipv4 = spec.mark(self.rng.randint(1, 8)), self.rng.random() < 0.5
+        links = [link for proxy in range(self.proxies) for link in self.links_of(proxy) if link.admin_up]
+        if not links or (mark, ipv4, ROUTE_METRIC) in {slot for slot, r in kernel.routes.items() if r.protocol == 4}:
+            return
+        gateway = ip_address("172.16.0.99" if ipv4 else "fd00::99").packed
+        route = Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, gateway, self.rng.choice(links).ifindex, protocol=4)
+        kernel.put_foreign_route(route)
+        world.after(0.2, functools.partial(kernel.fresh.discard, route))
+        world.after(self._outage(), functools.partial(kernel.take_foreign_route, route))
+
+    def make_neighbor(self) -> None:
+        """Somebody makes a static entry of a target's address, and takes it away after a while."""
+        found = self._some_link()
+        known = sorted(ip for targets in self._targets.values() for ips in targets.values() for ip in ips)
+        if found is None or not known:
+            return
+        link, ip = found[1], self.rng.choice(known)
+        self.world.kernel.set_neighbor(link.ifindex, ip, NeighborState.PERMANENT, self._mac())
+        take = functools.partial(self.world.kernel.delete_neighbor, link.ifindex, ip)
+        self.world.after(self._outage(), self._if_alive(link, take))
+
     def any(self) -> None:
         """Do one of all that, by weight."""
         scenarios: list[tuple[Callable[[], None], int]] = [
@@ -379,6 +409,8 @@ class Scenario:
             (self.crash, 2),
             (self.refuse, 4),
             (self.disturb_route, 1),
+            (self.take_place, 2),
+            (self.make_neighbor, 2),
         ]
         [scenario] = self.rng.choices([s for s, _ in scenarios], [w for _, w in scenarios])
         self.world.say(scenario.__name__)

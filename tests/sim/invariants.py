@@ -72,7 +72,6 @@ class Watch:
         self._calm_before: dict[str, float] = {}
         self._idle_turns = 0
         self._last_decision = self._last_decision_before = 0.0
-        self.foreign = world.kernel.foreign()
         self.announced_at: dict[tuple[int, bytes, Ip], float] = {}
 
     # After a decision
@@ -82,7 +81,7 @@ class Watch:
         self._idle_turns = self._idle_turns + 1 if world.now == self._last_decision else 0
         self._last_decision_before, self._last_decision = self._last_decision, world.now
         assert self._idle_turns < 50, "the engine turns without time passing"
-        assert world.kernel.foreign() == self.foreign or not world.running, "something foreign was touched"
+        assert world.kernel.foreign() == world.kernel.others or not world.running, "something foreign was touched"
         self._follow_losses()
         for effect in effects:
             if isinstance(effect, fx.Record):

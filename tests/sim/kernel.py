@@ -56,13 +56,18 @@ class SimLink:
 
 
 class SimKernel:
-    """Links, addresses, default routes, rules and neighbours; every told change goes to `tell`."""
+    """Links, addresses, default routes, rules and neighbours; every told change goes to `tell`.
+
+    `others`: routes and rules of others as they or the kernel itself left them; `fresh`: such routes of a moment ago.
+    """
 
     def __init__(self, tell: Callable[[KernelChange], None]) -> None:
         self.links: dict[int, SimLink] = {}
         self.routes: dict[RouteSlot, Route] = {}
         self.rules: dict[Rule, None] = {}
         self.refusing: set[int] = set()
+        self.others: tuple[frozenset[Route], frozenset[Rule]] = (frozenset(), frozenset())
+        self.fresh: set[Route] = set()
         self._tell = tell
 
     def snapshot(self) -> KernelSnapshot:
@@ -148,6 +153,7 @@ class SimKernel:
             for slot, route in [(s, r) for s, r in self.routes.items() if r.oif == ifindex and r.ipv4]:
                 del self.routes[slot]
                 self._tell(RouteGone(route=route))
+            self.others = self.foreign()
 
     def set_neighbor(self, ifindex: int, ip: Ip, state: NeighborState, mac: bytes) -> None:
         link = self.links.get(ifindex)
@@ -174,6 +180,8 @@ class SimKernel:
         slot = (route.table, route.ipv4, route.metric)
         old = self.routes.get(slot)
         self.routes[slot] = route
+        self.fresh.add(route)
+        self.others = self.foreign()
         if old is not None:
             self._tell(RouteGone(route=old))
         self._tell(RouteSeen(route=route))
@@ -182,6 +190,7 @@ class SimKernel:
         slot = (route.table, route.ipv4, route.metric)
         if self.routes.get(slot) == route:
             del self.routes[slot]
+            self.others = self.foreign()
             self._tell(RouteGone(route=route))
 
     def replace_route(self, route: Route) -> str:
@@ -198,8 +207,11 @@ class SimKernel:
                 return "invalid gateway"
         slot = (route.table, route.ipv4, route.metric)
         old = self.routes.get(slot)
-        assert old is None or old.protocol == route.protocol, f"a foreign route was replaced: {old}"
+        assert old is None or old.protocol == route.protocol or old in self.fresh, (
+            f"a foreign route was replaced: {old}"
+        )
         self.routes[slot] = route
+        self.others = self.foreign()
         if old is not None and old != route:
             self._tell(RouteGone(route=old))
         self._tell(RouteSeen(route=route))
@@ -240,6 +252,7 @@ class SimKernel:
             del self.routes[slot]
             if not route.ipv4:
                 self._tell(RouteGone(route=route))
+        self.others = self.foreign()
 
     def _drop_neighbors(self, link: SimLink) -> None:
         for ip in list(link.neighbors):
