@@ -369,6 +369,9 @@ class Watch:
 
         The latter may be asked for again, unheard of so far, when the target has gone as well.
         """
+        for route in effect.put:
+            other = self._world.belief.foreign.get((route.table, route.ipv4, route.metric))
+            assert other is None, f"{route} is asked for where {other} stands"
         self._outdated.difference_update(effect.put)
         for route in effect.delete:
             target = self._world.engine.roster.by_mark.get(route.table)
