@@ -16,14 +16,40 @@ from rich.console import Console
 from rich.table import Table
 
 from lbguard.lab.sandbox import SandboxError, require_tools, run_isolated
-from tests.bench import commit, growth, idle, interposer, loss, probing, recording, repair, start, storm, verdicts
+from tests.bench import (
+    addresses,
+    commit,
+    growth,
+    idle,
+    interposer,
+    loss,
+    probing,
+    recording,
+    repair,
+    start,
+    storm,
+    verdicts,
+)
 from tests.bench.results import Row, Say, Scale
 
 Benchmark = Callable[[Scale, Say, Path], Iterable[Row]]
 
 _BENCHMARKS: dict[str, Benchmark] = {
     module.NAME: module.run
-    for module in (repair, commit, loss, storm, verdicts, probing, idle, growth, start, interposer, recording)
+    for module in (
+        repair,
+        commit,
+        loss,
+        storm,
+        verdicts,
+        probing,
+        idle,
+        growth,
+        addresses,
+        start,
+        interposer,
+        recording,
+    )
 }
 
 

@@ -20,6 +20,7 @@ ROWS = {
     "probing": {"% of a core", "", "s"},
     "idle": {"% of a core", "MiB"},
     "growth": {"us", "ms"},
+    "addresses": {"us", "ms"},
     "start": {"s"},
     "interposer": {"ms"},
     "recording": {"us", "bytes", "ms", "1/s"},
