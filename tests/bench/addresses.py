@@ -71,17 +71,17 @@ def _measure(count: int) -> tuple[list[float], list[float]]:
     for _ in range(3):
         engine = Engine(EngineConfig())
         engine.observe(ev.SourceSnapshot(streams=(StreamSpec(name="stream-a", targets=(target,)),)), 1000.0)
-        started = time.perf_counter()
+        started = time.process_time()
         engine.observe(ev.KernelSnapshot(links=links, addresses=(near, *held)), 1000.0)
         engine.decide(1000.0)
-        whole.append((time.perf_counter() - started) * 1e3)
+        whole.append((time.process_time() - started) * 1e3)
     one_more = []
     for n in range(_REPETITIONS):
         ip = _address(count + n)
-        started = time.perf_counter()
+        started = time.process_time()
         engine.observe(ev.AddressSeen(ifindex=3, ip=ip, prefix_length=32), 1000.0)
         engine.decide(1000.0)
         engine.observe(ev.AddressGone(ifindex=3, ip=ip, prefix_length=32), 1000.0)
         engine.decide(1000.0)
-        one_more.append((time.perf_counter() - started) * 1e6)
+        one_more.append((time.process_time() - started) * 1e6)
     return whole, one_more
