@@ -126,7 +126,8 @@ class LinkNeeds:
             if link.get("master") == self._ifindex:
                 return f"{_name(links, index)} is a port of it"
             # The two ends of a veth pair in one namespace name each other.
-            if _lower(link) == self._ifindex and index not in (lower, self._ifindex):
+            rides = _lower(link) == self._ifindex and index not in (lower, self._ifindex)
+            if rides or self._ifindex in _tunnel_links(link):
                 return f"{_name(links, index)} rides on it"
         if lower and _lower(links.get(lower, {})) != self._ifindex:
             return f"it rides on {_name(links, lower)}"
@@ -157,6 +158,14 @@ class LinkNeeds:
 def _lower(link: Message) -> int:
     """Return the link of this namespace that a link rides on; 0 when there is none."""
     return 0 if link.get("link_netnsid") is not None else link.get("link") or 0
+
+
+def _tunnel_links(link: Message) -> list[int]:
+    """Return the links that a tunnel (vxlan, gre, ...) sends through: they stand with the data of its kind."""
+    info = link.get("linkinfo")
+    data = info.get("data") if info else None
+    attributes = data.get("attrs", ()) if data else ()
+    return [value for name, value in attributes if name.endswith("_LINK")]
 
 
 def _name(links: dict[int, Message], index: int) -> str:

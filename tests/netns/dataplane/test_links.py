@@ -13,6 +13,7 @@ pytestmark = pytest.mark.netns
 
 NEEDS = {
     "a macvlan": (["link add mv0 link nse-a type macvlan"], "mv0 rides on it"),
+    "a tunnel": (["link add vx0 type vxlan id 5 dev nse-a remote 172.16.0.9 dstport 4789"], "vx0 rides on it"),
     "a bridge": (["link add br0 type bridge", "link set nse-a master br0"], "it is a port of br0"),
     "the default route": (["route add default via 172.16.0.2"], "the default route leads through it"),
     "one of several next hops": (
