@@ -145,6 +145,8 @@ class Daemon:
     def unready_reason(self) -> str:
         """Return why the service is not ready; empty when it is."""
         engine = self.engine
+        if self._interposer is not None and self._interposer.problem:
+            return f"calls_not_taken: {self._interposer.problem}"
         if not engine.in_sync:
             return f"kernel_not_in_sync: {engine.sync_reason}"
         if not engine.running:
