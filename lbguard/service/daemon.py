@@ -152,7 +152,9 @@ class Daemon:
         if not engine.running:
             return f"source_not_read: {engine.source_reason}"
         waiting = [name for name, stream in engine.roster.streams.items() if not (stream.adopted or stream.removed)]
-        return f"tables_not_read: {', '.join(waiting)}" if waiting else ""
+        if waiting:
+            return f"tables_not_read: {', '.join(waiting)}"
+        return f"socket_not_served: {self._doors.problem}" if self._doors is not None and self._doors.problem else ""
 
     # Life
 

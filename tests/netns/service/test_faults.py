@@ -119,3 +119,22 @@ def test_a_log_that_nobody_reads_delays_no_reaction_and_no_stop(guarded: Guarded
         guarded.wait_for(t1="held", t2="held")
         assert service.terminate() == 0
     os.close(held_open)
+
+
+def test_a_socket_that_is_taken_away_comes_back_and_what_is_in_its_way_is_named(guarded: Guarded) -> None:
+    with guarded.service() as service:
+        guarded.socket.unlink()
+        service.wait_for_log("socket was taken away: served anew")
+        guarded.wait_for(t1="active")
+        guarded.socket.unlink()
+        guarded.socket.write_text("somebody's file")
+        line = service.wait_for_log("socket lost; trying again")
+        assert str(guarded.socket) in line["reason"]
+        wait_until(lambda: "socket_not_served" in guarded.http("/readyz")[1], "readiness says so")
+        assert guarded.http("/readyz")[0] == 503
+        assert guarded.http("/healthz")[0] == 200
+        assert guarded.socket.read_text() == "somebody's file"
+        guarded.socket.unlink()
+        wait_until(lambda: guarded.http("/readyz")[0] == 200, "ready again")
+        guarded.wait_for(t1="active")
+        wait_until(lambda: guarded.metric('lbguard_not_ready{reason="socket_not_served"}') == 0, "the metric follows")
