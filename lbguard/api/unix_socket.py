@@ -23,6 +23,7 @@ _log = logging.getLogger("lbguard.api")
 
 PATH_BYTES_MAX = 107  # struct sockaddr_un holds 108 bytes with the final zero
 _PROBE_TIMEOUT_S = 1.0
+_NEVER = (0, 0)
 
 
 class SocketError(StartError):
@@ -89,7 +90,7 @@ class ServedSocket:
         self._make = make
         self._credentials = credentials
         self._servers: list[grpc.aio.Server] = []
-        self._identity = (0, 0)
+        self._identity = _NEVER
 
     async def serve(self) -> None:
         """Serve the socket. The calls of a server that served it before go on, until the socket is lost once more.
@@ -118,18 +119,20 @@ class ServedSocket:
             await self._servers.pop(0).stop(None)
 
     async def keep(self) -> None:
-        """Serve the socket anew if the path no longer leads to it; call it once a second."""
+        """Serve the socket if the path does not lead to it; call it once a second. `problem` says why it cannot be."""
         if self._is_ours():
             self.problem = ""
             return
+        before = self._identity
         try:
             await self.serve()
         except SocketError as error:
             if str(error) != self.problem:
-                _log.error("socket lost; trying again", extra=fields(reason=str(error)))
+                _log.error("socket not served; trying again", extra=fields(reason=str(error)))
             self.problem = str(error)
             return
-        _log.warning("socket was taken away: served anew", extra=fields(setting=self._setting, path=str(self._path)))
+        if before != _NEVER:
+            _log.warning("socket was taken away: served anew", extra=fields(path=str(self._path)))
         self.problem = ""
 
     async def stop(self, grace_s: float) -> None:

@@ -86,7 +86,8 @@ class Doors:
                 make_availability_server, settings, self._house.availability, nsp_certificates(settings.nsp)
             )
             if self._frontend is not None:
-                await self._frontend.start()
+                # Others may write to its directory: what stands in the way there keeps nothing else from being served.
+                await self._frontend.socket.keep()
         self._keeping = asyncio.create_task(self._keep_sockets())
 
     async def _open_verdicts(self, verdicts: VerdictSettings) -> None:

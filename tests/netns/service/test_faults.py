@@ -128,7 +128,7 @@ def test_a_socket_that_is_taken_away_comes_back_and_what_is_in_its_way_is_named(
         guarded.wait_for(t1="active")
         guarded.socket.unlink()
         guarded.socket.write_text("somebody's file")
-        line = service.wait_for_log("socket lost; trying again")
+        line = service.wait_for_log("socket not served; trying again")
         assert str(guarded.socket) in line["reason"]
         wait_until(lambda: "socket_not_served" in guarded.http("/readyz")[1], "readiness says so")
         assert guarded.http("/readyz")[0] == 503
@@ -138,3 +138,17 @@ def test_a_socket_that_is_taken_away_comes_back_and_what_is_in_its_way_is_named(
         wait_until(lambda: guarded.http("/readyz")[0] == 200, "ready again")
         guarded.wait_for(t1="active")
         wait_until(lambda: guarded.metric('lbguard_not_ready{reason="socket_not_served"}') == 0, "the metric follows")
+
+
+def test_what_is_in_the_way_of_the_frontends_socket_keeps_nothing_else_from_being_served(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    path = tmp_path / "meridio" / "lb.sock"
+    path.mkdir(parents=True)
+    with guarded.process({"LBGUARD_AVAILABILITY__SOCKET": str(path)}) as service:
+        service.wait_for_log("socket not served; trying again")
+        guarded.wait_for(t1="active", t2="active", t3="active", t4="active")
+        wait_until(lambda: f"availability.socket = {path}" in guarded.http("/readyz")[1], "readiness says so")
+        path.rmdir()
+        wait_until(lambda: guarded.http("/readyz")[0] == 200, "ready")
+        assert path.is_socket()
