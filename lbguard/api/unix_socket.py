@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import socket
 import stat
 from collections.abc import Callable
@@ -100,9 +101,9 @@ class ServedSocket:
         """
         await asyncio.to_thread(prepare_socket, self._path, self._setting)
         place = f"{self._setting} = {self._path}"
-        beside = self._beside()
         server = self._make()
         try:
+            beside = self._free_place_beside()
             self._bind(server, beside)
             await server.start()
         except (RuntimeError, OSError) as error:
@@ -144,8 +145,6 @@ class ServedSocket:
                 self._path.unlink()
 
     def _bind(self, server: grpc.aio.Server, path: Path) -> None:
-        if os.path.lexists(path):
-            path.unlink()
         # With the mask the socket has its mode from the beginning.
         mask = os.umask(0o777 & ~self._mode)
         try:
@@ -163,6 +162,16 @@ class ServedSocket:
             return False
         return (status.st_dev, status.st_ino) == self._identity
 
-    def _beside(self) -> Path:
-        beside = self._path.with_name(f".{self._path.name}.new")
-        return beside if len(os.fsencode(beside)) <= PATH_BYTES_MAX else self._path.with_name(".n")
+    def _free_place_beside(self) -> Path:
+        """Return a path that fits into an address, and at which nothing stands any more.
+
+        Raises:
+            OSError: what stands there cannot be removed.
+        """
+        for name in (f".{self._path.name}.new", ".n", secrets.token_hex(3)):
+            place = self._path.with_name(name)
+            if len(os.fsencode(place)) <= PATH_BYTES_MAX:
+                with contextlib.suppress(IsADirectoryError):
+                    place.unlink(missing_ok=True)
+                    return place
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

@@ -143,6 +143,16 @@ async def test_nothing_is_written_through_a_link_beside(path: Path, tmp_path: Pa
     await served.stop(0)
 
 
+async def test_directories_at_the_names_beside_are_no_obstacle(path: Path) -> None:
+    for name in (".a.sock.new", ".n"):
+        path.with_name(name).mkdir(parents=True)
+    served = ServedSocket(path, "socket", MODE, make_server)
+    await served.serve()
+    assert await answers(path)
+    await served.stop(0)
+    assert {each.name for each in path.parent.iterdir()} == {".a.sock.new", ".n"}
+
+
 async def test_a_path_as_long_as_it_may_be_is_served(tmp_path: Path) -> None:
     directory = tmp_path / "d"
     directory.mkdir()
