@@ -25,7 +25,8 @@ _log = logging.getLogger("lbguard.http")
 REQUEST_BYTES_MAX = 16 * 1024
 
 _LINGER_S = 1.0
-_ACCEPTS_A_TURN = 64
+_ACCEPTS_A_TURN = 16
+_SEND_BUFFER_BYTES = 256 * 1024
 _READ_BYTES = 16 * 1024
 _WRITE_BYTES = 256 * 1024
 _NO_DESCRIPTORS_PAUSE_S = 0.05
@@ -34,7 +35,7 @@ _NO_DESCRIPTORS_PAUSE_S = 0.05
 class Limits(NamedTuple):
     """How many connections there are at most, and how long a whole request and a whole response may take (seconds)."""
 
-    connections: int = 64
+    connections: int = 256
     request_s: float = 5.0
     response_s: float = 15.0
 
@@ -164,7 +165,9 @@ class HttpServer:
         while not self._closing:
             now = time.monotonic()
             soonest = min((connection.deadline for connection in self._connections.values()), default=now + 1.0)
-            for key, _ in self._selector.select(max(0.0, soonest - now)):
+            events = self._selector.select(max(0.0, soonest - now))
+            # New ones come last, and a few at a time: in a flood of them, who has sent a request is answered first.
+            for key, _ in sorted(events, key=lambda event: event[0].fileobj is self._listener):
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj is self._woken:
@@ -191,6 +194,7 @@ class HttpServer:
                 # The first of several is the oldest: connections are kept in the order in which they came.
                 self._drop(min(self._connections.values(), key=lambda connection: connection.step))
             accepted.setblocking(False)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             connection = _Connection(accepted, time.monotonic() + self._limits.request_s)
             self._connections[accepted] = connection
             self._selector.register(accepted, selectors.EVENT_READ)

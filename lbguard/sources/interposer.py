@@ -175,9 +175,9 @@ class InterposerSource:
 
     def _listen_again(self) -> None:
         if self._requests.lost:
-            _log.warning("the FIFO for calls was taken away: made anew")
             self._stop_listening()
             self._listen()
+            _log.warning("the FIFO for calls was taken away: made anew")
 
     def _listen(self) -> None:
         self._requests.open()

@@ -102,7 +102,11 @@ class SharedDirectory:
     def new_fifo(self, name: str, mode: int) -> int:
         """Make a FIFO in place of whatever is there; return its descriptor, to read and to write."""
         self.clear(name)
-        os.mkfifo(name, mode, dir_fd=self._descriptor)
+        try:
+            os.mkfifo(name, mode, dir_fd=self._descriptor)
+        except OSError as error:
+            error.filename = name  # Of all these calls this one alone does not say it.
+            raise
         descriptor = self.open_file(name, os.O_RDWR, stat.S_ISFIFO)
         os.fchmod(descriptor, mode)
         return descriptor

@@ -92,10 +92,31 @@ def is_well(response: bytes) -> bool:
 @pytest.mark.parametrize("first", [b"", b"GET /qui", GET[:-2] % b"/quick"])
 def test_any_number_of_clients_that_do_not_finish_their_request_silences_nobody(serve: Serve, first: bytes) -> None:
     served = serve()
-    for _ in range(10):
-        for _ in range(50):
+    for _ in range(7):
+        for _ in range(100):
             served.client(first)
         assert is_well(served.get())
+
+
+def test_a_flood_of_connections_silences_nobody(serve: Serve) -> None:
+    served = serve()
+    over = threading.Event()
+
+    def flood() -> None:
+        while not over.is_set():
+            for _ in range(50):
+                with socket.create_connection(served.address, LIMIT_S) as client:
+                    client.send(b"GET /qui")
+
+    flooding = [threading.Thread(target=flood) for _ in range(2)]
+    for thread in flooding:
+        thread.start()
+    try:
+        assert [is_well(served.get()) for _ in range(50)] == [True] * 50
+    finally:
+        over.set()
+        for thread in flooding:
+            thread.join()
 
 
 def test_clients_that_do_not_read_give_way_to_new_ones(serve: Serve) -> None:
@@ -103,7 +124,7 @@ def test_clients_that_do_not_read_give_way_to_new_ones(serve: Serve) -> None:
     served.pages.body = bytes(20 << 20)
     served.pages.go_on.set()
     first = served.client(GET % b"/slow")
-    for _ in range(200):
+    for _ in range(300):
         served.client(GET % b"/slow")
     assert is_well(served.get())
     assert len(rest_of(first)) < len(served.pages.body)
