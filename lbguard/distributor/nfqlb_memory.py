@@ -37,6 +37,9 @@ from lbguard.distributor.maglev import TableCalculator, TableKind
 SHM_DIR = Path("/dev/shm")
 """Where POSIX shared memory lives on Linux."""
 
+SLOTS_MAX = 1 << 22
+"""A file may be sparse, and claim more slots than there is memory for; nfqlb has 100 for each of its targets."""
+
 FIELD_BYTES = 4
 HEADER_BYTES = 4 * FIELD_BYTES
 ROW_CHUNK_BYTES = 4096
@@ -214,6 +217,8 @@ class StreamMemory:
             raise DistributorError(
                 f"{self.path} is truncated: {size} bytes, and M={slots}, N={targets} take {layout.end}"
             )
+        if slots > SLOTS_MAX:
+            raise DistributorError(f"{self.path} is malformed: M={slots} slots, more than {SLOTS_MAX}")
         # The length field does not count own_fwmark, the first field of the file.
         if not layout.end <= length + FIELD_BYTES <= size:
             raise DistributorError(

@@ -261,6 +261,16 @@ async def test_a_file_that_shrank_is_an_error_and_no_crash(anchored: NfqlbShmDis
         await anchored.read_active(STREAM)
 
 
+async def test_a_sparse_file_that_claims_more_slots_than_fit_into_memory(
+    anchored: NfqlbShmDistributor, memory: Path
+) -> None:
+    slots = 2**31
+    length = 4 * (slots + slots * 2 + 2)
+    memory.write_bytes(header(slots, 2, (length + 12) % 2**32))
+    os.truncate(memory, length + 16)
+    assert "more than" in await refusal(anchored, StreamSpec(name="a", max_targets=2))
+
+
 VANDAL = """
 import os, random, sys, time
 path, content = sys.argv[1], open(sys.argv[1], "rb").read()
