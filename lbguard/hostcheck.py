@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lbguard.core.model import StreamSpec
+from lbguard.link_counters import decode_link_name
 from lbguard.settings.model import Settings
 
 INSTANCE_NAME = "@lbguard.instance"
@@ -130,7 +131,7 @@ def check_rp_filter(host: Host, settings: Settings, streams: Sequence[StreamSpec
     for link in host.links():
         own = host.sysctl(f"net/ipv4/conf/{link}/rp_filter")
         if link not in {"all", "lo"} and own is not None and max(own, everywhere or "0") == _STRICT:
-            strict.append("links to come (default)" if link == "default" else link)
+            strict.append("links to come (default)" if link == "default" else decode_link_name(os.fsencode(link)))
     if strict:
         shown = ", ".join(strict[:_LINKS_SHOWN])
         more = f" and {len(strict) - _LINKS_SHOWN} more" if len(strict) > _LINKS_SHOWN else ""

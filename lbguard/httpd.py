@@ -1,30 +1,26 @@
 """The HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for whoever restarts or routes.
 
 It runs on threads of its own, so that a slow scrape never delays a decision, and so that a loop that hangs can be seen.
+Health is answered whatever else is asked of the port: metrics are made by another thread.
 """
 
 import errno
 import json
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-from wsgiref.types import StartResponse, WSGIEnvironment
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from lbguard.http_server import HttpServer, Request, Response
 from lbguard.settings.listen import ListenAddress
 from lbguard.start_error import StartError
 
 HEARTBEAT_LIMIT_S = 5.0
 """The loop counts as hung when its last heartbeat is older than this."""
 
-REQUEST_TIMEOUT_S = 10.0
-REQUESTS_AT_ONCE = 16
+_BACKLOG = 1024
 
 
 class ListenError(StartError):
@@ -57,50 +53,6 @@ class Health:
         return self.not_alive() + ((self._unready,) if self._unready else ())
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, address: ListenAddress, family: socket.AddressFamily) -> None:
-        self.address_family = family
-        self._free = threading.BoundedSemaphore(REQUESTS_AT_ONCE)
-        super().__init__((address.host, address.port), _Handler)
-
-    def server_bind(self) -> None:
-        """Bind both families where the address allows, without the reverse look-up of the base class."""
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(self.server_address[0] != ""))
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = "lbguard", self.server_address[1]
-        self.setup_environ()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a request on a thread, or close it when enough are being served."""
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one request and make room for the next."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that go away or speak no HTTP."""
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = REQUEST_TIMEOUT_S
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log no requests."""
-
-
 class HttpEndpoint:
     """Serves metrics and health until `close`. Sockets are opened in the constructor, in the caller's namespace.
 
@@ -116,60 +68,65 @@ class HttpEndpoint:
     def __init__(self, address: ListenAddress, registry: CollectorRegistry, health: Health) -> None:
         self._health = health
         self._metrics = make_wsgi_app(registry)
-        self._server = _open(address)
-        self._server.set_app(self._serve)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="lbguard-http", daemon=True
-        )
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return self._server.server_port
+        listener = _open(address)
+        self.port: int = listener.getsockname()[1]
+        self._server = HttpServer(listener, self._answer, self._show_metrics)
 
     def close(self) -> None:
         """Stop listening; requests being served are abandoned."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.socket.close()
+        self._server.close()
 
-    def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-            return _reply(start_response, "405 Method Not Allowed", {"error": "GET only"})
-        match environ.get("PATH_INFO", "/"):
+    def _answer(self, request: Request) -> Response | None:
+        """Return a page; None for the metrics, which take longer."""
+        if request.method not in {"GET", "HEAD"}:
+            return _json("405 Method Not Allowed", {"error": "GET only"})
+        match request.path:
             case "/metrics":
-                page: Iterable[bytes] = self._metrics(environ, start_response)
-                return page
+                return None
             case "/healthz":
-                return _verdict(start_response, self._health.not_alive())
+                return _verdict(self._health.not_alive())
             case "/readyz":
-                return _verdict(start_response, self._health.not_ready())
+                return _verdict(self._health.not_ready())
             case _:
-                paths = ["/metrics", "/healthz", "/readyz"]
-                return _reply(start_response, "404 Not Found", {"error": "no such page", "pages": paths})
+                return _json("404 Not Found", {"error": "no such page", "pages": ["/metrics", "/healthz", "/readyz"]})
+
+    def _show_metrics(self, request: Request) -> Response:
+        status = ""
+        headers: tuple[tuple[str, str], ...] = ()
+
+        def start_response(said: str, named: list[tuple[str, str]]) -> None:
+            nonlocal status, headers
+            status, headers = said, tuple(named)
+
+        environment = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": request.path,
+            "QUERY_STRING": request.query,
+            "HTTP_ACCEPT": request.accept,
+            "HTTP_ACCEPT_ENCODING": request.accept_encoding,
+        }
+        body = b"".join(self._metrics(environment, start_response))
+        return Response(status, headers, body)
 
 
-def _verdict(start_response: StartResponse, reasons: tuple[str, ...]) -> list[bytes]:
+def _verdict(reasons: tuple[str, ...]) -> Response:
     if reasons:
-        return _reply(start_response, "503 Service Unavailable", {"ok": False, "reasons": list(reasons)})
-    return _reply(start_response, "200 OK", {"ok": True})
+        return _json("503 Service Unavailable", {"ok": False, "reasons": list(reasons)})
+    return _json("200 OK", {"ok": True})
 
 
-def _reply(start_response: StartResponse, status: str, body: dict[str, object]) -> list[bytes]:
-    content = json.dumps(body).encode() + b"\n"
-    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(content)))])
-    return [content]
+def _json(status: str, body: dict[str, object]) -> Response:
+    return Response(status, (("Content-Type", "application/json"),), json.dumps(body).encode() + b"\n")
 
 
-def _open(address: ListenAddress) -> _Server:
+def _open(address: ListenAddress) -> socket.socket:
     families = [socket.AF_INET6 if ":" in address.host else socket.AF_INET]
     if not address.host:
         # A kernel without IPv6 has no [::]; then IPv4 alone has to do.
         families = [socket.AF_INET6, socket.AF_INET]
     for family in families:
         try:
-            return _Server(address, family)
+            return _listen(address, family)
         except OSError as error:
             if error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL} and family != families[-1]:
                 continue
@@ -181,3 +138,18 @@ def _open(address: ListenAddress) -> _Server:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise ListenError(f"metrics.listen = {address}: {reason}: {remedy}") from None
     raise AssertionError("there is at least one family")
+
+
+def _listen(address: ListenAddress, family: socket.AddressFamily) -> socket.socket:
+    """Return a listening socket, of both families where the address allows."""
+    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host != ""))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((address.host, address.port))
+        made.listen(_BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made

@@ -1,7 +1,8 @@
 """Logging: one JSON line a record, or readable text on a terminal, written by a thread of its own.
 
-A full pipe behind stderr must not stop the event loop, so records pass through a bounded queue; what does not fit is
-dropped and counted, and the count is logged once there is room.
+A full pipe behind stderr must neither stop the event loop nor keep the process from ending, so records pass through a
+bounded queue to a thread that nobody waits for. What does not fit, or cannot be written (a reader that has gone, a full
+disk), is dropped and counted, and the count is logged once there is room.
 """
 
 import atexit
@@ -9,9 +10,13 @@ import contextlib
 import datetime
 import json
 import logging
+import os
 import queue
+import select
 import sys
-from logging.handlers import QueueListener
+import threading
+import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from lbguard.core.addr import format_ip
@@ -19,6 +24,9 @@ from lbguard.core.model import Action, Decision
 from lbguard.sentences import decision_sentence
 
 QUEUE_LIMIT = 10_000
+
+_CLOSE_LIMIT_S = 3.0
+_STALL_LIMIT_S = 1.0
 
 _decisions = logging.getLogger("lbguard.decision")
 _SERIOUS = frozenset({Action.HOLD, Action.FREEZE, Action.WITHDRAW})
@@ -145,7 +153,7 @@ class _BoundedQueueHandler(logging.Handler):
 
     def __init__(self, limit: int) -> None:
         super().__init__()
-        self.records: queue.Queue[logging.LogRecord] = queue.Queue(limit)
+        self.records: queue.Queue[logging.LogRecord | None] = queue.Queue(limit)
         self.dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -162,25 +170,62 @@ class _BoundedQueueHandler(logging.Handler):
         except queue.Full:
             self.dropped += 1
 
+    def unwritten(self, record: logging.LogRecord) -> None:
+        """Count a record that could not be written, or what it says of others."""
+        lost = (getattr(record, "fields", None) or {}).get("dropped", 1) if record.name == "lbguard.log" else 1
+        with self.lock or contextlib.nullcontext():
+            self.dropped += int(lost)
+
 
 class Logging:
     """Logging in force: made by `setup_logging`, undone by `close`."""
 
-    def __init__(self, handler: _BoundedQueueHandler, writer: logging.Handler) -> None:
+    def __init__(self, handler: _BoundedQueueHandler, formatter: logging.Formatter, stream: TextIO) -> None:
         self._handler = handler
-        self._listener: QueueListener | None = QueueListener(handler.records, writer)
+        self._formatter = formatter
+        self._write = _writer(stream)
+        self._done = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="lbguard-log", daemon=True)
         logging.getLogger().addHandler(handler)
-        self._listener.start()
+        self._thread.start()
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Write what is queued and stop; safe to call twice."""
-        logging.getLogger().removeHandler(self._handler)
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            with contextlib.suppress(queue.Full):
-                listener.stop()
+        """Write what is queued and stop; safe to call twice.
+
+        When nothing was written for a second, or after three in all, what is left is left to the thread: it is written
+        if somebody reads after all before the process has ended.
+        """
         atexit.unregister(self.close)
+        logging.getLogger().removeHandler(self._handler)
+        if self._closing:
+            return
+        self._closing = True
+        with contextlib.suppress(queue.Full):
+            self._handler.records.put_nowait(None)
+        done, latest = -1, time.monotonic() + _CLOSE_LIMIT_S
+        while self._thread.is_alive() and done != self._done and time.monotonic() < latest:
+            done = self._done
+            self._thread.join(_STALL_LIMIT_S)
+
+    def _work(self) -> None:
+        records = self._handler.records
+        while not (self._closing and records.empty()):
+            record = records.get()
+            if record is not None:
+                try:
+                    self._write(self._line(record))
+                except (OSError, ValueError):  # ValueError: the stream is closed
+                    self._handler.unwritten(record)
+            self._done += 1
+            records.task_done()
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self._formatter.format(record) + "\n"
+        except Exception as error:  # Whatever is wrong with one record, the next ones are written.
+            return f"{record.name}: a log record cannot be shown: {error!r}\n"
 
 
 def setup_logging(
@@ -197,7 +242,35 @@ def setup_logging(
     stream = sys.stderr if stream is None else stream
     terminal = stream.isatty()
     as_text = log_format == "text" or (log_format == "auto" and terminal)
-    writer = logging.StreamHandler(stream)
-    writer.setFormatter(TextFormatter(colour=terminal) if as_text else JsonFormatter())
     logging.getLogger().setLevel(level.upper())
-    return Logging(_BoundedQueueHandler(queue_limit), writer)
+    formatter = TextFormatter(colour=terminal) if as_text else JsonFormatter()
+    return Logging(_BoundedQueueHandler(queue_limit), formatter, stream)
+
+
+def _writer(stream: TextIO) -> Callable[[str], None]:
+    """Return what writes text to a stream.
+
+    One with a descriptor is written without Python's buffers: their locks would be held by a thread that waits for a
+    reader, and the interpreter could not end.
+    """
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+
+        def write(text: str) -> None:
+            stream.write(text)
+            stream.flush()
+
+        return write
+
+    def write_descriptor(text: str) -> None:
+        data = text.encode("utf-8", "backslashreplace")
+        while data:
+            try:
+                data = data[os.write(descriptor, data) :]
+            except BlockingIOError:  # Another process that shares it has made it non-blocking.
+                poll = select.poll()
+                poll.register(descriptor, select.POLLOUT)
+                poll.poll()
+
+    return write_descriptor

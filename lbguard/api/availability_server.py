@@ -8,8 +8,6 @@ restart of this service would otherwise take the VIPs off the gateways for a mom
 what it was told last.
 """
 
-import contextlib
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from google.protobuf import empty_pb2
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2 as pb
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_grpc
-from lbguard.api.unix_socket import SocketError, prepare_socket
+from lbguard.api.unix_socket import ServedSocket
 from lbguard.api.unreadable import RefuseUnreadable
 
 SOCKET_MODE = 0o666
@@ -63,12 +61,9 @@ class AvailabilityServer:
         *,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        self._path = path
         self._state = state
         self._service = _Service(state, identifier)
-        self._credentials = credentials
-        self._server: grpc.aio.Server | None = None
-        self._inode = 0
+        self.socket = ServedSocket(path, SETTING, SOCKET_MODE, self._make_server, credentials)
 
     async def start(self) -> None:
         """Listen.
@@ -76,7 +71,9 @@ class AvailabilityServer:
         Raises:
             SocketError: another process serves the socket, or it cannot be made.
         """
-        prepare_socket(self._path, SETTING)
+        await self.socket.serve()
+
+    def _make_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", _REQUEST_BYTES_MAX),
@@ -88,21 +85,7 @@ class AvailabilityServer:
             maximum_concurrent_rpcs=_WATCHES_MAX,
         )
         pb_grpc.add_StreamAvailabilityServiceServicer_to_server(self._service, server)
-        address = f"unix:{self._path}"
-        mask = os.umask(0o777 & ~SOCKET_MODE)
-        try:
-            if self._credentials is None:
-                server.add_insecure_port(address)
-            else:
-                server.add_secure_port(address, self._credentials)
-            await server.start()
-        except RuntimeError as error:
-            raise SocketError(f"{SETTING} = {self._path}: cannot listen: {error}") from None
-        finally:
-            os.umask(mask)
-        self._path.chmod(SOCKET_MODE)
-        self._inode = self._path.stat().st_ino
-        self._server = server
+        return server
 
     async def stop(self, *, unavailable: bool = False, grace_s: float = 0.2) -> None:
         """End the watches after `grace_s` seconds and remove the socket; safe to call twice.
@@ -111,13 +94,6 @@ class AvailabilityServer:
             unavailable: first tell that there is no forwarding any more; otherwise the frontend keeps the last state.
             grace_s: how long watchers may take to read it.
         """
-        server, self._server = self._server, None
-        if server is None:
-            return
         if unavailable:
             self._state.stop()
-        await server.stop(grace_s)
-        with contextlib.suppress(FileNotFoundError):
-            # Another process may have taken the path over meanwhile; its socket stays.
-            if self._path.lstat().st_ino == self._inode:
-                self._path.unlink()
+        await self.socket.stop(grace_s)

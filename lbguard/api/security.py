@@ -7,6 +7,7 @@ Connections that are already open stay as they are until their age ends them.
 
 import logging
 import ssl
+import stat
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lbguard.start_error import StartError
 _log = logging.getLogger("lbguard.verdicts")
 
 _READ_ATTEMPTS = 3
+_FILE_BYTES_MAX = 1 << 20
 
 
 class CredentialsError(StartError):
@@ -84,7 +86,11 @@ class CertificateFiles:
             stats = [path.stat() for path in (self._chain, self._key, self._roots)]
         except OSError as error:
             raise CredentialsError(f"{error.filename}: {error.strerror}") from None
-        return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+        for path, status in zip((self._chain, self._key, self._roots), stats, strict=True):
+            # Reading a FIFO would wait for ever, in a thread of gRPC or in the loop.
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _FILE_BYTES_MAX:
+                raise CredentialsError(f"{path}: not a regular file of at most {_FILE_BYTES_MAX} bytes")
+        return tuple((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in stats)
 
     def _read(self) -> Material:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,8 +1,6 @@
 """The gRPC server of the running service, on its unix socket: what it tells of itself, and where verdicts are taken."""
 
 import asyncio
-import contextlib
-import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.unix_socket import SocketError, prepare_socket
+from lbguard.api.unix_socket import ServedSocket, SocketError
 from lbguard.api.unreadable import RefuseUnreadable
 from lbguard.api.verdict_server import VerdictIntake, unix_names
 from lbguard.core.addr import format_ip, parse_ip
@@ -208,12 +206,10 @@ class ApiServer:
     def __init__(
         self, path: Path, view: GuardView, feed: DecisionFeed, *, verdicts: VerdictIntake | None = None
     ) -> None:
-        self._path = path
         self._verdicts = verdicts
         self._service = _GuardService(view, feed)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._server: grpc.aio.Server | None = None
-        self._inode = 0
+        self.socket = ServedSocket(path, "socket", SOCKET_MODE, self._make_server)
 
     async def start(self) -> None:
         """Listen. The health service says: alive, not ready.
@@ -222,9 +218,14 @@ class ApiServer:
             ApiError: another process serves the socket, or it cannot be made.
         """
         try:
-            prepare_socket(self._path, "socket")
+            await self.socket.serve()
         except SocketError as error:
             raise ApiError(str(error)) from None
+        for name in ("", LIVENESS):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.set_ready(False)
+
+    def _make_server(self) -> grpc.aio.Server:
         verdicts = self._verdicts
         server = grpc.aio.server(
             options=[
@@ -237,21 +238,7 @@ class ApiServer:
             server.add_generic_rpc_handlers((verdicts.handlers(unix_names),))
         pb_grpc.add_GuardServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        # With the mask the socket is never open to more than its final mode, not even before chmod.
-        mask = os.umask(0o777 & ~SOCKET_MODE)
-        try:
-            server.add_insecure_port(f"unix:{self._path}")
-            await server.start()
-        except RuntimeError as error:
-            raise ApiError(f"socket = {self._path}: cannot listen: {error}") from None
-        finally:
-            os.umask(mask)
-        self._path.chmod(SOCKET_MODE)
-        self._inode = self._path.stat().st_ino
-        self._server = server
-        for name in ("", LIVENESS):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        await self.set_ready(False)
+        return server
 
     async def set_ready(self, ready: bool) -> None:
         """Say whether the service is ready (health service, name `Readiness`)."""
@@ -260,12 +247,5 @@ class ApiServer:
 
     async def stop(self, grace_s: float = 0.2) -> None:
         """End open calls after `grace_s` seconds and remove the socket; safe to call twice."""
-        server, self._server = self._server, None
-        if server is None:
-            return
         await self._health.enter_graceful_shutdown()
-        await server.stop(grace_s)
-        with contextlib.suppress(FileNotFoundError):
-            # Another instance may have taken the path over meanwhile; its socket stays.
-            if self._path.lstat().st_ino == self._inode:
-                self._path.unlink()
+        await self.socket.stop(grace_s)

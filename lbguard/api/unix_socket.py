@@ -1,15 +1,30 @@
-"""Makes the place for a unix socket ready: its directory is there, and no dead process's socket is in the way."""
+"""Unix sockets that gRPC servers serve: how their place is made ready, and how they stay there.
 
+Others remove such a socket (a cleaner of /run or /tmp), or put something else in its place. gRPC would go on listening
+where nobody can connect, so the path is looked at, and a server anew takes it.
+"""
+
+import asyncio
+import contextlib
 import errno
+import logging
 import os
+import secrets
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import grpc
+
+from lbguard.log import fields
 from lbguard.start_error import StartError
+
+_log = logging.getLogger("lbguard.api")
 
 PATH_BYTES_MAX = 107  # struct sockaddr_un holds 108 bytes with the final zero
 _PROBE_TIMEOUT_S = 1.0
+_NEVER = (0, 0)
 
 
 class SocketError(StartError):
@@ -45,3 +60,118 @@ def prepare_socket(path: Path, setting: str) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise SocketError(f"{place}: the socket of a dead process is in the way: {error.strerror}; remove it") from None
+
+
+class ServedSocket:
+    """A unix socket that a gRPC server serves, and how it is kept. `problem`: why it cannot be had (empty: it is).
+
+    gRPC removes what stands at the path of its socket when it binds and when it ends, whosever it is. So it binds to a
+    name beside, which is then renamed; tools that list sockets show that name.
+
+    Args:
+        path: where; its directory is made when missing.
+        setting: the name of the setting that names it.
+        mode: its permission bits.
+        make: returns a server with all its services, not started.
+        credentials: with them, clients have to show a certificate.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        setting: str,
+        mode: int,
+        make: Callable[[], grpc.aio.Server],
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        self.problem = ""
+        self._path = path
+        self._setting = setting
+        self._mode = mode
+        self._make = make
+        self._credentials = credentials
+        self._servers: list[grpc.aio.Server] = []
+        self._identity = _NEVER
+
+    async def serve(self) -> None:
+        """Serve the socket. The calls of a server that served it before go on, until the socket is lost once more.
+
+        Raises:
+            SocketError: another process serves it, or it cannot be made.
+        """
+        await asyncio.to_thread(prepare_socket, self._path, self._setting)
+        place = f"{self._setting} = {self._path}"
+        server = self._make()
+        try:
+            beside = self._free_place_beside()
+            self._bind(server, beside)
+            await server.start()
+        except (RuntimeError, OSError) as error:
+            raise SocketError(f"{place}: cannot listen: {error}") from None
+        try:
+            status = beside.lstat()
+            beside.rename(self._path)
+        except OSError as error:
+            await server.stop(None)
+            raise SocketError(f"{place}: cannot be made: {error.strerror}; make {self._path.parent} writable") from None
+        self._identity = (status.st_dev, status.st_ino)
+        self._servers.append(server)
+        while len(self._servers) > 2:
+            await self._servers.pop(0).stop(None)
+
+    async def keep(self) -> None:
+        """Serve the socket if the path does not lead to it; call it once a second. `problem` says why it cannot be."""
+        if self._is_ours():
+            self.problem = ""
+            return
+        before = self._identity
+        try:
+            await self.serve()
+        except SocketError as error:
+            if str(error) != self.problem:
+                _log.error("socket not served; trying again", extra=fields(reason=str(error)))
+            self.problem = str(error)
+            return
+        if before != _NEVER:
+            _log.warning("socket was taken away: served anew", extra=fields(path=str(self._path)))
+        self.problem = ""
+
+    async def stop(self, grace_s: float) -> None:
+        """End open calls after `grace_s` seconds and remove the socket, unless somebody else has taken the path."""
+        servers, self._servers = self._servers, []
+        await asyncio.gather(*(server.stop(grace_s) for server in servers))
+        if servers and self._is_ours():
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def _bind(self, server: grpc.aio.Server, path: Path) -> None:
+        # With the mask the socket has its mode from the beginning.
+        mask = os.umask(0o777 & ~self._mode)
+        try:
+            if self._credentials is None:
+                server.add_insecure_port(f"unix:{path}")
+            else:
+                server.add_secure_port(f"unix:{path}", self._credentials)
+        finally:
+            os.umask(mask)
+
+    def _is_ours(self) -> bool:
+        try:
+            status = self._path.lstat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def _free_place_beside(self) -> Path:
+        """Return a path that fits into an address, and at which nothing stands any more.
+
+        Raises:
+            OSError: what stands there cannot be removed.
+        """
+        for name in (f".{self._path.name}.new", ".n", secrets.token_hex(3)):
+            place = self._path.with_name(name)
+            if len(os.fsencode(place)) <= PATH_BYTES_MAX:
+                with contextlib.suppress(IsADirectoryError):
+                    place.unlink(missing_ok=True)
+                    return place
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

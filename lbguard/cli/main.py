@@ -16,6 +16,7 @@ from lbguard.cli import query as cli_query
 from lbguard.cli import recording as cli_recording
 from lbguard.cli import run as cli_run
 from lbguard.cli.conventions import EXIT_FAILED, EXIT_REFUSED
+from lbguard.cli.standard_streams import open_standard_streams
 
 app = typer.Typer(
     add_completion=False,
@@ -73,6 +74,7 @@ def version() -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
+    open_standard_streams()
     stdout = sys.stdout
     try:
         try:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,6 +61,7 @@ def run(
     # A service that was killed must be back soon. Loading makes hardly any garbage, and a sixth of the time of the
     # start went into looking for it; the daemon switches the collector on again.
     gc.disable()
+    _silence_grpc()
     try:
         loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
         if not _fit_to_start(loaded):
@@ -146,6 +148,7 @@ def probe(
         raise typer.BadParameter("goes with --once only", param_hint="--json")
     loaded = _load(config, assignments, connections_file=connections_file)
     if not once:
+        _silence_grpc()
         from lbguard.probe import service
 
         _warn_of_probe_settings(loaded)
@@ -161,6 +164,14 @@ def probe(
     else:
         show.show_probe(report)
     raise typer.Exit(0 if report.all_up else EXIT_FAILED)
+
+
+def _silence_grpc() -> None:
+    """Keep gRPC from writing to standard error by itself; it reads this when it is loaded.
+
+    It writes a line for each peer whose handshake fails, in a thread that serves others, and waits until it is read.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _load(

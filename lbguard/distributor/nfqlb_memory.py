@@ -12,16 +12,19 @@ A packet is forwarded with `active[lookup[hash % M]]`, with no lock anywhere. Th
 array and refill it in place, so packets that come meanwhile are dropped. Here the new table is computed aside, and only
 the slots that differ are stored, in an order in which every intermediate state forwards correctly.
 
-What is read is read with pread(2): should another process truncate the file (`nfqlb init` on an existing name does),
-a read comes back short and is reported, where touching the mapping would end this process with SIGBUS. The mapping is
-used for stores alone, right after a check that the file is still the one that was validated.
+The mapping is never touched from here: should another process truncate the file (`nfqlb init` on an existing name
+does), SIGBUS would end this process. What is read is read with pread(2). What is stored is put into a file of our own
+first, from which preadv(2) copies it into the mapping: it is the kernel that writes to it, and where no page is left it
+says EFAULT. (pwrite(2) to the file would make a truncated one longer again, and full of zeros.)
 """
 
 import errno
 import itertools
 import mmap
+import operator
 import os
 import stat
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -34,10 +37,22 @@ from lbguard.distributor.maglev import TableCalculator, TableKind
 SHM_DIR = Path("/dev/shm")
 """Where POSIX shared memory lives on Linux."""
 
+SLOTS_MAX = 1 << 22
+"""A file may be sparse, and claim more slots than there is memory for; nfqlb has 100 for each of its targets."""
+
 FIELD_BYTES = 4
 HEADER_BYTES = 4 * FIELD_BYTES
 ROW_CHUNK_BYTES = 4096
 """How much of a row is read at a time: most of a row is never looked at when there are many targets."""
+
+STORE_BYTES = 56
+"""How much the kernel copies at once: several aligned words of 8 bytes, and few enough that it copies word by word.
+
+On x86-64 it copies less than 64 bytes by 8-byte moves or, on processors that say they are fast at it, by an instruction
+that stores no less at once; on arm64 by moves of 8 or 16 bytes. So no reader meets half a field.
+"""
+
+_PIECES_A_CALL = 512
 
 MARK_MAX = 2**31 - 1
 """nfqlb holds fwmarks as signed integers; a negative one means inactive."""
@@ -172,8 +187,8 @@ class StreamMemory:
         """
         self.path = path
         self._descriptor = _open(path, read_only=read_only)
-        self._views: list[memoryview] = []
         self._mapping: mmap.mmap | None = None
+        self._view: memoryview | None = None
         try:
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -183,6 +198,7 @@ class StreamMemory:
             check_room(path, stream, self.layout.targets)
             if not read_only:
                 self._mapping = _map(path, self._descriptor, self.identity.size)
+                self._view = memoryview(self._mapping)
         except BaseException:
             self.close()
             raise
@@ -201,6 +217,8 @@ class StreamMemory:
             raise DistributorError(
                 f"{self.path} is truncated: {size} bytes, and M={slots}, N={targets} take {layout.end}"
             )
+        if slots > SLOTS_MAX:
+            raise DistributorError(f"{self.path} is malformed: M={slots} slots, more than {SLOTS_MAX}")
         # The length field does not count own_fwmark, the first field of the file.
         if not layout.end <= length + FIELD_BYTES <= size:
             raise DistributorError(
@@ -235,9 +253,8 @@ class StreamMemory:
     def write(self, lookup: Sequence[int], active: Sequence[int]) -> int:
         """Store what differs and return how many slots did.
 
-        Every store is an aligned 4-byte one: `memoryview.cast("i")` copies a whole int, which compiles to one store
-        and is carried out in one piece, so a reader sees the old or the new value and never a mixture. (A slice
-        assignment would be a memmove, which promises nothing of the kind.)
+        Every field is stored in one piece, so a reader sees the old or the new value and never a mixture. Fields beside
+        those that differ are stored anew with what they hold.
 
         The order: marks of newly active targets, then slots, then the marks of the withdrawn ones. No slot ever points
         at an index without a mark, except for the reader that looked its slot up before it was re-pointed and comes
@@ -248,52 +265,83 @@ class StreamMemory:
         Raises:
             DistributorError: the file was opened to be read only, or is no longer the one that was validated.
         """
-        if self._mapping is None:
+        if self._view is None:
             raise DistributorError(f"{self.path} was opened to be read only")
         old_active, old_lookup = self.active(), self.lookup()
-        changed = [slot for slot, (old, new) in enumerate(zip(old_lookup, lookup, strict=True)) if old != new]
-        marked = [index for index, mark in enumerate(active) if mark >= 0 and mark != old_active[index]]
-        cleared = [index for index, mark in enumerate(active) if mark < 0 and mark != old_active[index]]
-        if not (changed or marked or cleared):
+        assert len(lookup) == len(old_lookup)
+        changed: int = sum(map(operator.ne, old_lookup, lookup))
+        if not changed and list(active) == old_active:
             return 0
         if change := self.identity.change_since(self.path):
             raise DistributorError(f"{change} during a commit")
-        lookup_view, active_view = self._stores()
-        for index in marked:
-            active_view[index] = active[index]
-        for slot in changed:
-            lookup_view[slot] = lookup[slot]
-        for index in cleared:
-            active_view[index] = active[index]
-        # In this order, so that a file initialised anew before or after the first line is noticed by one of the two.
-        self.identity = FileIdentity.of(os.fstat(self._descriptor))
-        if self.active() != list(active):
-            raise DistributorError(f"{self.path} was initialised anew or written by another process during a commit")
-        return len(changed)
+        # The withdrawn keep their marks until no slot points at them.
+        meanwhile = [mark if mark >= 0 else old for old, mark in zip(old_active, active, strict=True)]
+        try:
+            source = os.memfd_create("lbguard-table", os.MFD_CLOEXEC)
+            try:
+                self._store(source, self.layout.active, meanwhile)
+                self._store(source, self.layout.lookup, lookup)
+                self._store(source, self.layout.active, active)
+            finally:
+                os.close(source)
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise _truncated(self.path) from None
+            raise DistributorError(f"{self.path} cannot be written: {error.strerror}") from error
+        self._take_identity(active)
+        return changed
 
     def close(self) -> None:
         """Unmap and close; the memory stays as it is."""
-        for view in reversed(self._views):
-            view.release()
-        self._views = []
+        if self._view is not None:
+            self._view.release()
+            self._view = None
         if self._mapping is not None:
             self._mapping.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _stores(self) -> tuple[memoryview, memoryview]:
-        """Return the lookup and the active array as views of the mapping."""
-        if not self._views:
-            assert self._mapping is not None
-            layout = self.layout
-            whole = memoryview(self._mapping)[: layout.end].cast("i")
-            self._views = [
-                whole,
-                whole[layout.lookup // FIELD_BYTES : layout.permutation // FIELD_BYTES],
-                whole[layout.active // FIELD_BYTES : layout.end // FIELD_BYTES],
-            ]
-        return self._views[1], self._views[2]
+    def _store(self, source: int, offset: int, values: Sequence[int]) -> None:
+        """Store the fields at an offset of the file that differ, with what stands beside them in words of 8 bytes.
+
+        Raises:
+            OSError: with EFAULT, the file has become shorter; or the kernel refuses.
+        """
+        assert self._view is not None
+        start, end = offset & -8, offset + FIELD_BYTES * len(values)
+        was = os.pread(self._descriptor, ((end + 7) & -8) - start, start)
+        if len(was) < end - start:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        wanted = was[: offset - start] + array("i", values).tobytes() + was[end - start :]
+        # At the same place in a page as in the file, so that words are words in both.
+        shift = start % mmap.PAGESIZE
+        os.pwrite(source, wanted, shift)
+        for first, after in _runs(was, wanted):
+            cuts = [start + at for at in range(first, after, STORE_BYTES)] + [start + after]
+            pieces = [self._view[cut:following] for cut, following in itertools.pairwise(cuts)]
+            try:
+                if os.preadv(source, pieces, shift + first) != after - first:
+                    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            finally:
+                # Kept by the traceback of an error, they would keep the mapping from being closed.
+                for piece in pieces:
+                    piece.release()
+
+    def _take_identity(self, active: Sequence[int]) -> None:
+        """Take the identity anew after stores.
+
+        Raises:
+            DistributorError: another process has changed the file meanwhile; the old identity stays, so that it is
+                opened and validated again.
+        """
+        # In this order, so that a file initialised anew before or after the first line is noticed by one of the two.
+        identity = FileIdentity.of(os.fstat(self._descriptor))
+        if identity.size < self.identity.size:
+            raise _truncated(self.path)
+        if self.active() != list(active):
+            raise DistributorError(f"{self.path} was initialised anew or written by another process during a commit")
+        self.identity = identity
 
     def _read(self, typecode: Literal["i", "I"], offset: int, count: int) -> list[int]:
         return _read(self.path, self._descriptor, typecode, offset, count)
@@ -340,5 +388,26 @@ def _read(path: Path, descriptor: int, typecode: Literal["i", "I"], offset: int,
     """Read 4-byte fields; a file that another process has made shorter is an error, not a crash."""
     data = os.pread(descriptor, count * FIELD_BYTES, offset)
     if len(data) != count * FIELD_BYTES:
-        raise DistributorError(f"{path} is truncated: another process has made it shorter")
+        raise _truncated(path)
     return memoryview(data).cast(typecode).tolist()
+
+
+def _runs(was: bytes, wanted: bytes) -> Iterator[tuple[int, int]]:
+    """Yield first and end of the runs of differing pieces of `STORE_BYTES`, as long as one call may store."""
+    first = -1
+    for at in range(0, len(wanted), STORE_BYTES):
+        if was[at : at + STORE_BYTES] == wanted[at : at + STORE_BYTES]:
+            if first >= 0:
+                yield first, at
+            first = -1
+        elif first < 0:
+            first = at
+        elif at - first >= STORE_BYTES * _PIECES_A_CALL:
+            yield first, at
+            first = at
+    if first >= 0:
+        yield first, len(wanted)
+
+
+def _truncated(path: Path) -> DistributorError:
+    return DistributorError(f"{path} is truncated: another process has made it shorter")

@@ -30,7 +30,7 @@ from lbguard.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS
 from lbguard.metrics.streams import StreamMetrics
 from lbguard.metrics.target_packets import PACKET_SPECS, TargetPackets
 
-UNREADY_REASONS = ("kernel_not_in_sync", "source_not_read", "tables_not_read")
+UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
 """Why the service may not be ready, by name (`Daemon.unready_reason`)."""
 
 

@@ -6,17 +6,17 @@ another series; a link that is gone has none.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lbguard.core.addr import format_mac, is_link_local
 from lbguard.core.netview import NetView
+from lbguard.link_counters import parse_net_dev, read_net_dev
 
 INTERFACE_LABELS = ("interface_name", "mac_address", "ips")
 
-# Columns of /proc/net/dev after the name (net/core/net-procfs.c), eight for each direction.
+# Columns of /proc/net/dev after the name.
 _COLUMNS = {
     "rx_bytes": 0,
     "rx_packets": 1,
@@ -27,8 +27,6 @@ _COLUMNS = {
     "tx_errors": 10,
     "tx_dropped": 11,
 }
-_COLUMN_COUNT = 16
-_HEADER_LINES = 2
 
 INTERFACE_METRICS = {
     f"lbguard_interface_{kind}_total": f"{words} on a link that faces targets, as the kernel counts them."
@@ -66,35 +64,15 @@ def links_facing_targets(view: NetView) -> tuple[LinkLabels, ...]:
     return tuple(found)
 
 
-def parse_net_dev(text: str) -> dict[str, tuple[int, ...]]:
-    """Read /proc/net/dev: 16 counters by name of a link. Lines that are none are passed over."""
-    counters = {}
-    for line in text.splitlines()[_HEADER_LINES:]:
-        # An old kernel sets no space behind the colon; a name has none, but may have a colon (an alias).
-        name, colon, rest = line.strip().rpartition(":")
-        fields = rest.split()
-        if colon and len(fields) == _COLUMN_COUNT and all(field.isdigit() for field in fields):
-            counters[name] = tuple(int(field) for field in fields)
-    return counters
-
-
-def read_net_dev() -> str:
-    """Return /proc/net/dev of the network namespace of this thread; empty when it cannot be read."""
-    try:
-        return Path("/proc/thread-self/net/dev").read_text()
-    except OSError:
-        return ""
-
-
 class InterfaceTotals(Collector):
     """Exports the counters of the links that it follows.
 
     Args:
         place: labels that every series has (trench, conduit).
-        read: returns the text of /proc/net/dev.
+        read: returns the content of /proc/net/dev.
     """
 
-    def __init__(self, place: Mapping[str, str], read: Callable[[], str] = read_net_dev) -> None:
+    def __init__(self, place: Mapping[str, str], read: Callable[[], bytes] = read_net_dev) -> None:
         self._place = dict(place)
         self._read = read
         self._links: tuple[LinkLabels, ...] = ()

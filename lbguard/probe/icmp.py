@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lbguard.core.addr import is_link_local
+from lbguard.link_counters import encode_link_name
 from lbguard.probe import packet
 from lbguard.probe.connection import Pair
 
@@ -50,6 +51,7 @@ _IN_PKTINFO = struct.Struct("@i4s4s4x")  # ifindex, source, (received: destinati
 _IN6_PKTINFO = struct.Struct("@16sI4x")
 _SOCKADDR_IN = struct.Struct("=HH4s8x")
 _SOCKADDR_IN6 = struct.Struct("=HHI16sI")
+_LINK_NAME_BYTES_MAX = 15
 _IFREQ = struct.Struct("@16si20x")  # struct ifreq: name, then a union of 24 bytes
 _SIOCGIFINDEX: Final = 0x8933  # include/uapi/linux/sockios.h
 _TIMESPEC_SPACE: Final = _CMSG.size + 16
@@ -302,9 +304,11 @@ class IcmpSocket:
 
     def ifindex(self, ifname: str) -> int:
         """Return the index of a link in the socket's network namespace; 0 when there is none of that name."""
-        request = _IFREQ.pack(ifname.encode(), 0)
+        name = encode_link_name(ifname)
+        if len(name) > _LINK_NAME_BYTES_MAX:
+            return 0  # Cut off, it could be the name of another one.
         try:
-            answer: bytes = fcntl.ioctl(self._socket, _SIOCGIFINDEX, request)
+            answer: bytes = fcntl.ioctl(self._socket, _SIOCGIFINDEX, _IFREQ.pack(name, 0))
         except OSError:
             return 0
         index: int = _IFREQ.unpack(answer)[1]

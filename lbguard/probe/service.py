@@ -238,7 +238,8 @@ def _on_signals(stop: asyncio.Event, reload: Callable[[], None]) -> None:
     loop.add_signal_handler(signal.SIGHUP, reload)
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings) -> list[Exception]:
+    """Run the probe, or what stands in for it; returns what ended it."""
     problems: list[Exception] = []
     try:
         if settings.probe.enabled:
@@ -247,18 +248,20 @@ async def _serve(settings: Settings) -> int:
             await _idle(settings)
     except* Exception as group:
         problems += group.exceptions
-    for problem in problems:
-        if isinstance(problem, ProbeError | ListenError | MirrorError | OSError):
-            print(f"lbguard: {problem}", file=sys.stderr)
-        else:
-            _log.critical("a part of the probe failed", exc_info=problem)
-    return 1 if problems else 0
+    return problems
 
 
 def run(settings: Settings) -> int:
     """Probe until told to stop; returns the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
     try:
-        return asyncio.run(_serve(settings))
+        problems = asyncio.run(_serve(settings))
+        # Not before the loop has ended: from here on a signal ends the process, even if nobody reads standard error.
+        for problem in problems:
+            if isinstance(problem, ProbeError | ListenError | MirrorError | OSError):
+                print(f"lbguard: {problem}", file=sys.stderr)
+            else:
+                _log.critical("a part of the probe failed", exc_info=problem)
+        return 1 if problems else 0
     finally:
         logging_.close()

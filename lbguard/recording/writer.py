@@ -249,9 +249,15 @@ class RecordingWriter:
 
     def _make_room(self) -> None:
         """Delete the oldest recordings, of earlier runs too, so that one more stays within the limit."""
-        kept = sorted(path for path in self._directory.iterdir() if PATTERN.fullmatch(path.name))
-        for path in kept[: max(0, len(kept) - self._limits.files + 1)]:
-            path.unlink(missing_ok=True)
+        with os.scandir(self._directory) as entries:
+            # What is no file has the name of a recording, and is none.
+            kept = sorted(
+                entry.name
+                for entry in entries
+                if PATTERN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            )
+        for name in kept[: max(0, len(kept) - self._limits.files + 1)]:
+            (self._directory / name).unlink(missing_ok=True)
 
     # Lines
 

@@ -145,12 +145,16 @@ class Daemon:
     def unready_reason(self) -> str:
         """Return why the service is not ready; empty when it is."""
         engine = self.engine
+        if self._interposer is not None and self._interposer.problem:
+            return f"calls_not_taken: {self._interposer.problem}"
         if not engine.in_sync:
             return f"kernel_not_in_sync: {engine.sync_reason}"
         if not engine.running:
             return f"source_not_read: {engine.source_reason}"
         waiting = [name for name, stream in engine.roster.streams.items() if not (stream.adopted or stream.removed)]
-        return f"tables_not_read: {', '.join(waiting)}" if waiting else ""
+        if waiting:
+            return f"tables_not_read: {', '.join(waiting)}"
+        return f"socket_not_served: {self._doors.problem}" if self._doors is not None and self._doors.problem else ""
 
     # Life
 

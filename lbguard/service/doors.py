@@ -13,6 +13,7 @@ from lbguard.api.limits import Limit
 from lbguard.api.policy import DenyReason, Policy
 from lbguard.api.security import CertificateFiles
 from lbguard.api.server import ApiServer, GuardView
+from lbguard.api.unix_socket import ServedSocket
 from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
 from lbguard.api.verdict_server import VerdictIntake
 from lbguard.api.verdict_settings import VerdictSettings
@@ -23,6 +24,8 @@ from lbguard.metrics.guard import Metrics
 from lbguard.service.verdict_desk import IGNORED_REASONS, VerdictDesk
 from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+
+_KEEP_EVERY_S = 1.0
 
 
 class House(GuardView, Protocol):
@@ -48,6 +51,21 @@ class Doors:
         self._following: asyncio.Task[None] | None = None
         self._http: HttpEndpoint | None = None
         self._frontend: AvailabilityServer | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    @property
+    def problem(self) -> str:
+        """Why a unix socket cannot be had; empty: all are served."""
+        return next((socket.problem for socket in self._sockets() if socket.problem), "")
+
+    def _sockets(self) -> list[ServedSocket]:
+        return [self._api.socket] + ([self._frontend.socket] if self._frontend is not None else [])
+
+    async def _keep_sockets(self) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_EVERY_S)
+            for socket in self._sockets():
+                await socket.keep()
 
     async def open(self) -> None:
         """Open the API and whatever else is asked for.
@@ -68,7 +86,9 @@ class Doors:
                 make_availability_server, settings, self._house.availability, nsp_certificates(settings.nsp)
             )
             if self._frontend is not None:
-                await self._frontend.start()
+                # Others may write to its directory: what stands in the way there keeps nothing else from being served.
+                await self._frontend.socket.keep()
+        self._keeping = asyncio.create_task(self._keep_sockets())
 
     async def _open_verdicts(self, verdicts: VerdictSettings) -> None:
         address = parse_listen(verdicts.listen)
@@ -116,15 +136,17 @@ class Doors:
         await self._api.set_ready(not unready)
         if self._listener is not None:
             await self._listener.set_ready(not unready)
-        if self._following is not None and self._following.done():
-            self._following.result()
+        for task in (self._following, self._keeping):
+            if task is not None and task.done():
+                task.result()
 
     async def close(self) -> None:
         """Close all."""
         if self._http is not None:
             self._http.close()
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._keeping):
+            if task is not None:
+                task.cancel()
         if self._listener is not None:
             await self._listener.stop()
         if self._frontend is not None:

@@ -26,7 +26,7 @@ from lbguard.core.events import CommitDone, CommitFailed, DistributorLost, Event
 from lbguard.core.model import TargetKey
 from lbguard.log import fields
 from lbguard.sources.interposer_book import Book
-from lbguard.sources.interposer_files import Answers, Missed, RequestFifo
+from lbguard.sources.interposer_files import SharedFiles
 from lbguard.sources.interposer_protocol import (
     Call,
     CallError,
@@ -45,6 +45,7 @@ _log = logging.getLogger("lbguard.sources.interposer")
 
 _CALLS_AT_ONCE = 512
 _TICK_S = 0.1
+_RETRY_S = 1.0
 _CONFIRM_EVERY = 10
 _SWEEP_EVERY = 100
 _KERNEL_LOOKS, _KERNEL_LOOK_S = 1000, 0.01
@@ -101,14 +102,13 @@ class InterposerSource:
         tables: Callable[[], Mapping[str, FoundTable]],
     ) -> None:
         self.counters = InterposerCounters()
-        self.book = Book(RegistryFile(config.directory / "registry.json"), emit, routes)
+        self._shared = SharedFiles(config.directory)
+        self.book = Book(RegistryFile(self._shared.directory), emit, routes)
         self._config = config
         self._core = core
         self._routes = routes
         self._tables = tables
-        self._requests = RequestFifo(config.directory)
-        self._answers = Answers(config.directory)
-        self._missed = Missed(config.directory)
+        self._requests, self._answers, self._missed = self._shared.requests, self._shared.answers, self._shared.missed
         self._missed_some = False
         self._committed: dict[str, tuple[frozenset[int], frozenset[int]]] = {}
         self._failing: dict[str, str] = {}
@@ -135,6 +135,11 @@ class InterposerSource:
             self._news.set()
             self._news = asyncio.Event()
 
+    @property
+    def problem(self) -> str:
+        """Why no calls can be taken; empty: they can."""
+        return self._shared.problem
+
     def reload(self) -> None:
         """Tell the list again (SIGHUP)."""
         self.book.tell(again=True)
@@ -142,29 +147,37 @@ class InterposerSource:
     # Life
 
     async def run(self) -> None:
-        """Serve until cancelled.
-
-        Raises:
-            OSError: the shared directory cannot be used.
-        """
-        await asyncio.to_thread(self._config.directory.mkdir, parents=True, exist_ok=True)
-        self._answers.prepare()
-        self._missed.prepare()
-        await self._wait_for_kernel()
-        self.book.load()
-        if not self._missed.take(self._take_missed):
-            _log.warning("too many calls were missed: who is registered is taken from the tables")
-            self.book.distrust()
-        self.book.compare(await asyncio.to_thread(self._tables))
-        self.book.tell()
-        self._listen()
+        """Serve until cancelled; while the shared directory cannot be used, say so and try again."""
         try:
+            while not self._shared.put_right():  # noqa: ASYNC110 (nobody tells when it can be used)
+                await asyncio.sleep(_RETRY_S)
+            await self._wait_for_kernel()
+            self.book.load()
+            if not self._take_all_missed():
+                _log.warning("too many calls were missed: who is registered is taken from the tables")
+                self.book.distrust()
+            self.book.compare(await asyncio.to_thread(self._tables))
+            self.book.tell()
+            self._shared.put_right(self._listen)
             async with asyncio.TaskGroup() as self._group:
                 await self._tick()
         finally:
             self._group = None
             self._stop_listening()
-            self._missed.close()
+            self._shared.close()
+
+    def _take_all_missed(self) -> bool:
+        try:
+            return self._missed.take(self._take_missed)
+        except OSError as error:
+            _log.warning("missed calls cannot be read", extra=fields(reason=str(error)))
+            return False
+
+    def _listen_again(self) -> None:
+        if self._requests.lost:
+            self._stop_listening()
+            self._listen()
+            _log.warning("the FIFO for calls was taken away: made anew")
 
     def _listen(self) -> None:
         self._requests.open()
@@ -192,10 +205,7 @@ class InterposerSource:
             if rounds % _CONFIRM_EVERY == 0:
                 limit_s = self._config.confirm_timeout_s
                 changed |= self.book.drop_unconfirmed(self._core.sound_for_s, limit_s, loop.time())
-                if self._requests.lost:
-                    _log.warning("the FIFO for calls was taken away: made anew")
-                    self._stop_listening()
-                    self._listen()
+                self._shared.put_right(self._listen_again)
             if rounds % _SWEEP_EVERY == 0:
                 self._answers.sweep()
             if changed:

@@ -1,24 +1,32 @@
 """The directory that lbguard shares with the program `nfqlb` in front of the load balancer: FIFOs and missed calls.
 
 Whoever writes there is the load balancer's container, or somebody in it who means harm. So lines are bounded, names
-are taken from a fixed alphabet, links are not followed, and no read or write waits.
+are taken from a fixed alphabet, everything is reached as `SharedDirectory` says, and no read or write waits.
 """
 
 import contextlib
+import logging
 import os
 import stat
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
-from lbguard.sources.interposer_protocol import LINE_MAX
+from lbguard.log import fields
+from lbguard.sources.interposer_protocol import LINE_MAX, REQUEST_ID
+from lbguard.sources.shared_directory import SharedDirectory
+
+_log = logging.getLogger("lbguard.sources.interposer")
 
 MISSED_MAX = 1_000_000
 """From this size (bytes) on nothing more is noted in `missed`: the file does not tell all."""
 
 _READ_MAX = 64 * 1024
 _STALE_S = 5.0
+_SWEPT_MAX = 4096
 _MODE = 0o660  # The two containers may share a group rather than a user.
+_ANSWERS_MODE = 0o2770
 
 
 class Lines:
@@ -37,8 +45,8 @@ class Lines:
 class RequestFifo:
     """The FIFO `requests`. Opened for reading and writing, so that it never ends and no writer waits for a reader."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "requests"
+    def __init__(self, directory: SharedDirectory) -> None:
+        self._directory = directory
         self._lines = Lines()
         self.descriptor = -1
 
@@ -48,19 +56,20 @@ class RequestFifo:
         Raises:
             OSError: it cannot be made.
         """
-        new = self.path.with_name(".requests.new")
-        new.unlink(missing_ok=True)
-        os.mkfifo(new)
-        new.chmod(_MODE)
-        self.descriptor = os.open(new, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-        new.replace(self.path)
+        descriptor = self._directory.new_fifo(".requests.new", _MODE)
+        try:
+            self._directory.rename(".requests.new", "requests")
+        except OSError:
+            os.close(descriptor)
+            raise
+        self.descriptor = descriptor
 
     @property
     def lost(self) -> bool:
         """Whether somebody took the FIFO away, so that nobody can ask."""
         try:
-            return not os.path.samestat(self.path.lstat(), os.fstat(self.descriptor))
-        except FileNotFoundError:
+            return not self._directory.is_same("requests", self.descriptor)
+        except OSError:
             return True
 
     def read(self) -> list[bytes]:
@@ -74,7 +83,8 @@ class RequestFifo:
         """Take the FIFO away, so that nobody asks any more, and close it."""
         if self.descriptor >= 0:
             if not self.lost:
-                self.path.unlink()
+                with contextlib.suppress(OSError):
+                    self._directory.clear("requests")
             os.close(self.descriptor)
             self.descriptor = -1
 
@@ -82,24 +92,31 @@ class RequestFifo:
 class Answers:
     """The FIFOs under `answers/`, each made by a caller that waits at it."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory / "answers"
+    def __init__(self, directory: SharedDirectory) -> None:
+        self._directory = directory
+        self._descriptor = -1
 
     def prepare(self) -> None:
-        """Make the directory; it keeps the group of the shared one.
+        """Make the directory if it is not there, or is something else; it keeps the group of the shared one.
 
         Raises:
             OSError: it cannot be made.
         """
-        with contextlib.suppress(FileExistsError):
-            self._directory.mkdir()
-            self._directory.chmod(0o2770)
+        if not self._directory.is_same("answers", self._descriptor):
+            self.close()
+            self._descriptor = self._directory.open_directory("answers", _ANSWERS_MODE)
+
+    def close(self) -> None:
+        """Close the directory; safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def open(self, request_id: str) -> int | None:
         """Open the way back to a caller; None when nobody waits there. The id is one that the protocol has checked."""
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(self._directory / request_id, flags)
+            descriptor = os.open(request_id, flags, dir_fd=self._descriptor)
         except OSError:
             return None
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
@@ -117,17 +134,16 @@ class Answers:
             os.close(descriptor)
 
     def sweep(self) -> int:
-        """Remove what callers left behind that were killed; returns how many."""
+        """Remove the FIFOs that callers left behind that were killed; returns how many. Nothing else is touched."""
         removed = 0
-        try:
-            with os.scandir(self._directory) as entries:
-                for entry in entries:
+        with contextlib.suppress(OSError), os.scandir(self._descriptor) as entries:
+            for entry in islice(entries, _SWEPT_MAX):
+                if REQUEST_ID.fullmatch(entry.name):
                     with contextlib.suppress(OSError):
-                        if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S:
-                            Path(entry.path).unlink()
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISFIFO(status.st_mode) and time.time() - status.st_mtime > _STALE_S:
+                            os.unlink(entry.name, dir_fd=self._descriptor)
                             removed += 1
-        except OSError:
-            return removed
         return removed
 
 
@@ -138,8 +154,8 @@ class Missed:
     who had the old one open may still add a line, so that is looked at once more.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "missed"
+    def __init__(self, directory: SharedDirectory) -> None:
+        self._directory = directory
         self._old = -1
         self._lines = Lines()
 
@@ -149,32 +165,30 @@ class Missed:
         Raises:
             OSError: it cannot be made.
         """
-        try:
-            if stat.S_ISREG(self.path.lstat().st_mode):
-                return
-        except FileNotFoundError:
-            pass
-        self._replace()
+        status = self._directory.status("missed")
+        if status is None or not stat.S_ISREG(status.st_mode):
+            self._replace()
 
     @property
     def waiting(self) -> bool:
         """Whether there is anything to be taken."""
         try:
-            return self.path.lstat().st_size > 0
+            status = self._directory.status("missed")
         except OSError:
             return False
+        return status is not None and status.st_size > 0
 
     def take(self, on_line: Callable[[bytes], None]) -> bool:
         """Take what is there, in order; false when the file may not tell all.
 
         Raises:
-            OSError: the file cannot be replaced.
+            OSError: the file cannot be read or replaced.
         """
         self._drain(on_line)
         if not self.waiting:
             return True
         self.close()
-        old = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        old = self._directory.open_file("missed", os.O_RDONLY)
         complete = os.fstat(old).st_size < MISSED_MAX
         self._old, self._lines = old, Lines()
         self._replace()
@@ -197,8 +211,39 @@ class Missed:
                 on_line(line)
 
     def _replace(self) -> None:
-        new = self.path.with_name(".missed.new")
-        new.unlink(missing_ok=True)
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
-        new.chmod(_MODE)
-        new.replace(self.path)
+        os.close(self._directory.new_file(".missed.new", _MODE))
+        self._directory.rename(".missed.new", "missed")
+
+
+class SharedFiles:
+    """The shared directory with all that stands in it. `problem` says why it cannot be used (empty: it can)."""
+
+    def __init__(self, path: Path) -> None:
+        self.problem = ""
+        self.directory = SharedDirectory(path)
+        self.requests = RequestFifo(self.directory)
+        self.answers = Answers(self.directory)
+        self.missed = Missed(self.directory)
+
+    def put_right(self, *steps: Callable[[], None]) -> bool:
+        """Bring everything but the FIFO for requests into order, then take more steps; log once why that fails."""
+        try:
+            for step in (self.directory.open, self.answers.prepare, self.missed.prepare, *steps):
+                step()
+        except OSError as error:
+            path = self.directory.path if error.filename is None else self.directory.path / error.filename
+            problem = f"{path}: {error.strerror or error}"
+            if problem != self.problem:
+                _log.error("calls of nfqlb cannot be taken; trying again", extra=fields(reason=problem))
+            self.problem = problem
+            return False
+        if self.problem:
+            _log.info("calls of nfqlb can be taken")
+        self.problem = ""
+        return True
+
+    def close(self) -> None:
+        """Close what is open; the FIFO for requests is closed by whoever reads it."""
+        self.missed.close()
+        self.answers.close()
+        self.directory.close()

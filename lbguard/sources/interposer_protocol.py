@@ -26,7 +26,9 @@ LINE_MAX = 512
 
 SHM_PREFIX = "tshm-"
 
-_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+REQUEST_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""What names a request and the FIFO of its answer: a UUID."""
+
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -94,7 +96,7 @@ def parse_request(line: bytes) -> Request:
         CallError: the call is none of Meridio's; `request_id` is set.
     """
     words = _words(line)
-    if len(words) < 3 or _ID.fullmatch(words[1]) is None:
+    if len(words) < 3 or REQUEST_ID.fullmatch(words[1]) is None:
         raise ProtocolError("no request")
     try:
         return Request(id=words[1], call=parse_call(words[2:]))

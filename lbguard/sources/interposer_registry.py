@@ -5,22 +5,22 @@ out because its path was broken it is *unconfirmed*: Meridio's tries such a targ
 appears, and each 10 s), and says nothing when the target is removed meanwhile.
 """
 
-import contextlib
 import functools
 import json
 import os
-import stat
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.sources.file import MAX_TARGETS, NAME_PATTERN
 from lbguard.sources.interposer_protocol import SHM_PREFIX
 from lbguard.sources.nsp_offsets import Range, is_possible
+from lbguard.sources.shared_directory import SharedDirectory
 
 FORMAT = 1
 MAX_BYTES = 16 * 2**20
+
+_NAME = "registry.json"
 
 
 _text_of = functools.lru_cache(maxsize=1 << 16)(format_ip)  # all of them are written at every change
@@ -170,10 +170,11 @@ class Registry:
 
 
 class RegistryFile:
-    """Keeps a registry in a file, replaced as a whole at every change."""
+    """Keeps a registry in the file `registry.json`, replaced as a whole at every change."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, directory: SharedDirectory) -> None:
+        self._directory = directory
+        self.path = directory.path / _NAME
 
     def read(self) -> Registry | None:
         """Return the registry; None when there is no file.
@@ -182,15 +183,16 @@ class RegistryFile:
             RegistryError: it cannot be read.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = self._directory.open_file(_NAME, os.O_RDONLY)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise RegistryError(f"it cannot be opened: {error.strerror}") from error
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise RegistryError("it is no regular file")
-            content = file.read(MAX_BYTES + 1)
+        try:
+            with os.fdopen(descriptor, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise RegistryError(f"it cannot be read: {error.strerror}") from error
         if len(content) > MAX_BYTES:
             raise RegistryError("it is too large")
         return Registry.parse(content)
@@ -201,13 +203,10 @@ class RegistryFile:
         Raises:
             OSError: it cannot be written; the old one stays.
         """
-        new = self.path.with_name(f".{self.path.name}.new")
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        with os.fdopen(descriptor, "wb") as file:
+        new = f".{_NAME}.new"
+        with os.fdopen(self._directory.new_file(new, 0o640), "wb") as file:
             file.write(content)
-        new.replace(self.path)
+        self._directory.rename(new, _NAME)
 
 
 def _is_whole(value: object) -> bool:

@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from lbguard.sources.interposer_files import MISSED_MAX, Answers, Missed, RequestFifo
+from lbguard.sources.interposer_files import MISSED_MAX, SharedFiles
 from tests.fakes.interposed import MISSING, PROGRAM, Interposed, make_teller, told
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -30,12 +30,9 @@ class Guard:
     def __init__(self, shared: Path, answer: Callable[[str], str | None]) -> None:
         self.asked: list[str] = []
         self._answer = answer
-        self._answers = Answers(shared)
-        self._answers.prepare()
-        self.missed = Missed(shared)
-        self.missed.prepare()
-        self.fifo = RequestFifo(shared)
-        self.fifo.open()
+        self.shared = SharedFiles(shared)
+        self._answers, self.missed, self.fifo = self.shared.answers, self.shared.missed, self.shared.requests
+        assert self.shared.put_right(self.fifo.open)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work)
 
@@ -46,7 +43,7 @@ class Guard:
     def __exit__(self, *_: object) -> None:
         self.stall()
         self.fifo.close()
-        self.missed.close()
+        self.shared.close()
 
     def stall(self) -> None:
         """Stop reading; the FIFO stays open."""
@@ -237,6 +234,22 @@ def test_a_directory_that_is_not_as_it_should_be(
             (container.shared / name).rmdir()
 
 
+@pytest.mark.parametrize("name", ["requests", "answers", "missed"])
+def test_a_link_in_the_directory_is_not_followed(container: Interposed, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    with Guard(container.shared, lambda _: "1 done") as guard:
+        if name == "missed":
+            guard.stall()
+            guard.fifo.close()
+        (container.shared / name).rename(victim)
+        (container.shared / name).symlink_to(victim)
+        before = victim.stat().st_mtime_ns
+        assert container.run(*ACTIVATE) == (0, "real activate\n")
+        assert told(container.real) == [TOLD]
+        assert guard.asked == []
+        assert victim.stat().st_mtime_ns == before
+
+
 def test_a_guard_that_is_gone(container: Interposed, obliging: Guard) -> None:
     obliging.stall()
     os.close(obliging.fifo.descriptor)
@@ -302,11 +315,11 @@ def test_killed_callers_leave_nothing_that_matters(container: Interposed, obligi
         caller.kill()
         caller.communicate(timeout=LIMIT_S)
     obliging.take_missed()
-    with Guard(container.shared, lambda _: "1 done"):
+    with Guard(container.shared, lambda _: "1 done") as guard:
         assert container.run(*ACTIVATE) == (0, "")
-    for path in (container.shared / "answers").iterdir():
-        os.utime(path, (0, 0))
-    Answers(container.shared).sweep()
+        for path in (container.shared / "answers").iterdir():
+            os.utime(path, (0, 0))
+        guard.shared.answers.sweep()
     assert left_behind(container) == []
 
 

@@ -101,6 +101,12 @@ def test_many_strict_links_are_one_finding(machine: Machine) -> None:
     assert "lb-00, lb-01, lb-02, lb-03, lb-04 and 15 more" in finding.what
 
 
+def test_a_link_name_that_is_not_utf8_can_be_printed(machine: Machine) -> None:
+    machine.sysctl(f"net/ipv4/conf/{os.fsdecode(bytes([255, 254]))}/rp_filter", "1")
+    (finding,) = machine.findings()
+    assert r"filtering on \xff\xfe:" in finding.what
+
+
 def test_missing_capabilities_are_errors_unless_observing(machine: Machine) -> None:
     machine.write("proc/thread-self/status", f"CapEff:\t{1 << 12:016x}\n")
     assert machine.ids() == ["no_cap_net_raw"]

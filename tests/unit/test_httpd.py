@@ -1,3 +1,5 @@
+import contextlib
+import gzip
 import http.client
 import json
 import socket
@@ -84,9 +86,22 @@ def test_other_pages_and_methods_are_refused(endpoint: HttpEndpoint) -> None:
     assert get(endpoint, "/metrics", method="POST")[0] == 405
 
 
-def test_a_client_that_says_nothing_holds_nobody_up(endpoint: HttpEndpoint) -> None:
-    with socket.create_connection(("127.0.0.1", endpoint.port)), socket.create_connection(("::1", endpoint.port)):
+def test_metrics_are_compressed_and_selected_where_that_is_asked_for(endpoint: HttpEndpoint) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=30)
+    connection.request("GET", "/metrics?name[]=apples_total", headers={"Accept-Encoding": "gzip"})
+    response = connection.getresponse()
+    text = gzip.decompress(response.read()).decode()
+    connection.close()
+    assert response.headers["Content-Type"].startswith("text/plain")
+    assert [line for line in text.splitlines() if line[:1] != "#"] == ["apples_total 3.0"]
+
+
+def test_a_hundred_clients_that_say_nothing_hold_nobody_up(endpoint: HttpEndpoint) -> None:
+    with contextlib.ExitStack() as silent:
+        for host in ("127.0.0.1", "::1") * 50:
+            silent.enter_context(socket.create_connection((host, endpoint.port)))
         assert get(endpoint, "/healthz")[0] == 200
+        assert get(endpoint, "/metrics")[0] == 200
 
 
 def test_a_taken_port_is_refused_by_the_name_of_the_setting(endpoint: HttpEndpoint, health: Health) -> None:

@@ -1,7 +1,9 @@
 import io
 import json
 import logging
+import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -150,3 +152,68 @@ def test_nothing_is_written_after_close() -> None:
     logging_.close()
     log.warning("late")
     assert stream.getvalue() == ""
+
+
+class FullDisk(io.StringIO):
+    """A stream that takes nothing while it is full."""
+
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_what_cannot_be_written_is_counted_and_the_next_lines_are_written() -> None:
+    disk = FullDisk()
+    logging_ = setup_logging("json", "info", disk)
+    for _ in range(3):
+        log.info("lost")
+        logging_._handler.records.join()
+    disk.full = False
+    log.info("kept")
+    logging_.close()
+    lines = [json.loads(line) for line in disk.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["log records were dropped", "kept"]
+    assert lines[0]["dropped"] == 3
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_a_record_that_cannot_be_shown_does_not_end_the_log() -> None:
+    stream = io.StringIO()
+    logging_ = setup_logging("json", "info", stream)
+    log.info("a", extra=fields(what=Unprintable()))
+    log.info("b")
+    logging_.close()
+    first, second = stream.getvalue().splitlines()
+    assert "cannot be shown" in first
+    assert json.loads(second)["event"] == "b"
+
+
+def test_a_pipe_that_does_not_block_loses_no_line() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(writer, "w") as stream:
+        logging_ = setup_logging("json", "info", stream)
+        count = 2000  # more than a pipe takes at once
+        for number in range(count):
+            log.info("line", extra=fields(number=number))
+        with os.fdopen(reader) as lines:
+            assert [json.loads(lines.readline())["number"] for _ in range(count)] == list(range(count))
+        logging_.close()
+
+
+def test_closing_waits_for_nobody_who_does_not_read() -> None:
+    pipe = StuckPipe()
+    logging_ = setup_logging("json", "info", pipe)
+    log.info("first")
+    assert pipe.entered.wait(60)
+    began = time.monotonic()
+    logging_.close()
+    assert time.monotonic() - began < 30, "the pipe is let go after 60 s"
+    pipe.released.set()

@@ -165,3 +165,13 @@ def test_a_closed_socket_reads_nothing(sock: IcmpSocket) -> None:
     sock.close()
     assert sock.fileno() == -1
     assert sock.receive() == []
+
+
+def test_a_link_is_found_by_its_name_of_any_bytes_and_never_by_the_beginning_of_a_name(
+    ends: Ends, sock: IcmpSocket
+) -> None:
+    ends.near.ip("link", "add", "name", "\udcff\udcfe", "type", "veth", "peer", "name", "fifteen-bytes-x")
+    assert sock.ifindex(r"\xff\xfe") > 0
+    assert sock.ifindex("fifteen-bytes-x") > 0
+    assert sock.ifindex("fifteen-bytes-x-and-more") == 0
+    assert sock.ifindex("\udc80") == 0

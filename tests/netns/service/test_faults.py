@@ -1,6 +1,8 @@
 """Parts that fail: the service goes on without them, or ends and says so; it is never half dead."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +87,68 @@ def test_stopped_before_it_was_ready(guarded: Guarded) -> None:
     assert process.terminate() == 0
     assert process.log("stopped")
     assert not guarded.socket.exists()
+
+
+def with_standard_error(guarded: Guarded, where: str) -> Process:
+    process = guarded.process(PATIENT)
+    process.command = ("sh", "-c", f'exec "$0" -m lbguard run 2>{where}', sys.executable)
+    return process
+
+
+def test_a_closed_standard_error_keeps_nothing_from_being_served(guarded: Guarded) -> None:
+    with with_standard_error(guarded, "&-") as service:
+        wait_until(guarded.socket.exists, "the socket")
+        guarded.wait_for(t1="active", t2="active", t3="active", t4="active")
+        assert service.terminate() == 0
+
+
+def test_a_log_that_nobody_reads_delays_no_reaction_and_no_stop(guarded: Guarded, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    held_open = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    for piece in (b"x" * 4096, b"x"):
+        while True:
+            try:
+                os.write(held_open, piece)
+            except BlockingIOError:
+                break
+    with with_standard_error(guarded, str(pipe)) as service:
+        wait_until(guarded.socket.exists, "the socket")
+        guarded.wait_for(t1="active", t2="active", t3="active", t4="active")
+        guarded.delete_link("nse-a")
+        guarded.wait_for(t1="held", t2="held")
+        assert service.terminate() == 0
+    os.close(held_open)
+
+
+def test_a_socket_that_is_taken_away_comes_back_and_what_is_in_its_way_is_named(guarded: Guarded) -> None:
+    with guarded.service() as service:
+        guarded.socket.unlink()
+        service.wait_for_log("socket was taken away: served anew")
+        guarded.wait_for(t1="active")
+        guarded.socket.unlink()
+        guarded.socket.write_text("somebody's file")
+        line = service.wait_for_log("socket not served; trying again")
+        assert str(guarded.socket) in line["reason"]
+        wait_until(lambda: "socket_not_served" in guarded.http("/readyz")[1], "readiness says so")
+        assert guarded.http("/readyz")[0] == 503
+        assert guarded.http("/healthz")[0] == 200
+        assert guarded.socket.read_text() == "somebody's file"
+        guarded.socket.unlink()
+        wait_until(lambda: guarded.http("/readyz")[0] == 200, "ready again")
+        guarded.wait_for(t1="active")
+        wait_until(lambda: guarded.metric('lbguard_not_ready{reason="socket_not_served"}') == 0, "the metric follows")
+
+
+def test_what_is_in_the_way_of_the_frontends_socket_keeps_nothing_else_from_being_served(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    path = tmp_path / "meridio" / "lb.sock"
+    path.mkdir(parents=True)
+    with guarded.process({"LBGUARD_AVAILABILITY__SOCKET": str(path)}) as service:
+        service.wait_for_log("socket not served; trying again")
+        guarded.wait_for(t1="active", t2="active", t3="active", t4="active")
+        wait_until(lambda: f"availability.socket = {path}" in guarded.http("/readyz")[1], "readiness says so")
+        path.rmdir()
+        wait_until(lambda: guarded.http("/readyz")[0] == 200, "ready")
+        assert path.is_socket()

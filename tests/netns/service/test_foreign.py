@@ -248,3 +248,19 @@ def test_observing_adopts_what_an_enforcing_one_left(guarded: Guarded) -> None:
         assert set(guarded.active()) == {1, 2, 3, 4}
         assert guarded.everything()["ruleset"] == before["ruleset"]
         assert guarded.everything()["rules4"] == before["rules4"]
+
+
+def test_a_link_whose_name_is_not_utf8_is_borne(guarded: Guarded) -> None:
+    """The kernel takes any bytes for a name; as an argument of `ip` they are surrogates."""
+    early, late = "\udcff\udcfe", "late\udc80"
+    guarded.lb.ip("link", "add", "name", early, "type", "veth", "peer", "name", "p-early")
+    with guarded.service() as service:
+        guarded.lb.ip("link", "add", "name", late, "type", "veth", "peer", "name", "p-late")
+        for name in (early, late):
+            # Both are read, in each second, for what they say of packets of targets.
+            guarded.lb.ip("addr", "add", "172.16.1.200/24", "dev", name)
+            guarded.lb.ip("link", "set", name, "up")
+        guarded.lb.ip("link", "set", "p-late", "up")
+        wait_until(lambda: r"late\\x80" in guarded.http("/metrics")[1], "the counters of the link")
+        assert guarded.http("/healthz")[0] == 200
+        assert service.log("started")

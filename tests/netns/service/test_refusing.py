@@ -89,6 +89,7 @@ def test_the_directory_of_the_socket_vanishes(guarded: Guarded, tmp_path: Path) 
         directory.rmdir()
         guarded.delete_link("nse-a")
         service.wait_for_log("withdraw", count=2)
-        assert guarded.http("/readyz")[0] == 200
+        wait_until((directory / "api.sock").is_socket, "the socket is back")
+        wait_until(lambda: guarded.http("/readyz")[0] == 200, "ready")
         assert service.terminate() == 0
         assert service.log("stopped")

@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_half_of_a_renewal_is_not_taken(files: Files) -> None:
 
 
 @pytest.mark.parametrize("name", ["chain", "key", "ca"])
-@pytest.mark.parametrize("fault", ["missing", "empty", "nonsense"])
+@pytest.mark.parametrize("fault", ["missing", "empty", "nonsense", "FIFO", "huge"])
 def test_what_cannot_be_used_is_named(files: Files, name: str, fault: str) -> None:
     path: Path = getattr(files, name)
     match fault:
@@ -83,6 +84,11 @@ def test_what_cannot_be_used_is_named(files: Files, name: str, fault: str) -> No
             path.unlink()
         case "empty":
             path.write_bytes(b"")
+        case "FIFO":
+            path.unlink()
+            os.mkfifo(path)
+        case "huge":
+            os.truncate(path, 1 << 40)
         case _:
             path.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
     with pytest.raises(CredentialsError) as caught:

@@ -261,6 +261,89 @@ async def test_a_file_that_shrank_is_an_error_and_no_crash(anchored: NfqlbShmDis
         await anchored.read_active(STREAM)
 
 
+async def test_a_sparse_file_that_claims_more_slots_than_fit_into_memory(
+    anchored: NfqlbShmDistributor, memory: Path
+) -> None:
+    slots = 2**31
+    length = 4 * (slots + slots * 2 + 2)
+    memory.write_bytes(header(slots, 2, (length + 12) % 2**32))
+    os.truncate(memory, length + 16)
+    assert "more than" in await refusal(anchored, StreamSpec(name="a", max_targets=2))
+
+
+VANDAL = """
+import os, random, sys, time
+path, content = sys.argv[1], open(sys.argv[1], "rb").read()
+file = os.open(path, os.O_RDWR)
+for _ in range(600):
+    os.pwrite(file, content, 0)
+    time.sleep(0.003 * random.random())
+    os.ftruncate(file, 0)
+    time.sleep(0.0005)
+"""
+
+COMMITTER = """
+import sys
+from pathlib import Path
+from lbguard.core.model import StreamSpec
+from lbguard.distributor.base import DistributorError
+from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.nfqlb_memory import StreamMemory
+path, end = Path(sys.argv[1]), Path(sys.argv[2])
+done = refused = 0
+print("ready", flush=True)
+while not end.exists():
+    try:
+        memory = StreamMemory(path, StreamSpec(name="a", max_targets=1), TableKind.MAGLEV, read_only=False)
+        try:
+            while not end.exists():
+                memory.write([done % memory.layout.targets] * memory.layout.slots, [done] * memory.layout.targets)
+                done += 1
+        finally:
+            memory.close()
+    except DistributorError:
+        refused += 1
+print(done, refused)
+"""
+
+
+async def test_a_file_that_is_truncated_while_it_is_written_ends_no_process(memory: Path, tmp_path: Path) -> None:
+    make_memory(memory, 9973, TARGETS)
+    end = tmp_path / "end"
+    run, pipe = asyncio.create_subprocess_exec, asyncio.subprocess.PIPE
+    committer = await run(sys.executable, "-c", COMMITTER, memory, end, stdout=pipe)
+    assert committer.stdout is not None
+    assert await committer.stdout.readline() == b"ready\n"
+    vandal = await run(sys.executable, "-I", "-c", VANDAL, memory)
+    assert await vandal.wait() == 0
+    end.touch()
+    counts, _ = await committer.communicate()
+    assert committer.returncode == 0, "-7: SIGBUS"
+    done, refused = map(int, counts.split())
+    assert done > 0 < refused
+
+
+async def test_a_word_that_reaches_beyond_the_end_of_the_file_is_none(shm_dir: Path) -> None:
+    """Its arrays end where the file does, and neither of them begins or ends at a multiple of 8 bytes."""
+    path = shm_dir / "tshm-a"
+    make_memory(path, 101, 10)
+    length = 16 + 4 * 101 + 4 * 101 * 10 + 4 * 10
+    os.truncate(path, length)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("=I", content, 12, length - 4)
+    path.write_bytes(content)
+    rows = bytes(content[16 + 4 * 101 : -40])
+    distributor = NfqlbShmDistributor(TableKind.ANCHORED, shm_dir)
+    for active in (EVERYONE, frozenset({1, 10}), frozenset({10})):
+        [result] = await distributor.commit([table(active)])
+        assert result.error == ""
+    await distributor.close()
+    after = path.read_bytes()
+    assert (len(after), after[16 + 4 * 101 : -40]) == (length, rows)
+    assert after[-40:] == struct.pack("=10i", *[-1] * 9, 5010)
+    assert after[16 : 16 + 4 * 101] == struct.pack("=101i", *[9] * 101)
+
+
 async def test_a_loss_is_noticed_by_the_name_the_stream_has(anchored: NfqlbShmDistributor, memory: Path) -> None:
     await anchored.commit([table(EVERYONE)])
     make_memory(memory.with_name("elsewhere"), SLOTS, TARGETS)

@@ -155,6 +155,21 @@ def test_what_cannot_be_begun_does_not_push_out_what_there_is(tmp_path: Path) ->
     assert len(find_files([tmp_path])) == 2
 
 
+def test_what_only_has_the_name_of_a_recording_stops_none_and_stays(tmp_path: Path) -> None:
+    good = record(tmp_path, [Entry("told", 1.0, LinkGone(ifindex=1))])
+    older = good.with_name(good.name.replace("lbguard-1970", "lbguard-1969"))
+    assert older != good
+    older.mkdir()
+    linked = good.with_name(good.name.replace("lbguard-1970", "lbguard-1968"))
+    linked.symlink_to(older)
+    writer = writer_in(tmp_path, Limits(files=1))
+    write_to_disk(writer, Entry("told", 2.0, LinkGone(ifindex=2)))
+    writer.close()
+    assert older.is_dir()
+    assert linked.is_symlink()
+    assert not good.exists()
+
+
 def test_what_was_written_before_the_disk_was_full_stays(tmp_path: Path) -> None:
     writer = writer_in(tmp_path)
     write_to_disk(writer, Entry("told", 1.0, LinkGone(ifindex=1)))

@@ -385,10 +385,40 @@ async def test_a_list_is_told_again_when_asked(world: World, desk: Desk) -> None
     assert desk.lists[told:] == [{"a": {1, 2}}]
 
 
-async def test_a_registry_that_cannot_be_kept_stops_nothing(world: World, desk: Desk) -> None:
+async def test_a_registry_that_cannot_be_written_through_a_tampered_name_is_kept_all_the_same(
+    world: World, desk: Desk
+) -> None:
     (world.directory / ".registry.json.new").mkdir()
+    (world.directory / "registry.json").unlink()
+    (world.directory / "registry.json").mkdir()
     assert await world.ask(activate(3)) == "done"
     assert desk.lists[-1] == {"a": {1, 2, 3}}
-    (world.directory / ".registry.json.new").rmdir()
-    assert await world.ask(activate(4)) == "done"
-    assert world.kept() == {"a": {1: True, 2: True, 3: True, 4: True}}
+    assert world.kept() == {"a": {1: True, 2: True, 3: True}}
+
+
+async def test_a_directory_that_is_replaced_is_used_and_one_that_is_none_is_told(world: World, desk: Desk) -> None:
+    world.directory.rename(world.directory.with_name("old"))
+    world.directory.symlink_to(world.directory.with_name("old"))
+    await until(lambda: world.source.problem)
+    assert str(world.directory) in world.source.problem
+    world.directory.unlink()
+    await until(lambda: (world.directory / "requests").exists() and not world.source.problem)
+    assert await world.ask(activate(3)) == "done"
+    assert desk.lists[-1] == {"a": {1, 2, 3}}
+    assert world.kept() == {"a": {1: True, 2: True, 3: True}}
+
+
+async def test_a_start_with_a_directory_that_cannot_be_used_begins_when_it_can(tmp_path: Path, desk: Desk) -> None:
+    place = tmp_path / "shared"
+    place.write_text("somebody's file")
+    world = World(place, desk)
+    task = asyncio.create_task(world.source.run())
+    await until(lambda: world.source.problem)
+    assert desk.lists == [], "nothing is told before it is known who is registered"
+    place.unlink()
+    await until((place / "requests").exists)
+    assert await world.ask(INIT) == "pass"
+    assert world.source.problem == ""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,10 +1,13 @@
 import os
+import socket
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from lbguard.sources.interposer_files import MISSED_MAX, Answers, Lines, Missed, RequestFifo
+from lbguard.sources.interposer_files import MISSED_MAX, Answers, Lines, Missed, RequestFifo, SharedFiles
+from lbguard.sources.shared_directory import SharedDirectory
 
 ID = "0123abcd-4567-89ab-cdef-0123456789ab"
 
@@ -25,8 +28,16 @@ def test_an_endless_line_takes_no_room() -> None:
     assert len(taken[0]) < 10_000
 
 
-def test_requests(tmp_path: Path) -> None:
-    fifo = RequestFifo(tmp_path)
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[SharedDirectory]:
+    made = SharedDirectory(tmp_path)
+    made.open()
+    yield made
+    made.close()
+
+
+def test_requests(tmp_path: Path, shared: SharedDirectory) -> None:
+    fifo = RequestFifo(shared)
     (tmp_path / "requests").write_text("no FIFO")
     fifo.open()
     status = (tmp_path / "requests").stat()
@@ -43,11 +54,12 @@ def test_requests(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Answers:
-    made = Answers(tmp_path)
+def answers(shared: SharedDirectory) -> Iterator[Answers]:
+    made = Answers(shared)
     made.prepare()
     made.prepare()
-    return made
+    yield made
+    made.close()
 
 
 def test_an_answer(answers: Answers, tmp_path: Path) -> None:
@@ -78,19 +90,22 @@ def test_what_is_no_fifo_is_not_written(answers: Answers, tmp_path: Path) -> Non
     assert answers.open(ID.replace("0", "2")) is None
 
 
-def test_sweeping_takes_what_is_old(answers: Answers, tmp_path: Path) -> None:
+def test_sweeping_takes_the_old_fifos_of_callers_and_nothing_else(answers: Answers, tmp_path: Path) -> None:
     place = tmp_path / "answers"
-    os.mkfifo(place / "old")
-    os.utime(place / "old", (0, 0))
-    os.mkfifo(place / "new")
-    (place / "directory").mkdir()
-    os.utime(place / "directory", (0, 0))
+    names = [ID.replace("0123", f"{number:04}") for number in range(4)]
+    os.mkfifo(place / names[0])
+    os.mkfifo(place / "another-name")
+    (place / names[1]).write_text("no FIFO")
+    (place / names[2]).mkdir()
+    for path in place.iterdir():
+        os.utime(path, (0, 0))
+    os.mkfifo(place / names[3])
     assert answers.sweep() == 1
-    assert {path.name for path in place.iterdir()} == {"new", "directory"}
+    assert {path.name for path in place.iterdir()} == {"another-name", *names[1:]}
 
 
-def test_missed_calls_are_taken_once_and_in_order(tmp_path: Path) -> None:
-    missed = Missed(tmp_path)
+def test_missed_calls_are_taken_once_and_in_order(tmp_path: Path, shared: SharedDirectory) -> None:
+    missed = Missed(shared)
     missed.prepare()
     path = tmp_path / "missed"
     assert path.stat().st_mode & 0o777 == 0o660
@@ -112,8 +127,8 @@ def test_missed_calls_are_taken_once_and_in_order(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["missed"]
 
 
-def test_a_file_of_missed_calls_that_is_full_does_not_tell_all(tmp_path: Path) -> None:
-    missed = Missed(tmp_path)
+def test_a_file_of_missed_calls_that_is_full_does_not_tell_all(tmp_path: Path, shared: SharedDirectory) -> None:
+    missed = Missed(shared)
     missed.prepare()
     taken: list[bytes] = []
     (tmp_path / "missed").write_bytes(b"a\n" * (MISSED_MAX // 2))
@@ -123,8 +138,8 @@ def test_a_file_of_missed_calls_that_is_full_does_not_tell_all(tmp_path: Path) -
     missed.close()
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    missed = Missed(tmp_path)
+def test_a_link_is_not_followed(tmp_path: Path, shared: SharedDirectory) -> None:
+    missed = Missed(shared)
     (tmp_path / "secret").write_text("one\n")
     (tmp_path / "missed").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError):
@@ -135,8 +150,8 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "secret").read_text() == "one\n"
 
 
-def test_a_fifo_that_was_taken_away(tmp_path: Path) -> None:
-    fifo = RequestFifo(tmp_path)
+def test_a_fifo_that_was_taken_away(tmp_path: Path, shared: SharedDirectory) -> None:
+    fifo = RequestFifo(shared)
     fifo.open()
     assert not fifo.lost
     (tmp_path / "requests").unlink()
@@ -145,3 +160,100 @@ def test_a_fifo_that_was_taken_away(tmp_path: Path) -> None:
     assert fifo.lost
     fifo.close()
     assert (tmp_path / "requests").exists(), "it is somebody else's"
+
+
+# What others put in place of what belongs there
+
+
+def put_link(path: Path) -> None:
+    path.symlink_to(path.parent.parent / "victim")
+
+
+def put_full_directory(path: Path) -> None:
+    path.mkdir()
+    (path / "theirs").write_text("kept")
+
+
+def put_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+THINGS: dict[str, Callable[[Path], object]] = {
+    "a link": put_link,
+    "a directory": Path.mkdir,
+    "a directory with something in it": put_full_directory,
+    "a FIFO": os.mkfifo,
+    "a file": Path.touch,
+    "a socket": put_socket,
+    "nothing": lambda _: None,
+}
+
+
+@pytest.mark.parametrize("thing", THINGS)
+@pytest.mark.parametrize("name", ["requests", ".requests.new", "answers", "missed", ".missed.new", "."])
+def test_whatever_stands_at_one_of_our_names_is_put_right_and_nothing_elsewhere_is_touched(
+    tmp_path: Path, name: str, thing: str
+) -> None:
+    victim = tmp_path / "victim"
+    (victim / "answers").mkdir(parents=True)
+    for place in ("requests", "missed", f"answers/{ID}"):
+        (victim / place).write_text("not ours\n")
+        os.utime(victim / place, (0, 0))
+    before = {path: path.lstat().st_mtime_ns for path in victim.rglob("*")}
+    shared = SharedFiles(tmp_path / "shared")
+    assert shared.put_right(shared.requests.open)
+
+    path = tmp_path / "shared" / name
+    if path.is_dir():
+        path.rename(tmp_path / "moved")
+    else:
+        path.unlink(missing_ok=True)
+    THINGS[thing](path)
+    right = shared.put_right(lambda: shared.requests.open() if shared.requests.lost else None)
+    shared.answers.sweep()
+
+    # Only the directory itself is not ours to replace.
+    assert right == (name != "." or thing not in {"a link", "a FIFO", "a file", "a socket"})
+    if right:
+        status = {each: (tmp_path / "shared" / each).lstat() for each in ("requests", "answers", "missed")}
+        assert stat.S_ISFIFO(status["requests"].st_mode)
+        assert stat.S_ISDIR(status["answers"].st_mode)
+        assert stat.S_ISREG(status["missed"].st_mode)
+        assert [stat.S_IMODE(status[each].st_mode) for each in ("requests", "answers")] == [0o660, 0o2770]
+    else:
+        assert str(tmp_path / "shared") in shared.problem
+    assert {path: path.lstat().st_mtime_ns for path in victim.rglob("*")} == before
+    assert [path.read_text() for path in tmp_path.glob("**/theirs")] == (["kept"] if "something" in thing else [])
+    shared.requests.close()
+    shared.close()
+
+
+@pytest.mark.parametrize("mask", [0, 0o777])
+def test_modes_do_not_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        shared = SharedFiles(tmp_path / "parent" / "shared")
+        assert shared.put_right(shared.requests.open)
+    finally:
+        os.umask(before)
+    place = tmp_path / "parent" / "shared"
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place, *place.iterdir())}
+    assert modes == {"parent": 0o755, "shared": 0o755, "requests": 0o660, "answers": 0o2770, "missed": 0o660}
+    shared.requests.close()
+    shared.close()
+
+
+def test_what_cannot_be_put_right_is_told_and_used_once_it_can(tmp_path: Path) -> None:
+    place = tmp_path / "shared"
+    place.write_text("somebody's file")
+    shared = SharedFiles(place)
+    assert not shared.put_right()
+    assert shared.problem == f"{place}: Not a directory"
+    assert shared.answers.open(ID) is None
+    assert shared.answers.sweep() == 0
+    assert shared.requests.lost
+    place.unlink()
+    assert shared.put_right()
+    assert shared.problem == ""
+    shared.close()

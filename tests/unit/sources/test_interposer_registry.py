@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from lbguard.core.addr import parse_ip
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.sources.interposer_registry import Registry, RegistryError, RegistryFile
+from lbguard.sources.shared_directory import SharedDirectory
 
 IPS = (parse_ip("172.16.1.11"), parse_ip("fd00:1::b"))
+
+
+def opened(path: Path) -> SharedDirectory:
+    directory = SharedDirectory(path)
+    directory.open()
+    return directory
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def test_marks_that_cannot_be(registry: Registry, stream: str, identifier: int, 
 
 
 def test_the_file(registry: Registry, tmp_path: Path) -> None:
-    file = RegistryFile(tmp_path / "registry.json")
+    file = RegistryFile(opened(tmp_path))
     assert file.read() is None
     registry.streams["a"].targets[3].confirmed = False
     file.write(registry.dump())
@@ -139,15 +146,15 @@ def test_garbage(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "registry.json"
     path.write_bytes(content)
     with pytest.raises(RegistryError):
-        RegistryFile(path).read()
+        RegistryFile(opened(tmp_path)).read()
 
 
 def test_no_link_is_followed(tmp_path: Path) -> None:
     path = tmp_path / "registry.json"
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RegistryError):
-        RegistryFile(path).read()
-    RegistryFile(path).write(Registry().dump())
+        RegistryFile(opened(tmp_path)).read()
+    RegistryFile(opened(tmp_path)).write(Registry().dump())
     assert not path.is_symlink()
     assert not (tmp_path / "elsewhere").exists()
 
