@@ -19,8 +19,8 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, VerdictAnswered
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
-from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import NeighborState, Rule, TargetState
+from lbguard.core.lifecycle import REPAIR_TIME_S, Lifecycle
+from lbguard.core.model import ADMITTED, SOFT, Condition, NeighborState, Rule, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.pathwork import PathWork
 from lbguard.core.retry import Retries
@@ -29,8 +29,14 @@ from lbguard.core.state import Target
 from lbguard.core.status import GuardStatus
 from lbguard.core.status_view import build_status
 
-_REPAIR_TIME_S = 0.5
-"""After a loss of sync no deadline withdraws for this long: what came back meanwhile is still being repaired."""
+LOOK_S = 0.25
+"""The time between two looks counts against a broken target up to so much: the state at both is known, and what lies
+between them is not. It is a fraction of any useful window, and more than a busy loop needs to come round; so a process
+that is starved all the time still comes to its decisions."""
+
+_SOON_MENDED = SOFT | {Condition.ROUTE_MISSING}
+"""What may still be wrong at the first look after a while, although it has healed: routes are programmed and reporters
+are heard only now. What the kernel says of links and addresses is known at once."""
 
 
 class Engine:
@@ -53,7 +59,8 @@ class Engine:
         self._prune_due = False
         self._strangers_gone = False
         self._farewells: list[Effect] = []
-        self._no_withdrawal_before = float("-inf")
+        self._blind_since = float("-inf")
+        self._repaired_at = float("-inf")
         self._unjudged: dict[Target, None] = {}
         self._ignored: Counter[str] = Counter()
 
@@ -126,8 +133,13 @@ class Engine:
             moments += [self.paths.weighing.opinions.next(), self.paths.weighing.rechecks.next()]
             deadline = self.life.deadlines.next()
             if self.in_sync and deadline is not None:
-                moments.append(max(deadline, self._no_withdrawal_before))
+                moments.append(deadline)
         return min((moment for moment in moments if moment is not None), default=None)
+
+    def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
+        """Return the holds that a later run has to go on with if this one ends now."""
+        seen_until = now if self.in_sync else self._blind_since
+        return self.life.memory.open_holds(self.roster.streams.values(), seen_until, now)
 
     def status(self, now: float) -> GuardStatus:
         """Return the whole state for those who look at it."""
@@ -145,14 +157,30 @@ class Engine:
         self.view.changes.lost_links.clear()
         self.view.changes.ips |= self.paths.weighing.down
         if self._snapshot_seen and not self.in_sync:
-            # What came back unseen is being repaired only now.
-            self._no_withdrawal_before = now + _REPAIR_TIME_S
+            self._was_blind(now - self._blind_since, now)
         self._snapshot_seen = True
         self.sync_reason = ""
         self._prune_due = True
 
     def _kernel_out_of_sync(self, event: ev.KernelOutOfSync, now: float) -> None:
+        if self.in_sync:
+            self._blind_since = now
         self.sync_reason = event.reason or "unknown"
+
+    def _stalled(self, event: ev.Stalled, now: float) -> None:
+        self.paths.weighing.stalled(max(0.0, event.duration_s - LOOK_S))
+        # Out of sync nothing is seen either, and the next full view tells of all that time.
+        if self.in_sync:
+            self._was_blind(event.duration_s, now)
+
+    def _was_blind(self, duration_s: float, now: float) -> None:
+        """Hold a time in which the kernel was not looked at against no target."""
+        self.life.unseen(self.roster.streams.values(), max(0.0, duration_s - LOOK_S), now)
+        self._repaired_at = now + REPAIR_TIME_S
+        self.availability.postpone(self._repaired_at)
+
+    def _holds_remembered(self, event: ev.HoldsRemembered, now: float) -> None:
+        self.life.memory.remember(event.holds, now)
 
     def _link_seen(self, event: ev.LinkSeen, now: float) -> None:
         self.view.link_seen(event)
@@ -316,11 +344,14 @@ class Engine:
                 self.paths.evaluate(target, now)
                 self._judge(target, now)
         # While the view is not in sync, a path may be back without our knowing: no deadline withdraws.
-        if self.in_sync and now >= self._no_withdrawal_before:
-            for key in self.life.deadlines.pop_due(now):
-                target = self.roster.target(key)
-                if target is not None:
-                    self.life.expire(self.roster.streams[key.stream], target, now)
+        for key in self.life.deadlines.pop_due(now) if self.in_sync else ():
+            target = self.roster.target(key)
+            if target is None:
+                continue
+            if now < self._repaired_at and target.state in ADMITTED and target.cause in _SOON_MENDED:
+                self.life.deadlines.set(key, self._repaired_at)
+            else:
+                self.life.expire(self.roster.streams[key.stream], target, now)
 
     def _watch_mass_failures(self, now: float) -> None:
         # A stream may have ended since its targets moved.
@@ -399,4 +430,6 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.RouteFailed: Engine._route_failed,
     ev.RuleFailed: Engine._rule_failed,
     ev.LinkSetDown: Engine._link_set_down,
+    ev.Stalled: Engine._stalled,
+    ev.HoldsRemembered: Engine._holds_remembered,
 }
