@@ -9,6 +9,7 @@ from typing import Any
 
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local, prefix_of
+from lbguard.core.engine import LOOK_S
 from lbguard.core.model import (
     ROUTE_METRIC,
     ROUTE_PROTOCOL,
@@ -235,6 +236,12 @@ class Belief:
             self._RouteGone(ev.RouteGone(route=route))
         for route in event.added:
             self._RouteSeen(ev.RouteSeen(route=route))
+
+    def _Stalled(self, event: ev.Stalled) -> None:  # noqa: N802
+        for link in self.links.values():
+            link.received_at += event.duration_s - LOOK_S
+            link.confirmed_at = {ip: at + event.duration_s - LOOK_S for ip, at in link.confirmed_at.items()}
+        self.regained += self.in_sync
 
     def _KernelOutOfSync(self, event: ev.KernelOutOfSync) -> None:  # noqa: N802
         self.in_sync = False
