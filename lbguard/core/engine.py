@@ -19,24 +19,16 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, VerdictAnswered
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
-from lbguard.core.lifecycle import REPAIR_TIME_S, Lifecycle
-from lbguard.core.model import ADMITTED, SOFT, Condition, NeighborState, Rule, TargetState
+from lbguard.core.lifecycle import Lifecycle
+from lbguard.core.model import NeighborState, Rule, TargetState
 from lbguard.core.netview import NetView
+from lbguard.core.observation import Observation, unseen_s
 from lbguard.core.pathwork import PathWork
 from lbguard.core.retry import Retries
 from lbguard.core.roster import Roster
 from lbguard.core.state import Target
 from lbguard.core.status import GuardStatus
 from lbguard.core.status_view import build_status
-
-LOOK_S = 0.25
-"""The time between two looks counts against a broken target up to so much: the state at both is known, and what lies
-between them is not. It is a fraction of any useful window, and more than a busy loop needs to come round; so a process
-that is starved all the time still comes to its decisions."""
-
-_SOON_MENDED = SOFT | {Condition.ROUTE_MISSING}
-"""What may still be wrong at the first look after a while, although it has healed: routes are programmed and reporters
-are heard only now. What the kernel says of links and addresses is known at once."""
 
 
 class Engine:
@@ -50,6 +42,7 @@ class Engine:
         self.life = Lifecycle(config, self.paths.evidence)
         self.roster = Roster(self.view, self.paths, self.life)
         self.availability = Availability(config.availability_grace_s)
+        self._observation = Observation(self.roster.streams, self.life, self.availability)
         self.sync_reason = "starting"
         self.source_reason = "starting"
         self._commits = Commits(config, self.roster)
@@ -59,8 +52,6 @@ class Engine:
         self._prune_due = False
         self._strangers_gone = False
         self._farewells: list[Effect] = []
-        self._blind_since = float("-inf")
-        self._repaired_at = float("-inf")
         self._unjudged: dict[Target, None] = {}
         self._ignored: Counter[str] = Counter()
 
@@ -138,7 +129,7 @@ class Engine:
 
     def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
         """Return the holds that a later run has to go on with if this one ends now."""
-        seen_until = now if self.in_sync else self._blind_since
+        seen_until = now if self.in_sync else self._observation.blind_since
         return self.life.memory.open_holds(self.roster.streams.values(), seen_until, now)
 
     def status(self, now: float) -> GuardStatus:
@@ -157,27 +148,21 @@ class Engine:
         self.view.changes.lost_links.clear()
         self.view.changes.ips |= self.paths.weighing.down
         if self._snapshot_seen and not self.in_sync:
-            self._was_blind(now - self._blind_since, now)
+            self._observation.regained(now)
         self._snapshot_seen = True
         self.sync_reason = ""
         self._prune_due = True
 
     def _kernel_out_of_sync(self, event: ev.KernelOutOfSync, now: float) -> None:
         if self.in_sync:
-            self._blind_since = now
+            self._observation.lost(now)
         self.sync_reason = event.reason or "unknown"
 
     def _stalled(self, event: ev.Stalled, now: float) -> None:
-        self.paths.weighing.stalled(max(0.0, event.duration_s - LOOK_S))
+        self.paths.weighing.stalled(unseen_s(event.duration_s))
         # Out of sync nothing is seen either, and the next full view tells of all that time.
         if self.in_sync:
-            self._was_blind(event.duration_s, now)
-
-    def _was_blind(self, duration_s: float, now: float) -> None:
-        """Hold a time in which the kernel was not looked at against no target."""
-        self.life.unseen(self.roster.streams.values(), max(0.0, duration_s - LOOK_S), now)
-        self._repaired_at = now + REPAIR_TIME_S
-        self.availability.postpone(self._repaired_at)
+            self._observation.was_blind(event.duration_s, now)
 
     def _holds_remembered(self, event: ev.HoldsRemembered, now: float) -> None:
         self.life.memory.remember(event.holds, now)
@@ -348,8 +333,8 @@ class Engine:
             target = self.roster.target(key)
             if target is None:
                 continue
-            if now < self._repaired_at and target.state in ADMITTED and target.cause in _SOON_MENDED:
-                self.life.deadlines.set(key, self._repaired_at)
+            if self._observation.soon_mended(target, now):
+                self.life.deadlines.set(key, self._observation.repaired_at)
             else:
                 self.life.expire(self.roster.streams[key.stream], target, now)
 

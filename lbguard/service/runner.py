@@ -28,8 +28,9 @@ from lbguard.core.effects import (
     TuneLink,
     VerdictAnswered,
 )
-from lbguard.core.engine import LOOK_S, Engine
+from lbguard.core.engine import Engine
 from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot, Stalled, VerdictReported
+from lbguard.core.observation import LOOK_S
 from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
 
 _BATCH = 4096

@@ -9,7 +9,6 @@ from typing import Any
 
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local, prefix_of
-from lbguard.core.engine import LOOK_S
 from lbguard.core.model import (
     ROUTE_METRIC,
     ROUTE_PROTOCOL,
@@ -20,6 +19,7 @@ from lbguard.core.model import (
     RouteKind,
     Rule,
 )
+from lbguard.core.observation import LOOK_S
 
 _SILENT = (NeighborState.NONE, NeighborState.INCOMPLETE, NeighborState.FAILED)
 _ORDER = list(Condition)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from lbguard.core import effects as fx
 from lbguard.core.addr import Ip, is_link_local, prefix_of
-from lbguard.core.engine import LOOK_S
 from lbguard.core.events import (
     Event,
     HoldsRemembered,
@@ -32,6 +31,7 @@ from lbguard.core.model import (
     TargetKey,
     TargetState,
 )
+from lbguard.core.observation import LOOK_S
 from lbguard.core.state import Target
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
-from lbguard.core.engine import LOOK_S, Engine
+from lbguard.core.engine import Engine
 from lbguard.core.model import Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
+from lbguard.core.observation import LOOK_S
 from tests.sim.belief import Belief
 from tests.sim.hearsay import Hearsay
 from tests.sim.invariants import Watch
@@ -231,10 +232,14 @@ class World:
         )
 
     def deliver(self, event: ev.Event) -> None:
-        """Hand an event to the guard; it decides a moment later, once for all that came until then."""
-        if self._stalled_since is not None:
-            self.guards(0.0, lambda: self.deliver(event))
-            return
+        """Hand an event to the guard, now or when it goes on."""
+        if self._stalled_since is None:
+            self.take_in(event)
+        else:
+            self.guards(0.0, lambda: self.take_in(event))
+
+    def take_in(self, event: ev.Event) -> None:
+        """The guard observes an event; it decides a moment later, once for all that came until then."""
         if isinstance(event, ev.SourceSnapshot):
             self._told_streams = {ip for s in event.streams for t in s.targets for ip in t.ips}
             self._ever_told |= self._told_streams

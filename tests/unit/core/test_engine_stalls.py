@@ -5,8 +5,8 @@ import pytest
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig, GraceConfig
-from lbguard.core.engine import LOOK_S
 from lbguard.core.model import Action, LinkSubject, StreamSpec, TargetSpec, TargetSubject, Verdict, VerdictState
+from lbguard.core.observation import LOOK_S
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
 
 CONFIG = EngineConfig(

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig
-from lbguard.core.engine import LOOK_S
 from lbguard.core.model import NeighborState, TargetSubject, Verdict, VerdictState
+from lbguard.core.observation import LOOK_S
 from lbguard.netlink.mirror import KernelMirror, MirrorSettings
 from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
 from lbguard.service.runner import Runner
