@@ -59,8 +59,7 @@ class HoldMemory:
 
         `seen_until`: the moment up to which the state of the kernel is known.
         """
-        self._holds = {key: (hold, until) for key, (hold, until) in self._holds.items() if now < until}
-        remembered = [hold for hold, _ in self._holds.values()]
+        remembered = [hold for hold, until in self._holds.values() if now < until]
         broken = [
             OpenHold(
                 stream=target.key.stream,
