@@ -99,13 +99,25 @@ def test_what_came_back_meanwhile_has_the_time_of_a_repair() -> None:
     assert lives.start().deadline(1) == pytest.approx(lives.now + REPAIR_TIME_S)
 
 
+def test_the_time_of_a_repair_is_given_once_however_short_the_lives_are() -> None:
+    lives = Lives()
+    lives.lose(1)
+    lives.kill(after_s=2.9)
+    lives.start()
+    for _ in range(2):
+        lives.kill(after_s=0.2)
+        assert lives.start().states()[1] == "held"
+    lives.kill(after_s=0.19)
+    guard = lives.start()
+    guard.wait(0.02)
+    assert guard.states()[1] == "withdrawn"
+
+
 def test_the_bound_of_all_lives_together_is_grace_max() -> None:
     lives = Lives()
     lives.lose(1)
     lives.kill(after_s=1.0)
     [hold] = lives.holds
-    guard = lives.start(holds=(dataclasses.replace(hold, broken_s=29.9),))
-    assert guard.deadline(1) == pytest.approx(guard.now + 0.1)
     guard = lives.start(holds=(dataclasses.replace(hold, broken_s=31.0),))
     assert guard.states()[1] == "withdrawn"
 
