@@ -38,6 +38,11 @@ class Availability:
             effects += self._set(name, False, self._reasons[name])
         return effects
 
+    def postpone(self, until: float) -> None:
+        """Tell of no loss before a moment: what came back unseen is being repaired."""
+        for name in self._losing.pop_due(until):
+            self._losing.set(name, until)
+
     def forget(self, name: str) -> list[SetAvailability]:
         """Forget a stream that is no more; whoever was told that it is available is told otherwise."""
         self._losing.cancel(name)

@@ -23,7 +23,7 @@ class GraceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeConfig:
-    """Deadlines freeze, up to `limit_s`, while more than `threshold` (ratio) of a stream's targets are broken."""
+    """Deadlines freeze, up to `limit_s`, while two or more, and over `threshold` (ratio), of a stream are broken."""
 
     threshold: float = 0.5
     limit_s: float = 60.0

@@ -22,15 +22,13 @@ from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_ke
 from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.model import NeighborState, Rule, TargetState
 from lbguard.core.netview import NetView
+from lbguard.core.observation import Observation, unseen_s
 from lbguard.core.pathwork import PathWork
 from lbguard.core.retry import Retries
 from lbguard.core.roster import Roster
 from lbguard.core.state import Target
 from lbguard.core.status import GuardStatus
 from lbguard.core.status_view import build_status
-
-_REPAIR_TIME_S = 0.5
-"""After a loss of sync no deadline withdraws for this long: what came back meanwhile is still being repaired."""
 
 
 class Engine:
@@ -44,6 +42,7 @@ class Engine:
         self.life = Lifecycle(config, self.paths.evidence)
         self.roster = Roster(self.view, self.paths, self.life)
         self.availability = Availability(config.availability_grace_s)
+        self._observation = Observation(self.roster.streams, self.life, self.availability)
         self.sync_reason = "starting"
         self.source_reason = "starting"
         self._commits = Commits(config, self.roster)
@@ -53,7 +52,6 @@ class Engine:
         self._prune_due = False
         self._strangers_gone = False
         self._farewells: list[Effect] = []
-        self._no_withdrawal_before = float("-inf")
         self._unjudged: dict[Target, None] = {}
         self._ignored: Counter[str] = Counter()
 
@@ -126,8 +124,13 @@ class Engine:
             moments += [self.paths.weighing.opinions.next(), self.paths.weighing.rechecks.next()]
             deadline = self.life.deadlines.next()
             if self.in_sync and deadline is not None:
-                moments.append(max(deadline, self._no_withdrawal_before))
+                moments.append(deadline)
         return min((moment for moment in moments if moment is not None), default=None)
+
+    def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
+        """Return the holds that a later run has to go on with if this one ends now."""
+        seen_until = now if self.in_sync else self._observation.blind_since
+        return self.life.memory.open_holds(self.roster.streams.values(), seen_until, now)
 
     def status(self, now: float) -> GuardStatus:
         """Return the whole state for those who look at it."""
@@ -145,14 +148,24 @@ class Engine:
         self.view.changes.lost_links.clear()
         self.view.changes.ips |= self.paths.weighing.down
         if self._snapshot_seen and not self.in_sync:
-            # What came back unseen is being repaired only now.
-            self._no_withdrawal_before = now + _REPAIR_TIME_S
+            self._observation.regained(now)
         self._snapshot_seen = True
         self.sync_reason = ""
         self._prune_due = True
 
     def _kernel_out_of_sync(self, event: ev.KernelOutOfSync, now: float) -> None:
+        if self.in_sync:
+            self._observation.lost(now)
         self.sync_reason = event.reason or "unknown"
+
+    def _stalled(self, event: ev.Stalled, now: float) -> None:
+        self.paths.weighing.stalled(unseen_s(event.duration_s))
+        # Out of sync nothing is seen either, and the next full view tells of all that time.
+        if self.in_sync:
+            self._observation.was_blind(event.duration_s, now)
+
+    def _holds_remembered(self, event: ev.HoldsRemembered, now: float) -> None:
+        self.life.memory.remember(event.holds, now)
 
     def _link_seen(self, event: ev.LinkSeen, now: float) -> None:
         self.view.link_seen(event)
@@ -322,11 +335,14 @@ class Engine:
                 self.paths.evaluate(target, now)
                 self._judge(target, now)
         # While the view is not in sync, a path may be back without our knowing: no deadline withdraws.
-        if self.in_sync and now >= self._no_withdrawal_before:
-            for key in self.life.deadlines.pop_due(now):
-                target = self.roster.target(key)
-                if target is not None:
-                    self.life.expire(self.roster.streams[key.stream], target, now)
+        for key in self.life.deadlines.pop_due(now) if self.in_sync else ():
+            target = self.roster.target(key)
+            if target is None:
+                continue
+            if self._observation.soon_mended(target, now):
+                self.life.deadlines.set(key, self._observation.repaired_at)
+            else:
+                self.life.expire(self.roster.streams[key.stream], target, now)
 
     def _watch_mass_failures(self, now: float) -> None:
         # A stream may have ended since its targets moved.
@@ -407,4 +423,6 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.RouteFailed: Engine._route_failed,
     ev.RuleFailed: Engine._rule_failed,
     ev.LinkSetDown: Engine._link_set_down,
+    ev.Stalled: Engine._stalled,
+    ev.HoldsRemembered: Engine._holds_remembered,
 }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip, Prefix, prefix_of
-from lbguard.core.model import LinkKey, NeighborState, Route, Rule, StreamSpec, Verdict
+from lbguard.core.model import Condition, LinkKey, NeighborState, Route, Rule, StreamSpec, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +273,35 @@ class NeighborsOutdated:
     new_mac: bytes = b""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stalled:
+    """Nothing was looked at for `duration_s` up to now: the process was stopped, or its loop was held up."""
+
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenHold:
+    """A hold that has not ended: a target by its addresses too, and the cause of its loss.
+
+    `broken_s`: how long the loss has been observed. `frozen_s`: how long of that it was frozen, None when it never was.
+    """
+
+    stream: str
+    identifier: int
+    ips: tuple[Ip, ...]
+    cause: Condition
+    broken_s: float
+    frozen_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldsRemembered:
+    """An earlier run left these holds open. It comes before the first full view of the kernel."""
+
+    holds: tuple[OpenHold, ...]
+
+
 Event = (
     KernelChange
     | KernelSnapshot
@@ -291,4 +320,6 @@ Event = (
     | TrafficSeen
     | VerdictReported
     | NeighborsOutdated
+    | Stalled
+    | HoldsRemembered
 )

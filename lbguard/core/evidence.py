@@ -154,6 +154,12 @@ class Opinions:
             concerned.update(dict.fromkeys(self._drop(source)))
         return list(concerned)
 
+    def stalled(self, duration_s: float) -> None:
+        """Leave out a time in which nobody could be heard: every lease, and every repair, lasts so much longer."""
+        for source, opinion in self._opinions.items():
+            opinion.received_at += duration_s
+            self._leases.set(source, opinion.received_at + opinion.verdict.lease_s)
+
     def next(self) -> float | None:
         """Return when the next lease ends."""
         return self._leases.next()

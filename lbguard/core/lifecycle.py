@@ -1,13 +1,15 @@
 """Carries out the transitions of `fsm.py`: moves a target, keeps its deadline, and writes the decision record."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lbguard.core.config import EngineConfig
 from lbguard.core.deadlines import Deadlines
 from lbguard.core.effects import Record
+from lbguard.core.events import OpenHold
 from lbguard.core.fsm import TRANSITIONS, Input
 from lbguard.core.grace import Grace
+from lbguard.core.hold_memory import HoldMemory
 from lbguard.core.model import SOFT, Action, Condition, Decision, Evidence, TargetKey, TargetState
 from lbguard.core.state import BAD_TO_GOOD, Stream, Target
 
@@ -22,6 +24,9 @@ _CAUSES = {
 
 _JITTER_S = 0.1
 
+REPAIR_TIME_S = 0.5
+"""What came back unseen is being repaired for so long after somebody looks again, or for the first time."""
+
 
 class Lifecycle:
     """Applies inputs to targets. Collects decision records and the names of streams whose targets moved."""
@@ -30,6 +35,7 @@ class Lifecycle:
         self.deadlines: Deadlines[TargetKey] = Deadlines()
         self.pardons: Deadlines[TargetKey] = Deadlines()
         self.moved: dict[str, None] = {}
+        self.memory = HoldMemory()
         self._config = config
         self._evidence = evidence
         self._grace = Grace(config.grace)
@@ -54,6 +60,7 @@ class Lifecycle:
             # Whether its path is usable may change without a move.
             self.moved[stream.spec.name] = None
         if cause is Condition.OK:
+            self.memory.path_ok(target, now)
             self.apply(stream, target, Input.PATH_OK, now)
         else:
             self.apply(stream, target, Input.PATH_BROKEN, now, cause)
@@ -61,7 +68,8 @@ class Lifecycle:
     def expire(self, stream: Stream, target: Target, now: float) -> None:
         """Feed a deadline that has come, as the kind that the stream's condition makes of it."""
         config = self._config
-        limit_passed = target.state is TargetState.FROZEN and now >= target.frozen_at + config.freeze.limit_s
+        # A hold that an earlier run froze has spent a part of the limit, or all of it, before it freezes again.
+        limit_passed = now >= self._freeze_end(target)
         if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(config):
             self.apply(stream, target, Input.DEADLINE_MASS, now, target.cause)
         elif target.soft and not stream.soft_withdrawal_allowed(config):
@@ -75,6 +83,20 @@ class Lifecycle:
             if target.state is TargetState.FROZEN:
                 window = self._grace.window_s(target.cause, target.lost_in)
                 self.deadlines.set(target.key, min(self._freeze_end(target), now + window))
+
+    def unseen(self, streams: Iterable[Stream], duration_s: float, now: float) -> None:
+        """Leave out a time up to now in which nobody could look: what runs against a broken target runs later by it."""
+        for stream in streams:
+            for target in stream.targets.values() if stream.broken else ():
+                if target.state in (TargetState.HELD, TargetState.FROZEN):
+                    # A verdict may have begun the hold while the kernel's view was lost.
+                    shift_s = min(duration_s, now - target.since)
+                    target.lost_at += shift_s
+                    target.spared_until += shift_s
+                    target.frozen_at += shift_s
+                    deadline = self.deadlines.get(target.key)
+                    assert deadline is not None
+                    self.deadlines.set(target.key, deadline + shift_s)
 
     def apply(self, stream: Stream, target: Target, what: Input, now: float, cause: Condition = Condition.OK) -> None:
         """Apply one input to a target by the table of transitions."""
@@ -100,10 +122,25 @@ class Lifecycle:
 
     def _hold(self, target: Target, now: float, cause: Condition) -> bool:
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
-        target.spared_until = now
+        target.spared_until, target.frozen_at = now, math.inf
         target.penalty.add_loss(self._config.damping, now)
+        before = self.memory.take(target, now)
+        if before is not None:
+            self._go_on(target, before, now)
         self._set_grace_deadline(target)
         return True
+
+    def _go_on(self, target: Target, before: OpenHold, now: float) -> None:
+        """Count what an earlier run observed of a loss; what came back meanwhile gets the time of a repair."""
+        target.lost_at = now - before.broken_s
+        window = self._grace.window_s(target.cause, target.lost_in)
+        # Once for all runs: they must not add up to more, however short each of them is.
+        end = target.lost_at + min(window + REPAIR_TIME_S, self._config.grace.max_s)
+        target.spared_until = min(now + REPAIR_TIME_S, end)
+        if before.frozen_s is not None:
+            target.frozen_at = now - before.frozen_s
+            # The mass failure may be over, and heals come one after another: one more window, as when it ends.
+            target.spared_until = min(now + window, self._freeze_end(target))
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
         if cause is target.cause and target.healing_end() == target.healing_until:
@@ -128,7 +165,8 @@ class Lifecycle:
         return True
 
     def _freeze(self, target: Target, now: float, cause: Condition) -> bool:
-        target.frozen_at = now
+        if not target.froze:
+            target.frozen_at = now
         self.deadlines.set(target.key, self._freeze_end(target))
         return True
 
@@ -171,6 +209,7 @@ class Lifecycle:
     def _remove(self, target: Target, now: float, cause: Condition) -> bool:
         target.waiting = False
         self.pardons.cancel(target.key)
+        self.memory.forget(target.key)
         return True
 
     def _note_cause(self, target: Target, cause: Condition) -> None:

@@ -22,6 +22,8 @@ from lbguard.core.model import (
 BAD_TO_GOOD = {condition: rank for rank, condition in enumerate(Condition)}
 """The rank of a condition: the higher, the milder."""
 
+_MASS_AT_LEAST = 2
+
 
 @dataclass(slots=True)
 class Path:
@@ -46,6 +48,8 @@ class Target:
     `lost_at`, `lost_to`: when and by what the running loss began (HELD, FROZEN, WITHDRAWN); `cause`: the latest.
     `lost_in`: the subnet that it began in, until it has healed.
     `spared_until`: a worse cause before this one allowed to wait until then, so the deadline is no earlier.
+    `frozen_at`: when the freeze of the running loss began, infinity before it did. These moments leave out the time in
+    which nobody could look: it moves them on.
     `waiting`: WITHDRAWN with a good path, damped. `healing_until`: what the deadline was last moved by.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
     """
@@ -61,7 +65,7 @@ class Target:
     lost_at: float = 0.0
     lost_in: Prefix | None = None
     spared_until: float = 0.0
-    frozen_at: float = 0.0
+    frozen_at: float = math.inf
     waiting: bool = False
     healing_until: float = float("-inf")
     pardoned_until: float = float("-inf")
@@ -89,6 +93,11 @@ class Target:
     def usable(self) -> bool:
         """Whether it takes new traffic: active, and not merely because what speaks against its paths is disbelieved."""
         return self.state is TargetState.ACTIVE and self.judge(math.inf) is Condition.OK
+
+    @property
+    def froze(self) -> bool:
+        """Whether the running loss was frozen."""
+        return self.frozen_at < math.inf
 
     def healing_end(self) -> float:
         """Return until when a repair of any broken path is worth waiting for."""
@@ -132,8 +141,12 @@ class Stream:
         return self.counts[TargetState.HELD] + self.counts[TargetState.FROZEN]
 
     def mass_failure(self, config: EngineConfig) -> bool:
-        """Tell whether so many targets are broken at once that the observer is the likelier culprit."""
-        return self.broken > config.freeze.threshold * self.admitted
+        """Tell whether so many targets are broken at once that the observer is the likelier culprit.
+
+        One broken target alone is never a mass: nothing tells its own fault from the observer's, and there is no other
+        target that a freeze would protect.
+        """
+        return self.broken >= _MASS_AT_LEAST and self.broken > config.freeze.threshold * self.admitted
 
     def soft_withdrawal_allowed(self, config: EngineConfig) -> bool:
         """Tell whether one more target may be withdrawn on soft evidence alone.

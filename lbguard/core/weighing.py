@@ -45,6 +45,14 @@ class Weighing:
         """Forget what nobody renewed; returns the target addresses that are concerned."""
         return self._concerned(tuple(self.opinions.expire(now)))
 
+    def stalled(self, duration_s: float) -> None:
+        """Leave out a time in which nobody could be heard, and no packet counted: silence is no evidence."""
+        self.opinions.stalled(duration_s)
+        for link in self._view.links.values():
+            link.rx_at += duration_s
+            for neighbor in link.neighbors.values():
+                neighbor.confirmed_at += duration_s
+
     def _outdated(self, subject: Subject, mac: bytes) -> list[tuple[int, Ip]]:
         ours: tuple[Ip, ...] = ()
         theirs: tuple[Ip, ...]

@@ -143,6 +143,9 @@ class Metrics:
         self.engine_step = families.histogram(
             "engine_step_seconds", "How long the engine thought about one batch of events.", WORK_BUCKETS
         )
+        self.stalled_seconds = families.counter(
+            "stalled_seconds", "Seconds in which the process was stopped or held up, and looked at nothing."
+        )
 
     def _define_verdicts(self, families: MetricFamilies) -> None:
         self.verdicts_received = families.counter(
@@ -285,6 +288,10 @@ class Metrics:
         self.inbox_depth.set(inbox_depth)
         for lag_s in lags_s:
             self.event_lag.observe(lag_s)
+
+    def record_stall(self, duration_s: float) -> None:
+        """Count a time in which nothing was looked at."""
+        self.stalled_seconds.inc(duration_s)
 
     def _follow(self, counter: Counter, name: str, readings: Mapping[str, int]) -> None:
         for value, reading in readings.items():

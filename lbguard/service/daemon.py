@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from lbguard import __version__
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
-from lbguard.core.events import Event, RouteFailed
+from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
@@ -38,6 +38,7 @@ from lbguard.service.actuators import (
 )
 from lbguard.service.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
 from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
+from lbguard.service.hold_file import HoldFile
 from lbguard.service.journal import ServiceJournal
 from lbguard.service.packet_counts import PacketCounts
 from lbguard.service.runner import Runner
@@ -116,6 +117,7 @@ class Daemon:
             inbox_limit=settings.kernel.inbox_limit,
         )
         self.verdicts = VerdictDesk(self.runner.post_verdict)
+        self._hold_file = HoldFile(settings.socket)
         self._routes = TargetRoutes()
         self._interposer = (
             make_interposer_source(
@@ -170,6 +172,7 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(lane.run()) for lane in self._lanes]
                 tasks += [group.create_task(part) for part in (self.runner.run(), self.mirror.wait(), self._poll())]
+                tasks.append(group.create_task(self._hold_file.keep(self._open_holds)))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
                 if self.settings.nsm.enabled:
@@ -191,6 +194,9 @@ class Daemon:
         if self._source is None:
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         self._recording.start()
+        if holds := self._hold_file.load(time.monotonic()):
+            _log.info("open holds of an earlier run go on", extra=fields(targets=len(holds)))
+            self.runner.post((HoldsRemembered(holds=holds),))
         await self.mirror.start()
         # The collector was off until here (see `cli_run.run`); what was loaded meanwhile stays, and is no work for it.
         gc.freeze()
@@ -216,6 +222,8 @@ class Daemon:
                     except OSError as error:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
+                if (holds := self._open_holds()) is not None:
+                    await asyncio.to_thread(self._hold_file.save, () if withdraw else holds, time.monotonic())
                 await self._distributor.close()
                 await self._packets.close()
         except TimeoutError:
@@ -224,6 +232,10 @@ class Daemon:
         await self._recording.close()
         self._channel.close()
         _log.info("stopped")
+
+    def _open_holds(self) -> Sequence[OpenHold] | None:
+        """Return the holds that are open; None as long as those of an earlier run are all that is known."""
+        return self.engine.open_holds(time.monotonic()) if self.engine.running else None
 
     def _reload(self) -> None:
         _log.info("reloading targets")

@@ -22,6 +22,9 @@ _log = logging.getLogger("lbguard.service.journal")
 _CLOCK_SET_S = 1.0
 """A wall clock that seems to go back by less was read late; by more, it was set."""
 
+_STALL_TOLD_S = 1.0
+"""Shorter ones are in the metrics alone."""
+
 RESYNC_REASONS = ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_interrupted", "inbox_full")
 """Why the whole state of the kernel is read again, by name (`netlink.mirror`, and the runner's inbox)."""
 
@@ -94,6 +97,15 @@ class ServiceJournal:
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
         """Take note of one round."""
         self._metrics.record_step(duration_s=duration_s, lags_s=(lag_s,), inbox_depth=self._inbox_depth())
+
+    def stalled(self, duration_s: float) -> None:
+        """Take note that nothing was looked at for a while."""
+        self._metrics.record_stall(duration_s)
+        if duration_s >= _STALL_TOLD_S:
+            _log.warning(
+                "stalled: this time counts against no target",
+                extra=fields(duration_s=round(duration_s, 3), remedy="give lbguard processor time"),
+            )
 
     def committed(self, result: CommitResult) -> None:
         """Take note of a commit of one stream."""

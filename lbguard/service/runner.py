@@ -1,6 +1,7 @@
 """The one loop: drain the inbox, decide once, hand out the effects, arm one timer."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ from lbguard.core.effects import (
     VerdictAnswered,
 )
 from lbguard.core.engine import Engine
-from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot, VerdictReported
+from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot, Stalled, VerdictReported
+from lbguard.core.observation import LOOK_S
 from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
 
 _BATCH = 4096
@@ -37,6 +39,8 @@ _VERDICTS_PER_ROUND = 256
 _TOLD_PER_ROUND = 64
 _UNTOLD_ROUNDS = 16
 _NEWS_WAIT_S = 1.0
+_LOOK_EVERY_S = 0.2
+"""Less than what counts as a look (`LOOK_S`), so that a loop that is well never seems to be held up."""
 
 
 class Journal(Protocol):
@@ -51,6 +55,9 @@ class Journal(Protocol):
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
         """Take note of one round: how many events, how long the oldest had waited, how long the round took."""
 
+    def stalled(self, duration_s: float) -> None:
+        """Take note that nothing was looked at for a while."""
+
 
 class Runner:
     """Owns the inbox and the engine's clock. Everything happens in the event loop's thread.
@@ -60,6 +67,9 @@ class Runner:
     inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's word.
 
     `caught_up` tells whether the kernel has said nothing that was not posted yet.
+
+    The runner looks at least every `LOOK_S`. When it comes later, the process was stopped or something held up the
+    loop: the engine is told how long, and judges only after what waits was read.
     """
 
     def __init__(
@@ -95,6 +105,8 @@ class Runner:
         self._inbox: deque[tuple[Event, float]] = deque()
         self._untold: deque[Record | Ignored | NeighborMoved | SetAvailability] = deque()
         self._overflowed = False
+        self._looked_at = math.inf
+        self._reading_until = -math.inf
         self._wake = asyncio.Event()
 
     @property
@@ -147,7 +159,7 @@ class Runner:
         self._wake.clear()
         now = self._clock()
         deadline = self.engine.next_deadline(now)
-        wait_s = 1.0 if deadline is None else min(1.0, max(0.0, deadline - now))
+        wait_s = _LOOK_EVERY_S if deadline is None else min(_LOOK_EVERY_S, max(0.0, deadline - now))
         timer = asyncio.get_running_loop().call_later(wait_s, self._wake.set)
         try:
             await self._wake.wait()
@@ -156,6 +168,7 @@ class Runner:
 
     async def _step(self) -> None:
         started = self._clock()
+        self._look(started)
         oldest = self._inbox[0][1] if self._inbox else started
         count = min(len(self._inbox), _BATCH)
         for _ in range(count):
@@ -177,11 +190,25 @@ class Runner:
         if count:
             self._journal.stepped(count, started - oldest, self._clock() - started)
 
-    def _behind(self, now: float) -> bool:
-        """Tell whether a withdrawal is due while news that may cancel it still waits, in the inbox or in the kernel.
+    def _look(self, now: float) -> None:
+        """Take note of the time, and tell the engine if nothing was looked at for too long."""
+        gap_s = now - self._looked_at
+        self._looked_at = now
+        if gap_s > LOOK_S:
+            self._reading_until = now + _NEWS_WAIT_S
+            self.engine.observe(Stalled(duration_s=gap_s), now)
+            self._journal.stalled(gap_s)
 
-        Then nothing is judged in this round. A flood without end puts a withdrawal off for a bounded time.
+    def _behind(self, now: float) -> bool:
+        """Tell whether news still waits, in the inbox or in the kernel, that may cancel what would be decided.
+
+        That is so when a withdrawal is due, and after a stall. Then nothing is judged in this round. A flood without
+        end puts it off for a bounded time.
         """
+        if now < self._reading_until:
+            if self._inbox or not self._caught_up():
+                return True
+            self._reading_until = -math.inf
         deadline = self.engine.life.deadlines.next()
         if deadline is None or not deadline <= now < deadline + _NEWS_WAIT_S or not self.engine.in_sync:
             return False

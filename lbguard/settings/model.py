@@ -102,7 +102,9 @@ class FreezeSettings(BaseModel):
 
     model_config = GROUP
     threshold: float = ratio(
-        0.5, "Deadlines withdraw nothing while more than this share of a stream's admitted targets is broken."
+        0.5,
+        "Deadlines withdraw nothing while more than this share of a stream's admitted targets, and two at least, is"
+        " broken.",
     )
     limit: Duration = seconds(60.0, "A freeze ends after this, whatever is broken.", high=3600)
 

@@ -11,6 +11,9 @@ time. Until it ends, or until nothing is missing any more, additions and changes
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
+_LATE_S = 1.0
+"""Whoever looks so long after the end of a settle time was stopped or held up, and has lists to read first."""
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
@@ -82,6 +85,8 @@ class Settling(Generic[Key, Value]):
 
     def _settle(self, now: float) -> None:
         assert self._told is not None
+        if self._until is not None and now > self._until + _LATE_S:
+            self._until = now + _LATE_S
         if self._until is not None and now < self._until:
             if self._believed is not None:
                 self._believed = {**self._told, **{k: v for k, v in self._believed.items() if k not in self._told}}

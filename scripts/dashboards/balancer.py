@@ -324,8 +324,11 @@ _SPEED = Row(
     panels=[
         Panel(
             title="Event lag",
-            about="From receiving an event to the decision about it.",
-            queries=_quantiles("lbguard_event_lag_seconds"),
+            about="From receiving an event to the decision about it; and how long lbguard was stopped or held up.",
+            queries=[
+                *_quantiles("lbguard_event_lag_seconds"),
+                ("sum(increase(lbguard_stalled_seconds_total{@lb}[$__rate_interval]))", "stalled"),
+            ],
             unit="s",
             thresholds=[(0.25, ORANGE)],
         ),

@@ -19,6 +19,7 @@ from lbguard.core.model import (
     RouteKind,
     Rule,
 )
+from lbguard.core.observation import LOOK_S
 
 _SILENT = (NeighborState.NONE, NeighborState.INCOMPLETE, NeighborState.FAILED)
 _ORDER = list(Condition)
@@ -269,6 +270,12 @@ class Belief:
             self._RouteGone(ev.RouteGone(route=route))
         for route in event.added:
             self._RouteSeen(ev.RouteSeen(route=route))
+
+    def _Stalled(self, event: ev.Stalled) -> None:  # noqa: N802
+        for link in self.links.values():
+            link.received_at += event.duration_s - LOOK_S
+            link.confirmed_at = {ip: at + event.duration_s - LOOK_S for ip, at in link.confirmed_at.items()}
+        self.regained += self.in_sync
 
     def _KernelOutOfSync(self, event: ev.KernelOutOfSync) -> None:  # noqa: N802
         self.in_sync = False

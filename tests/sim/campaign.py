@@ -58,7 +58,8 @@ def quiet_restart(world: World) -> None:
     """Restart the guard while the world stands still: no slot and no route may change.
 
     Only when nothing is pending that a restart would do at once: a damped re-admission (a new start knows no penalty),
-    a repair that waits for its retry, a commit. Soft evidence is forgotten too, so runs with any are out.
+    a repair that waits for its retry, a commit, a leftover that the next full view ends. Soft evidence is forgotten
+    too, so runs with any are out.
     And which of two links of one subnet is the newer is told by their ifindexes after a restart.
     """
     engine, belief = world.engine, world.belief
@@ -75,6 +76,7 @@ def quiet_restart(world: World) -> None:
         and set(streams) == set(world.streams)
         and all(stream.adopted and stream.committed == stream.desired_pair() for stream in streams.values())
         and not engine.roster.retiring
+        and engine.tables.marks() <= engine.roster.by_mark.keys()
         and not any(target.waiting for target in targets)
         and not any(belief.target(t.mark, tuple(t.paths)) is Condition.ROUTE_MISSING for t in targets)
     )

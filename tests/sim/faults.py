@@ -210,7 +210,8 @@ class Scenario:
     def add_stream(self, number: int) -> None:
         name = STREAM_NAMES[number]
         self.world.streams[name] = StreamSpec(name=name, max_targets=8, identifier_offset=5000 + 100 * number)
-        self._targets[name] = {i: self._ips() for i in range(1, self.rng.randint(1, 6))}
+        count = 1 if self.rng.random() < 0.2 else self.rng.randint(0, 5)
+        self._targets[name] = {i: self._ips() for i in range(1, count + 1)}
         self._list(name)
 
     def _list(self, name: str) -> None:
@@ -319,12 +320,27 @@ class Scenario:
         """
         world = self.world
         ending = not set(world.streams) == set(world.distributor.tables) == set(world.engine.roster.streams)
-        if world.profile.crashes and world.running and not ending and world.now > self.quiet_until:
+        if world.profile.crashes and world.running and not ending:
             downtime = self.rng.choice((0.05, 0.5, 3.0))
             self.quiet_until = world.now + downtime + 4.0
             world.crash(downtime)
             if self.rng.random() < 0.5:
                 world.after(downtime / 2, self.change_targets)
+
+    def crash_in_a_hold(self) -> None:
+        """A link is lost, and the guard is killed while it holds the targets; more often than once, perhaps."""
+        self.cut_link()
+        for delay in self.rng.sample((0.3, 0.9, 5.0, 9.5), self.rng.randint(1, 3)):
+            self.world.after(delay, self.crash)
+
+    def stop(self) -> None:
+        """The guard is stopped for a while: so long that windows, freezes and leases end meanwhile; or killed then."""
+        if not self.world.profile.stalls:
+            return
+        duration = self.rng.choice((0.1, 0.4, 2.0, 5.0, 15.0))
+        self.world.stop(duration)
+        if self.rng.random() < 0.2:
+            self.world.after(duration * self.rng.choice((0.3, 1.0)) + 0.05, self.crash)
 
     def refuse(self) -> None:
         """The kernel or the distributor refuses, or a table is lost, or an adapter stalls."""
@@ -407,6 +423,8 @@ class Scenario:
             (self.reporters.count_packets, 2),
             (self.overrun, 2),
             (self.crash, 2),
+            (self.crash_in_a_hold, 2),
+            (self.stop, 4),
             (self.refuse, 4),
             (self.disturb_route, 1),
             (self.take_place, 2),

@@ -52,6 +52,13 @@ class Hearsay:
         reports.append((now, event.verdict))
         return len(list(_in_order(reports))) > before
 
+    def stalled(self, duration_s: float) -> None:
+        """Nobody could be heard for a while: whatever was said counts so much longer."""
+        self._now = _NEVER
+        self._heard = {
+            source: [(at + duration_s, verdict) for at, verdict in reports] for source, reports in self._heard.items()
+        }
+
     def words(self, ip: Ip, now: float) -> list[Word]:
         """Return what is said of an address now, a word from each reporter and subject."""
         if now != self._now:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from lbguard.core import effects as fx
 from lbguard.core.addr import Ip, is_link_local, prefix_of
-from lbguard.core.events import VerdictReported
+from lbguard.core.events import (
+    Event,
+    HoldsRemembered,
+    KernelOutOfSync,
+    KernelSnapshot,
+    OpenHold,
+    Stalled,
+    VerdictReported,
+)
 from lbguard.core.model import (
     ROUTE_PROTOCOL,
     SOFT,
@@ -23,6 +31,7 @@ from lbguard.core.model import (
     TargetKey,
     TargetState,
 )
+from lbguard.core.observation import LOOK_S
 from lbguard.core.state import Target
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ REPAIR_TIME_S = 0.5
 """After sync is regained, what came back unseen is being repaired for this long; no deadline withdraws meanwhile."""
 _ORDER = list(Condition)
 _ADDS = (Action.ADMIT, Action.ADOPT, Action.READMIT)
+_BROKEN = (TargetState.HELD, TargetState.FROZEN)
 _TAKES = (Action.WITHDRAW, Action.REMOVE)
 
 
@@ -43,8 +53,10 @@ class Loss:
     `cause`: what is wrong now. `window_s`: how long it is tolerated at least: the window of the cause, but a cause that
     is milder than the one before is progress, and progress never shortens it. `longest_s`: the longest window so far.
     `healing_until`, `healed_until`: until when a repair is said to take, now and at the longest so far.
+    `began` is never changed; `since` leaves out what could not be seen, and what an earlier guard saw lies before it.
     """
 
+    began: float
     since: float
     cause: Condition
     window_s: float
@@ -70,6 +82,11 @@ class Watch:
         self._set_up: set[LinkKey] = set()
         self._calm_since: dict[str, float] = {}
         self._calm_before: dict[str, float] = {}
+        self._blind: list[tuple[float, float]] = []
+        self._lost_sight_at = float("-inf")
+        self._remembered: dict[TargetKey, OpenHold] = {}
+        self._froze_at: dict[TargetKey, float] = {}
+        self._inherited: dict[TargetKey, float] = {}
         self._idle_turns = 0
         self._last_decision = self._last_decision_before = 0.0
         self.announced_at: dict[tuple[int, bytes, Ip], float] = {}
@@ -87,7 +104,7 @@ class Watch:
             if isinstance(effect, fx.Record):
                 self._follow_record(effect)
         for stream in engine.roster.streams.values():
-            if stream.broken > world.config.freeze.threshold * stream.admitted:
+            if self._is_mass(stream.broken, stream.admitted):
                 since = self._calm_since.pop(stream.spec.name, None)
                 if since is not None:
                     self._calm_before[stream.spec.name] = since
@@ -105,6 +122,37 @@ class Watch:
         self._check_counts()
         self._check_indexes()
         self._check_owners()
+
+    def _is_mass(self, broken: int, admitted: int) -> bool:
+        return broken > 1 and broken > self._world.config.freeze.threshold * admitted
+
+    # What is told
+
+    def told(self, event: Event) -> None:
+        """Take note of times in which the guard could not look, and of holds that are handed over to it."""
+        world, now = self._world, self._world.now
+        match event:
+            case HoldsRemembered(holds=holds):
+                self._remembered = {TargetKey(hold.stream, hold.identifier): hold for hold in holds}
+            case KernelOutOfSync() if world.engine.in_sync:
+                self._lost_sight_at = now
+            case KernelSnapshot() if self._lost_sight_at > -math.inf and not world.engine.in_sync:
+                self._was_blind(now - self._lost_sight_at)
+            case Stalled(duration_s=duration_s) if world.engine.in_sync:
+                self._was_blind(duration_s)
+
+    def _was_blind(self, duration_s: float) -> None:
+        now = self._world.now
+        self._blind.append((now - duration_s, now))
+        unseen_s = max(0.0, duration_s - LOOK_S)
+        for loss in self._losses.values():
+            shift_s = min(unseen_s, now - loss.began)
+            loss.since += shift_s
+            loss.healing_until += shift_s
+            loss.healed_until += shift_s
+        for times in (self._frozen, self._calm_since, self._calm_before):
+            for key in times:
+                times[key] += unseen_s  # type: ignore[index]
 
     def after_timer(self, at: float | None) -> None:
         engine, now = self._world.engine, self._world.now
@@ -167,6 +215,9 @@ class Watch:
                 condition = self._judgement(target)
                 if condition is Condition.OK:
                     self._losses.pop(target.key, None)
+                    self._inherited.pop(target.key, None)
+                    if self._remembered.get(target.key) and self._remembered[target.key].cause not in SOFT:
+                        del self._remembered[target.key]
                     continue
                 cause = condition if condition in SOFT else self._named_cause(target)
                 grace = world.config.grace
@@ -174,7 +225,8 @@ class Watch:
                 loss = self._losses.get(target.key)
                 healing = self._healing_until(target)
                 if loss is None:
-                    self._losses[target.key] = Loss(world.now, cause, window_s, window_s, healing, healing)
+                    now = world.now
+                    self._losses[target.key] = Loss(now, now, cause, window_s, window_s, healing, healing)
                     continue
                 loss.healing_until, loss.healed_until = healing, max(loss.healed_until, healing)
                 milder = _ORDER.index(cause) > _ORDER.index(loss.cause)
@@ -197,6 +249,8 @@ class Watch:
             admitted.add(d.target.identifier)
         elif d.action in _TAKES:
             admitted.discard(d.target.identifier)
+        if d.action is Action.HOLD:
+            self._follow_hold(record)
         if d.action is Action.WITHDRAW:
             self._check_withdrawal(record)
         softly_out = self._softly_out.setdefault(d.target.stream, set())
@@ -216,7 +270,31 @@ class Watch:
             self._frozen.pop(d.target, None)
         elif d.state_from is not TargetState.FROZEN:
             self._check_window(d.target, self._losses[d.target])
-            self._frozen[d.target] = world.now
+            self._frozen[d.target] = self._froze_at.pop(d.target, world.now)
+            states = [state for key, state in self._states.items() if key.stream == d.target.stream]
+            assert sum(state in _BROKEN for state in states) > 1, f"{d.target} is frozen alone"
+
+    def _follow_hold(self, record: fx.Record) -> None:
+        """A hold that an earlier guard had begun goes on: no window is given twice."""
+        d, now = record.decision, self._world.now
+        self._froze_at.pop(d.target, None)
+        target = self._world.engine.roster.target(d.target)
+        hold = self._remembered.pop(d.target, None)
+        if target is None or target.state not in _BROKEN or target.since != now:
+            return
+        spent_s = now - target.lost_at
+        if hold is None or set(hold.ips) != target.paths.keys():
+            assert spent_s < EPSILON_S, f"{d.target} is held since before its loss"
+            return
+        applied = abs(spent_s - hold.broken_s) < EPSILON_S
+        # Soft evidence is waited for only so long; what is a soft loss now may have healed before it was seen.
+        assert applied or (hold.cause in SOFT and spent_s < EPSILON_S), f"{d.target} gets its window again: {hold}"
+        if applied:
+            loss = self._losses[d.target]
+            loss.since -= spent_s
+            self._inherited[d.target] = spent_s
+            if hold.frozen_s is not None:
+                self._froze_at[d.target] = now - hold.frozen_s
 
     def _check_withdrawal(self, record: fx.Record) -> None:
         world, d = self._world, record.decision
@@ -227,8 +305,9 @@ class Watch:
             self._check_window(d.target, loss)
             states = Counter(state for key, state in self._states.items() if key.stream == d.target.stream)
             broken = states[TargetState.HELD] + states[TargetState.FROZEN]
-            few = broken <= world.config.freeze.threshold * (broken + states[TargetState.ACTIVE])
-            assert few, f"{d.target} was withdrawn although {broken} are broken"
+            mass = self._is_mass(broken, broken + states[TargetState.ACTIVE])
+            limit_passed = world.now >= self._froze_at.get(d.target, math.inf) + world.config.freeze.limit_s - EPSILON_S
+            assert not mass or limit_passed, f"{d.target} was withdrawn although {broken} are broken"
             return
         grace, limit_s = world.config.grace, world.config.freeze.limit_s
         one_more_s = min(grace.window_s, grace.max_s, *grace.by_cause_s.values())
@@ -242,6 +321,12 @@ class Watch:
         return self._calm_since.get(name, self._calm_before.get(name, math.inf))
 
     def _check_window(self, key: TargetKey, loss: Loss) -> None:
+        # What was seen of the loss, without any of the moments that are moved: by this guard and by those before it.
+        now = self._world.now
+        blind_s = sum(max(0.0, end - max(begin, loss.began) - LOOK_S) for begin, end in self._blind)
+        seen_s = now - loss.began - blind_s + self._inherited.get(key, 0.0)
+        looks_s = LOOK_S * sum(end > loss.began for _, end in self._blind)
+        assert seen_s >= loss.window_s - looks_s - EPSILON_S, f"{key} was seen broken for {seen_s:.3f}s only"
         assert self._world.now >= loss.since + loss.window_s - EPSILON_S, (
             f"{key} ran out of time {self._world.now - loss.since:.3f}s after the loss, its window is {loss.window_s}s"
         )
@@ -263,9 +348,12 @@ class Watch:
             return
         config = world.config
         if state is TargetState.HELD:
-            assert now < target.lost_at + config.grace.max_s, f"{target.key} is held past the bound"
+            frozen_before = self._froze_at.get(target.key, -math.inf) + config.freeze.limit_s
+            bound = max(target.lost_at + config.grace.max_s, frozen_before)
+            assert now < bound, f"{target.key} is held past the bound"
             loss = self._losses[target.key]
-            if not config.grace.adaptive and target.lost_at == loss.since:
+            inherited = target.key in self._inherited
+            if not config.grace.adaptive and not inherited and abs(target.lost_at - loss.since) < EPSILON_S:
                 bound = max(loss.since + loss.longest_s, loss.healed_until)
                 assert now < bound + EPSILON_S, f"{target.key} is held past every window"
         if state is TargetState.FROZEN:

@@ -30,9 +30,9 @@ class CompanyWorld(World):
         self.flushes: dict[str, int] = {"guard": 0, "companion": 0}
         super().start_guard()
 
-    def deliver(self, event: ev.Event) -> None:
+    def take_in(self, event: ev.Event) -> None:
         self._take("companion", self.companion.observe(event, self.now))
-        super().deliver(event)
+        super().take_in(event)
         known = sorted(self.followed())
         if known and self.chance.random() < 0.02 and not isinstance(event, ev.NeighborsOutdated):
             mac = self.chance.choice((b"", bytes(5) + b"\x01"))

@@ -16,6 +16,7 @@ from lbguard.core.addr import Ip, is_ipv4, is_link_local
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
+from lbguard.core.observation import LOOK_S
 from tests.sim.belief import Belief
 from tests.sim.hearsay import Hearsay
 from tests.sim.invariants import Watch
@@ -25,6 +26,9 @@ from tests.sim.tables import SimDistributor
 RECONCILE_S = 10.0
 MENDED_WITHIN_S = 12.0
 """No scenario leaves anything to be mended for longer than this."""
+READING_S = 0.003
+"""After a stop the guard has read what waits within this time."""
+HOLDS_KEPT_S = 60.0
 PROXY_HOST = b"\xfa"
 """The last byte of the proxies' own addresses."""
 
@@ -34,6 +38,7 @@ class Profile:
     """What may go wrong in one run.
 
     `lossy`: the mirror loses, repeats and delays. `soft`: targets fall silent. `verdicts`: reporters say anything.
+    `stalls`: the guard is stopped for a while, and finds what happened meanwhile when it goes on.
     """
 
     lossy: bool
@@ -41,6 +46,7 @@ class Profile:
     crashes: bool
     refusals: bool
     verdicts: bool
+    stalls: bool = False
 
 
 def random_config(rng: random.Random, profile: Profile) -> EngineConfig:
@@ -81,6 +87,7 @@ class World:
             crashes=self.random.random() < 0.5,
             refusals=self.random.random() < 0.4,
             verdicts=self.random.random() < 0.3,
+            stalls=self.random.random() < 0.4,
         )
         self.config = random_config(self.random, self.profile)
         self.now = 1000.0
@@ -101,6 +108,10 @@ class World:
         self._lane_free_at = {"kernel": 0.0, "tables": 0.0}
         self._decision_due = False
         self._timer_version = 0
+        self._stalled_since: float | None = None
+        self._held_back: list[tuple[float, int, bool, Callable[[], None]]] = []
+        self._reading_until = 0.0
+        self._left: tuple[tuple[ev.OpenHold, ...], float] = ((), 0.0)
         self.running = False
         self.start_guard()
         self.after(RECONCILE_S, self._reconcile)
@@ -122,9 +133,12 @@ class World:
         """Let time pass."""
         end = self.now + duration_s
         while self._queue and self._queue[0][0] <= end:
-            self.now, _, _, action = heapq.heappop(self._queue)
+            self.now, sequence, guards, action = heapq.heappop(self._queue)
             self.steps += 1
-            action()
+            if guards and self._stalled_since is not None:
+                self._held_back.append((self.now, sequence, guards, action))
+            else:
+                action()
         self.now = end
 
     def restart_in_standing_world(self, duration_s: float) -> None:
@@ -149,6 +163,7 @@ class World:
         self._life += 1
         self.running = True
         self._decision_due = False
+        self._stalled_since, self._held_back, self._reading_until = None, [], 0.0
         self.mirror_in_sync = False
         self._told_at = self.now
         self._lane_free_at = {"kernel": self.now, "tables": self.now}
@@ -158,15 +173,42 @@ class World:
         self.watch = Watch(self)
         self._told_streams: set[Ip] = set()
         self._ever_told: set[Ip] = set()
+        holds, left_at = self._left
+        self._left = ((), 0.0)
+        if holds and self.now < left_at + HOLDS_KEPT_S:
+            self.guards(0.0, lambda: self.deliver(ev.HoldsRemembered(holds=holds)))
         self.guards(self.random.uniform(0.0, 0.3), self._full_view)
         self.guards(self.random.uniform(0.0, 0.3), self.tell_source)
 
     def crash(self, downtime_s: float) -> None:
         """Kill the guard: what it had not carried out yet is lost."""
         self.say(f"crash, back in {downtime_s:.2f}s")
+        if self.engine.running and self.random.random() < 0.7:
+            seen_until = self.now if self._stalled_since is None else self._stalled_since
+            self._left = self.engine.open_holds(seen_until), seen_until
         self._life += 1
         self.running = False
         self.after(downtime_s, self.start_guard)
+
+    def stop(self, duration_s: float) -> None:
+        """Stop the guard's process for a while: what happens meanwhile waits for it."""
+        if not self.running or self._stalled_since is not None:
+            return
+        self.say(f"stopped for {duration_s:.2f}s")
+        self._stalled_since = self.now
+        life = self._life
+        self.after(duration_s, lambda: self._go_on() if self._life == life else None)
+
+    def _go_on(self) -> None:
+        """Let the guard find out how long it was stopped, and read what waits before it judges anything."""
+        since, self._stalled_since = self._stalled_since, None
+        assert since is not None
+        self._reading_until = self.now + READING_S
+        held_back, self._held_back = self._held_back, []
+        if self.now - since > LOOK_S:
+            self.deliver(ev.Stalled(duration_s=self.now - since))
+        for _, sequence, guards, action in held_back:
+            heapq.heappush(self._queue, (self.now, sequence, guards, action))
 
     def followed(self) -> set[Ip]:
         """Return the target addresses that the engine was told to follow."""
@@ -180,6 +222,7 @@ class World:
         """Tell whether nothing is under way between guard and world, and nothing is about to fail."""
         return (
             self.running
+            and self._stalled_since is None
             and self.mirror_in_sync
             and not self._decision_due
             and not self.distributor.fail_next
@@ -189,12 +232,22 @@ class World:
         )
 
     def deliver(self, event: ev.Event) -> None:
-        """Hand an event to the guard; it decides a moment later, once for all that came until then."""
+        """Hand an event to the guard, now or when it goes on."""
+        if self._stalled_since is None:
+            self.take_in(event)
+        else:
+            self.guards(0.0, lambda: self.take_in(event))
+
+    def take_in(self, event: ev.Event) -> None:
+        """The guard observes an event; it decides a moment later, once for all that came until then."""
         if isinstance(event, ev.SourceSnapshot):
             self._told_streams = {ip for s in event.streams for t in s.targets for ip in t.ips}
             self._ever_told |= self._told_streams
         self.say(event if not isinstance(event, ev.KernelSnapshot) else "KernelSnapshot")
+        if isinstance(event, ev.Stalled):
+            self.hearsay.stalled(event.duration_s - LOOK_S)
         self.belief.told(event, self.now)
+        self.watch.told(event)
         effects = self.engine.observe(event, self.now)
         if isinstance(event, ev.VerdictReported):
             self.watch.reported(event, effects)
@@ -204,6 +257,9 @@ class World:
             self.guards(self.random.choice((0.0, 0.001, 0.005)), self._decide)
 
     def _decide(self) -> None:
+        if self.now < self._reading_until:
+            self.guards(self._reading_until - self.now, self._decide)
+            return
         self._decision_due = False
         effects = self.engine.decide(self.now)
         for effect in effects:

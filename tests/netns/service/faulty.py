@@ -1,14 +1,17 @@
 """The service with a distributor that fails as told: `python -m tests.netns.service.faulty FAULT`, with its settings.
 
-Faults: those of the fake distributor, after the first commit; `prune-first`, the first pruning; or `stuck`, which
-blocks a thread of the distributor for ever after the first commit.
+Faults: those of the fake distributor, after the first commit; `prune-first`, the first pruning; `stuck`, which blocks a
+thread of the distributor for ever after the first commit; or `block=PATH`, which blocks the loop while that file exists
+and makes a file `blocked` beside it.
 """
 
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from lbguard.core.model import StreamTable
 from lbguard.distributor.base import CommitResult, Distributor
@@ -48,6 +51,23 @@ class Stuck(AfterTheFirstCommit):
         await asyncio.get_running_loop().run_in_executor(self._thread, int)
 
 
+class Blocking(FakeDistributor):
+    """A distributor that looks at its tables without leaving the loop to others meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    async def lost_streams(self) -> dict[str, str]:
+        self._wait()
+        return await super().lost_streams()
+
+    def _wait(self) -> None:
+        while self._path.exists():
+            self._path.with_name("blocked").touch()
+            time.sleep(0.01)
+
+
 def make(_: Settings) -> Distributor:
     if sys.argv[1] == "stuck":
         return Stuck()
@@ -55,6 +75,8 @@ def make(_: Settings) -> Distributor:
         refusing = FakeDistributor()
         refusing.fault("prune")
         return refusing
+    if sys.argv[1].startswith("block="):
+        return Blocking(Path(sys.argv[1].removeprefix("block=")))
     return AfterTheFirstCommit(sys.argv[1])
 
 

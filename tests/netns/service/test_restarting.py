@@ -1,5 +1,7 @@
 """kill -9 at any moment, stop, and start again: the data path stays as it is."""
 
+import time
+
 import pytest
 
 from tests.netns.service.guarded import PATIENT, Guarded, stream, targets_yaml, wait_until
@@ -36,6 +38,27 @@ def test_killed_while_targets_are_held(guarded: Guarded) -> None:
         guarded.wait_for(t1="active", t2="active")
         assert guarded.slots() == slots
         assert guarded.routes() == routes
+
+
+def test_a_hold_goes_on_where_it_was_killed(guarded: Guarded) -> None:
+    """A process that crashes sooner than a window ends must not begin each anew."""
+    window = {"LBGUARD_GRACE__WINDOW": "20s"}
+    holds = guarded.socket.with_name(f"{guarded.socket.name}.holds")
+    with guarded.service(window) as service:
+        guarded.delete_link("nse-a")
+        guarded.wait_for(t1="held", t2="held")
+        wait_until(holds.exists, "the file of open holds")
+        # What was observed later than the last writing is lost.
+        time.sleep(1.0)
+        service.kill()
+    with guarded.service(window):
+        assert guarded.states() == {1: "held", 2: "held", 3: "active", 4: "active"}
+        for hold in guarded.decisions()[4:]:
+            assert hold.deadline is not None
+            assert 0 < hold.deadline - hold.at < 19.5
+        guarded.make_link("nse-a")
+        guarded.wait_for(t1="active", t2="active")
+        wait_until(lambda: not holds.exists(), "the file of open holds goes with the last")
 
 
 def test_the_link_comes_back_while_the_service_is_away(guarded: Guarded) -> None:

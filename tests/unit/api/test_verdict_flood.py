@@ -57,6 +57,9 @@ class Journal:
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
         pass
 
+    def stalled(self, duration_s: float) -> None:
+        pass
+
 
 class Desk:
     """Between the service and the loop. Posts a link event whenever a long queue of verdicts has come together."""

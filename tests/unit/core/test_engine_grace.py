@@ -6,6 +6,7 @@ from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Action, Condition, StreamSpec, TargetSpec, TargetSubject, Verdict, VerdictState
+from lbguard.core.observation import LOOK_S
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
 
 
@@ -128,9 +129,10 @@ def test_deadlines_rest_while_out_of_sync() -> None:
     guard.tell(
         ev.KernelSnapshot(links=links, addresses=addresses, routes=tuple(guard.routes), rules=tuple(guard.rules))
     )
-    # What came back unseen would be repaired in this time.
+    # The time in which nobody saw the path counts like one look at it.
+    guard.wait(3.0 - LOOK_S - 0.01)
     assert guard.active() == {1, 2, 3, 4}
-    guard.wait(0.6)
+    guard.wait(0.02)
     assert guard.active() == {2, 3, 4}
 
 
@@ -153,6 +155,27 @@ def test_more_broken_than_the_threshold_freezes_instead_of_withdrawing() -> None
     assert set(guard.states().values()) == {"frozen"}
     assert guard.active() == {1, 2, 3, 4}
     assert {d.action for d in guard.decisions()} == {Action.FREEZE}
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_one_target_alone_is_no_mass_failure(threshold: float) -> None:
+    guard = Guard(config(threshold=threshold), targets=1)
+    guard.unlink(1)
+    assert not guard.engine.status(guard.now).streams[0].mass_failure
+    guard.wait(3.1)
+    assert guard.states() == {1: "withdrawn"}
+    guard.link(1)
+    assert guard.active() == {1}
+
+
+def test_both_targets_of_a_stream_are_a_mass_failure_and_one_of_them_is_none() -> None:
+    guard = two_proxies(config(threshold=0.3), spare=1)
+    guard.unlink(1)
+    assert not guard.engine.status(guard.now).streams[0].mass_failure
+    guard.unlink(2)
+    assert guard.engine.status(guard.now).streams[0].mass_failure
+    guard.wait(3.1)
+    assert guard.states() == {1: "frozen", 2: "frozen"}
 
 
 def test_exactly_the_threshold_is_no_mass_failure() -> None:

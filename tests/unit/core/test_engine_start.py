@@ -37,14 +37,14 @@ def world(*, link: bool = True) -> ev.KernelSnapshot:
     )
 
 
-def restarted(active: set[int], *, link: bool = True) -> Guard:
+def restarted(active: set[int], *, link: bool = True, listed: tuple[int, ...] = (1,)) -> Guard:
     """A new engine over a distributor that holds these identifiers."""
     guard = Guard(start=False)
     guard.tables[STREAM] = (frozenset(active), frozenset(active))
     snapshot = world(link=link)
     guard.routes, guard.rules = set(snapshot.routes), set(snapshot.rules)
     guard.tell(snapshot)
-    guard.source(SPEC)
+    guard.register(*listed)
     return guard
 
 
@@ -134,11 +134,11 @@ def test_a_route_of_a_family_that_the_target_has_no_more_goes() -> None:
 
 
 def test_a_restart_in_the_middle_of_a_freeze_changes_no_slot() -> None:
-    guard = restarted({1}, link=False)
+    guard = restarted({1, 2}, link=False, listed=(1, 2))
     guard.wait(4)
-    assert guard.states() == {1: "frozen"}
-    again = restarted(guard.active(), link=False)
-    assert again.active() == {1}
+    assert guard.states() == {1: "frozen", 2: "frozen"}
+    again = restarted(guard.active(), link=False, listed=(1, 2))
+    assert again.active() == {1, 2}
 
 
 def test_what_nobody_listens_to_yet_is_not_kept() -> None:

@@ -11,7 +11,7 @@ from lbguard.core import events as ev
 from lbguard.core.addr import parse_prefix
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import KernelSnapshot, SourceSnapshot
-from lbguard.core.model import LinkKey, NeighborState, TargetSubject, Verdict, VerdictState
+from lbguard.core.model import Condition, LinkKey, NeighborState, TargetSubject, Verdict, VerdictState
 from lbguard.recording.checkpoint import CheckpointError, decode_nodes, encode_nodes, freeze, restore
 from lbguard.recording.format import GOES_ON, Header, Limits, RecordingError
 from lbguard.recording.reader import Ended, find_files
@@ -107,6 +107,11 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     yield ev.LinkRouteGone(ifindex=2, prefix=prefix)
     yield ev.LinkSetDown(link=LinkKey(1, 1), reason="EPERM")
     yield guard.address_gone(2, "172.16.0.2/24")
+    yield ev.Stalled(duration_s=1.0)
+    hold = ev.OpenHold(
+        stream=STREAM, identifier=2, ips=(ipv4_of(2),), cause=Condition.NO_LINK, broken_s=0.5, frozen_s=None
+    )
+    yield ev.HoldsRemembered(holds=(hold, dataclasses.replace(hold, stream="stream-b", frozen_s=0.25)))
     yield ev.KernelOutOfSync(reason="overrun")
     yield ev.KernelSnapshot(
         links=(guard.link_seen(1), guard.link_seen(2)),

@@ -8,6 +8,7 @@ from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig
 from lbguard.core.model import NeighborState, TargetSubject, Verdict, VerdictState
+from lbguard.core.observation import LOOK_S
 from lbguard.netlink.mirror import KernelMirror, MirrorSettings
 from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
 from lbguard.service.runner import Runner
@@ -41,6 +42,7 @@ class World:
         self.resyncs: list[str] = []
         self.waiting_at_announcement: list[int] = []
         self.steps: list[int] = []
+        self.stalls: list[float] = []
         self.caught_up: Callable[[], bool] = lambda: True
         kernel: Lane[KernelEffect] = Lane("kernel", _nothing, lambda _: None)
         neighbors: Lane[NeighborEffect] = Lane("neighbors", _nothing, lambda _: None)
@@ -70,6 +72,9 @@ class World:
 
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
         self.steps.append(events)
+
+    def stalled(self, duration_s: float) -> None:
+        self.stalls.append(duration_s)
 
     # What the test does and asks
 
@@ -226,9 +231,12 @@ async def test_a_flood_without_end_puts_no_deadline_off_for_ever() -> None:
         for _ in range(20):
             await asyncio.sleep(0)
         assert world.states() == {"held"}
-        world.guard.now = 104.0
-        world.post(*neighbor_events(1))
-        await world.until(lambda: world.states() == {"withdrawn"})
+        for _ in range(10):
+            world.guard.now += 0.2
+            world.post(*neighbor_events(1))
+            steps = len(world.steps)
+            await world.until(lambda before=steps: len(world.steps) > before)  # type: ignore[misc]
+        assert world.states() == {"withdrawn"}
 
 
 async def test_a_deadline_fires_when_nothing_waits() -> None:
@@ -237,6 +245,45 @@ async def test_a_deadline_fires_when_nothing_waits() -> None:
         world.guard.now = 103.0
         world.runner.post([])
         await world.until(lambda: world.actions() == ["withdraw", "withdraw"])
+
+
+# --- stalls
+
+
+async def test_a_stall_is_found_and_what_waits_is_read_before_anything_is_judged() -> None:
+    world = World(held())
+    reads = 0
+
+    def read_at_the_third_time() -> bool:
+        nonlocal reads
+        reads += 1
+        if reads == 3:
+            world.post(world.link_is_back())
+        return reads > 3
+
+    async with world.running():
+        world.runner.post([])
+        world.post(*neighbor_events(1))
+        await world.until(lambda: world.steps == [1])
+        world.caught_up = read_at_the_third_time
+        world.guard.now += 6.0
+        world.runner.post([])
+        await world.until(lambda: len(world.actions()) == 2)
+    assert world.actions() == ["recover", "recover"]
+    assert world.stalls == [6.0]
+
+
+async def test_a_loop_that_is_blocked_has_stalled() -> None:
+    world = World(held())
+    async with world.running():
+        world.post(*neighbor_events(1))
+        await world.until(lambda: world.steps == [1])
+        world.guard.now += 10.0
+        # Nobody posts anything: the runner looks by itself, though its next deadline was far away.
+        await world.until(lambda: bool(world.stalls))
+        assert world.states() == {"held"}
+    assert world.stalls == [10.0]
+    assert world.guard.deadline(1) == 103.0 + 10.0 - LOOK_S
 
 
 # --- overflow

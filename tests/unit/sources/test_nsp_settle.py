@@ -54,6 +54,21 @@ def test_what_never_came_back_goes_when_the_settle_time_ends() -> None:
     assert settling.believed == {"a": 1, "b": 1}
 
 
+def test_whoever_was_stopped_when_the_settle_time_ended_reads_on_first() -> None:
+    settling = known("a", "b", "c")
+    settling.begin_session()
+    settling.take({}, 100.0)
+    settling.expire(200.0)
+    assert settling.believed == {"a": 1, "b": 1, "c": 1}
+    assert settling.settles_at == 201.0
+    # Two lists waited to be read.
+    settling.take({"a": 1}, 200.0)
+    settling.take({"a": 1, "b": 1}, 200.0)
+    assert settling.believed == {"a": 1, "b": 1, "c": 1}
+    settling.expire(201.0)
+    assert settling.believed == {"a": 1, "b": 1}
+
+
 @pytest.mark.parametrize(("left", "believed_at_once"), [("abcd", True), ("abc", True), ("ab", True), ("a", False)])
 def test_a_list_that_lacks_few_after_a_loss_is_believed(left: str, believed_at_once: bool) -> None:
     settling = known("a", "b", "c", "d")

@@ -23,10 +23,11 @@ CONFIG = EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False, fr
 
 
 class Outage(NamedTuple):
-    """The link of a proxy is away for so long (seconds; None: it never comes back)."""
+    """The link of a proxy, and of others at the same time, is away for so long (seconds; None: for good)."""
 
     proxy: int
     away_s: float | None
+    others: tuple[int, ...] = ()
 
 
 class _Counters:
@@ -65,10 +66,13 @@ def record(
     counters = _Counters(guard, tape)
     for outage in outages:
         counters.pass_until(guard.now + BETWEEN_S)
-        guard.unlink(outage.proxy)
+        proxies = (outage.proxy, *outage.others)
+        for proxy in proxies:
+            guard.unlink(proxy)
         if outage.away_s is not None:
             counters.pass_until(guard.now + outage.away_s)
-            guard.link(outage.proxy, proxy=outage.proxy)
+            for proxy in proxies:
+                guard.link(proxy, proxy=proxy)
     counters.pass_until(guard.now + BETWEEN_S)
     writer.close()
     return find_files([directory])

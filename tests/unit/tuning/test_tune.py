@@ -110,7 +110,8 @@ def test_without_losses_nothing_is_recommended(tmp_path: Path) -> None:
 def test_where_the_window_decides_nothing_none_is_recommended(tmp_path: Path) -> None:
     """A mass failure keeps every target in, whatever the window: no reason to do without one."""
     config = dataclasses.replace(CONFIG, freeze=FreezeConfig(threshold=0.0))
-    report = tune(record(tmp_path, [Outage(1, 5.0), Outage(2, 5.0)], config), {"grace.window": ["0s", "3s", "6s"]})
+    outages = [Outage(1, 5.0, others=(2,)), Outage(3, 5.0, others=(4,))]
+    report = tune(record(tmp_path, outages, config), {"grace.window": ["1s", "3s", "6s"]})
     assert len({result.cost.total_s for result in report.results}) == 1
     assert report.recommended is None
     assert "freeze.threshold" in report.reasons[1]

@@ -1,0 +1,77 @@
+"""Holds that outlive a run: what an earlier one left open, and what is open now.
+
+A run that is killed and started anew adopts its targets as ACTIVE. Without a memory each start would give a broken one
+its whole window again, so a process that crashes faster than the window would hold it for ever. Only time in which the
+loss was observed counts: nobody knows what was while lbguard was away.
+
+- A target that is broken when it is judged first goes on with the time that its hold had spent.
+- One that is not has healed, and its record ends. Soft evidence is the exception: a start knows none, and it comes in
+  only within seconds; until then its absence is no proof.
+"""
+
+from collections.abc import Iterable
+
+from lbguard.core.events import OpenHold
+from lbguard.core.model import SOFT, TargetKey, TargetState
+from lbguard.core.state import Stream, Target
+
+_KEPT_S = 60.0
+"""A target that was not judged after so long is not coming back, or its table is not."""
+_SOFT_EVIDENCE_S = 5.0
+"""After a start, reporters have connected again and silent neighbours have failed again within this time."""
+_BROKEN = (TargetState.HELD, TargetState.FROZEN)
+
+
+class HoldMemory:
+    """The holds of an earlier run, until each target was judged."""
+
+    def __init__(self) -> None:
+        self._holds: dict[TargetKey, tuple[OpenHold, float]] = {}
+
+    def remember(self, holds: Iterable[OpenHold], now: float) -> None:
+        """Take over what an earlier run left open."""
+        for hold in holds:
+            self._holds[TargetKey(hold.stream, hold.identifier)] = hold, now + _KEPT_S
+
+    def take(self, target: Target, now: float) -> OpenHold | None:
+        """Return, once, what is remembered of a target that is broken now."""
+        hold, until = self._holds.pop(target.key, (None, now))
+        if hold is None or now >= until or set(hold.ips) != target.paths.keys():
+            return None
+        return hold
+
+    def path_ok(self, target: Target, now: float) -> None:
+        """Take note that a target is not broken now."""
+        hold, until = self._holds.get(target.key, (None, now))
+        if hold is None:
+            return
+        if hold.cause in SOFT and now < until:
+            self._holds[target.key] = hold, min(until, now + _SOFT_EVIDENCE_S)
+        else:
+            del self._holds[target.key]
+
+    def forget(self, key: TargetKey) -> None:
+        """Forget a target that left the source."""
+        self._holds.pop(key, None)
+
+    def open_holds(self, streams: Iterable[Stream], seen_until: float, now: float) -> tuple[OpenHold, ...]:
+        """Return the holds that are open now, and those remembered whose target was not judged yet.
+
+        `seen_until`: the moment up to which the state of the kernel is known.
+        """
+        remembered = [hold for hold, until in self._holds.values() if now < until]
+        broken = [
+            OpenHold(
+                stream=target.key.stream,
+                identifier=target.key.identifier,
+                ips=tuple(target.paths),
+                cause=target.cause,
+                broken_s=max(0.0, seen_until - target.lost_at),
+                frozen_s=max(0.0, seen_until - target.frozen_at) if target.froze else None,
+            )
+            for stream in streams
+            if stream.broken
+            for target in stream.targets.values()
+            if target.state in _BROKEN
+        ]
+        return (*remembered, *broken)

@@ -1,0 +1,195 @@
+"""The file beside the API's socket in which open holds outlive the process, so that a crash does not renew them.
+
+It is written while a hold is open and removed with the last one. It counts for the same boot and network namespace, and
+for a minute: whoever is restarted by a supervisor is back within that time; after a longer absence a loss may well have
+healed and come anew, and the worst that follows from forgetting it is one more window. Whatever is wrong with the file,
+it is ignored with a line in the log.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lbguard.core.addr import format_ip, parse_ip
+from lbguard.core.events import OpenHold
+from lbguard.core.model import Condition
+from lbguard.log import fields
+
+_log = logging.getLogger("lbguard.service.hold_file")
+
+FORMAT = "lbguard-holds-1"
+MAX_AGE_S = 60.0
+MAX_BYTES = 8 * 2**20
+_SAVE_EVERY_S = 0.25
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_NAMESPACE = "/proc/self/ns/net"
+
+
+class HoldFile:
+    """One file of open holds, `<socket>.holds`; the clock is the monotonic one. Nothing here raises.
+
+    The directory is opened for each use, and the file relative to it: nothing is followed but what is configured.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self.path = socket.with_name(f"{socket.name}.holds")
+        self._whose = _whose()
+        self._written = False
+        self._refused = False
+        self._saving = threading.Lock()
+
+    async def keep(self, open_holds: Callable[[], Sequence[OpenHold] | None]) -> None:
+        """Save the holds that are open, again and again, until cancelled; None: nobody knows yet which are."""
+        while True:
+            await asyncio.sleep(_SAVE_EVERY_S)
+            holds = open_holds()
+            if holds or (self._written and holds is not None):
+                await asyncio.to_thread(self.save, holds, time.monotonic())
+
+    def load(self, now: float) -> tuple[OpenHold, ...]:
+        """Return the holds that an earlier run left open; nothing when there are none, or when they do not count."""
+        try:
+            with _directory(self.path) as directory:
+                text = _read(self.path.name, directory)
+            self._written = True
+            return self._holds(json.loads(text), now)
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            _log.warning(
+                "open holds of an earlier run are ignored", extra=fields(path=str(self.path), reason=_reason(error))
+            )
+            return ()
+
+    def save(self, holds: Sequence[OpenHold], now: float) -> None:
+        """Replace the file; without holds, remove it."""
+        if not holds and not self._written:
+            return
+        try:
+            with self._saving, _directory(self.path) as directory:
+                if holds:
+                    _replace(self.path.name, directory, json.dumps(self._document(holds, now)).encode())
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.path.name, dir_fd=directory)
+            self._written, self._refused = bool(holds), False
+        except OSError as error:
+            if not self._refused:
+                self._refused = True
+                _log.warning(
+                    "open holds cannot be written: a restart gives each its whole window again",
+                    extra=fields(
+                        path=str(self.path),
+                        reason=_reason(error),
+                        remedy="make the directory of the socket writable for lbguard",
+                    ),
+                )
+
+    def _document(self, holds: Sequence[OpenHold], now: float) -> dict[str, object]:
+        rows = [
+            [
+                hold.stream,
+                hold.identifier,
+                [format_ip(ip) for ip in hold.ips],
+                hold.cause.value,
+                round(hold.broken_s, 3),
+                None if hold.frozen_s is None else round(hold.frozen_s, 3),
+            ]
+            for hold in holds
+        ]
+        return {"format": FORMAT, **self._whose, "at": now, "holds": rows}
+
+    def _holds(self, document: Any, now: float) -> tuple[OpenHold, ...]:
+        """Return what a document says.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is not one of ours, or it is damaged.
+        """
+        if document["format"] != FORMAT:
+            raise ValueError(f"not {FORMAT}")
+        age_s = now - _seconds(document["at"])
+        known = all(document[name] == value for name, value in self._whose.items())
+        if not known or not 0 <= age_s <= MAX_AGE_S:
+            # That is no fault: the host booted, the pod was made anew, or lbguard was away for long.
+            _log.info("open holds of an earlier run are too old", extra=fields(path=str(self.path)))
+            return ()
+        return tuple(_hold(*row) for row in document["holds"])
+
+
+def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, frozen_s: Any) -> OpenHold:
+    texts = isinstance(ips, list) and all(isinstance(text, str) for text in (stream, *ips))
+    if not texts or type(identifier) is not int:
+        raise TypeError("a hold of another form")
+    return OpenHold(
+        stream=stream,
+        identifier=identifier,
+        ips=tuple(parse_ip(ip) for ip in ips),
+        cause=Condition(cause),
+        broken_s=_seconds(broken_s),
+        frozen_s=None if frozen_s is None else _seconds(frozen_s),
+    )
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError("a time that is no number of seconds")
+    return float(value)
+
+
+def _whose() -> dict[str, object]:
+    """Return what has to be the same for a file to count: this boot and this network namespace."""
+    try:
+        namespace = Path(_NAMESPACE).stat()
+        return {"boot": Path(_BOOT_ID).read_text().strip(), "namespace": [namespace.st_dev, namespace.st_ino]}
+    except OSError:
+        # Without a proof that it is ours, none counts.
+        return {"boot": f"unknown {os.getpid()}", "namespace": []}
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(name: str, directory: int) -> bytes:
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=directory)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("not a regular file")
+        if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+            raise ValueError("others may write it")
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES} bytes")
+    return text
+
+
+def _replace(name: str, directory: int, content: bytes) -> None:
+    """Put a whole file in place of the old one. A leftover of an earlier attempt goes first."""
+    beside = f"{name}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(beside, dir_fd=directory)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(beside, flags, 0o600, dir_fd=directory), "wb") as file:
+        file.write(content)
+    os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
