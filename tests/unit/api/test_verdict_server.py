@@ -62,10 +62,16 @@ class Served:
 
 
 @asynccontextmanager
-async def served(path: Path, limits: VerdictLimits | None = None, rules: tuple[str, ...] = ()) -> AsyncIterator[Served]:
+async def served(
+    path: Path,
+    limits: VerdictLimits | None = None,
+    rules: tuple[str, ...] = (),
+    intake: VerdictIntake | None = None,
+) -> AsyncIterator[Served]:
     core = Core()
     view = View()
-    intake = VerdictIntake(core.submit, Policy([parse_rule(rule) for rule in rules]), limits or VerdictLimits())
+    policy = Policy([parse_rule(rule) for rule in rules])
+    intake = intake or VerdictIntake(core.submit, policy, limits or VerdictLimits())
     server = ApiServer(path, view, view.log, verdicts=intake)
     await server.start()
     try:
