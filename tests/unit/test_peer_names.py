@@ -2,6 +2,7 @@
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -132,9 +133,12 @@ def test_patterns_of_server_names(names: tuple[str, ...], pattern: str, matches:
 def test_what_no_name_can_fit_is_no_pattern(pattern: str) -> None:
     with pytest.raises(ValueError, match="printable ASCII"):
         check_pattern(pattern)
-    for group in ({"probe": {"tls_server_name": pattern}}, {"nsp": {"tls_server_name": pattern}}):
+    groups: list[dict[str, Any]] = [
+        {"probe": {"tls_server_name": pattern}},
+        {"probe": {"nsm": {"tls_server_name": pattern}}},
+        {"nsp": {"tls_server_name": pattern}},
+        {"nsm": {"tls_server_name": pattern}},
+    ]
+    for group in groups:
         with pytest.raises(ValueError, match="printable ASCII"):
-            Settings(**group)  # type: ignore[arg-type]
-    for group in ({"nsm": {"tls_server_name": pattern}}, {"probe": {"nsm": {"tls_server_name": pattern}}}):
-        with pytest.raises(ValueError, match="printable ASCII"):
-            Settings(**group)  # type: ignore[arg-type]
+            Settings(**group)

@@ -31,6 +31,11 @@ async def check(channel: grpc.aio.Channel) -> int:
     return int(response.status)
 
 
+def opened(channel: Any, method: str) -> Any:
+    """Open a call and send nothing."""
+    return channel.stream_stream(method)()
+
+
 @asynccontextmanager
 async def strangers(service: tcp.Served, connections: int) -> AsyncIterator[list[grpc.aio.Channel]]:
     """Connect a peer that no rule is for, several times."""
@@ -42,7 +47,7 @@ async def strangers(service: tcp.Served, connections: int) -> AsyncIterator[list
 async def test_who_may_not_report_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     async with tcp.served(tmp_path, tcp.RULE) as service, strangers(service, 1) as (channel,):
         for method in ("Report", "ReportOnce"):
-            call: Any = channel.stream_stream(f"/lbguard.v1.VerdictService/{method}")()
+            call = opened(channel, f"/lbguard.v1.VerdictService/{method}")
             code, text = await end_of(call)  # nothing was sent
             assert code is grpc.StatusCode.PERMISSION_DENIED
             assert STRANGER in text
@@ -80,7 +85,7 @@ async def test_calls_without_a_request_take_up_no_room(tmp_path: Path) -> None:
     async with tcp.served(tmp_path, tcp.RULE) as service, strangers(service, 6) as channels:
         silent: list[Any] = []
         for channel in channels:
-            silent += [channel.stream_stream(f"{HEALTH}Check")() for _ in range(PER_CONNECTION)]
+            silent += [opened(channel, f"{HEALTH}Check") for _ in range(PER_CONNECTION)]
         # The oldest give way to the newer ones, at once.
         ended = [asyncio.ensure_future(end_of(call)) for call in silent]
         await until(lambda: sum(end.done() for end in ended) >= len(silent) - 64)
@@ -104,8 +109,7 @@ async def test_a_request_has_to_come_in_time() -> None:
 
 async def test_a_report_in_one_call_has_to_come(tmp_path: Path) -> None:
     async with unix.served(tmp_path / "s") as service:
-        channel: Any = service.channel
-        call = channel.stream_stream("/lbguard.v1.VerdictService/ReportOnce")()
+        call = opened(service.channel, "/lbguard.v1.VerdictService/ReportOnce")
         await call.done_writing()
         code, text = await end_of(call)
         assert (code, text) == (grpc.StatusCode.DEADLINE_EXCEEDED, "no request: the call ended without one")

@@ -378,7 +378,7 @@ def test_what_is_remembered_of_a_connection_is_not_its_addresses() -> None:
 
 
 def test_no_two_subjects_are_taken_for_one() -> None:
-    subjects = [
+    subjects: list[Subject] = [
         TargetSubject(ip=OURS),
         TargetSubject(ip=OURS + bytes(12)),
         LinkSubject(lb_ip=OURS, proxy_ip=PROXY),

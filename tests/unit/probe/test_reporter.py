@@ -568,7 +568,7 @@ async def test_generations_that_cannot_be_exceeded_are_waited_for(
         after.tell(verdict(connection_subject("b"), VerdictState.DOWN, generation=5))
         await eventually(lambda: guard.state_of(connection_subject("b")) is VerdictState.DOWN)
         assert guard.state_of(subject) is VerdictState.UP
-        assert guard.intake.counters.ignored["late"] == 1
+        await eventually(lambda: guard.intake.counters.ignored["late"] == 1)
     finally:
         await server.stop(None)
 
