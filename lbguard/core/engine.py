@@ -249,8 +249,6 @@ class Engine:
             self.view.changes.ips |= dict.fromkeys(self.paths.weighing.down_through(event.ifindex))
 
     def _verdict_reported(self, event: ev.VerdictReported, now: float) -> Effect:
-        # A lease that has ended by now counts for nothing, even if nobody has looked since.
-        self.view.changes.ips |= self.paths.weighing.expire(now)
         taken, ips, outdated = self.paths.weighing.take(event, now)
         if taken.reason:
             self._ignored[f"verdict_{taken.reason}"] += 1

@@ -21,7 +21,7 @@ generations, because its clock was set back, is heard after that at the latest.
 """
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -39,6 +39,9 @@ _NEVER = float("-inf")
 _UNHEARD = (-1, -1.0)
 _KEY_BYTES = 24
 _WORKING = frozenset({VerdictState.UP, VerdictState.DEGRADED})
+_TROUBLED = frozenset({VerdictState.DOWN, VerdictState.DEGRADED})
+_EXPIRED_AT_ONCE = 256
+_FORGOTTEN_AT_ONCE = 2048
 
 
 class Source(NamedTuple):
@@ -61,6 +64,11 @@ class Opinion:
     addresses: tuple[Ip, ...]
     recent: tuple[VerdictState, ...]
     down: bool
+
+    @property
+    def lease_end(self) -> float:
+        """When it ends unless it is renewed."""
+        return self.received_at + self.verdict.lease_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,56 +120,51 @@ def subject_key(subject: Subject) -> bytes:
 
 
 class _Address:
-    """The live opinions on one address, by state, and what they come to."""
+    """The live opinions on one address, how many are of each kind, and what they come to."""
 
-    __slots__ = ("by_state", "downs", "fused", "heal_ends")
+    __slots__ = ("downs", "fused", "heal_ends", "opinions", "troubled", "working")
 
     def __init__(self) -> None:
-        self.by_state: dict[VerdictState, dict[Source, Opinion]] = {}
-        self.downs = 0
-        # Negative, so that the latest end comes first.
+        self.opinions: dict[Source, Opinion] = {}
+        self.downs = self.troubled = self.working = 0
+        # Negative, so that the latest end comes first; None: nobody says that anything is being repaired.
         self.heal_ends: Deadlines[Source] | None = None
         self.fused = NO_OPINION
 
     def add(self, source: Source, opinion: Opinion) -> None:
-        state = opinion.verdict.state
-        self.by_state.setdefault(state, {})[source] = opinion
-        self.downs += opinion.down
-        if state is VerdictState.HEALING:
+        self.opinions[source] = opinion
+        self._count(opinion, 1)
+        if opinion.verdict.state is VerdictState.HEALING:
             self.heal_ends = self.heal_ends or Deadlines()
             self.heal_ends.set(source, -(opinion.received_at + opinion.verdict.heal_s))
 
     def remove(self, source: Source, opinion: Opinion) -> None:
-        state = opinion.verdict.state
-        opinions = self.by_state[state]
-        del opinions[source]
-        if not opinions:
-            del self.by_state[state]
-        self.downs -= opinion.down
-        if state is VerdictState.HEALING and self.heal_ends is not None:
+        del self.opinions[source]
+        self._count(opinion, -1)
+        if self.heal_ends is not None:
             self.heal_ends.cancel(source)
 
-    def works(self) -> bool:
-        """Tell whether somebody gets packets through."""
-        return not _WORKING.isdisjoint(self.by_state)
+    def _count(self, opinion: Opinion, one: int) -> None:
+        state = opinion.verdict.state
+        self.downs += one * opinion.down
+        self.troubled += one * (state in _TROUBLED)
+        self.working += one * (state in _WORKING)
 
     def fuse(self) -> bool:
         """Work out what is held now; tell whether that is something else than before."""
-        before = self.fused
-        if self.by_state:
-            latest = self.heal_ends.next() if self.heal_ends is not None else None
-            self.fused = Fused(self._state(), _NEVER if latest is None else -latest)
-        else:
-            self.fused = NO_OPINION
+        before, latest = self.fused, self.heal_ends.next() if self.heal_ends is not None else None
+        if latest is None:
+            self.heal_ends = None
+        self.fused = Fused(self._state(), _NEVER if latest is None else -latest) if self.opinions else NO_OPINION
         return self.fused != before
 
     def _state(self) -> VerdictState:
-        states = self.by_state
-        if self.downs and not self.works():
+        if self.downs and not self.working:
             return VerdictState.DOWN
-        if VerdictState.DOWN in states or VerdictState.DEGRADED in states:
+        if self.troubled:
             return VerdictState.DEGRADED
-        return VerdictState.HEALING if VerdictState.HEALING in states else VerdictState.UP
+        # What neither works nor is troubled is being repaired.
+        return VerdictState.HEALING if len(self.opinions) > self.working else VerdictState.UP
 
 
 class Opinions:
@@ -188,30 +191,32 @@ class Opinions:
         """Take a verdict into account, or drop it for a named reason."""
         verdict = event.verdict
         source = Source(event.reporter, verdict.subject)
-        known = self._opinions.get(source)
         past = (event.reporter, subject_key(verdict.subject))
-        heard = (known.verdict.generation, known.verdict.sequence) if known else self._past.get(past, _UNHEARD)
+        known = self._opinions.get(source)
+        lapsed: tuple[Ip, ...] = ()
+        if known is not None and now >= known.lease_end:
+            lapsed, known = self._lapse(source, known), None
+        heard = (known.verdict.generation, known.verdict.sequence) if known else self._heard(past, now)
         reason = _out_of_order(verdict, heard)
         if reason:
-            return Taken(reason, generation=heard[0])
+            return Taken(reason, lapsed, generation=heard[0])
         if verdict.state is VerdictState.ENDED:
-            until = now + verdict.lease_s
-            if known is not None:
-                until = max(until, known.received_at + known.verdict.lease_s)
+            until = max(now + verdict.lease_s, known.lease_end if known else _NEVER)
             self._remember(past, (verdict.generation, _ENDED), until)
             self._leases.cancel(source)
-            return Taken("", self._replace(source, known, None))
+            return Taken("", lapsed + self._replace(source, known, None))
         if known is None and len(self._opinions) >= self._config.opinions_max:
-            return Taken("state_full")
+            return Taken("state_full", lapsed)
         self._forget(past)
         same_life = known is not None and known.verdict.generation == verdict.generation
         recent = (*(known.recent if known and same_life else ()), verdict.state)[-self._config.confirm_n :]
         was_down, told_mac = (known.down, known.verdict.new_mac) if known and same_life else (False, b"")
-        down = self._is_down(recent, was_down)
-        opinion = Opinion(verdict, now, addresses_of(verdict.subject), recent, down)
-        changed = self._replace(source, known, opinion)
-        self._leases.set(source, now + verdict.lease_s)
-        return Taken("", changed, verdict.new_mac if verdict.new_mac != told_mac else b"")
+        # What was measured is of no use here, and would take up as much memory as all the rest.
+        kept = replace(verdict, evidence=()) if verdict.evidence else verdict
+        opinion = Opinion(kept, now, addresses_of(verdict.subject), recent, self._is_down(recent, was_down))
+        changed = lapsed + self._replace(source, known, opinion)
+        self._leases.set(source, opinion.lease_end)
+        return Taken("", tuple(dict.fromkeys(changed)), verdict.new_mac if verdict.new_mac != told_mac else b"")
 
     def _is_down(self, recent: tuple[VerdictState, ...], was_down: bool) -> bool:
         if recent[-1] is VerdictState.HEALING:
@@ -219,32 +224,37 @@ class Opinions:
         return recent[-1] is VerdictState.DOWN and recent.count(VerdictState.DOWN) >= self._config.confirm_k
 
     def expire(self, now: float) -> list[Ip]:
-        """Forget opinions whose lease has ended; returns the addresses of which something else is held now."""
+        """Forget opinions whose lease has ended; returns the addresses of which something else is held now.
+
+        When very many end at once, the rest has its turn at the next call, and `next` says that it is due.
+        """
         concerned: dict[Ip, None] = {}
-        for source in self._leases.pop_due(now):
-            opinion = self._opinions[source]
-            last = opinion.verdict
-            past = (source.reporter, subject_key(source.subject))
-            self._remember(past, (last.generation, last.sequence), opinion.received_at + last.lease_s)
-            concerned.update(dict.fromkeys(self._replace(source, opinion, None)))
-        for past in self._past_ends.pop_due(now):
+        for source in self._leases.pop_due(now, limit=_EXPIRED_AT_ONCE):
+            concerned.update(dict.fromkeys(self._lapse(source, self._opinions[source])))
+        for past in self._past_ends.pop_due(now, limit=_FORGOTTEN_AT_ONCE):
             del self._past[past]
         return list(concerned)
+
+    def _lapse(self, source: Source, opinion: Opinion) -> tuple[Ip, ...]:
+        last = opinion.verdict
+        past = (source.reporter, subject_key(source.subject))
+        self._remember(past, (last.generation, last.sequence), opinion.lease_end)
+        self._leases.cancel(source)
+        return self._replace(source, opinion, None)
 
     def next(self) -> float | None:
         """Return when the next lease ends."""
         return self._leases.next()
 
-    def of(self, address: Ip, per_state: int | None = None) -> dict[Source, Opinion]:
-        """Return the live opinions that concern an address, at most so many of each state."""
+    def of(self, address: Ip, limit: int | None = None) -> dict[Source, Opinion]:
+        """Return the live opinions that concern an address, at most so many: those that were renewed longest ago."""
         known = self._by_address.get(address)
-        states = known.by_state.values() if known else ()
-        return dict(itertools.chain.from_iterable(itertools.islice(some.items(), per_state) for some in states))
+        return dict(itertools.islice(known.opinions.items(), limit)) if known else {}
 
     def count(self, address: Ip) -> int:
         """Return how many live opinions concern an address."""
         known = self._by_address.get(address)
-        return sum(map(len, known.by_state.values())) if known else 0
+        return len(known.opinions) if known else 0
 
     def fused(self, address: Ip) -> Fused:
         """Return what is held of an address by all who speak of it."""
@@ -257,7 +267,7 @@ class Opinions:
             return "counts"
         if not opinion.down:
             return "unconfirmed"
-        contradicted = any(self._by_address[address].works() for address in opinion.addresses)
+        contradicted = any(self._by_address[address].working for address in opinion.addresses)
         return "contradicted" if contradicted else "counts"
 
     def _replace(self, source: Source, old: Opinion | None, new: Opinion | None) -> tuple[Ip, ...]:
@@ -278,7 +288,7 @@ class Opinions:
 
     def _fuse(self, address: Ip) -> bool:
         known = self._by_address[address]
-        if not known.by_state:
+        if not known.opinions:
             del self._by_address[address]
         return known.fuse()
 
@@ -288,6 +298,10 @@ class Opinions:
                 del self._past[first]
         self._past[past] = heard
         self._past_ends.set(past, max(lease_end + REMEMBERED_S, self._past_ends.get(past) or _NEVER))
+
+    def _heard(self, past: tuple[str, bytes], now: float) -> tuple[int, float]:
+        end = self._past_ends.get(past)
+        return self._past[past] if end is not None and now < end else _UNHEARD
 
     def _forget(self, past: tuple[str, bytes]) -> None:
         if self._past.pop(past, None) is not None:

@@ -14,8 +14,8 @@ from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatu
 if TYPE_CHECKING:
     from lbguard.core.engine import Engine
 
-SHOWN_PER_STATE = 8
-"""So many opinions of each state are shown of each end of a path: thousands may speak of one address."""
+SHOWN = 8
+"""So many opinions on each end of a path are shown: thousands may speak of one address."""
 
 
 def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardStatus:
@@ -87,7 +87,7 @@ def _path(engine: Engine, ip: Ip, path: Path) -> PathStatus:
 def _opinions(engine: Engine, ip: Ip, path: Path) -> tuple[dict[Source, Opinion], int]:
     """Return the opinions on both ends of a path that are shown, and how many are not."""
     opinions = engine.paths.weighing.opinions
-    of_link, of_target = opinions.of(path.lb_ip, SHOWN_PER_STATE), opinions.of(ip, SHOWN_PER_STATE)
+    of_link, of_target = opinions.of(path.lb_ip, SHOWN), opinions.of(ip, SHOWN)
     count = opinions.count(path.lb_ip) + opinions.count(ip)
     return {**of_link, **of_target}, count - len(of_link) - len(of_target)
 

@@ -434,7 +434,7 @@ class Path(_message.Message):
     """How many more there are."""
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathVerdict]:
-        """The live opinions behind it, at most 8 of each state about each end of the path."""
+        """The live opinions behind it, at most 8 about each end of the path."""
 
     def __init__(
         self,
