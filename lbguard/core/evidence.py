@@ -191,23 +191,23 @@ class Opinions:
         """Take a verdict into account, or drop it for a named reason."""
         verdict = event.verdict
         source = Source(event.reporter, verdict.subject)
-        past = (event.reporter, subject_key(verdict.subject))
         known = self._opinions.get(source)
         lapsed: tuple[Ip, ...] = ()
         if known is not None and now >= known.lease_end:
             lapsed, known = self._lapse(source, known), None
-        heard = (known.verdict.generation, known.verdict.sequence) if known else self._heard(past, now)
+        heard = (known.verdict.generation, known.verdict.sequence) if known else self._heard(_past(source), now)
         reason = _out_of_order(verdict, heard)
         if reason:
             return Taken(reason, lapsed, generation=heard[0])
         if verdict.state is VerdictState.ENDED:
             until = max(now + verdict.lease_s, known.lease_end if known else _NEVER)
-            self._remember(past, (verdict.generation, _ENDED), until)
+            self._remember(_past(source), (verdict.generation, _ENDED), until)
             self._leases.cancel(source)
             return Taken("", lapsed + self._replace(source, known, None))
-        if known is None and len(self._opinions) >= self._config.opinions_max:
-            return Taken("state_full", lapsed)
-        self._forget(past)
+        if known is None:
+            if len(self._opinions) >= self._config.opinions_max:
+                return Taken("state_full", lapsed)
+            self._forget(_past(source))
         same_life = known is not None and known.verdict.generation == verdict.generation
         recent = (*(known.recent if known and same_life else ()), verdict.state)[-self._config.confirm_n :]
         was_down, told_mac = (known.down, known.verdict.new_mac) if known and same_life else (False, b"")
@@ -237,8 +237,7 @@ class Opinions:
 
     def _lapse(self, source: Source, opinion: Opinion) -> tuple[Ip, ...]:
         last = opinion.verdict
-        past = (source.reporter, subject_key(source.subject))
-        self._remember(past, (last.generation, last.sequence), opinion.lease_end)
+        self._remember(_past(source), (last.generation, last.sequence), opinion.lease_end)
         self._leases.cancel(source)
         return self._replace(source, opinion, None)
 
@@ -247,7 +246,7 @@ class Opinions:
         return self._leases.next()
 
     def of(self, address: Ip, limit: int | None = None) -> dict[Source, Opinion]:
-        """Return the live opinions that concern an address, at most so many: those that were renewed longest ago."""
+        """Return the live opinions that concern an address, at most so many: those that came first."""
         known = self._by_address.get(address)
         return dict(itertools.islice(known.opinions.items(), limit)) if known else {}
 
@@ -272,6 +271,11 @@ class Opinions:
 
     def _replace(self, source: Source, old: Opinion | None, new: Opinion | None) -> tuple[Ip, ...]:
         """Put an opinion in the place of another; returns the addresses of which something else is held now."""
+        if old is not None and new is not None and _counts_alike(old, new):
+            self._opinions[source] = new
+            for address in new.addresses:
+                self._by_address[address].opinions[source] = new
+            return ()
         touched: dict[Ip, None] = {}
         # Taken out first: an equal key keeps the place and the addresses of its first appearance.
         if old is not None:
@@ -306,6 +310,21 @@ class Opinions:
     def _forget(self, past: tuple[str, bytes]) -> None:
         if self._past.pop(past, None) is not None:
             self._past_ends.cancel(past)
+
+
+def _past(source: Source) -> tuple[str, bytes]:
+    return source.reporter, subject_key(source.subject)
+
+
+def _counts_alike(old: Opinion, new: Opinion) -> bool:
+    """Tell whether an opinion only renews another one: by far the most do."""
+    state = new.verdict.state
+    return (
+        old.verdict.state is state
+        and state is not VerdictState.HEALING
+        and old.down == new.down
+        and old.addresses == new.addresses
+    )
 
 
 def _out_of_order(verdict: Verdict, heard: tuple[int, float]) -> str:
