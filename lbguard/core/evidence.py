@@ -119,17 +119,19 @@ def subject_key(subject: Subject) -> bytes:
             return b"t" + subject.ip
 
 
+@dataclass(slots=True)
 class _Address:
-    """The live opinions on one address, how many are of each kind, and what they come to."""
+    """The live opinions on one address, how many are of each kind, and what they come to.
 
-    __slots__ = ("downs", "fused", "heal_ends", "opinions", "troubled", "working")
+    `heal_ends`: negative, so that the latest end comes first; None: nobody says that anything is being repaired.
+    """
 
-    def __init__(self) -> None:
-        self.opinions: dict[Source, Opinion] = {}
-        self.downs = self.troubled = self.working = 0
-        # Negative, so that the latest end comes first; None: nobody says that anything is being repaired.
-        self.heal_ends: Deadlines[Source] | None = None
-        self.fused = NO_OPINION
+    opinions: dict[Source, Opinion] = field(default_factory=dict)
+    downs: int = 0
+    troubled: int = 0
+    working: int = 0
+    heal_ends: Deadlines[Source] | None = None
+    fused: Fused = NO_OPINION
 
     def add(self, source: Source, opinion: Opinion) -> None:
         self.opinions[source] = opinion
