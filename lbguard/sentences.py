@@ -109,6 +109,8 @@ def target_story(target: TargetStatus, now: float, recent: Sequence[tuple[Decisi
     for path in target.paths:
         story.append(_path_sentence(path))
         story += [_verdict_sentence(verdict, now) for verdict in path.verdicts]
+        if path.verdicts_left_out:
+            story.append(f"{path.verdicts_left_out} more verdicts speak of this path.")
     match target.state:
         case TargetState.HELD | TargetState.FROZEN if left is not None:
             story.append(f"It is withdrawn in {left} unless the path comes back.")

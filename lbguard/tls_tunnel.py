@@ -9,15 +9,16 @@ Certificates are read for each connection anew, so a renewed one is used from th
 
 import asyncio
 import contextlib
-import fnmatch
 import os
 import secrets
 import socket
 import ssl
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self
+
+from lbguard.peer_names import name_matches
 
 CONNECT_TIMEOUT_S = 5.0
 _CHUNK_BYTES = 64 * 1024
@@ -56,17 +57,6 @@ def certificate_names(certificate: dict[str, object]) -> tuple[str, ...]:
     alternatives = certificate.get("subjectAltName", ())
     assert isinstance(alternatives, tuple)
     return tuple(name for kind, name in alternatives if kind in {"URI", "DNS", "IP Address"})
-
-
-def name_matches(names: Sequence[str], pattern: str) -> bool:
-    """Tell whether one of a certificate's names fits a pattern with `*`; an empty pattern takes every certificate.
-
-    A certificate may itself have a wildcard for the first part of a host name (RFC 6125).
-    """
-    if not pattern:
-        return True
-    wild = "*." + pattern.partition(".")[2] if "." in pattern and "://" not in pattern else None
-    return any(fnmatch.fnmatchcase(name, pattern) or name == wild for name in names)
 
 
 class TlsTunnel:
@@ -158,7 +148,7 @@ class TlsTunnel:
         names = certificate_names(writer.get_extra_info("peercert") or {})
         if not name_matches(names, self._server_name):
             writer.transport.abort()
-            shown = ", ".join(names) or "no name"
+            shown = ", ".join(name if name.isprintable() else repr(name) for name in names) or "no name"
             raise TunnelError(f"certificate of the server refused: it has {shown}, not {self._server_name}")
         return reader, writer
 

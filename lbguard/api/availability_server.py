@@ -15,10 +15,10 @@ import grpc
 from google.protobuf import empty_pb2
 
 from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.calls import CallRooms
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2 as pb
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_grpc
 from lbguard.api.unix_socket import ServedSocket
-from lbguard.api.unreadable import RefuseUnreadable
 
 SOCKET_MODE = 0o666
 """The frontend runs under another user and shares nothing but the volume; what is told here is no secret."""
@@ -27,7 +27,7 @@ SETTING = "availability.socket"
 
 _IDENTIFIER_KEY = "identifier"
 _REQUEST_BYTES_MAX = 4096
-_WATCHES_MAX = 32
+_WATCHES_MAX = 40  # of which one peer, the frontend, gets four fifths
 
 
 class _Service(pb_grpc.StreamAvailabilityServiceServicer):
@@ -81,8 +81,7 @@ class AvailabilityServer:
                 ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
-            interceptors=[RefuseUnreadable()],
-            maximum_concurrent_rpcs=_WATCHES_MAX,
+            interceptors=[CallRooms(lambda _context: "frontend", at_once=_WATCHES_MAX)],
         )
         pb_grpc.add_StreamAvailabilityServiceServicer_to_server(self._service, server)
         return server

@@ -122,6 +122,7 @@ def target_to_proto(target: TargetStatus) -> pb.Target:
                 mac=path.mac,
                 verdict=path.verdict,
                 verdicts=[_verdict_to_proto(verdict) for verdict in path.verdicts],
+                verdicts_left_out=path.verdicts_left_out,
             )
             for path in target.paths
         ],
@@ -175,6 +176,7 @@ def target_from_proto(message: pb.Target) -> TargetStatus:
                 mac=path.mac,
                 verdict=path.verdict,
                 verdicts=tuple(_verdict_from_proto(verdict) for verdict in path.verdicts),
+                verdicts_left_out=path.verdicts_left_out,
             )
             for path in message.paths
         ),

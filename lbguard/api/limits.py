@@ -2,16 +2,21 @@
 
 What a limit refuses changes nothing: a request is taken whole or not at all. Numbers come from the settings
 (`verdicts.*`), and a refusal names the setting that stands in the way.
+
+What all have in common is shared out among identities, which is what a transport proved: names that a peer gives itself
+get it no more than one name does.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lbguard.core.model import Subject, Verdict
+from lbguard.core.evidence import REMEMBERED_S, subject_key
+from lbguard.core.model import ConnectionSubject, Subject, Verdict
 
 _PURGE_EVERY_S = 1.0
 _ROUNDING = 1e-6
+_ADDRESSES_PER_SUBJECT = 4
 
 
 class Limit(StrEnum):
@@ -34,7 +39,7 @@ class VerdictLimits:
     per_request_max: int = 256
     rate: float = 1000.0
     burst: int = 5000
-    reporters_max: int = 256
+    reporters_max: int = 320
     calls_max: int = 8
     subjects_max: int = 10_000
     subjects_total_max: int = 50_000
@@ -46,6 +51,40 @@ class LimitExceeded(Exception):  # noqa: N818 (it names the answer)
     def __init__(self, limit: Limit, text: str) -> None:
         super().__init__(f"verdicts.{limit}: {text}")
         self.limit = limit
+
+
+class Shares:
+    """Room that several owners share. An owner gets at most four fifths of what the others leave, and at least one.
+
+    So one alone can have most of it, and whoever takes all that it can get leaves something for the next.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.taken = 0
+        self._owners: dict[str, int] = {}
+
+    def of(self, owner: str) -> int:
+        """Return how much an owner has."""
+        return self._owners.get(owner, 0)
+
+    def allows(self, owner: str, more: int = 1) -> bool:
+        """Tell whether an owner may have more."""
+        own = self.of(owner)
+        left = self.total - (self.taken - own)
+        return own + more <= min(left, max(1, left * 4 // 5))
+
+    def add(self, owner: str, more: int = 1) -> None:
+        """Take room, whether or not it is allowed."""
+        self.taken += more
+        self._owners[owner] = self.of(owner) + more
+
+    def remove(self, owner: str, less: int = 1) -> None:
+        """Give room back."""
+        self.taken -= less
+        self._owners[owner] -= less
+        if not self._owners[owner]:
+            del self._owners[owner]
 
 
 class TokenBucket:
@@ -78,31 +117,38 @@ class TokenBucket:
         self._at = now
 
 
+def size_of(subject: Subject) -> int:
+    """Return for how many subjects one counts: a connection counts as one for every four of its addresses."""
+    if not isinstance(subject, ConnectionSubject):
+        return 1
+    return max(1, -(-(len(subject.lb_ips) + len(subject.peer_ips)) // _ADDRESSES_PER_SUBJECT))
+
+
 @dataclass(slots=True)
 class _Account:
+    """`held`: until when each subject takes up room, and how much."""
+
+    identity: str
     bucket: TokenBucket
     calls: int = 0
-    lease_ends: dict[Subject, float] = field(default_factory=dict)
+    held: dict[bytes, tuple[float, int]] = field(default_factory=dict)
+    size: int = 0
     purged_at: float = float("-inf")
-
-    def purge(self, now: float) -> None:
-        """Forget subjects whose lease has ended. Looking at all of them is dear, so at most once a second."""
-        if now - self.purged_at >= _PURGE_EVERY_S:
-            self.purged_at = now
-            self.lease_ends = {subject: end for subject, end in self.lease_ends.items() if end > now}
 
 
 class Accounts:
     """What each reporter has used of its limits.
 
-    A reporter is forgotten once it cannot be told from a new one: no call is open, no lease runs, its bucket is full.
-    So taking another name again and again gains nothing: all reporters together get `reporters_max * rate` verdicts a
-    second, whatever they call themselves.
+    A reporter is forgotten once it cannot be told from a new one: no call is open, no subject is held, its bucket is
+    full. So taking another name again and again gains nothing: all reporters of an identity together get its share of
+    `reporters_max` times `rate` verdicts a second, whatever they call themselves.
     """
 
     def __init__(self, limits: VerdictLimits) -> None:
         self._limits = limits
         self._accounts: dict[str, _Account] = {}
+        self._reporters = Shares(limits.reporters_max)
+        self._subjects = Shares(limits.subjects_total_max)
         self._purged_at = float("-inf")
 
     @property
@@ -112,10 +158,10 @@ class Accounts:
 
     @property
     def subjects(self) -> int:
-        """How many subjects all reporters hold; ones whose lease ended a moment ago may still be among them."""
-        return sum(len(account.lease_ends) for account in self._accounts.values())
+        """How many subjects all reporters hold; ones whose time ended a moment ago may still be among them."""
+        return self._subjects.taken
 
-    def enter(self, reporter: str, now: float) -> None:
+    def enter(self, identity: str, reporter: str, now: float) -> None:
         """Begin a call; each one needs its `leave`.
 
         Raises:
@@ -123,12 +169,17 @@ class Accounts:
         """
         account = self._accounts.get(reporter)
         if account is None:
-            if len(self._accounts) >= self._limits.reporters_max:
+            if not self._reporters.allows(identity):
                 self._purge(now)
-            if len(self._accounts) >= self._limits.reporters_max:
-                raise LimitExceeded(Limit.REPORTERS, f"{self._limits.reporters_max} reporters are there already")
-            account = _Account(TokenBucket(self._limits.rate, self._limits.burst, now))
+            if not self._reporters.allows(identity):
+                text = (
+                    f"{self._reporters.taken} of {self._reporters.total} reporters are there,"
+                    f" {self._reporters.of(identity)} of them by this identity: it gets no more"
+                )
+                raise LimitExceeded(Limit.REPORTERS, text)
+            account = _Account(identity, TokenBucket(self._limits.rate, self._limits.burst, now))
             self._accounts[reporter] = account
+            self._reporters.add(identity)
         if account.calls >= self._limits.calls_max:
             raise LimitExceeded(Limit.CALLS, f"{account.calls} calls of this reporter are open already")
         account.calls += 1
@@ -152,36 +203,63 @@ class Accounts:
             raise LimitExceeded(Limit.RATE, f"{text}; try again in {wait_s:.3f} s")
 
     def hold(self, reporter: str, verdicts: Sequence[Verdict], now: float) -> None:
-        """Take the subjects of a request into account until their leases end.
+        """Take the subjects of a request into account until nothing is remembered of them any more.
+
+        That is a moment after the lease ends, for what ended too: its end is remembered. No verdict shortens the time,
+        for whether it counts at all is decided later.
 
         Raises:
-            LimitExceeded: too many subjects of this reporter, or of all of them.
+            LimitExceeded: too many subjects of this reporter, of its identity, or of all of them.
         """
-        account = self._accounts[reporter]
-        new = self._new(account, verdicts)
-        if len(account.lease_ends) + new > self._limits.subjects_max:
-            account.purge(now)
-            new = self._new(account, verdicts)
-            if len(account.lease_ends) + new > self._limits.subjects_max:
-                raise LimitExceeded(Limit.SUBJECTS, f"at most {self._limits.subjects_max} subjects of one reporter")
-        if new and self.subjects + new > self._limits.subjects_total_max:
-            self._purge(now)
-            new = self._new(account, verdicts)
-            if self.subjects + new > self._limits.subjects_total_max:
-                text = f"at most {self._limits.subjects_total_max} subjects of all reporters"
-                raise LimitExceeded(Limit.SUBJECTS_TOTAL, text)
+        limits, account = self._limits, self._accounts[reporter]
+        wanted: dict[bytes, tuple[float, int]] = {}
         for verdict in verdicts:
-            account.lease_ends[verdict.subject] = now + verdict.lease_s
+            key, until = subject_key(verdict.subject), now + verdict.lease_s + REMEMBERED_S
+            before = wanted.get(key, (until, 0))
+            wanted[key] = (max(until, before[0]), max(size_of(verdict.subject), before[1]))
+        if account.size + _growth(account, wanted) > limits.subjects_max:
+            self._purge_account(account, now)
+            if account.size + _growth(account, wanted) > limits.subjects_max:
+                raise LimitExceeded(Limit.SUBJECTS, f"at most {limits.subjects_max} subjects of one reporter")
+        more = _growth(account, wanted)
+        if more and not self._subjects.allows(account.identity, more):
+            self._purge(now)
+            more = _growth(account, wanted)
+            if more and not self._subjects.allows(account.identity, more):
+                text = (
+                    f"at most {limits.subjects_total_max} subjects of all reporters,"
+                    f" {self._subjects.of(account.identity)} of them are this identity's: it gets no {more} more"
+                )
+                raise LimitExceeded(Limit.SUBJECTS_TOTAL, text)
+        for key, (until, size) in wanted.items():
+            known_until, known_size = account.held.get(key, (until, 0))
+            account.held[key] = (max(until, known_until), max(size, known_size))
+        account.size += more
+        if more:
+            self._subjects.add(account.identity, more)
 
-    @staticmethod
-    def _new(account: _Account, verdicts: Iterable[Verdict]) -> int:
-        return len({verdict.subject for verdict in verdicts if verdict.subject not in account.lease_ends})
+    def _purge_account(self, account: _Account, now: float) -> None:
+        """Forget subjects whose time has ended. Looking at all of them is dear, so at most once a second."""
+        if now - account.purged_at < _PURGE_EVERY_S:
+            return
+        account.purged_at = now
+        account.held = {key: (until, size) for key, (until, size) in account.held.items() if until > now}
+        size = sum(size for _, size in account.held.values())
+        if size != account.size:
+            self._subjects.remove(account.identity, account.size - size)
+        account.size = size
 
     def _purge(self, now: float) -> None:
         if now - self._purged_at < _PURGE_EVERY_S:
             return
         self._purged_at = now
         for reporter, account in list(self._accounts.items()):
-            account.purge(now)
-            if not account.calls and not account.lease_ends and account.bucket.full(now):
+            self._purge_account(account, now)
+            if not account.calls and not account.held and account.bucket.full(now):
                 del self._accounts[reporter]
+                self._reporters.remove(account.identity)
+
+
+def _growth(account: _Account, wanted: dict[bytes, tuple[float, int]]) -> int:
+    """Return by how much an account grows with what is wanted."""
+    return sum(max(0, size - account.held.get(key, (0.0, 0))[1]) for key, (_, size) in wanted.items())

@@ -5,17 +5,17 @@ that; gRPC tells nothing of the process behind it), `spiffe://...` and `dns:NAME
 
 In a rule's pattern `*` stands for any text within one part: it does not cross `/` in a SPIFFE ID nor `.` in a DNS
 name, so that `spiffe://example.org/ns/*/proxy` does not let `ns/red/sa/evil/proxy` in. `**` crosses both. What a peer
-may report on is the union of all rules that match one of its names. Without any rule for `unix`, peers on the socket
-may report on anything; everybody else needs a rule.
+may report on is the union of all rules that match one of its names; the first name that a rule matches is its identity.
+Without any rule for `unix`, peers on the socket may report on anything; everybody else needs a rule.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from lbguard.core.addr import Ip, Prefix, format_ip, parse_prefix
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject
+from lbguard.peer_names import check_pattern, compile_pattern, is_printable, plain_host
 
 UNIX_PEER = "unix"
 _KINDS = ("spiffe://", "dns:")
@@ -77,6 +77,7 @@ def parse_rule(value: object) -> PeerRule:
 def _rule(peer: str, subnets: Sequence[str]) -> PeerRule:
     if peer != UNIX_PEER and not any(peer.startswith(kind) and len(peer) > len(kind) for kind in _KINDS):
         raise ValueError(f"{peer!r} is no peer: unix, spiffe://TRUST-DOMAIN/PATH or dns:NAME")
+    check_pattern(peer)
     prefixes = []
     for subnet in subnets:
         try:
@@ -112,22 +113,32 @@ class Policy:
     def __init__(self, rules: Sequence[PeerRule]) -> None:
         if not any(rule.peer == UNIX_PEER for rule in rules):
             rules = (*rules, PeerRule(UNIX_PEER, _EVERYTHING))
-        self._rules = [(_pattern(rule.peer), rule.subnets) for rule in rules]
+        self._rules = [(compile_pattern(*_comparable(rule.peer)), rule.subnets) for rule in rules]
 
     def subnets_of(self, names: Sequence[str]) -> Subnets:
-        """Return what a peer with these names may report on.
+        """Return what a peer with these names may report on; see `admit`."""
+        return self.admit(names)[1]
+
+    def admit(self, names: Sequence[str]) -> tuple[str, Subnets]:
+        """Return the identity of a peer with these names, and what it may report on.
 
         Raises:
             Denied: the peer has no name, or no rule is for it.
         """
+        names = [name for name in names if is_printable(name)]
         if not names:
             raise Denied(DenyReason.NO_IDENTITY, "the certificate names nobody: it needs a SPIFFE ID or a DNS name")
-        matching = [
-            subnets for pattern, subnets in self._rules if any(pattern.fullmatch(name) is not None for name in names)
-        ]
-        if not any(matching):
+        identity = ""
+        prefixes: list[Prefix] = []
+        for name in names:
+            text, _ = _comparable(name)
+            found = [subnets for pattern, subnets in self._rules if pattern.fullmatch(text) is not None]
+            if any(found):
+                identity = identity or text
+                prefixes += (prefix for subnets in found for prefix in subnets)
+        if not identity:
             raise Denied(DenyReason.PEER_NOT_ALLOWED, f"no rule of verdicts.policy lets {names[0]} report on anything")
-        return Subnets(prefix for subnets in matching for prefix in subnets)
+        return identity, Subnets(prefixes)
 
 
 def check_subject(subject: Subject, subnets: Subnets, where: str) -> None:
@@ -155,10 +166,19 @@ def addresses(subject: Subject) -> tuple[Ip, ...]:
             return (subject.ip,)
 
 
-def _pattern(peer: str) -> re.Pattern[str]:
-    part = "[^.]*" if peer.startswith("dns:") else "[^/]*"
-    pieces = re.split(r"(\*\*?)", peer)
-    return re.compile(
-        "".join({"*": part, "**": ".*"}.get(piece, re.escape(piece)) for piece in pieces),
-        re.IGNORECASE if peer.startswith("dns:") else 0,
-    )
+def reporter_of(identity: str, name: str, host: str) -> str:
+    """Return what a reporter is called: its identity, and what tells it from others with the same one.
+
+    No identity holds `#` or `@`, so that no name makes one identity's reporter look like another's.
+    """
+    return f"{identity}#{name}" if name else f"{identity}@{host}" if host else identity
+
+
+def identity_of(reporter: str) -> str:
+    """Return the identity of a reporter."""
+    return reporter.partition("#")[0].partition("@")[0]
+
+
+def _comparable(peer: str) -> tuple[str, str]:
+    """Return a name, or a pattern of names, as it is compared, and what sets its parts apart."""
+    return (plain_host(peer), ".") if peer.startswith("dns:") else (peer, "/")

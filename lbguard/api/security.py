@@ -17,6 +17,7 @@ from typing import Protocol
 import grpc
 
 from lbguard.log import fields
+from lbguard.peer_names import names_in_certificate
 from lbguard.start_error import StartError
 
 _log = logging.getLogger("lbguard.verdicts")
@@ -147,8 +148,10 @@ def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
 def names_of(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
     """Return the names that a verified client certificate carries: its SPIFFE ID first, then `dns:NAME`.
 
-    gRPC fills `peer_spiffe_id` only for a certificate with exactly one URI, as the X.509-SVID standard demands.
+    They are read from the certificate itself: gRPC's own list of them (`peer_dns`, `peer_spiffe_id`) ends each name at
+    its first zero byte, so that `proxy.example.org<NUL>.evil.net` would pass for a proxy.
     """
-    names = [name.decode(errors="replace") for name in auth_context.get("peer_spiffe_id", ())]
-    names += [f"dns:{name.decode(errors='replace')}" for name in auth_context.get("peer_dns", ())]
-    return tuple(names)
+    for pem in auth_context.get("x509_pem_cert", ()):
+        spiffe_ids, hosts = names_in_certificate(pem)
+        return (*spiffe_ids, *(f"dns:{host}" for host in hosts))
+    return ()

@@ -8,12 +8,13 @@ from typing import Protocol
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from lbguard.api.calls import CallRooms
 from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.api.policy import UNIX_PEER
 from lbguard.api.unix_socket import ServedSocket, SocketError
-from lbguard.api.unreadable import RefuseUnreadable
-from lbguard.api.verdict_server import VerdictIntake, unix_names
+from lbguard.api.verdict_server import SERVICE, VerdictIntake, unix_names
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
@@ -25,7 +26,7 @@ SOCKET_MODE = 0o660
 LIVENESS, READINESS = "Liveness", "Readiness"
 
 _REQUEST_BYTES_MAX = 64 * 1024
-_CALLS_AT_ONCE = 64
+_CALLS_PER_CONNECTION = 100
 _NAMES_SHOWN = 5
 _TEXT_SHOWN = 100
 _DIGITS_MAX = 10
@@ -229,10 +230,11 @@ class ApiServer:
         verdicts = self._verdicts
         server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", verdicts.message_bytes_read if verdicts else _REQUEST_BYTES_MAX)
+                ("grpc.max_receive_message_length", verdicts.message_bytes_read if verdicts else _REQUEST_BYTES_MAX),
+                ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
             ],
-            interceptors=[RefuseUnreadable()],
-            maximum_concurrent_rpcs=_CALLS_AT_ONCE + (verdicts.calls_at_once if verdicts else 0),
+            # No number of calls for all together: health has to answer whatever else is asked.
+            interceptors=[CallRooms(lambda _context: UNIX_PEER, except_for=SERVICE)],
         )
         if verdicts is not None:
             server.add_generic_rpc_handlers((verdicts.handlers(unix_names),))

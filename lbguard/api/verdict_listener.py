@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from lbguard.api.calls import CallRooms
 from lbguard.api.security import CertificateFiles, CredentialsError, server_credentials
 from lbguard.api.server import LIVENESS, READINESS, ApiError
-from lbguard.api.verdict_server import SERVICE, VerdictIntake, certificate_names
+from lbguard.api.verdict_server import SERVICE, VerdictIntake, certificate_names, peer_of
 from lbguard.api.workload_api import WorkloadApi
 from lbguard.log import fields
 from lbguard.settings.listen import ListenAddress
@@ -126,7 +127,8 @@ class VerdictListener:
 
     async def _serve(self) -> None:
         credentials = server_credentials(self._certificates)
-        server = grpc.aio.server(options=self._channel_options(), maximum_concurrent_rpcs=self._intake.calls_at_once)
+        # No number of calls for all together: who may not report would take it up, and whoever may found none left.
+        server = grpc.aio.server(options=self._channel_options(), interceptors=[CallRooms(peer_of, except_for=SERVICE)])
         server.add_generic_rpc_handlers((self._intake.handlers(certificate_names),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._options.reflection:

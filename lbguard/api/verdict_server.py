@@ -1,9 +1,10 @@
 """VerdictService: takes reports, and answers each once it is decided what they are worth.
 
-One path for every request: size and rate (before any work is put into it), then its fields, then the policy, then the
-state it would take up, and only then the core. A request is taken whole or refused whole. Within a stream one request
-is under way at a time, so a reporter that does not read its answers is no longer read either, and what waits for it is
-what HTTP/2 lets it send: nothing grows here.
+The policy is asked before a call is given any place, and before anything of it is read. Then there is one path for
+every request: size and rate (before any work is put into it), then its fields, then the policy on its addresses, then
+the state it would take up, and only then the core. A request is taken whole or refused whole. Within a stream one
+request is under way at a time, so a reporter that does not read its answers is no longer read either, and what waits
+for it is what HTTP/2 lets it send: nothing grows here.
 """
 
 import asyncio
@@ -19,11 +20,13 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import DecodeError
 
+from lbguard.api.calls import RequestMissing, Requests
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.limits import Accounts, Limit, LimitExceeded, VerdictLimits
-from lbguard.api.policy import UNIX_PEER, Denied, Policy, Subnets, check_subject
+from lbguard.api.policy import UNIX_PEER, Denied, Policy, Subnets, check_subject, reporter_of
 from lbguard.api.security import names_of
-from lbguard.api.verdict_convert import InvalidField, verdict_from_proto
+from lbguard.api.verdict_convert import LEASE_S_MAX, InvalidField, verdict_from_proto
+from lbguard.core.effects import VerdictAnswered
 from lbguard.core.model import Verdict
 
 SERVICE = "lbguard.v1.VerdictService"
@@ -33,12 +36,17 @@ REPORTER_KEY = "lbguard-reporter"
 
 REPLACED = "replaced by a newer stream of the same reporter"
 
-Submit = Callable[[str, Verdict], Awaitable[str]]
-"""Hands a verdict of a reporter to the core; resolves to the reason why it was ignored, or ''. May be cancelled."""
+IDLE_MAX_S = 2 * LEASE_S_MAX
+"""A stream that is silent for so long has no verdict left that counts; it gives its place back."""
+
+IDLE = f"nothing was reported for {IDLE_MAX_S:g} s"
+
+
+Submit = Callable[[str, Verdict], Awaitable[VerdictAnswered]]
+"""Hands a verdict of a reporter to the core; resolves to what became of it. May be cancelled."""
 
 _REPORTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _VERDICTS_A_TURN = 32
-_CALLS_EXTRA = 64
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Request = TypeVar("_Request", pb.ReportRequest, pb.ReportOnceRequest)
@@ -57,6 +65,7 @@ class VerdictCounters:
 
 
 class _Peer(NamedTuple):
+    identity: str
     reporter: str
     subnets: Subnets
 
@@ -64,7 +73,8 @@ class _Peer(NamedTuple):
 @dataclass(slots=True, eq=False)
 class _Stream:
     replaced: "asyncio.Future[None]"
-    answers: "asyncio.Future[list[str]] | None" = None
+    heard_at: float
+    answers: "asyncio.Future[list[VerdictAnswered]] | None" = None
 
     def give_up(self) -> None:
         """Wait no longer for what the core makes of the request under way."""
@@ -87,6 +97,7 @@ class VerdictIntake:
         policy: who may speak of what.
         limits: how much.
         clock: seconds, monotonic.
+        idle_max_s: a stream that is silent for so long is ended.
     """
 
     def __init__(
@@ -95,11 +106,13 @@ class VerdictIntake:
         policy: Policy,
         limits: VerdictLimits,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        idle_max_s: float = IDLE_MAX_S,
     ) -> None:
+        self.idle_max_s = idle_max_s
         self.counters = VerdictCounters()
         # What gRPC itself refuses has no name of ours; so it takes a little more, which is then refused unread.
         self.message_bytes_read = 2 * limits.message_bytes_max
-        self.calls_at_once = _CALLS_EXTRA + limits.calls_max * limits.reporters_max
         self._message_bytes_max = limits.message_bytes_max
         self._submit = submit
         self._policy = policy
@@ -135,7 +148,8 @@ class VerdictIntake:
                 "Report": grpc.stream_stream_rpc_method_handler(
                     service.report, self._reader(pb.ReportRequest), pb.ReportResponse.SerializeToString
                 ),
-                "ReportOnce": grpc.unary_unary_rpc_method_handler(
+                # For a peer it is a call of one request; served so, the policy is asked before that is read.
+                "ReportOnce": grpc.stream_unary_rpc_method_handler(
                     service.report_once, self._reader(pb.ReportOnceRequest), pb.ReportOnceResponse.SerializeToString
                 ),
             },
@@ -147,29 +161,26 @@ class VerdictIntake:
         Raises:
             Denied, InvalidField: it may not, or calls itself by something that is no name.
         """
-        subnets = self._policy.subnets_of(names)
+        identity, subnets = self._policy.admit(names)
         metadata = dict(context.invocation_metadata() or ())
         name = metadata.get(REPORTER_KEY, "")
-        if name:
-            if not isinstance(name, str) or _REPORTER_NAME.fullmatch(name) is None:
-                raise InvalidField(f"metadata {REPORTER_KEY}", name, f"a match of {_REPORTER_NAME.pattern}")
-            return _Peer(f"{names[0]}#{name}", subnets)
+        if name and (not isinstance(name, str) or _REPORTER_NAME.fullmatch(name) is None):
+            raise InvalidField(f"metadata {REPORTER_KEY}", name, f"a match of {_REPORTER_NAME.pattern}")
         # Many proxies share one identity, so without a name the address tells them apart.
-        host = _host(context.peer())
-        return _Peer(f"{names[0]}@{host}" if host else names[0], subnets)
+        return _Peer(identity, reporter_of(identity, name, _host(context.peer())), subnets)
 
     @contextlib.contextmanager
-    def call(self, reporter: str) -> Iterator[None]:
+    def call(self, peer: _Peer) -> Iterator[None]:
         """Count a call of a reporter while it lasts.
 
         Raises:
             LimitExceeded: too many reporters, or too many calls of this one.
         """
-        self._accounts.enter(reporter, self._clock())
+        self._accounts.enter(peer.identity, peer.reporter, self._clock())
         try:
             yield
         finally:
-            self._accounts.leave(reporter)
+            self._accounts.leave(peer.reporter)
 
     @contextlib.contextmanager
     def stream(self, reporter: str) -> Iterator[_Stream]:
@@ -178,12 +189,16 @@ class VerdictIntake:
         if old is not None and not old.replaced.done():
             old.replaced.set_result(None)
             self.counters.replaced += 1
-        stream = self._streams[reporter] = _Stream(asyncio.get_running_loop().create_future())
+        stream = self._streams[reporter] = _Stream(asyncio.get_running_loop().create_future(), self._clock())
         try:
             yield stream
         finally:
             if self._streams[reporter] is stream:
                 del self._streams[reporter]
+
+    def idle_for_s(self, stream: _Stream) -> float:
+        """Return for how long a stream has been silent."""
+        return self._clock() - stream.heard_at
 
     async def take(
         self, peer: _Peer, request: "_Request | _Unread", stream: _Stream | None = None
@@ -193,6 +208,8 @@ class VerdictIntake:
         Raises:
             InvalidField, Denied, LimitExceeded: nothing of it was taken.
         """
+        if stream is not None:
+            stream.heard_at = self._clock()
         if isinstance(request, _Unread):
             self._accounts.charge(peer.reporter, 1, self._clock())
             raise request.refusal
@@ -212,10 +229,13 @@ class VerdictIntake:
         answers = asyncio.gather(*(self._submit(peer.reporter, verdict) for verdict in verdicts))
         if stream is not None:
             stream.answers = answers
-        reasons = await answers
-        ignored = [pb.IgnoredVerdict(index=index, reason=reason) for index, reason in enumerate(reasons) if reason]
-        self.counters.ignored.update(reason for reason in reasons if reason)
-        return len(reasons) - len(ignored), ignored
+        ignored = [
+            pb.IgnoredVerdict(index=index, reason=answer.reason, generation=answer.generation)
+            for index, answer in enumerate(await answers)
+            if answer.reason
+        ]
+        self.counters.ignored.update(item.reason for item in ignored)
+        return len(verdicts) - len(ignored), ignored
 
     async def refuse(self, context: _Context, refusal: Exception, place: str = "") -> None:
         """Count a refusal and end the call with it; always raises."""
@@ -254,6 +274,7 @@ class _VerdictService:
     def __init__(self, intake: VerdictIntake, names: Callable[[_Context], tuple[str, ...]]) -> None:
         self._intake = intake
         self._names = names
+        self._requests = Requests()
 
     async def report(self, requests: AsyncIterator[Any], context: _Context) -> None:
         """Serve a stream.
@@ -264,19 +285,18 @@ class _VerdictService:
         place = ""
         try:
             peer = self._intake.admit(self._names(context), context)
-            with self._intake.call(peer.reporter):
+            with self._intake.call(peer):
                 # Sent together with the first answer, the metadata would stand in the way of a status meanwhile.
                 await context.send_initial_metadata(())
                 with self._intake.stream(peer.reporter) as stream:
                     work = asyncio.create_task(self._answer_all(peer, stream, context))
                     try:
-                        ends: set[asyncio.Future[Any]] = {work, stream.replaced}
-                        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                        await self._until_over(work, stream)
                     finally:
                         stream.give_up()
                 if not work.done():
                     try:
-                        await context.abort(grpc.StatusCode.ABORTED, REPLACED)
+                        await context.abort(grpc.StatusCode.ABORTED, REPLACED if stream.replaced.done() else IDLE)
                     finally:
                         await asyncio.wait({work})
                 refused = work.result()
@@ -285,6 +305,14 @@ class _VerdictService:
                     raise refusal
         except (InvalidField, Denied, LimitExceeded) as refusal:
             await self._intake.refuse(context, refusal, place)
+
+    async def _until_over(self, work: "asyncio.Task[Any]", stream: _Stream) -> None:
+        """Wait until a stream has ended, is replaced, or has been silent for too long."""
+        ends: set[asyncio.Future[Any]] = {work, stream.replaced}
+        while (left_s := self._intake.idle_max_s - self._intake.idle_for_s(stream)) > 0:
+            done, _ = await asyncio.wait(ends, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return
 
     async def _answer_all(self, peer: _Peer, stream: _Stream, context: _Context) -> tuple[str, Exception] | None:
         """Answer requests until the stream ends; returns why it is refused, and where, if it is."""
@@ -302,12 +330,15 @@ class _VerdictService:
             pass  # The stream was given up while the core was thinking.
         return None
 
-    async def report_once(self, request: Any, context: _Context) -> pb.ReportOnceResponse:
+    async def report_once(self, requests: Any, context: _Context) -> pb.ReportOnceResponse:
         """Serve one batch."""
         try:
             peer = self._intake.admit(self._names(context), context)
-            with self._intake.call(peer.reporter):
+            with self._intake.call(peer):
+                request = await self._requests.read(context)
                 accepted, ignored = await self._intake.take(peer, request)
+        except RequestMissing as missing:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(missing))
         except (InvalidField, Denied, LimitExceeded) as refusal:
             await self._intake.refuse(context, refusal)
         return pb.ReportOnceResponse(accepted=accepted, ignored=ignored)
@@ -321,6 +352,12 @@ def unix_names(context: _Context) -> tuple[str, ...]:
 def certificate_names(context: _Context) -> tuple[str, ...]:
     """Return the names in the certificate of a peer."""
     return names_of(context.auth_context())
+
+
+def peer_of(context: _Context) -> str:
+    """Return a word for the peer of a call over TCP: the first name in its certificate, or else its address."""
+    names = certificate_names(context)
+    return names[0] if names else _host(context.peer())
 
 
 def _host(peer: str) -> str:

@@ -57,14 +57,31 @@ class VerdictSettings(BaseModel):
     max_per_request: int = number(256, "verdicts", "The most verdicts in one request.", low=1, high=10_000)
     rate: int = number(2000, "verdicts/s", "What one reporter may send in the long run.", low=1, high=1_000_000)
     burst: int = number(10_000, "verdicts", "What one reporter may send at once.", low=1, high=1_000_000)
-    max_reporters: int = number(256, "reporters", "The most reporters; each has one stream.", low=1, high=10_000)
+    max_reporters: int = number(
+        320,
+        "reporters",
+        "The most reporters; each has one stream. Those of one identity get at most four fifths of what others leave.",
+        low=1,
+        high=10_000,
+    )
     max_calls: int = number(
         8, "calls", "The most calls of one reporter at once, replaced streams that linger included.", low=2, high=1000
     )
     max_subjects: int = number(
-        20_000, "subjects", "The most subjects on which one reporter has running verdicts.", low=1, high=1_000_000
+        20_000,
+        "subjects",
+        "The most subjects on which one reporter has running verdicts, or had them two seconds ago. A connection counts"
+        " as one for every four of its addresses.",
+        low=1,
+        high=1_000_000,
     )
-    max_subjects_total: int = number(50_000, "subjects", "The same for all reporters together.", low=1, high=1_000_000)
+    max_subjects_total: int = number(
+        50_000,
+        "subjects",
+        "The same for all reporters together; those of one identity get at most four fifths of what others leave.",
+        low=1,
+        high=1_000_000,
+    )
 
     @property
     def limits(self) -> VerdictLimits:

@@ -250,7 +250,8 @@ def _verdicts(path: PathStatus, now: float) -> str:
         return "-"
     counting = sum(verdict.weight == "counts" for verdict in path.verdicts)
     newest = max(verdict.at for verdict in path.verdicts)
-    return f"{path.verdict} ({counting} of {len(path.verdicts)} count), {age(now - newest)} ago"
+    more = f", {path.verdicts_left_out} not shown" if path.verdicts_left_out else ""
+    return f"{path.verdict} ({counting} of {len(path.verdicts)} count{more}), {age(now - newest)} ago"
 
 
 def _show_links(console: TextConsole, status: GuardStatus) -> None:

@@ -46,13 +46,15 @@ class EvidenceConfig:
     """How verdicts are weighed.
 
     A reporter's DOWN counts when `confirm_k` of its last `confirm_n` verdicts on the subject say so. A neighbour that
-    answered, or packets that arrived, less than `veto_window_s` ago veto it. `opinions_max` bounds the memory.
+    answered, or packets that arrived, less than `veto_window_s` ago veto it. `opinions_max` bounds the memory,
+    and `remembered_max` that of the order in which opinions that are over had come.
     """
 
     confirm_k: int = 1
     confirm_n: int = 3
     veto_window_s: float = 2.5
     opinions_max: int = 10_000
+    remembered_max: int = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

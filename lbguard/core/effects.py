@@ -152,10 +152,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictAnswered:
-    """A verdict was taken (empty reason) or changed nothing, for a named reason."""
+    """A verdict was taken (empty reason) or changed nothing, for a named reason.
+
+    `generation`: when it came too late, the one up to which its reporter was heard of its subject.
+    """
 
     ticket: int
     reason: str = ""
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

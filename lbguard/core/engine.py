@@ -268,14 +268,12 @@ class Engine:
             self.view.changes.ips |= dict.fromkeys(self.paths.weighing.down_through(event.ifindex))
 
     def _verdict_reported(self, event: ev.VerdictReported, now: float) -> Effect:
-        # A lease that has ended by now counts for nothing, even if nobody has looked since.
-        self.view.changes.ips |= self.paths.weighing.expire(now)
-        reason, ips, outdated = self.paths.weighing.take(event, now)
-        if reason:
-            self._ignored[f"verdict_{reason}"] += 1
+        taken, ips, outdated = self.paths.weighing.take(event, now)
+        if taken.reason:
+            self._ignored[f"verdict_{taken.reason}"] += 1
         self.paths.neighbors.outdated(outdated)
         self.view.changes.ips |= ips
-        return VerdictAnswered(ticket=event.ticket, reason=reason)
+        return VerdictAnswered(ticket=event.ticket, reason=taken.reason, generation=taken.generation)
 
     def _neighbors_outdated(self, event: ev.NeighborsOutdated, now: float) -> None:
         entries = self.paths.neighbors.entries_of(event.ips, event.new_mac)

@@ -29,7 +29,8 @@ class VerdictStatus:
 class PathStatus:
     """One path: a target's IP, its condition (`ok` or a named reason), the owning link and the neighbour entry.
 
-    `verdict` is what all reporters come to, in a word (empty: no opinion).
+    `verdict` is what all reporters come to, in a word (empty: no opinion). Of the live opinions `verdicts_left_out` are
+    not among `verdicts`.
     """
 
     ip: str
@@ -40,6 +41,7 @@ class PathStatus:
     mac: str
     verdict: str = ""
     verdicts: tuple[VerdictStatus, ...] = ()
+    verdicts_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lbguard.core.addr import Ip, format_ip, format_mac
-from lbguard.core.evidence import Opinion
+from lbguard.core.evidence import Opinion, Source
 from lbguard.core.link import Link
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetState, TargetSubject, VerdictState
 from lbguard.core.state import Path, Stream, Target
@@ -13,6 +13,9 @@ from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatu
 
 if TYPE_CHECKING:
     from lbguard.core.engine import Engine
+
+SHOWN = 8
+"""So many opinions on each end of a path are shown: thousands may speak of one address."""
 
 
 def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardStatus:
@@ -67,6 +70,7 @@ def _path(engine: Engine, ip: Ip, path: Path) -> PathStatus:
     if link is not None and link.key != path.link:
         link = None
     neighbor = link.neighbors.get(ip) if link else None
+    found, left_out = _opinions(engine, ip, path)
     return PathStatus(
         ip=format_ip(ip),
         condition=path.condition.value,
@@ -75,19 +79,27 @@ def _path(engine: Engine, ip: Ip, path: Path) -> PathStatus:
         neighbor=neighbor.state.name.lower() if neighbor else "",
         mac=format_mac(neighbor.mac) if neighbor and neighbor.mac else "",
         verdict=path.verdict,
-        verdicts=_verdicts(engine, ip, path),
+        verdicts=_verdicts(engine, found, path),
+        verdicts_left_out=left_out,
     )
 
 
-def _verdicts(engine: Engine, ip: Ip, path: Path) -> tuple[VerdictStatus, ...]:
+def _opinions(engine: Engine, ip: Ip, path: Path) -> tuple[dict[Source, Opinion], int]:
+    """Return the opinions on both ends of a path that are shown, and how many are not."""
     opinions = engine.paths.weighing.opinions
-    found = {**opinions.of(path.lb_ip), **opinions.of(ip)}
+    of_link, of_target = opinions.of(path.lb_ip, SHOWN), opinions.of(ip, SHOWN)
+    count = opinions.count(path.lb_ip) + opinions.count(ip)
+    return {**of_link, **of_target}, count - len(of_link) - len(of_target)
+
+
+def _verdicts(engine: Engine, found: dict[Source, Opinion], path: Path) -> tuple[VerdictStatus, ...]:
+    opinions = engine.paths.weighing.opinions
     return tuple(
         VerdictStatus(
             reporter=source.reporter,
             subject=_subject(source.subject),
             state=opinion.verdict.state,
-            weight=_weight(opinions.weight(source, opinion), opinion, path),
+            weight=_weight(opinions.weight(opinion), opinion, path),
             at=opinion.received_at,
             expires_at=opinion.received_at + opinion.verdict.lease_s,
         )

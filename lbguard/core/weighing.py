@@ -9,7 +9,7 @@ from lbguard.core.addr import Ip
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import VerdictReported
-from lbguard.core.evidence import Opinions
+from lbguard.core.evidence import Opinions, Taken
 from lbguard.core.link import Link
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetKey, TargetSubject, VerdictState
 from lbguard.core.netview import NetView
@@ -31,15 +31,15 @@ class Weighing:
         self._view = view
         self.down: dict[Ip, None] = {}
 
-    def take(self, event: VerdictReported, now: float) -> tuple[str, dict[Ip, None], list[tuple[int, Ip]]]:
+    def take(self, event: VerdictReported, now: float) -> tuple[Taken, dict[Ip, None], list[tuple[int, Ip]]]:
         """Take a verdict.
 
-        Returns the reason if it was dropped, the target addresses that it concerns, and the neighbour entries that its
-        new link-layer address proves outdated.
+        Returns what became of it, the target addresses of which something else is held now, and the neighbour entries
+        that its new link-layer address proves outdated.
         """
         taken = self.opinions.take(event, now)
         outdated = self._outdated(event.verdict.subject, taken.new_mac) if taken.new_mac else []
-        return taken.reason, self._concerned(taken.addresses), outdated
+        return taken, self._concerned(taken.addresses), outdated
 
     def expire(self, now: float) -> dict[Ip, None]:
         """Forget what nobody renewed; returns the target addresses that are concerned."""

@@ -3,12 +3,16 @@
 import ipaddress
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
 
 HEALING_STATES = frozenset({pb.DOWN, pb.RESELECT_REQUESTED})
 """The states in which the mesh repairs a connection."""
+
+
+_ADDRESSES_READ = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +47,27 @@ def connection_id(key: str, message: pb.Connection) -> str:
     return (segments[0].id if segments else "") or key
 
 
-def ips_of(texts: Sequence[str]) -> Iterator[Ip]:
-    """Yield the usable addresses of a list such as `172.16.0.1/32`; a mesh element may write anything."""
-    for text in texts:
+class Address(NamedTuple):
+    """An address and the length of its prefix, bits."""
+
+    ip: Ip
+    length: int
+
+
+def addresses_of(texts: Sequence[str]) -> Iterator[Address]:
+    """Yield the usable ones of the first 64 of a list such as `172.16.0.1/32`; a mesh element may write anything."""
+    for text in texts[:_ADDRESSES_READ]:
         try:
-            address = ipaddress.ip_interface(text).ip
+            interface = ipaddress.ip_interface(text)
         except ValueError:
             continue
-        if not (address.is_multicast or address.is_unspecified):
-            yield address.packed
+        if not (interface.ip.is_multicast or interface.ip.is_unspecified):
+            yield Address(interface.ip.packed, interface.network.prefixlen)
+
+
+def ips_of(texts: Sequence[str]) -> Iterator[Ip]:
+    """Yield the same without the lengths."""
+    return (address.ip for address in addresses_of(texts))
 
 
 def mac_of(text: str) -> bytes:

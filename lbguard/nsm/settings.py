@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from lbguard.probe.addresses import DIAL_EXAMPLES, parse_dial_address
 from lbguard.probe.settings import LEASE_MAX_S
-from lbguard.settings.fields import GROUP, Duration, OptionalPath, Patterns, checked, seconds
+from lbguard.settings.fields import GROUP, Duration, OptionalPath, Patterns, PeerPattern, checked, seconds
 
 DialAddress = Annotated[str, checked(parse_dial_address)]
 
@@ -47,7 +47,7 @@ class NsmEventSettings(BaseModel):
     tls_ca: OptionalPath = Field(
         default=None, description="Authorities of the manager's certificate (PEM); followed on change."
     )
-    tls_server_name: str = Field(
+    tls_server_name: PeerPattern = Field(
         default="",
         description="Name in the manager's certificate, or a pattern such as spiffe://example.org/*; empty: the host.",
     )

@@ -109,7 +109,7 @@ def _nsm_source(nsm: NsmSettings, max_connections: int, view: KernelView, emit: 
     dialer: Dialer = PlainDialer()
     if nsm.tls_cert is not None and nsm.tls_key is not None and nsm.tls_ca is not None:
         dialer = TlsDialer(CertificateFiles(nsm.tls_cert, nsm.tls_key, nsm.tls_ca), nsm.tls_server_name)
-    nsm_view = NsmView(scope, is_local=view.has, link_of=view.link_of)
+    nsm_view = NsmView(scope, is_local=view.has, link_of=view.link_of, lengths_of=view.lengths_of)
     return NsmSource(parse_dial_address(nsm.address), dialer, scope, nsm_view, emit, backoff_max_s=nsm.backoff_max)
 
 

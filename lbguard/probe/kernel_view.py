@@ -91,6 +91,10 @@ class KernelView:
         """Tell whether any link has an address."""
         return ip in self._by_ip
 
+    def lengths_of(self, ip: Ip) -> list[int]:
+        """Return the lengths of the prefixes with which links have an address."""
+        return [address.prefix_length for address in self._by_ip.get(ip, {}).values()]
+
     def link_named(self, name: str) -> LinkSeen | None:
         """Return the link of a name."""
         return next((link for link in self.links.values() if link.name == name), None)

@@ -47,7 +47,8 @@ class Monitor:
         clock: seconds, monotonic.
         open_socket: opens the socket of a family; a family that the kernel does not have gets none.
         first_generation: verdicts carry generations above this. The default, the time of day in milliseconds, makes
-            those of a monitor that was started again newer than those it gave before.
+            those of a monitor that was started again newer than those it gave before, unless the clock was set back;
+            then whoever reports them raises them.
         seed: of the jitter.
 
     Raises:
@@ -69,7 +70,7 @@ class Monitor:
         self._by_rounds = settings.detector is Detector.ROUNDS
         self._emit = emit
         self._clock = clock
-        self._generation = time.time_ns() // 1_000_000 if first_generation is None else first_generation
+        self._generation = max(0, time.time_ns() // 1_000_000) if first_generation is None else first_generation
         self._exchange = Exchange(open_socket, self.counters, clock)
         self._watches: dict[str, Watch] = {}
         self._tick_s = tick_s(settings.round_s / settings.pings)

@@ -6,17 +6,19 @@ whose id is the one that every hop knows: it becomes the connection's id here. O
 our end counts, as it does for the mesh's own clients; its end is the end of the connection.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
-from lbguard.nsm.scope import HEALING_STATES, ConnectionScope, connection_id, ips_of
-from lbguard.probe.connection import Connection
-from lbguard.probe.source import ConnectionList, SubjectKind, connections_of
+from lbguard.nsm.scope import HEALING_STATES, Address, ConnectionScope, addresses_of, connection_id
+from lbguard.probe.connection import Connection, Pair
+from lbguard.probe.datapath import on_link_pairs, told_pairs
+from lbguard.probe.source import ConnectionList, SubjectKind, connections_between
 
 _SHOWN = 40
+_PASSAGES_PER_CONNECTION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +36,25 @@ class NsmView:
 
     Args:
         scope: what counts.
-        is_local: tells whether an address is ours now; a connection counts from the moment that one of its addresses
-            was. A manager tells of every pod of its node.
+        is_local: tells whether an address is ours now; a connection counts from the moment that one from which it is
+            tested was. A manager tells of every pod of its node, and several may have the same VIP.
         link_of: returns the link that has an address, preferring the one of a name; empty: none.
+        lengths_of: returns the lengths of the prefixes with which links have an address.
     """
 
-    def __init__(self, scope: NsmScope, *, is_local: Callable[[Ip], bool], link_of: Callable[[Ip, str], str]) -> None:
+    def __init__(
+        self,
+        scope: NsmScope,
+        *,
+        is_local: Callable[[Ip], bool],
+        link_of: Callable[[Ip, str], str],
+        lengths_of: Callable[[Ip], Iterable[int]] = lambda _: (),
+    ) -> None:
         self._scope = scope
         self._is_local = is_local
         self._link_of = link_of
+        self._lengths_of = lengths_of
+        self._passages_refused = 0
         self._passages: dict[str, pb.Connection] = {}
         self._ours: set[str] = set()
 
@@ -50,6 +62,7 @@ class NsmView:
         """Take over what the manager tells."""
         if event.type == pb.INITIAL_STATE_TRANSFER:
             before, self._passages = self._passages, {}
+            self._passages_refused = 0
             for key, message in event.connections.items():
                 self._update(message.id or key, message, before)
         elif event.type == pb.UPDATE:
@@ -69,29 +82,40 @@ class NsmView:
             if len(found) >= self._scope.max_connections:
                 left_out.append(f"more than {self._scope.max_connections} connections")
                 break
-            addresses = message.context.ip_context
-            source, destination = list(ips_of(addresses.src_ip_addrs)), list(ips_of(addresses.dst_ip_addrs))
-            local, remote = (source, destination) if self._scope.role == "client" else (destination, source)
-            if id not in self._ours and not any(map(self._is_local, local)):
+            local, pairs = self._datapath(message)
+            ours = {pair.source for pair in pairs} or {address.ip for address in local}
+            if id not in self._ours and not any(map(self._is_local, ours)):
                 left_out.append(f"{id[:_SHOWN]}: its addresses are not ours")
                 continue
             self._ours.add(id)
-            made = self._made(id, message, local, remote)
-            found += made
-            if not made:
-                left_out.append(f"{id[:_SHOWN]}: no address family has usable addresses at both ends")
+            found += self._made(id, message, pairs)
+            if not pairs:
+                left_out.append(f"{id[:_SHOWN]}: no address of ours has one of the other end in its subnet")
+        if self._passages_refused:
+            left_out.append(f"{self._passages_refused} passages more than can be remembered")
         return ConnectionList(connections=tuple(found), left_out=tuple(left_out))
 
-    def _made(
-        self, id: str, message: pb.Connection, local: Sequence[Ip], remote: Sequence[Ip]
-    ) -> tuple[Connection, ...]:
+    def _datapath(self, message: pb.Connection) -> tuple[Sequence[Address], list[Pair]]:
+        """Return the addresses of our end, and the pairs of addresses between which a connection is tested."""
+        context, from_source = message.context, self._scope.role == "client"
+        source = list(addresses_of(context.ip_context.src_ip_addrs))
+        destination = list(addresses_of(context.ip_context.dst_ip_addrs))
+        local, remote = (source, destination) if from_source else (destination, source)
+        listed = {address.ip for address in local}
+        told = told_pairs(
+            context.extra_context, from_source=from_source, current=lambda ip: ip in listed or self._is_local(ip)
+        )
+        families = {len(pair.source) for pair in told}
+        seen = on_link_pairs(local, remote, self._lengths_of)
+        return local, told + [pair for pair in seen if len(pair.source) not in families]
+
+    def _made(self, id: str, message: pb.Connection, pairs: Sequence[Pair]) -> tuple[Connection, ...]:
         named = message.mechanism.parameters.get("name", "")
-        links = (self._link_of(ip, named) for ip in local)
-        return connections_of(
+        links = (self._link_of(pair.source, named) for pair in pairs)
+        return connections_between(
             id=id,
             kind=self._scope.subject,
-            local=local,
-            remote=remote,
+            pairs=pairs,
             ifname=next((name for name in links if name), ""),
             healing_s=self._scope.heal_s if message.state in HEALING_STATES else 0.0,
         )
@@ -107,7 +131,12 @@ class NsmView:
             kept = pb.Connection()
             kept.CopyFrom(message)
             kept.context.ip_context.CopyFrom(known.context.ip_context)
+            if not kept.context.extra_context:
+                kept.context.extra_context.update(known.context.extra_context)
             message = kept
+        if id not in self._passages and len(self._passages) >= _PASSAGES_PER_CONNECTION * self._scope.max_connections:
+            self._passages_refused += 1
+            return
         self._passages[id] = message
 
     def _delete(self, id: str) -> None:

@@ -6,7 +6,9 @@ everything is said again, because the other side may have been restarted. A verd
 ends, for as long as the monitor confirms it: one that it said nothing about for a whole lease is left to run out.
 
 Sequence numbers are given when a verdict is sent: a renewal is a new statement, and the numbers of one subject grow in
-the order of sending.
+the order of sending. Generations are the monitor's, raised as far as needed: it begins them with the time of day, so
+after a restart with a clock that was set back they are lower than what the load balancer remembers. Its answer says up
+to which it has heard, and the lane says the same once more above that.
 """
 
 import asyncio
@@ -50,6 +52,9 @@ LOOK_INTERVAL_S = 1.0
 REPORTER_KEY = "lbguard-reporter"
 """Metadata with the reporter's name, which tells proxies with one identity apart."""
 
+GENERATION_MAX = 2**64 - 1
+
+_OUT_OF_ORDER = frozenset({"late", "repeated", "ended"})
 _REFUSALS = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED})
 
 
@@ -119,6 +124,7 @@ class Lane:
         self._wake = asyncio.Event()
         self._backoff = Backoff(settings.backoff_max_s)
         self._sequence = 0
+        self._raised_by = 0
         self._reason = ""
 
     def tell(self, verdict: Verdict) -> None:
@@ -209,7 +215,8 @@ class Lane:
         request = pb.ReportRequest(ticket=ticket)
         for verdict in batch:
             self._sequence += 1
-            request.verdicts.append(verdict_message(verdict, self._sequence, self._lease_s(verdict)))
+            said = replace(verdict, generation=self._generation(verdict))
+            request.verdicts.append(verdict_message(said, self._sequence, self._lease_s(verdict)))
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             try:
                 await call.write(request)
@@ -266,8 +273,13 @@ class Lane:
         if self._reason and (batch or not self._latest):
             _log.info("reporting again", extra=fields(to=str(endpoint)))
             self._reason = ""
+        again = self._raise_generations(endpoint, batch, answer)
         for verdict in batch:
             subject = verdict.subject
+            if subject in again:
+                if subject not in self._news:
+                    self._repeats[subject] = None
+                continue
             if verdict.state is VerdictState.ENDED and self._latest.get(subject) is verdict:
                 self._drop(subject)
                 continue
@@ -281,6 +293,24 @@ class Lane:
         for ignored in answer.ignored:
             about = subject_name(batch[ignored.index].subject) if ignored.index < len(batch) else "?"
             _log.info("verdict ignored", extra=fields(to=str(endpoint), about=about, reason=ignored.reason))
+
+    def _generation(self, verdict: Verdict) -> int:
+        return min(GENERATION_MAX, verdict.generation + self._raised_by)
+
+    def _raise_generations(self, endpoint: Endpoint, batch: list[Verdict], answer: pb.ReportResponse) -> set[Subject]:
+        """Go on above what the load balancer has heard; returns what has to be said once more."""
+        raised_by, again = self._raised_by, set()
+        for ignored in answer.ignored:
+            if ignored.reason not in _OUT_OF_ORDER or ignored.index >= len(batch):
+                continue
+            verdict = batch[ignored.index]
+            if self._generation(verdict) <= ignored.generation < GENERATION_MAX and verdict.subject in self._latest:
+                raised_by = max(raised_by, ignored.generation + 1 - verdict.generation)
+                again.add(verdict.subject)
+        if raised_by != self._raised_by:
+            self._raised_by = raised_by
+            _log.info("newer generations were heard already; going on above them", extra=fields(to=str(endpoint)))
+        return again
 
     async def _wait_for_work(self) -> None:
         """Return when there is something to send, or it is time to look at the certificates.

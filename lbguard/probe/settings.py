@@ -16,6 +16,7 @@ from lbguard.settings.fields import (
     OptionalDuration,
     OptionalPath,
     Patterns,
+    PeerPattern,
     checked,
     group,
     number,
@@ -93,7 +94,7 @@ class NsmSettings(BaseModel):
     tls_cert: OptionalPath = _path("Our certificate (PEM, with intermediates), for TLS over TCP; followed on change.")
     tls_key: OptionalPath = _path("Key of probe.nsm.tls_cert (PEM); followed on change.")
     tls_ca: OptionalPath = _path("Authorities of the manager's certificate (PEM); followed on change.")
-    tls_server_name: str = Field(
+    tls_server_name: PeerPattern = Field(
         default="",
         description="Name in the manager's certificate, or a pattern such as spiffe://example.org/*; empty: the host.",
     )
@@ -185,7 +186,7 @@ class ProbeSettings(BaseModel):
         "Key of probe.tls_cert (PEM). When the files change, streams are made anew with them."
     )
     tls_ca: OptionalPath = _path("Authorities of the load balancers' certificates (PEM).")
-    tls_server_name: str = Field(
+    tls_server_name: PeerPattern = Field(
         default="",
         description="Name in the load balancers' certificates, or a pattern such as spiffe://example.org/*; empty: the"
         " host.",

@@ -70,7 +70,22 @@ def connections_of(
         mac: see Connection.
         healing_s: see Connection.
     """
-    pairs = pairs_of(local, remote)
+    return connections_between(
+        id=id, kind=kind, pairs=pairs_of(local, remote), ifname=ifname, mac=mac, healing_s=healing_s
+    )
+
+
+def connections_between(
+    *,
+    id: str,
+    kind: SubjectKind,
+    pairs: Sequence[Pair],
+    ifname: str = "",
+    mac: bytes = b"",
+    healing_s: float = 0.0,
+) -> tuple[Connection, ...]:
+    """Return the connections that consist of these pairs of addresses; none without any. See `connections_of`."""
+    pairs = tuple(dict.fromkeys(pairs))
     if not pairs:
         return ()
     if kind == "connection":

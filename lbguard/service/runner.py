@@ -36,6 +36,7 @@ from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, Nei
 
 _BATCH = 4096
 _VERDICTS_PER_ROUND = 256
+VERDICTS_WAITING_MAX = 8_192
 _TOLD_PER_ROUND = 64
 _UNTOLD_ROUNDS = 16
 _NEWS_WAIT_S = 1.0
@@ -85,7 +86,7 @@ class Runner:
         caught_up: Callable[[], bool] = lambda: True,
         answer: Callable[[VerdictAnswered], None] = lambda answer: None,
         inbox_limit: int = 65_536,
-        verdicts_limit: int = 8_192,
+        verdicts_limit: int = VERDICTS_WAITING_MAX,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine

@@ -4,9 +4,12 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
+from lbguard.api.limits import Shares
+from lbguard.api.policy import identity_of
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported
 from lbguard.core.model import Verdict
+from lbguard.service.runner import VERDICTS_WAITING_MAX
 
 OVERLOADED = "overloaded"
 """The reason given when too many verdicts wait already; the reporter may send the same again."""
@@ -16,26 +19,38 @@ IGNORED_REASONS = ("late", "repeated", "ended", "state_full", OVERLOADED)
 
 
 class VerdictDesk:
-    """Hands verdicts to the runner and waits for what the core makes of each. `post` is the runner's inbox."""
+    """Hands verdicts to the runner and waits for what the core makes of each.
 
-    def __init__(self, post: Callable[[VerdictReported], bool]) -> None:
+    Args:
+        post: the runner's inbox.
+        waiting_max: how many may wait there; each identity has its share of it.
+    """
+
+    def __init__(self, post: Callable[[VerdictReported], bool], waiting_max: int = VERDICTS_WAITING_MAX) -> None:
         self._post = post
         self._tickets = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[str]] = {}
+        # A verdict whose answer nobody waits for any more takes up its place until the core has had it.
+        self._waiting: dict[int, tuple[str, asyncio.Future[VerdictAnswered]]] = {}
+        self._shares = Shares(waiting_max)
 
-    def submit(self, reporter: str, verdict: Verdict) -> asyncio.Future[str]:
-        """Hand a verdict in; resolves to the reason why it was ignored, or to an empty text. May be cancelled."""
-        ticket = next(self._tickets)
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        if self._post(VerdictReported(reporter=reporter, verdict=verdict, ticket=ticket)):
-            self._waiting[ticket] = answer
-            answer.add_done_callback(lambda _: self._waiting.pop(ticket, None))
+    def submit(self, reporter: str, verdict: Verdict) -> asyncio.Future[VerdictAnswered]:
+        """Hand a verdict in; resolves to what the core makes of it. May be cancelled."""
+        ticket, identity = next(self._tickets), identity_of(reporter)
+        answer: asyncio.Future[VerdictAnswered] = asyncio.get_running_loop().create_future()
+        event = VerdictReported(reporter=reporter, verdict=verdict, ticket=ticket)
+        if self._shares.allows(identity) and self._post(event):
+            self._shares.add(identity)
+            self._waiting[ticket] = (identity, answer)
         else:
-            answer.set_result(OVERLOADED)
+            answer.set_result(VerdictAnswered(ticket=ticket, reason=OVERLOADED))
         return answer
 
     def answered(self, effect: VerdictAnswered) -> None:
         """Take the core's answer; nobody may wait for it any more."""
-        answer = self._waiting.get(effect.ticket)
-        if answer is not None and not answer.done():
-            answer.set_result(effect.reason)
+        waiting = self._waiting.pop(effect.ticket, None)
+        if waiting is None:
+            return
+        identity, answer = waiting
+        self._shares.remove(identity)
+        if not answer.done():
+            answer.set_result(effect)

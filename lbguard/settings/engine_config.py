@@ -28,6 +28,7 @@ def engine_config(settings: Settings) -> EngineConfig:
             confirm_n=settings.evidence.verdict_memory,
             veto_window_s=settings.evidence.veto_window,
             opinions_max=settings.verdicts.max_subjects_total,
+            remembered_max=settings.verdicts.max_subjects_total,
         ),
         observe=settings.mode == "observe",
         manages_paths=settings.mode != "companion",

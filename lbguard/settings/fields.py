@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from lbguard.peer_names import check_pattern
 from lbguard.settings.durations import parse_duration
 from lbguard.settings.listen import parse_listen
 
@@ -46,6 +47,7 @@ OptionalPath = Annotated[Path | None, BeforeValidator(none_if_empty)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(split)]
 Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValidator(split)]
 Listen = Annotated[str, checked(parse_listen)]
+PeerPattern = Annotated[str, checked(check_pattern)]
 
 
 def group() -> Any:

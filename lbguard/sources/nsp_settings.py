@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lbguard.probe.addresses import parse_dial_address
-from lbguard.settings.fields import GROUP, Duration, OptionalPath, checked, number, ratio, seconds
+from lbguard.settings.fields import GROUP, Duration, OptionalPath, PeerPattern, checked, number, ratio, seconds
 from lbguard.sources.nsp_offsets import DEFAULT_START
 
 ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"
@@ -43,7 +43,7 @@ class NspSettings(BaseModel):
         description="Address of a SPIFFE Workload API that gives certificate and authorities, instead of files.",
         json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},
     )
-    tls_server_name: str = Field(
+    tls_server_name: PeerPattern = Field(
         default="",
         description=(
             "Name in the registry's certificate, or a pattern such as spiffe://example.org/*; empty: with files the"

@@ -16,7 +16,7 @@ ROWS = {
     "commit": {"ms"},
     "loss": {"packets"},
     "storm": {"events/s", ""},
-    "verdicts": {"ms", "verdicts/s"},
+    "verdicts": {"ms", "verdicts/s", "MiB"},
     "probing": {"% of a core", "", "s"},
     "idle": {"% of a core", "MiB"},
     "growth": {"us", "ms"},

@@ -3,6 +3,9 @@
 The clock starts right before the reporter writes to its stream (or the netlink request is sent), and stops at the time
 stamp of the decision, on the same monotonic clock: the start of the round in which it was taken. The time until a
 watcher of decisions has read it, over the same socket, is told beside it.
+
+At last what a peer can make lbguard carry: very many opinions on the one address that all targets are behind, and very
+many subjects that have ended.
 """
 
 import asyncio
@@ -26,7 +29,7 @@ from lbguard.core.addr import format_ip
 from lbguard.lab.netns import Namespace
 from tests.bench.results import Row, Say, Scale
 from tests.bench.service import Service
-from tests.bench.world import LinkSwitch, pair, target_ips, targets_yaml
+from tests.bench.world import OUR_IP4, LinkSwitch, pair, target_ips, targets_yaml
 
 NAME = "verdicts"
 _LATENCY_AIM_MS = 2.0
@@ -35,10 +38,17 @@ _FLOOD_PACE_PER_S = 11_000  # a little more, so that the pace is not what falls 
 _REPORTERS = 100
 _LIMIT_S = 60.0
 _LEASE_S = 300.0
+_LEASE_ENDED_S = 0.01
+_PER_REQUEST = 200
 _HOUR = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h", "LBGUARD_EVIDENCE__VETO_WINDOW": "0"}
 _PAUSE_S = 0.2
 
 _SIZES = {Scale.FULL: (100, 200, 20), Scale.QUICK: (100, 100, 8), Scale.SMOKE: (4, 6, 2)}
+_CARRIED = {Scale.FULL: (20_000, 100_000), Scale.QUICK: (20_000, 100_000), Scale.SMOKE: (500, 500)}
+_OPINIONS_RATIO_AIM = 2.0
+_ENDED_AIM_MIB = 60.0
+_NAMES = 10
+_SETTLE_S = 3.0
 
 
 @dataclass(slots=True)
@@ -71,6 +81,15 @@ def run(scale: Scale, say: Say, directory: Path) -> Iterator[Row]:
             cpu_s, began = service.cpu_s(), time.monotonic()
             flooded = asyncio.run(_cut(socket, built.lb, targets, cuts))
             cpu_percent = 100 * (service.cpu_s() - cpu_s) / (time.monotonic() - began)
+        opinions, ended = _CARRIED[scale]
+        say(f"{ended} subjects that ended, with 32 addresses each")
+        before_mib = service.resident_mib()
+        asyncio.run(_say(socket, ended, pb.VERDICT_STATE_ENDED, _LEASE_ENDED_S, 16))
+        time.sleep(_SETTLE_S)
+        ended_mib = service.resident_mib() - before_mib
+        say(f"link down under {opinions} opinions on the link's address")
+        asyncio.run(_say(socket, opinions, pb.VERDICT_STATE_UP, _LEASE_S, 1))
+        carried = asyncio.run(_cut(socket, built.lb, targets, cuts))
     yield _row("verdict (both families DOWN, or UP) to decision", told, aim=_LATENCY_AIM_MS)
     yield _row(f"link down to hold, {targets} targets, no verdicts", calm)
     yield _row(
@@ -87,6 +106,21 @@ def run(scale: Scale, say: Say, directory: Path) -> Iterator[Row]:
         aim=None if scale is Scale.SMOKE else _FLOOD_AIM_PER_S,
         at_least=True,
         details={"ignored": flood["ignored"], "service_cpu_percent": cpu_percent},
+    )
+    calm_ms = _row("", calm).measured
+    yield _row(
+        f"link down to hold, {targets} targets, {opinions} opinions on its address",
+        carried,
+        reference=calm_ms,
+        reference_what="without any",
+        aim=None if scale is Scale.SMOKE else _OPINIONS_RATIO_AIM * calm_ms,
+    )
+    yield Row(
+        benchmark=NAME,
+        what=f"memory after {ended} ended verdicts",
+        unit="MiB",
+        measured=round(max(0.0, ended_mib), 1),
+        aim=None if scale is Scale.SMOKE else _ENDED_AIM_MIB,
     )
 
 
@@ -180,6 +214,43 @@ async def _cut(socket: Path, lb: Namespace, targets: int, count: int) -> _Latenc
                 await watcher.until("recover", targets)
                 await asyncio.sleep(_PAUSE_S)
     return latency
+
+
+async def _say(socket: Path, count: int, state: "pb.VerdictState.ValueType", lease_s: float, addresses: int) -> None:
+    """Speak once of so many connections, in the name of several reporters; the link's address is among theirs."""
+    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        stub: pb_grpc.VerdictServiceAsyncStub = pb_grpc.VerdictServiceStub(channel)
+        for first in range(0, count, _PER_REQUEST):
+            verdicts = [
+                pb.Verdict(
+                    subject=pb.Subject(connection=_connection(number, addresses)),
+                    state=state,
+                    generation=1,
+                    sequence=1,
+                    lease_s=lease_s,
+                )
+                for number in range(first, min(count, first + _PER_REQUEST))
+            ]
+            name = f"carried-{state}-{first // _PER_REQUEST % _NAMES}"
+            while not await _accepted(stub, verdicts, name):  # noqa: ASYNC110 (a limit tells nothing by itself)
+                await asyncio.sleep(0.05)
+
+
+def _connection(number: int, addresses: int) -> pb.ConnectionSubject:
+    far = [f"172.17.{number % 250}.{place + 1}" for place in range(addresses)]
+    return pb.ConnectionSubject(id=f"{number}-" + "x" * 240, lb_ips=[OUR_IP4, *far[1:]], peer_ips=far[1:])
+
+
+async def _accepted(stub: "pb_grpc.VerdictServiceAsyncStub", verdicts: list[pb.Verdict], name: str) -> bool:
+    """Report a batch; tell whether there was room for it."""
+    metadata = ((REPORTER_KEY, name),)
+    try:
+        await stub.ReportOnce(pb.ReportOnceRequest(verdicts=verdicts), metadata=metadata, timeout=_LIMIT_S)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return False
+        raise
+    return True
 
 
 @contextmanager

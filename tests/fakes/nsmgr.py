@@ -1,7 +1,7 @@
 """A small working model of a network service manager's monitor service, with one-shot faults by name."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -28,11 +28,13 @@ def connection(
     index: int = 0,
     interface: str = "",
     state: "pb.State.ValueType" = pb.UP,
+    extra: Mapping[str, str] | None = None,
 ) -> pb.Connection:
     """Return a connection as a manager tells of it; `path` holds (name, id) of each segment."""
     message = pb.Connection(id=id, network_service=service, state=state)
     message.context.ip_context.src_ip_addrs.extend(src)
     message.context.ip_context.dst_ip_addrs.extend(dst)
+    message.context.extra_context.update(extra or {})
     message.path.index = index
     for name, segment_id in path or (("proxy-a", id),):
         message.path.path_segments.add(name=name, id=segment_id)

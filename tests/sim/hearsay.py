@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from lbguard.core.addr import Ip
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.events import VerdictReported
+from lbguard.core.evidence import REMEMBERED_S
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject, Verdict, VerdictState
 
 UP, DEGRADED, DOWN, HEALING, ENDED = VerdictState
 _NEVER = float("-inf")
+_UNHEARD = (-1, -1.0)
 
 
 @dataclass(slots=True)
@@ -95,9 +97,23 @@ class Hearsay:
 
 
 def _in_order(reports: list[tuple[float, Verdict]]) -> Iterator[tuple[float, Verdict]]:
-    """Go through the reports that came in their order: nothing late, nothing twice, nothing after its end."""
-    last: tuple[int, float] = (-1, -1.0)
+    """Go through the reports that came in their order: nothing late, nothing twice, nothing after its end.
+
+    The order begins anew when the lease of what was said last, or of what it ended, is over for long enough.
+    """
+    last: tuple[int, float] = _UNHEARD
+    lease_end, forgotten_at = _NEVER, _NEVER
     for at, verdict in reports:
-        if (verdict.generation, verdict.sequence) > last:
-            last = (verdict.generation, float("inf") if verdict.state is ENDED else verdict.sequence)
-            yield at, verdict
+        if at >= forgotten_at:
+            last, forgotten_at = _UNHEARD, _NEVER
+        if (verdict.generation, verdict.sequence) <= last:
+            continue
+        last = (verdict.generation, float("inf") if verdict.state is ENDED else verdict.sequence)
+        mine = at + verdict.lease_s
+        if verdict.state is not ENDED:
+            lease_end, forgotten_at = mine, mine + REMEMBERED_S
+        elif at < lease_end:
+            lease_end, forgotten_at = _NEVER, max(mine, lease_end) + REMEMBERED_S
+        else:
+            lease_end, forgotten_at = _NEVER, max(mine + REMEMBERED_S, forgotten_at)
+        yield at, verdict

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbguard.api.security import CredentialsError, Material
-from lbguard.tls_tunnel import TlsTunnel, certificate_names, name_matches
+from lbguard.tls_tunnel import TlsTunnel, certificate_names
 from tests.unit.api.certificates import Authority, Issued
 
 NSP = "spiffe://example.org/ns/default/pod/nsp-0"
@@ -179,22 +179,3 @@ async def test_another_process_gets_nothing(authority: Authority, hand: Hand, tm
         out, error = await process.communicate()
         assert out.strip() == b"0" or b"ConnectionResetError" in error or b"BrokenPipeError" in error
     assert seen == []
-
-
-@pytest.mark.parametrize(
-    ("names", "pattern", "matches"),
-    [
-        ((NSP,), "", True),
-        ((), "", True),
-        ((NSP,), "spiffe://example.org/*", True),
-        ((NSP,), "spiffe://example.com/*", False),
-        (("nsp-service", NSP), "nsp-service", True),
-        (("*.trench.svc",), "nsp.trench.svc", True),
-        (("*.trench.svc",), "nsp.other.svc", False),
-        (("*.trench.svc",), "a.nsp.trench.svc", False),
-        (("127.0.0.1",), "127.0.0.1", True),
-        ((), "nsp-service", False),
-    ],
-)
-def test_names(names: tuple[str, ...], pattern: str, matches: bool) -> None:
-    assert name_matches(names, pattern) is matches

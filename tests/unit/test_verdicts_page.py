@@ -7,8 +7,8 @@ import yaml
 
 from lbguard.api.policy import Policy
 from lbguard.api.verdict_settings import VerdictSettings
+from lbguard.core import evidence
 from lbguard.core.addr import parse_ip
-from lbguard.core.evidence import Opinions
 from lbguard.lab.scenarios import ALL, Do
 from lbguard.probe.settings import ProbeSettings
 from lbguard.service.verdict_desk import OVERLOADED
@@ -35,7 +35,7 @@ def test_the_rule_for_the_environment_says_the_same_as_the_mapping() -> None:
 
 
 def test_every_reason_that_the_core_gives_is_explained() -> None:
-    source = re.findall(r'"(late|repeated|ended|state_full)"', inspect.getsource(Opinions))
+    source = re.findall(r'"(late|repeated|ended|state_full)"', inspect.getsource(evidence))
     assert {*source, OVERLOADED} == set(re.findall(r"(?m)^\| `([a-z_]+)` \| [a-z]", _section("What a verdict says")))
 
 

@@ -4,6 +4,7 @@ import asyncio
 from ipaddress import ip_address
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
+from lbguard.core.effects import VerdictAnswered
 from lbguard.core.model import Subject, TargetSubject, Verdict
 
 
@@ -14,25 +15,26 @@ class Core:
         self.taken: list[tuple[str, Verdict]] = []
         self.reasons: dict[Subject, str] = {}
         self.held = False
-        self._waiting: list[tuple[asyncio.Future[str], str]] = []
+        self._waiting: list[tuple[asyncio.Future[VerdictAnswered], VerdictAnswered]] = []
 
-    def submit(self, reporter: str, verdict: Verdict) -> "asyncio.Future[str]":
+    def submit(self, reporter: str, verdict: Verdict) -> "asyncio.Future[VerdictAnswered]":
         """Take a verdict."""
         self.taken.append((reporter, verdict))
         answer = asyncio.get_running_loop().create_future()
         reason = self.reasons.get(verdict.subject, "")
+        answered = VerdictAnswered(ticket=0, reason=reason, generation=77 if reason else 0)
         if self.held:
-            self._waiting.append((answer, reason))
+            self._waiting.append((answer, answered))
         else:
-            answer.set_result(reason)
+            answer.set_result(answered)
         return answer
 
     def release(self) -> None:
         """Answer what waits, the last first, and what comes from now on."""
         self.held = False
-        for answer, reason in reversed(self._waiting):
+        for answer, answered in reversed(self._waiting):
             if not answer.done():
-                answer.set_result(reason)
+                answer.set_result(answered)
         self._waiting.clear()
 
     @property

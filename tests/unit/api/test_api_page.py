@@ -64,7 +64,13 @@ def test_the_errors_are_those_of_grpc() -> None:
     }
     assert errors == {
         "GuardService.ExplainTarget": ["NOT_FOUND", "INVALID_ARGUMENT"],
-        "VerdictService": ["INVALID_ARGUMENT", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "ABORTED"],
+        "VerdictService": [
+            "INVALID_ARGUMENT",
+            "PERMISSION_DENIED",
+            "RESOURCE_EXHAUSTED",
+            "ABORTED",
+            "DEADLINE_EXCEEDED",
+        ],
     }
     assert {name for names in errors.values() for name in names} <= {code.name for code in StatusCode}
 

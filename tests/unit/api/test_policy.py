@@ -2,9 +2,21 @@ from ipaddress import ip_address
 
 import pytest
 
-from lbguard.api.policy import Denied, DenyReason, PeerRule, Policy, Subnets, addresses, check_subject, parse_rule
+from lbguard.api.policy import (
+    Denied,
+    DenyReason,
+    PeerRule,
+    Policy,
+    Subnets,
+    addresses,
+    check_subject,
+    identity_of,
+    parse_rule,
+    reporter_of,
+)
 from lbguard.core.addr import Ip, parse_prefix
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject
+from lbguard.peer_names import is_host_name, is_spiffe_id
 
 
 def ip(text: str) -> Ip:
@@ -45,6 +57,9 @@ def test_a_rule_is_text_or_a_mapping(value: object) -> None:
         ("dns:=10.0.0.0/8", "no peer"),
         ("unix=10.0.0.1/8", "'10.0.0.1/8' is no subnet.*host bits"),
         ("unix=everything", "'everything' is no subnet"),
+        ("dns:a\0.test=10.0.0.0/8", "printable ASCII"),
+        ("spiffe://example.org/a\nb=10.0.0.0/8", "printable ASCII"),
+        ("spiffe://example.org/a b=10.0.0.0/8", "printable ASCII"),
         ({"peer": "unix"}, "no mapping of `peer`"),
         ({"peer": "unix", "subnets": "10.0.0.0/8"}, "no mapping"),
         ({"peer": 7, "subnets": []}, "no mapping"),
@@ -89,6 +104,9 @@ def test_peers_on_tcp_need_a_rule_and_a_name() -> None:
         ("dns:*.proxy.svc", "dns:a.red.proxy.svc", False),
         ("dns:**.proxy.svc", "dns:a.red.proxy.svc", True),
         ("dns:PROXY", "dns:proxy", True),
+        ("dns:proxy.test", "dns:Proxy.test.", True),
+        ("dns:proxy.test.", "dns:proxy.test", True),
+        ("dns:*.proxies.test", "dns:a.proxies.test.evil.test", False),
         ("dns:*", "spiffe://example.org", False),
         ("unix", "dns:unix", False),
     ],
@@ -99,6 +117,31 @@ def test_a_star_stays_within_its_part(pattern: str, name: str, matches: bool) ->
         assert ip("10.0.0.1") in policy(*rules).subnets_of((name,))
     else:
         assert reason_of(rules, name) is DenyReason.PEER_NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    "name", ["spiffe://example.org/a\n", "spiffe://example.org/\0", "dns:a\n", "dns:a b", "dns:\N{KELVIN SIGN}"]
+)
+def test_a_name_that_cannot_be_printed_is_none(name: str) -> None:
+    assert (
+        reason_of(("spiffe://**=10.0.0.0/8", "dns:**=10.0.0.0/8", "dns:k=10.0.0.0/8"), name) is DenyReason.NO_IDENTITY
+    )
+
+
+def test_a_peer_is_known_by_the_name_that_a_rule_matches() -> None:
+    rules = policy("dns:*.proxies.test=10.0.0.0/8")
+    assert rules.admit(("spiffe://example.org/other", "dns:A.proxies.test."))[0] == "dns:a.proxies.test"
+
+
+def test_no_name_makes_one_reporter_look_like_another_ones() -> None:
+    assert reporter_of("spiffe://example.org/a", "b", "10.0.0.1") == "spiffe://example.org/a#b"
+    assert reporter_of("dns:a", "", "10.0.0.1") == "dns:a@10.0.0.1"
+    assert reporter_of("unix", "", "") == "unix"
+    for identity in ("unix", "dns:a.test", "spiffe://example.org/a"):
+        for name, host in (("", ""), ("b", ""), ("", "::1")):
+            assert identity_of(reporter_of(identity, name, host)) == identity
+    assert not is_spiffe_id("spiffe://example.org/a#b")
+    assert not is_host_name("a@10.0.0.1")
 
 
 def test_rules_and_names_add_up() -> None:

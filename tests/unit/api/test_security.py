@@ -123,13 +123,15 @@ def test_credentials_are_made_from_what_is_there(files: Files, caplog: pytest.Lo
     assert not caplog.records
 
 
-def test_the_spiffe_id_comes_first() -> None:
+def test_names_come_from_the_certificate_whole_and_the_spiffe_id_first() -> None:
+    spiffe_id = "spiffe://example.org/proxy"
+    issued = Authority().issue(uris=(spiffe_id,), dns=("proxy.test", "a.proxies.test\0.evil.test", "b.test"))
     context = {
-        "peer_dns": [b"proxy.test", b"b.test"],
-        "peer_uri": [b"spiffe://example.org/proxy"],
-        "peer_spiffe_id": [b"spiffe://example.org/proxy"],
+        # What gRPC makes of the names: each ends at its first zero byte.
+        "peer_dns": [b"proxy.test", b"a.proxies.test", b"b.test"],
+        "peer_spiffe_id": [spiffe_id.encode()],
         "x509_common_name": [b"anything"],
+        "x509_pem_cert": [issued.chain],
     }
-    assert names_of(context) == ("spiffe://example.org/proxy", "dns:proxy.test", "dns:b.test")
-    assert names_of({"x509_common_name": [b"anything"], "peer_uri": [b"https://example.org"]}) == ()
-    assert names_of({"peer_dns": [b"\xff"]}) == ("dns:\N{REPLACEMENT CHARACTER}",)
+    assert names_of(context) == (spiffe_id, "dns:proxy.test", "dns:b.test")
+    assert names_of({"peer_dns": [b"proxy.test"], "x509_common_name": [b"anything"]}) == ()

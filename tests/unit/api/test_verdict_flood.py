@@ -79,14 +79,14 @@ class Desk:
         )
         self.posted: list[tuple[int, int]] = []
         self._tickets = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[str]] = {}
+        self._waiting: dict[int, asyncio.Future[VerdictAnswered]] = {}
         self._rounds_at_post = -1
 
-    def submit(self, reporter: str, verdict: Verdict) -> "asyncio.Future[str]":
+    def submit(self, reporter: str, verdict: Verdict) -> "asyncio.Future[VerdictAnswered]":
         ticket = next(self._tickets)
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[VerdictAnswered] = asyncio.get_running_loop().create_future()
         if not self.runner.post_verdict(VerdictReported(reporter=reporter, verdict=verdict, ticket=ticket)):
-            future.set_result("overloaded")
+            future.set_result(VerdictAnswered(ticket=ticket, reason="overloaded"))
             return future
         self._waiting[ticket] = future
         if len(self._waiting) >= BACKLOG and len(self.posted) < EVENTS and self._rounds_at_post != self.rounds:
@@ -98,7 +98,7 @@ class Desk:
     def answer(self, effect: VerdictAnswered) -> None:
         future = self._waiting.pop(effect.ticket)
         if not future.done():
-            future.set_result(effect.reason)
+            future.set_result(effect)
 
     @property
     def rounds(self) -> int:

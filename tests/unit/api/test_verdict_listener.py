@@ -31,7 +31,9 @@ PROXY = "spiffe://example.org/ns/red/proxy"
 class Served:
     """A listener on loopback, its certificates, and clients of it."""
 
-    def __init__(self, directory: Path, host: str, options: ListenerOptions, rules: tuple[str, ...]) -> None:
+    def __init__(
+        self, directory: Path, host: str, options: ListenerOptions, rules: tuple[str, ...], limits: VerdictLimits
+    ) -> None:
         self.directory = directory
         self.core = Core()
         self.authority = Authority()
@@ -39,7 +41,7 @@ class Served:
         ca = directory / "ca.crt"
         ca.write_bytes(self.authority.root)
         chain, key = self.authority.issue(dns=(SERVER_NAME,)).write(directory)
-        self.intake = VerdictIntake(self.core.submit, Policy([parse_rule(rule) for rule in rules]), VerdictLimits())
+        self.intake = VerdictIntake(self.core.submit, Policy([parse_rule(rule) for rule in rules]), limits)
         files = CertificateFiles(chain, key, ca)
         self.listener = VerdictListener(ListenAddress(host, 0), self.intake, files, options)
 
@@ -82,8 +84,9 @@ async def served(
     *rules: str,
     host: str = "127.0.0.1",
     options: ListenerOptions = ListenerOptions(),  # noqa: B008 (a frozen value)
+    limits: VerdictLimits = VerdictLimits(),  # noqa: B008 (a frozen value)
 ) -> AsyncIterator[Served]:
-    service = Served(directory, host, options, rules)
+    service = Served(directory, host, options, rules, limits)
     await service.listener.start()
     try:
         async with asyncio.timeout(LIMIT_S):
@@ -172,6 +175,9 @@ async def test_the_policy_decides_by_the_names_in_the_certificate(tmp_path: Path
             (issue(uris=(PROXY, "spiffe://example.org/other")), "the certificate names nobody"),
             (issue(uris=("spiffe://example.org/ns/blue/proxy",)), "lets spiffe://example.org/ns/blue/proxy report"),
             (issue(dns=("unix",)), "lets dns:unix report"),
+            # Cut at the zero byte, as gRPC has them, these would be names that rules are for.
+            (issue(dns=("a.proxy.test\0.evil.test",)), "the certificate names nobody"),
+            (issue(uris=(f"{PROXY}\0/x",)), "the certificate names nobody"),
         )
         for client, words in cases:
             code, text = await service.refusal(client, verdict())
@@ -180,7 +186,7 @@ async def test_the_policy_decides_by_the_names_in_the_certificate(tmp_path: Path
         code, text = await service.refusal(issue(dns=("a.proxy.test",)), verdict(3), verdict(4))
         assert code is grpc.StatusCode.PERMISSION_DENIED
         assert text.startswith("verdicts[1].subject")
-        assert service.intake.counters.denied == {"no_identity": 3, "peer_not_allowed": 2, "subnet_not_allowed": 1}
+        assert service.intake.counters.denied == {"no_identity": 5, "peer_not_allowed": 2, "subnet_not_allowed": 1}
         assert service.core.taken == []
 
 

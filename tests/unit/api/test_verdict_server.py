@@ -62,10 +62,16 @@ class Served:
 
 
 @asynccontextmanager
-async def served(path: Path, limits: VerdictLimits | None = None, rules: tuple[str, ...] = ()) -> AsyncIterator[Served]:
+async def served(
+    path: Path,
+    limits: VerdictLimits | None = None,
+    rules: tuple[str, ...] = (),
+    intake: VerdictIntake | None = None,
+) -> AsyncIterator[Served]:
     core = Core()
     view = View()
-    intake = VerdictIntake(core.submit, Policy([parse_rule(rule) for rule in rules]), limits or VerdictLimits())
+    policy = Policy([parse_rule(rule) for rule in rules])
+    intake = intake or VerdictIntake(core.submit, policy, limits or VerdictLimits())
     server = ApiServer(path, view, view.log, verdicts=intake)
     await server.start()
     try:
@@ -105,7 +111,7 @@ async def test_a_batch_reaches_the_core_and_is_answered_by_name(service: Served)
     service.core.reasons[subject(2)] = "late"
     response = await service.once(verdict(1), verdict(2), verdict(3))
     assert response.accepted == 2
-    assert [(item.index, item.reason) for item in response.ignored] == [(1, "late")]
+    assert [(item.index, item.reason, item.generation) for item in response.ignored] == [(1, "late", 77)]
     assert [item.subject for _, item in service.core.taken] == [subject(1), subject(2), subject(3)]
     assert service.core.taken[0][1].state is VerdictState.DOWN
     assert service.core.reporters == ["unix"] * 3
@@ -329,9 +335,9 @@ async def test_each_limit_is_named(tmp_path: Path) -> None:
         per_request_max=10,
         rate=0.001,
         burst=40,
-        reporters_max=2,
+        reporters_max=3,
         subjects_max=5,
-        subjects_total_max=8,
+        subjects_total_max=10,
     )
     async with served(tmp_path / "s", limits) as service:
 
@@ -349,8 +355,8 @@ async def test_each_limit_is_named(tmp_path: Path) -> None:
         await service.once(*map(verdict, range(1, 6)), name="a")
         assert (await limited(verdict(6))).startswith("verdicts.max_subjects: at most 5")
         await service.once(*map(verdict, range(1, 4)), name="b")
-        assert (await limited(verdict(4), name="b")).startswith("verdicts.max_subjects_total: at most 8")
-        assert (await limited(name="c")).startswith("verdicts.max_reporters: 2 reporters")
+        assert (await limited(verdict(4), name="b")).startswith("verdicts.max_subjects_total: at most 10")
+        assert (await limited(name="c")).startswith("verdicts.max_reporters: 2 of 3 reporters")
         for _ in range(3):
             await service.once(*map(verdict, [1] * 10), name="a")
         assert "verdicts.rate: 0.001 verdicts a second, 40 at once; try again" in await limited(*[verdict()] * 10)
@@ -412,7 +418,7 @@ async def test_a_long_request_lets_others_have_the_loop(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         peer = service.intake.admit(("unix",), context)
         before = turns
-        with service.intake.call(peer.reporter):
+        with service.intake.call(peer):
             request = pb.ReportOnceRequest(verdicts=[verdict(number) for number in range(1, 1921)])
             await service.intake.take(peer, request)
             reached.append(turns - before)

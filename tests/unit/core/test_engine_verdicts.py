@@ -226,7 +226,7 @@ def test_every_verdict_is_answered_with_its_ticket() -> None:
     reporter.say(UP, of_target(1), of_target(2))
     assert [answer.ticket for answer in guard.of(fx.VerdictAnswered)] == [1, 2]
     reporter.say(UP, of_target(1), sequence=1)
-    assert guard.of(fx.VerdictAnswered) == [fx.VerdictAnswered(ticket=3, reason="repeated")]
+    assert guard.of(fx.VerdictAnswered) == [fx.VerdictAnswered(ticket=3, reason="repeated", generation=1)]
 
 
 def test_the_state_is_bounded_and_says_so() -> None:

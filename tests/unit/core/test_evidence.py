@@ -1,11 +1,23 @@
 """Opinions: what is dropped and why, how long one counts, and what several reporters come to."""
 
+import gc
+import sys
+
 import pytest
 
 from lbguard.core.addr import Ip
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.events import VerdictReported
-from lbguard.core.evidence import NO_OPINION, Opinions, Source, Taken, addresses_of
+from lbguard.core.evidence import (
+    NO_OPINION,
+    REMEMBERED_S,
+    Fused,
+    Opinions,
+    Source,
+    Taken,
+    addresses_of,
+    subject_key,
+)
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject, Verdict, VerdictState
 from tests.unit.core.harness import ip
 
@@ -50,8 +62,7 @@ class Desk:
         return self.opinions.fused(address).state
 
     def weight(self, by: str = "a", of: Subject = SUBJECT) -> str:
-        source = Source(by, of)
-        return self.opinions.weight(source, self.opinions.of(addresses_of(of)[0])[source])
+        return self.opinions.weight(self.opinions.of(addresses_of(of)[0])[Source(by, of)])
 
 
 @pytest.mark.parametrize("state", [UP, DEGRADED, DOWN, HEALING])
@@ -277,6 +288,31 @@ def test_another_generation_repairs_nothing_of_the_one_before() -> None:
     assert desk.state() is HEALING
 
 
+def test_very_many_leases_that_end_at_once_end_in_turns() -> None:
+    desk = Desk()
+    for number in range(1000):
+        desk.say(DOWN, of=TargetSubject(ip=number.to_bytes(4)), lease=3.0)
+    turns = 0
+    while (due := desk.opinions.next()) is not None and due <= 103.0:
+        before = len(desk.opinions)
+        assert len(desk.opinions.expire(103.0)) == before - len(desk.opinions) <= 256
+        turns += 1
+    assert turns == 4
+    assert len(desk.opinions) == 0
+
+
+def test_an_opinion_whose_lease_has_ended_counts_for_nothing_although_nobody_has_looked_since() -> None:
+    desk = Desk(confirm_k=2)
+    desk.say(DOWN, generation=5, lease=1.0)
+    desk.now += 1.0
+    assert desk.say(DOWN, generation=4) == Taken("late", (TARGET,), generation=5)
+    assert desk.state() is None
+    desk.say(DOWN, generation=5)
+    assert desk.state() is DEGRADED
+    desk.now += 10.0 + REMEMBERED_S
+    assert desk.say(DOWN, generation=1).reason == ""
+
+
 # Subjects
 
 
@@ -325,15 +361,106 @@ def test_no_more_opinions_are_held_than_allowed_and_those_held_go_on() -> None:
 
 
 def test_what_is_remembered_of_the_past_is_bounded() -> None:
-    desk = Desk()
-    desk.say(ENDED, by="b", of=TargetSubject(ip=TARGET))
-    for number in range(20_100):
-        desk.say(ENDED, of=TargetSubject(ip=number.to_bytes(4)))
-    assert sum(len(past) for past in desk.opinions._past.values()) == 20_001
+    desk = Desk(remembered_max=100)
+    for number in range(300):
+        desk.say(ENDED, of=TargetSubject(ip=number.to_bytes(4)), lease=1.0 + number)
+    assert desk.opinions.remembered == 100
     assert len(desk.opinions) == 0
-    assert desk.say(DOWN, of=TargetSubject(ip=(20_099).to_bytes(4)), sequence=5).reason == "ended"
-    # What one says in masses makes nothing of another's forgotten.
-    assert desk.say(DOWN, by="b", of=TargetSubject(ip=TARGET), sequence=5).reason == "ended"
+    # What would be forgotten first by itself gives way.
+    assert desk.say(DOWN, of=TargetSubject(ip=(299).to_bytes(4)), sequence=5).reason == "ended"
+    assert desk.say(DOWN, of=TargetSubject(ip=(0).to_bytes(4)), sequence=5).reason == ""
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_is_remembered_ends_soon_after_the_lease(ended: bool) -> None:
+    desk = Desk()
+    desk.say(UP, generation=9, lease=5.0)
+    if ended:
+        desk.say(ENDED, generation=9, lease=0.01)
+    desk.now += 5.0 + REMEMBERED_S - 0.001
+    desk.opinions.expire(desk.now)
+    taken = desk.say(UP, generation=2)
+    assert (taken.reason, taken.generation) == ("ended" if ended else "late", 9)
+    desk.now += 0.001
+    desk.opinions.expire(desk.now)
+    assert desk.opinions.remembered == 0
+    assert desk.say(UP, generation=2).reason == ""
+    assert desk.state() is UP
+
+
+def test_what_is_remembered_of_a_connection_is_not_its_addresses() -> None:
+    desk = Desk()
+    many = tuple(number.to_bytes(16) for number in range(16))
+    before = sys.getallocatedblocks()
+    for number in range(1000):
+        subject = ConnectionSubject(id=f"{number}" + "x" * 240, lb_ips=many, peer_ips=many)
+        desk.say(ENDED, of=subject)
+    kept = gc.get_referents(*gc.get_referents(desk.opinions._past))
+    assert desk.opinions.remembered == 1000
+    assert sys.getallocatedblocks() - before < 20_000
+    assert not any(isinstance(item, ConnectionSubject | Verdict) for item in kept)
+    assert max(len(key) for _, key in desk.opinions._past) <= 33
+
+
+def test_no_two_subjects_are_taken_for_one() -> None:
+    subjects: list[Subject] = [
+        TargetSubject(ip=OURS),
+        TargetSubject(ip=OURS + bytes(12)),
+        LinkSubject(lb_ip=OURS, proxy_ip=PROXY),
+        LinkSubject(lb_ip=PROXY, proxy_ip=OURS),
+        ConnectionSubject(id="c"),
+        ConnectionSubject(id="d"),
+    ]
+    assert len({subject_key(subject) for subject in subjects}) == len(subjects)
+
+
+# Cost
+
+
+def test_what_a_thousand_hold_of_one_address_is_counted_as_it_comes() -> None:
+    desk = Desk()
+    connections = [ConnectionSubject(id=str(number), lb_ips=(TARGET,)) for number in range(1000)]
+    assert desk.say(DOWN, of=connections[0]).addresses == (TARGET,)
+    for connection in connections[1:]:
+        # Nothing else is held of the address, so no path has to be judged again.
+        assert desk.say(DOWN, of=connection).addresses == ()
+    assert desk.say(UP, by="b").addresses == (TARGET,)
+    assert desk.state() is DEGRADED
+    assert desk.weight(of=connections[5]) == "contradicted"
+    assert desk.opinions.count(TARGET) == 1001
+    assert len(desk.opinions.of(TARGET, 8)) == 8
+    assert desk.say(ENDED, by="b").addresses == (TARGET,)
+    assert desk.state() is DOWN
+    for number, connection in enumerate(connections):
+        desk.say(HEALING, of=connection, heal=5.0 + number % 7)
+    assert desk.opinions.fused(TARGET) == Fused(DOWN, 111.0)
+    for connection in connections:
+        desk.say(ENDED, of=connection)
+    assert desk.opinions.fused(TARGET) is NO_OPINION
+
+
+def test_asking_for_what_is_held_looks_at_no_opinion() -> None:
+    desk = Desk()
+
+    def calls_of_a_question() -> int:
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            desk.opinions.fused(TARGET)
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    desk.say(DOWN)
+    with_one = calls_of_a_question()
+    for number in range(500):
+        desk.say(HEALING, of=ConnectionSubject(id=str(number), lb_ips=(TARGET,)), heal=1.0)
+    assert calls_of_a_question() == with_one
 
 
 def test_nothing_is_left_of_opinions_that_are_gone() -> None:

@@ -1,7 +1,8 @@
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from lbguard.probe.channels import PlainDialer
 from lbguard.probe.connection import Connection, Pair
 from lbguard.probe.nsm import NsmSource
 from lbguard.probe.nsm_view import NsmScope, NsmView
-from lbguard.probe.source import ConnectionList, ConnectionsLost
+from lbguard.probe.source import ConnectionList, ConnectionsLost, SubjectKind
 from tests.fakes.nsmgr import GARBAGE, HUGE_CONNECTIONS, FakeNsmgr, connection
 from tests.unit.netlink.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip
@@ -28,8 +29,9 @@ def view_of(
     *,
     is_local: Callable[[bytes], bool] = lambda _: True,
     link_of: Callable[[bytes, str], str] = lambda _, name: name,
+    lengths_of: Callable[[bytes], Sequence[int]] = lambda _: (),
 ) -> NsmView:
-    return NsmView(scope or NsmScope(), is_local=is_local, link_of=link_of)
+    return NsmView(scope or NsmScope(), is_local=is_local, link_of=link_of, lengths_of=lengths_of)
 
 
 def event(kind: "pb.ConnectionEventType.ValueType", *connections: pb.Connection) -> pb.ConnectionEvent:
@@ -51,6 +53,123 @@ def test_a_client_pings_from_the_source_addresses_through_the_named_link() -> No
     assert isinstance(made.subject, ConnectionSubject)
     assert made.subject.lb_ips == (ip("172.16.0.1"), ip("fd00::1"))
     assert made.subject.peer_ips == (ip("172.16.0.2"), ip("fd00::2"))
+
+
+# A target's connection as Meridio's TAPA has it: its VIPs are among the source addresses.
+VIPS = ("20.0.0.1/32", "2000::1/128", "40.0.0.0/24")
+WITH_VIPS = (VIPS[0], *SRC, *VIPS[1:])
+
+
+@pytest.mark.parametrize("role", ["client", "endpoint"])
+@pytest.mark.parametrize("kind", ["connection", "link", "target", "self"])
+def test_no_ping_goes_from_or_to_a_vip(role: Literal["client", "endpoint"], kind: SubjectKind) -> None:
+    view = view_of(NsmScope(role=role, subject=kind))
+    view.apply(event(pb.UPDATE, connection("c1", src=WITH_VIPS, dst=DST)))
+    pairs = [pair for made in view.connections().connections for pair in made.pairs]
+    assert sorted(pairs) == sorted(BOTH if role == "client" else [Pair(pair[1], pair[0]) for pair in BOTH])
+    view.apply(event(pb.UPDATE, connection("c1", src=[*VIPS, SRC[0]], dst=DST)))
+    pairs = [pair for made in view.connections().connections for pair in made.pairs]
+    assert {frozenset(pair) for pair in pairs} == {frozenset(BOTH[0])}
+
+
+def test_a_vip_that_others_have_too_makes_no_connection_ours() -> None:
+    ours = {ip("20.0.0.1"), ip("172.16.0.3")}
+    view = view_of(is_local=ours.__contains__)
+    other = connection("other", src=WITH_VIPS, dst=DST)
+    view.apply(event(pb.UPDATE, other, connection("mine", src=["172.16.0.3/24", *VIPS], dst=DST)))
+    assert ids(view) == ["mine"]
+
+
+def test_each_subnet_is_tested_by_itself() -> None:
+    view = view_of()
+    src, dst = ["172.16.0.2/24", "172.17.0.2/24"], ["172.17.0.1/24", "172.16.0.1/24"]
+    view.apply(event(pb.UPDATE, connection("c1", src=src, dst=dst)))
+    (made,) = view.connections().connections
+    assert set(made.pairs) == {
+        Pair(ip("172.16.0.2"), ip("172.16.0.1")),
+        Pair(ip("172.17.0.2"), ip("172.17.0.1")),
+    }
+
+
+def test_the_kernel_knows_the_subnet_where_the_connection_does_not() -> None:
+    src, dst = ["20.0.0.1/32", "172.16.0.9/32"], ["172.16.0.1/32"]
+    view = view_of(lengths_of=lambda address: [24] if address == ip("172.16.0.9") else [32])
+    view.apply(event(pb.UPDATE, connection("c1", src=src, dst=dst)))
+    assert view.connections().connections[0].pairs == (Pair(ip("172.16.0.9"), ip("172.16.0.1")),)
+
+
+def test_from_point_to_point_the_nearest_address_of_ours_counts() -> None:
+    view = view_of()
+    src, dst = ["20.0.0.1/32", "10.244.7.3/32", "2000::1/128", "fd00::3/128"], ["10.244.7.2/32", "fd00::2/128"]
+    view.apply(event(pb.UPDATE, connection("c1", src=src, dst=dst)))
+    assert set(view.connections().connections[0].pairs) == {
+        Pair(ip("10.244.7.3"), ip("10.244.7.2")),
+        Pair(ip("fd00::3"), ip("fd00::2")),
+    }
+
+
+def test_a_connection_whose_far_end_is_in_no_subnet_is_left_out_and_named() -> None:
+    view = view_of()
+    view.apply(event(pb.UPDATE, connection("c1", src=["20.0.0.1/32"], dst=["172.16.0.1/24"])))
+    told = view.connections()
+    assert told.connections == ()
+    assert told.left_out == ("c1: no address of ours has one of the other end in its subnet",)
+
+
+# What Meridio's proxies say in the extra context
+
+BRIDGE = ("172.16.0.254/24", "fd00::fe/64")
+TOLD = {"DATAPATH_SOURCE_IPS": " ".join(SRC), "DATAPATH_DESTINATION_IPS": " ".join(BRIDGE)}
+TOLD_PAIRS = (Pair(ip("172.16.0.2"), ip("172.16.0.254")), Pair(ip("fd00::2"), ip("fd00::fe")))
+
+
+def test_what_the_extra_context_says_comes_first() -> None:
+    view = view_of(is_local=lambda address: address in {ip("172.16.0.2"), ip("fd00::2")})
+    view.apply(event(pb.UPDATE, connection("c1", src=WITH_VIPS, dst=DST, extra=TOLD)))
+    (made,) = view.connections().connections
+    assert made.pairs == TOLD_PAIRS
+    view.apply(event(pb.UPDATE, connection("c1", state=pb.DOWN)))
+    assert view.connections().connections[0].pairs == TOLD_PAIRS
+    endpoint = view_of(NsmScope(role="endpoint"))
+    endpoint.apply(event(pb.UPDATE, connection("c1", src=WITH_VIPS, dst=DST, extra=TOLD)))
+    (made,) = endpoint.connections().connections
+    assert made.pairs == tuple(Pair(pair.destination, pair.source) for pair in TOLD_PAIRS)
+
+
+def test_a_proxy_pings_from_its_bridge_which_the_connection_does_not_list() -> None:
+    extra = {"DATAPATH_SOURCE_IPS": " ".join(BRIDGE), "DATAPATH_DESTINATION_IPS": " ".join(DST)}
+    view = view_of(is_local=lambda address: address in {ip("172.16.0.254"), ip("fd00::fe")})
+    view.apply(event(pb.UPDATE, connection("c1", src=SRC, dst=DST, extra=extra)))
+    (made,) = view.connections().connections
+    assert made.pairs == (Pair(ip("172.16.0.254"), ip("172.16.0.1")), Pair(ip("fd00::fe"), ip("fd00::1")))
+
+
+def test_what_the_extra_context_says_of_addresses_that_are_gone_is_out_of_date() -> None:
+    view = view_of(is_local=lambda address: address == ip("172.16.9.2"))
+    now = connection("c1", src=["172.16.9.2/24", *VIPS], dst=["172.16.9.1/24"], extra=TOLD)
+    view.apply(event(pb.UPDATE, now))
+    assert view.connections().connections[0].pairs == (Pair(ip("172.16.9.2"), ip("172.16.9.1")),)
+
+
+@pytest.mark.parametrize("text", [*GARBAGE, " , ;", "172.16.0.2", "fd00::2/64"])
+def test_what_the_extra_context_leaves_open_is_read_from_the_addresses(text: str) -> None:
+    view = view_of()
+    extra = {"DATAPATH_SOURCE_IPS": text, "DATAPATH_DESTINATION_IPS": DST[0]}
+    view.apply(event(pb.UPDATE, connection("c1", src=WITH_VIPS, dst=DST, extra=extra)))
+    assert set(view.connections().connections[0].pairs) == set(BOTH)
+
+
+def test_no_more_passages_are_remembered_than_there_is_room_for() -> None:
+    view = view_of(NsmScope(max_connections=3))
+    for number in range(100):
+        view.apply(event(pb.UPDATE, connection(f"c{number:03}", src=SRC, dst=DST)))
+    assert len(view._passages) == 12
+    assert "88 passages more than can be remembered" in view.connections().left_out
+    view.apply(event(pb.UPDATE, connection("c001", src=["172.16.0.7/24"], dst=DST)))
+    assert view.connections().connections[1].pairs == (Pair(ip("172.16.0.7"), ip("172.16.0.1")),)
+    view.apply(event(pb.INITIAL_STATE_TRANSFER, connection("new", src=SRC, dst=DST)))
+    assert ids(view) == ["new"]
+    assert view.connections().left_out == ()
 
 
 def test_an_endpoint_pings_from_the_destination_addresses() -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from lbguard.api.limits import VerdictLimits
 from lbguard.api.policy import Policy
 from lbguard.api.security import CertificateFiles
 from lbguard.api.verdict_server import VerdictIntake, unix_names
+from lbguard.core.config import EvidenceConfig
+from lbguard.core.effects import VerdictAnswered
+from lbguard.core.events import VerdictReported
+from lbguard.core.evidence import Opinions
 from lbguard.core.model import ConnectionSubject, Subject, TargetSubject, Verdict, VerdictState
 from lbguard.probe.addresses import Endpoint, parse_report_address
 from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.probe.connection import Connection, pairs_of
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
-from lbguard.probe.report_lane import ReporterSettings
+from lbguard.probe.report_lane import GENERATION_MAX, ReporterSettings
 from lbguard.probe.reporter import Reporter
 from tests.fakes.verdict_sink import VerdictSink
 from tests.unit.netlink.fake_kernel import eventually
@@ -293,17 +298,20 @@ async def test_a_far_end_is_tried_at_its_other_address(begin: Begin) -> None:
 
 
 class Guard:
-    """The verdict service as it is, in front of a core that takes everything."""
+    """The verdict service as it is, in front of what the core holds of verdicts."""
 
     def __init__(self, limits: VerdictLimits) -> None:
         self.taken: list[Verdict] = []
         self.reporters: set[str] = set()
+        self.opinions = Opinions(EvidenceConfig())
         self.intake = VerdictIntake(self._submit, Policy(()), limits)
 
-    async def _submit(self, reporter: str, taken: Verdict) -> str:
+    async def _submit(self, reporter: str, taken: Verdict) -> VerdictAnswered:
         self.reporters.add(reporter)
-        self.taken.append(taken)
-        return ""
+        became = self.opinions.take(VerdictReported(reporter=reporter, verdict=taken), time.monotonic())
+        if not became.reason:
+            self.taken.append(taken)
+        return VerdictAnswered(ticket=0, reason=became.reason, generation=became.generation)
 
     def state_of(self, subject: Subject) -> VerdictState | None:
         return next((taken.state for taken in reversed(self.taken) if taken.subject == subject), None)
@@ -500,3 +508,78 @@ def test_addresses_that_can_be_reported_to(text: str, endpoint: Endpoint) -> Non
 def test_addresses_that_cannot(text: str) -> None:
     with pytest.raises(ValueError):
         parse_report_address(text)
+
+
+@contextlib.asynccontextmanager
+async def stopped_after(address: str, metrics: ProbeMetrics) -> AsyncIterator[Reporter]:
+    """Run the reporter of a monitor that ends."""
+    reporter = Reporter([parse_report_address(address)], PlainDialer(), FAST, metrics)
+    task = asyncio.create_task(reporter.run())
+    try:
+        yield reporter
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+AHEAD = 10**15  # a generation of a clock that is thirty thousand years ahead
+
+
+async def test_a_monitor_whose_clock_was_set_back_is_heard_at_once(
+    begin: Begin, tmp_path: Path, metrics: ProbeMetrics
+) -> None:
+    guard = Guard(VerdictLimits())
+    server = await guard.start(f"unix:{tmp_path}/lb.sock")
+    try:
+        address, known, ended = f"unix:{tmp_path}/lb.sock", connection_subject("a"), connection_subject("b")
+        async with stopped_after(address, metrics) as before:
+            before.tell(verdict(known, generation=AHEAD))
+            before.tell(verdict(ended, generation=AHEAD + 7, lease_s=300.0))
+            await eventually(lambda: len(guard.taken) == 2)
+            before.tell(verdict(ended, VerdictState.ENDED, generation=AHEAD + 7))
+            await eventually(lambda: guard.state_of(ended) is VerdictState.ENDED)
+        after = begin([address])
+        after.tell(verdict(known, VerdictState.DOWN, generation=5))
+        after.tell(verdict(ended, VerdictState.DOWN, generation=6))
+        await eventually(lambda: guard.state_of(known) is guard.state_of(ended) is VerdictState.DOWN)
+        # What comes next keeps its order: generations stay raised.
+        after.tell(verdict(known, VerdictState.ENDED, generation=5))
+        await eventually(lambda: guard.state_of(known) is VerdictState.ENDED)
+        after.tell(verdict(known, VerdictState.UP, generation=7))
+        await eventually(lambda: guard.state_of(known) is VerdictState.UP)
+        assert guard.intake.counters.invalid == 0
+    finally:
+        await server.stop(None)
+
+
+async def test_generations_that_cannot_be_exceeded_are_waited_for(
+    begin: Begin, tmp_path: Path, metrics: ProbeMetrics
+) -> None:
+    guard = Guard(VerdictLimits())
+    server = await guard.start(f"unix:{tmp_path}/lb.sock")
+    try:
+        address, subject = f"unix:{tmp_path}/lb.sock", connection_subject("a")
+        async with stopped_after(address, metrics) as before:
+            before.tell(verdict(subject, generation=GENERATION_MAX))
+            await eventually(lambda: len(guard.taken) == 1)
+        after = begin([address])
+        after.tell(verdict(subject, VerdictState.DOWN, generation=5))
+        after.tell(verdict(connection_subject("b"), VerdictState.DOWN, generation=5))
+        await eventually(lambda: guard.state_of(connection_subject("b")) is VerdictState.DOWN)
+        assert guard.state_of(subject) is VerdictState.UP
+        await eventually(lambda: guard.intake.counters.ignored["late"] == 1)
+    finally:
+        await server.stop(None)
+
+
+async def test_a_load_balancer_that_does_not_say_what_it_heard_gets_the_same_generation(
+    sink: VerdictSink, begin: Begin, metrics: ProbeMetrics
+) -> None:
+    address = await sink.start()
+    reporter = begin([address], ReporterSettings(renew_s=0.05))
+    await eventually(lambda: value(metrics, "report_connected", to=address) == 1)
+    sink.fail_once("ignore")
+    reporter.tell(verdict(generation=5))
+    await eventually(lambda: len(sink.arrived) > 2)
+    assert {item.verdict.generation for item in sink.arrived} == {5}

@@ -71,7 +71,7 @@ class Chain:
 
 
 def message(id: str, address: int, state: "pb.State.ValueType" = pb.UP) -> pb.Connection:
-    return connection(id, src=["10.0.0.2/24"], dst=[f"10.0.{address}.1/24"], state=state)
+    return connection(id, src=["10.0.0.2/16"], dst=[f"10.0.{address}.1/16"], state=state)
 
 
 @settings(max_examples=60, deadline=None)

@@ -62,7 +62,7 @@
 - {"name": "verdicts.max_per_request", "variable": "LBGUARD_VERDICTS__MAX_PER_REQUEST", "default": "256"}
 - {"name": "verdicts.rate", "variable": "LBGUARD_VERDICTS__RATE", "default": "2000"}
 - {"name": "verdicts.burst", "variable": "LBGUARD_VERDICTS__BURST", "default": "10000"}
-- {"name": "verdicts.max_reporters", "variable": "LBGUARD_VERDICTS__MAX_REPORTERS", "default": "256"}
+- {"name": "verdicts.max_reporters", "variable": "LBGUARD_VERDICTS__MAX_REPORTERS", "default": "320"}
 - {"name": "verdicts.max_calls", "variable": "LBGUARD_VERDICTS__MAX_CALLS", "default": "8"}
 - {"name": "verdicts.max_subjects", "variable": "LBGUARD_VERDICTS__MAX_SUBJECTS", "default": "20000"}
 - {"name": "verdicts.max_subjects_total", "variable": "LBGUARD_VERDICTS__MAX_SUBJECTS_TOTAL", "default": "50000"}

@@ -417,6 +417,7 @@ class Path(_message.Message):
     MAC_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
+    VERDICTS_LEFT_OUT_FIELD_NUMBER: _builtins.int
     ip: _builtins.str
     condition: _builtins.str
     """`ok`, or a named reason such as `no_link`."""
@@ -429,9 +430,11 @@ class Path(_message.Message):
     """Link-layer address in that entry, hex with colons."""
     verdict: _builtins.str
     """What all reporters come to, in a word such as `down` or `down_vetoed`; empty: no opinion."""
+    verdicts_left_out: _builtins.int
+    """How many more there are."""
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathVerdict]:
-        """The live opinions behind it."""
+        """The live opinions behind it, at most 8 about each end of the path."""
 
     def __init__(
         self,
@@ -444,10 +447,11 @@ class Path(_message.Message):
         mac: _builtins.str = ...,
         verdict: _builtins.str = ...,
         verdicts: _abc.Iterable[Global___PathVerdict] | None = ...,
+        verdicts_left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "mac", b"mac", "neighbor", b"neighbor", "verdict", b"verdict", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "mac", b"mac", "neighbor", b"neighbor", "verdict", b"verdict", "verdicts", b"verdicts", "verdicts_left_out", b"verdicts_left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -758,18 +762,24 @@ class IgnoredVerdict(_message.Message):
 
     INDEX_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     reason: _builtins.str
     """Named reason: `late`, `repeated`, `ended`, `overloaded`, `state_full`."""
+    generation: _builtins.int
+    """With `late`, `repeated` and `ended`: the generation up to which this reporter was heard of this subject. A reporter
+    that began anew with lower ones, because a clock was set back, goes on above it.
+    """
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         reason: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "index", b"index", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -789,7 +799,9 @@ class Verdict(_message.Message):
     NEW_MAC_FIELD_NUMBER: _builtins.int
     state: Global___VerdictState.ValueType
     generation: _builtins.int
-    """Grows with every new life of the subject (a connection re-made under the same id). Older ones are dropped."""
+    """Grows with every new life of the subject (a connection re-made under the same id). Older ones are dropped, until
+    two seconds after the lease of the last verdict that was taken.
+    """
     sequence: _builtins.int
     """Grows with every verdict of one generation. Repeated and overtaken ones are dropped."""
     lease_s: _builtins.float

@@ -106,15 +106,17 @@ class VerdictServiceStub:
     """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
     socket and, with TLS of both sides, over TCP.
 
-    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
-    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
-    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
+    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
+    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
 
     A request is taken whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one.
+    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 
     @_typing.overload
@@ -134,15 +136,17 @@ class VerdictServiceAsyncStub(VerdictServiceStub):
     """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
     socket and, with TLS of both sides, over TCP.
 
-    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
-    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
-    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
+    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
+    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
 
     A request is taken whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one.
+    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -158,15 +162,17 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
     """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
     socket and, with TLS of both sides, over TCP.
 
-    A reporter is what its transport proved of it: `unix` on the socket, over TCP the SPIFFE ID or else the first DNS name
-    of its certificate. Several with one identity are told apart by the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z,
-    0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their IP address.
+    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
+    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
+    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
 
     A request is taken whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one.
+    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 
     @_abc_1.abstractmethod

@@ -24,17 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-nsm/connectioncontext/connectioncontext.proto\x12\x11\x63onnectioncontext\"\x90\x01\n\x11\x43onnectionContext\x12\x30\n\nip_context\x18\x01 \x01(\x0b\x32\x1c.connectioncontext.IPContext\x12<\n\x10\x65thernet_context\x18\x03 \x01(\x0b\x32\".connectioncontext.EthernetContext\x12\x0b\n\x03MTU\x18\x05 \x01(\r\"7\n\tIPContext\x12\x14\n\x0csrc_ip_addrs\x18\x01 \x03(\t\x12\x14\n\x0c\x64st_ip_addrs\x18\x02 \x03(\t\"3\n\x0f\x45thernetContext\x12\x0f\n\x07src_mac\x18\x01 \x01(\t\x12\x0f\n\x07\x64st_mac\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-nsm/connectioncontext/connectioncontext.proto\x12\x11\x63onnectioncontext\"\x94\x02\n\x11\x43onnectionContext\x12\x30\n\nip_context\x18\x01 \x01(\x0b\x32\x1c.connectioncontext.IPContext\x12<\n\x10\x65thernet_context\x18\x03 \x01(\x0b\x32\".connectioncontext.EthernetContext\x12M\n\rextra_context\x18\x04 \x03(\x0b\x32\x36.connectioncontext.ConnectionContext.ExtraContextEntry\x12\x0b\n\x03MTU\x18\x05 \x01(\r\x1a\x33\n\x11\x45xtraContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\tIPContext\x12\x14\n\x0csrc_ip_addrs\x18\x01 \x03(\t\x12\x14\n\x0c\x64st_ip_addrs\x18\x02 \x03(\t\"3\n\x0f\x45thernetContext\x12\x0f\n\x07src_mac\x18\x01 \x01(\t\x12\x0f\n\x07\x64st_mac\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lbguard.api.gen.nsm.connectioncontext.connectioncontext_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CONNECTIONCONTEXT_EXTRACONTEXTENTRY']._loaded_options = None
+  _globals['_CONNECTIONCONTEXT_EXTRACONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_CONNECTIONCONTEXT']._serialized_start=69
-  _globals['_CONNECTIONCONTEXT']._serialized_end=213
-  _globals['_IPCONTEXT']._serialized_start=215
-  _globals['_IPCONTEXT']._serialized_end=270
-  _globals['_ETHERNETCONTEXT']._serialized_start=272
-  _globals['_ETHERNETCONTEXT']._serialized_end=323
+  _globals['_CONNECTIONCONTEXT']._serialized_end=345
+  _globals['_CONNECTIONCONTEXT_EXTRACONTEXTENTRY']._serialized_start=294
+  _globals['_CONNECTIONCONTEXT_EXTRACONTEXTENTRY']._serialized_end=345
+  _globals['_IPCONTEXT']._serialized_start=347
+  _globals['_IPCONTEXT']._serialized_end=402
+  _globals['_ETHERNETCONTEXT']._serialized_start=404
+  _globals['_ETHERNETCONTEXT']._serialized_end=455
 # @@protoc_insertion_point(module_scope)

@@ -24,8 +24,29 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class ConnectionContext(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ExtraContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IP_CONTEXT_FIELD_NUMBER: _builtins.int
     ETHERNET_CONTEXT_FIELD_NUMBER: _builtins.int
+    EXTRA_CONTEXT_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     MTU: _builtins.int
     """Largest packet that the connection carries, bytes."""
@@ -33,16 +54,23 @@ class ConnectionContext(_message.Message):
     def ip_context(self) -> Global___IPContext: ...
     @_builtins.property
     def ethernet_context(self) -> Global___EthernetContext: ...
+    @_builtins.property
+    def extra_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What elements of the mesh tell each other beside the protocol. Meridio's proxies say here between which addresses
+        the datapath is to be tested: `DATAPATH_SOURCE_IPS` and `DATAPATH_DESTINATION_IPS`.
+        """
+
     def __init__(
         self,
         *,
         ip_context: Global___IPContext | None = ...,
         ethernet_context: Global___EthernetContext | None = ...,
+        extra_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         MTU: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ethernet_context", b"ethernet_context", "ip_context", b"ip_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["MTU", b"MTU", "ethernet_context", b"ethernet_context", "ip_context", b"ip_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["MTU", b"MTU", "ethernet_context", b"ethernet_context", "extra_context", b"extra_context", "ip_context", b"ip_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

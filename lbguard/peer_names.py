@@ -1,0 +1,152 @@
+"""Names in certificates: how they are read and compared. Pure.
+
+A name counts only whole, and only when it consists of printable ASCII characters: libraries cut a name at a zero byte,
+and what cannot be printed cannot be told from something else. A name that does not count is as good as absent.
+
+In a pattern `*` stands for any text within one part: it does not cross `/` in a SPIFFE ID nor `.` in a host name. `**`
+crosses both. Host names are compared without regard to case or to a dot at the end.
+"""
+
+import ipaddress
+import re
+import ssl
+from collections.abc import Iterator, Sequence
+
+_SPIFFE = "spiffe://"
+_PRINTABLE = re.compile(r"[!-~]+")
+_SPIFFE_ID = re.compile(r"spiffe://[A-Za-z0-9._-]+(/[!-~]+)?")
+# What no SPIFFE ID holds (they would begin a query or a fragment, or end a user's name), so that it can set a
+# reporter's name apart from its identity.
+_RESERVED = frozenset("#?@")
+_HOST_LABEL = re.compile(r"\*|[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
+
+_SEQUENCE, _OID, _OCTETS, _EXTENSIONS = 0x30, 0x06, 0x04, 0xA3
+_DNS_NAME, _URI = 0x82, 0x86
+_SUBJECT_ALT_NAME = b"\x55\x1d\x11"  # 2.5.29.17, RFC 5280
+
+
+def is_spiffe_id(name: str) -> bool:
+    """Tell whether a name is a SPIFFE ID: a trust domain, and a path without empty or relative parts."""
+    if _SPIFFE_ID.fullmatch(name) is None or not _RESERVED.isdisjoint(name):
+        return False
+    return all(part not in {"", ".", ".."} for part in name.removeprefix(_SPIFFE).split("/"))
+
+
+def is_host_name(name: str) -> bool:
+    """Tell whether a name is one of a host; its labels may be `*`, and it may end with a dot."""
+    return all(_HOST_LABEL.fullmatch(label) is not None for label in name.removesuffix(".").split("."))
+
+
+def plain_host(name: str) -> str:
+    """Return a host name as it is compared."""
+    return name.lower().removesuffix(".")
+
+
+def is_printable(name: str) -> bool:
+    """Tell whether a name consists of printable ASCII characters, without white space."""
+    return _PRINTABLE.fullmatch(name) is not None
+
+
+def check_pattern(pattern: str) -> None:
+    """Check that names can fit a pattern; surrounding white space does not matter, and an empty one is none.
+
+    Raises:
+        ValueError: it holds something that is no printable ASCII character.
+    """
+    pattern = pattern.strip()
+    if pattern and not is_printable(pattern):
+        raise ValueError(f"{pattern!r} holds white space or characters that are not printable ASCII; no name has them")
+
+
+def compile_pattern(pattern: str, separator: str) -> re.Pattern[str]:
+    """Return a pattern to be used with `fullmatch`; `*` does not cross the separator."""
+    part = f"[^{re.escape(separator)}]*"
+    pieces = re.split(r"(\*\*?)", pattern)
+    return re.compile("".join({"*": part, "**": ".*"}.get(piece, re.escape(piece)) for piece in pieces))
+
+
+def name_matches(names: Sequence[str], pattern: str) -> bool:
+    """Tell whether one of a server's names fits a pattern; an empty pattern takes every certificate.
+
+    A pattern with `://` is one for SPIFFE IDs, and its `*` crosses `/`. Else it is one for host names and addresses; a
+    certificate may itself have a wildcard for the first label of a host name (RFC 6125).
+    """
+    if not pattern:
+        return True
+    if "://" in pattern:
+        wanted = compile_pattern(re.sub(r"\*+", "**", pattern), "/")
+        return any(is_spiffe_id(name) and wanted.fullmatch(name) is not None for name in names)
+    if _address(pattern):
+        return any(_address(name) == _address(pattern) for name in names)
+    host = plain_host(pattern)
+    wanted, first_label_wild = compile_pattern(host, "."), f"*.{host.partition('.')[2]}"
+    for name in names:
+        if not is_host_name(name):
+            continue
+        plain = plain_host(name)
+        # The pattern's own `*` is one of the names that the certificate may stand for, not a host.
+        if (wanted.fullmatch(plain) is not None and "*" not in plain) or plain == host:
+            return True
+        if "." in host and "*" not in host and plain == first_label_wild:
+            return True
+    return False
+
+
+def names_in_certificate(pem: bytes) -> tuple[list[str], list[str]]:
+    """Return the SPIFFE IDs and the host names of a certificate that count.
+
+    As the X.509-SVID standard demands, a certificate with several URIs has no SPIFFE ID.
+    """
+    uris: list[str] = []
+    hosts: list[str] = []
+    try:
+        for tag, value in _alternative_names(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))):
+            if tag == _URI:
+                uris.append(value.decode("latin-1"))
+            elif tag == _DNS_NAME:
+                hosts.append(value.decode("latin-1"))
+    except (ValueError, IndexError):
+        return [], []  # It was verified, so this is a certificate of a kind that is not known here: it names nobody.
+    return [uri for uri in uris if len(uris) == 1 and is_spiffe_id(uri)], [host for host in hosts if is_host_name(host)]
+
+
+def _alternative_names(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and content of each of a certificate's alternative names."""
+    _, certificate = next(_elements(der), (0, b""))
+    _, signed = next(_elements(certificate), (0, b""))
+    for tag, content in _elements(signed):
+        if tag != _EXTENSIONS:
+            continue
+        for _, extensions in _elements(content):
+            for _, extension in _elements(extensions):
+                fields = list(_elements(extension))
+                if fields and fields[0] == (_OID, _SUBJECT_ALT_NAME) and fields[-1][0] == _OCTETS:
+                    for _, names in _elements(fields[-1][1]):
+                        yield from _elements(names)
+
+
+def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and content of each element in a row (DER, X.690).
+
+    Raises:
+        ValueError, IndexError: the bytes are something else.
+    """
+    at = 0
+    while at < len(der):
+        tag, length = der[at], der[at + 1]
+        at += 2
+        if length & 0x80:
+            size = length & 0x7F
+            length = int.from_bytes(der[at : at + size])
+            at += size
+        if at + length > len(der):
+            raise ValueError("an element is longer than what is around it")
+        yield tag, der[at : at + length]
+        at += length
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return None
