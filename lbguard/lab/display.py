@@ -18,7 +18,6 @@ from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run
 
-PLAIN_WIDTH = 150
 WIDE = 124
 """From this width on (characters) every column is shown; on a narrower terminal only those that decide."""
 REFRESH_PER_S = 4
@@ -76,7 +75,7 @@ class Display:
         if self._live is None:
             left = f", {left_s:.0f} s left" if left_s > 0 else ""
             elapsed = time.monotonic() - self._started
-            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {phase}{left}", markup=False)
+            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {phase}{left}")
 
     def finished(self, slot: Slot, run: Run) -> None:
         """Show the numbers of a run."""
@@ -89,7 +88,7 @@ class Display:
                 or f"{measured.opened} connections, {broken_text(run)} broken, {measured.moved} moved, "
                 f"median gap {measured.median_gap_s:.2f} s, longest {measured.longest_gap_s:.2f} s"
             )
-            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {numbers}", markup=False)
+            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {numbers}")
 
     def table(self) -> Table:
         """Return the table as it stands."""

@@ -17,6 +17,7 @@ from lbguard.core.model import Subject, TargetSubject, Verdict, VerdictState
 from lbguard.httpd import Health, HttpEndpoint, ListenError
 from lbguard.log import fields, setup_logging
 from lbguard.netlink.mirror import MirrorError
+from lbguard.printable import printable
 from lbguard.probe.build import (
     ProbeError,
     judge_settings,
@@ -249,7 +250,7 @@ async def _serve(settings: Settings) -> int:
         problems += group.exceptions
     for problem in problems:
         if isinstance(problem, ProbeError | ListenError | MirrorError | OSError):
-            print(f"lbguard: {problem}", file=sys.stderr)
+            print(f"lbguard: {printable(str(problem))}", file=sys.stderr)
         else:
             _log.critical("a part of the probe failed", exc_info=problem)
     return 1 if problems else 0
