@@ -8,8 +8,10 @@ passes through here first.
 import dataclasses
 import html
 import json
+import operator
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import cache
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -41,30 +43,43 @@ def html_text(text: str) -> str:
 def printable_values(value: T) -> T:
     """Return a copy of plain values whose texts are printable, each on one line.
 
-    Goes into dataclasses, named and other tuples, lists, mappings and paths; members of enumerations are ours.
+    Goes into dataclasses, named and other tuples, lists, sets, mappings and paths; members of enumerations are ours.
     """
     copy: Any = _printable(value)
     return copy  # type: ignore[no-any-return]
 
 
 def _printable(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value
+    # Nearly everything is printable already, and is returned as it is: a status has a hundred thousand values.
     if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, PurePath):
-        return type(value)(printable(str(value)))
-    if isinstance(value, Mapping):
-        return {_printable(key): _printable(item) for key, item in value.items()}
+        return value if value.isprintable() or isinstance(value, Enum) else printable(value)
+    if value is None or isinstance(value, int | float | bytes):
+        return value
     if isinstance(value, tuple):
         items = [_printable(item) for item in value]
+        if all(map(operator.is_, items, value)):
+            return value
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [_printable(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        before = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        return dataclasses.replace(value, **{name: _printable(item) for name, item in before.items()})
-    return value
+    if isinstance(value, list | set | frozenset):
+        return type(value)(map(_printable, value))
+    if isinstance(value, Mapping):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, PurePath):
+        return type(value)(printable(str(value)))
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changes: dict[str, Any] = {}
+    for name in _names(type(value)):
+        before = getattr(value, name)
+        after = _printable(before)
+        if after is not before:
+            changes[name] = after
+    return dataclasses.replace(value, **changes) if changes else value
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind) if field.init)
 
 
 def json_text(value: object, *, indent: int | None = None, default: Callable[[Any], object] | None = None) -> str:

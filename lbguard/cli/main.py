@@ -3,7 +3,6 @@
 Every command imports what it needs when it runs, so that `lbguard status` starts quickly.
 """
 
-import contextlib
 import io
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,7 @@ from lbguard.cli import query as cli_query
 from lbguard.cli import recording as cli_recording
 from lbguard.cli import run as cli_run
 from lbguard.cli.conventions import EXIT_FAILED, EXIT_REFUSED
-from lbguard.cli.output import OutputError, discard_output, print_error, print_text, standard_streams
-from lbguard.printable import printable_lines
+from lbguard.cli.output import OutputError, discard_output, print_error, print_error_lines, print_text, standard_streams
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for wrong usage; it gives the class no name of its own."""
@@ -125,8 +123,7 @@ def _refuse_usage(error: Any) -> int:
     """Show what is wrong with the command line, and where its help is."""
     shown = io.StringIO()
     error.show(file=shown)
-    with contextlib.suppress(OSError):
-        print(printable_lines(shown.getvalue().rstrip("\n")), file=sys.stderr, flush=True)
+    print_error_lines(shown.getvalue().rstrip("\n"))
     return int(error.exit_code)
 
 

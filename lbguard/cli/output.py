@@ -77,6 +77,10 @@ def standard_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout = before
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _discard(_STDERR)
 
 
 def _open_standard_descriptors() -> None:
@@ -100,8 +104,12 @@ def _open_standard_descriptors() -> None:
 
 def discard_output() -> None:
     """Let what waits for standard output go, and what follows, so that neither we nor the interpreter fail on it."""
+    _discard(_STDOUT)
+
+
+def _discard(number: int) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, _STDOUT)
+    os.dup2(devnull, number)
     os.close(devnull)
 
 
@@ -122,5 +130,10 @@ def print_json(value: object, *, indent: int | None = 2, flush: bool = False) ->
 
 def print_error(text: str) -> None:
     """Print one line about what went wrong to standard error; if that takes nothing, the exit status has to do."""
+    print_error_lines(f"lbguard: {printable(text)}")
+
+
+def print_error_lines(text: str) -> None:
+    """Print lines to standard error."""
     with contextlib.suppress(OSError):
-        print(f"lbguard: {printable(text)}", file=sys.stderr, flush=True)
+        print(printable_lines(text), file=sys.stderr, flush=True)

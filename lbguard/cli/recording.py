@@ -42,12 +42,14 @@ class Progress:
         if sys.stderr.isatty() and now - self._shown_at > 0.5:
             self._shown_at, self._shown = now, True
             share = min(self._read / self._total, 1.0)
-            print(f"\r{share:4.0%} of {self._total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\r{share:4.0%} of {self._total / 1e6:.1f} MB")
+            sys.stderr.flush()
 
     def done(self) -> None:
         """Wipe the line."""
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 def _with_progress(files: Sequence[Path], work: Callable[[Callable[[int], None]], Any]) -> Any:

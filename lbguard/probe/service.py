@@ -250,7 +250,7 @@ async def _serve(settings: Settings) -> int:
         problems += group.exceptions
     for problem in problems:
         if isinstance(problem, ProbeError | ListenError | MirrorError | OSError):
-            print(f"lbguard: {printable(str(problem))}", file=sys.stderr)
+            sys.stderr.write(f"lbguard: {printable(str(problem))}\n")
         else:
             _log.critical("a part of the probe failed", exc_info=problem)
     return 1 if problems else 0
