@@ -14,7 +14,8 @@ from lbguard.recording.format import local_time
 from lbguard.settings.model import Settings
 from lbguard.settings.sources import leaves
 from lbguard.tuning.account import Cost
-from lbguard.tuning.tune import Result, TuneReport, counted
+from lbguard.tuning.recommendation import Result, counted
+from lbguard.tuning.tune import TuneReport
 
 _BAR = 24
 _BAR_MIN = 8

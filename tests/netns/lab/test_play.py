@@ -11,6 +11,7 @@ from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS, Do
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
 from lbguard.tuning.tune import tune
+from lbguard.tuning.variants import round_up, with_margin
 
 FEW = Setup(connections=24, flows=4)
 
@@ -106,6 +107,6 @@ async def test_what_a_scenario_recorded_recommends_a_window_just_above_its_heals
     decided = [record for record in run.records if record.get("event") == "decision"]
     assert report.decisions >= len(decided)
     tuning = tune(files, {})
-    assert tuning.recommended is not None
-    window_s = tuning.results[tuning.recommended].variant.config.grace.window_s
-    assert max(heals) < window_s <= max(heals) * 1.1 + 0.6
+    assert tuning.recommended is None, "two losses are too few for that"
+    tried = [result.variant.config.grace.window_s for result in tuning.results]
+    assert round_up(with_margin(max(heals))) in tried
