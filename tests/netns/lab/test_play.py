@@ -55,6 +55,12 @@ async def test_connections_of_the_targets_that_stay_survive_a_lost_link(setup: S
     assert measured.lost_connections < 24
 
 
+async def test_the_reason_why_lbguard_does_not_start_is_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LBGUARD_GRACE__WINDOW", "50s")
+    run = await _guarded("lb-link", setup, 1.0)
+    assert run.error.startswith("lbguard ended with status 2; it said:\n  lbguard: grace.window = 50s")
+
+
 async def _guarded(name: str, setup: Setup, observe_s: float) -> Run:
     scenario = replace(BY_NAME[name], observe_s=observe_s)
     return await play(scenario, Column.LBGUARD, Distribution.NFTABLES, setup, lambda _phase, _left_s: None)
