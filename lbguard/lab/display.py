@@ -215,7 +215,8 @@ NFQLB_TEXTS = {
 
 LEGEND = """\
 withdraw: what a load balancer does today, it takes targets out as soon as their link is gone. lbguard: this project.
-opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks.
+opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks, and those
+that broke because others were withdrawn, which moves some slots of every target today.
 broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, counted apart.
 moved: their packets reached another target, which refused them. UDP lost: datagrams without an answer.
-median gap: the middle one of the pauses of the disturbed connections that survived. longest gap: of all survivors."""
+median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors."""
