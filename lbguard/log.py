@@ -131,9 +131,9 @@ class TextFormatter(logging.Formatter):
         if self._colour:
             level = f"{_COLOURS.get(record.levelname, '')}{level}{_PLAIN}"
         # Text from outside (file names, kernel messages) must not forge lines or drive the terminal; nor must what an
-        # exception quotes, so that the lines of a traceback are set in.
+        # exception quotes, so that the lines of a traceback are marked.
         trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
-        lines = [f"{clock} {level} {printable(_sentence_of(record))}", *(f"  {printable(line)}" for line in trace)]
+        lines = [f"{clock} {level} {printable(_sentence_of(record))}", *(f"  | {printable(line)}" for line in trace)]
         return "\n".join(lines)
 
 

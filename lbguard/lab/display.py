@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lbguard.cli.console import TextConsole
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind
@@ -41,7 +41,7 @@ ALL_NUMBERS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap
 class Display:
     """Shows all runs, those to come, those under way with a countdown, and those that ended with their numbers."""
 
-    def __init__(self, slots: Sequence[Slot], console: Console) -> None:
+    def __init__(self, slots: Sequence[Slot], console: TextConsole) -> None:
         self._slots = list(slots)
         self._console = console
         self._phases: dict[Slot, tuple[str, float]] = {}

@@ -76,9 +76,10 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
         "targets, each in a network namespace of its own.</p>"
         f"<p>{html_text(_headline(runs))}</p>{meridio}{nfqlb}{_table(names, runs)}"
         '<p class="soft">Disturbed: connections whose path the scenario breaks, and those that broke because others '
-        "were withdrawn, which moves some slots of every target today. Broken: reset, or silent for the rest of the run; "
-        "+N lost: those of targets that never return. Moved: their packets reached another target, which refused them. "
-        "Gaps: the longest pause of each connection that survived; the median is over those whose path was broken.</p>"
+        "were withdrawn, which moves some slots of every target today. Broken: reset, or silent for the rest of the "
+        "run; +N lost: those of targets that never return. Moved: their packets reached another target, which refused "
+        "them. Gaps: the longest pause of each connection that survived; the median is over those whose path was "
+        "broken.</p>"
         f'<h2>How to read the timelines</h2><p>{html_text(HOW_TO_READ)}</p><ul class="legend">{legend}</ul>'
         f"{sections}</body></html>\n"
     )
