@@ -61,8 +61,8 @@ class Host:
         self.can_load = can_load
 
     def path(self, path: Path | str) -> Path:
-        """Return where a path of the machine is."""
-        return self.root / str(path).lstrip("/")
+        """Return where a path of the machine is; one that is not absolute is below the working directory."""
+        return self.root / str(Path(path).absolute()).lstrip("/")
 
     def read(self, path: str) -> str | None:
         """Return a file's text without surrounding blanks, or None when it cannot be read."""
@@ -252,16 +252,20 @@ def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]
 
 
 def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether the API socket can be made; its directory is made with it."""
-    parent = settings.socket.parent
-    why = _why_unwritable(host, parent)
-    if why:
-        yield Finding(
-            id="socket_directory",
-            severity="error",
-            what=f"socket {settings.socket} cannot be made: {why}",
-            remedy=f"make {parent} writable for this user, or set socket to another path",
-        )
+    """Look whether the sockets can be made that lbguard serves; their directories are made with them."""
+    for name, path in (("socket", settings.socket), ("availability.socket", settings.availability.socket)):
+        if path is None:
+            continue
+        why, remedy = _why_unwritable(host, path.parent), f"make {path.parent} writable for this user"
+        if not why and _is_taken(host.path(path)):
+            why, remedy = "something that is no socket is there", f"remove {path}"
+        if why:
+            yield Finding(
+                id="socket_directory",
+                severity="error",
+                what=f"{name} {path} cannot be made: {why}",
+                remedy=f"{remedy}, or set {name} to another path",
+            )
 
 
 def check_recording(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
@@ -288,6 +292,13 @@ def check_interposer(host: Host, settings: Settings, streams: Sequence[StreamSpe
             what=f"no calls can be taken in interposer.directory {directory}: {why}",
             remedy=f"mount one volume at {directory} of both containers, writable for this user",
         )
+
+
+def _is_taken(place: Path) -> bool:
+    try:
+        return not stat.S_ISSOCK(place.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _why_unwritable(host: Host, directory: Path) -> str:

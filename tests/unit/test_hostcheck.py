@@ -209,6 +209,15 @@ def test_the_socket_needs_a_directory(machine: Machine) -> None:
     assert "/run/lbguard" in finding.what
 
 
+@pytest.mark.parametrize("name", ["socket", "availability.socket"])
+def test_a_socket_needs_a_place_that_nothing_else_has(machine: Machine, name: str) -> None:
+    machine.write("run/other/taken", "a file")
+    (finding,) = machine.findings(**{name.replace(".", "__"): "/run/other/taken"})
+    assert (finding.id, finding.severity) == ("socket_directory", "error")
+    assert finding.what == f"{name} /run/other/taken cannot be made: something that is no socket is there"
+    assert finding.remedy == f"remove /run/other/taken, or set {name} to another path"
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [

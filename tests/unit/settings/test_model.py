@@ -186,3 +186,23 @@ def test_every_setting_has_help_and_says_what_is_allowed() -> None:
 def test_a_shown_default_reads_back_as_the_default() -> None:
     shown = {leaf.name: leaf.show(leaf.default) for leaf in leaves(Settings)}
     assert load(flags=shown).settings == load().settings
+
+
+@pytest.mark.parametrize("name", ["socket", "distributor.shm_dir", "recording.directory", "interposer.directory"])
+def test_a_path_that_no_file_can_have_is_refused_at_once(name: str) -> None:
+    for path in ("", " ", "/a\0b", "/" + "x" * 256, "/" + "x/" * 2100):
+        assert list(refused(flags={name: path})) == [name]
+
+
+def test_an_optional_path_may_be_empty_and_nothing_else_that_no_file_has() -> None:
+    assert load(flags={"targets_file": " ", "availability.socket": ""}).settings.targets_file is None
+    for name in ("targets_file", "availability.socket", "verdicts.tls_cert", "probe.connections_file"):
+        assert name in refused(flags={name: "/a\0b"})
+
+
+def test_a_socket_has_a_shorter_path_than_a_file() -> None:
+    path = "/run/" + "x" * 103
+    assert load(flags={"recording.directory": path}).settings.recording.directory == Path(path)
+    assert "107 bytes" in refused(flags={"socket": path})["socket"]
+    assert "107 bytes" in refused(flags={"availability.socket": path})["availability.socket"]
+    assert load(flags={"socket": path[:-1]}).settings.socket == Path(path[:-1])
