@@ -101,12 +101,15 @@ def show_config(loaded: "Loaded", warnings: "Sequence[ConfigWarning]", findings:
         _row(table, leaf.name, value, printable(origin), leaf.help, style="dim" if origin == "default" else "")
     console.print(table)
     console.print()
+    # In a file or a pipe, one line each, whatever their length.
+    soft_wrap = not console.is_terminal
     for warning in printable_values(list(warnings)):
-        console.print(f"warning {warning.name}: {warning.what}", style="yellow")
-        console.print(f"        -> {warning.remedy}")
+        console.print(f"warning {warning.name}: {warning.what}", style="yellow", soft_wrap=soft_wrap)
+        console.print(f"        -> {warning.remedy}", soft_wrap=soft_wrap)
     for finding in printable_values(list(findings)):
-        console.print(f"{finding.severity} {finding.id}: {finding.what}", style=_severity_style(finding.severity))
-        console.print(f"        -> {finding.remedy}")
+        what = f"{finding.severity} {finding.id}: {finding.what}"
+        console.print(what, style=_severity_style(finding.severity), soft_wrap=soft_wrap)
+        console.print(f"        -> {finding.remedy}", soft_wrap=soft_wrap)
     if not warnings and not findings:
         console.print("Nothing to warn of.", style="green")
 

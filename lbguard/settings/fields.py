@@ -58,6 +58,21 @@ def check_socket_path(value: object) -> object:
     return _path_of(value, SOCKET_PATH_BYTES_MAX)
 
 
+def check_spiffe_address(text: str) -> None:
+    """Refuse what is no address of a SPIFFE Workload API; empty means that there is none.
+
+    Raises:
+        ValueError: it is none.
+    """
+    scheme, _, path = text.strip().partition(":")
+    if not text.strip():
+        return
+    path = "/" + path.lstrip("/") if path.startswith("/") else ""
+    if scheme != "unix" or not path.strip("/"):
+        raise ValueError("no address of a Workload API, such as unix:///run/spire/sockets/agent.sock")
+    check_socket_path(path)
+
+
 def _path_of(value: object, bytes_max: int) -> object:
     if not isinstance(value, str | Path):
         return value
@@ -80,6 +95,7 @@ OptionalPath = Annotated[FilePath | None, BeforeValidator(none_if_empty)]
 OptionalSocketPath = Annotated[SocketPath | None, BeforeValidator(none_if_empty)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(split)]
 Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValidator(split)]
+SpiffeAddress = Annotated[str, checked(check_spiffe_address)]
 Listen = Annotated[str, checked(parse_listen)]
 
 

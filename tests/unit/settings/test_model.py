@@ -206,3 +206,17 @@ def test_a_socket_has_a_shorter_path_than_a_file() -> None:
     assert "107 bytes" in refused(flags={"socket": path})["socket"]
     assert "107 bytes" in refused(flags={"availability.socket": path})["availability.socket"]
     assert load(flags={"socket": path[:-1]}).settings.socket == Path(path[:-1])
+
+
+@pytest.mark.parametrize("group", ["verdicts", "nsp", "probe"])
+def test_the_address_of_a_workload_api_is_checked(group: str) -> None:
+    name = f"{group}.spiffe_socket"
+    for text in ("x", "unix:", "unix:///", "unix:run/agent.sock", "http://x", "tcp://1.2.3.4:1", "unix:///a\0b"):
+        assert list(refused(flags={name: text})) == [name]
+    for text in ("", "unix:///run/agent.sock", "unix:/run/agent.sock"):
+        load(flags={name: text})
+
+
+def test_digits_and_hosts_are_plain() -> None:
+    for name, text in {"grace.window": "\uff13s", "nsp.address": "\uff10:80", "nsm.address": "a b:80"}.items():
+        assert list(refused(flags={name: text})) == [name]
