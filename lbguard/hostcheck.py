@@ -268,6 +268,27 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
             )
 
 
+def check_certificates(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether the listener for verdicts can be given its certificates."""
+    verdicts = settings.verdicts
+    files = (verdicts.tls_cert, verdicts.tls_key, verdicts.tls_client_ca)
+    chain, key, roots = (None if path is None else host.path(path) for path in files)
+    if not verdicts.listen or chain is None or key is None or roots is None:
+        return
+    # This brings gRPC along, which a service without the listener loads later, and `check-config` not at all.
+    from lbguard.api.security import CertificateFiles, CredentialsError
+
+    try:
+        CertificateFiles(chain, key, roots).current()
+    except CredentialsError as error:
+        yield Finding(
+            id="verdict_certificates",
+            severity="error",
+            what=f"verdicts.listen {verdicts.listen} cannot be served: {error}",
+            remedy="mount certificate, key and authorities as PEM files that belong together, or leave it empty",
+        )
+
+
 def check_recording(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
     """Look whether recordings can be written."""
     directory = settings.recording.directory
@@ -316,6 +337,7 @@ CHECKS: tuple[Check, ...] = (
     check_capabilities,
     check_instance,
     check_socket,
+    check_certificates,
     check_recording,
     check_interposer,
     check_nftables,
