@@ -256,15 +256,20 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
     for name, path in (("socket", settings.socket), ("availability.socket", settings.availability.socket)):
         if path is None:
             continue
-        why, remedy = _why_unwritable(host, path.parent), f"make {path.parent} writable for this user"
-        if not why and _is_taken(host.path(path)):
-            why, remedy = "something that is no socket is there", f"remove {path}"
+        why = _why_unwritable(host, path.parent)
         if why:
             yield Finding(
                 id="socket_directory",
                 severity="error",
                 what=f"{name} {path} cannot be made: {why}",
-                remedy=f"{remedy}, or set {name} to another path",
+                remedy=f"make {path.parent} writable for this user, or set {name} to another path",
+            )
+        elif _is_taken(host.path(path)):
+            yield Finding(
+                id="socket_directory",
+                severity="error",
+                what=f"{name} = {path}: the path is taken by something that is no socket",
+                remedy=f"remove {path}, or set {name} to another path",
             )
 
 
