@@ -192,6 +192,6 @@ def tune(
     try:
         report.write_text(picture.render(outcome), encoding="utf-8")
     except OSError as error:
-        raise typer.BadParameter(f"{report}: {error.strerror}", param_hint="--report") from None
+        raise typer.BadParameter(f"{printable(str(report))}: {error.strerror}", param_hint="--report") from None
     if not as_json:
         print_text(f"picture: {printable(str(report))}")

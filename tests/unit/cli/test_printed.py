@@ -158,3 +158,6 @@ def test_what_a_recording_holds(shell: Shell, recording: Path, tmp_path: Path) -
         assert outcome.status == 0, outcome.err
         assert_harmless(outcome.out)
     assert_harmless(page.read_text())
+    outcome = shell("tune", "--report", str(tmp_path / HOSTILE.replace("/", "") / "page.html"), str(recording))
+    assert outcome.status == 2
+    assert_harmless(outcome.err)
