@@ -62,8 +62,8 @@ class Host:
         self.can_load = can_load
 
     def path(self, path: Path | str) -> Path:
-        """Return where a path of the machine is."""
-        return self.root / str(path).lstrip("/")
+        """Return where a path of the machine is; one that is not absolute is below the working directory."""
+        return self.root / str(Path(path).absolute()).lstrip("/")
 
     def read(self, path: str) -> str | None:
         """Return a file's text without surrounding blanks, or None when it cannot be read."""
@@ -253,15 +253,45 @@ def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]
 
 
 def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether the API socket can be made; its directory is made with it."""
-    parent = settings.socket.parent
-    why = _why_unwritable(host, parent)
-    if why:
+    """Look whether the sockets can be made that lbguard serves; their directories are made with them."""
+    for name, path in (("socket", settings.socket), ("availability.socket", settings.availability.socket)):
+        if path is None:
+            continue
+        why = _why_unwritable(host, path.parent)
+        if why:
+            yield Finding(
+                id="socket_directory",
+                severity="error",
+                what=f"{name} {path} cannot be made: {why}",
+                remedy=f"make {path.parent} writable for this user, or set {name} to another path",
+            )
+        elif _is_taken(host.path(path)):
+            yield Finding(
+                id="socket_directory",
+                severity="error",
+                what=f"{name} = {path}: the path is taken by something that is no socket",
+                remedy=f"remove {path}, or set {name} to another path",
+            )
+
+
+def check_certificates(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether the listener for verdicts can be given its certificates."""
+    verdicts = settings.verdicts
+    files = (verdicts.tls_cert, verdicts.tls_key, verdicts.tls_client_ca)
+    chain, key, roots = (None if path is None else host.path(path) for path in files)
+    if not verdicts.listen or chain is None or key is None or roots is None:
+        return
+    # This brings gRPC along, which a service without the listener loads later, and `check-config` not at all.
+    from lbguard.api.security import CertificateFiles, CredentialsError
+
+    try:
+        CertificateFiles(chain, key, roots).current()
+    except CredentialsError as error:
         yield Finding(
-            id="socket_directory",
+            id="verdict_certificates",
             severity="error",
-            what=f"socket {settings.socket} cannot be made: {why}",
-            remedy=f"make {parent} writable for this user, or set socket to another path",
+            what=f"verdicts.listen {verdicts.listen} cannot be served: {error}",
+            remedy="mount certificate, key and authorities as PEM files that belong together, or leave it empty",
         )
 
 
@@ -291,6 +321,13 @@ def check_interposer(host: Host, settings: Settings, streams: Sequence[StreamSpe
         )
 
 
+def _is_taken(place: Path) -> bool:
+    try:
+        return not stat.S_ISSOCK(place.lstat().st_mode)
+    except OSError:
+        return False
+
+
 def _why_unwritable(host: Host, directory: Path) -> str:
     """Return why nothing can be made in a directory, which is made with its parents if need be; empty: it can."""
     nearest = directory
@@ -306,6 +343,7 @@ CHECKS: tuple[Check, ...] = (
     check_capabilities,
     check_instance,
     check_socket,
+    check_certificates,
     check_recording,
     check_interposer,
     check_nftables,

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from lbguard.core.addr import format_ip
 from lbguard.core.model import Action, Decision
+from lbguard.printable import json_text, printable
 from lbguard.sentences import decision_sentence
 
 QUEUE_LIMIT = 10_000
@@ -121,7 +122,7 @@ class JsonFormatter(logging.Formatter):
         line |= {f"{name}_" if name in line else name: value for name, value in _fields_of(record).items()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json_text(line, default=str)
 
 
 class TextFormatter(logging.Formatter):
@@ -137,10 +138,11 @@ class TextFormatter(logging.Formatter):
         level = f"{record.levelname:<7}"
         if self._colour:
             level = f"{_COLOURS.get(record.levelname, '')}{level}{_PLAIN}"
-        # Text from outside (file names, kernel messages) must not forge lines or drive the terminal.
-        sentence = "".join(char if char.isprintable() else repr(char)[1:-1] for char in _sentence_of(record))
-        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return f"{clock} {level} {sentence}{trace}"
+        # Text from outside (file names, kernel messages) must not forge lines or drive the terminal; nor must what an
+        # exception quotes, so that the lines of a traceback are marked.
+        trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        lines = [f"{clock} {level} {printable(_sentence_of(record))}", *(f"  | {printable(line)}" for line in trace)]
+        return "\n".join(lines)
 
 
 def _shown(value: object) -> str:

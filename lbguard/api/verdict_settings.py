@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from lbguard.api.limits import VerdictLimits
 from lbguard.api.policy import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
-from lbguard.settings.fields import GROUP, Duration, Listen, OptionalPath, number, seconds, split
+from lbguard.settings.fields import GROUP, Duration, Listen, OptionalPath, SpiffeAddress, number, seconds, split
 
 PolicyRules = Annotated[tuple[Annotated[PeerRule, BeforeValidator(parse_rule)], ...], BeforeValidator(split)]
 
@@ -40,7 +40,7 @@ class VerdictSettings(BaseModel):
     tls_cert: OptionalPath = _path("Certificate of the TCP listener (PEM, with intermediates); read again on change.")
     tls_key: OptionalPath = _path("Private key of verdicts.tls_cert (PEM); read again on change.")
     tls_client_ca: OptionalPath = _path("Authorities of the peers' certificates (PEM); read again on change.")
-    spiffe_socket: str = Field(
+    spiffe_socket: SpiffeAddress = Field(
         default="",
         description="Address of a SPIFFE Workload API that gives certificate and authorities, instead of files.",
         json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lbguard.cli.conventions import JsonOption
+from lbguard.cli.output import print_text
 
 
 def demo(
@@ -58,7 +59,7 @@ def demo(
         if topology not in listed:
             raise typer.BadParameter(f"{topology!r}: there are {', '.join(listed)}", param_hint="--topology")
         for scenario in listed[topology]:
-            print(f"{scenario.name:<18} {scenario.sentence}")
+            print_text(f"{scenario.name:<18} {scenario.sentence}")
         return
     from lbguard.lab.demo import DemoOptions, run_demo
     from lbguard.settings.durations import EXAMPLES, parse_duration

@@ -3,10 +3,10 @@
 Every command imports what it needs when it runs, so that `lbguard status` starts quickly.
 """
 
-import os
+import io
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -16,7 +16,10 @@ from lbguard.cli import query as cli_query
 from lbguard.cli import recording as cli_recording
 from lbguard.cli import run as cli_run
 from lbguard.cli.conventions import EXIT_FAILED, EXIT_REFUSED
-from lbguard.cli.standard_streams import open_standard_streams
+from lbguard.cli.output import OutputError, discard_output, print_error, print_error_lines, print_text, standard_streams
+
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for wrong usage; it gives the class no name of its own."""
 
 app = typer.Typer(
     add_completion=False,
@@ -40,7 +43,9 @@ app = typer.Typer(
     \b
     Every command takes --help, with examples. Pages: docs/README.md.
 
-    Exit status: 0 done, 1 failed (or a promise was missed), 2 wrong usage or settings.
+    \b
+    Exit status: 0 done, 1 failed (or a promise was missed, or the output cannot be written), 2 wrong
+    usage or settings. That nobody reads the output (`| head`) is no failure.
     """,
 )
 
@@ -69,43 +74,57 @@ def version() -> None:
 
     Exit status: 0.
     """  # noqa: D301 (\b keeps the lines of a block)
-    print(f"lbguard {__version__}")
+    print_text(f"lbguard {__version__}")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
-    open_standard_streams()
-    stdout = sys.stdout
+    with standard_streams():
+        status = _run(argv)
+    sys.exit(status)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run a command until its output has left, and return its exit status."""
+    status = 0
     try:
-        try:
-            app(args=None if argv is None else list(argv), prog_name="lbguard")
-        finally:
-            # What was printed leaves here, where it can be noticed that nobody reads it.
-            sys.stdout.flush()
-    except BrokenPipeError as error:
-        # What the command came to stands, such as a difference that a replay found, though nobody reads of it.
-        ended = error.__context__
-        _end_unread(ended.code if isinstance(ended, SystemExit) else 0)
-    except SystemExit:
-        if sys.stdout is not stdout:
-            # Typer met the closed pipe first: it puts something else there, and ends with 1.
-            _end_unread(0)
+        status = _command(argv)
+        # What was printed leaves here, where it can be noticed that nothing takes it.
+        sys.stdout.flush()
+    except OutputError as error:
+        discard_output()
+        print_error(str(error))
+        return status or EXIT_FAILED
+    return status
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    try:
+        outcome = app(args=None if argv is None else list(argv), prog_name="lbguard", standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except OutputError:
         raise
+    except typer.Abort:
+        return EXIT_FAILED
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else EXIT_FAILED
     except Exception as error:
+        if isinstance(error, _USAGE_ERROR):
+            return _refuse_usage(error)
         status = _status_of(error)
         if status is None:
             raise
-        for line in str(error).splitlines():
-            print(f"lbguard: {line}", file=sys.stderr)
-        sys.exit(status)
-    sys.exit(0)
+        for problem in getattr(error, "problems", None) or [error]:
+            print_error(str(problem))
+        return status
 
 
-def _end_unread(status: int | str | None) -> NoReturn:
-    """End though whoever read our output has gone (`| head`), which alone is no failure."""
-    # Keep the interpreter from flushing into the pipe again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(status)
+def _refuse_usage(error: Any) -> int:
+    """Show what is wrong with the command line, and where its help is."""
+    shown = io.StringIO()
+    error.show(file=shown)
+    print_error_lines(shown.getvalue().rstrip("\n"))
+    return int(error.exit_code)
 
 
 def _status_of(error: Exception) -> int | None:

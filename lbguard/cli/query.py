@@ -1,14 +1,13 @@
 """The commands that ask the running service: status, top, events, explain and health."""
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lbguard.cli.conventions import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption
+from lbguard.cli.output import is_read, print_error, print_json, print_text
 
 _INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.1, 60.0
 
@@ -41,7 +40,7 @@ def status(
     with GuardClient(socket) as client:
         state = client.status()
     if as_json:
-        print(json.dumps(show.status_json(state), indent=2))
+        print_json(show.status_json(state))
     else:
         show.show_status(state, show_all=show_all)
 
@@ -109,10 +108,13 @@ def events(
         with GuardClient(socket) as client:
             for watched in client.watch(last, follow=follow):
                 if as_json:
-                    line = json.dumps(show.decision_json(watched.decision, watched.wall_time, lost=watched.lost))
+                    values = show.decision_json(watched.decision, watched.wall_time, lost=watched.lost)
+                    print_json(values, indent=None, flush=follow)
                 else:
                     line = show.decision_line(watched.decision, watched.wall_time, lost=watched.lost)
-                print(line, flush=follow)
+                    print_text(line, flush=follow)
+                if not is_read():
+                    break
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -140,7 +142,7 @@ def explain(
     with GuardClient(socket) as client:
         explanation = client.explain(target)
     if as_json:
-        print(json.dumps(show.explanation_json(explanation), indent=2))
+        print_json(show.explanation_json(explanation))
     else:
         show.show_explanation(explanation)
 
@@ -166,5 +168,5 @@ def health(
 
     reason = unhealthy_reason(socket, "Readiness" if ready else "Liveness")
     if reason:
-        print(f"lbguard: {reason}", file=sys.stderr)
+        print_error(reason)
         raise typer.Exit(EXIT_FAILED)

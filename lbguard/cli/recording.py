@@ -1,7 +1,5 @@
 """The commands that read recordings: replay and tune."""
 
-import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from lbguard.cli.conventions import EXIT_INTERRUPTED, JsonOption
+from lbguard.cli.output import print_json, print_text
+from lbguard.printable import printable, printable_values
 
 EXIT_DIFFERENT = 1
 
@@ -42,12 +42,14 @@ class Progress:
         if sys.stderr.isatty() and now - self._shown_at > 0.5:
             self._shown_at, self._shown = now, True
             share = min(self._read / self._total, 1.0)
-            print(f"\r{share:4.0%} of {self._total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\r{share:4.0%} of {self._total / 1e6:.1f} MB")
+            sys.stderr.flush()
 
     def done(self) -> None:
         """Wipe the line."""
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 def _with_progress(files: Sequence[Path], work: Callable[[Callable[[int], None]], Any]) -> Any:
@@ -100,9 +102,10 @@ def replay(
     found = find_files(files)
     if at is None:
         report = _with_progress(found, lambda on_read: replaying.replay(found, on_read))
-        with contextlib.suppress(BrokenPipeError):
-            # A difference counts although nobody reads of it.
-            print(json.dumps(show.report_json(report), indent=2) if as_json else show.report_text(report))
+        if as_json:
+            print_json(show.report_json(report))
+        else:
+            print_text(show.report_text(printable_values(report)))
         if report.difference is not None:
             raise typer.Exit(EXIT_DIFFERENT)
         return
@@ -114,9 +117,9 @@ def replay(
             param_hint="--at",
         ) from None
     if as_json:
-        print(json.dumps({"at": past.at, "host": past.host, **cli_show.status_json(past.status)}, indent=2))
+        print_json({"at": past.at, "host": past.host, **cli_show.status_json(past.status)})
     else:
-        print(f"state at {local_time(past.at)}{f' on {past.host}' if past.host else ''}")
+        print_text(f"state at {local_time(past.at)}{f' on {printable(past.host)}' if past.host else ''}")
         cli_show.show_status(past.status, show_all=show_all)
 
 
@@ -181,7 +184,7 @@ def tune(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--set") from None
     if as_json:
-        print(json.dumps(show.report_json(outcome), indent=2))
+        print_json(show.report_json(outcome))
     else:
         show.show_report(outcome)
     if report is None:
@@ -189,6 +192,6 @@ def tune(
     try:
         report.write_text(picture.render(outcome), encoding="utf-8")
     except OSError as error:
-        raise typer.BadParameter(f"{report}: {error.strerror}", param_hint="--report") from None
+        raise typer.BadParameter(f"{printable(str(report))}: {error.strerror}", param_hint="--report") from None
     if not as_json:
-        print(f"picture: {report}")
+        print_text(f"picture: {printable(str(report))}")

@@ -1,7 +1,6 @@
 """The commands that begin with the settings: run, check-config and probe."""
 
 import gc
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lbguard.cli.conventions import EXIT_FAILED, JsonOption
+from lbguard.cli.output import print_json
 
 if TYPE_CHECKING:
     from lbguard.core.model import StreamSpec
@@ -109,7 +109,7 @@ def check_config(
     ]
     findings = check_host(loaded.settings, streams) if host else ()
     if as_json:
-        print(json.dumps(show.config_json(loaded, warnings, findings), indent=2))
+        print_json(show.config_json(loaded, warnings, findings))
     else:
         show.show_config(loaded, warnings, findings)
     failed = any(finding.severity == "error" for finding in findings)
@@ -160,7 +160,7 @@ def probe(
 
     report = asyncio.run(probe_once(loaded.settings))
     if as_json:
-        print(json.dumps(results_json(report), indent=2))
+        print_json(results_json(report))
     else:
         show.show_probe(report)
     raise typer.Exit(0 if report.all_up else EXIT_FAILED)

@@ -15,6 +15,7 @@ from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import Decision, FamilyEvidence, TargetState
 from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
 from lbguard.log import decision_fields
+from lbguard.printable import printable, printable_values
 from lbguard.sentences import decision_sentence, seconds
 
 if TYPE_CHECKING:
@@ -96,16 +97,19 @@ def show_config(loaded: "Loaded", warnings: "Sequence[ConfigWarning]", findings:
     table = _table("SETTING", "VALUE", "FROM", "MEANING")
     for leaf in leaves(Settings):
         origin = loaded.origins[leaf.name]
-        value = leaf.show(_value(loaded, leaf.name)) or "-"
-        _row(table, leaf.name, value, origin, leaf.help, style="dim" if origin == "default" else "")
+        value = printable(leaf.show(_value(loaded, leaf.name))) or "-"
+        _row(table, leaf.name, value, printable(origin), leaf.help, style="dim" if origin == "default" else "")
     console.print(table)
     console.print()
-    for warning in warnings:
-        console.print(f"warning {warning.name}: {warning.what}", style="yellow")
-        console.print(f"        -> {warning.remedy}")
-    for finding in findings:
-        console.print(f"{finding.severity} {finding.id}: {finding.what}", style=_severity_style(finding.severity))
-        console.print(f"        -> {finding.remedy}")
+    # In a file or a pipe, one line each, whatever their length.
+    soft_wrap = not console.is_terminal
+    for warning in printable_values(list(warnings)):
+        console.print(f"warning {warning.name}: {warning.what}", style="yellow", soft_wrap=soft_wrap)
+        console.print(f"        -> {warning.remedy}", soft_wrap=soft_wrap)
+    for finding in printable_values(list(findings)):
+        what = f"{finding.severity} {finding.id}: {finding.what}"
+        console.print(what, style=_severity_style(finding.severity), soft_wrap=soft_wrap)
+        console.print(f"        -> {finding.remedy}", soft_wrap=soft_wrap)
     if not warnings and not findings:
         console.print("Nothing to warn of.", style="green")
 
@@ -126,6 +130,7 @@ _VERDICT_COLOURS = {"up": "green", "degraded": "yellow", "healing": "yellow", "d
 def show_probe(report: "OnceReport") -> None:
     """Print what one round of pings found."""
     console = TextConsole()
+    report = printable_values(report)
     table = _table("CONNECTION", "STATE", "FAMILY", "REPLIES", "RTT MIN/MEDIAN/MAX", "FROM", "TO", "LINK")
     for result in report.results:
         connection, verdict = result.connection, result.verdict
@@ -196,6 +201,7 @@ def headline(status: GuardStatus) -> Text:
 def show_status(status: GuardStatus, *, show_all: bool) -> None:
     """Print streams, targets (troubled ones first) and links."""
     console = TextConsole()
+    status = printable_values(status)
     console.print(headline(status))
     console.print()
     _show_streams(console, status)
@@ -297,7 +303,7 @@ def decision_line(decision: Decision, wall_time: float, *, lost: int = 0) -> str
     """Return a decision as one line, in local time."""
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_time))
     warning = f"({lost} decisions were lost here: this reader was too slow)\n" if lost else ""
-    return f"{warning}{clock}.{int(wall_time % 1 * 1000):03} {decision_sentence(decision)}"
+    return f"{warning}{clock}.{int(wall_time % 1 * 1000):03} {decision_sentence(printable_values(decision))}"
 
 
 def explanation_json(explanation: "Explanation") -> dict[str, object]:
@@ -315,7 +321,7 @@ def explanation_json(explanation: "Explanation") -> dict[str, object]:
 def show_explanation(explanation: "Explanation") -> None:
     """Print the story and the decisions behind it."""
     console = TextConsole()
-    console.print(explanation.story, soft_wrap=not console.is_terminal)
+    console.print(printable(explanation.story), soft_wrap=not console.is_terminal)
     console.print()
     for decision, wall_time in explanation.decisions:
         console.print(decision_line(decision, wall_time), soft_wrap=True)

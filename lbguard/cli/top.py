@@ -29,6 +29,7 @@ from lbguard.cli.console import TextConsole
 from lbguard.cli.show import STATE_COLOURS, TROUBLE_FIRST, age, headline
 from lbguard.core.model import TargetState
 from lbguard.core.status import GuardStatus, LinkStatus, StreamStatus, TargetStatus
+from lbguard.printable import printable, printable_values
 from lbguard.sentences import decision_sentence, seconds
 
 DECISIONS_KEPT = 50
@@ -301,7 +302,7 @@ class Feed:
             except ServiceNotRunning:
                 self._snapshot = replace(self._snapshot, trouble="not running, waiting")
             except ClientError as error:
-                self._snapshot = replace(self._snapshot, trouble=f"{error}; trying again")
+                self._snapshot = replace(self._snapshot, trouble=f"{printable(str(error))}; trying again")
             self._ended.wait(self._interval_s)
 
 
@@ -312,7 +313,8 @@ def ask(client: GuardClient) -> Snapshot:
         ClientError: the service does not answer.
     """
     decisions = tuple(client.watch(DECISIONS_KEPT, follow=False))
-    return Snapshot(status=client.status(), decisions=decisions, heard_at=time.monotonic())
+    status, decisions = printable_values((client.status(), decisions))
+    return Snapshot(status=status, decisions=decisions, heard_at=time.monotonic())
 
 
 # The terminal

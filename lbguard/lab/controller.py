@@ -6,17 +6,23 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lbguard.lab.netns import Namespace
+from lbguard.printable import printable
 
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
+LAST_WORDS_S = 1.0
 SHOWN_LINES = 8
+SHOWN_ERRORS = 4
+"""Of what was said before the last lines, so many errors are shown: more may be said after the reason of an end."""
+LINE_LIMIT = 2**20
+_VALUE_LENGTH = 300
 
 
 def _environment() -> dict[str, str]:
@@ -68,7 +74,7 @@ class Controller:
     name: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
-    other_lines: list[str] = field(default_factory=list)
+    _said: list[dict[str, Any] | str] = field(default_factory=list)
     _process: asyncio.subprocess.Process | None = None
     _reader: asyncio.Task[None] | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,6 +88,7 @@ class Controller:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            limit=LINE_LIMIT,
         )
         self._reader = asyncio.create_task(self._read(self._process))
 
@@ -103,7 +110,7 @@ class Controller:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self._until(condition)
         except TimeoutError:
-            raise LabError(f"{self._title} did not {what} in {READY_TIMEOUT_S:g} s{self._said()}") from None
+            raise LabError(f"{self._title} did not {what} in {READY_TIMEOUT_S:g} s{self.last_words()}") from None
 
     async def kill(self) -> None:
         """Kill the process at once (SIGKILL)."""
@@ -124,14 +131,17 @@ class Controller:
         except TimeoutError:
             await self.kill()
 
-    def check_alive(self) -> None:
+    async def check_alive(self) -> None:
         """Check that the process still runs.
 
         Raises:
             LabError: it ended by itself.
         """
         if self._process is not None and self._process.returncode is not None:
-            raise LabError(f"{self._title} ended with status {self._process.returncode}{self._said()}")
+            if self._reader is not None:
+                # The reason may not have been read yet; a child of the process may keep the pipe open.
+                await asyncio.wait({self._reader}, timeout=LAST_WORDS_S)
+            raise LabError(f"{self._title} ended with status {self._process.returncode}{self.last_words()}")
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send the process a signal; one that ended gets none."""
@@ -167,10 +177,10 @@ class Controller:
             try:
                 record = json.loads(text)
             except ValueError:
-                self.other_lines.append(text)
-            else:
-                if isinstance(record, dict):
-                    self.records.append(record)
+                record = None
+            if isinstance(record, dict):
+                self.records.append(record)
+            self._said.append(record if isinstance(record, dict) else text)
             self._news.set()
         self._news.set()
 
@@ -186,7 +196,7 @@ class Controller:
             if self._reader.done():
                 assert self._process is not None
                 await self._process.wait()
-                self.check_alive()
+                await self.check_alive()
             self._news.clear()
             await self._news.wait()
 
@@ -204,15 +214,44 @@ class Controller:
                     active.discard(record["identifier"])
         return ready and active >= identifiers
 
-    def _said(self) -> str:
-        lines = [*self.other_lines, *(_shown(record) for record in self.records)][-SHOWN_LINES:]
+    def last_words(self) -> str:
+        """Return what the process said last, to follow a sentence: earlier errors too, for they hold the reason."""
+        said = [line for line in self._said if line]
+        errors = [line for line in said[:-SHOWN_LINES] if isinstance(line, dict) and line.get("level") in _ERRORS]
+        lines = [_shown(line) for line in (*errors[-SHOWN_ERRORS:], *said[-SHOWN_LINES:])]
         return "; it said:\n  " + "\n  ".join(lines) if lines else " and said nothing"
 
 
-def _shown(record: dict[str, Any]) -> str:
-    """Return a log record in short: what happened, why, and the last line of a traceback."""
-    words = [str(record.get("level", "")), str(record.get("event", "")), str(record.get("reason", ""))]
-    exception = str(record.get("exception", "")).strip()
-    if exception:
-        words.append(exception.splitlines()[-1])
-    return " ".join(word for word in words if word)
+class Checked(Protocol):
+    """What tells whether it still runs."""
+
+    async def check_alive(self) -> None:
+        """Raise LabError, with the reason, if it ended by itself."""
+
+
+@contextlib.asynccontextmanager
+async def naming_what_ended(controller: Checked) -> AsyncIterator[None]:
+    """Add to an error that the controller had ended, and why: the error may be what followed from it."""
+    try:
+        yield
+    except (LabError, OSError, RuntimeError) as error:
+        try:
+            await controller.check_alive()
+        except LabError as reason:
+            if str(reason) != str(error):
+                raise LabError(f"{error}\n{reason}") from error
+        raise
+
+
+_ERRORS = frozenset({"error", "critical"})
+_LEFT_OUT = frozenset({"ts", "time", "level", "logger", "event", "exception"})
+
+
+def _shown(said: dict[str, Any] | str) -> str:
+    """Return a line of the log in short: what happened, its fields, and the last line of a traceback."""
+    if isinstance(said, str):
+        return printable(said)
+    words = [str(said.get("level", "")), str(said.get("event", ""))]
+    words += [f"{name}={str(value)[:_VALUE_LENGTH]}" for name, value in said.items() if name not in _LEFT_OUT]
+    words += str(said.get("exception", "")).strip().splitlines()[-1:]
+    return printable(" ".join(word for word in words if word))

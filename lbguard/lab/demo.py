@@ -1,24 +1,23 @@
 """`lbguard demo`: plays scenarios in both columns and says whether lbguard kept its promises."""
 
 import asyncio
-import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
+from lbguard.cli.console import TextConsole
+from lbguard.cli.output import print_error, print_json
 from lbguard.lab import meridio, nfqlb, report, sandbox
 from lbguard.lab.controller import Column, Distribution, Topology
-from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, PLAIN_WIDTH, Display, Slot, nfqlb_text
+from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, Display, Slot, nfqlb_text
 from lbguard.lab.meridio_scenarios import SCENARIOS, AgainstToday, select
 from lbguard.lab.play import Run, Setup, play
 from lbguard.lab.sandbox import SandboxError
 from lbguard.lab.scenarios import DEFAULT, Scenario, UnknownScenarioError
 from lbguard.lab.topology import MAX_TARGETS, MAX_TARGETS_UNPRIVILEGED
+from lbguard.printable import printable
 
 KEPT = 0
 MISSED = 1
@@ -73,7 +72,7 @@ def run_demo(options: DemoOptions) -> int:
         max_targets = MAX_TARGETS if os.getuid() == 0 else MAX_TARGETS_UNPRIVILEGED
         return sandbox.run_isolated(lambda: _inside(options, scenarios, columns, distributions, max_targets))
     except (UnknownScenarioError, OptionError, SandboxError) as error:
-        print(f"lbguard demo: {error}", file=sys.stderr)
+        print_error(f"demo: {error}")
         return REFUSED
 
 
@@ -85,12 +84,25 @@ def _check(options: DemoOptions) -> None:
         raise OptionError(f"connections {options.connections}: 1 to {CONNECTIONS_MAX} are allowed")
     if not 2 <= options.proxies <= PROXIES_MAX:
         raise OptionError(f"proxies {options.proxies}: 2 to {PROXIES_MAX} are allowed")
-    if options.report is not None and not options.report.resolve().parent.is_dir():
-        raise OptionError(f"report {options.report}: its directory does not exist")
-    if options.record is not None and options.record.is_dir() and any(options.record.iterdir()):
-        raise OptionError(
-            f"record {options.record}: there is something in it already; name an empty or a new directory"
-        )
+    if options.report is not None:
+        _check_place("report", options.report)
+        if not options.report.resolve().parent.is_dir():
+            raise OptionError(f"report {options.report}: its directory does not exist")
+        if options.report.is_dir():
+            raise OptionError(f"report {options.report}: it is a directory; name a file")
+    if options.record is not None:
+        _check_place("record", options.record)
+        if options.record.is_dir() and any(options.record.iterdir()):
+            raise OptionError(
+                f"record {options.record}: there is something in it already; name an empty or a new directory"
+            )
+
+
+def _check_place(name: str, path: Path) -> None:
+    """Refuse a place that the sandbox has one of its own of: what is written there vanishes with it."""
+    for private in sandbox.PRIVATE_DIRECTORIES:
+        if path.resolve().is_relative_to(private):
+            raise OptionError(f"{name} {path}: {private} is the lab's own and vanishes at the end; name another place")
 
 
 def _topology(options: DemoOptions) -> Topology:
@@ -133,9 +145,7 @@ def _inside(
     distributions: Sequence[Distribution],
     max_targets: int,
 ) -> int:
-    console = Console(stderr=options.json_output)
-    if not console.is_terminal:
-        console = Console(stderr=options.json_output, width=PLAIN_WIDTH)
+    console = TextConsole(stderr=options.json_output)
     slots = [
         Slot(scenario.name, column, distribution)
         for scenario in scenarios
@@ -145,18 +155,24 @@ def _inside(
     runs = asyncio.run(_play_all(slots, scenarios, options, max_targets, console))
     failed = any(run.error or run.misses for run in runs)
     if options.json_output:
-        print(json.dumps(_summary(options, runs), indent=2))
+        print_json(_summary(options, runs))
     if options.report is not None:
-        options.report.write_text(report.render(runs, options.outage_s), encoding="utf-8")
-        console.print(f"report: {options.report}", markup=False)
+        try:
+            options.report.write_text(report.render(runs, options.outage_s), encoding="utf-8")
+            console.print(f"report: {printable(str(options.report))}")
+        except OSError as error:
+            print_error(f"demo: report {options.report}: {error.strerror}; write it to another place")
+            failed = True
+    if options.record is not None:
+        _check_place("record", options.record)
     if options.record is not None and options.record.is_dir():
         one = next(iter(sorted(options.record.iterdir())), options.record)
-        console.print(f"recordings: {options.record}; ask them: lbguard tune {one}", markup=False, highlight=False)
+        console.print(f"recordings: {printable(str(options.record))}; ask them: lbguard tune {printable(str(one))}")
     return MISSED if failed else KEPT
 
 
 async def _play_all(
-    slots: Sequence[Slot], scenarios: Sequence[Scenario], options: DemoOptions, max_targets: int, console: Console
+    slots: Sequence[Slot], scenarios: Sequence[Scenario], options: DemoOptions, max_targets: int, console: TextConsole
 ) -> list[Run]:
     """Play everything. The distributors of one scenario and column go side by side, each on a chain of its own."""
     by_name = {scenario.name: scenario for scenario in scenarios}
@@ -205,12 +221,12 @@ def _side_by_side(slots: Sequence[Slot]) -> list[list[Slot]]:
     return list(groups.values())
 
 
-def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOptions, console: Console) -> None:
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
+def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOptions, console: TextConsole) -> None:
+    console.print(LEGEND, style="dim")
     if options.topology == Topology.MERIDIO:
-        console.print(MERIDIO_LEGEND, style="dim", markup=False, highlight=False)
+        console.print(MERIDIO_LEGEND, style="dim")
     if text := nfqlb_text(runs):
-        console.print(text, style="dim", markup=False, highlight=False)
+        console.print(text, style="dim")
     by_name = {scenario.name: scenario for scenario in scenarios}
     missed = [run for run in runs if run.error or run.misses]
     for run in missed:
@@ -220,7 +236,6 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
             f"{'FAILED' if run.error else 'MISSED'} {run.scenario}, {run.column} on {run.distribution} "
             f"(promised: {promise}): {why}",
             style="bold red",
-            markup=False,
         )
     if not missed and any(run.column is Column.LBGUARD for run in runs):
         console.print("Every promise was kept.", style="bold green")
@@ -229,15 +244,14 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
         console.print(
             f"This machine was busy: the client itself paused for up to {late_s:.2f} s, and gaps grew by as much.",
             style="yellow",
-            markup=False,
         )
     there = SCENARIOS[Topology(options.topology)]
     if len(scenarios) < len(there):
         rest = ", ".join(scenario.name for scenario in there if scenario.name not in by_name)
         option = "" if options.topology == Topology.CHAIN else f" --topology {options.topology}"
-        console.print(f"More scenarios ({rest}): lbguard demo{option} --scenario all", markup=False, highlight=False)
+        console.print(f"More scenarios ({rest}): lbguard demo{option} --scenario all")
     if (reason := nfqlb.missing()) and not options.distributors and options.topology == Topology.CHAIN:
-        console.print(f"Played on nftables only: {reason}.", style="dim", markup=False, highlight=False)
+        console.print(f"Played on nftables only: {reason}.", style="dim")
 
 
 def _summary(options: DemoOptions, runs: Sequence[Run]) -> dict[str, object]:

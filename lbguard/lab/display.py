@@ -8,17 +8,16 @@ from types import TracebackType
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lbguard.cli.console import TextConsole
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run
 
-PLAIN_WIDTH = 150
 WIDE = 124
 """From this width on (characters) every column is shown; on a narrower terminal only those that decide."""
 REFRESH_PER_S = 4
@@ -42,7 +41,7 @@ ALL_NUMBERS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap
 class Display:
     """Shows all runs, those to come, those under way with a countdown, and those that ended with their numbers."""
 
-    def __init__(self, slots: Sequence[Slot], console: Console) -> None:
+    def __init__(self, slots: Sequence[Slot], console: TextConsole) -> None:
         self._slots = list(slots)
         self._console = console
         self._phases: dict[Slot, tuple[str, float]] = {}
@@ -76,7 +75,7 @@ class Display:
         if self._live is None:
             left = f", {left_s:.0f} s left" if left_s > 0 else ""
             elapsed = time.monotonic() - self._started
-            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {phase}{left}", markup=False)
+            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {phase}{left}")
 
     def finished(self, slot: Slot, run: Run) -> None:
         """Show the numbers of a run."""
@@ -89,7 +88,7 @@ class Display:
                 or f"{measured.opened} connections, {broken_text(run)} broken, {measured.moved} moved, "
                 f"median gap {measured.median_gap_s:.2f} s, longest {measured.longest_gap_s:.2f} s"
             )
-            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {numbers}", markup=False)
+            self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {numbers}")
 
     def table(self) -> Table:
         """Return the table as it stands."""
@@ -216,7 +215,8 @@ NFQLB_TEXTS = {
 
 LEGEND = """\
 withdraw: what a load balancer does today, it takes targets out as soon as their link is gone. lbguard: this project.
-opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks.
+opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks, and those
+that broke because others were withdrawn, which moves some slots of every target today.
 broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, counted apart.
 moved: their packets reached another target, which refused them. UDP lost: datagrams without an answer.
-median gap: the middle one of the pauses of the disturbed connections that survived. longest gap: of all survivors."""
+median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors."""

@@ -197,11 +197,11 @@ class MeridioLb:
         if self._guard is not None:
             await self._guard.stop()
 
-    def check_alive(self) -> None:
+    async def check_alive(self) -> None:
         """Check that nobody ended by itself; see `Controller.check_alive`."""
-        self._lb.check_alive()
         if self._guard is not None and self._killed_at is None:
-            self._guard.check_alive()
+            await self._guard.check_alive()
+        await self._lb.check_alive()
 
     async def remove(self, identifier: int) -> None:
         """Take a target out of the registry's list, tell the load balancer, and wait until it has removed it."""
@@ -232,10 +232,12 @@ class MeridioLb:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while not (self._shared / "requests").is_fifo():
-                    guard.check_alive()
+                    await guard.check_alive()
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise LabError(f"lbguard did not listen for calls of nfqlb in {READY_TIMEOUT_S:g} s") from None
+            raise LabError(
+                f"lbguard did not listen for calls of nfqlb in {READY_TIMEOUT_S:g} s{guard.last_words()}"
+            ) from None
 
     def _guard_environment(self) -> dict[str, str]:
         return {

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbguard.lab.controller import Column, Controller, Distribution, LabError, Topology
+from lbguard.lab.controller import LINE_LIMIT, Column, Controller, Distribution, LabError, Topology, naming_what_ended
 from lbguard.lab.measure import Decided, Measurement, Scope, count_decisions, measure
 from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts
 from lbguard.lab.meridio_scenarios import AgainstToday
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 WARM_UP_S = 1.0
 LOST_PERCENT = 5
 TRAFFIC_TIMEOUT_S = 60.0
-LINE_LIMIT = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +140,13 @@ class _Player:
         self._progress(f"starting {run.column}", 0)
         server = await stack.enter_async_context(_process(self._server_argv()))
         stack.push_async_callback(self._controller.stop)
-        await self._controller.start()
-        await self._controller.wait_active(frozenset(place.identifier for place in self._chain.places))
-        await _expect(server, "ready")
-        await self._start_mesh(stack)
-        self._progress("opening connections", 0)
-        await self._with_traffic()
+        async with naming_what_ended(self._controller):
+            await self._controller.start()
+            await self._controller.wait_active(frozenset(place.identifier for place in self._chain.places))
+            await _expect(server, "ready")
+            await self._start_mesh(stack)
+            self._progress("opening connections", 0)
+            await self._with_traffic()
         run.resets_sent = (await _expect(server, "resets", finish=True))["sent"]
         run.records = list(self._controller.records)
         dropped = self._mesh.dropped if self._mesh else 0
@@ -222,7 +222,7 @@ class _Player:
             run.steps.append((time.time(), step))
         self._progress("watching", run.started + length_s - time.time())
         await asyncio.sleep(max(0.0, run.started + length_s - time.time()))
-        self._controller.check_alive()
+        await self._controller.check_alive()
 
     async def _do(self, step: Step) -> None:
         chain = self._chain

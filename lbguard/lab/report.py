@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from html import escape
 
 from lbguard.lab.controller import Column
 from lbguard.lab.display import MERIDIO_LEGEND, broken_text, gap_text, nfqlb_text, removal_text
 from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.play import Run
 from lbguard.lab.timeline import draw
+from lbguard.printable import html_text
 
 STYLE = """
 :root { color-scheme: light dark; --bg: #fbfbfa; --fg: #1d2327; --soft: #5c666d; --line: #d9dcde; --card: #ffffff;
@@ -62,10 +62,10 @@ HEADINGS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", 
 def render(runs: Sequence[Run], outage_s: float) -> str:
     """Return the page as HTML text. It refers to nothing outside itself."""
     names = list(dict.fromkeys(run.scenario for run in runs))
-    legend = "".join(f'<li><i style="background:var({colour})"></i>{escape(text)}</li>' for colour, text in LEGEND)
+    legend = "".join(f'<li><i style="background:var({colour})"></i>{html_text(text)}</li>' for colour, text in LEGEND)
     sections = "".join(_section(name, [run for run in runs if run.scenario == name], outage_s) for name in names)
-    meridio = f"<p>{escape(MERIDIO_LEGEND)}</p>" if any(run.lb for run in runs) else ""
-    nfqlb = f"<p>{escape(nfqlb_text(runs))}</p>" if nfqlb_text(runs) else ""
+    meridio = f"<p>{html_text(MERIDIO_LEGEND)}</p>" if any(run.lb for run in runs) else ""
+    nfqlb = f"<p>{html_text(nfqlb_text(runs))}</p>" if nfqlb_text(runs) else ""
     made = time.strftime("%Y-%m-%d %H:%M")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -74,12 +74,13 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
         "<h1>lbguard demo</h1>"
         f'<p class="soft">{made}, outage {outage_s:g} s. Real packets through client, load balancer, proxies and '
         "targets, each in a network namespace of its own.</p>"
-        f"<p>{escape(_headline(runs))}</p>{meridio}{nfqlb}{_table(names, runs)}"
-        '<p class="soft">Disturbed: connections whose path the scenario breaks. Broken: reset, or silent for the rest '
-        "of the run; +N lost: those of targets that never return. Moved: their packets reached another target, which "
-        "refused them. Gaps: the longest pause of each "
-        "connection that survived; the median is over the disturbed ones.</p>"
-        f'<h2>How to read the timelines</h2><p>{escape(HOW_TO_READ)}</p><ul class="legend">{legend}</ul>'
+        f"<p>{html_text(_headline(runs))}</p>{meridio}{nfqlb}{_table(names, runs)}"
+        '<p class="soft">Disturbed: connections whose path the scenario breaks, and those that broke because others '
+        "were withdrawn, which moves some slots of every target today. Broken: reset, or silent for the rest of the "
+        "run; +N lost: those of targets that never return. Moved: their packets reached another target, which refused "
+        "them. Gaps: the longest pause of each connection that survived; the median is over those whose path was "
+        "broken.</p>"
+        f'<h2>How to read the timelines</h2><p>{html_text(HOW_TO_READ)}</p><ul class="legend">{legend}</ul>'
         f"{sections}</body></html>\n"
     )
 
@@ -100,7 +101,7 @@ def _table(names: Sequence[str], runs: Sequence[Run]) -> str:
     rows = []
     for name in names:
         for index, run in enumerate(each for each in runs if each.scenario == name):
-            link = f'<a href="#{escape(name)}">{escape(name)}</a>' if index == 0 else ""
+            link = f'<a href="#{html_text(name)}">{html_text(name)}</a>' if index == 0 else ""
             kind = ' class="first"' if index == 0 else ""
             rows.append(
                 f'<tr{kind}><td class="text">{link}</td><td class="text">{run.column}, {run.distribution}</td>'
@@ -121,7 +122,7 @@ def _cells(run: Run) -> str:
     moved = "bad" if measured.moved else "good"
     return (
         f"<td>{measured.opened}</td><td>{measured.disturbed}</td>"
-        f'<td class="{broken}">{escape(broken_text(run))}</td><td class="{moved}">{measured.moved}</td>'
+        f'<td class="{broken}">{html_text(broken_text(run))}</td><td class="{moved}">{measured.moved}</td>'
         f"<td>{measured.udp_lost} of {measured.udp_sent}</td>"
         f"<td>{gap_text(measured.median_gap_s)}</td><td>{gap_text(measured.longest_gap_s)}</td>{_verdict(run)}"
     )
@@ -132,7 +133,7 @@ def _verdict(run: Run) -> str:
         return '<td class="soft">today</td>'
     if run.kept:
         return '<td class="good">kept</td>'
-    return f'<td class="bad">MISSED: {escape("; ".join(run.misses))}</td>'
+    return f'<td class="bad">MISSED: {html_text("; ".join(run.misses))}</td>'
 
 
 def _section(name: str, runs: Sequence[Run], outage_s: float) -> str:
@@ -140,15 +141,15 @@ def _section(name: str, runs: Sequence[Run], outage_s: float) -> str:
     promise = scenario.promise.sentence(outage_s)
     cards = "".join(_card(run) for run in runs)
     return (
-        f'<h2 id="{escape(name)}">{escape(name)}</h2><p>{escape(scenario.sentence)} '
-        f'<span class="soft">Promise of lbguard: {escape(promise)}.</span></p>{cards}'
+        f'<h2 id="{html_text(name)}">{html_text(name)}</h2><p>{html_text(scenario.sentence)} '
+        f'<span class="soft">Promise of lbguard: {html_text(promise)}.</span></p>{cards}'
     )
 
 
 def _card(run: Run) -> str:
     title = "Today's behaviour (withdraw)" if run.column is Column.WITHDRAW else "With lbguard"
-    body = f'<pre class="bad">{escape(run.error)}</pre>' if run.error else f'<div class="scroll">{draw(run)}</div>'
-    return f'<div class="card"><h3>{title}, on {run.distribution}: {escape(_result(run))}</h3>{body}</div>'
+    body = f'<pre class="bad">{html_text(run.error)}</pre>' if run.error else f'<div class="scroll">{draw(run)}</div>'
+    return f'<div class="card"><h3>{title}, on {run.distribution}: {html_text(_result(run))}</h3>{body}</div>'
 
 
 def _result(run: Run) -> str:

@@ -18,12 +18,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
+from lbguard.cli.output import OutputError, print_error
 from lbguard.lab.netns import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER
 
 CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1
 TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "mount": "mount"}
 """Commands the lab needs, and the Debian package of each."""
+
+PRIVATE_DIRECTORIES = ("/run", "/dev/shm")
+"""Directories of which the sandbox has its own; they vanish with it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -112,20 +116,24 @@ def _die_with(lifeline: int) -> None:
 def _first_process(function: Callable[[], int]) -> int:
     try:
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-        for path in ("/run", "/dev/shm"):
+        for path in PRIVATE_DIRECTORIES:
             subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
         # A container may mask parts of /proc; then a new one is refused and the old one, which also works, stays.
         subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=False, stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         status = function()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted; everything that was made is gone", file=sys.stderr)
+        print_error("interrupted; everything that was made is gone")
         status = 128 + signal.SIGINT
+    except OutputError as error:
+        print_error(str(error))
+        status = 1
     except BaseException:  # the process ends here: nothing above it could report the error
         traceback.print_exc()
         status = 70
     with contextlib.suppress(OSError):
-        sys.stdout.flush()
         sys.stderr.flush()
     return status
 

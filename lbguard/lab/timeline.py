@@ -5,13 +5,13 @@ scenario.
 """
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from statistics import median
 
 from lbguard.lab.measure import is_stalled
 from lbguard.lab.play import Run
 from lbguard.lab.scenarios import Do, Step
 from lbguard.lab.traffic import BIN_S, OPEN, Channel, TrafficResult
+from lbguard.printable import html_text
 
 WIDTH = 1100
 LEFT = 150
@@ -120,13 +120,13 @@ class _Drawing:
         return LEFT + (at_s + BEFORE_S) / (self.end_s + BEFORE_S) * (WIDTH - LEFT - RIGHT)
 
     def heading(self, text: str) -> None:
-        self.parts.append(f'<text class="head" x="4" y="{self.y + 11:.0f}">{escape(text)}</text>')
+        self.parts.append(f'<text class="head" x="4" y="{self.y + 11:.0f}">{html_text(text)}</text>')
         self.y += LANE_STEP
 
     def label(self, text: str, height: float = LANE) -> None:
         self.parts.append(
             f'<text class="label" x="{LEFT - 8}" y="{self.y + height / 2 + 4:.1f}" text-anchor="end">'
-            f"{escape(text)}</text>"
+            f"{html_text(text)}</text>"
         )
 
     def lane(self, name: str, intervals: Iterable[Interval]) -> None:
@@ -135,17 +135,17 @@ class _Drawing:
             left, right = self.x(since), self.x(until)
             if state == "none" or right <= left:
                 continue
-            title = f"{escape(name)}: {escape(state)}, {since:.2f} s to {until:.2f} s"
+            title = f"{html_text(name)}: {html_text(state)}, {since:.2f} s to {until:.2f} s"
             self.parts.append(
-                f'<rect class="s-{escape(state)}" x="{left:.1f}" y="{self.y:.1f}" width="{max(right - left, 1.5):.1f}" '
-                f'height="{LANE}" rx="2"><title>{title}</title></rect>'
+                f'<rect class="s-{html_text(state)}" x="{left:.1f}" y="{self.y:.1f}" '
+                f'width="{max(right - left, 1.5):.1f}" height="{LANE}" rx="2"><title>{title}</title></rect>'
             )
         self.y += LANE_STEP
 
     def svg(self, name: str) -> str:
         height = self.y + 24
         return (
-            f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(name, quote=True)}">'
+            f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html_text(name)}">'
             f"{self._grid(self.y)}{''.join(self.parts)}</svg>"
         )
 

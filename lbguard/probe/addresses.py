@@ -64,6 +64,8 @@ def _parse(text: str, examples: str) -> Endpoint:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"an IPv6 address stands in brackets, such as {examples}")
-    if not colon or not host or "/" in host or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+    # Names of hosts are ASCII; what else looks like one ends the library that is to dial it.
+    named = host.isascii() and host.isprintable() and not {" ", "/"} & set(host)
+    if not colon or not host or not named or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise ValueError(f"no address to dial, such as {examples}")
     return Endpoint(host=host, port=int(port))

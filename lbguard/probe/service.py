@@ -17,6 +17,7 @@ from lbguard.core.model import Subject, TargetSubject, Verdict, VerdictState
 from lbguard.httpd import Health, HttpEndpoint, ListenError
 from lbguard.log import fields, setup_logging
 from lbguard.netlink.mirror import MirrorError
+from lbguard.printable import printable
 from lbguard.probe.build import (
     ProbeError,
     judge_settings,
@@ -259,7 +260,7 @@ def run(settings: Settings) -> int:
         # Not before the loop has ended: from here on a signal ends the process, even if nobody reads standard error.
         for problem in problems:
             if isinstance(problem, ProbeError | ListenError | MirrorError | OSError):
-                print(f"lbguard: {problem}", file=sys.stderr)
+                sys.stderr.write(f"lbguard: {printable(str(problem))}\n")
             else:
                 _log.critical("a part of the probe failed", exc_info=problem)
         return 1 if problems else 0

@@ -17,6 +17,7 @@ from lbguard.settings.fields import (
     OptionalPath,
     Patterns,
     PeerPattern,
+    SpiffeAddress,
     checked,
     group,
     number,
@@ -191,7 +192,7 @@ class ProbeSettings(BaseModel):
         description="Name in the load balancers' certificates, or a pattern such as spiffe://example.org/*; empty: the"
         " host.",
     )
-    spiffe_socket: str = Field(
+    spiffe_socket: SpiffeAddress = Field(
         default="",
         description="Address of a SPIFFE Workload API that gives certificate and authorities, instead of files.",
         json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from lbguard.settings.fields import GROUP, Duration, number, seconds
+from lbguard.settings.fields import GROUP, Duration, FilePath, number, seconds
 
 
 class RecordingSettings(BaseModel):
@@ -14,7 +14,7 @@ class RecordingSettings(BaseModel):
     enabled: bool = Field(
         default=False, description="Record everything that decisions rest on; addresses and names, no secrets."
     )
-    directory: Path = Field(
+    directory: FilePath = Field(
         default=Path("/var/lib/lbguard/recording"),
         description="Where the files go, oldest deleted first; made if it is not there. Best not shared with others.",
     )

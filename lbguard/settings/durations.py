@@ -4,7 +4,7 @@ import math
 import re
 
 _FACTORS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-_PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(us|ms|s|m|h)?")
+_PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(us|ms|s|m|h)?", re.ASCII)
 
 EXAMPLES = "500ms, 3s, 2m"
 """What to show beside a duration that could not be read."""

@@ -1,5 +1,6 @@
 """The kinds of value that settings have, and how a field of each kind is declared."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,9 @@ GROUP = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 that costs a start a tenth of a second."""
 
 DAY_S = 86400.0
+
+PATH_BYTES_MAX, NAME_BYTES_MAX = 4095, 255  # PATH_MAX with its final zero is 4096, NAME_MAX 255
+SOCKET_PATH_BYTES_MAX = 107  # struct sockaddr_un holds 108 bytes with the final zero
 
 
 def split(value: object) -> object:
@@ -41,11 +45,58 @@ def checked(check: Callable[[str], object]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def check_path(value: object) -> object:
+    """Refuse text that no file can have as its path; it would be noticed only when the file is needed.
+
+    Raises:
+        ValueError: the text is empty, holds NUL, or is longer than the kernel takes.
+    """
+    return _path_of(value, PATH_BYTES_MAX)
+
+
+def check_socket_path(value: object) -> object:
+    """Refuse text that no unix socket can have as its path; see `check_path`."""
+    return _path_of(value, SOCKET_PATH_BYTES_MAX)
+
+
+def check_spiffe_address(text: str) -> None:
+    """Refuse what is no address of a SPIFFE Workload API; empty means that there is none.
+
+    Raises:
+        ValueError: it is none.
+    """
+    scheme, _, path = text.strip().partition(":")
+    if not text.strip():
+        return
+    path = "/" + path.lstrip("/") if path.startswith("/") else ""
+    if scheme != "unix" or not path.strip("/"):
+        raise ValueError("no address of a Workload API, such as unix:///run/spire/sockets/agent.sock")
+    check_socket_path(path)
+
+
+def _path_of(value: object, bytes_max: int) -> object:
+    if not isinstance(value, str | Path):
+        return value
+    text = str(value)
+    if not text.strip():
+        raise ValueError("empty")
+    if "\0" in text:
+        raise ValueError("no path: it holds a NUL character")
+    parts = os.fsencode(text).split(b"/")
+    if sum(map(len, parts)) + len(parts) - 1 > bytes_max or max(map(len, parts)) > NAME_BYTES_MAX:
+        raise ValueError(f"longer than {bytes_max} bytes, or {NAME_BYTES_MAX} between two slashes")
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 OptionalDuration = Annotated[Duration | None, BeforeValidator(none_if_empty)]
-OptionalPath = Annotated[Path | None, BeforeValidator(none_if_empty)]
+FilePath = Annotated[Path, BeforeValidator(check_path)]
+SocketPath = Annotated[Path, BeforeValidator(check_socket_path)]
+OptionalPath = Annotated[FilePath | None, BeforeValidator(none_if_empty)]
+OptionalSocketPath = Annotated[SocketPath | None, BeforeValidator(none_if_empty)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(split)]
 Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValidator(split)]
+SpiffeAddress = Annotated[str, checked(check_spiffe_address)]
 Listen = Annotated[str, checked(parse_listen)]
 PeerPattern = Annotated[str, checked(check_pattern)]
 

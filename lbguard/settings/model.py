@@ -22,10 +22,13 @@ from lbguard.settings.fields import (
     GROUP,
     Duration,
     Durations,
+    FilePath,
     Listen,
     OptionalDuration,
     OptionalPath,
+    OptionalSocketPath,
     Patterns,
+    SocketPath,
     group,
     number,
     ratio,
@@ -125,7 +128,7 @@ class AvailabilitySettings(BaseModel):
     grace: Duration = seconds(
         1.0, "A stream without a usable path is reported unavailable after this; its table stays.", high=3600
     )
-    socket: OptionalPath = Field(
+    socket: OptionalSocketPath = Field(
         default=None,
         description="Unix socket on which Meridio's frontend is told whether this load balancer can forward, in place"
         " of Meridio's own (/var/lib/meridio/lb.sock); with TLS where nsp has certificates. Unset: not served.",
@@ -170,7 +173,7 @@ class DistributorSettings(BaseModel):
         100, "slots", "Size of the embedded table: slots for each of max_targets.", low=1, high=10_000
     )
     nfqlb_binary: str = Field(default="nfqlb", min_length=1, description="The nfqlb command, for nfqlb-cli.")
-    shm_dir: Path = Field(default=Path("/dev/shm"), description="Where nfqlb's memory files (tshm-...) are.")
+    shm_dir: FilePath = Field(default=Path("/dev/shm"), description="Where nfqlb's memory files (tshm-...) are.")
 
     @model_validator(mode="after")
     def _cli_is_maglev(self) -> "DistributorSettings":
@@ -299,7 +302,7 @@ class Settings(BaseModel):
         " that an unmodified load balancer makes (interposer), or its rules and routes (kernel; not with enforce).",
     )
     targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
-    socket: Path = Field(
+    socket: SocketPath = Field(
         default=Path("/run/lbguard/lbguard.sock"), description="Unix socket of the API, made with mode 0660."
     )
     withdraw_on_exit: bool = Field(

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from lbguard.settings.fields import GROUP, Duration, seconds
+from lbguard.settings.fields import GROUP, Duration, FilePath, seconds
 
 
 class InterposerSettings(BaseModel):
     """Streams and targets from the calls of nfqlb that an unmodified load balancer makes (source interposer)."""
 
     model_config = GROUP
-    directory: Path = Field(
+    directory: FilePath = Field(
         default=Path("/run/lbguard/interposer"),
         description="The directory shared with the program nfqlb in the load balancer's container (LBGUARD_NFQLB_DIR).",
     )

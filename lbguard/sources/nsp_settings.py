@@ -6,7 +6,17 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lbguard.probe.addresses import parse_dial_address
-from lbguard.settings.fields import GROUP, Duration, OptionalPath, PeerPattern, checked, number, ratio, seconds
+from lbguard.settings.fields import (
+    GROUP,
+    Duration,
+    OptionalPath,
+    PeerPattern,
+    SpiffeAddress,
+    checked,
+    number,
+    ratio,
+    seconds,
+)
 from lbguard.sources.nsp_offsets import DEFAULT_START
 
 ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"
@@ -38,7 +48,7 @@ class NspSettings(BaseModel):
     )
     tls_key: OptionalPath = Field(default=None, description="Private key of nsp.tls_cert (PEM).")
     tls_ca: OptionalPath = Field(default=None, description="Authorities of the registry's certificate (PEM).")
-    spiffe_socket: str = Field(
+    spiffe_socket: SpiffeAddress = Field(
         default="",
         description="Address of a SPIFFE Workload API that gives certificate and authorities, instead of files.",
         json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from html import escape
 
+from lbguard.printable import html_text
 from lbguard.recording.format import local_time
 from lbguard.tuning.show import APPROXIMATE, fallback_text, helm_values, label_of, meanings, warnings_of
 from lbguard.tuning.tune import TuneReport, windows_of
@@ -57,11 +57,11 @@ def render(report: TuneReport) -> str:
     windows = windows_of(report.results)
     svg = _curve(report, windows) if windows is not None and len(windows) > 1 else _bars(report)
     period = f"{local_time(report.began)} to {local_time(report.ended)}, {report.events} events"
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*report.reasons, *warnings_of(report)))
-    approximate = "".join(f"<li>{escape(text)}</li>" for text in APPROXIMATE)
+    reasons = "".join(f"<li>{html_text(reason)}</li>" for reason in (*report.reasons, *warnings_of(report)))
+    approximate = "".join(f"<li>{html_text(text)}</li>" for text in APPROXIMATE)
     values = ""
     if report.recommended is not None:
-        values = f"<h2>Helm values</h2><pre>{escape(helm_values(report.results[report.recommended]))}</pre>"
+        values = f"<h2>Helm values</h2><pre>{html_text(helm_values(report.results[report.recommended]))}</pre>"
     ticks = ""
     if windows is not None:
         ticks = (
@@ -72,7 +72,7 @@ def render(report: TuneReport) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>lbguard tune</title><style>{_STYLE}</style></head><body><h1>lbguard tune</h1>"
-        f'<p class="soft">{escape(period)}.</p>'
+        f'<p class="soft">{html_text(period)}.</p>'
         f'<p class="soft">Cost: seconds of waiting of 1000 connections altogether. The lower, the better.{ticks}<br>'
         '<span class="nowrap"><i style="background:var(--wait)"></i>waiting for a held target</span> '
         '<span class="nowrap"><i style="background:var(--broken)"></i>broken because moved '
@@ -92,7 +92,7 @@ def _axis(scale: _Scale, title: str) -> list[str]:
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(title)}</text>')
+    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{html_text(title)}</text>')
     return parts
 
 
@@ -113,7 +113,7 @@ def _curve(report: TuneReport, windows: Sequence[float]) -> str:
     parts.append(f'<polygon class="broken" points="{_points([*totals, *reversed(waits)])}"/>')
     parts.append(f'<polyline class="total" points="{_points(totals)}"/>')
     for (x, y), result in zip(totals, report.results, strict=True):
-        title = escape(f"{result.variant.label}: {result.cost.total_s:.0f}")
+        title = html_text(f"{result.variant.label}: {result.cost.total_s:.0f}")
         kind = "dot recorded" if result.variant.recorded else "dot"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>')
     parts += _window_labels(report, [x for x, _ in totals])
@@ -128,7 +128,7 @@ def _curve(report: TuneReport, windows: Sequence[float]) -> str:
     if report.recommended is not None:
         x = totals[report.recommended][0]
         anchor = "end" if x > _WIDTH / 2 else "start"
-        label = escape(f"recommended: {report.results[report.recommended].variant.label}")
+        label = html_text(f"recommended: {report.results[report.recommended].variant.label}")
         parts.append(f'<line class="best" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
         shift = -6 if anchor == "end" else 6
         parts.append(
@@ -148,7 +148,7 @@ def _window_labels(report: TuneReport, places: Sequence[float]) -> list[str]:
         x = places[index]
         if all(abs(x - other) > _LABEL_WIDTH for other in written):
             written.append(x)
-            label = escape(report.results[index].variant.label)
+            label = html_text(report.results[index].variant.label)
             parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 36}" text-anchor="middle">{label}</text>')
     return parts
 
@@ -161,7 +161,7 @@ def _bars(report: TuneReport) -> str:
         cost = result.cost
         for kind, low, high in (("wait", 0.0, cost.stalled_s), ("broken", cost.stalled_s, cost.total_s)):
             y, height = scale.y(high), scale.y(low) - scale.y(high)
-            title = f"<title>{escape(f'{result.variant.label}: {cost.total_s:.0f}')}</title>"
+            title = f"<title>{html_text(f'{result.variant.label}: {cost.total_s:.0f}')}</title>"
             parts.append(
                 f'<rect class="{kind}" x="{left:.1f}" y="{y:.1f}" width="{right - left:.1f}" '
                 f'height="{height:.1f}">{title}</rect>'
@@ -172,7 +172,7 @@ def _bars(report: TuneReport) -> str:
             middle = (left + right) / 2
             parts.append(f'<text class="besttext" x="{middle:.1f}" y="{y:.1f}" text-anchor="middle">recommended</text>')
         kind = ' class="besttext"' if best else ""
-        label = escape("\n".join(value for _, value in result.variant.values) or result.variant.label)
+        label = html_text("\n".join(value for _, value in result.variant.values) or result.variant.label)
         middle = (left + right) / 2
         parts.append(f'<text{kind} x="{middle:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{label}</text>')
     return _svg(parts)
@@ -205,8 +205,10 @@ def _table(report: TuneReport) -> str:
             f"{cost.total_s:.0f}",
         ]
         kind = ' class="best"' if index == report.recommended else ""
-        rows.append(f"<tr{kind}>{''.join(f'<td{_text_class(i)}>{escape(c)}</td>' for i, c in enumerate(cells))}</tr>")
-    legend = ". ".join(f"<b>{heading.lower()}</b>: {escape(meaning)}" for heading, meaning in explained.items())
+        rows.append(
+            f"<tr{kind}>{''.join(f'<td{_text_class(i)}>{html_text(c)}</td>' for i, c in enumerate(cells))}</tr>"
+        )
+    legend = ". ".join(f"<b>{heading.lower()}</b>: {html_text(meaning)}" for heading, meaning in explained.items())
     table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
     return f'<div class="scroll">{table}</div><p class="soft">{legend}.</p>'
 

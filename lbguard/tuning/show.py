@@ -9,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lbguard.cli.console import TextConsole
+from lbguard.printable import printable
 from lbguard.recording.format import local_time
 from lbguard.settings.model import Settings
 from lbguard.settings.sources import leaves
 from lbguard.tuning.account import Cost
-from lbguard.tuning.tune import Result, TuneReport, counted
+from lbguard.tuning.recommendation import Result, counted
+from lbguard.tuning.tune import TuneReport
 
 _BAR = 24
 _BAR_MIN = 8
@@ -86,7 +88,7 @@ def results_table(report: TuneReport, width: int) -> Table:
     """Return the results; on a narrow terminal (characters) only the columns that decide, and no bars."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = ", ".join(name for name, _ in report.results[0].variant.values)
-    labels = [label_of(report, index) for index in range(len(report.results))]
+    labels = [printable(label_of(report, index)) for index in range(len(report.results))]
     label_width = max(map(len, [names, *labels]))
     columns = next((names for names in _CHOICES if label_width + _width_of(names) <= width), _CHOICES[-1])
     bar_length = min(_BAR, width - label_width - _width_of(columns) - 2) if columns == _CHOICES[0] else 0
@@ -130,7 +132,7 @@ def label_of(report: TuneReport, index: int) -> str:
 
 def _show_recommendation(console: TextConsole, report: TuneReport) -> None:
     for reason in report.reasons:
-        console.print(reason, soft_wrap=True)
+        console.print(printable(reason), soft_wrap=True)
     for warning in warnings_of(report):
         console.print(warning, style="yellow", soft_wrap=True)
     if report.recommended is not None:

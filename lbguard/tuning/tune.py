@@ -1,6 +1,5 @@
 """Replays recordings under several sets of values side by side, weighs them, and recommends one."""
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +13,22 @@ from lbguard.recording.reader import Began, ClockSet, Committed, Decided, Ended,
 from lbguard.recording.replay import Continuity, items_of, restore_engine
 from lbguard.settings.durations import format_duration, parse_duration
 from lbguard.tuning.account import Account, Cost, Loss, Slots
+from lbguard.tuning.recommendation import Result, choose, reasons_for, what_happened
 from lbguard.tuning.shell import ModelledShell, beginning_of
 from lbguard.tuning.traffic import Traffic
-from lbguard.tuning.variants import WINDOW, Variant, candidate_windows, variants_of
-
-SAME_COST = 0.02
-"""Costs that differ by no more than this share count as equal: then the shorter window is better."""
-
-FEW_LOSSES = 10
+from lbguard.tuning.variants import (
+    WINDOW,
+    Variant,
+    candidate_windows,
+    variants_of,
+)
 
 OnRead = Callable[[int], None] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One set of values and what it would have cost."""
-
-    variant: Variant
-    cost: Cost
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TuneReport:
-    """What came out. `recommended` is an index into `results`; None when there is nothing to choose by.
+    """What came out. `recommended` is an index into `results`; None when there is nothing, or too little, to choose by.
 
     `heals_s`: how long the losses that healed took, ascending. `real`: what was recorded, to hold the model against.
     `settings_changed`: a later run was recorded with other settings than the first.
@@ -233,12 +225,12 @@ def tune(
     results = tuner.results(broken_cost_s)
     if list(choices) == [WINDOW]:
         results.sort(key=lambda result: result.variant.config.grace.window_s)
-    # Where nothing healed, the cheapest is to hold nothing: but how long healing takes was not recorded.
-    chosen = recommend(results, by_window=WINDOW in choices) if heals else None
+    chosen, why_not = choose(results, heals, len(losses), by_window=WINDOW in choices)
+    why = (why_not,) if chosen is None else reasons_for(results, chosen, heals)
     return TuneReport(
         results=tuple(results),
         recommended=chosen,
-        reasons=tuple(reasons_for(results, chosen, heals, len(losses))),
+        reasons=(*what_happened(heals, len(losses)), *why),
         heals_s=tuple(heals),
         lost=len(losses) - len(heals),
         real=tuner.real(broken_cost_s),
@@ -249,136 +241,6 @@ def tune(
         broken_cost_s=broken_cost_s,
         settings_changed=tuner.settings_changed,
     )
-
-
-def recommend(results: Sequence[Result], *, by_window: bool) -> int | None:
-    """Return the index of the best result: the cheapest, and among equals the shortest window or what is in force.
-
-    None: all cost the same, so that something else decided. No window at all has to be cheaper than every other.
-    """
-    least = min(result.cost.total_s for result in results)
-    good = [index for index, result in enumerate(results) if result.cost.total_s <= least * (1 + SAME_COST) + 1e-9]
-    if len(good) == len(results) > 1:
-        return None
-    if by_window:
-        held = [index for index in good if results[index].variant.config.grace.window_s > 0]
-        return min(held or good, key=lambda index: (results[index].variant.config.grace.window_s, index))
-    return next((index for index in good if results[index].variant.recorded), good[0])
-
-
-def reasons_for(results: Sequence[Result], chosen: int | None, heals: Sequence[float], losses: int) -> list[str]:
-    """Say in sentences why a result is recommended."""
-    if chosen is None:
-        return [_what_happened(heals, losses), _why_same(results)] if heals else [_why_none(losses)]
-    best = results[chosen]
-    cost, name = best.cost, best.variant.named
-    reasons = [
-        _what_happened(heals, losses),
-        f"With {name}, {cost.in_time} of {counted(cost.losses, 'loss', 'losses')} recover while the target is held; "
-        f"{cost.too_soon} are withdrawn although the path comes back.",
-        *_compared(results, best),
-        *_next_windows(results, best),
-    ]
-    if cost.frozen:
-        were = "withdrawal was" if cost.frozen == 1 else "withdrawals were"
-        reasons.append(
-            f"{cost.frozen} {were} suppressed as mass failures (freeze.threshold); the window has no part in those."
-        )
-    longest_s = best.variant.config.grace.max_s
-    beyond = sum(heal > longest_s for heal in heals)
-    if beyond:
-        reasons.append(f"{beyond} healed only after grace.max ({format_duration(longest_s)}): no window reaches them.")
-    if losses < FEW_LOSSES:
-        few = counted(losses, "loss", "losses")
-        reasons.append(f"This rests on {few} only: record more before you trust the tenth of a second.")
-    return reasons
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """Return a number with its noun."""
-    return f"{number} {one if number == 1 else many}"
-
-
-def _why_none(losses: int) -> str:
-    if not losses:
-        return "No target lost its path in this recording: there is nothing to choose by."
-    were = "loss, which did not heal" if losses == 1 else "losses, none of which healed"
-    return (
-        f"{losses} {were} while it was recorded: it does not tell how long your links take to come back, so nothing "
-        "is recommended. Record incidents that heal."
-    )
-
-
-def _why_same(results: Sequence[Result]) -> str:
-    other = "other settings decided, such as the windows of single causes (grace.neighbor_window, grace.verdict_window)"
-    if any(result.cost.frozen for result in results):
-        other = "with windows that were too short, mass failures kept the targets in (freeze.threshold)"
-    return f"Every value tried costs the same, within 2 %: {other}. Nothing is recommended: keep what is in force."
-
-
-def _compared(results: Sequence[Result], best: Result) -> list[str]:
-    """Say how the best stands to what is in force, and to what is cheapest."""
-    cost = best.cost.total_s
-    recorded = next((result for result in results if result.variant.recorded), best)
-    least = min(results, key=lambda result: result.cost.total_s)
-    reasons = []
-    if recorded is best:
-        reasons.append("That is what was in force already.")
-    elif recorded.cost.total_s > cost * (1 + SAME_COST):
-        reasons.append(
-            f"It costs {cost:.0f}; {recorded.variant.named}, which was in force, {recorded.cost.total_s:.0f}."
-        )
-    else:
-        reasons.append(f"It costs the same, within 2 %, as {recorded.variant.named}, which was in force.")
-    if least.cost.total_s < cost - 0.5 and least is not recorded:
-        reasons.append(
-            f"{least.variant.named} costs {least.cost.total_s:.0f}, which is the same within 2 %: then the shorter "
-            "window is better."
-        )
-    return reasons
-
-
-def _next_windows(results: Sequence[Result], best: Result) -> list[str]:
-    """Say what the next shorter and the next longer window would change, all else being equal."""
-    window_s = best.variant.config.grace.window_s
-    alike = [result for result in results if result.variant.besides_window == best.variant.besides_window]
-    shorter = [result for result in alike if result.variant.config.grace.window_s < window_s]
-    longer = [result for result in alike if result.variant.config.grace.window_s > window_s]
-    reasons = []
-    if shorter:
-        near = max(shorter, key=lambda result: result.variant.config.grace.window_s)
-        extra = near.cost.too_soon - best.cost.too_soon
-        more = f"{extra} more would be withdrawn too soon: " if extra > 0 else ""
-        reasons.append(
-            f"With {near.variant.named}, {more}the cost would be {near.cost.total_s:.0f} instead of "
-            f"{best.cost.total_s:.0f}."
-        )
-    if longer:
-        near = min(longer, key=lambda result: result.variant.config.grace.window_s)
-        gained = near.cost.in_time - best.cost.in_time
-        waited = near.cost.vain_s - best.cost.vain_s
-        if gained > 0:
-            reasons.append(
-                f"With {near.variant.named}, {gained} more would be kept, and the cost would be "
-                f"{near.cost.total_s:.0f} instead of {best.cost.total_s:.0f}."
-            )
-        elif waited > 0:
-            reasons.append(
-                f"With {near.variant.named}, no more would be kept, and targets that are withdrawn all the same would "
-                f"be held {waited:.1f} s longer altogether."
-            )
-        else:
-            reasons.append(
-                f"With {near.variant.named}, no more would be kept; a real loss would only be noticed later."
-            )
-    return reasons
-
-
-def _what_happened(heals: Sequence[float], losses: int) -> str:
-    took = f"{heals[0]:.2f} s" if len(heals) == 1 else f"{heals[0]:.2f} s to {heals[-1]:.2f} s"
-    median = f" (median {statistics.median(heals):.2f} s)" if len(heals) > 2 else ""
-    never = f"; {losses - len(heals)} did not while it was recorded" if losses > len(heals) else ""
-    return f"{counted(losses, 'loss', 'losses')}: {len(heals)} healed, after {took}{median}{never}."
 
 
 def windows_of(results: Sequence[Result]) -> list[float] | None:

@@ -16,6 +16,12 @@ from lbguard.settings.sources import Problem, leaves, nearest
 WINDOW = "grace.window"
 VARIANTS_MAX = 64
 
+MARGIN_SHARE, MARGIN_MIN_S = 0.25, 0.5
+"""How far above the longest heal it covers a window has to reach: this share of it, and at least so many seconds."""
+
+_HAIR = 1e-9
+"""Less than any duration that is written, more than what the last bits of a sum may differ by."""
+
 NOT_TUNABLE = frozenset({"mode", "neighbors.probe_interval", "neighbors.tune", "neighbors.solicit"})
 """Part of the configuration, but of no effect in a world whose neighbours do as was recorded."""
 
@@ -164,17 +170,37 @@ def _values(config: EngineConfig, names: Iterable[str]) -> tuple[tuple[str, str]
     return tuple((name, values.get(name, "")) for name in names)
 
 
+def with_margin(heal_s: float) -> float:
+    """Return the shortest window (seconds) that leaves a margin above a heal: a quarter of it, at least half a second.
+
+    The next heal is seldom as quick as the slowest that was recorded, and a window that is missed by a hair costs all
+    that a real loss does.
+    """
+    return heal_s + max(MARGIN_SHARE * heal_s, MARGIN_MIN_S)
+
+
+def has_margin(window_s: float, heals_s: Sequence[float]) -> bool:
+    """Tell whether a window leaves the margin above every heal that it is long enough for."""
+    return all(window_s >= with_margin(heal) - _HAIR for heal in heals_s if heal <= window_s)
+
+
 def candidate_windows(heals_s: Sequence[float], max_s: float, limit: int = 10) -> list[float]:
-    """Return grace windows worth trying: none, and just above how long losses took to heal; at most `limit`."""
-    above = sorted({min(round_up(heal * 1.1 + 0.1), max_s) for heal in heals_s})
-    if len(above) > limit - 1:
-        last = len(above) - 1
-        above = [above[round(place * last / (limit - 2))] for place in range(limit - 1)]
-    return [0.0, *above]
+    """Return grace windows worth trying: none, and those with a margin above one of the heals; at most `limit`."""
+    above = sorted({min(round_up(with_margin(heal)), max_s) for heal in heals_s})
+    # Those that have it above every heal they cover come first: only they are recommended.
+    fit = _spread([window for window in above if has_margin(window, heals_s)], limit - 1)
+    others = _spread([window for window in above if window not in fit], limit - 1 - len(fit))
+    return [0.0, *sorted([*fit, *others])]
+
+
+def _spread(windows: Sequence[float], count: int) -> list[float]:
+    """Return at most `count` of ascending windows, evenly spread; the longest is among them."""
+    count = min(count, len(windows))
+    return [windows[-1 - place * len(windows) // count] for place in range(count)]
 
 
 def round_up(seconds: float) -> float:
     """Round a duration up to what a person would write: steps of 0.1 s below 5 s, 0.5 s below 20 s, 1 s above."""
     per_second = 10 if seconds < 5 else 2 if seconds < 20 else 1
     # A hair less, so that 1.2 does not become 1.3 for the sake of its last bit.
-    return math.ceil(seconds * per_second - 1e-9) / per_second
+    return math.ceil(seconds * per_second - _HAIR) / per_second

@@ -242,11 +242,12 @@ def test_recordings_have_a_volume_that_they_cannot_fill(helm4: Helm) -> None:
     assert {mount["name"] for mount in mounts} == {"lbguard-run", "lbguard-shm", "disk"}
 
 
+NSP = ("settings.source=nsp", "settings.nsp.trench=a", "settings.nsp.conduit=b")
 SOCKETS = [
     ("availability.socket", ("settings.availability.socket=/var/lib/meridio/lb.sock",)),
     ("nsm.address", ("settings.nsm.enabled=true",)),
-    ("nsp.spiffe_socket", ("settings.source=nsp", "settings.nsp.spiffe_socket=unix:///run/spire/agent.sock")),
-    ("nsp.address", ("settings.source=nsp", "settings.nsp.address=unix:///run/nsp.sock")),
+    ("nsp.spiffe_socket", (*NSP, "settings.nsp.spiffe_socket=unix:///run/spire/agent.sock")),
+    ("nsp.address", (*NSP, "settings.nsp.address=unix:///run/nsp.sock")),
     ("verdicts.spiffe_socket", ("settings.verdicts.spiffe_socket=unix:///run/spire/agent.sock",)),
     ("probe.nsm.address", ("probe.enabled=true", "settings.probe.connections=nsm")),
     ("probe.report_to", ("probe.enabled=true", "settings.probe.report_to[0]=unix:///run/lbguard/lbguard.sock")),

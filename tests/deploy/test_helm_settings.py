@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lbguard.settings.model import Settings, load
+from lbguard.settings.model import Settings, SettingsError, load
 from lbguard.settings.sources import Leaf, leaves
 from tests.deploy.charts import CASES, CHART, ROOT, Helm, case, named, patch_of, pod_of
 
@@ -47,6 +47,106 @@ def test_values_are_the_settings_one_to_one_with_their_defaults(tmp_path: Path) 
     file = tmp_path / "lbguard.yaml"
     file.write_text(yaml.safe_dump(values))
     assert load(config=file).settings == load().settings
+
+
+TOGETHER_REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("grace.window", {"grace": {"window": "40s"}}),
+    ("grace.window", {"grace": {"window": "400ms", "max": 0.3}}),
+    ("grace.neighbor_window", {"grace": {"neighbor_window": "1m"}}),
+    ("grace.verdict_window", {"grace": {"verdict_window": "30.001s"}}),
+    ("distributor.table", {"distributor": {"kind": "nfqlb-cli"}}),
+    ("distributor.kind", {"source": "interposer", "distributor": {"kind": "nftables"}}),
+    ("mode", {"source": "kernel"}),
+    ("nsp.trench", {"source": "nsp"}),
+    ("nsp.conduit", {"source": "nsp", "nsp": {"trench": "a"}}),
+    ("announce.repeats", {"announce": {"repeats": []}}),
+    ("announce.repeats", {"announce": {"repeats": ["100ms", "1s"]}}),
+    ("announce.repeats", {"announce": {"repeats": ["0", "1s", "1000ms"]}}),
+    ("announce.repeats", {"announce": {"repeats": [0, "61s"]}}),
+    ("metrics.listen", {"metrics": {"listen": "9464"}}),
+    ("metrics.listen", {"metrics": {"listen": ":65536"}}),
+    ("metrics.listen", {"metrics": {"listen": "::1:9464"}}),
+    ("verdicts.listen", {"verdicts": {"listen": ":7443"}}),
+    ("verdicts.tls_key", {"verdicts": {"tls_cert": "/a"}}),
+    ("verdicts.tls_client_ca", {"verdicts": {"tls_cert": "/a", "tls_key": "/b"}}),
+    (
+        "verdicts.spiffe_socket",
+        {"verdicts": {"tls_cert": "/a", "tls_key": "/b", "tls_client_ca": "/c", "spiffe_socket": "unix:///s"}},
+    ),
+    ("verdicts.burst", {"verdicts": {"burst": 255}}),
+    ("nsp.tls_cert", {"nsp": {"tls_ca": "/a"}}),
+    ("nsp.spiffe_socket", {"nsp": {"tls_cert": "/a", "tls_key": "/b", "tls_ca": "/c", "spiffe_socket": "unix:///s"}}),
+    ("nsm.tls_key", {"nsm": {"tls_cert": "/a", "tls_ca": "/c"}}),
+    ("kernel_source.streams", {"kernel_source": {"streams": ["a=5001-5100", "b=5100-5200"]}}),
+    ("kernel_source.streams", {"kernel_source": {"streams": ["a=5001-5100", "a=1-2"]}}),
+    ("kernel_source.streams", {"kernel_source": {"streams": ["a=2-1"]}}),
+    ("kernel_source.streams", {"kernel_source": {"streams": ["a=1-4294967296"]}}),
+    ("kernel_source.streams", {"kernel_source": {"streams": ["a.=1-2"]}}),
+    ("probe.tls_key", {"probe": {"tls_cert": "/a"}}),
+    ("probe.nsm.tls_ca", {"probe": {"nsm": {"tls_cert": "/a", "tls_key": "/b"}}}),
+    ("probe.timeout", {"probe": {"timeout": "2.1s"}}),
+    ("probe.bad_rounds", {"probe": {"bad_rounds": 4}}),
+    ("probe.connections_file", {"probe": {"enabled": True}}),
+    ("probe.name", {"probe": {"name": "a b"}}),
+]
+"""Settings that do not go together (or are of a form that a schema knows), and the one that is blamed."""
+
+
+def values_with(settings: dict[str, Any], component: str, **more: Any) -> dict[str, Any]:
+    """Return values for one component; volumes of sockets and health checks are another matter."""
+    mounts = [{"name": "x", "mountPath": path} for path in ("/s", "/var")]
+    components = {name: {"enabled": name == component, "extraVolumeMounts": mounts} for name in ("guard", "probe")}
+    components[component] |= {"healthChecks": "none"} | more
+    return {"settings": settings, **components}
+
+
+@pytest.mark.parametrize(("name", "settings"), TOGETHER_REFUSED)
+def test_what_lbguard_refuses_is_not_rendered(helm4: Helm, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(SettingsError) as refused:
+        load(config=file)
+    assert name in {problem.setting for problem in refused.value.problems}
+    component = "probe" if name.startswith("probe.") else "guard"
+    file.write_text(yaml.safe_dump(values_with(settings, component)))
+    done = helm4.run("template", "guard", CHART, "--values", file, check=False)
+    assert done.returncode != 0
+    assert f"settings.{name}" in done.stderr.replace("/", ".")
+
+
+TOGETHER_TAKEN: list[dict[str, Any]] = [
+    {"grace": {"window": "300ms", "max": 0.3, "neighbor_window": "", "verdict_window": "0.3"}},
+    {"distributor": {"kind": "nfqlb-cli", "table": "maglev"}},
+    {"source": "kernel", "mode": "companion", "kernel_source": {"streams": ["a=5001-5100", "b-c=5101-5101"]}},
+    {"announce": {"repeats": ["0", 0.5, "1m"]}},
+    {"metrics": {"listen": "[::]:0"}, "verdicts": {"burst": 256}},
+    {"nsm": {"tls_cert": "/a", "tls_key": "/b", "tls_ca": "/c"}},
+    {"probe": {"enabled": True, "connections": "bridge", "timeout": "2s", "bad_rounds": 3, "name": "a-b"}},
+]
+
+
+@pytest.mark.parametrize("settings", TOGETHER_TAKEN)
+def test_what_lbguard_takes_is_rendered(helm: Helm, settings: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    load(config=file)
+    file.write_text(yaml.safe_dump(values_with(settings, "probe" if "probe" in settings else "guard")))
+    helm.template(file)
+
+
+def test_a_value_from_elsewhere_is_not_taken_for_missing_or_for_the_default(helm4: Helm, tmp_path: Path) -> None:
+    elsewhere = {"valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['x']"}}}
+    names = ("NSM_TRENCH_NAME", "LBGUARD_NSP__CONDUIT", "LBGUARD_GRACE__MAX")
+    extra: list[dict[str, Any]] = [{"name": name, **elsewhere} for name in names]
+    settings = {"source": "nsp", "grace": {"window": "40s"}}
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values_with(settings, "guard", extraEnv=extra)))
+    helm4.template(file)
+    extra[2] = {"name": "LBGUARD_GRACE__MAX", "value": "35s"}
+    file.write_text(yaml.safe_dump(values_with(settings, "guard", extraEnv=extra)))
+    done = helm4.run("template", "guard", CHART, "--values", file, check=False)
+    refused = "settings.grace.window = 40s: longer than grace.max; allowed: at most settings.grace.max, which is 35s"
+    assert refused in done.stderr
 
 
 def environment_of(container: dict[str, Any]) -> dict[str, str]:

@@ -215,6 +215,27 @@ def test_the_socket_needs_a_directory(machine: Machine) -> None:
     assert "/run/lbguard" in finding.what
 
 
+def test_the_listener_for_verdicts_needs_certificates_that_can_be_read(machine: Machine) -> None:
+    files = {f"verdicts__{name}": f"/etc/tls/{name}" for name in ("tls_cert", "tls_key", "tls_client_ca")}
+    assert machine.findings(**files) == ()
+    (finding,) = machine.findings(verdicts__listen=":7443", **files)
+    assert (finding.id, finding.severity) == ("verdict_certificates", "error")
+    assert finding.what.startswith("verdicts.listen :7443 cannot be served: ")
+    assert finding.what.endswith("/etc/tls/tls_cert: No such file or directory")
+    for name in ("tls_cert", "tls_key", "tls_client_ca"):
+        machine.write(f"etc/tls/{name}", "no certificate")
+    assert "not usable" in machine.findings(verdicts__listen=":7443", **files)[0].what
+
+
+@pytest.mark.parametrize("name", ["socket", "availability.socket"])
+def test_a_socket_needs_a_place_that_nothing_else_has(machine: Machine, name: str) -> None:
+    machine.write("run/other/taken", "a file")
+    (finding,) = machine.findings(**{name.replace(".", "__"): "/run/other/taken"})
+    assert (finding.id, finding.severity) == ("socket_directory", "error")
+    assert finding.what == f"{name} = /run/other/taken: the path is taken by something that is no socket"
+    assert finding.remedy == f"remove /run/other/taken, or set {name} to another path"
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [

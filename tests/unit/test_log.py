@@ -11,6 +11,7 @@ import pytest
 from lbguard.core.model import Action
 from lbguard.log import fields, log_decision, setup_logging
 from tests.unit.examples import decision
+from tests.unit.hostile import HOSTILE, assert_harmless, in_every_text
 
 log = logging.getLogger("lbguard.test")
 
@@ -92,6 +93,25 @@ def test_exceptions_are_in_the_record() -> None:
     (line,) = json_lines(write)
     assert "OSError: no such link" in str(line["exception"])
     assert "OSError: no such link" in "\n".join(text_lines(write))
+
+
+def test_neither_texts_nor_exceptions_drive_the_terminal_or_forge_lines() -> None:
+    def write() -> None:
+        try:
+            raise OSError(HOSTILE)
+        except OSError:
+            log.exception(HOSTILE, extra=fields(link=HOSTILE))
+        log_decision(in_every_text(decision()), 1_700_000_000.25)
+
+    assert_harmless("\n".join(text_lines(write)))
+    for line in json_lines(write):
+        assert HOSTILE in (line["event"], line.get("cause"))
+    stream = io.StringIO()
+    logging_ = setup_logging("json", "info", stream)
+    write()
+    logging_.close()
+    assert stream.getvalue().isascii()
+    assert_harmless(stream.getvalue())
 
 
 def test_the_level_is_kept() -> None:

@@ -11,6 +11,7 @@ from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS, Do
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
 from lbguard.tuning.tune import tune
+from lbguard.tuning.variants import round_up, with_margin
 
 FEW = Setup(connections=24, flows=4)
 
@@ -52,6 +53,12 @@ async def test_connections_of_the_targets_that_stay_survive_a_lost_link(setup: S
     assert measured.opened == 24
     assert measured.lost_broken == measured.lost_connections > 0
     assert measured.lost_connections < 24
+
+
+async def test_the_reason_why_lbguard_does_not_start_is_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LBGUARD_GRACE__WINDOW", "50s")
+    run = await _guarded("lb-link", setup, 1.0)
+    assert run.error.startswith("lbguard ended with status 2; it said:\n  lbguard: grace.window = 50s")
 
 
 async def _guarded(name: str, setup: Setup, observe_s: float) -> Run:
@@ -106,6 +113,6 @@ async def test_what_a_scenario_recorded_recommends_a_window_just_above_its_heals
     decided = [record for record in run.records if record.get("event") == "decision"]
     assert report.decisions >= len(decided)
     tuning = tune(files, {})
-    assert tuning.recommended is not None
-    window_s = tuning.results[tuning.recommended].variant.config.grace.window_s
-    assert max(heals) < window_s <= max(heals) * 1.1 + 0.6
+    assert tuning.recommended is None, "two losses are too few for that"
+    tried = [result.variant.config.grace.window_s for result in tuning.results]
+    assert round_up(with_margin(max(heals))) in tried

@@ -20,6 +20,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return record(tmp_path_factory.mktemp("recording"), [Outage(1, 0.5), Outage(2, 2.0), Outage(3, None)])
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return a recording of as many losses as values are recommended from."""
+    outages = [Outage(1 + number % 3, 0.5 + number / 10) for number in range(10)]
+    return record(tmp_path_factory.mktemp("many"), [*outages, Outage(4, None)])
+
+
 def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return result.exit_code, result.output
@@ -169,8 +176,8 @@ def test_a_file_in_which_nothing_was_decided_is_not_called_the_same(
     assert "same" not in text
 
 
-def test_a_picture_that_cannot_be_written_costs_nothing_of_the_result(files: list[Path]) -> None:
-    status, text = run("tune", "--set", "grace.window=2.5s", "--report", "/proc/none/x.html", *files)
+def test_a_picture_that_cannot_be_written_costs_nothing_of_the_result(many: list[Path]) -> None:
+    status, text = run("tune", "--set", "grace.window=2.5s", "--report", "/proc/none/x.html", *many)
     assert status == 2
     assert "    window: 2.5s" in text
 
@@ -234,17 +241,30 @@ def test_a_file_that_is_no_recording_ends_with_2(tmp_path: Path, capsys: pytest.
         assert "recording.enabled" in errors
 
 
-def test_tune_prints_table_reasons_and_values(files: list[Path], tmp_path: Path) -> None:
+def test_tune_prints_table_reasons_and_values(many: list[Path], tmp_path: Path) -> None:
     page = tmp_path / "tune.html"
-    status, text = run("tune", "--set", "grace.window=0s,1s,2.5s,9s", "--report", page, *files)
+    status, text = run("tune", "--set", "grace.window=0s,1s,2.5s,9s", "--report", page, *many)
     assert status == 0
     line = next(line for line in text.splitlines() if "recommended" in line)
     assert line.startswith("2.5s")
     assert "    window: 2.5s" in text
     assert page.read_text().startswith("<!DOCTYPE html>")
-    status, text = run("tune", "--json", *files)
+    status, text = run("tune", "--json", *many)
     assert status == 0
-    assert json.loads(text)["recommended"]["grace.window"]
+    assert json.loads(text)["recommended"] == {"grace.window": "1.9s"}
+
+
+def test_tune_prints_no_values_from_a_few_losses(files: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "tune.html"
+    status, text = run("tune", "--report", page, *files)
+    assert status == 0
+    assert "record at least 10 losses" in text
+    for shown in (text, page.read_text()):
+        assert "window:" not in shown
+        assert "Helm" not in shown
+        assert "recommended)" not in shown
+    status, text = run("tune", "--json", *files)
+    assert (json.loads(text)["recommended"], json.loads(text)["helm_values"]) == (None, None)
 
 
 @pytest.mark.parametrize(

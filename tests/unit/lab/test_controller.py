@@ -1,9 +1,10 @@
+import contextlib
 import sys
 from pathlib import Path
 
 import pytest
 
-from lbguard.lab.controller import Column, Controller, Distribution, LabError
+from lbguard.lab.controller import Column, Controller, Distribution, LabError, naming_what_ended
 
 
 class HereNamespace:
@@ -29,7 +30,7 @@ async def test_it_waits_for_ready_and_for_every_target() -> None:
     await controller.start()
     try:
         await controller.wait_active(frozenset({1, 2}))
-        controller.check_alive()
+        await controller.check_alive()
     finally:
         await controller.stop()
     assert [record["event"] for record in controller.records] == ["decision", "decision", "ready"]
@@ -46,13 +47,68 @@ async def test_a_process_that_ends_is_an_error_with_what_it_said_last() -> None:
     await controller.stop()
 
 
+async def test_the_reason_is_told_though_more_was_said_after_it() -> None:
+    controller = _controller(
+        "print('lbguard: grace.window: too long', file=sys.stderr)\n"
+        "say(event='host', level='error', id='caps', what='no CAP_NET_ADMIN\x1b[2J', remedy='run as root')\n"
+        "for i in range(50): say(event='stopping', level='info', part=i)\n"
+        "say(event='long', text='x' * 200_000)\nsys.exit(1)"
+    )
+    await controller.start()
+    with pytest.raises(LabError) as ended:
+        await controller.wait_active(frozenset({1}))
+    lines = str(ended.value).splitlines()
+    assert lines[:2] == [
+        "lbguard ended with status 1; it said:",
+        "  error host id=caps what=no CAP_NET_ADMIN\\x1b[2J remedy=run as root",
+    ]
+    assert lines[-2] == "  info stopping part=49"
+    assert len(lines[-1]) < 400
+    await controller.stop()
+
+
+async def test_a_process_that_is_not_ready_can_be_quoted() -> None:
+    controller = _controller(
+        "say(event='waiting', level='warning', what='no file')\nsys.stderr.flush()\ntime.sleep(600)"
+    )
+    await controller.start()
+    try:
+        await controller.wait_until(lambda: bool(controller.records), "speak")
+        assert controller.last_words() == "; it said:\n  warning waiting what=no file"
+    finally:
+        await controller.stop()
+
+
+async def test_an_error_that_follows_from_an_end_names_the_end_and_its_reason() -> None:
+    controller = _controller("say(event='cannot start', level='critical', reason='no memory')\nsys.exit(1)")
+    await controller.start()
+    ended = r"traffic gone\nlbguard ended with status 1; it said:\n  critical cannot start reason=no memory$"
+    with contextlib.suppress(LabError):
+        await controller.wait_active(frozenset({1}))
+
+    async def fail(error: LabError) -> None:
+        async with naming_what_ended(controller):
+            await controller.check_alive()
+            raise error
+
+    async def follow(error: LabError) -> None:
+        async with naming_what_ended(controller):
+            raise error
+
+    with pytest.raises(LabError, match=ended):
+        await follow(LabError("traffic gone"))
+    with pytest.raises(LabError, match=r"^lbguard ended[^\n]*\n[^\n]*$"):
+        await fail(LabError("not raised"))
+    await controller.stop()
+
+
 async def test_a_killed_process_can_be_started_again_and_its_log_goes_on() -> None:
     controller = _controller(f"{ACTIVE}say(event='ready')\nsys.stderr.flush()\ntime.sleep(600)")
     await controller.start()
     await controller.wait_active(frozenset({1, 2}))
     await controller.kill()
     with pytest.raises(LabError, match="ended with status -9"):
-        controller.check_alive()
+        await controller.check_alive()
     await controller.start()
-    controller.check_alive()
+    await controller.check_alive()
     await controller.stop()

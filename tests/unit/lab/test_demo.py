@@ -11,6 +11,7 @@ from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.meridio_scenarios import BY_NAME
 from lbguard.lab.play import Run
+from tests.unit.hostile import HOSTILE, SHOWN
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,10 @@ from lbguard.lab.play import Run
         (DemoOptions(connections=0), "connections 0: 1 to 5000 are allowed"),
         (DemoOptions(proxies=1), "proxies 1: 2 to 9 are allowed"),
         (DemoOptions(report=Path("/no/such/directory/r.html")), "its directory does not exist"),
+        (DemoOptions(report=Path("/tmp")), "it is a directory; name a file"),
+        (DemoOptions(report=Path("/run/demo.html")), "/run is the lab's own and vanishes at the end"),
+        (DemoOptions(record=Path("/dev/shm/demo")), "/dev/shm is the lab's own and vanishes at the end"),
+        (DemoOptions(scenarios=[HOSTILE]), SHOWN),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_made(

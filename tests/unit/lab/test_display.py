@@ -1,13 +1,14 @@
 import io
 
 import pytest
-from rich.console import Console
 
+from lbguard.cli.console import TextConsole
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.display import WIDE, Display, Slot
 from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.play import Run
+from tests.unit.hostile import HOSTILE, SHOWN, assert_harmless
 
 TODAY = Slot("link-gone", Column.WITHDRAW, Distribution.NFTABLES)
 GUARDED = Slot("link-gone", Column.LBGUARD, Distribution.NFTABLES)
@@ -23,9 +24,10 @@ def _run(slot: Slot, **fields: object) -> Run:
     return run
 
 
-def _console(width: int) -> tuple[Console, io.StringIO]:
-    written = io.StringIO()
-    return Console(file=written, width=width), written
+def _console(width: int) -> tuple[TextConsole, io.StringIO]:
+    console, written = TextConsole(width=width), io.StringIO()
+    console.file = written
+    return console, written
 
 
 def _table(width: int, runs: dict[Slot, Run]) -> str:
@@ -64,6 +66,15 @@ def test_without_a_terminal_each_phase_is_a_plain_line() -> None:
     lines = written.getvalue().splitlines()
     assert lines[0].endswith("link-gone, lbguard: playing, 9 s left")
     assert "200 connections, 3 +96 lost broken" in lines[1]
+
+
+def test_what_a_process_said_has_no_effect() -> None:
+    console, written = _console(WIDE)
+    with Display([GUARDED], console) as display:
+        display.finished(GUARDED, _run(GUARDED, error=f"ended; it said:\n  {SHOWN}"))
+        display.finished(GUARDED, _run(GUARDED, error=HOSTILE.replace("\n", "")))
+    assert_harmless(written.getvalue())
+    assert "[bold]c[/bold]:warning:" in written.getvalue()
 
 
 def test_how_fast_removed_targets_left_is_shown_where_some_are_removed() -> None:

@@ -33,6 +33,19 @@ def test_a_reset_is_broken_and_moved() -> None:
     assert (measured.broken, measured.reset, measured.stalled, measured.moved) == (1, 1, 0, 1)
 
 
+def test_none_is_broken_or_moved_that_is_not_disturbed() -> None:
+    """Withdrawing target 1 moves a slot of target 3 as well, whose path is whole."""
+    silent, wrong = _channel(3, last_at=END - 5), _channel(3)
+    wrong.wrong = 1
+    measured = measure(
+        _result([_reset(1), _reset(3), silent, wrong, _channel(3), _channel(1, gaps=[(100.0, 0.4)])]),
+        START,
+        Scope(disturbed=frozenset({1})),
+    )
+    assert (measured.disturbed, measured.broken, measured.moved) == (5, 3, 3)
+    assert measured.median_gap_s == 0.4, "of those whose path was broken"
+
+
 def test_a_connection_that_is_silent_to_the_end_is_stalled_but_not_moved() -> None:
     silent = _channel(1, last_at=END - 5)
     measured = measure(_result([silent]), START, Scope(disturbed=frozenset({1})))

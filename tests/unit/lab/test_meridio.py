@@ -116,7 +116,7 @@ async def test_the_registry_changes_and_the_load_balancer_follows(tmp_path: Path
         await lb.add(1)
         # There is no guard to kill in this column, and the load balancer goes on.
         await lb.kill()
-        lb.check_alive()
+        await lb.check_alive()
     finally:
         await lb.stop()
     changes = [record["event"] for record in lb.records if record["event"] != "ready"]

@@ -9,6 +9,7 @@ from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run
 from lbguard.lab.scenarios import Do, Step
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
+from tests.unit.hostile import HOSTILE
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -112,6 +113,15 @@ def test_a_missed_promise_and_a_failed_run_are_named() -> None:
     assert "MISSED: 1 connections broken" in text
     assert "it said: <no & nothing>" in text
     assert "missed its promise in 2 of 2 runs" in text
+
+
+def test_what_a_process_said_is_text_in_the_page() -> None:
+    failed = _run(Column.LBGUARD, Measurement(), error=HOSTILE, traffic=None)
+    missed = _run(Column.LBGUARD, Measurement(opened=2), misses=[HOSTILE])
+    page = report.render([failed, missed], 0.5)
+    assert "<i>&" not in page
+    assert "[bold]c[/bold]:warning:&lt;i&gt;&amp;" in page
+    assert not set(HOSTILE) & set(page) & set("\x1b\x07\x7f\x9b\r\u2028\u202e\u200b\ufeff\ue000\xad")
 
 
 def test_without_a_run_of_lbguard_the_page_claims_nothing_of_it() -> None:

@@ -208,7 +208,7 @@ def test_a_source_that_lacks_a_setting_says_which() -> None:
 def test_a_workload_api_that_cannot_be_used_is_named_by_its_setting() -> None:
     metrics = ProbeMetrics(CollectorRegistry(), ProbeCounters())
     with pytest.raises(ProbeError, match=r"probe\.spiffe_socket"):
-        make_reporting(ProbeSettings(spiffe_socket="nonsense"), "proxy-a", metrics)
+        make_reporting(ProbeSettings.model_construct(spiffe_socket="nonsense"), "proxy-a", metrics)
 
 
 @pytest.mark.parametrize(

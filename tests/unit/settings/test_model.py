@@ -186,3 +186,37 @@ def test_every_setting_has_help_and_says_what_is_allowed() -> None:
 def test_a_shown_default_reads_back_as_the_default() -> None:
     shown = {leaf.name: leaf.show(leaf.default) for leaf in leaves(Settings)}
     assert load(flags=shown).settings == load().settings
+
+
+@pytest.mark.parametrize("name", ["socket", "distributor.shm_dir", "recording.directory", "interposer.directory"])
+def test_a_path_that_no_file_can_have_is_refused_at_once(name: str) -> None:
+    for path in ("", " ", "/a\0b", "/" + "x" * 256, "/" + "x/" * 2100):
+        assert list(refused(flags={name: path})) == [name]
+
+
+def test_an_optional_path_may_be_empty_and_nothing_else_that_no_file_has() -> None:
+    assert load(flags={"targets_file": " ", "availability.socket": ""}).settings.targets_file is None
+    for name in ("targets_file", "availability.socket", "verdicts.tls_cert", "probe.connections_file"):
+        assert name in refused(flags={name: "/a\0b"})
+
+
+def test_a_socket_has_a_shorter_path_than_a_file() -> None:
+    path = "/run/" + "x" * 103
+    assert load(flags={"recording.directory": path}).settings.recording.directory == Path(path)
+    assert "107 bytes" in refused(flags={"socket": path})["socket"]
+    assert "107 bytes" in refused(flags={"availability.socket": path})["availability.socket"]
+    assert load(flags={"socket": path[:-1]}).settings.socket == Path(path[:-1])
+
+
+@pytest.mark.parametrize("group", ["verdicts", "nsp", "probe"])
+def test_the_address_of_a_workload_api_is_checked(group: str) -> None:
+    name = f"{group}.spiffe_socket"
+    for text in ("x", "unix:", "unix:///", "unix:run/agent.sock", "http://x", "tcp://1.2.3.4:1", "unix:///a\0b"):
+        assert list(refused(flags={name: text})) == [name]
+    for text in ("", "unix:///run/agent.sock", "unix:/run/agent.sock"):
+        load(flags={name: text})
+
+
+def test_digits_and_hosts_are_plain() -> None:
+    for name, text in {"grace.window": "\uff13s", "nsp.address": "\uff10:80", "nsm.address": "a b:80"}.items():
+        assert list(refused(flags={name: text})) == [name]

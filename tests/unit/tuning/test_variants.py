@@ -6,7 +6,15 @@ from lbguard.core.config import EngineConfig, GraceConfig
 from lbguard.core.model import Condition
 from lbguard.settings.engine_config import engine_config
 from lbguard.settings.model import SettingsError, load
-from lbguard.tuning.variants import candidate_windows, config_with, parse_choices, round_up, settings_of, variants_of
+from lbguard.tuning.variants import (
+    candidate_windows,
+    config_with,
+    has_margin,
+    parse_choices,
+    round_up,
+    settings_of,
+    variants_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +88,25 @@ def test_every_combination_is_a_variant_and_the_recorded_one_comes_first() -> No
         variants_of(EngineConfig(), {"grace.window": [f"{n}s" for n in range(9)], "grace.max": ["30s"] * 9})
 
 
-def test_candidates_lie_just_above_the_heals() -> None:
+def test_candidates_leave_a_margin_above_the_heals() -> None:
     assert candidate_windows([], 30.0) == [0.0]
-    assert candidate_windows([0.5, 0.52, 1.0], 30.0) == [0.0, 0.7, 1.2]
+    assert candidate_windows([0.5, 0.52, 1.0], 30.0) == [0.0, 1.0, 1.1, 1.5]
+    assert candidate_windows([8.0], 30.0) == [0.0, 10.0]
     assert candidate_windows([40.0], 30.0) == [0.0, 30.0]
     many = candidate_windows([n / 7 for n in range(1, 100)], 30.0)
-    assert len(many) == 10
-    assert many[-1] > 99 / 7
+    assert len(many) == len(set(many)) == 10
+    assert many == sorted(many)
+    assert many[-1] == 18.0
+    # Of many, those above a gap stay: only they are recommended.
+    assert 3.8 in candidate_windows([*(n / 33 for n in range(1, 100)), *(20 + n / 20 for n in range(60))], 60.0)
+
+
+def test_a_window_has_a_margin_above_every_heal_that_it_covers() -> None:
+    assert has_margin(0.0, [0.5])
+    assert has_margin(1.0, [0.5, 1.2])
+    assert not has_margin(1.0, [0.5, 0.6])
+    assert not has_margin(9.9, [8.0])
+    assert has_margin(10.0, [8.0])
 
 
 @pytest.mark.parametrize(

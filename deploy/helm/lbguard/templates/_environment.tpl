@@ -20,8 +20,7 @@
 
 {{/* Refuse a duration out of bounds: the schema knows what a duration looks like, not how long it is. */}}
 {{- define "lbguard.checkDuration" -}}
-{{- $factors := dict "us" 0.000001 "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "" 1.0 -}}
-{{- $seconds := mulf (regexFind "^[0-9.]+" .text | float64) (get $factors (regexFind "[a-z]*$" .text)) -}}
+{{- $seconds := include "lbguard.seconds" .text | float64 -}}
 {{- if or (lt $seconds (float64 .setting.low)) (gt $seconds (float64 .setting.high)) -}}
 {{- fail (printf "settings.%s = %s: out of bounds; allowed: a duration from %s" .setting.name .text .setting.allowed) -}}
 {{- end -}}
@@ -34,7 +33,10 @@ The guard reads all settings but the probe's; the probe reads its own and the fe
 {{- define "lbguard.environment" -}}
 {{- $root := .root -}}
 {{- $component := .component -}}
+{{- $elsewhere := dict "NSM_TRENCH_NAME" "nsp.trench" "NSM_CONDUIT_NAME" "nsp.conduit" -}}
+{{- $known := dict -}}
 {{- range $setting := include "lbguard.settings" . | fromYamlArray -}}
+{{- $_ := set $elsewhere $setting.variable $setting.name -}}
 {{- $group := first (splitList "." $setting.name) -}}
 {{- $text := include "lbguard.value" (dict "root" $root "setting" $setting) -}}
 {{- if and $setting.allowed $text -}}
@@ -43,12 +45,19 @@ The guard reads all settings but the probe's; the probe reads its own and the fe
 {{- if and (eq $setting.name "targets_file") (not $text) (include "lbguard.targetsConfigMap" $root) -}}
 {{- $text = "/etc/lbguard/targets/targets.yaml" -}}
 {{- end -}}
+{{- $_ := set $known $setting.name $text -}}
 {{- $reads := eq $component "guard" | ternary (ne $group "probe") (has $group (list "probe" "log" "metrics" "kernel")) -}}
 {{- if and $reads (ne $text $setting.default) }}
 - name: {{ $setting.variable }}
   value: {{ $text | quote }}
 {{- end -}}
 {{- end -}}
+{{- range (get $root.Values $component).extraEnv -}}
+{{- if hasKey $elsewhere .name -}}
+{{- $_ := set $known (get $elsewhere .name) (default "?" .value) -}}
+{{- end -}}
+{{- end -}}
+{{- include "lbguard.checkTogether" (dict "component" $component "known" $known) -}}
 {{- end }}
 
 {{/* What a component listens on, as a YAML map of a port's name to its number. */}}

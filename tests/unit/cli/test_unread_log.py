@@ -1,4 +1,4 @@
-"""Standard descriptors that are closed, or lead to a pipe that nobody reads: real processes, real pipes."""
+"""Standard error that leads to a pipe that nobody reads: real processes, real pipes."""
 
 import os
 import signal
@@ -11,22 +11,6 @@ from pathlib import Path
 import pytest
 
 LIMIT_S = 60
-
-OPENS_A_FILE = """
-import sys
-from lbguard.cli.standard_streams import open_standard_streams
-open_standard_streams()
-first = open("/dev/null")
-print("printed"); print("printed", file=sys.stderr)
-sys.exit(0 if first.fileno() > 2 else 1)
-"""
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_what_is_opened_never_stands_in_for_a_closed_standard_stream(closed: str) -> None:
-    shell = f'exec "$0" -c "$1" {closed}'
-    done = subprocess.run(["sh", "-c", shell, sys.executable, OPENS_A_FILE], timeout=LIMIT_S, check=False)
-    assert done.returncode == 0
 
 
 @pytest.fixture
