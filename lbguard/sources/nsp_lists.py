@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Generic, NamedTuple, TypeVar
 
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
-from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local, parse_prefix
+from lbguard.core.addr import Ip, Prefix, parse_prefix, why_no_vip, why_not_unicast
 from lbguard.core.model import TargetKey
 from lbguard.sources.file import MAX_TARGETS, NAME_PATTERN
 
@@ -123,8 +123,12 @@ def read_vips(response: pb.VipResponse, place: Place) -> Read[dict[Prefix, None]
             skipped.append(Skipped(Reason.FOREIGN_CONDUIT, f"VIP {_shown(vip.name)}"))
             continue
         try:
-            vips[parse_prefix(vip.address)] = None
+            prefix = parse_prefix(vip.address)
         except ValueError:
+            prefix = None
+        if prefix is not None and not why_no_vip(prefix):
+            vips[prefix] = None
+        else:
             skipped.append(Skipped(Reason.BAD_VIP, f"VIP {_shown(vip.name)}: {_shown(vip.address)}"))
     return Read(value=vips, skipped=tuple(skipped))
 
@@ -216,16 +220,9 @@ def _address(text: str) -> Ip:
         raise ValueError(text) from None
     if slash and not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= len(ip) * 8):
         raise ValueError(text)
-    if not _can_be_a_target(ip):
+    if why_not_unicast(ip):
         raise ValueError(text)
     return ip
-
-
-def _can_be_a_target(ip: Ip) -> bool:
-    """Tell whether an address is none of loopback, link-local, multicast and unspecified."""
-    if is_ipv4(ip):
-        return ip[0] != 127 and ip[:2] != b"\xa9\xfe" and not 224 <= ip[0] <= 239 and any(ip)
-    return not is_link_local(ip) and ip[0] != 0xFF and (any(ip[:15]) or ip[15] > 1)
 
 
 def count_reasons(skipped: Iterable[Skipped]) -> Counter[Reason]:

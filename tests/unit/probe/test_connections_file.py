@@ -5,8 +5,9 @@ import pytest
 
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject
 from lbguard.probe.connection import Connection, Pair
-from lbguard.probe.connections_file import SHOWN_PROBLEMS, ConnectionsFile, ConnectionsFileError, ConnectionsFileSource
+from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError, ConnectionsFileSource
 from lbguard.probe.source import ConnectionList, ConnectionsLost
+from lbguard.yaml_file import SHOWN_PROBLEMS
 from tests.unit.netlink.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip
 
