@@ -6,12 +6,14 @@ Every check is a function over a `Host`, a reader of files below a root, so that
 import ctypes
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lbguard.core.addr import Prefix, format_ip, overlapping, prefix_of, why_not_unicast
 from lbguard.core.model import StreamSpec
+from lbguard.netlink.local_routes import local_prefixes
 from lbguard.settings.model import Settings
 
 INSTANCE_NAME = "@lbguard.instance"
@@ -54,11 +56,18 @@ class Host:
     Args:
         root: where its file system begins.
         can_load: tells whether a shared library can be loaded.
+        local: returns the prefixes whose packets the kernel delivers here.
     """
 
-    def __init__(self, root: Path = Path("/"), can_load: Callable[[str], bool] = _can_load) -> None:
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        can_load: Callable[[str], bool] = _can_load,
+        local: Callable[[], Iterable[Prefix]] = local_prefixes,
+    ) -> None:
         self.root = root
         self.can_load = can_load
+        self._local = local
 
     def path(self, path: Path | str) -> Path:
         """Return where a path of the machine is."""
@@ -70,6 +79,13 @@ class Host:
             return self.path(path).read_text(errors="replace").strip()
         except OSError:
             return None
+
+    def local(self) -> Iterable[Prefix]:
+        """Return the prefixes whose packets the kernel delivers here; none when it does not tell."""
+        try:
+            return self._local()
+        except OSError:
+            return ()
 
     def sysctl(self, name: str) -> str | None:
         """Return a sysctl (`net/ipv4/ip_forward`) of the network namespace of this thread."""
@@ -173,6 +189,31 @@ def check_neighbor_table(host: Host, settings: Settings, streams: Sequence[Strea
                 what=f"net.{family}.neigh.default.gc_thresh3 is {limit}, for {needed} target addresses and all else",
                 remedy=f"sysctl -w net.{family}.neigh.default.gc_thresh3={max(4096, 4 * needed)}",
             )
+
+
+def check_local_addresses(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look for VIPs and targets that are addresses of this machine: no mark leads their packets anywhere else."""
+    vips = {vip: stream.name for stream in streams for vip in stream.vips}
+    targets = {prefix_of(ip, 8 * len(ip)): stream.name for stream in streams for t in stream.targets for ip in t.ips}
+    if not vips and not targets:
+        return
+    local = [prefix for prefix in host.local() if not why_not_unicast(prefix.network)]
+    for vip, found in overlapping(vips, local).items():
+        yield Finding(
+            id="vip_is_local",
+            severity="warning",
+            what=f"VIP {vip} of stream {vips[vip]}: this machine keeps packets to {found} for itself, so no target"
+            " gets them and clients are refused",
+            remedy=f"remove the address (ip address show to {found}; ip route show table local {found})",
+        )
+    for target in overlapping(targets, local):
+        yield Finding(
+            id="target_is_local",
+            severity="warning",
+            what=f"target {format_ip(target.network)} of stream {targets[target]} is an address of this machine,"
+            " or the broadcast address of one of its links: no route can lead there",
+            remedy="correct the target's address, or remove it from this machine",
+        )
 
 
 def check_nftables(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
@@ -314,6 +355,7 @@ CHECKS: tuple[Check, ...] = (
     check_rp_filter,
     check_fwmark_reflect,
     check_neighbor_table,
+    check_local_addresses,
 )
 
 

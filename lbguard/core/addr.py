@@ -87,6 +87,21 @@ def prefix_overlaps(prefixes: Iterable[tuple[Prefix, str]]) -> Iterator[tuple[Pr
         wider.setdefault(prefix, owner)
 
 
+def overlapping(prefixes: Iterable[Prefix], others: Iterable[Prefix]) -> dict[Prefix, Prefix]:
+    """Return the prefixes that share addresses with one of the others, and that one (of several, any)."""
+    wanted, against = dict.fromkeys(prefixes), dict.fromkeys(others)
+    found: dict[Prefix, Prefix] = {}
+    for narrow, wide in ((wanted, against), (against, wanted)):
+        lengths = {(len(prefix.network), prefix.length) for prefix in wide}
+        for prefix in narrow:
+            for family_length, length in lengths:
+                if family_length == len(prefix.network) and length <= prefix.length:
+                    other = prefix_of(prefix.network, length)
+                    if other in wide:
+                        found.setdefault(*((prefix, other) if narrow is wanted else (other, prefix)))
+    return found
+
+
 def parse_ip(text: str) -> Ip:
     """Parse an address, with or without a full-length prefix (`/32`, `/128`).
 

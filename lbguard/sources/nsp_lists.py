@@ -124,12 +124,12 @@ def read_vips(response: pb.VipResponse, place: Place) -> Read[dict[Prefix, None]
             continue
         try:
             prefix = parse_prefix(vip.address)
-        except ValueError:
-            prefix = None
-        if prefix is not None and not why_no_vip(prefix):
+            if why := why_no_vip(prefix):
+                raise ValueError(f"it is {why}")
             vips[prefix] = None
-        else:
-            skipped.append(Skipped(Reason.BAD_VIP, f"VIP {_shown(vip.name)}: {_shown(vip.address)}"))
+        except ValueError as error:
+            what = f"VIP {_shown(vip.name)}: {_shown(vip.address)}: {str(error)[:_SHOWN]}"
+            skipped.append(Skipped(Reason.BAD_VIP, what))
     return Read(value=vips, skipped=tuple(skipped))
 
 
@@ -197,8 +197,8 @@ def _addresses(texts: Iterable[str], what: str) -> tuple[tuple[Ip, ...], Skipped
     for text in texts:
         try:
             ip = _address(text)
-        except ValueError:
-            problem = Skipped(Reason.BAD_ADDRESS, f"{what}: {_shown(text)}")
+        except ValueError as error:
+            problem = Skipped(Reason.BAD_ADDRESS, f"{what}: {_shown(text)}: {error}")
             continue
         if by_length.setdefault(len(ip), ip) != ip and problem is None:
             problem = Skipped(Reason.SURPLUS_ADDRESS, f"{what}: {_shown(text)}; one address a family is used")
@@ -216,12 +216,12 @@ def _address(text: str) -> Ip:
     host, slash, length = text.partition("/")
     try:
         ip = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-    except OSError:
-        raise ValueError(text) from None
+    except (OSError, ValueError):
+        raise ValueError("it is no address, or has a zone" if "%" in host else "it is no address") from None
     if slash and not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= len(ip) * 8):
-        raise ValueError(text)
-    if why_not_unicast(ip):
-        raise ValueError(text)
+        raise ValueError("its length is none")
+    if why := why_not_unicast(ip):
+        raise ValueError(f"it is {why}")
     return ip
 
 

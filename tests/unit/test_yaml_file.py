@@ -71,17 +71,14 @@ def test_what_the_library_writes_is_read_back(document: Any) -> None:
         ("a: [~, null, '', 'null']", {"a": [None, None, "", "null"]}),
         ("a: [yes, off, 'yes', y]", {"a": [True, False, "yes", "y"]}),
         ("a: ['010', '1:30', '2026-01-01', \"no\"]", {"a": ["010", "1:30", "2026-01-01", "no"]}),
-        ("a: [fd00::1, 172.16.0.1/32, 00:11:22:33:44:55]", {"a": ["fd00::1", "172.16.0.1/32", "00:11:22:33:44:55"]}),
+        ("- fd00:0::10\n- 172.16.0.1/32\n- 00:11:22:33:44:55", ["fd00:0::10", "172.16.0.1/32", "00:11:22:33:44:55"]),
         ("a: fd00:0::10/64", {"a": "fd00:0::10/64"}),
         ("'no': 1", {"no": 1}),
         ("a: |\n  text\n", {"a": "text\n"}),
     ],
 )
 def test_what_is_taken(content: str, value: object) -> None:
-    read = parse_yaml(content.encode())
-    assert read == (
-        {"a": ["fd00:0::10", "172.16.0.1/32", "::1", "00:11:22:33:44:55"]} if "172.16" in content else value
-    )
+    assert parse_yaml(content.encode()) == value
 
 
 @pytest.mark.parametrize(
@@ -139,7 +136,7 @@ def test_a_file_of_nothing_but_beginnings_is_refused_soon(text: str) -> None:
 def test_depth_and_number_of_values_are_bounded() -> None:
     assert parse_yaml(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     assert f"nested deeper than {MAX_DEPTH} levels" in refusal("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
-    assert "holds more than 1,000,000 values" in refusal("[" + ",".join(["1"] * (MAX_VALUES + 1)) + "]")
+    assert "holds more than 1,000,000 values" in refusal("[" + "a," * MAX_VALUES + "]")
     assert "is larger than 16 MiB" in refusal(b"#" * (MAX_BYTES + 1))
 
 

@@ -61,6 +61,23 @@ def test_vips() -> None:
     assert read.skipped[0].what == "VIP 'bad': '20.0.0.1/24'"
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("::ffff:20.0.0.1/128", "it is an IPv4-mapped address; write 20.0.0.1"),
+        ("127.0.0.1/32", "it is a loopback address"),
+        ("2000::1%nsm0/128", "has a zone"),
+        ("224.0.0.0/4", "it is a multicast address"),
+    ],
+)
+def test_a_vip_that_no_client_can_reach_is_named_and_skipped(address: str, why: str) -> None:
+    vip = pb.Vip(name="v", address=address, trench=pb.Trench(name=HERE.trench))
+    read = read_vips(pb.VipResponse(vips=[vip]), HERE)
+    assert read.value == {}
+    assert reasons(read.skipped) == [Reason.BAD_VIP]
+    assert why in read.skipped[0].what
+
+
 def test_addresses_come_with_the_length_of_the_proxys_subnet_and_are_put_in_order() -> None:
     response = pb.TargetResponse(targets=[target(7, "fd00::a/64", "172.16.0.10/24"), target(8, "172.16.0.11")])
     assert read_targets(response, HERE).value.served == {
@@ -89,6 +106,7 @@ def test_only_enabled_targets_of_the_default_type_are_served() -> None:
         *((target(9, "10.0.0.9/24", text), Reason.BAD_ADDRESS) for text in GARBAGE_IPS),
         *((target(9, text), Reason.BAD_ADDRESS) for text in ("127.0.0.1/8", "fe80::1/64", "0.0.0.0/0", "::/0")),
         *((target(9, text), Reason.BAD_ADDRESS) for text in ("10.0.0.1/", "10.0.0.1/33", "10.0.0.1/255.255.255.0")),
+        *((target(9, text), Reason.BAD_ADDRESS) for text in ("::ffff:10.0.0.9/120", "255.255.255.255/24", "ff02::1")),
         *((target(9, text), Reason.BAD_ADDRESS) for text in ("10.1", "fd00::1%eth0/64", "10.0.0.1/24/24", "1\0")),
         (target(9, "10.0.0.9/24", place=ELSEWHERE), Reason.FOREIGN_CONDUIT),
     ],
