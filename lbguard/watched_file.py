@@ -6,8 +6,8 @@ symbolic link swap of a Kubernetes ConfigMap volume (`..data` points to a new di
 A file may be found half written: an editor, `cp` or `kubectl cp` writes in place and may pause anywhere. So a file is
 taken for complete
 
-- at once, when a symbolic link leads to another file than before, or when its inode changed after its last write:
-  renaming a file into place does that, writing does not;
+- at once, when a symbolic link leads to another file than before, when its inode changed after its last write (renaming
+  a file into place does that, writing does not), or when it is another inode and no process has it open for writing;
 - else when it has listed the same for `still_s`, or has been still for as long.
 
 Before that a file is believed only in what it adds, and only while its last line is ended; that a list comes back as it
@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from lbguard.bounded_file import FileError
+from lbguard.bounded_file import FileError, is_written_by_nobody
 from lbguard.yaml_file import YamlFileError, read_yaml
 
 STILL_S = 2.0
@@ -220,8 +220,9 @@ class WatchedFile(Generic[Listed, Lost]):
         if last is not None and last.resolved != found.resolved:
             return True
         # The clock of the file system may be another one, so its times say little of a file that is in use.
-        is_other_file = last is None or (last.device, last.inode) != (found.device, found.inode)
-        return is_other_file and time.time() - found.modified_ns / 1e9 >= self._still_s
+        if last is not None and (last.device, last.inode) == (found.device, found.inode):
+            return False
+        return time.time() - found.modified_ns / 1e9 >= self._still_s or is_written_by_nobody(self._path)
 
 
 def in_daemon_thread(work: Callable[[], Result]) -> "asyncio.Future[Result]":

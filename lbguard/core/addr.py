@@ -47,7 +47,7 @@ def why_not_unicast(ip: Ip) -> str:
         first = ip[0]
         if first == 127:
             return "a loopback address"
-        if first == 0:
+        if ip == bytes(4):
             return "an unspecified address"
         if ip[:2] == b"\xa9\xfe":
             return "a link-local address"

@@ -58,7 +58,7 @@ def test_vips() -> None:
     read = read_vips(pb.VipResponse(vips=vips), HERE)
     assert list(read.value) == [Prefix(ip("20.0.0.1"), 32), Prefix(ip("2000::1"), 128)]
     assert reasons(read.skipped) == [Reason.BAD_VIP, Reason.BAD_VIP, Reason.FOREIGN_CONDUIT]
-    assert read.skipped[0].what == "VIP 'bad': '20.0.0.1/24'"
+    assert read.skipped[0].what == "VIP 'bad': '20.0.0.1/24': 20.0.0.1/24 has host bits set"
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_what_could_be_read_of_an_unreadable_entry_is_kept() -> None:
 
 
 SPECIAL = (
-    "127.9.9.9", "169.254.0.1", "239.255.255.255", "240.0.0.1", "0.0.0.0", "0.0.0.1",
-    "::", "::1", "::2", "ff02::1", "fe80::1", "febf::1", "fec0::1",
+    "127.9.9.9", "169.254.0.1", "239.255.255.255", "240.0.0.1", "0.0.0.0", "0.0.0.1", "255.255.255.255",
+    "::", "::1", "::2", "ff02::1", "fe80::1", "febf::1", "fec0::1", "::ffff:10.0.0.1", "::fffe:10.0.0.1",
 )  # fmt: skip
 
 
@@ -153,6 +153,7 @@ SPECIAL = (
 def test_which_addresses_can_be_a_targets(address: IPv4Address | IPv6Address) -> None:
     read = read_targets(pb.TargetResponse(targets=[target(1, f"{address}/8")]), HERE)
     refused = address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local
+    refused |= address == ip_address("255.255.255.255") or getattr(address, "ipv4_mapped", None) is not None
     assert read.value.served == ({} if refused else {key(1): (address.packed,)})
 
 
