@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lbguard.bounded_file import FileError, read_regular_file
 from lbguard.core.addr import Prefix, format_ip, overlapping, prefix_of, why_not_unicast
 from lbguard.core.model import StreamSpec
 from lbguard.netlink.local_routes import local_prefixes
@@ -29,6 +30,8 @@ _USES = {
 }
 _STRICT = "1"  # rp_filter: 0 off, 1 strict, 2 loose; the larger of `all` and the link's own counts
 _LINKS_SHOWN = 5
+_CERTIFICATES = ("tls_cert", "tls_key", "tls_ca", "tls_client_ca")
+_CERTIFICATE_BYTES_MAX = 2**20
 _NEIGHBOR_TABLE_SHARE = 0.75
 
 
@@ -296,6 +299,14 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
     """Look whether the API socket can be made; its directory is made with it."""
     parent = settings.socket.parent
     why = _why_unwritable(host, parent)
+    place = host.path(settings.socket)
+    if (place.exists() or place.is_symlink()) and not (place.is_socket() and not place.is_symlink()):
+        yield Finding(
+            id="socket_path",
+            severity="error",
+            what=f"socket {settings.socket} cannot be made: the path is taken by something that is no socket",
+            remedy=f"remove {settings.socket}, or set socket to another path",
+        )
     if why:
         yield Finding(
             id="socket_directory",
@@ -303,6 +314,26 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
             what=f"socket {settings.socket} cannot be made: {why}",
             remedy=f"make {parent} writable for this user, or set socket to another path",
         )
+
+
+def check_certificates(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether certificates and keys can be read; without those of the verdict service nothing starts."""
+    groups = {"verdicts": settings.verdicts, "nsp": settings.nsp, "nsm": settings.nsm, "probe": settings.probe}
+    groups["probe.nsm"] = settings.probe.nsm
+    for group, values in groups.items():
+        for name in _CERTIFICATES:
+            path = getattr(values, name, None)
+            if path is None:
+                continue
+            try:
+                read_regular_file(host.path(path), _CERTIFICATE_BYTES_MAX)
+            except FileError as error:
+                yield Finding(
+                    id="certificate_unreadable",
+                    severity="error" if group == "verdicts" and settings.verdicts.listen else "warning",
+                    what=f"{group}.{name} {path} {error}",
+                    remedy="mount the certificate there, readable for this user, or correct the path",
+                )
 
 
 def check_recording(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
@@ -346,6 +377,7 @@ CHECKS: tuple[Check, ...] = (
     check_capabilities,
     check_instance,
     check_socket,
+    check_certificates,
     check_recording,
     check_interposer,
     check_nftables,

@@ -7,6 +7,7 @@ Connections that are already open stay as they are until their age ends them.
 
 import logging
 import ssl
+import stat
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from typing import Protocol
 
 import grpc
 
+from lbguard.bounded_file import FileError, read_regular_file
 from lbguard.log import fields
 from lbguard.start_error import StartError
 
 _log = logging.getLogger("lbguard.verdicts")
 
 _READ_ATTEMPTS = 3
+MAX_BYTES = 2**20
+"""A larger file is no certificate."""
 
 
 class CredentialsError(StartError):
@@ -84,7 +88,11 @@ class CertificateFiles:
             stats = [path.stat() for path in (self._chain, self._key, self._roots)]
         except OSError as error:
             raise CredentialsError(f"{error.filename}: {error.strerror}") from None
-        return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+        for path, found in zip((self._chain, self._key, self._roots), stats, strict=True):
+            # A FIFO in its place would be waited for, and a device read without end.
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
+                raise CredentialsError(f"{path}: is no regular file of at most {MAX_BYTES // 2**20} MiB")
+        return tuple((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) for found in stats)
 
     def _read(self) -> Material:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -94,7 +102,9 @@ class CertificateFiles:
             context.load_cert_chain(self._chain, self._key, password=lambda: b"")
             place = f"verdicts.tls_client_ca = {self._roots}"
             context.load_verify_locations(self._roots)
-            return Material(self._key.read_bytes(), self._chain.read_bytes(), self._roots.read_bytes())
+            return Material(*(read_regular_file(path, MAX_BYTES) for path in (self._key, self._chain, self._roots)))
+        except FileError as error:
+            raise CredentialsError(f"{place}: {error}") from None
         except ssl.SSLError as error:
             reason = error.reason or "no PEM"
             raise CredentialsError(f"{place}: not usable ({reason.lower().replace('_', ' ')})") from None

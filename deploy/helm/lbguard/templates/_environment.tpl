@@ -18,12 +18,47 @@
 {{- kindIs "invalid" $value | ternary .setting.default (include "lbguard.text" $value) -}}
 {{- end }}
 
+{{/* A duration in seconds. */}}
+{{- define "lbguard.seconds" -}}
+{{- $factors := dict "us" 0.000001 "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "" 1.0 -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $factors (regexFind "[a-z]*$" .)) -}}
+{{- end }}
+
 {{/* Refuse a duration out of bounds: the schema knows what a duration looks like, not how long it is. */}}
 {{- define "lbguard.checkDuration" -}}
-{{- $factors := dict "us" 0.000001 "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "" 1.0 -}}
-{{- $seconds := mulf (regexFind "^[0-9.]+" .text | float64) (get $factors (regexFind "[a-z]*$" .text)) -}}
+{{- $seconds := include "lbguard.seconds" .text | float64 -}}
 {{- if or (lt $seconds (float64 .setting.low)) (gt $seconds (float64 .setting.high)) -}}
 {{- fail (printf "settings.%s = %s: out of bounds; allowed: a duration from %s" .setting.name .text .setting.allowed) -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+Refuse what lbguard would not start with: settings that do not go together. Takes a map of their names to texts.
+*/}}
+{{- define "lbguard.checkTogether" -}}
+{{- $texts := . -}}
+{{- $max := get $texts "grace.max" -}}
+{{- range $name := list "grace.window" "grace.neighbor_window" "grace.verdict_window" -}}
+{{- $text := get $texts $name -}}
+{{- if and $text (gt (include "lbguard.seconds" $text | float64) (include "lbguard.seconds" $max | float64)) -}}
+{{- fail (printf "settings.%s = %s: longer than grace.max; allowed: at most grace.max, which is %s" $name $text $max) -}}
+{{- end -}}
+{{- end -}}
+{{- $source := get $texts "source" -}}
+{{- $kind := get $texts "distributor.kind" -}}
+{{- if and (eq $source "kernel") (eq (get $texts "mode") "enforce") -}}
+{{- fail "settings.mode = enforce: allowed: companion or observe with source kernel" -}}
+{{- end -}}
+{{- if and (eq $source "interposer") (eq $kind "nftables") -}}
+{{- fail "settings.distributor.kind = nftables: allowed: auto, nfqlb-shm, nfqlb-cli or observe with source interposer" -}}
+{{- end -}}
+{{- if and (eq $kind "nfqlb-cli") (eq (get $texts "distributor.table") "anchored") -}}
+{{- fail "settings.distributor.table = anchored: allowed: maglev with distributor.kind nfqlb-cli" -}}
+{{- end -}}
+{{- range $name := eq $source "nsp" | ternary (list "nsp.trench" "nsp.conduit") list -}}
+{{- if not (get $texts $name) -}}
+{{- fail (printf "settings.%s: needed with source nsp" $name) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
@@ -34,9 +69,11 @@ The guard reads all settings but the probe's; the probe reads its own and the fe
 {{- define "lbguard.environment" -}}
 {{- $root := .root -}}
 {{- $component := .component -}}
+{{- $texts := dict -}}
 {{- range $setting := include "lbguard.settings" . | fromYamlArray -}}
 {{- $group := first (splitList "." $setting.name) -}}
 {{- $text := include "lbguard.value" (dict "root" $root "setting" $setting) -}}
+{{- $_ := set $texts $setting.name $text -}}
 {{- if and $setting.allowed $text -}}
 {{- include "lbguard.checkDuration" (dict "setting" $setting "text" $text) -}}
 {{- end -}}
@@ -49,6 +86,7 @@ The guard reads all settings but the probe's; the probe reads its own and the fe
   value: {{ $text | quote }}
 {{- end -}}
 {{- end -}}
+{{- include "lbguard.checkTogether" $texts -}}
 {{- end }}
 
 {{/* What a component listens on, as a YAML map of a port's name to its number. */}}
