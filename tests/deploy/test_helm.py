@@ -254,7 +254,15 @@ SOCKETS = [
             "settings.nsp.spiffe_socket=unix:///run/spire/agent.sock",
         ),
     ),
-    ("nsp.address", ("settings.source=nsp", "settings.nsp.address=unix:///run/nsp.sock")),
+    (
+        "nsp.address",
+        (
+            "settings.source=nsp",
+            "settings.nsp.trench=a",
+            "settings.nsp.conduit=b",
+            "settings.nsp.address=unix:///run/nsp.sock",
+        ),
+    ),
     ("verdicts.spiffe_socket", ("settings.verdicts.spiffe_socket=unix:///run/spire/agent.sock",)),
     ("probe.nsm.address", ("probe.enabled=true", "settings.probe.connections=nsm")),
     ("probe.report_to", ("probe.enabled=true", "settings.probe.report_to[0]=unix:///run/lbguard/lbguard.sock")),
