@@ -7,7 +7,8 @@ A file may be found half written: an editor, `cp` or `kubectl cp` writes in plac
 taken for complete
 
 - at once, when a symbolic link leads to another file than before, when its inode changed after its last write (renaming
-  a file into place does that, writing does not), or when it is another inode and no process has it open for writing;
+  a file into place does that, writing does not), or when it is another inode that no process has open for writing and
+  that was not written after it got its name;
 - else when it has listed the same for `still_s`, or has been still for as long.
 
 Before that a file is believed only in what it adds, and only while its last line is ended; that a list comes back as it
@@ -188,7 +189,7 @@ class WatchedFile(Generic[Listed, Lost]):
         now, found = self._clock(), signature(self._path)
         if found is not None and found.is_content_of(looked.read):
             return looked, None
-        complete = asked or found is None or self._is_complete(found, looked.read)
+        complete = asked or found is None or self._is_complete(found, looked.read, starts=in_force is None)
         glanced = found is not None and found.is_content_of(looked.glanced)
         if glanced and not complete and now - looked.says_since < self._still_s:
             return looked, None
@@ -213,8 +214,8 @@ class WatchedFile(Generic[Listed, Lost]):
         except YamlFileError as error:
             return _Content(lost=self._lost(str(error)))
 
-    def _is_complete(self, found: Signature, last: Signature | None) -> bool:
-        """Tell whether a state is complete by how it came to be."""
+    def _is_complete(self, found: Signature, last: Signature | None, *, starts: bool) -> bool:
+        """Tell whether a state is complete by how it came to be; `starts`: no list is in force yet."""
         if not found.regular or found.changed_ns > found.modified_ns:
             return True
         if last is not None and last.resolved != found.resolved:
@@ -222,7 +223,17 @@ class WatchedFile(Generic[Listed, Lost]):
         # The clock of the file system may be another one, so its times say little of a file that is in use.
         if last is not None and (last.device, last.inode) == (found.device, found.inode):
             return False
-        return time.time() - found.modified_ns / 1e9 >= self._still_s or is_written_by_nobody(self._path)
+        if time.time() - found.modified_ns / 1e9 >= self._still_s:
+            return True
+        return (starts or _came_complete(found)) and is_written_by_nobody(self._path)
+
+
+def _came_complete(found: Signature) -> bool:
+    """Tell whether a file was last written no later than its directory: not after it got its name."""
+    try:
+        return Path(found.resolved).parent.stat().st_mtime_ns >= found.modified_ns
+    except OSError:
+        return False
 
 
 def in_daemon_thread(work: Callable[[], Result]) -> "asyncio.Future[Result]":

@@ -292,7 +292,10 @@ def test_another_file_that_is_still_being_written_takes_nothing_away(watched: Wa
         file.write("streams:\n" + stream("a"))
         file.flush()
         assert watched.poll() == []
-    assert names(watched.poll()) == ["a"]
+        time.sleep(0.02)
+        file.write("# and a last word\n")
+    assert watched.poll() == [], "whoever wrote it may go on"
+    assert names(watched.poll(STILL_S)) == ["a"]
 
 
 def test_a_file_that_was_last_written_long_ago_is_read_at_once(tmp_path: Path) -> None:
