@@ -304,7 +304,7 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
         yield Finding(
             id="socket_path",
             severity="error",
-            what=f"socket {settings.socket} cannot be made: the path is taken by something that is no socket",
+            what=f"socket = {settings.socket}: the path is taken by something that is no socket",
             remedy=f"remove {settings.socket}, or set socket to another path",
         )
     if why:

@@ -281,8 +281,10 @@ class FileSource(_FlatSource):
             return {}
         try:
             document = parse_yaml(read_regular_file(self.path, MAX_BYTES))
-        except (FileError, YamlError) as error:
+        except FileError as error:
             return self._refuse(str(error))
+        except YamlError as error:
+            return self._refuse(f"is refused: {error}")
         if document is None:
             return {}
         if not isinstance(document, dict):
