@@ -6,13 +6,16 @@ Every check is a function over a `Host`, a reader of files below a root, so that
 import ctypes
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lbguard.bounded_file import FileError, read_regular_file
+from lbguard.core.addr import Prefix, format_ip, overlapping, prefix_of, why_not_unicast
 from lbguard.core.model import StreamSpec
 from lbguard.link_counters import decode_link_name
+from lbguard.netlink.local_routes import local_prefixes
 from lbguard.settings.model import Settings
 
 INSTANCE_NAME = "@lbguard.instance"
@@ -28,6 +31,8 @@ _USES = {
 }
 _STRICT = "1"  # rp_filter: 0 off, 1 strict, 2 loose; the larger of `all` and the link's own counts
 _LINKS_SHOWN = 5
+_CERTIFICATES = ("tls_cert", "tls_key", "tls_ca", "tls_client_ca")
+_CERTIFICATE_BYTES_MAX = 2**20
 _NEIGHBOR_TABLE_SHARE = 0.75
 
 
@@ -55,11 +60,18 @@ class Host:
     Args:
         root: where its file system begins.
         can_load: tells whether a shared library can be loaded.
+        local: returns the prefixes whose packets the kernel delivers here.
     """
 
-    def __init__(self, root: Path = Path("/"), can_load: Callable[[str], bool] = _can_load) -> None:
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        can_load: Callable[[str], bool] = _can_load,
+        local: Callable[[], Iterable[Prefix]] = local_prefixes,
+    ) -> None:
         self.root = root
         self.can_load = can_load
+        self._local = local
 
     def path(self, path: Path | str) -> Path:
         """Return where a path of the machine is; one that is not absolute is below the working directory."""
@@ -71,6 +83,13 @@ class Host:
             return self.path(path).read_text(errors="replace").strip()
         except OSError:
             return None
+
+    def local(self) -> Iterable[Prefix]:
+        """Return the prefixes whose packets the kernel delivers here; none when it does not tell."""
+        try:
+            return self._local()
+        except OSError:
+            return ()
 
     def sysctl(self, name: str) -> str | None:
         """Return a sysctl (`net/ipv4/ip_forward`) of the network namespace of this thread."""
@@ -176,6 +195,31 @@ def check_neighbor_table(host: Host, settings: Settings, streams: Sequence[Strea
             )
 
 
+def check_local_addresses(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look for VIPs and targets that are addresses of this machine: no mark leads their packets anywhere else."""
+    vips = {vip: stream.name for stream in streams for vip in stream.vips}
+    targets = {prefix_of(ip, 8 * len(ip)): stream.name for stream in streams for t in stream.targets for ip in t.ips}
+    if not vips and not targets:
+        return
+    local = [prefix for prefix in host.local() if not why_not_unicast(prefix.network)]
+    for vip, found in overlapping(vips, local).items():
+        yield Finding(
+            id="vip_is_local",
+            severity="warning",
+            what=f"VIP {vip} of stream {vips[vip]}: this machine keeps packets to {found} for itself, so no target"
+            " gets them and clients are refused",
+            remedy=f"remove the address (ip address show to {found}; ip route show table local {found})",
+        )
+    for target in overlapping(targets, local):
+        yield Finding(
+            id="target_is_local",
+            severity="warning",
+            what=f"target {format_ip(target.network)} of stream {targets[target]} is an address of this machine,"
+            " or the broadcast address of one of its links: no route can lead there",
+            remedy="correct the target's address, or remove it from this machine",
+        )
+
+
 def check_nftables(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
     """Look for the library of the embedded distributor and of the packet counters."""
     if host.can_load(NFTABLES_LIBRARY):
@@ -274,7 +318,7 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
             )
 
 
-def check_certificates(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+def check_verdict_certificates(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
     """Look whether the listener for verdicts can be given its certificates."""
     verdicts = settings.verdicts
     files = (verdicts.tls_cert, verdicts.tls_key, verdicts.tls_client_ca)
@@ -293,6 +337,28 @@ def check_certificates(host: Host, settings: Settings, streams: Sequence[StreamS
             what=f"verdicts.listen {verdicts.listen} cannot be served: {error}",
             remedy="mount certificate, key and authorities as PEM files that belong together, or leave it empty",
         )
+
+
+def check_certificates(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Look whether certificates and keys can be read."""
+    groups = {"verdicts": settings.verdicts, "nsp": settings.nsp, "nsm": settings.nsm, "probe": settings.probe}
+    groups["probe.nsm"] = settings.probe.nsm
+    if settings.verdicts.listen:
+        del groups["verdicts"]  # looked at as a whole
+    for group, values in groups.items():
+        for name in _CERTIFICATES:
+            path = getattr(values, name, None)
+            if path is None:
+                continue
+            try:
+                read_regular_file(host.path(path), _CERTIFICATE_BYTES_MAX)
+            except FileError as error:
+                yield Finding(
+                    id="certificate_unreadable",
+                    severity="warning",
+                    what=f"{group}.{name} {path} {error}",
+                    remedy="mount the certificate there, readable for this user, or correct the path",
+                )
 
 
 def check_recording(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
@@ -344,6 +410,7 @@ CHECKS: tuple[Check, ...] = (
     check_instance,
     check_socket,
     check_certificates,
+    check_verdict_certificates,
     check_recording,
     check_interposer,
     check_nftables,
@@ -353,6 +420,7 @@ CHECKS: tuple[Check, ...] = (
     check_rp_filter,
     check_fwmark_reflect,
     check_neighbor_table,
+    check_local_addresses,
 )
 
 

@@ -2,84 +2,261 @@
 
 Watching is polling: one `stat` of the resolved path. It sees what inotify on one path does not: an atomic replace, the
 symbolic link swap of a Kubernetes ConfigMap volume (`..data` points to a new directory), and a file that comes back.
+
+A file may be found half written: an editor, `cp` or `kubectl cp` writes in place and may pause anywhere. So a file is
+taken for complete
+
+- at once, when a symbolic link leads to another file than before, when its inode changed after its last write (renaming
+  a file into place does that, writing does not), or when it is another inode that no process has open for writing and
+  that was not written after it got its name;
+- else when it has listed the same for `still_s`, or has been still for as long.
+
+Before that a file is believed only in what it adds, and only while its last line is ended; that a list comes back as it
+was is no more than that. What it takes away, and whether it is bad, is decided when it is complete.
 """
 
 import asyncio
 import contextlib
 import os
+import stat
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-Told = TypeVar("Told")
+from lbguard.bounded_file import FileError, is_written_by_nobody
+from lbguard.yaml_file import YamlFileError, read_yaml
 
-Signature = tuple[str, int, int, int]
-"""Resolved path, inode, modification time in nanoseconds, size in bytes."""
+STILL_S = 2.0
+"""How long an in-place write may pause without being taken for complete."""
+
+POLL_INTERVAL_S = 0.25
+
+_STUCK_S = 30.0
+_REST = 4
+"""How many times as long as reading took nothing is read again: a file that changes all the time costs a fifth."""
+
+Listed = TypeVar("Listed")
+Lost = TypeVar("Lost")
+Result = TypeVar("Result")
+
+
+class Signature(NamedTuple):
+    """What tells one state of a file from another; `changed_ns` is when its inode changed, by the file system."""
+
+    resolved: str
+    device: int
+    inode: int
+    modified_ns: int
+    size: int
+    changed_ns: int
+    regular: bool
+
+    def is_content_of(self, other: "Signature | None") -> bool:
+        """Tell whether both are one state of one file, whoever renamed it or changed its mode meanwhile."""
+        return other is not None and self[:5] == other[:5]
 
 
 def signature(path: Path) -> Signature | None:
-    """Return what tells one state of a file from another; None when it cannot be looked at."""
+    """Return the state of the file that a path leads to; None when it cannot be looked at."""
     try:
         resolved = os.path.realpath(path)
-        status = Path(resolved).stat()
-    except OSError:
+        found = Path(resolved).stat()
+    except (OSError, ValueError):
         return None
-    return resolved, status.st_ino, status.st_mtime_ns, status.st_size
+    regular = stat.S_ISREG(found.st_mode)
+    return Signature(resolved, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size, found.st_ctime_ns, regular)
 
 
-class WatchedFile(Generic[Told]):
-    """Watches a file and tells what it says, whenever that changes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Content(Generic[Listed, Lost]):
+    """What a file says: a list, or why there is none. `is_ended`: the last line is."""
 
-    `read` makes a value of the file, or of the reason why it cannot be used; it raises nothing, and `run` calls it in
-    another thread. `emit` is called in the thread of the event loop (from `run`) or of the caller (from `poll`), one
-    call at a time, and never twice in a row with equal values.
+    listed: Listed | None = None
+    lost: Lost | None = None
+    is_ended: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked(Generic[Listed, Lost]):
+    """What was seen so far.
+
+    `read` is the state that was read when complete, `glanced` one that was read before it was; `says` is what the file
+    says since `says_since`.
+    """
+
+    read: Signature | None = None
+    glanced: Signature | None = None
+    says: _Content[Listed, Lost] | None = None
+    says_since: float = 0.0
+
+
+class WatchedFile(Generic[Listed, Lost]):
+    """Watches a file and tells what it lists, whenever that changes, and when it cannot be used.
+
+    `emit` is called in the thread of the event loop (from `run`) or of the caller (from `poll`), one call at a time,
+    and never twice in a row with equal values.
+
+    Args:
+        path: the file.
+        parse: makes a value of the content, in another thread; raises YamlFileError.
+        lost: makes what is told when the file cannot be used, of the reason.
+        only_adds: tells whether a list takes nothing away from and changes nothing in an earlier one (the second).
+        emit: takes what is told.
+        poll_interval_s: between two looks, seconds.
+        still_s: see above, seconds.
+        clock: seconds, monotonic.
     """
 
     def __init__(
-        self, path: Path, read: Callable[[], Told], emit: Callable[[Told], None], *, poll_interval_s: float = 0.5
+        self,
+        path: Path,
+        parse: Callable[[bytes], Listed],
+        lost: Callable[[str], Lost],
+        only_adds: Callable[[Listed, Listed], bool],
+        emit: Callable[[Listed | Lost], None],
+        *,
+        poll_interval_s: float = POLL_INTERVAL_S,
+        still_s: float = STILL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
-        self._read = read
+        self._parse = parse
+        self._lost = lost
+        self._only_adds = only_adds
         self._emit = emit
         self._poll_interval_s = poll_interval_s
-        self._seen: Signature | None = None
-        self._last: Told | None = None
+        self._still_s = still_s
+        self._clock = clock
+        self._looked: _Looked[Listed, Lost] = _Looked()
+        self._in_force: Listed | None = None
+        self._last: Listed | Lost | None = None
+        self._asked = False
         self._wake = asyncio.Event()
 
     def reload(self) -> None:
-        """Ask the running watcher to read the file now and tell what it says, changed or not (SIGHUP)."""
-        self._seen = self._last = None
+        """Ask the running watcher to read the file now, complete or not, and tell what it says, changed or not."""
+        self._looked, self._last, self._asked = _Looked(), None, True
         self._wake.set()
 
     def poll(self) -> None:
-        """Read the file in this thread if it changed since the last look."""
-        self._tell(*self._look(self._seen))
+        """Look at the file in this thread."""
+        self._take(*self._look(self._looked, self._in_force, self._asked))
 
     async def run(self) -> None:
-        """Read the file, then watch it until cancelled. Reading, up to a second for huge files, is off the loop."""
+        """Read the file, then watch it until cancelled. Reading, up to seconds for huge files, is off the loop."""
         while True:
             self._wake.clear()
-            found = await asyncio.to_thread(self._look, self._seen)
+            began = self._clock()
+            found = await self._look_apart()
             if self._wake.is_set():
                 continue  # asked to reload meanwhile: look again, forgetting this
-            self._tell(*found)
+            took_s = self._clock() - began
+            self._take(*found)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._poll_interval_s)
+                await asyncio.wait_for(self._wake.wait(), max(self._poll_interval_s, _REST * took_s))
 
-    def _tell(self, seen: Signature | None, told: Told | None) -> None:
-        self._seen = seen
-        if told is not None and told != self._last:
+    async def _look_apart(self) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
+        """Look from another thread; that a file system hangs is told, and keeps nobody from ending."""
+        looking = in_daemon_thread(partial(self._look, self._looked, self._in_force, self._asked))
+        done, _ = await asyncio.wait({looking}, timeout=_STUCK_S)
+        if not done:
+            self._tell(self._lost(f"{self._path}: cannot be read: its file system does not answer"))
+        return await looking
+
+    def _take(self, looked: "_Looked[Listed, Lost]", content: "_Content[Listed, Lost] | None") -> None:
+        self._looked = looked
+        if content is not None:
+            self._asked = False
+            if content.listed is not None:
+                self._in_force = content.listed
+                self._tell(content.listed)
+            elif content.lost is not None:
+                self._tell(content.lost)
+
+    def _tell(self, told: Listed | Lost) -> None:
+        if told != self._last:
             self._last = told
             self._emit(told)
 
-    def _look(self, seen: Signature | None) -> tuple[Signature | None, Told | None]:
-        """Return the signature to remember and what to tell, if anything."""
-        before = signature(self._path)
-        if before is not None and before == seen:
-            return seen, None
-        told = self._read()
-        if signature(self._path) == before:
-            return before, told
-        # Written to while it was read: what was read may be half of each, so it is neither told nor remembered, and
-        # the next look reads again.
-        return None, None
+    def _look(
+        self, looked: "_Looked[Listed, Lost]", in_force: Listed | None, asked: bool
+    ) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
+        """Return what is seen by now, and what to tell, if anything."""
+        now, found = self._clock(), signature(self._path)
+        if found is not None and found.is_content_of(looked.read):
+            return looked, None
+        complete = asked or found is None or self._is_complete(found, looked.read, starts=in_force is None)
+        glanced = found is not None and found.is_content_of(looked.glanced)
+        if glanced and not complete and now - looked.says_since < self._still_s:
+            return looked, None
+        content = self._read()
+        after = signature(self._path)
+        if after is not found and (after is None or not after.is_content_of(found)):
+            return looked, None  # written to while it was read: what was read may be half of each
+        if content != looked.says or (content.listed is None and not glanced):
+            looked = replace(looked, says=content, says_since=now)
+        if complete or now - looked.says_since >= self._still_s:
+            return replace(looked, read=found, glanced=None), content
+        listed = content.listed
+        adds = listed is not None and content.is_ended and in_force is not None and self._only_adds(listed, in_force)
+        return replace(looked, glanced=found), content if adds else None
+
+    def _read(self) -> "_Content[Listed, Lost]":
+        try:
+            content = read_yaml(self._path)
+            return _Content(listed=self._parse(content), is_ended=content.endswith(b"\n"))
+        except FileError as error:
+            return _Content(lost=self._lost(f"{self._path}: {error}"))
+        except YamlFileError as error:
+            return _Content(lost=self._lost(str(error)))
+
+    def _is_complete(self, found: Signature, last: Signature | None, *, starts: bool) -> bool:
+        """Tell whether a state is complete by how it came to be; `starts`: no list is in force yet."""
+        if not found.regular or found.changed_ns > found.modified_ns:
+            return True
+        if last is not None and last.resolved != found.resolved:
+            return True
+        # The clock of the file system may be another one, so its times say little of a file that is in use.
+        if last is not None and (last.device, last.inode) == (found.device, found.inode):
+            return False
+        if time.time() - found.modified_ns / 1e9 >= self._still_s:
+            return True
+        return (starts or _came_complete(found)) and is_written_by_nobody(self._path)
+
+
+def _came_complete(found: Signature) -> bool:
+    """Tell whether a file was last written no later than its directory: not after it got its name."""
+    try:
+        return Path(found.resolved).parent.stat().st_mtime_ns >= found.modified_ns
+    except OSError:
+        return False
+
+
+def in_daemon_thread(work: Callable[[], Result]) -> "asyncio.Future[Result]":
+    """Run something in a thread that the process does not wait for at its end, unlike those of `asyncio.to_thread`."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="watched-file", daemon=True).start()
+    return future

@@ -83,6 +83,7 @@ def _stream_to_proto(stream: StreamStatus) -> pb.Stream:
         mass_failure=stream.mass_failure,
         counts=[pb.StateCount(state=_TO_STATE[state], count=count) for state, count in stream.counts.items()],
         table_committed=stream.table_committed,
+        local_vips=stream.local_vips,
     )
 
 
@@ -98,6 +99,7 @@ def _stream_from_proto(message: pb.Stream) -> StreamStatus:
         mass_failure=message.mass_failure,
         counts=counts,
         table_committed=message.table_committed,
+        local_vips=tuple(message.local_vips),
     )
 
 

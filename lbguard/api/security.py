@@ -16,6 +16,7 @@ from typing import Protocol
 
 import grpc
 
+from lbguard.bounded_file import FileError, read_regular_file
 from lbguard.log import fields
 from lbguard.peer_names import names_in_certificate
 from lbguard.start_error import StartError
@@ -23,7 +24,8 @@ from lbguard.start_error import StartError
 _log = logging.getLogger("lbguard.verdicts")
 
 _READ_ATTEMPTS = 3
-_FILE_BYTES_MAX = 1 << 20
+MAX_BYTES = 2**20
+"""A larger file is no certificate."""
 
 
 class CredentialsError(StartError):
@@ -87,11 +89,11 @@ class CertificateFiles:
             stats = [path.stat() for path in (self._chain, self._key, self._roots)]
         except OSError as error:
             raise CredentialsError(f"{error.filename}: {error.strerror}") from None
-        for path, status in zip((self._chain, self._key, self._roots), stats, strict=True):
-            # Reading a FIFO would wait for ever, in a thread of gRPC or in the loop.
-            if not stat.S_ISREG(status.st_mode) or status.st_size > _FILE_BYTES_MAX:
-                raise CredentialsError(f"{path}: not a regular file of at most {_FILE_BYTES_MAX} bytes")
-        return tuple((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in stats)
+        for path, found in zip((self._chain, self._key, self._roots), stats, strict=True):
+            # A FIFO in its place would be waited for, and a device read without end.
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
+                raise CredentialsError(f"{path}: is no regular file of at most {MAX_BYTES // 2**20} MiB")
+        return tuple((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) for found in stats)
 
     def _read(self) -> Material:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -101,7 +103,9 @@ class CertificateFiles:
             context.load_cert_chain(self._chain, self._key, password=lambda: b"")
             place = f"verdicts.tls_client_ca = {self._roots}"
             context.load_verify_locations(self._roots)
-            return Material(self._key.read_bytes(), self._chain.read_bytes(), self._roots.read_bytes())
+            return Material(*(read_regular_file(path, MAX_BYTES) for path in (self._key, self._chain, self._roots)))
+        except FileError as error:
+            raise CredentialsError(f"{place}: {error}") from None
         except ssl.SSLError as error:
             reason = error.reason or "no PEM"
             raise CredentialsError(f"{place}: not usable ({reason.lower().replace('_', ' ')})") from None

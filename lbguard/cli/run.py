@@ -13,7 +13,7 @@ from lbguard.cli.output import print_json
 
 if TYPE_CHECKING:
     from lbguard.core.model import StreamSpec
-    from lbguard.settings.model import Loaded
+    from lbguard.settings.model import Loaded, Settings
 
 ConfigOption = Annotated[
     Path | None,
@@ -84,8 +84,9 @@ def check_config(
 ) -> None:
     """Show every setting and where it came from, and warn.
 
-    Looks at bad combinations and at the targets file; with --host also at this
-    machine: kernel settings, capabilities, nfqlb's memory, directories.
+    Looks at bad combinations, at the targets file and at the probe's connections
+    file; with --host also at this machine: kernel settings, capabilities, nfqlb's
+    memory, directories, certificates, addresses.
 
     \b
     Examples:
@@ -100,12 +101,20 @@ def check_config(
     from lbguard.settings.check import ConfigWarning, check_settings
 
     loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
-    streams, problems = _streams(loaded.settings.targets_file)
+    streams, problems = _streams(loaded.settings)
     warnings = [ConfigWarning(name="environment", what=note, remedy="correct or unset it") for note in loaded.notes]
     warnings += check_settings(loaded.settings)
     warnings += [
         ConfigWarning(name="targets-file", what=f"{loaded.settings.targets_file}: {problem}", remedy="correct the file")
         for problem in problems
+    ]
+    warnings += [
+        ConfigWarning(
+            name="connections-file",
+            what=f"{loaded.settings.probe.connections_file}: {problem}",
+            remedy="correct the file",
+        )
+        for problem in _connections_problems(loaded.settings)
     ]
     findings = check_host(loaded.settings, streams) if host else ()
     if as_json:
@@ -199,16 +208,29 @@ def _load(
     return load(config=config, flags=flags)
 
 
-def _streams(path: Path | None) -> "tuple[tuple[StreamSpec, ...], tuple[str, ...]]":
-    """Return the streams of a targets file and its problems."""
+def _streams(settings: "Settings") -> "tuple[tuple[StreamSpec, ...], tuple[str, ...]]":
+    """Return the streams of the targets file and its problems; none where it is not read."""
     from lbguard.sources.file import TargetsFile, TargetsFileError
 
-    if path is None:
+    if settings.targets_file is None or settings.source != "file":
         return (), ()
     try:
-        return TargetsFile(path).read(), ()
+        return TargetsFile(settings.targets_file).read(), ()
     except TargetsFileError as error:
         return (), error.problems
+
+
+def _connections_problems(settings: "Settings") -> tuple[str, ...]:
+    """Return the problems of the probe's connections file; none where it is not read."""
+    from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError
+
+    if settings.probe.connections_file is None or settings.probe.connections != "file":
+        return ()
+    try:
+        ConnectionsFile(settings.probe.connections_file).read()
+    except ConnectionsFileError as error:
+        return error.problems
+    return ()
 
 
 def _fit_to_start(loaded: "Loaded") -> bool:
@@ -230,7 +252,7 @@ def _fit_to_start(loaded: "Loaded") -> bool:
             log.warning("environment", extra=fields(what=note))
         for warning in check_settings(settings):
             log.warning("settings", extra=fields(id=warning.name, what=warning.what, remedy=warning.remedy))
-        findings = check_host(settings, _streams(settings.targets_file)[0])
+        findings = check_host(settings, _streams(settings)[0])
         for finding in findings:
             level = logging.ERROR if finding.severity == "error" else logging.WARNING
             log.log(level, "host", extra=fields(id=finding.id, what=finding.what, remedy=finding.remedy))

@@ -13,7 +13,7 @@ from rich.text import Text
 from lbguard.cli.console import TextConsole
 from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import Decision, FamilyEvidence, TargetState
-from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
+from lbguard.core.status import GuardStatus, PathStatus, StreamStatus, TargetStatus
 from lbguard.log import decision_fields
 from lbguard.printable import printable, printable_values
 from lbguard.sentences import decision_sentence, seconds
@@ -191,6 +191,8 @@ def headline(status: GuardStatus) -> Text:
     mode = "observing: no decision is carried out" if status.observe else "enforcing"
     sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason}), nothing is withdrawn"
     source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
+    if not status.source_ok and not status.streams:
+        source = f"NO TARGETS ({status.source_reason}), waiting for a list"
     if status.sync_reason == NOT_YET:
         sync = "kernel not read yet"
     if status.source_reason == NOT_YET:
@@ -213,8 +215,15 @@ def _show_streams(console: TextConsole, status: GuardStatus) -> None:
     table = _table("STREAM", "AVAILABLE", *(state.value.upper() for state in TROUBLE_FIRST), "TABLE", "NOTE")
     for stream in status.streams:
         available = Text("yes", "green") if stream.available else Text("NO", "bold red")
-        note = "mass failure: deadlines are frozen" if stream.mass_failure else ""
-        note = "; ".join(text for text in (stream.availability_reason if not stream.available else "", note) if text)
+        note = "; ".join(
+            text
+            for text in (
+                "" if stream.available else stream.availability_reason,
+                "mass failure: deadlines are frozen" if stream.mass_failure else "",
+                local_vips_note(stream),
+            )
+            if text
+        )
         counts = (stream.counts.get(state, 0) for state in TROUBLE_FIRST)
         committed = "committed" if stream.table_committed else "changing"
         _row(table, stream.name, available, *counts, committed, note)
@@ -273,6 +282,13 @@ def _show_links(console: TextConsole, status: GuardStatus) -> None:
             *([" ".join(link.addresses)]),
         )
     console.print(table if status.links else "No links that face targets.")
+
+
+def local_vips_note(stream: StreamStatus) -> str:
+    """Say which VIPs of a stream are the load balancer's own addresses; empty: none."""
+    if not stream.local_vips:
+        return ""
+    return f"VIP {', '.join(stream.local_vips)} is an address of this machine: no packet to it reaches a target"
 
 
 def age(age_s: float) -> str:

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from lbguard.api.client import ClientError, GuardClient, ServiceNotRunning, Watched
 from lbguard.cli.console import TextConsole
-from lbguard.cli.show import STATE_COLOURS, TROUBLE_FIRST, age, headline
+from lbguard.cli.show import STATE_COLOURS, TROUBLE_FIRST, age, headline, local_vips_note
 from lbguard.core.model import TargetState
 from lbguard.core.status import GuardStatus, LinkStatus, StreamStatus, TargetStatus
 from lbguard.printable import printable, printable_values
@@ -169,6 +169,7 @@ def _streams(unsorted: Sequence[StreamStatus], lines: int, width: int) -> Table 
             "" if stream.available else stream.availability_reason,
             "mass failure: deadlines are frozen" if stream.mass_failure else "",
             "" if stream.table_committed else "table changing",
+            local_vips_note(stream),
         ]
         rows.append(
             (

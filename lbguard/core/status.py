@@ -61,7 +61,11 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamStatus:
-    """One stream: availability and how many targets are in each state."""
+    """One stream: availability and how many targets are in each state.
+
+    `local_vips` are VIPs (`address/length`) that hold an address of the load balancer itself: the kernel delivers their
+    packets locally, before any mark counts.
+    """
 
     name: str
     max_targets: int
@@ -71,6 +75,7 @@ class StreamStatus:
     mass_failure: bool
     counts: dict[TargetState, int]
     table_committed: bool
+    local_vips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

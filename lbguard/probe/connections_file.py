@@ -14,19 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from lbguard.core.addr import Ip, parse_ip
+from lbguard.core.addr import Ip, format_ip, is_ipv4_mapped, parse_ip
 from lbguard.probe.connection import Connection
 from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, SubjectKind, connections_of
-from lbguard.watched_file import WatchedFile
+from lbguard.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
+from lbguard.yaml_file import FileError, YamlError, YamlFileError, parse_yaml, read_yaml
 
-MAX_BYTES = 16 * 2**20
-"""A file larger than this is refused unread."""
+MAX_PAIRS = 200_000
+"""Pairs of addresses in one file: each is pinged, so thousands are many."""
 
-SHOWN_PROBLEMS = 10
-"""How many problems the text of an error lists."""
+MAX_PROBLEMS = 1000
+"""After so many problems a file is not looked at any further."""
 
 _WORDS = {
     "missing": "is missing",
@@ -36,20 +36,15 @@ _WORDS = {
     "string_too_short": "must not be empty",
     "string_too_long": "is too long",
     "too_short": "must not be empty",
+    "too_long": "has too many addresses",
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
     "literal_error": "must be connection, link, target or self",
 }
 
 
-class ConnectionsFileError(Exception):
+class ConnectionsFileError(YamlFileError):
     """The file cannot be used. `problems` holds every reason with its place, the text the first."""
-
-    def __init__(self, path: Path, problems: list[str]) -> None:
-        more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        super().__init__(f"{path}: " + "; ".join(problems[:SHOWN_PROBLEMS]) + more)
-        self.path = path
-        self.problems = tuple(problems)
 
 
 def _ip(value: object) -> Ip:
@@ -59,10 +54,12 @@ def _ip(value: object) -> Ip:
     kind = ipaddress.ip_address(ip)
     if kind.is_multicast or kind.is_unspecified:
         raise ValueError(f"{value} cannot be pinged (multicast or unspecified)")
+    if is_ipv4_mapped(ip):
+        raise ValueError(f"{value} is an IPv4-mapped address; write {format_ip(ip[12:])}")
     return ip
 
 
-_Addresses = Annotated[tuple[Annotated[bytes, PlainValidator(_ip)], ...], Field(min_length=1)]
+_Addresses = Annotated[tuple[Annotated[bytes, PlainValidator(_ip)], ...], Field(min_length=1, max_length=64)]
 
 
 class _Entry(BaseModel):
@@ -76,7 +73,7 @@ class _Entry(BaseModel):
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    connections: tuple[_Entry, ...]
+    connections: tuple[Any, ...]
 
 
 class ConnectionsFile:
@@ -92,38 +89,54 @@ class ConnectionsFile:
             ConnectionsFileError: it cannot be read or used; every problem is listed.
         """
         try:
-            with self.path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise ConnectionsFileError(self.path, [f"cannot be read: {error.strerror}"]) from None
+            content = read_yaml(self.path)
+        except FileError as error:
+            raise ConnectionsFileError(self.path, [str(error)]) from None
         return self.parse(content)
 
     def parse(self, content: bytes) -> tuple[Connection, ...]:
         """Check the content of a file.
 
         Raises:
-            ConnectionsFileError: it cannot be used; every problem is listed.
+            ConnectionsFileError: it cannot be used; every problem is listed. Nothing else is raised, whatever the
+                content.
         """
-        if len(content) > MAX_BYTES:
-            raise ConnectionsFileError(self.path, [f"is larger than {MAX_BYTES // 2**20} MiB"])
+        made: list[tuple[Connection, ...]] = []
         try:
-            raw = yaml.load(content, Loader=_Loader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConnectionsFileError(self.path, [f"is no valid YAML: {' '.join(str(error).split())}"]) from None
-        if not isinstance(raw, dict):
-            raise ConnectionsFileError(self.path, ["holds no 'connections:' list"])
-        try:
-            entries = _Document.model_validate(raw).connections
-        except ValidationError as error:
-            raise ConnectionsFileError(self.path, list(_explain(error, raw))) from None
-        made = [_connections(entry) for entry in entries]
-        problems = list(_problems(entries, made))
+            entries, problems = _read(parse_yaml(content))
+            if not problems:
+                made = [_connections(entry) for entry in entries]
+                problems = list(_problems(entries, made))
+        except YamlError as error:
+            problems = [str(error)]
+        except Exception as error:  # whatever it is, the last good list stays in force
+            problems = [f"cannot be used: {type(error).__name__}: {str(error)[:200]}"]
         if problems:
             raise ConnectionsFileError(self.path, problems)
         return tuple(connection for several in made for connection in several)
 
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+def _read(raw: Any) -> tuple[list[_Entry], list[str]]:
+    """Return the entries, and what is wrong with single values."""
+    if not isinstance(raw, dict):
+        return [], ["holds no 'connections:' list"]
+    entries: list[_Entry] = []
+    problems: list[str] = []
+    try:
+        listed = _Document.model_validate(raw).connections
+    except ValidationError as error:
+        return [], list(_explain(error, raw))
+    for position, item in enumerate(listed):
+        try:
+            entries.append(_Entry.model_validate(item))
+        except ValidationError as error:
+            problems += _explain(error, raw, ("connections", position))
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    pairs = sum(len(entry.local) * len(entry.remote) for entry in entries)
+    if pairs > MAX_PAIRS:
+        problems.append(f"lists {pairs:,} pairs of addresses; at most {MAX_PAIRS:,} are possible")
+    return entries, problems
 
 
 def _connections(entry: _Entry) -> tuple[Connection, ...]:
@@ -132,7 +145,7 @@ def _connections(entry: _Entry) -> tuple[Connection, ...]:
     )
 
 
-def _problems(entries: tuple[_Entry, ...], made: list[tuple[Connection, ...]]) -> Iterator[str]:
+def _problems(entries: list[_Entry], made: list[tuple[Connection, ...]]) -> Iterator[str]:
     for id, count in Counter(entry.id for entry in entries).items():
         if count > 1:
             yield f"connection {id!r} is listed {count} times"
@@ -145,34 +158,38 @@ def _problems(entries: tuple[_Entry, ...], made: list[tuple[Connection, ...]]) -
             yield f"connection {entry.id!r}: what it judges (subject {entry.subject}) is judged by another one too"
 
 
-def _explain(error: ValidationError, raw: dict[Any, Any]) -> Iterator[str]:
+def _explain(error: ValidationError, raw: dict[str, Any], place: tuple[str | int, ...] = ()) -> Iterator[str]:
     """Say where each wrong value stands, by the id of the connection rather than by its position."""
     for detail in error.errors(include_url=False):
-        top, *rest = detail["loc"]
-        place, key = "", str(top)
+        top, *rest = place + detail["loc"]
+        where, key = "", str(top)
         if rest:
             position, *keys = rest
             listed = raw.get("connections")
             entry = listed[position] if isinstance(listed, list | tuple) and isinstance(position, int) else None
             id = entry.get("id") if isinstance(entry, dict) else None
-            place = f"connection {id!r}: " if isinstance(id, str) else f"connection number {int(position) + 1}: "
+            where = f"connection {id!r}: " if isinstance(id, str) else f"connection number {int(position) + 1}: "
             key = "".join(f"[{part + 1}]" if isinstance(part, int) else str(part) for part in keys)
         message = _WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
-        yield f"{place}{key} {message}".replace("  ", " ").strip()
+        yield f"{where}{key} {message}".replace("  ", " ").strip()
 
 
-class ConnectionsFileSource(WatchedFile[ConnectionList | ConnectionsLost]):
+class ConnectionsFileSource(WatchedFile[ConnectionList, ConnectionsLost]):
     """Watches a connections file and tells of every good list and of every failure.
 
     A failure is told once, until its reason changes; the last good list stays in force at the receiver.
     """
 
-    def __init__(self, path: Path, emit: Emit, *, poll_interval_s: float = 0.5) -> None:
-        self._file = ConnectionsFile(path)
-        super().__init__(path, self._read_file, emit, poll_interval_s=poll_interval_s)
-
-    def _read_file(self) -> ConnectionList | ConnectionsLost:
-        try:
-            return ConnectionList(connections=self._file.read())
-        except ConnectionsFileError as error:
-            return ConnectionsLost(reason=str(error))
+    def __init__(
+        self, path: Path, emit: Emit, *, poll_interval_s: float = POLL_INTERVAL_S, still_s: float = STILL_S
+    ) -> None:
+        file = ConnectionsFile(path)
+        super().__init__(
+            path,
+            lambda content: ConnectionList(connections=file.parse(content)),
+            lambda reason: ConnectionsLost(reason=reason),
+            lambda new, old: {*old.connections} <= {*new.connections},
+            emit,
+            poll_interval_s=poll_interval_s,
+            still_s=still_s,
+        )

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from lbguard import __version__
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
-from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed
+from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.dataplane.instance import InstanceLock, InstanceRunning
@@ -40,6 +40,7 @@ from lbguard.service.build import make_announcer, make_distributor, make_mirror,
 from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
 from lbguard.service.hold_file import HoldFile
 from lbguard.service.journal import ServiceJournal
+from lbguard.service.local_vips import LocalVips
 from lbguard.service.packet_counts import PacketCounts
 from lbguard.service.runner import Runner
 from lbguard.service.target_routes import TargetRoutes
@@ -130,6 +131,7 @@ class Daemon:
         self._source = (
             self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
         )
+        self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.roster.streams.values()])
         self._doors: Doors | None = None
         self._doors_opened = asyncio.Event()
         self._mesh: MeshEvents | None = None
@@ -138,7 +140,7 @@ class Daemon:
 
     def status(self) -> GuardStatus:
         """Return the whole state of the moment."""
-        return self.engine.status(time.monotonic())
+        return self._local_vips.add_to(self.engine.status(time.monotonic()))
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
         """Return the last decisions, oldest first, with wall time; of one target, or (None) of all."""
@@ -171,7 +173,8 @@ class Daemon:
             await self._start()
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(lane.run()) for lane in self._lanes]
-                tasks += [group.create_task(part) for part in (self.runner.run(), self.mirror.wait(), self._poll())]
+                parts = (self.runner.run(), self.mirror.wait(), self._poll(), self._local_vips.run())
+                tasks += map(group.create_task, parts)
                 tasks.append(group.create_task(self._hold_file.keep(self._open_holds)))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
@@ -192,6 +195,7 @@ class Daemon:
             loop.add_signal_handler(signum, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._source is None:
+            self._hear_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         self._recording.start()
         if holds := self._hold_file.load(time.monotonic()):
@@ -313,6 +317,7 @@ class Daemon:
         elif not unready or time.monotonic() - self._started_at > _DOORS_LATEST_S:
             self._doors = await self._open_doors()
             await self._doors.tell(unready)
+        self._journal.waited(unready, time.monotonic())
         if not self._ready_told and not unready:
             self._ready_told = True
             roster = self.engine.roster

@@ -24,6 +24,8 @@ _CLOCK_SET_S = 1.0
 
 _STALL_TOLD_S = 1.0
 """Shorter ones are in the metrics alone."""
+_REMIND_S = 30.0
+"""How often it is said what the service waits for."""
 
 RESYNC_REASONS = ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_interrupted", "inbox_full")
 """Why the whole state of the kernel is read again, by name (`netlink.mirror`, and the runner's inbox)."""
@@ -48,6 +50,7 @@ class ServiceJournal:
         self._availability = availability
         self._kernel_lost = False
         self._dated = (-math.inf, -math.inf)
+        self._remind_at = time.monotonic() + _REMIND_S
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Take a piece of information."""
@@ -138,6 +141,14 @@ class ServiceJournal:
         else:
             targets = sum(len(stream.targets) for stream in event.streams)
             _log.info("targets read", extra=fields(streams=len(event.streams), targets=targets))
+
+    def waited(self, unready: str, now: float) -> None:
+        """Say from time to time what the service waits for; empty: it is ready. `now` is monotonic, seconds."""
+        if not unready:
+            self._remind_at = now + _REMIND_S
+        elif now >= self._remind_at:
+            self._remind_at = now + _REMIND_S
+            _log.warning("not ready: waiting", extra=fields(reason=unready))
 
     def neighbors_refused(self, failures: Sequence[NeighborFailure]) -> None:
         """Take note of refused neighbour operations."""

@@ -62,6 +62,12 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
             what="targets_file is not set, so there is nothing to guard",
             remedy="set targets_file to a YAML file of streams and targets",
         )
+    if settings.source != "file" and settings.targets_file is not None:
+        yield ConfigWarning(
+            name="targets-file-not-read",
+            what=f"source is {settings.source}, so targets_file is not read",
+            remedy="set source to file, or leave targets_file unset",
+        )
     if settings.withdraw_on_exit and settings.mode != "enforce":
         yield ConfigWarning(
             name="nothing-to-withdraw",

@@ -12,17 +12,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from lbguard.bounded_file import FileError, read_regular_file
 from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
 from lbguard.settings.durations import format_duration
 from lbguard.settings.listen import EXAMPLES as LISTEN_EXAMPLES
+from lbguard.yaml_file import YamlError, parse_yaml
 
 ENV_PREFIX = "LBGUARD_"
+
+MAX_BYTES = 2**20
+"""A larger file of settings is refused unread: all of them with their help are 50 KiB."""
 
 _NOT_SETTINGS = frozenset({"LBGUARD_CONFIG"})
 
@@ -276,11 +280,11 @@ class FileSource(_FlatSource):
         if self.path is None:
             return {}
         try:
-            document = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            return self._refuse(f"cannot be read: {getattr(error, 'strerror', None) or error}")
-        except yaml.YAMLError as error:
-            return self._refuse(f"is no valid YAML: {' '.join(str(error).split())}")
+            document = parse_yaml(read_regular_file(self.path, MAX_BYTES))
+        except FileError as error:
+            return self._refuse(str(error))
+        except YamlError as error:
+            return self._refuse(f"is refused: {error}")
         if document is None:
             return {}
         if not isinstance(document, dict):
@@ -299,17 +303,19 @@ class FileSource(_FlatSource):
             is_group = any(known.startswith(f"{name}.") for known in self.known)
             if is_group and isinstance(value, dict):
                 self._flatten(value, f"{name}.", into)
+            elif name in into:
+                self._refuse(f"gives {name} twice, in its group and by its dotted name", "one of the two")
             elif not (is_group and value is None):
                 self.take(name, value, into)
 
-    def _refuse(self, reason: str) -> dict[str, object]:
+    def _refuse(self, reason: str, allowed: str = "a readable YAML file of settings") -> dict[str, object]:
         self.problems.append(
             Problem(
                 setting="config",
                 value=str(self.path),
                 origin="--config or LBGUARD_CONFIG",
                 reason=f"the file {reason}",
-                allowed="a readable YAML file of settings",
+                allowed=allowed,
             )
         )
         return {}

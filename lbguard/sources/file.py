@@ -1,25 +1,42 @@
 """Streams and targets from a YAML file that is watched and re-read (see `watched_file`)."""
 
-import ipaddress
+import bisect
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 
-from lbguard.core.addr import Ip, Prefix, format_ip, is_ipv4, parse_ip, parse_prefix
+from lbguard.core.addr import (
+    Ip,
+    Prefix,
+    format_ip,
+    is_ipv4,
+    parse_ip,
+    parse_prefix,
+    prefix_overlaps,
+    why_no_vip,
+    why_not_unicast,
+)
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.watched_file import WatchedFile
+from lbguard.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
+from lbguard.yaml_file import FileError, YamlError, YamlFileError, parse_yaml, read_yaml
 
-MAX_BYTES = 16 * 2**20
-"""A targets file larger than this is refused unread: 100,000 dual-stack targets need about 8 MiB."""
-
-SHOWN_PROBLEMS = 10
-"""How many problems the text of an error lists: it goes into logs and into `lbguard status`."""
+MAX_PROBLEMS = 1000
+"""After so many problems a file is not looked at any further."""
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 """Stream and memory names: they become file names, table names and metric labels."""
@@ -28,17 +45,12 @@ RESERVED_TABLES = range(253, 256)
 """Route tables default, main and local (/etc/iproute2/rt_tables); table 0 is `unspecified`."""
 
 MAX_MARK = 2**32 - 1
+DEFAULT_OFFSET = 5000
 MAX_TARGETS = 1_000_000
 
 
-class TargetsFileError(Exception):
+class TargetsFileError(YamlFileError):
     """The file cannot be used. `problems` holds every reason with its place (stream, target), the text the first."""
-
-    def __init__(self, path: Path, problems: list[str]) -> None:
-        more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        super().__init__(f"{path}: " + "; ".join(problems[:SHOWN_PROBLEMS]) + more)
-        self.path = path
-        self.problems = tuple(problems)
 
 
 def _name(value: object) -> str:
@@ -53,16 +65,18 @@ def _ip(value: object) -> Ip:
     if not isinstance(value, str):
         raise ValueError("an address is text; quote an IPv6 one")
     ip = parse_ip(value)
-    kind = ipaddress.ip_address(ip)
-    if kind.is_multicast or kind.is_unspecified or kind.is_loopback or kind.is_link_local:
-        raise ValueError(f"{value} cannot be the address of a target (loopback, link-local, multicast or unspecified)")
+    if why := why_not_unicast(ip):
+        raise ValueError(f"{value} cannot be the address of a target: it is {why}")
     return ip
 
 
 def _vip(value: object) -> Prefix:
     if not isinstance(value, str):
         raise ValueError("a VIP is text such as 20.0.0.1/32; quote an IPv6 one")
-    return parse_prefix(value)
+    prefix = parse_prefix(value)
+    if why := why_no_vip(prefix):
+        raise ValueError(f"{value} cannot be a VIP: it is {why}")
+    return prefix
 
 
 def _no_bool(value: object) -> object:
@@ -82,18 +96,24 @@ class _Target(BaseModel):
 
 
 class _Stream(BaseModel):
+    """A stream; its targets are looked at by themselves, some at a time."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Name
     max_targets: Number = Field(default=100, ge=1, le=MAX_TARGETS)
-    identifier_offset: Number = Field(default=5000, ge=0, le=MAX_MARK)
+    identifier_offset: Number = Field(default=DEFAULT_OFFSET, ge=0, le=MAX_MARK)
     vips: tuple[Annotated[Prefix, PlainValidator(_vip)], ...] = ()
     shm_name: Name | None = None
-    targets: tuple[_Target, ...] = ()
+    targets: tuple[Any, ...] = ()
 
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    streams: tuple[_Stream, ...]
+    streams: tuple[Any, ...]
+
+
+_TARGETS = TypeAdapter(tuple[_Target, ...])
+_TARGETS_AT_ONCE = 1000
 
 
 class TargetsFile:
@@ -109,37 +129,60 @@ class TargetsFile:
             TargetsFileError: it cannot be read or used; every problem is listed.
         """
         try:
-            with self.path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise TargetsFileError(self.path, [f"cannot be read: {error.strerror}"]) from None
+            content = read_yaml(self.path)
+        except FileError as error:
+            raise TargetsFileError(self.path, [str(error)]) from None
         return self.parse(content)
 
     def parse(self, content: bytes) -> tuple[StreamSpec, ...]:
         """Check the content of a file.
 
         Raises:
-            TargetsFileError: it cannot be used; every problem is listed.
+            TargetsFileError: it cannot be used; every problem is listed. Nothing else is raised, whatever the content.
         """
-        if len(content) > MAX_BYTES:
-            raise TargetsFileError(self.path, [f"is larger than {MAX_BYTES // 2**20} MiB"])
         try:
-            raw = yaml.load(content, Loader=_Loader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise TargetsFileError(self.path, [f"is no valid YAML: {' '.join(str(error).split())}"]) from None
-        if not isinstance(raw, dict):
-            raise TargetsFileError(self.path, ["holds no 'streams:' list"])
-        try:
-            document = _Document.model_validate(raw)
-        except ValidationError as error:
-            raise TargetsFileError(self.path, list(_explain(error, raw))) from None
-        problems = list(_problems(document.streams))
+            streams, problems = _read(parse_yaml(content, switches=False))
+            problems = problems or list(_problems(streams))
+        except YamlError as error:
+            problems = [str(error)]
+        except Exception as error:  # whatever it is, the last good list stays in force
+            problems = [f"cannot be used: {type(error).__name__}: {str(error)[:200]}"]
         if problems:
             raise TargetsFileError(self.path, problems)
-        return tuple(_spec(stream) for stream in document.streams)
+        return tuple(_spec(stream) for stream in streams)
 
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser reads 10,000 targets about ten times faster
+def _read(raw: Any) -> tuple[list[_Stream], list[str]]:
+    """Return the streams and their targets, and what is wrong with single values."""
+    if not isinstance(raw, dict):
+        return [], ["holds no 'streams:' list"]
+    streams: list[_Stream] = []
+    problems: list[str] = []
+    try:
+        listed = _Document.model_validate(raw).streams
+    except ValidationError as error:
+        return [], list(_explain(error, raw))
+    for number, entry in enumerate(listed):
+        try:
+            stream = _Stream.model_validate(entry)
+            streams.append(stream.model_copy(update={"targets": _targets(stream, raw, number, problems)}))
+        except ValidationError as error:
+            problems += _explain(error, raw, ("streams", number))
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    return streams, problems
+
+
+def _targets(stream: _Stream, raw: dict[str, Any], number: int, problems: list[str]) -> list[_Target]:
+    targets: list[_Target] = []
+    for first in range(0, len(stream.targets), _TARGETS_AT_ONCE):
+        try:
+            targets += _TARGETS.validate_python(stream.targets[first : first + _TARGETS_AT_ONCE])
+        except ValidationError as error:
+            problems += _explain(error, raw, ("streams", number, "targets"), first)
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    return targets
 
 
 def _spec(stream: _Stream) -> StreamSpec:
@@ -153,8 +196,17 @@ def _spec(stream: _Stream) -> StreamSpec:
     )
 
 
-def _explain(error: ValidationError, raw: dict[Any, Any]) -> Iterator[str]:
-    """Say where each wrong value stands, by the names of the stream and target rather than by list positions."""
+def _explain(
+    error: ValidationError, raw: dict[str, Any], place: tuple[str | int, ...] = (), first: int = 0
+) -> Iterator[str]:
+    """Say where each wrong value stands, by the names of the stream and target rather than by list positions.
+
+    Args:
+        error: what is wrong.
+        raw: the whole document.
+        place: where in it the looked at part stands.
+        first: the position of its first item, where it is a part of a list.
+    """
     words = {
         "missing": "is missing",
         "extra_forbidden": "is no known key",
@@ -166,27 +218,34 @@ def _explain(error: ValidationError, raw: dict[Any, Any]) -> Iterator[str]:
         "model_attributes_type": "must be a mapping",
     }
     for detail in error.errors(include_url=False):
-        place, key, node = "", "", raw
-        for part in detail["loc"]:
+        where, key = "", ""
+        node: Any = raw
+        for part in _location(detail["loc"], place, first):
             try:
                 node = node[part]
             except (KeyError, IndexError, TypeError):
-                node = None  # type: ignore[assignment]
+                node = None
             if isinstance(part, str):
                 key = part
             elif key in {"streams", "targets"}:
                 label = "name" if key == "streams" else "identifier"
                 named = node.get(label) if isinstance(node, dict) else None
                 shown = repr(named) if isinstance(named, str | int) else f"number {part + 1}"
-                place += f"{key[:-1]} {shown}: "
+                where += f"{key[:-1]} {shown}: "
                 key = ""
             else:
                 key += f"[{part + 1}]"
         message = words.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
-        yield f"{place}{key} {message}".replace("  ", " ").strip()
+        yield f"{where}{key} {message}".replace("  ", " ").strip()
 
 
-def _problems(streams: tuple[_Stream, ...]) -> Iterator[str]:
+def _location(inner: tuple[str | int, ...], place: tuple[str | int, ...], first: int) -> tuple[str | int, ...]:
+    if inner and isinstance(inner[0], int):
+        inner = (inner[0] + first, *inner[1:])
+    return place + inner
+
+
+def _problems(streams: Sequence[_Stream]) -> Iterator[str]:
     for name, count in Counter(stream.name for stream in streams).items():
         if count > 1:
             yield f"stream {name!r}: the name is used {count} times"
@@ -196,12 +255,37 @@ def _problems(streams: tuple[_Stream, ...]) -> Iterator[str]:
     for stream in streams:
         yield from _mark_problems(stream)
         yield from _target_problems(stream)
+    yield from _overlaps(streams)
+    vips = [(vip, stream.name) for stream in streams for vip in stream.vips]
+    for vip, name, other, owner in prefix_overlaps(vips):
+        part = "" if vip == other else f", which is part of {other}"
+        yield f"streams {owner!r} and {name!r} share VIP {vip}{part}; keep it in one of them, for a packet is for one"
+
+
+def _overlaps(streams: Sequence[_Stream]) -> Iterator[str]:
+    """Name streams that share marks, and for the later of each two an identifier_offset that is free."""
+    taken = sorted((stream.identifier_offset, _last_mark(stream)) for stream in streams)
     widest: _Stream | None = None
     for stream in sorted(streams, key=lambda stream: stream.identifier_offset):
-        if widest is not None and stream.identifier_offset < widest.identifier_offset + widest.max_targets:
-            yield f"streams {widest.name!r} and {stream.name!r}: marks {_marks(widest)} and {_marks(stream)} overlap"
+        if widest is not None and stream.identifier_offset < _last_mark(widest):
+            free = _free_offset(taken, stream.max_targets)
+            remedy = "" if free is None else f"; set identifier_offset of {stream.name!r} to {free}"
+            marks = f"marks {_marks(widest)} and {_marks(stream)} overlap"
+            yield f"streams {widest.name!r} and {stream.name!r}: {marks}{remedy}"
         if widest is None or _last_mark(stream) > _last_mark(widest):
             widest = stream
+
+
+def _free_offset(taken: list[tuple[int, int]], size: int) -> int | None:
+    """Return the lowest offset from 5000 up with room for a stream, and take it; None when there is none."""
+    offset = DEFAULT_OFFSET
+    for first, last in taken:
+        if offset < last and first < offset + size:
+            offset = last
+    if offset + size > MAX_MARK:
+        return None
+    bisect.insort(taken, (offset, offset + size))
+    return offset
 
 
 def _last_mark(stream: _Stream) -> int:
@@ -245,20 +329,40 @@ def _target_problems(stream: _Stream) -> Iterator[str]:
                 yield f"{where}: {format_ip(ip)} is the address of target {owner} already"
 
 
-class FileSource(WatchedFile[SourceSnapshot | SourceLost]):
+def only_adds(new: SourceSnapshot, old: SourceSnapshot) -> bool:
+    """Tell whether a list holds all that an earlier one holds, as it was."""
+    streams: Mapping[str, StreamSpec] = {stream.name: stream for stream in new.streams}
+    return all(was.name in streams and _holds(streams[was.name], was) for was in old.streams)
+
+
+def _holds(now: StreamSpec, was: StreamSpec) -> bool:
+    kept = replace(was, vips=now.vips, targets=now.targets)
+    return now == kept and {*was.vips} <= {*now.vips} and {*was.targets} <= {*now.targets}
+
+
+class FileSource(WatchedFile[SourceSnapshot, SourceLost]):
     """Watches a targets file and tells of every good list and of every failure.
 
     A failure is told once, until its reason changes; the last good list stays in force at the receiver.
     """
 
     def __init__(
-        self, path: Path, emit: Callable[[SourceSnapshot | SourceLost], None], poll_interval_s: float = 0.5
+        self,
+        path: Path,
+        emit: Callable[[SourceSnapshot | SourceLost], None],
+        *,
+        poll_interval_s: float = POLL_INTERVAL_S,
+        still_s: float = STILL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._file = TargetsFile(path)
-        super().__init__(path, self._read_file, emit, poll_interval_s=poll_interval_s)
-
-    def _read_file(self) -> SourceSnapshot | SourceLost:
-        try:
-            return SourceSnapshot(streams=self._file.read())
-        except TargetsFileError as error:
-            return SourceLost(reason=str(error))
+        file = TargetsFile(path)
+        super().__init__(
+            path,
+            lambda content: SourceSnapshot(streams=file.parse(content)),
+            lambda reason: SourceLost(reason=reason),
+            only_adds,
+            emit,
+            poll_interval_s=poll_interval_s,
+            still_s=still_s,
+            clock=clock,
+        )

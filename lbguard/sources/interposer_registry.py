@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass, field
 
-from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip
+from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip, why_not_unicast
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.sources.file import MAX_TARGETS, NAME_PATTERN
 from lbguard.sources.interposer_protocol import SHM_PREFIX
@@ -77,6 +77,9 @@ class Registry:
             raise RegistryError("stream unknown")
         if not 1 <= identifier <= known.max_targets:
             raise RegistryError(f"the table has indexes 0 to {known.max_targets - 1}")
+        for ip in ips:
+            if why := why_not_unicast(ip):
+                raise RegistryError(f"{format_ip(ip)} cannot be the address of a target: it is {why}")
         offset = mark - identifier
         if known.offset is None:
             self._check_offset(stream, offset, known.max_targets)
@@ -158,7 +161,9 @@ class Registry:
                 raise ValueError(f"{name}/{identifier}")
             if not 1 <= int(identifier) <= room:
                 raise ValueError(f"{name}/{identifier}")
-            self.streams[name].targets[int(identifier)] = Entry(ips, confirmed)
+            # What an earlier version took, and no target can have, is nobody: the others stay registered.
+            if not any(why_not_unicast(ip) for ip in ips):
+                self.streams[name].targets[int(identifier)] = Entry(ips, confirmed)
 
     def _check_offset(self, stream: str, offset: int, size: int) -> None:
         if not is_possible(offset, size):

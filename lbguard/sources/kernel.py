@@ -9,15 +9,19 @@ vanished while its path was broken, or had been a moment before, stays listed fo
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from lbguard.core.addr import Ip, is_ipv4
+from lbguard.core.addr import Ip, format_ip, is_ipv4, why_not_unicast
 from lbguard.core.events import Event, KernelSnapshot, RouteGone, RouteSeen, RuleGone, RuleSeen, SourceSnapshot
 from lbguard.core.model import ROUTE_PROTOCOL, Rule, StreamSpec, TargetSpec
+from lbguard.log import fields
 from lbguard.sources.file import MAX_MARK
 from lbguard.sources.kernel_settings import MarkRange
+
+_log = logging.getLogger("lbguard.sources.kernel")
 
 STREAM = "kernel"
 """The stream of targets that no range is for."""
@@ -67,6 +71,7 @@ class KernelSource:
         self._targets: dict[int, tuple[Ip, ...]] = {}
         self._gone_since: dict[int, float] = {}
         self._broken: set[int] = set()
+        self._refused: dict[tuple[int, int], Ip] = {}
         self._told: SourceSnapshot | None = None
         self._news = asyncio.Event()
 
@@ -136,7 +141,7 @@ class KernelSource:
                 self._rules.pop(rule.mark, None)
 
     def _look_at(self, mark: int) -> None:
-        gateways = self._routes.gateways(mark) if mark in self._rules else ()
+        gateways = self._usable(mark, self._routes.gateways(mark)) if mark in self._rules else ()
         known = self._targets.get(mark, ())
         if gateways:
             # A family that has no route for the moment is still the target's: routes go and come with their link.
@@ -150,6 +155,15 @@ class KernelSource:
         elif known and mark not in self._gone_since:
             self._gone_since[mark] = self._clock()
             self._news.set()
+
+    def _usable(self, mark: int, gateways: tuple[Ip, ...]) -> tuple[Ip, ...]:
+        """Return the gateways that can be the address of a target, and name the others, each once."""
+        unusable = {ip: why for ip in gateways if (why := why_not_unicast(ip))}
+        for ip, why in unusable.items():
+            if self._refused.get((mark, len(ip))) != ip:
+                self._refused[mark, len(ip)] = ip
+                _log.warning("gateway is no target", extra=fields(mark=mark, ip=format_ip(ip), reason=f"it is {why}"))
+        return tuple(ip for ip in gateways if ip not in unusable)
 
     def _forget(self, mark: int) -> None:
         del self._gone_since[mark]

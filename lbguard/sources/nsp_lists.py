@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Generic, NamedTuple, TypeVar
 
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
-from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local, parse_prefix
+from lbguard.core.addr import Ip, Prefix, parse_prefix, why_no_vip, why_not_unicast
 from lbguard.core.model import TargetKey
 from lbguard.sources.file import MAX_TARGETS, NAME_PATTERN
 
@@ -123,9 +123,13 @@ def read_vips(response: pb.VipResponse, place: Place) -> Read[dict[Prefix, None]
             skipped.append(Skipped(Reason.FOREIGN_CONDUIT, f"VIP {_shown(vip.name)}"))
             continue
         try:
-            vips[parse_prefix(vip.address)] = None
-        except ValueError:
-            skipped.append(Skipped(Reason.BAD_VIP, f"VIP {_shown(vip.name)}: {_shown(vip.address)}"))
+            prefix = parse_prefix(vip.address)
+            if why := why_no_vip(prefix):
+                raise ValueError(f"it is {why}")
+            vips[prefix] = None
+        except ValueError as error:
+            what = f"VIP {_shown(vip.name)}: {_shown(vip.address)}: {str(error)[:_SHOWN]}"
+            skipped.append(Skipped(Reason.BAD_VIP, what))
     return Read(value=vips, skipped=tuple(skipped))
 
 
@@ -193,8 +197,8 @@ def _addresses(texts: Iterable[str], what: str) -> tuple[tuple[Ip, ...], Skipped
     for text in texts:
         try:
             ip = _address(text)
-        except ValueError:
-            problem = Skipped(Reason.BAD_ADDRESS, f"{what}: {_shown(text)}")
+        except ValueError as error:
+            problem = Skipped(Reason.BAD_ADDRESS, f"{what}: {_shown(text)}: {error}")
             continue
         if by_length.setdefault(len(ip), ip) != ip and problem is None:
             problem = Skipped(Reason.SURPLUS_ADDRESS, f"{what}: {_shown(text)}; one address a family is used")
@@ -212,20 +216,13 @@ def _address(text: str) -> Ip:
     host, slash, length = text.partition("/")
     try:
         ip = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-    except OSError:
-        raise ValueError(text) from None
+    except (OSError, ValueError):
+        raise ValueError("it is no address, or has a zone" if "%" in host else "it is no address") from None
     if slash and not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= len(ip) * 8):
-        raise ValueError(text)
-    if not _can_be_a_target(ip):
-        raise ValueError(text)
+        raise ValueError("its length is none")
+    if why := why_not_unicast(ip):
+        raise ValueError(f"it is {why}")
     return ip
-
-
-def _can_be_a_target(ip: Ip) -> bool:
-    """Tell whether an address is none of loopback, link-local, multicast and unspecified."""
-    if is_ipv4(ip):
-        return ip[0] != 127 and ip[:2] != b"\xa9\xfe" and not 224 <= ip[0] <= 239 and any(ip)
-    return not is_link_local(ip) and ip[0] != 0xFF and (any(ip[:15]) or ip[15] > 1)
 
 
 def count_reasons(skipped: Iterable[Skipped]) -> Counter[Reason]:

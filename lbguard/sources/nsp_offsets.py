@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lbguard.core.addr import Ip
-from lbguard.sources.file import MAX_MARK, RESERVED_TABLES
+from lbguard.sources.file import DEFAULT_OFFSET, MAX_MARK, RESERVED_TABLES
 
-DEFAULT_START = 5000
+DEFAULT_START = DEFAULT_OFFSET
 
 
 class Range(NamedTuple):

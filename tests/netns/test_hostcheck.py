@@ -2,9 +2,12 @@ from collections.abc import Callable
 
 import pytest
 
+from lbguard.core.addr import parse_prefix
+from lbguard.core.model import StreamSpec
 from lbguard.dataplane.instance import InstanceLock
 from lbguard.hostcheck import check_host
 from lbguard.lab.netns import Namespace
+from lbguard.netlink.local_routes import local_prefixes
 from lbguard.settings.model import load
 
 pytestmark = pytest.mark.netns
@@ -50,3 +53,32 @@ def test_an_instance_is_seen_in_its_own_namespace_only(make_namespace: Callable[
     finally:
         lock.release()
     assert "another_instance" not in found(here)
+
+
+def test_addresses_of_the_machine_itself_are_found(namespace: Namespace) -> None:
+    namespace.ip("link", "set", "lo", "up")
+    for address in ("20.0.0.1/32", "20.0.1.0/24", "2000::1/128"):
+        namespace.ip("addr", "add", address, "dev", "lo")
+    namespace.ip("route", "add", "local", "20.0.2.0/24", "dev", "lo")
+    with namespace.entered():
+        local = local_prefixes()
+    assert {
+        parse_prefix(text) for text in ("127.0.0.0/8", "20.0.0.1", "20.0.1.0/24", "20.0.2.0/24", "2000::1")
+    } <= local
+    vips = tuple(map(parse_prefix, ("20.0.0.1", "20.0.1.7", "20.0.2.7", "20.0.3.7", "2000::1", "2000::2")))
+    with namespace.entered():
+        findings = check_host(load().settings, (StreamSpec(name="a", vips=vips),))
+    told = " ".join(finding.what for finding in findings if finding.id == "vip_is_local")
+    assert [str(vip) for vip in vips if f"VIP {vip} " in told] == [
+        "20.0.0.1/32",
+        "20.0.1.7/32",
+        "20.0.2.7/32",
+        "2000::1/128",
+    ]
+
+
+def test_a_local_table_of_many_addresses_is_read_whole(namespace: Namespace) -> None:
+    namespace.ip("link", "set", "lo", "up")
+    namespace.batch([f"addr add 20.{n >> 8}.{n & 255}.1/32 dev lo" for n in range(3000)])
+    with namespace.entered():
+        assert len([prefix for prefix in local_prefixes() if prefix.length == 32 and prefix.network[0] == 20]) == 3000

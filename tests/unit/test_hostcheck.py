@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lbguard.core.addr import Prefix, parse_ip, parse_prefix
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.hostcheck import Finding, Host, check_host
 from lbguard.settings.model import Settings, load
@@ -20,6 +21,7 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.libraries = True
+        self.local: tuple[Prefix, ...] = ()
         self.write("proc/thread-self/status", f"Name:\tx\nCapPrm:\t0\n{ALL_CAPABILITIES}\n")
         self.write("proc/thread-self/net/unix", "Num RefCount\n0: 2 0 0 1 1 5 @other\n")
         for name, value in {
@@ -47,7 +49,7 @@ class Machine:
 
     def findings(self, **flags: str) -> tuple[Finding, ...]:
         settings: Settings = load(flags={name.replace("__", "."): value for name, value in flags.items()}).settings
-        return check_host(settings, (STREAM,), Host(self.root, lambda library: self.libraries))
+        return check_host(settings, (STREAM,), Host(self.root, lambda library: self.libraries, lambda: self.local))
 
     def ids(self, **flags: str) -> list[str]:
         return [finding.id for finding in self.findings(**flags)]
@@ -64,7 +66,7 @@ def test_a_machine_in_order(machine: Machine) -> None:
 
 def test_an_unreadable_machine_raises_no_alarm(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert check_host(load().settings, (), Host(tmp_path, lambda library: True)) == ()
+    assert check_host(load().settings, (), Host(tmp_path, lambda library: True, lambda: ())) == ()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_the_memory_must_be_there_when_it_is_asked_for(machine: Machine) -> None
 def test_the_memory_is_looked_at_where_streams_are_told_later(machine: Machine, source: dict[str, str]) -> None:
     def findings(**flags: str) -> list[tuple[str, str]]:
         settings = load(flags={name.replace("__", "."): value for name, value in (source | flags).items()}).settings
-        found = check_host(settings, (), Host(machine.root, lambda library: True))
+        found = check_host(settings, (), Host(machine.root, lambda library: True, lambda: ()))
         return [(finding.id, finding.severity) for finding in found]
 
     missing = [("memory_missing", "warning")]
@@ -265,6 +267,63 @@ def test_a_neighbour_table_too_small_for_the_targets(machine: Machine) -> None:
     )
     for family in ("ipv4", "ipv6"):
         machine.sysctl(f"net/{family}/neigh/default/gc_thresh3", "1024")
-    (finding,) = check_host(load().settings, (stream,), Host(machine.root, lambda library: True))
+    (finding,) = check_host(load().settings, (stream,), Host(machine.root, lambda library: True, lambda: ()))
     assert finding.id == "ipv4_neighbor_table_small"
     assert "net.ipv4.neigh.default.gc_thresh3=4096" in finding.remedy
+
+
+def test_vips_and_targets_that_are_addresses_of_this_machine(machine: Machine) -> None:
+    stream = StreamSpec(
+        name="a",
+        vips=tuple(map(parse_prefix, ("20.0.0.1/32", "20.0.1.0/24", "20.0.2.0/24", "2000::1/128", "2000::2/128"))),
+        targets=tuple(
+            TargetSpec(identifier=n, ips=(parse_ip(ip),)) for n, ip in enumerate(("172.16.0.10", "172.16.0.2"), 1)
+        ),
+    )
+    local = (
+        "127.0.0.0/8",
+        "20.0.0.1/32",
+        "20.0.1.7/32",
+        "2000::/127",
+        "172.16.0.2/32",
+        "172.16.0.255/32",
+        "fe80::1/128",
+    )
+    host = Host(machine.root, lambda library: True, lambda: map(parse_prefix, local))
+    found = check_host(load().settings, (stream,), host)
+    assert [finding.id for finding in found] == ["vip_is_local"] * 3 + ["target_is_local"]
+    assert {finding.severity for finding in found} == {"warning"}
+    text = " ".join(finding.what for finding in found)
+    assert all(
+        words in text for words in ("VIP 20.0.0.1/32", "VIP 20.0.1.0/24", "VIP 2000::1/128", "target 172.16.0.2 ")
+    )
+    assert "2000::2" not in text
+
+
+def test_a_kernel_that_does_not_tell_its_local_addresses_raises_no_alarm(machine: Machine) -> None:
+    def refuse() -> tuple[Prefix, ...]:
+        raise PermissionError
+
+    stream = StreamSpec(name="a", vips=(parse_prefix("20.0.0.1/32"),))
+    assert check_host(load().settings, (stream,), Host(machine.root, lambda library: True, refuse)) == ()
+
+
+def test_a_path_of_the_socket_that_is_taken(machine: Machine) -> None:
+    machine.write("run/lbguard/lbguard.sock", "precious")
+    (finding,) = machine.findings()
+    assert (finding.id, finding.severity) == ("socket_path", "error")
+    assert "/run/lbguard/lbguard.sock" in finding.remedy
+
+
+def test_certificates_that_cannot_be_read(machine: Machine) -> None:
+    for name in ("cert", "key"):
+        machine.write(f"tls/{name}", "PEM")
+    os.mkfifo(machine.root / "tls/ca")
+    flags = {"verdicts__tls_cert": "/tls/cert", "verdicts__tls_key": "/tls/none", "verdicts__tls_client_ca": "/tls/ca"}
+    found = machine.findings(verdicts__listen=":7443", **flags)
+    assert [finding.severity for finding in found] == ["error", "error"]
+    assert "verdicts.tls_key /tls/none cannot be read: No such file" in found[0].what
+    assert "verdicts.tls_client_ca /tls/ca is a FIFO" in found[1].what
+    nsp = {"nsp__tls_cert": "/tls/cert", "nsp__tls_key": "/tls/none", "nsp__tls_ca": "/tls/cert"}
+    (finding,) = machine.findings(**nsp)
+    assert (finding.id, finding.severity) == ("certificate_unreadable", "warning")

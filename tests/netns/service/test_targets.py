@@ -1,8 +1,11 @@
 """The list of targets while the service runs: replaced, edited, broken, away."""
 
+import os
+import time
+
 import pytest
 
-from tests.netns.service.guarded import Guarded, stream, targets_yaml, wait_until
+from tests.netns.service.guarded import LIMIT_S, Guarded, stream, targets_yaml, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -52,6 +55,76 @@ def test_a_hang_up_reads_the_file_again(guarded: Guarded) -> None:
         service.hang_up()
         service.wait_for_log("targets read", count=read + 1)
         assert guarded.data_path() == before
+
+
+def test_a_pause_in_the_middle_of_writing_takes_no_target_away(guarded: Guarded) -> None:
+    with guarded.service() as service:
+        whole = targets_yaml()
+        half = whole.splitlines(keepends=True)[: len(whole.splitlines()) // 2]
+        with guarded.targets_path.open("w") as file:
+            file.write("".join(half))
+            file.flush()
+            time.sleep(1.5)
+            file.write(whole.removeprefix("".join(half)))
+        time.sleep(1.0)
+        assert not service.log("remove")
+        guarded.write_targets(targets_yaml(stream("stream-a", 1, 2, 3)), in_place=True)
+        wait_until(lambda: 4 not in guarded.states(), "a file that is still counts")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "streams: " + "[" * 4_000_000,
+        "streams: !!timestamp x",
+        "streams: [{name: stream-a, identifier_offset: !!int ''}]",
+        "a: &a [x, x]\nstreams: [*a, *a]",
+        "\x1b[31m: 1",
+    ],
+    ids=["brackets", "timestamp", "number", "alias", "control"],
+)
+def test_no_content_ends_the_service(guarded: Guarded, content: str) -> None:
+    with guarded.service() as service:
+        before = guarded.data_path()
+        guarded.write_targets(content)
+        service.wait_for_log("targets cannot be read: the last list stays in force")
+        guarded.write_targets(targets_yaml())
+        wait_until(lambda: guarded.metric("lbguard_source_ok") == 1, "the metric")
+        assert guarded.data_path() == before
+        assert service.terminate() == 0
+
+
+def test_a_fifo_in_place_of_the_file_is_told_got_over_and_keeps_nobody_from_stopping(guarded: Guarded) -> None:
+    def put_fifo() -> None:
+        beside = guarded.targets_path.with_suffix(".fifo")
+        os.mkfifo(beside)
+        beside.rename(guarded.targets_path)
+
+    with guarded.service() as service:
+        put_fifo()
+        told = service.wait_for_log("targets cannot be read: the last list stays in force")
+        assert "is a FIFO" in told["reason"]
+        guarded.targets_path.unlink()
+        guarded.write_targets(targets_yaml(stream("stream-a", 1, 2, 3)))
+        wait_until(lambda: 4 not in guarded.states(), "the good list")
+        put_fifo()
+        service.wait_for_log("targets cannot be read: the last list stays in force", count=2)
+        began = time.monotonic()
+        assert service.terminate() == 0
+        assert time.monotonic() - began < LIMIT_S / 2
+
+
+def test_a_vip_that_becomes_an_address_of_the_load_balancer_is_told_and_shown(guarded: Guarded) -> None:
+    with guarded.service() as service:
+        guarded.lb.ip("addr", "add", "20.0.0.1/32", "dev", "lo")
+        said = service.wait_for_log("VIP is local: its packets reach no target")
+        assert said["vip"] == "20.0.0.1/32"
+        with guarded.client() as client:
+            assert client.status().streams[0].local_vips == ("20.0.0.1/32",)
+        guarded.lb.ip("addr", "del", "20.0.0.1/32", "dev", "lo")
+        service.wait_for_log("VIP is local no more")
+        guarded.lb.ip("route", "add", "local", "2000::/64", "dev", "lo")
+        assert service.wait_for_log("VIP is local: its packets reach no target", count=2)["vip"] == "2000::1/128"
 
 
 def test_a_missing_file_is_waited_for(guarded: Guarded) -> None:

@@ -58,6 +58,7 @@ statuses = st.builds(
             mass_failure=st.booleans(),
             counts=st.fixed_dictionaries(dict.fromkeys(TargetState, number)),
             table_committed=st.booleans(),
+            local_vips=st.lists(text, max_size=2).map(tuple),
         ),
         max_size=2,
     ).map(tuple),

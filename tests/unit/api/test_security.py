@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.api.security import CertificateFiles, CredentialsError, Material, names_of, server_credentials
+from lbguard.api.security import MAX_BYTES, CertificateFiles, CredentialsError, Material, names_of, server_credentials
 from tests.unit.api.certificates import Authority, Issued
 
 
@@ -76,7 +76,7 @@ def test_half_of_a_renewal_is_not_taken(files: Files) -> None:
 
 
 @pytest.mark.parametrize("name", ["chain", "key", "ca"])
-@pytest.mark.parametrize("fault", ["missing", "empty", "nonsense", "FIFO", "huge"])
+@pytest.mark.parametrize("fault", ["missing", "empty", "nonsense", "fifo", "huge"])
 def test_what_cannot_be_used_is_named(files: Files, name: str, fault: str) -> None:
     path: Path = getattr(files, name)
     match fault:
@@ -84,11 +84,11 @@ def test_what_cannot_be_used_is_named(files: Files, name: str, fault: str) -> No
             path.unlink()
         case "empty":
             path.write_bytes(b"")
-        case "FIFO":
+        case "fifo":
             path.unlink()
             os.mkfifo(path)
         case "huge":
-            os.truncate(path, 1 << 40)
+            os.truncate(path, MAX_BYTES + 1)
         case _:
             path.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
     with pytest.raises(CredentialsError) as caught:

@@ -39,6 +39,26 @@ def test_problems_of_the_targets_file_are_warnings(shell: Shell, tmp_path: Path)
     assert "warning targets-file" in outcome.out
 
 
+def test_only_files_that_are_read_are_looked_at(shell: Shell, tmp_path: Path) -> None:
+    place = ("--set", f"targets_file={tmp_path}/none.yaml")
+    registry = ("--set", "source=nsp", "--set", "nsp.trench=a", "--set", "nsp.conduit=b")
+    outcome = shell("check-config", *place, *registry)
+    assert "warning targets-file:" not in outcome.out
+    assert "warning targets-file-not-read" in outcome.out
+    connections = tmp_path / "connections.yaml"
+    connections.write_text("connections: []\nconnections: []\n")
+    outcome = shell("check-config", "--set", f"probe.connections_file={connections}")
+    assert "warning connections-file:" in outcome.out
+    assert "line 2, column 1: the key connections is given twice" in " ".join(outcome.out.split())
+
+
+def test_a_second_stream_at_the_default_offset_is_told_a_free_one(shell: Shell, tmp_path: Path) -> None:
+    targets = tmp_path / "targets.yaml"
+    targets.write_text("streams: [{name: a}, {name: b}]")
+    outcome = shell("check-config", "--targets-file", str(targets))
+    assert "set identifier_offset of 'b' to 5100" in " ".join(outcome.out.split())
+
+
 def test_refused_settings_are_one_line_each(shell: Shell) -> None:
     outcome = shell("check-config", "--set", "grace.window=soon", "--set", "grace.windw=1s", "--mode", "off")
     assert outcome.status == 2

@@ -143,6 +143,20 @@ def test_what_is_wrong_with_streams_and_service_is_said() -> None:
     assert stream.rstrip().endswith("no usable path; mass failure: deadlines are frozen; table changing")
 
 
+def test_a_local_vip_is_noted() -> None:
+    status = guard_status(target(1))
+    status = replace(status, streams=(replace(status.streams[0], local_vips=("20.0.0.1/32",)),))
+    assert "VIP 20.0.0.1/32 is an address of this machine" in row(screen(snapshot(status), width=160), "stream-a")
+
+
+def test_what_never_came_is_not_said_to_stay() -> None:
+    status = guard_status(target(1))
+    lost = replace(status, source_ok=False, source_reason="/nope.yaml: cannot be read")
+    assert "SOURCE LOST (/nope.yaml: cannot be read), the last list stays" in screen(snapshot(lost), width=160)[0]
+    first = screen(snapshot(replace(lost, streams=())), width=160)[0]
+    assert "NO TARGETS (/nope.yaml: cannot be read), waiting for a list" in first
+
+
 def test_what_was_not_read_yet_is_not_called_lost() -> None:
     # What an engine says of itself before anything was told.
     lines = screen(snapshot(Engine(EngineConfig()).status(0.0)), width=160)

@@ -5,8 +5,9 @@ import pytest
 
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject
 from lbguard.probe.connection import Connection, Pair
-from lbguard.probe.connections_file import SHOWN_PROBLEMS, ConnectionsFile, ConnectionsFileError, ConnectionsFileSource
+from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError, ConnectionsFileSource
 from lbguard.probe.source import ConnectionList, ConnectionsLost
+from lbguard.yaml_file import SHOWN_PROBLEMS
 from tests.unit.netlink.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip
 
@@ -98,7 +99,12 @@ def test_no_connections_is_a_valid_list() -> None:
             "connection 'b': what it judges (subject target) is judged by another one too",
         ),
         ("connections: [", "is no valid YAML"),
-        ("connections: " + "[" * 3000, "is no valid YAML"),
+        ("connections: " + "[" * 3000, "is nested deeper than 20 levels"),
+        ("connections: &a [*a]", "line 1, column 14: anchors (&a) are refused"),
+        ("connections: []\nconnections: []", "line 2, column 1: the key connections is given twice"),
+        ("connections:\n" + entry(remote='["::ffff:10.0.0.1"]'), "is an IPv4-mapped address; write 10.0.0.1"),
+        ("connections:\n" + entry(local='["fe80::1%eth0"]'), "has a zone"),
+        ("connections:\n" + entry(local=f"[{'10.0.0.1, ' * 65}]"), "local has too many addresses"),
     ],
 )
 def test_what_is_refused_and_how_it_is_said(text: str, words: str) -> None:
@@ -114,6 +120,12 @@ def test_every_problem_is_listed_and_the_text_stays_short() -> None:
     assert f"and {50 - SHOWN_PROBLEMS} more" in str(caught.value)
 
 
+def test_the_pairs_of_addresses_are_bounded() -> None:
+    many = ", ".join(f"10.0.0.{n}" for n in range(1, 65))
+    text = "connections:\n" + "".join(entry(f"c{n}", f"[{many}]", f"[{many}]") for n in range(50))
+    assert problems_of(text) == ("lists 204,800 pairs of addresses; at most 200,000 are possible",)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConnectionsFileError, match=r"absent\.yaml: cannot be read: No such file"):
         ConnectionsFile(tmp_path / "absent.yaml").read()
@@ -122,7 +134,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 async def test_changes_are_told_and_a_failure_keeps_the_last_list(tmp_path: Path) -> None:
     path = tmp_path / "connections.yaml"
     told: list[ConnectionList | ConnectionsLost] = []
-    source = ConnectionsFileSource(path, told.append, poll_interval_s=0.01)
+    source = ConnectionsFileSource(path, told.append, poll_interval_s=0.01, still_s=0.05)
     running = asyncio.create_task(source.run())
     try:
         await eventually(lambda: len(told) == 1)

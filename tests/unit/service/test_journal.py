@@ -173,3 +173,17 @@ def test_rounds_and_commits_are_measured(world: World) -> None:
     assert world.metric("lbguard_inbox_depth") == 7
     assert world.metric("lbguard_slots_changed_total", stream="a") == 5
     assert world.metric("lbguard_commit_errors_total", stream="a") == 1
+
+
+def test_what_the_service_waits_for_is_said_from_time_to_time(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    now = time.monotonic()
+    for after_s in range(0, 100, 5):
+        world.journal.waited("source_not_read: no such file", now + after_s)
+    assert said(caplog) == ["not ready: waiting"] * 3
+    assert fields_of(caplog.records[0])["reason"] == "source_not_read: no such file"
+    caplog.clear()
+    world.journal.waited("", now + 1000)
+    world.journal.waited("kernel_not_in_sync: overrun", now + 1001)
+    assert said(caplog) == []
+    world.journal.waited("kernel_not_in_sync: overrun", now + 1031)
+    assert said(caplog) == ["not ready: waiting"]

@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from lbguard.settings.model import Settings, SettingsError, load
-from lbguard.settings.sources import leaves
+from lbguard.settings.sources import MAX_BYTES, leaves
 
 
 def refused(**arguments: object) -> dict[str, str]:
@@ -138,6 +139,40 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
     config = tmp_path / "lbguard.yaml"
     config.write_text(text)
     assert str(config) in refused(config=config)["config"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("grace:\n  window: 1s\n  window: 2s", "line 3, column 3: the key window is given twice"),
+        ("grace: {window: 1s}\ngrace.window: 2s", "gives grace.window twice"),
+        ("grace: {window: 1:30}", "line 1, column 17: 1:30 would be read to the base 60"),
+        ("kernel: {inbox_limit: 0100}", "0100 would be read to the base 8"),
+        ("grace: &a {window: 1s}\ndamping: *a", "anchors (&a) are refused"),
+        ("grace: {window: !!int 1}", "tags (tag:yaml.org,2002:int) are refused"),
+        ("a: 1\n---\nb: 1", "a second document begins"),
+        ("grace: " + "[" * 5000, "is nested deeper than 20 levels"),
+        ("#" * (MAX_BYTES + 1), "is larger than 1 MiB"),
+    ],
+)
+def test_a_file_that_could_be_misread_is_refused_with_its_place(tmp_path: Path, text: str, words: str) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text(text)
+    said = refused(config=config)["config"]
+    assert str(config) in said
+    assert words in said
+
+
+def test_switches_may_be_written_as_yaml_has_them(tmp_path: Path) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text("grace: {adaptive: on}\nneighbors: {tune: no}\n")
+    settings = load(config=config).settings
+    assert (settings.grace.adaptive, settings.neighbors.tune) == (True, False)
+
+
+def test_a_fifo_in_place_of_the_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lbguard.yaml")
+    assert "is a FIFO, not a regular file" in refused(config=tmp_path / "lbguard.yaml")["config"]
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -177,3 +177,11 @@ def test_nothing_else_is_raised_whatever_stands_there(document: object) -> None:
         Registry.parse(content)
     except RegistryError:
         return
+
+
+def test_an_address_that_no_target_can_have_is_refused_by_name(registry: Registry) -> None:
+    with pytest.raises(RegistryError, match=r"fe80::1 cannot be the address of a target: it is a link-local address"):
+        registry.register("a", 4, 5004, (IPS[0], parse_ip("fe80::1")))
+    assert registry.entry("a", 4) is None
+    read = Registry.parse(registry.dump().replace(b"fd00:1::b", b"fe80::1"))
+    assert [target.identifier for target in read.specs()[0].targets] == [1]

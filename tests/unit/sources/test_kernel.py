@@ -130,6 +130,16 @@ def test_a_target_is_a_foreign_rule_with_a_foreign_route_in_the_table_of_its_mar
     assert balancer.targets() == {"stream-a": {}}
 
 
+def test_a_gateway_that_no_target_can_have_is_named_and_not_listed(caplog: pytest.LogCaptureFixture) -> None:
+    balancer = Balancer(RANGE)
+    balancer.hear(ev.KernelSnapshot(links=(), addresses=(), neighbors=(), routes=(), rules=()))
+    balancer.add(5001, ip("fe80::1"))
+    balancer.add(5002, v4(2), ip("fe80::1"))
+    balancer.hear(ev.RouteSeen(route=route(5001, ip("fe80::1"))))
+    assert balancer.targets() == {"stream-a": {2: (v4(2),)}}
+    assert [record.getMessage() for record in caplog.records] == ["gateway is no target"] * 2
+
+
 def test_a_target_that_is_removed_with_a_good_path_goes() -> None:
     balancer = Balancer(RANGE)
     balancer.hear(ev.KernelSnapshot())

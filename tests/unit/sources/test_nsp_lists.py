@@ -58,7 +58,24 @@ def test_vips() -> None:
     read = read_vips(pb.VipResponse(vips=vips), HERE)
     assert list(read.value) == [Prefix(ip("20.0.0.1"), 32), Prefix(ip("2000::1"), 128)]
     assert reasons(read.skipped) == [Reason.BAD_VIP, Reason.BAD_VIP, Reason.FOREIGN_CONDUIT]
-    assert read.skipped[0].what == "VIP 'bad': '20.0.0.1/24'"
+    assert read.skipped[0].what == "VIP 'bad': '20.0.0.1/24': 20.0.0.1/24 has host bits set"
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("::ffff:20.0.0.1/128", "it is an IPv4-mapped address; write 20.0.0.1"),
+        ("127.0.0.1/32", "it is a loopback address"),
+        ("2000::1%nsm0/128", "has a zone"),
+        ("224.0.0.0/4", "it is a multicast address"),
+    ],
+)
+def test_a_vip_that_no_client_can_reach_is_named_and_skipped(address: str, why: str) -> None:
+    vip = pb.Vip(name="v", address=address, trench=pb.Trench(name=HERE.trench))
+    read = read_vips(pb.VipResponse(vips=[vip]), HERE)
+    assert read.value == {}
+    assert reasons(read.skipped) == [Reason.BAD_VIP]
+    assert why in read.skipped[0].what
 
 
 def test_addresses_come_with_the_length_of_the_proxys_subnet_and_are_put_in_order() -> None:
@@ -89,6 +106,7 @@ def test_only_enabled_targets_of_the_default_type_are_served() -> None:
         *((target(9, "10.0.0.9/24", text), Reason.BAD_ADDRESS) for text in GARBAGE_IPS),
         *((target(9, text), Reason.BAD_ADDRESS) for text in ("127.0.0.1/8", "fe80::1/64", "0.0.0.0/0", "::/0")),
         *((target(9, text), Reason.BAD_ADDRESS) for text in ("10.0.0.1/", "10.0.0.1/33", "10.0.0.1/255.255.255.0")),
+        *((target(9, text), Reason.BAD_ADDRESS) for text in ("::ffff:10.0.0.9/120", "255.255.255.255/24", "ff02::1")),
         *((target(9, text), Reason.BAD_ADDRESS) for text in ("10.1", "fd00::1%eth0/64", "10.0.0.1/24/24", "1\0")),
         (target(9, "10.0.0.9/24", place=ELSEWHERE), Reason.FOREIGN_CONDUIT),
     ],
@@ -126,8 +144,8 @@ def test_what_could_be_read_of_an_unreadable_entry_is_kept() -> None:
 
 
 SPECIAL = (
-    "127.9.9.9", "169.254.0.1", "239.255.255.255", "240.0.0.1", "0.0.0.0", "0.0.0.1",
-    "::", "::1", "::2", "ff02::1", "fe80::1", "febf::1", "fec0::1",
+    "127.9.9.9", "169.254.0.1", "239.255.255.255", "240.0.0.1", "0.0.0.0", "0.0.0.1", "255.255.255.255",
+    "::", "::1", "::2", "ff02::1", "fe80::1", "febf::1", "fec0::1", "::ffff:10.0.0.1", "::fffe:10.0.0.1",
 )  # fmt: skip
 
 
@@ -135,6 +153,7 @@ SPECIAL = (
 def test_which_addresses_can_be_a_targets(address: IPv4Address | IPv6Address) -> None:
     read = read_targets(pb.TargetResponse(targets=[target(1, f"{address}/8")]), HERE)
     refused = address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local
+    refused |= address == ip_address("255.255.255.255") or getattr(address, "ipv4_mapped", None) is not None
     assert read.value.served == ({} if refused else {key(1): (address.packed,)})
 
 

@@ -295,6 +295,7 @@ class Stream(_message.Message):
     MASS_FAILURE_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
     TABLE_COMMITTED_FIELD_NUMBER: _builtins.int
+    LOCAL_VIPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     max_targets: _builtins.int
     """Room for this many targets."""
@@ -311,6 +312,10 @@ class Stream(_message.Message):
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateCount]:
         """How many targets are in each state; states without targets may be absent."""
 
+    @_builtins.property
+    def local_vips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """VIPs that are addresses of the load balancer itself: the kernel delivers their packets locally, to no target."""
+
     def __init__(
         self,
         *,
@@ -322,10 +327,11 @@ class Stream(_message.Message):
         mass_failure: _builtins.bool = ...,
         counts: _abc.Iterable[Global___StateCount] | None = ...,
         table_committed: _builtins.bool = ...,
+        local_vips: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_reason", b"availability_reason", "available", b"available", "counts", b"counts", "identifier_offset", b"identifier_offset", "mass_failure", b"mass_failure", "max_targets", b"max_targets", "name", b"name", "table_committed", b"table_committed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_reason", b"availability_reason", "available", b"available", "counts", b"counts", "identifier_offset", b"identifier_offset", "local_vips", b"local_vips", "mass_failure", b"mass_failure", "max_targets", b"max_targets", "name", b"name", "table_committed", b"table_committed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,274 @@
+"""Reading YAML that others write, within bounds: every YAML file that lbguard reads goes through here.
+
+Parsing costs memory and time in proportion to the bytes, whatever they are: libyaml's events are taken one by one and
+made into values without recursion, so depth cannot exhaust the stack, and nothing is repeated by an alias. Between two
+pieces of the input other threads get their turn.
+
+Of YAML 1.1 only what everybody reads alike is taken. Refused, with line and column: aliases, anchors, tags, directives,
+merge keys, keys given twice, keys that are no text, several documents, too deep a nesting, and plain words that mean
+something else than they look like: `010` (8), `1:30` (90), `2026-01-01` (a date) and, where no setting is a switch,
+`no` (false). Quoted they are text.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+from yaml.reader import ReaderError
+
+from lbguard.bounded_file import FileError, read_regular_file
+
+MAX_BYTES = 16 * 2**20
+"""A larger file is refused unread: 100,000 dual-stack targets need about 8 MiB."""
+
+MAX_DEPTH = 20
+MAX_VALUES = 1_000_000
+"""Values in one file, keys and collections among them: 100,000 dual-stack targets are 700,000."""
+
+SHOWN_PROBLEMS = 10
+"""How many problems the text of an error lists: it goes into logs and into `lbguard status`."""
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is about ten times faster
+
+_PIECE_BYTES = 16 * 2**10
+_SHOWN_CHARACTERS = 40
+_MAX_DIGITS = 20
+
+_BREAKS = ("\n", "\r", "\x85", "\u2028", "\u2029")
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+_TRUE = frozenset({"yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"})
+_FALSE = frozenset({"no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"})
+_DIGITS = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
+_BASED = re.compile(r"[-+]?0(?:x[0-9a-fA-F_]*[0-9a-fA-F]|b[01_]*[01])")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+_SIXTIES = re.compile(r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*")
+_FRACTION = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
+_INFINITE = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?", re.DOTALL)
+
+
+class YamlError(Exception):
+    """Content that is refused; the text says what it is, with line and column, and what to write instead."""
+
+
+class YamlFileError(Exception):
+    """A file cannot be used. `problems` holds every reason with its place, the text the first of them."""
+
+    def __init__(self, path: Path, problems: Iterable[str]) -> None:
+        self.path = path
+        self.problems = tuple(problems)
+        more = f"; and {len(self.problems) - SHOWN_PROBLEMS} more" if len(self.problems) > SHOWN_PROBLEMS else ""
+        super().__init__(f"{path}: " + "; ".join(self.problems[:SHOWN_PROBLEMS]) + more)
+
+
+def read_yaml(path: Path) -> bytes:
+    """Return the content of a file for `parse_yaml`.
+
+    Raises:
+        FileError: see `read_regular_file`.
+    """
+    return read_regular_file(path, MAX_BYTES)
+
+
+def parse_yaml(content: bytes, *, switches: bool = True) -> Any:
+    """Return what YAML says: mappings with text for keys, lists, text, numbers, switches and None.
+
+    Args:
+        content: UTF-8, with or without a byte order mark.
+        switches: `yes`, `off` and the like are switches; without it they are refused, for they were meant as names.
+
+    Raises:
+        YamlError: it is refused. Nothing else is raised, whatever the content.
+    """
+    if len(content) > MAX_BYTES:
+        raise YamlError(f"is larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        _check_text(content)
+        return _Builder(switches).build(yaml.parse(_Pieces(content), Loader=_Loader))
+    except YamlError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        words = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+        raise YamlError(f"is no valid YAML: {_place(mark)}{words}") from None
+    except ReaderError as error:
+        line = content.count(b"\n", 0, error.position) + 1
+        raise YamlError(f"is no valid YAML: line {line}: {error.reason} (U+{error.character:04X})") from None
+    except Exception as error:
+        # A fault of the library, or no memory: to whoever reads a file it is a bad file and nothing more.
+        raise YamlError(f"is no YAML that can be read: {type(error).__name__}: {_shown(str(error))}") from None
+
+
+class _Pieces:
+    """Content as a stream: after each piece, another thread may run."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = memoryview(content)
+        self._at = 0
+
+    def read(self, size: int = _PIECE_BYTES) -> bytes:
+        piece = bytes(self._content[self._at : self._at + min(size, _PIECE_BYTES)])
+        self._at += len(piece)
+        return piece
+
+
+def _check_text(content: bytes) -> None:
+    """Refuse what is not UTF-8, and directives: libyaml's time for them grows with the square of their number."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
+        raise YamlError(f"line {line}, column {column}: is not UTF-8 (byte 0x{content[error.start]:02x})") from None
+    if text.startswith(("%", "\ufeff%")) or any(f"{line_break}%" in text for line_break in _BREAKS):
+        raise YamlError("a line begins with %: directives are refused; remove it, or quote the text")
+
+
+class _Builder:
+    """Makes values of events. `_open` holds the collections that are not ended yet, outermost first."""
+
+    def __init__(self, switches: bool) -> None:
+        self._switches = switches
+        self._open: list[dict[str, Any] | list[Any]] = []
+        self._keys: list[str | None] = []
+        self._documents = 0
+        self._values = 0
+        self._whole: Any = None
+
+    def build(self, events: Iterator[Event]) -> Any:
+        """Return the value of the only document; None when there is none."""
+        for event in events:
+            kind = type(event)
+            if isinstance(event, ScalarEvent):
+                self._scalar(event)
+            elif kind is MappingStartEvent:
+                self._begin(event, {})
+            elif kind is SequenceStartEvent:
+                self._begin(event, [])
+            elif kind is MappingEndEvent or kind is SequenceEndEvent:
+                self._open.pop()
+                self._keys.pop()
+            elif isinstance(event, AliasEvent):
+                raise _refusal(event, f"aliases (*{_shown(str(event.anchor))}) are refused; write the value out")
+            elif kind is DocumentStartEvent:
+                self._documents += 1
+                if self._documents > 1:
+                    raise _refusal(event, "a second document begins; only one is read, so remove the rest")
+        return self._whole
+
+    def _begin(self, event: Event, collection: dict[str, Any] | list[Any]) -> None:
+        self._check(event)
+        if len(self._open) >= MAX_DEPTH:
+            raise _refusal(event, f"is nested deeper than {MAX_DEPTH} levels")
+        if self._wants_key():
+            raise _refusal(event, "a key must be text, not a list or a mapping")
+        self._put(collection)
+        self._open.append(collection)
+        self._keys.append(None)
+
+    def _scalar(self, event: ScalarEvent) -> None:
+        self._check(event)
+        text = event.value
+        plain = not event.style
+        if not self._wants_key():
+            self._put(self._value(event, text) if plain else text)
+            return
+        if plain and text == "<<":
+            raise _refusal(event, "merge keys (<<) are refused; write the values out")
+        key = self._value(event, text) if plain else text
+        if not isinstance(key, str):
+            raise _refusal(event, f"the key {_shown(text)} is not text; quote it")
+        mapping = self._open[-1]
+        assert isinstance(mapping, dict)
+        if key in mapping:
+            raise _refusal(event, f"the key {_shown(key)} is given twice in one mapping; keep one of the two")
+        self._keys[-1] = key
+
+    def _check(self, event: Any) -> None:
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise _refusal(event, f"holds more than {MAX_VALUES:,} values")
+        if event.anchor is not None:
+            raise _refusal(event, f"anchors (&{_shown(event.anchor)}) are refused; remove it")
+        if event.tag is not None:
+            raise _refusal(event, f"tags ({_shown(event.tag)}) are refused; remove it")
+
+    def _wants_key(self) -> bool:
+        return bool(self._open) and self._keys[-1] is None and isinstance(self._open[-1], dict)
+
+    def _put(self, value: Any) -> None:
+        if not self._open:
+            self._whole = value
+            return
+        place, key = self._open[-1], self._keys[-1]
+        if isinstance(place, dict):
+            assert key is not None
+            place[key] = value
+            self._keys[-1] = None
+        else:
+            place.append(value)
+
+    def _value(self, event: Event, text: str) -> Any:
+        """Return what a plain word means."""
+        if text in _NULL:
+            return None
+        if text in _TRUE or text in _FALSE:
+            if not self._switches:
+                means = "true" if text in _TRUE else "false"
+                raise _refusal(event, f"{text} means {means} in YAML, and no switch is here; quote it if it is a name")
+            return text in _TRUE
+        first = text[0]
+        if not (first.isascii() and (first.isdigit() or first in "+-.")):
+            return text
+        return _number(event, text)
+
+
+def _number(event: Event, text: str) -> Any:
+    """Return the number that a plain word is, or the word itself when it is none."""
+    if _DIGITS.fullmatch(text) or _BASED.fullmatch(text):
+        if len(text) > _MAX_DIGITS:
+            raise _refusal(event, f"{_shown(text)} is too long for a number; quote it if it is text")
+        return int(text.replace("_", ""), 0)
+    if _LEADING_ZERO.fullmatch(text):
+        raise _refusal(
+            event, f"{_shown(text)} would be read to the base 8; write it without the leading 0, or quote it"
+        )
+    if _SIXTIES.fullmatch(text):
+        raise _refusal(event, f"{_shown(text)} would be read to the base 60; quote it if it is text")
+    if _DATE.fullmatch(text):
+        raise _refusal(event, f"{_shown(text)} would be read as a date; quote it")
+    if _FRACTION.fullmatch(text):
+        return float(text.replace("_", ""))
+    if sign := _INFINITE.fullmatch(text):
+        return -math.inf if sign[1] == "-" else math.inf
+    return math.nan if text in {".nan", ".NaN", ".NAN"} else text
+
+
+def _refusal(event: Event, what: str) -> YamlError:
+    return YamlError(f"{_place(event.start_mark)}{what}")
+
+
+def _place(mark: Any) -> str:
+    return "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+
+
+def _shown(text: str) -> str:
+    """Return foreign text as it may stand in a message."""
+    shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+    return shown if shown.isprintable() else ascii(shown)
+
+
+__all__ = ["FileError", "YamlError", "YamlFileError", "parse_yaml", "read_yaml"]
