@@ -20,13 +20,14 @@ from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, Verdic
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import NeighborState, Rule, TargetState
+from lbguard.core.model import NeighborState, Rule, TargetKey, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.pathwork import PathWork
+from lbguard.core.prediction import predict
 from lbguard.core.retry import Retries
 from lbguard.core.roster import Roster
 from lbguard.core.state import Target
-from lbguard.core.status import GuardStatus
+from lbguard.core.status import GuardStatus, Prediction
 from lbguard.core.status_view import build_status
 
 _REPAIR_TIME_S = 0.5
@@ -136,6 +137,12 @@ class Engine:
     def summary(self, now: float) -> GuardStatus:
         """Return the state without targets and links: cheap enough for every second."""
         return build_status(self, now, detail=False)
+
+    def predictions(self, now: float) -> dict[TargetKey, Prediction]:
+        """Return what follows for every target that waits for something, if nothing changes."""
+        held_up = "" if self.in_sync else f"the view of the kernel is not in sync ({self.sync_reason})"
+        streams = self.roster.streams.values()
+        return predict(self.config, self.life, streams, now, held_up, self._no_withdrawal_before)
 
     # Observers
 

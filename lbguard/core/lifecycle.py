@@ -20,6 +20,7 @@ _CAUSES = {
 }
 """Actions whose cause is not the condition of the path."""
 
+_LEVELS = frozenset({Input.PATH_OK, Input.PATH_PARTIAL, Input.PATH_BROKEN})
 _JITTER_S = 0.1
 
 
@@ -56,18 +57,23 @@ class Lifecycle:
         if cause is Condition.OK:
             self.apply(stream, target, Input.PATH_OK, now)
         else:
-            self.apply(stream, target, Input.PATH_BROKEN, now, cause)
+            self.apply(stream, target, Input.PATH_PARTIAL if target.forwards(now) else Input.PATH_BROKEN, now, cause)
 
     def expire(self, stream: Stream, target: Target, now: float) -> None:
         """Feed a deadline that has come, as the kind that the stream's condition makes of it."""
-        config = self._config
-        limit_passed = target.state is TargetState.FROZEN and now >= target.frozen_at + config.freeze.limit_s
-        if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(config):
-            self.apply(stream, target, Input.DEADLINE_MASS, now, target.cause)
-        elif target.soft and not stream.soft_withdrawal_allowed(config):
-            self.apply(stream, target, Input.DEADLINE_VETOED, now, target.cause)
-        else:
-            self.apply(stream, target, Input.DEADLINE, now, target.cause)
+        self.apply(stream, target, self.due(stream, target, now), now, target.cause)
+
+    def due(self, stream: Stream, target: Target, at: float) -> Input:
+        """Return the input that a target's deadline becomes at a moment, with the stream as it stands. Changes nothing.
+
+        Predictions ask this as well, so they say what will be done.
+        """
+        limit_passed = target.state is TargetState.FROZEN and at >= self._freeze_end(target)
+        if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(self._config):
+            return Input.DEADLINE_MASS
+        if target.soft and not stream.soft_withdrawal_allowed(self._config):
+            return Input.DEADLINE_VETOED
+        return Input.DEADLINE
 
     def thaw(self, stream: Stream, now: float) -> None:
         """End a mass failure: what is still frozen gets one more window, since heals come one after another."""
@@ -87,6 +93,8 @@ class Lifecycle:
             stream.move(target, state, now)
             self.moved[stream.spec.name] = None
             self.deadlines.cancel(target.key)
+        if what in _LEVELS:
+            target.partial = what is Input.PATH_PARTIAL
         speaks = handler(self, target, now, cause) if handler else True
         if speaks:
             started = lost_at if action in (Action.RECOVER, Action.WITHDRAW, Action.READMIT) else since
@@ -106,6 +114,8 @@ class Lifecycle:
         return True
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
+        if target.open_ended or target.partial:
+            return self._revise_partial(target, now, cause)
         if cause is target.cause and target.healing_end() == target.healing_until:
             return False
         before = self.deadlines.get(target.key)
@@ -122,6 +132,16 @@ class Lifecycle:
         moved_s = math.inf if before is None else abs(after - before)
         # Each renewal of HEALING moves the deadline by the jitter of its way here; nobody wants a record of that.
         return moved_s > 0 if worth_telling else moved_s > _JITTER_S
+
+    def _revise_partial(self, target: Target, now: float, cause: Condition) -> bool:
+        """Revise a hold that has no deadline, or loses it: the window begins when the last path is lost."""
+        news = cause is not target.cause or target.open_ended is not target.partial
+        if not target.partial:
+            target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
+            target.spared_until = now
+        self._note_cause(target, cause)
+        self._set_grace_deadline(target)
+        return news
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:
         self._learn(target, now)
@@ -183,6 +203,10 @@ class Lifecycle:
         target.lost_in = None
 
     def _set_grace_deadline(self, target: Target) -> None:
+        target.open_ended = target.partial
+        if target.open_ended:
+            self.deadlines.cancel(target.key)
+            return
         target.healing_until = target.healing_end()
         deadline = self._grace.deadline(target.lost_at, target.cause, target.lost_in, target.healing_until)
         self.deadlines.set(target.key, max(deadline, target.spared_until))

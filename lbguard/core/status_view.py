@@ -9,7 +9,15 @@ from lbguard.core.evidence import Opinion
 from lbguard.core.link import Link
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetState, TargetSubject, VerdictState
 from lbguard.core.state import Path, Stream, Target
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus, VerdictStatus
+from lbguard.core.status import (
+    GuardStatus,
+    LinkStatus,
+    PathStatus,
+    Prediction,
+    StreamStatus,
+    TargetStatus,
+    VerdictStatus,
+)
 
 if TYPE_CHECKING:
     from lbguard.core.engine import Engine
@@ -20,6 +28,7 @@ def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardSta
     streams = engine.roster.streams.values()
     shown = streams if detail else ()
     links = engine.view.links.values() if detail else ()
+    expected = engine.predictions(now) if detail else {}
     return GuardStatus(
         now=now,
         observe=not engine.config.owns_paths,
@@ -28,7 +37,11 @@ def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardSta
         source_ok=not engine.source_reason,
         source_reason=engine.source_reason,
         streams=tuple(_stream(engine, stream) for stream in streams),
-        targets=tuple(_target(engine, target, now) for stream in shown for target in stream.targets.values()),
+        targets=tuple(
+            _target(engine, target, now, expected.get(target.key))
+            for stream in shown
+            for target in stream.targets.values()
+        ),
         links=tuple(_link(engine, link) for link in links if engine.view.faces_targets(link)),
     )
 
@@ -47,7 +60,7 @@ def _stream(engine: Engine, stream: Stream) -> StreamStatus:
     )
 
 
-def _target(engine: Engine, target: Target, now: float) -> TargetStatus:
+def _target(engine: Engine, target: Target, now: float, expected: Prediction | None) -> TargetStatus:
     settled = target.state is TargetState.ACTIVE
     return TargetStatus(
         stream=target.key.stream,
@@ -59,6 +72,7 @@ def _target(engine: Engine, target: Target, now: float) -> TargetStatus:
         deadline=engine.life.deadlines.get(target.key),
         penalty=target.penalty.current(engine.config.damping, now),
         paths=tuple(_path(engine, ip, path) for ip, path in target.paths.items()),
+        prediction=expected,
     )
 
 
