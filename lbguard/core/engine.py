@@ -9,7 +9,7 @@ read-back of the distributor: what that holds is adopted, not judged by its abse
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lbguard.core import events as ev
@@ -28,7 +28,7 @@ from lbguard.core.retry import Retries
 from lbguard.core.roster import Roster
 from lbguard.core.state import Target
 from lbguard.core.status import GuardStatus, Prediction
-from lbguard.core.status_view import build_status
+from lbguard.core.status_view import build_status, status_in_parts
 
 _REPAIR_TIME_S = 0.5
 """After a loss of sync no deadline withdraws for this long: what came back meanwhile is still being repaired."""
@@ -131,8 +131,12 @@ class Engine:
         return min((moment for moment in moments if moment is not None), default=None)
 
     def status(self, now: float) -> GuardStatus:
-        """Return the whole state for those who look at it."""
+        """Return the whole state for those who look at it, built in one go."""
         return build_status(self, now)
+
+    def status_in_parts(self, now: float) -> Iterator[GuardStatus | None]:
+        """Build the whole state a few targets at a time: yield None after each part, and the state at last."""
+        return status_in_parts(self, now)
 
     def summary(self, now: float) -> GuardStatus:
         """Return the state without targets and links: cheap enough for every second."""

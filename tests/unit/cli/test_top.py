@@ -189,7 +189,7 @@ class Guard:
         self.log = DecisionLog()
         self.log.add(decision(Action.HOLD, sequence=1), 1_700_000_000.0)
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         return guard_status(target(1, TargetState.HELD, cause="no_link", deadline=130.0))
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:

@@ -196,3 +196,20 @@ def test_nothing_follows_for_who_is_well_and_the_paths_decide_for_who_is_new() -
     new = TargetSpec(identifier=8, ips=(ipv4_of(8, 7),))
     guard.source(StreamSpec(name=STREAM, targets=(TargetSpec(identifier=1, ips=(ipv4_of(1),)), new)))
     assert expected(guard, 8) == Prediction(action=Action.ADMIT)
+
+
+def test_a_status_is_built_in_parts_and_tells_nothing_outdated() -> None:
+    guard = Guard(CONFIG, targets=90)
+    guard.unlink(1)
+    parts = guard.engine.status_in_parts(guard.now)
+    assert next(parts) is None
+    guard.now += 1.0
+    guard.link(5)
+    guard.register(*range(1, 81))
+    *more, status = parts
+    assert len(more) >= 2
+    assert status is not None
+    told = {target.identifier: (target.state, target.prediction is None) for target in status.targets}
+    assert told[1] == (TargetState.HELD, False), "as it was when its turn came"
+    assert told[80] == (TargetState.ACTIVE, True), "what was predicted of it is not true any more"
+    assert told.keys() == set(range(1, 81)), "what is gone is not told"
