@@ -116,7 +116,7 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
         case Action.STAY if target.deadline is None:
             text = (
                 f"It is held without a deadline: {why}, and both families are one entry of the table, so withdrawing it"
-                " would break the healthy connections. New connections of the lost family that fall to it get no answer"
+                " would break the healthy connections. Connections of the lost family that fall to it may get no answer"
                 " until that path is back. When the other path breaks too, the grace window begins."
             )
         case Action.STAY:

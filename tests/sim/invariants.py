@@ -35,6 +35,7 @@ REPAIR_TIME_S = 0.5
 _ORDER = list(Condition)
 _ADDS = (Action.ADMIT, Action.ADOPT, Action.READMIT)
 _TAKES = (Action.WITHDRAW, Action.REMOVE)
+_AT_A_MOMENT = (Action.WITHDRAW, Action.FREEZE, Action.PARDON, Action.READMIT, Action.HOLD)
 
 
 @dataclass(slots=True)
@@ -88,7 +89,8 @@ class Watch:
         """What a deadline brought is what was predicted, in every stream of which nothing else was decided."""
         foreseen, self._foreseen = self._foreseen, {}
         done = {effect.decision.target: effect.decision for effect in effects if isinstance(effect, fx.Record)}
-        surprised = {key.stream for key in done if key not in foreseen}
+        # A path may change in the same decision: a lease ends at that moment too.
+        surprised = {key.stream for key, d in done.items() if key not in foreseen or d.action not in _AT_A_MOMENT}
         for key, what in foreseen.items():
             if key.stream not in surprised and self._world.engine.running:
                 action = done[key].action if key in done else Action.STAY
