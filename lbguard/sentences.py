@@ -113,7 +113,7 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
             )
         case Action.STAY if at is not None:
             text = f"It stays frozen, for at most {span} after the next {left}, unless the path comes back: {why}."
-        case Action.STAY if target.deadline is None:
+        case Action.HOLD if at is None:
             text = (
                 f"It is held without a deadline: {why}, and both families are one entry of the table, so withdrawing it"
                 " would break the healthy connections. Connections of the lost family that fall to it may get no answer"

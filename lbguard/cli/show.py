@@ -204,7 +204,7 @@ def until(target: TargetStatus, clock: float) -> str:
     prediction = target.prediction
     at = prediction.at if prediction is not None else target.deadline
     if at is None:
-        return "no end" if prediction is not None and prediction.action is Action.STAY else ""
+        return "no end" if prediction is not None and prediction.action in (Action.STAY, Action.HOLD) else ""
     return f"in {seconds(at - clock)}" if at > clock else "now"
 
 

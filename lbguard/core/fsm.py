@@ -22,7 +22,8 @@ The rules behind the cells:
 3. REMOVED always wins, from every state, without any grace: it is deliberate.
 4. A deadline that fires in a state that waits for none is late, and changes nothing.
 5. Both families of a target are one entry of the table, so withdrawing it for the loss of one would break the healthy
-   connections of the other. PATH_PARTIAL holds without a deadline; the grace window begins when the last path is lost.
+   connections of the other. PATH_PARTIAL holds without a deadline (one that runs is dropped when it comes, which is
+   why PATH_PARTIAL is what it becomes); the grace window begins when the last path is lost.
    What is not in the table stays out of it: to admit it would send new connections of the lost family there.
 
 The timers themselves live in the engine. This module knows no time.

@@ -68,6 +68,8 @@ class Lifecycle:
 
         Predictions ask this as well, so they say what will be done.
         """
+        if target.partial and target.state is TargetState.HELD:
+            return Input.PATH_PARTIAL
         limit_passed = target.state is TargetState.FROZEN and at >= self._freeze_end(target)
         if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(self._config):
             return Input.DEADLINE_MASS
@@ -94,6 +96,8 @@ class Lifecycle:
             self.moved[stream.spec.name] = None
             self.deadlines.cancel(target.key)
         if what in _LEVELS:
+            if target.partial and what is Input.PATH_BROKEN and state is TargetState.HELD:
+                self._begin_anew(target, now, cause)
             target.partial = what is Input.PATH_PARTIAL
         speaks = handler(self, target, now, cause) if handler else True
         if speaks:
@@ -114,17 +118,17 @@ class Lifecycle:
         return True
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
-        if target.open_ended or target.partial:
-            return self._revise_partial(target, now, cause)
-        if cause is target.cause and target.healing_end() == target.healing_until:
-            return False
+        if target.partial:
+            return self._revise_partial(target, cause)
         before = self.deadlines.get(target.key)
+        if before is not None and cause is target.cause and target.healing_end() == target.healing_until:
+            return False
         if BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]:
             # The path is on its way back (its link is there, its route is not yet): progress never costs time.
             target.spared_until = before if before is not None else now
         elif cause is not target.cause:
             target.spared_until = now
-        worth_telling = cause is not target.cause
+        worth_telling = before is None or cause is not target.cause
         self._note_cause(target, cause)
         self._set_grace_deadline(target)
         after = self.deadlines.get(target.key)
@@ -133,15 +137,20 @@ class Lifecycle:
         # Each renewal of HEALING moves the deadline by the jitter of its way here; nobody wants a record of that.
         return moved_s > 0 if worth_telling else moved_s > _JITTER_S
 
-    def _revise_partial(self, target: Target, now: float, cause: Condition) -> bool:
-        """Revise a hold that has no deadline, or loses it: the window begins when the last path is lost."""
-        news = cause is not target.cause or target.open_ended is not target.partial
-        if not target.partial:
-            target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
-            target.spared_until = now
+    def _revise_partial(self, target: Target, cause: Condition) -> bool:
+        """Drop the deadline of a hold once it has come: families that come back one after another are no news."""
+        news = not target.open_ended or cause is not target.cause
         self._note_cause(target, cause)
-        self._set_grace_deadline(target)
+        if self.deadlines.get(target.key) is not None:
+            return False
+        target.open_ended = True
         return news
+
+    def _begin_anew(self, target: Target, now: float, cause: Condition) -> None:
+        """Begin another loss: what still forwarded of a held target is lost as well."""
+        target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
+        target.spared_until = now
+        self.deadlines.cancel(target.key)
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:
         self._learn(target, now)

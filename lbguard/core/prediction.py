@@ -49,6 +49,8 @@ def predict(
             if target.state is TargetState.ACTIVE and target.judge(math.inf) is not Condition.OK:
                 found[key] = Prediction(action=Action.HOLD, at=at)
                 copies[key.stream].move(copy.copy(target), TargetState.HELD, at)
+        elif target.partial and target.state is TargetState.HELD:
+            continue  # its deadline will be dropped
         elif held_up:
             found[key] = Prediction(action=Action.STAY, why=held_up)
         else:
@@ -83,8 +85,8 @@ def _without_deadline(config: EngineConfig, target: Target, now: float) -> Predi
     match target.state:
         case TargetState.PENDING:
             return Prediction(action=Action.ADMIT)
-        case TargetState.HELD if target.open_ended:
-            return Prediction(action=Action.STAY, why=_families(target))
+        case TargetState.HELD if target.partial:
+            return Prediction(action=Action.HOLD, why=_families(target))
         case TargetState.WITHDRAWN if not target.waiting:
             return Prediction(action=Action.READMIT, wait_s=target.penalty.wait_s(config.damping, now))
     return None

@@ -48,7 +48,7 @@ class Prediction:
 
     Attributes:
         action: what is done; STAY: nothing.
-        at: when; None: at no moment by itself. ADMIT and READMIT without it wait for the paths.
+        at: when; None: at no moment by itself. ADMIT and READMIT without it wait for the paths, HOLD goes on.
         until: when a FREEZE or PARDON that begins at `at` ends; with STAY, when what lasts now ends.
         wait_s: how long a re-admission waits once the paths are ok, seconds.
         why: why it is not withdrawn at once, in words; empty: only the grace window keeps it.

@@ -103,7 +103,7 @@ MOST = "6 of 10 targets are broken"
         ),
         (
             "held",
-            Prediction(action=Action.STAY, why="IPv6 is lost, IPv4 is ok"),
+            Prediction(action=Action.HOLD, why="IPv6 is lost, IPv4 is ok"),
             "It is held without a deadline: IPv6 is lost, IPv4 is ok, and both families are one entry of the table",
         ),
         (

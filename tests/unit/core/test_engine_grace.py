@@ -407,15 +407,30 @@ def test_the_window_begins_when_the_last_family_is_lost() -> None:
     assert {d.duration_s for d in guard.decisions()} == {3.0}
 
 
-def test_a_family_that_is_back_ends_the_deadline() -> None:
+def test_a_family_that_is_back_ends_the_deadline_when_it_comes() -> None:
     guard = dual()
+    lost_at = guard.now
     guard.unlink(1)
     guard.wait(1.0)
     guard.link(5)  # as the same link, but for its IPv6 address
-    assert [(d.action, d.cause, d.deadline) for d in guard.decisions()] == [(Action.REVISE, "no_link", None)] * 2
+    assert guard.decisions() == [], "the other family comes a moment later, as a rule"
     guard.wait(10_000)
+    told = [(d.at, d.action, d.cause, d.deadline) for d in guard.decisions()]
+    assert told == [(lost_at + 3.0, Action.REVISE, "no_link", None)] * 2
     assert guard.active() == {1, 2, 3, 4, 5}
     assert guard.states()[1] == "held"
+
+
+def test_a_family_that_was_back_for_a_moment_begins_a_window_of_its_own() -> None:
+    guard = dual()
+    guard.unlink(1)
+    guard.wait(2.0)
+    guard.link(5)
+    guard.wait(0.5)
+    guard.unlink(5)
+    assert [(d.action, d.deadline) for d in guard.decisions()] == [(Action.REVISE, guard.now + 3.0)] * 2
+    guard.wait(3.1)
+    assert guard.active() == {3, 4, 5}
 
 
 def test_a_family_that_is_back_ends_a_freeze() -> None:
@@ -449,4 +464,6 @@ def test_soft_evidence_against_the_other_family_begins_the_window_and_a_pardon_e
     assert guard.deadline(2) is None
     guard.target(1).pardoned_until = guard.now + 10.0
     guard.tell(guard.address(1, ADDRESS6, usable=False))
+    guard.wait(5.0)
+    assert guard.states()[1] == "held"
     assert guard.deadline(1) is None

@@ -170,9 +170,9 @@ def test_out_of_sync_nothing_is_promised_until_it_was_repaired() -> None:
 def test_one_familys_loss_has_no_end_of_its_own() -> None:
     guard = behind_two_links(spare=3, ipv6=True)
     guard.tell(guard.address_gone(1, "fd00:0::1/64"))
-    assert expected(guard, 1) == Prediction(action=Action.STAY, why="IPv6 is lost, IPv4 is ok")
+    assert expected(guard, 1) == Prediction(action=Action.HOLD, why="IPv6 is lost, IPv4 is ok")
     guard.tell(guard.address(1, "fd00:0::1/64"), guard.address_gone(1, "172.16.0.1/24"))
-    assert expected(guard, 1) == Prediction(action=Action.STAY, why="IPv4 is lost, IPv6 is ok")
+    assert expected(guard, 1) == Prediction(action=Action.HOLD, why="IPv4 is lost, IPv6 is ok")
     guard.cut(1)
     assert expected(guard, 1) == Prediction(action=Action.WITHDRAW, at=guard.now + 3.0)
 

@@ -427,7 +427,9 @@ class Prediction(_message.Message):
     nothing is done.
     """
     at_s: _builtins.float
-    """When, seconds of the service's clock; absent: at no moment by itself (`admit`, `readmit`: once the paths are ok)."""
+    """When, seconds of the service's clock; absent: at no moment by itself (`admit`, `readmit`: once the paths are ok;
+    `hold`: it goes on without an end).
+    """
     until_s: _builtins.float
     """When that ends in its turn (`freeze`, `pardon`), or what lasts now (`stay`), seconds of the service's clock."""
     wait_s: _builtins.float
