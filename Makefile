@@ -1,12 +1,13 @@
 # `make demo` and `make test` set up all they need. `make help` lists the rest.
 SEEDS ?= 10000
+MINUTES ?= 20
 PYTHON := .venv/bin/python
 # Without root, tests that make network namespaces run inside a user namespace.
 ifneq ($(shell id -u),0)
 SANDBOX := unshare --user --map-root-user
 endif
 
-.PHONY: help setup demo test lint format sim bench docs proto lock clean
+.PHONY: help setup demo test lint format sim bench soak docs proto lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +39,10 @@ sim: setup ## a long campaign of the simulator: make sim SEEDS=10000
 bench: setup ## measure, print a table and write out/bench.json
 	@mkdir -p out
 	@$(SANDBOX) $(PYTHON) -m tests.bench --output out/bench.json
+
+soak: setup ## the service under links that flap and reporters that chatter: make soak MINUTES=20
+	@mkdir -p out
+	@$(SANDBOX) $(PYTHON) -m tests.bench.soak --minutes $(MINUTES) --output out/soak.json
 
 docs: setup ## write the generated parts of docs/, of the dashboards and of the Helm chart
 	@$(PYTHON) scripts/generate-docs

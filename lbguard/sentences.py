@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lbguard.core.addr import format_ip
 from lbguard.core.model import ADMITTED, Action, Condition, Decision, Evidence, TargetState
-from lbguard.core.status import PathStatus, TargetStatus, VerdictStatus
+from lbguard.core.status import PathStatus, Prediction, TargetStatus, VerdictStatus
 
 _WHAT_HELPS = {
     Condition.NO_LINK: "no link reaches the subnet of {ip}; it comes back when the mesh re-creates the link",
@@ -50,7 +50,10 @@ def decision_sentence(decision: Decision) -> str:
     tail = ""
     match decision.action:
         case Action.HOLD | Action.REVISE if left is not None:
-            tail = f", withdraw in {seconds(left)} unless the path comes back"
+            # Whether it is withdrawn then depends on how many others are broken by that time.
+            tail = f", the grace window ends in {seconds(left)}"
+        case Action.HOLD | Action.REVISE:
+            tail = ", held without a deadline because another path of it is ok"
         case Action.FREEZE:
             limit = "" if left is None else f" for at most {seconds(left)}"
             tail = f", withdrawal suppressed{limit} because too much broke at once"
@@ -87,17 +90,68 @@ def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
     )
 
 
-def target_story(target: TargetStatus, now: float, recent: Sequence[tuple[Decision, float]]) -> str:
+def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: float) -> str:
+    """Say what follows, and what would change it."""
+    at, until, why = prediction.at, prediction.until, prediction.why
+    left = "" if at is None else seconds(max(0.0, at - now))
+    span = "" if until is None else seconds(max(0.0, until - (now if at is None else max(at, now))))
+    text = ""
+    match prediction.action:
+        case Action.WITHDRAW if why:
+            sooner = "one grace window after the mass failure ends, if that is sooner"
+            text = f"It is withdrawn in {left} (freeze.limit), or {sooner}, unless the path comes back."
+        case Action.WITHDRAW:
+            text = f"It is withdrawn in {left} unless the path comes back."
+        case Action.FREEZE:
+            text = (
+                f"In {left} it is frozen, not withdrawn, for at most {span} unless the path comes back: {why}, more"
+                " than freeze.threshold allows. It would be withdrawn if fewer were broken then."
+            )
+        case Action.PARDON:
+            text = (
+                f"In {left} it is made active again, and the evidence is disbelieved for {span}, unless the path comes"
+                f" back: {why} (evidence.soft_budget)."
+            )
+        case Action.STAY if at is not None:
+            text = f"It stays frozen, for at most {span} after the next {left}, unless the path comes back: {why}."
+        case Action.HOLD if at is None:
+            text = (
+                f"It is held without a deadline: {why}, and both families are one entry of the table, so withdrawing it"
+                " would break the healthy connections. Connections of the lost family that fall to it may get no answer"
+                " until that path is back. When the other path breaks too, the grace window begins."
+            )
+        case Action.STAY:
+            text = f"Its deadline does nothing while {why}."
+        case Action.HOLD:
+            text = f"The evidence against it is disbelieved for {left} more; it is held if it is still there then."
+        case Action.READMIT if at is not None:
+            text = f"It is re-admitted in {left} if the path stays."
+        case Action.READMIT if prediction.wait_s > 0:
+            text = f"It is re-admitted at most {seconds(prediction.wait_s)} after all its paths are ok (damping)."
+        case Action.READMIT:
+            text = "It is re-admitted as soon as all its paths are ok."
+        case Action.ADMIT:
+            text = "It is admitted as soon as all its paths are ok."
+    return text
+
+
+def target_story(
+    target: TargetStatus, now: float, recent: Sequence[tuple[Decision, float]], *, observe: bool = False
+) -> str:
     """Tell in a few sentences how a target stands, why, and what will happen next.
 
     Args:
         target: its status.
         now: the engine's clock at that status, seconds.
         recent: its last decisions with wall time, oldest first.
+        observe: no decision is carried out.
     """
     name, age = f"{target.stream}/{target.identifier}", seconds(max(0.0, now - target.since))
-    left = None if target.deadline is None else seconds(max(0.0, target.deadline - now))
-    table = "It stands in the distributor" if target.state in ADMITTED else "It gets no traffic"
+    if observe:
+        would = "stand in the distributor" if target.state in ADMITTED else "get no traffic"
+        table = f"No decision is carried out in this mode; by them it would {would}"
+    else:
+        table = "It stands in the distributor" if target.state in ADMITTED else "It gets no traffic"
     opening = {
         TargetState.PENDING: f"{name} has been pending for {age}: it was never admitted.",
         TargetState.ACTIVE: f"{name} has been active for {age}.",
@@ -111,17 +165,11 @@ def target_story(target: TargetStatus, now: float, recent: Sequence[tuple[Decisi
         story += [_verdict_sentence(verdict, now) for verdict in path.verdicts]
         if path.verdicts_left_out:
             story.append(f"{path.verdicts_left_out} more verdicts speak of this path.")
-    match target.state:
-        case TargetState.HELD | TargetState.FROZEN if left is not None:
-            story.append(f"It is withdrawn in {left} unless the path comes back.")
-        case TargetState.WITHDRAWN if left is not None:
-            story.append(f"It is re-admitted in {left} if the path stays.")
-        case TargetState.WITHDRAWN | TargetState.PENDING:
-            later = " and the delay for flapping is over" if target.penalty > 1 else ""
-            story.append(f"It is admitted as soon as its path is ok{later}.")
+    if target.prediction is not None:
+        story.append(_prediction_sentence(target, target.prediction, now))
     # Each loss adds one, which fades; only what exceeds one makes a re-admission wait.
     if target.penalty > 1:
-        story.append(f"Its flap penalty is {target.penalty:.2f}: it was lost often lately, so a re-admission waits.")
+        story.append(f"Its flap penalty is {target.penalty:.2f}: what exceeds 1 delays a re-admission (damping.step).")
     losses = sum(decision.action is Action.HOLD for decision, _ in recent)
     if losses and len(recent) > 1:
         kept = sum(decision.action is Action.RECOVER for decision, _ in recent)

@@ -5,7 +5,15 @@ import math
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState, VerdictState
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus, VerdictStatus
+from lbguard.core.status import (
+    GuardStatus,
+    LinkStatus,
+    PathStatus,
+    Prediction,
+    StreamStatus,
+    TargetStatus,
+    VerdictStatus,
+)
 
 _TO_STATE = {
     TargetState.PENDING: pb.TARGET_STATE_PENDING,
@@ -128,6 +136,31 @@ def target_to_proto(target: TargetStatus) -> pb.Target:
             )
             for path in target.paths
         ],
+        prediction=_prediction_to_proto(target.prediction),
+    )
+
+
+def _prediction_to_proto(prediction: Prediction | None) -> pb.Prediction | None:
+    if prediction is None:
+        return None
+    return pb.Prediction(
+        action=prediction.action,
+        at_s=prediction.at,
+        until_s=prediction.until,
+        wait_s=prediction.wait_s,
+        why=prediction.why,
+    )
+
+
+def _prediction_from_proto(message: pb.Prediction) -> Prediction | None:
+    if message.action not in set(Action):
+        return None  # of a newer service: the state says enough
+    return Prediction(
+        action=Action(message.action),
+        at=message.at_s if message.HasField("at_s") else None,
+        until=message.until_s if message.HasField("until_s") else None,
+        wait_s=message.wait_s,
+        why=message.why,
     )
 
 
@@ -182,6 +215,7 @@ def target_from_proto(message: pb.Target) -> TargetStatus:
             )
             for path in message.paths
         ),
+        prediction=_prediction_from_proto(message.prediction) if message.HasField("prediction") else None,
     )
 
 

@@ -39,7 +39,7 @@ class ApiError(StartError):
 class GuardView(Protocol):
     """What the server reads. Called in the thread of the event loop; it must not block."""
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         """Return the whole state at this moment."""
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
@@ -117,7 +117,7 @@ class _GuardService(pb_grpc.GuardServiceServicer):
         self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext[pb.GetStatusRequest, pb.GetStatusResponse]
     ) -> pb.GetStatusResponse:
         # Values are immutable, so the slow part, thousands of messages, can be made beside the loop.
-        status = self._view.status()
+        status = await self._view.status()
         return pb.GetStatusResponse(status=await asyncio.to_thread(status_to_proto, status))
 
     async def ExplainTarget(  # noqa: N802
@@ -125,7 +125,7 @@ class _GuardService(pb_grpc.GuardServiceServicer):
         request: pb.ExplainTargetRequest,
         context: grpc.aio.ServicerContext[pb.ExplainTargetRequest, pb.ExplainTargetResponse],
     ) -> pb.ExplainTargetResponse:
-        status = self._view.status()
+        status = await self._view.status()
         limit = min(request.history or KEPT_PER_TARGET, KEPT_PER_TARGET)
         try:
             key = self._find(request.target, status.targets)
@@ -142,7 +142,7 @@ class _GuardService(pb_grpc.GuardServiceServicer):
         for target in status.targets:
             if (target.stream, target.identifier) == key:
                 response.target.CopyFrom(target_to_proto(target))
-                response.story = target_story(target, status.now, recent)
+                response.story = target_story(target, status.now, recent, observe=status.observe)
         return response
 
     async def WatchDecisions(  # noqa: N802

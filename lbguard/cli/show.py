@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lbguard.cli.console import TextConsole
 from lbguard.core.addr import format_ip, is_ipv4
-from lbguard.core.model import Decision, FamilyEvidence, TargetState
+from lbguard.core.model import Action, Decision, FamilyEvidence, TargetState
 from lbguard.core.status import GuardStatus, PathStatus, StreamStatus, TargetStatus
 from lbguard.log import decision_fields
 from lbguard.printable import printable, printable_values
@@ -43,6 +43,16 @@ STATE_COLOURS = {
     TargetState.HELD: "yellow",
     TargetState.PENDING: "dim",
     TargetState.ACTIVE: "green",
+}
+
+
+_THEN = {
+    Action.WITHDRAW: "withdrawn",
+    Action.FREEZE: "frozen",
+    Action.STAY: "frozen",
+    Action.PARDON: "pardoned",
+    Action.READMIT: "active",
+    Action.HOLD: "held",
 }
 
 
@@ -183,7 +193,32 @@ def target_json(target: TargetStatus, now: float) -> dict[str, object]:
     del values["since"], values["deadline"]
     values["age_s"] = round(now - target.since, 3)
     values["deadline_in_s"] = None if target.deadline is None else round(target.deadline - now, 3)
+    prediction = target.prediction
+    values["prediction"] = prediction and {
+        "action": str(prediction.action),
+        "in_s": None if prediction.at is None else round(prediction.at - now, 3),
+        "until_in_s": None if prediction.until is None else round(prediction.until - now, 3),
+        "wait_s": round(prediction.wait_s, 3),
+        "why": prediction.why,
+    }
     return values
+
+
+def until(target: TargetStatus, clock: float) -> str:
+    """Say how long a target's state lasts if nothing changes; empty: that is not a matter of time."""
+    prediction = target.prediction
+    at = prediction.at if prediction is not None else target.deadline
+    if at is None:
+        return "no end" if prediction is not None and prediction.action in (Action.STAY, Action.HOLD) else ""
+    return f"in {seconds(at - clock)}" if at > clock else "now"
+
+
+def then(target: TargetStatus) -> str:
+    """Say in a word what follows when the state's time is over."""
+    prediction = target.prediction
+    if prediction is None or prediction.at is None:
+        return ""
+    return _THEN.get(prediction.action, str(prediction.action))
 
 
 def headline(status: GuardStatus) -> Text:
@@ -219,7 +254,7 @@ def _show_streams(console: TextConsole, status: GuardStatus) -> None:
             text
             for text in (
                 "" if stream.available else stream.availability_reason,
-                "mass failure: deadlines are frozen" if stream.mass_failure else "",
+                "mass failure: targets are frozen, not withdrawn" if stream.mass_failure else "",
                 local_vips_note(stream),
             )
             if text
@@ -235,17 +270,17 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
     targets = sorted(status.targets, key=lambda item: (TROUBLE_FIRST.index(item.state), item.stream, item.identifier))
     shown = targets if show_all else targets[:TARGETS_SHOWN]
     judged = any(path.verdicts for target in shown for path in target.paths)
-    columns = ("TARGET", "STATE", "FOR", "UNTIL", "CAUSE", "IP", "PATH", "LINK", "NEIGHBOUR")
+    columns = ("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "IP", "PATH", "LINK", "NEIGHBOUR")
     table = _table(*columns, *(["VERDICT"] if judged else []))
     for target in shown:
-        left = "" if target.deadline is None else f"in {seconds(max(0.0, target.deadline - status.now))}"
         paths = target.paths
         _row(
             table,
             f"{target.stream}/{target.identifier}",
             Text(target.state, STATE_COLOURS[target.state]),
             age(status.now - target.since),
-            left,
+            until(target, status.now),
+            then(target),
             "" if target.state is TargetState.ACTIVE else target.cause,
             "\n".join(path.ip for path in paths),
             "\n".join(path.condition for path in paths),

@@ -26,11 +26,11 @@ from rich.text import Text
 
 from lbguard.api.client import ClientError, GuardClient, ServiceNotRunning, Watched
 from lbguard.cli.console import TextConsole
-from lbguard.cli.show import STATE_COLOURS, TROUBLE_FIRST, age, headline, local_vips_note
-from lbguard.core.model import TargetState
+from lbguard.cli.show import STATE_COLOURS, TROUBLE_FIRST, age, headline, local_vips_note, then, until
+from lbguard.core.model import Action, TargetState
 from lbguard.core.status import GuardStatus, LinkStatus, StreamStatus, TargetStatus
 from lbguard.printable import printable, printable_values
-from lbguard.sentences import decision_sentence, seconds
+from lbguard.sentences import decision_sentence
 
 DECISIONS_KEPT = 50
 REDRAW_S = 0.2
@@ -167,7 +167,7 @@ def _streams(unsorted: Sequence[StreamStatus], lines: int, width: int) -> Table 
     for stream in streams:
         notes = [
             "" if stream.available else stream.availability_reason,
-            "mass failure: deadlines are frozen" if stream.mass_failure else "",
+            "mass failure: targets are frozen, not withdrawn" if stream.mass_failure else "",
             "" if stream.table_committed else "table changing",
             local_vips_note(stream),
         ]
@@ -194,9 +194,9 @@ def by_trouble(target: TargetStatus) -> tuple[int, float, str, int]:
 
 def _targets(targets: Sequence[TargetStatus], clock: float, lines: int, width: int) -> Table | None:
     if width >= _FULL_WIDTH:
-        table = _table("TARGET", "STATE", "FOR", "UNTIL", "CAUSE", "PATHS")
+        table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "PATHS")
     elif width >= _TINY_WIDTH:
-        table = _table("TARGET", "STATE", "FOR", "UNTIL", "CAUSE")
+        table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE")
     else:
         table = _table("TARGET", "STATE", "UNTIL")
     rows: list[Sequence[str | Text]] = []
@@ -206,6 +206,7 @@ def _targets(targets: Sequence[TargetStatus], clock: float, lines: int, width: i
             "STATE": Text(target.state, STATE_COLOURS[target.state]),
             "FOR": age(clock - target.since),
             "UNTIL": _left(target, clock),
+            "THEN": then(target),
             "CAUSE": "" if target.state is TargetState.ACTIVE else target.cause,
             "PATHS": "  ".join(f"{path.ip} {path.condition} {path.ifname or '-'}" for path in target.paths),
         }
@@ -214,13 +215,10 @@ def _targets(targets: Sequence[TargetStatus], clock: float, lines: int, width: i
 
 
 def _left(target: TargetStatus, clock: float) -> Text:
-    """Say how long the state of a target lasts unless its path changes; the last second is red."""
-    if target.deadline is None:
-        return Text("")
-    left_s = target.deadline - clock
-    if left_s <= 0:
-        return Text("now", "bold red")
-    return Text(f"in {seconds(left_s)}", "bold red" if left_s < 1 and target.state is TargetState.HELD else "")
+    """Say how long the state of a target lasts if nothing changes; the last second before a withdrawal is red."""
+    prediction = target.prediction
+    last = prediction is not None and prediction.action is Action.WITHDRAW and (prediction.at or clock) - clock < 1
+    return Text(until(target, clock), "bold red" if last else "")
 
 
 def _links(links: Sequence[LinkStatus], lines: int, width: int) -> Table | None:

@@ -40,6 +40,11 @@ class Deadlines(Generic[K]):
         entry = self._at.get(key)
         return entry[0] if entry else None
 
+    def in_order(self) -> list[tuple[float, K]]:
+        """Return every moment with its key, in the order in which `pop_due` returns the keys."""
+        waiting = sorted((at, sequence, key) for key, (at, sequence) in self._at.items())
+        return [(at, key) for at, _, key in waiting]
+
     def next(self) -> float | None:
         """Return the earliest moment, if there is any."""
         self._drop_dead()

@@ -9,7 +9,7 @@ read-back of the distributor: what that holds is adopted, not judged by its abse
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lbguard.core import events as ev
@@ -20,15 +20,16 @@ from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, Verdic
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import NeighborState, Rule, TargetState
+from lbguard.core.model import NeighborState, Rule, TargetKey, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.observation import Observation, unseen_s
 from lbguard.core.pathwork import PathWork
+from lbguard.core.prediction import predict
 from lbguard.core.retry import Retries
 from lbguard.core.roster import Roster
 from lbguard.core.state import Target
-from lbguard.core.status import GuardStatus
-from lbguard.core.status_view import build_status
+from lbguard.core.status import GuardStatus, Prediction
+from lbguard.core.status_view import build_status, status_in_parts
 
 
 class Engine:
@@ -133,12 +134,22 @@ class Engine:
         return self.life.memory.open_holds(self.roster.streams.values(), seen_until, now)
 
     def status(self, now: float) -> GuardStatus:
-        """Return the whole state for those who look at it."""
+        """Return the whole state for those who look at it, built in one go."""
         return build_status(self, now)
+
+    def status_in_parts(self, now: float) -> Iterator[GuardStatus | None]:
+        """Build the whole state a few targets at a time: yield None after each part, and the state at last."""
+        return status_in_parts(self, now)
 
     def summary(self, now: float) -> GuardStatus:
         """Return the state without targets and links: cheap enough for every second."""
         return build_status(self, now, detail=False)
+
+    def predictions(self, now: float) -> dict[TargetKey, Prediction]:
+        """Return what follows for every target that waits for something, if nothing changes."""
+        held_up = "" if self.in_sync else f"the view of the kernel is not in sync ({self.sync_reason})"
+        streams = self.roster.streams.values()
+        return predict(self.config, self.life, streams, now, held_up, self._observation.acts_at)
 
     # Observers
 

@@ -1,10 +1,11 @@
 """The life of a target: one literal table of transitions.
 
 A target is in one of five states (`TargetState`), or gone. `PENDING`, `WITHDRAWN`: not in the distributor. `ACTIVE`,
-`HELD`, `FROZEN`: in it (admitted). Six inputs move it:
+`HELD`, `FROZEN`: in it (admitted). Seven inputs move it:
 
-- `PATH_OK`, `PATH_BROKEN`: the verdict of the moment over all paths of the target. Both are levels, not edges: they are
-  fed whenever anything that concerns the target changed, and repeating one is harmless.
+- `PATH_OK`, `PATH_PARTIAL`, `PATH_BROKEN`: the verdict of the moment over all paths of the target. They are levels, not
+  edges: they are fed whenever anything that concerns the target changed, and repeating one is harmless. `PATH_PARTIAL`:
+  the path of one family is lost, that of the other forwards.
 - `DEADLINE`: the moment that the state waits for has come: the end of the grace window (HELD), the freeze limit or the
   end of the mass failure plus one window (FROZEN), the end of the damping delay (WITHDRAWN with a good path).
 - `DEADLINE_MASS`: the same, but several of the stream's admitted targets, and more than `freeze.threshold` of them, are
@@ -20,6 +21,10 @@ The rules behind the cells:
 2. Gains pass at once: an admitted target is ACTIVE again the moment its path is. Only a WITHDRAWN one waits (damping).
 3. REMOVED always wins, from every state, without any grace: it is deliberate.
 4. A deadline that fires in a state that waits for none is late, and changes nothing.
+5. Both families of a target are one entry of the table, so withdrawing it for the loss of one would break the healthy
+   connections of the other. PATH_PARTIAL holds without a deadline (one that runs is dropped when it comes, which is
+   why PATH_PARTIAL is what it becomes); the grace window begins when the last path is lost.
+   What is not in the table stays out of it: to admit it would send new connections of the lost family there.
 
 The timers themselves live in the engine. This module knows no time.
 """
@@ -36,6 +41,7 @@ class Input(StrEnum):
     """What can happen to a target."""
 
     PATH_OK = "path_ok"
+    PATH_PARTIAL = "path_partial"
     PATH_BROKEN = "path_broken"
     DEADLINE = "deadline"
     DEADLINE_MASS = "deadline_mass"
@@ -50,34 +56,39 @@ class Transition(NamedTuple):
     action: Action
 
 
-_OK, _BROKEN, _DEADLINE, _MASS, _VETOED, _REMOVED = Input
+_OK, _PARTIAL, _BROKEN, _DEADLINE, _MASS, _VETOED, _REMOVED = Input
 
 TRANSITIONS: dict[tuple[TargetState, Input], Transition] = {
     (PENDING, _OK): Transition(ACTIVE, Action.ADMIT),
+    (PENDING, _PARTIAL): Transition(PENDING, Action.STAY),
     (PENDING, _BROKEN): Transition(PENDING, Action.STAY),
     (PENDING, _DEADLINE): Transition(PENDING, Action.STAY),
     (PENDING, _MASS): Transition(PENDING, Action.STAY),
     (PENDING, _VETOED): Transition(PENDING, Action.STAY),
     (PENDING, _REMOVED): Transition(None, Action.FORGET),
     (ACTIVE, _OK): Transition(ACTIVE, Action.STAY),
+    (ACTIVE, _PARTIAL): Transition(HELD, Action.HOLD),
     (ACTIVE, _BROKEN): Transition(HELD, Action.HOLD),
     (ACTIVE, _DEADLINE): Transition(ACTIVE, Action.STAY),
     (ACTIVE, _MASS): Transition(ACTIVE, Action.STAY),
     (ACTIVE, _VETOED): Transition(ACTIVE, Action.STAY),
     (ACTIVE, _REMOVED): Transition(None, Action.REMOVE),
     (HELD, _OK): Transition(ACTIVE, Action.RECOVER),
+    (HELD, _PARTIAL): Transition(HELD, Action.REVISE),
     (HELD, _BROKEN): Transition(HELD, Action.REVISE),
     (HELD, _DEADLINE): Transition(WITHDRAWN, Action.WITHDRAW),
     (HELD, _MASS): Transition(FROZEN, Action.FREEZE),
     (HELD, _VETOED): Transition(ACTIVE, Action.PARDON),
     (HELD, _REMOVED): Transition(None, Action.REMOVE),
     (FROZEN, _OK): Transition(ACTIVE, Action.RECOVER),
+    (FROZEN, _PARTIAL): Transition(HELD, Action.REVISE),
     (FROZEN, _BROKEN): Transition(FROZEN, Action.STAY),
     (FROZEN, _DEADLINE): Transition(WITHDRAWN, Action.WITHDRAW),
     (FROZEN, _MASS): Transition(FROZEN, Action.STAY),
     (FROZEN, _VETOED): Transition(ACTIVE, Action.PARDON),
     (FROZEN, _REMOVED): Transition(None, Action.REMOVE),
     (WITHDRAWN, _OK): Transition(WITHDRAWN, Action.WAIT),
+    (WITHDRAWN, _PARTIAL): Transition(WITHDRAWN, Action.RELAPSE),
     (WITHDRAWN, _BROKEN): Transition(WITHDRAWN, Action.RELAPSE),
     (WITHDRAWN, _DEADLINE): Transition(ACTIVE, Action.READMIT),
     (WITHDRAWN, _MASS): Transition(ACTIVE, Action.READMIT),

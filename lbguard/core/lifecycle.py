@@ -22,6 +22,7 @@ _CAUSES = {
 }
 """Actions whose cause is not the condition of the path."""
 
+_LEVELS = frozenset({Input.PATH_OK, Input.PATH_PARTIAL, Input.PATH_BROKEN})
 _JITTER_S = 0.1
 
 REPAIR_TIME_S = 0.5
@@ -63,19 +64,26 @@ class Lifecycle:
             self.memory.path_ok(target, now)
             self.apply(stream, target, Input.PATH_OK, now)
         else:
-            self.apply(stream, target, Input.PATH_BROKEN, now, cause)
+            self.apply(stream, target, Input.PATH_PARTIAL if target.forwards(now) else Input.PATH_BROKEN, now, cause)
 
     def expire(self, stream: Stream, target: Target, now: float) -> None:
         """Feed a deadline that has come, as the kind that the stream's condition makes of it."""
-        config = self._config
+        self.apply(stream, target, self.due(stream, target, now), now, target.cause)
+
+    def due(self, stream: Stream, target: Target, at: float) -> Input:
+        """Return the input that a target's deadline becomes at a moment, with the stream as it stands. Changes nothing.
+
+        Predictions ask this as well, so they say what will be done.
+        """
+        if target.partial and target.state is TargetState.HELD:
+            return Input.PATH_PARTIAL
         # A hold that an earlier run froze has spent a part of the limit, or all of it, before it freezes again.
-        limit_passed = now >= self._freeze_end(target)
-        if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(config):
-            self.apply(stream, target, Input.DEADLINE_MASS, now, target.cause)
-        elif target.soft and not stream.soft_withdrawal_allowed(config):
-            self.apply(stream, target, Input.DEADLINE_VETOED, now, target.cause)
-        else:
-            self.apply(stream, target, Input.DEADLINE, now, target.cause)
+        limit_passed = at >= self._freeze_end(target)
+        if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(self._config):
+            return Input.DEADLINE_MASS
+        if target.soft and not stream.soft_withdrawal_allowed(self._config):
+            return Input.DEADLINE_VETOED
+        return Input.DEADLINE
 
     def thaw(self, stream: Stream, now: float) -> None:
         """End a mass failure: what is still frozen gets one more window, since heals come one after another."""
@@ -109,6 +117,10 @@ class Lifecycle:
             stream.move(target, state, now)
             self.moved[stream.spec.name] = None
             self.deadlines.cancel(target.key)
+        if what in _LEVELS:
+            if target.partial and what is Input.PATH_BROKEN and state is TargetState.HELD:
+                self._begin_anew(target, now, cause)
+            target.partial = what is Input.PATH_PARTIAL
         speaks = handler(self, target, now, cause) if handler else True
         if speaks:
             started = lost_at if action in (Action.RECOVER, Action.WITHDRAW, Action.READMIT) else since
@@ -143,15 +155,17 @@ class Lifecycle:
             target.spared_until = min(now + window, self._freeze_end(target))
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
-        if cause is target.cause and target.healing_end() == target.healing_until:
-            return False
+        if target.partial:
+            return self._revise_partial(target, cause)
         before = self.deadlines.get(target.key)
+        if before is not None and cause is target.cause and target.healing_end() == target.healing_until:
+            return False
         if BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]:
             # The path is on its way back (its link is there, its route is not yet): progress never costs time.
             target.spared_until = before if before is not None else now
         elif cause is not target.cause:
             target.spared_until = now
-        worth_telling = cause is not target.cause
+        worth_telling = before is None or cause is not target.cause
         self._note_cause(target, cause)
         self._set_grace_deadline(target)
         after = self.deadlines.get(target.key)
@@ -159,6 +173,21 @@ class Lifecycle:
         moved_s = math.inf if before is None else abs(after - before)
         # Each renewal of HEALING moves the deadline by the jitter of its way here; nobody wants a record of that.
         return moved_s > 0 if worth_telling else moved_s > _JITTER_S
+
+    def _revise_partial(self, target: Target, cause: Condition) -> bool:
+        """Drop the deadline of a hold once it has come: families that come back one after another are no news."""
+        news = not target.open_ended or cause is not target.cause
+        self._note_cause(target, cause)
+        if self.deadlines.get(target.key) is not None:
+            return False
+        target.open_ended = True
+        return news
+
+    def _begin_anew(self, target: Target, now: float, cause: Condition) -> None:
+        """Begin another loss: what still forwarded of a held target is lost as well."""
+        target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
+        target.spared_until = now
+        self.deadlines.cancel(target.key)
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:
         self._learn(target, now)
@@ -222,6 +251,10 @@ class Lifecycle:
         target.lost_in = None
 
     def _set_grace_deadline(self, target: Target) -> None:
+        target.open_ended = target.partial
+        if target.open_ended:
+            self.deadlines.cancel(target.key)
+            return
         target.healing_until = target.healing_end()
         deadline = self._grace.deadline(target.lost_at, target.cause, target.lost_in, target.healing_until)
         self.deadlines.set(target.key, max(deadline, target.spared_until))

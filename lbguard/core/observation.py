@@ -54,6 +54,10 @@ class Observation:
         """Tell whether a target whose deadline has come may have healed unseen, and is only being repaired."""
         return now < self.repaired_at and target.state in ADMITTED and target.cause in _SOON_MENDED
 
+    def acts_at(self, target: Target, at: float) -> float:
+        """Return when a target's deadline that is looked at at a moment is acted on."""
+        return self.repaired_at if self.soon_mended(target, at) else at
+
 
 def unseen_s(duration_s: float) -> float:
     """Return how much of the time between two looks, in seconds, does not count."""

@@ -50,6 +50,7 @@ class Target:
     `spared_until`: a worse cause before this one allowed to wait until then, so the deadline is no earlier.
     `frozen_at`: when the freeze of the running loss began, infinity before it did. These moments leave out the time in
     which nobody could look: it moves them on.
+    `partial`: one path is lost and another forwards. `open_ended`: HELD without a deadline, because of that.
     `waiting`: WITHDRAWN with a good path, damped. `healing_until`: what the deadline was last moved by.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
     """
@@ -66,6 +67,8 @@ class Target:
     lost_in: Prefix | None = None
     spared_until: float = 0.0
     frozen_at: float = math.inf
+    partial: bool = False
+    open_ended: bool = False
     waiting: bool = False
     healing_until: float = float("-inf")
     pardoned_until: float = float("-inf")
@@ -88,6 +91,11 @@ class Target:
         if all(c in SOFT for c in conditions) and now >= self.pardoned_until:
             return min(conditions, key=BAD_TO_GOOD.__getitem__)
         return Condition.OK
+
+    def forwards(self, now: float) -> bool:
+        """Tell whether any path forwards: nothing speaks against it, or only soft evidence that is disbelieved."""
+        pardoned = now < self.pardoned_until
+        return any(p.condition is Condition.OK or (pardoned and p.condition in SOFT) for p in self.paths.values())
 
     @property
     def usable(self) -> bool:

@@ -6,7 +6,7 @@ snapshot, so that a reader can compute ages and time left.
 
 from dataclasses import dataclass
 
-from lbguard.core.model import TargetState, VerdictState
+from lbguard.core.model import Action, TargetState, VerdictState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,30 @@ class PathStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What follows for a target if nothing changes, as the code that decides sees it at this moment.
+
+    Attributes:
+        action: what is done; STAY: nothing.
+        at: when; None: at no moment by itself. ADMIT and READMIT without it wait for the paths, HOLD goes on.
+        until: when a FREEZE or PARDON that begins at `at` ends; with STAY, when what lasts now ends.
+        wait_s: how long a re-admission waits once the paths are ok, seconds.
+        why: why it is not withdrawn at once, in words; empty: only the grace window keeps it.
+    """
+
+    action: Action
+    at: float | None = None
+    until: float | None = None
+    wait_s: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetStatus:
-    """One target. `since` is when its state began; `deadline` when it ends unless the path comes back."""
+    """One target. `since` is when its state began, `deadline` when it is looked at again unless its paths change.
+
+    `prediction` says what follows; None: the target is active and nothing is due.
+    """
 
     stream: str
     identifier: int
@@ -57,6 +79,7 @@ class TargetStatus:
     deadline: float | None
     penalty: float
     paths: tuple[PathStatus, ...]
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lbguard.core.addr import Ip, format_ip, format_mac
@@ -9,7 +11,15 @@ from lbguard.core.evidence import Opinion, Source
 from lbguard.core.link import Link
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetState, TargetSubject, VerdictState
 from lbguard.core.state import Path, Stream, Target
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus, VerdictStatus
+from lbguard.core.status import (
+    GuardStatus,
+    LinkStatus,
+    PathStatus,
+    Prediction,
+    StreamStatus,
+    TargetStatus,
+    VerdictStatus,
+)
 
 if TYPE_CHECKING:
     from lbguard.core.engine import Engine
@@ -18,12 +28,28 @@ SHOWN = 8
 """So many opinions on each end of a path are shown: thousands may speak of one address."""
 
 
+_TARGETS_A_PART = 32
+
+
 def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardStatus:
     """Return the state at one moment; without `detail` no targets and no links."""
-    streams = engine.roster.streams.values()
-    shown = streams if detail else ()
+    status = None
+    for status in status_in_parts(engine, now, detail=detail):  # noqa: B007 (the last one counts)
+        pass
+    assert status is not None
+    return status
+
+
+def status_in_parts(engine: Engine, now: float, *, detail: bool = True) -> Iterator[GuardStatus | None]:
+    """Build the state a few targets at a time: yield None after each part, and the state at last.
+
+    A thousand targets with ten verdicts each take longer than a lost link may wait. Each target is told as it is when
+    its turn comes; all else is of the beginning.
+    """
+    streams = list(engine.roster.streams.values())
     links = engine.view.links.values() if detail else ()
-    return GuardStatus(
+    expected = engine.predictions(now) if detail else {}
+    whole = GuardStatus(
         now=now,
         observe=not engine.config.owns_paths,
         in_sync=engine.in_sync,
@@ -31,9 +57,20 @@ def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardSta
         source_ok=not engine.source_reason,
         source_reason=engine.source_reason,
         streams=tuple(_stream(engine, stream) for stream in streams),
-        targets=tuple(_target(engine, target, now) for stream in shown for target in stream.targets.values()),
+        targets=(),
         links=tuple(_link(engine, link) for link in links if engine.view.faces_targets(link)),
     )
+    targets = [target for stream in streams for target in stream.targets.values()] if detail else []
+    told: list[TargetStatus] = []
+    for first in range(0, len(targets), _TARGETS_A_PART):
+        part = targets[first : first + _TARGETS_A_PART]
+        for target in part:
+            if engine.roster.target(target.key) is target:
+                # What was predicted before its state changed says nothing any more.
+                following = expected.get(target.key) if target.since <= now else None
+                told.append(_target(engine, target, now, following))
+        yield None
+    yield replace(whole, targets=tuple(told))
 
 
 def _stream(engine: Engine, stream: Stream) -> StreamStatus:
@@ -50,7 +87,7 @@ def _stream(engine: Engine, stream: Stream) -> StreamStatus:
     )
 
 
-def _target(engine: Engine, target: Target, now: float) -> TargetStatus:
+def _target(engine: Engine, target: Target, now: float, expected: Prediction | None) -> TargetStatus:
     settled = target.state is TargetState.ACTIVE
     return TargetStatus(
         stream=target.key.stream,
@@ -62,6 +99,7 @@ def _target(engine: Engine, target: Target, now: float) -> TargetStatus:
         deadline=engine.life.deadlines.get(target.key),
         penalty=target.penalty.current(engine.config.damping, now),
         paths=tuple(_path(engine, ip, path) for ip, path in target.paths.items()),
+        prediction=expected,
     )
 
 

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -64,6 +65,7 @@ _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _DOORS_LATEST_S = 1.0
+_SWITCH_INTERVAL_S = 0.0001
 
 
 class Daemon:
@@ -138,9 +140,13 @@ class Daemon:
 
     # What the API and the health checks see
 
-    def status(self) -> GuardStatus:
-        """Return the whole state of the moment."""
-        return self._local_vips.add_to(self.engine.status(time.monotonic()))
+    async def status(self) -> GuardStatus:
+        """Return the whole state of the moment; events get their turn while it is built."""
+        for status in self.engine.status_in_parts(time.monotonic()):
+            if status is not None:
+                return self._local_vips.add_to(status)
+            await asyncio.sleep(0)
+        raise AssertionError("a status that never ends")
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
         """Return the last decisions, oldest first, with wall time; of one target, or (None) of all."""
@@ -412,6 +418,9 @@ def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distr
     """Run the service until it is told to stop; returns the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
     status, stuck = 1, False
+    # The loop gives the interpreter away with every system call. Beside a thread that computes (a scrape) it would get
+    # it back only after 5 ms each time.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         with InstanceLock():
             status, stuck = asyncio.run(_serve(settings, make))

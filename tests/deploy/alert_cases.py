@@ -111,6 +111,7 @@ CASES = {
         severity="warning",
         labels=STREAM,
     ),
+    "LbguardTargetsHeld": _state("lbguard_target_states", "warning", STREAM | {"state": "held"}),
     "LbguardTargetsWithdrawn": _state(
         "lbguard_target_states", "warning", {"stream": "s", "state": "withdrawn"}, bad="2x60"
     ),

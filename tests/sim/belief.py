@@ -126,15 +126,23 @@ class Belief:
 
         What reporters say is not weighed here: `said_down` are the addresses that they are taken to have down.
         """
-        conditions = [self.path(mark, ip) for ip in ips]
-        conditions = [
-            Condition.VERDICT_DOWN if ip in said_down and c in (Condition.OK, Condition.NEIGHBOR_FAILED) else c
-            for ip, c in zip(ips, conditions, strict=True)
-        ]
+        conditions = self._conditions(mark, ips, said_down)
         hard = [c for c in conditions if c is not Condition.OK and c not in SOFT]
         if hard or not conditions:
             return min(hard, key=_ORDER.index, default=Condition.NO_LINK)
         return min(conditions, key=_ORDER.index) if all(c in SOFT for c in conditions) else Condition.OK
+
+    def one_family_lost(self, mark: int, ips: tuple[Ip, ...], said_down: frozenset[Ip], *, pardoned: bool) -> bool:
+        """Tell whether a target is broken and one of its paths forwards; `pardoned`: soft evidence is disbelieved."""
+        conditions = self._conditions(mark, ips, said_down)
+        forwards = any(c is Condition.OK or (pardoned and c in SOFT) for c in conditions)
+        return forwards and any(c is not Condition.OK and c not in SOFT for c in conditions)
+
+    def _conditions(self, mark: int, ips: tuple[Ip, ...], said_down: frozenset[Ip]) -> list[Condition]:
+        return [
+            Condition.VERDICT_DOWN if ip in said_down and c in (Condition.OK, Condition.NEIGHBOR_FAILED) else c
+            for ip, c in zip(ips, (self.path(mark, ip) for ip in ips), strict=True)
+        ]
 
     def proof_at(self, ip: Ip, *, packets: bool) -> float:
         """Return when an address last proved that it can be reached; `packets`: any that its link received count."""

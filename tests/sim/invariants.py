@@ -33,6 +33,7 @@ from lbguard.core.model import (
 )
 from lbguard.core.observation import LOOK_S
 from lbguard.core.state import Target
+from lbguard.core.status import Prediction
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -44,6 +45,7 @@ _ORDER = list(Condition)
 _ADDS = (Action.ADMIT, Action.ADOPT, Action.READMIT)
 _BROKEN = (TargetState.HELD, TargetState.FROZEN)
 _TAKES = (Action.WITHDRAW, Action.REMOVE)
+_AT_A_MOMENT = (Action.WITHDRAW, Action.FREEZE, Action.PARDON, Action.READMIT, Action.HOLD)
 
 
 @dataclass(slots=True)
@@ -88,13 +90,33 @@ class Watch:
         self._froze_at: dict[TargetKey, float] = {}
         self._inherited: dict[TargetKey, float] = {}
         self._idle_turns = 0
+        self._foreseen: dict[TargetKey, Prediction] = {}
         self._last_decision = self._last_decision_before = 0.0
         self.announced_at: dict[tuple[int, bytes, Ip], float] = {}
 
     # After a decision
 
+    def foresee(self) -> None:
+        """Note what is predicted for this very moment, before the decision that it is about."""
+        now = self._world.now
+        due = self._world.engine.predictions(now).items()
+        self._foreseen = {key: what for key, what in due if what.at is not None and what.at <= now}
+
+    def _check_foreseen(self, effects: Iterable[fx.Effect]) -> None:
+        """What a deadline brought is what was predicted, in every stream of which nothing else was decided."""
+        foreseen, self._foreseen = self._foreseen, {}
+        done = {effect.decision.target: effect.decision for effect in effects if isinstance(effect, fx.Record)}
+        # A path may change in the same decision: a lease ends at that moment too.
+        surprised = {key.stream for key, d in done.items() if key not in foreseen or d.action not in _AT_A_MOMENT}
+        for key, what in foreseen.items():
+            if key.stream not in surprised and self._world.engine.running:
+                action = done[key].action if key in done else Action.STAY
+                assert action is what.action, f"{key}: predicted {what}, and it became {action}"
+                self._world.foreseen[action] += 1
+
     def after_decision(self, effects: Iterable[fx.Effect]) -> None:
         world, engine = self._world, self._world.engine
+        self._check_foreseen(effects)
         self._idle_turns = self._idle_turns + 1 if world.now == self._last_decision else 0
         self._last_decision_before, self._last_decision = self._last_decision, world.now
         assert self._idle_turns < 50, "the engine turns without time passing"
@@ -160,12 +182,19 @@ class Watch:
             for key in self._states:
                 target = engine.roster.target(key)
                 if target is not None and target.state in (TargetState.HELD, TargetState.FROZEN):
+                    if self._one_family_lost(target):
+                        continue
                     assert at is not None, f"{key} is {target.state} and nothing will end it"
         assert at is None or at < now + 1e6
 
     def _judgement(self, target: Target) -> Condition:
         down = frozenset(ip for ip in target.paths if self._said_down(ip))
         return self._world.belief.target(target.mark, tuple(target.paths), down)
+
+    def _one_family_lost(self, target: Target) -> bool:
+        down = frozenset(ip for ip in target.paths if self._said_down(ip))
+        pardoned = self._world.now < target.pardoned_until
+        return self._world.belief.one_family_lost(target.mark, tuple(target.paths), down, pardoned=pardoned)
 
     def _said_down(self, ip: Ip) -> bool:
         """Tell whether an address is down by somebody's word that neither a reporter nor the kernel contradicts."""
@@ -213,7 +242,7 @@ class Watch:
                 if not (engine.running and stream.adopted):
                     continue
                 condition = self._judgement(target)
-                if condition is Condition.OK:
+                if condition is Condition.OK or self._one_family_lost(target):
                     self._losses.pop(target.key, None)
                     self._inherited.pop(target.key, None)
                     if self._remembered.get(target.key) and self._remembered[target.key].cause not in SOFT:
@@ -300,7 +329,7 @@ class Watch:
         world, d = self._world, record.decision
         assert world.belief.in_sync, f"{d.target} was withdrawn while out of sync"
         loss = self._losses.get(d.target)
-        assert loss is not None, f"{d.target} was withdrawn with a good path"
+        assert loss is not None, f"{d.target} was withdrawn although a path forwards"
         if d.state_from is TargetState.HELD:
             self._check_window(d.target, loss)
             states = Counter(state for key, state in self._states.items() if key.stream == d.target.stream)
@@ -344,6 +373,9 @@ class Watch:
             assert state is not TargetState.ACTIVE, f"{target.key} is active, its path is {condition}"
         if world.belief.regained != self._regained:
             self._regained, self._regained_at = world.belief.regained, now
+        if condition is not Condition.OK and self._one_family_lost(target):
+            assert state is not TargetState.FROZEN, f"{target.key} is frozen although a path forwards"
+            return
         if not world.belief.in_sync or now < self._regained_at + REPAIR_TIME_S + EPSILON_S:
             return
         config = world.config
@@ -391,7 +423,9 @@ class Watch:
             assert set(kept._at) <= keys, "a timer of a target that is gone"
         for target in targets:
             waits = life.deadlines.get(target.key) is not None
-            due = target.state in (TargetState.HELD, TargetState.FROZEN) or target.waiting
+            held = target.state is TargetState.HELD and not target.open_ended
+            due = held or target.state is TargetState.FROZEN or target.waiting
+            assert not target.open_ended or target.state is not TargetState.HELD or self._one_family_lost(target)
             assert waits == due, f"{target.key} is {target.state} and has deadline {life.deadlines.get(target.key)}"
             assert not target.waiting or target.state is TargetState.WITHDRAWN
         if engine.running:

@@ -6,7 +6,7 @@
 import functools
 import heapq
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from lbguard.core import events as ev
 from lbguard.core.addr import Ip, is_ipv4, is_link_local
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.engine import Engine
-from lbguard.core.model import Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
+from lbguard.core.model import Action, Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
 from lbguard.core.observation import LOOK_S
 from tests.sim.belief import Belief
 from tests.sim.hearsay import Hearsay
@@ -94,6 +94,7 @@ class World:
         self.steps = 0
         self.calm = False
         self.quiet_restarts = 0
+        self.foreseen: Counter[Action] = Counter()
         self.history: deque[tuple[float, object]] = deque(maxlen=60)
         self.kernel = SimKernel(self._notify)
         self.distributor = SimDistributor()
@@ -279,6 +280,9 @@ class World:
 
     def _wake(self, version: int) -> None:
         if version == self._timer_version:
+            if not self._decision_due:
+                # Nothing was told since the last decision: what is done now is what was predicted.
+                self.watch.foresee()
             self._decide()
 
     # The source

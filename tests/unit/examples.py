@@ -3,7 +3,7 @@
 from ipaddress import ip_address
 
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus
+from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, Prediction, StreamStatus, TargetStatus
 
 IPV4 = ip_address("172.16.1.10").packed
 IPV6 = ip_address("fd00:1::10").packed
@@ -49,6 +49,7 @@ def target(
     deadline: float | None = None,
     penalty: float = 0.0,
     paths: tuple[PathStatus, ...] = (path(),),
+    prediction: Prediction | None = None,
 ) -> TargetStatus:
     """Return the status of target stream-a/IDENTIFIER."""
     return TargetStatus(
@@ -61,6 +62,7 @@ def target(
         deadline=deadline,
         penalty=penalty,
         paths=paths,
+        prediction=prediction,
     )
 
 

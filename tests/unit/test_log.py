@@ -73,8 +73,7 @@ def test_a_decision_is_one_line_with_everything_it_knows() -> None:
 def test_a_decision_on_a_terminal_is_one_sentence() -> None:
     (line,) = text_lines(lambda: log_decision(decision(deadline=103.0), 1_700_000_000.25, observe=True))
     assert line.endswith(
-        "20.250 WARNING (observing) hold stream-a/1: no_link (172.16.1.10),"
-        " withdraw in 3.0 s unless the path comes back"
+        "20.250 WARNING (observing) hold stream-a/1: no_link (172.16.1.10), the grace window ends in 3.0 s"
     )
 
 

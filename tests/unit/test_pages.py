@@ -145,6 +145,7 @@ def cells(line: str) -> list[str]:
 def test_the_table_of_states_says_what_follows() -> None:
     columns = {
         "path ok": {Input.PATH_OK},
+        "one family lost": {Input.PATH_PARTIAL},
         "path broken": {Input.PATH_BROKEN},
         "deadline passed": {Input.DEADLINE, Input.DEADLINE_MASS, Input.DEADLINE_VETOED},
         "removed from the source": {Input.REMOVED},

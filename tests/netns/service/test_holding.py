@@ -65,6 +65,25 @@ def test_a_link_that_is_gone_for_good(guarded: Guarded) -> None:
         wait_until(lambda: guarded.routes() == routes, "the routes as they were")
 
 
+def test_the_loss_of_one_family_keeps_the_other_familys_connections(guarded: Guarded) -> None:
+    with guarded.service():
+        slots = guarded.slots()
+        guarded.lb.ip("-6", "addr", "flush", "dev", "nse-a", "scope", "global")
+        guarded.wait_for(t1="held", t2="held", t3="active", t4="active")
+        assert "172.16.1.11" in guarded.gateways(1)
+        # A window that begins later ends, so this one would have.
+        guarded.delete_link("nse-b")
+        guarded.wait_for(t1="held", t2="held", t3="withdrawn", t4="withdrawn")
+        wait_until(lambda: set(guarded.active()) == {1, 2}, "targets 3 and 4 out of the table")
+        kept = {slot: mark for slot, mark in slots.items() if mark in (5001, 5002)}
+        assert kept.items() <= guarded.slots().items()
+        with guarded.client() as client:
+            story = client.explain("stream-a/1").story
+        assert "It is held without a deadline: IPv6 is lost, IPv4 is ok" in story
+        guarded.delete_link("nse-a")
+        guarded.wait_for(t1="withdrawn", t2="withdrawn")
+
+
 def test_every_link_gone_makes_the_stream_unavailable(guarded: Guarded) -> None:
     with guarded.service(PATIENT) as service:
         slots = guarded.slots()

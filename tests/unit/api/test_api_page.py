@@ -81,7 +81,7 @@ class Guard:
     def __init__(self) -> None:
         self.log = DecisionLog()
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         return guard_status(target(1, TargetState.HELD, cause="no_link", deadline=103.0))
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:

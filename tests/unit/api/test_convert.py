@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from lbguard.api.convert import decision_from_proto, decision_to_proto, status_from_proto, status_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, StreamStatus, TargetStatus
+from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, Prediction, StreamStatus, TargetStatus
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 number = st.integers(0, 2**31 - 1)
@@ -74,6 +74,15 @@ statuses = st.builds(
             deadline=st.none() | moment,
             penalty=moment,
             paths=st.lists(paths, max_size=2).map(tuple),
+            prediction=st.none()
+            | st.builds(
+                Prediction,
+                action=st.sampled_from(Action),
+                at=st.none() | moment,
+                until=st.none() | moment,
+                wait_s=moment,
+                why=text,
+            ),
         ),
         max_size=2,
     ).map(tuple),
@@ -105,6 +114,11 @@ def test_a_decision_survives_the_wire(decision: Decision, wall_time: float) -> N
     back, when = decision_from_proto(message)
     assert back == decision
     assert when == pytest.approx(wall_time, abs=1e-6)
+
+
+def test_a_prediction_of_a_newer_service_is_none() -> None:
+    target = pb.Target(state=pb.TARGET_STATE_HELD, prediction=pb.Prediction(action="park"))
+    assert status_from_proto(pb.Status(targets=[target])).targets[0].prediction is None
 
 
 def test_a_state_of_a_newer_service_is_refused_by_number() -> None:

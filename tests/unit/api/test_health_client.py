@@ -17,7 +17,7 @@ from tests.unit.examples import guard_status
 class Guard:
     """A service with nothing to tell."""
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         return guard_status()
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:

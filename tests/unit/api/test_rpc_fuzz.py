@@ -114,7 +114,7 @@ class View:
         self.log.add(decision(sequence=1, identifier=1), 1000.0)
         self.log.add(decision(sequence=2, identifier=7), 1001.0)
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         return guard_status(target(1, TargetState.HELD))
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:

@@ -27,7 +27,7 @@ class Guard:
         held = target(2, TargetState.HELD, cause="no_link", deadline=103.0, paths=(path("172.16.1.11", "no_link", ""),))
         self.state = guard_status(target(1), held)
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         return self.state
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:

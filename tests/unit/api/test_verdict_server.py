@@ -27,7 +27,7 @@ class View:
     def __init__(self) -> None:
         self.log = DecisionLog()
 
-    def status(self) -> Any:
+    async def status(self) -> Any:
         return guard_status()
 
     def decisions(self, target: Any, limit: int) -> Any:

@@ -32,7 +32,7 @@ class Guard:
         for sequence, action in enumerate(Action):
             self.log.add(in_every_text(decision(action, sequence=sequence, evidence=(evidence,))), 1_700_000_000.0)
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         return self.state
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:

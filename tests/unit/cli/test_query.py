@@ -7,7 +7,7 @@ import pytest
 
 from lbguard.api.server import ApiServer
 from lbguard.core.model import Action, Decision, TargetKey, TargetState
-from lbguard.core.status import GuardStatus
+from lbguard.core.status import GuardStatus, Prediction
 from lbguard.decisions import DecisionLog
 from tests.unit.examples import decision, guard_status, path, target
 from tests.unit.shell import Shell
@@ -27,13 +27,18 @@ class Guard:
     def __init__(self) -> None:
         self.log = DecisionLog()
         broken = target(
-            2, TargetState.HELD, cause="no_link", deadline=102.5, paths=(path("172.16.1.11", "no_link", ""),)
+            2,
+            TargetState.HELD,
+            cause="no_link",
+            deadline=102.5,
+            paths=(path("172.16.1.11", "no_link", ""),),
+            prediction=Prediction(action=Action.FREEZE, at=102.5, until=162.5, why="2 of 2 targets are broken"),
         )
         self.state = guard_status(target(1), broken)
         self.log.add(decision(Action.ADMIT, sequence=1, identifier=2), 1_700_000_000.0)
         self.log.add(decision(Action.HOLD, sequence=2, identifier=2, deadline=103.0), 1_700_000_001.5)
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         return self.state
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
@@ -56,6 +61,7 @@ async def test_status_shows_trouble_first(shell: Shell, service: str) -> None:
     rows = [line for line in outcome.out.splitlines() if line.startswith("stream-a/")]
     assert [row.split()[0] for row in rows] == ["stream-a/2", "stream-a/1"]
     assert "in 2.5 s" in rows[0]
+    assert "frozen" in rows[0]
     assert "no_link" in rows[0]
     assert "lb-a (7#2)" in outcome.out
 
@@ -65,6 +71,14 @@ async def test_status_in_json_tells_ages(shell: Shell, service: str) -> None:
     state = json.loads(outcome.out)
     assert state["targets"][1]["state"] == "held"
     assert (state["targets"][1]["age_s"], state["targets"][1]["deadline_in_s"]) == (10.0, 2.5)
+    assert state["targets"][1]["prediction"] == {
+        "action": "freeze",
+        "in_s": 2.5,
+        "until_in_s": 62.5,
+        "wait_s": 0.0,
+        "why": "2 of 2 targets are broken",
+    }
+    assert state["targets"][0]["prediction"] is None
     assert state["streams"][0]["counts"]["held"] == 1
     assert "now" not in state
 
@@ -82,6 +96,7 @@ async def test_explain_tells_the_story(shell: Shell, service: str) -> None:
     outcome = await asyncio.to_thread(shell, "explain", "172.16.1.11", "--socket", service)
     assert outcome.status == 0
     assert "stream-a/2 has been held for 10.0 s because of no_link." in outcome.out
+    assert "In 2.5 s it is frozen, not withdrawn, for at most 60.0 s" in outcome.out
     assert "hold stream-a/2: no_link" in outcome.out
     outcome = await asyncio.to_thread(shell, "explain", "2", "--json", "--socket", service)
     explained = json.loads(outcome.out)

@@ -82,9 +82,10 @@ def test_the_recorded_state() -> None:
     order = [line.split()[0] for line in lines if line.startswith("stream-a/")]
     assert order == [f"stream-a/{identifier}" for identifier in (1, 2, 3, 4, 5)]
     assert "172.16.0.10 link_down nsm0" in row(lines, "stream-a/1")
+    assert "withdrawn" in row(lines, "stream-a/1")
     assert row(lines, "nsm0").split()[2:4] == ["unusable", "down"]
     newest, older = lines[lines.index(next(line for line in lines if line.startswith("LAST DECISIONS"))) + 1 :][:2]
-    assert "hold stream-a/2: link_down (172.16.0.11 via nsm0), withdraw in 20.0 s" in newest
+    assert "hold stream-a/2: link_down (172.16.0.11 via nsm0), the grace window ends in 20.0 s" in newest
     assert "hold stream-a/1: link_down" in older
 
 
@@ -140,7 +141,7 @@ def test_what_is_wrong_with_streams_and_service_is_said() -> None:
     assert "KERNEL OUT OF SYNC (overrun)" in lines[0]
     stream = row(lines, "stream-a")
     assert stream.split()[1] == "NO"
-    assert stream.rstrip().endswith("no usable path; mass failure: deadlines are frozen; table changing")
+    assert stream.rstrip().endswith("no usable path; mass failure: targets are frozen, not withdrawn; table changing")
 
 
 def test_a_local_vip_is_noted() -> None:
@@ -202,7 +203,7 @@ class Guard:
         self.log = DecisionLog()
         self.log.add(decision(Action.HOLD, sequence=1), 1_700_000_000.0)
 
-    def status(self) -> GuardStatus:
+    async def status(self) -> GuardStatus:
         return guard_status(target(1, TargetState.HELD, cause="no_link", deadline=130.0))
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:

@@ -7,7 +7,7 @@ from lbguard.core import events as ev
 from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Action, Condition, StreamSpec, TargetSpec, TargetSubject, Verdict, VerdictState
 from lbguard.core.observation import LOOK_S
-from tests.unit.core.harness import STREAM, Guard, ipv4_of
+from tests.unit.core.harness import STREAM, Guard, ipv4_of, ipv6_of
 
 
 def config(
@@ -386,3 +386,107 @@ def test_the_end_of_a_repair_does_not_take_back_what_progress_has_kept() -> None
     assert guard.deadline(1) == lost_at + 17.0
     guard.tell(verdict(ipv4_of(1), VerdictState.UP, 2))
     assert guard.deadline(1) == lost_at + 10.0
+
+
+# One family
+
+
+ADDRESS6 = "fd00:0::1/64"
+
+
+def dual() -> Guard:
+    """Targets 1 and 2 behind link 1, dual stack, and targets 3 to 5 behind link 2."""
+    guard = Guard(config(), targets=0)
+    guard.link(1, ipv6=True)
+    guard.link(2, proxy=1)
+    both = tuple(TargetSpec(identifier=i, ips=(ipv4_of(i), ipv6_of(i))) for i in (1, 2))
+    one = tuple(TargetSpec(identifier=i, ips=(ipv4_of(i, 1),)) for i in (3, 4, 5))
+    guard.source(StreamSpec(name=STREAM, targets=both + one))
+    assert set(guard.states().values()) == {"active"}
+    return guard
+
+
+def test_one_familys_loss_never_takes_the_other_familys_connections_along() -> None:
+    guard = dual()
+    guard.tell(guard.address_gone(1, ADDRESS6))
+    assert [(d.action, d.cause, d.deadline) for d in guard.decisions()] == [(Action.HOLD, "no_address", None)] * 2
+    guard.wait(10_000)
+    assert guard.decisions() == []
+    assert guard.active() == {1, 2, 3, 4, 5}
+    guard.tell(guard.address(1, ADDRESS6))
+    assert guard.actions() == [(1, "recover"), (2, "recover")]
+
+
+def test_the_window_begins_when_the_last_family_is_lost() -> None:
+    guard = dual()
+    guard.tell(guard.address_gone(1, ADDRESS6))
+    guard.wait(2.9)
+    guard.cut(1)
+    assert [(d.action, d.deadline) for d in guard.decisions()] == [(Action.REVISE, guard.now + 3.0)] * 2
+    guard.wait(2.9)
+    assert guard.active() == {1, 2, 3, 4, 5}
+    guard.wait(0.2)
+    assert guard.active() == {3, 4, 5}
+    assert {d.duration_s for d in guard.decisions()} == {3.0}
+
+
+def test_a_family_that_is_back_ends_the_deadline_when_it_comes() -> None:
+    guard = dual()
+    lost_at = guard.now
+    guard.unlink(1)
+    guard.wait(1.0)
+    guard.link(5)  # as the same link, but for its IPv6 address
+    assert guard.decisions() == [], "the other family comes a moment later, as a rule"
+    guard.wait(10_000)
+    told = [(d.at, d.action, d.cause, d.deadline) for d in guard.decisions()]
+    assert told == [(lost_at + 3.0, Action.REVISE, "no_link", None)] * 2
+    assert guard.active() == {1, 2, 3, 4, 5}
+    assert guard.states()[1] == "held"
+
+
+def test_a_family_that_was_back_for_a_moment_begins_a_window_of_its_own() -> None:
+    guard = dual()
+    guard.unlink(1)
+    guard.wait(2.0)
+    guard.link(5)
+    guard.wait(0.5)
+    guard.unlink(5)
+    assert [(d.action, d.deadline) for d in guard.decisions()] == [(Action.REVISE, guard.now + 3.0)] * 2
+    guard.wait(3.1)
+    assert guard.active() == {3, 4, 5}
+
+
+def test_a_family_that_is_back_ends_a_freeze() -> None:
+    guard = dual()
+    guard.unlink(1)
+    guard.unlink(2)
+    guard.wait(10.0)
+    assert set(guard.states().values()) == {"frozen"}
+    guard.link(5)
+    assert guard.states() == {1: "held", 2: "held", 3: "frozen", 4: "frozen", 5: "frozen"}
+    guard.wait(10_000)
+    assert guard.active() == {1, 2}
+
+
+def test_a_target_that_is_out_waits_for_both_families() -> None:
+    guard = dual()
+    guard.unlink(1)
+    guard.wait(3.1)
+    guard.link(5)
+    guard.wait(100.0)
+    assert guard.states()[1] == "withdrawn"
+    guard.tell(guard.address(5, "fd00:0::5/64"))
+    assert guard.states()[1] == "active"
+
+
+def test_soft_evidence_against_the_other_family_begins_the_window_and_a_pardon_ends_it() -> None:
+    guard = dual()
+    guard.tell(guard.address_gone(1, ADDRESS6))
+    guard.fail_neighbor(ipv4_of(1))
+    assert guard.deadline(1) == guard.now + 3.0
+    assert guard.deadline(2) is None
+    guard.target(1).pardoned_until = guard.now + 10.0
+    guard.tell(guard.address(1, ADDRESS6, usable=False))
+    guard.wait(5.0)
+    assert guard.states()[1] == "held"
+    assert guard.deadline(1) is None

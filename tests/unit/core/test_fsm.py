@@ -8,30 +8,35 @@ from lbguard.core.model import ADMITTED, Action, TargetState
 # state, input, state that follows ("gone": forgotten), action
 CELLS = [
     ("pending", "path_ok", "active", "admit"),
+    ("pending", "path_partial", "pending", "stay"),
     ("pending", "path_broken", "pending", "stay"),
     ("pending", "deadline", "pending", "stay"),
     ("pending", "deadline_mass", "pending", "stay"),
     ("pending", "deadline_vetoed", "pending", "stay"),
     ("pending", "removed", "gone", "forget"),
     ("active", "path_ok", "active", "stay"),
+    ("active", "path_partial", "held", "hold"),
     ("active", "path_broken", "held", "hold"),
     ("active", "deadline", "active", "stay"),
     ("active", "deadline_mass", "active", "stay"),
     ("active", "deadline_vetoed", "active", "stay"),
     ("active", "removed", "gone", "remove"),
     ("held", "path_ok", "active", "recover"),
+    ("held", "path_partial", "held", "revise"),
     ("held", "path_broken", "held", "revise"),
     ("held", "deadline", "withdrawn", "withdraw"),
     ("held", "deadline_mass", "frozen", "freeze"),
     ("held", "deadline_vetoed", "active", "pardon"),
     ("held", "removed", "gone", "remove"),
     ("frozen", "path_ok", "active", "recover"),
+    ("frozen", "path_partial", "held", "revise"),
     ("frozen", "path_broken", "frozen", "stay"),
     ("frozen", "deadline", "withdrawn", "withdraw"),
     ("frozen", "deadline_mass", "frozen", "stay"),
     ("frozen", "deadline_vetoed", "active", "pardon"),
     ("frozen", "removed", "gone", "remove"),
     ("withdrawn", "path_ok", "withdrawn", "wait"),
+    ("withdrawn", "path_partial", "withdrawn", "relapse"),
     ("withdrawn", "path_broken", "withdrawn", "relapse"),
     ("withdrawn", "deadline", "active", "readmit"),
     ("withdrawn", "deadline_mass", "active", "readmit"),
@@ -41,7 +46,7 @@ CELLS = [
 
 
 def test_the_table_has_exactly_these_cells() -> None:
-    assert len(CELLS) == 30 == len(TargetState) * len(Input)
+    assert len(CELLS) == 35 == len(TargetState) * len(Input)
     assert {(TargetState(state), Input(what)) for state, what, _, _ in CELLS} == set(TRANSITIONS)
 
 
@@ -55,6 +60,11 @@ def test_cell(state: str, what: str, follows: str, action: str) -> None:
 def test_a_broken_path_alone_never_takes_a_target_out() -> None:
     for state in ADMITTED:
         assert TRANSITIONS[state, Input.PATH_BROKEN].state in ADMITTED
+
+
+def test_one_familys_loss_never_takes_a_target_out_or_freezes_it() -> None:
+    for state in ADMITTED:
+        assert TRANSITIONS[state, Input.PATH_PARTIAL].state is TargetState.HELD
 
 
 def test_removal_wins_from_every_state() -> None:

@@ -372,6 +372,7 @@ class Target(_message.Message):
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     PENALTY_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     identifier: _builtins.int
     mark: _builtins.int
@@ -381,11 +382,17 @@ class Target(_message.Message):
     since_s: _builtins.float
     """When the state began, seconds of the service's clock."""
     deadline_s: _builtins.float
-    """When the state ends unless the path changes, seconds of the service's clock; absent: it has no end."""
+    """When it is decided upon again unless the path changes, seconds of the service's clock; absent: at no moment. What
+    is decided then: `prediction`.
+    """
     penalty: _builtins.float
     """Flap penalty: each loss adds one, and it decays."""
     @_builtins.property
     def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Path]: ...
+    @_builtins.property
+    def prediction(self) -> Global___Prediction:
+        """What follows if nothing changes; absent: nothing does."""
+
     def __init__(
         self,
         *,
@@ -398,16 +405,66 @@ class Target(_message.Message):
         deadline_s: _builtins.float | None = ...,
         penalty: _builtins.float = ...,
         paths: _abc.Iterable[Global___Path] | None = ...,
+        prediction: Global___Prediction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "cause", b"cause", "deadline_s", b"deadline_s", "identifier", b"identifier", "mark", b"mark", "paths", b"paths", "penalty", b"penalty", "since_s", b"since_s", "state", b"state", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "cause", b"cause", "deadline_s", b"deadline_s", "identifier", b"identifier", "mark", b"mark", "paths", b"paths", "penalty", b"penalty", "prediction", b"prediction", "since_s", b"since_s", "state", b"state", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_s) -> _WhichOneofReturnType__deadline_s | None: ...
 
 Global___Target: _TypeAlias = Target  # noqa: Y015
+
+@_typing.final
+class Prediction(_message.Message):
+    """What follows for a target if no path changes and nothing is listed anew, as the code that decides sees it now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    UNTIL_S_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """`withdraw`, `freeze`, `pardon` (made active, the evidence is disbelieved), `readmit`, `admit`, `hold`, or `stay`:
+    nothing is done.
+    """
+    at_s: _builtins.float
+    """When, seconds of the service's clock; absent: at no moment by itself (`admit`, `readmit`: once the paths are ok;
+    `hold`: it goes on without an end).
+    """
+    until_s: _builtins.float
+    """When that ends in its turn (`freeze`, `pardon`), or what lasts now (`stay`), seconds of the service's clock."""
+    wait_s: _builtins.float
+    """How long a re-admission waits once the paths are ok, seconds."""
+    why: _builtins.str
+    """Why it is not withdrawn, in words."""
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        at_s: _builtins.float | None = ...,
+        until_s: _builtins.float | None = ...,
+        wait_s: _builtins.float = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_s", b"_at_s", "_until_s", b"_until_s", "at_s", b"at_s", "until_s", b"until_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_s", b"_at_s", "_until_s", b"_until_s", "action", b"action", "at_s", b"at_s", "until_s", b"until_s", "wait_s", b"wait_s", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_s: _TypeAlias = _typing.Literal["at_s"]  # noqa: Y015
+    _WhichOneofArgType__at_s: _TypeAlias = _typing.Literal["_at_s", b"_at_s"]  # noqa: Y015
+    _WhichOneofReturnType__until_s: _TypeAlias = _typing.Literal["until_s"]  # noqa: Y015
+    _WhichOneofArgType__until_s: _TypeAlias = _typing.Literal["_until_s", b"_until_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_s) -> _WhichOneofReturnType__at_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until_s) -> _WhichOneofReturnType__until_s | None: ...
+
+Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
 
 @_typing.final
 class Path(_message.Message):
