@@ -131,7 +131,7 @@ class Engine:
     def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
         """Return the holds that a later run has to go on with if this one ends now."""
         seen_until = now if self.in_sync else self._observation.blind_since
-        return self.life.memory.open_holds(self.roster.streams.values(), seen_until, now)
+        return self.life.memory.open_holds(self.roster.streams.values(), self.life.deadlines, seen_until, now)
 
     def status(self, now: float) -> GuardStatus:
         """Return the whole state for those who look at it, built in one go."""

@@ -285,6 +285,7 @@ class OpenHold:
     """A hold that has not ended: a target by its addresses too, and the cause of its loss.
 
     `broken_s`: how long the loss has been observed. `frozen_s`: how long of that it was frozen, None when it never was.
+    `left_s`: how long it had to its deadline, which may rest on what a new run has yet to learn (a verdict HEALING).
     """
 
     stream: str
@@ -293,6 +294,7 @@ class OpenHold:
     cause: Condition
     broken_s: float
     frozen_s: float | None = None
+    left_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

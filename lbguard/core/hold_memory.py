@@ -4,13 +4,14 @@ A run that is killed and started anew adopts its targets as ACTIVE. Without a me
 its whole window again, so a process that crashes faster than the window would hold it for ever. Only time in which the
 loss was observed counts: nobody knows what was while lbguard was away.
 
-- A target that is broken when it is judged first goes on with the time that its hold had spent.
+- A target that is broken when it is judged first goes on with the time that its hold had spent, and had left.
 - One that is not has healed, and its record ends. Soft evidence is the exception: a start knows none, and it comes in
   only within seconds; until then its absence is no proof.
 """
 
 from collections.abc import Iterable
 
+from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import OpenHold
 from lbguard.core.model import SOFT, TargetKey, TargetState
 from lbguard.core.state import Stream, Target
@@ -54,7 +55,9 @@ class HoldMemory:
         """Forget a target that left the source."""
         self._holds.pop(key, None)
 
-    def open_holds(self, streams: Iterable[Stream], seen_until: float, now: float) -> tuple[OpenHold, ...]:
+    def open_holds(
+        self, streams: Iterable[Stream], deadlines: Deadlines[TargetKey], seen_until: float, now: float
+    ) -> tuple[OpenHold, ...]:
         """Return the holds that are open now, and those remembered whose target was not judged yet.
 
         `seen_until`: the moment up to which the state of the kernel is known.
@@ -68,6 +71,7 @@ class HoldMemory:
                 cause=target.cause,
                 broken_s=max(0.0, seen_until - target.lost_at),
                 frozen_s=max(0.0, seen_until - target.frozen_at) if target.froze else None,
+                left_s=max(0.0, (deadlines.get(target.key) or seen_until) - seen_until),
             )
             for stream in streams
             if stream.broken

@@ -146,9 +146,9 @@ class Lifecycle:
         """Count what an earlier run observed of a loss; what came back meanwhile gets the time of a repair."""
         target.lost_at = now - before.broken_s
         window = self._grace.window_s(target.cause, target.lost_in)
-        # Once for all runs: they must not add up to more, however short each of them is.
-        end = target.lost_at + min(window + REPAIR_TIME_S, self._config.grace.max_s)
-        target.spared_until = min(now + REPAIR_TIME_S, end)
+        # A repair's time once for all runs: they must not add up to more, however short each of them is.
+        repaired_at = min(now + REPAIR_TIME_S, target.lost_at + window + REPAIR_TIME_S)
+        target.spared_until = min(max(now + before.left_s, repaired_at), target.lost_at + self._config.grace.max_s)
         if before.frozen_s is not None:
             target.frozen_at = now - before.frozen_s
             # The mass failure may be over, and heals come one after another: one more window, as when it ends.

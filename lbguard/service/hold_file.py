@@ -103,6 +103,7 @@ class HoldFile:
                 hold.cause.value,
                 round(hold.broken_s, 3),
                 None if hold.frozen_s is None else round(hold.frozen_s, 3),
+                round(hold.left_s, 3),
             ]
             for hold in holds
         ]
@@ -125,7 +126,7 @@ class HoldFile:
         return tuple(_hold(*row) for row in document["holds"])
 
 
-def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, frozen_s: Any) -> OpenHold:
+def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, frozen_s: Any, left_s: Any) -> OpenHold:
     texts = isinstance(ips, list) and all(isinstance(text, str) for text in (stream, *ips))
     if not texts or type(identifier) is not int:
         raise TypeError("a hold of another form")
@@ -136,6 +137,7 @@ def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, fro
         cause=Condition(cause),
         broken_s=_seconds(broken_s),
         frozen_s=None if frozen_s is None else _seconds(frozen_s),
+        left_s=_seconds(left_s),
     )
 
 

@@ -309,7 +309,7 @@ class Watch:
         self._froze_at.pop(d.target, None)
         target = self._world.engine.roster.target(d.target)
         hold = self._remembered.pop(d.target, None)
-        if target is None or target.state not in _BROKEN or target.since != now:
+        if target is None or target.since != now:
             return
         spent_s = now - target.lost_at
         if hold is None or set(hold.ips) != target.paths.keys():

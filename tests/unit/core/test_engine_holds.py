@@ -7,7 +7,17 @@ import pytest
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig, GraceConfig
 from lbguard.core.lifecycle import REPAIR_TIME_S
-from lbguard.core.model import Action, Condition, Route, Rule, StreamSpec, TargetSpec
+from lbguard.core.model import (
+    Action,
+    Condition,
+    Route,
+    Rule,
+    StreamSpec,
+    TargetSpec,
+    TargetSubject,
+    Verdict,
+    VerdictState,
+)
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
 
 CONFIG = EngineConfig(
@@ -111,6 +121,27 @@ def test_the_time_of_a_repair_is_given_once_however_short_the_lives_are() -> Non
     guard = lives.start()
     guard.wait(0.02)
     assert guard.states()[1] == "withdrawn"
+
+
+def test_a_longer_window_that_a_verdict_asked_for_goes_on_until_it_is_heard_again() -> None:
+    lives = Lives()
+    said = Verdict(
+        subject=TargetSubject(ip=ipv4_of(1)),
+        state=VerdictState.HEALING,
+        generation=1,
+        sequence=1,
+        lease_s=30.0,
+        heal_s=10.0,
+    )
+    lives.guard.tell(ev.VerdictReported(reporter="proxy-a", verdict=said))
+    lives.lose(1)
+    lives.kill(after_s=6.0)
+    guard = lives.start()
+    assert guard.states()[1] == "held"
+    assert guard.deadline(1) == pytest.approx(guard.now + 4.0)
+    lives.kill(after_s=1.0)
+    guard = lives.start()
+    assert guard.deadline(1) == pytest.approx(guard.now + 3.0)
 
 
 def test_the_bound_of_all_lives_together_is_grace_max() -> None:

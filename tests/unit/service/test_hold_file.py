@@ -23,6 +23,7 @@ HOLDS = (
         ips=(parse_ip("172.16.0.11"), parse_ip("fd00::11")),
         cause=Condition.NO_LINK,
         broken_s=2.5,
+        left_s=0.5,
     ),
     OpenHold(stream="b", identifier=2, ips=(), cause=Condition.NEIGHBOR_FAILED, broken_s=61.0, frozen_s=58.0),
 )
@@ -97,7 +98,7 @@ def _link(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
-GOOD = ("stream-a", 1, ["172.16.0.11"], "no_link", 2.5, None)
+GOOD = ("stream-a", 1, ["172.16.0.11"], "no_link", 2.5, None, 0.5)
 BAD: dict[str, Callable[[Path], None]] = {
     "another boot": _changed(boot="0"),
     "another namespace": _changed(namespace=[0, 0]),
@@ -118,9 +119,9 @@ BAD: dict[str, Callable[[Path], None]] = {
     "a stream without a name": _row(None, *GOOD[1:]),
     "an address that is a number": _row("stream-a", 1, [5], *GOOD[3:]),
     "an address that is none": _row("stream-a", 1, ["here"], *GOOD[3:]),
-    "an unknown cause": _row("stream-a", 1, ["172.16.0.11"], "boredom", 2.5, None),
-    "a negative time": _row("stream-a", 1, ["172.16.0.11"], "no_link", -1.0, None),
-    "no end": _row("stream-a", 1, ["172.16.0.11"], "no_link", float("inf"), None),
+    "an unknown cause": _row("stream-a", 1, ["172.16.0.11"], "boredom", 2.5, None, 0.5),
+    "a negative time": _row("stream-a", 1, ["172.16.0.11"], "no_link", -1.0, None, 0.5),
+    "no end": _row("stream-a", 1, ["172.16.0.11"], "no_link", float("inf"), None, 0.5),
     "a FIFO": _other_kind(os.mkfifo),
     "a directory": _other_kind(os.mkdir),
     "a symbolic link": _link,
