@@ -243,6 +243,9 @@ class Opinions:
             later = replace(opinion, received_at=opinion.received_at + duration_s)
             self._replace(source, opinion, later)
             self._leases.set(source, later.lease_end)
+        # What waited meanwhile may be as old as the time was long.
+        for at, past in list(self._past_ends.in_order()):
+            self._past_ends.set(past, at + duration_s)
 
     def _lapse(self, source: Source, opinion: Opinion) -> tuple[Ip, ...]:
         last = opinion.verdict

@@ -41,8 +41,8 @@ class HoldMemory:
             return None
         return hold
 
-    def path_ok(self, target: Target, now: float) -> None:
-        """Take note that a target is not broken now."""
+    def forwards(self, target: Target, now: float) -> None:
+        """Take note that a target has a path that forwards now."""
         hold, until = self._holds.get(target.key, (None, now))
         if hold is None:
             return
@@ -76,6 +76,6 @@ class HoldMemory:
             for stream in streams
             if stream.broken
             for target in stream.targets.values()
-            if target.state in _BROKEN
+            if target.state in _BROKEN and not target.partial
         ]
         return (*remembered, *broken)

@@ -61,10 +61,13 @@ class Lifecycle:
             # Whether its path is usable may change without a move.
             self.moved[stream.spec.name] = None
         if cause is Condition.OK:
-            self.memory.path_ok(target, now)
+            self.memory.forwards(target, now)
             self.apply(stream, target, Input.PATH_OK, now)
+        elif target.forwards(now):
+            self.memory.forwards(target, now)
+            self.apply(stream, target, Input.PATH_PARTIAL, now, cause)
         else:
-            self.apply(stream, target, Input.PATH_PARTIAL if target.forwards(now) else Input.PATH_BROKEN, now, cause)
+            self.apply(stream, target, Input.PATH_BROKEN, now, cause)
 
     def expire(self, stream: Stream, target: Target, now: float) -> None:
         """Feed a deadline that has come, as the kind that the stream's condition makes of it."""
@@ -103,8 +106,8 @@ class Lifecycle:
                     target.spared_until += shift_s
                     target.frozen_at += shift_s
                     deadline = self.deadlines.get(target.key)
-                    assert deadline is not None
-                    self.deadlines.set(target.key, deadline + shift_s)
+                    if deadline is not None:
+                        self.deadlines.set(target.key, deadline + shift_s)
 
     def apply(self, stream: Stream, target: Target, what: Input, now: float, cause: Condition = Condition.OK) -> None:
         """Apply one input to a target by the table of transitions."""
@@ -136,7 +139,8 @@ class Lifecycle:
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
         target.spared_until, target.frozen_at = now, math.inf
         target.penalty.add_loss(self._config.damping, now)
-        before = self.memory.take(target, now)
+        # What forwards by one path is held without an end: there is nothing to go on with.
+        before = None if target.partial else self.memory.take(target, now)
         if before is not None:
             self._go_on(target, before, now)
         self._set_grace_deadline(target)

@@ -64,7 +64,7 @@ def test_the_story_of_a_held_target() -> None:
     story = target_story(held, 100.0, recent)
     assert "stream-a/1 has been held for 10.0 s because of no_link." in story
     assert "It stands in the distributor (fwmark and route table 5001)." in story
-    assert "The path to 172.16.1.10 is broken: no_link - no link has an address in the subnet of 172.16.1.10" in story
+    assert "The path to 172.16.1.10 is broken: no_link - no link reaches the subnet of 172.16.1.10" in story
     assert "The path to fd00:1::10 is ok (via lb-a, neighbour reachable at 02:00:00:00:00:01)." in story
     assert "It is withdrawn in 2.5 s unless the path comes back." in story
     assert "Its flap penalty is 1.50: what exceeds 1 delays a re-admission (damping.step)." in story

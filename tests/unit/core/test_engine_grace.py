@@ -319,7 +319,7 @@ def heal_after(guard: Guard, seconds: float, link: int) -> int:
 
 def test_adaptive_grace_learns_from_heals_that_came_too_late_for_the_window() -> None:
     guard = two_proxies(config(adaptive=True))
-    link = 10
+    link = 200
     guard.unlink(1)
     guard.link(link)
     for _ in range(5):

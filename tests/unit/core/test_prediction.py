@@ -8,6 +8,7 @@ from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, Grace
 from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.model import Action, Condition, NeighborState, StreamSpec, TargetSpec, TargetState
+from lbguard.core.observation import LOOK_S
 from lbguard.core.prediction import predict
 from lbguard.core.state import Stream
 from lbguard.core.status import Prediction
@@ -164,7 +165,8 @@ def test_out_of_sync_nothing_is_promised_until_it_was_repaired() -> None:
             rules=tuple(guard.rules),
         )
     )
-    assert expected(guard, 1) == Prediction(action=Action.WITHDRAW, at=guard.now + 0.5)
+    # What was not seen does not count: of the window, the time of one look is over.
+    assert expected(guard, 1) == Prediction(action=Action.WITHDRAW, at=guard.now + 3.0 - LOOK_S)
 
 
 def test_one_familys_loss_has_no_end_of_its_own() -> None:
