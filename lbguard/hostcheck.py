@@ -36,12 +36,15 @@ _CERTIFICATE_BYTES_MAX = 2**20
 _NEIGHBOR_TABLE_SHARE = 0.75
 
 
+Severity = Literal["error", "warning"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Something missing or wrong. `id` is one of a bounded set; with severity error lbguard cannot work."""
 
     id: str
-    severity: Literal["error", "warning"]
+    severity: Severity
     what: str
     remedy: str
 
@@ -301,18 +304,20 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
     for name, path in (("socket", settings.socket), ("availability.socket", settings.availability.socket)):
         if path is None:
             continue
+        # All else is served without the frontend's, which is tried again.
+        severity: Severity = "error" if name == "socket" else "warning"
         why = _why_unwritable(host, path.parent)
         if why:
             yield Finding(
                 id="socket_directory",
-                severity="error",
+                severity=severity,
                 what=f"{name} {path} cannot be made: {why}",
                 remedy=f"make {path.parent} writable for this user, or set {name} to another path",
             )
         elif _is_taken(host.path(path)):
             yield Finding(
                 id="socket_directory",
-                severity="error",
+                severity=severity,
                 what=f"{name} = {path}: the path is taken by something that is no socket",
                 remedy=f"remove {path}, or set {name} to another path",
             )
