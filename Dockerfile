@@ -31,7 +31,7 @@ COPY lbguard ./lbguard
 COPY deploy/image/lbguard ./launcher
 # Byte code is made here, and never compared with its source: the file system is read-only where it runs. The
 # interpreter is a copy, because file capabilities belong to a file, and Debian's own python3 shall not have them. They
-# lack the effective bit: see lbguard/capabilities.py.
+# lack the effective bit: see lbguard/kernel/capabilities.py.
 RUN packages=$(/opt/lbguard/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
  && mv lbguard "$packages/" \
  && /opt/lbguard/bin/python3 -m compileall -q --invalidation-mode unchecked-hash "$packages" \

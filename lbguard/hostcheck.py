@@ -14,8 +14,8 @@ from typing import Literal
 from lbguard.bounded_file import FileError, read_regular_file
 from lbguard.core.addr import Prefix, format_ip, overlapping, prefix_of, why_not_unicast
 from lbguard.core.model import StreamSpec
+from lbguard.kernel.local_routes import local_prefixes
 from lbguard.link_counters import decode_link_name
-from lbguard.netlink.local_routes import local_prefixes
 from lbguard.settings.model import Settings
 
 INSTANCE_NAME = "@lbguard.instance"

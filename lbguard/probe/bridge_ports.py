@@ -8,8 +8,8 @@ import asyncio
 import struct
 from typing import Final
 
-from lbguard.netlink import constants as c
-from lbguard.netlink.socket import KERNEL_PORT, KernelSocket, NetlinkSocket
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.socket import KERNEL_PORT, KernelSocket, NetlinkSocket
 
 _AF_BRIDGE: Final = 7
 _NDA_MASTER: Final = 9

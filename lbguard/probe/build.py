@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lbguard.api.security import CertificateFiles, CredentialsError, MaterialSource
 from lbguard.api.workload_api import WorkloadApi
 from lbguard.core.model import Verdict
-from lbguard.netlink.mirror import MirrorSettings
+from lbguard.kernel.mirror import MirrorSettings
 from lbguard.probe.addresses import parse_dial_address, parse_report_address
 from lbguard.probe.bridge import BridgeNeighbors, BridgeSource
 from lbguard.probe.bridge_ports import BridgePorts

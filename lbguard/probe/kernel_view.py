@@ -15,7 +15,7 @@ from lbguard.core.events import (
     NeighborGone,
     NeighborSeen,
 )
-from lbguard.netlink.mirror import KernelMirror, MirrorSettings
+from lbguard.kernel.mirror import KernelMirror, MirrorSettings
 
 SETTLE_S = 0.02
 """Changes that follow each other within this time are told as one."""

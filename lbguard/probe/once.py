@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lbguard.core.addr import format_ip
 from lbguard.core.model import Subject, Verdict, VerdictState
-from lbguard.netlink.mirror import MirrorError
+from lbguard.kernel.mirror import MirrorError
 from lbguard.probe.build import ProbeError, judge_settings, make_kernel_view, make_monitor, make_source
 from lbguard.probe.connection import Connection
 from lbguard.probe.judge import Detector

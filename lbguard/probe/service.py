@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from lbguard import __version__
 from lbguard.core.model import Subject, TargetSubject, Verdict, VerdictState
 from lbguard.httpd import Health, HttpEndpoint, ListenError
+from lbguard.kernel.mirror import MirrorError
 from lbguard.log import fields, setup_logging
-from lbguard.netlink.mirror import MirrorError
 from lbguard.printable import printable
 from lbguard.probe.build import (
     ProbeError,

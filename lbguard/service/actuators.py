@@ -39,12 +39,12 @@ from lbguard.core.events import (
     StreamsPruned,
 )
 from lbguard.core.model import StreamSpec
-from lbguard.dataplane.links import LinkOperations, NeighborTimers
-from lbguard.dataplane.neighbors import NeighborFailure, Neighbors
-from lbguard.dataplane.routes import RouteTable
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
+from lbguard.kernel.links import LinkOperations, NeighborTimers
+from lbguard.kernel.neighbors import NeighborFailure, Neighbors
+from lbguard.kernel.routes import RouteTable
+from lbguard.kernel.socket import NetlinkChannel
 from lbguard.log import fields
-from lbguard.netlink.socket import NetlinkChannel
 
 _log = logging.getLogger("lbguard.service.actuators")
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from lbguard.announce.sender import Announcer
 from lbguard.core.addr import Ip
 from lbguard.core.model import LinkKey, Route
-from lbguard.dataplane.links import NeighborTimers
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
@@ -13,7 +12,8 @@ from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
 from lbguard.distributor.nft import NftDistributor
 from lbguard.distributor.observe import ObserveDistributor
 from lbguard.distributor.select import AutoDistributor
-from lbguard.netlink.mirror import KernelMirror, MirrorSettings, Sink
+from lbguard.kernel.links import NeighborTimers
+from lbguard.kernel.mirror import KernelMirror, MirrorSettings, Sink
 from lbguard.settings.model import Settings
 from lbguard.sources.base import Source, SourceEvent
 from lbguard.sources.file import FileSource

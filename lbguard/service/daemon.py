@@ -19,13 +19,13 @@ from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
-from lbguard.dataplane.instance import InstanceLock, InstanceRunning
 from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
+from lbguard.kernel.instance import InstanceLock, InstanceRunning
+from lbguard.kernel.socket import NetlinkChannel
 from lbguard.log import fields, setup_logging
 from lbguard.metrics.guard import Metrics
 from lbguard.metrics.interface_counts import links_facing_targets
-from lbguard.netlink.socket import NetlinkChannel
 from lbguard.recording.service import ServiceRecording
 from lbguard.service.actuators import (
     DistributorActuator,

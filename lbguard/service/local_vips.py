@@ -12,8 +12,8 @@ from dataclasses import replace
 from lbguard.core.addr import Prefix, overlapping, why_not_unicast
 from lbguard.core.model import StreamSpec
 from lbguard.core.status import GuardStatus
+from lbguard.kernel.local_routes import local_prefixes
 from lbguard.log import fields
-from lbguard.netlink.local_routes import local_prefixes
 
 _log = logging.getLogger("lbguard.service.local_vips")
 

@@ -21,7 +21,7 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
 from lbguard.core.model import ROUTE_METRIC, NeighborState, Route, RouteKind, StreamSpec, TargetSpec, TargetState
-from lbguard.netlink.encode import delete_route
+from lbguard.kernel.codec.encode import delete_route
 from tests.bench.results import Row, Say, Scale, Summary
 from tests.bench.service import Service
 from tests.bench.storm import neighbor_message

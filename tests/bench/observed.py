@@ -9,7 +9,7 @@ import sys
 
 from lbguard.core.addr import format_ip
 from lbguard.core.model import RouteKind
-from lbguard.dataplane.instance import InstanceLock
+from lbguard.kernel.instance import InstanceLock
 from lbguard.log import setup_logging
 from lbguard.service.daemon import Daemon
 from lbguard.settings.model import load

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from lbguard.core.addr import is_ipv4
 from lbguard.core.model import ROUTE_METRIC, Route, RouteKind
+from lbguard.kernel.codec.encode import replace_route
 from lbguard.lab.netns import Namespace
-from lbguard.netlink.encode import replace_route
 from tests.bench.results import Row, Say, Scale
 from tests.bench.service import Service
 from tests.bench.world import LINK, LinkSwitch, RouteListener, Wire, ifindex_of, mark_of, pair, target_ips, targets_yaml

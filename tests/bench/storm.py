@@ -21,8 +21,8 @@ from typing import Any, Self
 
 from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.model import ROUTE_METRIC, NeighborState, Route, RouteKind
+from lbguard.kernel.codec.encode import delete_route, replace_route
 from lbguard.lab.netns import Namespace
-from lbguard.netlink.encode import delete_route, replace_route
 from tests.bench import observed
 from tests.bench.results import Row, Say, Scale
 from tests.bench.service import Service

@@ -4,10 +4,10 @@ import pytest
 
 from lbguard.core.addr import parse_prefix
 from lbguard.core.model import StreamSpec
-from lbguard.dataplane.instance import InstanceLock
 from lbguard.hostcheck import check_host
+from lbguard.kernel.instance import InstanceLock
+from lbguard.kernel.local_routes import local_prefixes
 from lbguard.lab.netns import Namespace
-from lbguard.netlink.local_routes import local_prefixes
 from lbguard.settings.model import load
 
 pytestmark = pytest.mark.netns

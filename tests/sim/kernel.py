@@ -149,7 +149,7 @@ class SimKernel:
             return
         self._tell(AddressGone(ifindex=ifindex, ip=ip, prefix_length=length))
         if is_ipv4(ip) and not any(is_ipv4(other) for other, _ in link.addresses):
-            # The mirror works this out; see lbguard/netlink/view.py.
+            # The mirror works this out; see lbguard/kernel/view.py.
             for slot, route in [(s, r) for s, r in self.routes.items() if r.oif == ifindex and r.ipv4]:
                 del self.routes[slot]
                 self._tell(RouteGone(route=route))

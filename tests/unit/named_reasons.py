@@ -8,8 +8,8 @@ from lbguard.announce.sender import Suppressed
 from lbguard.api.limits import Limit
 from lbguard.api.policy import DenyReason
 from lbguard.core.model import Condition
+from lbguard.kernel.codec.ignored_reason import IgnoredReason
 from lbguard.metrics.guard import UNREADY_REASONS
-from lbguard.netlink.ignored_reason import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
 from lbguard.service.journal import RESYNC_REASONS
 from lbguard.service.verdict_desk import IGNORED_REASONS, OVERLOADED

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lbguard.kernel.socket import NetlinkChannel
 from lbguard.lab.netns import Namespace, connect
-from lbguard.netlink.socket import NetlinkChannel
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lbguard.dataplane.instance import InstanceLock, InstanceRunning
+from lbguard.kernel.instance import InstanceLock, InstanceRunning
 from lbguard.lab.netns import Namespace
 
 HOLDER = """

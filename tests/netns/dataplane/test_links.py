@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from lbguard.core.model import LinkKey
-from lbguard.dataplane.links import LinkOperations
+from lbguard.kernel.links import LinkOperations
 from lbguard.lab.netns import Namespace
 from tests.netns.dataplane.conftest import Bench
 

@@ -22,8 +22,8 @@ from lbguard.core.events import (
     RuleSeen,
 )
 from lbguard.core.model import Route, Rule
+from lbguard.kernel.mirror import KernelMirror, MirrorSettings
 from lbguard.lab.netns import Namespace
-from lbguard.netlink.mirror import KernelMirror, MirrorSettings
 
 
 class Recorder:

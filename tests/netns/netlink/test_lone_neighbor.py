@@ -5,10 +5,10 @@ import contextlib
 import pytest
 
 from lbguard.core.addr import parse_ip
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.lone_neighbor import lone_neighbor
+from lbguard.kernel.socket import NetlinkSocket
 from lbguard.lab.netns import Namespace
-from lbguard.netlink import constants as c
-from lbguard.netlink.lone_neighbor import lone_neighbor
-from lbguard.netlink.socket import NetlinkSocket
 
 
 @pytest.mark.parametrize("address", ["172.16.0.10", "fd00::10"])

@@ -9,8 +9,8 @@ import pytest
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.events import AddressSeen, LinkGone, LinkSeen, RouteGone, RouteSeen, RuleGone, RuleSeen
 from lbguard.core.model import Route, RouteKind, Rule
+from lbguard.kernel.mirror import KernelMirror, MirrorSettings
 from lbguard.lab.netns import Namespace
-from lbguard.netlink.mirror import KernelMirror, MirrorSettings
 from tests.netns.netlink.recorder import Recorder, mirrored, of_targets
 
 GATEWAY4, GATEWAY6 = parse_ip("172.16.0.10"), parse_ip("fd00::10")

@@ -13,7 +13,7 @@ from lbguard.probe.bridge_ports import BridgePorts
 from lbguard.probe.connection import Connection
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.source import ConnectionList, ConnectionsLost
-from tests.unit.netlink.fake_kernel import eventually
+from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip
 
 pytestmark = pytest.mark.netns

@@ -18,7 +18,7 @@ from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.lab.netns import Namespace, connect
 from tests.fakes.nsmgr import FakeNsmgr, connection
 from tests.fakes.verdict_sink import VerdictSink
-from tests.unit.netlink.fake_kernel import eventually
+from tests.unit.kernel.fake_kernel import eventually
 
 pytestmark = pytest.mark.netns
 

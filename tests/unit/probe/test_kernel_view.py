@@ -6,7 +6,7 @@ import pytest
 from lbguard.core.events import AddressGone, AddressSeen, KernelSnapshot, LinkGone, LinkSeen, NeighborSeen
 from lbguard.core.model import NeighborState
 from lbguard.probe.kernel_view import KernelView
-from tests.unit.netlink.fake_kernel import eventually
+from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip
 
 OURS = ip("172.16.0.2")

@@ -17,7 +17,7 @@ from lbguard.probe.nsm import NsmSource
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.source import ConnectionList, ConnectionsLost, SubjectKind
 from tests.fakes.nsmgr import GARBAGE, HUGE_CONNECTIONS, FakeNsmgr, connection
-from tests.unit.netlink.fake_kernel import eventually
+from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip
 
 SRC, DST = ("172.16.0.2/24", "fd00:0::2/64"), ("172.16.0.1/24", "fd00:0::1/64")

@@ -26,7 +26,7 @@ from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_lane import GENERATION_MAX, ReporterSettings
 from lbguard.probe.reporter import Reporter
 from tests.fakes.verdict_sink import VerdictSink
-from tests.unit.netlink.fake_kernel import eventually
+from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import connection_subject, ip, target_subject, verdict
 
 FAST = ReporterSettings(name="proxy-a", backoff_max_s=0.05, renew_s=60.0)

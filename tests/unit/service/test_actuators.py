@@ -11,10 +11,10 @@ import pytest
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.model import LinkKey, Route, RouteKind, Rule, StreamSpec, StreamTable
-from lbguard.dataplane.links import NeighborTimers
-from lbguard.dataplane.neighbors import NeighborFailure
 from lbguard.distributor.base import CommitResult
-from lbguard.netlink.socket import NetlinkChannel
+from lbguard.kernel.links import NeighborTimers
+from lbguard.kernel.neighbors import NeighborFailure
+from lbguard.kernel.socket import NetlinkChannel
 from lbguard.service.actuators import (
     DistributorActuator,
     DistributorEffect,
@@ -24,7 +24,7 @@ from lbguard.service.actuators import (
     PollDistributor,
 )
 from tests.fakes.distributor import FakeDistributor
-from tests.unit.netlink.fake_kernel import FakeKernel, eventually
+from tests.unit.kernel.fake_kernel import FakeKernel, eventually
 
 A, B = StreamSpec(name="a"), StreamSpec(name="b", identifier_offset=6000)
 ROUTES = tuple(Route(5001 + n, True, RouteKind.UNICAST, 2048, bytes([10, 0, 0, n]), 3) for n in range(3))

@@ -17,7 +17,7 @@ from lbguard.service.build_nsm import MeshEvents, _Addresses
 from lbguard.settings.model import SettingsError, load
 from tests.fakes.nsmgr import HUGE_CONNECTIONS, FakeNsmgr, connection
 from tests.unit.core.harness import Guard, ip
-from tests.unit.netlink.fake_kernel import eventually
+from tests.unit.kernel.fake_kernel import eventually
 
 TARGET = ip("172.16.0.11")
 C1 = connection("c1", src=("172.16.0.11/32",), dst=("172.16.0.1/32",), service="proxy.a")

@@ -14,7 +14,7 @@ from lbguard.core.addr import parse_ip
 from lbguard.core.events import OpenHold
 from lbguard.core.model import Condition
 from lbguard.service.hold_file import MAX_AGE_S, MAX_BYTES, HoldFile
-from tests.unit.netlink.fake_kernel import eventually
+from tests.unit.kernel.fake_kernel import eventually
 
 HOLDS = (
     OpenHold(

@@ -12,11 +12,11 @@ from lbguard.api.availability_state import AvailabilityState
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, TargetSpec
-from lbguard.dataplane.neighbors import NeighborFailure
 from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import CommitResult
+from lbguard.kernel.mirror import MirrorCounters
+from lbguard.kernel.neighbors import NeighborFailure
 from lbguard.metrics.guard import Metrics
-from lbguard.netlink.mirror import MirrorCounters
 from lbguard.service.journal import ServiceJournal
 from tests.unit.examples import IPV4, decision
 

@@ -9,12 +9,12 @@ from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig
 from lbguard.core.model import NeighborState, TargetSubject, Verdict, VerdictState
 from lbguard.core.observation import LOOK_S
-from lbguard.netlink.mirror import KernelMirror, MirrorSettings
+from lbguard.kernel.mirror import KernelMirror, MirrorSettings
 from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
 from lbguard.service.runner import Runner
 from tests.unit.core.harness import Guard, ip, ipv4_of, mac
-from tests.unit.netlink import frames
-from tests.unit.netlink.fake_kernel import FakeKernel, eventually
+from tests.unit.kernel import frames
+from tests.unit.kernel.fake_kernel import FakeKernel, eventually
 
 CONFIG = EngineConfig(
     neighbor_probe_interval_s=0.0,

@@ -12,7 +12,7 @@ from lbguard.settings.model import SettingsError, load
 from lbguard.sources.kernel import KernelSource
 from lbguard.sources.kernel_settings import MarkRange, parse_range
 from tests.unit.core.harness import ip
-from tests.unit.netlink.fake_kernel import eventually
+from tests.unit.kernel.fake_kernel import eventually
 
 RANGE = MarkRange("stream-a", 5001, 5100)
 FOREIGN = 3

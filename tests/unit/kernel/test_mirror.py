@@ -16,10 +16,10 @@ from lbguard.core.events import (
     RouteSeen,
 )
 from lbguard.core.model import Route, RouteKind
-from lbguard.netlink.encode import DumpKind
-from lbguard.netlink.mirror import KernelMirror, MirrorError, MirrorSettings
-from tests.unit.netlink import frames
-from tests.unit.netlink.fake_kernel import FakeKernel, eventually
+from lbguard.kernel.codec.encode import DumpKind
+from lbguard.kernel.mirror import KernelMirror, MirrorError, MirrorSettings
+from tests.unit.kernel import frames
+from tests.unit.kernel.fake_kernel import FakeKernel, eventually
 
 UP = 0x10001
 MAC = bytes.fromhex("0200000000aa")

@@ -7,8 +7,8 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from lbguard.netlink.encode import DumpKind
-from tests.unit.netlink import frames
+from lbguard.kernel.codec.encode import DumpKind
+from tests.unit.kernel import frames
 
 REPLY_TYPES = {
     DumpKind.LINKS: 16,

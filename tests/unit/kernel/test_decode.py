@@ -13,10 +13,10 @@ from lbguard.core.events import (
     RouteGone,
     RouteSeen,
 )
-from lbguard.netlink.decode import Decoded, decode
-from lbguard.netlink.ignored_reason import IgnoredReason
-from tests.unit.netlink import frames
-from tests.unit.netlink.reading import LOWER_UP, MAC, UP, V4, V6, of_streams, read, reasons
+from lbguard.kernel.codec.decode import Decoded, decode
+from lbguard.kernel.codec.ignored_reason import IgnoredReason
+from tests.unit.kernel import frames
+from tests.unit.kernel.reading import LOWER_UP, MAC, UP, V4, V6, of_streams, read, reasons
 
 
 def test_many_messages_in_order_with_flags() -> None:

@@ -11,9 +11,9 @@ from typing import Final
 
 from lbguard.core.events import NeighborSeen
 from lbguard.core.model import NeighborState
-from lbguard.netlink import constants as c
-from lbguard.netlink.decode import decode
-from lbguard.netlink.rtnetlink import Buffer
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.decode import decode
+from lbguard.kernel.codec.rtnetlink import Buffer
 
 _REMEMBERED: Final = 16_384
 _LENGTH: Final = Struct("=I")

@@ -16,9 +16,9 @@ from lbguard.core.events import (
     RuleSeen,
 )
 from lbguard.core.model import NeighborState, Route, RouteKind, Rule
-from lbguard.netlink.decode import decode
-from tests.unit.netlink import frames
-from tests.unit.netlink.reading import LOWER_UP, MAC, UP, V4, V6, events, reasons
+from lbguard.kernel.codec.decode import decode
+from tests.unit.kernel import frames
+from tests.unit.kernel.reading import LOWER_UP, MAC, UP, V4, V6, events, reasons
 
 
 @pytest.mark.parametrize(

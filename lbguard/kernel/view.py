@@ -31,7 +31,7 @@ from lbguard.core.events import (
     RuleSeen,
 )
 from lbguard.core.model import Route, RouteKind, Rule
-from lbguard.netlink.encode import DumpKind
+from lbguard.kernel.codec.encode import DumpKind
 
 _AddressKey = tuple[int, Ip, int, Ip]
 _LinkRouteKey = tuple[Prefix, int]

@@ -13,8 +13,8 @@ from lbguard.core.events import (
     RuleSeen,
 )
 from lbguard.core.model import NeighborState, Route, RouteKind, Rule
-from lbguard.netlink.encode import DumpKind
-from lbguard.netlink.view import View
+from lbguard.kernel.codec.encode import DumpKind
+from lbguard.kernel.view import View
 
 V4 = bytes([172, 16, 0, 10])
 V6 = bytes.fromhex("fd000000000000000000000000000010")

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from lbguard.core.events import NeighborSeen
 from lbguard.core.model import NeighborState
-from lbguard.netlink.decode import decode
-from lbguard.netlink.lone_neighbor import lone_neighbor
-from tests.unit.netlink import frames
+from lbguard.kernel.codec.decode import decode
+from lbguard.kernel.codec.lone_neighbor import lone_neighbor
+from tests.unit.kernel import frames
 
 MAC = bytes.fromhex("020000000a01")
 V4 = bytes([172, 16, 0, 10])

@@ -12,7 +12,7 @@ import struct
 from typing import Final
 
 from lbguard.core.model import NeighborState
-from lbguard.netlink import constants as c
+from lbguard.kernel.codec import constants as c
 
 _SO_ATTACH_FILTER: Final = 26
 _LOAD_HALF: Final = 0x28

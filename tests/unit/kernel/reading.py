@@ -1,6 +1,6 @@
 """What `decode` reads of frames, and the addresses that stand in them."""
 
-from lbguard.netlink.decode import Decoded, decode
+from lbguard.kernel.codec.decode import Decoded, decode
 
 MAC = bytes.fromhex("0200000000aa")
 V4 = bytes([172, 16, 0, 10])

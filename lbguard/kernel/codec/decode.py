@@ -9,9 +9,9 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from lbguard.core.events import KernelChange
-from lbguard.netlink import constants as c
-from lbguard.netlink.ignored_reason import IgnoredReason
-from lbguard.netlink.rtnetlink import DECODERS, Buffer, IsTargetTable, Outcome
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.ignored_reason import IgnoredReason
+from lbguard.kernel.codec.rtnetlink import DECODERS, Buffer, IsTargetTable, Outcome
 
 _HEADER: Final = Struct("=IHHII").unpack_from
 _HEADER_LENGTH: Final = 16

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 from lbguard.core.events import LinkSeen, LinkSetDown
 from lbguard.core.model import LinkKey
-from lbguard.netlink.encode import NeighborTimers, get_link, set_link_down, tune_neighbors
-from lbguard.netlink.socket import NetlinkChannel
+from lbguard.kernel.codec.encode import NeighborTimers, get_link, set_link_down, tune_neighbors
+from lbguard.kernel.socket import NetlinkChannel
 
 if TYPE_CHECKING:
-    from lbguard.dataplane.link_needs import LinkNeeds, LostAddress
+    from lbguard.kernel.link_needs import LinkNeeds, LostAddress
 
 __all__ = ["LinkOperations", "NeighborTimers"]
 
@@ -77,6 +77,6 @@ class LinkOperations:
 
 def _needs(link: LinkKey) -> "LinkNeeds":
     # The library behind it takes a tenth of a second to load, which no repair should wait for.
-    from lbguard.dataplane.link_needs import LinkNeeds
+    from lbguard.kernel.link_needs import LinkNeeds
 
     return LinkNeeds(link.ifindex)

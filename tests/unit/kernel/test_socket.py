@@ -1,10 +1,10 @@
 import asyncio
 import errno
 
-from lbguard.netlink.encode import delete_neighbor
-from lbguard.netlink.socket import NetlinkChannel
-from tests.unit.netlink import frames
-from tests.unit.netlink.fake_kernel import FakeKernel, eventually
+from lbguard.kernel.codec.encode import delete_neighbor
+from lbguard.kernel.socket import NetlinkChannel
+from tests.unit.kernel import frames
+from tests.unit.kernel.fake_kernel import FakeKernel, eventually
 
 MESSAGES = [delete_neighbor(3, bytes([10, 0, 0, number])) for number in range(10)]
 

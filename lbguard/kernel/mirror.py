@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lbguard.core.events import Event, KernelChange, KernelOutOfSync
-from lbguard.netlink import constants as c
-from lbguard.netlink.decode import Control, decode
-from lbguard.netlink.encode import DumpKind, dump
-from lbguard.netlink.filter import quiet_neighbors
-from lbguard.netlink.ignored_reason import IgnoredReason
-from lbguard.netlink.lone_neighbor import lone_neighbor
-from lbguard.netlink.rtnetlink import IsTargetTable
-from lbguard.netlink.socket import KERNEL_PORT, KernelSocket, NetlinkSocket
-from lbguard.netlink.view import View
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.decode import Control, decode
+from lbguard.kernel.codec.encode import DumpKind, dump
+from lbguard.kernel.codec.ignored_reason import IgnoredReason
+from lbguard.kernel.codec.lone_neighbor import lone_neighbor
+from lbguard.kernel.codec.rtnetlink import IsTargetTable
+from lbguard.kernel.filter import quiet_neighbors
+from lbguard.kernel.socket import KERNEL_PORT, KernelSocket, NetlinkSocket
+from lbguard.kernel.view import View
 
 Sink = Callable[[list[Event], float], None]
 """Takes events in order, and the monotonic time at which reading them began. It must not block."""

@@ -26,8 +26,8 @@ from lbguard.core.events import (
     RuleSeen,
 )
 from lbguard.core.model import ROUTE_PROTOCOL, NeighborState, Route, RouteKind, Rule
-from lbguard.netlink import constants as c
-from lbguard.netlink.ignored_reason import IgnoredReason
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.ignored_reason import IgnoredReason
 
 Buffer = bytes | bytearray
 IsTargetTable = Callable[[int], bool]

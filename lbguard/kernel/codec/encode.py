@@ -12,7 +12,7 @@ from typing import Final
 
 from lbguard.core.addr import IPV4_LEN, Ip
 from lbguard.core.model import NeighborState, Route, RouteKind, Rule
-from lbguard.netlink import constants as c
+from lbguard.kernel.codec import constants as c
 
 _HEADER: Final = Struct("=IHHII")
 _ATTRIBUTE: Final = Struct("=HH")

@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Final
 
 from lbguard.core.addr import Prefix
-from lbguard.netlink import constants as c
+from lbguard.kernel.codec import constants as c
 
 _HEADER: Final = Struct("=IHHII")
 _RTMSG: Final = Struct("=BBBBBBBBI")

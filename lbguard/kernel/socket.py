@@ -11,9 +11,9 @@ from struct import Struct
 from typing import Final, NamedTuple, Protocol
 
 from lbguard.core.events import KernelChange
-from lbguard.netlink import constants as c
-from lbguard.netlink.decode import decode
-from lbguard.netlink.filter import attach
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.decode import decode
+from lbguard.kernel.filter import attach
 
 KERNEL_PORT: Final = 0
 """The port id of the kernel. Any process may send to a netlink socket; only the kernel is believed."""

@@ -1,1 +1,0 @@
-"""Idempotent kernel operations: routes and rules, neighbours, links."""

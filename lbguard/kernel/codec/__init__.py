@@ -1,0 +1,1 @@
+"""Messages of rtnetlink, decoded and encoded without anything in between."""

@@ -1,1 +1,0 @@
-"""The kernel over netlink: lean encoding and decoding, and the mirror."""
