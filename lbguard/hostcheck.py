@@ -15,8 +15,8 @@ from lbguard.bounded_file import FileError, read_regular_file
 from lbguard.core.addr import Prefix, format_ip, overlapping, prefix_of, why_not_unicast
 from lbguard.core.model import StreamSpec
 from lbguard.kernel.local_routes import local_prefixes
-from lbguard.link_counters import decode_link_name
 from lbguard.settings.model import Settings
+from lbguard.telemetry.link_counters import decode_link_name
 
 INSTANCE_NAME = "@lbguard.instance"
 """The abstract unix socket that a running instance holds, as /proc/net/unix shows it."""

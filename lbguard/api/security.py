@@ -17,9 +17,9 @@ from typing import Protocol
 import grpc
 
 from lbguard.bounded_file import FileError, read_regular_file
-from lbguard.log import fields
 from lbguard.peer_names import names_in_certificate
 from lbguard.start_error import StartError
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.verdicts")
 

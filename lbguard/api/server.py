@@ -18,9 +18,9 @@ from lbguard.api.verdict_server import SERVICE, VerdictIntake, unix_names
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
-from lbguard.decisions import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
-from lbguard.sentences import target_story
 from lbguard.start_error import StartError
+from lbguard.telemetry.decisions import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
+from lbguard.telemetry.sentences import target_story
 
 SOCKET_MODE = 0o660
 LIVENESS, READINESS = "Liveness", "Readiness"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import grpc
 
-from lbguard.log import fields
 from lbguard.start_error import StartError
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.api")
 

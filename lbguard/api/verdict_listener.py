@@ -13,8 +13,8 @@ from lbguard.api.security import CertificateFiles, CredentialsError, server_cred
 from lbguard.api.server import LIVENESS, READINESS, ApiError
 from lbguard.api.verdict_server import SERVICE, VerdictIntake, certificate_names, peer_of
 from lbguard.api.workload_api import WorkloadApi
-from lbguard.log import fields
 from lbguard.settings.listen import ListenAddress
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.verdicts")
 

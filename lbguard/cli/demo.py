@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lbguard.cli.conventions import JsonOption
-from lbguard.cli.output import print_text
+from lbguard.telemetry.output import print_text
 
 
 def demo(

@@ -16,7 +16,14 @@ from lbguard.cli import query as cli_query
 from lbguard.cli import recording as cli_recording
 from lbguard.cli import run as cli_run
 from lbguard.cli.conventions import EXIT_FAILED, EXIT_REFUSED
-from lbguard.cli.output import OutputError, discard_output, print_error, print_error_lines, print_text, standard_streams
+from lbguard.telemetry.output import (
+    OutputError,
+    discard_output,
+    print_error,
+    print_error_lines,
+    print_text,
+    standard_streams,
+)
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for wrong usage; it gives the class no name of its own."""

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from lbguard.cli.conventions import EXIT_INTERRUPTED, JsonOption
-from lbguard.cli.output import print_json, print_text
 from lbguard.printable import printable, printable_values
+from lbguard.telemetry.output import print_json, print_text
 
 EXIT_DIFFERENT = 1
 

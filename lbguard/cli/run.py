@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lbguard.cli.conventions import EXIT_FAILED, JsonOption
-from lbguard.cli.output import print_json
+from lbguard.telemetry.output import print_json
 
 if TYPE_CHECKING:
     from lbguard.core.model import StreamSpec
@@ -241,8 +241,8 @@ def _fit_to_start(loaded: "Loaded") -> bool:
     import logging
 
     from lbguard.hostcheck import blocks_start, check_host
-    from lbguard.log import fields, setup_logging
     from lbguard.settings.check import check_settings
+    from lbguard.telemetry.log import fields, setup_logging
 
     settings = loaded.settings
     log = logging.getLogger("lbguard.start")
@@ -265,8 +265,8 @@ def _warn_of_probe_settings(loaded: "Loaded") -> None:
     """Log what deserves a look in the settings of the probe."""
     import logging
 
-    from lbguard.log import fields, setup_logging
     from lbguard.settings.check import check_probe_settings
+    from lbguard.telemetry.log import fields, setup_logging
 
     log = logging.getLogger("lbguard.start")
     logging_ = setup_logging(loaded.settings.log.format, loaded.settings.log.level)

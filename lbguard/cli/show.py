@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from lbguard.cli.console import TextConsole
 from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import Action, Decision, FamilyEvidence, TargetState
 from lbguard.core.status import GuardStatus, PathStatus, StreamStatus, TargetStatus
-from lbguard.log import decision_fields
 from lbguard.printable import printable, printable_values
-from lbguard.sentences import decision_sentence, seconds
+from lbguard.telemetry.console import TextConsole
+from lbguard.telemetry.log import decision_fields
+from lbguard.telemetry.sentences import decision_sentence, seconds
 
 if TYPE_CHECKING:
     from lbguard.api.client import Explanation

@@ -25,12 +25,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lbguard.api.client import ClientError, GuardClient, ServiceNotRunning, Watched
-from lbguard.cli.console import TextConsole
 from lbguard.cli.show import STATE_COLOURS, TROUBLE_FIRST, age, headline, local_vips_note, then, until
 from lbguard.core.model import Action, TargetState
 from lbguard.core.status import GuardStatus, LinkStatus, StreamStatus, TargetStatus
 from lbguard.printable import printable, printable_values
-from lbguard.sentences import decision_sentence
+from lbguard.telemetry.console import TextConsole
+from lbguard.telemetry.sentences import decision_sentence
 
 DECISIONS_KEPT = 50
 REDRAW_S = 0.2

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lbguard.cli.console import TextConsole
-from lbguard.cli.output import print_error, print_json
 from lbguard.lab import meridio, nfqlb, report, sandbox
 from lbguard.lab.controller import Column, Distribution, Topology
 from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, Display, Slot, nfqlb_text
@@ -18,6 +16,8 @@ from lbguard.lab.sandbox import SandboxError
 from lbguard.lab.scenarios import DEFAULT, Scenario, UnknownScenarioError
 from lbguard.lab.topology import MAX_TARGETS, MAX_TARGETS_UNPRIVILEGED
 from lbguard.printable import printable
+from lbguard.telemetry.console import TextConsole
+from lbguard.telemetry.output import print_error, print_json
 
 KEPT = 0
 MISSED = 1

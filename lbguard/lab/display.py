@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lbguard.cli.console import TextConsole
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run
+from lbguard.telemetry.console import TextConsole
 
 WIDE = 124
 """From this width on (characters) every column is shown; on a narrower terminal only those that decide."""

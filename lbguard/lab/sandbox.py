@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
-from lbguard.cli.output import OutputError, print_error
 from lbguard.lab.netns import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER
+from lbguard.telemetry.output import OutputError, print_error
 
 CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1

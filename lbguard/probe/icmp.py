@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lbguard.core.addr import is_link_local
-from lbguard.link_counters import encode_link_name
 from lbguard.probe import packet
 from lbguard.probe.connection import Pair
+from lbguard.telemetry.link_counters import encode_link_name
 
 _SO_ATTACH_FILTER: Final = 26  # include/uapi/asm-generic/socket.h
 _SO_SNDBUFFORCE: Final = 32

@@ -13,9 +13,9 @@ from prometheus_client.registry import Collector
 
 from lbguard import __version__
 from lbguard.core.model import VerdictState
-from lbguard.metrics.families import MetricFamilies, MetricSpec, reason_label
 from lbguard.probe.counters import Histogram, ProbeCounters
 from lbguard.service.verdict_desk import IGNORED_REASONS
+from lbguard.telemetry.metrics.families import MetricFamilies, MetricSpec, reason_label
 
 
 def _spec(name: str, kind: str, help_text: str, *labels: str) -> MetricSpec:

@@ -14,9 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
 from lbguard.core.model import Subject, TargetSubject, Verdict, VerdictState
-from lbguard.httpd import Health, HttpEndpoint, ListenError
 from lbguard.kernel.mirror import MirrorError
-from lbguard.log import fields, setup_logging
 from lbguard.printable import printable
 from lbguard.probe.build import (
     ProbeError,
@@ -34,6 +32,8 @@ from lbguard.probe.source import ConnectionList, ConnectionsLost
 from lbguard.probe.verdict_message import subject_name
 from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+from lbguard.telemetry.httpd import Health, HttpEndpoint, ListenError
+from lbguard.telemetry.log import fields, setup_logging
 
 _log = logging.getLogger("lbguard.probe")
 

@@ -18,9 +18,9 @@ from lbguard.core.effects import Effect, Record, SetAvailability
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
 from lbguard.core.model import TargetKey, TargetState
-from lbguard.log import fields
 from lbguard.recording.checkpoint import freeze
 from lbguard.recording.writer import Checkpoint, Entry, RecordingWriter
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.recording")
 

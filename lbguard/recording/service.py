@@ -9,12 +9,12 @@ from typing import Protocol
 from lbguard.core.engine import Engine
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import CommitResult
-from lbguard.metrics.guard import Metrics
 from lbguard.recording.format import Limits
 from lbguard.recording.recorder import DROP_REASONS, RecordedEngine, Recorder
 from lbguard.recording.writer import RecordingWriter
 from lbguard.settings.engine_config import engine_config
 from lbguard.settings.model import Settings
+from lbguard.telemetry.metrics.guard import Metrics
 
 
 class PacketCount(Protocol):

@@ -4,10 +4,10 @@ from typing import Any
 
 from lbguard.core.effects import SetAvailability
 from lbguard.core.model import Decision
-from lbguard.log import decision_fields
 from lbguard.recording.format import local_time
 from lbguard.recording.replay import Difference, ReplayReport
-from lbguard.sentences import decision_sentence
+from lbguard.telemetry.log import decision_fields
+from lbguard.telemetry.sentences import decision_sentence
 
 
 def _said(what: object | None) -> str:

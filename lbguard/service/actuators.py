@@ -44,7 +44,7 @@ from lbguard.kernel.links import LinkOperations, NeighborTimers
 from lbguard.kernel.neighbors import NeighborFailure, Neighbors
 from lbguard.kernel.routes import RouteTable
 from lbguard.kernel.socket import NetlinkChannel
-from lbguard.log import fields
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.actuators")
 

@@ -9,13 +9,13 @@ from lbguard.api.security import CertificateFiles
 from lbguard.core.addr import Ip
 from lbguard.core.events import AddressSeen, Event, KernelSnapshot, NeighborsOutdated
 from lbguard.core.netview import NetView
-from lbguard.log import fields
 from lbguard.nsm.manager import ManagerStream
 from lbguard.nsm.scope import ConnectionScope
 from lbguard.nsm.settings import NsmEventSettings
 from lbguard.nsm.watch import ConnectionWatch, WatchEvent
 from lbguard.probe.addresses import parse_dial_address
 from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.nsm")
 

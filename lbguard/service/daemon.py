@@ -19,13 +19,9 @@ from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
-from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
 from lbguard.kernel.instance import InstanceLock, InstanceRunning
 from lbguard.kernel.socket import NetlinkChannel
-from lbguard.log import fields, setup_logging
-from lbguard.metrics.guard import Metrics
-from lbguard.metrics.interface_counts import links_facing_targets
 from lbguard.recording.service import ServiceRecording
 from lbguard.service.actuators import (
     DistributorActuator,
@@ -51,6 +47,10 @@ from lbguard.service.withdrawal import withdraw_everything
 from lbguard.settings.model import Settings
 from lbguard.sources.base import SourceEvent
 from lbguard.start_error import StartError
+from lbguard.telemetry.decisions import DecisionLog
+from lbguard.telemetry.log import fields, setup_logging
+from lbguard.telemetry.metrics.guard import Metrics
+from lbguard.telemetry.metrics.interface_counts import links_facing_targets
 
 if TYPE_CHECKING:
     from lbguard.nsm.watch import WatchEvent

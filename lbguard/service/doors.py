@@ -18,12 +18,12 @@ from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
 from lbguard.api.verdict_server import VerdictIntake
 from lbguard.api.verdict_settings import VerdictSettings
 from lbguard.api.workload_api import WorkloadApi
-from lbguard.decisions import DecisionLog
-from lbguard.httpd import Health, HttpEndpoint
-from lbguard.metrics.guard import Metrics
 from lbguard.service.verdict_desk import IGNORED_REASONS, VerdictDesk
 from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+from lbguard.telemetry.decisions import DecisionLog
+from lbguard.telemetry.httpd import Health, HttpEndpoint
+from lbguard.telemetry.metrics.guard import Metrics
 
 _KEEP_EVERY_S = 1.0
 

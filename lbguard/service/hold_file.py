@@ -22,7 +22,7 @@ from typing import Any
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.events import OpenHold
 from lbguard.core.model import Condition
-from lbguard.log import fields
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.hold_file")
 

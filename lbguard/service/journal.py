@@ -10,12 +10,12 @@ from lbguard.api.availability_state import AvailabilityState
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
 from lbguard.core.events import Event, KernelOutOfSync, RouteFailed, RuleFailed, SourceLost, SourceSnapshot
-from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import CommitResult
 from lbguard.kernel.mirror import MirrorCounters
 from lbguard.kernel.neighbors import NeighborFailure
-from lbguard.log import fields, log_decision
-from lbguard.metrics.guard import Metrics
+from lbguard.telemetry.decisions import DecisionLog
+from lbguard.telemetry.log import fields, log_decision
+from lbguard.telemetry.metrics.guard import Metrics
 
 _log = logging.getLogger("lbguard.service.journal")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
-from lbguard.log import fields
-from lbguard.metrics.guard import Metrics
+from lbguard.telemetry.log import fields
+from lbguard.telemetry.metrics.guard import Metrics
 
 _log = logging.getLogger("lbguard.service.packet_counts")
 

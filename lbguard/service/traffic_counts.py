@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lbguard.core.events import TrafficSeen
 from lbguard.core.netview import NetView
-from lbguard.link_counters import parse_net_dev, read_net_dev
+from lbguard.telemetry.link_counters import parse_net_dev, read_net_dev
 
 _RX_PACKETS = 1
 

@@ -8,10 +8,10 @@ from lbguard.core.effects import ProgramRoutes, ProgramRules
 from lbguard.core.events import Event, KernelSnapshot, RouteFailed, RuleFailed
 from lbguard.core.model import ROUTE_PROTOCOL, StreamSpec
 from lbguard.distributor.base import Distributor, DistributorError
-from lbguard.log import fields
 from lbguard.service.actuators import KernelActuator
 from lbguard.service.build import make_mirror
 from lbguard.settings.model import Settings
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.withdrawal")
 

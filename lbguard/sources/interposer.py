@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from lbguard.core.events import CommitDone, CommitFailed, DistributorLost, Event, SourceSnapshot
 from lbguard.core.model import TargetKey
-from lbguard.log import fields
 from lbguard.sources.interposer_book import Book
 from lbguard.sources.interposer_files import SharedFiles
 from lbguard.sources.interposer_protocol import (
@@ -40,6 +39,7 @@ from lbguard.sources.interposer_protocol import (
 )
 from lbguard.sources.interposer_registry import RegistryError, RegistryFile
 from lbguard.sources.interposer_view import Core, FoundTable, Gateways
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.interposer")
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetKey
-from lbguard.log import fields
 from lbguard.sources.interposer_protocol import Call, Command
 from lbguard.sources.interposer_registry import Registry, RegistryError, RegistryFile
 from lbguard.sources.interposer_view import FoundTable, Gateways
 from lbguard.sources.nsp_offsets import offset_of_table
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.interposer")
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from lbguard.log import fields
 from lbguard.sources.interposer_protocol import LINE_MAX, REQUEST_ID
 from lbguard.sources.shared_directory import SharedDirectory
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.interposer")
 

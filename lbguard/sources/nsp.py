@@ -19,7 +19,6 @@ import grpc
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.log import fields
 from lbguard.probe.channels import Backoff
 from lbguard.sources.grpc_channel import ChannelSpec, Session, open_channel
 from lbguard.sources.nsp_compose import Composer, NspLists, SeenOffsets
@@ -33,6 +32,7 @@ from lbguard.sources.nsp_lists import (
     read_vips,
 )
 from lbguard.sources.nsp_offsets import DEFAULT_START
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.nsp")
 

@@ -8,11 +8,11 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from lbguard.cli.console import TextConsole
 from lbguard.printable import printable
 from lbguard.recording.format import local_time
 from lbguard.settings.model import Settings
 from lbguard.settings.sources import leaves
+from lbguard.telemetry.console import TextConsole
 from lbguard.tuning.account import Cost
 from lbguard.tuning.recommendation import Result, counted
 from lbguard.tuning.tune import TuneReport

@@ -10,9 +10,9 @@ import sys
 from lbguard.core.addr import format_ip
 from lbguard.core.model import RouteKind
 from lbguard.kernel.instance import InstanceLock
-from lbguard.log import setup_logging
 from lbguard.service.daemon import Daemon
 from lbguard.settings.model import load
+from lbguard.telemetry.log import setup_logging
 
 
 def view_of(daemon: Daemon) -> dict[str, object]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lbguard.metrics.families import MetricSpec
-from lbguard.metrics.guard import list_metrics
 from lbguard.probe.metrics import list_probe_metrics
+from lbguard.telemetry.metrics.families import MetricSpec
+from lbguard.telemetry.metrics.guard import list_metrics
 from tests.deploy.charts import ROOT
 
 GRAFANA = ROOT / "deploy/grafana"

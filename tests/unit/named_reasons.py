@@ -9,11 +9,11 @@ from lbguard.api.limits import Limit
 from lbguard.api.policy import DenyReason
 from lbguard.core.model import Condition
 from lbguard.kernel.codec.ignored_reason import IgnoredReason
-from lbguard.metrics.guard import UNREADY_REASONS
 from lbguard.recording.recorder import DROP_REASONS
 from lbguard.service.journal import RESYNC_REASONS
 from lbguard.service.verdict_desk import IGNORED_REASONS, OVERLOADED
 from lbguard.sources.nsp_lists import Reason
+from lbguard.telemetry.metrics.guard import UNREADY_REASONS
 
 PACKAGE = Path(__file__).resolve().parents[2] / "lbguard"
 

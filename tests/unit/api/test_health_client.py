@@ -10,7 +10,7 @@ from lbguard.api.server import ApiServer
 from lbguard.cli.main import main
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus
-from lbguard.decisions import DecisionLog
+from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.examples import guard_status
 
 

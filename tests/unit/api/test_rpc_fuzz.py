@@ -30,7 +30,7 @@ from lbguard.api.server import ApiServer
 from lbguard.api.verdict_server import VerdictIntake
 from lbguard.core.model import Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
-from lbguard.decisions import DecisionLog
+from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import Core, settled
 from tests.unit.examples import decision, guard_status, target
 

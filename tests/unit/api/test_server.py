@@ -15,7 +15,7 @@ from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.server import ApiError, ApiServer, TargetUnclear, find_target
 from lbguard.core.model import Action, Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
-from lbguard.decisions import DecisionLog
+from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.examples import decision, guard_status, path, target
 
 

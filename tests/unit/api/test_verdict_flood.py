@@ -19,8 +19,8 @@ from lbguard.core.effects import Effect, VerdictAnswered
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event, LinkGone, VerdictReported
 from lbguard.core.model import Verdict
-from lbguard.decisions import DecisionLog
 from lbguard.service.runner import Runner
+from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import settled, verdict
 from tests.unit.api.test_verdict_server import View
 

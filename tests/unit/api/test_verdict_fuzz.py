@@ -16,7 +16,7 @@ from lbguard.api.limits import VerdictLimits
 from lbguard.api.policy import Policy
 from lbguard.api.server import ApiServer
 from lbguard.api.verdict_server import REPORTER_KEY, VerdictIntake
-from lbguard.decisions import DecisionLog
+from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import Core, settled, verdict
 from tests.unit.api.test_verdict_convert import VERDICTS
 from tests.unit.api.test_verdict_server import View, end_of

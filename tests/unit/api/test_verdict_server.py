@@ -16,7 +16,7 @@ from lbguard.api.policy import Policy, parse_rule
 from lbguard.api.server import ApiServer
 from lbguard.api.verdict_server import REPLACED, REPORTER_KEY, VerdictIntake
 from lbguard.core.model import VerdictState
-from lbguard.decisions import DecisionLog
+from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import Core, settled, subject, target, verdict
 from tests.unit.examples import guard_status
 

@@ -56,7 +56,7 @@ def test_asking_for_the_status_loads_no_service(tmp_path: Path) -> None:
     assert not loaded & {
         "lbguard.settings.model",
         "lbguard.service.daemon",
-        "lbguard.metrics.guard",
+        "lbguard.telemetry.metrics.guard",
         "nftables",
         "yaml",
     }

@@ -11,7 +11,7 @@ import pytest
 from lbguard.api.server import ApiServer
 from lbguard.core.model import Action, Decision, Evidence, TargetKey, TargetState, VerdictState
 from lbguard.core.status import GuardStatus, VerdictStatus
-from lbguard.decisions import DecisionLog
+from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.examples import IPV4, decision, guard_status, path, target
 from tests.unit.hostile import HOSTILE, SHOWN, assert_harmless, in_every_text
 from tests.unit.shell import Shell

@@ -8,7 +8,7 @@ import pytest
 from lbguard.api.server import ApiServer
 from lbguard.core.model import Action, Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus, Prediction
-from lbguard.decisions import DecisionLog
+from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.examples import decision, guard_status, path, target
 from tests.unit.shell import Shell
 

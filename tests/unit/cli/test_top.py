@@ -27,7 +27,7 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
-from lbguard.decisions import DecisionLog
+from lbguard.telemetry.decisions import DecisionLog
 from tests.pages import blocks
 from tests.unit.examples import decision, guard_status, target
 

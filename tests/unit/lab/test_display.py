@@ -2,12 +2,12 @@ import io
 
 import pytest
 
-from lbguard.cli.console import TextConsole
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.display import WIDE, Display, Slot
 from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.play import Run
+from lbguard.telemetry.console import TextConsole
 from tests.unit.hostile import HOSTILE, SHOWN, assert_harmless
 
 TODAY = Slot("link-gone", Column.WITHDRAW, Distribution.NFTABLES)

@@ -12,12 +12,12 @@ from lbguard.api.availability_state import AvailabilityState
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, TargetSpec
-from lbguard.decisions import DecisionLog
 from lbguard.distributor.base import CommitResult
 from lbguard.kernel.mirror import MirrorCounters
 from lbguard.kernel.neighbors import NeighborFailure
-from lbguard.metrics.guard import Metrics
 from lbguard.service.journal import ServiceJournal
+from lbguard.telemetry.decisions import DecisionLog
+from lbguard.telemetry.metrics.guard import Metrics
 from tests.unit.examples import IPV4, decision
 
 ROUTES = [Route(5001 + n, True, RouteKind.UNICAST, 2048, bytes([10, 0, 0, n]), 3) for n in range(3)]

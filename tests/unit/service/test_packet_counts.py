@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
-from lbguard.metrics.guard import Metrics
 from lbguard.service.packet_counts import PacketCounts
+from lbguard.telemetry.metrics.guard import Metrics
 
 A, B = TargetKey("a", 1), TargetKey("a", 2)
 MARKS = {5001: A, 5002: B}

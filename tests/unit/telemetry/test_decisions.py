@@ -1,7 +1,7 @@
 import asyncio
 
 from lbguard.core.model import TargetKey
-from lbguard.decisions import DecisionLog, Missed
+from lbguard.telemetry.decisions import DecisionLog, Missed
 from tests.unit.examples import decision
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from lbguard.core.model import Action, Condition, Evidence, TargetState
 from lbguard.core.status import PathStatus, Prediction
-from lbguard.sentences import decision_sentence, seconds, target_story
+from lbguard.telemetry.sentences import decision_sentence, seconds, target_story
 from tests.unit.examples import IPV4, IPV6, decision, path, target
 
 

@@ -7,8 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lbguard.core.effects import FlushNeighbors, Ignored, NeighborMoved, ProbeNeighbors, Record, ResolveNeighbors
 from lbguard.core.model import Action, TargetKey
-from lbguard.metrics.guard import Metrics, list_metrics
-from lbguard.metrics.interface_counts import LinkLabels
+from lbguard.telemetry.metrics.guard import Metrics, list_metrics
+from lbguard.telemetry.metrics.interface_counts import LinkLabels
 from tests.unit.examples import IPV4, decision, guard_status
 from tests.unit.scraper import Scraper
 

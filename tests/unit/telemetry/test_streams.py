@@ -4,8 +4,8 @@ import pytest
 
 from lbguard.core.model import Action, TargetKey, TargetState
 from lbguard.distributor.base import CommitResult
-from lbguard.metrics.families import MetricFamilies
-from lbguard.metrics.streams import StreamMetrics
+from lbguard.telemetry.metrics.families import MetricFamilies
+from lbguard.telemetry.metrics.streams import StreamMetrics
 from tests.unit.examples import decision, guard_status, target
 from tests.unit.scraper import Scraper
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from lbguard.http_server import HttpServer, Request, Response
 from lbguard.settings.listen import ListenAddress
 from lbguard.start_error import StartError
+from lbguard.telemetry.http_server import HttpServer, Request, Response
 
 HEARTBEAT_LIMIT_S = 5.0
 """The loop counts as hung when its last heartbeat is older than this."""

@@ -3,7 +3,7 @@ import struct
 from lbguard.core.addr import parse_ip
 from lbguard.core.events import AddressSeen, LinkSeen
 from lbguard.core.netview import NetView
-from lbguard.metrics.interface_counts import InterfaceTotals, LinkLabels, links_facing_targets
+from lbguard.telemetry.metrics.interface_counts import InterfaceTotals, LinkLabels, links_facing_targets
 
 NET_DEV = b"""\
 Inter-|   Receive                                                |  Transmit

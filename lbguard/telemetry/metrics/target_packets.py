@@ -6,8 +6,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lbguard.core.model import TargetKey
-from lbguard.metrics.families import MetricSpec
-from lbguard.metrics.foreign_counts import ForeignCounts
+from lbguard.telemetry.metrics.families import MetricSpec
+from lbguard.telemetry.metrics.foreign_counts import ForeignCounts
 
 PACKET_SPECS = (
     MetricSpec(

@@ -1,6 +1,6 @@
 import pytest
 
-from lbguard.metrics.families import reason_label
+from lbguard.telemetry.metrics.families import reason_label
 
 
 @pytest.mark.parametrize("text", ["", "two words", "a" * 41, "1st", "ümlaut", 'quote"'])

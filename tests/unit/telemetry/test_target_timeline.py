@@ -3,7 +3,7 @@ import dataclasses
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lbguard.core.model import Action, TargetKey, TargetState
-from lbguard.metrics.target_timeline import STATE_CODES, TargetTimeline
+from lbguard.telemetry.metrics.target_timeline import STATE_CODES, TargetTimeline
 from tests.unit.examples import decision
 
 

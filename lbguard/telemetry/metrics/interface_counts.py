@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from lbguard.core.addr import format_mac, is_link_local
 from lbguard.core.netview import NetView
-from lbguard.link_counters import parse_net_dev, read_net_dev
+from lbguard.telemetry.link_counters import parse_net_dev, read_net_dev
 
 INTERFACE_LABELS = ("interface_name", "mac_address", "ips")
 

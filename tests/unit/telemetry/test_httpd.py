@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from lbguard.httpd import Health, HttpEndpoint, ListenError
 from lbguard.settings.listen import ListenAddress
+from lbguard.telemetry.httpd import Health, HttpEndpoint, ListenError
 
 
 class Clock:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lbguard.http_server import HttpServer, Limits, MalformedError, Request, Response, parse_request
+from lbguard.telemetry.http_server import HttpServer, Limits, MalformedError, Request, Response, parse_request
 
 LIMIT_S = 60.0
 QUICK = Response("200 OK", (("Content-Type", "text/plain"),), b"well\n")

@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from lbguard.log import fields
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.http")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.link_counters import decode_link_name, encode_link_name, parse_net_dev, read_net_dev
+from lbguard.telemetry.link_counters import decode_link_name, encode_link_name, parse_net_dev, read_net_dev
 
 NET_DEV = b"""\
 Inter-|   Receive                                                |  Transmit

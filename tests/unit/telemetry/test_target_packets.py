@@ -1,7 +1,7 @@
 import pytest
 
 from lbguard.core.model import TargetKey
-from lbguard.metrics.target_packets import TargetPackets
+from lbguard.telemetry.metrics.target_packets import TargetPackets
 from tests.unit.scraper import Scraper
 
 KEY = TargetKey("stream-a", 1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from lbguard.core.model import Action
-from lbguard.log import fields, log_decision, setup_logging
+from lbguard.telemetry.log import fields, log_decision, setup_logging
 from tests.unit.examples import decision
 from tests.unit.hostile import HOSTILE, assert_harmless, in_every_text
 

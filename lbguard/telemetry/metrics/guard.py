@@ -24,11 +24,11 @@ from lbguard.core.effects import (
 )
 from lbguard.core.model import VerdictState
 from lbguard.core.status import GuardStatus
-from lbguard.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
-from lbguard.metrics.foreign_counts import ForeignCounts
-from lbguard.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
-from lbguard.metrics.streams import StreamMetrics
-from lbguard.metrics.target_packets import PACKET_SPECS, TargetPackets
+from lbguard.telemetry.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
+from lbguard.telemetry.metrics.foreign_counts import ForeignCounts
+from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
+from lbguard.telemetry.metrics.streams import StreamMetrics
+from lbguard.telemetry.metrics.target_packets import PACKET_SPECS, TargetPackets
 
 UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
 """Why the service may not be ready, by name (`Daemon.unready_reason`)."""
