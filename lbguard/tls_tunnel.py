@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
-from lbguard.peer_names import name_matches
+from lbguard.settings.peer_names import name_matches
 
 CONNECT_TIMEOUT_S = 5.0
 _CHUNK_BYTES = 64 * 1024

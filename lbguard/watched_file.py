@@ -27,8 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from lbguard.bounded_file import FileError, is_written_by_nobody
-from lbguard.yaml_file import YamlFileError, read_yaml
+from lbguard.settings.bounded_file import FileError, is_written_by_nobody
+from lbguard.settings.yaml_file import YamlFileError, read_yaml
 
 STILL_S = 2.0
 """How long an in-place write may pause without being taken for complete."""

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from lbguard.core.addr import Ip, Prefix, format_ip, parse_prefix
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject
-from lbguard.peer_names import check_pattern, compile_pattern, is_printable, plain_host
+from lbguard.settings.peer_names import check_pattern, compile_pattern, is_printable, plain_host
 
 UNIX_PEER = "unix"
 _KINDS = ("spiffe://", "dns:")

@@ -16,8 +16,8 @@ from typing import Protocol
 
 import grpc
 
-from lbguard.bounded_file import FileError, read_regular_file
-from lbguard.peer_names import names_in_certificate
+from lbguard.settings.bounded_file import FileError, read_regular_file
+from lbguard.settings.peer_names import names_in_certificate
 from lbguard.start_error import StartError
 from lbguard.telemetry.log import fields
 

@@ -7,7 +7,6 @@ from lbguard.api.security import CertificateFiles, CredentialsError, MaterialSou
 from lbguard.api.workload_api import WorkloadApi
 from lbguard.core.model import Verdict
 from lbguard.kernel.mirror import MirrorSettings
-from lbguard.probe.addresses import parse_dial_address, parse_report_address
 from lbguard.probe.bridge import BridgeNeighbors, BridgeSource
 from lbguard.probe.bridge_ports import BridgePorts
 from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
@@ -21,9 +20,10 @@ from lbguard.probe.nsm import NsmSource
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.report_lane import ReporterSettings
 from lbguard.probe.reporter import Reporter
-from lbguard.probe.settings import NsmSettings, ProbeSettings
 from lbguard.probe.source import ConnectionSource, Emit
+from lbguard.settings.dial_address import parse_dial_address, parse_report_address
 from lbguard.settings.model import Settings
+from lbguard.settings.probe import NsmSettings, ProbeSettings
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _NAME_MAX = 63

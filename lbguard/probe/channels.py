@@ -8,7 +8,7 @@ from typing import Protocol
 import grpc
 
 from lbguard.api.security import CredentialsError, Material, MaterialSource
-from lbguard.probe.addresses import Endpoint
+from lbguard.settings.dial_address import Endpoint
 from lbguard.tls_tunnel import TlsTunnel
 
 CONNECT_TIMEOUT_MS = 1000

@@ -6,10 +6,10 @@ counts as lost; the next stream begins with all connections and thereby ends tho
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.nsm.manager import ManagerStream
-from lbguard.probe.addresses import Endpoint
 from lbguard.probe.channels import Dialer
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.source import ConnectionsLost, Emit
+from lbguard.settings.dial_address import Endpoint
 
 
 class NsmSource:

@@ -11,10 +11,10 @@ from lbguard.core.events import AddressSeen, Event, KernelSnapshot, NeighborsOut
 from lbguard.core.netview import NetView
 from lbguard.nsm.manager import ManagerStream
 from lbguard.nsm.scope import ConnectionScope
-from lbguard.nsm.settings import NsmEventSettings
 from lbguard.nsm.watch import ConnectionWatch, WatchEvent
-from lbguard.probe.addresses import parse_dial_address
 from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
+from lbguard.settings.dial_address import parse_dial_address
+from lbguard.settings.nsm import NsmEventSettings
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.nsm")

@@ -15,13 +15,13 @@ from lbguard.core.model import Route, RouteKind, StreamSpec
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb_memory import StreamMemory, memory_path
-from lbguard.probe.addresses import parse_dial_address
+from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.model import Settings
+from lbguard.settings.nsp import NspSettings
 from lbguard.sources.grpc_channel import ChannelSpec
 from lbguard.sources.nsp import NspConfig, NspSource
 from lbguard.sources.nsp_lists import Place
 from lbguard.sources.nsp_offsets import offset_of_routes, offset_of_table
-from lbguard.sources.nsp_settings import NspSettings
 
 _FIRST_CERTIFICATE_S = 3.0
 

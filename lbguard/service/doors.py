@@ -16,11 +16,11 @@ from lbguard.api.server import ApiServer, GuardView
 from lbguard.api.unix_socket import ServedSocket
 from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
 from lbguard.api.verdict_server import VerdictIntake
-from lbguard.api.verdict_settings import VerdictSettings
 from lbguard.api.workload_api import WorkloadApi
 from lbguard.service.verdict_desk import IGNORED_REASONS, VerdictDesk
 from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+from lbguard.settings.verdicts import VerdictSettings
 from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.httpd import Health, HttpEndpoint
 from lbguard.telemetry.metrics.guard import Metrics

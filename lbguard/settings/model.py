@@ -13,10 +13,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.api.verdict_settings import VerdictSettings
-from lbguard.nsm.settings import NsmEventSettings
-from lbguard.probe.settings import ProbeSettings
-from lbguard.recording.settings import RecordingSettings
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
     GROUP,
@@ -34,7 +30,13 @@ from lbguard.settings.fields import (
     ratio,
     seconds,
 )
+from lbguard.settings.interposer import InterposerSettings
+from lbguard.settings.kernel_source import KernelSourceSettings
 from lbguard.settings.mesh import MeshSettings
+from lbguard.settings.nsm import NsmEventSettings
+from lbguard.settings.nsp import NspSettings, check_place
+from lbguard.settings.probe import ProbeSettings
+from lbguard.settings.recording import RecordingSettings
 from lbguard.settings.sources import (
     ENV_PREFIX,
     FileSource,
@@ -45,9 +47,7 @@ from lbguard.settings.sources import (
     leaves,
     nested,
 )
-from lbguard.sources.interposer_settings import InterposerSettings
-from lbguard.sources.kernel_settings import KernelSourceSettings
-from lbguard.sources.nsp_settings import NspSettings, check_place
+from lbguard.settings.verdicts import VerdictSettings
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """Environment variable that names the YAML file when no `--config` is given."""

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from lbguard.bounded_file import FileError, read_regular_file
+from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
 from lbguard.settings.durations import format_duration
 from lbguard.settings.listen import EXAMPLES as LISTEN_EXAMPLES
-from lbguard.yaml_file import YamlError, parse_yaml
+from lbguard.settings.yaml_file import YamlError, parse_yaml
 
 ENV_PREFIX = "LBGUARD_"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from lbguard.probe.addresses import Endpoint
 from lbguard.probe.channels import CONNECT_TIMEOUT_MS, RECEIVE_BYTES_MAX, reason_of, target_of
+from lbguard.settings.dial_address import Endpoint
 from lbguard.tls_tunnel import TlsMaterialSource, TlsTunnel
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lbguard.settings.interposer import InterposerSettings
 from lbguard.sources.interposer import InterposerConfig
-from lbguard.sources.interposer_settings import InterposerSettings
 from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, pod_of, validate
 
 

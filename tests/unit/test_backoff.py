@@ -17,17 +17,17 @@ from pydantic import BaseModel
 
 from lbguard.nsm.manager import ManagerStream
 from lbguard.nsm.scope import ConnectionScope
-from lbguard.nsm.settings import NsmEventSettings
-from lbguard.probe.addresses import Endpoint, parse_dial_address
 from lbguard.probe.channels import ChannelError, Session
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_lane import Lane, ReporterSettings
-from lbguard.probe.settings import NsmSettings, ProbeSettings
+from lbguard.settings.dial_address import Endpoint, parse_dial_address
+from lbguard.settings.nsm import NsmEventSettings
+from lbguard.settings.nsp import NspSettings
+from lbguard.settings.probe import NsmSettings, ProbeSettings
 from lbguard.sources.grpc_channel import ChannelSpec
 from lbguard.sources.nsp import NspConfig, NspSource
 from lbguard.sources.nsp_lists import Place
-from lbguard.sources.nsp_settings import NspSettings
 
 ATTEMPTS = 12
 Arguments = TypeVarTuple("Arguments")

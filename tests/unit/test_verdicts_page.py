@@ -6,12 +6,12 @@ import re
 import yaml
 
 from lbguard.api.policy import Policy
-from lbguard.api.verdict_settings import VerdictSettings
 from lbguard.core import evidence
 from lbguard.core.addr import parse_ip
 from lbguard.lab.scenarios import ALL, Do
-from lbguard.probe.settings import ProbeSettings
 from lbguard.service.verdict_desk import OVERLOADED
+from lbguard.settings.probe import ProbeSettings
+from lbguard.settings.verdicts import VerdictSettings
 from tests.pages import blocks, text
 
 PAGE = "docs/verdicts.md"

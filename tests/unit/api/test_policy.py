@@ -16,7 +16,7 @@ from lbguard.api.policy import (
 )
 from lbguard.core.addr import Ip, parse_prefix
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject
-from lbguard.peer_names import is_host_name, is_spiffe_id
+from lbguard.settings.peer_names import is_host_name, is_spiffe_id
 
 
 def ip(text: str) -> Ip:

@@ -7,7 +7,7 @@ from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject
 from lbguard.probe.connection import Connection, Pair
 from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError, ConnectionsFileSource
 from lbguard.probe.source import ConnectionList, ConnectionsLost
-from lbguard.yaml_file import SHOWN_PROBLEMS
+from lbguard.settings.yaml_file import SHOWN_PROBLEMS
 from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip
 

@@ -11,10 +11,10 @@ from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig
 from lbguard.core.netview import NetView
-from lbguard.nsm.settings import NsmEventSettings
 from lbguard.nsm.watch import WatchEvent
 from lbguard.service.build_nsm import MeshEvents, _Addresses
 from lbguard.settings.model import SettingsError, load
+from lbguard.settings.nsm import NsmEventSettings
 from tests.fakes.nsmgr import HUGE_CONNECTIONS, FakeNsmgr, connection
 from tests.unit.core.harness import Guard, ip
 from tests.unit.kernel.fake_kernel import eventually

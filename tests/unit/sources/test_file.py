@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from lbguard.core.addr import Prefix
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
+from lbguard.settings.yaml_file import SHOWN_PROBLEMS
 from lbguard.sources.file import MAX_PROBLEMS, FileSource, TargetsFile, TargetsFileError
 from lbguard.watched_file import STILL_S
-from lbguard.yaml_file import SHOWN_PROBLEMS
 
 GOOD = """
 streams:

@@ -7,7 +7,7 @@ import pytest
 
 from lbguard.api.security import Material
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.probe.addresses import parse_dial_address
+from lbguard.settings.dial_address import parse_dial_address
 from lbguard.sources.grpc_channel import ChannelSpec
 from lbguard.sources.nsp import NspConfig, NspSource
 from lbguard.sources.nsp_lists import Place

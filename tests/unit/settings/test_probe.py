@@ -2,10 +2,10 @@ import re
 
 import pytest
 
-from lbguard.api.verdict_settings import VerdictSettings
-from lbguard.probe.settings import ProbeSettings
 from lbguard.settings.check import check_settings
 from lbguard.settings.model import SettingsError, load
+from lbguard.settings.probe import ProbeSettings
+from lbguard.settings.verdicts import VerdictSettings
 
 ENABLED: dict[str, object] = {
     "probe.enabled": "true",

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.probe.addresses import DIAL_EXAMPLES, REPORT_EXAMPLES, parse_dial_address, parse_report_address
 from lbguard.probe.source import SubjectKind
+from lbguard.settings.dial_address import DIAL_EXAMPLES, REPORT_EXAMPLES, parse_dial_address, parse_report_address
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
     GROUP,

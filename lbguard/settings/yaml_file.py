@@ -29,7 +29,7 @@ from yaml.events import (
 )
 from yaml.reader import ReaderError
 
-from lbguard.bounded_file import FileError, read_regular_file
+from lbguard.settings.bounded_file import FileError, read_regular_file
 
 MAX_BYTES = 16 * 2**20
 """A larger file is refused unread: 100,000 dual-stack targets need about 8 MiB."""

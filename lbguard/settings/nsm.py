@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.probe.addresses import DIAL_EXAMPLES, parse_dial_address
-from lbguard.probe.settings import LEASE_MAX_S
+from lbguard.settings.dial_address import DIAL_EXAMPLES, parse_dial_address
 from lbguard.settings.fields import GROUP, Duration, OptionalPath, Patterns, PeerPattern, checked, seconds
+from lbguard.settings.probe import LEASE_MAX_S
 
 DialAddress = Annotated[str, checked(parse_dial_address)]
 

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbguard.bounded_file import FileError, read_regular_file
-from lbguard.yaml_file import MAX_BYTES, MAX_DEPTH, MAX_VALUES, YamlError, parse_yaml
+from lbguard.settings.bounded_file import FileError, read_regular_file
+from lbguard.settings.yaml_file import MAX_BYTES, MAX_DEPTH, MAX_VALUES, YamlError, parse_yaml
 
 PLENTY_S = 30.0
 """On a busy machine; a parser whose time grows with the square of the input would need hours."""

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.probe.addresses import parse_dial_address
+from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.fields import (
     GROUP,
     Duration,
