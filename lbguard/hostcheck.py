@@ -331,7 +331,7 @@ def check_verdict_certificates(host: Host, settings: Settings, streams: Sequence
     if not verdicts.listen or chain is None or key is None or roots is None:
         return
     # This brings gRPC along, which a service without the listener loads later, and `check-config` not at all.
-    from lbguard.api.security import CertificateFiles, CredentialsError
+    from lbguard.rpc.security import CertificateFiles, CredentialsError
 
     try:
         CertificateFiles(chain, key, roots).current()

@@ -18,7 +18,7 @@ from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.calls import CallRooms
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2 as pb
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_grpc
-from lbguard.api.unix_socket import ServedSocket
+from lbguard.rpc.unix_socket import ServedSocket
 
 SOCKET_MODE = 0o666
 """The frontend runs under another user and shares nothing but the volume; what is told here is no secret."""

@@ -10,7 +10,7 @@ import grpc
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.api.gen.nsm.connection import connection_pb2_grpc as pb_grpc
 from lbguard.nsm.scope import ConnectionScope
-from lbguard.probe.channels import Backoff, ChannelError, Dialer, reason_of
+from lbguard.rpc.channels import Backoff, ChannelError, Dialer, reason_of
 from lbguard.settings.dial_address import Endpoint
 from lbguard.telemetry.log import fields
 

@@ -3,13 +3,10 @@
 import os
 from dataclasses import dataclass
 
-from lbguard.api.security import CertificateFiles, CredentialsError, MaterialSource
-from lbguard.api.workload_api import WorkloadApi
 from lbguard.core.model import Verdict
 from lbguard.kernel.mirror import MirrorSettings
 from lbguard.probe.bridge import BridgeNeighbors, BridgeSource
 from lbguard.probe.bridge_ports import BridgePorts
-from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.probe.connections_file import ConnectionsFileSource
 from lbguard.probe.judge import Detector, JudgeSettings
 from lbguard.probe.kernel_view import KernelView
@@ -21,6 +18,9 @@ from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.report_lane import ReporterSettings
 from lbguard.probe.reporter import Reporter
 from lbguard.probe.source import ConnectionSource, Emit
+from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
+from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource
+from lbguard.rpc.workload_api import WorkloadApi
 from lbguard.settings.dial_address import parse_dial_address, parse_report_address
 from lbguard.settings.model import Settings
 from lbguard.settings.probe import NsmSettings, ProbeSettings

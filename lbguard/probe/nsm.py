@@ -6,9 +6,9 @@ counts as lost; the next stream begins with all connections and thereby ends tho
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.nsm.manager import ManagerStream
-from lbguard.probe.channels import Dialer
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.source import ConnectionsLost, Emit
+from lbguard.rpc.channels import Dialer
 from lbguard.settings.dial_address import Endpoint
 
 

@@ -26,9 +26,9 @@ import grpc
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.core.model import Subject, Verdict, VerdictState
-from lbguard.probe.channels import Backoff, ChannelError, Dialer
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.verdict_message import subject_name, verdict_message
+from lbguard.rpc.channels import Backoff, ChannelError, Dialer
 from lbguard.settings.dial_address import Endpoint
 from lbguard.settings.probe import LEASE_MAX_S
 from lbguard.telemetry.log import fields

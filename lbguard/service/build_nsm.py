@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
-from lbguard.api.security import CertificateFiles
 from lbguard.core.addr import Ip
 from lbguard.core.events import AddressSeen, Event, KernelSnapshot, NeighborsOutdated
 from lbguard.core.netview import NetView
 from lbguard.nsm.manager import ManagerStream
 from lbguard.nsm.scope import ConnectionScope
 from lbguard.nsm.watch import ConnectionWatch, WatchEvent
-from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
+from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
+from lbguard.rpc.security import CertificateFiles
 from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.nsm import NsmEventSettings
 from lbguard.telemetry.log import fields

@@ -19,8 +19,8 @@ import grpc
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.probe.channels import Backoff
-from lbguard.sources.grpc_channel import ChannelSpec, Session, open_channel
+from lbguard.rpc.channels import Backoff
+from lbguard.rpc.grpc_channel import ChannelSpec, Session, open_channel
 from lbguard.sources.nsp_compose import Composer, NspLists, SeenOffsets
 from lbguard.sources.nsp_lists import (
     Place,

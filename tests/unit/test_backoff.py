@@ -17,15 +17,15 @@ from pydantic import BaseModel
 
 from lbguard.nsm.manager import ManagerStream
 from lbguard.nsm.scope import ConnectionScope
-from lbguard.probe.channels import ChannelError, Session
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_lane import Lane, ReporterSettings
+from lbguard.rpc.channels import ChannelError, Session
+from lbguard.rpc.grpc_channel import ChannelSpec
 from lbguard.settings.dial_address import Endpoint, parse_dial_address
 from lbguard.settings.nsm import NsmEventSettings
 from lbguard.settings.nsp import NspSettings
 from lbguard.settings.probe import NsmSettings, ProbeSettings
-from lbguard.sources.grpc_channel import ChannelSpec
 from lbguard.sources.nsp import NspConfig, NspSource
 from lbguard.sources.nsp_lists import Place
 

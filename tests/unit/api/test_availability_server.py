@@ -11,7 +11,7 @@ from lbguard.api.availability_server import AvailabilityServer
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2 as pb
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_grpc
-from lbguard.api.unix_socket import SocketError
+from lbguard.rpc.unix_socket import SocketError
 from tests.unit.api.certificates import Authority
 
 BOUND_S = 20.0

@@ -15,10 +15,10 @@ from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.limits import VerdictLimits
 from lbguard.api.policy import Policy, parse_rule
-from lbguard.api.security import CertificateFiles
 from lbguard.api.server import ApiError
 from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
 from lbguard.api.verdict_server import REPORTER_KEY, VerdictIntake
+from lbguard.rpc.security import CertificateFiles
 from lbguard.settings.listen import ListenAddress
 from tests.unit.api.certificates import Authority, Issued
 from tests.unit.api.core_stand_in import Core, settled, subject, verdict

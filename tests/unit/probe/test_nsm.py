@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.model import ConnectionSubject, TargetSubject
-from lbguard.probe.channels import PlainDialer
 from lbguard.probe.connection import Connection, Pair
 from lbguard.probe.nsm import NsmSource
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.source import ConnectionList, ConnectionsLost, SubjectKind
+from lbguard.rpc.channels import PlainDialer
 from lbguard.settings.dial_address import Endpoint, parse_dial_address
 from tests.fakes.nsmgr import GARBAGE, HUGE_CONNECTIONS, FakeNsmgr, connection
 from tests.unit.kernel.fake_kernel import eventually

@@ -11,19 +11,19 @@ from prometheus_client import CollectorRegistry
 
 from lbguard.api.limits import VerdictLimits
 from lbguard.api.policy import Policy
-from lbguard.api.security import CertificateFiles
 from lbguard.api.verdict_server import VerdictIntake, unix_names
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported
 from lbguard.core.evidence import Opinions
 from lbguard.core.model import ConnectionSubject, Subject, TargetSubject, Verdict, VerdictState
-from lbguard.probe.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.probe.connection import Connection, pairs_of
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_lane import GENERATION_MAX, ReporterSettings
 from lbguard.probe.reporter import Reporter
+from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
+from lbguard.rpc.security import CertificateFiles
 from lbguard.settings.dial_address import Endpoint, parse_report_address
 from tests.fakes.verdict_sink import VerdictSink
 from tests.unit.kernel.fake_kernel import eventually

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lbguard.api.availability_state import AvailabilityState
-from lbguard.api.security import CertificateFiles, CredentialsError
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import BLACKHOLE_METRIC, Route, RouteKind
+from lbguard.rpc.security import CertificateFiles, CredentialsError
 from lbguard.service.build_nsp import (
     OffsetsInForce,
     WorkloadCertificates,

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from lbguard.api.security import Material
 from lbguard.core.events import SourceLost, SourceSnapshot
+from lbguard.rpc.grpc_channel import ChannelSpec
+from lbguard.rpc.security import Material
 from lbguard.settings.dial_address import parse_dial_address
-from lbguard.sources.grpc_channel import ChannelSpec
 from lbguard.sources.nsp import NspConfig, NspSource
 from lbguard.sources.nsp_lists import Place
 from tests.fakes.nsp import FakeNsp, stream, target

@@ -11,8 +11,8 @@ from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.addr import Prefix
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
+from lbguard.rpc.grpc_channel import ChannelSpec, open_channel
 from lbguard.settings.dial_address import parse_dial_address
-from lbguard.sources.grpc_channel import ChannelSpec, open_channel
 from lbguard.sources.nsp import NspConfig, NspSource
 from lbguard.sources.nsp_lists import Place
 from tests.fakes.nsp import FakeNsp, conduit, stream, target, vip

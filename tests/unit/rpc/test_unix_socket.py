@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from lbguard.api.unix_socket import PATH_BYTES_MAX, ServedSocket, SocketError
+from lbguard.rpc.unix_socket import PATH_BYTES_MAX, ServedSocket, SocketError
 
 BOUND_S = 20.0
 MODE = 0o640

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import grpc
 
-from lbguard.probe.channels import CONNECT_TIMEOUT_MS, RECEIVE_BYTES_MAX, reason_of, target_of
+from lbguard.rpc.channels import CONNECT_TIMEOUT_MS, RECEIVE_BYTES_MAX, reason_of, target_of
+from lbguard.rpc.tls_tunnel import TlsMaterialSource, TlsTunnel
 from lbguard.settings.dial_address import Endpoint
-from lbguard.tls_tunnel import TlsMaterialSource, TlsTunnel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lbguard.api.security import CredentialsError, Material
+from lbguard.rpc.security import CredentialsError, Material
 
 if TYPE_CHECKING:
     from spiffe import WorkloadApiClient

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import grpc
 
-from lbguard.api.security import CredentialsError, Material, MaterialSource
+from lbguard.rpc.security import CredentialsError, Material, MaterialSource
+from lbguard.rpc.tls_tunnel import TlsTunnel
 from lbguard.settings.dial_address import Endpoint
-from lbguard.tls_tunnel import TlsTunnel
 
 CONNECT_TIMEOUT_MS = 1000
 """How long one attempt to connect may take; gRPC's own default of 20 s would outlast every grace window."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.api.security import CredentialsError, Material
-from lbguard.tls_tunnel import TlsTunnel, certificate_names
+from lbguard.rpc.security import CredentialsError, Material
+from lbguard.rpc.tls_tunnel import TlsTunnel, certificate_names
 from tests.unit.api.certificates import Authority, Issued
 
 NSP = "spiffe://example.org/ns/default/pod/nsp-0"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.api.security import MAX_BYTES, CertificateFiles, CredentialsError, Material, names_of, server_credentials
+from lbguard.rpc.security import MAX_BYTES, CertificateFiles, CredentialsError, Material, names_of, server_credentials
 from tests.unit.api.certificates import Authority, Issued
 
 

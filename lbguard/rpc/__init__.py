@@ -1,0 +1,1 @@
+"""gRPC plumbing: channels, TLS, SPIFFE, unix sockets."""
