@@ -16,8 +16,8 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from lbguard.api.limits import Shares
-from lbguard.api.verdict_convert import InvalidField
+from lbguard.api.verdicts.convert import InvalidField
+from lbguard.api.verdicts.limits import Shares
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

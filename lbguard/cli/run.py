@@ -97,7 +97,7 @@ def check_config(
     Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.cli import show
-    from lbguard.hostcheck import check_host
+    from lbguard.cli.host_check import check_host
     from lbguard.settings.check import ConfigWarning, check_settings
 
     loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
@@ -240,7 +240,7 @@ def _fit_to_start(loaded: "Loaded") -> bool:
     """
     import logging
 
-    from lbguard.hostcheck import blocks_start, check_host
+    from lbguard.cli.host_check import blocks_start, check_host
     from lbguard.settings.check import check_settings
     from lbguard.telemetry.log import fields, setup_logging
 

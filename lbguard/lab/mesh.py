@@ -18,7 +18,7 @@ import grpc
 from lbguard.api.client import ClientError, GuardClient
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdict_server import REPORTER_KEY
+from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.lab.controller import LabError
 from lbguard.lab.manager import StandInManager
 from lbguard.lab.scenarios import Do

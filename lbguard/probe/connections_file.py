@@ -20,7 +20,7 @@ from lbguard.core.addr import Ip, format_ip, is_ipv4_mapped, parse_ip
 from lbguard.probe.connection import Connection
 from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, SubjectKind, connections_of
 from lbguard.settings.yaml_file import FileError, YamlError, YamlFileError, parse_yaml, read_yaml
-from lbguard.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
+from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 MAX_PAIRS = 200_000
 """Pairs of addresses in one file: each is pinged, so thousands are many."""

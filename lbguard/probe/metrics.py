@@ -12,9 +12,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.registry import Collector
 
 from lbguard import __version__
+from lbguard.api.verdicts.queue import IGNORED_REASONS
 from lbguard.core.model import VerdictState
 from lbguard.probe.counters import Histogram, ProbeCounters
-from lbguard.service.verdict_desk import IGNORED_REASONS
 from lbguard.telemetry.metrics.families import MetricFamilies, MetricSpec, reason_label
 
 

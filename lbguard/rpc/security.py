@@ -16,9 +16,9 @@ from typing import Protocol
 
 import grpc
 
+from lbguard.errors import StartError
 from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.peer_names import names_in_certificate
-from lbguard.start_error import StartError
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.verdicts")

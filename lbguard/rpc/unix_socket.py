@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 
-from lbguard.start_error import StartError
+from lbguard.errors import StartError
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.api")

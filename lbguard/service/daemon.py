@@ -15,11 +15,13 @@ from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
 from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.verdicts.queue import VerdictDesk
 from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
+from lbguard.errors import StartError
 from lbguard.kernel.instance import InstanceLock, InstanceRunning
 from lbguard.kernel.socket import NetlinkChannel
 from lbguard.recording.service import ServiceRecording
@@ -42,11 +44,9 @@ from lbguard.service.packet_counts import PacketCounts
 from lbguard.service.runner import Runner
 from lbguard.service.target_routes import TargetRoutes
 from lbguard.service.traffic_counts import read_traffic
-from lbguard.service.verdict_desk import VerdictDesk
 from lbguard.service.withdrawal import withdraw_everything
 from lbguard.settings.model import Settings
 from lbguard.sources.base import SourceEvent
-from lbguard.start_error import StartError
 from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields, setup_logging
 from lbguard.telemetry.metrics.guard import Metrics

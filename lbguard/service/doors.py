@@ -9,15 +9,15 @@ from typing import Protocol
 
 from lbguard.api.availability_server import AvailabilityServer
 from lbguard.api.availability_state import AvailabilityState
-from lbguard.api.limits import Limit
-from lbguard.api.policy import DenyReason, Policy
 from lbguard.api.server import ApiServer, GuardView
-from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
-from lbguard.api.verdict_server import VerdictIntake
+from lbguard.api.verdicts.limits import Limit
+from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
+from lbguard.api.verdicts.policy import DenyReason, Policy
+from lbguard.api.verdicts.queue import IGNORED_REASONS, VerdictDesk
+from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.security import CertificateFiles
 from lbguard.rpc.unix_socket import ServedSocket
 from lbguard.rpc.workload_api import WorkloadApi
-from lbguard.service.verdict_desk import IGNORED_REASONS, VerdictDesk
 from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
 from lbguard.settings.verdicts import VerdictSettings

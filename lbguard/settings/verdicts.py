@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.policy import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
 from lbguard.settings.fields import GROUP, Duration, Listen, OptionalPath, SpiffeAddress, number, seconds, split
 
 PolicyRules = Annotated[tuple[Annotated[PeerRule, BeforeValidator(parse_rule)], ...], BeforeValidator(split)]

@@ -33,7 +33,7 @@ from lbguard.core.addr import (
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.settings.yaml_file import FileError, YamlError, YamlFileError, parse_yaml, read_yaml
-from lbguard.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
+from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 MAX_PROBLEMS = 1000
 """After so many problems a file is not looked at any further."""

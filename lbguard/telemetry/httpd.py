@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from lbguard.errors import StartError
 from lbguard.settings.listen import ListenAddress
-from lbguard.start_error import StartError
 from lbguard.telemetry.http_server import HttpServer, Request, Response
 
 HEARTBEAT_LIMIT_S = 5.0

@@ -163,7 +163,7 @@ class _BoundedQueueHandler(logging.Handler):
         try:
             if self.dropped:
                 note = logging.LogRecord(
-                    "lbguard.telemetry.log", logging.WARNING, __file__, 0, "log records were dropped", None, None
+                    "lbguard.log", logging.WARNING, __file__, 0, "log records were dropped", None, None
                 )
                 note.fields = {"dropped": self.dropped}
                 self.records.put_nowait(note)
@@ -174,9 +174,7 @@ class _BoundedQueueHandler(logging.Handler):
 
     def unwritten(self, record: logging.LogRecord) -> None:
         """Count a record that could not be written, or what it says of others."""
-        lost = (
-            (getattr(record, "fields", None) or {}).get("dropped", 1) if record.name == "lbguard.telemetry.log" else 1
-        )
+        lost = (getattr(record, "fields", None) or {}).get("dropped", 1) if record.name == "lbguard.log" else 1
         with self.lock or contextlib.nullcontext():
             self.dropped += int(lost)
 

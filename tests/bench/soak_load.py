@@ -16,7 +16,7 @@ import yaml
 from lbguard.api.client import GuardClient
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdict_server import REPORTER_KEY
+from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.lab.netns import Namespace, connect
 
 STREAMS = 2

@@ -24,7 +24,7 @@ import grpc
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdict_server import REPORTER_KEY
+from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.core.addr import format_ip
 from lbguard.lab.netns import Namespace
 from tests.bench.results import Row, Say, Scale

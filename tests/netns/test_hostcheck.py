@@ -2,9 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
+from lbguard.cli.host_check import check_host
 from lbguard.core.addr import parse_prefix
 from lbguard.core.model import StreamSpec
-from lbguard.hostcheck import check_host
 from lbguard.kernel.instance import InstanceLock
 from lbguard.kernel.local_routes import local_prefixes
 from lbguard.lab.netns import Namespace

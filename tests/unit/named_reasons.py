@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lbguard.announce.sender import Suppressed
-from lbguard.api.limits import Limit
-from lbguard.api.policy import DenyReason
+from lbguard.api.verdicts.limits import Limit
+from lbguard.api.verdicts.policy import DenyReason
+from lbguard.api.verdicts.queue import IGNORED_REASONS, OVERLOADED
 from lbguard.core.model import Condition
 from lbguard.kernel.codec.ignored_reason import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
 from lbguard.service.journal import RESYNC_REASONS
-from lbguard.service.verdict_desk import IGNORED_REASONS, OVERLOADED
 from lbguard.sources.nsp_lists import Reason
 from lbguard.telemetry.metrics.guard import UNREADY_REASONS
 

@@ -5,11 +5,11 @@ import re
 
 import yaml
 
-from lbguard.api.policy import Policy
+from lbguard.api.verdicts.policy import Policy
+from lbguard.api.verdicts.queue import OVERLOADED
 from lbguard.core import evidence
 from lbguard.core.addr import parse_ip
 from lbguard.lab.scenarios import ALL, Do
-from lbguard.service.verdict_desk import OVERLOADED
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.verdicts import VerdictSettings
 from tests.pages import blocks, text

@@ -17,7 +17,7 @@ import pytest
 from lbguard.api.gen.nsm.connection import connection_pb2 as nsm_pb
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdict_server import REPORTER_KEY
+from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.core.model import Decision
 from lbguard.core.status import TargetStatus, VerdictStatus
 from lbguard.lab.netns import Namespace, connect

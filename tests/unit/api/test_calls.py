@@ -13,13 +13,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from lbguard.api import calls
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import Policy
-from lbguard.api.verdict_server import IDLE, REPORTER_KEY, VerdictIntake
-from tests.unit.api import test_verdict_listener as tcp
-from tests.unit.api import test_verdict_server as unix
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.policy import Policy
+from lbguard.api.verdicts.server import IDLE, REPORTER_KEY, VerdictIntake
 from tests.unit.api.core_stand_in import Core, verdict
-from tests.unit.api.test_verdict_server import end_of, until
+from tests.unit.api.verdicts import test_listener as tcp
+from tests.unit.api.verdicts import test_server as unix
+from tests.unit.api.verdicts.test_server import end_of, until
 
 PER_CONNECTION = 15
 STRANGER = "spiffe://example.org/ns/blue/stranger"

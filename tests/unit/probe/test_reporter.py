@@ -9,9 +9,9 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import Policy
-from lbguard.api.verdict_server import VerdictIntake, unix_names
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.policy import Policy
+from lbguard.api.verdicts.server import VerdictIntake, unix_names
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported

@@ -19,10 +19,10 @@ from spiffe._proto import workload_pb2
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import Policy, parse_rule
-from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
-from lbguard.api.verdict_server import VerdictIntake
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
+from lbguard.api.verdicts.policy import Policy, parse_rule
+from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.security import CredentialsError
 from lbguard.rpc.workload_api import WorkloadApi
 from lbguard.settings.listen import ListenAddress

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import PeerRule
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.policy import PeerRule
 from lbguard.core.addr import parse_prefix
 from lbguard.settings.model import SettingsError, load
 

@@ -18,7 +18,7 @@ from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.settings.yaml_file import SHOWN_PROBLEMS
 from lbguard.sources.file import MAX_PROBLEMS, FileSource, TargetsFile, TargetsFileError
-from lbguard.watched_file import STILL_S
+from lbguard.sources.watched_file import STILL_S
 
 GOOD = """
 streams:

@@ -10,10 +10,10 @@ import grpc
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import Policy
 from lbguard.api.server import ApiServer
-from lbguard.api.verdict_server import REPORTER_KEY, VerdictIntake
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.policy import Policy
+from lbguard.api.verdicts.server import REPORTER_KEY, VerdictIntake
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Effect, VerdictAnswered
 from lbguard.core.engine import Engine
@@ -22,7 +22,7 @@ from lbguard.core.model import Verdict
 from lbguard.service.runner import Runner
 from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import settled, verdict
-from tests.unit.api.test_verdict_server import View
+from tests.unit.api.verdicts.test_server import View
 
 REPORTERS, REQUESTS, PER_REQUEST = 20, 6, 256
 BACKLOG, EVENTS = 1000, 10

@@ -13,11 +13,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import Policy, parse_rule
 from lbguard.api.server import ApiError
-from lbguard.api.verdict_listener import ListenerOptions, VerdictListener
-from lbguard.api.verdict_server import REPORTER_KEY, VerdictIntake
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
+from lbguard.api.verdicts.policy import Policy, parse_rule
+from lbguard.api.verdicts.server import REPORTER_KEY, VerdictIntake
 from lbguard.rpc.security import CertificateFiles
 from lbguard.settings.listen import ListenAddress
 from tests.unit.api.certificates import Authority, Issued

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from lbguard.cli.host_check import Finding, Host, check_host
 from lbguard.core.addr import Prefix, parse_ip, parse_prefix
 from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.hostcheck import Finding, Host, check_host
 from lbguard.settings.model import Settings, load
 
 STREAM = StreamSpec(name="stream-a", shm_name="tshm-stream-a")

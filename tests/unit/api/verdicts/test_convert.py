@@ -6,7 +6,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
-from lbguard.api.verdict_convert import InvalidField, verdict_from_proto
+from lbguard.api.verdicts.convert import InvalidField, verdict_from_proto
 from lbguard.core.model import (
     ConnectionSubject,
     FamilyEvidence,

@@ -11,10 +11,10 @@ import pytest
 from lbguard.api.client import GuardClient
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import Policy, parse_rule
 from lbguard.api.server import ApiServer
-from lbguard.api.verdict_server import REPLACED, REPORTER_KEY, VerdictIntake
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.policy import Policy, parse_rule
+from lbguard.api.verdicts.server import REPLACED, REPORTER_KEY, VerdictIntake
 from lbguard.core.model import VerdictState
 from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import Core, settled, subject, target, verdict

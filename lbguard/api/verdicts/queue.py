@@ -4,8 +4,8 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
-from lbguard.api.limits import Shares
-from lbguard.api.policy import identity_of
+from lbguard.api.verdicts.limits import Shares
+from lbguard.api.verdicts.policy import identity_of
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported
 from lbguard.core.model import Verdict

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbguard.api.limits import Accounts, Limit, LimitExceeded, Shares, TokenBucket, VerdictLimits, size_of
+from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded, Shares, TokenBucket, VerdictLimits, size_of
 from lbguard.core.evidence import REMEMBERED_S
 from lbguard.core.model import ConnectionSubject, TargetSubject, Verdict, VerdictState
 

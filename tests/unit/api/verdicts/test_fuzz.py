@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
-from lbguard.api.limits import VerdictLimits
-from lbguard.api.policy import Policy
 from lbguard.api.server import ApiServer
-from lbguard.api.verdict_server import REPORTER_KEY, VerdictIntake
+from lbguard.api.verdicts.limits import VerdictLimits
+from lbguard.api.verdicts.policy import Policy
+from lbguard.api.verdicts.server import REPORTER_KEY, VerdictIntake
 from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import Core, settled, verdict
-from tests.unit.api.test_verdict_convert import VERDICTS
-from tests.unit.api.test_verdict_server import View, end_of
+from tests.unit.api.verdicts.test_convert import VERDICTS
+from tests.unit.api.verdicts.test_server import View, end_of
 
 EXPECTED = {
     grpc.StatusCode.OK,

@@ -22,9 +22,9 @@ from google.protobuf.message import DecodeError
 
 from lbguard.api.calls import RequestMissing, Requests
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
-from lbguard.api.limits import Accounts, Limit, LimitExceeded, VerdictLimits
-from lbguard.api.policy import UNIX_PEER, Denied, Policy, Subnets, check_subject, reporter_of
-from lbguard.api.verdict_convert import LEASE_S_MAX, InvalidField, verdict_from_proto
+from lbguard.api.verdicts.convert import LEASE_S_MAX, InvalidField, verdict_from_proto
+from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded, VerdictLimits
+from lbguard.api.verdicts.policy import UNIX_PEER, Denied, Policy, Subnets, check_subject, reporter_of
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.model import Verdict
 from lbguard.rpc.security import names_of

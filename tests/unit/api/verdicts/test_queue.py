@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from lbguard.api.verdicts.queue import OVERLOADED, VerdictDesk
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported
 from lbguard.core.model import TargetSubject, Verdict, VerdictState
-from lbguard.service.verdict_desk import OVERLOADED, VerdictDesk
 
 
 def verdict(sequence: int = 1) -> Verdict:

@@ -2,7 +2,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lbguard.api.policy import (
+from lbguard.api.verdicts.policy import (
     Denied,
     DenyReason,
     PeerRule,

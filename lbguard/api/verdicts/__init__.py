@@ -1,0 +1,1 @@
+"""The verdict service: server, policy, limits, and the queue to the core."""
