@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
-from lbguard.distributor.nfqlb_memory import memory_path
+from lbguard.distributor.nfqlb.memory import memory_path
 
 _log = logging.getLogger(__name__)
 

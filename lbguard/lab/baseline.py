@@ -115,11 +115,11 @@ def make_distributor(kind: str) -> Distributor:
         ValueError: the kind is none of `nftables` and `nfqlb-cli`.
     """
     if kind == "nftables":
-        from lbguard.distributor.nft import NftDistributor
+        from lbguard.distributor.nftables.distributor import NftDistributor
 
         return NftDistributor(TableKind.MAGLEV)
     if kind == "nfqlb-cli":
-        from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
+        from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
 
         return NfqlbCliDistributor(TableKind.MAGLEV)
     raise ValueError(f"distributor {kind!r}: nftables and nfqlb-cli are there")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from lbguard.distributor.nfnetlink import attribute, attributes, message
+from lbguard.distributor.nftables.nfnetlink import attribute, attributes, message
 from lbguard.lab.nfqlb_stand_in import Memory
 
 OK: Final = "OK"

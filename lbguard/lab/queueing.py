@@ -9,7 +9,14 @@ import struct
 import subprocess
 
 from lbguard.distributor.base import DistributorError
-from lbguard.distributor.nfnetlink import NetfilterSocket, Nfnetlink, Request, attribute, message, text_attribute
+from lbguard.distributor.nftables.nfnetlink import (
+    NetfilterSocket,
+    Nfnetlink,
+    Request,
+    attribute,
+    message,
+    text_attribute,
+)
 from lbguard.lab.netns import Namespace
 
 TABLE = "lab-nfqueue"

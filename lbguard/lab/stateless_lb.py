@@ -22,7 +22,7 @@ from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb_memory import StreamMemory
+from lbguard.distributor.nfqlb.memory import StreamMemory
 from lbguard.lab.stand_in import follow, log, read_ip, run_ip, set_older_links_down
 from lbguard.sources.file import TargetsFile
 

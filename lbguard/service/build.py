@@ -7,9 +7,9 @@ from lbguard.core.addr import Ip
 from lbguard.core.model import LinkKey, Route
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
-from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
-from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
+from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
+from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.distributor.observe import ObserveDistributor
 from lbguard.distributor.select import AutoDistributor
 from lbguard.kernel.links import NeighborTimers

@@ -12,16 +12,16 @@ from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import Route, RouteKind, StreamSpec
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb_memory import StreamMemory, memory_path
+from lbguard.distributor.nfqlb.memory import StreamMemory, memory_path
 from lbguard.rpc.grpc_channel import ChannelSpec
 from lbguard.rpc.security import CertificateFiles, CredentialsError, Material, MaterialSource, server_credentials
 from lbguard.rpc.workload_api import WorkloadApi
 from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.model import Settings
 from lbguard.settings.nsp import NspSettings
-from lbguard.sources.nsp import NspConfig, NspSource
-from lbguard.sources.nsp_lists import Place
-from lbguard.sources.nsp_offsets import offset_of_routes, offset_of_table
+from lbguard.sources.nsp.lists import Place
+from lbguard.sources.nsp.offsets import offset_of_routes, offset_of_table
+from lbguard.sources.nsp.source import NspConfig, NspSource
 
 _FIRST_CERTIFICATE_S = 3.0
 

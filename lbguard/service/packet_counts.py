@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import DistributorError
-from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
+from lbguard.distributor.nftables.counters import FallbackCounters, HeldCount
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 

@@ -17,7 +17,7 @@ from lbguard.settings.fields import (
     ratio,
     seconds,
 )
-from lbguard.sources.nsp_offsets import DEFAULT_START
+from lbguard.sources.nsp.offsets import DEFAULT_START
 
 ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"
 

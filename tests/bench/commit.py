@@ -19,10 +19,10 @@ from lbguard.core.addr import parse_prefix
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
-from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
-from lbguard.distributor.nft import NftDistributor
-from lbguard.distributor.nft_session import LIBRARY, NftContext
+from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
+from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
+from lbguard.distributor.nftables.distributor import NftDistributor
+from lbguard.distributor.nftables.session import LIBRARY, NftContext
 from lbguard.lab.netns import Namespace
 from tests.bench.results import Row, Say, Scale, Summary
 from tests.fakes.nfqlb import make_memory

@@ -18,13 +18,13 @@ from pathlib import Path
 from lbguard.core.addr import format_ip
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfnetlink import NetfilterSocket, Nfnetlink
-from lbguard.distributor.nfqlb_cli import NfqlbCliDistributor
-from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
-from lbguard.distributor.nft import NftDistributor
-from lbguard.distributor.nft_inventory import read_counter
-from lbguard.distributor.nft_ruleset import FAMILY, TABLE, stream_names
-from lbguard.distributor.nft_session import LIBRARY, NftContext
+from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
+from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
+from lbguard.distributor.nftables.distributor import NftDistributor
+from lbguard.distributor.nftables.inventory import read_counter
+from lbguard.distributor.nftables.nfnetlink import NetfilterSocket, Nfnetlink
+from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, stream_names
+from lbguard.distributor.nftables.session import LIBRARY, NftContext
 from lbguard.lab import nfqlb
 from lbguard.lab.netns import Namespace, connect
 from tests.bench import commit, flood

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lbguard.settings.interposer import InterposerSettings
-from lbguard.sources.interposer import InterposerConfig
+from lbguard.sources.interposer.source import InterposerConfig
 from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, pod_of, validate
 
 

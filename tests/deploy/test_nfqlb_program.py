@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from lbguard.sources.interposer_files import MISSED_MAX, SharedFiles
+from lbguard.sources.interposer.files import MISSED_MAX, SharedFiles
 from tests.fakes.interposed import MISSING, PROGRAM, Interposed, make_teller, told
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)

@@ -12,7 +12,7 @@ from lbguard.core.model import Condition
 from lbguard.kernel.codec.ignored_reason import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
 from lbguard.service.journal import RESYNC_REASONS
-from lbguard.sources.nsp_lists import Reason
+from lbguard.sources.nsp.lists import Reason
 from lbguard.telemetry.metrics.guard import UNREADY_REASONS
 
 PACKAGE = Path(__file__).resolve().parents[2] / "lbguard"

@@ -26,8 +26,8 @@ from lbguard.settings.dial_address import Endpoint, parse_dial_address
 from lbguard.settings.nsm import NsmEventSettings
 from lbguard.settings.nsp import NspSettings
 from lbguard.settings.probe import NsmSettings, ProbeSettings
-from lbguard.sources.nsp import NspConfig, NspSource
-from lbguard.sources.nsp_lists import Place
+from lbguard.sources.nsp.lists import Place
+from lbguard.sources.nsp.source import NspConfig, NspSource
 
 ATTEMPTS = 12
 Arguments = TypeVarTuple("Arguments")

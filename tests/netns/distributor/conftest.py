@@ -11,7 +11,7 @@ import pytest
 from lbguard.core.addr import is_ipv4, parse_ip, parse_prefix
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.lab.netns import Namespace, connect
 from tests.netns.distributor.packets import destination_of
 

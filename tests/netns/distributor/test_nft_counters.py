@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from lbguard.distributor.nft import NftDistributor
-from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
+from lbguard.distributor.nftables.counters import FallbackCounters, HeldCount
+from lbguard.distributor.nftables.distributor import NftDistributor
 from tests.netns.distributor import packets
 from tests.netns.distributor.conftest import CLIENT4, CLIENT6, TARGETS, VIP4, VIP6, WAIT_S, Lab, spec, table
 from tests.netns.distributor.packets import UDP, Flow

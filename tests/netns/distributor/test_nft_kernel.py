@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from lbguard.distributor.nfnetlink import GET_ELEMENTS, NetfilterSocket, Nfnetlink, NftError, Request
-from lbguard.distributor.nft_elements import list_request, mark_changes, read_keys
-from lbguard.distributor.nft_inventory import Kind, read_counter, read_inventory
-from lbguard.distributor.nft_ruleset import stream_names
+from lbguard.distributor.nftables.elements import list_request, mark_changes, read_keys
+from lbguard.distributor.nftables.inventory import Kind, read_counter, read_inventory
+from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS, NetfilterSocket, Nfnetlink, NftError, Request
+from lbguard.distributor.nftables.ruleset import stream_names
 from lbguard.lab.netns import Namespace
 from tests.netns.distributor.conftest import spec, table
 from tests.netns.distributor.test_nft_tables import Kernel, Make, commit, kernel, make

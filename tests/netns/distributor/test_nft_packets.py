@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.lab.netns import Namespace
 from tests.netns.distributor import packets
 from tests.netns.distributor.conftest import (

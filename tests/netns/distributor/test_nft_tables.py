@@ -15,7 +15,7 @@ import pytest
 from lbguard.core.model import StreamTable
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import ImplicitPermutations, TableKind, anchored, maglev
-from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.lab.netns import Namespace
 from tests.netns.distributor import packets
 from tests.netns.distributor.conftest import CLIENT4, OTHER_VIP4, VIP4, VIP6, Lab, spec, table

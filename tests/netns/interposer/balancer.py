@@ -10,7 +10,7 @@ from pathlib import Path
 from lbguard.api.client import GuardClient
 from lbguard.core.model import StreamSpec
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb_memory import StreamMemory
+from lbguard.distributor.nfqlb.memory import StreamMemory
 from lbguard.lab.netns import Namespace, connect
 from tests.bench.service import Service
 from tests.fakes.interposed import Interposed

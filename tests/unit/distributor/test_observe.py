@@ -6,7 +6,7 @@ import pytest
 
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb_shm import NfqlbShmDistributor
+from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
 from lbguard.distributor.observe import ObserveDistributor
 from tests.fakes.nfqlb import make_memory
 

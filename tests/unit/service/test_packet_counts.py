@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import DistributorError
-from lbguard.distributor.nft_counters import FallbackCounters, HeldCount
+from lbguard.distributor.nftables.counters import FallbackCounters, HeldCount
 from lbguard.service.packet_counts import PacketCounts
 from lbguard.telemetry.metrics.guard import Metrics
 

@@ -9,8 +9,8 @@ from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.rpc.grpc_channel import ChannelSpec
 from lbguard.rpc.security import Material
 from lbguard.settings.dial_address import parse_dial_address
-from lbguard.sources.nsp import NspConfig, NspSource
-from lbguard.sources.nsp_lists import Place
+from lbguard.sources.nsp.lists import Place
+from lbguard.sources.nsp.source import NspConfig, NspSource
 from tests.fakes.nsp import FakeNsp, stream, target
 from tests.unit.api.certificates import Authority, Issued
 

@@ -1,0 +1,123 @@
+"""Counts packets per target, and those among them that met the fallback, whichever distributor set the mark.
+
+A held target's table keeps only its blackhole route, and the kernel counts nobody's packets there. So a table of our
+own looks at each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both act at priority
+-150, this at -140) and asks the routing tables what they would do with it: `fib daddr . mark oif missing` is true when
+the mark's table ends in a blackhole, or nothing at all routes the packet. (`fib ... type` does not help: the kernel
+asks only the local table for it.) The counts stand in the elements of two sets, which outlive the service.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from lbguard.distributor.nftables import elements as nft_elements
+from lbguard.distributor.nftables.inventory import read_sets
+from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS
+from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
+
+FAMILY = "inet"
+TABLE = "lbguard-counters"
+
+_HITS = "hits"
+_FALLBACK = "fallback"
+
+
+class HeldCount(NamedTuple):
+    """A number of packets and of bytes (with IP header), ever growing."""
+
+    packets: int
+    bytes: int
+
+
+class FallbackCounters:
+    """Packet counters per fwmark, in the network namespace of the thread that constructs this.
+
+    Counts survive a restart of the service; they start at zero again when someone else removes the table.
+    """
+
+    def __init__(self, *, library: str = LIBRARY) -> None:
+        self._session = NftSession(library)
+        self._marks: frozenset[int] = frozenset()
+
+    async def ensure(self, marks: Iterable[int]) -> None:
+        """Count exactly these marks; the counts of those that were counted before go on.
+
+        Raises:
+            DistributorError: nftables is missing, not permitted or refuses.
+        """
+        self._marks = frozenset(marks)
+        await self._session.call(self._ensure)
+
+    async def read(self) -> dict[int, HeldCount]:
+        """Return, for each mark, what met the fallback: packets to a held target, which were dropped.
+
+        A table that someone removed is made again, with zeros.
+
+        Raises:
+            DistributorError: nftables is missing, not permitted or refuses.
+        """
+        return await self._session.call(lambda nft: self._read(nft, _FALLBACK))
+
+    async def read_hits(self) -> dict[int, HeldCount]:
+        """Return, for each mark, all packets that the distributor gave to it; otherwise as `read`.
+
+        Raises:
+            DistributorError: nftables is missing, not permitted or refuses.
+        """
+        return await self._session.call(lambda nft: self._read(nft, _HITS))
+
+    async def remove(self) -> None:
+        """Remove the table and its counts; an absent one is no error.
+
+        Raises:
+            DistributorError: nftables is missing, not permitted or refuses.
+        """
+        self._marks = frozenset()
+        await self._session.call(_remove)
+
+    async def close(self) -> None:
+        """End the worker thread; the counters go on counting."""
+        await self._session.close()
+
+    def _ensure(self, nft: NftContext) -> None:
+        counted = _elements(nft, _FALLBACK), _elements(nft, _HITS)
+        lines = _structure()
+        for name, held in zip((_FALLBACK, _HITS), counted, strict=True):
+            lines += _changes("delete", name, (held or {}).keys() - self._marks)
+            lines += _changes("add", name, self._marks - (held or {}).keys())
+        nft.run("\n".join(lines))
+
+    def _read(self, nft: NftContext, name: str) -> dict[int, HeldCount]:
+        counts = _elements(nft, name)
+        if counts is None or counts.keys() != self._marks:
+            self._ensure(nft)
+            counts = _elements(nft, name) or {}
+        return counts
+
+
+def _structure() -> list[str]:
+    """Return commands that leave existing counts alone and renew the rule."""
+    return [
+        f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
+        f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",
+        f"add set {FAMILY} {TABLE} {_FALLBACK} {{ type mark; counter; }}",
+        f"add chain {FAMILY} {TABLE} prerouting {{ type filter hook prerouting priority -140; policy accept; }}",
+        f"flush chain {FAMILY} {TABLE} prerouting",
+        f"add rule {FAMILY} {TABLE} prerouting meta mark @{_HITS} fib daddr . mark oif missing meta mark @{_FALLBACK}",
+    ]
+
+
+def _changes(verb: str, name: str, marks: Collection[int]) -> list[str]:
+    members = ", ".join(map(str, sorted(marks)))
+    return [f"{verb} element {FAMILY} {TABLE} {name} {{ {members} }}"] if members else []
+
+
+def _elements(nft: NftContext, name: str) -> dict[int, HeldCount] | None:
+    """Return the counts of a set, or None when it does not exist."""
+    found = nft.kernel.dump(GET_ELEMENTS, nft_elements.list_request(TABLE, name))
+    return None if found is None else {m: HeldCount(*count) for m, count in nft_elements.read_counted(found).items()}
+
+
+def _remove(nft: NftContext) -> None:
+    if read_sets(nft.kernel, TABLE) is not None:
+        nft.run(f"delete table {FAMILY} {TABLE}")

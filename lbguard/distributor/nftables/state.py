@@ -1,0 +1,165 @@
+"""What the kernel's table holds of a stream: read back, remembered, compared."""
+
+import contextlib
+from array import array
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from lbguard.core.model import StreamSpec
+from lbguard.distributor.maglev import TableCalculator
+from lbguard.distributor.nftables import elements as nft_elements
+from lbguard.distributor.nftables import ruleset as nft_ruleset
+from lbguard.distributor.nftables.elements import NO_MARK, SLOT_CODE
+from lbguard.distributor.nftables.inventory import Kind, Thing, read_sets
+from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS, Nfnetlink
+from lbguard.distributor.nftables.ruleset import TABLE, StreamNames
+
+
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """What the kernel holds for an attached stream, as far as we know."""
+
+    stream: StreamSpec
+    names: StreamNames
+    calculator: TableCalculator
+    map_name: str
+    """The map that packets are looked up in; that of `names.slots` or `names.spare`."""
+    slots: "array[int]"
+    """The mark of each slot, as in `nft_elements`."""
+    active: frozenset[int]
+    things: frozenset[Thing] = frozenset()
+    """Everything of the stream but elements, since it was written last."""
+    complete: bool = False
+    """Maps, sets and counters are there: only rules and elements may have to be written."""
+    unfit: bool = False
+    """The map in the kernel has another size, or holds what is no slot: the next commit puts another in its place."""
+    lost: str = ""
+    """What someone else did to the stream's table, until a commit has mended it; empty when nothing."""
+    doubtful: bool = False
+    """A commit failed: read back before the next one."""
+    unread: bool = False
+    """An earlier run left it, and its elements were not read yet: the first commit does."""
+
+    @property
+    def slots_total(self) -> int:
+        """The number of slots, M."""
+        return len(self.slots)
+
+
+def empty_slots(total: int) -> "array[int]":
+    """Return the slots of an empty map."""
+    return array(SLOT_CODE, (NO_MARK,)) * total
+
+
+def unread(things: Collection[Thing], stream: StreamSpec, calculator: TableCalculator, slots_total: int) -> Held:
+    """Return what an inventory tells of a stream that shall have this number of slots: all but the elements.
+
+    Raises:
+        ValueError: the stream's name is empty or too long.
+    """
+    names = nft_ruleset.stream_names(stream.name)
+    present = of_stream(things, names)
+    maps = [thing for thing in present if thing.kind is Kind.MAP]
+    return Held(
+        stream=stream,
+        names=names,
+        calculator=calculator,
+        map_name=maps[0].name if maps else names.slots,
+        slots=empty_slots(slots_total),
+        active=frozenset(),
+        complete={thing.name for thing in present} >= {names.active, names.unserved} and bool(maps),
+        unfit=bool(maps) and maps[0].size != slots_total,
+        unread=True,
+    )
+
+
+def read_held(
+    kernel: Nfnetlink, things: Collection[Thing], stream: StreamSpec, calculator: TableCalculator, slots_total: int
+) -> Held:
+    """Read back what the kernel holds for a stream of this inventory, where it has one map or none.
+
+    Raises:
+        NftError: the kernel refuses.
+        ValueError: the stream's name is empty or too long.
+    """
+    held = unread(things, stream, calculator, slots_total)
+    if not held.unfit and any(thing.name == held.map_name for thing in things):
+        slots = read_slots(kernel, held.map_name, slots_total)
+        held.unfit = slots is None
+        held.slots = empty_slots(slots_total) if slots is None else slots
+    held.active = read_marks(kernel, held.names) or frozenset()
+    held.unread = False
+    return held
+
+
+def of_stream(things: Iterable[Thing], names: StreamNames) -> frozenset[Thing]:
+    """Return the things of one stream."""
+    return frozenset(thing for thing in things if thing.name in names)
+
+
+def read_slots(kernel: Nfnetlink, map_name: str, total: int) -> "array[int] | None":
+    """Return the mark of each slot of a map; None when the map is gone or holds anything else too.
+
+    Raises:
+        NftError: the kernel refuses.
+    """
+    found = kernel.dump(GET_ELEMENTS, nft_elements.list_request(TABLE, map_name))
+    if found is None:
+        return None
+    slots = empty_slots(total)
+    for keys, marks in nft_elements.read_pairs(found):
+        if keys and not (0 <= min(keys) <= max(keys) < total and min(marks) >= 0):
+            return None
+        # A loop over ten thousand elements takes longer than the kernel took to list them.
+        deque(map(slots.__setitem__, keys, marks), maxlen=0)
+    return slots
+
+
+def read_marks(kernel: Nfnetlink, names: StreamNames) -> frozenset[int] | None:
+    """Return the marks of a stream's active targets; None when the kernel knows nothing of the stream.
+
+    Raises:
+        NftError: the kernel refuses.
+    """
+    found = kernel.dump(GET_ELEMENTS, nft_elements.list_request(TABLE, names.active))
+    return None if found is None else nft_elements.read_keys(found)
+
+
+def read_streams(kernel: Nfnetlink) -> frozenset[str]:
+    """Return the names of the streams that stand in the kernel's table.
+
+    Raises:
+        NftError: the kernel refuses.
+    """
+    names = set()
+    for thing in read_sets(kernel, TABLE) or ():
+        kind, _, encoded = thing.name.partition("_")
+        if kind in ("slots", "spare", "active"):
+            with contextlib.suppress(ValueError):  # Not one of ours.
+                names.add(nft_ruleset.decode_name(encoded))
+    return frozenset(names)
+
+
+def difference(kernel: Nfnetlink, things: Iterable[Thing], held: Held) -> str:
+    """Say how the kernel's table differs from what we left there; empty when it does not.
+
+    Raises:
+        NftError: the kernel refuses.
+    """
+    present = of_stream(things, held.names)
+    if held.map_name not in {thing.name for thing in present}:
+        return "the table was removed from nftables"
+    slots = held.slots if held.unfit else read_slots(kernel, held.map_name, held.slots_total)
+    if slots != held.slots or read_marks(kernel, held.names) != held.active:
+        return "slots were changed by someone else"
+    if not held.unfit and present != held.things:
+        return "rules were changed by someone else"
+    return ""
+
+
+def wanted_slots(stream: StreamSpec, indexes: Iterable[int]) -> "array[int]":
+    """Return the mark of each slot for the target index (or NO_TARGET, -1) of each slot."""
+    # The last entry is the one at index -1.
+    marks = [*range(stream.mark(1), stream.mark(stream.max_targets) + 1), NO_MARK]
+    return array(SLOT_CODE, map(marks.__getitem__, indexes))

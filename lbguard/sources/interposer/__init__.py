@@ -1,0 +1,1 @@
+"""Streams and targets from the calls of nfqlb that a load balancer makes."""

@@ -1,0 +1,168 @@
+"""Keeps the registry in step with the calls: told, missed, or found in the tables; and keeps it for a restart."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+from lbguard.core.addr import Ip
+from lbguard.core.events import SourceSnapshot
+from lbguard.core.model import StreamSpec, TargetKey
+from lbguard.sources.interposer.protocol import Call, Command
+from lbguard.sources.interposer.registry import Registry, RegistryError, RegistryFile
+from lbguard.sources.interposer.view import FoundTable, Gateways
+from lbguard.sources.nsp.offsets import offset_of_table
+from lbguard.telemetry.log import fields
+
+_log = logging.getLogger("lbguard.sources.interposer")
+
+
+class Book:
+    """Who is registered, told to `emit` whenever it has changed.
+
+    A target that was activated while its addresses were not known is *owed*: it is registered as soon as they are.
+    """
+
+    def __init__(self, file: RegistryFile, emit: Callable[[SourceSnapshot], None], routes: Gateways) -> None:
+        self.registry = Registry()
+        self._file = file
+        self._emit = emit
+        self._routes = routes
+        self._owed: dict[TargetKey, Call] = {}
+        self._doubted_at: dict[TargetKey, float] = {}
+        self._told: tuple[StreamSpec, ...] | None = None
+        self._saved: bytes | None = None
+        self._save_failed = ""
+
+    # The start
+
+    def load(self) -> None:
+        """Take up what an earlier run left."""
+        try:
+            self.registry = self._file.read() or Registry()
+        except RegistryError as error:
+            what = fields(path=str(self._file.path), reason=str(error))
+            _log.warning("registry of an earlier run not used", extra=what)
+
+    def distrust(self) -> None:
+        """Forget everything: what was missed is not known."""
+        self.registry = Registry()
+
+    def compare(self, found: Mapping[str, FoundTable]) -> None:
+        """Forget the streams that have no table, and adopt who is active in one although nobody told us."""
+        for name in [name for name in self.registry.streams if name not in found]:
+            self.registry.end(name)
+        for name, table in found.items():
+            self._adopt(name, table)
+
+    def _adopt(self, name: str, table: FoundTable) -> None:
+        if name not in self.registry.streams:
+            if offset_of_table(table.marks) is None:
+                return
+            self.registry.begin(name, table.max_targets)
+        for index, mark in enumerate(table.marks):
+            ips = self._routes.gateways(mark) if mark >= 0 else ()
+            if ips and self.registry.entry(name, index + 1) is None:
+                try:
+                    self.registry.register(name, index + 1, mark, ips)
+                except RegistryError as error:
+                    _log.warning("target not adopted", extra=fields(stream=name, mark=mark, reason=str(error)))
+
+    # Calls
+
+    def addresses(self, call: Call) -> tuple[Ip, ...]:
+        """Return the addresses of the target of an activate: those of its routes, else what they were."""
+        entry = self.registry.entry(call.stream, call.identifier)
+        return self._routes.gateways(call.mark) or (entry.ips if entry is not None else ())
+
+    def serves(self, stream: str) -> bool:
+        """Tell whether the core was given a stream."""
+        known = self.registry.streams.get(stream)
+        return known is not None and known.offset is not None
+
+    def owe(self, call: Call) -> None:
+        """Register a target as soon as its addresses are known."""
+        self._owed[TargetKey(call.stream, call.identifier)] = call
+
+    def register(self, call: Call, ips: tuple[Ip, ...]) -> None:
+        """Register the target of an activate.
+
+        Raises:
+            RegistryError: it cannot be this stream's.
+        """
+        self.registry.register(call.stream, call.identifier, call.mark, ips)
+        self._owed.pop(TargetKey(call.stream, call.identifier), None)
+
+    def remove(self, call: Call) -> None:
+        """Forget a target."""
+        self.registry.remove(call.stream, call.identifier)
+        self._owed.pop(TargetKey(call.stream, call.identifier), None)
+
+    def apply(self, call: Call) -> None:
+        """Take a call as a fact: the real program carries it out, or has done so."""
+        match call.command:
+            case Command.INIT | Command.DELETE:
+                self.registry.end(call.stream)
+                for key in [key for key in self._owed if key.stream == call.stream]:
+                    del self._owed[key]
+                if call.command is Command.INIT:
+                    self.registry.begin(call.stream, call.max_targets)
+            case Command.DEACTIVATE:
+                self.remove(call)
+            case Command.ACTIVATE:
+                self.owe(call)
+                self.pay()
+
+    def pay(self) -> bool:
+        """Register who is owed and whose addresses are known now; tells whether there was anybody."""
+        paid = False
+        for key, call in list(self._owed.items()):
+            ips = self.addresses(call)
+            if not ips:
+                continue
+            del self._owed[key]
+            try:
+                self.registry.register(call.stream, call.identifier, call.mark, ips)
+                paid = True
+            except RegistryError as error:
+                _log.warning("target not registered", extra=fields(target=str(key), reason=str(error)))
+        return paid
+
+    def drop_unconfirmed(self, sound_for_s: Callable[[TargetKey], float], limit_s: float, now: float) -> bool:
+        """Forget who is sound again and yet was not activated for so long; tells whether there was anybody.
+
+        The load balancer takes such a target for gone: it says nothing when one that it had taken out is removed.
+        """
+        doubted = [
+            TargetKey(name, identifier)
+            for name, stream in self.registry.streams.items()
+            for identifier, entry in stream.targets.items()
+            if not entry.confirmed
+        ]
+        self._doubted_at = {key: self._doubted_at.get(key, now) for key in doubted}
+        dropped = False
+        for key, since in self._doubted_at.items():
+            if min(sound_for_s(key), now - since) >= limit_s:
+                _log.info("target removed: not activated again", extra=fields(target=str(key)))
+                dropped |= self.registry.remove(key.stream, key.identifier)
+        return dropped
+
+    # Telling
+
+    def tell(self, *, again: bool = False) -> None:
+        """Keep the registry for a restart, and tell the list where it has changed (or `again`)."""
+        specs = self.registry.specs()
+        content = self.registry.dump()
+        if content != self._saved:
+            self._save(content)
+        if again or specs != self._told:
+            self._told = specs
+            self._emit(SourceSnapshot(streams=specs))
+
+    def _save(self, content: bytes) -> None:
+        try:
+            self._file.write(content)
+        except OSError as error:
+            if self._save_failed != str(error):
+                self._save_failed = str(error)
+                _log.error("what is registered cannot be kept for a restart", extra=fields(reason=str(error)))
+            return
+        self._saved, self._save_failed = content, ""

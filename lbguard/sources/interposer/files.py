@@ -1,0 +1,249 @@
+"""The directory that lbguard shares with the program `nfqlb` in front of the load balancer: FIFOs and missed calls.
+
+Whoever writes there is the load balancer's container, or somebody in it who means harm. So lines are bounded, names
+are taken from a fixed alphabet, everything is reached as `SharedDirectory` says, and no read or write waits.
+"""
+
+import contextlib
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from lbguard.sources.interposer.protocol import LINE_MAX, REQUEST_ID
+from lbguard.sources.interposer.shared_directory import SharedDirectory
+from lbguard.telemetry.log import fields
+
+_log = logging.getLogger("lbguard.sources.interposer")
+
+MISSED_MAX = 1_000_000
+"""From this size (bytes) on nothing more is noted in `missed`: the file does not tell all."""
+
+_READ_MAX = 64 * 1024
+_STALE_S = 5.0
+_SWEPT_MAX = 4096
+_MODE = 0o660  # The two containers may share a group rather than a user.
+_ANSWERS_MODE = 0o2770
+
+
+class Lines:
+    """Puts lines together from the pieces that a FIFO gives."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def take(self, data: bytes) -> list[bytes]:
+        """Return the lines that are complete, without the empty ones. An endless one is cut off."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest if len(rest) <= LINE_MAX else rest[: LINE_MAX + 1]
+        return [line for line in lines if line]
+
+
+class RequestFifo:
+    """The FIFO `requests`. Opened for reading and writing, so that it never ends and no writer waits for a reader."""
+
+    def __init__(self, directory: SharedDirectory) -> None:
+        self._directory = directory
+        self._lines = Lines()
+        self.descriptor = -1
+
+    def open(self) -> None:
+        """Make the FIFO anew and open it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        descriptor = self._directory.new_fifo(".requests.new", _MODE)
+        try:
+            self._directory.rename(".requests.new", "requests")
+        except OSError:
+            os.close(descriptor)
+            raise
+        self.descriptor = descriptor
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody took the FIFO away, so that nobody can ask."""
+        try:
+            return not self._directory.is_same("requests", self.descriptor)
+        except OSError:
+            return True
+
+    def read(self) -> list[bytes]:
+        """Return the lines that have come."""
+        try:
+            return self._lines.take(os.read(self.descriptor, _READ_MAX))
+        except BlockingIOError:
+            return []
+
+    def close(self) -> None:
+        """Take the FIFO away, so that nobody asks any more, and close it."""
+        if self.descriptor >= 0:
+            if not self.lost:
+                with contextlib.suppress(OSError):
+                    self._directory.clear("requests")
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+class Answers:
+    """The FIFOs under `answers/`, each made by a caller that waits at it."""
+
+    def __init__(self, directory: SharedDirectory) -> None:
+        self._directory = directory
+        self._descriptor = -1
+
+    def prepare(self) -> None:
+        """Make the directory if it is not there, or is something else; it keeps the group of the shared one.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        if not self._directory.is_same("answers", self._descriptor):
+            self.close()
+            self._descriptor = self._directory.open_directory("answers", _ANSWERS_MODE)
+
+    def close(self) -> None:
+        """Close the directory; safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def open(self, request_id: str) -> int | None:
+        """Open the way back to a caller; None when nobody waits there. The id is one that the protocol has checked."""
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(request_id, flags, dir_fd=self._descriptor)
+        except OSError:
+            return None
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def send(self, descriptor: int, answer: bytes) -> bool:
+        """Send an answer and close the way; false when the caller is gone."""
+        try:
+            return os.write(descriptor, answer) == len(answer)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def sweep(self) -> int:
+        """Remove the FIFOs that callers left behind that were killed; returns how many. Nothing else is touched."""
+        removed = 0
+        with contextlib.suppress(OSError), os.scandir(self._descriptor) as entries:
+            for entry in islice(entries, _SWEPT_MAX):
+                if REQUEST_ID.fullmatch(entry.name):
+                    with contextlib.suppress(OSError):
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISFIFO(status.st_mode) and time.time() - status.st_mtime > _STALE_S:
+                            os.unlink(entry.name, dir_fd=self._descriptor)
+                            removed += 1
+        return removed
+
+
+class Missed:
+    """The file `missed`: calls that went to the real program without our being told.
+
+    While anything stands in it, callers do not ask. So it is taken at once, whole: a new, empty file replaces it. One
+    who had the old one open may still add a line, so that is looked at once more.
+    """
+
+    def __init__(self, directory: SharedDirectory) -> None:
+        self._directory = directory
+        self._old = -1
+        self._lines = Lines()
+
+    def prepare(self) -> None:
+        """Make the file if it is not there, or is something else.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        status = self._directory.status("missed")
+        if status is None or not stat.S_ISREG(status.st_mode):
+            self._replace()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to be taken."""
+        try:
+            status = self._directory.status("missed")
+        except OSError:
+            return False
+        return status is not None and status.st_size > 0
+
+    def take(self, on_line: Callable[[bytes], None]) -> bool:
+        """Take what is there, in order; false when the file may not tell all.
+
+        Raises:
+            OSError: the file cannot be read or replaced.
+        """
+        self._drain(on_line)
+        if not self.waiting:
+            return True
+        self.close()
+        old = self._directory.open_file("missed", os.O_RDONLY)
+        complete = os.fstat(old).st_size < MISSED_MAX
+        self._old, self._lines = old, Lines()
+        self._replace()
+        self._drain(on_line)
+        return complete
+
+    def close(self) -> None:
+        """Stop looking at the old file."""
+        if self._old >= 0:
+            os.close(self._old)
+            self._old = -1
+
+    def _drain(self, on_line: Callable[[bytes], None]) -> None:
+        # More than the limit is nobody's writing but a mischief-maker's.
+        for _ in range(2 * MISSED_MAX // _READ_MAX):
+            data = os.read(self._old, _READ_MAX) if self._old >= 0 else b""
+            if not data:
+                return
+            for line in self._lines.take(data):
+                on_line(line)
+
+    def _replace(self) -> None:
+        os.close(self._directory.new_file(".missed.new", _MODE))
+        self._directory.rename(".missed.new", "missed")
+
+
+class SharedFiles:
+    """The shared directory with all that stands in it. `problem` says why it cannot be used (empty: it can)."""
+
+    def __init__(self, path: Path) -> None:
+        self.problem = ""
+        self.directory = SharedDirectory(path)
+        self.requests = RequestFifo(self.directory)
+        self.answers = Answers(self.directory)
+        self.missed = Missed(self.directory)
+
+    def put_right(self, *steps: Callable[[], None]) -> bool:
+        """Bring everything but the FIFO for requests into order, then take more steps; log once why that fails."""
+        try:
+            for step in (self.directory.open, self.answers.prepare, self.missed.prepare, *steps):
+                step()
+        except OSError as error:
+            path = self.directory.path if error.filename is None else self.directory.path / error.filename
+            problem = f"{path}: {error.strerror or error}"
+            if problem != self.problem:
+                _log.error("calls of nfqlb cannot be taken; trying again", extra=fields(reason=problem))
+            self.problem = problem
+            return False
+        if self.problem:
+            _log.info("calls of nfqlb can be taken")
+        self.problem = ""
+        return True
+
+    def close(self) -> None:
+        """Close what is open; the FIFO for requests is closed by whoever reads it."""
+        self.missed.close()
+        self.answers.close()
+        self.directory.close()

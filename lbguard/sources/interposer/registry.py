@@ -1,0 +1,218 @@
+"""Which targets the load balancer has registered, and the file in which that outlives a restart of ours.
+
+A target is registered from its first `activate` until it is deliberately removed. While the load balancer has taken it
+out because its path was broken it is *unconfirmed*: Meridio's tries such a target again by itself (on every link that
+appears, and each 10 s), and says nothing when the target is removed meanwhile.
+"""
+
+import functools
+import json
+import os
+from dataclasses import dataclass, field
+
+from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip, why_not_unicast
+from lbguard.core.model import StreamSpec, TargetSpec
+from lbguard.sources.file import MAX_TARGETS, NAME_PATTERN
+from lbguard.sources.interposer.protocol import SHM_PREFIX
+from lbguard.sources.interposer.shared_directory import SharedDirectory
+from lbguard.sources.nsp.offsets import Range, is_possible
+
+FORMAT = 1
+MAX_BYTES = 16 * 2**20
+
+_NAME = "registry.json"
+
+
+_text_of = functools.lru_cache(maxsize=1 << 16)(format_ip)  # all of them are written at every change
+
+
+class RegistryError(Exception):
+    """A registry cannot be read, or cannot take what it is told; the text says why."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One registered target."""
+
+    ips: tuple[Ip, ...]
+    confirmed: bool = True
+
+
+@dataclass(slots=True)
+class RegisteredStream:
+    """A stream. `offset` is None until the first target tells it."""
+
+    max_targets: int
+    offset: int | None = None
+    targets: dict[int, Entry] = field(default_factory=dict)
+
+
+class Registry:
+    """The streams and targets that are registered."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, RegisteredStream] = {}
+
+    def begin(self, stream: str, max_targets: int) -> None:
+        """Take note of a new table, in which nobody is registered."""
+        self.streams[stream] = RegisteredStream(max_targets)
+
+    def end(self, stream: str) -> None:
+        """Forget a stream."""
+        self.streams.pop(stream, None)
+
+    def entry(self, stream: str, identifier: int) -> Entry | None:
+        """Return a target."""
+        known = self.streams.get(stream)
+        return known.targets.get(identifier) if known is not None else None
+
+    def register(self, stream: str, identifier: int, mark: int, ips: tuple[Ip, ...]) -> None:
+        """Register a target, or confirm it with these addresses.
+
+        Raises:
+            RegistryError: the stream is unknown, or the identifier or the mark cannot be the stream's.
+        """
+        known = self.streams.get(stream)
+        if known is None:
+            raise RegistryError("stream unknown")
+        if not 1 <= identifier <= known.max_targets:
+            raise RegistryError(f"the table has indexes 0 to {known.max_targets - 1}")
+        for ip in ips:
+            if why := why_not_unicast(ip):
+                raise RegistryError(f"{format_ip(ip)} cannot be the address of a target: it is {why}")
+        offset = mark - identifier
+        if known.offset is None:
+            self._check_offset(stream, offset, known.max_targets)
+            known.offset = offset
+        elif known.offset != offset:
+            raise RegistryError(f"the marks of this stream begin at {known.offset + 1}")
+        known.targets[identifier] = Entry(ips)
+
+    def remove(self, stream: str, identifier: int) -> bool:
+        """Forget a target; tells whether it was there."""
+        known = self.streams.get(stream)
+        return known is not None and known.targets.pop(identifier, None) is not None
+
+    def specs(self) -> tuple[StreamSpec, ...]:
+        """Return the list for the core: the streams whose marks are known."""
+        return tuple(
+            StreamSpec(
+                name=name,
+                max_targets=stream.max_targets,
+                identifier_offset=stream.offset,
+                shm_name=SHM_PREFIX + name,
+                targets=tuple(
+                    TargetSpec(identifier=identifier, ips=entry.ips)
+                    for identifier, entry in sorted(stream.targets.items())
+                ),
+            )
+            for name, stream in sorted(self.streams.items())
+            if stream.offset is not None
+        )
+
+    def dump(self) -> bytes:
+        """Return the content of the file."""
+        streams = {
+            name: {
+                "max_targets": stream.max_targets,
+                "offset": stream.offset,
+                "targets": {
+                    str(identifier): {"ips": [_text_of(ip) for ip in entry.ips], "confirmed": entry.confirmed}
+                    for identifier, entry in sorted(stream.targets.items())
+                },
+            }
+            for name, stream in sorted(self.streams.items())
+        }
+        return json.dumps({"format": FORMAT, "streams": streams}).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, content: bytes) -> "Registry":
+        """Read the content of a file.
+
+        Raises:
+            RegistryError: it is no registry, or one of another format.
+        """
+        try:
+            document = json.loads(content)
+            if document["format"] != FORMAT:
+                raise RegistryError(f"its format is {document['format']!r}, not {FORMAT}")
+            registry = cls()
+            for name, stream in document["streams"].items():
+                registry._read_stream(name, stream)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RegistryError(f"it is malformed: {type(error).__name__}: {error}"[:200]) from None
+        return registry
+
+    def _read_stream(self, name: str, stream: dict[str, object]) -> None:
+        room, offset, targets = stream["max_targets"], stream["offset"], stream["targets"]
+        if NAME_PATTERN.fullmatch(name) is None or not _is_whole(room) or not isinstance(targets, dict):
+            raise ValueError(name)
+        assert isinstance(room, int)
+        if not 1 <= room <= MAX_TARGETS or not (_is_whole(offset) or (offset is None and not targets)):
+            raise ValueError(name)
+        self.begin(name, room)
+        if isinstance(offset, int):
+            self._check_offset(name, offset, room)
+            self.streams[name].offset = offset
+        for identifier, entry in targets.items():
+            ips, confirmed = tuple(parse_ip(ip) for ip in entry["ips"]), entry["confirmed"]
+            families = [is_ipv4(ip) for ip in ips]
+            if not ips or len(set(families)) != len(families) or not isinstance(confirmed, bool):
+                raise ValueError(f"{name}/{identifier}")
+            if not 1 <= int(identifier) <= room:
+                raise ValueError(f"{name}/{identifier}")
+            # What an earlier version took, and no target can have, is nobody: the others stay registered.
+            if not any(why_not_unicast(ip) for ip in ips):
+                self.streams[name].targets[int(identifier)] = Entry(ips, confirmed)
+
+    def _check_offset(self, stream: str, offset: int, size: int) -> None:
+        if not is_possible(offset, size):
+            raise RegistryError(f"marks {offset + 1} to {offset + size} cannot be a stream's")
+        wanted = Range(offset, size)
+        for name, other in self.streams.items():
+            if name != stream and other.offset is not None and wanted.meets(Range(other.offset, other.max_targets)):
+                raise RegistryError(f"the marks are those of stream {name}")
+
+
+class RegistryFile:
+    """Keeps a registry in the file `registry.json`, replaced as a whole at every change."""
+
+    def __init__(self, directory: SharedDirectory) -> None:
+        self._directory = directory
+        self.path = directory.path / _NAME
+
+    def read(self) -> Registry | None:
+        """Return the registry; None when there is no file.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
+        try:
+            descriptor = self._directory.open_file(_NAME, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RegistryError(f"it cannot be opened: {error.strerror}") from error
+        try:
+            with os.fdopen(descriptor, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise RegistryError(f"it cannot be read: {error.strerror}") from error
+        if len(content) > MAX_BYTES:
+            raise RegistryError("it is too large")
+        return Registry.parse(content)
+
+    def write(self, content: bytes) -> None:
+        """Replace the file by what `Registry.dump` returned.
+
+        Raises:
+            OSError: it cannot be written; the old one stays.
+        """
+        new = f".{_NAME}.new"
+        with os.fdopen(self._directory.new_file(new, 0o640), "wb") as file:
+            file.write(content)
+        self._directory.rename(new, _NAME)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,399 @@
+"""Streams and targets from the calls of nfqlb that an unmodified load balancer makes: Meridio's `stateless-lb`.
+
+Its container runs `nfqlb` by name, and `deploy/meridio/nfqlb` stands there in its place. What its calls mean:
+
+- `init`: a table is made anew. The real program does that; nobody is registered any more.
+- `activate`: a target is registered. Its addresses are the gateways of the load balancer's routes in the table of its
+  mark, which it adds before. Answered when the core has put it into the distributor.
+- `deactivate`: of a target whose path is broken, or was a moment ago, a failed verification: it stays, and grace
+  applies. Of any other, a removal: the target is out of the distributor when the call returns.
+- `delete`: the stream has ended.
+
+A call that we do not answer goes to the real program, and into the file `missed`, from which we take it as a fact. So
+what is registered here follows what the load balancer did, whoever did it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from lbguard.core.events import CommitDone, CommitFailed, DistributorLost, Event, SourceSnapshot
+from lbguard.core.model import TargetKey
+from lbguard.sources.interposer.book import Book
+from lbguard.sources.interposer.files import SharedFiles
+from lbguard.sources.interposer.protocol import (
+    Call,
+    CallError,
+    Command,
+    ProtocolError,
+    Request,
+    Verdict,
+    format_answer,
+    parse_missed,
+    parse_request,
+)
+from lbguard.sources.interposer.registry import RegistryError, RegistryFile
+from lbguard.sources.interposer.view import Core, FoundTable, Gateways
+from lbguard.telemetry.log import fields
+
+_log = logging.getLogger("lbguard.sources.interposer")
+
+_CALLS_AT_ONCE = 512
+_TICK_S = 0.1
+_RETRY_S = 1.0
+_CONFIRM_EVERY = 10
+_SWEEP_EVERY = 100
+_KERNEL_LOOKS, _KERNEL_LOOK_S = 1000, 0.01
+_TURNS_LEAST = 3  # of the loop: the mirror reads, the runner wakes, the runner decides
+_TURNS_MAX = 50
+_NOBODY = (frozenset[int](), frozenset[int]())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterposerConfig:
+    """See `InterposerSettings`. With `passive` every call goes to the real program, and is only taken note of."""
+
+    directory: Path
+    answer_timeout_s: float = 0.15
+    recent_loss_s: float = 1.0
+    confirm_timeout_s: float = 15.0
+    passive: bool = False
+
+
+@dataclass(slots=True)
+class InterposerCounters:
+    """What happened so far: calls by command and outcome, and lines that were no good by reason. All are bounded."""
+
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class _Answer(NamedTuple):
+    """What a call is answered, and the outcome in a word."""
+
+    verdict: Verdict
+    outcome: str
+    text: str = ""
+
+
+class InterposerSource:
+    """Answers the calls, and tells the core who is registered.
+
+    Args:
+        config: where, and how patiently.
+        emit: takes each new list, in the thread of the event loop.
+        core: what the core knows.
+        routes: the load balancer's routes.
+        tables: reads the distributor's tables by stream; called in another thread.
+    """
+
+    def __init__(
+        self,
+        config: InterposerConfig,
+        emit: Callable[[SourceSnapshot], None],
+        *,
+        core: Core,
+        routes: Gateways,
+        tables: Callable[[], Mapping[str, FoundTable]],
+    ) -> None:
+        self.counters = InterposerCounters()
+        self._shared = SharedFiles(config.directory)
+        self.book = Book(RegistryFile(self._shared.directory), emit, routes)
+        self._config = config
+        self._core = core
+        self._routes = routes
+        self._tables = tables
+        self._requests, self._answers, self._missed = self._shared.requests, self._shared.answers, self._shared.missed
+        self._missed_some = False
+        self._committed: dict[str, tuple[frozenset[int], frozenset[int]]] = {}
+        self._failing: dict[str, str] = {}
+        self._news = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+
+    def hear(self, events: Iterable[Event]) -> None:
+        """Take note of what became of commits; other events are passed over."""
+        news = False
+        for event in events:
+            match event:
+                case CommitDone():
+                    self._committed[event.stream] = (event.registered, event.active)
+                    self._failing.pop(event.stream, None)
+                case CommitFailed():
+                    self._failing[event.stream] = event.reason
+                case DistributorLost():
+                    self._committed.pop(event.stream, None)
+                case _:
+                    continue
+            news = True
+        if news:
+            self._news.set()
+            self._news = asyncio.Event()
+
+    @property
+    def problem(self) -> str:
+        """Why no calls can be taken; empty: they can."""
+        return self._shared.problem
+
+    def reload(self) -> None:
+        """Tell the list again (SIGHUP)."""
+        self.book.tell(again=True)
+
+    # Life
+
+    async def run(self) -> None:
+        """Serve until cancelled; while the shared directory cannot be used, say so and try again."""
+        try:
+            while not self._shared.put_right():  # noqa: ASYNC110 (nobody tells when it can be used)
+                await asyncio.sleep(_RETRY_S)
+            await self._wait_for_kernel()
+            self.book.load()
+            if not self._take_all_missed():
+                _log.warning("too many calls were missed: who is registered is taken from the tables")
+                self.book.distrust()
+            self.book.compare(await asyncio.to_thread(self._tables))
+            self.book.tell()
+            self._shared.put_right(self._listen)
+            async with asyncio.TaskGroup() as self._group:
+                await self._tick()
+        finally:
+            self._group = None
+            self._stop_listening()
+            self._shared.close()
+
+    def _take_all_missed(self) -> bool:
+        try:
+            return self._missed.take(self._take_missed)
+        except OSError as error:
+            _log.warning("missed calls cannot be read", extra=fields(reason=str(error)))
+            return False
+
+    def _listen_again(self) -> None:
+        if self._requests.lost:
+            self._stop_listening()
+            self._listen()
+            _log.warning("the FIFO for calls was taken away: made anew")
+
+    def _listen(self) -> None:
+        self._requests.open()
+        asyncio.get_running_loop().add_reader(self._requests.descriptor, self._on_readable)
+
+    def _stop_listening(self) -> None:
+        if self._requests.descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(self._requests.descriptor)
+            self._requests.close()
+
+    async def _wait_for_kernel(self) -> None:
+        for _ in range(_KERNEL_LOOKS):
+            if self._routes.known:
+                return
+            await asyncio.sleep(_KERNEL_LOOK_S)
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        rounds = 0
+        while True:
+            await asyncio.sleep(_TICK_S)
+            rounds += 1
+            self._catch_up_missed()
+            changed = self.book.pay()
+            if rounds % _CONFIRM_EVERY == 0:
+                limit_s = self._config.confirm_timeout_s
+                changed |= self.book.drop_unconfirmed(self._core.sound_for_s, limit_s, loop.time())
+                self._shared.put_right(self._listen_again)
+            if rounds % _SWEEP_EVERY == 0:
+                self._answers.sweep()
+            if changed:
+                self.book.tell()
+
+    # Calls that went to the real program
+
+    def _catch_up_missed(self) -> None:
+        try:
+            self._missed.prepare()
+            complete = self._missed.take(self._take_missed)
+        except OSError as error:
+            self.counters.dropped["missed_unreadable"] += 1
+            _log.debug("missed calls cannot be read", extra=fields(reason=str(error)))
+            return
+        if not complete:
+            _log.warning("more calls were missed than are noted: who is registered may be wrong until the next init")
+        if self._missed_some:
+            self._missed_some = False
+            self.book.tell()
+
+    def _take_missed(self, line: bytes) -> None:
+        try:
+            call = parse_missed(line)
+        except (ProtocolError, CallError) as error:
+            self.counters.dropped[str(error)] += 1
+            return
+        self._missed_some = True
+        self.counters.calls[call.command, "missed"] += 1
+        self.book.apply(call)
+
+    # Calls that wait for an answer
+
+    def _on_readable(self) -> None:
+        lines = self._requests.read()
+        if lines:
+            # What was missed happened before what is asked now.
+            self._catch_up_missed()
+        for line in lines:
+            self._begin(line)
+
+    def _begin(self, line: bytes) -> None:
+        request: Request | None = None
+        try:
+            request = parse_request(line)
+            request_id = request.id
+        except ProtocolError as error:
+            self.counters.dropped[str(error)] += 1
+            return
+        except CallError as error:
+            request_id = error.request_id
+            self.counters.dropped[str(error)] += 1
+        way_back = self._answers.open(request_id)
+        if way_back is None:
+            # The caller was killed, or has run the real program and noted that in `missed`.
+            self.counters.dropped["caller_gone"] += 1
+        elif request is None:
+            self._answers.send(way_back, format_answer(Verdict.PASS))
+        elif self._group is None or len(self._tasks) >= _CALLS_AT_ONCE:
+            # No answer of the protocol: the call is noted in `missed`.
+            self.counters.dropped["too_many"] += 1
+            self._answers.send(way_back, b"\n")
+        else:
+            task = self._group.create_task(self._serve(request.call, way_back))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, call: Call, way_back: int) -> None:
+        deadline = asyncio.get_running_loop().time() + self._config.answer_timeout_s
+        sent = False
+        try:
+            answer = await self._decide(call, deadline)
+            self.counters.calls[call.command, answer.outcome] += 1
+            self._answers.send(way_back, format_answer(answer.verdict, answer.text))
+            sent = True
+        finally:
+            if not sent:
+                # We end: the call is noted in `missed`, for the next run.
+                self._answers.send(way_back, b"\n")
+
+    async def _decide(self, call: Call, deadline: float) -> _Answer:
+        await self._catch_up_core(deadline)
+        if self._config.passive or not self._core.ready:
+            self.book.apply(call)
+            self.book.tell()
+            return _Answer(Verdict.PASS, "passive" if self._config.passive else "not_ready")
+        match call.command:
+            case Command.ACTIVATE:
+                return await self._activate(call, deadline)
+            case Command.DEACTIVATE:
+                return await self._deactivate(call, deadline)
+            case _:
+                return await self._begin_anew(call, deadline)
+
+    async def _activate(self, call: Call, deadline: float) -> _Answer:
+        ips = self.book.addresses(call)
+        if not ips and (not self._core.caught_up or not self.book.serves(call.stream)):
+            self.book.owe(call)
+            return _Answer(Verdict.PASS, "address_unknown")
+        if not ips:
+            # Meridio's takes this for a failed activation and tries again later, as it should: with no route left, the
+            # link went away between its two steps.
+            return _Answer(Verdict.FAIL, "no_route", f"no route to the target in table {call.mark}")
+        try:
+            if call.stream not in self.book.registry.streams:
+                await self._learn_room(call.stream)
+            self.book.register(call, ips)
+        except RegistryError as error:
+            return self._out_of_place(call, str(error))
+        self.book.tell()
+
+        def admitted() -> bool:
+            return call.identifier in self._committed.get(call.stream, _NOBODY)[1]
+
+        if await self._wait(call.stream, admitted, deadline):
+            return _Answer(Verdict.DONE, "admitted")
+        if call.stream in self._failing:
+            return _Answer(Verdict.PASS, "distributor_failed")
+        # Not admitted yet, for a reason that the core has (damping, a path that is not good yet). It will be.
+        return _Answer(Verdict.DONE, "accepted")
+
+    async def _deactivate(self, call: Call, deadline: float) -> _Answer:
+        entry = self.book.registry.entry(call.stream, call.identifier)
+        if entry is None:
+            return _Answer(Verdict.PASS, "unknown")
+        key = TargetKey(call.stream, call.identifier)
+        if call.stream not in self._failing and self._core.path_lost(key, self._config.recent_loss_s):
+            entry.confirmed = False
+            self.book.tell()
+            _log.info("failed verification: grace applies", extra=fields(target=str(key)))
+            return _Answer(Verdict.DONE, "held")
+        self.book.remove(call)
+        self.book.tell()
+        _log.info("target removed by the load balancer", extra=fields(target=str(key)))
+
+        def removed() -> bool:
+            committed = self._committed.get(call.stream)
+            return committed is not None and call.identifier not in committed[0] | committed[1]
+
+        if await self._wait(call.stream, removed, deadline):
+            return _Answer(Verdict.DONE, "removed")
+        return _Answer(Verdict.PASS, "not_removed_in_time")
+
+    async def _begin_anew(self, call: Call, deadline: float) -> _Answer:
+        """Let a stream end before its memory is made anew or deleted by the real program."""
+        served = self.book.serves(call.stream)
+        if served:
+            self._committed.pop(call.stream, None)
+            self.book.registry.end(call.stream)
+            self.book.tell()
+            await self._wait(call.stream, lambda: self._committed.get(call.stream) == _NOBODY, deadline)
+        self._failing.pop(call.stream, None)
+        self.book.apply(call)
+        self.book.tell()
+        return _Answer(Verdict.PASS, "ended" if served else "new")
+
+    def _out_of_place(self, call: Call, reason: str) -> _Answer:
+        """Answer an activate that cannot be: no where the stream is ours, else what the real program says."""
+        _log.warning("target not registered", extra=fields(stream=call.stream, mark=call.mark, reason=reason))
+        known = self.book.registry.streams.get(call.stream)
+        if known is None or not self.book.serves(call.stream) or call.identifier > known.max_targets:
+            return _Answer(Verdict.PASS, "out_of_place")
+        return _Answer(Verdict.FAIL, "refused", reason)
+
+    async def _learn_room(self, stream: str) -> None:
+        """Find out how large a table is that was made before our time."""
+        table = (await asyncio.to_thread(self._tables)).get(stream)
+        if table is not None and stream not in self.book.registry.streams:
+            self.book.registry.begin(stream, table.max_targets)
+
+    # Waiting
+
+    async def _catch_up_core(self, deadline: float) -> None:
+        """Let the core see what the kernel told before the call came; at most for half of the time that is left."""
+        loop = asyncio.get_running_loop()
+        latest = (loop.time() + deadline) / 2
+        turn = 0
+        while loop.time() < latest and not (turn >= _TURNS_LEAST and self._core.caught_up):
+            await asyncio.sleep(0 if turn < _TURNS_MAX else 0.002)
+            turn += 1
+
+    async def _wait(self, stream: str, test: Callable[[], bool], deadline: float) -> bool:
+        """Wait until a commit makes something true; false when the time is over or the distributor fails."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while not test():
+                    if stream in self._failing:
+                        return False
+                    await self._news.wait()
+                return True
+        return test()

@@ -1,0 +1,1 @@
+"""Streams and targets from Meridio's registry."""

@@ -1,0 +1,179 @@
+"""Makes the core's list of the registry's three: what of each is believed, and which marks its streams have. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lbguard.core.addr import Ip, Prefix
+from lbguard.core.model import StreamSpec, TargetKey, TargetSpec
+from lbguard.sources.nsp.lists import Reason, Skipped, TargetEntries
+from lbguard.sources.nsp.offsets import OffsetBook, is_possible
+from lbguard.sources.nsp.settle import Settling
+
+
+class SeenOffsets(Protocol):
+    """Reads offsets back from what is in force. It must not block for long."""
+
+    def __call__(
+        self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]], known: Mapping[str, int]
+    ) -> Mapping[str, int] | None:
+        """Return offsets of those streams that show one; None: that cannot be said yet.
+
+        Args:
+            streams: room for targets by stream.
+            targets: addresses by stream and identifier.
+            known: offsets that were told before, by stream. For these only evidence without any doubt counts.
+        """
+
+
+class NspLists:
+    """The three lists, as far as they are believed; see `Settling` for the times and the share."""
+
+    def __init__(self, settle_s: float, settle_share: float) -> None:
+        settle = (settle_s, settle_share)
+        self._streams: Settling[str, int] = Settling(*settle, doubt_empty_start=True)
+        self._vips: Settling[Prefix, None] = Settling(*settle)
+        self._targets: Settling[TargetKey, tuple[Ip, ...]] = Settling(*settle)
+        self._all = (self._streams, self._vips, self._targets)
+
+    @property
+    def streams(self) -> Mapping[str, int] | None:
+        """Room for targets by stream."""
+        return self._streams.believed
+
+    @property
+    def vips(self) -> Mapping[Prefix, None] | None:
+        """VIPs of the trench."""
+        return self._vips.believed
+
+    @property
+    def targets(self) -> Mapping[TargetKey, tuple[Ip, ...]] | None:
+        """Addresses by target."""
+        return self._targets.believed
+
+    @property
+    def waits(self) -> int:
+        """How many removals wait."""
+        return sum(each.waits for each in self._all)
+
+    @property
+    def settles_at(self) -> float | None:
+        """When the first list is believed next; None when none waits."""
+        return min((each.settles_at for each in self._all if each.settles_at is not None), default=None)
+
+    def begin_session(self) -> None:
+        """Take note that the connection is a new one."""
+        for each in self._all:
+            each.begin_session()
+
+    def expire(self, now: float) -> None:
+        """Believe what has waited long enough."""
+        for each in self._all:
+            each.expire(now)
+
+    def take_streams(self, streams: Mapping[str, int], now: float) -> None:
+        """Take a list of streams."""
+        self._streams.take(streams, now)
+
+    def take_vips(self, vips: Mapping[Prefix, None], now: float) -> None:
+        """Take a list of VIPs."""
+        self._vips.take(vips, now)
+
+    def take_targets(self, entries: TargetEntries, now: float) -> None:
+        """Take a list of targets."""
+        served = dict(entries.served)
+        # An entry that cannot be read says that the target is there, and nothing else: it stays as it was.
+        for key, ips in (self._targets.believed or {}).items():
+            if key not in served and (key in entries.unreadable_keys or (key.stream, ips) in entries.unreadable_ips):
+                served[key] = ips
+        self._targets.take(served, now)
+        # A target that comes back under another identifier is not kept under the old one as well.
+        told_ips = {(key.stream, ip) for key, ips in served.items() for ip in ips}
+        for key, ips in list((self._targets.believed or {}).items()):
+            if key not in served and any((key.stream, ip) in told_ips for ip in ips):
+                self._targets.drop(key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """The core's list; `moved` names streams of it whose marks are others than before."""
+
+    streams: tuple[StreamSpec, ...]
+    moved: frozenset[str] = frozenset()
+    skipped: tuple[Skipped, ...] = ()
+
+
+class Composer:
+    """Makes the core's list of the three lists."""
+
+    def __init__(self, offset_start: int, seen_offsets: SeenOffsets | None, *, follow: bool) -> None:
+        self._book = OffsetBook(offset_start)
+        self._seen_offsets = seen_offsets
+        self._follow = follow
+
+    @property
+    def reads_back(self) -> bool:
+        """Whether offsets are looked at that others may change."""
+        return self._seen_offsets is not None
+
+    def compose(
+        self, streams: Mapping[str, int], vips: Mapping[Prefix, None], targets: Mapping[TargetKey, tuple[Ip, ...]]
+    ) -> Composed | None:
+        """Make the list of the registry's three; None: offsets in force cannot be read back yet."""
+        by_stream: dict[str, dict[int, tuple[Ip, ...]]] = {name: {} for name in streams}
+        for key, ips in targets.items():
+            if key.stream in by_stream:
+                by_stream[key.stream][key.identifier] = ips
+        skipped: list[Skipped] = []
+        seen = self._read_back(streams, by_stream)
+        if seen is None:
+            return None
+        moved = self._moved(seen, skipped)
+        assigned = self._book.assign(streams, seen)
+        skipped += [Skipped(Reason.NO_MARKS_LEFT, f"stream {name}") for name in assigned.without]
+        specs = []
+        for name, room in streams.items():
+            taken = assigned.ranges.get(name)
+            if taken is None:
+                continue
+            if taken.size != room:
+                # The size of a table is fixed when it is made; Meridio's own load balancer does not look at it again.
+                skipped.append(Skipped(Reason.SIZE_CHANGED, f"stream {name}: max_targets stays {taken.size}"))
+            fitting = []
+            for identifier, ips in sorted(by_stream[name].items()):
+                if 1 <= identifier <= taken.size:
+                    fitting.append(TargetSpec(identifier=identifier, ips=ips))
+                else:
+                    skipped.append(Skipped(Reason.IDENTIFIER_OUT_OF_RANGE, f"target {identifier} of stream {name}"))
+            specs.append(
+                StreamSpec(
+                    name=name,
+                    max_targets=taken.size,
+                    identifier_offset=taken.offset,
+                    vips=tuple(vips),
+                    shm_name=f"tshm-{name}",
+                    targets=tuple(fitting),
+                )
+            )
+        return Composed(streams=tuple(specs), moved=moved, skipped=tuple(skipped))
+
+    def _read_back(
+        self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]]
+    ) -> Mapping[str, int] | None:
+        known = {name: taken.offset for name in streams if (taken := self._book.get(name)) is not None}
+        seen = self._seen_offsets(streams, targets, known) if self._seen_offsets is not None else {}
+        if seen is None:
+            return None
+        return {name: offset for name, offset in seen.items() if is_possible(offset, streams[name])}
+
+    def _moved(self, seen: Mapping[str, int], skipped: list[Skipped]) -> frozenset[str]:
+        """Return the streams that were told with another offset than the one in force, and are to follow it."""
+        moved = set()
+        for name, offset in seen.items():
+            known = self._book.get(name)
+            if known is not None and known.offset != offset:
+                skipped.append(Skipped(Reason.MARKS_CHANGED, f"stream {name}: offset {offset}, told {known.offset}"))
+                if self._follow:
+                    self._book.forget(name)
+                    moved.add(name)
+        return frozenset(moved)

@@ -1,0 +1,275 @@
+"""Streams and targets of one conduit from Meridio's registry (NSP).
+
+Three watches (streams, VIPs, targets) make one list, once each has answered. A registry that is lost changes nothing:
+the loss is told once, the last list stays, and what comes first after it is met with doubt (see `nsp_settle`).
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterable, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import grpc
+
+from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
+from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
+from lbguard.core.events import SourceLost, SourceSnapshot
+from lbguard.rpc.channels import Backoff
+from lbguard.rpc.grpc_channel import ChannelSpec, Session, open_channel
+from lbguard.sources.nsp.compose import Composer, NspLists, SeenOffsets
+from lbguard.sources.nsp.lists import Place, Read, Skipped, count_reasons, read_streams, read_targets, read_vips
+from lbguard.sources.nsp.offsets import DEFAULT_START
+from lbguard.telemetry.log import fields
+
+_log = logging.getLogger("lbguard.sources.nsp")
+
+_STEADY_S = 10.0
+_POSTPONED_S = 0.1
+_KEEPALIVE_MAX_S = 600.0
+_TOO_MANY_PINGS = "too_many_pings"
+_WATCHES = ("streams", "vips", "targets")
+_SKIPPED_LOGGED = 10
+_LARGE_BYTES = 64 * 1024  # about 700 targets, read in 6 ms: larger lists are read beside the loop
+
+_Ending = tuple[str, str]
+"""What ended a session: a kind, by which two losses are the same, and words for people."""
+
+Value = TypeVar("Value")
+Response = TypeVar("Response", pb.StreamResponse, pb.VipResponse, pb.TargetResponse)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NspConfig:
+    """What to watch, and how patiently. Times in seconds.
+
+    `settle_s` and `settle_share`: see `Settling`. `recheck_s`: how often offsets in force are looked at again.
+    """
+
+    place: Place
+    channel: ChannelSpec
+    max_backoff_s: float = 1.0
+    settle_s: float = 60.0
+    settle_share: float = 0.5
+    offset_start: int = DEFAULT_START
+    recheck_s: float = 10.0
+
+
+@dataclass(slots=True)
+class NspCounters:
+    """What happened so far; only ever grows, but for `connected` and `waiting`."""
+
+    connected: bool = False
+    waiting: int = 0
+    sessions: int = 0
+    losses: int = 0
+    lists: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+class NspSource:
+    """Watches a registry and tells of every list and of its loss.
+
+    Args:
+        config: what to watch.
+        emit: takes what is told, in the thread of the event loop.
+        seen_offsets: reads offsets back; None: they are calculated.
+        follow_offsets: take over an offset that turns out to be another one than was told. It makes the core give the
+            stream up and begin it anew, so it is only for where somebody else owns the distributor.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        config: NspConfig,
+        emit: Callable[[SourceSnapshot | SourceLost], None],
+        *,
+        seen_offsets: SeenOffsets | None = None,
+        follow_offsets: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = NspCounters()
+        self._config = config
+        self._emit = emit
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._keepalive_s = config.channel.keepalive_s
+        self._answered: set[str] = set()
+        self._skipped: dict[str, tuple[Skipped, ...]] = {}
+        self._postponed = False
+        self._lost_for: str | None = None
+        self._last: SourceSnapshot | None = None
+        self._lists = NspLists(config.settle_s, config.settle_share)
+        self._composer = Composer(config.offset_start, seen_offsets, follow=follow_offsets)
+
+    def reload(self) -> None:
+        """Begin a new session now and tell the list again, changed or not (SIGHUP)."""
+        self._last = None
+        self._reload.set()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        backoff = Backoff(self._config.max_backoff_s, first_s=0.05, jitter=lambda: random.uniform(0.5, 1.0))
+        while True:
+            self._reload.clear()
+            began = self._clock()
+            code, reason = await self._session()
+            self._end_session(code, reason)
+            if self._reload.is_set():
+                continue
+            if self._clock() - began > _STEADY_S:
+                backoff.reset()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._reload.wait(), backoff.next_s())
+
+    # One session
+
+    async def _session(self) -> _Ending:
+        """Watch until something ends; return its kind and what to say of it."""
+        self._answered.clear()
+        self._lists.begin_session()
+        async with open_channel(replace(self._config.channel, keepalive_s=self._keepalive_s)) as session:
+            tasks = {asyncio.create_task(part) for part in self._parts(session)}
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            return done.pop().result()
+
+    def _parts(self, session: Session) -> tuple[Coroutine[None, None, _Ending], ...]:
+        place = self._config.place
+        conduit = pb.Conduit(name=place.conduit, trench=pb.Trench(name=place.trench))
+        configuration = pb_grpc.ConfigurationManagerStub(session.channel)
+        registry = pb_grpc.TargetRegistryStub(session.channel)
+        wanted = pb.Target(status=pb.Target.ENABLED, type=pb.Target.DEFAULT, stream=pb.Stream(conduit=conduit))
+        return (
+            self._watch(
+                session,
+                "streams",
+                configuration.WatchStream(pb.Stream(conduit=conduit)),
+                read_streams,
+                self._lists.take_streams,
+            ),
+            self._watch(
+                session,
+                "vips",
+                configuration.WatchVip(pb.Vip(trench=conduit.trench)),
+                read_vips,
+                self._lists.take_vips,
+            ),
+            self._watch(session, "targets", registry.Watch(wanted), read_targets, self._lists.take_targets),
+            self._compose_when_due(),
+            self._await_reload(),
+        )
+
+    async def _watch(
+        self,
+        session: Session,
+        name: str,
+        call: AsyncIterable[Response],
+        read: Callable[[Response, Place], Read[Value]],
+        take: Callable[[Value, float], None],
+    ) -> _Ending:
+        last: Response | None = None
+        try:
+            async for response in call:
+                self.counters.lists[name] += 1
+                # Every refresh of any target makes the registry send everybody's list again.
+                if response == last:
+                    continue
+                last = response
+                if response.ByteSize() > _LARGE_BYTES:
+                    found = await asyncio.to_thread(read, response, self._config.place)
+                else:
+                    found = read(response, self._config.place)
+                take(found.value, self._clock())
+                self._note_skipped(name, found.skipped)
+                self._answered.add(name)
+                self._wake.set()
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, f"watch of {name}: {session.reason_of(error)}"
+        return "ENDED", f"watch of {name}: ended by the registry"
+
+    async def _await_reload(self) -> _Ending:
+        await self._reload.wait()
+        return "RELOAD", ""
+
+    async def _compose_when_due(self) -> _Ending:
+        while True:
+            waits = [self._config.recheck_s] if self._composer.reads_back else []
+            if self._postponed:
+                waits.append(_POSTPONED_S)
+            settles_at = self._lists.settles_at
+            if settles_at is not None:
+                waits.append(max(0.0, settles_at - self._clock()))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), min(waits, default=None))
+            self._wake.clear()
+            self._lists.expire(self._clock())
+            if len(self._answered) == len(_WATCHES):
+                self._compose()
+
+    # Telling
+
+    def _compose(self) -> None:
+        self._begin_service()
+        lists = self._lists
+        self.counters.waiting = lists.waits
+        if lists.streams is None or lists.vips is None or lists.targets is None:
+            self._lose("EMPTY", "the registry lists no stream yet")
+            return
+        composed = self._composer.compose(lists.streams, lists.vips, lists.targets)
+        self._postponed = composed is None
+        if composed is None:
+            return
+        self._note_skipped("list", composed.skipped)
+        if composed.moved:
+            _log.warning("marks changed under us", extra=fields(streams=", ".join(composed.moved)))
+            staying = tuple(spec for spec in composed.streams if spec.name not in composed.moved)
+            self._tell(SourceSnapshot(streams=staying))
+        self._tell(SourceSnapshot(streams=composed.streams))
+
+    def _tell(self, snapshot: SourceSnapshot) -> None:
+        if snapshot != self._last or self._lost_for is not None:
+            self._last, self._lost_for = snapshot, None
+            self._emit(snapshot)
+
+    def _begin_service(self) -> None:
+        if not self.counters.connected:
+            self.counters.connected = True
+            self.counters.sessions += 1
+            _log.info("registry answers", extra=fields(address=str(self._config.channel.endpoint)))
+
+    def _end_session(self, code: str, reason: str) -> None:
+        was_connected, self.counters.connected = self.counters.connected, False
+        if code == "RELOAD":
+            return
+        if _TOO_MANY_PINGS in reason.lower().replace(" ", "_"):
+            # Servers in Go take pings of an idle client for abuse, more often than each 5 minutes, unless told not to.
+            self._keepalive_s = min(self._keepalive_s * 2, _KEEPALIVE_MAX_S)
+        self.counters.losses += was_connected
+        self._lose(code, reason)
+
+    def _lose(self, code: str, reason: str) -> None:
+        if self._lost_for == code:
+            return
+        self._lost_for = code
+        _log.warning("the registry tells nothing; the last list stays", extra=fields(reason=reason))
+        self._emit(SourceLost(reason=reason))
+
+    def _note_skipped(self, name: str, skipped: tuple[Skipped, ...]) -> None:
+        """Count and log what is skipped, each once for as long as it stays."""
+        new = tuple(entry for entry in skipped if entry not in self._skipped.get(name, ()))
+        self._skipped[name] = skipped
+        self.counters.skipped.update({reason.value: count for reason, count in count_reasons(new).items()})
+        for entry in new[:_SKIPPED_LOGGED]:
+            _log.warning("entry of the registry skipped", extra=fields(reason=entry.reason.value, what=entry.what))
+        if len(new) > _SKIPPED_LOGGED:
+            _log.warning("more entries skipped", extra=fields(count=len(new) - _SKIPPED_LOGGED))
