@@ -12,13 +12,13 @@ from lbguard.api.calls import CallRooms
 from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdicts.policy import UNIX_PEER
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, unix_names
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.errors import StartError
 from lbguard.rpc.unix_socket import ServedSocket, SocketError
+from lbguard.settings.peer_rules import UNIX_PEER
 from lbguard.telemetry.decisions import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
 from lbguard.telemetry.sentences import target_story
 

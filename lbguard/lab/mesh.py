@@ -18,11 +18,11 @@ import grpc
 from lbguard.api.client import ClientError, GuardClient
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.lab.controller import LabError
 from lbguard.lab.manager import StandInManager
 from lbguard.lab.scenarios import Do
 from lbguard.lab.topology import Chain
+from lbguard.rpc.channels import REPORTER_KEY
 
 ROUND_S = 0.5
 """How often a monitor begins a round here: four times as often as by default, so that a run stays short."""

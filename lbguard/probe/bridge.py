@@ -16,7 +16,8 @@ from lbguard.core.model import NeighborState
 from lbguard.probe.bridge_ports import BridgePorts, BridgePortsError
 from lbguard.probe.connection import Connection
 from lbguard.probe.kernel_view import KernelView
-from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, SubjectKind, connections_of
+from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, connections_of
+from lbguard.settings.probe import SubjectKind
 
 LOOK_INTERVAL_S = 1.0
 """How often the bridge is looked at beside the changes that the kernel tells of."""

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4_mapped, parse_ip
 from lbguard.probe.connection import Connection
-from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, SubjectKind, connections_of
+from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, connections_of
+from lbguard.settings.probe import SubjectKind
 from lbguard.settings.yaml_file import FileError, YamlError, YamlFileError, parse_yaml, read_yaml
 from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 

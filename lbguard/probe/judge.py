@@ -21,10 +21,9 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
 from lbguard.core.model import VerdictState
+from lbguard.settings.probe import LEASE_MAX_S
 
 LEASE_MIN_S: Final = 1.0
-LEASE_MAX_S: Final = 300.0
-"""What the verdict service accepts at most (lbguard.proto, Verdict.lease_s)."""
 
 _DOUBT_SHARE: Final = 0.4
 _DOUBT_MIN_S: Final = 0.1

@@ -15,7 +15,8 @@ from lbguard.core.addr import Ip
 from lbguard.nsm.scope import HEALING_STATES, Address, ConnectionScope, addresses_of, connection_id
 from lbguard.probe.connection import Connection, Pair
 from lbguard.probe.datapath import on_link_pairs, told_pairs
-from lbguard.probe.source import ConnectionList, SubjectKind, connections_between
+from lbguard.probe.source import ConnectionList, connections_between
+from lbguard.settings.probe import SubjectKind
 
 _SHOWN = 40
 _PASSAGES_PER_CONNECTION = 4

@@ -28,7 +28,7 @@ from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.core.model import Subject, Verdict, VerdictState
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.verdict_message import subject_name, verdict_message
-from lbguard.rpc.channels import Backoff, ChannelError, Dialer
+from lbguard.rpc.channels import REPORTER_KEY, Backoff, ChannelError, Dialer
 from lbguard.settings.dial_address import Endpoint
 from lbguard.settings.probe import LEASE_MAX_S
 from lbguard.telemetry.log import fields
@@ -49,8 +49,6 @@ ANSWER_TIMEOUT_S = 2.0
 LOOK_INTERVAL_S = 1.0
 """How often a lane without work looks for rotated certificates."""
 
-REPORTER_KEY = "lbguard-reporter"
-"""Metadata with the reporter's name, which tells proxies with one identity apart."""
 
 GENERATION_MAX = 2**64 - 1
 

@@ -2,19 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject
 from lbguard.probe.connection import Connection, Pair, pairs_of
-
-SubjectKind = Literal["connection", "link", "target", "self"]
-"""What the verdicts of a connection speak of.
-
-`connection`: the connection as a whole; its far end is a load balancer. `link`: each pair of addresses by itself; the
-far end is a load balancer. `target`: each address of the far end, which is a target. `self`: each of our own addresses;
-we are the target.
-"""
+from lbguard.settings.probe import SubjectKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,9 @@ CONNECT_TIMEOUT_MS = 1000
 
 RECEIVE_BYTES_MAX = 64 * 2**20
 
+REPORTER_KEY = "lbguard-reporter"
+"""Metadata in which a reporter may give its name, to be told from others with the same identity."""
+
 
 class ChannelError(Exception):
     """A channel cannot be made; the text says why."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from lbguard.api.verdicts.queue import VERDICTS_WAITING_MAX
 from lbguard.core.effects import (
     Announce,
     AttachStream,
@@ -36,7 +37,6 @@ from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, Nei
 
 _BATCH = 4096
 _VERDICTS_PER_ROUND = 256
-VERDICTS_WAITING_MAX = 8_192
 _TOLD_PER_ROUND = 64
 _UNTOLD_ROUNDS = 16
 _NEWS_WAIT_S = 1.0

@@ -6,8 +6,8 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from lbguard.core.stream_limits import MAX_MARK, NAME_PATTERN
 from lbguard.settings.fields import GROUP, Duration, checked, seconds, split
-from lbguard.sources.file import MAX_MARK, NAME_PATTERN
 
 EXAMPLE = "stream-a=5001-5100"
 

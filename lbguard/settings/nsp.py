@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from lbguard.core.stream_limits import DEFAULT_OFFSET
 from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.fields import (
     GROUP,
@@ -17,7 +18,6 @@ from lbguard.settings.fields import (
     ratio,
     seconds,
 )
-from lbguard.sources.nsp.offsets import DEFAULT_START
 
 ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"
 
@@ -41,7 +41,7 @@ class NspSettings(BaseModel):
         description="Name of the conduit that is guarded; needed with source nsp, with others only a label of metrics.",
     )
     identifier_offset_start: int = number(
-        DEFAULT_START, "mark", "The lowest identifier offset of a stream, as Meridio's is told.", low=255, high=2**31
+        DEFAULT_OFFSET, "mark", "The lowest identifier offset of a stream, as Meridio's is told.", low=255, high=2**31
     )
     tls_cert: OptionalPath = Field(
         default=None, description="Our certificate (PEM, with intermediates), for TLS; read for each connection anew."

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.probe.source import SubjectKind
 from lbguard.settings.dial_address import DIAL_EXAMPLES, REPORT_EXAMPLES, parse_dial_address, parse_report_address
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
@@ -27,6 +26,14 @@ from lbguard.settings.fields import (
 
 ReportAddresses = Annotated[tuple[Annotated[str, checked(parse_report_address)], ...], BeforeValidator(split)]
 DialAddress = Annotated[str, checked(parse_dial_address)]
+
+SubjectKind = Literal["connection", "link", "target", "self"]
+"""What the verdicts of a connection speak of.
+
+`connection`: the connection as a whole; its far end is a load balancer. `link`: each pair of addresses by itself; the
+far end is a load balancer. `target`: each address of the far end, which is a target. `self`: each of our own addresses;
+we are the target.
+"""
 
 LEASE_MAX_S = 300.0
 """No verdict counts longer than this (lbguard.proto, Verdict.lease_s); nor does a repair (heal_s)."""

@@ -1,15 +1,29 @@
 """The settings of the verdict service: group `verdicts`, environment `LBGUARD_VERDICTS__...`."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.api.verdicts.limits import VerdictLimits
-from lbguard.api.verdicts.policy import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
 from lbguard.settings.fields import GROUP, Duration, Listen, OptionalPath, SpiffeAddress, number, seconds, split
+from lbguard.settings.peer_rules import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
 
 PolicyRules = Annotated[tuple[Annotated[PeerRule, BeforeValidator(parse_rule)], ...], BeforeValidator(split)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictLimits:
+    """The numbers. `rate` is verdicts per second of one reporter, `burst` how many of them may come at once."""
+
+    message_bytes_max: int = 256 * 1024
+    per_request_max: int = 256
+    rate: float = 1000.0
+    burst: int = 5000
+    reporters_max: int = 320
+    calls_max: int = 8
+    subjects_max: int = 10_000
+    subjects_total_max: int = 50_000
 
 
 def _path(help_text: str) -> Any:

@@ -1,7 +1,6 @@
 """Streams and targets from a YAML file that is watched and re-read (see `watched_file`)."""
 
 import bisect
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,21 +31,12 @@ from lbguard.core.addr import (
 )
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
+from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, MAX_TARGETS, NAME_PATTERN, RESERVED_TABLES
 from lbguard.settings.yaml_file import FileError, YamlError, YamlFileError, parse_yaml, read_yaml
 from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 MAX_PROBLEMS = 1000
 """After so many problems a file is not looked at any further."""
-
-NAME_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-"""Stream and memory names: they become file names, table names and metric labels."""
-
-RESERVED_TABLES = range(253, 256)
-"""Route tables default, main and local (/etc/iproute2/rt_tables); table 0 is `unspecified`."""
-
-MAX_MARK = 2**32 - 1
-DEFAULT_OFFSET = 5000
-MAX_TARGETS = 1_000_000
 
 
 class TargetsFileError(YamlFileError):

@@ -16,8 +16,8 @@ import yaml
 from lbguard.api.client import GuardClient
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.lab.netns import Namespace, connect
+from lbguard.rpc.channels import REPORTER_KEY
 
 STREAMS = 2
 METRICS_PORT = 9464

@@ -13,8 +13,8 @@ import grpc
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.core.addr import format_ip
+from lbguard.rpc.channels import REPORTER_KEY
 from tests.bench.world import target_ips
 
 _TURNS_PER_S = 10

@@ -24,9 +24,9 @@ import grpc
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.core.addr import format_ip
 from lbguard.lab.netns import Namespace
+from lbguard.rpc.channels import REPORTER_KEY
 from tests.bench.results import Row, Say, Scale
 from tests.bench.service import Service
 from tests.bench.world import OUR_IP4, LinkSwitch, pair, target_ips, targets_yaml

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from lbguard.core.evidence import REMEMBERED_S, subject_key
 from lbguard.core.model import ConnectionSubject, Subject, Verdict
+from lbguard.settings.verdicts import VerdictLimits
 
 _PURGE_EVERY_S = 1.0
 _ROUNDING = 1e-6
@@ -29,20 +30,6 @@ class Limit(StrEnum):
     CALLS = "max_calls"
     SUBJECTS = "max_subjects"
     SUBJECTS_TOTAL = "max_subjects_total"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerdictLimits:
-    """The numbers. `rate` is verdicts per second of one reporter, `burst` how many of them may come at once."""
-
-    message_bytes_max: int = 256 * 1024
-    per_request_max: int = 256
-    rate: float = 1000.0
-    burst: int = 5000
-    reporters_max: int = 320
-    calls_max: int = 8
-    subjects_max: int = 10_000
-    subjects_total_max: int = 50_000
 
 
 class LimitExceeded(Exception):  # noqa: N818 (it names the answer)

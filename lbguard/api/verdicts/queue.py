@@ -9,7 +9,9 @@ from lbguard.api.verdicts.policy import identity_of
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported
 from lbguard.core.model import Verdict
-from lbguard.service.runner import VERDICTS_WAITING_MAX
+
+VERDICTS_WAITING_MAX = 8_192
+"""So many verdicts wait for the core at most; more are answered `overloaded`."""
 
 OVERLOADED = "overloaded"
 """The reason given when too many verdicts wait already; the reporter may send the same again."""

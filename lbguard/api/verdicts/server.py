@@ -23,16 +23,17 @@ from google.protobuf.message import DecodeError
 from lbguard.api.calls import RequestMissing, Requests
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.verdicts.convert import LEASE_S_MAX, InvalidField, verdict_from_proto
-from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded, VerdictLimits
-from lbguard.api.verdicts.policy import UNIX_PEER, Denied, Policy, Subnets, check_subject, reporter_of
+from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded
+from lbguard.api.verdicts.policy import Denied, Policy, Subnets, check_subject, reporter_of
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.model import Verdict
+from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.rpc.security import names_of
+from lbguard.settings.peer_rules import UNIX_PEER
+from lbguard.settings.verdicts import VerdictLimits
 
 SERVICE = "lbguard.v1.VerdictService"
 
-REPORTER_KEY = "lbguard-reporter"
-"""Metadata in which a reporter may give its name, to be told from others with the same identity."""
 
 REPLACED = "replaced by a newer stream of the same reporter"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip, why_not_unicast
 from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.sources.file import MAX_TARGETS, NAME_PATTERN
+from lbguard.core.stream_limits import MAX_TARGETS, NAME_PATTERN
 from lbguard.sources.interposer.protocol import SHM_PREFIX
 from lbguard.sources.interposer.shared_directory import SharedDirectory
 from lbguard.sources.nsp.offsets import Range, is_possible

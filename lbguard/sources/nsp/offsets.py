@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lbguard.core.addr import Ip
-from lbguard.sources.file import DEFAULT_OFFSET, MAX_MARK, RESERVED_TABLES
-
-DEFAULT_START = DEFAULT_OFFSET
+from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, RESERVED_TABLES
 
 
 class Range(NamedTuple):
@@ -47,7 +45,7 @@ class OffsetBook:
         start: the lowest offset.
     """
 
-    def __init__(self, start: int = DEFAULT_START) -> None:
+    def __init__(self, start: int = DEFAULT_OFFSET) -> None:
         self._start = start
         self._ranges: dict[str, Range] = {}
 

@@ -19,11 +19,11 @@ import grpc
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.events import SourceLost, SourceSnapshot
+from lbguard.core.stream_limits import DEFAULT_OFFSET
 from lbguard.rpc.channels import Backoff
 from lbguard.rpc.grpc_channel import ChannelSpec, Session, open_channel
 from lbguard.sources.nsp.compose import Composer, NspLists, SeenOffsets
 from lbguard.sources.nsp.lists import Place, Read, Skipped, count_reasons, read_streams, read_targets, read_vips
-from lbguard.sources.nsp.offsets import DEFAULT_START
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.nsp")
@@ -55,7 +55,7 @@ class NspConfig:
     max_backoff_s: float = 1.0
     settle_s: float = 60.0
     settle_share: float = 0.5
-    offset_start: int = DEFAULT_START
+    offset_start: int = DEFAULT_OFFSET
     recheck_s: float = 10.0
 
 

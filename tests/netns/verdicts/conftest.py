@@ -17,10 +17,10 @@ import pytest
 from lbguard.api.gen.nsm.connection import connection_pb2 as nsm_pb
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdicts.server import REPORTER_KEY
 from lbguard.core.model import Decision
 from lbguard.core.status import TargetStatus, VerdictStatus
 from lbguard.lab.netns import Namespace, connect
+from lbguard.rpc.channels import REPORTER_KEY
 from tests.fakes.nsmgr import FakeNsmgr, connection
 from tests.netns.service.guarded import LINKS, Guarded
 from tests.unit.api.certificates import Authority

@@ -13,9 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from lbguard.api import calls
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.verdicts.limits import VerdictLimits
 from lbguard.api.verdicts.policy import Policy
-from lbguard.api.verdicts.server import IDLE, REPORTER_KEY, VerdictIntake
+from lbguard.api.verdicts.server import IDLE, VerdictIntake
+from lbguard.rpc.channels import REPORTER_KEY
+from lbguard.settings.verdicts import VerdictLimits
 from tests.unit.api.core_stand_in import Core, verdict
 from tests.unit.api.verdicts import test_listener as tcp
 from tests.unit.api.verdicts import test_server as unix

@@ -25,11 +25,11 @@ from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
-from lbguard.api.verdicts.limits import VerdictLimits
 from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.core.model import Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
+from lbguard.settings.verdicts import VerdictLimits
 from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import Core, settled
 from tests.unit.examples import decision, guard_status, target

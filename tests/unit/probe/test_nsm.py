@@ -13,9 +13,10 @@ from lbguard.core.model import ConnectionSubject, TargetSubject
 from lbguard.probe.connection import Connection, Pair
 from lbguard.probe.nsm import NsmSource
 from lbguard.probe.nsm_view import NsmScope, NsmView
-from lbguard.probe.source import ConnectionList, ConnectionsLost, SubjectKind
+from lbguard.probe.source import ConnectionList, ConnectionsLost
 from lbguard.rpc.channels import PlainDialer
 from lbguard.settings.dial_address import Endpoint, parse_dial_address
+from lbguard.settings.probe import SubjectKind
 from tests.fakes.nsmgr import GARBAGE, HUGE_CONNECTIONS, FakeNsmgr, connection
 from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip

@@ -9,7 +9,6 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lbguard.api.verdicts.limits import VerdictLimits
 from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.server import VerdictIntake, unix_names
 from lbguard.core.config import EvidenceConfig
@@ -25,6 +24,7 @@ from lbguard.probe.reporter import Reporter
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles
 from lbguard.settings.dial_address import Endpoint, parse_report_address
+from lbguard.settings.verdicts import VerdictLimits
 from tests.fakes.verdict_sink import VerdictSink
 from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import connection_subject, ip, target_subject, verdict

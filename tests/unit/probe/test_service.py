@@ -19,8 +19,8 @@ from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.monitor import Monitor
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.service import resolve_links
-from lbguard.probe.source import SubjectKind, connections_of, far_ends
-from lbguard.settings.probe import ProbeSettings
+from lbguard.probe.source import connections_of, far_ends
+from lbguard.settings.probe import ProbeSettings, SubjectKind
 from tests.fakes.echo import EchoNetwork, Time, drive
 from tests.fakes.nsmgr import connection
 from tests.unit.probe.verdicts import ip

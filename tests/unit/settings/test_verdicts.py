@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.api.verdicts.limits import VerdictLimits
-from lbguard.api.verdicts.policy import PeerRule
 from lbguard.core.addr import parse_prefix
 from lbguard.settings.model import SettingsError, load
+from lbguard.settings.peer_rules import PeerRule
+from lbguard.settings.verdicts import VerdictLimits
 
 RULES = (
     PeerRule("unix", (parse_prefix("10.0.0.0/8"),)),

@@ -11,15 +11,16 @@ import grpc
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.server import ApiServer
-from lbguard.api.verdicts.limits import VerdictLimits
 from lbguard.api.verdicts.policy import Policy
-from lbguard.api.verdicts.server import REPORTER_KEY, VerdictIntake
+from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Effect, VerdictAnswered
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event, LinkGone, VerdictReported
 from lbguard.core.model import Verdict
+from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.service.runner import Runner
+from lbguard.settings.verdicts import VerdictLimits
 from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import settled, verdict
 from tests.unit.api.verdicts.test_server import View

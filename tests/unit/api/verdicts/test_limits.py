@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded, Shares, TokenBucket, VerdictLimits, size_of
+from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded, Shares, TokenBucket, size_of
 from lbguard.core.evidence import REMEMBERED_S
 from lbguard.core.model import ConnectionSubject, TargetSubject, Verdict, VerdictState
+from lbguard.settings.verdicts import VerdictLimits
 
 
 def verdicts(*numbers: int, lease_s: float = 10.0) -> list[Verdict]:

@@ -14,12 +14,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.server import ApiError
-from lbguard.api.verdicts.limits import VerdictLimits
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
-from lbguard.api.verdicts.policy import Policy, parse_rule
-from lbguard.api.verdicts.server import REPORTER_KEY, VerdictIntake
+from lbguard.api.verdicts.policy import Policy
+from lbguard.api.verdicts.server import VerdictIntake
+from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.rpc.security import CertificateFiles
 from lbguard.settings.listen import ListenAddress
+from lbguard.settings.peer_rules import parse_rule
+from lbguard.settings.verdicts import VerdictLimits
 from tests.unit.api.certificates import Authority, Issued
 from tests.unit.api.core_stand_in import Core, settled, subject, verdict
 

@@ -5,18 +5,17 @@ import pytest
 from lbguard.api.verdicts.policy import (
     Denied,
     DenyReason,
-    PeerRule,
     Policy,
     Subnets,
     addresses,
     check_subject,
     identity_of,
-    parse_rule,
     reporter_of,
 )
 from lbguard.core.addr import Ip, parse_prefix
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject
 from lbguard.settings.peer_names import is_host_name, is_spiffe_id
+from lbguard.settings.peer_rules import PeerRule, parse_rule
 
 
 def ip(text: str) -> Ip:

@@ -7,7 +7,7 @@ import pytest
 from lbguard.core.model import LinkKey
 from lbguard.kernel.links import LinkOperations
 from lbguard.lab.netns import Namespace
-from tests.netns.dataplane.conftest import Bench
+from tests.netns.kernel.conftest import Bench
 
 pytestmark = pytest.mark.netns
 

@@ -11,7 +11,7 @@ from lbguard.core.events import AddressSeen, LinkGone, LinkSeen, RouteGone, Rout
 from lbguard.core.model import Route, RouteKind, Rule
 from lbguard.kernel.mirror import KernelMirror, MirrorSettings
 from lbguard.lab.netns import Namespace
-from tests.netns.netlink.recorder import Recorder, mirrored, of_targets
+from tests.netns.kernel.recorder import Recorder, mirrored, of_targets
 
 GATEWAY4, GATEWAY6 = parse_ip("172.16.0.10"), parse_ip("fd00::10")
 

@@ -11,8 +11,8 @@ from lbguard.core.events import NeighborSeen
 from lbguard.core.model import LinkKey, NeighborState
 from lbguard.kernel.links import LinkOperations, NeighborTimers
 from lbguard.kernel.neighbors import Neighbors
-from tests.netns.dataplane.conftest import Bench
-from tests.netns.netlink.recorder import Recorder, mirrored
+from tests.netns.kernel.conftest import Bench
+from tests.netns.kernel.recorder import Recorder, mirrored
 
 PEERS = pytest.mark.parametrize("peer", ["172.16.0.2", "fd00::2"])
 NEW_MAC = "02:00:00:00:00:99"
