@@ -3,7 +3,7 @@
     python -m lbguard.lab.nfqlb_stand_in COMMAND [--OPTION=VALUE...] [FWMARK]
 
 It takes what Meridio and the lab call, with the arguments, messages, exit statuses and memory layout of the real one
-(see `lbguard.distributor.nfqlb_memory` for the layout). `init`, `activate`, `deactivate`, `show` and `delete` work on
+(see `lbguard.distributor.nfqlb.memory` for the layout). `init`, `activate`, `deactivate`, `show` and `delete` work on
 the memory, and as with the real one a change empties the whole lookup array and refills it in place, while packets are
 looked up in it. `flowlb`, `flow-set` and `flow-delete` are in `nfqlb_packets`.
 

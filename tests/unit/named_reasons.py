@@ -108,7 +108,7 @@ def named_reasons() -> dict[str, set[str]]:
     ignored = (
         _found(_key_of("ignored"), core) | _found(_key_of("_ignored"), core) | _found(_argument("_heard", 1), core)
     )
-    mirror = "netlink/mirror.py"
+    mirror = "kernel/mirror.py"
     losses = _found(_argument("_lose"), mirror) | _found(_argument("_abandon"), mirror)
     losses |= _found(_argument("KernelOutOfSync", keyword="reason"), "**/*.py")
     causes = _found(_argument("_record", 3), core) | _lifecycle_causes()
@@ -128,7 +128,7 @@ def named_reasons() -> dict[str, set[str]]:
         "Other causes of decisions": _words(causes),
         "Why a stream is not available": _words(available) - {"ok"},
         "Why the service is not ready or not alive": unready
-        | _words(_found(_returned_by("not_alive"), "httpd.py") | _found(_assigned_to("_unready"), "httpd.py")),
+        | _words(_found(_returned_by("not_alive"), "telemetry/httpd.py") | _found(_assigned_to("_unready"), "telemetry/httpd.py")),
         "Why the kernel is read again": _words(losses),
         "Events that changed nothing": (ignored - {"verdict_*"}) | {f"verdict_{name}" for name in _words(dropped)},
         "Verdicts that changed nothing": _words(dropped) | {OVERLOADED},
@@ -141,9 +141,9 @@ def named_reasons() -> dict[str, set[str]]:
         "What is missing in recordings": missing,
         "Kernel messages that are not used": {str(reason) for reason in IgnoredReason},
         "Entries of the registry that are skipped": {str(reason) for reason in Reason},
-        "Answers to calls of nfqlb": _found(_argument("_Answer", 1), "sources/interposer.py")
-        | _found(_key_of("calls"), "sources/interposer.py"),
-        "Findings of the host check": _found(_argument("Finding", keyword="id"), "hostcheck.py"),
+        "Answers to calls of nfqlb": _found(_argument("_Answer", 1), "sources/interposer/source.py")
+        | _found(_key_of("calls"), "sources/interposer/source.py"),
+        "Findings of the host check": _found(_argument("Finding", keyword="id"), "cli/host_check.py"),
     }
 
 

@@ -81,7 +81,7 @@ IN_A_USER_NAMESPACE = """
 import asyncio
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nft import NftDistributor
+from lbguard.distributor.nftables.distributor import NftDistributor
 
 async def fill():
     made = NftDistributor(TableKind.ANCHORED)

@@ -10,7 +10,7 @@ from lbguard.lab.netns import Namespace
 
 HOLDER = """
 import sys
-from lbguard.dataplane.instance import InstanceLock
+from lbguard.kernel.instance import InstanceLock
 with InstanceLock():
     print("held", flush=True)
     sys.stdin.read()

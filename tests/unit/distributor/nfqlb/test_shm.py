@@ -288,7 +288,7 @@ from pathlib import Path
 from lbguard.core.model import StreamSpec
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb_memory import StreamMemory
+from lbguard.distributor.nfqlb.memory import StreamMemory
 path, end = Path(sys.argv[1]), Path(sys.argv[2])
 done = refused = 0
 print("ready", flush=True)
