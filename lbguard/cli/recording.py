@@ -166,8 +166,8 @@ def tune(
     from lbguard.recording.reader import find_files
     from lbguard.settings.durations import EXAMPLES, parse_duration
     from lbguard.tuning import picture, show
+    from lbguard.tuning.candidates import parse_choices
     from lbguard.tuning.tune import tune as try_values
-    from lbguard.tuning.variants import parse_choices
 
     try:
         cost_s = parse_duration(broken_cost)

@@ -10,8 +10,8 @@ from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import AttachStream, CommitTables, Effect
 from lbguard.core.retry import Retries
-from lbguard.core.roster import Roster
 from lbguard.core.state import Stream
+from lbguard.core.stream_registry import StreamRegistry
 
 _ATTACHES_OF_REMOVED = 3
 """So many failures in a row to reach the table of a removed stream mean that there is none any more."""
@@ -23,11 +23,11 @@ class _Attempt(NamedTuple):
 
 
 class Commits:
-    """Keeps the distributor's tables at what the roster desires."""
+    """Keeps the distributor's tables at what the stream_registry desires."""
 
-    def __init__(self, config: EngineConfig, roster: Roster) -> None:
+    def __init__(self, config: EngineConfig, stream_registry: StreamRegistry) -> None:
         self._owns_tables = config.owns_paths
-        self._roster = roster
+        self._stream_registry = stream_registry
         self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
         self._attaching: set[str] = set()
 
@@ -40,13 +40,13 @@ class Commits:
 
         A target that came and went between two commits never stood in the table: no commit confirms that it is out.
         """
-        for name in list(self._roster.review) if self._roster.retiring else ():
-            stream = self._roster.streams.get(name)
+        for name in list(self._stream_registry.review) if self._stream_registry.retiring else ():
+            stream = self._stream_registry.streams.get(name)
             if stream is not None and stream.committed is not None and not stream.in_flight:
-                self._roster.confirm(stream, stream.committed[0], now)
+                self._stream_registry.confirm(stream, stream.committed[0], now)
         for what, name in self._retries.pop_due(now):
-            if name in self._roster.streams:
-                (self._roster.attach if what == "attach" else self._roster.review)[name] = None
+            if name in self._stream_registry.streams:
+                (self._stream_registry.attach if what == "attach" else self._stream_registry.review)[name] = None
 
     def seen(self, event: ev.DistributorSeen) -> None:
         """Take a read-back. What differs from the last commit was written by somebody else, or the table is new."""
@@ -58,14 +58,14 @@ class Commits:
         stream.active_seen = event.active
         if stream.committed and event.active != stream.committed[1] and self._owns_tables and not stream.in_flight:
             stream.committed = None
-        self._roster.review[event.stream] = None
+        self._stream_registry.review[event.stream] = None
 
     def lost(self, event: ev.DistributorLost) -> None:
         """Take note that a table is gone or new: attach again, then commit again."""
         stream = self._known(event.stream)
         if stream is not None:
             stream.committed = stream.in_flight = stream.active_seen = None
-            self._roster.attach[event.stream] = None
+            self._stream_registry.attach[event.stream] = None
 
     def done(self, event: ev.CommitDone, now: float) -> None:
         """Take note of a commit that took effect."""
@@ -74,8 +74,8 @@ class Commits:
             return
         self._retries.succeeded(_Attempt("commit", event.stream))
         stream.committed, stream.in_flight = (event.registered, event.active), None
-        self._roster.review[event.stream] = None
-        self._roster.confirm(stream, event.registered, now)
+        self._stream_registry.review[event.stream] = None
+        self._stream_registry.confirm(stream, event.registered, now)
 
     def failed(self, event: ev.CommitFailed, now: float) -> None:
         """Take note of a failure to attach or to commit; it is tried again with backoff."""
@@ -90,28 +90,28 @@ class Commits:
         if stream.removed and what == "attach" and self._retries.failures(attempt) >= _ATTACHES_OF_REMOVED:
             # Its table cannot be had, most likely because it went with the stream: nothing is left to be confirmed.
             self._retries.succeeded(attempt)
-            self._roster.confirm(stream, frozenset(), now)
+            self._stream_registry.confirm(stream, frozenset(), now)
 
     def adoptable(self) -> list[tuple[Stream, frozenset[int]]]:
         """Return the streams that were read back and are not adopted yet, with what is active in them."""
-        streams = [self._roster.streams[name] for name in self._roster.review]
+        streams = [self._stream_registry.streams[name] for name in self._stream_registry.review]
         return [(s, s.active_seen) for s in streams if not s.adopted and s.active_seen is not None]
 
     def take_effects(self) -> list[Effect]:
         """Return what to attach and what to commit now."""
-        roster = self._roster
+        stream_registry = self._stream_registry
         effects: list[Effect] = []
-        for name in list(roster.attach):
-            stream = roster.streams.get(name)
+        for name in list(stream_registry.attach):
+            stream = stream_registry.streams.get(name)
             if stream is not None and stream.in_flight:
                 continue  # One thing at a time: a failure says no more than the stream's name.
-            del roster.attach[name]
+            del stream_registry.attach[name]
             if stream is not None and not self._retries.waiting(_Attempt("attach", name)):
                 self._attaching.add(name)
                 effects.append(AttachStream(stream=stream.spec))
         tables = []
-        for name in roster.review:
-            stream = roster.streams[name]
+        for name in stream_registry.review:
+            stream = stream_registry.streams[name]
             if not stream.adopted or stream.active_seen is None or stream.in_flight or name in self._attaching:
                 continue
             pair = stream.desired_pair()
@@ -123,8 +123,8 @@ class Commits:
         return effects
 
     def _known(self, name: str) -> Stream | None:
-        stream = self._roster.streams.get(name)
+        stream = self._stream_registry.streams.get(name)
         if stream is None:
             self._attaching.discard(name)
-            self._roster.ignored["stream_unknown"] += 1
+            self._stream_registry.ignored["stream_unknown"] += 1
         return stream

@@ -23,13 +23,13 @@ from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.model import NeighborState, Rule, TargetKey, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.observation import Observation, unseen_s
-from lbguard.core.pathwork import PathWork
+from lbguard.core.path_repair import PathRepair
 from lbguard.core.prediction import predict
 from lbguard.core.retry import Retries
-from lbguard.core.roster import Roster
 from lbguard.core.state import Target
 from lbguard.core.status import GuardStatus, Prediction
 from lbguard.core.status_view import build_status, status_in_parts
+from lbguard.core.stream_registry import StreamRegistry
 
 
 class Engine:
@@ -39,20 +39,20 @@ class Engine:
         self.config = config
         self.view = NetView(excluded_links=config.excluded_links, failures_needed=config.neighbor_failures_needed)
         self.tables = KernelTables()
-        self.paths = PathWork(config, self.view, self.tables)
+        self.paths = PathRepair(config, self.view, self.tables)
         self.life = Lifecycle(config, self.paths.evidence)
-        self.roster = Roster(self.view, self.paths, self.life)
+        self.stream_registry = StreamRegistry(self.view, self.paths, self.life)
         self.availability = Availability(config.availability_grace_s)
-        self._observation = Observation(self.roster.streams, self.life, self.availability)
+        self._observation = Observation(self.stream_registry.streams, self.life, self.availability)
         self.sync_reason = "starting"
         self.source_reason = "starting"
-        self._commits = Commits(config, self.roster)
+        self._commits = Commits(config, self.stream_registry)
         self._kernel_retries: Retries[RouteKey | RuleKey] = Retries(config.retry_min_s, config.retry_max_s)
         self._snapshot_seen = False
         self._source_read = False
         self._prune_due = False
-        self._strangers_gone = False
-        self._farewells: list[Effect] = []
+        self._foreign_streams_pruned = False
+        self._final_availability: list[Effect] = []
         self._unjudged: dict[Target, None] = {}
         self._ignored: Counter[str] = Counter()
 
@@ -84,9 +84,9 @@ class Engine:
             return []
         effects = self._announcements()
         self._adopt(now)
-        self.view.changes.ips |= self.paths.weighing.expire(now)
+        self.view.changes.ips |= self.paths.verdict_fusion.expire(now)
         self._mark_changed()
-        for target in self.roster.take_dirty():
+        for target in self.stream_registry.take_dirty():
             self.paths.evaluate(target, now)
             self._unjudged[target] = None
         return effects + self.paths.take_repairs(now)
@@ -105,16 +105,16 @@ class Engine:
             effects += self._prune()
             effects += self.paths.take_repairs(now)
         # A stream that ended is forgotten before one of the same name is attached.
-        effects += self.roster.take_forgotten()
+        effects += self.stream_registry.take_forgotten()
         effects += self._commits.take_effects()
         effects += self.paths.take_late_work()
         if self.running:
             effects += self._report_availability(now)
         effects += self.life.take_records()
-        ignored = self._ignored + self.roster.ignored
+        ignored = self._ignored + self.stream_registry.ignored
         effects += [Ignored(reason=reason, count=count) for reason, count in ignored.items()]
         self._ignored.clear()
-        self.roster.ignored.clear()
+        self.stream_registry.ignored.clear()
         return effects
 
     def next_deadline(self, now: float) -> float | None:
@@ -122,7 +122,7 @@ class Engine:
         moments = [self._commits.next(), self._kernel_retries.next()]
         if self.running:
             moments += [self.availability.next(), self.life.pardons.next(), self.paths.neighbors.next(now)]
-            moments += [self.paths.weighing.opinions.next(), self.paths.weighing.rechecks.next()]
+            moments += [self.paths.verdict_fusion.opinions.next(), self.paths.verdict_fusion.rechecks.next()]
             deadline = self.life.deadlines.next()
             if self.in_sync and deadline is not None:
                 moments.append(deadline)
@@ -131,7 +131,7 @@ class Engine:
     def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
         """Return the holds that a later run has to go on with if this one ends now."""
         seen_until = now if self.in_sync else self._observation.blind_since
-        return self.life.memory.open_holds(self.roster.streams.values(), self.life.deadlines, seen_until, now)
+        return self.life.memory.open_holds(self.stream_registry.streams.values(), self.life.deadlines, seen_until, now)
 
     def status(self, now: float) -> GuardStatus:
         """Return the whole state for those who look at it, built in one go."""
@@ -148,7 +148,7 @@ class Engine:
     def predictions(self, now: float) -> dict[TargetKey, Prediction]:
         """Return what follows for every target that waits for something, if nothing changes."""
         held_up = "" if self.in_sync else f"the view of the kernel is not in sync ({self.sync_reason})"
-        streams = self.roster.streams.values()
+        streams = self.stream_registry.streams.values()
         return predict(self.config, self.life, streams, now, held_up, self._observation.acts_at)
 
     # Observers
@@ -157,7 +157,7 @@ class Engine:
         self.view.replace(event, now)
         self.tables.replace(event.routes, event.rules)
         self.view.changes.lost_links.clear()
-        self.view.changes.ips |= self.paths.weighing.down
+        self.view.changes.ips |= self.paths.verdict_fusion.down
         if self._snapshot_seen and not self.in_sync:
             self._observation.regained(now)
         self._snapshot_seen = True
@@ -170,7 +170,7 @@ class Engine:
         self.sync_reason = event.reason or "unknown"
 
     def _stalled(self, event: ev.Stalled, now: float) -> None:
-        self.paths.weighing.stalled(unseen_s(event.duration_s))
+        self.paths.verdict_fusion.stalled(unseen_s(event.duration_s))
         # Out of sync nothing is seen either, and the next full view tells of all that time.
         if self.in_sync:
             self._observation.was_blind(event.duration_s, now)
@@ -206,7 +206,7 @@ class Engine:
 
     def _neighbor_seen(self, event: ev.NeighborSeen, now: float) -> None:
         self.view.neighbor_seen(event, now)
-        if event.state == NeighborState.REACHABLE and event.ip in self.paths.weighing.down:
+        if event.state == NeighborState.REACHABLE and event.ip in self.paths.verdict_fusion.down:
             self.view.changes.ips[event.ip] = None
 
     def _neighbor_gone(self, event: ev.NeighborGone, now: float) -> None:
@@ -255,7 +255,7 @@ class Engine:
 
     def _source_snapshot(self, event: ev.SourceSnapshot, now: float) -> None:
         self._source_read, self.source_reason = True, ""
-        self.roster.replace(event.streams, now)
+        self.stream_registry.replace(event.streams, now)
 
     def _source_lost(self, event: ev.SourceLost, now: float) -> None:
         self.source_reason = event.reason or "unknown"
@@ -268,18 +268,18 @@ class Engine:
 
     def _commit_done(self, event: ev.CommitDone, now: float) -> None:
         self._commits.done(event, now)
-        if event.stream not in self.roster.streams:
-            self._farewells += self.availability.forget(event.stream)
+        if event.stream not in self.stream_registry.streams:
+            self._final_availability += self.availability.forget(event.stream)
 
     def _commit_failed(self, event: ev.CommitFailed, now: float) -> None:
         self._commits.failed(event, now)
 
     def _traffic_seen(self, event: ev.TrafficSeen, now: float) -> None:
         if self.view.traffic_seen(event, now):
-            self.view.changes.ips |= dict.fromkeys(self.paths.weighing.down_through(event.ifindex))
+            self.view.changes.ips |= dict.fromkeys(self.paths.verdict_fusion.down_through(event.ifindex))
 
     def _verdict_reported(self, event: ev.VerdictReported, now: float) -> Effect:
-        taken, ips, outdated = self.paths.weighing.take(event, now)
+        taken, ips, outdated = self.paths.verdict_fusion.take(event, now)
         if taken.reason:
             self._ignored[f"verdict_{taken.reason}"] += 1
         self.paths.neighbors.outdated(outdated)
@@ -314,51 +314,53 @@ class Engine:
 
     def _adopt(self, now: float) -> None:
         for stream, active in self._commits.adoptable():
-            self.roster.adopt(stream, active, now)
+            self.stream_registry.adopt(stream, active, now)
             self._prune_due = True
 
     def _mark_changed(self) -> None:
         """Mark every target that a change of the kernel concerns, and none that it does not."""
         changes = self.view.take_changes()
         self._ignored.update(changes.ignored)
-        dirty = self.roster.dirty
+        dirty = self.stream_registry.dirty
         for ip in changes.ips:
-            dirty.update(self.roster.by_ip.get(ip, {}))
+            dirty.update(self.stream_registry.by_ip.get(ip, {}))
         for mark in self.tables.changed_marks:
-            target = self.roster.by_mark.get(mark)
+            target = self.stream_registry.by_mark.get(mark)
             if target is not None:
                 dirty[target] = None
         self.tables.changed_marks.clear()
         self.paths.note(changes)
 
     def _judge(self, target: Target, now: float) -> None:
-        stream = self.roster.streams.get(target.key.stream)
+        stream = self.stream_registry.streams.get(target.key.stream)
         # Between repair and decision the target may have been removed.
         if stream is not None and stream.adopted and stream.targets.get(target.key.identifier) is target:
             self.life.judge(stream, target, now)
 
     def _expire(self, now: float) -> None:
-        for key in self.life.pardons.pop_due(now) + self.paths.weighing.rechecks.pop_due(now):
-            target = self.roster.target(key)
+        for key in self.life.pardons.pop_due(now) + self.paths.verdict_fusion.rechecks.pop_due(now):
+            target = self.stream_registry.target(key)
             if target is not None:
                 self.paths.evaluate(target, now)
                 self._judge(target, now)
         # While the view is not in sync, a path may be back without our knowing: no deadline withdraws.
         for key in self.life.deadlines.pop_due(now) if self.in_sync else ():
-            target = self.roster.target(key)
+            target = self.stream_registry.target(key)
             if target is None:
                 continue
             if self._observation.soon_mended(target, now):
                 self.life.deadlines.set(key, self._observation.repaired_at)
             else:
-                self.life.expire(self.roster.streams[key.stream], target, now)
+                self.life.expire(self.stream_registry.streams[key.stream], target, now)
 
     def _watch_mass_failures(self, now: float) -> None:
         # A stream may have ended since its targets moved.
-        self.roster.review.update((name, None) for name in self.life.moved if name in self.roster.streams)
+        self.stream_registry.review.update(
+            (name, None) for name in self.life.moved if name in self.stream_registry.streams
+        )
         self.life.moved.clear()
-        for name in self.roster.review:
-            stream = self.roster.streams[name]
+        for name in self.stream_registry.review:
+            stream = self.stream_registry.streams[name]
             mass = stream.mass_failure(self.config)
             if stream.was_mass and not mass:
                 self.life.thaw(stream, now)
@@ -370,25 +372,25 @@ class Engine:
         Only once every stream's table was read, and tables of unlisted streams are gone: until then a mark may still
         be given to packets.
         """
-        streams = self.roster.streams.values()
+        streams = self.stream_registry.streams.values()
         if not self._prune_due or not all(stream.adopted or stream.removed for stream in streams):
             return []
         self._prune_due = False
-        strangers = self.tables.marks() - self.roster.by_mark.keys() - self.roster.retiring.keys()
-        if self._strangers_gone:
+        strangers = self.tables.marks() - self.stream_registry.by_mark.keys() - self.stream_registry.retiring.keys()
+        if self._foreign_streams_pruned:
             for mark in sorted(strangers):
                 self.paths.retire(mark)
             return []
-        return [PruneStreams(known=tuple(self.roster.streams))]
+        return [PruneStreams(known=tuple(self.stream_registry.streams))]
 
     def _streams_pruned(self, event: ev.StreamsPruned, now: float) -> None:
-        self._strangers_gone = True
+        self._foreign_streams_pruned = True
         self._prune_due = True
 
     def _report_availability(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for name in self.roster.review:
-            stream = self.roster.streams[name]
+        for name in self.stream_registry.review:
+            stream = self.stream_registry.streams[name]
             if stream.adopted:
                 usable = stream.counts[TargetState.ACTIVE] > 0
                 if usable and len(self.life.pardons):
@@ -396,10 +398,10 @@ class Engine:
                     usable = any(target.usable for target in stream.targets.values())
                 reason = "ok" if usable else "no_usable_path" if stream.targets else "no_targets"
                 effects += self.availability.update(name, reason, now)
-        self.roster.review.clear()
+        self.stream_registry.review.clear()
         effects += self.availability.expire(now)
-        effects += self._farewells
-        self._farewells = []
+        effects += self._final_availability
+        self._final_availability = []
         return effects
 
 

@@ -7,7 +7,6 @@ into one of the kernel's own (net/core/neighbour.c, __neigh_update). In `observe
 from collections.abc import Iterable
 
 from lbguard.core.addr import Ip, Prefix
-from lbguard.core.chase import Chase
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import (
     Effect,
@@ -19,6 +18,7 @@ from lbguard.core.effects import (
 )
 from lbguard.core.link import Link
 from lbguard.core.model import LinkKey, NeighborState
+from lbguard.core.neighbor_solicitation import NeighborSolicitation
 from lbguard.core.netview import NetView
 from lbguard.core.probing import ProbeWheel
 
@@ -38,7 +38,7 @@ class NeighborWork:
         self._config = config
         self._view = view
         self._wheel = ProbeWheel(0.0 if config.observe else config.neighbor_probe_interval_s)
-        self._chase = Chase()
+        self._solicitation = NeighborSolicitation()
         self._flush: dict[tuple[int, Ip], None] = {}
         self._resolve: dict[tuple[int, Ip], None] = {}
         self._tuned: dict[int, LinkKey] = {}
@@ -88,7 +88,7 @@ class NeighborWork:
             self._flush[entry] = None
         self._resolve[entry] = None
         if self._config.solicit_neighbors:
-            self._chase.begin(link.key, ip, now)
+            self._solicitation.begin(link.key, ip, now)
         if self._tuned.get(link.ifindex) != link.key:
             self._tuned[link.ifindex] = link.key
             if link not in self._to_tune:
@@ -96,7 +96,7 @@ class NeighborWork:
 
     def next(self, now: float) -> float | None:
         """Return when there is something to do next."""
-        moments = [moment for moment in (self._wheel.next(now), self._chase.next()) if moment is not None]
+        moments = [moment for moment in (self._wheel.next(now), self._solicitation.next()) if moment is not None]
         return min(moments, default=None)
 
     def take_flushes(self) -> list[Effect]:
@@ -141,12 +141,12 @@ class NeighborWork:
     def _solicit_due(self, now: float) -> list[Effect]:
         """Return the questions to ask now, one effect a link; what is resolved or has moved on is left."""
         pairs: dict[LinkKey, list[tuple[Ip, Ip]]] = {}
-        for key, ip in self._chase.take_due(now):
+        for key, ip in self._solicitation.take_due(now):
             link, subnet, _ = self._view.locate(ip) if self._view.follows(ip) else (None, None, None)
             neighbor = link.neighbors.get(ip) if link else None
             resolved = neighbor is not None and neighbor.state not in _UNRESOLVED
             if link is None or link.key != key or resolved or self._view.foreign_neighbor(link.ifindex, ip):
-                self._chase.end(key, ip)
+                self._solicitation.end(key, ip)
                 continue
             source = our_address(link, subnet)
             if source:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lbguard.core.addr import Ip, format_ip, format_mac
-from lbguard.core.evidence import Opinion, Source
 from lbguard.core.link import Link
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetState, TargetSubject, VerdictState
+from lbguard.core.opinions import Opinion, Source
 from lbguard.core.state import Path, Stream, Target
 from lbguard.core.status import (
     GuardStatus,
@@ -46,7 +46,7 @@ def status_in_parts(engine: Engine, now: float, *, detail: bool = True) -> Itera
     A thousand targets with ten verdicts each take longer than a lost link may wait. Each target is told as it is when
     its turn comes; all else is of the beginning.
     """
-    streams = list(engine.roster.streams.values())
+    streams = list(engine.stream_registry.streams.values())
     links = engine.view.links.values() if detail else ()
     expected = engine.predictions(now) if detail else {}
     whole = GuardStatus(
@@ -65,7 +65,7 @@ def status_in_parts(engine: Engine, now: float, *, detail: bool = True) -> Itera
     for first in range(0, len(targets), _TARGETS_A_PART):
         part = targets[first : first + _TARGETS_A_PART]
         for target in part:
-            if engine.roster.target(target.key) is target:
+            if engine.stream_registry.target(target.key) is target:
                 # What was predicted before its state changed says nothing any more.
                 following = expected.get(target.key) if target.since <= now else None
                 told.append(_target(engine, target, now, following))
@@ -124,14 +124,14 @@ def _path(engine: Engine, ip: Ip, path: Path) -> PathStatus:
 
 def _opinions(engine: Engine, ip: Ip, path: Path) -> tuple[dict[Source, Opinion], int]:
     """Return the opinions on both ends of a path that are shown, and how many are not."""
-    opinions = engine.paths.weighing.opinions
+    opinions = engine.paths.verdict_fusion.opinions
     of_link, of_target = opinions.of(path.lb_ip, SHOWN), opinions.of(ip, SHOWN)
     count = opinions.count(path.lb_ip) + opinions.count(ip)
     return {**of_link, **of_target}, count - len(of_link) - len(of_target)
 
 
 def _verdicts(engine: Engine, found: dict[Source, Opinion], path: Path) -> tuple[VerdictStatus, ...]:
-    opinions = engine.paths.weighing.opinions
+    opinions = engine.paths.verdict_fusion.opinions
     return tuple(
         VerdictStatus(
             reporter=source.reporter,

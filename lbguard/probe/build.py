@@ -8,14 +8,14 @@ from lbguard.kernel.mirror import MirrorSettings
 from lbguard.probe.bridge import BridgeNeighbors, BridgeSource
 from lbguard.probe.bridge_ports import BridgePorts
 from lbguard.probe.connections_file import ConnectionsFileSource
-from lbguard.probe.judge import Detector, JudgeSettings
+from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.monitor import Emit as EmitVerdict
 from lbguard.probe.monitor import Monitor
 from lbguard.probe.nsm import NsmSource
 from lbguard.probe.nsm_view import NsmScope, NsmView
-from lbguard.probe.report_lane import ReporterSettings
+from lbguard.probe.report_stream import ReporterSettings
 from lbguard.probe.reporter import Reporter
 from lbguard.probe.source import ConnectionSource, Emit
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
@@ -33,9 +33,9 @@ class ProbeError(Exception):
     """The probe cannot work; the text names the setting or the right that is missing, and what to do."""
 
 
-def judge_settings(probe: ProbeSettings) -> JudgeSettings:
+def judge_settings(probe: ProbeSettings) -> DetectorSettings:
     """Return how is pinged and judged."""
-    return JudgeSettings(
+    return DetectorSettings(
         interval_s=probe.interval,
         timeout_s=probe.timeout,
         pings=probe.count,
@@ -48,7 +48,7 @@ def judge_settings(probe: ProbeSettings) -> JudgeSettings:
     )
 
 
-def make_monitor(settings: JudgeSettings, emit: EmitVerdict) -> Monitor:
+def make_monitor(settings: DetectorSettings, emit: EmitVerdict) -> Monitor:
     """Make the monitor.
 
     Raises:

@@ -1,7 +1,7 @@
 """Follows a set of connections and emits a verdict on each, from the running asyncio loop.
 
 Everything happens in `step`, which is called when something is due or when replies wait, and at most once a tick: read
-what came, judge what ended, send what is due. A `Pulse` calls it. The state of a connection is a `Watch`; it is
+what came, judge what ended, send what is due. A `PollTimer` calls it. The state of a connection is a `Watch`; it is
 marked closed, and its tokens are forgotten, in the same call that takes it out or changes its addresses, so nothing
 that is under way can become a verdict afterwards.
 """
@@ -18,9 +18,9 @@ from lbguard.core.model import Verdict, VerdictState
 from lbguard.probe.connection import Connection
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.exchange import Exchange, OpenSocket
+from lbguard.probe.failure_detector import Detector, DetectorSettings, make_judge, outcome
 from lbguard.probe.icmp import IcmpSocket
-from lbguard.probe.judge import Detector, JudgeSettings, make_judge, outcome
-from lbguard.probe.pulse import Pulse
+from lbguard.probe.poll_timer import PollTimer
 from lbguard.probe.schedule import Wheel, next_start, ping_offset_s, spread_starts, tick_s
 from lbguard.probe.watch import ANSWERING, Watch
 
@@ -57,7 +57,7 @@ class Monitor:
 
     def __init__(
         self,
-        settings: JudgeSettings,
+        settings: DetectorSettings,
         emit: Emit,
         clock: Clock = time.monotonic,
         *,
@@ -78,7 +78,7 @@ class Monitor:
         self._chance = random.Random(seed).random
         self._outbox: deque[tuple[Watch, Verdict]] = deque()
         self._delivering = False
-        self._pulse = Pulse(self.step, self._wheel.next, clock, self._tick_s)
+        self._pulse = PollTimer(self.step, self._wheel.next, clock, self._tick_s)
 
     def set_connections(self, connections: Sequence[Connection]) -> None:
         """Follow exactly these connections, matched by id with those of before.
@@ -286,7 +286,7 @@ class Monitor:
             self._begin_round(watch, next_start(watch.started, self._settings.interval_s, now), fast=False)
 
     def _check(self, watch: Watch, now: float) -> None:
-        """Judge in the middle of a round, by the time since the last reply."""
+        """FailureDetector in the middle of a round, by the time since the last reply."""
         measured = watch.judge.judge((), now)
         if measured is not None and measured is not watch.measured:
             watch.measured = measured
@@ -294,7 +294,7 @@ class Monitor:
             self._deliver()
 
     def _judge(self, watch: Watch, now: float, *, complete: bool) -> bool:
-        """Judge the running round; return whether the connection is still followed as it was.
+        """FailureDetector the running round; return whether the connection is still followed as it was.
 
         `complete`: the round ended in its time, so the silence of a pair may count.
         """

@@ -10,7 +10,7 @@ from lbguard.core.model import Subject, Verdict, VerdictState
 from lbguard.kernel.mirror import MirrorError
 from lbguard.probe.build import ProbeError, judge_settings, make_kernel_view, make_monitor, make_source
 from lbguard.probe.connection import Connection
-from lbguard.probe.judge import Detector
+from lbguard.probe.failure_detector import Detector
 from lbguard.probe.service import resolve_links
 from lbguard.probe.source import ConnectionList, ConnectionsLost
 from lbguard.settings.model import Settings

@@ -15,7 +15,7 @@ from lbguard.core.addr import Ip, format_ip
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, Verdict, VerdictState
 from lbguard.probe.connection import Connection
 from lbguard.probe.metrics import ProbeMetrics
-from lbguard.probe.report_lane import Lane, ReporterSettings
+from lbguard.probe.report_stream import ReporterSettings, ReportStream
 from lbguard.probe.source import far_ends
 from lbguard.rpc.channels import Dialer
 from lbguard.settings.dial_address import Endpoint
@@ -58,10 +58,10 @@ class Reporter:
         self._ports = tuple(dict.fromkeys(address.port for address in addresses if address.of_links))
         fixed = dict.fromkeys(address for address in addresses if not address.of_links)
         self._fixed = [self._lane(str(address), (address,), settings.name) for address in fixed]
-        self._by_link: dict[tuple[FarEnd, int], Lane] = {}
+        self._by_link: dict[tuple[FarEnd, int], ReportStream] = {}
         self._standing: dict[Subject, Verdict] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._running: dict[Lane, asyncio.Task[None]] = {}
+        self._running: dict[ReportStream, asyncio.Task[None]] = {}
 
     @property
     def states(self) -> Iterable[VerdictState]:
@@ -69,7 +69,7 @@ class Reporter:
         return (verdict.state for verdict in self._standing.values())
 
     @property
-    def lanes(self) -> tuple[Lane, ...]:
+    def lanes(self) -> tuple[ReportStream, ...]:
         """The ways to all load balancers."""
         return (*self._fixed, *self._by_link.values())
 
@@ -111,9 +111,9 @@ class Reporter:
                 self._start(lane)
             await asyncio.Event().wait()
 
-    def _lane(self, name: str, endpoints: tuple[Endpoint, ...], reporter: str) -> Lane:
+    def _lane(self, name: str, endpoints: tuple[Endpoint, ...], reporter: str) -> ReportStream:
         settings = replace(self._settings, name=reporter)
-        return Lane(name, endpoints, self._dialer, settings, self._metrics, self._clock)
+        return ReportStream(name, endpoints, self._dialer, settings, self._metrics, self._clock)
 
     def _name_towards(self, far_end: FarEnd) -> str:
         """Return a name that differs from lane to lane: two links may end at one load balancer."""
@@ -122,15 +122,15 @@ class Reporter:
         suffix = "." + format_ip(far_end[0]).replace(":", "-").strip("-")
         return self._settings.name[: _NAME_MAX - len(suffix)] + suffix
 
-    def _start(self, lane: Lane) -> None:
+    def _start(self, lane: ReportStream) -> None:
         if self._tasks is not None and lane not in self._running:
             self._running[lane] = self._tasks.create_task(lane.run())
 
-    def _retire(self, lane: Lane) -> None:
+    def _retire(self, lane: ReportStream) -> None:
         if self._tasks is not None:
             self._tasks.create_task(self._end(lane))
 
-    async def _end(self, lane: Lane) -> None:
+    async def _end(self, lane: ReportStream) -> None:
         """End a lane once it has said what it had to say, or cannot say it in time."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(lane.quiet.wait(), LINGER_S)

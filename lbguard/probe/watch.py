@@ -5,8 +5,8 @@ from typing import Final
 
 from lbguard.core.model import FamilyEvidence, VerdictState
 from lbguard.probe.connection import Connection
+from lbguard.probe.failure_detector import FailureDetector, FamilyRound, late_limit_s
 from lbguard.probe.icmp import Slot
-from lbguard.probe.judge import FamilyRound, Judge, late_limit_s
 
 ANSWERING: Final = (VerdictState.UP, VerdictState.DEGRADED)
 
@@ -95,7 +95,7 @@ class Watch:
         "untested",
     )
 
-    def __init__(self, connection: Connection, generation: int, judge: Judge) -> None:
+    def __init__(self, connection: Connection, generation: int, judge: FailureDetector) -> None:
         self.connection = connection
         self.generation = generation
         self.judge = judge

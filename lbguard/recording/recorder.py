@@ -78,7 +78,7 @@ class RecordedEngine(Engine):
     def _calm(self) -> bool:
         """Tell whether nothing is broken: then a moment's pause for a checkpoint hurts nobody."""
         troubled = (TargetState.HELD, TargetState.FROZEN)
-        return not any(stream.counts[state] for stream in self.roster.streams.values() for state in troubled)
+        return not any(stream.counts[state] for stream in self.stream_registry.streams.values() for state in troubled)
 
 
 def said_of(effects: list[Effect]) -> list[object]:

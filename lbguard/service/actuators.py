@@ -64,7 +64,7 @@ class PollDistributor:
 DistributorEffect = AttachStream | CommitTables | ForgetStream | PruneStreams | PollDistributor
 
 
-class Lane(Generic[T]):
+class WorkQueue(Generic[T]):
     """Does jobs one after another in a task of its own. Adding one never waits.
 
     When `limit` jobs wait, those that come again by themselves (neighbour probes) are dropped. For the others the

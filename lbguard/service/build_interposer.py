@@ -48,7 +48,7 @@ class EngineView:
         """See `Core`."""
         if not self._engine.in_sync:
             return True
-        known = self._engine.roster.target(target)
+        known = self._engine.stream_registry.target(target)
         if known is None:
             return False
         if any(path.condition in _LINK_CONDITIONS for path in known.paths.values()):
@@ -58,7 +58,7 @@ class EngineView:
 
     def sound_for_s(self, target: TargetKey) -> float:
         """See `Core`."""
-        known = self._engine.roster.target(target)
+        known = self._engine.stream_registry.target(target)
         if known is None or known.state is not TargetState.ACTIVE or not self._engine.in_sync:
             return 0.0
         return self._clock() - known.since
@@ -115,7 +115,7 @@ def make_kernel_source(
     view = EngineView(engine, lambda: 0)
 
     def path_lost(mark: int, within_s: float) -> bool:
-        target = engine.roster.by_mark.get(mark)
+        target = engine.stream_registry.by_mark.get(mark)
         return target is not None and view.path_lost(target.key, within_s)
 
     group = settings.kernel_source

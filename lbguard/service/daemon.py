@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
 from lbguard.api.availability_state import AvailabilityState
-from lbguard.api.verdicts.queue import VerdictDesk
+from lbguard.api.verdicts.queue import VerdictQueue
 from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
@@ -30,15 +30,15 @@ from lbguard.service.actuators import (
     DistributorEffect,
     KernelActuator,
     KernelEffect,
-    Lane,
     NeighborActuator,
     NeighborEffect,
     PollDistributor,
+    WorkQueue,
 )
 from lbguard.service.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
 from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
+from lbguard.service.event_reporter import EventReporter
 from lbguard.service.hold_file import HoldFile
-from lbguard.service.journal import ServiceJournal
 from lbguard.service.local_vips import LocalVips
 from lbguard.service.packet_counts import PacketCounts
 from lbguard.service.runner import Runner
@@ -55,7 +55,7 @@ from lbguard.telemetry.metrics.interface_counts import links_facing_targets
 if TYPE_CHECKING:
     from lbguard.nsm.watch import WatchEvent
     from lbguard.service.build_nsm import MeshEvents
-    from lbguard.service.doors import Doors
+    from lbguard.service.servers import Servers
 
 _log = logging.getLogger("lbguard.service.daemon")
 
@@ -64,7 +64,7 @@ _POLL_BEFORE_READY_S = 0.01
 _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
-_DOORS_LATEST_S = 1.0
+_SERVERS_LATEST_S = 1.0
 _SWITCH_INTERVAL_S = 0.0001
 
 
@@ -80,7 +80,7 @@ class Daemon:
         self.metrics = Metrics(CollectorRegistry(), {name: value for name, value in labels.items() if value})
         self.availability = AvailabilityState()
         self._enforcing = settings.mode == "enforce"
-        self._journal = ServiceJournal(
+        self._event_reporter = EventReporter(
             self.metrics,
             self.decision_log,
             observe=not self._enforcing,
@@ -97,15 +97,15 @@ class Daemon:
         self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
         self._announcer = make_announcer(settings, self.engine.view.holds)
         self._kernel = KernelActuator(self._channel)
-        neighbors = NeighborActuator(self._channel, neighbor_timers(settings), self._journal.neighbors_refused)
+        neighbors = NeighborActuator(self._channel, neighbor_timers(settings), self._event_reporter.neighbors_refused)
         self._tables = DistributorActuator(self._distributor, self._committed)
-        kernel_lane: Lane[KernelEffect] = Lane("kernel", self._kernel.perform, self._post)
-        neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
+        kernel_lane: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)
+        neighbor_lane: WorkQueue[NeighborEffect] = WorkQueue("neighbors", neighbors.perform, self._post, limit=256)
         # All streams are adopted in one decision: one for each would take longer than to read what they hold.
-        self._distributor_lane: Lane[DistributorEffect] = Lane(
+        self._distributor_lane: WorkQueue[DistributorEffect] = WorkQueue(
             "distributor", self._tables.perform, self._post, together=AttachStream
         )
-        self._lanes = (kernel_lane, neighbor_lane, self._distributor_lane)
+        self._work_queues = (kernel_lane, neighbor_lane, self._distributor_lane)
         self.mirror = make_mirror(settings, self._hear_kernel)
         self.runner = Runner(
             self.engine,
@@ -113,13 +113,13 @@ class Daemon:
             kernel=kernel_lane,
             neighbors=neighbor_lane,
             distributor=self._distributor_lane,
-            journal=self._journal,
+            event_reporter=self._event_reporter,
             resync=self.mirror.request_resync,
             caught_up=self.mirror.caught_up,
             answer=lambda effect: self.verdicts.answered(effect),
             inbox_limit=settings.kernel.inbox_limit,
         )
-        self.verdicts = VerdictDesk(self.runner.post_verdict)
+        self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
         self._routes = TargetRoutes()
         self._interposer = (
@@ -133,9 +133,9 @@ class Daemon:
         self._source = (
             self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
         )
-        self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.roster.streams.values()])
-        self._doors: Doors | None = None
-        self._doors_opened = asyncio.Event()
+        self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.stream_registry.streams.values()])
+        self._servers: Servers | None = None
+        self._servers_opened = asyncio.Event()
         self._mesh: MeshEvents | None = None
 
     # What the API and the health checks see
@@ -161,10 +161,14 @@ class Daemon:
             return f"kernel_not_in_sync: {engine.sync_reason}"
         if not engine.running:
             return f"source_not_read: {engine.source_reason}"
-        waiting = [name for name, stream in engine.roster.streams.items() if not (stream.adopted or stream.removed)]
+        waiting = [
+            name for name, stream in engine.stream_registry.streams.items() if not (stream.adopted or stream.removed)
+        ]
         if waiting:
             return f"tables_not_read: {', '.join(waiting)}"
-        return f"socket_not_served: {self._doors.problem}" if self._doors is not None and self._doors.problem else ""
+        return (
+            f"socket_not_served: {self._servers.problem}" if self._servers is not None and self._servers.problem else ""
+        )
 
     # Life
 
@@ -178,7 +182,7 @@ class Daemon:
         try:
             await self._start()
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(lane.run()) for lane in self._lanes]
+                tasks = [group.create_task(lane.run()) for lane in self._work_queues]
                 parts = (self.runner.run(), self.mirror.wait(), self._poll(), self._local_vips.run())
                 tasks += map(group.create_task, parts)
                 tasks.append(group.create_task(self._hold_file.keep(self._open_holds)))
@@ -223,8 +227,8 @@ class Daemon:
         withdraw = self.settings.withdraw_on_exit and self._enforcing and self._stop.is_set()
         try:
             async with asyncio.timeout(_WITHDRAW_LIMIT_S if withdraw else _STOP_LIMIT_S):
-                if self._doors is not None:
-                    await self._doors.close()
+                if self._servers is not None:
+                    await self._servers.close()
                 if withdraw:
                     streams = list(self._tables.attached.values())
                     try:
@@ -261,32 +265,34 @@ class Daemon:
         while True:
             await self._tell_health()
             # One stream that cannot be had keeps the service unready, but the others are looked after all the same.
-            if self._doors is not None:
+            if self._servers is not None:
                 rounds += 1
                 if not len(self._distributor_lane):
                     self._distributor_lane.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
                 self._take_counts()
                 self.runner.post(read_traffic(self.engine.view))
-            await asyncio.sleep(_POLL_S if self._doors is not None else _POLL_BEFORE_READY_S)
+            await asyncio.sleep(_POLL_S if self._servers is not None else _POLL_BEFORE_READY_S)
 
     async def _count_packets(self) -> None:
         """Keep the packet counters, apart from all else: however long nftables takes, the heart goes on beating.
 
         They come later than the first commits, which write their rules twice if nftables changes meanwhile.
         """
-        await self._doors_opened.wait()
+        await self._servers_opened.wait()
         rounds = 0
         while True:
             await asyncio.sleep(_POLL_S)
             rounds += 1
-            await self._packets.follow({mark: target.key for mark, target in self.engine.roster.by_mark.items()})
+            await self._packets.follow(
+                {mark: target.key for mark, target in self.engine.stream_registry.by_mark.items()}
+            )
             # The first reading is what later ones are compared with: what an earlier run counted goes on.
             if rounds % _COUNT_EVERY == 1:
                 await self._packets.read()
 
     async def _follow_mesh(self) -> None:
         """Follow a mesh manager once the repairs of the start are done: its library takes long to load."""
-        await self._doors_opened.wait()
+        await self._servers_opened.wait()
         build = await asyncio.to_thread(importlib.import_module, "lbguard.service.build_nsm")
         mesh: MeshEvents = build.MeshEvents(self.settings.nsm, self.engine.view, self._post_mesh)
         self._mesh = mesh
@@ -294,14 +300,14 @@ class Daemon:
 
     def _take_counts(self) -> None:
         """Bring gauges up to date and take over the counts that adapters keep themselves."""
-        self.availability.retain(self.engine.roster.streams)
+        self.availability.retain(self.engine.stream_registry.streams)
         self.metrics.record_status(self.engine.summary(time.monotonic()))
         self.metrics.record_readiness(self.unready_reason())
-        self._journal.counted(self._announcer, self.mirror.counters)
+        self._event_reporter.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
         self._recording.count(self.metrics)
-        if self._doors is not None:
-            self._doors.count(self.metrics)
+        if self._servers is not None:
+            self._servers.count(self.metrics)
         if self._mesh is not None:
             self.metrics.record_mesh(self._mesh.events, outdated=self._mesh.outdated, losses=self._mesh.losses)
         self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
@@ -318,30 +324,35 @@ class Daemon:
 
     async def _tell_health(self) -> None:
         unready = self.unready_reason()
-        if self._doors is not None:
-            await self._doors.tell(unready)
-        elif not unready or time.monotonic() - self._started_at > _DOORS_LATEST_S:
-            self._doors = await self._open_doors()
-            await self._doors.tell(unready)
-        self._journal.waited(unready, time.monotonic())
+        if self._servers is not None:
+            await self._servers.tell(unready)
+        elif not unready or time.monotonic() - self._started_at > _SERVERS_LATEST_S:
+            self._servers = await self._open_servers()
+            await self._servers.tell(unready)
+        self._event_reporter.waited(unready, time.monotonic())
         if not self._ready_told and not unready:
             self._ready_told = True
-            roster = self.engine.roster
+            stream_registry = self.engine.stream_registry
             after_s = round(time.monotonic() - self._started_at, 3)
-            _log.info("ready", extra=fields(streams=len(roster.streams), targets=len(roster.by_mark), after_s=after_s))
+            _log.info(
+                "ready",
+                extra=fields(
+                    streams=len(stream_registry.streams), targets=len(stream_registry.by_mark), after_s=after_s
+                ),
+            )
             _calm_garbage_collection()
 
-    async def _open_doors(self) -> "Doors":
+    async def _open_servers(self) -> "Servers":
         """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
-        doors = await asyncio.to_thread(importlib.import_module, "lbguard.service.doors")
-        opened: Doors = await doors.open_doors(self)
-        self._doors_opened.set()
+        doors = await asyncio.to_thread(importlib.import_module, "lbguard.service.servers")
+        opened: Servers = await doors.open_servers(self)
+        self._servers_opened.set()
         return opened
 
     # Wiring
 
     def _hear_kernel(self, events: list[Event], received_at: float) -> None:
-        self._journal.kernel_heard(events, in_sync=self.mirror.in_sync)
+        self._event_reporter.kernel_heard(events, in_sync=self.mirror.in_sync)
         if self._interposer is not None or not self._enforcing:
             self._routes.hear(events)
         if self._kernel_source is not None:
@@ -351,7 +362,7 @@ class Daemon:
         self.runner.post_kernel(events, received_at)
 
     def _hear_source(self, event: SourceEvent) -> None:
-        self._journal.source_heard(event)
+        self._event_reporter.source_heard(event)
         self.runner.post((event,))
 
     def _routes_in_force(self) -> Iterable[Route] | None:
@@ -361,7 +372,7 @@ class Daemon:
         return [*self.engine.tables.routes.actual.values(), *(self._routes.routes() or ())]
 
     def _post(self, events: Sequence[Event]) -> None:
-        self._journal.refused(events)
+        self._event_reporter.refused(events)
         if any(isinstance(event, RouteFailed) and event.reason.startswith("EEXIST") for event in events):
             # Something stands there that the mirror does not know: a kind of route that it passes by, or news too new.
             self.mirror.request_reconcile()
@@ -374,7 +385,7 @@ class Daemon:
         self.runner.post(events)
 
     def _committed(self, result: CommitResult) -> None:
-        self._journal.committed(result)
+        self._event_reporter.committed(result)
         self._recording.committed(result)
 
     def _announce(self, effect: Announce | SolicitNeighbors) -> None:

@@ -33,7 +33,7 @@ from lbguard.core.effects import (
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event, KernelOutOfSync, KernelSnapshot, Stalled, VerdictReported
 from lbguard.core.observation import LOOK_S
-from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
+from lbguard.service.actuators import DistributorEffect, KernelEffect, NeighborEffect, WorkQueue
 
 _BATCH = 4096
 _VERDICTS_PER_ROUND = 256
@@ -44,7 +44,7 @@ _LOOK_EVERY_S = 0.2
 """Less than what counts as a look (`LOOK_S`), so that a loop that is well never seems to be held up."""
 
 
-class Journal(Protocol):
+class EventReports(Protocol):
     """Who hears of what was decided: logs, metrics, explanation."""
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
@@ -78,10 +78,10 @@ class Runner:
         engine: Engine,
         *,
         announce: Callable[[Announce | SolicitNeighbors], None],
-        kernel: Lane[KernelEffect],
-        neighbors: Lane[NeighborEffect],
-        distributor: Lane[DistributorEffect],
-        journal: Journal,
+        kernel: WorkQueue[KernelEffect],
+        neighbors: WorkQueue[NeighborEffect],
+        distributor: WorkQueue[DistributorEffect],
+        event_reporter: EventReports,
         resync: Callable[[str], None],
         caught_up: Callable[[], bool] = lambda: True,
         answer: Callable[[VerdictAnswered], None] = lambda answer: None,
@@ -95,7 +95,7 @@ class Runner:
         self._kernel = kernel
         self._neighbors = neighbors
         self._distributor = distributor
-        self._journal = journal
+        self._event_reporter = event_reporter
         self._resync = resync
         self._caught_up = caught_up
         self._answer = answer
@@ -189,7 +189,7 @@ class Runner:
             for effect in self.engine.decide(started):
                 self._perform(effect)
         if count:
-            self._journal.stepped(count, started - oldest, self._clock() - started)
+            self._event_reporter.stepped(count, started - oldest, self._clock() - started)
 
     def _look(self, now: float) -> None:
         """Take note of the time, and tell the engine if nothing was looked at for too long."""
@@ -198,7 +198,7 @@ class Runner:
         if gap_s > LOOK_S:
             self._reading_until = now + _NEWS_WAIT_S
             self.engine.observe(Stalled(duration_s=gap_s), now)
-            self._journal.stalled(gap_s)
+            self._event_reporter.stalled(gap_s)
 
     def _behind(self, now: float) -> bool:
         """Tell whether news still waits, in the inbox or in the kernel, that may cancel what would be decided.
@@ -216,13 +216,13 @@ class Runner:
         return bool(self._inbox) or not self._caught_up()
 
     def flush(self) -> None:
-        """Tell the journal of all that it was not told yet: the service ends."""
+        """Tell the event_reporter of all that it was not told yet: the service ends."""
         self._tell(len(self._untold))
 
     def _tell(self, count: int) -> None:
-        """Tell the journal of what was decided, a few at a time: a thousand log lines must not delay the next event."""
+        """Report what was decided, a few at a time: a thousand log lines must not delay the next event."""
         for _ in range(min(count, len(self._untold))):
-            self._journal.told(self._untold.popleft(), self._clock())
+            self._event_reporter.told(self._untold.popleft(), self._clock())
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -240,4 +240,4 @@ class Runner:
                 self._neighbors.put(effect, droppable=isinstance(effect, ProbeNeighbors))
             case AttachStream() | CommitTables() | ForgetStream() | PruneStreams():
                 self._distributor.put(effect)
-        self._journal.performed(effect)
+        self._event_reporter.performed(effect)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lbguard.settings.durations import format_duration
-from lbguard.tuning.account import Cost
-from lbguard.tuning.variants import Variant, has_margin, round_up, with_margin
+from lbguard.tuning.candidates import Candidate, has_margin, round_up, with_margin
+from lbguard.tuning.cost import Cost
 
 SAME_COST = 0.02
 """Costs that differ by no more than this share count as equal: then the shorter window is better."""
@@ -19,7 +19,7 @@ HEALS_NEEDED = 10
 class Result:
     """One set of values and what it would have cost."""
 
-    variant: Variant
+    variant: Candidate
     cost: Cost
 
 

@@ -13,7 +13,7 @@ from lbguard.recording.format import local_time
 from lbguard.settings.model import Settings
 from lbguard.settings.sources import leaves
 from lbguard.telemetry.console import TextConsole
-from lbguard.tuning.account import Cost
+from lbguard.tuning.cost import Cost
 from lbguard.tuning.recommendation import Result, counted
 from lbguard.tuning.tune import TuneReport
 

@@ -12,16 +12,11 @@ from lbguard.recording.format import RecordingError
 from lbguard.recording.reader import Began, ClockSet, Committed, Decided, Ended, PacketsRead, Told
 from lbguard.recording.replay import Continuity, items_of, restore_engine
 from lbguard.settings.durations import format_duration, parse_duration
-from lbguard.tuning.account import Account, Cost, Loss, Slots
+from lbguard.tuning.candidates import WINDOW, Candidate, candidate_windows, variants_of
+from lbguard.tuning.cost import Cost, CostAccount, Loss, Slots
 from lbguard.tuning.recommendation import Result, choose, reasons_for, what_happened
-from lbguard.tuning.shell import ModelledShell, beginning_of
 from lbguard.tuning.traffic import Traffic
-from lbguard.tuning.variants import (
-    WINDOW,
-    Variant,
-    candidate_windows,
-    variants_of,
-)
+from lbguard.tuning.world_model import WorldModel, beginning_of
 
 OnRead = Callable[[int], None] | None
 
@@ -55,7 +50,7 @@ def survey(files: Sequence[Path], on_read: OnRead = None) -> tuple[EngineConfig,
         RecordingError: a file cannot be read, or nothing is in it.
     """
     config: EngineConfig | None = None
-    account = Account(Slots(TableKind.ANCHORED), lambda key: None, lambda key: 0.0)
+    account = CostAccount(Slots(TableKind.ANCHORED), lambda key: None, lambda key: 0.0)
     continuity = Continuity()
     now = 0.0
     for item in items_of(files, on_read):
@@ -79,20 +74,20 @@ def survey(files: Sequence[Path], on_read: OnRead = None) -> tuple[EngineConfig,
 class _World:
     """One variant in the recorded world."""
 
-    def __init__(self, variant: Variant, slots: Slots, traffic: Traffic) -> None:
+    def __init__(self, variant: Candidate, slots: Slots, traffic: Traffic) -> None:
         self.variant = variant
-        self.account = Account(slots, traffic.rate, self._share)
-        self.shell = ModelledShell(variant.config, self.account.decided, self.account.committed)
+        self.account = CostAccount(slots, traffic.rate, self._share)
+        self.shell = WorldModel(variant.config, self.account.decided, self.account.committed)
 
     def _share(self, key: TargetKey) -> float:
-        stream = self.shell.engine.roster.streams.get(key.stream)
+        stream = self.shell.engine.stream_registry.streams.get(key.stream)
         return 1 / max(1, stream.admitted) if stream else 0.0
 
 
 class Tuner:
     """Feeds one pass over the files to all variants at once, so that files of any size are read once."""
 
-    def __init__(self, config: EngineConfig, variants: Sequence[Variant]) -> None:
+    def __init__(self, config: EngineConfig, variants: Sequence[Candidate]) -> None:
         """Set what was recorded first, and what to try."""
         self.settings_changed = False
         self._config = config
@@ -103,7 +98,7 @@ class Tuner:
         self._slots = Slots(TableKind.ANCHORED)
         self._variants = variants
         self._worlds: list[_World] = []
-        self._real = Account(self._slots, self.traffic.rate, self._real_share)
+        self._real = CostAccount(self._slots, self.traffic.rate, self._real_share)
         self._told: list[Event] = []
         self._continuity = Continuity()
         self._host = ""

@@ -27,7 +27,7 @@ from lbguard.core.model import TargetSubject, Verdict, VerdictState
 from lbguard.lab.netns import Namespace, connect
 from lbguard.lab.sandbox import run_isolated
 from lbguard.probe.connection import Connection, pairs_of
-from lbguard.probe.judge import Detector, JudgeSettings
+from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
 from tests.fakes.echo import EchoNetwork, Time, drive
 
@@ -92,7 +92,7 @@ class _Simulation:
         self.time = Time()
         # A ping comes back if neither it nor its reply is lost.
         self.network = EchoNetwork(self.time, seed=seed, loss=1 - (1 - situation.loss) ** 2)
-        self.settings = JudgeSettings(detector=detector)
+        self.settings = DetectorSettings(detector=detector)
         self.downs: list[tuple[float, Ip]] = []
         self._last: dict[Ip, VerdictState] = {}
         self._situation = situation
@@ -233,7 +233,7 @@ async def _probe(connections: int, detector: Detector, seconds: float) -> None:
             downs.append((time.monotonic(), ip.hex()))
         last[ip] = verdict.state
 
-    monitor = Monitor(JudgeSettings(interval_s=REAL_INTERVAL_S, detector=detector), take)
+    monitor = Monitor(DetectorSettings(interval_s=REAL_INTERVAL_S, detector=detector), take)
     monitor.set_connections(connections_of(connections, "eth0"))
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(monitor.run(), seconds)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lbguard.core.model import Verdict, VerdictState
-from lbguard.probe.judge import Detector, JudgeSettings
+from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
 from tests.bench import fping
 from tests.bench.detectors import Situation, connections_of, joined_ends, simulate
@@ -77,7 +77,7 @@ def _judges(scale: Scale, say: Say) -> Iterator[Row]:
         reference=theirs.false_downs,
         reference_what="by the mesh's own rule",
     )
-    interval_s = JudgeSettings().interval_s
+    interval_s = DetectorSettings().interval_s
     yield Row.of(
         NAME,
         "the same: cut to DOWN, at the defaults",
@@ -101,7 +101,7 @@ async def _watch(pairs: int, dual_stack: bool, settle_s: float, watch_s: float) 
 
     with joined_ends() as (near, _):
         with near.entered():
-            monitor = Monitor(JudgeSettings(interval_s=1.0), take)
+            monitor = Monitor(DetectorSettings(interval_s=1.0), take)
         monitor.set_connections(connections)
         task = asyncio.create_task(monitor.run())
         await asyncio.sleep(settle_s)

@@ -63,7 +63,7 @@ def quiet_restart(world: World) -> None:
     And which of two links of one subnet is the newer is told by their ifindexes after a restart.
     """
     engine, belief = world.engine, world.belief
-    streams = engine.roster.streams
+    streams = engine.stream_registry.streams
     targets = [target for stream in streams.values() for target in stream.targets.values()]
     by_age = sorted(belief.links.values(), key=lambda link: link.order)
     settled = (
@@ -75,8 +75,8 @@ def quiet_restart(world: World) -> None:
         and engine._kernel_retries.next() is None
         and set(streams) == set(world.streams)
         and all(stream.adopted and stream.committed == stream.desired_pair() for stream in streams.values())
-        and not engine.roster.retiring
-        and engine.tables.marks() <= engine.roster.by_mark.keys()
+        and not engine.stream_registry.retiring
+        and engine.tables.marks() <= engine.stream_registry.by_mark.keys()
         and not any(target.waiting for target in targets)
         and not any(belief.target(t.mark, tuple(t.paths)) is Condition.ROUTE_MISSING for t in targets)
     )
@@ -85,7 +85,9 @@ def quiet_restart(world: World) -> None:
     world.quiet_restarts += 1
     before = (world.distributor.state(), world.kernel.ours())
     world.restart_in_standing_world(0.45)
-    assert all(stream.adopted for stream in world.engine.roster.streams.values()), "not adopted after a restart"
+    assert all(stream.adopted for stream in world.engine.stream_registry.streams.values()), (
+        "not adopted after a restart"
+    )
     after = (world.distributor.state(), world.kernel.ours())
     assert before == after, f"a restart changed {before} to {after}"
 

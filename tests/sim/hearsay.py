@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from lbguard.core.addr import Ip
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.events import VerdictReported
-from lbguard.core.evidence import REMEMBERED_S
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject, Verdict, VerdictState
+from lbguard.core.opinions import REMEMBERED_S
 
 UP, DEGRADED, DOWN, HEALING, ENDED = VerdictState
 _NEVER = float("-inf")

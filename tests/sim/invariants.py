@@ -125,19 +125,19 @@ class Watch:
         for effect in effects:
             if isinstance(effect, fx.Record):
                 self._follow_record(effect)
-        for stream in engine.roster.streams.values():
+        for stream in engine.stream_registry.streams.values():
             if self._is_mass(stream.broken, stream.admitted):
                 since = self._calm_since.pop(stream.spec.name, None)
                 if since is not None:
                     self._calm_before[stream.spec.name] = since
             else:
                 self._calm_since.setdefault(stream.spec.name, world.now)
-        states = {t.key: t.state for s in engine.roster.streams.values() for t in s.targets.values()}
+        states = {t.key: t.state for s in engine.stream_registry.streams.values() for t in s.targets.values()}
         told = {key: self._states.get(key, TargetState.PENDING) for key in states}
         assert states == told, "the records tell another story"
         assert self._states.keys() <= states.keys(), "the records tell of targets that are gone"
         if engine.running:
-            for stream in engine.roster.streams.values():
+            for stream in engine.stream_registry.streams.values():
                 for target in stream.targets.values():
                     if stream.adopted:
                         self._check_target(target)
@@ -180,7 +180,7 @@ class Watch:
         engine, now = self._world.engine, self._world.now
         if engine.running and engine.in_sync:
             for key in self._states:
-                target = engine.roster.target(key)
+                target = engine.stream_registry.target(key)
                 if target is not None and target.state in (TargetState.HELD, TargetState.FROZEN):
                     if self._one_family_lost(target):
                         continue
@@ -223,7 +223,7 @@ class Watch:
         """A verdict was handed in: what came out of order is dropped by name, and the state is bounded."""
         world = self._world
         [answer] = [effect for effect in effects if isinstance(effect, fx.VerdictAnswered)]
-        opinions = world.engine.paths.weighing.opinions
+        opinions = world.engine.paths.verdict_fusion.opinions
         assert len(opinions) <= world.config.evidence.opinions_max
         if answer.reason == "state_full":
             assert len(opinions) == world.config.evidence.opinions_max
@@ -236,7 +236,7 @@ class Watch:
         world = self._world
         engine = world.engine
         alive = set()
-        for stream in engine.roster.streams.values():
+        for stream in engine.stream_registry.streams.values():
             for target in stream.targets.values():
                 alive.add(target.key)
                 if not (engine.running and stream.adopted):
@@ -307,7 +307,7 @@ class Watch:
         """A hold that an earlier guard had begun goes on: no window is given twice."""
         d, now = record.decision, self._world.now
         self._froze_at.pop(d.target, None)
-        target = self._world.engine.roster.target(d.target)
+        target = self._world.engine.stream_registry.target(d.target)
         hold = self._remembered.pop(d.target, None)
         if target is None or target.since != now:
             return
@@ -396,7 +396,7 @@ class Watch:
             assert now < end + EPSILON_S, f"{target.key} is frozen although the mass failure is over"
 
     def _check_counts(self) -> None:
-        for stream in self._world.engine.roster.streams.values():
+        for stream in self._world.engine.stream_registry.streams.values():
             counts = Counter(target.state for target in stream.targets.values())
             assert +stream.counts == counts, f"{stream.spec.name}: counts {stream.counts}, recounted {counts}"
             assert min(stream.counts.values(), default=0) >= 0, f"{stream.spec.name}: counts {stream.counts}"
@@ -405,19 +405,19 @@ class Watch:
 
     def _check_indexes(self) -> None:
         engine = self._world.engine
-        roster, life = engine.roster, engine.life
-        targets = [t for s in roster.streams.values() for t in s.targets.values()]
-        assert roster.by_mark == {t.mark: t for t in targets}, "by_mark leaks"
+        stream_registry, life = engine.stream_registry, engine.life
+        targets = [t for s in stream_registry.streams.values() for t in s.targets.values()]
+        assert stream_registry.by_mark == {t.mark: t for t in targets}, "by_mark leaks"
         by_ip: dict[Ip, set[TargetKey]] = {}
         for target in targets:
             for ip in target.paths:
                 by_ip.setdefault(ip, set()).add(target.key)
-        assert {ip: {t.key for t in users} for ip, users in roster.by_ip.items()} == by_ip, "by_ip leaks"
+        assert {ip: {t.key for t in users} for ip, users in stream_registry.by_ip.items()} == by_ip, "by_ip leaks"
         assert set(engine.paths.neighbors._wheel._slice_of) == set(by_ip), "the probe wheel leaks"
         assert engine.view._ownership._uses == {ip: len(users) for ip, users in by_ip.items()}, (
             "the view leaks addresses"
         )
-        assert not roster.retiring.keys() & roster.by_mark.keys(), "a mark is retiring and in use"
+        assert not stream_registry.retiring.keys() & stream_registry.by_mark.keys(), "a mark is retiring and in use"
         keys = {t.key for t in targets}
         for kept in (life.deadlines, life.pardons):
             assert set(kept._at) <= keys, "a timer of a target that is gone"
@@ -441,7 +441,7 @@ class Watch:
 
     def _check_owners(self) -> None:
         engine, belief = self._world.engine, self._world.belief
-        for ip in engine.roster.by_ip:
+        for ip in engine.stream_registry.by_ip:
             link, _, _ = engine.view.locate(ip)
             believed = belief.owner(ip)
             assert (link.ifindex if link else 0) == (believed.seen.ifindex if believed else 0), f"owner of {ip.hex()}"
@@ -496,7 +496,7 @@ class Watch:
             assert other is None, f"{route} is asked for where {other} stands"
         self._outdated.difference_update(effect.put)
         for route in effect.delete:
-            target = self._world.engine.roster.by_mark.get(route.table)
+            target = self._world.engine.stream_registry.by_mark.get(route.table)
             if target is not None and route.kind is RouteKind.UNICAST and route.gateway not in target.paths:
                 self._outdated.add(route)
             elif route not in self._outdated:

@@ -19,7 +19,7 @@ def check_settled(world: World) -> None:
     engine = world.engine
     assert engine.running
     assert engine.in_sync
-    listed, served, tables = set(world.streams), set(engine.roster.streams), set(world.distributor.tables)
+    listed, served, tables = set(world.streams), set(engine.stream_registry.streams), set(world.distributor.tables)
     assert listed == served == tables, f"listed {listed}, served {served}, tables {tables}"
     routes: set[Route] = set()
     rules: set[Rule] = set()
@@ -58,7 +58,7 @@ def _check_table(world: World, spec: StreamSpec) -> None:
         f"{spec.name}: active {sorted(table.active)}, with a path {sorted(usable)}, doubtful {sorted(doubtful)}"
     )
     # A silent target counts as usable until something has shown that it is silent; then not even a pardon hides it.
-    targets = world.engine.roster.streams[spec.name].targets
+    targets = world.engine.stream_registry.streams[spec.name].targets
     believed = {
         identifier
         for identifier in doubtful & table.active

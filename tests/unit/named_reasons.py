@@ -11,7 +11,7 @@ from lbguard.api.verdicts.queue import IGNORED_REASONS, OVERLOADED
 from lbguard.core.model import Condition
 from lbguard.kernel.codec.ignored_reason import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
-from lbguard.service.journal import RESYNC_REASONS
+from lbguard.service.event_reporter import RESYNC_REASONS
 from lbguard.sources.nsp.lists import Reason
 from lbguard.telemetry.metrics.guard import UNREADY_REASONS
 
@@ -104,7 +104,7 @@ def _words(texts: set[str]) -> set[str]:
 def named_reasons() -> dict[str, set[str]]:
     """Return the names by the heading of the runbook under which they stand. `*` in a name stands for any text."""
     core = "core/*.py"
-    dropped = _found(_argument("Taken"), core) | _found(_returned_by("_out_of_order"), "core/evidence.py")
+    dropped = _found(_argument("Taken"), core) | _found(_returned_by("_out_of_order"), "core/opinions.py")
     ignored = (
         _found(_key_of("ignored"), core) | _found(_key_of("_ignored"), core) | _found(_argument("_heard", 1), core)
     )
@@ -128,11 +128,14 @@ def named_reasons() -> dict[str, set[str]]:
         "Other causes of decisions": _words(causes),
         "Why a stream is not available": _words(available) - {"ok"},
         "Why the service is not ready or not alive": unready
-        | _words(_found(_returned_by("not_alive"), "telemetry/httpd.py") | _found(_assigned_to("_unready"), "telemetry/httpd.py")),
+        | _words(
+            _found(_returned_by("not_alive"), "telemetry/httpd.py")
+            | _found(_assigned_to("_unready"), "telemetry/httpd.py")
+        ),
         "Why the kernel is read again": _words(losses),
         "Events that changed nothing": (ignored - {"verdict_*"}) | {f"verdict_{name}" for name in _words(dropped)},
         "Verdicts that changed nothing": _words(dropped) | {OVERLOADED},
-        "What a verdict weighs": _found(_returned_by("weight"), "core/evidence.py")
+        "What a verdict weighs": _found(_returned_by("weight"), "core/opinions.py")
         | _found(_returned_by("_weight"), "core/status_view.py"),
         "Verdicts that are refused": {str(reason) for reason in DenyReason},
         "Limits of reporters": {str(limit) for limit in Limit},

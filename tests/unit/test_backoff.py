@@ -19,7 +19,7 @@ from lbguard.nsm.manager import ManagerStream
 from lbguard.nsm.scope import ConnectionScope
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
-from lbguard.probe.report_lane import Lane, ReporterSettings
+from lbguard.probe.report_stream import ReporterSettings, ReportStream
 from lbguard.rpc.channels import ChannelError, Session
 from lbguard.rpc.grpc_channel import ChannelSpec
 from lbguard.settings.dial_address import Endpoint, parse_dial_address
@@ -91,7 +91,7 @@ def waits_of(client: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> li
 def reports(enough: asyncio.Event, max_s: float) -> Coroutine[Any, Any, None]:
     metrics = ProbeMetrics(CollectorRegistry(), ProbeCounters())
     endpoint = parse_dial_address("tcp://127.0.0.1:7443")
-    return Lane("lb", (endpoint,), NobodyThere(enough), ReporterSettings(backoff_max_s=max_s), metrics).run()
+    return ReportStream("lb", (endpoint,), NobodyThere(enough), ReporterSettings(backoff_max_s=max_s), metrics).run()
 
 
 def manager(enough: asyncio.Event, max_s: float) -> Coroutine[Any, Any, None]:

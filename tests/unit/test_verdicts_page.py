@@ -1,18 +1,17 @@
 """What docs/verdicts.md shows can be used as it stands, and what it lists is what there is."""
 
-import inspect
 import re
 
 import yaml
 
 from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.queue import OVERLOADED
-from lbguard.core import evidence
 from lbguard.core.addr import parse_ip
 from lbguard.lab.scenarios import ALL, Do
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.verdicts import VerdictSettings
 from tests.pages import blocks, text
+from tests.unit.named_reasons import named_reasons
 
 PAGE = "docs/verdicts.md"
 
@@ -35,8 +34,9 @@ def test_the_rule_for_the_environment_says_the_same_as_the_mapping() -> None:
 
 
 def test_every_reason_that_the_core_gives_is_explained() -> None:
-    source = re.findall(r'"(late|repeated|ended|state_full)"', inspect.getsource(evidence))
-    assert {*source, OVERLOADED} == set(re.findall(r"(?m)^\| `([a-z_]+)` \| [a-z]", _section("What a verdict says")))
+    events = named_reasons()["Events that changed nothing"]
+    given = {name.removeprefix("verdict_") for name in events if name.startswith("verdict_")}
+    assert {*given, OVERLOADED} == set(re.findall(r"(?m)^\| `([a-z_]+)` \| [a-z]", _section("What a verdict says")))
 
 
 def test_every_scenario_with_verdicts_is_listed() -> None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lbguard.core.evidence import REMEMBERED_S, subject_key
 from lbguard.core.model import ConnectionSubject, Subject, Verdict
+from lbguard.core.opinions import REMEMBERED_S, subject_key
 from lbguard.settings.verdicts import VerdictLimits
 
 _PURGE_EVERY_S = 1.0

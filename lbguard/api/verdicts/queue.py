@@ -20,7 +20,7 @@ IGNORED_REASONS = ("late", "repeated", "ended", "state_full", OVERLOADED)
 """Why a verdict may change nothing, by name (`core.evidence`, and here)."""
 
 
-class VerdictDesk:
+class VerdictQueue:
     """Hands verdicts to the runner and waits for what the core makes of each.
 
     Args:

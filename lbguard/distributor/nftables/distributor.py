@@ -34,7 +34,7 @@ from lbguard.distributor.nftables import elements as nft_elements
 from lbguard.distributor.nftables import ruleset as nft_ruleset
 from lbguard.distributor.nftables import state as nft_state
 from lbguard.distributor.nftables.counters import HeldCount
-from lbguard.distributor.nftables.inventory import Kind, Thing, read_counter, read_inventory
+from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
 from lbguard.distributor.nftables.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError
 from lbguard.distributor.nftables.plan import Plan, make_plan, needs_renewal
 from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, StreamNames
@@ -77,7 +77,7 @@ class NftDistributor:
         self._streams: dict[str, Held] = {}
         self._defragment = True
         self._generation: int | None = None
-        self._listed: tuple[int, list[Thing]] | None = None
+        self._listed: tuple[int, list[RulesetObject]] | None = None
 
     async def attach(self, stream: StreamSpec) -> None:
         """Make a stream's table ready; one that is attached already gets its rules renewed for these VIPs.
@@ -204,7 +204,7 @@ class NftDistributor:
         things = self._inventory(nft.kernel)
         return nft_state.read_held(nft.kernel, things, stream, self._calculator(stream), self._size(stream))
 
-    def _inventory(self, kernel: Nfnetlink) -> list[Thing]:
+    def _inventory(self, kernel: Nfnetlink) -> list[RulesetObject]:
         """Return what stands in the table, which is read only after somebody has changed the ruleset.
 
         The generation is asked for first: whatever comes in between is met by the next reading.

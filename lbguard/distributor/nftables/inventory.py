@@ -44,7 +44,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thing:
+class RulesetObject:
     """One object. Whatever is made anew gets a new handle. A rule is named after its chain."""
 
     kind: Kind
@@ -61,7 +61,7 @@ class Count(NamedTuple):
     bytes: int
 
 
-def read_inventory(kernel: Nfnetlink, table: str) -> list[Thing] | None:
+def read_inventory(kernel: Nfnetlink, table: str) -> list[RulesetObject] | None:
     """Return all objects of a table of family inet but anonymous sets; None when there is no such table.
 
     Raises:
@@ -72,17 +72,21 @@ def read_inventory(kernel: Nfnetlink, table: str) -> list[Thing] | None:
         return None
     things = sets
     for fields in _dump(kernel, GET_CHAIN, table):
-        things.append(Thing(kind=Kind.CHAIN, name=_text(fields, _CHAIN_NAME), handle=_number(fields, _CHAIN_HANDLE)))
+        things.append(
+            RulesetObject(kind=Kind.CHAIN, name=_text(fields, _CHAIN_NAME), handle=_number(fields, _CHAIN_HANDLE))
+        )
     for fields in _dump(kernel, GET_RULE, table):
-        things.append(Thing(kind=Kind.RULE, name=_text(fields, _RULE_CHAIN), handle=_number(fields, _RULE_HANDLE)))
+        things.append(
+            RulesetObject(kind=Kind.RULE, name=_text(fields, _RULE_CHAIN), handle=_number(fields, _RULE_HANDLE))
+        )
     for fields in _dump(kernel, GET_OBJECT, table):
         if _number(fields, _OBJECT_TYPE) == _COUNTER:
             name = _text(fields, _OBJECT_NAME)
-            things.append(Thing(kind=Kind.COUNTER, name=name, handle=_number(fields, _OBJECT_HANDLE)))
+            things.append(RulesetObject(kind=Kind.COUNTER, name=name, handle=_number(fields, _OBJECT_HANDLE)))
     return things
 
 
-def read_sets(kernel: Nfnetlink, table: str) -> list[Thing] | None:
+def read_sets(kernel: Nfnetlink, table: str) -> list[RulesetObject] | None:
     """Return the named sets and maps of a table of family inet; None when there is no such table.
 
     Raises:
@@ -99,7 +103,7 @@ def read_sets(kernel: Nfnetlink, table: str) -> list[Thing] | None:
             described = dict(attributes(fields.get(_SET_DESCRIPTION, memoryview(b""))))
             kind = Kind.MAP if flags & _MAP else Kind.SET
             name, handle = _text(fields, _SET_NAME), _number(fields, _SET_HANDLE)
-            things.append(Thing(kind=kind, name=name, handle=handle, size=_number(described, _DESCRIBED_SIZE)))
+            things.append(RulesetObject(kind=kind, name=name, handle=handle, size=_number(described, _DESCRIBED_SIZE)))
     return things
 
 

@@ -11,7 +11,7 @@ from lbguard.distributor.maglev import TableCalculator
 from lbguard.distributor.nftables import elements as nft_elements
 from lbguard.distributor.nftables import ruleset as nft_ruleset
 from lbguard.distributor.nftables.elements import NO_MARK, SLOT_CODE
-from lbguard.distributor.nftables.inventory import Kind, Thing, read_sets
+from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_sets
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS, Nfnetlink
 from lbguard.distributor.nftables.ruleset import TABLE, StreamNames
 
@@ -28,7 +28,7 @@ class Held:
     slots: "array[int]"
     """The mark of each slot, as in `nft_elements`."""
     active: frozenset[int]
-    things: frozenset[Thing] = frozenset()
+    things: frozenset[RulesetObject] = frozenset()
     """Everything of the stream but elements, since it was written last."""
     complete: bool = False
     """Maps, sets and counters are there: only rules and elements may have to be written."""
@@ -52,7 +52,9 @@ def empty_slots(total: int) -> "array[int]":
     return array(SLOT_CODE, (NO_MARK,)) * total
 
 
-def unread(things: Collection[Thing], stream: StreamSpec, calculator: TableCalculator, slots_total: int) -> Held:
+def unread(
+    things: Collection[RulesetObject], stream: StreamSpec, calculator: TableCalculator, slots_total: int
+) -> Held:
     """Return what an inventory tells of a stream that shall have this number of slots: all but the elements.
 
     Raises:
@@ -75,7 +77,11 @@ def unread(things: Collection[Thing], stream: StreamSpec, calculator: TableCalcu
 
 
 def read_held(
-    kernel: Nfnetlink, things: Collection[Thing], stream: StreamSpec, calculator: TableCalculator, slots_total: int
+    kernel: Nfnetlink,
+    things: Collection[RulesetObject],
+    stream: StreamSpec,
+    calculator: TableCalculator,
+    slots_total: int,
 ) -> Held:
     """Read back what the kernel holds for a stream of this inventory, where it has one map or none.
 
@@ -93,7 +99,7 @@ def read_held(
     return held
 
 
-def of_stream(things: Iterable[Thing], names: StreamNames) -> frozenset[Thing]:
+def of_stream(things: Iterable[RulesetObject], names: StreamNames) -> frozenset[RulesetObject]:
     """Return the things of one stream."""
     return frozenset(thing for thing in things if thing.name in names)
 
@@ -141,7 +147,7 @@ def read_streams(kernel: Nfnetlink) -> frozenset[str]:
     return frozenset(names)
 
 
-def difference(kernel: Nfnetlink, things: Iterable[Thing], held: Held) -> str:
+def difference(kernel: Nfnetlink, things: Iterable[RulesetObject], held: Held) -> str:
     """Say how the kernel's table differs from what we left there; empty when it does not.
 
     Raises:

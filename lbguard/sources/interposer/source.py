@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from lbguard.core.events import CommitDone, CommitFailed, DistributorLost, Event, SourceSnapshot
 from lbguard.core.model import TargetKey
-from lbguard.sources.interposer.book import Book
 from lbguard.sources.interposer.files import SharedFiles
 from lbguard.sources.interposer.protocol import (
     Call,
@@ -37,6 +36,7 @@ from lbguard.sources.interposer.protocol import (
     parse_missed,
     parse_request,
 )
+from lbguard.sources.interposer.registrations import Registrations
 from lbguard.sources.interposer.registry import RegistryError, RegistryFile
 from lbguard.sources.interposer.view import Core, FoundTable, Gateways
 from lbguard.telemetry.log import fields
@@ -103,7 +103,7 @@ class InterposerSource:
     ) -> None:
         self.counters = InterposerCounters()
         self._shared = SharedFiles(config.directory)
-        self.book = Book(RegistryFile(self._shared.directory), emit, routes)
+        self.registrations = Registrations(RegistryFile(self._shared.directory), emit, routes)
         self._config = config
         self._core = core
         self._routes = routes
@@ -142,7 +142,7 @@ class InterposerSource:
 
     def reload(self) -> None:
         """Tell the list again (SIGHUP)."""
-        self.book.tell(again=True)
+        self.registrations.tell(again=True)
 
     # Life
 
@@ -152,12 +152,12 @@ class InterposerSource:
             while not self._shared.put_right():  # noqa: ASYNC110 (nobody tells when it can be used)
                 await asyncio.sleep(_RETRY_S)
             await self._wait_for_kernel()
-            self.book.load()
+            self.registrations.load()
             if not self._take_all_missed():
                 _log.warning("too many calls were missed: who is registered is taken from the tables")
-                self.book.distrust()
-            self.book.compare(await asyncio.to_thread(self._tables))
-            self.book.tell()
+                self.registrations.reset()
+            self.registrations.compare(await asyncio.to_thread(self._tables))
+            self.registrations.tell()
             self._shared.put_right(self._listen)
             async with asyncio.TaskGroup() as self._group:
                 await self._tick()
@@ -201,15 +201,15 @@ class InterposerSource:
             await asyncio.sleep(_TICK_S)
             rounds += 1
             self._catch_up_missed()
-            changed = self.book.pay()
+            changed = self.registrations.resolve()
             if rounds % _CONFIRM_EVERY == 0:
                 limit_s = self._config.confirm_timeout_s
-                changed |= self.book.drop_unconfirmed(self._core.sound_for_s, limit_s, loop.time())
+                changed |= self.registrations.drop_unconfirmed(self._core.sound_for_s, limit_s, loop.time())
                 self._shared.put_right(self._listen_again)
             if rounds % _SWEEP_EVERY == 0:
                 self._answers.sweep()
             if changed:
-                self.book.tell()
+                self.registrations.tell()
 
     # Calls that went to the real program
 
@@ -225,7 +225,7 @@ class InterposerSource:
             _log.warning("more calls were missed than are noted: who is registered may be wrong until the next init")
         if self._missed_some:
             self._missed_some = False
-            self.book.tell()
+            self.registrations.tell()
 
     def _take_missed(self, line: bytes) -> None:
         try:
@@ -235,7 +235,7 @@ class InterposerSource:
             return
         self._missed_some = True
         self.counters.calls[call.command, "missed"] += 1
-        self.book.apply(call)
+        self.registrations.apply(call)
 
     # Calls that wait for an answer
 
@@ -289,8 +289,8 @@ class InterposerSource:
     async def _decide(self, call: Call, deadline: float) -> _Answer:
         await self._catch_up_core(deadline)
         if self._config.passive or not self._core.ready:
-            self.book.apply(call)
-            self.book.tell()
+            self.registrations.apply(call)
+            self.registrations.tell()
             return _Answer(Verdict.PASS, "passive" if self._config.passive else "not_ready")
         match call.command:
             case Command.ACTIVATE:
@@ -301,21 +301,21 @@ class InterposerSource:
                 return await self._begin_anew(call, deadline)
 
     async def _activate(self, call: Call, deadline: float) -> _Answer:
-        ips = self.book.addresses(call)
-        if not ips and (not self._core.caught_up or not self.book.serves(call.stream)):
-            self.book.owe(call)
+        ips = self.registrations.addresses(call)
+        if not ips and (not self._core.caught_up or not self.registrations.serves(call.stream)):
+            self.registrations.defer(call)
             return _Answer(Verdict.PASS, "address_unknown")
         if not ips:
             # Meridio's takes this for a failed activation and tries again later, as it should: with no route left, the
             # link went away between its two steps.
             return _Answer(Verdict.FAIL, "no_route", f"no route to the target in table {call.mark}")
         try:
-            if call.stream not in self.book.registry.streams:
+            if call.stream not in self.registrations.registry.streams:
                 await self._learn_room(call.stream)
-            self.book.register(call, ips)
+            self.registrations.register(call, ips)
         except RegistryError as error:
             return self._out_of_place(call, str(error))
-        self.book.tell()
+        self.registrations.tell()
 
         def admitted() -> bool:
             return call.identifier in self._committed.get(call.stream, _NOBODY)[1]
@@ -328,17 +328,17 @@ class InterposerSource:
         return _Answer(Verdict.DONE, "accepted")
 
     async def _deactivate(self, call: Call, deadline: float) -> _Answer:
-        entry = self.book.registry.entry(call.stream, call.identifier)
+        entry = self.registrations.registry.entry(call.stream, call.identifier)
         if entry is None:
             return _Answer(Verdict.PASS, "unknown")
         key = TargetKey(call.stream, call.identifier)
         if call.stream not in self._failing and self._core.path_lost(key, self._config.recent_loss_s):
             entry.confirmed = False
-            self.book.tell()
+            self.registrations.tell()
             _log.info("failed verification: grace applies", extra=fields(target=str(key)))
             return _Answer(Verdict.DONE, "held")
-        self.book.remove(call)
-        self.book.tell()
+        self.registrations.remove(call)
+        self.registrations.tell()
         _log.info("target removed by the load balancer", extra=fields(target=str(key)))
 
         def removed() -> bool:
@@ -351,30 +351,30 @@ class InterposerSource:
 
     async def _begin_anew(self, call: Call, deadline: float) -> _Answer:
         """Let a stream end before its memory is made anew or deleted by the real program."""
-        served = self.book.serves(call.stream)
+        served = self.registrations.serves(call.stream)
         if served:
             self._committed.pop(call.stream, None)
-            self.book.registry.end(call.stream)
-            self.book.tell()
+            self.registrations.registry.end(call.stream)
+            self.registrations.tell()
             await self._wait(call.stream, lambda: self._committed.get(call.stream) == _NOBODY, deadline)
         self._failing.pop(call.stream, None)
-        self.book.apply(call)
-        self.book.tell()
+        self.registrations.apply(call)
+        self.registrations.tell()
         return _Answer(Verdict.PASS, "ended" if served else "new")
 
     def _out_of_place(self, call: Call, reason: str) -> _Answer:
         """Answer an activate that cannot be: no where the stream is ours, else what the real program says."""
         _log.warning("target not registered", extra=fields(stream=call.stream, mark=call.mark, reason=reason))
-        known = self.book.registry.streams.get(call.stream)
-        if known is None or not self.book.serves(call.stream) or call.identifier > known.max_targets:
+        known = self.registrations.registry.streams.get(call.stream)
+        if known is None or not self.registrations.serves(call.stream) or call.identifier > known.max_targets:
             return _Answer(Verdict.PASS, "out_of_place")
         return _Answer(Verdict.FAIL, "refused", reason)
 
     async def _learn_room(self, stream: str) -> None:
         """Find out how large a table is that was made before our time."""
         table = (await asyncio.to_thread(self._tables)).get(stream)
-        if table is not None and stream not in self.book.registry.streams:
-            self.book.registry.begin(stream, table.max_targets)
+        if table is not None and stream not in self.registrations.registry.streams:
+            self.registrations.registry.begin(stream, table.max_targets)
 
     # Waiting
 

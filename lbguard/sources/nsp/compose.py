@@ -7,8 +7,8 @@ from typing import Protocol
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.model import StreamSpec, TargetKey, TargetSpec
 from lbguard.sources.nsp.lists import Reason, Skipped, TargetEntries
-from lbguard.sources.nsp.offsets import OffsetBook, is_possible
-from lbguard.sources.nsp.settle import Settling
+from lbguard.sources.nsp.offsets import OffsetAllocator, is_possible
+from lbguard.sources.nsp.removal_hold_down import RemovalHoldDown
 
 
 class SeenOffsets(Protocol):
@@ -27,13 +27,13 @@ class SeenOffsets(Protocol):
 
 
 class NspLists:
-    """The three lists, as far as they are believed; see `Settling` for the times and the share."""
+    """The three lists, as far as they are believed; see `RemovalHoldDown` for the times and the share."""
 
     def __init__(self, settle_s: float, settle_share: float) -> None:
         settle = (settle_s, settle_share)
-        self._streams: Settling[str, int] = Settling(*settle, doubt_empty_start=True)
-        self._vips: Settling[Prefix, None] = Settling(*settle)
-        self._targets: Settling[TargetKey, tuple[Ip, ...]] = Settling(*settle)
+        self._streams: RemovalHoldDown[str, int] = RemovalHoldDown(*settle, doubt_empty_start=True)
+        self._vips: RemovalHoldDown[Prefix, None] = RemovalHoldDown(*settle)
+        self._targets: RemovalHoldDown[TargetKey, tuple[Ip, ...]] = RemovalHoldDown(*settle)
         self._all = (self._streams, self._vips, self._targets)
 
     @property
@@ -107,7 +107,7 @@ class Composer:
     """Makes the core's list of the three lists."""
 
     def __init__(self, offset_start: int, seen_offsets: SeenOffsets | None, *, follow: bool) -> None:
-        self._book = OffsetBook(offset_start)
+        self._book = OffsetAllocator(offset_start)
         self._seen_offsets = seen_offsets
         self._follow = follow
 

@@ -38,7 +38,7 @@ class Assigned:
     without: tuple[str, ...] = ()
 
 
-class OffsetBook:
+class OffsetAllocator:
     """Remembers and gives out ranges.
 
     Args:

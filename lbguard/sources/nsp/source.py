@@ -47,7 +47,7 @@ Response = TypeVar("Response", pb.StreamResponse, pb.VipResponse, pb.TargetRespo
 class NspConfig:
     """What to watch, and how patiently. Times in seconds.
 
-    `settle_s` and `settle_share`: see `Settling`. `recheck_s`: how often offsets in force are looked at again.
+    `settle_s` and `settle_share`: see `RemovalHoldDown`. `recheck_s`: how often offsets in force are looked at again.
     """
 
     place: Place

@@ -10,8 +10,8 @@ from lbguard.lab.play import Run, Setup, play
 from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS, Do
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
+from lbguard.tuning.candidates import round_up, with_margin
 from lbguard.tuning.tune import tune
-from lbguard.tuning.variants import round_up, with_margin
 
 FEW = Setup(connections=24, flows=4)
 

@@ -6,7 +6,7 @@ import pytest
 
 from lbguard.core.model import ConnectionSubject, Verdict, VerdictState
 from lbguard.probe.connection import Connection, pairs_of
-from lbguard.probe.judge import Detector, JudgeSettings
+from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
 from tests.netns.probe.conftest import Ends
 
@@ -18,7 +18,7 @@ UP, DEGRADED, DOWN, HEALING, ENDED = VerdictState
 class Probing:
     """A monitor that runs, and what it said."""
 
-    def __init__(self, ends: Ends, settings: JudgeSettings) -> None:
+    def __init__(self, ends: Ends, settings: DetectorSettings) -> None:
         self.said: list[Verdict] = []
         self._news = asyncio.Event()
         with ends.near.entered():
@@ -47,7 +47,7 @@ def connection(ends: Ends, *, peer: int = 2, ifname: str = "eth0") -> Connection
 
 @pytest.fixture(params=[Detector.ROUNDS, Detector.PHI])
 async def probing(request: pytest.FixtureRequest, ends: Ends) -> AsyncIterator[Probing]:
-    probing = Probing(ends, JudgeSettings(interval_s=0.4, detector=request.param))
+    probing = Probing(ends, DetectorSettings(interval_s=0.4, detector=request.param))
     probing.monitor.set_connections([connection(ends)])
     task = asyncio.create_task(probing.monitor.run())
     yield probing

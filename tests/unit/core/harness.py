@@ -170,12 +170,12 @@ class Guard:
         self._routes = {_slot(route): route for route in routes}
 
     def target(self, identifier: int, stream: str = STREAM) -> Target:
-        target = self.engine.roster.target(TargetKey(stream, identifier))
+        target = self.engine.stream_registry.target(TargetKey(stream, identifier))
         assert target is not None, f"target {identifier} is not registered"
         return target
 
     def stream(self, name: str = STREAM) -> Stream:
-        return self.engine.roster.streams[name]
+        return self.engine.stream_registry.streams[name]
 
     def state(self, identifier: int) -> TargetState:
         return self.target(identifier).state

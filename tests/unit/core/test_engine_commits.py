@@ -149,7 +149,7 @@ def test_a_target_that_is_back_before_the_commit_keeps_its_routes() -> None:
 def test_a_target_that_comes_and_goes_between_two_commits_leaves_nothing() -> None:
     guard = Guard(targets=1)
     guard.tell(ev.SourceSnapshot(streams=(spec(1, 2),)), ev.SourceSnapshot(streams=(spec(1),)))
-    assert guard.engine.roster.retiring == {}
+    assert guard.engine.stream_registry.retiring == {}
     assert {r.table for r in guard.routes} == {5001}
     assert {r.mark for r in guard.rules} == {5001}
 
@@ -212,7 +212,7 @@ def test_a_stream_that_ends_is_emptied_and_forgotten_and_its_marks_go() -> None:
     assert guard.tables == {}
     assert guard.routes == set()
     assert guard.rules == set()
-    assert guard.engine.roster.streams == {}
+    assert guard.engine.stream_registry.streams == {}
 
 
 def test_a_stream_that_was_empty_already_is_forgotten_too() -> None:
@@ -220,7 +220,7 @@ def test_a_stream_that_was_empty_already_is_forgotten_too() -> None:
     guard.register()
     guard.source()
     assert [e.stream.name for e in guard.of(fx.ForgetStream)] == [STREAM]
-    assert guard.engine.roster.streams == {}
+    assert guard.engine.stream_registry.streams == {}
 
 
 def test_a_stream_that_ended_is_forgotten_before_one_of_its_name_is_attached() -> None:
@@ -263,7 +263,7 @@ def test_a_list_and_its_end_in_one_batch_with_an_old_commit_do_no_harm() -> None
         ev.SourceSnapshot(streams=()),
         ev.CommitDone(stream=STREAM, registered=NONE, active=NONE),
     )
-    assert guard.engine.roster.streams == {}
+    assert guard.engine.stream_registry.streams == {}
 
 
 def test_events_of_unknown_streams_are_ignored_by_name() -> None:

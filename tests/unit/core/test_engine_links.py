@@ -10,7 +10,7 @@ from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig
 from lbguard.core.model import Action, Condition, LinkKey, NeighborState, StreamSpec, TargetSpec
-from lbguard.core.pathwork import PathWork
+from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Target
 from tests.unit.core.harness import STREAM, Guard, ip, ipv4_of, ipv6_of, mac
 
@@ -435,7 +435,7 @@ def evaluated_by(action: Callable[[], object]) -> list[Target]:
     evaluated: list[Target] = []
 
     def called(frame: FrameType, what: str, _argument: object) -> None:
-        if what == "call" and frame.f_code is PathWork.evaluate.__code__:
+        if what == "call" and frame.f_code is PathRepair.evaluate.__code__:
             evaluated.append(frame.f_locals["target"])
 
     before = sys.getprofile()

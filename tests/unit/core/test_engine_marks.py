@@ -46,7 +46,7 @@ def test_a_removed_stream_ends_also_when_its_table_went_with_it() -> None:
     for _ in range(5):
         guard.tell(ev.CommitFailed(stream="a", reason="it does not exist"))
         guard.wait(10.0)
-    assert "a" not in guard.engine.roster.streams
+    assert "a" not in guard.engine.stream_registry.streams
     assert guard.rules == set()
     guard.refuse = ()
     guard.source(stream("a", offset=7000))

@@ -7,8 +7,8 @@ from lbguard.core.model import ConnectionSubject
 from lbguard.probe.connection import Connection, Pair
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.exchange import Exchange
+from lbguard.probe.failure_detector import DetectorSettings, RoundsDetector
 from lbguard.probe.icmp import SEND_BATCH
-from lbguard.probe.judge import JudgeSettings, RoundsJudge
 from lbguard.probe.watch import Watch
 from tests.fakes.echo import EchoNetwork, Time
 
@@ -25,7 +25,7 @@ class World:
     def watch(self, number: int = 1, ifname: str = "") -> Watch:
         pair = Pair(parse_ip("10.0.0.1"), parse_ip(f"10.1.{number // 256}.{number % 256}"))
         connection = Connection(id=str(number), subject=ConnectionSubject(id="c"), pairs=(pair,), ifname=ifname)
-        watch = Watch(connection, 1, RoundsJudge(JudgeSettings(), [True]))
+        watch = Watch(connection, 1, RoundsDetector(DetectorSettings(), [True]))
         self.exchange.join(watch)
         watch.begin_round(self.time.now, 2.0, 4)
         return watch

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lbguard.core.addr import Ip, parse_ip
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject, Verdict, VerdictState
 from lbguard.probe.connection import Connection, pairs_of
-from lbguard.probe.judge import Detector, JudgeSettings
+from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
 from tests.fakes.echo import EchoNetwork, Time, drive
 
@@ -32,12 +32,12 @@ def connection(number: int = 1, *, families: Sequence[int] = (0, 1), peer: int |
 class World:
     """A monitor, its network, and what it said."""
 
-    def __init__(self, judge: JudgeSettings | None = None, *, seed: int = 1, loss: float = 0.0) -> None:
+    def __init__(self, judge: DetectorSettings | None = None, *, seed: int = 1, loss: float = 0.0) -> None:
         self.time = Time()
         self.network = EchoNetwork(self.time, seed=seed, loss=loss)
         self.said: list[tuple[float, Verdict]] = []
         self.monitor = Monitor(
-            judge or JudgeSettings(),
+            judge or DetectorSettings(),
             lambda verdict: self.said.append((self.time.now, verdict)),
             self.time,
             open_socket=self.network.open_socket,
@@ -100,7 +100,7 @@ def test_evidence_tells_what_the_round_saw() -> None:
 @pytest.mark.parametrize("families", [(0,), (1,), (0, 1)])
 def test_a_real_loss_is_seen_in_time(interval_s: float, bound_s: float, families: tuple[int, ...]) -> None:
     for seed in range(25):
-        world = World(JudgeSettings(interval_s=interval_s), seed=seed)
+        world = World(DetectorSettings(interval_s=interval_s), seed=seed)
         world.follow(connection(families=families))
         world.run(interval_s * (3 + seed / 25))
         assert world.last.state is UP
@@ -141,7 +141,7 @@ def test_one_bad_round_is_not_enough() -> None:
 @pytest.mark.parametrize("period_s", [0.3, 0.7, 1.9, 3.1])
 def test_phi_without_cpu_for_moments_is_never_down(period_s: float) -> None:
     for seed in range(20):
-        world = World(JudgeSettings(detector=Detector.PHI), seed=seed)
+        world = World(DetectorSettings(detector=Detector.PHI), seed=seed)
         world.follow(connection())
         world.run(20 + seed / 20)
         for _ in range(60):
@@ -202,7 +202,7 @@ def test_replies_read_late_count_by_when_they_came() -> None:
 
 
 def test_a_reply_after_its_round_is_late() -> None:
-    world = World(JudgeSettings(timeout_s=1.0, pings=1))
+    world = World(DetectorSettings(timeout_s=1.0, pings=1))
     world.follow(connection(families=(0,)))
     world.network.rtt_s = 1.5
     world.run(30)
@@ -214,7 +214,7 @@ def test_a_reply_after_its_round_is_late() -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EAGAIN])
 def test_a_ping_that_did_not_leave_for_want_of_memory_is_no_evidence(code: int) -> None:
-    world = World(JudgeSettings(pings=1))
+    world = World(DetectorSettings(pings=1))
     world.follow(connection(families=(0,)))
     world.run(5)
     for _ in range(10):
@@ -225,7 +225,7 @@ def test_a_ping_that_did_not_leave_for_want_of_memory_is_no_evidence(code: int) 
 
 
 def test_a_ping_that_cannot_leave_is_as_good_as_unanswered() -> None:
-    world = World(JudgeSettings(pings=1))
+    world = World(DetectorSettings(pings=1))
     world.follow(connection(families=(0,)))
     world.run(5)
 
@@ -305,7 +305,7 @@ def test_a_restarted_monitor_speaks_of_newer_generations() -> None:
     network = EchoNetwork(Time())
     said: list[Verdict] = []
     for _ in range(2):
-        monitor = Monitor(JudgeSettings(), said.append, network.time, open_socket=network.open_socket)
+        monitor = Monitor(DetectorSettings(), said.append, network.time, open_socket=network.open_socket)
         monitor.set_connections([connection()])
         drive(monitor, network, network.time.now + 1.5)
         monitor.close()
@@ -396,7 +396,7 @@ def test_a_kernel_without_ipv6() -> None:
     network = EchoNetwork(time)
     network.families = {True}
     said: list[Verdict] = []
-    monitor = Monitor(JudgeSettings(), said.append, time, open_socket=network.open_socket, first_generation=0)
+    monitor = Monitor(DetectorSettings(), said.append, time, open_socket=network.open_socket, first_generation=0)
     monitor.set_connections([connection()])
     drive(monitor, network, time.now + 30)
     assert {verdict.state for verdict in said} == {UP, DEGRADED}
@@ -407,7 +407,7 @@ def test_a_kernel_that_allows_no_socket_at_all() -> None:
     network = EchoNetwork(Time())
     network.families = set()
     with pytest.raises(OSError, match="family"):
-        Monitor(JudgeSettings(), lambda _: None, network.time, open_socket=network.open_socket)
+        Monitor(DetectorSettings(), lambda _: None, network.time, open_socket=network.open_socket)
 
 
 def test_two_connections_of_one_id_are_refused_and_nothing_changes() -> None:
@@ -421,7 +421,7 @@ def test_two_connections_of_one_id_are_refused_and_nothing_changes() -> None:
 
 
 def test_phi_sees_a_loss_without_waiting_for_the_round() -> None:
-    world = World(JudgeSettings(detector=Detector.PHI))
+    world = World(DetectorSettings(detector=Detector.PHI))
     world.follow(connection())
     world.run(60)
     assert {verdict.state for verdict in world.verdicts} == {UP}
@@ -433,7 +433,7 @@ def test_phi_sees_a_loss_without_waiting_for_the_round() -> None:
 
 @pytest.mark.parametrize("detector", [Detector.ROUNDS, Detector.PHI])
 def test_five_percent_loss_takes_nothing_down(detector: Detector) -> None:
-    world = World(JudgeSettings(detector=detector), loss=0.05)
+    world = World(DetectorSettings(detector=detector), loss=0.05)
     world.follow(*(connection(number) for number in range(1, 11)))
     world.run(600)
     assert DOWN not in {verdict.state for verdict in world.verdicts}
@@ -455,7 +455,7 @@ def check_order(verdicts: Sequence[Verdict]) -> None:
 @given(seed=st.integers(0, 2**32 - 1), detector=st.sampled_from([Detector.ROUNDS, Detector.PHI]))
 def test_no_verdict_of_a_closed_connection_whatever_happens(seed: int, detector: Detector) -> None:
     chance = random.Random(seed)
-    world = World(JudgeSettings(interval_s=0.2, detector=detector), seed=seed, loss=0.2)
+    world = World(DetectorSettings(interval_s=0.2, detector=detector), seed=seed, loss=0.2)
     world.network.rtt_s = chance.choice([0.0, 0.001, 0.06, 0.3])
     listed: dict[str, Connection] = {}
     ends = 0
@@ -505,7 +505,7 @@ def test_whoever_takes_a_verdict_may_change_the_connections(seed: int) -> None:
             )
 
     monitor = Monitor(
-        JudgeSettings(interval_s=0.2), take, time, open_socket=network.open_socket, first_generation=0, seed=seed
+        DetectorSettings(interval_s=0.2), take, time, open_socket=network.open_socket, first_generation=0, seed=seed
     )
     monitor.set_connections([connection(number) for number in listed])
     drive(monitor, network, time.now + 5)

@@ -14,12 +14,12 @@ from lbguard.api.verdicts.server import VerdictIntake, unix_names
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported
-from lbguard.core.evidence import Opinions
 from lbguard.core.model import ConnectionSubject, Subject, TargetSubject, Verdict, VerdictState
+from lbguard.core.opinions import Opinions
 from lbguard.probe.connection import Connection, pairs_of
 from lbguard.probe.counters import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
-from lbguard.probe.report_lane import GENERATION_MAX, ReporterSettings
+from lbguard.probe.report_stream import GENERATION_MAX, ReporterSettings
 from lbguard.probe.reporter import Reporter
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles

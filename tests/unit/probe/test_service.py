@@ -13,7 +13,7 @@ from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject, Ve
 from lbguard.probe.build import ProbeError, judge_settings, make_reporting, make_source, reporter_name
 from lbguard.probe.connection import Connection, pairs_of
 from lbguard.probe.counters import ProbeCounters
-from lbguard.probe.judge import Detector, JudgeSettings
+from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.monitor import Monitor
@@ -47,7 +47,7 @@ class Chain:
         self.said: list[Verdict] = []
         self.listed: dict[str, tuple[bytes, ...]] = {}
         self.monitor = Monitor(
-            JudgeSettings(), self._take, self.time, open_socket=self.network.open_socket, first_generation=0, seed=1
+            DetectorSettings(), self._take, self.time, open_socket=self.network.open_socket, first_generation=0, seed=1
         )
 
     def _take(self, verdict: Verdict) -> None:
@@ -133,7 +133,7 @@ def test_each_setting_reaches_the_judge() -> None:
         phi_threshold=6.5,
         lease=20.0,
     )
-    assert judge_settings(probe) == JudgeSettings(
+    assert judge_settings(probe) == DetectorSettings(
         interval_s=1.0,
         timeout_s=0.5,
         pings=5,
@@ -144,7 +144,7 @@ def test_each_setting_reaches_the_judge() -> None:
         phi_threshold=6.5,
         lease_s=20.0,
     )
-    assert judge_settings(ProbeSettings()) == JudgeSettings()
+    assert judge_settings(ProbeSettings()) == DetectorSettings()
 
 
 OUR_MAC, NEW_MAC = b"\x02\0\0\0\0\x02", b"\x02\0\0\0\0\x99"

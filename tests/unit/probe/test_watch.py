@@ -3,7 +3,7 @@ import pytest
 from lbguard.core.addr import parse_ip
 from lbguard.core.model import ConnectionSubject, VerdictState
 from lbguard.probe.connection import Connection, Pair
-from lbguard.probe.judge import FamilyRound, JudgeSettings, RoundsJudge
+from lbguard.probe.failure_detector import DetectorSettings, FamilyRound, RoundsDetector
 from lbguard.probe.watch import PairWatch, Watch
 
 PAIRS = (
@@ -17,7 +17,7 @@ PAIRS = (
 def watch() -> Watch:
     """A connection with two IPv4 pairs and one IPv6 pair, in a round of four pings in two seconds."""
     connection = Connection(id="c", subject=ConnectionSubject(id="c"), pairs=PAIRS)
-    watch = Watch(connection, 1, RoundsJudge(JudgeSettings(), [True, False]))
+    watch = Watch(connection, 1, RoundsDetector(DetectorSettings(), [True, False]))
     watch.set_pairs([PairWatch(watch, n, len(pair.source) == 4, n, None) for n, pair in enumerate(PAIRS)])
     watch.begin_round(100.0, 2.0, 4)
     return watch

@@ -19,9 +19,9 @@ from lbguard.service.actuators import (
     DistributorActuator,
     DistributorEffect,
     KernelActuator,
-    Lane,
     NeighborActuator,
     PollDistributor,
+    WorkQueue,
 )
 from tests.fakes.distributor import FakeDistributor
 from tests.unit.kernel.fake_kernel import FakeKernel, eventually
@@ -39,7 +39,7 @@ def table(stream: StreamSpec, *active: int) -> StreamTable:
 
 
 @asynccontextmanager
-async def running(*lanes: Lane[str]) -> AsyncIterator[list[asyncio.Task[None]]]:
+async def running(*lanes: WorkQueue[str]) -> AsyncIterator[list[asyncio.Task[None]]]:
     tasks = [asyncio.create_task(lane.run()) for lane in lanes]
     try:
         yield tasks
@@ -62,7 +62,7 @@ async def test_a_lane_does_one_job_after_the_other_in_order() -> None:
         done.append(f"end {job}")
         return [ev.SourceLost(reason=job)] if job != "quiet" else ()
 
-    lane = Lane("lane", work, posted.extend)
+    lane = WorkQueue("lane", work, posted.extend)
     assert all(lane.put(job) for job in ("one", "quiet", "two"))
     assert len(lane) == 3
     async with running(lane):
@@ -80,7 +80,7 @@ async def test_what_waits_together_is_told_of_at_once_and_nothing_else_is() -> N
         await asyncio.sleep(0)
         return [ev.SourceLost(reason=str(job))] if job != "quiet" else ()
 
-    lane: Lane[str | int] = Lane("lane", work, posted.append, together=int)
+    lane: WorkQueue[str | int] = WorkQueue("lane", work, posted.append, together=int)
     for job in ("one", 2, 3, "four", "five", "quiet", 7, 8, 9):
         lane.put(job)
     task = asyncio.create_task(lane.run())
@@ -98,7 +98,7 @@ async def test_a_full_lane_drops_its_own_work_alone() -> None:
         await asyncio.Event().wait()
         return ()
 
-    bounded, free = Lane("neighbors", never, lambda _: None, limit=2), Lane("kernel", never, lambda _: None)
+    bounded, free = WorkQueue("neighbors", never, lambda _: None, limit=2), WorkQueue("kernel", never, lambda _: None)
     async with running(bounded, free):
         assert [bounded.put("x", droppable=True) for _ in range(3)] == [True, True, False]
         assert bounded.put("what does not come again")
@@ -111,9 +111,9 @@ async def test_a_lane_that_hangs_delays_no_other() -> None:
     distributor.fault("hang")
     actuator = DistributorActuator(distributor, lambda _: None)
     events: list[ev.Event] = []
-    slow: Lane[DistributorEffect] = Lane("distributor", actuator.perform, events.extend)
+    slow: WorkQueue[DistributorEffect] = WorkQueue("distributor", actuator.perform, events.extend)
     kernel = FakeKernel()
-    quick: Lane[fx.ProgramRoutes | fx.ProgramRules | fx.SetLinkDown] = Lane(
+    quick: WorkQueue[fx.ProgramRoutes | fx.ProgramRules | fx.SetLinkDown] = WorkQueue(
         "kernel", KernelActuator(NetlinkChannel(kernel)).perform, events.extend
     )
     tasks = [asyncio.create_task(slow.run()), asyncio.create_task(quick.run())]
@@ -134,7 +134,7 @@ async def test_a_lane_that_hangs_delays_no_other() -> None:
 async def test_an_unexpected_error_ends_the_lane_and_is_not_swallowed() -> None:
     distributor = FakeDistributor()
     distributor.fault("unexpected")
-    lane: Lane[DistributorEffect] = Lane(
+    lane: WorkQueue[DistributorEffect] = WorkQueue(
         "distributor", DistributorActuator(distributor, lambda _: None).perform, lambda _: None
     )
     lane.put(fx.AttachStream(stream=A))

@@ -10,7 +10,7 @@ from lbguard.core.config import EngineConfig, FreezeConfig
 from lbguard.core.model import NeighborState, TargetSubject, Verdict, VerdictState
 from lbguard.core.observation import LOOK_S
 from lbguard.kernel.mirror import KernelMirror, MirrorSettings
-from lbguard.service.actuators import DistributorEffect, KernelEffect, Lane, NeighborEffect
+from lbguard.service.actuators import DistributorEffect, KernelEffect, NeighborEffect, WorkQueue
 from lbguard.service.runner import Runner
 from tests.unit.core.harness import Guard, ip, ipv4_of, mac
 from tests.unit.kernel import frames
@@ -44,16 +44,16 @@ class World:
         self.steps: list[int] = []
         self.stalls: list[float] = []
         self.caught_up: Callable[[], bool] = lambda: True
-        kernel: Lane[KernelEffect] = Lane("kernel", _nothing, lambda _: None)
-        neighbors: Lane[NeighborEffect] = Lane("neighbors", _nothing, lambda _: None)
-        distributor: Lane[DistributorEffect] = Lane("distributor", _nothing, lambda _: None)
+        kernel: WorkQueue[KernelEffect] = WorkQueue("kernel", _nothing, lambda _: None)
+        neighbors: WorkQueue[NeighborEffect] = WorkQueue("neighbors", _nothing, lambda _: None)
+        distributor: WorkQueue[DistributorEffect] = WorkQueue("distributor", _nothing, lambda _: None)
         self.runner = Runner(
             guard.engine,
             announce=lambda _: self.waiting_at_announcement.append(self.runner.inbox_depth),
             kernel=kernel,
             neighbors=neighbors,
             distributor=distributor,
-            journal=self,
+            event_reporter=self,
             resync=self.resyncs.append,
             caught_up=lambda: self.caught_up(),
             answer=self.answers.append,
@@ -62,7 +62,7 @@ class World:
             clock=lambda: guard.now,
         )
 
-    # The journal
+    # The event_reporter
 
     def told(self, effect: Information, now: float) -> None:
         self.heard.append((effect, now))

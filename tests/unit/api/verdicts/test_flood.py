@@ -74,7 +74,7 @@ class Desk:
             kernel=nothing,
             neighbors=nothing,
             distributor=nothing,
-            journal=Journal(),
+            event_reporter=Journal(),
             resync=nothing,
             answer=self.answer,
         )

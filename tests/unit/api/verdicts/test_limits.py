@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded, Shares, TokenBucket, size_of
-from lbguard.core.evidence import REMEMBERED_S
 from lbguard.core.model import ConnectionSubject, TargetSubject, Verdict, VerdictState
+from lbguard.core.opinions import REMEMBERED_S
 from lbguard.settings.verdicts import VerdictLimits
 
 

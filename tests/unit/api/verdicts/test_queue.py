@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lbguard.api.verdicts.queue import OVERLOADED, VerdictDesk
+from lbguard.api.verdicts.queue import OVERLOADED, VerdictQueue
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported
 from lbguard.core.model import TargetSubject, Verdict, VerdictState
@@ -31,7 +31,7 @@ class Inbox:
 
 async def test_a_verdict_is_handed_on_with_its_reporter_and_answered_by_its_ticket() -> None:
     inbox = Inbox()
-    desk = VerdictDesk(inbox.post)
+    desk = VerdictQueue(inbox.post)
     first, second = desk.submit("a", verdict(1)), desk.submit("b", verdict(2))
     assert [(event.reporter, event.verdict.sequence) for event in inbox.posted] == [("a", 1), ("b", 2)]
     assert len({event.ticket for event in inbox.posted}) == 2
@@ -45,7 +45,7 @@ async def test_a_verdict_is_handed_on_with_its_reporter_and_answered_by_its_tick
 
 async def test_what_finds_no_room_is_answered_at_once_and_may_come_again() -> None:
     inbox = Inbox(room=1)
-    desk = VerdictDesk(inbox.post)
+    desk = VerdictQueue(inbox.post)
     desk.submit("a", verdict(1))
     refused = desk.submit("a", verdict(2))
     assert (await refused).reason == OVERLOADED
@@ -57,7 +57,7 @@ async def test_what_finds_no_room_is_answered_at_once_and_may_come_again() -> No
 
 async def test_an_answer_to_nobody_is_no_error() -> None:
     inbox = Inbox()
-    desk = VerdictDesk(inbox.post)
+    desk = VerdictQueue(inbox.post)
     given_up = desk.submit("a", verdict())
     ticket = inbox.posted[0].ticket
     given_up.cancel()
@@ -70,7 +70,7 @@ async def test_an_answer_to_nobody_is_no_error() -> None:
 
 async def test_an_answer_after_giving_up_in_the_same_turn_is_no_error() -> None:
     inbox = Inbox()
-    desk = VerdictDesk(inbox.post)
+    desk = VerdictQueue(inbox.post)
     answer = desk.submit("a", verdict())
     answer.cancel()
     desk.answered(VerdictAnswered(ticket=inbox.posted[0].ticket))
@@ -79,7 +79,7 @@ async def test_an_answer_after_giving_up_in_the_same_turn_is_no_error() -> None:
 
 async def test_nothing_is_kept_of_what_is_over() -> None:
     inbox = Inbox(room=3)
-    desk = VerdictDesk(inbox.post)
+    desk = VerdictQueue(inbox.post)
     answered, cancelled, waiting, refused = (desk.submit("a", verdict(number)) for number in range(4))
     cancelled.cancel()
     desk.answered(VerdictAnswered(ticket=inbox.posted[0].ticket))
@@ -95,7 +95,7 @@ async def test_nothing_is_kept_of_what_is_over() -> None:
 
 async def test_one_identity_leaves_room_for_others_under_whatever_names() -> None:
     inbox = Inbox(room=1000)
-    desk = VerdictDesk(inbox.post, waiting_max=100)
+    desk = VerdictQueue(inbox.post, waiting_max=100)
     for number in range(200):
         # Giving up at once makes no room: the verdict waits for the core all the same.
         desk.submit(f"dns:greedy#{number}", verdict(number)).cancel()

@@ -299,7 +299,7 @@ async def test_a_restart(tmp_path: Path, desk: Desk) -> None:
     desk.tables["a"] = FoundTable(max_targets=10, marks=[5001, -1, 5003, 5004, *[-1] * 6])
     async with running(World(tmp_path, desk)) as world:
         assert desk.lists[-1] == {"a": {1, 3, 4}}
-        entry = world.source.book.registry.entry("a", 1)
+        entry = world.source.registrations.registry.entry("a", 1)
         assert entry is not None
         assert entry.ips == IPS
         assert not entry.confirmed
@@ -321,7 +321,7 @@ async def test_without_a_registry_the_tables_tell(tmp_path: Path, desk: Desk, co
     del desk.routes[5003]
     async with running(World(tmp_path, desk)) as world:
         assert desk.lists == [{"a": {1}}]
-        assert world.source.book.registry.streams["a"].max_targets == 4
+        assert world.source.registrations.registry.streams["a"].max_targets == 4
 
 
 async def test_a_stream_whose_init_nobody_saw(tmp_path: Path, desk: Desk) -> None:
@@ -330,7 +330,7 @@ async def test_a_stream_whose_init_nobody_saw(tmp_path: Path, desk: Desk) -> Non
         assert await world.ask(activate(1)) == "done"
         assert await world.ask("activate --index=0 --shm=tshm-unknown 6001") == "pass"
         assert await world.ask("activate --index=0 --shm=tshm-unknown 7001") == "pass"
-        assert world.source.book.registry.streams["a"].max_targets == 10
+        assert world.source.registrations.registry.streams["a"].max_targets == 10
 
 
 async def test_activations_out_of_place(world: World, desk: Desk) -> None:

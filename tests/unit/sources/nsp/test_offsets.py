@@ -4,19 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbguard.sources.nsp.offsets import OffsetBook, Range, is_possible, offset_of_routes, offset_of_table
+from lbguard.sources.nsp.offsets import OffsetAllocator, Range, is_possible, offset_of_routes, offset_of_table
 
 
-def offsets(book: OffsetBook, **streams: int) -> dict[str, int]:
+def offsets(book: OffsetAllocator, **streams: int) -> dict[str, int]:
     return {name: taken.offset for name, taken in book.assign(streams).ranges.items()}
 
 
 def test_streams_of_a_first_list_stand_behind_each_other_in_its_order() -> None:
-    assert offsets(OffsetBook(), b=200, a=100, c=1) == {"b": 5000, "a": 5200, "c": 5300}
+    assert offsets(OffsetAllocator(), b=200, a=100, c=1) == {"b": 5000, "a": 5200, "c": 5300}
 
 
 def test_a_stream_keeps_its_offset_and_a_new_one_takes_the_first_gap_that_is_wide_enough() -> None:
-    book = OffsetBook(5000)
+    book = OffsetAllocator(5000)
     offsets(book, a=100, b=50, c=100)
     assert offsets(book, a=100, c=100) == {"a": 5000, "c": 5150}
     assert offsets(book, a=100, c=100, wide=51) == {"a": 5000, "c": 5150, "wide": 5250}
@@ -24,20 +24,20 @@ def test_a_stream_keeps_its_offset_and_a_new_one_takes_the_first_gap_that_is_wid
 
 
 def test_new_streams_get_theirs_before_those_that_went_are_freed() -> None:
-    book = OffsetBook(5000)
+    book = OffsetAllocator(5000)
     offsets(book, old=100)
     assert offsets(book, new=100) == {"new": 5100}
     assert offsets(book, new=100, newer=100) == {"new": 5100, "newer": 5000}
 
 
 def test_the_size_of_a_range_stays_what_it_was_made_with() -> None:
-    book = OffsetBook(5000)
+    book = OffsetAllocator(5000)
     offsets(book, a=100)
     assert book.assign({"a": 300, "b": 10}).ranges == {"a": Range(5000, 100), "b": Range(5100, 10)}
 
 
 def test_what_was_read_back_counts_for_a_stream_without_a_range_only() -> None:
-    book = OffsetBook(5000)
+    book = OffsetAllocator(5000)
     first = book.assign({"a": 100, "b": 100}, {"b": 5000})
     assert first.ranges == {"b": Range(5000, 100), "a": Range(5100, 100)}
     assert book.assign({"a": 100, "b": 100}, {"b": 7000}).ranges == first.ranges
@@ -46,7 +46,7 @@ def test_what_was_read_back_counts_for_a_stream_without_a_range_only() -> None:
 
 
 def test_a_stream_for_which_no_marks_are_left_gets_none() -> None:
-    book = OffsetBook(2**32 - 1 - 100)
+    book = OffsetAllocator(2**32 - 1 - 100)
     assigned = book.assign({"a": 100, "b": 1})
     assert (set(assigned.ranges), assigned.without) == ({"a"}, ("b",))
 
@@ -64,7 +64,7 @@ def meridio(start: int, sizes: list[int]) -> list[int]:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sets(st.integers(0, 5)), st.integers(1, 40))
 def test_the_lowest_place_is_found(sizes: list[int], gone: set[int], size: int) -> None:
-    book = OffsetBook(5000)
+    book = OffsetAllocator(5000)
     names = {f"s{number}": wide for number, wide in enumerate(sizes)}
     assert list(offsets(book, **names).values()) == meridio(5000, sizes)
     left = {name: wide for name, wide in names.items() if int(name[1:]) not in gone}

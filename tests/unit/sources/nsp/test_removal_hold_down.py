@@ -1,13 +1,13 @@
 import pytest
 
-from lbguard.sources.nsp.settle import Settling
+from lbguard.sources.nsp.removal_hold_down import RemovalHoldDown
 
 SETTLE_S = 60.0
 
 
-def known(*keys: str, share: float = 0.5) -> Settling[str, int]:
+def known(*keys: str, share: float = 0.5) -> RemovalHoldDown[str, int]:
     """Return a list that is connected and knows these."""
-    settling: Settling[str, int] = Settling(SETTLE_S, share)
+    settling: RemovalHoldDown[str, int] = RemovalHoldDown(SETTLE_S, share)
     settling.begin_session()
     settling.take(dict.fromkeys(keys, 1), 0.0)
     return settling
@@ -109,13 +109,13 @@ def test_what_is_told_is_never_dropped() -> None:
 
 
 def test_at_the_start_an_empty_list_waits_only_where_that_is_asked_for() -> None:
-    settling: Settling[str, int] = Settling(SETTLE_S, 0.5, doubt_empty_start=True)
+    settling: RemovalHoldDown[str, int] = RemovalHoldDown(SETTLE_S, 0.5, doubt_empty_start=True)
     settling.take({}, 0.0)
     settling.take({}, 1.0)
     assert (settling.believed, settling.settles_at) == (None, 60.0)
     settling.expire(60.0)
     assert settling.believed == {}
-    settling = Settling(SETTLE_S, 0.5, doubt_empty_start=True)
+    settling = RemovalHoldDown(SETTLE_S, 0.5, doubt_empty_start=True)
     settling.take({}, 0.0)
     settling.take({"a": 1}, 1.0)
     assert (settling.believed, settling.settles_at) == ({"a": 1}, None)

@@ -5,13 +5,13 @@ from statistics import NormalDist
 import pytest
 
 from lbguard.core.model import VerdictState
-from lbguard.probe.judge import (
+from lbguard.probe.failure_detector import (
     Detector,
+    DetectorSettings,
     FamilyRound,
-    JudgeSettings,
-    NsmJudge,
-    PhiJudge,
-    RoundsJudge,
+    NsmDetector,
+    PhiDetector,
+    RoundsDetector,
     deviations_of,
     late_limit_s,
     make_judge,
@@ -29,8 +29,8 @@ def v6(silent: int, *, pairs: int = 1, counts: bool = True) -> FamilyRound:
     return FamilyRound(False, pairs, silent, counts)
 
 
-def judged(judge: RoundsJudge, text: str) -> list[VerdictState | None]:
-    """Judge rounds of one family: `g` good, `b` bad, `?` silent but untested."""
+def judged(judge: RoundsDetector, text: str) -> list[VerdictState | None]:
+    """FailureDetector rounds of one family: `g` good, `b` bad, `?` silent but untested."""
     return [judge.judge([v4(int(c != "g"), counts=c != "?")], 0.0) for c in text]
 
 
@@ -51,42 +51,42 @@ def judged(judge: RoundsJudge, text: str) -> list[VerdictState | None]:
     ],
 )
 def test_two_of_three_rounds(rounds: str, expected: list[VerdictState | None]) -> None:
-    assert judged(RoundsJudge(JudgeSettings(), [True]), rounds) == expected
+    assert judged(RoundsDetector(DetectorSettings(), [True]), rounds) == expected
 
 
 def test_several_good_rounds_can_be_asked_for() -> None:
-    judge = RoundsJudge(JudgeSettings(up_rounds=2), [True])
+    judge = RoundsDetector(DetectorSettings(up_rounds=2), [True])
     assert judged(judge, "ggbbgbgg") == [None, UP, UP, DOWN, DOWN, DOWN, DOWN, UP]
 
 
 def test_one_deaf_family_degrades_and_never_more() -> None:
-    judge = RoundsJudge(JudgeSettings(), [True, False])
+    judge = RoundsDetector(DetectorSettings(), [True, False])
     states = [judge.judge([v4(0), v6(1)], 0.0) for _ in range(50)]
     assert states == [UP] + [DEGRADED] * 49
     assert judge.judge([v4(0), v6(0)], 0.0) is UP
 
 
 def test_down_when_every_family_is() -> None:
-    judge = RoundsJudge(JudgeSettings(), [True, False])
+    judge = RoundsDetector(DetectorSettings(), [True, False])
     assert judge.judge([v4(0), v6(0)], 0.0) is UP
     assert [judge.judge([v4(1), v6(1)], 0.0) for _ in range(2)] == [UP, DOWN]
     assert judge.judge([v4(1), v6(0)], 0.0) is DEGRADED
 
 
 def test_a_silent_pair_among_answering_ones_degrades() -> None:
-    judge = RoundsJudge(JudgeSettings(), [True])
+    judge = RoundsDetector(DetectorSettings(), [True])
     assert [judge.judge([v4(1, pairs=2)], 0.0) for _ in range(3)] == [UP, DEGRADED, DEGRADED]
 
 
 def test_an_untested_round_still_shows_who_answered() -> None:
-    judge = RoundsJudge(JudgeSettings(), [True, False])
+    judge = RoundsDetector(DetectorSettings(), [True, False])
     for _ in range(2):
         judge.judge([v4(1), v6(1)], 0.0)
     assert judge.judge([v4(0, counts=False), v6(1, counts=False)], 0.0) is DEGRADED
 
 
 def test_nsm_has_no_patience() -> None:
-    judge = NsmJudge()
+    judge = NsmDetector()
     assert judge.judge([v4(0), v6(0)], 0.0) is UP
     assert judge.judge([v4(0, pairs=3), v6(1)], 0.0) is DOWN
     assert judge.judge([v4(1, counts=False)], 0.0) is DOWN
@@ -117,8 +117,10 @@ def test_phi_of_tails_too_small_for_a_float() -> None:
     assert deviations_of(100.0) == pytest.approx(21.27, abs=0.02)  # tables of the normal distribution
 
 
-def phi_judge(spacing_s: float, jitter_s: float, *, replies: int = 100, pause_s: float = 0.0) -> tuple[PhiJudge, float]:
-    judge = PhiJudge(JudgeSettings(detector=Detector.PHI, phi_pause_s=pause_s), [True], 0.0)
+def phi_judge(
+    spacing_s: float, jitter_s: float, *, replies: int = 100, pause_s: float = 0.0
+) -> tuple[PhiDetector, float]:
+    judge = PhiDetector(DetectorSettings(detector=Detector.PHI, phi_pause_s=pause_s), [True], 0.0)
     chance = random.Random(3)
     at = 0.0
     for _ in range(replies):
@@ -167,13 +169,13 @@ def test_phi_learns_nothing_from_a_gap_of_its_own_making() -> None:
 
 
 def test_phi_says_nothing_before_the_first_reply_and_down_if_there_is_never_one() -> None:
-    judge = PhiJudge(JudgeSettings(detector=Detector.PHI), [True, False], 100.0)
+    judge = PhiDetector(DetectorSettings(detector=Detector.PHI), [True, False], 100.0)
     assert judge.judge((), 100.2) is None
     assert judge.judge((), 120.0) is DOWN
 
 
 def test_phi_degrades_for_one_deaf_family() -> None:
-    judge = PhiJudge(JudgeSettings(detector=Detector.PHI), [True, False], 0.0)
+    judge = PhiDetector(DetectorSettings(detector=Detector.PHI), [True, False], 0.0)
     for number in range(1, 40):
         judge.replied(0, number * 0.5)
     assert judge.judge((), 20.0) is DEGRADED
@@ -194,27 +196,27 @@ def test_phi_degrades_for_one_deaf_family() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError):
-        JudgeSettings(**wrong)  # type: ignore[arg-type]
+        DetectorSettings(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("settings", "lease_s"),
     [
-        (JudgeSettings(), 8.0),
-        (JudgeSettings(timeout_s=1.0), 7.0),
-        (JudgeSettings(interval_s=0.05), 1.0),
-        (JudgeSettings(interval_s=200.0), 300.0),
-        (JudgeSettings(lease_s=4.0), 4.0),
+        (DetectorSettings(), 8.0),
+        (DetectorSettings(timeout_s=1.0), 7.0),
+        (DetectorSettings(interval_s=0.05), 1.0),
+        (DetectorSettings(interval_s=200.0), 300.0),
+        (DetectorSettings(lease_s=4.0), 4.0),
     ],
 )
-def test_leases(settings: JudgeSettings, lease_s: float) -> None:
+def test_leases(settings: DetectorSettings, lease_s: float) -> None:
     assert settings.lease == lease_s
 
 
 def test_rounds_in_doubt_are_shorter_but_not_too_short() -> None:
-    assert JudgeSettings().doubt_round_s == pytest.approx(0.8)
-    assert JudgeSettings(interval_s=0.2).doubt_round_s == pytest.approx(0.1)
-    assert JudgeSettings(interval_s=0.05).doubt_round_s == pytest.approx(0.05)
+    assert DetectorSettings().doubt_round_s == pytest.approx(0.8)
+    assert DetectorSettings(interval_s=0.2).doubt_round_s == pytest.approx(0.1)
+    assert DetectorSettings(interval_s=0.05).doubt_round_s == pytest.approx(0.05)
 
 
 def test_a_ping_is_late_after_half_the_time_to_the_next() -> None:
@@ -223,7 +225,7 @@ def test_a_ping_is_late_after_half_the_time_to_the_next() -> None:
 
 
 @pytest.mark.parametrize(
-    ("detector", "kind"), [(Detector.ROUNDS, RoundsJudge), (Detector.PHI, PhiJudge), (Detector.NSM, NsmJudge)]
+    ("detector", "kind"), [(Detector.ROUNDS, RoundsDetector), (Detector.PHI, PhiDetector), (Detector.NSM, NsmDetector)]
 )
 def test_the_judge_asked_for(detector: Detector, kind: type) -> None:
-    assert isinstance(make_judge(JudgeSettings(detector=detector), [True, True], 0.0), kind)
+    assert isinstance(make_judge(DetectorSettings(detector=detector), [True, True], 0.0), kind)

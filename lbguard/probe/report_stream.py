@@ -74,7 +74,7 @@ class ReporterSettings:
     subjects_max: int = 20_000
 
 
-class Lane:
+class ReportStream:
     """The way to one load balancer.
 
     A load balancer refuses a request as a whole when it will not take one of its verdicts. The lane then halves its

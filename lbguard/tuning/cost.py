@@ -110,7 +110,7 @@ class Slots:
         return table
 
 
-class Account:
+class CostAccount:
     """Follows the decisions and commits of one engine."""
 
     def __init__(

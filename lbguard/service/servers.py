@@ -13,7 +13,7 @@ from lbguard.api.server import ApiServer, GuardView
 from lbguard.api.verdicts.limits import Limit
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
-from lbguard.api.verdicts.queue import IGNORED_REASONS, VerdictDesk
+from lbguard.api.verdicts.queue import IGNORED_REASONS, VerdictQueue
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.security import CertificateFiles
 from lbguard.rpc.unix_socket import ServedSocket
@@ -28,20 +28,20 @@ from lbguard.telemetry.metrics.guard import Metrics
 _KEEP_EVERY_S = 1.0
 
 
-class House(GuardView, Protocol):
+class ServiceContext(GuardView, Protocol):
     """What the doors lead to."""
 
     settings: Settings
     decision_log: DecisionLog
     metrics: Metrics
     availability: AvailabilityState
-    verdicts: VerdictDesk
+    verdicts: VerdictQueue
 
 
-class Doors:
+class Servers:
     """What is open to the outside."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: ServiceContext) -> None:
         self._house = house
         self._health = Health()
         verdicts = house.settings.verdicts
@@ -154,13 +154,13 @@ class Doors:
         await self._api.stop()
 
 
-async def open_doors(house: House) -> Doors:
+async def open_servers(house: ServiceContext) -> Servers:
     """Open all doors; when one cannot be opened, none stays open.
 
     Raises:
-        StartError: see `Doors.open`.
+        StartError: see `Servers.open`.
     """
-    doors = Doors(house)
+    doors = Servers(house)
     try:
         await doors.open()
     except BaseException:

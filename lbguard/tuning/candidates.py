@@ -29,7 +29,7 @@ _LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
+class Candidate:
     """One set of values: what was asked for by dotted name (as text that a setting takes), and what comes of it."""
 
     values: tuple[tuple[str, str], ...]
@@ -146,7 +146,7 @@ def parse_choices(assignments: Sequence[str]) -> dict[str, list[str]]:
     return choices
 
 
-def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) -> list[Variant]:
+def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) -> list[Candidate]:
     """Return what was recorded, and every combination of the values.
 
     Raises:
@@ -156,11 +156,11 @@ def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) ->
     count = math.prod(len(values) for values in choices.values())
     if count > VARIANTS_MAX:
         raise ValueError(f"{count} combinations of values; at most {VARIANTS_MAX} are tried in one go")
-    variants = [Variant(values=_values(recorded, choices), config=recorded, recorded=True)]
+    variants = [Candidate(values=_values(recorded, choices), config=recorded, recorded=True)]
     for combination in itertools.product(*choices.values()):
         config = config_with(recorded, dict(zip(choices, combination, strict=True)))
         if config not in (variant.config for variant in variants):
-            variants.append(Variant(values=_values(config, choices), config=config))
+            variants.append(Candidate(values=_values(config, choices), config=config))
     return variants
 
 

@@ -15,7 +15,7 @@ from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, TargetSpec
 from lbguard.distributor.base import CommitResult
 from lbguard.kernel.mirror import MirrorCounters
 from lbguard.kernel.neighbors import NeighborFailure
-from lbguard.service.journal import ServiceJournal
+from lbguard.service.event_reporter import EventReporter
 from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.metrics.guard import Metrics
 from tests.unit.examples import IPV4, decision
@@ -39,7 +39,7 @@ class World:
         self.registry = CollectorRegistry()
         self.log = DecisionLog()
         self.availability = AvailabilityState()
-        self.journal = ServiceJournal(
+        self.event_reporter = EventReporter(
             Metrics(self.registry), self.log, observe=False, inbox_depth=lambda: 7, availability=self.availability
         )
 
@@ -64,7 +64,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
 
 def test_a_decision_is_dated_by_when_it_was_taken(world: World) -> None:
     now = time.time()
-    world.journal.told(fx.Record(decision=decision(at=100.0)), 160.0)
+    world.event_reporter.told(fx.Record(decision=decision(at=100.0)), 160.0)
     [(kept, wall_time)] = world.log.last(None, 10)
     assert kept.at == 100.0
     assert now - 60.0 <= wall_time <= time.time() - 60.0
@@ -73,14 +73,14 @@ def test_a_decision_is_dated_by_when_it_was_taken(world: World) -> None:
 def test_decisions_of_one_moment_have_one_date_and_later_ones_no_earlier_one(world: World) -> None:
     # Between the engine's clock and the wall clock something else may run: half a second here.
     for at, now in ((100.0, 160.0), (100.0, 160.5), (100.2, 161.0), (100.2, 160.2)):
-        world.journal.told(fx.Record(decision=decision(at=at)), now)
+        world.event_reporter.told(fx.Record(decision=decision(at=at)), now)
     first, same, later, last = (logged.wall_time for logged in world.log.last(None, 10))
     assert first == same <= later == last
 
 
 def test_a_wall_clock_that_is_set_back_is_believed(world: World) -> None:
-    world.journal.told(fx.Record(decision=decision(at=100.0)), 160.0)
-    world.journal.told(fx.Record(decision=decision(at=101.0)), 160.0 + 3600.0)
+    world.event_reporter.told(fx.Record(decision=decision(at=100.0)), 160.0)
+    world.event_reporter.told(fx.Record(decision=decision(at=101.0)), 160.0 + 3600.0)
     before, after = (logged.wall_time for logged in world.log.last(None, 10))
     assert 3590.0 < before - after < 3600.0
 
@@ -88,7 +88,7 @@ def test_a_wall_clock_that_is_set_back_is_believed(world: World) -> None:
 def test_many_refusals_are_one_line_and_all_counted(world: World, caplog: pytest.LogCaptureFixture) -> None:
     rule = ev.RuleFailed(rule=Rule(5001, True, 5001), reason="EPERM: no")
     refused: list[ev.Event] = [ev.RouteFailed(route=route, reason="ENETUNREACH: no way") for route in ROUTES]
-    world.journal.refused([ev.RoutesProgrammed(), *refused, rule])
+    world.event_reporter.refused([ev.RoutesProgrammed(), *refused, rule])
     [record] = caplog.records
     assert fields_of(record)["count"] == 4
     assert fields_of(record)["reason"] == "ENETUNREACH: no way"
@@ -103,13 +103,13 @@ def test_many_refusals_are_one_line_and_all_counted(world: World, caplog: pytest
 
 
 def test_what_went_well_is_no_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.journal.refused([ev.RoutesProgrammed(added=tuple(ROUTES)), ev.RuleSeen(rule=Rule(5001, True, 5001))])
+    world.event_reporter.refused([ev.RoutesProgrammed(added=tuple(ROUTES)), ev.RuleSeen(rule=Rule(5001, True, 5001))])
     assert said(caplog) == []
 
 
 async def test_what_never_happened_yet_is_counted_as_0(world: World) -> None:
     announcer = Announcer(owns=lambda link, ip: True, frame_socket=Nowhere())
-    world.journal.counted(announcer, MirrorCounters())
+    world.event_reporter.counted(announcer, MirrorCounters())
     for kind in ("arp_request", "arp_reply", "na", "arp_question", "ns"):
         assert world.metric("lbguard_announcements_total", kind=kind) == 0
     for reason in ("not_owned", "not_ethernet", "queue_full", "superseded", "closed"):
@@ -120,14 +120,14 @@ async def test_what_never_happened_yet_is_counted_as_0(world: World) -> None:
 
 
 async def test_what_did_happen_is_counted_beside_what_did_not(world: World) -> None:
-    world.journal.counted(None, MirrorCounters(resyncs=Counter(overrun=2)))
+    world.event_reporter.counted(None, MirrorCounters(resyncs=Counter(overrun=2)))
     assert world.metric("lbguard_kernel_resyncs_total", reason="overrun") == 2
     assert world.metric("lbguard_kernel_resyncs_total", reason="inbox_full") == 0
 
 
 def test_refused_neighbours_are_counted(world: World) -> None:
     failures = [NeighborFailure(ifindex=3, ip=IPV4, reason="ENODEV: gone")] * 2
-    world.journal.neighbors_refused(failures)
+    world.event_reporter.neighbors_refused(failures)
     [value] = [
         sample.value
         for family in world.registry.collect()
@@ -138,28 +138,28 @@ def test_refused_neighbours_are_counted(world: World) -> None:
 
 
 def test_a_lost_view_of_the_kernel_and_its_return_are_told_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.journal.kernel_heard([ev.KernelSnapshot()], in_sync=True)
-    world.journal.kernel_heard([LINK], in_sync=True)
+    world.event_reporter.kernel_heard([ev.KernelSnapshot()], in_sync=True)
+    world.event_reporter.kernel_heard([LINK], in_sync=True)
     assert said(caplog) == []
-    world.journal.kernel_heard([LINK, ev.KernelOutOfSync(reason="overrun")], in_sync=False)
+    world.event_reporter.kernel_heard([LINK, ev.KernelOutOfSync(reason="overrun")], in_sync=False)
     assert fields_of(caplog.records[0])["reason"] == "overrun"
-    world.journal.kernel_heard([ev.KernelSnapshot(), LINK], in_sync=True)
-    world.journal.kernel_heard([LINK], in_sync=True)
+    world.event_reporter.kernel_heard([ev.KernelSnapshot(), LINK], in_sync=True)
+    world.event_reporter.kernel_heard([LINK], in_sync=True)
     assert said(caplog) == ["kernel view lost: nothing is withdrawn", "kernel view whole again"]
 
 
 def test_the_source_is_told_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.journal.source_heard(ev.SourceLost(reason="line 3: what is this?"))
+    world.event_reporter.source_heard(ev.SourceLost(reason="line 3: what is this?"))
     targets = (TargetSpec(identifier=1, ips=(IPV4,)), TargetSpec(identifier=2, ips=()))
-    world.journal.source_heard(ev.SourceSnapshot(streams=(StreamSpec(name="a", targets=targets),)))
+    world.event_reporter.source_heard(ev.SourceSnapshot(streams=(StreamSpec(name="a", targets=targets),)))
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
     assert fields_of(caplog.records[0])["reason"] == "line 3: what is this?"
     assert fields_of(caplog.records[1]) == {"streams": 1, "targets": 2}
 
 
 def test_availability_reaches_whoever_asks(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.journal.told(fx.SetAvailability(stream="a", available=False, reason="no_usable_path"), 1.0)
-    world.journal.told(fx.SetAvailability(stream="a", available=True, reason="ok"), 2.0)
+    world.event_reporter.told(fx.SetAvailability(stream="a", available=False, reason="no_usable_path"), 1.0)
+    world.event_reporter.told(fx.SetAvailability(stream="a", available=True, reason="ok"), 2.0)
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", "stream unavailable"),
         ("INFO", "stream available"),
@@ -167,9 +167,9 @@ def test_availability_reaches_whoever_asks(world: World, caplog: pytest.LogCaptu
 
 
 def test_rounds_and_commits_are_measured(world: World) -> None:
-    world.journal.stepped(3, 0.25, 0.01)
-    world.journal.committed(CommitResult(stream="a", slots_changed=5, slots_total=97, duration_s=0.1))
-    world.journal.committed(CommitResult(stream="a", error="refused"))
+    world.event_reporter.stepped(3, 0.25, 0.01)
+    world.event_reporter.committed(CommitResult(stream="a", slots_changed=5, slots_total=97, duration_s=0.1))
+    world.event_reporter.committed(CommitResult(stream="a", error="refused"))
     assert world.metric("lbguard_inbox_depth") == 7
     assert world.metric("lbguard_slots_changed_total", stream="a") == 5
     assert world.metric("lbguard_commit_errors_total", stream="a") == 1
@@ -178,12 +178,12 @@ def test_rounds_and_commits_are_measured(world: World) -> None:
 def test_what_the_service_waits_for_is_said_from_time_to_time(world: World, caplog: pytest.LogCaptureFixture) -> None:
     now = time.monotonic()
     for after_s in range(0, 100, 5):
-        world.journal.waited("source_not_read: no such file", now + after_s)
+        world.event_reporter.waited("source_not_read: no such file", now + after_s)
     assert said(caplog) == ["not ready: waiting"] * 3
     assert fields_of(caplog.records[0])["reason"] == "source_not_read: no such file"
     caplog.clear()
-    world.journal.waited("", now + 1000)
-    world.journal.waited("kernel_not_in_sync: overrun", now + 1001)
+    world.event_reporter.waited("", now + 1000)
+    world.event_reporter.waited("kernel_not_in_sync: overrun", now + 1001)
     assert said(caplog) == []
-    world.journal.waited("kernel_not_in_sync: overrun", now + 1031)
+    world.event_reporter.waited("kernel_not_in_sync: overrun", now + 1031)
     assert said(caplog) == ["not ready: waiting"]

@@ -3,12 +3,12 @@
 Network Service Mesh calls a connection down as soon as any of its address pairs stayed without a reply for one round.
 Packet loss, one deaf family or a monitor that got no CPU is enough for that. Here:
 
-- `RoundsJudge`: a family is down when k of the last n rounds brought no reply on any of its pairs, and up again with
+- `RoundsDetector`: a family is down when k of the last n rounds brought no reply on any of its pairs, and up again with
   the first good one. A connection is DOWN when every family is down; less is DEGRADED.
-- `PhiJudge` (Hayashibara et al., The phi accrual failure detector, 2004): suspicion of a pair is -log10 of the
+- `PhiDetector` (Hayashibara et al., The phi accrual failure detector, 2004): suspicion of a pair is -log10 of the
   probability that a reply comes later than this, given the times between replies so far. A family is down when all of
   its pairs are suspected.
-- `NsmJudge`: the rule above, to compare with.
+- `NsmDetector`: the rule above, to compare with.
 
 Silence counts only in a round whose pings left in time: a monitor without CPU must not report what it did not test.
 """
@@ -39,7 +39,7 @@ class Detector(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeSettings:
+class DetectorSettings:
     """How often is pinged and how replies are judged.
 
     Attributes:
@@ -115,7 +115,7 @@ def outcome(rounds: Sequence[FamilyRound]) -> str:
     return "bad" if any(family.counts for family in rounds) else "untested"
 
 
-class Judge(Protocol):
+class FailureDetector(Protocol):
     """Judges one connection. `wants_replies`: it judges by the times of replies, not by rounds."""
 
     wants_replies: bool
@@ -127,7 +127,7 @@ class Judge(Protocol):
         """Take in that the monitor itself was late: the silence until now says nothing."""
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """Judge at the end of a round; None while there is not enough to say anything."""
+        """FailureDetector at the end of a round; None while there is not enough to say anything."""
 
     def down_at(self) -> float | None:
         """Return the moment at which the connection is DOWN if no reply comes until then; None: rounds tell."""
@@ -154,12 +154,12 @@ class _KOfN:
             self.bad = True
 
 
-class RoundsJudge:
+class RoundsDetector:
     """k of n rounds, family by family."""
 
     wants_replies = False
 
-    def __init__(self, settings: JudgeSettings, families: Sequence[bool]) -> None:
+    def __init__(self, settings: DetectorSettings, families: Sequence[bool]) -> None:
         k, n, up = settings.down_rounds, settings.window_rounds, settings.up_rounds
         self._deaf = {ipv4: _KOfN(k, n, up) for ipv4 in families}
         self._lame = {ipv4: _KOfN(k, n, up) for ipv4 in families}
@@ -197,7 +197,7 @@ class RoundsJudge:
         return VerdictState.UP
 
 
-class NsmJudge:
+class NsmDetector:
     """Any pair without a reply in a round is down."""
 
     wants_replies = False
@@ -213,7 +213,7 @@ class NsmJudge:
         return None
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """Judge a round by itself."""
+        """FailureDetector a round by itself."""
         return VerdictState.DOWN if any(family.silent for family in rounds) else VerdictState.UP
 
 
@@ -259,7 +259,7 @@ class _Arrivals:
         return self.last + mean + deviations * max(deviation, self._floor_s)
 
 
-class PhiJudge:
+class PhiDetector:
     """Phi accrual, pair by pair.
 
     Args:
@@ -270,7 +270,7 @@ class PhiJudge:
 
     wants_replies = True
 
-    def __init__(self, settings: JudgeSettings, families: Sequence[bool], now: float) -> None:
+    def __init__(self, settings: DetectorSettings, families: Sequence[bool], now: float) -> None:
         expected_s = settings.interval_s / settings.pings
         self._families = tuple(families)
         self._pause_s = 2 * expected_s if settings.phi_pause_s is None else settings.phi_pause_s
@@ -294,7 +294,7 @@ class PhiJudge:
         return max(self._suspected_at())
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """Judge this moment, whatever the rounds say."""
+        """FailureDetector this moment, whatever the rounds say."""
         suspected = [at <= now for at in self._suspected_at()]
         if all(suspected):
             return VerdictState.DOWN
@@ -322,7 +322,7 @@ def _phi(deviations: float) -> float:
     return (deviations * deviations / 2 + math.log(deviations * math.sqrt(2 * math.pi))) / math.log(10)
 
 
-def make_judge(settings: JudgeSettings, families: Sequence[bool], now: float) -> Judge:
+def make_judge(settings: DetectorSettings, families: Sequence[bool], now: float) -> FailureDetector:
     """Make the judge of a connection.
 
     Args:
@@ -332,8 +332,8 @@ def make_judge(settings: JudgeSettings, families: Sequence[bool], now: float) ->
     """
     match settings.detector:
         case Detector.ROUNDS:
-            return RoundsJudge(settings, tuple(dict.fromkeys(families)))
+            return RoundsDetector(settings, tuple(dict.fromkeys(families)))
         case Detector.PHI:
-            return PhiJudge(settings, families, now)
+            return PhiDetector(settings, families, now)
         case Detector.NSM:
-            return NsmJudge()
+            return NsmDetector()

@@ -15,7 +15,7 @@ from lbguard.telemetry.log import fields
 _log = logging.getLogger("lbguard.sources.interposer")
 
 
-class Book:
+class Registrations:
     """Who is registered, told to `emit` whenever it has changed.
 
     A target that was activated while its addresses were not known is *owed*: it is registered as soon as they are.
@@ -42,7 +42,7 @@ class Book:
             what = fields(path=str(self._file.path), reason=str(error))
             _log.warning("registry of an earlier run not used", extra=what)
 
-    def distrust(self) -> None:
+    def reset(self) -> None:
         """Forget everything: what was missed is not known."""
         self.registry = Registry()
 
@@ -78,7 +78,7 @@ class Book:
         known = self.registry.streams.get(stream)
         return known is not None and known.offset is not None
 
-    def owe(self, call: Call) -> None:
+    def defer(self, call: Call) -> None:
         """Register a target as soon as its addresses are known."""
         self._owed[TargetKey(call.stream, call.identifier)] = call
 
@@ -108,10 +108,10 @@ class Book:
             case Command.DEACTIVATE:
                 self.remove(call)
             case Command.ACTIVATE:
-                self.owe(call)
-                self.pay()
+                self.defer(call)
+                self.resolve()
 
-    def pay(self) -> bool:
+    def resolve(self) -> bool:
         """Register who is owed and whose addresses are known now; tells whether there was anybody."""
         paid = False
         for key, call in list(self._owed.items()):
@@ -131,13 +131,13 @@ class Book:
 
         The load balancer takes such a target for gone: it says nothing when one that it had taken out is removed.
         """
-        doubted = [
+        unconfirmed = [
             TargetKey(name, identifier)
             for name, stream in self.registry.streams.items()
             for identifier, entry in stream.targets.items()
             if not entry.confirmed
         ]
-        self._doubted_at = {key: self._doubted_at.get(key, now) for key in doubted}
+        self._doubted_at = {key: self._doubted_at.get(key, now) for key in unconfirmed}
         dropped = False
         for key, since in self._doubted_at.items():
             if min(sound_for_s(key), now - since) >= limit_s:

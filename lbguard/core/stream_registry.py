@@ -9,7 +9,7 @@ from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.model import StreamSpec, TargetKey
 from lbguard.core.netview import NetView
-from lbguard.core.pathwork import PathWork
+from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Stream, Target
 
 
@@ -24,7 +24,7 @@ def _with_identity_of(kept: StreamSpec, listed: StreamSpec) -> StreamSpec:
     return replace(kept, vips=listed.vips, targets=targets)
 
 
-class Roster:
+class StreamRegistry:
     """Streams and targets, with what a change of the list asks for.
 
     `dirty`: targets to be judged again. `review`: streams whose table or availability is to be looked at again.
@@ -32,7 +32,7 @@ class Roster:
     the kernel until the distributor confirmed that no packet gets them any more.
     """
 
-    def __init__(self, view: NetView, paths: PathWork, life: Lifecycle) -> None:
+    def __init__(self, view: NetView, paths: PathRepair, life: Lifecycle) -> None:
         self.streams: dict[str, Stream] = {}
         self.by_mark: dict[int, Target] = {}
         self.by_ip: dict[Ip, dict[Target, None]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbguard.probe.pulse import Pulse
+from lbguard.probe.poll_timer import PollTimer
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ async def test_steps_when_something_is_due() -> None:
         if len(steps) == 5:
             reached.set()
 
-    pulse = Pulse(step, lambda: due + 0.02 * len(steps), time.monotonic, 0.001)
+    pulse = PollTimer(step, lambda: due + 0.02 * len(steps), time.monotonic, 0.001)
     task = asyncio.create_task(pulse.run([]))
     await asyncio.wait_for(reached.wait(), 10)
     await stop(task)
@@ -56,7 +56,7 @@ async def test_what_is_readable_is_read_but_not_more_often_than_a_tick(pipe: tup
         if b"".join(read).endswith(b"."):
             done.set()
 
-    pulse = Pulse(step, lambda: None, time.monotonic, 0.05)
+    pulse = PollTimer(step, lambda: None, time.monotonic, 0.05)
     task = asyncio.create_task(pulse.run([reader]))
     for _ in range(100):
         os.write(writer, b"x")
@@ -70,7 +70,7 @@ async def test_what_is_readable_is_read_but_not_more_often_than_a_tick(pipe: tup
 
 async def test_nothing_is_left_in_the_loop_once_it_ended(pipe: tuple[int, int]) -> None:
     reader, _ = pipe
-    pulse = Pulse(lambda: None, lambda: None, time.monotonic, 0.001)
+    pulse = PollTimer(lambda: None, lambda: None, time.monotonic, 0.001)
     await stop(asyncio.create_task(pulse.run([reader])))
     task = asyncio.create_task(pulse.run([reader]))
     await asyncio.sleep(0)
@@ -83,13 +83,13 @@ async def test_an_error_ends_it() -> None:
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):
-        await asyncio.wait_for(Pulse(step, lambda: None, time.monotonic, 0.001).run([]), 10)
+        await asyncio.wait_for(PollTimer(step, lambda: None, time.monotonic, 0.001).run([]), 10)
 
 
 async def test_a_change_of_what_is_due_is_taken_up() -> None:
     due: list[float] = []
     stepped = asyncio.Event()
-    pulse = Pulse(stepped.set, lambda: due[0] if due else None, time.monotonic, 0.001)
+    pulse = PollTimer(stepped.set, lambda: due[0] if due else None, time.monotonic, 0.001)
     pulse.arm()  # before it runs: nothing to arm
     task = asyncio.create_task(pulse.run([]))
     await asyncio.wait_for(stepped.wait(), 10)

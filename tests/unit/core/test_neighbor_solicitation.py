@@ -4,9 +4,9 @@ import pytest
 
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
-from lbguard.core.chase import PAUSES_S, Chase
 from lbguard.core.config import EngineConfig
 from lbguard.core.model import LinkKey, NeighborState
+from lbguard.core.neighbor_solicitation import PAUSES_S, NeighborSolicitation
 from tests.unit.core.harness import Guard, ip, ipv4_of, mac
 
 LINK = LinkKey(3, 1)
@@ -14,7 +14,7 @@ IP = bytes((172, 16, 0, 11))
 
 
 def test_the_pauses_grow_and_the_chase_ends() -> None:
-    chase = Chase()
+    chase = NeighborSolicitation()
     chase.begin(LINK, IP, 100.0)
     moments = []
     while (at := chase.next()) is not None:
@@ -24,7 +24,7 @@ def test_the_pauses_grow_and_the_chase_ends() -> None:
 
 
 def test_an_address_that_answered_is_asked_for_no_more() -> None:
-    chase = Chase()
+    chase = NeighborSolicitation()
     chase.begin(LINK, IP, 100.0)
     chase.end(LINK, IP)
     chase.end(LINK, IP)

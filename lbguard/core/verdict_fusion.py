@@ -9,16 +9,16 @@ from lbguard.core.addr import Ip
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.deadlines import Deadlines
 from lbguard.core.events import VerdictReported
-from lbguard.core.evidence import Opinions, Taken
 from lbguard.core.link import Link
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetKey, TargetSubject, VerdictState
 from lbguard.core.netview import NetView
+from lbguard.core.opinions import Opinions, Taken
 from lbguard.core.state import Path, Target
 
 _NEVER = float("-inf")
 
 
-class Weighing:
+class VerdictFusion:
     """Opinions of reporters, and what they come to for each path.
 
     `down`: the addresses to which a path is down by their word; news of any of them may veto that.

@@ -39,7 +39,7 @@ _OWN_RESULTS = (
 )
 
 
-class ModelledShell:
+class WorldModel:
     """An engine with other settings in the recorded world. `decided` hears of decisions, `committed` of tables."""
 
     def __init__(
@@ -277,7 +277,7 @@ def beginning_of(engine: Engine) -> list[Event]:
     link_routes = [
         ev.LinkRouteSeen(ifindex=link.ifindex, prefix=prefix) for link in view.links.values() for prefix in link.routes
     ]
-    streams = [stream for stream in engine.roster.streams.values() if not stream.removed]
+    streams = [stream for stream in engine.stream_registry.streams.values() if not stream.removed]
     pairs = {stream.spec.name: stream.committed[1] if stream.committed else stream.active_seen for stream in streams}
     return [
         ev.KernelSnapshot(

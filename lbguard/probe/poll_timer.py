@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 
-class Pulse:
+class PollTimer:
     """One timer for everything.
 
     Args:

@@ -21,19 +21,19 @@ from lbguard.core.model import Condition, Evidence, LinkKey, Route
 from lbguard.core.neighbor_work import NeighborWork, our_address
 from lbguard.core.netview import NetView, ViewChanges
 from lbguard.core.state import Path, Target
-from lbguard.core.weighing import Weighing
+from lbguard.core.verdict_fusion import VerdictFusion
 
 _SAME_LINK_WAS_CUT = frozenset({Condition.LINK_DOWN, Condition.NO_ADDRESS, Condition.ADDRESS_TENTATIVE})
 
 
-class PathWork:
+class PathRepair:
     """Paths of all targets: their conditions, routes, neighbours, and links that were superseded."""
 
     def __init__(self, config: EngineConfig, view: NetView, tables: KernelTables) -> None:
         self._config = config
         self._view = view
         self._tables = tables
-        self.weighing = Weighing(config.evidence, view)
+        self.verdict_fusion = VerdictFusion(config.evidence, view)
         self.neighbors = NeighborWork(config, view)
         self._disowned: dict[LinkKey, None] = {}
         self._set_down: dict[int, LinkKey] = {}
@@ -64,7 +64,7 @@ class PathWork:
     def unfollow(self, ip: Ip) -> None:
         """Stop probing an address that no target has any more."""
         self.neighbors.unfollow(ip)
-        self.weighing.forget(ip)
+        self.verdict_fusion.forget(ip)
 
     # Judging
 
@@ -77,7 +77,7 @@ class PathWork:
             path.subnet = subnet or path.subnet
             if link is not None:
                 path.lb_ip = our_address(link, subnet, path.lb_ip)
-            down = self.weighing.weigh(target, path, ip, link, now)
+            down = self.verdict_fusion.weigh(target, path, ip, link, now)
             if link is None:
                 path.condition = condition
                 if owns:

@@ -344,5 +344,5 @@ def test_nothing_is_kept_of_targets_that_are_gone() -> None:
     Reporter(guard).say(DOWN, *links_of(1))
     guard.register()
     guard.wait(0.1)
-    assert guard.engine.paths.weighing.down == {}
+    assert guard.engine.paths.verdict_fusion.down == {}
     guard.tell(ev.TrafficSeen(ifindex=1, rx_packets=1), ev.TrafficSeen(ifindex=1, rx_packets=2))

@@ -17,7 +17,7 @@ from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields, log_decision
 from lbguard.telemetry.metrics.guard import Metrics
 
-_log = logging.getLogger("lbguard.service.journal")
+_log = logging.getLogger("lbguard.service.event_reporter")
 
 _CLOCK_SET_S = 1.0
 """A wall clock that seems to go back by less was read late; by more, it was set."""
@@ -31,8 +31,8 @@ RESYNC_REASONS = ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_
 """Why the whole state of the kernel is read again, by name (`netlink.mirror`, and the runner's inbox)."""
 
 
-class ServiceJournal:
-    """The journal of the running service; see `runner.Journal`."""
+class EventReporter:
+    """The event_reporter of the running service; see `runner.EventReports`."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Settling(Generic[Key, Value]):
+class RemovalHoldDown(Generic[Key, Value]):
     """One list, as it is believed. Times are seconds of one monotonic clock.
 
     Args:

@@ -6,7 +6,7 @@ from lbguard.core.config import EngineConfig, GraceConfig
 from lbguard.core.model import Condition
 from lbguard.settings.engine_config import engine_config
 from lbguard.settings.model import SettingsError, load
-from lbguard.tuning.variants import (
+from lbguard.tuning.candidates import (
     candidate_windows,
     config_with,
     has_margin,

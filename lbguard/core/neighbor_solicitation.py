@@ -16,7 +16,7 @@ PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 _PER_ROUND = 512
 
 
-class Chase:
+class NeighborSolicitation:
     """Addresses to be asked for, each on one incarnation of a link."""
 
     def __init__(self) -> None:

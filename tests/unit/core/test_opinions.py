@@ -8,17 +8,8 @@ import pytest
 from lbguard.core.addr import Ip
 from lbguard.core.config import EvidenceConfig
 from lbguard.core.events import VerdictReported
-from lbguard.core.evidence import (
-    NO_OPINION,
-    REMEMBERED_S,
-    Fused,
-    Opinions,
-    Source,
-    Taken,
-    addresses_of,
-    subject_key,
-)
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject, Verdict, VerdictState
+from lbguard.core.opinions import NO_OPINION, REMEMBERED_S, Fused, Opinions, Source, Taken, addresses_of, subject_key
 from tests.unit.core.harness import ip
 
 UP, DEGRADED, DOWN, HEALING, ENDED = VerdictState
