@@ -1,6 +1,6 @@
 """The way to one load balancer: a stream of reports, the latest state of each subject, and nothing that waits.
 
-A lane sends a batch and waits for its answer before it sends the next; what changes meanwhile replaces what was not
+A stream sends a batch and waits for its answer before it sends the next; what changes meanwhile replaces what was not
 sent yet, so a slow or absent load balancer costs a bounded amount of memory and delays nobody. After a reconnect
 everything is said again, because the other side may have been restarted. A verdict is renewed, long before its lease
 ends, for as long as the monitor confirms it: one that it said nothing about for a whole lease is left to run out.
@@ -8,7 +8,7 @@ ends, for as long as the monitor confirms it: one that it said nothing about for
 Sequence numbers are given when a verdict is sent: a renewal is a new statement, and the numbers of one subject grow in
 the order of sending. Generations are the monitor's, raised as far as needed: it begins them with the time of day, so
 after a restart with a clock that was set back they are lower than what the load balancer remembers. Its answer says up
-to which it has heard, and the lane says the same once more above that.
+to which it has heard, and the stream says the same once more above that.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ ANSWER_TIMEOUT_S = 2.0
 """A load balancer that does not answer for this long is dialled anew."""
 
 LOOK_INTERVAL_S = 1.0
-"""How often a lane without work looks for rotated certificates."""
+"""How often a stream without work looks for rotated certificates."""
 
 
 GENERATION_MAX = 2**64 - 1
@@ -77,7 +77,7 @@ class ReporterSettings:
 class ReportStream:
     """The way to one load balancer.
 
-    A load balancer refuses a request as a whole when it will not take one of its verdicts. The lane then halves its
+    A load balancer refuses a request as a whole when it will not take one of its verdicts. The stream then halves its
     requests until that verdict stands alone, and keeps it back until it says something else: what one subject lacks
     must not silence all others.
 

@@ -1,4 +1,4 @@
-"""Reports verdicts to every load balancer that should hear of them, each over a lane of its own.
+"""Reports verdicts to every load balancer that should hear of them, each over a stream of its own.
 
 A load balancer at a fixed address hears everything. One that is the far end of a monitored link hears what concerns
 its own links, and all that is said of targets.
@@ -57,7 +57,7 @@ class Reporter:
         self._clock = clock
         self._ports = tuple(dict.fromkeys(address.port for address in addresses if address.of_links))
         fixed = dict.fromkeys(address for address in addresses if not address.of_links)
-        self._fixed = [self._lane(str(address), (address,), settings.name) for address in fixed]
+        self._fixed = [self._stream(str(address), (address,), settings.name) for address in fixed]
         self._by_link: dict[tuple[FarEnd, int], ReportStream] = {}
         self._standing: dict[Subject, Verdict] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -69,7 +69,7 @@ class Reporter:
         return (verdict.state for verdict in self._standing.values())
 
     @property
-    def lanes(self) -> tuple[ReportStream, ...]:
+    def streams(self) -> tuple[ReportStream, ...]:
         """The ways to all load balancers."""
         return (*self._fixed, *self._by_link.values())
 
@@ -81,11 +81,11 @@ class Reporter:
             # Taken out first: an equal key keeps the place and the addresses of its first appearance.
             self._standing.pop(verdict.subject, None)
             self._standing[verdict.subject] = verdict
-        for lane in self._fixed:
-            lane.tell(verdict)
-        for (far_end, _port), lane in self._by_link.items():
-            if _concerns(far_end, verdict) or (verdict.state is VerdictState.ENDED and lane.knows(verdict.subject)):
-                lane.tell(verdict)
+        for stream in self._fixed:
+            stream.tell(verdict)
+        for (far_end, _port), stream in self._by_link.items():
+            if _concerns(far_end, verdict) or (verdict.state is VerdictState.ENDED and stream.knows(verdict.subject)):
+                stream.tell(verdict)
 
     def follow(self, connections: Iterable[Connection]) -> None:
         """Report to the far ends of these connections, beside the fixed addresses."""
@@ -96,46 +96,46 @@ class Reporter:
             self._retire(self._by_link.pop(key))
         for far_end, port in sorted(wanted - self._by_link.keys()):
             endpoints = tuple(Endpoint(host=format_ip(ip), port=port) for ip in far_end)
-            lane = self._lane(str(endpoints[0]), endpoints, self._name_towards(far_end))
-            self._by_link[far_end, port] = lane
+            stream = self._stream(str(endpoints[0]), endpoints, self._name_towards(far_end))
+            self._by_link[far_end, port] = stream
             for verdict in self._standing.values():
                 if _concerns(far_end, verdict):
-                    lane.tell(verdict)
-            self._start(lane)
+                    stream.tell(verdict)
+            self._start(stream)
 
     async def run(self) -> None:
         """Report until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            for lane in self.lanes:
-                self._start(lane)
+            for stream in self.streams:
+                self._start(stream)
             await asyncio.Event().wait()
 
-    def _lane(self, name: str, endpoints: tuple[Endpoint, ...], reporter: str) -> ReportStream:
+    def _stream(self, name: str, endpoints: tuple[Endpoint, ...], reporter: str) -> ReportStream:
         settings = replace(self._settings, name=reporter)
         return ReportStream(name, endpoints, self._dialer, settings, self._metrics, self._clock)
 
     def _name_towards(self, far_end: FarEnd) -> str:
-        """Return a name that differs from lane to lane: two links may end at one load balancer."""
+        """Return a name that differs from stream to stream: two links may end at one load balancer."""
         if not self._settings.name:
             return ""
         suffix = "." + format_ip(far_end[0]).replace(":", "-").strip("-")
         return self._settings.name[: _NAME_MAX - len(suffix)] + suffix
 
-    def _start(self, lane: ReportStream) -> None:
-        if self._tasks is not None and lane not in self._running:
-            self._running[lane] = self._tasks.create_task(lane.run())
+    def _start(self, stream: ReportStream) -> None:
+        if self._tasks is not None and stream not in self._running:
+            self._running[stream] = self._tasks.create_task(stream.run())
 
-    def _retire(self, lane: ReportStream) -> None:
+    def _retire(self, stream: ReportStream) -> None:
         if self._tasks is not None:
-            self._tasks.create_task(self._end(lane))
+            self._tasks.create_task(self._end(stream))
 
-    async def _end(self, lane: ReportStream) -> None:
-        """End a lane once it has said what it had to say, or cannot say it in time."""
+    async def _end(self, stream: ReportStream) -> None:
+        """End a stream once it has said what it had to say, or cannot say it in time."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(lane.quiet.wait(), LINGER_S)
-        _log.info("no longer reporting", extra=fields(to=lane.name))
-        self._running.pop(lane).cancel()
+            await asyncio.wait_for(stream.quiet.wait(), LINGER_S)
+        _log.info("no longer reporting", extra=fields(to=stream.name))
+        self._running.pop(stream).cancel()
 
 
 def _concerns(far_end: FarEnd, verdict: Verdict) -> bool:

@@ -1,8 +1,8 @@
 """Carries out the engine's effects through the adapters, and turns every outcome into events.
 
-Three lanes work side by side, each strictly in order: the kernel's routes, rules and links; its neighbours; the
+Three queues work side by side, each strictly in order: the kernel's routes, rules and links; its neighbours; the
 distributor. A commit that takes milliseconds so never delays a route, and the engine itself waits for none of them.
-What has to wait for another lane's success waits in the engine, for the event that tells of it.
+What has to wait for another queue's success waits in the engine, for the event that tells of it.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ class WorkQueue(Generic[T]):
         return len(self._jobs)
 
     def put(self, job: T, *, droppable: bool = False) -> bool:
-        """Add a job; false when the lane is full and the job may be dropped."""
+        """Add a job; false when the queue is full and the job may be dropped."""
         if droppable and self._limit is not None and len(self._jobs) >= self._limit:
             self.dropped += 1
             return False

@@ -99,20 +99,20 @@ class Daemon:
         self._kernel = KernelActuator(self._channel)
         neighbors = NeighborActuator(self._channel, neighbor_timers(settings), self._event_reporter.neighbors_refused)
         self._tables = DistributorActuator(self._distributor, self._committed)
-        kernel_lane: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)
-        neighbor_lane: WorkQueue[NeighborEffect] = WorkQueue("neighbors", neighbors.perform, self._post, limit=256)
+        kernel_queue: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)
+        neighbor_queue: WorkQueue[NeighborEffect] = WorkQueue("neighbors", neighbors.perform, self._post, limit=256)
         # All streams are adopted in one decision: one for each would take longer than to read what they hold.
-        self._distributor_lane: WorkQueue[DistributorEffect] = WorkQueue(
+        self._distributor_queue: WorkQueue[DistributorEffect] = WorkQueue(
             "distributor", self._tables.perform, self._post, together=AttachStream
         )
-        self._work_queues = (kernel_lane, neighbor_lane, self._distributor_lane)
+        self._work_queues = (kernel_queue, neighbor_queue, self._distributor_queue)
         self.mirror = make_mirror(settings, self._hear_kernel)
         self.runner = Runner(
             self.engine,
             announce=self._announce,
-            kernel=kernel_lane,
-            neighbors=neighbor_lane,
-            distributor=self._distributor_lane,
+            kernel=kernel_queue,
+            neighbors=neighbor_queue,
+            distributor=self._distributor_queue,
             event_reporter=self._event_reporter,
             resync=self.mirror.request_resync,
             caught_up=self.mirror.caught_up,
@@ -182,7 +182,7 @@ class Daemon:
         try:
             await self._start()
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(lane.run()) for lane in self._work_queues]
+                tasks = [group.create_task(queue.run()) for queue in self._work_queues]
                 parts = (self.runner.run(), self.mirror.wait(), self._poll(), self._local_vips.run())
                 tasks += map(group.create_task, parts)
                 tasks.append(group.create_task(self._hold_file.keep(self._open_holds)))
@@ -267,8 +267,8 @@ class Daemon:
             # One stream that cannot be had keeps the service unready, but the others are looked after all the same.
             if self._servers is not None:
                 rounds += 1
-                if not len(self._distributor_lane):
-                    self._distributor_lane.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
+                if not len(self._distributor_queue):
+                    self._distributor_queue.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
                 self._take_counts()
                 self.runner.post(read_traffic(self.engine.view))
             await asyncio.sleep(_POLL_S if self._servers is not None else _POLL_BEFORE_READY_S)
@@ -344,8 +344,8 @@ class Daemon:
 
     async def _open_servers(self) -> "Servers":
         """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
-        doors = await asyncio.to_thread(importlib.import_module, "lbguard.service.servers")
-        opened: Servers = await doors.open_servers(self)
+        servers = await asyncio.to_thread(importlib.import_module, "lbguard.service.servers")
+        opened: Servers = await servers.open_servers(self)
         self._servers_opened.set()
         return opened
 

@@ -32,7 +32,7 @@ RESYNC_REASONS = ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_
 
 
 class EventReporter:
-    """The event_reporter of the running service; see `runner.EventReports`."""
+    """Reports what happens in the service to log, metrics and the decision log; see `runner.EventReports`."""
 
     def __init__(
         self,

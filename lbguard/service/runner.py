@@ -149,7 +149,7 @@ class Runner:
         while True:
             await self._sleep()
             await self._step()
-            # Readers and lanes get their turn between two rounds, however full the inbox is.
+            # Readers and queues get their turn between two rounds, however full the inbox is.
             await asyncio.sleep(0)
             # A share of what waits, so that no flood makes it grow without bound.
             self._tell(max(_TOLD_PER_ROUND, len(self._untold) // _UNTOLD_ROUNDS))
@@ -216,7 +216,7 @@ class Runner:
         return bool(self._inbox) or not self._caught_up()
 
     def flush(self) -> None:
-        """Tell the event_reporter of all that it was not told yet: the service ends."""
+        """Report all that waits: the service ends."""
         self._tell(len(self._untold))
 
     def _tell(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The doors of the service: the gRPC API on its unix socket, the HTTP endpoint, and what Meridio's frontend asks.
+"""The servers of the service: the gRPC API on its unix socket, the HTTP endpoint, and what Meridio's frontend asks.
 
 The daemon loads this module after the first decisions: gRPC and the HTTP server take long to import, and after a crash
 in the middle of an outage the repair comes first.
@@ -29,7 +29,7 @@ _KEEP_EVERY_S = 1.0
 
 
 class ServiceContext(GuardView, Protocol):
-    """What the doors lead to."""
+    """The parts of the service that its servers show."""
 
     settings: Settings
     decision_log: DecisionLog
@@ -39,14 +39,14 @@ class ServiceContext(GuardView, Protocol):
 
 
 class Servers:
-    """What is open to the outside."""
+    """The unix sockets and ports that the service serves."""
 
-    def __init__(self, house: ServiceContext) -> None:
-        self._house = house
+    def __init__(self, context: ServiceContext) -> None:
+        self._context = context
         self._health = Health()
-        verdicts = house.settings.verdicts
-        self._intake = VerdictIntake(house.verdicts.submit, Policy(verdicts.policy), verdicts.limits)
-        self._api = ApiServer(house.settings.socket, house, house.decision_log, verdicts=self._intake)
+        verdicts = context.settings.verdicts
+        self._intake = VerdictIntake(context.verdicts.submit, Policy(verdicts.policy), verdicts.limits)
+        self._api = ApiServer(context.settings.socket, context, context.decision_log, verdicts=self._intake)
         self._listener: VerdictListener | None = None
         self._following: asyncio.Task[None] | None = None
         self._http: HttpEndpoint | None = None
@@ -73,17 +73,17 @@ class Servers:
         Raises:
             StartError: an address is taken or cannot be had, or certificates cannot be read.
         """
-        settings = self._house.settings
+        settings = self._context.settings
         await self._api.start()
         address = parse_listen(settings.metrics.listen)
         if address is not None:
-            self._http = HttpEndpoint(address, self._house.metrics.registry, self._health)
+            self._http = HttpEndpoint(address, self._context.metrics.registry, self._health)
         await self._open_verdicts(settings.verdicts)
         if settings.availability.socket is not None:
             from lbguard.service.build_nsp import make_availability_server, nsp_certificates
 
             self._frontend = await asyncio.to_thread(
-                make_availability_server, settings, self._house.availability, nsp_certificates(settings.nsp)
+                make_availability_server, settings, self._context.availability, nsp_certificates(settings.nsp)
             )
             if self._frontend is not None:
                 # Others may write to its directory: what stands in the way there keeps nothing else from being served.
@@ -150,20 +150,20 @@ class Servers:
         if self._listener is not None:
             await self._listener.stop()
         if self._frontend is not None:
-            await self._frontend.stop(unavailable=self._house.settings.withdraw_on_exit)
+            await self._frontend.stop(unavailable=self._context.settings.withdraw_on_exit)
         await self._api.stop()
 
 
-async def open_servers(house: ServiceContext) -> Servers:
-    """Open all doors; when one cannot be opened, none stays open.
+async def open_servers(context: ServiceContext) -> Servers:
+    """Open all servers; when one cannot be opened, none stays open.
 
     Raises:
         StartError: see `Servers.open`.
     """
-    doors = Servers(house)
+    servers = Servers(context)
     try:
-        await doors.open()
+        await servers.open()
     except BaseException:
-        await doors.close()
+        await servers.close()
         raise
-    return doors
+    return servers

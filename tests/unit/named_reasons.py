@@ -139,7 +139,7 @@ def named_reasons() -> dict[str, set[str]]:
         | _found(_returned_by("_weight"), "core/status_view.py"),
         "Verdicts that are refused": {str(reason) for reason in DenyReason},
         "Limits of reporters": {str(limit) for limit in Limit},
-        "Rounds of the probe": _found(_returned_by("outcome"), "probe/judge.py"),
+        "Rounds of the probe": _found(_returned_by("outcome"), "probe/failure_detector.py"),
         "Announcements that are not sent": {str(reason) for reason in Suppressed},
         "What is missing in recordings": missing,
         "Kernel messages that are not used": {str(reason) for reason in IgnoredReason},

@@ -275,7 +275,7 @@ async def test_each_far_end_hears_of_its_own_link_and_of_all_targets(begin: Begi
         reporter.tell(verdict(second.subject, VerdictState.ENDED))
         reporter.follow([first])
         await eventually(lambda: sinks[1].states("two") == ["DOWN", "ENDED"])
-        await eventually(lambda: len(reporter.lanes) == 1)
+        await eventually(lambda: len(reporter.streams) == 1)
     finally:
         for sink in sinks:
             await sink.stop()
