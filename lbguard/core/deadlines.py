@@ -31,6 +31,11 @@ class Deadlines(Generic[K]):
             self._heap = [(moment, sequence, k) for k, (moment, sequence) in self._at.items()]
             heapq.heapify(self._heap)
 
+    def shift(self, by_s: float) -> None:
+        """Move every moment by so many seconds; their order stays."""
+        self._at = {key: (at + by_s, sequence) for key, (at, sequence) in self._at.items()}
+        self._heap = [(at + by_s, sequence, key) for at, sequence, key in self._heap]
+
     def cancel(self, key: K) -> None:
         """Forget a key; an unknown one is no error."""
         self._at.pop(key, None)

@@ -239,13 +239,15 @@ class Opinions:
 
     def stalled(self, duration_s: float) -> None:
         """Leave out a time in which nobody could be heard: every lease, and every repair, lasts so much longer."""
-        for source, opinion in list(self._opinions.items()):
-            later = replace(opinion, received_at=opinion.received_at + duration_s)
-            self._replace(source, opinion, later)
-            self._leases.set(source, later.lease_end)
+        for opinion in self._opinions.values():
+            opinion.received_at += duration_s
+        self._leases.shift(duration_s)
+        for known in self._by_address.values():
+            if known.heal_ends is not None:
+                known.heal_ends.shift(-duration_s)
+                known.fuse()
         # What waited meanwhile may be as old as the time was long.
-        for at, past in list(self._past_ends.in_order()):
-            self._past_ends.set(past, at + duration_s)
+        self._past_ends.shift(duration_s)
 
     def _lapse(self, source: Source, opinion: Opinion) -> tuple[Ip, ...]:
         last = opinion.verdict

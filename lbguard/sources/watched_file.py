@@ -18,6 +18,7 @@ was is no more than that. What it takes away, and whether it is bad, is decided 
 import asyncio
 import contextlib
 import os
+import queue
 import stat
 import threading
 import time
@@ -148,20 +149,26 @@ class WatchedFile(Generic[Listed, Lost]):
 
     async def run(self) -> None:
         """Read the file, then watch it until cancelled. Reading, up to seconds for huge files, is off the loop."""
-        while True:
-            self._wake.clear()
-            began = self._clock()
-            found = await self._look_apart()
-            if self._wake.is_set():
-                continue  # asked to reload meanwhile: look again, forgetting this
-            took_s = self._clock() - began
-            self._take(*found)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(self._poll_interval_s, _REST * took_s))
+        thread = DaemonThread("watched-file")
+        try:
+            while True:
+                self._wake.clear()
+                began = self._clock()
+                found = await self._look_apart(thread)
+                if self._wake.is_set():
+                    continue  # asked to reload meanwhile: look again, forgetting this
+                took_s = self._clock() - began
+                self._take(*found)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), max(self._poll_interval_s, _REST * took_s))
+        finally:
+            thread.end()
 
-    async def _look_apart(self) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
+    async def _look_apart(
+        self, thread: "DaemonThread"
+    ) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
         """Look from another thread; that a file system hangs is told, and keeps nobody from ending."""
-        looking = in_daemon_thread(partial(self._look, self._looked, self._in_force, self._asked))
+        looking = thread.do(partial(self._look, self._looked, self._in_force, self._asked))
         done, _ = await asyncio.wait({looking}, timeout=_STUCK_S)
         if not done:
             self._tell(self._lost(f"{self._path}: cannot be read: its file system does not answer"))
@@ -236,27 +243,47 @@ def _came_complete(found: Signature) -> bool:
         return False
 
 
-def in_daemon_thread(work: Callable[[], Result]) -> "asyncio.Future[Result]":
-    """Run something in a thread that the process does not wait for at its end, unlike those of `asyncio.to_thread`."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
+class DaemonThread:
+    """A thread that does one thing after another and that the process does not wait for at its end.
 
-    def settle(result: Result | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
+    `asyncio.to_thread` would keep the process from ending while a file system hangs; and starting a thread for each look
+    would make the loop wait until that thread has begun.
+    """
 
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, error)
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
 
-    threading.Thread(target=run, name="watched-file", daemon=True).start()
-    return future
+    def do(self, work: Callable[[], Result]) -> "asyncio.Future[Result]":
+        """Do something after all that was asked for before; the result comes in the loop that asks."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+
+        def settle(result: Result | None, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        def job() -> None:
+            result, error = None, None
+            try:
+                result = work()
+            except BaseException as caught:
+                error = caught
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, result, error)
+
+        self._jobs.put(job)
+        return future
+
+    def end(self) -> None:
+        """Let the thread end when it has done what was asked for; nobody waits for it."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()

@@ -48,3 +48,15 @@ def test_setting_one_key_again_and_again_keeps_the_heap_small() -> None:
         deadlines.set("a", float(number))
     assert len(deadlines._heap) < 100
     assert deadlines.next() == 9999.0
+
+
+def test_a_shift_moves_every_moment_and_keeps_the_order() -> None:
+    deadlines: Deadlines[str] = Deadlines()
+    for key, at in (("c", 3.0), ("a", 1.0), ("b", 1.0), ("gone", 0.5)):
+        deadlines.set(key, at)
+    deadlines.set("c", 2.0)
+    deadlines.cancel("gone")
+    deadlines.shift(10.0)
+    assert deadlines.next() == 11.0
+    assert deadlines.pop_due(10.9) == []
+    assert deadlines.pop_due(12.0) == ["a", "b", "c"]

@@ -479,10 +479,10 @@ async def test_a_reload_waits_neither_for_the_poll_nor_for_the_file_to_be_still(
 def test_a_look_that_hangs_keeps_no_process_from_ending(tmp_path: Path) -> None:
     program = """
 import asyncio, threading
-from lbguard.sources.watched_file import in_daemon_thread
+from lbguard.sources.watched_file import DaemonThread
 
 async def main():
-    asyncio.ensure_future(in_daemon_thread(threading.Event().wait))
+    asyncio.ensure_future(DaemonThread("test").do(threading.Event().wait))
     await asyncio.sleep(0)
 
 asyncio.run(main())
