@@ -246,7 +246,7 @@ def _came_complete(found: Signature) -> bool:
 class DaemonThread:
     """A thread that does one thing after another and that the process does not wait for at its end.
 
-    `asyncio.to_thread` would keep the process from ending while a file system hangs; and starting a thread for each look
+    `asyncio.to_thread` would keep the process from ending while a file system hangs; starting a thread for each look
     would make the loop wait until that thread has begun.
     """
 
