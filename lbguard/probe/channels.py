@@ -10,6 +10,7 @@ import grpc
 from lbguard.api.security import CredentialsError, Material, MaterialSource
 from lbguard.probe.addresses import Endpoint
 from lbguard.tls_tunnel import TlsTunnel
+from lbguard.unix_target import unix_target
 
 CONNECT_TIMEOUT_MS = 1000
 """How long one attempt to connect may take; gRPC's own default of 20 s would outlast every grace window."""
@@ -119,7 +120,7 @@ class _Fixed:
 
 def target_of(endpoint: Endpoint) -> str:
     """Return an endpoint in gRPC's notation."""
-    return str(endpoint) if endpoint.is_unix else f"dns:///{endpoint}"
+    return unix_target(endpoint.path) if endpoint.is_unix else f"dns:///{endpoint}"
 
 
 def reason_of(error: BaseException) -> str:

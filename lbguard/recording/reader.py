@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lbguard.bounded_file import FileError, open_regular_file
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event, KernelSnapshot
 from lbguard.recording.checkpoint import CheckpointError, Node, decode_nodes
@@ -96,8 +98,10 @@ class _Lines:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            with self.path.open("rb") as stream:
+            with os.fdopen(open_regular_file(self.path), "rb") as stream:
                 yield from self._split(iter(lambda: stream.read(_CHUNK), b""))
+        except FileError as error:
+            raise RecordingError(f"{self.path}: {error}") from None
         except OSError as error:
             raise RecordingError(f"{self.path}: {error.strerror}") from None
 
