@@ -16,6 +16,7 @@ from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
+from lbguard.rpc.unix_target import unix_target
 
 CALL_TIMEOUT_S = 10.0
 _ANSWER_BYTES_MAX = 256 * 2**20
@@ -59,7 +60,7 @@ class GuardClient:
         self._path = path
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(
-            f"unix:{path}",
+            unix_target(path),
             options=[
                 ("grpc.max_receive_message_length", _ANSWER_BYTES_MAX),
                 # A stream whose server ends at that moment may otherwise wait for ever, whatever its deadline.

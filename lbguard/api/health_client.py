@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from lbguard.rpc.unix_target import unix_target
+
 ANSWER_TIMEOUT_S = 3.0
 """A loop that does not answer within this counts as hung."""
 
@@ -20,7 +22,7 @@ def unhealthy_reason(path: Path, service: str, *, timeout_s: float = ANSWER_TIME
         service: what is asked for, `Liveness` or `Readiness`.
         timeout_s: how long an answer is waited for.
     """
-    with grpc.insecure_channel(f"unix:{path}") as channel:
+    with grpc.insecure_channel(unix_target(path)) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)

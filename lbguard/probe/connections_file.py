@@ -11,16 +11,17 @@ connections:
 import ipaddress
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4_mapped, parse_ip
 from lbguard.probe.connection import Connection
 from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, connections_of
 from lbguard.settings.probe import SubjectKind
-from lbguard.settings.yaml_file import FileError, YamlError, YamlFileError, parse_yaml, read_yaml
+from lbguard.settings.yaml_file import FileError, YamlError, YamlFileError, check_keys, parse_yaml, read_yaml
 from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 MAX_PAIRS = 200_000
@@ -60,11 +61,17 @@ def _ip(value: object) -> Ip:
     return ip
 
 
-_Addresses = Annotated[tuple[Annotated[bytes, PlainValidator(_ip)], ...], Field(min_length=1, max_length=64)]
+_Addresses = Annotated[
+    tuple[Annotated[bytes, PlainValidator(_ip)], ...], Field(min_length=1, max_length=64, fail_fast=True)
+]
 
 
-class _Entry(BaseModel):
+class _Mapping(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _keys = model_validator(mode="before")(check_keys)
+
+
+class _Entry(_Mapping):
     id: Annotated[str, Field(min_length=1, max_length=253)]
     local: _Addresses
     remote: _Addresses
@@ -72,8 +79,7 @@ class _Entry(BaseModel):
     interface: Annotated[str, Field(max_length=15)] = ""
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Document(_Mapping):
     connections: tuple[Any, ...]
 
 
@@ -107,7 +113,7 @@ class ConnectionsFile:
             entries, problems = _read(parse_yaml(content))
             if not problems:
                 made = [_connections(entry) for entry in entries]
-                problems = list(_problems(entries, made))
+                problems = list(islice(_problems(entries, made), MAX_PROBLEMS))
         except YamlError as error:
             problems = [str(error)]
         except Exception as error:  # whatever it is, the last good list stays in force

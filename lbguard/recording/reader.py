@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from lbguard.recording.checkpoint import CheckpointError, Node, decode_nodes
 from lbguard.recording.codec import CodecError, Decoder, decode_item
 from lbguard.recording.format import NS, SUFFIX, EmptyFileError, Header, RecordingError
 from lbguard.recording.writer import SNAPSHOT_ITEMS
+from lbguard.settings.bounded_file import FileError, open_regular_file
 
 _CHUNK = 64 * 1024
 _LINE_MAX = 16 * 2**20
@@ -96,8 +98,10 @@ class _Lines:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            with self.path.open("rb") as stream:
+            with os.fdopen(open_regular_file(self.path), "rb") as stream:
                 yield from self._split(iter(lambda: stream.read(_CHUNK), b""))
+        except FileError as error:
+            raise RecordingError(f"{self.path}: {error}") from None
         except OSError as error:
             raise RecordingError(f"{self.path}: {error.strerror}") from None
 

@@ -9,6 +9,7 @@ import grpc
 
 from lbguard.rpc.security import CredentialsError, Material, MaterialSource
 from lbguard.rpc.tls_tunnel import TlsTunnel
+from lbguard.rpc.unix_target import unix_target
 from lbguard.settings.dial_address import Endpoint
 
 CONNECT_TIMEOUT_MS = 1000
@@ -122,7 +123,7 @@ class _Fixed:
 
 def target_of(endpoint: Endpoint) -> str:
     """Return an endpoint in gRPC's notation."""
-    return str(endpoint) if endpoint.is_unix else f"dns:///{endpoint}"
+    return unix_target(endpoint.path) if endpoint.is_unix else f"dns:///{endpoint}"
 
 
 def reason_of(error: BaseException) -> str:

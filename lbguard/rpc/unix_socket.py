@@ -18,6 +18,7 @@ from pathlib import Path
 import grpc
 
 from lbguard.errors import StartError
+from lbguard.rpc.unix_target import unix_target
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.api")
@@ -149,9 +150,9 @@ class ServedSocket:
         mask = os.umask(0o777 & ~self._mode)
         try:
             if self._credentials is None:
-                server.add_insecure_port(f"unix:{path}")
+                server.add_insecure_port(unix_target(path))
             else:
-                server.add_secure_port(f"unix:{path}", self._credentials)
+                server.add_secure_port(unix_target(path), self._credentials)
         finally:
             os.umask(mask)
 

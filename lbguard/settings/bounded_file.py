@@ -25,6 +25,23 @@ class FileError(Exception):
     """A file cannot be read; the text says why, and does not name the file."""
 
 
+def open_regular_file(path: Path) -> int:
+    """Return a descriptor of a regular file, to read; symbolic links are followed.
+
+    Raises:
+        FileError: it is no regular file.
+        OSError: it is not there, or cannot be opened.
+    """
+    _check_kind(path.stat().st_mode)
+    descriptor = os.open(path, _FLAGS)
+    try:
+        _check_kind(os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def read_regular_file(path: Path, max_bytes: int) -> bytes:
     """Return the content of a regular file; symbolic links are followed.
 
@@ -36,11 +53,9 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
         FileError: it is not there, is no regular file, is too large or cannot be read.
     """
     try:
-        _check_kind(path.stat().st_mode)
-        descriptor = os.open(path, _FLAGS)
+        descriptor = open_regular_file(path)
         try:
             status = os.fstat(descriptor)
-            _check_kind(status.st_mode)
             content = b"" if status.st_size > max_bytes else _read(descriptor, max_bytes + 1)
         finally:
             os.close(descriptor)

@@ -28,6 +28,9 @@ ENV_PREFIX = "LBGUARD_"
 MAX_BYTES = 2**20
 """A larger file of settings is refused unread: all of them with their help are 50 KiB."""
 
+MAX_PROBLEMS = 100
+"""After so many unknown names nobody reads on, and to look for what each was meant to be takes long."""
+
 _NOT_SETTINGS = frozenset({"LBGUARD_CONFIG"})
 
 # Kubernetes puts these into every container of a namespace that has a Service named lbguard.
@@ -181,6 +184,8 @@ class _FlatSource:
         """Keep a value under its name, or note that there is no such setting."""
         if name in self.known:
             into[name] = value
+            return
+        if len(self.problems) >= MAX_PROBLEMS:
             return
         suggestion = nearest(name, list(self.known))
         if any(known.startswith(f"{name}.") for known in self.known):

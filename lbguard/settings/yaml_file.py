@@ -41,11 +41,17 @@ MAX_VALUES = 1_000_000
 SHOWN_PROBLEMS = 10
 """How many problems the text of an error lists: it goes into logs and into `lbguard status`."""
 
+_KEYS = 100
+_PROBLEM_CHARACTERS = 500
+"""A problem quotes what the file says, and that may be megabytes."""
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is about ten times faster
 
 _PIECE_BYTES = 16 * 2**10
 _SHOWN_CHARACTERS = 40
 _MAX_DIGITS = 20
+_MAX_NUMBER = 100
+"""Characters. A longer word is no number: to tell which kind it would be takes seconds, in which nothing else runs."""
 
 _BREAKS = ("\n", "\r", "\x85", "\u2028", "\u2029")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
@@ -57,6 +63,7 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 _SIXTIES = re.compile(r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*")
 _FRACTION = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
+_OF_A_NUMBER = re.compile(r"[-+0-9_.:]+")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?", re.DOTALL)
 
 
@@ -65,13 +72,24 @@ class YamlError(Exception):
 
 
 class YamlFileError(Exception):
-    """A file cannot be used. `problems` holds every reason with its place, the text the first of them."""
+    """A file cannot be used. `problems` holds every reason with its place, shortened; the text the first of them."""
 
     def __init__(self, path: Path, problems: Iterable[str]) -> None:
         self.path = path
-        self.problems = tuple(problems)
+        self.problems = tuple(map(_shortened, problems))
         more = f"; and {len(self.problems) - SHOWN_PROBLEMS} more" if len(self.problems) > SHOWN_PROBLEMS else ""
         super().__init__(f"{path}: " + "; ".join(self.problems[:SHOWN_PROBLEMS]) + more)
+
+
+def check_keys(mapping: object) -> object:
+    """Return what is to be validated, if it has no more keys than any mapping of ours can have.
+
+    Raises:
+        ValueError: it has; else each would be a problem of its own, and to list a million of them holds up everything.
+    """
+    if isinstance(mapping, dict) and len(mapping) > _KEYS:
+        raise ValueError(f"has {len(mapping):,} keys, most of which are none that is known")
+    return mapping
 
 
 def read_yaml(path: Path) -> bytes:
@@ -240,8 +258,12 @@ def _number(event: Event, text: str) -> Any:
     """Return the number that a plain word is, or the word itself when it is none."""
     if _DIGITS.fullmatch(text) or _BASED.fullmatch(text):
         if len(text) > _MAX_DIGITS:
-            raise _refusal(event, f"{_shown(text)} is too long for a number; quote it if it is text")
+            raise _too_long(event, text)
         return int(text.replace("_", ""), 0)
+    if len(text) > _MAX_NUMBER:
+        if _OF_A_NUMBER.fullmatch(text):
+            raise _too_long(event, text)
+        return text
     if _LEADING_ZERO.fullmatch(text):
         raise _refusal(
             event, f"{_shown(text)} would be read to the base 8; write it without the leading 0, or quote it"
@@ -257,6 +279,10 @@ def _number(event: Event, text: str) -> Any:
     return math.nan if text in {".nan", ".NaN", ".NAN"} else text
 
 
+def _too_long(event: Event, text: str) -> YamlError:
+    return _refusal(event, f"{_shown(text)} is too long for a number; quote it if it is text")
+
+
 def _refusal(event: Event, what: str) -> YamlError:
     return YamlError(f"{_place(event.start_mark)}{what}")
 
@@ -265,10 +291,14 @@ def _place(mark: Any) -> str:
     return "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
 
 
+def _shortened(text: str, characters: int = _PROBLEM_CHARACTERS) -> str:
+    return text if len(text) <= characters else text[:characters] + "..."
+
+
 def _shown(text: str) -> str:
     """Return foreign text as it may stand in a message."""
-    shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+    shown = _shortened(text, _SHOWN_CHARACTERS)
     return shown if shown.isprintable() else ascii(shown)
 
 
-__all__ = ["FileError", "YamlError", "YamlFileError", "parse_yaml", "read_yaml"]
+__all__ = ["FileError", "YamlError", "YamlFileError", "check_keys", "parse_yaml", "read_yaml"]

@@ -5,8 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -16,6 +17,7 @@ from pydantic import (
     PlainValidator,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from lbguard.core.addr import (
@@ -32,7 +34,15 @@ from lbguard.core.addr import (
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, MAX_TARGETS, NAME_PATTERN, RESERVED_TABLES
-from lbguard.settings.yaml_file import FileError, YamlError, YamlFileError, parse_yaml, read_yaml
+from lbguard.settings.yaml_file import (
+    SHOWN_PROBLEMS,
+    FileError,
+    YamlError,
+    YamlFileError,
+    check_keys,
+    parse_yaml,
+    read_yaml,
+)
 from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 MAX_PROBLEMS = 1000
@@ -75,35 +85,39 @@ def _no_bool(value: object) -> object:
     return value
 
 
+Item = TypeVar("Item")
 Name = Annotated[str, PlainValidator(_name)]
 Number = Annotated[int, BeforeValidator(_no_bool)]
 
 
-class _Target(BaseModel):
+class _Mapping(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _keys = model_validator(mode="before")(check_keys)
+
+
+class _Target(_Mapping):
     identifier: Number
-    ips: tuple[Annotated[bytes, PlainValidator(_ip)], ...]
+    ips: tuple[Annotated[bytes, PlainValidator(_ip)], ...] = Field(fail_fast=True)
 
 
-class _Stream(BaseModel):
-    """A stream; its targets are looked at by themselves, some at a time."""
+class _Stream(_Mapping):
+    """A stream; its VIPs and targets are looked at by themselves, some at a time."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: Name
     max_targets: Number = Field(default=100, ge=1, le=MAX_TARGETS)
     identifier_offset: Number = Field(default=DEFAULT_OFFSET, ge=0, le=MAX_MARK)
-    vips: tuple[Annotated[Prefix, PlainValidator(_vip)], ...] = ()
+    vips: tuple[Any, ...] = ()
     shm_name: Name | None = None
     targets: tuple[Any, ...] = ()
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Document(_Mapping):
     streams: tuple[Any, ...]
 
 
+_VIPS = TypeAdapter(tuple[Annotated[Prefix, PlainValidator(_vip)], ...])
 _TARGETS = TypeAdapter(tuple[_Target, ...])
-_TARGETS_AT_ONCE = 1000
+_AT_ONCE = 1000
 
 
 class TargetsFile:
@@ -132,7 +146,7 @@ class TargetsFile:
         """
         try:
             streams, problems = _read(parse_yaml(content, switches=False))
-            problems = problems or list(_problems(streams))
+            problems = problems or list(islice(_problems(streams), MAX_PROBLEMS))
         except YamlError as error:
             problems = [str(error)]
         except Exception as error:  # whatever it is, the last good list stays in force
@@ -155,24 +169,34 @@ def _read(raw: Any) -> tuple[list[_Stream], list[str]]:
     for number, entry in enumerate(listed):
         try:
             stream = _Stream.model_validate(entry)
-            streams.append(stream.model_copy(update={"targets": _targets(stream, raw, number, problems)}))
         except ValidationError as error:
             problems += _explain(error, raw, ("streams", number))
+        else:
+            vips = _in_parts(_VIPS, stream.vips, raw, ("streams", number, "vips"), problems)
+            targets = _in_parts(_TARGETS, stream.targets, raw, ("streams", number, "targets"), problems)
+            streams.append(stream.model_copy(update={"vips": vips, "targets": targets}))
         if len(problems) >= MAX_PROBLEMS:
             break
     return streams, problems
 
 
-def _targets(stream: _Stream, raw: dict[str, Any], number: int, problems: list[str]) -> list[_Target]:
-    targets: list[_Target] = []
-    for first in range(0, len(stream.targets), _TARGETS_AT_ONCE):
+def _in_parts(
+    adapter: TypeAdapter[tuple[Item, ...]],
+    items: Sequence[Any],
+    raw: dict[str, Any],
+    place: tuple[str | int, ...],
+    problems: list[str],
+) -> tuple[Item, ...]:
+    """Return the items of a list; while a part is looked at nothing else runs, and too many problems end it."""
+    good: list[Item] = []
+    for first in range(0, len(items), _AT_ONCE):
         try:
-            targets += _TARGETS.validate_python(stream.targets[first : first + _TARGETS_AT_ONCE])
+            good += adapter.validate_python(items[first : first + _AT_ONCE])
         except ValidationError as error:
-            problems += _explain(error, raw, ("streams", number, "targets"), first)
+            problems += _explain(error, raw, place, first)
             if len(problems) >= MAX_PROBLEMS:
                 break
-    return targets
+    return tuple(good)
 
 
 def _spec(stream: _Stream) -> StreamSpec:
@@ -256,9 +280,12 @@ def _overlaps(streams: Sequence[_Stream]) -> Iterator[str]:
     """Name streams that share marks, and for the later of each two an identifier_offset that is free."""
     taken = sorted((stream.identifier_offset, _last_mark(stream)) for stream in streams)
     widest: _Stream | None = None
+    told = 0
     for stream in sorted(streams, key=lambda stream: stream.identifier_offset):
         if widest is not None and stream.identifier_offset < _last_mark(widest):
-            free = _free_offset(taken, stream.max_targets)
+            # To look for one takes time in proportion to the number of streams: it is done for those that are shown.
+            free = _free_offset(taken, stream.max_targets) if told < SHOWN_PROBLEMS else None
+            told += 1
             remedy = "" if free is None else f"; set identifier_offset of {stream.name!r} to {free}"
             marks = f"marks {_marks(widest)} and {_marks(stream)} overlap"
             yield f"streams {widest.name!r} and {stream.name!r}: {marks}{remedy}"

@@ -104,6 +104,7 @@ class _Connection:
     socket: socket.socket
     deadline: float
     step: _Step = _Step.REQUEST
+    asked: Request | None = None
     received: bytearray = field(default_factory=bytearray)
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
 
@@ -238,6 +239,7 @@ class HttpServer:
             self._send(connection, response.encode(with_body=request.method != "HEAD"))
             return
         connection.step = _Step.PAGE
+        connection.asked = request
         connection.deadline = time.monotonic() + self._limits.response_s
         connection.received.clear()
         # Whoever sends no more (shutdown) reads all the same: until the page is there nothing is looked at.
@@ -271,10 +273,22 @@ class HttpServer:
 
     def _drop(self, connection: _Connection) -> None:
         if self._connections.pop(connection.socket, None) is not None:
-            if connection.step is not _Step.PAGE:
+            if connection.step is _Step.PAGE:
+                self._take_back(connection)
+            else:
                 self._selector.unregister(connection.socket)
             connection.socket.close()
             connection.unsent = memoryview(b"")
+
+    def _take_back(self, connection: _Connection) -> None:
+        """Make no page for a connection that has gone: pages that differ could be asked for without end."""
+        assert connection.asked is not None
+        with self._asked_changed:
+            waiting = self._asked.get(connection.asked, [])
+            if connection in waiting:
+                waiting.remove(connection)
+                if not waiting:
+                    del self._asked[connection.asked]
 
     def _take_rendered(self) -> None:
         with contextlib.suppress(BlockingIOError):

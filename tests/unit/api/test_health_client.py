@@ -1,4 +1,5 @@
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -49,6 +50,18 @@ async def test_a_service_is_alive_before_it_is_ready(server: ApiServer, path: Pa
     assert "Readiness is NOT_SERVING" in await asyncio.to_thread(unhealthy_reason, path, "Readiness")
     await server.set_ready(True)
     assert await asyncio.to_thread(unhealthy_reason, path, "Readiness") == ""
+
+
+@pytest.mark.parametrize("name", ["a%41", "a#b", "a?b", "a b", "ä", os.fsdecode(b"a\xff")])
+async def test_a_socket_may_have_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    server = ApiServer(path, Guard(), DecisionLog())
+    await server.start()
+    try:
+        assert await asyncio.to_thread(unhealthy_reason, path, "Liveness", timeout_s=60) == ""
+        assert await asyncio.to_thread(exit_status, "status", "--socket", str(path)) == 0
+    finally:
+        await server.stop(0)
 
 
 async def test_the_command_ends_with_what_the_service_says(

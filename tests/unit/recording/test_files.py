@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import os
 import resource
 import stat
 import sys
@@ -168,6 +169,17 @@ def test_what_only_has_the_name_of_a_recording_stops_none_and_stays(tmp_path: Pa
     assert older.is_dir()
     assert linked.is_symlink()
     assert not good.exists()
+
+
+def test_what_would_be_waited_for_is_no_recording(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path, Limits(files=1))
+    fifo = tmp_path / "lbguard-0-000000.jsonl.gz"
+    os.mkfifo(fifo)
+    assert writer.write(Entry("told", 1.0, LinkGone(ifindex=1)))
+    writer.close()
+    for paths in ([tmp_path], [fifo]):
+        with pytest.raises(RecordingError, match="is a FIFO, not a regular file"):
+            find_files(paths)
 
 
 def test_what_was_written_before_the_disk_was_full_stays(tmp_path: Path) -> None:

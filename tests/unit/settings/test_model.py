@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lbguard.settings.model import Settings, SettingsError, load
-from lbguard.settings.sources import MAX_BYTES, leaves
+from lbguard.settings.sources import MAX_BYTES, MAX_PROBLEMS, leaves
 
 
 def refused(**arguments: object) -> dict[str, str]:
@@ -173,6 +173,12 @@ def test_switches_may_be_written_as_yaml_has_them(tmp_path: Path) -> None:
 def test_a_fifo_in_place_of_the_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "lbguard.yaml")
     assert "is a FIFO, not a regular file" in refused(config=tmp_path / "lbguard.yaml")["config"]
+
+
+def test_a_file_of_nothing_but_unknown_names_is_given_up_early(tmp_path: Path) -> None:
+    config = tmp_path / "lbguard.yaml"
+    config.write_text("".join(f"k{number}: 1\n" for number in range(500)))
+    assert len(refused(config=config)) == MAX_PROBLEMS
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

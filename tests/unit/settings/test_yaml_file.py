@@ -106,6 +106,7 @@ def test_what_is_taken(content: str, value: object) -> None:
         ("a: 2026-01-01", "2026-01-01 would be read as a date"),
         ("a: 2026-01-01T10:00:00Z", "would be read as a date"),
         ("a: " + "9" * 5000, "is too long for a number"),
+        ("a: 1" + ":1" * 1_000_000, "is too long for a number"),
         (b"a: 1\nb: \xff", "line 2, column 4: is not UTF-8 (byte 0xff)"),
         ("a: 1".encode("utf-16"), "is not UTF-8"),
         ("a: 1\nb: \0", "is no valid YAML: line 2: control characters are not allowed (U+0000)"),

@@ -202,6 +202,27 @@ def test_a_file_full_of_errors_is_given_up_early() -> None:
     assert MAX_PROBLEMS <= len(problems_of(f"streams: [{'{x: 1},' * 100_000}]")) < MAX_PROBLEMS + 10
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "streams: [], " + ", ".join(f"k{n}: 1" for n in range(20_000)),
+        "streams: [{name: a, " + ", ".join(f"k{n}: 1" for n in range(20_000)) + "}]",
+        "streams: [{name: a, targets: [{" + ", ".join(f"k{n}: 1" for n in range(20_000)) + "}]}]",
+        "streams: [{name: a, targets: [{identifier: 1, ips: [" + "x, " * 20_000 + "]}]}]",
+        "streams: [{name: a, vips: [" + "x, " * 20_000 + "]}]",
+        "streams: [" + ", ".join(f"{{name: a{n}}}" for n in range(5_000)) + "]",
+    ],
+)
+def test_no_list_of_problems_is_longer_than_somebody_reads(text: str) -> None:
+    assert len(problems_of(f"{{{text}}}")) <= MAX_PROBLEMS
+
+
+@pytest.mark.parametrize("text", ["name: {}", "name: a, {}: 1", "name: a, vips: [{}]", "name: a, max_targets: {}"])
+def test_a_problem_quotes_no_more_than_fits_into_a_line(text: str) -> None:
+    (problem,) = problems_of("streams:\n  - {" + text.replace("{}", "? " + "x" * 1_000_000, 1) + "}\n")
+    assert len(problem) < 1000
+
+
 def test_every_problem_is_listed_and_the_text_is_bounded() -> None:
     targets = ", ".join(f"{{identifier: {200 + n}, ips: [10.0.0.{n}]}}" for n in range(1, 31))
     with pytest.raises(TargetsFileError) as caught:

@@ -174,6 +174,19 @@ def test_requests_for_the_same_page_share_it(serve: Serve) -> None:
     assert served.pages.made == 2
 
 
+def test_no_page_is_made_for_clients_that_have_gone(serve: Serve) -> None:
+    served = serve(Limits(connections=4))
+    first = served.client(GET % b"/slow")
+    deadline = time.monotonic() + LIMIT_S
+    while not served.pages.made and time.monotonic() < deadline:
+        time.sleep(0.005)
+    others = [served.client(GET % b"/slow?%d" % number) for number in range(20)]
+    assert all(rest_of(client) == b"" for client in (first, *others[:16])), "each new one takes the oldest's place"
+    served.pages.go_on.set()
+    assert all(rest_of(client).endswith(b"slow\n") for client in others[16:])
+    assert served.pages.made == 5
+
+
 def test_headers_without_end_are_refused(serve: Serve) -> None:
     served = serve()
     client = served.client()
