@@ -181,7 +181,7 @@ class Daemon:
                 tasks = [group.create_task(lane.run()) for lane in self._lanes]
                 parts = (self.runner.run(), self.mirror.wait(), self._poll(), self._local_vips.run())
                 tasks += map(group.create_task, parts)
-                tasks.append(group.create_task(self._hold_file.keep(self._open_holds)))
+                tasks.append(group.create_task(self._hold_file.keep(self._open_holds, self.engine.lost_subnets)))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
                 if self.settings.nsm.enabled:
@@ -204,9 +204,11 @@ class Daemon:
             self._hear_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         self._recording.start()
-        if holds := self._hold_file.load(time.monotonic()):
+        holds = self._hold_file.load(time.monotonic())
+        if holds:
             _log.info("open holds of an earlier run go on", extra=fields(targets=len(holds)))
-            self.runner.post((HoldsRemembered(holds=holds),))
+        if holds or self._hold_file.subnets:
+            self.runner.post((HoldsRemembered(holds=holds, subnets=self._hold_file.subnets),))
         await self.mirror.start()
         # The collector was off until here (see `cli_run.run`); what was loaded meanwhile stays, and is no work for it.
         gc.freeze()
@@ -233,7 +235,8 @@ class Daemon:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
                 if (holds := self._open_holds()) is not None:
-                    await asyncio.to_thread(self._hold_file.save, () if withdraw else holds, time.monotonic())
+                    left = ((), time.monotonic()) if withdraw else (holds, time.monotonic(), self.engine.lost_subnets())
+                    await asyncio.to_thread(self._hold_file.save, *left)
                 await self._distributor.close()
                 await self._packets.close()
         except TimeoutError:
