@@ -97,7 +97,13 @@ class Daemon:
         self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
         self._announcer = make_announcer(settings, self.engine.view.holds)
         self._kernel = KernelActuator(self._channel)
-        neighbors = NeighborActuator(self._channel, neighbor_timers(settings), self._journal.neighbors_refused)
+        neighbors = NeighborActuator(
+            self._channel,
+            neighbor_timers(settings),
+            self._journal.neighbors_refused,
+            self.engine.view.foreign_neighbor,
+            lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
+        )
         self._tables = DistributorActuator(self._distributor, self._committed)
         kernel_lane: Lane[KernelEffect] = Lane("kernel", self._kernel.perform, self._post)
         neighbor_lane: Lane[NeighborEffect] = Lane("neighbors", neighbors.perform, self._post, limit=256)
