@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lbguard.core import events as ev
+from lbguard.core.addr import Prefix
 from lbguard.core.availability import Availability
 from lbguard.core.commits import Commits
 from lbguard.core.config import EngineConfig
@@ -133,6 +134,10 @@ class Engine:
         seen_until = now if self.in_sync else self._observation.blind_since
         return self.life.memory.open_holds(self.stream_registry.streams.values(), self.life.deadlines, seen_until, now)
 
+    def lost_subnets(self) -> tuple[Prefix, ...]:
+        """Return the subnets that targets were reached by and that are gone: a later run must not take wider ones."""
+        return self.view.lost_subnets()
+
     def status(self, now: float) -> GuardStatus:
         """Return the whole state for those who look at it, built in one go."""
         return build_status(self, now)
@@ -177,6 +182,7 @@ class Engine:
 
     def _holds_remembered(self, event: ev.HoldsRemembered, now: float) -> None:
         self.life.memory.remember(event.holds, now)
+        self.view.remember_subnets(event.subnets)
 
     def _link_seen(self, event: ev.LinkSeen, now: float) -> None:
         self.view.link_seen(event)

@@ -299,9 +299,10 @@ class OpenHold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldsRemembered:
-    """An earlier run left these holds open. It comes before the first full view of the kernel."""
+    """An earlier run left these holds open, and had lost these subnets. It comes before the first full view."""
 
     holds: tuple[OpenHold, ...]
+    subnets: tuple[Prefix, ...] = ()
 
 
 Event = (

@@ -200,7 +200,10 @@ class KernelTables:
         return self._news(route.table, True)
 
     def _foreign_gone(self, key: RouteKey, route: Route) -> bool:
-        if self._foreign.get(key) != route:
+        known = self._foreign.get(key)
+        # Of one with several next hops the kernel may tell each alone; to ask for ours too soon is refused, no more.
+        of_several = known is not None and known.kind is RouteKind.UNICAST and not known.gateway
+        if known != route and not of_several:
             return False
         del self._foreign[key]
         self.routes.retry(key)

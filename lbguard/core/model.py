@@ -133,7 +133,11 @@ RULE_PRIORITY = 3000
 
 
 class Route(NamedTuple):
-    """A default route in a target's table. `gateway` and `oif` are set for UNICAST, empty and 0 for BLACKHOLE."""
+    """A default route in a target's table. `gateway` and `oif` are set for UNICAST, empty and 0 for BLACKHOLE.
+
+    A route of somebody else that has several next hops, a next-hop object or another type than these is UNICAST with
+    neither: what matters of it is the place that it takes.
+    """
 
     table: int
     ipv4: bool

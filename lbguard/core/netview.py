@@ -91,6 +91,14 @@ class NetView:
         """Follow a target address (counted, since several targets may share one)."""
         self._ownership.add_ip(ip)
 
+    def remember_subnets(self, subnets: Sequence[Prefix]) -> None:
+        """Take over subnets that an earlier run had lost; it comes before the first full view."""
+        self._ownership.remember(subnets)
+
+    def lost_subnets(self) -> tuple[Prefix, ...]:
+        """Return the subnets by which target addresses were reached and that are on no link now."""
+        return self._ownership.lost()
+
     def remove_ip(self, ip: Ip) -> None:
         """Stop following a target address."""
         if self._ownership.remove_ip(ip):

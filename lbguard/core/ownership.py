@@ -9,18 +9,22 @@ A target address is reached by the longest subnet that contains it. That subnet 
 is gone: a wider subnet of another link does not take over, since that would send packets out of a link that has nothing
 to do with the target. It does so only through the same link, or through a link that is newer than the lost one. What
 is there at the start counts as equally old, and the longest subnet that is on any link then is the address's own,
-usable or not.
+usable or not. A subnet that was lost is remembered for addresses that are listed anew while it is away, and for a later
+run.
 
 Cost. A change to a link touches only the target addresses in that link's subnets: they are indexed by prefix, for each
 prefix length that any link uses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from lbguard.core.addr import Ip, Prefix, prefix_of
 from lbguard.core.link import Link
 from lbguard.core.model import Condition, LinkKey
+
+_LOST_KEPT = 4096
+"""So many lost subnets are remembered, the last ones."""
 
 
 class _Home(NamedTuple):
@@ -50,6 +54,8 @@ class Ownership:
         self._disowned = disowned
         self._holders: dict[Prefix, dict[int, Link]] = {}
         self._stripped: dict[Prefix, Link] = {}
+        # Subnets with target addresses that are on no link any more, with the order of the last link that held each.
+        self._lost: dict[Prefix, int] = {}
         self._uses: dict[Ip, int] = {}
         self._homes: dict[Ip, _Home] = {}
         # The networks of a followed address by the lengths in use, longest first: `locate` is on the hot path.
@@ -120,6 +126,19 @@ class Ownership:
                     found = (None, network, Condition.NO_ADDRESS)
         return found
 
+    def remember(self, subnets: Iterable[Prefix]) -> None:
+        """Take over subnets that an earlier run had lost, before any link is known."""
+        for subnet in subnets:
+            self._index_length(len(subnet.network), subnet.length)
+            self._lost[subnet] = 0
+
+    def lost(self) -> tuple[Prefix, ...]:
+        """Return the subnets that are target addresses' own and on no link."""
+        if not self._lost:
+            return ()
+        own = {home.subnet for home in self._homes.values()}
+        return tuple(subnet for subnet in self._lost if subnet in own)
+
     def find_homes(self) -> None:
         """Give every followed address the longest subnet that is held as its own: the first full view is complete."""
         self._homes.clear()
@@ -132,6 +151,9 @@ class Ownership:
             if holders:
                 self._homes[ip] = _Home(network, max(link.order for link in holders.values()))
                 return
+            if network in self._lost:
+                self._homes[ip] = _Home(network, self._lost[network])
+                return
 
     # Links
 
@@ -139,6 +161,7 @@ class Ownership:
         """Note that a subnet is on a link."""
         self._index_length(len(subnet.network), subnet.length)
         self._stripped.pop(subnet, None)
+        self._lost.pop(subnet, None)
         holders = self._holders.setdefault(subnet, {})
         if link.ifindex in holders:
             return
@@ -153,8 +176,12 @@ class Ownership:
             if not holders:
                 del self._holders[subnet]
             self.elect(subnet)
-        if remains and subnet in self._members and not self._holders.get(subnet):
-            self._stripped[subnet] = link
+        if subnet in self._members and not self._holders.get(subnet):
+            self._lost[subnet] = link.order
+            if len(self._lost) > _LOST_KEPT:
+                del self._lost[next(iter(self._lost))]
+            if remains:
+                self._stripped[subnet] = link
 
     def forget(self, link: Link) -> None:
         """Forget what a link that is gone lost before."""

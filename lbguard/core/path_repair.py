@@ -37,7 +37,7 @@ class PathRepair:
         self.neighbors = NeighborWork(config, view)
         self._disowned: dict[LinkKey, None] = {}
         self._set_down: dict[int, LinkKey] = {}
-        self._subnets_down: dict[LinkKey, tuple[Prefix, ...]] = {}
+        self._subnets_down: dict[LinkKey, tuple[int, tuple[Prefix, ...]]] = {}
         self._moved: list[NeighborMoved] = []
         self._asked: dict[Route, int] = {}
 
@@ -184,14 +184,17 @@ class PathRepair:
             elif not self._tables.routes_through(key.ifindex) and self._view.answers_elsewhere(link):
                 del self._disowned[key]
                 self._set_down[key.ifindex] = key
-                self._subnets_down[key] = tuple(link.on_link())
+                self._subnets_down[key] = link.order, tuple(link.on_link())
                 effects.append(SetLinkDown(link=key, ifname=link.name))
-        for key, subnets in list(self._subnets_down.items()):
+        for key, (order, subnets) in list(self._subnets_down.items()):
             link = self._view.links.get(key.ifindex)
-            if link is not None and link.key == key and self._view.superseded(link, subnets):
+            # By its order it is the same link, though its MAC may be another by now: it is down all the same.
+            if link is not None and link.order != order:
+                link = None
+            if link is not None and self._view.superseded(link, subnets):
                 continue
             del self._subnets_down[key]
-            if link is not None and link.key == key:
+            if link is not None:
                 effects.append(SetLinkUp(link=key, ifname=link.name))
         return effects
 

@@ -6,7 +6,7 @@ link in another network namespace that rides on this one.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_interface, ip_network
+from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from socket import AF_INET, AF_INET6
 from typing import Any, Final
 
@@ -14,9 +14,14 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from lbguard.core.model import ROUTE_PROTOCOL
+from lbguard.kernel.nexthop_objects import has_nexthop_object
 
 _RTN_UNICAST: Final = 1
 _RTPROT_KERNEL: Final = 2
+_NUD_NOARP: Final = 0x40
+_NUD_PERMANENT: Final = 0x80
+_NTF_EXT_LEARNED: Final = 0x10
+_NTF_EXT_MANAGED: Final = 0x01
 _IFA_F_NODAD: Final = 0x02
 _IFA_F_PERMANENT: Final = 0x80
 _IFA_F_NOPREFIXROUTE: Final = 0x200
@@ -64,9 +69,12 @@ class LinkNeeds:
                 )
             }
             return (
-                self._stacked(own, links)
+                self._stacked(own, links, {str(subnet[0]) for subnet in subnets if subnet.num_addresses == 1})
                 or self._route(kernel.route("dump", family=AF_INET), subnets)
                 or self._route(kernel.route("dump", family=AF_INET6), subnets)
+                or ("a next-hop object leads through it" if has_nexthop_object(self._ifindex) else "")
+                or self._neighbor(kernel.neigh("dump", family=AF_INET, ifindex=self._ifindex), subnets)
+                or self._neighbor(kernel.neigh("dump", family=AF_INET6, ifindex=self._ifindex), subnets)
                 or self._rule(own.get("ifname"), [*kernel.rule("dump", family=AF_INET)])
                 or self._rule(own.get("ifname"), [*kernel.rule("dump", family=AF_INET6)])
             )
@@ -118,7 +126,7 @@ class LinkNeeds:
                     if error.code != _EXISTS:
                         raise
 
-    def _stacked(self, own: Message, links: dict[int, Message]) -> str:
+    def _stacked(self, own: Message, links: dict[int, Message], addresses: set[str]) -> str:
         lower, master = _lower(own), own.get("master")
         if master:
             return f"it is a port of {_name(links, master)}"
@@ -127,7 +135,7 @@ class LinkNeeds:
                 return f"{_name(links, index)} is a port of it"
             # The two ends of a veth pair in one namespace name each other.
             rides = _lower(link) == self._ifindex and index not in (lower, self._ifindex)
-            if rides or self._ifindex in _tunnel_links(link):
+            if rides or self._ifindex in _tunnel_ends(link, "_LINK") or addresses & {*_tunnel_ends(link, "_LOCAL")}:
                 return f"{_name(links, index)} rides on it"
         if lower and _lower(links.get(lower, {})) != self._ifindex:
             return f"it rides on {_name(links, lower)}"
@@ -135,15 +143,36 @@ class LinkNeeds:
 
     def _route(self, routes: Iterable[Message], subnets: set[Any]) -> str:
         for route in routes:
-            if route["proto"] == ROUTE_PROTOCOL or route["type"] != _RTN_UNICAST or not self._leads_here(route):
+            made_by_kernel = route["proto"] == _RTPROT_KERNEL
+            if route["proto"] == ROUTE_PROTOCOL or not self._leads_here(route):
+                continue
+            if made_by_kernel and route["type"] != _RTN_UNICAST:
                 continue
             destination = route.get("dst")
             if destination is None:
                 return "the default route leads through it"
             network = ip_network(f"{destination}/{route['dst_len']}")
-            if network.is_link_local or (route["proto"] == _RTPROT_KERNEL and network in subnets):
+            if network.is_link_local or (made_by_kernel and network in subnets):
                 continue
             return f"the route to {network} leads through it"
+        return ""
+
+    def _neighbor(self, entries: Iterable[Message], subnets: set[Any]) -> str:
+        """Find an entry that somebody made: the kernel drops all of a link that is set down, and makes none anew."""
+        for entry in entries:
+            destination = entry.get("dst")
+            if destination is None or entry["ifindex"] != self._ifindex:
+                continue
+            ip = ip_address(destination)
+            # Those of multicast and broadcast addresses are the kernel's.
+            unasked = entry["state"] & _NUD_NOARP and not ip.is_multicast
+            by_hand = entry["state"] & _NUD_PERMANENT or (
+                unasked and not any(ip == net.broadcast_address for net in subnets if net.num_addresses > 1)
+            )
+            flags_ext = entry.get("NDA_FLAGS_EXT") or 0
+            learned = entry["flags"] & _NTF_EXT_LEARNED or flags_ext & _NTF_EXT_MANAGED or entry.get("NDA_PROTOCOL")
+            if by_hand or learned:
+                return f"somebody made the neighbour entry of {ip} on it"
         return ""
 
     def _leads_here(self, route: Message) -> bool:
@@ -160,12 +189,15 @@ def _lower(link: Message) -> int:
     return 0 if link.get("link_netnsid") is not None else link.get("link") or 0
 
 
-def _tunnel_links(link: Message) -> list[int]:
-    """Return the links that a tunnel (vxlan, gre, ...) sends through: they stand with the data of its kind."""
+def _tunnel_ends(link: Message, which: str) -> list[Any]:
+    """Return the links that a tunnel (vxlan, gre, ...) sends through, or its own addresses.
+
+    They stand with the data of its kind, in attributes whose names end alike.
+    """
     info = link.get("linkinfo")
     data = info.get("data") if info else None
     attributes = data.get("attrs", ()) if data else ()
-    return [value for name, value in attributes if name.endswith("_LINK")]
+    return [value for name, value in attributes if name.endswith(which)]
 
 
 def _name(links: dict[int, Message], index: int) -> str:

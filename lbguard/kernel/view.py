@@ -182,8 +182,10 @@ class View:
         out.append(event)
 
     def _lose_ipv4_routes(self, ifindex: int, out: list[Event]) -> None:
-        for route in tuple(self._ipv4_routes_by_link.get(ifindex, ())):
-            self._forget_route(route, out)
+        # Through which links the routes under 0 lead was not read. Taking one for gone costs a refused attempt at most.
+        for through in (ifindex, 0):
+            for route in tuple(self._ipv4_routes_by_link.get(through, ())):
+                self._forget_route(route, out)
         for slot in self._link_routes.values():
             told = slot.get(ifindex)
             if told is not None and len(told.prefix.network) == IPV4_LEN:

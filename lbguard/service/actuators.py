@@ -9,10 +9,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Generic, TypeVar
 
+from lbguard.core.addr import Ip
 from lbguard.core.effects import (
     AttachStream,
     CommitTables,
@@ -49,6 +50,9 @@ from lbguard.telemetry.log import fields
 _log = logging.getLogger("lbguard.service.actuators")
 
 T = TypeVar("T")
+
+_NEWS_TURNS = 20
+_NEWS_TURN_S = 0.001
 
 KernelEffect = ProgramRoutes | ProgramRules | SetLinkDown | SetLinkUp
 NeighborEffect = FlushNeighbors | ResolveNeighbors | ProbeNeighbors | TuneLink
@@ -160,18 +164,27 @@ class KernelActuator:
 
 
 class NeighborActuator:
-    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` hears of refusals."""
+    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` hears of refusals.
+
+    The kernel cannot be asked to change an entry only if it is still its own. So what somebody made since an effect was
+    decided is left out right before it is carried out: `foreign` tells of an entry by ifindex and address. Probes,
+    which nothing waits for, also wait a moment for what the kernel has said already (`news_waits`).
+    """
 
     def __init__(
         self,
         channel: NetlinkChannel,
         timers: NeighborTimers,
         on_refused: Callable[[Sequence[NeighborFailure]], None],
+        foreign: Callable[[int, Ip], bool] = lambda ifindex, ip: False,
+        news_waits: Callable[[], bool] = lambda: False,
     ) -> None:
         self._on_refused = on_refused
         self._neighbors = Neighbors(channel)
         self._links = LinkOperations(channel)
         self._timers = timers
+        self._foreign = foreign
+        self._news_waits = news_waits
 
     async def perform(self, effect: NeighborEffect) -> Sequence[Event]:
         """Carry out one effect."""
@@ -179,11 +192,12 @@ class NeighborActuator:
         try:
             match effect:
                 case FlushNeighbors():
-                    failures = await self._neighbors.flush(effect)
+                    failures = await self._neighbors.flush(replace(effect, entries=self._own(effect.entries)))
                 case ResolveNeighbors():
-                    failures = await self._neighbors.resolve(effect)
+                    failures = await self._neighbors.resolve(replace(effect, entries=self._own(effect.entries)))
                 case ProbeNeighbors():
-                    failures = await self._neighbors.probe(effect)
+                    await self._hear_news()
+                    failures = await self._neighbors.probe(replace(effect, entries=self._own(effect.entries)))
                 case TuneLink():
                     reason = await self._links.tune(effect.link.ifindex, effect.ifname, self._timers)
                     if reason:
@@ -193,6 +207,15 @@ class NeighborActuator:
         if failures:
             self._on_refused(failures)
         return []
+
+    async def _hear_news(self) -> None:
+        for _ in range(_NEWS_TURNS):
+            if not self._news_waits():
+                return
+            await asyncio.sleep(_NEWS_TURN_S)
+
+    def _own(self, entries: tuple[tuple[int, Ip], ...]) -> tuple[tuple[int, Ip], ...]:
+        return tuple(entry for entry in entries if not self._foreign(*entry))
 
 
 class DistributorActuator:

@@ -97,7 +97,13 @@ class Daemon:
         self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
         self._announcer = make_announcer(settings, self.engine.view.holds)
         self._kernel = KernelActuator(self._channel)
-        neighbors = NeighborActuator(self._channel, neighbor_timers(settings), self._event_reporter.neighbors_refused)
+        neighbors = NeighborActuator(
+            self._channel,
+            neighbor_timers(settings),
+            self._event_reporter.neighbors_refused,
+            self.engine.view.foreign_neighbor,
+            lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
+        )
         self._tables = DistributorActuator(self._distributor, self._committed)
         kernel_queue: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)
         neighbor_queue: WorkQueue[NeighborEffect] = WorkQueue("neighbors", neighbors.perform, self._post, limit=256)
@@ -185,7 +191,7 @@ class Daemon:
                 tasks = [group.create_task(queue.run()) for queue in self._work_queues]
                 parts = (self.runner.run(), self.mirror.wait(), self._poll(), self._local_vips.run())
                 tasks += map(group.create_task, parts)
-                tasks.append(group.create_task(self._hold_file.keep(self._open_holds)))
+                tasks.append(group.create_task(self._hold_file.keep(self._open_holds, self.engine.lost_subnets)))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
                 if self.settings.nsm.enabled:
@@ -208,9 +214,11 @@ class Daemon:
             self._hear_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         self._recording.start()
-        if holds := self._hold_file.load(time.monotonic()):
+        holds = self._hold_file.load(time.monotonic())
+        if holds:
             _log.info("open holds of an earlier run go on", extra=fields(targets=len(holds)))
-            self.runner.post((HoldsRemembered(holds=holds),))
+        if holds or self._hold_file.subnets:
+            self.runner.post((HoldsRemembered(holds=holds, subnets=self._hold_file.subnets),))
         await self.mirror.start()
         # The collector was off until here (see `cli_run.run`); what was loaded meanwhile stays, and is no work for it.
         gc.freeze()
@@ -237,7 +245,8 @@ class Daemon:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
                 if (holds := self._open_holds()) is not None:
-                    await asyncio.to_thread(self._hold_file.save, () if withdraw else holds, time.monotonic())
+                    left = ((), time.monotonic()) if withdraw else (holds, time.monotonic(), self.engine.lost_subnets())
+                    await asyncio.to_thread(self._hold_file.save, *left)
                 await self._distributor.close()
                 await self._packets.close()
         except TimeoutError:

@@ -1,9 +1,10 @@
 """The file beside the API's socket in which open holds outlive the process, so that a crash does not renew them.
 
-It is written while a hold is open and removed with the last one. It counts for the same boot and network namespace, and
-for a minute: whoever is restarted by a supervisor is back within that time; after a longer absence a loss may well have
-healed and come anew, and the worst that follows from forgetting it is one more window. Whatever is wrong with the file,
-it is ignored with a line in the log.
+It is written while a hold is open or a subnet is lost that targets were reached by, and removed with the last one. A
+later run learns from it that a wider subnet, such as the pod's own network, does not lead to those targets. It counts
+for the same boot and network namespace, and for a minute: whoever is restarted by a supervisor is back within that
+time; after a longer absence a loss may well have healed and come anew, and the worst that follows from forgetting it is
+one more window. Whatever is wrong with the file, it is ignored with a line in the log.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lbguard.core.addr import format_ip, parse_ip
+from lbguard.core.addr import Prefix, format_ip, parse_ip, parse_prefix
 from lbguard.core.events import OpenHold
 from lbguard.core.model import Condition
 from lbguard.telemetry.log import fields
@@ -30,12 +31,16 @@ FORMAT = "lbguard-holds-1"
 MAX_AGE_S = 60.0
 MAX_BYTES = 8 * 2**20
 _SAVE_EVERY_S = 0.25
+_REFRESH_S = 15.0
+"""Lost subnets alone change seldom; the file is only kept from getting old."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NAMESPACE = "/proc/self/ns/net"
 
 
 class HoldFile:
     """One file of open holds, `<socket>.holds`; the clock is the monotonic one. Nothing here raises.
+
+    `subnets`: those that were lost, as last read or written.
 
     The directory is opened for each use, and the file relative to it: nothing is followed but what is configured.
     """
@@ -45,15 +50,27 @@ class HoldFile:
         self._whose = _whose()
         self._written = False
         self._refused = False
+        self.subnets: tuple[Prefix, ...] = ()
+        self._saved_at = -math.inf
         self._saving = threading.Lock()
 
-    async def keep(self, open_holds: Callable[[], Sequence[OpenHold] | None]) -> None:
+    async def keep(
+        self,
+        open_holds: Callable[[], Sequence[OpenHold] | None],
+        lost_subnets: Callable[[], tuple[Prefix, ...]] = tuple,
+    ) -> None:
         """Save the holds that are open, again and again, until cancelled; None: nobody knows yet which are."""
+        held = True
         while True:
             await asyncio.sleep(_SAVE_EVERY_S)
-            holds = open_holds()
-            if holds or (self._written and holds is not None):
-                await asyncio.to_thread(self.save, holds, time.monotonic())
+            holds, now = open_holds(), time.monotonic()
+            if holds is None:
+                continue
+            subnets = lost_subnets()
+            waits = not holds and not held and subnets == self.subnets and now < self._saved_at + _REFRESH_S
+            if (holds or subnets or self._written) and not waits:
+                held = bool(holds)
+                await asyncio.to_thread(self.save, holds, now, subnets)
 
     def load(self, now: float) -> tuple[OpenHold, ...]:
         """Return the holds that an earlier run left open; nothing when there are none, or when they do not count."""
@@ -70,18 +87,19 @@ class HoldFile:
             )
             return ()
 
-    def save(self, holds: Sequence[OpenHold], now: float) -> None:
-        """Replace the file; without holds, remove it."""
-        if not holds and not self._written:
+    def save(self, holds: Sequence[OpenHold], now: float, subnets: tuple[Prefix, ...] = ()) -> None:
+        """Replace the file; without holds and lost subnets, remove it."""
+        if not holds and not subnets and not self._written:
             return
+        self.subnets, self._saved_at = subnets, now
         try:
             with self._saving, _directory(self.path) as directory:
-                if holds:
-                    _replace(self.path.name, directory, json.dumps(self._document(holds, now)).encode())
+                if holds or subnets:
+                    _replace(self.path.name, directory, json.dumps(self._document(holds, subnets, now)).encode())
                 else:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.path.name, dir_fd=directory)
-            self._written, self._refused = bool(holds), False
+            self._written, self._refused = bool(holds or subnets), False
         except OSError as error:
             if not self._refused:
                 self._refused = True
@@ -94,7 +112,7 @@ class HoldFile:
                     ),
                 )
 
-    def _document(self, holds: Sequence[OpenHold], now: float) -> dict[str, object]:
+    def _document(self, holds: Sequence[OpenHold], subnets: tuple[Prefix, ...], now: float) -> dict[str, object]:
         rows = [
             [
                 hold.stream,
@@ -107,7 +125,7 @@ class HoldFile:
             ]
             for hold in holds
         ]
-        return {"format": FORMAT, **self._whose, "at": now, "holds": rows}
+        return {"format": FORMAT, **self._whose, "at": now, "holds": rows, "subnets": [*map(str, subnets)]}
 
     def _holds(self, document: Any, now: float) -> tuple[OpenHold, ...]:
         """Return what a document says.
@@ -123,7 +141,9 @@ class HoldFile:
             # That is no fault: the host booted, the pod was made anew, or lbguard was away for long.
             _log.info("open holds of an earlier run are too old", extra=fields(path=str(self.path)))
             return ()
-        return tuple(_hold(*row) for row in document["holds"])
+        holds = tuple(_hold(*row) for row in document["holds"])
+        self.subnets = tuple(parse_prefix(subnet) for subnet in document["subnets"])
+        return holds
 
 
 def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, frozen_s: Any, left_s: Any) -> OpenHold:

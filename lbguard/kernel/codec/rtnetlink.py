@@ -207,11 +207,10 @@ def _route(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) 
         if src_len or tos or table != c.RT_TABLE_MAIN or made_by_kernel or kind_number != RouteKind.UNICAST:
             return IgnoredReason.NOT_DEFAULT_ROUTE
         return _on_link(data, offset, end, dst_len)
-    kind = _ROUTE_KINDS.get(kind_number)
-    if kind is None:
-        return IgnoredReason.OTHER_ROUTE_TYPE
     if flags & c.RTM_F_CLONED:
         return IgnoredReason.ROUTE_CACHED
+    kind = _ROUTE_KINDS.get(kind_number, RouteKind.UNICAST)
+    odd = None if kind_number in _ROUTE_KINDS else IgnoredReason.OTHER_ROUTE_TYPE
     gateway: bytes = b""
     oif = metric = 0
     offset += 12
@@ -234,10 +233,15 @@ def _route(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) 
             else:
                 metric = number
         elif attribute in _ROUTE_SHAPES:
-            return _ROUTE_SHAPES[attribute]
+            odd = odd or _ROUTE_SHAPES[attribute]
         offset += (length + 3) & -4
+    if odd and (protocol == ROUTE_PROTOCOL or not is_target_table(table)):
+        return odd
     if protocol != ROUTE_PROTOCOL and not is_target_table(table):
         return IgnoredReason.OTHER_TABLE
+    if odd:
+        # Somebody else's, and of a kind or shape that ours never has; but it takes the place of one of ours.
+        return Route(table, family == c.AF_INET, RouteKind.UNICAST, metric, b"", 0, protocol)
     if kind is RouteKind.BLACKHOLE:
         # IPv6 names the loopback as the device of a blackhole; to us it has none.
         gateway, oif = b"", 0

@@ -25,6 +25,29 @@ NEEDS = {
         "the route to 10.0.0.0/8 leads through it",
     ),
     "another table": (["-6 route add fd77::/64 via fd00::2 table 77"], "the route to fd77::/64 leads through it"),
+    "a next-hop object without a route": (
+        ["nexthop add id 5 via 172.16.0.2 dev nse-a"],
+        "a next-hop object leads through it",
+    ),
+    "a route to what is delivered here": (
+        ["route add local 10.0.0.0/8 dev nse-a"],
+        "the route to 10.0.0.0/8 leads through it",
+    ),
+    "a static neighbour": (
+        ["neigh add 172.16.0.9 lladdr 02:00:00:00:00:09 dev nse-a nud permanent"],
+        "somebody made the neighbour entry of 172.16.0.9 on it",
+    ),
+    "a neighbour of a control plane": (
+        ["neigh add fd00::9 lladdr 02:00:00:00:00:09 dev nse-a nud stale extern_learn"],
+        "somebody made the neighbour entry of fd00::9 on it",
+    ),
+    "a tunnel from its address": (
+        [
+            "addr add 172.16.7.1/24 dev nse-a",
+            "link add vx0 type vxlan id 5 local 172.16.7.1 remote 10.0.0.9 dstport 4789",
+        ],
+        "vx0 rides on it",
+    ),
     "a rule": (["rule add iif nse-a lookup 77"], "a routing rule names it"),
 }
 

@@ -132,16 +132,19 @@ def test_a_route_in_our_place_stays_and_ours_comes_when_it_is_gone(guarded: Guar
         service.wait_until_admitted(3)
         assert guarded.states()[1] == "pending"
         assert "172.16.1.99" in guarded.lb.ip("route", "show", "table", "5001")
-        # One of a kind that is not even looked at is refused by the kernel.
-        hidden = "default table 5002 metric 2048 proto static nexthop via 172.16.1.98 nexthop via 172.16.1.99"
-        guarded.lb.ip("route", "replace", *hidden.split())
-        guarded.wait_for(t2="held")
-        service.wait_for_log("kernel refused")
+        # So do those of a kind that is never ours.
+        several = "default table 5002 metric 2048 proto static nexthop via 172.16.1.98 nexthop via 172.16.1.99"
+        refusing = "prohibit default table 5003 metric 2048 proto static"
+        guarded.lb.ip("route", "replace", *several.split())
+        guarded.lb.ip("route", "replace", *refusing.split())
+        guarded.wait_for(t2="held", t3="held")
         assert "172.16.1.98" in guarded.lb.ip("route", "show", "table", "5002")
-        guarded.lb.ip("route", "del", *other.split())
-        guarded.lb.ip("route", "del", *hidden.split(" nexthop")[0].split())
-        guarded.wait_for(t1="active", t2="active")
+        assert "prohibit" in guarded.lb.ip("route", "show", "table", "5003")
+        for gone in (other, several.split(" nexthop")[0], refusing):
+            guarded.lb.ip("route", "del", *gone.split())
+        guarded.wait_for(t1="active", t2="active", t3="active")
         assert guarded.gateways(1) == set(ips_of(1))
+        assert guarded.gateways(3) == set(ips_of(3))
 
 
 def test_a_link_with_an_excluded_name_is_left_alone_from_then_on(guarded: Guarded) -> None:

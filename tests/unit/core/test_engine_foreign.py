@@ -48,6 +48,20 @@ def test_the_route_of_somebody_else_in_our_place_stays_and_ours_comes_when_it_is
     assert guard.state(1) == "active"
 
 
+def test_of_a_route_with_several_next_hops_the_end_may_be_told_one_by_one() -> None:
+    guard = Guard(targets=1)
+    ours = guard.route(1)
+    assert ours is not None
+    several = ours._replace(gateway=b"", oif=0, protocol=4)
+    guard.routes = (guard.routes - {ours}) | {several}
+    guard.tell(ev.RouteGone(route=ours), ev.RouteSeen(route=several))
+    assert guard.target(1).cause is Condition.ROUTE_MISSING
+    guard.routes = guard.routes - {several}
+    guard.tell(ev.RouteGone(route=ours._replace(gateway=ip("172.16.0.99"), protocol=4)))
+    assert guard.route(1) == ours
+    assert guard.state(1) == "active"
+
+
 def test_a_route_is_added_where_nothing_of_ours_stands_and_replaced_where_something_does() -> None:
     guard = Guard(targets=1)
     guard.unlink(1)

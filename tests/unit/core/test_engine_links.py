@@ -112,6 +112,19 @@ def test_a_link_that_was_set_down_is_set_up_again_when_the_newer_one_goes() -> N
     assert guard.of(fx.SetLinkDown) == [], "once"
 
 
+def test_a_link_that_was_set_down_is_set_up_again_though_its_mac_changed() -> None:
+    guard = Guard(targets=1)
+    guard.link(2)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=2)
+    [down] = guard.of(fx.SetLinkDown)
+    guard.tell(ev.LinkSetDown(link=down.link))
+    guard.set_down(1)
+    guard.tell(guard.link_seen(1, up=False, admin_up=False, new_mac=77))
+    assert guard.of(fx.SetLinkUp) == []
+    guard.unlink(2)
+    assert guard.of(fx.SetLinkUp) == [fx.SetLinkUp(link=down.link, ifname="nse-1")]
+
+
 def test_a_link_that_was_left_up_is_not_set_up() -> None:
     guard = Guard(targets=1)
     guard.link(2)

@@ -8,7 +8,7 @@ import pytest
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.addr import parse_prefix
-from lbguard.core.model import Condition, StreamSpec, TargetSpec
+from lbguard.core.model import Condition, StreamSpec, TargetSpec, TargetState
 from tests.unit.core.harness import STREAM, Guard, ip
 
 
@@ -33,6 +33,32 @@ def test_a_wider_subnet_of_another_link_does_not_take_over() -> None:
     assert guard.routes == {route for route in guard.routes if route.oif != 2}
     guard.link(3)
     assert oifs(guard) == {3}
+
+
+def test_a_wider_subnet_does_not_take_over_what_is_listed_anew_or_met_by_a_later_run() -> None:
+    guard = Guard(start=False)
+    wider = guard.link_seen(2), guard.address(2, "172.16.200.5/16")
+    guard.tell(
+        ev.KernelSnapshot(links=(guard.link_seen(1), wider[0]), addresses=(guard.address(1, "172.16.0.1/24"), wider[1]))
+    )
+    guard.register(1)
+    assert guard.engine.lost_subnets() == ()
+    guard.unlink(1)
+    assert guard.engine.lost_subnets() == (parse_prefix("172.16.0.0/24"),)
+    guard.source(StreamSpec(name=STREAM))
+    guard.register(1)
+    assert guard.target(1).state is TargetState.PENDING
+
+    later = Guard(start=False)
+    later.tell(ev.HoldsRemembered(holds=(), subnets=guard.engine.lost_subnets()))
+    later.tell(ev.KernelSnapshot(links=wider[:1], addresses=wider[1:]))
+    later.register(1)
+    assert later.target(1).state is TargetState.PENDING
+    assert oifs(later) == set()
+    assert later.engine.lost_subnets() == guard.engine.lost_subnets()
+    later.link(3)
+    assert oifs(later) == {3}
+    assert later.engine.lost_subnets() == ()
 
 
 def test_a_wider_subnet_of_a_newer_link_takes_over() -> None:

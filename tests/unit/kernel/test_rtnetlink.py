@@ -205,6 +205,15 @@ def test_ignored_routes(body: bytes, reason: str) -> None:
     assert reasons(frames.message(24, body)) == [reason]
 
 
+@pytest.mark.parametrize("kind", [2, 7, 8, 9])
+@pytest.mark.parametrize("extra", [b"", frames.attribute(9, b"\0" * 16), frames.u32(30, 4) + frames.u32(4, 9)])
+def test_a_route_of_somebody_else_takes_its_place_whatever_it_is(kind: int, extra: bytes) -> None:
+    body = frames.route_body(5007, metric=2048, kind=kind if not extra else 1, protocol=4, extra=extra)
+    route = Route(table=5007, ipv4=True, kind=RouteKind.UNICAST, metric=2048, gateway=b"", oif=0, protocol=4)
+    assert events(frames.message(24, body)) == [RouteSeen(route=route)]
+    assert events(frames.message(25, body)) == [RouteGone(route=route)]
+
+
 def test_our_own_leftovers_pass_in_any_table() -> None:
     assert len(events(frames.message(24, frames.route_body(9999, gateway=V4, oif=9)))) == 1
     assert len(events(frames.message(32, frames.rule_body(9999, 9999)))) == 1

@@ -111,7 +111,9 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     hold = ev.OpenHold(
         stream=STREAM, identifier=2, ips=(ipv4_of(2),), cause=Condition.NO_LINK, broken_s=0.5, frozen_s=None
     )
-    yield ev.HoldsRemembered(holds=(hold, dataclasses.replace(hold, stream="stream-b", frozen_s=0.25)))
+    yield ev.HoldsRemembered(
+        holds=(hold, dataclasses.replace(hold, stream="stream-b", frozen_s=0.25)), subnets=(parse_prefix("10.0.0.0/8"),)
+    )
     yield ev.KernelOutOfSync(reason="overrun")
     yield ev.KernelSnapshot(
         links=(guard.link_seen(1), guard.link_seen(2)),

@@ -328,3 +328,28 @@ async def test_refused_neighbours_are_told_to_who_counts_them() -> None:
         assert await actuator.perform(effect) == []
     assert [(failure.ip, failure.reason[:5]) for failure in refused] == [(bytes([10, 0, 0, 1]), "EPERM")]
     kernel.close()
+
+
+async def test_entries_that_somebody_made_since_the_decision_are_left_out() -> None:
+    kernel = FakeKernel()
+    made: set[tuple[int, bytes]] = set()
+    heard: list[bool] = []
+
+    def news_waits() -> bool:
+        made.add((3, bytes([10, 0, 0, 2])))
+        heard.append(len(heard) < 2)
+        return heard[-1]
+
+    actuator = NeighborActuator(
+        NetlinkChannel(kernel), TIMERS, lambda failures: None, lambda ifindex, ip: (ifindex, ip) in made, news_waits
+    )
+    entries = tuple((3, bytes([10, 0, 0, n])) for n in range(3))
+    for effect in (
+        fx.ProbeNeighbors(entries=entries),
+        fx.ResolveNeighbors(entries=entries),
+        fx.FlushNeighbors(entries=entries),
+    ):
+        await actuator.perform(effect)
+    assert heard == [True, True, False]
+    assert [len(batch) for batch in kernel.batches] == [2, 2, 2]
+    kernel.close()

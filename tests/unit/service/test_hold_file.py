@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lbguard.core.addr import parse_ip
+from lbguard.core.addr import Prefix, parse_ip, parse_prefix
 from lbguard.core.events import OpenHold
 from lbguard.core.model import Condition
 from lbguard.service.hold_file import MAX_AGE_S, MAX_BYTES, HoldFile
@@ -173,6 +173,24 @@ async def test_it_is_kept_as_holds_come_and_go(socket: Path) -> None:
         holds = HOLDS
         await eventually(file.path.exists)
         holds = ()
+        await eventually(lambda: not file.path.exists())
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_lost_subnets_are_kept_without_a_hold_and_read_again(socket: Path) -> None:
+    file = HoldFile(socket)
+    lost = (parse_prefix("172.16.0.0/24"), parse_prefix("fd00:16::/64"))
+    subnets: tuple[Prefix, ...] = lost
+    keeping = asyncio.create_task(file.keep(tuple, lambda: subnets))
+    try:
+        await eventually(file.path.exists)
+        at = json.loads(file.path.read_text())["at"]
+        later = HoldFile(socket)
+        assert later.load(at) == ()
+        assert later.subnets == lost
+        subnets = ()
         await eventually(lambda: not file.path.exists())
     finally:
         keeping.cancel()
