@@ -134,9 +134,9 @@ class Engine:
         seen_until = now if self.in_sync else self._observation.blind_since
         return self.life.memory.open_holds(self.stream_registry.streams.values(), self.life.deadlines, seen_until, now)
 
-    def lost_subnets(self) -> tuple[Prefix, ...]:
-        """Return the subnets that targets were reached by and that are gone: a later run must not take wider ones."""
-        return self.view.lost_subnets()
+    def subnets_to_remember(self) -> tuple[Prefix, ...]:
+        """Return the subnets that targets are reached by and that a later run must not take wider ones for."""
+        return self.view.subnets_to_remember()
 
     def status(self, now: float) -> GuardStatus:
         """Return the whole state for those who look at it, built in one go."""

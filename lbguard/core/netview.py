@@ -95,9 +95,9 @@ class NetView:
         """Take over subnets that an earlier run had lost; it comes before the first full view."""
         self._ownership.remember(subnets)
 
-    def lost_subnets(self) -> tuple[Prefix, ...]:
-        """Return the subnets by which target addresses were reached and that are on no link now."""
-        return self._ownership.lost()
+    def subnets_to_remember(self) -> tuple[Prefix, ...]:
+        """Return the subnets that a later run has to know to be target addresses' own."""
+        return self._ownership.to_remember()
 
     def remove_ip(self, ip: Ip) -> None:
         """Stop following a target address."""

@@ -132,12 +132,23 @@ class Ownership:
             self._index_length(len(subnet.network), subnet.length)
             self._lost[subnet] = 0
 
-    def lost(self) -> tuple[Prefix, ...]:
-        """Return the subnets that are target addresses' own and on no link."""
-        if not self._lost:
-            return ()
-        own = {home.subnet for home in self._homes.values()}
-        return tuple(subnet for subnet in self._lost if subnet in own)
+    def to_remember(self) -> tuple[Prefix, ...]:
+        """Return the subnets that a later run has to know to be target addresses' own, whatever it finds then.
+
+        Those are the ones that are on no link, and those that a wider subnet of another link contains.
+        """
+        found: dict[Prefix, None] = {}
+        if self._lost:
+            own = {home.subnet for home in self._homes.values()}
+            found = {subnet: None for subnet in self._lost if subnet in own}
+        lengths = {(len(subnet.network), subnet.length) for subnet in self.owners}
+        if len(lengths) > len({family for family, _ in lengths}):
+            found |= {home.subnet: None for ip, home in self._homes.items() if self._is_contained(ip, home)}
+        return tuple(found)
+
+    def _is_contained(self, ip: Ip, home: _Home) -> bool:
+        owners = (self.owners.get(network) for network in self._networks[ip] if network.length < home.subnet.length)
+        return any(owner is not None and owner.order != home.order for owner in owners)
 
     def find_homes(self) -> None:
         """Give every followed address the longest subnet that is held as its own: the first full view is complete."""

@@ -58,7 +58,7 @@ class PlainDialer:
     @contextlib.asynccontextmanager
     async def dial(self, endpoint: Endpoint) -> AsyncIterator[Session]:
         """See Dialer."""
-        async with grpc.aio.insecure_channel(target_of(endpoint), options=_options()) as channel:
+        async with grpc.aio.insecure_channel(target_of(endpoint), options=channel_options()) as channel:
             yield Session(channel)
 
     def stamp(self) -> object:
@@ -91,7 +91,7 @@ class TlsDialer:
         tunnel = TlsTunnel(
             endpoint.host, endpoint.port, _Fixed(self._material()), server_name=self._server_name or endpoint.host
         )
-        options = [*_options(), ("grpc.default_authority", str(endpoint))]
+        options = [*channel_options(), ("grpc.default_authority", str(endpoint))]
         async with tunnel, grpc.aio.insecure_channel(tunnel.target, options=options) as channel:
             yield Session(channel, tunnel)
 
@@ -133,7 +133,8 @@ def reason_of(error: BaseException) -> str:
     return str(error) or error.__class__.__name__
 
 
-def _options() -> list[tuple[str, str | int]]:
+def channel_options() -> list[tuple[str, str | int]]:
+    """Return what every channel of ours asks of gRPC."""
     return [
         # Each attempt of ours is one attempt to connect, so gRPC must not share what earlier channels learned.
         ("grpc.use_local_subchannel_pool", 1),

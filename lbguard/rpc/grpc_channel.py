@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from lbguard.rpc.channels import CONNECT_TIMEOUT_MS, RECEIVE_BYTES_MAX, reason_of, target_of
+from lbguard.rpc.channels import channel_options, reason_of, target_of
 from lbguard.rpc.tls_tunnel import TlsMaterialSource, TlsTunnel
 from lbguard.settings.dial_address import Endpoint
 
@@ -56,14 +56,7 @@ async def open_channel(spec: ChannelSpec) -> AsyncIterator[Session]:
 
 
 def _options(spec: ChannelSpec) -> list[tuple[str, str | int]]:
-    options: list[tuple[str, str | int]] = [
-        # Each attempt of ours is one attempt to connect, so gRPC must not share what earlier channels learned.
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
-        ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
-        # A proxy of the environment is not meant for addresses inside the cluster.
-        ("grpc.enable_http_proxy", 0),
-    ]
+    options = channel_options()
     if spec.keepalive_s:
         options += [
             ("grpc.keepalive_time_ms", round(spec.keepalive_s * 1000)),

@@ -191,7 +191,7 @@ class Daemon:
                 tasks = [group.create_task(queue.run()) for queue in self._work_queues]
                 parts = (self.runner.run(), self.mirror.wait(), self._poll(), self._local_vips.run())
                 tasks += map(group.create_task, parts)
-                tasks.append(group.create_task(self._hold_file.keep(self._open_holds, self.engine.lost_subnets)))
+                tasks.append(group.create_task(self._hold_file.keep(self._open_holds, self.engine.subnets_to_remember)))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
                 if self.settings.nsm.enabled:
@@ -245,7 +245,11 @@ class Daemon:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
                 if (holds := self._open_holds()) is not None:
-                    left = ((), time.monotonic()) if withdraw else (holds, time.monotonic(), self.engine.lost_subnets())
+                    left = (
+                        ((), time.monotonic())
+                        if withdraw
+                        else (holds, time.monotonic(), self.engine.subnets_to_remember())
+                    )
                     await asyncio.to_thread(self._hold_file.save, *left)
                 await self._distributor.close()
                 await self._packets.close()

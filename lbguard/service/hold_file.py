@@ -57,7 +57,7 @@ class HoldFile:
     async def keep(
         self,
         open_holds: Callable[[], Sequence[OpenHold] | None],
-        lost_subnets: Callable[[], tuple[Prefix, ...]] = tuple,
+        subnets_to_remember: Callable[[], tuple[Prefix, ...]] = tuple,
     ) -> None:
         """Save the holds that are open, again and again, until cancelled; None: nobody knows yet which are."""
         held = True
@@ -66,7 +66,7 @@ class HoldFile:
             holds, now = open_holds(), time.monotonic()
             if holds is None:
                 continue
-            subnets = lost_subnets()
+            subnets = subnets_to_remember()
             waits = not holds and not held and subnets == self.subnets and now < self._saved_at + _REFRESH_S
             if (holds or subnets or self._written) and not waits:
                 held = bool(holds)
