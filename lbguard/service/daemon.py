@@ -38,6 +38,7 @@ from lbguard.service.actuators import (
 from lbguard.service.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
 from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
 from lbguard.service.event_reporter import EventReporter
+from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
 from lbguard.service.local_vips import LocalVips
 from lbguard.service.packet_counts import PacketCounts
@@ -353,7 +354,7 @@ class Daemon:
                     streams=len(stream_registry.streams), targets=len(stream_registry.by_mark), after_s=after_s
                 ),
             )
-            _calm_garbage_collection()
+            GarbageCalmer().start()
 
     async def _open_servers(self) -> "Servers":
         """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
@@ -408,24 +409,6 @@ class Daemon:
             self._announcer.announce(effect)
         else:
             self._announcer.solicit(effect)
-
-
-def _calm_garbage_collection() -> None:
-    """Take what lives long out of the collector's sight: a full collection stops everything.
-
-    What is made from now on is mostly free of cycles, so full collections can be rare; and what one of them leaves,
-    such as decisions and opinions that are kept, the next need not walk through again. What is frozen and has no cycle
-    goes all the same when nobody refers to it any more.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    gc.callbacks.append(_freeze_what_is_left)
-
-
-def _freeze_what_is_left(phase: str, info: dict[str, int]) -> None:
-    if phase == "stop" and info["generation"] == 2:
-        gc.freeze()
 
 
 async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) -> tuple[int, bool]:
