@@ -1,4 +1,4 @@
-"""Whether this load balancer can forward at all, made of the availability of its streams."""
+"""Availability of this load balancer, made of the availability of its streams."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable

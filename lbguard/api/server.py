@@ -37,7 +37,7 @@ class ApiError(StartError):
 
 
 class GuardView(Protocol):
-    """What the server reads. Called in the thread of the event loop; it must not block."""
+    """View of the service that the server reads. Called in the thread of the event loop; it must not block."""
 
     async def status(self) -> GuardStatus:
         """Return the whole state at this moment."""
@@ -47,7 +47,7 @@ class GuardView(Protocol):
 
 
 class DecisionFeed(Protocol):
-    """Where new decisions come from (`DecisionLog`)."""
+    """Source of new decisions (`DecisionLog`)."""
 
     def subscribe(self) -> Subscription:
         """Return a feed of the decisions from now on."""

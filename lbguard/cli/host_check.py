@@ -430,5 +430,5 @@ CHECKS: tuple[Check, ...] = (
 
 
 def blocks_start(finding: Finding) -> bool:
-    """Tell whether the service should not even start. The memory of one stream is no reason to leave the others."""
+    """Return whether the service should not even start. The memory of one stream is no reason to leave the others."""
     return finding.severity == "error" and finding.id != "memory_not_writable"

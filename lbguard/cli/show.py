@@ -1,4 +1,4 @@
-"""What the command line prints: tables for people, plain values for JSON."""
+"""Output of the command line: tables for people, plain values for JSON."""
 
 import datetime
 import time

@@ -46,7 +46,7 @@ _LOW = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What was last heard of the service.
+    """Latest data received from the service.
 
     Attributes:
         status: its state; None: it was never reached.

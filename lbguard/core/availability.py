@@ -1,4 +1,4 @@
-"""Whether this load balancer has a forwarding path for a stream. Only the loss waits; the gain is told at once.
+"""Availability of a stream: whether this load balancer has a forwarding path for it. Only a loss is delayed.
 
 This is apart from grace on purpose: while a table is held or frozen, routers should already send new traffic to other
 load balancers (symptom S12).

@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class Changes(NamedTuple, Generic[K, V]):
-    """What to put (add or replace) and what to delete, each in the order in which it became due."""
+    """Values to put (add or replace) and keys to delete, each in the order in which it became due."""
 
     put: list[V]
     delete: list[V]
@@ -43,12 +43,12 @@ class Delta(Generic[K, V]):
         self._due.pop(key, None)
 
     def satisfied(self, key: K) -> bool:
-        """Tell whether a managed key holds the desired value."""
+        """Return whether a managed key holds the desired value."""
         wanted = self._desired.get(key)
         return wanted is not None and self.actual.get(key) == wanted
 
     def saw(self, key: K, value: V) -> bool:
-        """Note the actual value of a key; tells whether that is news."""
+        """Note the actual value of a key; return whether that is news."""
         if self.actual.get(key) == value:
             return False
         self.actual[key] = value
@@ -56,7 +56,7 @@ class Delta(Generic[K, V]):
         return True
 
     def gone(self, key: K, value: V) -> bool:
-        """Note that this very value is gone (another value under the key stays); tells whether that is news."""
+        """Note that this very value is gone (another value under the key stays); return whether that is news."""
         if self.actual.get(key) != value:
             return False
         del self.actual[key]

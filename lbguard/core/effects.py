@@ -126,7 +126,7 @@ class PruneStreams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAvailability:
-    """Tell whether this load balancer has a forwarding path for a stream."""
+    """Return whether this load balancer has a forwarding path for a stream."""
 
     stream: str
     available: bool

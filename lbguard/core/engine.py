@@ -58,12 +58,12 @@ class Engine:
 
     @property
     def in_sync(self) -> bool:
-        """Whether the view of the kernel is complete and current. Nothing is withdrawn while it is not."""
+        """Return whether the view of the kernel is complete and current. Nothing is withdrawn while it is not."""
         return not self.sync_reason
 
     @property
     def running(self) -> bool:
-        """Whether the first full view and the first list have come."""
+        """Return whether the first full view and the first list have come."""
         return self._snapshot_seen and self._source_read
 
     def observe(self, event: Event, now: float) -> list[Effect]:

@@ -38,7 +38,7 @@ PENDING, ACTIVE, HELD, FROZEN, WITHDRAWN = TargetState
 
 
 class Input(StrEnum):
-    """What can happen to a target."""
+    """Input of the state machine of a target."""
 
     PATH_OK = "path_ok"
     PATH_PARTIAL = "path_partial"

@@ -18,7 +18,7 @@ from lbguard.core.model import BLACKHOLE_METRIC, ROUTE_METRIC, ROUTE_PROTOCOL, R
 
 
 class RouteKey(NamedTuple):
-    """What identifies a default route to the kernel: a new route with the same key replaces the old one."""
+    """Key of a default route in the kernel: a new route with the same key replaces the old one."""
 
     table: int
     ipv4: bool
@@ -26,7 +26,7 @@ class RouteKey(NamedTuple):
 
 
 class RuleKey(NamedTuple):
-    """What identifies one of our rules."""
+    """Key of one of our rules."""
 
     mark: int
     ipv4: bool
@@ -80,7 +80,7 @@ class KernelTables:
                 self.routes.want_absent(RouteKey(mark, ipv4, metric))
 
     def want_path(self, mark: int, ip: Ip, ifindex: int) -> bool:
-        """Desire a path's route through its owning link; tells whether rule and such a route stand in the kernel."""
+        """Desire a path's route through its owning link; return whether rule and such a route stand in the kernel."""
         ipv4 = is_ipv4(ip)
         key = RouteKey(mark, ipv4, ROUTE_METRIC)
         self.routes.want(key, Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, ifindex))
@@ -119,7 +119,7 @@ class KernelTables:
     # Actual
 
     def route_seen(self, route: Route) -> bool:
-        """Note a route; tells whether that is news about one of ours."""
+        """Note a route; return whether that is news about one of ours."""
         key = route_key(route)
         if route.protocol != ROUTE_PROTOCOL:
             return self._foreign_seen(key, route)
@@ -131,7 +131,7 @@ class KernelTables:
         return self._news(route.table, self.routes.saw(key, route))
 
     def route_gone(self, route: Route) -> bool:
-        """Note that a route is gone; tells whether that is news about one of ours."""
+        """Note that a route is gone; return whether that is news about one of ours."""
         key = route_key(route)
         if route.protocol != ROUTE_PROTOCOL:
             return self._foreign_gone(key, route)
@@ -149,13 +149,13 @@ class KernelTables:
         return len(self._by_oif.get(ifindex, ()))
 
     def rule_seen(self, rule: Rule) -> bool:
-        """Note a rule; tells whether that is news about one of ours."""
+        """Note a rule; return whether that is news about one of ours."""
         if rule.protocol != ROUTE_PROTOCOL:
             return False
         return self._news(rule.mark, self.rules.saw(rule_key(rule), rule))
 
     def rule_gone(self, rule: Rule) -> bool:
-        """Note that a rule is gone; tells whether that is news about one of ours."""
+        """Note that a rule is gone; return whether that is news about one of ours."""
         if rule.protocol != ROUTE_PROTOCOL:
             return False
         return self._news(rule.mark, self.rules.gone(rule_key(rule), rule))

@@ -1,4 +1,4 @@
-"""Which neighbours of a link that just came are still unresolved, and when to ask for them again.
+"""Solicitation of unresolved neighbours on a new link: which addresses, and when to ask again.
 
 The kernel asks once at once and then every retransmission time, too slowly for what happens here: the peer's port often
 forwards a few milliseconds after our link is up, so the first question is lost; and for IPv6 the kernel asks nothing at

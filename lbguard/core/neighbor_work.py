@@ -1,4 +1,4 @@
-"""What the kernel has to do about the neighbour entries of targets: flush, resolve, ask, verify, tune.
+"""Requests to the kernel for the neighbour entries of targets: flush, resolve, solicit, verify, tune.
 
 Only entries that the kernel learned itself are touched: each of these requests would turn an entry that somebody made
 into one of the kernel's own (net/core/neighbour.c, __neigh_update). In `observe` mode nothing is asked for.

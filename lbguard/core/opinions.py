@@ -1,4 +1,4 @@
-"""What reporters say of links and targets, fused into one opinion per address. Soft evidence, all of it.
+"""Fusion of reporters' verdicts on links and targets into one opinion per address. All of it is soft evidence.
 
 A verdict counts from one reporter for one subject until its lease ends. Late ones (an older generation or sequence),
 repeated ones (a sequence already seen) and those of an ended generation are dropped by name, also when the opinion that
@@ -45,7 +45,7 @@ _FORGOTTEN_AT_ONCE = 2048
 
 
 class Source(NamedTuple):
-    """Whose opinion on what."""
+    """Reporter and subject of an opinion."""
 
     reporter: str
     subject: Subject
@@ -67,13 +67,13 @@ class Opinion:
 
     @property
     def lease_end(self) -> float:
-        """When it ends unless it is renewed."""
+        """Return the end of the lease unless it is renewed."""
         return self.received_at + self.verdict.lease_s
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """What is held of an address now: a state (None: no opinion), and until when a repair is worth waiting for."""
+    """Opinion on an address: a state (None: no opinion), and until when a repair is worth waiting for."""
 
     state: VerdictState | None = None
     healing_until: float = _NEVER
@@ -81,7 +81,7 @@ class Fused:
 
 @dataclass(slots=True)
 class Taken:
-    """What became of a verdict.
+    """Outcome of a verdict.
 
     `reason`: why it was dropped. `generation`: when it came too late, the generation up to which its reporter was heard
     of its subject. `addresses`: those of which something else is held now. `new_mac`: the link-layer address that it
@@ -186,7 +186,7 @@ class Opinions:
 
     @property
     def remembered(self) -> int:
-        """How many opinions that are over still have a place in the order."""
+        """Return the number of expired opinions that still have a place in the order."""
         return len(self._past)
 
     def take(self, event: VerdictReported, now: float) -> Taken:
@@ -331,7 +331,7 @@ def _past(source: Source) -> tuple[str, bytes]:
 
 
 def _counts_alike(old: Opinion, new: Opinion) -> bool:
-    """Tell whether an opinion only renews another one: by far the most do."""
+    """Return whether an opinion only renews another one: by far the most do."""
     state = new.verdict.state
     return (
         old.verdict.state is state

@@ -106,7 +106,7 @@ class PathRepair:
         return self._tables.want_path(mark, ip, link.ifindex) or self._still_forwards(mark, ip)
 
     def _still_forwards(self, mark: int, ip: Ip) -> bool:
-        """Tell whether the route of a path leads through another link that still works: it is only moving."""
+        """Return whether the route of a path leads through another link that still works: it is only moving."""
         return self._view.forwards(self._tables.forwarding_link(mark, ip), ip)
 
     def evidence(self, target: Target) -> tuple[Evidence, ...]:
@@ -151,7 +151,7 @@ class PathRepair:
             self._subnets_down.pop(event.link, None)
 
     def acknowledged(self, route: Route) -> bool:
-        """Tell whether a route that the kernel took still stands: its link lost nothing since it was asked for."""
+        """Return whether a route that the kernel took still stands: its link lost nothing since it was asked for."""
         losses = self._view.losses(route.oif, ipv4=route.ipv4)
         return losses >= 0 and self._asked.pop(route, losses) == losses
 

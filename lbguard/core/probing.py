@@ -1,4 +1,4 @@
-"""When to verify which neighbour entry: every address once per interval, spread evenly over it."""
+"""Schedule for verifying neighbour entries: every address once per interval, spread evenly over it."""
 
 from lbguard.core.addr import Ip
 

@@ -1,4 +1,4 @@
-"""Who is registered: streams and targets as the source lists them, found by name, mark and address."""
+"""Registry of streams and targets as the source lists them, found by name, mark and address."""
 
 from collections import Counter
 from dataclasses import replace
@@ -137,7 +137,7 @@ class StreamRegistry:
                 self._change_ips(target, target_spec.ips)
 
     def _marks_in_use(self, spec: StreamSpec) -> bool:
-        """Tell whether a stream that is served, or not gone yet, has any of a new stream's marks."""
+        """Return whether a stream that is served, or not gone yet, has any of a new stream's marks."""
         return any(
             spec.mark(1) <= other.spec.mark(other.spec.max_targets)
             and other.spec.mark(1) <= spec.mark(spec.max_targets)

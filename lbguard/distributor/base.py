@@ -1,4 +1,4 @@
-"""What every distributor offers: read what is active, commit a set of tables, notice loss, clean up."""
+"""Interface of a distributor: read what is active, commit a set of tables, detect loss, clean up."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -45,7 +45,7 @@ _RINGS = 500
 
 
 class TableKind(StrEnum):
-    """How the slots are dealt; see the head of this module."""
+    """Method of filling the slots; see the head of this module."""
 
     ANCHORED = "anchored"
     MAGLEV = "maglev"

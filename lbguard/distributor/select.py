@@ -128,7 +128,7 @@ class AutoDistributor:
         return result
 
     async def _memory_serves(self, stream: StreamSpec) -> bool:
-        """Tell whether nfqlb's memory of a stream is there and usable; a broken one takes nothing from nftables."""
+        """Return whether nfqlb's memory of a stream is there and usable; a broken one takes nothing from nftables."""
         if not memory_path(self._shm_dir, stream).exists():
             return False
         try:

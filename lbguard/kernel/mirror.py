@@ -54,7 +54,7 @@ class MirrorError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorSettings:
-    """How the mirror behaves.
+    """Settings of the mirror.
 
     Dumps after a loss follow each other at `resync_min_interval_s` at the earliest, doubling to
     `resync_max_interval_s` while losses go on. One turn of the event loop reads at most `budget_datagrams` and ends
@@ -73,7 +73,7 @@ class MirrorSettings:
 
 @dataclass(slots=True, kw_only=True)
 class MirrorCounters:
-    """What the mirror has seen, for the metrics. Counters only grow; `..._s` are the latest measured durations."""
+    """Counters of the mirror, for the metrics. They only grow; `..._s` are the latest measured durations."""
 
     datagrams: int = 0
     decoded: Counter[str] = field(default_factory=Counter)
@@ -128,12 +128,12 @@ class KernelMirror:
 
     @property
     def in_sync(self) -> bool:
-        """Whether all that the kernel told since the last snapshot has been passed on."""
+        """Return whether every kernel message since the last snapshot has been passed on."""
         return self._view is not None
 
     @property
     def healthy(self) -> bool:
-        """Whether the mirror runs; it may be out of sync for a moment."""
+        """Return whether the mirror runs; it may be out of sync for a moment."""
         return self._socket is not None and self._failure is None
 
     @property
@@ -142,7 +142,7 @@ class KernelMirror:
         return self._socket.port if isinstance(self._socket, NetlinkSocket) else None
 
     def caught_up(self) -> bool:
-        """Tell whether nothing waits in the socket: all that the kernel has said so far was passed on."""
+        """Return whether nothing waits in the socket: all that the kernel has said so far was passed on."""
         if self._socket is None:
             return True
         poll = select.poll()

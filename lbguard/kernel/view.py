@@ -1,4 +1,4 @@
-"""What the kernel holds, as far as it was told: built from dumps and notifications, and what the kernel leaves unsaid.
+"""View of the kernel's state: built from dumps and notifications, and from what follows without a message.
 
 Two things the kernel does without a message of their own, so they are worked out here:
 

@@ -70,7 +70,7 @@ def install_program(directory: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LbFacts:
-    """What the load balancer's process and the traffic say at the end of a run.
+    """Facts about the load balancer's process and the traffic at the end of a run.
 
     `removals_s`: how long each deliberately removed target stayed in the table after `nfqlb deactivate` was called.
     `stayed`: those that did not leave it at all. `withdrawals`: how often the process took a target out because its

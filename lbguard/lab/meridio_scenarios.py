@@ -1,4 +1,4 @@
-"""What is played in each topology, and the promises that compare lbguard's run with today's."""
+"""Scenarios of each topology, and the promises that compare lbguard's run with today's."""
 
 from dataclasses import dataclass
 from statistics import median

@@ -23,7 +23,7 @@ STAND_IN_MODULE = "lbguard.lab.nfqlb_stand_in"
 
 
 class NfqlbKind(StrEnum):
-    """Which program `nfqlb` is: the real one, or the lab's own with the same memory layout."""
+    """Kind of the program `nfqlb`: the real one, or the lab's own with the same memory layout."""
 
     REAL = "real"
     STAND_IN = "stand-in"

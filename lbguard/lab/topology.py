@@ -70,7 +70,7 @@ def _lb_addresses(proxy: int, host: int) -> tuple[tuple[str, str], tuple[str, st
 
 @dataclass(frozen=True, slots=True)
 class TargetPlace:
-    """Where a target stands: its identifier (1..), its proxy (1..) and its two addresses."""
+    """Location of a target: its identifier (1..), its proxy (1..) and its two addresses."""
 
     identifier: int
     proxy: int

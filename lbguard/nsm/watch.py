@@ -1,4 +1,4 @@
-"""What a mesh manager's events mean for the load balancer: which neighbour entries are outdated, and what is healing.
+"""Meaning of a mesh manager's events for the load balancer: outdated neighbour entries, and repairs.
 
 A target reaches its proxy by a connection of which it is the client, and the load balancer resolves the target's
 addresses through the proxy's bridge. So when such a connection is closed, or its client has another interface, the
@@ -31,13 +31,13 @@ WatchEvent = NeighborsOutdated | VerdictReported
 
 
 class Known(Protocol):
-    """What has to be known of the load balancer."""
+    """Interface to the addresses that the load balancer knows."""
 
     def is_target(self, ip: Ip) -> bool:
-        """Tell whether an address is a target's."""
+        """Return whether an address is a target's."""
 
     def is_ours(self, ip: Ip) -> bool:
-        """Tell whether a link of ours has this address."""
+        """Return whether a link of ours has this address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

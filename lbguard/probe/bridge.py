@@ -51,7 +51,7 @@ class BridgeNeighbors:
 
     @property
     def needs_ports(self) -> bool:
-        """Whether the forwarding database matters."""
+        """Return whether the forwarding database matters."""
         return bool(self._lb_ports)
 
     def look(self, view: KernelView, ports: Mapping[bytes, int], now: float) -> ConnectionList | ConnectionsLost:

@@ -1,4 +1,4 @@
-"""Which port of a bridge leads to which link-layer address: the kernel's forwarding database, read over netlink.
+"""Ports of a bridge by link-layer address: the kernel's forwarding database, read over netlink.
 
 Entries are neighbour messages of family AF_BRIDGE (include/uapi/linux/neighbour.h): the ifindex is the port's,
 NDA_LLADDR what was learned there, NDA_MASTER the bridge.

@@ -187,7 +187,7 @@ class Exchange:
         counters.astray_replies += astray
 
     def lost_replies(self, since: float) -> bool:
-        """Tell whether the kernel dropped replies after a moment, as far as the monitor can tell."""
+        """Return whether the kernel dropped replies after a moment, as far as the monitor can tell."""
         for ipv4, sock in self._sockets.items():
             drops = sock.drops()
             if drops != self._drops[ipv4]:

@@ -1,4 +1,4 @@
-"""How replies become verdicts. Pure.
+"""Failure detectors, which turn replies into verdicts. Pure.
 
 Network Service Mesh calls a connection down as soon as any of its address pairs stayed without a reply for one round.
 Packet loss, one deaf family or a monitor that got no CPU is enough for that. Here:
@@ -40,7 +40,7 @@ class Detector(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorSettings:
-    """How often is pinged and how replies are judged.
+    """Settings of the pings and of the failure detector.
 
     Attributes:
         interval_s: a round starts this often.
@@ -76,17 +76,17 @@ class DetectorSettings:
 
     @property
     def round_s(self) -> float:
-        """How long a round lasts."""
+        """Return the length of a round, seconds."""
         return self.interval_s if self.timeout_s is None else self.timeout_s
 
     @property
     def doubt_round_s(self) -> float:
-        """How long a round lasts while in doubt: shorter, but long enough for any sane round-trip time."""
+        """Return the length of a round while in doubt, seconds: shorter, but above any sane round-trip time."""
         return max(_DOUBT_SHARE * self.round_s, min(_DOUBT_MIN_S, self.round_s))
 
     @property
     def lease(self) -> float:
-        """How long verdicts count, in seconds."""
+        """Return how long verdicts count, seconds."""
         if self.lease_s is not None:
             return self.lease_s
         return min(LEASE_MAX_S, max(LEASE_MIN_S, 3 * self.interval_s + self.round_s))
@@ -98,7 +98,7 @@ def late_limit_s(spacing_s: float) -> float:
 
 
 class FamilyRound(NamedTuple):
-    """What a round found for one family: how many pairs, how many without a reply, and whether their silence counts."""
+    """Result of a round for one family: number of pairs, number without a reply, and whether their silence counts."""
 
     ipv4: bool
     pairs: int
@@ -134,7 +134,7 @@ class FailureDetector(Protocol):
 
 
 class _KOfN:
-    """Whether something is bad: k of the last n times, and until it was good so many times in a row."""
+    """Failure criterion: bad k of the last n times, until good so many times in a row."""
 
     __slots__ = ("_good_run", "_k", "_recent", "_up", "bad")
 

@@ -88,7 +88,7 @@ class KernelView:
         return self._last_links[ip]
 
     def has(self, ip: Ip) -> bool:
-        """Tell whether any link has an address."""
+        """Return whether any link has an address."""
         return ip in self._by_ip
 
     def lengths_of(self, ip: Ip) -> list[int]:

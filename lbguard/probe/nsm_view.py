@@ -1,4 +1,4 @@
-"""What a network service manager says of its connections, turned into connections to monitor. Pure.
+"""Conversion of a network service manager's connections into connections to monitor. Pure.
 
 One client's connection passes the manager of its node more than once when the endpoint is on the same node, and the
 manager tells of each passage under an id of its own. The passages share the first segment of their path, the client's,
@@ -24,7 +24,7 @@ _PASSAGES_PER_CONNECTION = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NsmScope(ConnectionScope):
-    """Which connections count and how they are read; see NsmSettings."""
+    """Filter of connections and rules for reading them; see NsmSettings."""
 
     role: Literal["client", "endpoint"] = "client"
     subject: SubjectKind = "connection"

@@ -65,7 +65,7 @@ class Reporter:
 
     @property
     def states(self) -> Iterable[VerdictState]:
-        """What is held of each subject now."""
+        """Return the current state of each subject."""
         return (verdict.state for verdict in self._standing.values())
 
     @property

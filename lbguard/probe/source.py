@@ -1,4 +1,4 @@
-"""What a source of connections tells, and how addresses and a kind of subject become connections."""
+"""Events of a source of connections, and the conversion of addresses and a kind of subject into connections."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ Emit = Callable[[ConnectionList | ConnectionsLost], None]
 
 
 class ConnectionSource(Protocol):
-    """Where connections come from."""
+    """Source of connections."""
 
     async def run(self) -> None:
         """Tell the list and every change of it until cancelled."""

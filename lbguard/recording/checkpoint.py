@@ -88,13 +88,13 @@ def core_digest() -> str:
 
 @cache
 def _never_changes(kind: type) -> bool:
-    """Tell whether values of a type can be shared between the engine and its copy."""
+    """Return whether values of a type can be shared between the engine and its copy."""
     frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     return kind in _PLAIN or kind in (bytes, frozenset) or frozen or issubclass(kind, tuple | Enum)
 
 
 class _Slots(NamedTuple):
-    """How to copy an object of a class with slots: all attributes at once, then those (by index) that may change."""
+    """Copy plan for objects of a class with slots: all attributes at once, then those (by index) that may change."""
 
     names: list[str]
     get: Callable[[Any], tuple[Any, ...]]

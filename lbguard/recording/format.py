@@ -124,7 +124,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much is kept: at most `files` files of at most `file_bytes` each in one directory."""
+    """Bounds of a recording: at most `files` files of at most `file_bytes` each in one directory."""
 
     file_bytes: int = 16 * 2**20
     files: int = 16

@@ -44,7 +44,7 @@ class Difference:
 
 @dataclass(slots=True, kw_only=True)
 class ReplayReport:
-    """What a replay came to. Wall times are seconds since the epoch.
+    """Result of a replay. Wall times are seconds since the epoch.
 
     `core_differs`: versions of lbguard whose core is not this one; then a difference may be a change of behaviour.
     `torn`: files without a proper end. `lost`: entries that the service could not record. `hosts`: where it was
@@ -73,13 +73,13 @@ class Continuity:
         self._torn = False
 
     def begins(self, header: Header) -> bool:
-        """Take note of a file; tells whether it continues the one before without a gap."""
+        """Take note of a file; return whether it continues the one before without a gap."""
         goes_on = self.would(header)
         self._before = header
         return goes_on
 
     def would(self, header: Header) -> bool:
-        """Tell whether a file would continue the one before without a gap."""
+        """Return whether a file would continue the one before without a gap."""
         before = self._before
         return (
             before is not None
@@ -158,7 +158,7 @@ class Replayer:
         return float(getattr(item, "now", self.now)) + self.offset
 
     def continues(self, item: Began) -> bool:
-        """Tell whether a file that begins goes on without a gap; to be asked before the file is taken."""
+        """Return whether a file that begins goes on without a gap; to be asked before the file is taken."""
         return self._continuity.would(item.header)
 
     def _engine(self) -> Engine:

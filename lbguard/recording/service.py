@@ -22,7 +22,7 @@ class PacketCount(Protocol):
 
     @property
     def packets(self) -> int:
-        """How many."""
+        """Return the number of packets."""
 
 
 class ServiceRecording:

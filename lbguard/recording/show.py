@@ -1,4 +1,4 @@
-"""What `lbguard replay` prints."""
+"""Output of `lbguard replay`."""
 
 from typing import Any
 

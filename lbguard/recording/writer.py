@@ -146,7 +146,7 @@ class RecordingWriter:
 
     @property
     def wanted(self) -> int:
-        """How urgently a checkpoint is wanted: 0 not, 1 at a calm moment, 2 at once."""
+        """Return how urgently a checkpoint is wanted: 0 not, 1 at a calm moment, 2 at once."""
         size = self._file.size if self._file else 0
         share = size / self._limits.file_bytes
         return 2 if share >= _AT_ONCE else 1 if share >= _WHEN_CALM else 0

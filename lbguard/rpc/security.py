@@ -42,7 +42,7 @@ class Material:
 
 
 class MaterialSource(Protocol):
-    """Where certificates come from."""
+    """Source of certificates."""
 
     def current(self) -> Material:
         """Return what to serve now; the same object while nothing has changed. Any thread may call it.

@@ -42,7 +42,7 @@ class TlsMaterial(Protocol):
 
 
 class TlsMaterialSource(Protocol):
-    """Where certificates come from. Any exception of `current` counts as a failed connection."""
+    """Source of certificates. Any exception of `current` counts as a failed connection."""
 
     def current(self) -> TlsMaterial:
         """Return what to use now. It may block; it is called beside the event loop."""
@@ -82,7 +82,7 @@ class TlsTunnel:
 
     @property
     def target(self) -> str:
-        """Where gRPC connects, without TLS."""
+        """Return the address to which gRPC connects, without TLS."""
         return f"unix-abstract:{self._name}"
 
     async def __aenter__(self) -> Self:

@@ -45,7 +45,7 @@ _LOOK_EVERY_S = 0.2
 
 
 class EventReports(Protocol):
-    """Who hears of what was decided: logs, metrics, explanation."""
+    """Receiver of decisions and results: logs, metrics, explanation."""
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Take a piece of information; it may be older than `now`, the moment of telling."""
@@ -112,7 +112,7 @@ class Runner:
 
     @property
     def inbox_depth(self) -> int:
-        """How many events wait."""
+        """Return the number of events that wait."""
         return len(self._inbox)
 
     def post(self, events: Sequence[Event]) -> None:
@@ -201,7 +201,7 @@ class Runner:
             self._event_reporter.stalled(gap_s)
 
     def _behind(self, now: float) -> bool:
-        """Tell whether news still waits, in the inbox or in the kernel, that may cancel what would be decided.
+        """Return whether news still waits, in the inbox or in the kernel, that may cancel what would be decided.
 
         That is so when a withdrawal is due, and after a stall. Then nothing is judged in this round. A flood without
         end puts it off for a bounded time.

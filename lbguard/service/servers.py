@@ -55,7 +55,7 @@ class Servers:
 
     @property
     def problem(self) -> str:
-        """Why a unix socket cannot be had; empty: all are served."""
+        """Return why a unix socket cannot be had; empty: all are served."""
         return next((socket.problem for socket in self._sockets() if socket.problem), "")
 
     def _sockets(self) -> list[ServedSocket]:

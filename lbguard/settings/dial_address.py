@@ -10,7 +10,7 @@ DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1
 
 
 class Endpoint(NamedTuple):
-    """Where a gRPC service is: `path` of a unix socket, or `host` and `port`; an empty host is every link's far end."""
+    """Address of a gRPC service: `path` of a unix socket, or `host` and `port`; an empty host: every link's far end."""
 
     host: str = ""
     port: int = 0
@@ -18,12 +18,12 @@ class Endpoint(NamedTuple):
 
     @property
     def is_unix(self) -> bool:
-        """Whether it is a unix socket of this machine."""
+        """Return whether it is a unix socket of this machine."""
         return bool(self.path)
 
     @property
     def of_links(self) -> bool:
-        """Whether it stands for the load balancer's end of each monitored link."""
+        """Return whether it stands for the load balancer's end of each monitored link."""
         return not self.host and not self.path
 
     def __str__(self) -> str:

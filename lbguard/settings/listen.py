@@ -8,7 +8,7 @@ EXAMPLES = ":9464, 127.0.0.1:9464, [::1]:9464, or empty for off"
 
 
 class ListenAddress(NamedTuple):
-    """Where to listen. An empty host means every address of both families; port 0 lets the kernel choose."""
+    """Address to listen on. An empty host means every address of both families; port 0 lets the kernel choose."""
 
     host: str
     port: int

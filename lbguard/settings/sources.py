@@ -1,4 +1,4 @@
-"""Where settings come from: flags, environment and a YAML file, and how a wrong value is explained.
+"""Sources of settings: flags, environment and a YAML file, and the explanation of wrong values.
 
 Nothing here knows a single setting: names, bounds and help are read from the model's fields.
 """

@@ -1,4 +1,4 @@
-"""What every source of targets offers."""
+"""Interface of every source of targets."""
 
 from typing import Protocol
 

@@ -320,7 +320,7 @@ def _target_problems(stream: _Stream) -> Iterator[str]:
 
 
 def only_adds(new: SourceSnapshot, old: SourceSnapshot) -> bool:
-    """Tell whether a list holds all that an earlier one holds, as it was."""
+    """Return whether a list holds all that an earlier one holds, as it was."""
     streams: Mapping[str, StreamSpec] = {stream.name: stream for stream in new.streams}
     return all(was.name in streams and _holds(streams[was.name], was) for was in old.streams)
 

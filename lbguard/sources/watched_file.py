@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 
 class Signature(NamedTuple):
-    """What tells one state of a file from another; `changed_ns` is when its inode changed, by the file system."""
+    """Identity of a state of a file; `changed_ns` is when its inode changed, by the file system."""
 
     resolved: str
     device: int
@@ -57,7 +57,7 @@ class Signature(NamedTuple):
     regular: bool
 
     def is_content_of(self, other: "Signature | None") -> bool:
-        """Tell whether both are one state of one file, whoever renamed it or changed its mode meanwhile."""
+        """Return whether both are one state of one file, whoever renamed it or changed its mode meanwhile."""
         return other is not None and self[:5] == other[:5]
 
 
@@ -74,7 +74,7 @@ def signature(path: Path) -> Signature | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Content(Generic[Listed, Lost]):
-    """What a file says: a list, or why there is none. `is_ended`: the last line is."""
+    """Content of a file: a list, or why there is none. `is_ended`: the last line is."""
 
     listed: Listed | None = None
     lost: Lost | None = None
@@ -83,7 +83,7 @@ class _Content(Generic[Listed, Lost]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Looked(Generic[Listed, Lost]):
-    """What was seen so far.
+    """Observations so far.
 
     `read` is the state that was read when complete, `glanced` one that was read before it was; `says` is what the file
     says since `says_since`.
@@ -222,7 +222,7 @@ class WatchedFile(Generic[Listed, Lost]):
             return _Content(lost=self._lost(str(error)))
 
     def _is_complete(self, found: Signature, last: Signature | None, *, starts: bool) -> bool:
-        """Tell whether a state is complete by how it came to be; `starts`: no list is in force yet."""
+        """Return whether a state is complete by how it came to be; `starts`: no list is in force yet."""
         if not found.regular or found.changed_ns > found.modified_ns:
             return True
         if last is not None and last.resolved != found.resolved:
@@ -236,7 +236,7 @@ class WatchedFile(Generic[Listed, Lost]):
 
 
 def _came_complete(found: Signature) -> bool:
-    """Tell whether a file was last written no later than its directory: not after it got its name."""
+    """Return whether a file was last written no later than its directory: not after it got its name."""
     try:
         return Path(found.resolved).parent.stat().st_mtime_ns >= found.modified_ns
     except OSError:

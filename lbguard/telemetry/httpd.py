@@ -28,7 +28,7 @@ class ListenError(StartError):
 
 
 class Health:
-    """What the loop last said of itself. Written by the loop's thread, read by the endpoint's threads."""
+    """Latest health report of the loop. Written by the loop's thread, read by the endpoint's threads."""
 
     def __init__(
         self, *, heartbeat_limit_s: float = HEARTBEAT_LIMIT_S, clock: Callable[[], float] = time.monotonic

@@ -114,7 +114,7 @@ def _discard(number: int) -> None:
 
 
 def is_read() -> bool:
-    """Tell whether standard output still has a reader: what goes on for ever ends without one."""
+    """Return whether standard output still has a reader: what goes on for ever ends without one."""
     return not isinstance(sys.stdout, _Output) or sys.stdout.read
 
 

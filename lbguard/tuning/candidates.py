@@ -1,4 +1,4 @@
-"""Which settings are tried: from `--set NAME=VALUE,VALUE` to configurations, by the settings' own rules."""
+"""Candidate settings: from `--set NAME=VALUE,VALUE` to configurations, by the settings' own rules."""
 
 import dataclasses
 import itertools
@@ -180,7 +180,7 @@ def with_margin(heal_s: float) -> float:
 
 
 def has_margin(window_s: float, heals_s: Sequence[float]) -> bool:
-    """Tell whether a window leaves the margin above every heal that it is long enough for."""
+    """Return whether a window leaves the margin above every heal that it is long enough for."""
     return all(window_s >= with_margin(heal) - _HAIR for heal in heals_s if heal <= window_s)
 
 

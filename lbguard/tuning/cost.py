@@ -1,4 +1,4 @@
-"""What one set of values would have cost: holds, withdrawals, packets in the fallback, connections moved."""
+"""Cost of one set of values: holds, withdrawals, packets in the fallback, connections moved."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ class Loss:
 
     @property
     def held_s(self) -> float:
-        """How long it stood in the table with a broken path, as far as it was followed."""
+        """Return how long it stayed in the table with a broken path, as far as it was followed, seconds."""
         return 0.0 if self.ended_at is None else self.ended_at - self.lost_at
 
     @property
     def healed_s(self) -> float | None:
-        """How long the path was away; None when it did not come back."""
+        """Return how long the path was away, seconds; None when it did not come back."""
         return None if self.back_at is None else self.back_at - self.lost_at
 
 

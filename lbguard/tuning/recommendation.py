@@ -1,4 +1,4 @@
-"""Which of the values tried is recommended, and why, in sentences; pure."""
+"""Recommendation of one of the values tried, and its reasons in sentences; pure."""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What `lbguard tune` prints: a table with bars, the reasons, the values for Helm, or all of it as JSON."""
+"""Output of `lbguard tune`: a table with bars, the reasons, the values for Helm, or all of it as JSON."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""How much traffic each target had, from the packet counters in a recording."""
+"""Traffic rate of each target, from the packet counters in a recording."""
 
 from dataclasses import dataclass
 

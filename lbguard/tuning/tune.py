@@ -23,7 +23,7 @@ OnRead = Callable[[int], None] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneReport:
-    """What came out. `recommended` is an index into `results`; None when there is nothing, or too little, to choose by.
+    """Result. `recommended` is an index into `results`; None when there is nothing, or too little, to choose by.
 
     `heals_s`: how long the losses that healed took, ascending. `real`: what was recorded, to hold the model against.
     `settings_changed`: a later run was recorded with other settings than the first.

@@ -27,7 +27,7 @@ _RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOptions:
-    """How the listener behaves. `connection_age_s`: a connection ends after this, and its peer shows itself anew."""
+    """Options of the listener. `connection_age_s`: a connection ends after this, and its peer authenticates again."""
 
     keepalive_time_s: float = 30.0
     keepalive_timeout_s: float = 10.0

@@ -1,4 +1,4 @@
-"""Who may report on what: rules from peers to subnets. Pure.
+"""Authorization of reporters: rules from peers to subnets. Pure.
 
 A peer is known by what its transport proved: `unix` for whoever can open the service's socket (its file mode decides
 that; gRPC tells nothing of the process behind it), `spiffe://...` and `dns:NAME` for what its certificate says.
@@ -22,7 +22,7 @@ _SHOWN = 4
 
 
 class DenyReason(StrEnum):
-    """Why a peer may not report; a bounded set, used as a metric label."""
+    """Reason why a peer may not report; a bounded set, used as a metric label."""
 
     NO_IDENTITY = "no_identity"
     PEER_NOT_ALLOWED = "peer_not_allowed"

@@ -55,7 +55,7 @@ _Request = TypeVar("_Request", pb.ReportRequest, pb.ReportOnceRequest)
 
 @dataclass(slots=True)
 class VerdictCounters:
-    """What happened so far; everything only grows. Requests: denied, limited, invalid. Verdicts: received, ignored."""
+    """Counters that only grow. Requests: denied, limited, invalid. Verdicts: received, ignored."""
 
     received: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
@@ -91,7 +91,7 @@ class _Unread:
 
 
 class VerdictIntake:
-    """What all listeners have in common: accounts, streams, counters and the way into the core.
+    """State that all listeners share: accounts, streams, counters and the way into the core.
 
     Args:
         submit: takes each verdict that was let in.
@@ -123,17 +123,17 @@ class VerdictIntake:
 
     @property
     def streams(self) -> int:
-        """How many streams are open."""
+        """Return the number of open streams."""
         return len(self._streams)
 
     @property
     def reporters(self) -> int:
-        """How many reporters are known."""
+        """Return the number of known reporters."""
         return self._accounts.reporters
 
     @property
     def subjects(self) -> int:
-        """How many subjects they hold."""
+        """Return the number of subjects of all reporters."""
         return self._accounts.subjects
 
     def handlers(self, names: "Callable[[_Context], tuple[str, ...]]") -> "grpc.GenericRpcHandler[Any, Any]":

@@ -23,7 +23,7 @@ _ACTIVE = re.compile(r"(\d+)\((\d+)\)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What `nfqlb show` tells of a memory: M, N, and the fwmark of each active target index."""
+    """Output of `nfqlb show` for a memory: M, N, and the fwmark of each active target index."""
 
     slots: int
     targets: int

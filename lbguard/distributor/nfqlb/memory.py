@@ -59,7 +59,7 @@ MARK_MAX = 2**31 - 1
 
 
 class FileIdentity(NamedTuple):
-    """What tells one incarnation of a memory file from the next.
+    """Identity of one incarnation of a memory file.
 
     `nfqlb init` on an existing name truncates and rewrites the same inode, so the inode is not enough; the time of
     modification tells. Stores through a mapping may change that time too (they do when they are the first touch of a
@@ -131,7 +131,7 @@ def check_room(path: Path, stream: StreamSpec, room: int) -> None:
 
 
 class _Layout(NamedTuple):
-    """Where things are in a memory: byte offsets, from the number of slots and of targets."""
+    """Byte offsets in a memory, computed from the number of slots and of targets."""
 
     slots: int
     targets: int

@@ -132,7 +132,7 @@ class _Answer(NamedTuple):
 
 
 class Datagrams(Protocol):
-    """What a socket to nf_tables offers; tests put a working model of the kernel behind it."""
+    """Interface of a socket to nf_tables; tests put a working model of the kernel behind it."""
 
     send_buffer_bytes: int
 

@@ -16,7 +16,7 @@ from lbguard.distributor.nftables.state import Held
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """What a commit does to one stream."""
+    """Steps of a commit for one stream."""
 
     held: Held
     stream: StreamSpec
@@ -53,7 +53,7 @@ class Plan:
 
 
 def needs_renewal(held: Held, stream: StreamSpec) -> bool:
-    """Tell whether elements alone will not do: something is in doubt, or the stream looks otherwise in the rules."""
+    """Return whether elements alone will not do: something is in doubt, or the stream looks otherwise in the rules."""
     in_doubt = held.unread or held.doubtful or bool(held.lost)
     return in_doubt or held.unfit or _shape(stream) != _shape(held.stream)
 

@@ -1,4 +1,4 @@
-"""What the kernel's table holds of a stream: read back, remembered, compared."""
+"""State of a stream in the kernel's table: read back, remembered, compared."""
 
 import contextlib
 from array import array
@@ -18,7 +18,7 @@ from lbguard.distributor.nftables.ruleset import TABLE, StreamNames
 
 @dataclass(slots=True, kw_only=True)
 class Held:
-    """What the kernel holds for an attached stream, as far as we know."""
+    """State of an attached stream in the kernel, as far as we know."""
 
     stream: StreamSpec
     names: StreamNames

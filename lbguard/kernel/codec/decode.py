@@ -40,7 +40,7 @@ class Control(NamedTuple):
 
 
 class Decoded:
-    """What one datagram held, in order."""
+    """Content of one datagram, in order."""
 
     __slots__ = ("changes", "controls", "ignored", "interrupted")
 

@@ -66,7 +66,7 @@ class RequestFifo:
 
     @property
     def lost(self) -> bool:
-        """Whether somebody took the FIFO away, so that nobody can ask."""
+        """Return whether the FIFO was removed, so that no call can arrive."""
         try:
             return not self._directory.is_same("requests", self.descriptor)
         except OSError:
@@ -171,7 +171,7 @@ class Missed:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is anything to be taken."""
+        """Return whether any call waits to be read."""
         try:
             status = self._directory.status("missed")
         except OSError:

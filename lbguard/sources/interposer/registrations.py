@@ -16,7 +16,7 @@ _log = logging.getLogger("lbguard.sources.interposer")
 
 
 class Registrations:
-    """Who is registered, told to `emit` whenever it has changed.
+    """Registered streams and targets, passed to `emit` whenever they have changed.
 
     A target that was activated while its addresses were not known is *owed*: it is registered as soon as they are.
     """
@@ -74,7 +74,7 @@ class Registrations:
         return self._routes.gateways(call.mark) or (entry.ips if entry is not None else ())
 
     def serves(self, stream: str) -> bool:
-        """Tell whether the core was given a stream."""
+        """Return whether the core was given a stream."""
         known = self.registry.streams.get(stream)
         return known is not None and known.offset is not None
 
@@ -112,7 +112,7 @@ class Registrations:
                 self.resolve()
 
     def resolve(self) -> bool:
-        """Register who is owed and whose addresses are known now; tells whether there was anybody."""
+        """Register who is owed and whose addresses are known now; return whether there was anybody."""
         paid = False
         for key, call in list(self._owed.items()):
             ips = self.addresses(call)
@@ -127,7 +127,7 @@ class Registrations:
         return paid
 
     def drop_unconfirmed(self, sound_for_s: Callable[[TargetKey], float], limit_s: float, now: float) -> bool:
-        """Forget who is sound again and yet was not activated for so long; tells whether there was anybody.
+        """Forget who is sound again and yet was not activated for so long; return whether there was anybody.
 
         The load balancer takes such a target for gone: it says nothing when one that it had taken out is removed.
         """

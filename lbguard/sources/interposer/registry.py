@@ -1,4 +1,4 @@
-"""Which targets the load balancer has registered, and the file in which that outlives a restart of ours.
+"""Registry of the targets that the load balancer has activated, and its file, which survives a restart.
 
 A target is registered from its first `activate` until it is deliberately removed. While the load balancer has taken it
 out because its path was broken it is *unconfirmed*: Meridio's tries such a target again by itself (on every link that
@@ -89,7 +89,7 @@ class Registry:
         known.targets[identifier] = Entry(ips)
 
     def remove(self, stream: str, identifier: int) -> bool:
-        """Forget a target; tells whether it was there."""
+        """Forget a target; return whether it was there."""
         known = self.streams.get(stream)
         return known is not None and known.targets.pop(identifier, None) is not None
 

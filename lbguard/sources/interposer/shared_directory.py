@@ -50,7 +50,7 @@ class SharedDirectory:
 
     @property
     def lost(self) -> bool:
-        """Whether the path does not lead to the directory that is open."""
+        """Return whether the path does not lead to the open directory."""
         try:
             return not os.path.samestat(self.path.lstat(), os.fstat(self._descriptor))
         except OSError:
@@ -64,7 +64,7 @@ class SharedDirectory:
             return None
 
     def is_same(self, name: str, descriptor: int) -> bool:
-        """Tell whether what stands at a name is what is open."""
+        """Return whether what stands at a name is what is open."""
         status = self.status(name)
         return status is not None and descriptor >= 0 and os.path.samestat(status, os.fstat(descriptor))
 

@@ -67,14 +67,14 @@ class InterposerConfig:
 
 @dataclass(slots=True)
 class InterposerCounters:
-    """What happened so far: calls by command and outcome, and lines that were no good by reason. All are bounded."""
+    """Counters: calls by command and outcome, and unreadable lines by reason. All are bounded."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
 
 
 class _Answer(NamedTuple):
-    """What a call is answered, and the outcome in a word."""
+    """Answer to a call, and its outcome in a word."""
 
     verdict: Verdict
     outcome: str
@@ -137,7 +137,7 @@ class InterposerSource:
 
     @property
     def problem(self) -> str:
-        """Why no calls can be taken; empty: they can."""
+        """Return why no calls can be taken; empty: they can."""
         return self._shared.problem
 
     def reload(self) -> None:

@@ -53,12 +53,12 @@ class NspLists:
 
     @property
     def waits(self) -> int:
-        """How many removals wait."""
+        """Return the number of removals that wait."""
         return sum(each.waits for each in self._all)
 
     @property
     def settles_at(self) -> float | None:
-        """When the first list is believed next; None when none waits."""
+        """Return when the next hold-down ends; None when none runs."""
         return min((each.settles_at for each in self._all if each.settles_at is not None), default=None)
 
     def begin_session(self) -> None:
@@ -113,7 +113,7 @@ class Composer:
 
     @property
     def reads_back(self) -> bool:
-        """Whether offsets are looked at that others may change."""
+        """Return whether offsets that others may change are read back."""
         return self._seen_offsets is not None
 
     def compose(

@@ -29,7 +29,7 @@ _SHOWN = 80
 
 
 class Reason(StrEnum):
-    """Why an entry was skipped."""
+    """Reason why an entry was skipped."""
 
     FOREIGN_CONDUIT = "foreign_conduit"
     BAD_STREAM_NAME = "bad_stream_name"
@@ -64,7 +64,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read(Generic[Value]):
-    """What a list says, and what of it was skipped."""
+    """Content of a list, and the entries of it that were skipped."""
 
     value: Value
     skipped: tuple[Skipped, ...] = ()

@@ -1,4 +1,4 @@
-"""Which removals of a registry's list are believed. Pure.
+"""Hold-down of removals from a registry's list. Pure.
 
 While the registry stays connected, what it takes off its list is taken off at once: it means it. After a connection was
 lost, the other end may be a registry that has just started and does not know everybody yet. Meridio's reads its
@@ -38,19 +38,19 @@ class RemovalHoldDown(Generic[Key, Value]):
 
     @property
     def believed(self) -> dict[Key, Value] | None:
-        """What counts now; None while nothing does."""
+        """Return the list in force; None while there is none."""
         return self._believed
 
     @property
     def waits(self) -> int:
-        """How many removals wait."""
+        """Return the number of removals that wait."""
         if self._until is None:
             return 0
         return len((self._believed or {}).keys() - (self._told or {}).keys())
 
     @property
     def settles_at(self) -> float | None:
-        """When waiting ends; None when nothing waits."""
+        """Return when the hold-down ends; None when none runs."""
         return self._until
 
     def begin_session(self) -> None:

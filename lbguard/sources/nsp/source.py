@@ -45,7 +45,7 @@ Response = TypeVar("Response", pb.StreamResponse, pb.VipResponse, pb.TargetRespo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NspConfig:
-    """What to watch, and how patiently. Times in seconds.
+    """Registry to watch, and its timing. Times in seconds.
 
     `settle_s` and `settle_share`: see `RemovalHoldDown`. `recheck_s`: how often offsets in force are looked at again.
     """
@@ -61,7 +61,7 @@ class NspConfig:
 
 @dataclass(slots=True)
 class NspCounters:
-    """What happened so far; only ever grows, but for `connected` and `waiting`."""
+    """Counters that only grow, except `connected` and `waiting`."""
 
     connected: bool = False
     waiting: int = 0
