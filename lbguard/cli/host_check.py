@@ -282,7 +282,7 @@ def check_nfqlb(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -
         yield Finding(
             id="no_nfqlb",
             severity="error" if settings.mode == "enforce" else "warning",
-            what=f"distributor.nfqlb_binary {binary} is no program here: no table can be read or written",
+            what=f"distributor.nfqlb_binary {binary} is not an executable program: no table can be read or written",
             remedy="set distributor.nfqlb_binary to its path, or distributor.kind to nfqlb-shm, which needs no program",
         )
 
@@ -295,7 +295,7 @@ def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]
             id="another_instance",
             severity="error",
             what="another lbguard runs in this network namespace",
-            remedy="stop it first, or ask it: lbguard status",
+            remedy="stop it first; see `lbguard status`",
         )
 
 
@@ -318,7 +318,7 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
             yield Finding(
                 id="socket_directory",
                 severity=severity,
-                what=f"{name} = {path}: the path is taken by something that is no socket",
+                what=f"{name} = {path}: the path is taken by something that is not a socket",
                 remedy=f"remove {path}, or set {name} to another path",
             )
 

@@ -113,7 +113,7 @@ def replay(
         past = _with_progress(found, lambda on_read: replaying.state_at(found, at, on_read))
     except ValueError:
         raise typer.BadParameter(
-            f"{at!r} is no moment; write 12:03:04.5 (local time), 2025-01-02T12:03:04Z, 1735819384.5 or +90s",
+            f"{at!r} is not a moment; write 12:03:04.5 (local time), 2025-01-02T12:03:04Z, 1735819384.5 or +90s",
             param_hint="--at",
         ) from None
     if as_json:
@@ -173,7 +173,7 @@ def tune(
         cost_s = parse_duration(broken_cost)
     except ValueError:
         raise typer.BadParameter(
-            f"{broken_cost!r} is no duration; write one such as {EXAMPLES}", param_hint="--broken-cost"
+            f"{broken_cost!r} is not a duration; write one such as {EXAMPLES}", param_hint="--broken-cost"
         ) from None
     found = find_files(files)
     try:

@@ -107,7 +107,7 @@ def _share(lines: int, streams: int, targets: int, links: int) -> tuple[int, int
 
 def _first_line(snapshot: Snapshot, elapsed_s: float, hint: str) -> Text:
     if snapshot.trouble:
-        heard = f" (last heard of {age(elapsed_s)} ago)" if snapshot.status is not None else ""
+        heard = f" (last answer {age(elapsed_s)} ago)" if snapshot.status is not None else ""
         line = Text(f"{snapshot.trouble}{heard}", "bold yellow")
     elif snapshot.status is None:
         line = Text("asking the service ...", "dim")

@@ -8,7 +8,7 @@ they would replace has run out a moment ago. Of the rest:
   it is a mere DEGRADED.
 - Several reporters: one that says UP or DEGRADED gets packets through, so the others' DOWN is contradicted and counts
   as DEGRADED. DOWN stands only when nobody contradicts it.
-- HEALING is no word on the path of the moment; it makes whoever waits wait longer, up to the bound of the grace. After
+- HEALING says nothing about the path's current state; it extends a hold, up to the bound of the grace. After
   a DOWN of the same reporter that counted, it says that this DOWN is being repaired, so the DOWN stands until then.
 - Silence is no opinion: what no live verdict speaks of is judged by the kernel's word alone.
 

@@ -149,7 +149,7 @@ class Stream:
         return self.counts[TargetState.HELD] + self.counts[TargetState.FROZEN]
 
     def mass_failure(self, config: EngineConfig) -> bool:
-        """Return whether so many targets are broken at once that the observer is the likelier culprit.
+        """Return whether so many targets are broken at once that the fault is probably on this node.
 
         One broken target alone is never a mass: nothing tells its own fault from the observer's, and there is no other
         target that a freeze would protect.

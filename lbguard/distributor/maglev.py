@@ -117,7 +117,7 @@ def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
                 table[slot] = index
                 free[slot] = 0
     except (StopIteration, IndexError) as error:
-        raise ValueError(f"the rows of {size} slots are no permutations") from error
+        raise ValueError(f"the rows of {size} slots are not permutations") from error
     return table
 
 

@@ -31,7 +31,7 @@ MAX_PROBLEMS = 1000
 
 _WORDS = {
     "missing": "is missing",
-    "extra_forbidden": "is no known key",
+    "extra_forbidden": "unknown key",
     "tuple_type": "must be a list",
     "string_type": "must be text",
     "string_too_short": "must not be empty",

@@ -180,7 +180,7 @@ def _freeze_object(thing: Any, walk: _Walk) -> Node:
             values[index] = walk.keep(values[index])
         return Node(kind.__name__, values)
     if not any(known is kind for known in _classes().values()):
-        raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no class of the core")
+        raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not a class of the core")
     own = {name: value for name, value in vars(thing).items() if not name.startswith("tape_")}
     return Node(kind.__name__, _by_turns(list(own), walk.keep_all(own.values())))
 

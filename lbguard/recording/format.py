@@ -109,15 +109,15 @@ class Header:
         texts = (self.lbguard, self.core, self.series)
         times = (self.now, self.offset)
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not text")
         if not all(type(time) in (int, float) and math.isfinite(time) for time in times):
-            raise ValueError("a time that is no number")
+            raise ValueError("a time that is not a number")
         if not all(type(count) is int for count in (self.number, self.lost)):
-            raise ValueError("a count that is no whole number")
+            raise ValueError("a count that is not a whole number")
         if self.begins not in (START, GOES_ON, AFTER_LOSS):
             raise ValueError(f"it begins {self.begins!r}")
         if not isinstance(self.facts, dict):
-            raise ValueError("facts that are no object")
+            raise ValueError("facts that are not an object")
         if not isinstance(self.types, dict) or not all(isinstance(names, list) for names in self.types.values()):
             raise ValueError("types without lists of fields")
 

@@ -166,7 +166,7 @@ def _header(lines: _Lines, stream: Iterator[bytes]) -> Header:
     try:
         values = json.loads(first)
     except ValueError:
-        raise RecordingError(f"{lines.path}: not a recording of lbguard: its first line is no JSON") from None
+        raise RecordingError(f"{lines.path}: not a recording of lbguard: its first line is not JSON") from None
     return Header.from_json(values, lines.path)
 
 
@@ -249,7 +249,7 @@ class _Parser:
             try:
                 row = json.loads(line)
             except ValueError:
-                raise self._lines.damaged("a line that is no JSON") from None
+                raise self._lines.damaged("a line that is not JSON") from None
             if not isinstance(row, list) or not row or not isinstance(row[0], str):
                 raise self._lines.damaged("a line of an unknown form")
             yield row
@@ -282,7 +282,7 @@ class _Parser:
     def _pass(self, time: float) -> None:
         if isinstance(time, float):
             if not math.isfinite(time):
-                raise ValueError("no moment")
+                raise ValueError("not a moment")
             self._now = time
         else:
             self._now = (round(self._now * NS) + time) / NS

@@ -268,7 +268,7 @@ def state_at(files: Sequence[Path], text: str, on_read: Callable[[int], None] | 
         except _NotThenError as error:
             missed.append(error)
     if len(found) > 1:
-        hosts = ", ".join(sorted(past.host or "a host that is not told" for past in found))
+        hosts = ", ".join(sorted(past.host or "an unnamed host" for past in found))
         raise RecordingError(f"{local_time(at)} was recorded on several hosts: {hosts}; give the files of one of them")
     if not found:
         raise missed[0] if len(missed) == 1 else RecordingError("; ".join(str(error) for error in missed))

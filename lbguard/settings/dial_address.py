@@ -63,9 +63,9 @@ def _parse(text: str, examples: str) -> Endpoint:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f"an IPv6 address stands in brackets, such as {examples}")
+        raise ValueError(f"an IPv6 address is written in brackets, such as {examples}")
     # Names of hosts are ASCII; what else looks like one ends the library that is to dial it.
     named = host.isascii() and host.isprintable() and not {" ", "/"} & set(host)
     if not colon or not host or not named or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise ValueError(f"no address to dial, such as {examples}")
+        raise ValueError(f"not an address to dial, such as {examples}")
     return Endpoint(host=host, port=int(port))

@@ -32,10 +32,10 @@ def parse_listen(text: str) -> ListenAddress | None:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets, such as [::1]:9464")
+        raise ValueError("an IPv6 address is written in brackets, such as [::1]:9464")
     if host:
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            raise ValueError(f"{host!r} is no IP address; write one, such as {EXAMPLES}") from None
+            raise ValueError(f"{host!r} is not an IP address; write one, such as {EXAMPLES}") from None
     return ListenAddress(host, int(port_text))

@@ -337,13 +337,13 @@ class Settings(BaseModel):
         if self.source == "kernel" and self.mode == "enforce":
             raise PydanticCustomError(
                 "across",
-                "whoever keeps rules and routes itself learns nothing from them",
+                "a load balancer that keeps its own rules and routes does not show its targets by them",
                 {"setting": "mode", "value": "enforce", "allowed": "companion or observe with source kernel"},
             )
         if self.source == "interposer" and self.distributor.kind == "nftables":
             raise PydanticCustomError(
                 "across",
-                "the load balancer's packets go by nfqlb's memory, so nftables would be written for nobody",
+                "the load balancer's packets follow nfqlb's memory, so an nftables table would have no effect",
                 {
                     "setting": "distributor.kind",
                     "value": "nftables",

@@ -199,7 +199,7 @@ def _explain(
     """
     words = {
         "missing": "is missing",
-        "extra_forbidden": "is no known key",
+        "extra_forbidden": "unknown key",
         "tuple_type": "must be a list",
         "int_type": "must be a whole number",
         "int_parsing": "must be a whole number",

@@ -20,7 +20,7 @@ _WHAT_HELPS = {
 
 _WEIGHTS = {
     "counts": "it counts",
-    "unconfirmed": "it does not count yet (unconfirmed): it was not said often enough",
+    "unconfirmed": "it does not count yet (unconfirmed): not enough reports say so",
     "contradicted": "it does not count (contradicted): another reporter gets through",
     "vetoed": "it does not count (vetoed): the neighbour just answered, or packets arrive",
 }
@@ -85,7 +85,7 @@ def _path_sentence(path: PathStatus) -> str:
 def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
     age, left = seconds(max(0.0, now - verdict.at)), seconds(max(0.0, verdict.expires_at - now))
     return (
-        f"{verdict.reporter} says {verdict.state.upper()} of {verdict.subject}, {age} ago, for {left} more;"
+        f"{verdict.reporter} reports {verdict.state.upper()} for {verdict.subject}, {age} ago, valid for {left} more;"
         f" {_WEIGHTS.get(verdict.weight, verdict.weight)}."
     )
 
@@ -148,10 +148,10 @@ def target_story(
     """
     name, age = f"{target.stream}/{target.identifier}", seconds(max(0.0, now - target.since))
     if observe:
-        would = "stand in the distributor" if target.state in ADMITTED else "get no traffic"
-        table = f"No decision is carried out in this mode; by them it would {would}"
+        would = "receive traffic" if target.state in ADMITTED else "receive no traffic"
+        table = f"No decision is carried out in this mode; in mode enforce it would {would}"
     else:
-        table = "It stands in the distributor" if target.state in ADMITTED else "It gets no traffic"
+        table = "It still receives traffic" if target.state in ADMITTED else "It receives no traffic"
     opening = {
         TargetState.PENDING: f"{name} has been pending for {age}: it was never admitted.",
         TargetState.ACTIVE: f"{name} has been active for {age}.",
@@ -164,7 +164,7 @@ def target_story(
         story.append(_path_sentence(path))
         story += [_verdict_sentence(verdict, now) for verdict in path.verdicts]
         if path.verdicts_left_out:
-            story.append(f"{path.verdicts_left_out} more verdicts speak of this path.")
+            story.append(f"{path.verdicts_left_out} more verdicts concern this path.")
     if target.prediction is not None:
         story.append(_prediction_sentence(target, target.prediction, now))
     # Each loss adds one, which fades; only what exceeds one makes a re-admission wait.

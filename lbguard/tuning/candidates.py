@@ -102,7 +102,7 @@ def config_with(recorded: EngineConfig, values: Mapping[str, str]) -> EngineConf
                         setting=name,
                         value=value,
                         origin="--set",
-                        reason="a recording does not tell what it would change",
+                        reason="the effect of this setting cannot be computed from a recording",
                         allowed=", ".join(setting for setting in known if setting not in NOT_TUNABLE),
                     )
                 ]
@@ -141,7 +141,7 @@ def parse_choices(assignments: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"{assignment!r} is not NAME=VALUE,VALUE, such as {WINDOW}=1s,2s,5s")
         if name.strip() not in _LEAVES:
             hint = nearest(name.strip(), list(_LEAVES))
-            raise ValueError(f"{name.strip()} is no setting{f'; {hint}' if hint else ''}")
+            raise ValueError(f"{name.strip()} is not a setting{f'; {hint}' if hint else ''}")
         choices.setdefault(name.strip(), []).extend(values)
     return choices
 

@@ -38,7 +38,7 @@ def choose(
         return None, _why_same(results)
     if len(heals) < HEALS_NEEDED:
         return None, (
-            f"That is too few: record at least {HEALS_NEEDED} losses that heal. Until then nothing is recommended: "
+            f"Too few samples ({len(heals)}): record at least {HEALS_NEEDED} losses that heal. Nothing is recommended: "
             "keep what is in force."
         )
     if not by_window:
@@ -108,7 +108,7 @@ def _why_none(losses: int) -> str:
         return "No target lost its path in this recording: there is nothing to choose by."
     were = "loss, which did not heal" if losses == 1 else "losses, none of which healed"
     return (
-        f"{losses} {were} while it was recorded: it does not tell how long your links take to come back, so nothing "
+        f"{losses} {were} while it was recorded: it does not show how long your links take to come back, so nothing "
         "is recommended. Record incidents that heal."
     )
 

@@ -77,7 +77,9 @@ class Policy:
         """
         names = [name for name in names if is_printable(name)]
         if not names:
-            raise Denied(DenyReason.NO_IDENTITY, "the certificate names nobody: it needs a SPIFFE ID or a DNS name")
+            raise Denied(
+                DenyReason.NO_IDENTITY, "the certificate has no usable name: it needs a SPIFFE ID or a DNS name"
+            )
         identity = ""
         prefixes: list[Prefix] = []
         for name in names:

@@ -97,7 +97,9 @@ def memory_path(shm_dir: Path, stream: StreamSpec) -> Path:
     """
     name = stream.shm_name or f"tshm-{stream.name}"
     if "/" in name or "\0" in name or name in {".", ".."}:
-        raise DistributorError(f"stream {stream.name}: {name!r} is no name of a shared memory: it must be a plain name")
+        raise DistributorError(
+            f"stream {stream.name}: {name!r} is not a valid shared memory name: it must be a plain name"
+        )
     return shm_dir / name
 
 
@@ -192,7 +194,7 @@ class StreamMemory:
         try:
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise DistributorError(f"{path} is no regular file, so it is no memory of nfqlb")
+                raise DistributorError(f"{path} is not an nfqlb memory file: not a regular file")
             self.identity = FileIdentity.of(status)
             self.layout = self._validated_layout()
             check_room(path, stream, self.layout.targets)
@@ -360,7 +362,7 @@ def _open(path: Path, *, read_only: bool) -> int:
         raise DistributorError(_permission_remedy(path)) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise DistributorError(f"{path} is a symbolic link, so it is no memory of nfqlb") from error
+            raise DistributorError(f"{path} is not an nfqlb memory file: a symbolic link") from error
         raise DistributorError(f"{path} cannot be opened: {error.strerror}") from error
 
 

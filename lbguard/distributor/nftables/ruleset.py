@@ -98,7 +98,7 @@ def decode_name(encoded: str) -> str:
     head, *escaped = encoded.split("_")
     name = (head.encode() + b"".join(bytes.fromhex(part[:2]) + part[2:].encode() for part in escaped)).decode()
     if encode_name(name) != encoded:
-        raise ValueError(f"{encoded!r} is no encoded stream name")
+        raise ValueError(f"{encoded!r} is not an encoded stream name")
     return name
 
 

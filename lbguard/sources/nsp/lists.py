@@ -217,7 +217,7 @@ def _address(text: str) -> Ip:
     try:
         ip = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     except (OSError, ValueError):
-        raise ValueError("it is no address, or has a zone" if "%" in host else "it is no address") from None
+        raise ValueError("not an address, or it has a zone" if "%" in host else "not an address") from None
     if slash and not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= len(ip) * 8):
         raise ValueError("its length is none")
     if why := why_not_unicast(ip):

@@ -141,7 +141,7 @@ class Metrics:
             "recording_dropped", "Entries missing in recordings, by reason; a new file begins after the gap.", "reason"
         )
         self.engine_step = families.histogram(
-            "engine_step_seconds", "How long the engine thought about one batch of events.", WORK_BUCKETS
+            "engine_step_seconds", "Time to decide about one batch of events.", WORK_BUCKETS
         )
         self.stalled_seconds = families.counter(
             "stalled_seconds", "Seconds in which the process was stopped or held up, and looked at nothing."

@@ -26,13 +26,13 @@ PACKET_SPECS = (
         name="lbguard_held_packets_total",
         kind="counter",
         labels=("stream", "identifier"),
-        help="Packets to a target that met the fallback because its path was broken: what holding it cost.",
+        help="Packets to a target that were dropped while it was held with a broken path.",
     ),
     MetricSpec(
         name="lbguard_held_bytes_total",
         kind="counter",
         labels=("stream", "identifier"),
-        help="Bytes (with IP header) of the packets that met the fallback.",
+        help="Bytes (with IP header) of the packets dropped while held.",
     ),
 )
 
