@@ -1,4 +1,4 @@
-"""Tells Meridio's frontend whether this load balancer can forward, in place of Meridio's own load balancer.
+"""Server that reports to Meridio's frontend whether this load balancer can forward, in place of Meridio's own.
 
 The frontend beside the load balancer announces the VIPs to its gateways for as long as the target it is told holds its
 own host name. One answer stands for the whole load balancer: it can forward while any stream can.

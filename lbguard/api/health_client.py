@@ -1,4 +1,4 @@
-"""Asks the running service for its health, once, over its unix socket (grpc.health.v1).
+"""Health check of the running service, once, over its unix socket (grpc.health.v1).
 
 It stands apart from `client`: a container runtime runs it every few seconds, so it imports as little as it can.
 """

@@ -36,7 +36,7 @@ class Progress:
         self._shown = False
 
     def __call__(self, more: int) -> None:
-        """Take note of bytes that were read."""
+        """Record bytes that were read."""
         self._read += more
         now = time.monotonic()
         if sys.stderr.isatty() and now - self._shown_at > 0.5:

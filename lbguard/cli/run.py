@@ -234,7 +234,7 @@ def _connections_problems(settings: "Settings") -> tuple[str, ...]:
 
 
 def _fit_to_start(loaded: "Loaded") -> bool:
-    """Log what deserves a look in settings and host; tell whether nothing stands in the way of starting.
+    """Log warnings about settings and host; return whether the service can start.
 
     It is logged in the form that the service logs in, so that one reader understands all of standard error.
     """

@@ -19,7 +19,7 @@ class Changes(NamedTuple, Generic[K, V]):
 
 
 class Delta(Generic[K, V]):
-    """Tracks desired and actual values by key, and the keys whose difference has not been asked for yet."""
+    """Desired and actual values by key, and the keys whose difference has not been requested yet."""
 
     def __init__(self) -> None:
         self.actual: dict[K, V] = {}
@@ -64,7 +64,7 @@ class Delta(Generic[K, V]):
         return True
 
     def replace_actual(self, actual: Mapping[K, V]) -> set[K]:
-        """Take a full view in place of all that was known; returns the keys that differ from before."""
+        """Apply a full view in place of all that was known; return the keys that differ from before."""
         before, self.actual = self.actual, dict(actual)
         changed = {key for key in before.keys() | actual.keys() if before.get(key) != actual.get(key)}
         for key in list(self._desired):
@@ -72,7 +72,7 @@ class Delta(Generic[K, V]):
         return changed
 
     def retry(self, key: K) -> None:
-        """Ask for a key again if it still differs."""
+        """Request a key again if it still differs."""
         self._compare(key)
 
     def take_changes(self) -> Changes[K, V]:

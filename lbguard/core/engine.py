@@ -67,7 +67,7 @@ class Engine:
         return self._snapshot_seen and self._source_read
 
     def observe(self, event: Event, now: float) -> list[Effect]:
-        """Take one event into account; return only what is urgent. `now` is seconds of a clock that never runs back."""
+        """Apply one event; return only what is urgent. `now` is seconds of a clock that never runs back."""
         answer: Effect | None = _OBSERVERS[type(event)](self, event, now)
         if answer is not None:
             return [answer]
@@ -187,7 +187,7 @@ class Engine:
         self._drop_routes_of_lost_links()
 
     def _drop_routes_of_lost_links(self) -> None:
-        """IPv4 routes vanish with their link without a word from the kernel."""
+        """Drop the IPv4 routes of lost links: the kernel deletes them without a message."""
         for ifindex in self.view.changes.lost_links:
             self.tables.link_lost(ifindex)
         self.view.changes.lost_links.clear()

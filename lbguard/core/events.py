@@ -1,4 +1,4 @@
-"""Everything the engine is told: immutable values. The kernel's come from the mirror, the others from adapters."""
+"""Events of the engine: immutable values. The kernel's come from the mirror, the others from adapters."""
 
 from dataclasses import dataclass
 
@@ -239,7 +239,7 @@ class RuleFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSetDown:
-    """A superseded link was set down as asked, or it was left as it is for a reason."""
+    """A superseded link was set down as requested, or left up for a reason."""
 
     link: LinkKey
     reason: str = ""

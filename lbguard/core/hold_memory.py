@@ -30,7 +30,7 @@ class HoldMemory:
         self._holds: dict[TargetKey, tuple[OpenHold, float]] = {}
 
     def remember(self, holds: Iterable[OpenHold], now: float) -> None:
-        """Take over what an earlier run left open."""
+        """Adopt what an earlier run left open."""
         for hold in holds:
             self._holds[TargetKey(hold.stream, hold.identifier)] = hold, now + _KEPT_S
 
@@ -42,7 +42,7 @@ class HoldMemory:
         return hold
 
     def forwards(self, target: Target, now: float) -> None:
-        """Take note that a target has a path that forwards now."""
+        """Record that a target has a path that forwards now."""
         hold, until = self._holds.get(target.key, (None, now))
         if hold is None:
             return

@@ -54,7 +54,7 @@ _METRICS = frozenset({ROUTE_METRIC, BLACKHOLE_METRIC})
 
 
 class KernelTables:
-    """Follows our routes and rules and tells which marks are concerned by a change."""
+    """Our routes and rules, and the marks that a change concerns."""
 
     def __init__(self) -> None:
         self.routes: Delta[RouteKey, Route] = Delta()
@@ -161,7 +161,7 @@ class KernelTables:
         return self._news(rule.mark, self.rules.gone(rule_key(rule), rule))
 
     def replace(self, routes: Iterable[Route], rules: Iterable[Rule]) -> None:
-        """Take a full view in place of all that was known."""
+        """Apply a full view in place of all that was known."""
         routes = tuple(routes)
         ours = {route_key(route): route for route in routes if route.protocol == ROUTE_PROTOCOL}
         before, self._foreign = self._foreign, {}

@@ -49,7 +49,7 @@ class Lifecycle:
         return records
 
     def adopt(self, stream: Stream, target: Target, now: float) -> None:
-        """Take over a target that the distributor already holds, as ACTIVE; its path is judged next."""
+        """Adopt a target that the distributor already holds, as ACTIVE; its path is judged next."""
         stream.move(target, TargetState.ACTIVE, now)
         self.moved[stream.spec.name] = None
         self._record(target, Action.ADOPT, TargetState.PENDING, "found_in_distributor", now)

@@ -116,7 +116,7 @@ class Link:
     # Changes
 
     def take_addresses(self, other: "Link") -> None:
-        """Take over all that another incarnation of the same link holds."""
+        """Adopt all that another incarnation of the same link holds."""
         self.addresses, self.families = other.addresses, other.families
         self.subnets, self.routes = other.subnets, other.routes
 

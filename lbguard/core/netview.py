@@ -158,7 +158,7 @@ class NetView:
     # Kernel changes
 
     def link_seen(self, event: LinkSeen) -> None:
-        """Take a link's attributes; an unknown ifindex or a new MAC is a new incarnation."""
+        """Apply a link's attributes; an unknown ifindex or a new MAC is a new incarnation."""
         excluded = any(fnmatch.fnmatchcase(event.name, pattern) for pattern in self._excluded_links)
         if excluded and event.ifindex not in self._excluded:
             self._exclude(event)
@@ -194,7 +194,7 @@ class NetView:
         self._withdraw_subnets(link)
 
     def address_seen(self, event: AddressSeen) -> None:
-        """Take an address of a link."""
+        """Record an address of a link."""
         link = self._any_link(event.ifindex)
         if link is None:
             self.changes.ignored["address_of_unknown_link"] += 1
@@ -236,7 +236,7 @@ class NetView:
         self._ownership.elect(address.subnet)
 
     def link_route_seen(self, event: LinkRouteSeen) -> None:
-        """Take a route without a gateway: its prefix is on the link."""
+        """Record a route without a gateway: its prefix is on the link."""
         link = self._any_link(event.ifindex)
         if link is None:
             self.changes.ignored["route_of_unknown_link"] += 1
@@ -263,7 +263,7 @@ class NetView:
             self._ownership.elect(event.prefix)
 
     def neighbor_seen(self, event: NeighborSeen, now: float) -> None:
-        """Take the state of a target's neighbour entry; of others only whether somebody made them is of interest."""
+        """Record the state of a target's neighbour entry; of others only whether somebody made them is of interest."""
         if event.foreign:
             self._foreign.setdefault(event.ifindex, set()).add(event.ip)
         elif event.ifindex in self._foreign:
@@ -302,7 +302,7 @@ class NetView:
         neighbor.state = NeighborState.NONE
 
     def traffic_seen(self, event: TrafficSeen, now: float) -> bool:
-        """Take a reading of a link's receive counter; return whether packets arrived since the one before."""
+        """Record a reading of a link's receive counter; return whether packets arrived since the one before."""
         link = self.links.get(event.ifindex)
         if link is None:
             return False
@@ -313,7 +313,7 @@ class NetView:
         return arrived
 
     def replace(self, snapshot: KernelSnapshot, now: float) -> None:
-        """Take a full view: what it does not hold is gone."""
+        """Apply a full view: what it does not hold is gone."""
         present = {link.ifindex for link in snapshot.links}
         for ifindex in [i for i in (*self.links, *self._excluded) if i not in present]:
             self.link_gone(LinkGone(ifindex=ifindex))

@@ -37,11 +37,11 @@ class Observation:
         self._availability = availability
 
     def lost(self, now: float) -> None:
-        """Take note that the view of the kernel is lost."""
+        """Record that the view of the kernel is lost."""
         self.blind_since = now
 
     def regained(self, now: float) -> None:
-        """Take note that it is whole again."""
+        """Record that it is whole again."""
         self.was_blind(now - self.blind_since, now)
 
     def was_blind(self, duration_s: float, now: float) -> None:

@@ -109,7 +109,7 @@ def addresses_of(subject: Subject) -> tuple[Ip, ...]:
 
 
 def subject_key(subject: Subject) -> bytes:
-    """Return what tells a subject from all others, in at most 33 bytes: it may be kept long after the subject."""
+    """Return a unique key of a subject of at most 33 bytes: it may be kept long after the subject."""
     match subject:
         case LinkSubject():
             return b"l" + subject.lb_ip + subject.proxy_ip
@@ -153,7 +153,7 @@ class _Address:
         self.working += one * (state in _WORKING)
 
     def fuse(self) -> bool:
-        """Work out what is held now; tell whether that is something else than before."""
+        """Compute the current opinion; return whether it differs from the one before."""
         before, latest = self.fused, self.heal_ends.next() if self.heal_ends is not None else None
         if latest is None:
             self.heal_ends = None
@@ -190,7 +190,7 @@ class Opinions:
         return len(self._past)
 
     def take(self, event: VerdictReported, now: float) -> Taken:
-        """Take a verdict into account, or drop it for a named reason."""
+        """Apply a verdict into account, or drop it for a named reason."""
         verdict = event.verdict
         source = Source(event.reporter, verdict.subject)
         known = self._opinions.get(source)
@@ -226,7 +226,7 @@ class Opinions:
         return recent[-1] is VerdictState.DOWN and recent.count(VerdictState.DOWN) >= self._config.confirm_k
 
     def expire(self, now: float) -> list[Ip]:
-        """Forget opinions whose lease has ended; returns the addresses of which something else is held now.
+        """Forget opinions whose lease has ended; return the addresses of which something else is held now.
 
         When very many end at once, the rest has its turn at the next call, and `next` says that it is due.
         """
@@ -238,7 +238,7 @@ class Opinions:
         return list(concerned)
 
     def stalled(self, duration_s: float) -> None:
-        """Leave out a time in which nobody could be heard: every lease, and every repair, lasts so much longer."""
+        """Extend every lease, and every repair, by a time in which no verdict could be received."""
         for opinion in self._opinions.values():
             opinion.received_at += duration_s
         self._leases.shift(duration_s)
@@ -275,7 +275,7 @@ class Opinions:
         return known.fused if known else NO_OPINION
 
     def weight(self, opinion: Opinion) -> str:
-        """Say in one word what an opinion counts for, for those who ask for an explanation."""
+        """Return in one word how an opinion counts, for explanations."""
         if opinion.verdict.state is not VerdictState.DOWN:
             return "counts"
         if not opinion.down:
@@ -284,7 +284,7 @@ class Opinions:
         return "contradicted" if contradicted else "counts"
 
     def _replace(self, source: Source, old: Opinion | None, new: Opinion | None) -> tuple[Ip, ...]:
-        """Put an opinion in the place of another; returns the addresses of which something else is held now."""
+        """Put an opinion in the place of another; return the addresses of which something else is held now."""
         if old is not None and new is not None and _counts_alike(old, new):
             self._opinions[source] = new
             for address in new.addresses:

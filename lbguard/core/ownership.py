@@ -189,7 +189,7 @@ class Ownership:
                 self._homes[ip] = _Home(subnet, owner.order)
 
     def touch(self, subnet: Prefix) -> None:
-        """Tell of the target addresses in a subnet that their paths may have changed."""
+        """Mark the target addresses in a subnet: their paths may have changed."""
         members = self._members.get(subnet)
         if members:
             self._changed(members)

@@ -7,7 +7,7 @@ _SLICES = 10
 
 
 class ProbeWheel:
-    """Spreads addresses over the slices of an interval (seconds); one slice is due at a time."""
+    """Timer wheel that spreads addresses over the slices of an interval (seconds); one slice is due at a time."""
 
     def __init__(self, interval_s: float) -> None:
         self._step_s = interval_s / _SLICES

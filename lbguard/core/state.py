@@ -192,5 +192,5 @@ class Stream:
         return frozenset(self.targets), active
 
     def table(self, pair: tuple[frozenset[int], frozenset[int]]) -> StreamTable:
-        """Return the table that a distributor is asked for."""
+        """Return the desired table of the stream."""
         return StreamTable(stream=self.spec, registered=pair[0], active=pair[1])

@@ -55,7 +55,7 @@ class Distributor(Protocol):
         """Stop looking after a stream; with `withdraw` take all its targets out (and our own rules away)."""
 
     async def prune(self, known: Collection[str]) -> Sequence[str]:
-        """Remove what an earlier run of ours left for streams that are not known any more; returns their names.
+        """Remove what an earlier run of ours left for streams that are not known any more; return their names.
 
         Raises:
             DistributorError: they cannot be listed or removed.

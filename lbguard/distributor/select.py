@@ -1,4 +1,4 @@
-"""Chooses the distributor: the one that is asked for, or per stream whichever is there (`auto`)."""
+"""Choice of the distributor: the configured one, or per stream whichever exists (`auto`)."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence

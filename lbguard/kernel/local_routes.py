@@ -1,4 +1,4 @@
-"""The kernel's table `local`: where packets are for this machine itself, asked for in one go.
+"""The kernel's table `local`: the destinations that this machine itself receives, read in one dump.
 
 The rule for it comes before every other one, so no mark leads a packet to such an address anywhere else.
 """

@@ -1,4 +1,4 @@
-"""The kernel mirror: subscribe, then dump, then follow; when in doubt, dump again.
+"""Kernel mirror: subscribe, then dump, then follow; when in doubt, dump again.
 
 One socket carries notifications and dumps, so both stand in one order. The life of the mirror:
 
@@ -88,7 +88,7 @@ class MirrorCounters:
 
 
 class KernelMirror:
-    """Tells a sink what the kernel holds: a KernelSnapshot first, then every change.
+    """Mirror of the kernel for a sink: a KernelSnapshot first, then every change.
 
     `start` opens the socket in the network namespace of the calling thread. Events reach the sink in batches, from the
     event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on. That a
@@ -150,7 +150,7 @@ class KernelMirror:
         return not poll.poll(0)
 
     async def start(self) -> None:
-        """Subscribe and ask for the first dump; the snapshot follows through the sink.
+        """Subscribe and request the first dump; the snapshot follows through the sink.
 
         Raises:
             OSError: the socket cannot be opened.

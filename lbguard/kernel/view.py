@@ -60,7 +60,7 @@ class View:
         _APPLY[event.__class__](self, event, replaces, out)
 
     def record(self, event: KernelChange) -> None:
-        """Take over a record of a dump, unless a notification has told of that object since."""
+        """Apply a record of a dump, unless a notification on that object came since."""
         if _key(event) not in self._touched:
             _APPLY[event.__class__](self, event, False, [])
 

@@ -11,7 +11,7 @@ from lbguard.api.gen.nsm.connection import connection_pb2_grpc as pb_grpc
 
 
 class StandInManager(pb_grpc.MonitorConnectionServicer):
-    """Tells every monitor the connections that there are, and then each change."""
+    """Stand-in for a mesh manager: sends every monitor the connections, and then each change."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket

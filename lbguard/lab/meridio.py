@@ -50,7 +50,7 @@ def shell_for_program(search: str | None = None) -> list[str]:
 
 
 def missing() -> str:
-    """Say why the program cannot be played here; empty when it can."""
+    """Return why the program cannot be played here; empty when it can."""
     if not PROGRAM.is_file():
         return f"{PROGRAM} is not there: play it from a checkout of the sources"
     if not shell_for_program():

@@ -30,7 +30,7 @@ class NfqlbKind(StrEnum):
 
 
 def missing() -> str:
-    """Say why the real nfqlb cannot be played here; empty when it can."""
+    """Return why the real nfqlb cannot be played here; empty when it can."""
     return "" if shutil.which("nfqlb") else "nfqlb is not on PATH (github.com/Nordix/nfqueue-loadbalancer)"
 
 

@@ -25,7 +25,7 @@ class Promise:
     dropped_min: int = 0
 
     def misses(self, measured: Measurement, outage_s: float, decided: Decided | None = None) -> list[str]:
-        """Say in words what was missed; an empty list means the promise was kept."""
+        """Return in words what was missed; an empty list means the promise was kept."""
         missed = []
         if measured.opened == 0 or measured.disturbed == 0:
             missed.append("no connection was disturbed, so nothing was shown")

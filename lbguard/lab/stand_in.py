@@ -20,7 +20,7 @@ RTMGRP_LINK = 1
 
 
 def run_ip(*args: str) -> bool:
-    """Run `ip`; tell whether it succeeded. Refusals are normal: that is how a stand-in learns what works."""
+    """Run `ip`; return whether it succeeded. Refusals are normal: that is how a stand-in learns what works."""
     return subprocess.run(["ip", *args], check=False, capture_output=True).returncode == 0
 
 

@@ -77,7 +77,7 @@ class ConnectionWatch:
         return len(self._passages)
 
     def take(self, event: pb.ConnectionEvent) -> list[WatchEvent]:
-        """Take an event of the manager; returns what follows for the core."""
+        """Take an event of the manager; return what follows for the core."""
         told: list[WatchEvent] = []
         for key, message in sorted(event.connections.items()):
             id = message.id or key
@@ -133,7 +133,7 @@ class ConnectionWatch:
             yield NeighborsOutdated(ips=targets, new_mac=mac)
 
     def _follow_repair(self, id: str, now: _Passage) -> Iterator[WatchEvent]:
-        """Tell when the first passage of a connection is repaired, and when none is any more."""
+        """Report when the first passage of a connection is repaired, and when none is any more."""
         healing = self._healing.setdefault(now.connection, set())
         was = bool(healing)
         (healing.add if now.healing else healing.discard)(id)

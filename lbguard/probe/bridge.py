@@ -106,7 +106,7 @@ class BridgeNeighbors:
 
 
 class BridgeSource:
-    """Looks at the bridge at every change that the view tells of, and once a second.
+    """Source that reads the bridge at every change of the view, and once a second.
 
     `emit` takes the list when it changes, and a loss once.
     """

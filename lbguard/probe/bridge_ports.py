@@ -77,7 +77,7 @@ class BridgePorts:
             loop.remove_reader(self._kernel.fileno())
 
     def _digest(self, length: int, bridge: int, found: dict[bytes, int]) -> bool:
-        """Take one datagram over; tell whether it was the last."""
+        """Apply one datagram; return whether it was the last."""
         offset = 0
         while offset + _HEADER.size <= length:
             size, kind, _flags, sequence, _port = _HEADER.unpack_from(self._buffer, offset)

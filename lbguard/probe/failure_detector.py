@@ -107,7 +107,7 @@ class FamilyRound(NamedTuple):
 
 
 def outcome(rounds: Sequence[FamilyRound]) -> str:
-    """Return what a round says in one word: good, partial, bad, or untested when its silence does not count."""
+    """Return the outcome of a round in one word: good, partial, bad, or untested when its silence does not count."""
     if not any(family.silent for family in rounds):
         return "good"
     if any(family.silent < family.pairs for family in rounds):
@@ -121,10 +121,10 @@ class FailureDetector(Protocol):
     wants_replies: bool
 
     def replied(self, pair: int, at: float) -> None:
-        """Take in that a reply on a pair (by its place in the connection) came at this moment."""
+        """Record that a reply on a pair (by its place in the connection) came at this moment."""
 
     def excuse(self, now: float) -> None:
-        """Take in that the monitor itself was late: the silence until now says nothing."""
+        """Record that the monitor itself was late: the silence until now says nothing."""
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
         """FailureDetector at the end of a round; None while there is not enough to say anything."""
@@ -175,7 +175,7 @@ class RoundsDetector:
         return None
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """Take in a round; None when it said nothing, or not enough yet."""
+        """Record a round; None when it said nothing, or not enough yet."""
         told = False
         for family in rounds:
             if family.silent and not family.counts:
@@ -278,7 +278,7 @@ class PhiDetector:
         self._arrivals = [_Arrivals(expected_s, now) for _ in families]
 
     def replied(self, pair: int, at: float) -> None:
-        """Take in that a reply on a pair came at this moment."""
+        """Record that a reply on a pair came at this moment."""
         self._arrivals[pair].add(at)
 
     def excuse(self, now: float) -> None:

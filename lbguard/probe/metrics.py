@@ -124,7 +124,7 @@ class ProbeMetrics:
         ProcessCollector(registry=registry)
 
     def source(self, *, ok: bool) -> None:
-        """Say whether the source can be read."""
+        """Set whether the source can be read."""
         self.source_ok.set(ok)
 
     def listed(self, connections: int, left_out: int) -> None:
@@ -139,7 +139,7 @@ class ProbeMetrics:
                 self.verdicts.labels(state).set(states.get(state, 0))
 
     def report_stream(self, to: str, *, connected: bool) -> None:
-        """Say whether a load balancer answers."""
+        """Set whether a load balancer answers."""
         self._connected.labels(to).set(connected)
         for counter in (self._sent, self._failures, self._refused, self._dropped):
             counter.labels(to)

@@ -42,7 +42,7 @@ class NsmSource:
         )
 
     def reload(self) -> None:
-        """Tell the list again, as links and addresses are now; before the first list there is nothing to tell."""
+        """Report the list again, as links and addresses are now; before the first list there is nothing to report."""
         if self._listed:
             self._emit(self._view.connections())
 

@@ -60,7 +60,7 @@ class NsmView:
         self._ours: set[str] = set()
 
     def apply(self, event: pb.ConnectionEvent) -> None:
-        """Take over what the manager tells."""
+        """Apply an event of the manager."""
         if event.type == pb.INITIAL_STATE_TRANSFER:
             before, self._passages = self._passages, {}
             self._passages_refused = 0

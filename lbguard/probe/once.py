@@ -30,7 +30,7 @@ class OnceResult:
 
     @property
     def state(self) -> str:
-        """The state in a word."""
+        """State in a word."""
         return "unknown" if self.verdict is None else str(self.verdict.state)
 
 

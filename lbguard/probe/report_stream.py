@@ -126,7 +126,7 @@ class ReportStream:
         self._reason = ""
 
     def tell(self, verdict: Verdict) -> None:
-        """Note what is to be said; at once when it is news, else with the next renewal."""
+        """Queue a verdict: at once when it is news, else for the next renewal."""
         subject, before = verdict.subject, self._latest.get(verdict.subject)
         if before is None and verdict.state is VerdictState.ENDED:
             return
@@ -296,7 +296,7 @@ class ReportStream:
         return min(GENERATION_MAX, verdict.generation + self._raised_by)
 
     def _raise_generations(self, endpoint: Endpoint, batch: list[Verdict], answer: pb.ReportResponse) -> set[Subject]:
-        """Go on above what the load balancer has heard; returns what has to be said once more."""
+        """Go on above what the load balancer has heard; return what has to be said once more."""
         raised_by, again = self._raised_by, set()
         for ignored in answer.ignored:
             if ignored.reason not in _OUT_OF_ORDER or ignored.index >= len(batch):

@@ -36,10 +36,10 @@ class ConnectionSource(Protocol):
     """Source of connections."""
 
     async def run(self) -> None:
-        """Tell the list and every change of it until cancelled."""
+        """Report the list and every change of it until cancelled."""
 
     def reload(self) -> None:
-        """Tell the list again, changed or not (SIGHUP)."""
+        """Report the list again, changed or not (SIGHUP)."""
 
 
 def connections_of(

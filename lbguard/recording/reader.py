@@ -30,14 +30,14 @@ class Began(NamedTuple):
 
 
 class Told(NamedTuple):
-    """The engine was told an event."""
+    """An event was given to the engine."""
 
     now: float
     event: Event
 
 
 class Repaired(NamedTuple):
-    """The engine was asked for repairs."""
+    """The engine was called for repairs."""
 
     now: float
 

@@ -51,7 +51,7 @@ class RecordedEngine(Engine):
         self.tape_deciding = False
 
     def observe(self, event: Event, now: float) -> list[Effect]:
-        """Take one event into account; see `Engine`."""
+        """Apply one event; see `Engine`."""
         self.tape_recorder.put("told", now, event)
         return super().observe(event, now)
 
@@ -163,7 +163,7 @@ class Recorder:
         self._queue.append(Entry(kind, now, payload))
 
     def put_packets(self, now: float, counts: Mapping[TargetKey, tuple[int, int]]) -> None:
-        """Take readings of packets so far (given to each target, met the fallback); those that changed are kept."""
+        """Record readings of packets so far (given to each target, met the fallback); those that changed are kept."""
         changed = [(*key, *count) for key, count in counts.items() if self._counted.get(key) != count]
         self._counted = counts
         if changed:
@@ -205,7 +205,7 @@ class Recorder:
                 self._stopping.wait(self._flush_s)
 
     def _take(self, entry: Entry, lines: int) -> int:
-        """Write an entry in slices; returns how many lines the slice at its end has."""
+        """Write an entry in slices; return how many lines the slice at its end has."""
         try:
             for accepted in self._writer.pieces(entry):
                 if not accepted:

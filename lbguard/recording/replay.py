@@ -66,14 +66,14 @@ class ReplayReport:
 
 
 class Continuity:
-    """Tells at each beginning of a file whether the engine of the file before goes on."""
+    """Check at each beginning of a file whether the engine of the file before goes on."""
 
     def __init__(self) -> None:
         self._before: Header | None = None
         self._torn = False
 
     def begins(self, header: Header) -> bool:
-        """Take note of a file; return whether it continues the one before without a gap."""
+        """Record a file; return whether it continues the one before without a gap."""
         goes_on = self.would(header)
         self._before = header
         return goes_on
@@ -90,7 +90,7 @@ class Continuity:
         )
 
     def ended(self, item: Ended) -> None:
-        """Take note of how a file ended."""
+        """Record how a file ended."""
         self._torn = item.torn
 
 
@@ -125,7 +125,7 @@ class Replayer:
         self._path = Path()
 
     def take(self, item: Item) -> Difference | None:
-        """Take one item; returns the difference that it brought to light."""
+        """Take one item; return the difference that it brought to light."""
         self.now = getattr(item, "now", self.now)
         match item:
             case Began():

@@ -34,7 +34,7 @@ class Session:
     tunnel: TlsTunnel | None
 
     def reason_of(self, error: BaseException) -> str:
-        """Say in a few words why a call failed: what the tunnel knows comes before what gRPC makes of it."""
+        """Return in a few words why a call failed: what the tunnel knows comes before what gRPC makes of it."""
         return (self.tunnel.problem if self.tunnel is not None else "") or reason_of(error)
 
 

@@ -198,7 +198,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def _words(error: OSError) -> str:
-    """Say what went wrong: `SSLError` is an OSError too, with a reason in capitals."""
+    """Return what went wrong: `SSLError` is an OSError too, with a reason in capitals."""
     reason = getattr(error, "reason", None) or error.strerror or str(error)
     return str(reason).lower().replace("_", " ")
 

@@ -299,7 +299,7 @@ class DistributorActuator:
         return [StreamsPruned()]
 
     def _failed(self, name: str, reason: str) -> CommitFailed:
-        """Tell of a failure once, not at every retry."""
+        """Log a failure once, not at every retry."""
         if self._told.get(name) != reason:
             self._told[name] = reason
             _log.error("distributor failed", extra=fields(stream=name, reason=reason))

@@ -90,7 +90,7 @@ class MeshEvents:
         await self._stream.run()
 
     def hear_kernel(self, events: Iterable[Event]) -> None:
-        """Take what the kernel tells, for the addresses of our links in it."""
+        """Apply kernel events, for the addresses of our links in them."""
         self._addresses.hear_kernel(events)
 
     def _hear(self, event: pb.ConnectionEvent) -> None:

@@ -43,7 +43,7 @@ class PacketCounts:
                 self._problem = ""
 
     async def read(self) -> None:
-        """Take a reading for the metrics."""
+        """Record a reading for the metrics."""
         if not self._counted:
             # The last target left: its series leave too.
             self._metrics.packets.record({}, {})

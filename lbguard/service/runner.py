@@ -48,16 +48,16 @@ class EventReports(Protocol):
     """Receiver of decisions and results: logs, metrics, explanation."""
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
-        """Take a piece of information; it may be older than `now`, the moment of telling."""
+        """Record an event; it may be older than `now`, the moment of the call."""
 
     def performed(self, effect: Effect) -> None:
-        """Take note of an effect that was handed out."""
+        """Record an effect that was handed out."""
 
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
-        """Take note of one round: how many events, how long the oldest had waited, how long the round took."""
+        """Record one round: how many events, how long the oldest had waited, how long the round took."""
 
     def stalled(self, duration_s: float) -> None:
-        """Take note that nothing was looked at for a while."""
+        """Record that nothing was looked at for a while."""
 
 
 class Runner:
@@ -137,7 +137,7 @@ class Runner:
         self._wake.set()
 
     def post_verdict(self, event: VerdictReported) -> bool:
-        """Take a verdict; false when too many wait already."""
+        """Apply a verdict; false when too many wait already."""
         if len(self._verdicts) >= self._verdicts_limit:
             return False
         self._verdicts.append(event)
@@ -192,7 +192,7 @@ class Runner:
             self._event_reporter.stepped(count, started - oldest, self._clock() - started)
 
     def _look(self, now: float) -> None:
-        """Take note of the time, and tell the engine if nothing was looked at for too long."""
+        """Record the time, and inform the engine if nothing was looked at for too long."""
         gap_s = now - self._looked_at
         self._looked_at = now
         if gap_s > LOOK_S:

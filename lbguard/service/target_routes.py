@@ -26,7 +26,7 @@ class TargetRoutes:
         self._tables: dict[int, dict[_Key, Route]] = {}
 
     def hear(self, events: Iterable[Event]) -> None:
-        """Take note of the routes among some events."""
+        """Record the routes among some events."""
         for event in events:
             kind = type(event)
             if kind is RouteSeen:

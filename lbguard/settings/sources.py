@@ -176,7 +176,7 @@ class _FlatSource:
         raise NotImplementedError
 
     def origin(self, name: str) -> str:
-        """Say where the value of a setting stands."""
+        """Return the origin of a setting's value."""
         raise NotImplementedError
 
     def take(self, name: str, value: object, into: dict[str, object]) -> None:
@@ -210,7 +210,7 @@ class FlagSource(_FlatSource):
         return values
 
     def origin(self, name: str) -> str:
-        """Say where the value of a setting stands."""
+        """Return the origin of a setting's value."""
         return "flag"
 
 
@@ -249,7 +249,7 @@ class FlatEnvSource(_FlatSource):
         return values | {name: os.environ[variable] for name, variable in self._aliases.items()}
 
     def origin(self, name: str) -> str:
-        """Say where the value of a setting stands."""
+        """Return the origin of a setting's value."""
         return f"environment {self._aliases.get(name, self.known[name].variable)}"
 
     def _aliases_in_force(self, values: dict[str, object]) -> dict[str, str]:
@@ -296,7 +296,7 @@ class FileSource(_FlatSource):
         return values
 
     def origin(self, name: str) -> str:
-        """Say where the value of a setting stands."""
+        """Return the origin of a setting's value."""
         return f"file {self.path}"
 
     def _flatten(self, mapping: Mapping[Any, object], prefix: str, into: dict[str, object]) -> None:

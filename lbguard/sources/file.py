@@ -189,7 +189,7 @@ def _spec(stream: _Stream) -> StreamSpec:
 def _explain(
     error: ValidationError, raw: dict[str, Any], place: tuple[str | int, ...] = (), first: int = 0
 ) -> Iterator[str]:
-    """Say where each wrong value stands, by the names of the stream and target rather than by list positions.
+    """Return where each wrong value stands, by the names of the stream and target rather than by list positions.
 
     Args:
         error: what is wrong.
@@ -331,7 +331,7 @@ def _holds(now: StreamSpec, was: StreamSpec) -> bool:
 
 
 class FileSource(WatchedFile[SourceSnapshot, SourceLost]):
-    """Watches a targets file and tells of every good list and of every failure.
+    """Watcher of a targets file that reports every good list and every failure.
 
     A failure is told once, until its reason changes; the last good list stays in force at the receiver.
     """

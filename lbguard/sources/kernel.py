@@ -39,7 +39,7 @@ class Gateways(Protocol):
 
 
 class KernelSource:
-    """Tells of the targets that the kernel shows.
+    """Source of the targets that the kernel's rules and routes show.
 
     Args:
         ranges: marks of the streams.
@@ -76,12 +76,12 @@ class KernelSource:
         self._news = asyncio.Event()
 
     def reload(self) -> None:
-        """Tell the list again, changed or not."""
+        """Report the list again, changed or not."""
         self._told = None
         self._news.set()
 
     def hear_kernel(self, events: Iterable[Event]) -> None:
-        """Take note of rules and routes among some events."""
+        """Record rules and routes among some events."""
         marks: set[int] = set()
         for event in events:
             match event:
@@ -104,7 +104,7 @@ class KernelSource:
             self._look_at(mark)
 
     async def run(self) -> None:
-        """Tell of changes until cancelled."""
+        """Report changes until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _DECIDE_S if self._gone_since else None)

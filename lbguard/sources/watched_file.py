@@ -96,7 +96,7 @@ class _Looked(Generic[Listed, Lost]):
 
 
 class WatchedFile(Generic[Listed, Lost]):
-    """Watches a file and tells what it lists, whenever that changes, and when it cannot be used.
+    """Watcher of a file that reports its list at every change, and when it cannot be used.
 
     `emit` is called in the thread of the event loop (from `run`) or of the caller (from `poll`), one call at a time,
     and never twice in a row with equal values.
@@ -139,7 +139,7 @@ class WatchedFile(Generic[Listed, Lost]):
         self._wake = asyncio.Event()
 
     def reload(self) -> None:
-        """Ask the running watcher to read the file now, complete or not, and tell what it says, changed or not."""
+        """Make the running watcher read the file now, complete or not, and report its content, changed or not."""
         self._looked, self._last, self._asked = _Looked(), None, True
         self._wake.set()
 

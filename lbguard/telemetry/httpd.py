@@ -39,7 +39,7 @@ class Health:
         self._unready = "starting: no state yet"
 
     def beat(self, unready: str) -> None:
-        """Say that the loop is alive and why it is not ready (empty: it is); call it at least once a second."""
+        """Update the heartbeat and the reason why it is not ready (empty: it is); call it at least once a second."""
         self._beat_at = self._clock()
         self._unready = unready
 

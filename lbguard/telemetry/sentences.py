@@ -44,7 +44,7 @@ def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
 
 
 def decision_sentence(decision: Decision) -> str:
-    """Say in one sentence what a decision did, why, and what comes next."""
+    """Return in one sentence what a decision did, why, and what comes next."""
     left = None if decision.deadline is None else max(0.0, decision.deadline - decision.at)
     lasted = None if decision.duration_s is None else seconds(decision.duration_s)
     tail = ""
@@ -91,7 +91,7 @@ def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
 
 
 def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: float) -> str:
-    """Say what follows, and what would change it."""
+    """Return what follows, and what would change it."""
     at, until, why = prediction.at, prediction.until, prediction.why
     left = "" if at is None else seconds(max(0.0, at - now))
     span = "" if until is None else seconds(max(0.0, until - (now if at is None else max(at, now))))
@@ -138,7 +138,7 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
 def target_story(
     target: TargetStatus, now: float, recent: Sequence[tuple[Decision, float]], *, observe: bool = False
 ) -> str:
-    """Tell in a few sentences how a target stands, why, and what will happen next.
+    """Return in a few sentences a target's state, the reason for it, and what happens next.
 
     Args:
         target: its status.

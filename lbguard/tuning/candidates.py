@@ -30,7 +30,7 @@ _LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One set of values: what was asked for by dotted name (as text that a setting takes), and what comes of it."""
+    """One set of values: the requested ones by dotted name (as text of a setting), and the resulting configuration."""
 
     values: tuple[tuple[str, str], ...]
     config: EngineConfig

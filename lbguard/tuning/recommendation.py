@@ -77,7 +77,7 @@ def _window_s(result: Result) -> float:
 
 
 def reasons_for(results: Sequence[Result], chosen: int, heals: Sequence[float]) -> list[str]:
-    """Say in sentences why a result is recommended."""
+    """Return in sentences why a result is recommended."""
     best = results[chosen]
     cost, name = best.cost, best.variant.named
     reasons = [
@@ -114,7 +114,7 @@ def _why_none(losses: int) -> str:
 
 
 def _why_no_margin(best: Result, heals: Sequence[float]) -> str:
-    """Say which window would have the margin that the best of those tried lacks."""
+    """Return which window would have the margin that the best of those tried lacks."""
     needed_s = _window_s(best)
     while not has_margin(needed_s, heals):
         needed_s = round_up(max(with_margin(heal) for heal in heals if heal <= needed_s))
@@ -134,7 +134,7 @@ def _why_same(results: Sequence[Result]) -> str:
 
 
 def _compared(results: Sequence[Result], best: Result, heals: Sequence[float]) -> list[str]:
-    """Say how the best stands to what is in force, and to what is cheapest."""
+    """Return how the best stands to what is in force, and to what is cheapest."""
     cost = best.cost.total_s
     recorded = next((result for result in results if result.variant.recorded), best)
     least = min(results, key=lambda result: result.cost.total_s)
@@ -156,7 +156,7 @@ def _compared(results: Sequence[Result], best: Result, heals: Sequence[float]) -
 
 
 def _next_windows(results: Sequence[Result], best: Result) -> list[str]:
-    """Say what the next shorter and the next longer window would change, all else being equal."""
+    """Return what the next shorter and the next longer window would change, all else being equal."""
     window_s = best.variant.config.grace.window_s
     alike = [result for result in results if result.variant.besides_window == best.variant.besides_window]
     shorter = [result for result in alike if result.variant.config.grace.window_s < window_s]
@@ -192,7 +192,7 @@ def _next_windows(results: Sequence[Result], best: Result) -> list[str]:
 
 
 def what_happened(heals: Sequence[float], losses: int) -> list[str]:
-    """Say how many losses there were and how long they took to heal; nothing where none did."""
+    """Return how many losses there were and how long they took to heal; nothing where none did."""
     if not heals:
         return []
     took = f"{heals[0]:.2f} s" if len(heals) == 1 else f"{heals[0]:.2f} s to {heals[-1]:.2f} s"

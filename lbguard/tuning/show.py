@@ -142,7 +142,7 @@ def _show_recommendation(console: TextConsole, report: TuneReport) -> None:
 
 
 def warnings_of(report: TuneReport) -> list[str]:
-    """Say where the model and the recording do not agree, and what they can be held against."""
+    """Return where the model and the recording do not agree, and what they can be held against."""
     real, modelled = report.real, next((r.cost for r in report.results if r.variant.recorded), None)
     warnings = []
     if report.settings_changed:

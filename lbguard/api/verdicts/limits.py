@@ -33,7 +33,7 @@ class Limit(StrEnum):
 
 
 class LimitExceeded(Exception):  # noqa: N818 (it names the answer)
-    """A request asks for more than a limit allows; the text names the setting and its value."""
+    """A request exceeds a limit; the text names the setting and its value."""
 
     def __init__(self, limit: Limit, text: str) -> None:
         super().__init__(f"verdicts.{limit}: {text}")
@@ -95,7 +95,7 @@ class TokenBucket:
         return (tokens - self._tokens) / self._rate if tokens <= self._burst else float("inf")
 
     def full(self, now: float) -> bool:
-        """Return whether the bucket is as good as new."""
+        """Return whether the bucket is full again."""
         self._fill(now)
         return self._tokens >= self._burst
 

@@ -112,7 +112,7 @@ class VerdictListener:
             told = problem
 
     async def set_ready(self, ready: bool) -> None:
-        """Say whether the service is ready (health service, name `Readiness`)."""
+        """Set whether the service is ready (health service, name `Readiness`)."""
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(READINESS, serving if ready else not_serving)
 

@@ -38,7 +38,7 @@ class Denied(Exception):  # noqa: N818 (it names the answer)
 
 
 class Subnets:
-    """A set of subnets that can be asked for an address."""
+    """Set of subnets, searchable by address."""
 
     def __init__(self, prefixes: Iterable[Prefix]) -> None:
         self.prefixes = tuple(dict.fromkeys(prefixes))
@@ -58,7 +58,7 @@ class Subnets:
 
 
 class Policy:
-    """The rules, ready to be asked."""
+    """Rules in searchable form."""
 
     def __init__(self, rules: Sequence[PeerRule]) -> None:
         if not any(rule.peer == UNIX_PEER for rule in rules):
@@ -119,7 +119,7 @@ def addresses(subject: Subject) -> tuple[Ip, ...]:
 
 
 def reporter_of(identity: str, name: str, host: str) -> str:
-    """Return what a reporter is called: its identity, and what tells it from others with the same one.
+    """Return the name of a reporter: its identity, and a suffix that separates it from others with the same identity.
 
     No identity holds `#` or `@`, so that no name makes one identity's reporter look like another's.
     """

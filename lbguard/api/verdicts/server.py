@@ -185,7 +185,7 @@ class VerdictIntake:
 
     @contextlib.contextmanager
     def stream(self, reporter: str) -> Iterator[_Stream]:
-        """Be the one stream of a reporter; the one before is told that it is replaced."""
+        """Become the one stream of a reporter; an earlier one is ended as replaced."""
         old = self._streams.get(reporter)
         if old is not None and not old.replaced.done():
             old.replaced.set_result(None)
@@ -204,7 +204,7 @@ class VerdictIntake:
     async def take(
         self, peer: _Peer, request: "_Request | _Unread", stream: _Stream | None = None
     ) -> tuple[int, list[pb.IgnoredVerdict]]:
-        """Let a request in; returns how many verdicts were accepted, and the others with their reasons.
+        """Let a request in; return how many verdicts were accepted, and the others with their reasons.
 
         Raises:
             InvalidField, Denied, LimitExceeded: nothing of it was taken.
@@ -316,7 +316,7 @@ class _VerdictService:
                 return
 
     async def _answer_all(self, peer: _Peer, stream: _Stream, context: _Context) -> tuple[str, Exception] | None:
-        """Answer requests until the stream ends; returns why it is refused, and where, if it is."""
+        """Answer requests until the stream ends; return why it is refused, and where, if it is."""
         ticket = 0
         try:
             while (request := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
@@ -356,7 +356,7 @@ def certificate_names(context: _Context) -> tuple[str, ...]:
 
 
 def peer_of(context: _Context) -> str:
-    """Return a word for the peer of a call over TCP: the first name in its certificate, or else its address."""
+    """Return a name for the peer of a call over TCP: the first name in its certificate, or else its address."""
     names = certificate_names(context)
     return names[0] if names else _host(context.peer())
 

@@ -78,7 +78,7 @@ class FileIdentity(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def change_since(self, path: Path) -> str:
-        """Say what happened to the file since this identity was taken; empty when it is still the same."""
+        """Return what happened to the file since this identity was taken; empty when it is still the same."""
         try:
             now = FileIdentity.of(path.stat())
         except OSError as error:
@@ -156,7 +156,7 @@ class _Layout(NamedTuple):
 
 
 class _Rows:
-    """The permutation rows, read from the file piece by piece as they are asked for."""
+    """Permutation rows, read from the file piece by piece on demand."""
 
     def __init__(self, path: Path, descriptor: int, layout: _Layout) -> None:
         self._path = path
@@ -207,7 +207,7 @@ class StreamMemory:
         self._calculator = TableCalculator(_Rows(path, self._descriptor, self.layout), kind)
 
     def _validated_layout(self) -> _Layout:
-        """Trust nothing in the header before it agrees with the size of the file."""
+        """Validate the header against the size of the file before any field is used."""
         size = self.identity.size
         if size < HEADER_BYTES:
             raise DistributorError(f"{self.path} is truncated: {size} bytes, less than its header of {HEADER_BYTES}")

@@ -43,7 +43,7 @@ class Plan:
         yield from nft_elements.mark_changes(TABLE, self.held.names.active, self.held.active, self.active)
 
     def result(self, duration_s: float) -> CommitResult:
-        """Return what to tell of the commit once it took effect."""
+        """Return the outcome to report once the commit took effect."""
         return CommitResult(
             stream=self.stream.name,
             slots_changed=len(self.changed),

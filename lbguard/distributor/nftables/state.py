@@ -148,7 +148,7 @@ def read_streams(kernel: Nfnetlink) -> frozenset[str]:
 
 
 def difference(kernel: Nfnetlink, things: Iterable[RulesetObject], held: Held) -> str:
-    """Say how the kernel's table differs from what we left there; empty when it does not.
+    """Return how the kernel's table differs from what we left there; empty when it does not.
 
     Raises:
         NftError: the kernel refuses.

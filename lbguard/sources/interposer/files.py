@@ -80,7 +80,7 @@ class RequestFifo:
             return []
 
     def close(self) -> None:
-        """Take the FIFO away, so that nobody asks any more, and close it."""
+        """Remove the FIFO, so that no more calls arrive, and close it."""
         if self.descriptor >= 0:
             if not self.lost:
                 with contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ class Answers:
             os.close(descriptor)
 
     def sweep(self) -> int:
-        """Remove the FIFOs that callers left behind that were killed; returns how many. Nothing else is touched."""
+        """Remove the FIFOs that callers left behind that were killed; return how many. Nothing else is touched."""
         removed = 0
         with contextlib.suppress(OSError), os.scandir(self._descriptor) as entries:
             for entry in islice(entries, _SWEPT_MAX):
@@ -148,7 +148,7 @@ class Answers:
 
 
 class Missed:
-    """The file `missed`: calls that went to the real program without our being told.
+    """File `missed`: calls that went to the real program without lbguard.
 
     While anything stands in it, callers do not ask. So it is taken at once, whole: a new, empty file replaces it. One
     who had the old one open may still add a line, so that is looked at once more.

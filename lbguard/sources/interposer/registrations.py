@@ -35,7 +35,7 @@ class Registrations:
     # The start
 
     def load(self) -> None:
-        """Take up what an earlier run left."""
+        """Load what an earlier run left."""
         try:
             self.registry = self._file.read() or Registry()
         except RegistryError as error:
@@ -97,7 +97,7 @@ class Registrations:
         self._owed.pop(TargetKey(call.stream, call.identifier), None)
 
     def apply(self, call: Call) -> None:
-        """Take a call as a fact: the real program carries it out, or has done so."""
+        """Apply a call: the real program carries it out, or has done so."""
         match call.command:
             case Command.INIT | Command.DELETE:
                 self.registry.end(call.stream)

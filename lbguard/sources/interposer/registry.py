@@ -27,7 +27,7 @@ _text_of = functools.lru_cache(maxsize=1 << 16)(format_ip)  # all of them are wr
 
 
 class RegistryError(Exception):
-    """A registry cannot be read, or cannot take what it is told; the text says why."""
+    """A registry cannot be read, or an entry cannot be registered; the text says why."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Registry:
         self.streams: dict[str, RegisteredStream] = {}
 
     def begin(self, stream: str, max_targets: int) -> None:
-        """Take note of a new table, in which nobody is registered."""
+        """Record a new table, in which nobody is registered."""
         self.streams[stream] = RegisteredStream(max_targets)
 
     def end(self, stream: str) -> None:

@@ -82,7 +82,7 @@ class _Answer(NamedTuple):
 
 
 class InterposerSource:
-    """Answers the calls, and tells the core who is registered.
+    """Source that answers the calls and reports the registered targets to the core.
 
     Args:
         config: where, and how patiently.
@@ -117,7 +117,7 @@ class InterposerSource:
         self._group: asyncio.TaskGroup | None = None
 
     def hear(self, events: Iterable[Event]) -> None:
-        """Take note of what became of commits; other events are passed over."""
+        """Record the outcome of commits; other events are ignored."""
         news = False
         for event in events:
             match event:
@@ -141,7 +141,7 @@ class InterposerSource:
         return self._shared.problem
 
     def reload(self) -> None:
-        """Tell the list again (SIGHUP)."""
+        """Report the list again (SIGHUP)."""
         self.registrations.tell(again=True)
 
     # Life

@@ -62,7 +62,7 @@ class NspLists:
         return min((each.settles_at for each in self._all if each.settles_at is not None), default=None)
 
     def begin_session(self) -> None:
-        """Take note that the connection is a new one."""
+        """Record that the connection is a new one."""
         for each in self._all:
             each.begin_session()
 
@@ -72,15 +72,15 @@ class NspLists:
             each.expire(now)
 
     def take_streams(self, streams: Mapping[str, int], now: float) -> None:
-        """Take a list of streams."""
+        """Apply a list of streams."""
         self._streams.take(streams, now)
 
     def take_vips(self, vips: Mapping[Prefix, None], now: float) -> None:
-        """Take a list of VIPs."""
+        """Apply a list of VIPs."""
         self._vips.take(vips, now)
 
     def take_targets(self, entries: TargetEntries, now: float) -> None:
-        """Take a list of targets."""
+        """Apply a list of targets."""
         served = dict(entries.served)
         # An entry that cannot be read says that the target is there, and nothing else: it stays as it was.
         for key, ips in (self._targets.believed or {}).items():

@@ -1,4 +1,4 @@
-"""Identifier offsets of streams, which Meridio's registry does not tell: the load balancer chooses them. Pure.
+"""Identifier offsets of streams, which the load balancer chooses: Meridio's registry has none. Pure.
 
 How Meridio's load balancer does it: a stream gets the lowest offset, from IDENTIFIER_OFFSET_START (5000) up, at which a
 range of `max_targets` numbers meets no range of another stream. It keeps that offset, and the size it was made with,

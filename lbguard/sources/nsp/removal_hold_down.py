@@ -54,11 +54,11 @@ class RemovalHoldDown(Generic[Key, Value]):
         return self._until
 
     def begin_session(self) -> None:
-        """Take note that the connection is a new one."""
+        """Record that the connection is a new one."""
         self._first_of_session = True
 
     def take(self, told: Mapping[Key, Value], now: float) -> None:
-        """Take a list."""
+        """Apply a list."""
         first, self._first_of_session = self._first_of_session, False
         self._told = told
         missing = len((self._believed or {}).keys() - told.keys())

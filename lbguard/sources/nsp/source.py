@@ -72,7 +72,7 @@ class NspCounters:
 
 
 class NspSource:
-    """Watches a registry and tells of every list and of its loss.
+    """Watcher of a registry that reports every list and the registry's loss.
 
     Args:
         config: what to watch.
@@ -108,7 +108,7 @@ class NspSource:
         self._composer = Composer(config.offset_start, seen_offsets, follow=follow_offsets)
 
     def reload(self) -> None:
-        """Begin a new session now and tell the list again, changed or not (SIGHUP)."""
+        """Begin a new session now and report the list again, changed or not (SIGHUP)."""
         self._last = None
         self._reload.set()
 

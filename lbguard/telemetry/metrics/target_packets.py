@@ -58,7 +58,7 @@ class TargetPackets(Collector):
             yield family
 
     def record(self, hits: Mapping[TargetKey, tuple[int, int]], held: Mapping[TargetKey, tuple[int, int]]) -> None:
-        """Take readings (packets, bytes) per target. Targets without a reading lose their series.
+        """Record readings (packets, bytes) per target. Targets without a reading lose their series.
 
         Args:
             hits: what the distributor gave to each target, as the kernel counts it now.

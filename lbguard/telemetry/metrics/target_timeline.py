@@ -36,7 +36,7 @@ class TargetTimeline(Collector):
         self._targets: dict[TargetKey, tuple[int, int]] = {}
 
     def record(self, decision: Decision) -> None:
-        """Take in a decision."""
+        """Record a decision."""
         if decision.state_to is None:
             self._targets.pop(decision.target, None)
             return
