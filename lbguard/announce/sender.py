@@ -144,7 +144,7 @@ class Announcer:
     thread of the event loop.
 
     Args:
-        owns: tells whether that incarnation of the link exists and holds the address, usable, right now. Asked before
+        owns: returns whether that incarnation of the link exists and holds the address, usable, right now. Asked before
             each send; a no cancels what is left for that address.
         repeats_s: offsets of the sends of an address from its first, in seconds; starts with 0 and increases.
         arp_kinds: the forms of gratuitous ARP to send for an IPv4 address, in this order.

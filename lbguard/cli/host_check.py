@@ -62,7 +62,7 @@ class Host:
 
     Args:
         root: where its file system begins.
-        can_load: tells whether a shared library can be loaded.
+        can_load: returns whether a shared library can be loaded.
         local: returns the prefixes whose packets the kernel delivers here.
     """
 
@@ -88,7 +88,7 @@ class Host:
             return None
 
     def local(self) -> Iterable[Prefix]:
-        """Return the prefixes whose packets the kernel delivers here; none when it does not tell."""
+        """Return the prefixes whose packets the kernel delivers here; none when it cannot be read."""
         try:
             return self._local()
         except OSError:

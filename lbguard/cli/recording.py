@@ -148,7 +148,7 @@ def tune(
 ) -> None:
     """Weigh recorded incidents under other settings.
 
-    Replays them with each value, tells what it would have cost, and recommends values.
+    Replays them with each value, computes the cost, and recommends values.
 
     A connection to a held target waits; one whose target is withdrawn breaks. The longer the window, the more losses
     heal in time and the longer a real one lasts. Which is worth more, --broken-cost says. docs/tuning.md tells how to

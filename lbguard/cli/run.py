@@ -135,9 +135,9 @@ def probe(
 ) -> None:
     """Ping the datapath from a proxy's side, and report verdicts.
 
-    It runs beside proxies, or beside targets, and tells load balancers what it found.
+    It runs beside proxies, or beside targets, and reports its results to load balancers.
     It does nothing until probe.enabled is true (LBGUARD_PROBE__ENABLED=true), so that it can be deployed before it is
-    switched on; --once works at any time and reports to nobody. SIGTERM stops it; SIGHUP reads the connections again.
+    switched on; --once works at any time and sends no reports. SIGTERM stops it; SIGHUP reads the connections again.
 
     \b
     Examples:

@@ -135,7 +135,7 @@ class SetAvailability:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborMoved:
-    """A target's neighbour entry changed its link-layer address (for the metrics and whoever explains)."""
+    """A target's neighbour entry changed its link-layer address (for the metrics and explanations)."""
 
     ifindex: int
     ip: Ip
@@ -154,7 +154,7 @@ class Record:
 class VerdictAnswered:
     """A verdict was taken (empty reason) or changed nothing, for a named reason.
 
-    `generation`: when it came too late, the one up to which its reporter was heard of its subject.
+    `generation`: when it came too late, the latest one received from its reporter on its subject.
     """
 
     ticket: int

@@ -2,7 +2,7 @@
 
 A run that is killed and started anew adopts its targets as ACTIVE. Without a memory each start would give a broken one
 its whole window again, so a process that crashes faster than the window would hold it for ever. Only time in which the
-loss was observed counts: nobody knows what was while lbguard was away.
+loss was observed counts: what happened while lbguard did not run is unknown.
 
 - A target that is broken when it is judged first goes on with the time that its hold had spent, and had left.
 - One that is not has healed, and its record ends. Soft evidence is the exception: a start knows none, and it comes in

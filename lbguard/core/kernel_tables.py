@@ -5,7 +5,7 @@ address: its mark must never fall through to the main table and loop with the ga
 of its addresses whose subnet has an owner. Routes without an owner are left as they are; the kernel removes them with
 their link.
 
-A route of somebody else with the table and metric of one of ours stays: the kernel holds one route of a kind, so ours
+A route of another program with the table and metric of one of ours stays: the kernel holds one route of a kind, so ours
 waits until it is gone. It serves the path as well if it leads to the same address through the same link.
 """
 
@@ -89,7 +89,7 @@ class KernelTables:
         return routed and self.rules.satisfied(RuleKey(mark, ipv4))
 
     def taken_by(self, mark: int, ip: Ip) -> Route | None:
-        """Return the route of somebody else that stands where a path's route should."""
+        """Return another program's route in the place of a path's route."""
         return self._foreign.get(RouteKey(mark, is_ipv4(ip), ROUTE_METRIC))
 
     def forwarding_link(self, mark: int, ip: Ip) -> int:
@@ -180,7 +180,7 @@ class KernelTables:
         self.changed_marks.update(key.mark for key in self.rules.replace_actual(our_rules))
 
     def marks(self) -> set[int]:
-        """Return the marks for which anything of ours stands in the kernel."""
+        """Return the marks for which anything of ours is in the kernel."""
         return {key.table for key in self.routes.actual} | {key.mark for key in self.rules.actual}
 
     def take_changes(self) -> tuple[RouteChanges, Changes[RuleKey, Rule]]:

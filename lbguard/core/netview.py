@@ -6,8 +6,8 @@ the kernel is taken, at a cost that does not grow with the number of addresses o
 Links whose names are excluded are remembered apart, with their addresses, since a rename may bring one in or take one
 out: nothing else of the core sees them.
 
-Of neighbour entries only those count as the kernel's own that it learned itself. An entry that somebody made (static,
-learned by a control plane, managed) is never verified, resolved or flushed, on whatever address.
+Of neighbour entries only those count as the kernel's own that it learned itself. An entry that another program made
+(static, learned by a control plane, managed) is never verified, resolved or flushed, on whatever address.
 """
 
 import fnmatch
@@ -107,7 +107,7 @@ class NetView:
         return neighbor is not None and neighbor.failures >= self._failures_needed
 
     def foreign_neighbor(self, ifindex: int, ip: Ip) -> bool:
-        """Return whether somebody made the neighbour entry of an address, followed or not, on a link."""
+        """Return whether a link's neighbour entry of an address, followed or not, is foreign."""
         return ip in self._foreign.get(ifindex, ())
 
     def forwards(self, ifindex: int, ip: Ip) -> bool:
@@ -263,7 +263,7 @@ class NetView:
             self._ownership.elect(event.prefix)
 
     def neighbor_seen(self, event: NeighborSeen, now: float) -> None:
-        """Record the state of a target's neighbour entry; of others only whether somebody made them is of interest."""
+        """Record the state of a target's neighbour entry; of others only whether they are foreign matters."""
         if event.foreign:
             self._foreign.setdefault(event.ifindex, set()).add(event.ip)
         elif event.ifindex in self._foreign:

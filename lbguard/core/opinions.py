@@ -10,14 +10,14 @@ they would replace has run out a moment ago. Of the rest:
   as DEGRADED. DOWN stands only when nobody contradicts it.
 - HEALING says nothing about the path's current state; it extends a hold, up to the bound of the grace. After
   a DOWN of the same reporter that counted, it says that this DOWN is being repaired, so the DOWN stands until then.
-- Silence is no opinion: what no live verdict speaks of is judged by the kernel's word alone.
+- Silence is no opinion: what no live verdict speaks of is judged by the kernel's state alone.
 
 What vetoes a DOWN (a neighbour that just answered, packets that still arrive) is asked where paths are judged.
 
 What is fused is kept for each address and brought up to date by each verdict, so that asking for it costs the same
 however many speak of the address. Of an opinion that is over, only its place in the order is kept, for as long as a
 message that was on its way may arrive: the rest of its lease and `REMEMBERED_S`. A reporter that begins anew with lower
-generations, because its clock was set back, is heard after that at the latest.
+generations, because its clock was set back, is accepted after that at the latest.
 """
 
 import itertools
@@ -123,7 +123,7 @@ def subject_key(subject: Subject) -> bytes:
 class _Address:
     """The live opinions on one address, how many are of each kind, and what they come to.
 
-    `heal_ends`: negative, so that the latest end comes first; None: nobody says that anything is being repaired.
+    `heal_ends`: negative, so that the latest end comes first; None: no repair is reported.
     """
 
     opinions: dict[Source, Opinion] = field(default_factory=dict)

@@ -49,7 +49,7 @@ class Target:
     `lost_in`: the subnet that it began in, until it has healed.
     `spared_until`: a worse cause before this one allowed to wait until then, so the deadline is no earlier.
     `frozen_at`: when the freeze of the running loss began, infinity before it did. These moments leave out the time in
-    which nobody could look: it moves them on.
+    nothing was observed: it moves them on.
     `partial`: one path is lost and another forwards. `open_ended`: HELD without a deadline, because of that.
     `waiting`: WITHDRAWN with a good path, damped. `healing_until`: what the deadline was last moved by.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
@@ -151,7 +151,7 @@ class Stream:
     def mass_failure(self, config: EngineConfig) -> bool:
         """Return whether so many targets are broken at once that the fault is probably on this node.
 
-        One broken target alone is never a mass: nothing tells its own fault from the observer's, and there is no other
+        One broken target alone is never a mass: its own fault looks like the observer's, and there is no other
         target that a freeze would protect.
         """
         return self.broken >= _MASS_AT_LEAST and self.broken > config.freeze.threshold * self.admitted
@@ -187,7 +187,7 @@ class Stream:
         return target
 
     def desired_pair(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the registered and the active identifiers as they should stand in the distributor."""
+        """Return the registered and the active identifiers that the distributor should hold."""
         active = frozenset(i for i, target in self.targets.items() if target.state in ADMITTED)
         return frozenset(self.targets), active
 

@@ -21,7 +21,7 @@ _NEVER = float("-inf")
 class VerdictFusion:
     """Opinions of reporters, and what they come to for each path.
 
-    `down`: the addresses to which a path is down by their word; news of any of them may veto that.
+    `down`: the addresses to which a path is down according to them; news of any of them may veto that.
     """
 
     def __init__(self, config: EvidenceConfig, view: NetView) -> None:
@@ -42,7 +42,7 @@ class VerdictFusion:
         return taken, self._concerned(taken.addresses), outdated
 
     def expire(self, now: float) -> dict[Ip, None]:
-        """Forget what nobody renewed; return the target addresses that are concerned."""
+        """Forget expired opinions; return the target addresses that are concerned."""
         return self._concerned(tuple(self.opinions.expire(now)))
 
     def stalled(self, duration_s: float) -> None:
@@ -88,7 +88,7 @@ class VerdictFusion:
         self.down.pop(ip, None)
 
     def weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:
-        """Note what reporters say of a path and return whether it is down by their word."""
+        """Note what reporters say of a path and return whether it is down according to them."""
         down = self._weigh(target, path, ip, link, now)
         if down:
             self.down[ip] = None

@@ -95,7 +95,7 @@ class ImplicitPermutations:
 
 
 def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
-    """Return the table of stock nfqlb: the target index of every slot, all NO_TARGET when nobody is active.
+    """Return the table of stock nfqlb: the target index of every slot, all NO_TARGET when none is active.
 
     Raises:
         ValueError: a row is no permutation of the slots.

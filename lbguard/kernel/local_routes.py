@@ -35,7 +35,7 @@ def local_prefixes() -> frozenset[Prefix]:
     """Return the prefixes whose packets this network namespace keeps for itself. It takes 2 s at most.
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel does not answer.
     """
     found: set[Prefix] = set()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asked:

@@ -92,7 +92,7 @@ class KernelMirror:
 
     `start` opens the socket in the network namespace of the calling thread. Events reach the sink in batches, from the
     event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on. That a
-    neighbour entry went to DELAY or PROBE is not told (see filter.py); a snapshot may hold those states.
+    neighbour entry went to DELAY or PROBE sends no message (see filter.py); a snapshot may hold those states.
     """
 
     def __init__(

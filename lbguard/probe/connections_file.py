@@ -178,7 +178,7 @@ def _explain(error: ValidationError, raw: dict[str, Any], place: tuple[str | int
 class ConnectionsFileSource(WatchedFile[ConnectionList, ConnectionsLost]):
     """Watcher of a connections file that reports every good list and every failure.
 
-    A failure is told once, until its reason changes; the last good list stays in force at the receiver.
+    A failure is reported once, until its reason changes; the last good list stays in force at the receiver.
     """
 
     def __init__(

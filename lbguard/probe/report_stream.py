@@ -296,7 +296,7 @@ class ReportStream:
         return min(GENERATION_MAX, verdict.generation + self._raised_by)
 
     def _raise_generations(self, endpoint: Endpoint, batch: list[Verdict], answer: pb.ReportResponse) -> set[Subject]:
-        """Go on above what the load balancer has heard; return what has to be said once more."""
+        """Go on above the generations that the load balancer knows; return what has to be said once more."""
         raised_by, again = self._raised_by, set()
         for ignored in answer.ignored:
             if ignored.reason not in _OUT_OF_ORDER or ignored.index >= len(batch):
@@ -313,7 +313,7 @@ class ReportStream:
     async def _wait_for_work(self) -> None:
         """Return when there is something to send, or it is time to look at the certificates.
 
-        In the latter case an empty request goes out: its answer tells that the load balancer is still there.
+        In the latter case an empty request goes out: its answer shows that the load balancer is still there.
         """
         self._wake.clear()
         self._renew(self._clock())

@@ -1,7 +1,7 @@
 """Reporter of verdicts to every load balancer that should receive them, each over a stream of its own.
 
-A load balancer at a fixed address hears everything. One that is the far end of a monitored link hears what concerns
-its own links, and all that is said of targets.
+A load balancer at a fixed address receives everything. One that is the far end of a monitored link receives what
+concerns its own links, and all that is said of targets.
 """
 
 import asyncio

@@ -4,7 +4,7 @@ A file is a gzip stream of JSON lines, flushed every second, so that whatever fo
 can cost, and `zcat FILE | head` shows what is in it. The first line is an object (`Header`), every other a list whose
 first item says what it is:
 
-    ["LinkSeen", ...]       an event, as the engine was told it: type name and fields; see `codec.py`
+    ["LinkSeen", ...]       an event, as the engine received it: type name and fields; see `codec.py`
     ["t", TIME]             the moment of the engine's clock from here on: a whole number is nanoseconds since the
                             moment before (of the header at first), a number with a point is seconds
     ["r"]  ["d"]            the engine was called: `repair`, `decide`
@@ -13,7 +13,7 @@ first item says what it is:
     ["S"]                   the view is whole: an event
     ["n", KIND, ...]        a part of the engine's state at the beginning of the file; see `checkpoint.py`
     ["N"]                   the state is whole
-    ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packets of targets so far, and those that met the fallback
+    ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packets of targets so far, and those dropped while held
     ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many
     ["w", OFFSET]           wall clock (seconds since the epoch) minus the engine's clock
 """
@@ -72,7 +72,7 @@ class Header:
 
     @property
     def host(self) -> str:
-        """The name of the host (in a cluster: the pod) that recorded it; empty where it is not told."""
+        """The name of the host (in a cluster: the pod) that recorded it; empty where it is unknown."""
         return str(self.facts.get("host", ""))
 
     def to_json(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Decided(NamedTuple):
 
 
 class PacketsRead(NamedTuple):
-    """Packets so far by (stream, identifier): given to the target, and of these met the fallback."""
+    """Packets so far by (stream, identifier): given to the target, and of these dropped while held."""
 
     now: float
     readings: dict[tuple[str, int], tuple[int, int]]
@@ -175,7 +175,7 @@ def read_file(path: Path, on_read: Callable[[int], None] | None = None) -> Itera
 
     Args:
         path: the file.
-        on_read: told how many more bytes of it were read.
+        on_read: called with how many more bytes of it were read.
 
     Raises:
         RecordingError: the file is damaged, or no recording that this version reads.

@@ -163,7 +163,7 @@ class Recorder:
         self._queue.append(Entry(kind, now, payload))
 
     def put_packets(self, now: float, counts: Mapping[TargetKey, tuple[int, int]]) -> None:
-        """Record readings of packets so far (given to each target, met the fallback); those that changed are kept."""
+        """Record readings of packets so far (given to each target, dropped while held); those that changed are kept."""
         changed = [(*key, *count) for key, count in counts.items() if self._counted.get(key) != count]
         self._counted = counts
         if changed:

@@ -228,7 +228,7 @@ def replay(files: Sequence[Path], on_read: Callable[[int], None] | None = None) 
 
 
 class Past(NamedTuple):
-    """The state at a moment (seconds since the epoch), on a host (empty: not told)."""
+    """The state at a moment (seconds since the epoch), on a host (empty: unknown)."""
 
     status: GuardStatus
     at: float

@@ -109,8 +109,8 @@ class _File:
 class RecordingWriter:
     """Writes entries to files in a directory, in the calling thread.
 
-    A new file begins with each `checkpoint`. `wanted` tells when one is due: 1 when there is a calm moment, 2 at once.
-    A file that has reached its limit all the same takes nothing more: `write` says so.
+    A new file begins with each `checkpoint`. `wanted` is how urgently one is due: 1 when there is a calm moment, 2 at
+    once. A file that has reached its limit all the same takes nothing more: `write` says so.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Three queues work side by side, each strictly in order: the kernel's routes, rules and links; its neighbours; the
 distributor. A commit that takes milliseconds so never delays a route, and the engine itself waits for none of them.
-What has to wait for another queue's success waits in the engine, for the event that tells of it.
+What has to wait for another queue's success waits in the engine, for its event.
 """
 
 import asyncio
@@ -160,7 +160,7 @@ class KernelActuator:
 
 
 class NeighborActuator:
-    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` hears of refusals."""
+    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` receives refusals."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class NeighborActuator:
 
 
 class DistributorActuator:
-    """Tables of streams. `attached` are those that are looked after; `on_commit` hears of every commit.
+    """Tables of streams. `attached` are those that are looked after; `on_commit` receives every commit.
 
     A stream whose removal is refused would go on taking its VIPs, and nobody asks again: so every look does.
     """

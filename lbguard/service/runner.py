@@ -64,10 +64,10 @@ class Runner:
     """Owns the inbox and the engine's clock. Everything happens in the event loop's thread.
 
     The inbox is bounded for what comes from outside: when `inbox_limit` events wait, further kernel changes are
-    dropped, the engine is told that it is out of sync, and `resync` is called for a new full view. Verdicts have an
-    inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's word.
+    dropped, the engine is marked out of sync, and `resync` is called for a new full view. Verdicts have an
+    inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's events.
 
-    `caught_up` tells whether the kernel has said nothing that was not posted yet.
+    `caught_up` returns whether the kernel has said nothing that was not posted yet.
 
     The runner looks at least every `LOOK_S`. When it comes later, the process was stopped or something held up the
     loop: the engine is told how long, and judges only after what waits was read.

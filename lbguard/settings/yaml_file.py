@@ -266,7 +266,7 @@ def _place(mark: Any) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return foreign text as it may stand in a message."""
+    """Return foreign text in a form fit for a message."""
     shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
     return shown if shown.isprintable() else ascii(shown)
 

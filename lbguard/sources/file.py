@@ -333,7 +333,7 @@ def _holds(now: StreamSpec, was: StreamSpec) -> bool:
 class FileSource(WatchedFile[SourceSnapshot, SourceLost]):
     """Watcher of a targets file that reports every good list and every failure.
 
-    A failure is told once, until its reason changes; the last good list stays in force at the receiver.
+    A failure is reported once, until its reason changes; the last good list stays in force at the receiver.
     """
 
     def __init__(

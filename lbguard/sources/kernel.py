@@ -45,8 +45,8 @@ class KernelSource:
         ranges: marks of the streams.
         keep_s: how long a target is kept that vanished with its path broken, seconds.
         emit: takes each new list, in the thread of the event loop.
-        routes: the load balancer's routes; they hear of each event before we do.
-        path_lost: tells whether the path of a mark's target is broken, or was within a time in seconds.
+        routes: the load balancer's routes; they receive each event first.
+        path_lost: returns whether the path of a mark's target is broken, or was within a time in seconds.
         clock: seconds, monotonic.
     """
 
@@ -114,7 +114,7 @@ class KernelSource:
             self.settle()
 
     def settle(self) -> None:
-        """Decide upon those that vanished, and tell the list if it is another one."""
+        """Decide on vanished targets, and report the list if it differs."""
         now = self._clock()
         for mark, since in list(self._gone_since.items()):
             gone_for_s = now - since

@@ -104,9 +104,9 @@ class WatchedFile(Generic[Listed, Lost]):
     Args:
         path: the file.
         parse: makes a value of the content, in another thread; raises YamlFileError.
-        lost: makes what is told when the file cannot be used, of the reason.
-        only_adds: tells whether a list takes nothing away from and changes nothing in an earlier one (the second).
-        emit: takes what is told.
+        lost: makes the event for a file that cannot be used, from the reason.
+        only_adds: returns whether a list takes nothing away from and changes nothing in an earlier one (the second).
+        emit: receives what is reported.
         poll_interval_s: between two looks, seconds.
         still_s: see above, seconds.
         clock: seconds, monotonic.
@@ -167,7 +167,7 @@ class WatchedFile(Generic[Listed, Lost]):
     async def _look_apart(
         self, thread: "DaemonThread"
     ) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
-        """Look from another thread; that a file system hangs is told, and keeps nobody from ending."""
+        """Look from another thread; a file system that hangs is reported, and does not keep the service from ending."""
         looking = thread.do(partial(self._look, self._looked, self._in_force, self._asked))
         done, _ = await asyncio.wait({looking}, timeout=_STUCK_S)
         if not done:
@@ -192,7 +192,7 @@ class WatchedFile(Generic[Listed, Lost]):
     def _look(
         self, looked: "_Looked[Listed, Lost]", in_force: Listed | None, asked: bool
     ) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
-        """Return what is seen by now, and what to tell, if anything."""
+        """Return what is seen by now, and the event to report, if any."""
         now, found = self._clock(), signature(self._path)
         if found is not None and found.is_content_of(looked.read):
             return looked, None
@@ -281,7 +281,7 @@ class DaemonThread:
         return future
 
     def end(self) -> None:
-        """Let the thread end when it has done what was asked for; nobody waits for it."""
+        """Let the thread end when its tasks are done; the call does not wait for it."""
         self._jobs.put(None)
 
     def _work(self) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for whoever restarts or routes.
+"""The HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for supervisors and routers.
 
 It runs on threads of its own, so that a slow scrape never delays a decision, and so that a loop that hangs can be seen.
 Health is answered whatever else is asked of the port: metrics are made by another thread.

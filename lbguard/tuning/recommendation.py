@@ -134,7 +134,7 @@ def _why_same(results: Sequence[Result]) -> str:
 
 
 def _compared(results: Sequence[Result], best: Result, heals: Sequence[float]) -> list[str]:
-    """Return how the best stands to what is in force, and to what is cheapest."""
+    """Compare the best with what is in force, and to what is cheapest."""
     cost = best.cost.total_s
     recorded = next((result for result in results if result.variant.recorded), best)
     least = min(results, key=lambda result: result.cost.total_s)

@@ -49,7 +49,7 @@ def helm_values(result: Result) -> str:
 
 
 def fallback_text(cost: Cost) -> str:
-    """Return how many packets met the fallback; a dash where nothing was counted."""
+    """Return how many packets were dropped while held; a dash where nothing was counted."""
     return "-" if cost.fallback is None else str(cost.fallback)
 
 

@@ -17,7 +17,7 @@ class _Counted:
 
 
 class Traffic:
-    """Packet rates of targets while nothing was wrong with them, and what really met the fallback."""
+    """Packet rates of targets while nothing was wrong with them, and the measured packets dropped while held."""
 
     def __init__(self) -> None:
         self.held_packets = 0
@@ -36,7 +36,7 @@ class Traffic:
             counted.clean = False
 
     def read(self, key: TargetKey, packets: int, held: int, at: float) -> None:
-        """Record a reading of a target: packets so far, and those among them that met the fallback."""
+        """Record a reading of a target: packets so far, and those dropped while held."""
         self.counted = True
         before = self._targets.get(key)
         if before is None or packets < before.packets or held < before.held or at <= before.at:

@@ -204,7 +204,7 @@ def tune(
         files: in order, as `find_files` returns them.
         choices: values to try by dotted name; none: grace windows that suit what the recording holds.
         broken_cost_s: what a broken connection costs its user, as seconds of waiting.
-        on_read: told how many more bytes were read; the files are read twice.
+        on_read: called with how many more bytes were read; the files are read twice.
 
     Raises:
         RecordingError: a file cannot be read.

@@ -1,7 +1,7 @@
 """Limits of a reporter of verdicts: rates, counts and state. Pure: the time is an argument.
 
 What a limit refuses changes nothing: a request is taken whole or not at all. Numbers come from the settings
-(`verdicts.*`), and a refusal names the setting that stands in the way.
+(`verdicts.*`), and a refusal names the setting that sets it.
 
 What all have in common is shared out among identities, which is what a transport proved: names that a peer gives itself
 get it no more than one name does.
@@ -43,7 +43,7 @@ class LimitExceeded(Exception):  # noqa: N818 (it names the answer)
 class Shares:
     """Room that several owners share. An owner gets at most four fifths of what the others leave, and at least one.
 
-    So one alone can have most of it, and whoever takes all that it can get leaves something for the next.
+    So one alone can have most of it, and still leaves something for the next.
     """
 
     def __init__(self, total: int) -> None:

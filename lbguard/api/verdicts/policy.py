@@ -1,12 +1,12 @@
 """Authorization of reporters: rules from peers to subnets. Pure.
 
-A peer is known by what its transport proved: `unix` for whoever can open the service's socket (its file mode decides
-that; gRPC tells nothing of the process behind it), `spiffe://...` and `dns:NAME` for what its certificate says.
+A peer is known by what its transport proved: `unix` for any process that can open the service's socket (its file mode
+decides that; gRPC does not know the process behind it), `spiffe://...` and `dns:NAME` for what its certificate says.
 
 In a rule's pattern `*` stands for any text within one part: it does not cross `/` in a SPIFFE ID nor `.` in a DNS
 name, so that `spiffe://example.org/ns/*/proxy` does not let `ns/red/sa/evil/proxy` in. `**` crosses both. What a peer
 may report on is the union of all rules that match one of its names; the first name that a rule matches is its identity.
-Without any rule for `unix`, peers on the socket may report on anything; everybody else needs a rule.
+Without any rule for `unix`, peers on the socket may report on anything; all others need a rule.
 """
 
 from collections.abc import Iterable, Sequence

@@ -83,7 +83,7 @@ class NfqlbCliDistributor:
         await self._show(stream)
 
     async def read_active(self, stream: StreamSpec) -> frozenset[int]:
-        """Return the active identifiers; ones that nobody registered, as another writer may have left, are included.
+        """Return the active identifiers; unregistered ones, as another writer may have left, are included.
 
         Raises:
             DistributorError: the memory cannot be shown.

@@ -4,7 +4,7 @@
 The file is native-endian 4-byte fields (nfqlb's `shmem.c`, `maglevdyn.c`)::
 
     int own_fwmark; unsigned M, N, len;      header; len counts the bytes after own_fwmark, or more
-    int lookup[M];                           slot -> target index, -1 when nobody answers
+    int lookup[M];                           slot -> target index, -1 when there is none
     unsigned permutation[N][M];              rows, written once by init
     int active[N];                           target index -> fwmark, negative when inactive
 
@@ -62,8 +62,8 @@ class FileIdentity(NamedTuple):
     """Identity of one incarnation of a memory file.
 
     `nfqlb init` on an existing name truncates and rewrites the same inode, so the inode is not enough; the time of
-    modification tells. Stores through a mapping may change that time too (they do when they are the first touch of a
-    page), so whoever has stored takes the identity anew. The stores of others then look like a new incarnation, which
+    modification decides. Stores through a mapping may change that time too (they do when they are the first touch of a
+    page), so the writer takes the identity anew. The stores of others then look like a new incarnation, which
     does no harm: the table is read and put right again.
     """
 
@@ -238,7 +238,7 @@ class StreamMemory:
         return self._read("i", self.layout.active, self.layout.targets)
 
     def lookup(self) -> list[int]:
-        """Return the target index of every slot, -1 when nobody answers."""
+        """Return the target index of every slot, -1 when there is none."""
         return self._read("i", self.layout.lookup, self.layout.slots)
 
     def table(self, registered: AbstractSet[int], active: AbstractSet[int]) -> list[int]:

@@ -55,7 +55,7 @@ def empty_slots(total: int) -> "array[int]":
 def unread(
     things: Collection[RulesetObject], stream: StreamSpec, calculator: TableCalculator, slots_total: int
 ) -> Held:
-    """Return what an inventory tells of a stream that shall have this number of slots: all but the elements.
+    """Return the state of a stream in an inventory that shall have this number of slots: all but the elements.
 
     Raises:
         ValueError: the stream's name is empty or too long.
@@ -133,7 +133,7 @@ def read_marks(kernel: Nfnetlink, names: StreamNames) -> frozenset[int] | None:
 
 
 def read_streams(kernel: Nfnetlink) -> frozenset[str]:
-    """Return the names of the streams that stand in the kernel's table.
+    """Return the names of the streams in the kernel's table.
 
     Raises:
         NftError: the kernel refuses.

@@ -1,4 +1,4 @@
-"""The dozen netlink requests that lbguard makes, as bytes. Pure: sequence numbers are filled in by whoever sends.
+"""The dozen netlink requests that lbguard makes, as bytes. Pure: the sender fills in sequence numbers.
 
 Every request is exact: it names our protocol number, metric or priority, so that the kernel itself refuses to touch
 what somebody else made. Layouts as in rtnetlink.py; neighbour tables: include/uapi/linux/neighbour.h.

@@ -253,7 +253,7 @@ _ROUTE_SHAPES: Final = {
 
 
 def _on_link(data: Buffer, offset: int, end: int, dst_len: int) -> _OnLink | IgnoredReason:
-    """Read a route that somebody made to a prefix; only one without a gateway is of interest."""
+    """Read another program's route to a prefix; only one without a gateway is of interest."""
     network = b""
     oif = metric = 0
     offset += 12

@@ -113,7 +113,7 @@ class Answers:
             self._descriptor = -1
 
     def open(self, request_id: str) -> int | None:
-        """Open the way back to a caller; None when nobody waits there. The id is one that the protocol has checked."""
+        """Open the FIFO of a caller; None when no caller waits there. The protocol has checked the id."""
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(request_id, flags, dir_fd=self._descriptor)
@@ -179,7 +179,7 @@ class Missed:
         return status is not None and status.st_size > 0
 
     def take(self, on_line: Callable[[bytes], None]) -> bool:
-        """Take what is there, in order; false when the file may not tell all.
+        """Take what is there, in order; false when the file may be incomplete.
 
         Raises:
             OSError: the file cannot be read or replaced.
@@ -243,7 +243,7 @@ class SharedFiles:
         return True
 
     def close(self) -> None:
-        """Close what is open; the FIFO for requests is closed by whoever reads it."""
+        """Close what is open; the reader closes the FIFO for requests."""
         self.missed.close()
         self.answers.close()
         self.directory.close()

@@ -92,7 +92,7 @@ def parse_request(line: bytes) -> Request:
     """Read a request.
 
     Raises:
-        ProtocolError: it is none; nobody can be answered.
+        ProtocolError: it is not a request; no answer is possible.
         CallError: the call is none of Meridio's; `request_id` is set.
     """
     words = _words(line)

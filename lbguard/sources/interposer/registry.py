@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass(slots=True)
 class RegisteredStream:
-    """A stream. `offset` is None until the first target tells it."""
+    """A stream. `offset` is None until its first target is known."""
 
     max_targets: int
     offset: int | None = None
@@ -54,7 +54,7 @@ class Registry:
         self.streams: dict[str, RegisteredStream] = {}
 
     def begin(self, stream: str, max_targets: int) -> None:
-        """Record a new table, in which nobody is registered."""
+        """Record a new table, in which no target is registered."""
         self.streams[stream] = RegisteredStream(max_targets)
 
     def end(self, stream: str) -> None:

@@ -57,14 +57,14 @@ class SharedDirectory:
             return True
 
     def status(self, name: str) -> os.stat_result | None:
-        """Return what stands at a name; None: nothing."""
+        """Return the type of the entry at a name; None: nothing."""
         try:
             return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def is_same(self, name: str, descriptor: int) -> bool:
-        """Return whether what stands at a name is what is open."""
+        """Return whether the entry at a name is the open one."""
         status = self.status(name)
         return status is not None and descriptor >= 0 and os.path.samestat(status, os.fstat(descriptor))
 

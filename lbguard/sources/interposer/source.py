@@ -2,7 +2,7 @@
 
 Its container runs `nfqlb` by name, and `deploy/meridio/nfqlb` stands there in its place. What its calls mean:
 
-- `init`: a table is made anew. The real program does that; nobody is registered any more.
+- `init`: a table is made anew. The real program does that; no target is registered any more.
 - `activate`: a target is registered. Its addresses are the gateways of the load balancer's routes in the table of its
   mark, which it adds before. Answered when the core has put it into the distributor.
 - `deactivate`: of a target whose path is broken, or was a moment ago, a failed verification: it stays, and grace
@@ -379,7 +379,7 @@ class InterposerSource:
     # Waiting
 
     async def _catch_up_core(self, deadline: float) -> None:
-        """Let the core see what the kernel told before the call came; at most for half of the time that is left."""
+        """Let the core process the kernel's events from before the call; at most for half of the time that is left."""
         loop = asyncio.get_running_loop()
         latest = (loop.time() + deadline) / 2
         turn = 0

@@ -22,7 +22,7 @@ class Core(Protocol):
     def path_lost(self, target: TargetKey, within_s: float) -> bool:
         """Return whether a link of the target's paths is missing, down or unusable, or was within a time.
 
-        True too while the view of the kernel is not whole: then nobody knows, and what is stays.
+        True too while the view of the kernel is incomplete: the path is then unknown, and nothing changes.
         """
 
     def sound_for_s(self, target: TargetKey) -> float:

@@ -22,7 +22,7 @@ class SeenOffsets(Protocol):
         Args:
             streams: room for targets by stream.
             targets: addresses by stream and identifier.
-            known: offsets that were told before, by stream. For these only evidence without any doubt counts.
+            known: offsets that were announced before, by stream. For these only evidence without any doubt counts.
         """
 
 

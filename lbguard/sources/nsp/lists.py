@@ -83,7 +83,7 @@ class TargetEntries:
 
 
 def _shown(text: object) -> str:
-    """Return foreign text as it may stand in a log."""
+    """Return foreign text in a form fit for a log."""
     shown = repr(text)
     return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
 
@@ -208,7 +208,7 @@ def _addresses(texts: Iterable[str], what: str) -> tuple[tuple[Ip, ...], Skipped
 
 
 def _address(text: str) -> Ip:
-    """Read `address` or `address/length`: the length is that of the proxy's subnet and tells nothing of the target.
+    """Read `address` or `address/length`: the length is that of the proxy's subnet and does not concern the target.
 
     The C library reads addresses; `ipaddress` takes thirty times as long, which a list of thousands would let the whole
     service feel.

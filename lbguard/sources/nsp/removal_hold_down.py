@@ -1,7 +1,7 @@
 """Hold-down of removals from a registry's list. Pure.
 
 While the registry stays connected, what it takes off its list is taken off at once: it means it. After a connection was
-lost, the other end may be a registry that has just started and does not know everybody yet. Meridio's reads its
+lost, the other end may be a registry that has just started and does not know all entries yet. Meridio's reads its
 configuration after it began to serve, so its first list of streams is empty; and when its database is lost, targets
 come back one by one as they refresh their entries, by default every 30 s. Its own load balancer believes each of these
 lists. We do not: a list that comes first after a loss and lacks more than a share of what was known opens a settle
@@ -69,7 +69,7 @@ class RemovalHoldDown(Generic[Key, Value]):
         self._settle(now)
 
     def expire(self, now: float) -> None:
-        """Believe what is told when its time has come."""
+        """Apply the waiting list when its time has come."""
         if self._told is not None:
             self._settle(now)
 

@@ -1,7 +1,7 @@
 """Streams and targets of one conduit from Meridio's registry (NSP).
 
 Three watches (streams, VIPs, targets) make one list, once each has answered. A registry that is lost changes nothing:
-the loss is told once, the last list stays, and what comes first after it is met with doubt (see `nsp_settle`).
+the loss is reported once, the last list stays, and removals in the first list after it wait (`removal_hold_down`).
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class NspSource:
 
     Args:
         config: what to watch.
-        emit: takes what is told, in the thread of the event loop.
+        emit: receives what is reported, in the thread of the event loop.
         seen_offsets: reads offsets back; None: they are calculated.
         follow_offsets: take over an offset that turns out to be another one than was told. It makes the core give the
             stream up and begin it anew, so it is only for where somebody else owns the distributor.

@@ -62,7 +62,7 @@ class TargetPackets(Collector):
 
         Args:
             hits: what the distributor gave to each target, as the kernel counts it now.
-            held: what met the fallback.
+            held: packets dropped while held.
         """
         totals: dict[TargetKey, tuple[int, int, int, int]] = {}
         for key in hits.keys() | held.keys():
