@@ -80,7 +80,7 @@ class Controller:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
-        """Start the process; `wait_active` tells when it is at work."""
+        """Start the process; `wait_active` waits until it is at work."""
         argv, environment = self._command()
         self._process = await asyncio.create_subprocess_exec(
             *self.namespace.command(*argv),

@@ -32,7 +32,7 @@ class StandInManager(pb_grpc.MonitorConnectionServicer):
             await self._server.stop(None)
 
     def update(self, id: str, ours: Sequence[str], theirs: Sequence[str], *, healing: bool = False) -> None:
-        """Tell of a connection: a proxy's addresses (`ours`), the load balancer's, and whether the mesh repairs it."""
+        """Report a connection: a proxy's addresses (`ours`), the load balancer's, and whether the mesh repairs it."""
         connection = pb.Connection(id=id, network_service="lb", state=pb.DOWN if healing else pb.UP)
         connection.context.ip_context.src_ip_addrs.extend(ours)
         connection.context.ip_context.dst_ip_addrs.extend(theirs)

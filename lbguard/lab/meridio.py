@@ -204,7 +204,7 @@ class MeridioLb:
         await self._lb.check_alive()
 
     async def remove(self, identifier: int) -> None:
-        """Take a target out of the registry's list, tell the load balancer, and wait until it has removed it."""
+        """Take a target out of the registry's list, notify the load balancer, and wait until it has removed it."""
         self._gone.add(identifier)
         await self._tell()
         # Removed is what it says last of a removal; the record of how long it took comes before.
@@ -213,7 +213,7 @@ class MeridioLb:
         )
 
     async def add(self, identifier: int) -> None:
-        """Put a target back into the registry's list, tell the load balancer, and wait until it has activated it."""
+        """Put a target back into the registry's list, notify the load balancer, and wait until it has activated it."""
         self._gone.discard(identifier)
         await self._tell()
         await self._lb.wait_active(frozenset({identifier}))

@@ -238,7 +238,7 @@ class Chain:
         self.target(identifier).run("nft", _DEAF_IPV6)
 
     def unblock_target_ipv6(self, identifier: int) -> None:
-        """Let a target hear IPv6 again."""
+        """Let IPv6 packets reach a target again."""
         self.target(identifier).run("nft", "delete table ip6 lab")
 
     def filter_datapath(self, proxy: int, drop: str) -> None:

@@ -49,7 +49,7 @@ class DetectorSettings:
         down_rounds: DOWN needs this many bad rounds among the last `window_rounds`.
         window_rounds: see `down_rounds`.
         up_rounds: a family that was down is up after this many good rounds in a row.
-        detector: which judge.
+        detector: kind of failure detector.
         phi_threshold: suspicion from which the phi detector calls a pair down.
         phi_pause_s: silence that adds nothing to the suspicion. None: two missing replies, 2 x interval / pings.
         lease_s: how long verdicts count. None: 3 x interval + timeout, within LEASE_MIN_S and LEASE_MAX_S.
