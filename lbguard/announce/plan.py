@@ -1,4 +1,4 @@
-"""When to announce which address: the pacing of announcements as a pure structure, fed with the time.
+"""Schedule of announcements per address: their pacing as a pure structure, fed with the time.
 
 Each (link, address) waits for one of its sends, called steps. The offsets are the same for all, so the addresses that
 wait for one step are due in the order in which they entered it: a plain dict per step is a sorted queue. An address is
@@ -73,7 +73,7 @@ class Plan:
         return len(self._entries)
 
     def has_room(self, link: LinkKey, ip: Ip) -> bool:
-        """Tell whether an address would be taken now. One that waits already always is, because it is replaced."""
+        """Return whether an address would be taken now. One that waits already always is, because it is replaced."""
         return (link, ip) in self._entries or len(self._entries) < self._max_waiting
 
     def add(self, entry: Entry) -> bool:

@@ -53,7 +53,7 @@ _ARP_KINDS_ALLOWED = (
 
 
 class Suppressed(StrEnum):
-    """Why an address was not announced, or not announced again; the values are metric labels.
+    """Reason why an address was not announced, or not announced again; the values are metric labels.
 
     SUPERSEDED counts waiting repeats that a newer announcement of the same link and address replaced.
     """
@@ -67,7 +67,7 @@ class Suppressed(StrEnum):
 
 @dataclass(slots=True)
 class AnnounceCounters:
-    """What the announcer did since it was made. `errors` counts failed sends by errno name (`ENETDOWN`)."""
+    """Counters of the announcer since it was made. `errors` counts failed sends by errno name (`ENETDOWN`)."""
 
     sent: Counter[FrameKind] = field(default_factory=Counter)
     suppressed: Counter[Suppressed] = field(default_factory=Counter)
@@ -75,7 +75,7 @@ class AnnounceCounters:
 
 
 class FrameSocket(Protocol):
-    """Where frames go."""
+    """Socket that sends frames."""
 
     def send(self, ifindex: int, frame: bytes) -> int:
         """Send a whole Ethernet frame out of a link; return 0 or the errno. It never blocks and never raises."""
@@ -144,7 +144,7 @@ class Announcer:
     thread of the event loop.
 
     Args:
-        owns: tells whether that incarnation of the link exists and holds the address, usable, right now. Asked before
+        owns: returns whether that incarnation of the link exists and holds the address, usable, right now. Asked before
             each send; a no cancels what is left for that address.
         repeats_s: offsets of the sends of an address from its first, in seconds; starts with 0 and increases.
         arp_kinds: the forms of gratuitous ARP to send for an IPv4 address, in this order.
@@ -196,7 +196,7 @@ class Announcer:
 
     @property
     def pending(self) -> int:
-        """How many addresses wait for a send."""
+        """Return the number of addresses that wait for a send."""
         return len(self._plan)
 
     def announce(self, effect: Announce) -> None:

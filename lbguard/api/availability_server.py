@@ -1,9 +1,9 @@
-"""Tells Meridio's frontend whether this load balancer can forward, in place of Meridio's own load balancer.
+"""Server that reports to Meridio's frontend whether this load balancer can forward, in place of Meridio's own.
 
 The frontend beside the load balancer announces the VIPs to its gateways for as long as the target it is told holds its
 own host name. One answer stands for the whole load balancer: it can forward while any stream can.
 
-What is not known is not told: until every stream's state is known, or one is available, a watch has no answer. A
+Unknown states are not reported: until every stream's state is known, or one is available, a watch has no answer. A
 restart of this service would otherwise take the VIPs off the gateways for a moment. When it ends, the frontend keeps
 what it was told last.
 """
@@ -49,7 +49,7 @@ class AvailabilityServer:
     Args:
         path: the socket; its directory is made when missing.
         identifier: the host name, by which the frontend knows its own load balancer.
-        state: what to tell.
+        state: the state to report.
         credentials: with them, clients have to show a certificate, as Meridio's frontend does where it has SPIFFE.
     """
 
@@ -90,7 +90,7 @@ class AvailabilityServer:
         """End the watches after `grace_s` seconds and remove the socket; safe to call twice.
 
         Args:
-            unavailable: first tell that there is no forwarding any more; otherwise the frontend keeps the last state.
+            unavailable: first report the end of forwarding; otherwise the frontend keeps the last state.
             grace_s: how long watchers may take to read it.
         """
         if unavailable:

@@ -1,4 +1,4 @@
-"""Whether this load balancer can forward at all, made of the availability of its streams."""
+"""Availability of this load balancer, made of the availability of its streams."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -21,7 +21,7 @@ class AvailabilityState:
         self._update()
 
     def retain(self, streams: Iterable[str]) -> None:
-        """Take note that these streams are all there are: others are forgotten, and what is not known is waited for."""
+        """Record that these streams are all there are: others are forgotten, and what is not known is waited for."""
         self._names = names = set(streams)
         self._streams = {name: available for name, available in self._streams.items() if name in names}
         self._update()

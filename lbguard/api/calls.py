@@ -74,7 +74,7 @@ class CallRooms(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not ge
     """Gives each method of a server its room. Services that see to their own bounds are left alone.
 
     Args:
-        identity: returns what the transport proved of the peer of a call, in a word.
+        identity: returns the peer's identity, as its transport proved it.
         except_for: such a service, by its full name; empty: none.
         at_once: the room of each method, calls.
     """

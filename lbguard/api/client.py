@@ -23,11 +23,11 @@ _ANSWER_BYTES_MAX = 256 * 2**20
 
 
 class ClientError(Exception):
-    """The service cannot be asked, or has no answer; the text says what to do."""
+    """The service is unreachable or did not answer; the text says what to do."""
 
 
 class ServiceNotRunning(ClientError):  # noqa: N818 (it names the state)
-    """Nobody serves the socket."""
+    """The service is not running: nothing listens on its socket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Watched:
 class GuardClient:
     """Talks to the service on a unix socket; use it as a context manager.
 
-    Every method raises ClientError (ServiceNotRunning when nobody is there).
+    Every method raises ClientError (ServiceNotRunning when nothing listens on the socket).
     """
 
     def __init__(self, path: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
@@ -125,7 +125,7 @@ class GuardClient:
 
 
 def _check_socket(path: Path) -> None:
-    """Say at once, and in words, why nobody can be reached; gRPC itself would try again for seconds."""
+    """Raise at once, with the reason, when the service cannot be reached; gRPC itself would retry for seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(CALL_TIMEOUT_S)
         try:
@@ -133,8 +133,10 @@ def _check_socket(path: Path) -> None:
         except OSError:
             code = errno.ENAMETOOLONG
     if code in {errno.ENOENT, errno.ECONNREFUSED}:
+        why = "no socket at" if code == errno.ENOENT else "nothing listens on"
         raise ServiceNotRunning(
-            f"no lbguard serves {path}; start it with `lbguard run`, or name its socket with --socket or LBGUARD_SOCKET"
+            f"lbguard is not running ({why} {path}); start it with `lbguard run`, or name its socket with --socket or"
+            " LBGUARD_SOCKET"
         )
     if code == errno.EACCES:
         raise ClientError(f"{path}: permission denied; run as root or as a member of the socket's group")

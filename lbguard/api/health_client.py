@@ -1,4 +1,4 @@
-"""Asks the running service for its health, once, over its unix socket (grpc.health.v1).
+"""Health check of the running service, once, over its unix socket (grpc.health.v1).
 
 It stands apart from `client`: a container runtime runs it every few seconds, so it imports as little as it can.
 """
@@ -29,12 +29,14 @@ def unhealthy_reason(path: Path, service: str, *, timeout_s: float = ANSWER_TIME
         except grpc.RpcError as error:
             match error.code():
                 case grpc.StatusCode.UNAVAILABLE:
-                    return f"nobody serves {path}"
+                    return (
+                        f"lbguard is not running ({'nothing listens on' if path.exists() else 'no socket at'} {path})"
+                    )
                 case grpc.StatusCode.DEADLINE_EXCEEDED:
-                    return f"{path} gave no answer within {timeout_s:g} s"
+                    return f"{path} did not answer within {timeout_s:g} s"
                 case code:
                     return f"{path}: {code.name}: {error.details()}"
     if answer.status == health_pb2.HealthCheckResponse.SERVING:
         return ""
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    return f"{service} is {status}; `lbguard status` tells why"
+    return f"{service} is {status}; run `lbguard status` for the reason"

@@ -1,4 +1,4 @@
-"""The gRPC server of the running service, on its unix socket: what it tells of itself, and where verdicts are taken."""
+"""gRPC server of the running service on its unix socket: status, decisions, and the intake of verdicts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -37,7 +37,7 @@ class ApiError(StartError):
 
 
 class GuardView(Protocol):
-    """What the server reads. Called in the thread of the event loop; it must not block."""
+    """View of the service that the server reads. Called in the thread of the event loop; it must not block."""
 
     async def status(self) -> GuardStatus:
         """Return the whole state at this moment."""
@@ -47,7 +47,7 @@ class GuardView(Protocol):
 
 
 class DecisionFeed(Protocol):
-    """Where new decisions come from (`DecisionLog`)."""
+    """Source of new decisions (`DecisionLog`)."""
 
     def subscribe(self) -> Subscription:
         """Return a feed of the decisions from now on."""
@@ -104,7 +104,7 @@ def _identifier(text: str) -> int | None:
 
 
 def _shown(text: str) -> str:
-    """Quote what was asked for; a status has room for so much only."""
+    """Quote a name from a request, shortened to what a status can carry."""
     return repr(text) if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]!r}..."
 
 
@@ -243,7 +243,7 @@ class ApiServer:
         return server
 
     async def set_ready(self, ready: bool) -> None:
-        """Say whether the service is ready (health service, name `Readiness`)."""
+        """Set whether the service is ready (health service, name `Readiness`)."""
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(READINESS, serving if ready else not_serving)
 

@@ -1,4 +1,4 @@
-"""What is the same in every command: exit statuses, and options that several take."""
+"""Conventions of all commands: exit statuses, and options that several commands take."""
 
 from typing import Annotated
 

@@ -62,7 +62,7 @@ class Host:
 
     Args:
         root: where its file system begins.
-        can_load: tells whether a shared library can be loaded.
+        can_load: returns whether a shared library can be loaded.
         local: returns the prefixes whose packets the kernel delivers here.
     """
 
@@ -88,7 +88,7 @@ class Host:
             return None
 
     def local(self) -> Iterable[Prefix]:
-        """Return the prefixes whose packets the kernel delivers here; none when it does not tell."""
+        """Return the prefixes whose packets the kernel delivers here; none when it cannot be read."""
         try:
             return self._local()
         except OSError:
@@ -282,7 +282,7 @@ def check_nfqlb(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -
         yield Finding(
             id="no_nfqlb",
             severity="error" if settings.mode == "enforce" else "warning",
-            what=f"distributor.nfqlb_binary {binary} is no program here: no table can be read or written",
+            what=f"distributor.nfqlb_binary {binary} is not an executable program: no table can be read or written",
             remedy="set distributor.nfqlb_binary to its path, or distributor.kind to nfqlb-shm, which needs no program",
         )
 
@@ -295,7 +295,7 @@ def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]
             id="another_instance",
             severity="error",
             what="another lbguard runs in this network namespace",
-            remedy="stop it first, or ask it: lbguard status",
+            remedy="stop it first; see `lbguard status`",
         )
 
 
@@ -318,7 +318,7 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
             yield Finding(
                 id="socket_directory",
                 severity=severity,
-                what=f"{name} = {path}: the path is taken by something that is no socket",
+                what=f"{name} = {path}: the path is taken by something that is not a socket",
                 remedy=f"remove {path}, or set {name} to another path",
             )
 
@@ -430,5 +430,5 @@ CHECKS: tuple[Check, ...] = (
 
 
 def blocks_start(finding: Finding) -> bool:
-    """Tell whether the service should not even start. The memory of one stream is no reason to leave the others."""
+    """Return whether the service should not even start. The memory of one stream is no reason to leave the others."""
     return finding.severity == "error" and finding.id != "memory_not_writable"

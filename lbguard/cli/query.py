@@ -1,4 +1,4 @@
-"""The commands that ask the running service: status, top, events, explain and health."""
+"""Commands that query the running service: status, top, events, explain and health."""
 
 import os
 from pathlib import Path
@@ -124,7 +124,7 @@ def explain(
     socket: SocketOption = DEFAULT_SOCKET,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell why a target is where it is, and what happens next.
+    """Explain why a target is in its state, and what happens next.
 
     Plain sentences: its state, its paths, what reporters say, when it is withdrawn or re-admitted, its last decisions.
     An identifier or an IP alone will do where only one target has it.
@@ -153,7 +153,7 @@ def health(
         bool, typer.Option("--ready/--live", help="Ready: it has read all it needs. Live: it answers.")
     ] = True,
 ) -> None:
-    """Ask the service whether it is ready, or alive.
+    """Query whether the service is ready, or alive.
 
     For the probes of a container runtime.
 

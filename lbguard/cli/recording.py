@@ -36,7 +36,7 @@ class Progress:
         self._shown = False
 
     def __call__(self, more: int) -> None:
-        """Take note of bytes that were read."""
+        """Record bytes that were read."""
         self._read += more
         now = time.monotonic()
         if sys.stderr.isatty() and now - self._shown_at > 0.5:
@@ -113,7 +113,7 @@ def replay(
         past = _with_progress(found, lambda on_read: replaying.state_at(found, at, on_read))
     except ValueError:
         raise typer.BadParameter(
-            f"{at!r} is no moment; write 12:03:04.5 (local time), 2025-01-02T12:03:04Z, 1735819384.5 or +90s",
+            f"{at!r} is not a moment; write 12:03:04.5 (local time), 2025-01-02T12:03:04Z, 1735819384.5 or +90s",
             param_hint="--at",
         ) from None
     if as_json:
@@ -148,7 +148,7 @@ def tune(
 ) -> None:
     """Weigh recorded incidents under other settings.
 
-    Replays them with each value, tells what it would have cost, and recommends values.
+    Replays them with each value, computes the cost, and recommends values.
 
     A connection to a held target waits; one whose target is withdrawn breaks. The longer the window, the more losses
     heal in time and the longer a real one lasts. Which is worth more, --broken-cost says. docs/tuning.md tells how to
@@ -173,7 +173,7 @@ def tune(
         cost_s = parse_duration(broken_cost)
     except ValueError:
         raise typer.BadParameter(
-            f"{broken_cost!r} is no duration; write one such as {EXAMPLES}", param_hint="--broken-cost"
+            f"{broken_cost!r} is not a duration; write one such as {EXAMPLES}", param_hint="--broken-cost"
         ) from None
     found = find_files(files)
     try:

@@ -135,9 +135,9 @@ def probe(
 ) -> None:
     """Ping the datapath from a proxy's side, and report verdicts.
 
-    It runs beside proxies, or beside targets, and tells load balancers what it found.
+    It runs beside proxies, or beside targets, and reports its results to load balancers.
     It does nothing until probe.enabled is true (LBGUARD_PROBE__ENABLED=true), so that it can be deployed before it is
-    switched on; --once works at any time and reports to nobody. SIGTERM stops it; SIGHUP reads the connections again.
+    switched on; --once works at any time and sends no reports. SIGTERM stops it; SIGHUP reads the connections again.
 
     \b
     Examples:
@@ -234,7 +234,7 @@ def _connections_problems(settings: "Settings") -> tuple[str, ...]:
 
 
 def _fit_to_start(loaded: "Loaded") -> bool:
-    """Log what deserves a look in settings and host; tell whether nothing stands in the way of starting.
+    """Log warnings about settings and host; return whether the service can start.
 
     It is logged in the form that the service logs in, so that one reader understands all of standard error.
     """

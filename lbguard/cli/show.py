@@ -1,4 +1,4 @@
-"""What the command line prints: tables for people, plain values for JSON."""
+"""Output of the command line: tables for people, plain values for JSON."""
 
 import datetime
 import time
@@ -205,7 +205,7 @@ def target_json(target: TargetStatus, now: float) -> dict[str, object]:
 
 
 def until(target: TargetStatus, clock: float) -> str:
-    """Say how long a target's state lasts if nothing changes; empty: that is not a matter of time."""
+    """Return how long a target's state lasts if nothing changes; empty: that is not a matter of time."""
     prediction = target.prediction
     at = prediction.at if prediction is not None else target.deadline
     if at is None:
@@ -214,7 +214,7 @@ def until(target: TargetStatus, clock: float) -> str:
 
 
 def then(target: TargetStatus) -> str:
-    """Say in a word what follows when the state's time is over."""
+    """Return in a word what follows when the state's time is over."""
     prediction = target.prediction
     if prediction is None or prediction.at is None:
         return ""
@@ -295,7 +295,7 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
 
 
 def _verdicts(path: PathStatus, now: float) -> str:
-    """Say what reporters hold of a path, how many of them count, and how old the newest word is."""
+    """Return what reporters hold of a path, how many of them count, and the age of the newest."""
     if not path.verdicts:
         return "-"
     counting = sum(verdict.weight == "counts" for verdict in path.verdicts)
@@ -320,7 +320,7 @@ def _show_links(console: TextConsole, status: GuardStatus) -> None:
 
 
 def local_vips_note(stream: StreamStatus) -> str:
-    """Say which VIPs of a stream are the load balancer's own addresses; empty: none."""
+    """Return which VIPs of a stream are the load balancer's own addresses; empty: none."""
     if not stream.local_vips:
         return ""
     return f"VIP {', '.join(stream.local_vips)} is an address of this machine: no packet to it reaches a target"

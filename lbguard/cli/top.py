@@ -46,7 +46,7 @@ _LOW = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What was last heard of the service.
+    """Latest data received from the service.
 
     Attributes:
         status: its state; None: it was never reached.
@@ -107,7 +107,7 @@ def _share(lines: int, streams: int, targets: int, links: int) -> tuple[int, int
 
 def _first_line(snapshot: Snapshot, elapsed_s: float, hint: str) -> Text:
     if snapshot.trouble:
-        heard = f" (last heard of {age(elapsed_s)} ago)" if snapshot.status is not None else ""
+        heard = f" (last answer {age(elapsed_s)} ago)" if snapshot.status is not None else ""
         line = Text(f"{snapshot.trouble}{heard}", "bold yellow")
     elif snapshot.status is None:
         line = Text("asking the service ...", "dim")
@@ -215,7 +215,7 @@ def _targets(targets: Sequence[TargetStatus], clock: float, lines: int, width: i
 
 
 def _left(target: TargetStatus, clock: float) -> Text:
-    """Say how long the state of a target lasts if nothing changes; the last second before a withdrawal is red."""
+    """Return how long the state of a target lasts if nothing changes; the last second before a withdrawal is red."""
     prediction = target.prediction
     last = prediction is not None and prediction.action is Action.WITHDRAW and (prediction.at or clock) - clock < 1
     return Text(until(target, clock), "bold red" if last else "")
@@ -255,7 +255,7 @@ def _decisions(decisions: Sequence[Watched], lines: int) -> RenderableType | Non
 
 
 class Feed:
-    """Asks the service again and again, in a thread of its own; use it as a context manager.
+    """Poller of the service, in a thread of its own; use it as a context manager.
 
     Args:
         socket: its socket.
@@ -279,7 +279,7 @@ class Feed:
         self._ended.set()
 
     def latest(self) -> Snapshot:
-        """Return what was last heard; raise what ended the thread, if anything did."""
+        """Return the latest snapshot; raise the error that ended the thread, if any."""
         if self._fault is not None:
             raise self._fault
         return self._snapshot

@@ -28,17 +28,17 @@ class Prefix(NamedTuple):
 
 
 def is_ipv4(ip: Ip) -> bool:
-    """Tell whether a packed address is IPv4."""
+    """Return whether a packed address is IPv4."""
     return len(ip) == IPV4_LEN
 
 
 def is_link_local(ip: Ip) -> bool:
-    """Tell whether a packed address is an IPv6 link-local one (fe80::/10, RFC 4291)."""
+    """Return whether a packed address is an IPv6 link-local one (fe80::/10, RFC 4291)."""
     return len(ip) == IPV6_LEN and ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
 
 
 def is_ipv4_mapped(ip: Ip) -> bool:
-    """Tell whether a packed address is an IPv4 one in the form of IPv6 (::ffff:0:0/96, RFC 4291)."""
+    """Return whether a packed address is an IPv4 one in the form of IPv6 (::ffff:0:0/96, RFC 4291)."""
     return len(ip) == IPV6_LEN and ip[:12] == _MAPPED
 
 

@@ -1,4 +1,4 @@
-"""Whether this load balancer has a forwarding path for a stream. Only the loss waits; the gain is told at once.
+"""Availability of a stream: whether this load balancer has a forwarding path for it. Only a loss is delayed.
 
 This is apart from grace on purpose: while a table is held or frozen, routers should already send new traffic to other
 load balancers (symptom S12).
@@ -39,12 +39,12 @@ class Availability:
         return effects
 
     def postpone(self, until: float) -> None:
-        """Tell of no loss before a moment: what came back unseen is being repaired."""
+        """Report no loss before a moment: a path that came back unseen is being repaired."""
         for name in self._losing.pop_due(until):
             self._losing.set(name, until)
 
     def forget(self, name: str) -> list[SetAvailability]:
-        """Forget a stream that is no more; whoever was told that it is available is told otherwise."""
+        """Forget a removed stream; if it was reported available, it is reported unavailable."""
         self._losing.cancel(name)
         self._reasons.pop(name, None)
         farewell = self._set(name, False, "stream_removed") if name in self._state else []
@@ -52,7 +52,7 @@ class Availability:
         return farewell
 
     def next(self) -> float | None:
-        """Return when the next loss is to be told."""
+        """Return when the next loss is to be reported."""
         return self._losing.next()
 
     def _set(self, name: str, available: bool, reason: str) -> list[SetAvailability]:

@@ -49,7 +49,7 @@ class Commits:
                 (self._stream_registry.attach if what == "attach" else self._stream_registry.review)[name] = None
 
     def seen(self, event: ev.DistributorSeen) -> None:
-        """Take a read-back. What differs from the last commit was written by somebody else, or the table is new."""
+        """Apply a read-back. What differs from the last commit was written by somebody else, or the table is new."""
         stream = self._known(event.stream)
         if stream is None:
             return
@@ -61,14 +61,14 @@ class Commits:
         self._stream_registry.review[event.stream] = None
 
     def lost(self, event: ev.DistributorLost) -> None:
-        """Take note that a table is gone or new: attach again, then commit again."""
+        """Record that a table is gone or new: attach again, then commit again."""
         stream = self._known(event.stream)
         if stream is not None:
             stream.committed = stream.in_flight = stream.active_seen = None
             self._stream_registry.attach[event.stream] = None
 
     def done(self, event: ev.CommitDone, now: float) -> None:
-        """Take note of a commit that took effect."""
+        """Record a commit that took effect."""
         stream = self._known(event.stream)
         if stream is None:
             return
@@ -78,7 +78,7 @@ class Commits:
         self._stream_registry.confirm(stream, event.registered, now)
 
     def failed(self, event: ev.CommitFailed, now: float) -> None:
-        """Take note of a failure to attach or to commit; it is tried again with backoff."""
+        """Record a failure to attach or to commit; it is tried again with backoff."""
         stream = self._known(event.stream)
         if stream is None:
             return

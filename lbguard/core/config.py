@@ -1,4 +1,4 @@
-"""What the engine can be told to do differently. Plain values in seconds and ratios; the settings module fills them."""
+"""Configuration of the engine. Plain values in seconds and ratios; the settings module fills them."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from lbguard.core.model import Condition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraceConfig:
-    """How long a target with a broken path stays in the distributor.
+    """Time for which a target with a broken path stays in the distributor.
 
     `window_s` is the default; `by_cause_s` overrides it for a named condition. `max_s`, counted from the moment of the
     loss, bounds every extension. With `adaptive` the window of a link follows the given quantile of its own past heal
@@ -43,7 +43,7 @@ class DampingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvidenceConfig:
-    """How verdicts are weighed.
+    """Rules by which verdicts count.
 
     A reporter's DOWN counts when `confirm_k` of its last `confirm_n` verdicts on the subject say so. A neighbour that
     answered, or packets that arrived, less than `veto_window_s` ago veto it. `opinions_max` bounds the memory,
@@ -92,5 +92,5 @@ class EngineConfig:
 
     @property
     def owns_paths(self) -> bool:
-        """Whether routes, rules, links and tables are programmed."""
+        """Return whether routes, rules, links and tables are programmed."""
         return self.manages_paths and not self.observe

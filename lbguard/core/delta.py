@@ -12,14 +12,14 @@ V = TypeVar("V")
 
 
 class Changes(NamedTuple, Generic[K, V]):
-    """What to put (add or replace) and what to delete, each in the order in which it became due."""
+    """Values to put (add or replace) and keys to delete, each in the order in which it became due."""
 
     put: list[V]
     delete: list[V]
 
 
 class Delta(Generic[K, V]):
-    """Tracks desired and actual values by key, and the keys whose difference has not been asked for yet."""
+    """Desired and actual values by key, and the keys whose difference has not been requested yet."""
 
     def __init__(self) -> None:
         self.actual: dict[K, V] = {}
@@ -43,12 +43,12 @@ class Delta(Generic[K, V]):
         self._due.pop(key, None)
 
     def satisfied(self, key: K) -> bool:
-        """Tell whether a managed key holds the desired value."""
+        """Return whether a managed key holds the desired value."""
         wanted = self._desired.get(key)
         return wanted is not None and self.actual.get(key) == wanted
 
     def saw(self, key: K, value: V) -> bool:
-        """Note the actual value of a key; tells whether that is news."""
+        """Note the actual value of a key; return whether that is news."""
         if self.actual.get(key) == value:
             return False
         self.actual[key] = value
@@ -56,7 +56,7 @@ class Delta(Generic[K, V]):
         return True
 
     def gone(self, key: K, value: V) -> bool:
-        """Note that this very value is gone (another value under the key stays); tells whether that is news."""
+        """Note that this very value is gone (another value under the key stays); return whether that is news."""
         if self.actual.get(key) != value:
             return False
         del self.actual[key]
@@ -64,7 +64,7 @@ class Delta(Generic[K, V]):
         return True
 
     def replace_actual(self, actual: Mapping[K, V]) -> set[K]:
-        """Take a full view in place of all that was known; returns the keys that differ from before."""
+        """Apply a full view in place of all that was known; return the keys that differ from before."""
         before, self.actual = self.actual, dict(actual)
         changed = {key for key in before.keys() | actual.keys() if before.get(key) != actual.get(key)}
         for key in list(self._desired):
@@ -72,7 +72,7 @@ class Delta(Generic[K, V]):
         return changed
 
     def retry(self, key: K) -> None:
-        """Ask for a key again if it still differs."""
+        """Request a key again if it still differs."""
         self._compare(key)
 
     def take_changes(self) -> Changes[K, V]:

@@ -1,4 +1,4 @@
-"""Everything the engine asks for. Each is idempotent: the shell may carry one out twice without harm."""
+"""Effects of the engine. Each is idempotent: the shell may carry one out twice without harm."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from lbguard.core.model import Decision, LinkKey, Route, Rule, StreamSpec, Strea
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
-    """Tell the segment which link-layer address now holds these addresses (gratuitous ARP, unsolicited NA)."""
+    """Announce on the segment which link-layer address holds these addresses (gratuitous ARP, unsolicited NA)."""
 
     link: LinkKey
     ifname: str
@@ -58,7 +58,7 @@ class ResolveNeighbors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolicitNeighbors:
-    """Ask for the link-layer addresses of targets in our own name: pairs of (our address on the link, target)."""
+    """Solicit targets' link-layer addresses from our own: pairs of (our address on the link, target)."""
 
     link: LinkKey
     mac: bytes
@@ -126,7 +126,7 @@ class PruneStreams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAvailability:
-    """Tell whether this load balancer has a forwarding path for a stream."""
+    """Report whether this load balancer has a forwarding path for a stream."""
 
     stream: str
     available: bool
@@ -135,7 +135,7 @@ class SetAvailability:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborMoved:
-    """A target's neighbour entry changed its link-layer address (for the metrics and whoever explains)."""
+    """A target's neighbour entry changed its link-layer address (for the metrics and explanations)."""
 
     ifindex: int
     ip: Ip
@@ -145,7 +145,7 @@ class NeighborMoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A decision for the log, the metrics and whoever asks for an explanation."""
+    """Decision for the log, the metrics and explanations."""
 
     decision: Decision
 
@@ -154,7 +154,7 @@ class Record:
 class VerdictAnswered:
     """A verdict was taken (empty reason) or changed nothing, for a named reason.
 
-    `generation`: when it came too late, the one up to which its reporter was heard of its subject.
+    `generation`: when it came too late, the latest one received from its reporter on its subject.
     """
 
     ticket: int

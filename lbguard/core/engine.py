@@ -59,16 +59,16 @@ class Engine:
 
     @property
     def in_sync(self) -> bool:
-        """Whether the view of the kernel is complete and current. Nothing is withdrawn while it is not."""
+        """Return whether the view of the kernel is complete and current. Nothing is withdrawn while it is not."""
         return not self.sync_reason
 
     @property
     def running(self) -> bool:
-        """Whether the first full view and the first list have come."""
+        """Return whether the first full view and the first list have come."""
         return self._snapshot_seen and self._source_read
 
     def observe(self, event: Event, now: float) -> list[Effect]:
-        """Take one event into account; return only what is urgent. `now` is seconds of a clock that never runs back."""
+        """Apply one event; return only what is urgent. `now` is seconds of a clock that never runs back."""
         answer: Effect | None = _OBSERVERS[type(event)](self, event, now)
         if answer is not None:
             return [answer]
@@ -193,7 +193,7 @@ class Engine:
         self._drop_routes_of_lost_links()
 
     def _drop_routes_of_lost_links(self) -> None:
-        """IPv4 routes vanish with their link without a word from the kernel."""
+        """Drop the IPv4 routes of lost links: the kernel deletes them without a message."""
         for ifindex in self.view.changes.lost_links:
             self.tables.link_lost(ifindex)
         self.view.changes.lost_links.clear()

@@ -1,4 +1,4 @@
-"""Everything the engine is told: immutable values. The kernel's come from the mirror, the others from adapters."""
+"""Events of the engine: immutable values. The kernel's come from the mirror, the others from adapters."""
 
 from dataclasses import dataclass
 
@@ -60,7 +60,7 @@ class AddressGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRouteSeen:
-    """The main table has a route without a gateway through a link, made by somebody: its prefix is on the link."""
+    """The main table has another program's route without a gateway through a link: its prefix is on the link."""
 
     ifindex: int
     prefix: Prefix
@@ -80,7 +80,8 @@ class LinkRouteGone:
 class NeighborSeen:
     """The kernel holds a neighbour entry with this state; `mac` is empty while unresolved.
 
-    `foreign`: somebody made the entry (static, learned by a control plane, managed), so the kernel did not learn it.
+    `foreign`: another program made the entry (static, learned by a control plane, managed), so the kernel did not
+    learn it.
     """
 
     ifindex: int
@@ -239,7 +240,7 @@ class RuleFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSetDown:
-    """A superseded link was set down as asked, or it was left as it is for a reason."""
+    """A superseded link was set down as requested, or left up for a reason."""
 
     link: LinkKey
     reason: str = ""

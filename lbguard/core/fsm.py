@@ -9,7 +9,7 @@ A target is in one of five states (`TargetState`), or gone. `PENDING`, `WITHDRAW
 - `DEADLINE`: the moment that the state waits for has come: the end of the grace window (HELD), the freeze limit or the
   end of the mass failure plus one window (FROZEN), the end of the damping delay (WITHDRAWN with a good path).
 - `DEADLINE_MASS`: the same, but several of the stream's admitted targets, and more than `freeze.threshold` of them, are
-  broken. Then the observer's own world is the likelier culprit, and withdrawing everybody helps nobody.
+  broken. Then the fault is probably on this node, and withdrawing all targets helps no connection.
 - `DEADLINE_VETOED`: the same, but the loss rests on soft evidence alone and the stream's soft budget is used up. The
   evidence is disbelieved for a while: the target goes back to ACTIVE with a pardon.
 - `REMOVED`: the source no longer lists the target.
@@ -38,7 +38,7 @@ PENDING, ACTIVE, HELD, FROZEN, WITHDRAWN = TargetState
 
 
 class Input(StrEnum):
-    """What can happen to a target."""
+    """Input of the state machine of a target."""
 
     PATH_OK = "path_ok"
     PATH_PARTIAL = "path_partial"

@@ -1,4 +1,4 @@
-"""How long a loss is tolerated: a window per cause, a bound, and what past heals of the same subnet teach."""
+"""Grace windows: a window per cause, an upper bound, and the durations of past heals in the same subnet."""
 
 import math
 

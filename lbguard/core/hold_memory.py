@@ -2,7 +2,7 @@
 
 A run that is killed and started anew adopts its targets as ACTIVE. Without a memory each start would give a broken one
 its whole window again, so a process that crashes faster than the window would hold it for ever. Only time in which the
-loss was observed counts: nobody knows what was while lbguard was away.
+loss was observed counts: what happened while lbguard did not run is unknown.
 
 - A target that is broken when it is judged first goes on with the time that its hold had spent, and had left.
 - One that is not has healed, and its record ends. Soft evidence is the exception: a start knows none, and it comes in
@@ -30,7 +30,7 @@ class HoldMemory:
         self._holds: dict[TargetKey, tuple[OpenHold, float]] = {}
 
     def remember(self, holds: Iterable[OpenHold], now: float) -> None:
-        """Take over what an earlier run left open."""
+        """Adopt what an earlier run left open."""
         for hold in holds:
             self._holds[TargetKey(hold.stream, hold.identifier)] = hold, now + _KEPT_S
 
@@ -42,7 +42,7 @@ class HoldMemory:
         return hold
 
     def forwards(self, target: Target, now: float) -> None:
-        """Take note that a target has a path that forwards now."""
+        """Record that a target has a path that forwards now."""
         hold, until = self._holds.get(target.key, (None, now))
         if hold is None:
             return

@@ -5,7 +5,7 @@ address: its mark must never fall through to the main table and loop with the ga
 of its addresses whose subnet has an owner. Routes without an owner are left as they are; the kernel removes them with
 their link.
 
-A route of somebody else with the table and metric of one of ours stays: the kernel holds one route of a kind, so ours
+A route of another program with the table and metric of one of ours stays: the kernel holds one route of a kind, so ours
 waits until it is gone. It serves the path as well if it leads to the same address through the same link.
 """
 
@@ -18,7 +18,7 @@ from lbguard.core.model import BLACKHOLE_METRIC, ROUTE_METRIC, ROUTE_PROTOCOL, R
 
 
 class RouteKey(NamedTuple):
-    """What identifies a default route to the kernel: a new route with the same key replaces the old one."""
+    """Key of a default route in the kernel: a new route with the same key replaces the old one."""
 
     table: int
     ipv4: bool
@@ -26,7 +26,7 @@ class RouteKey(NamedTuple):
 
 
 class RuleKey(NamedTuple):
-    """What identifies one of our rules."""
+    """Key of one of our rules."""
 
     mark: int
     ipv4: bool
@@ -54,7 +54,7 @@ _METRICS = frozenset({ROUTE_METRIC, BLACKHOLE_METRIC})
 
 
 class KernelTables:
-    """Follows our routes and rules and tells which marks are concerned by a change."""
+    """Our routes and rules, and the marks that a change concerns."""
 
     def __init__(self) -> None:
         self.routes: Delta[RouteKey, Route] = Delta()
@@ -80,7 +80,7 @@ class KernelTables:
                 self.routes.want_absent(RouteKey(mark, ipv4, metric))
 
     def want_path(self, mark: int, ip: Ip, ifindex: int) -> bool:
-        """Desire a path's route through its owning link; tells whether rule and such a route stand in the kernel."""
+        """Desire a path's route through its owning link; return whether rule and such a route stand in the kernel."""
         ipv4 = is_ipv4(ip)
         key = RouteKey(mark, ipv4, ROUTE_METRIC)
         self.routes.want(key, Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, ifindex))
@@ -89,7 +89,7 @@ class KernelTables:
         return routed and self.rules.satisfied(RuleKey(mark, ipv4))
 
     def taken_by(self, mark: int, ip: Ip) -> Route | None:
-        """Return the route of somebody else that stands where a path's route should."""
+        """Return another program's route in the place of a path's route."""
         return self._foreign.get(RouteKey(mark, is_ipv4(ip), ROUTE_METRIC))
 
     def forwarding_link(self, mark: int, ip: Ip) -> int:
@@ -119,7 +119,7 @@ class KernelTables:
     # Actual
 
     def route_seen(self, route: Route) -> bool:
-        """Note a route; tells whether that is news about one of ours."""
+        """Note a route; return whether that is news about one of ours."""
         key = route_key(route)
         if route.protocol != ROUTE_PROTOCOL:
             return self._foreign_seen(key, route)
@@ -131,7 +131,7 @@ class KernelTables:
         return self._news(route.table, self.routes.saw(key, route))
 
     def route_gone(self, route: Route) -> bool:
-        """Note that a route is gone; tells whether that is news about one of ours."""
+        """Note that a route is gone; return whether that is news about one of ours."""
         key = route_key(route)
         if route.protocol != ROUTE_PROTOCOL:
             return self._foreign_gone(key, route)
@@ -149,19 +149,19 @@ class KernelTables:
         return len(self._by_oif.get(ifindex, ()))
 
     def rule_seen(self, rule: Rule) -> bool:
-        """Note a rule; tells whether that is news about one of ours."""
+        """Note a rule; return whether that is news about one of ours."""
         if rule.protocol != ROUTE_PROTOCOL:
             return False
         return self._news(rule.mark, self.rules.saw(rule_key(rule), rule))
 
     def rule_gone(self, rule: Rule) -> bool:
-        """Note that a rule is gone; tells whether that is news about one of ours."""
+        """Note that a rule is gone; return whether that is news about one of ours."""
         if rule.protocol != ROUTE_PROTOCOL:
             return False
         return self._news(rule.mark, self.rules.gone(rule_key(rule), rule))
 
     def replace(self, routes: Iterable[Route], rules: Iterable[Rule]) -> None:
-        """Take a full view in place of all that was known."""
+        """Apply a full view in place of all that was known."""
         routes = tuple(routes)
         ours = {route_key(route): route for route in routes if route.protocol == ROUTE_PROTOCOL}
         before, self._foreign = self._foreign, {}
@@ -180,7 +180,7 @@ class KernelTables:
         self.changed_marks.update(key.mark for key in self.rules.replace_actual(our_rules))
 
     def marks(self) -> set[int]:
-        """Return the marks for which anything of ours stands in the kernel."""
+        """Return the marks for which anything of ours is in the kernel."""
         return {key.table for key in self.routes.actual} | {key.mark for key in self.rules.actual}
 
     def take_changes(self) -> tuple[RouteChanges, Changes[RuleKey, Rule]]:

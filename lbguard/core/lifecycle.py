@@ -49,7 +49,7 @@ class Lifecycle:
         return records
 
     def adopt(self, stream: Stream, target: Target, now: float) -> None:
-        """Take over a target that the distributor already holds, as ACTIVE; its path is judged next."""
+        """Adopt a target that the distributor already holds, as ACTIVE; its path is judged next."""
         stream.move(target, TargetState.ACTIVE, now)
         self.moved[stream.spec.name] = None
         self._record(target, Action.ADOPT, TargetState.PENDING, "found_in_distributor", now)
@@ -96,7 +96,7 @@ class Lifecycle:
                 self.deadlines.set(target.key, min(self._freeze_end(target), now + window))
 
     def unseen(self, streams: Iterable[Stream], duration_s: float, now: float) -> None:
-        """Leave out a time up to now in which nobody could look: what runs against a broken target runs later by it."""
+        """Exclude a time up to now without observation: the deadlines of broken targets move by it."""
         for stream in streams:
             for target in stream.targets.values() if stream.broken else ():
                 if target.state in (TargetState.HELD, TargetState.FROZEN):

@@ -81,11 +81,11 @@ class Link:
         return [*self.subnets, *(prefix for prefix in self.routes if prefix not in self.subnets)]
 
     def has_on_link(self, subnet: Prefix) -> bool:
-        """Tell whether a prefix is on the link."""
+        """Return whether a prefix is on the link."""
         return subnet in self.subnets or subnet in self.routes
 
     def ready_in(self, subnet: Prefix) -> bool:
-        """Tell whether the link is up with a usable address for a prefix that is on it."""
+        """Return whether the link is up with a usable address for a prefix that is on it."""
         if not self.up:
             return False
         own = self.subnets.get(subnet)
@@ -105,7 +105,7 @@ class Link:
         return next((ip for ip in self.ready if is_ipv4(ip) == ipv4), b"")
 
     def reaches(self, ip: Ip, ours: tuple[Ip, ...]) -> bool:
-        """Tell whether one of our addresses stands on the link with a prefix that contains an address."""
+        """Return whether one of our addresses stands on the link with a prefix that contains an address."""
         return any(
             len(subnet.network) == len(ip)
             and prefix_of(ip, subnet.length) == subnet
@@ -116,12 +116,12 @@ class Link:
     # Changes
 
     def take_addresses(self, other: "Link") -> None:
-        """Take over all that another incarnation of the same link holds."""
+        """Adopt all that another incarnation of the same link holds."""
         self.addresses, self.families = other.addresses, other.families
         self.subnets, self.routes = other.subnets, other.routes
 
     def put_address(self, address: Address, usable: bool) -> bool:
-        """Note an address; tells whether it was usable before."""
+        """Note an address; return whether it was usable before."""
         before = self.addresses.get(address)
         self.addresses[address] = usable
         if before is None:
@@ -143,7 +143,7 @@ class Link:
                 del self.subnets[address.subnet]
 
     def count_ready(self, ip: Ip, change: int) -> bool:
-        """Count a usable holding of an address more or less; tells whether its family became usable, or none of it."""
+        """Count a usable holding of an address more or less; return whether its family became usable, or none of it."""
         count = self.ready.get(ip, 0) + change
         family, held = is_ipv4(ip), ip in self.ready
         if count > 0:

@@ -57,7 +57,7 @@ class StreamSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamTable:
-    """What a distributor should hold for a stream: the registered identifiers and the active ones among them.
+    """Table of a stream in the distributor: the registered identifiers and the active ones among them.
 
     `stream` carries name, size and marks; its `targets` do not matter here.
     """
@@ -160,7 +160,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What was seen of one path when a decision was taken."""
+    """Observations of one path at the moment of a decision."""
 
     ip: Ip
     condition: Condition
@@ -172,7 +172,7 @@ class Evidence:
 
 
 class Action(StrEnum):
-    """What a decision did with a target."""
+    """Effect of a decision on a target."""
 
     ADMIT = "admit"
     ADOPT = "adopt"
@@ -211,7 +211,7 @@ class Decision:
 
 
 class VerdictState(StrEnum):
-    """What a reporter holds of a subject. ENDED: the subject is gone, and nothing of its generation counts any more."""
+    """State that a reporter claims for a subject. ENDED: the subject is gone, and its generation counts no more."""
 
     UP = "up"
     DEGRADED = "degraded"
@@ -249,7 +249,7 @@ Subject = LinkSubject | TargetSubject | ConnectionSubject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyEvidence:
-    """What a reporter measured for one family in the round it judged. Times in seconds; `rtt_*` 0: no reply."""
+    """Measurement of one family in a reporter's last round. Times in seconds; `rtt_*` 0: no reply."""
 
     ipv4: bool
     sent: int

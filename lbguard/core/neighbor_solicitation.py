@@ -1,4 +1,4 @@
-"""Which neighbours of a link that just came are still unresolved, and when to ask for them again.
+"""Solicitation of unresolved neighbours on a new link: which addresses, and when to ask again.
 
 The kernel asks once at once and then every retransmission time, too slowly for what happens here: the peer's port often
 forwards a few milliseconds after our link is up, so the first question is lost; and for IPv6 the kernel asks nothing at
@@ -17,24 +17,24 @@ _PER_ROUND = 512
 
 
 class NeighborSolicitation:
-    """Addresses to be asked for, each on one incarnation of a link."""
+    """Addresses to solicit, each on one incarnation of a link."""
 
     def __init__(self) -> None:
         self._due: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
         self._asked: dict[tuple[LinkKey, Ip], int] = {}
 
     def begin(self, link: LinkKey, ip: Ip, now: float) -> None:
-        """Begin (again) to ask for an address."""
+        """Start (or restart) soliciting an address."""
         self._asked[link, ip] = 0
         self._due.set((link, ip), now + PAUSES_S[0])
 
     def end(self, link: LinkKey, ip: Ip) -> None:
-        """Ask no more."""
+        """Stop soliciting an address."""
         if self._asked.pop((link, ip), None) is not None:
             self._due.cancel((link, ip))
 
     def take_due(self, now: float) -> list[tuple[LinkKey, Ip]]:
-        """Return what to ask for now. Each comes again after its next pause, unless `end` says it is resolved."""
+        """Return the addresses to solicit now. Each comes again after its next pause, until `end`."""
         due = self._due.pop_due(now, _PER_ROUND)
         for key in due:
             asked = self._asked[key] + 1

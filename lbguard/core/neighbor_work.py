@@ -1,7 +1,8 @@
-"""What the kernel has to do about the neighbour entries of targets: flush, resolve, ask, verify, tune.
+"""Requests to the kernel for the neighbour entries of targets: flush, resolve, solicit, verify, tune.
 
-Only entries that the kernel learned itself are touched: each of these requests would turn an entry that somebody made
-into one of the kernel's own (net/core/neighbour.c, __neigh_update). In `observe` mode nothing is asked for.
+Only entries that the kernel learned itself are touched: each of these requests would turn an entry that another
+program made into one of the kernel's own (net/core/neighbour.c, __neigh_update). In `observe` mode nothing is asked
+for.
 """
 
 from collections.abc import Iterable
@@ -121,7 +122,7 @@ class NeighborWork:
         return effects
 
     def _ours(self, entries: Iterable[tuple[int, Ip]]) -> tuple[tuple[int, Ip], ...]:
-        """Return those entries that nobody but the kernel made."""
+        """Return the entries that the kernel learned itself."""
         return tuple(entry for entry in entries if not self._view.foreign_neighbor(*entry))
 
     def _probe_due(self, now: float) -> list[tuple[int, Ip]]:

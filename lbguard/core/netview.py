@@ -6,8 +6,8 @@ the kernel is taken, at a cost that does not grow with the number of addresses o
 Links whose names are excluded are remembered apart, with their addresses, since a rename may bring one in or take one
 out: nothing else of the core sees them.
 
-Of neighbour entries only those count as the kernel's own that it learned itself. An entry that somebody made (static,
-learned by a control plane, managed) is never verified, resolved or flushed, on whatever address.
+Of neighbour entries only those count as the kernel's own that it learned itself. An entry that another program made
+(static, learned by a control plane, managed) is never verified, resolved or flushed, on whatever address.
 """
 
 import fnmatch
@@ -44,7 +44,7 @@ _VALID = (
 
 @dataclass(slots=True)
 class ViewChanges:
-    """What changed since it was last taken.
+    """Changes since the last call of `take_changes`.
 
     `ips`: target addresses whose path may have changed. `ready`: addresses that became usable on a link that is up.
     `lost_links`: ifindexes whose routes the kernel dropped (silently for IPv4). `disowned`: links that are ready in a
@@ -110,21 +110,21 @@ class NetView:
         return self._ownership.locate(ip)
 
     def neighbor_failed(self, link: Link, ip: Ip) -> bool:
-        """Tell whether the kernel failed to resolve an address often enough in a row to count as evidence."""
+        """Return whether the kernel failed to resolve an address often enough in a row to count as evidence."""
         neighbor = link.neighbors.get(ip)
         return neighbor is not None and neighbor.failures >= self._failures_needed
 
     def foreign_neighbor(self, ifindex: int, ip: Ip) -> bool:
-        """Tell whether somebody made the neighbour entry of an address, followed or not, on a link."""
+        """Return whether a link's neighbour entry of an address, followed or not, is foreign."""
         return ip in self._foreign.get(ifindex, ())
 
     def forwards(self, ifindex: int, ip: Ip) -> bool:
-        """Tell whether a link still reaches a followed address: it is up with a usable address for its subnet."""
+        """Return whether a link still reaches a followed address: it is up with a usable address for its subnet."""
         link = self.links.get(ifindex)
         return link is not None and any(link.ready_in(network) for network in self._ownership.networks(ip))
 
     def follows(self, ip: Ip) -> bool:
-        """Tell whether an address is a target's."""
+        """Return whether an address is a target's."""
         return self._ownership.follows(ip)
 
     def near(self, address: Ip) -> dict[Ip, None]:
@@ -132,12 +132,12 @@ class NetView:
         return self._ownership.near(address)
 
     def holds(self, key: LinkKey, ip: Ip) -> bool:
-        """Tell whether this incarnation of a link is up and holds a usable address right now."""
+        """Return whether this incarnation of a link is up and holds a usable address right now."""
         link = self.links.get(key.ifindex)
         return link is not None and link.key == key and ip in link.ready
 
     def faces_targets(self, link: Link) -> bool:
-        """Tell whether any followed target address lies in a subnet of the link."""
+        """Return whether any followed target address lies in a subnet of the link."""
         return any(self._ownership.members(subnet) for subnet in link.on_link())
 
     def losses(self, ifindex: int, *, ipv4: bool) -> int:
@@ -146,11 +146,11 @@ class NetView:
         return link.losses[ipv4] if link is not None and link.admin_up else -1
 
     def superseded(self, link: Link, subnets: Sequence[Prefix] | None = None) -> bool:
-        """Tell whether newer links own every subnet that is on a link, or those that were when it was set down."""
+        """Return whether newer links own every subnet that is on a link, or those that were when it was set down."""
         return self._ownership.superseded(link, link.on_link() if subnets is None else subnets)
 
     def answers_elsewhere(self, link: Link) -> bool:
-        """Tell whether targets of every subnet of a superseded link answered its new owner, and none failed there."""
+        """Return whether targets of every subnet of a superseded link answered its new owner, and none failed there."""
         for subnet in link.on_link():
             owner = self.owners.get(subnet)
             members = self._ownership.members(subnet)
@@ -166,7 +166,7 @@ class NetView:
     # Kernel changes
 
     def link_seen(self, event: LinkSeen) -> None:
-        """Take a link's attributes; an unknown ifindex or a new MAC is a new incarnation."""
+        """Apply a link's attributes; an unknown ifindex or a new MAC is a new incarnation."""
         excluded = any(fnmatch.fnmatchcase(event.name, pattern) for pattern in self._excluded_links)
         if excluded and event.ifindex not in self._excluded:
             self._exclude(event)
@@ -202,7 +202,7 @@ class NetView:
         self._withdraw_subnets(link)
 
     def address_seen(self, event: AddressSeen) -> None:
-        """Take an address of a link."""
+        """Record an address of a link."""
         link = self._any_link(event.ifindex)
         if link is None:
             self.changes.ignored["address_of_unknown_link"] += 1
@@ -244,7 +244,7 @@ class NetView:
         self._ownership.elect(address.subnet)
 
     def link_route_seen(self, event: LinkRouteSeen) -> None:
-        """Take a route without a gateway: its prefix is on the link."""
+        """Record a route without a gateway: its prefix is on the link."""
         link = self._any_link(event.ifindex)
         if link is None:
             self.changes.ignored["route_of_unknown_link"] += 1
@@ -271,7 +271,7 @@ class NetView:
             self._ownership.elect(event.prefix)
 
     def neighbor_seen(self, event: NeighborSeen, now: float) -> None:
-        """Take the state of a target's neighbour entry; of others only whether somebody made them is of interest."""
+        """Record the state of a target's neighbour entry; of others only whether they are foreign matters."""
         if event.foreign:
             self._foreign.setdefault(event.ifindex, set()).add(event.ip)
         elif event.ifindex in self._foreign:
@@ -310,7 +310,7 @@ class NetView:
         neighbor.state = NeighborState.NONE
 
     def traffic_seen(self, event: TrafficSeen, now: float) -> bool:
-        """Take a reading of a link's receive counter; tells whether packets arrived since the one before."""
+        """Record a reading of a link's receive counter; return whether packets arrived since the one before."""
         link = self.links.get(event.ifindex)
         if link is None:
             return False
@@ -321,7 +321,7 @@ class NetView:
         return arrived
 
     def replace(self, snapshot: KernelSnapshot, now: float) -> None:
-        """Take a full view: what it does not hold is gone."""
+        """Apply a full view: what it does not hold is gone."""
         present = {link.ifindex for link in snapshot.links}
         for ifindex in [i for i in (*self.links, *self._excluded) if i not in present]:
             self.link_gone(LinkGone(ifindex=ifindex))

@@ -37,11 +37,11 @@ class Observation:
         self._availability = availability
 
     def lost(self, now: float) -> None:
-        """Take note that the view of the kernel is lost."""
+        """Record that the view of the kernel is lost."""
         self.blind_since = now
 
     def regained(self, now: float) -> None:
-        """Take note that it is whole again."""
+        """Record that it is whole again."""
         self.was_blind(now - self.blind_since, now)
 
     def was_blind(self, duration_s: float, now: float) -> None:
@@ -51,7 +51,7 @@ class Observation:
         self._availability.postpone(self.repaired_at)
 
     def soon_mended(self, target: Target, now: float) -> bool:
-        """Tell whether a target whose deadline has come may have healed unseen, and is only being repaired."""
+        """Return whether a target whose deadline has come may have healed unseen, and is only being repaired."""
         return now < self.repaired_at and target.state in ADMITTED and target.cause in _SOON_MENDED
 
     def acts_at(self, target: Target, at: float) -> float:

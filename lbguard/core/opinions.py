@@ -1,4 +1,4 @@
-"""What reporters say of links and targets, fused into one opinion per address. Soft evidence, all of it.
+"""Fusion of reporters' verdicts on links and targets into one opinion per address. All of it is soft evidence.
 
 A verdict counts from one reporter for one subject until its lease ends. Late ones (an older generation or sequence),
 repeated ones (a sequence already seen) and those of an ended generation are dropped by name, also when the opinion that
@@ -8,16 +8,16 @@ they would replace has run out a moment ago. Of the rest:
   it is a mere DEGRADED.
 - Several reporters: one that says UP or DEGRADED gets packets through, so the others' DOWN is contradicted and counts
   as DEGRADED. DOWN stands only when nobody contradicts it.
-- HEALING is no word on the path of the moment; it makes whoever waits wait longer, up to the bound of the grace. After
+- HEALING says nothing about the path's current state; it extends a hold, up to the bound of the grace. After
   a DOWN of the same reporter that counted, it says that this DOWN is being repaired, so the DOWN stands until then.
-- Silence is no opinion: what no live verdict speaks of is judged by the kernel's word alone.
+- Silence is no opinion: what no live verdict speaks of is judged by the kernel's state alone.
 
 What vetoes a DOWN (a neighbour that just answered, packets that still arrive) is asked where paths are judged.
 
 What is fused is kept for each address and brought up to date by each verdict, so that asking for it costs the same
 however many speak of the address. Of an opinion that is over, only its place in the order is kept, for as long as a
 message that was on its way may arrive: the rest of its lease and `REMEMBERED_S`. A reporter that begins anew with lower
-generations, because its clock was set back, is heard after that at the latest.
+generations, because its clock was set back, is accepted after that at the latest.
 """
 
 import itertools
@@ -45,7 +45,7 @@ _FORGOTTEN_AT_ONCE = 2048
 
 
 class Source(NamedTuple):
-    """Whose opinion on what."""
+    """Reporter and subject of an opinion."""
 
     reporter: str
     subject: Subject
@@ -67,13 +67,13 @@ class Opinion:
 
     @property
     def lease_end(self) -> float:
-        """When it ends unless it is renewed."""
+        """Return the end of the lease unless it is renewed."""
         return self.received_at + self.verdict.lease_s
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """What is held of an address now: a state (None: no opinion), and until when a repair is worth waiting for."""
+    """Opinion on an address: a state (None: no opinion), and until when a repair is worth waiting for."""
 
     state: VerdictState | None = None
     healing_until: float = _NEVER
@@ -81,7 +81,7 @@ class Fused:
 
 @dataclass(slots=True)
 class Taken:
-    """What became of a verdict.
+    """Outcome of a verdict.
 
     `reason`: why it was dropped. `generation`: when it came too late, the generation up to which its reporter was heard
     of its subject. `addresses`: those of which something else is held now. `new_mac`: the link-layer address that it
@@ -109,7 +109,7 @@ def addresses_of(subject: Subject) -> tuple[Ip, ...]:
 
 
 def subject_key(subject: Subject) -> bytes:
-    """Return what tells a subject from all others, in at most 33 bytes: it may be kept long after the subject."""
+    """Return a unique key of a subject of at most 33 bytes: it may be kept long after the subject."""
     match subject:
         case LinkSubject():
             return b"l" + subject.lb_ip + subject.proxy_ip
@@ -123,7 +123,7 @@ def subject_key(subject: Subject) -> bytes:
 class _Address:
     """The live opinions on one address, how many are of each kind, and what they come to.
 
-    `heal_ends`: negative, so that the latest end comes first; None: nobody says that anything is being repaired.
+    `heal_ends`: negative, so that the latest end comes first; None: no repair is reported.
     """
 
     opinions: dict[Source, Opinion] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class _Address:
         self.working += one * (state in _WORKING)
 
     def fuse(self) -> bool:
-        """Work out what is held now; tell whether that is something else than before."""
+        """Compute the current opinion; return whether it differs from the one before."""
         before, latest = self.fused, self.heal_ends.next() if self.heal_ends is not None else None
         if latest is None:
             self.heal_ends = None
@@ -186,11 +186,11 @@ class Opinions:
 
     @property
     def remembered(self) -> int:
-        """How many opinions that are over still have a place in the order."""
+        """Return the number of expired opinions that still have a place in the order."""
         return len(self._past)
 
     def take(self, event: VerdictReported, now: float) -> Taken:
-        """Take a verdict into account, or drop it for a named reason."""
+        """Apply a verdict into account, or drop it for a named reason."""
         verdict = event.verdict
         source = Source(event.reporter, verdict.subject)
         known = self._opinions.get(source)
@@ -226,7 +226,7 @@ class Opinions:
         return recent[-1] is VerdictState.DOWN and recent.count(VerdictState.DOWN) >= self._config.confirm_k
 
     def expire(self, now: float) -> list[Ip]:
-        """Forget opinions whose lease has ended; returns the addresses of which something else is held now.
+        """Forget opinions whose lease has ended; return the addresses of which something else is held now.
 
         When very many end at once, the rest has its turn at the next call, and `next` says that it is due.
         """
@@ -238,7 +238,7 @@ class Opinions:
         return list(concerned)
 
     def stalled(self, duration_s: float) -> None:
-        """Leave out a time in which nobody could be heard: every lease, and every repair, lasts so much longer."""
+        """Extend every lease, and every repair, by a time in which no verdict could be received."""
         for opinion in self._opinions.values():
             opinion.received_at += duration_s
         self._leases.shift(duration_s)
@@ -275,7 +275,7 @@ class Opinions:
         return known.fused if known else NO_OPINION
 
     def weight(self, opinion: Opinion) -> str:
-        """Say in one word what an opinion counts for, for those who ask for an explanation."""
+        """Return in one word how an opinion counts, for explanations."""
         if opinion.verdict.state is not VerdictState.DOWN:
             return "counts"
         if not opinion.down:
@@ -284,7 +284,7 @@ class Opinions:
         return "contradicted" if contradicted else "counts"
 
     def _replace(self, source: Source, old: Opinion | None, new: Opinion | None) -> tuple[Ip, ...]:
-        """Put an opinion in the place of another; returns the addresses of which something else is held now."""
+        """Put an opinion in the place of another; return the addresses of which something else is held now."""
         if old is not None and new is not None and _counts_alike(old, new):
             self._opinions[source] = new
             for address in new.addresses:
@@ -331,7 +331,7 @@ def _past(source: Source) -> tuple[str, bytes]:
 
 
 def _counts_alike(old: Opinion, new: Opinion) -> bool:
-    """Tell whether an opinion only renews another one: by far the most do."""
+    """Return whether an opinion only renews another one: by far the most do."""
     state = new.verdict.state
     return (
         old.verdict.state is state

@@ -1,4 +1,4 @@
-"""Which link owns which subnet, and by which subnet each target address is reached.
+"""Ownership of subnets by links, and the subnet through which each target address is reached.
 
 A subnet is a prefix that is on a link: of an address of ours, of its peer, or of a route without a gateway. It is owned
 by the newest link that is up and has a usable address for it. Newest is the link that was first seen last; of those
@@ -34,7 +34,7 @@ class _Home(NamedTuple):
     order: int
 
     def gives_way_to(self, subnet: Prefix, owner: Link) -> bool:
-        """Tell whether the address may be reached by another subnet that contains it, through its owner."""
+        """Return whether the address may be reached by another subnet that contains it, through its owner."""
         if subnet.length >= self.subnet.length or owner.order == self.order:
             return True
         return not owner.from_start and owner.order > self.order
@@ -77,7 +77,7 @@ class Ownership:
             self._find_home(ip)
 
     def remove_ip(self, ip: Ip) -> bool:
-        """Stop following a target address; tells whether nothing follows it any more."""
+        """Stop following a target address; return whether nothing follows it any more."""
         self._uses[ip] -= 1
         if self._uses[ip]:
             return False
@@ -90,7 +90,7 @@ class Ownership:
         return True
 
     def follows(self, ip: Ip) -> bool:
-        """Tell whether an address is a target's."""
+        """Return whether an address is a target's."""
         return ip in self._uses
 
     def networks(self, ip: Ip) -> tuple[Prefix, ...]:
@@ -227,13 +227,13 @@ class Ownership:
                 self._homes[ip] = _Home(subnet, owner.order)
 
     def touch(self, subnet: Prefix) -> None:
-        """Tell of the target addresses in a subnet that their paths may have changed."""
+        """Mark the target addresses in a subnet: their paths may have changed."""
         members = self._members.get(subnet)
         if members:
             self._changed(members)
 
     def superseded(self, link: Link, subnets: Sequence[Prefix]) -> bool:
-        """Tell whether links that are newer than a link own these subnets, of which there must be any.
+        """Return whether links that are newer than a link own these subnets, of which there must be any.
 
         Of links that were both there at the start nobody can say which is newer: neither supersedes the other.
         """

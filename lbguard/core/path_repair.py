@@ -98,7 +98,7 @@ class PathRepair:
                 self._tables.drop_family(target.mark, ipv4=ipv4)
 
     def _routed(self, mark: int, ip: Ip, link: Link) -> bool:
-        """Desire the route of a path, and tell whether its packets are forwarded as things stand."""
+        """Desire the route of a path, and return whether its packets are forwarded as things stand."""
         if ip in link.ready:
             # Our own address: a route to it would lead nowhere.
             self._tables.leave_path(mark, ip)
@@ -106,7 +106,7 @@ class PathRepair:
         return self._tables.want_path(mark, ip, link.ifindex) or self._still_forwards(mark, ip)
 
     def _still_forwards(self, mark: int, ip: Ip) -> bool:
-        """Tell whether the route of a path leads through another link that still works: it is only moving."""
+        """Return whether the route of a path leads through another link that still works: it is only moving."""
         return self._view.forwards(self._tables.forwarding_link(mark, ip), ip)
 
     def evidence(self, target: Target) -> tuple[Evidence, ...]:
@@ -135,7 +135,7 @@ class PathRepair:
     # What the kernel has to do
 
     def note(self, changes: ViewChanges) -> None:
-        """Take note of links that lost a subnet to a newer one, and of neighbours that moved."""
+        """Record links that lost a subnet to a newer one, and neighbours that moved."""
         if self._config.superseded_link_down and self._config.owns_paths:
             self._disowned.update(dict.fromkeys(changes.disowned))
         self._moved += [
@@ -146,12 +146,12 @@ class PathRepair:
             self.neighbors.family_back(ifindex)
 
     def link_set_down(self, event: LinkSetDown) -> None:
-        """Take note of what became of a link that was to be set down."""
+        """Record what became of a link that was to be set down."""
         if event.reason:
             self._subnets_down.pop(event.link, None)
 
     def acknowledged(self, route: Route) -> bool:
-        """Tell whether a route that the kernel took still stands: its link lost nothing since it was asked for."""
+        """Return whether a route that the kernel took still stands: its link lost nothing since it was asked for."""
         losses = self._view.losses(route.oif, ipv4=route.ipv4)
         return losses >= 0 and self._asked.pop(route, losses) == losses
 

@@ -1,4 +1,4 @@
-"""Says what becomes of each target if nothing changes: plays the deadlines to come on a copy of the streams' counts.
+"""Prediction for each target if nothing changes: plays the deadlines to come on a copy of the streams' counts.
 
 What each deadline becomes is asked of `Lifecycle.due`, which decides it when it comes, and the counts are kept by
 `Stream.move`. So a prediction is as good as the assumption: no path changes, and nothing is listed anew.

@@ -1,4 +1,4 @@
-"""When to verify which neighbour entry: every address once per interval, spread evenly over it."""
+"""Schedule for verifying neighbour entries: every address once per interval, spread evenly over it."""
 
 from lbguard.core.addr import Ip
 
@@ -7,7 +7,7 @@ _SLICES = 10
 
 
 class ProbeWheel:
-    """Spreads addresses over the slices of an interval (seconds); one slice is due at a time."""
+    """Timer wheel that spreads addresses over the slices of an interval (seconds); one slice is due at a time."""
 
     def __init__(self, interval_s: float) -> None:
         self._step_s = interval_s / _SLICES

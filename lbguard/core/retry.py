@@ -33,7 +33,7 @@ class Retries(Generic[K]):
         return self._failures.get(key, 0)
 
     def waiting(self, key: K) -> bool:
-        """Tell whether a key failed and is not due yet."""
+        """Return whether a key failed and is not due yet."""
         return self._due.get(key) is not None
 
     def pop_due(self, now: float) -> list[K]:

@@ -49,7 +49,7 @@ class Target:
     `lost_in`: the subnet that it began in, until it has healed.
     `spared_until`: a worse cause before this one allowed to wait until then, so the deadline is no earlier.
     `frozen_at`: when the freeze of the running loss began, infinity before it did. These moments leave out the time in
-    which nobody could look: it moves them on.
+    nothing was observed: it moves them on.
     `partial`: one path is lost and another forwards. `open_ended`: HELD without a deadline, because of that.
     `waiting`: WITHDRAWN with a good path, damped. `healing_until`: what the deadline was last moved by.
     `pardoned_until`: until then soft evidence against the target is disbelieved.
@@ -93,18 +93,18 @@ class Target:
         return Condition.OK
 
     def forwards(self, now: float) -> bool:
-        """Tell whether any path forwards: nothing speaks against it, or only soft evidence that is disbelieved."""
+        """Return whether any path forwards: nothing speaks against it, or only soft evidence that is disbelieved."""
         pardoned = now < self.pardoned_until
         return any(p.condition is Condition.OK or (pardoned and p.condition in SOFT) for p in self.paths.values())
 
     @property
     def usable(self) -> bool:
-        """Whether it takes new traffic: active, and not merely because what speaks against its paths is disbelieved."""
+        """Return whether it takes new traffic: active, and its evidence of failure, if any, is disbelieved."""
         return self.state is TargetState.ACTIVE and self.judge(math.inf) is Condition.OK
 
     @property
     def froze(self) -> bool:
-        """Whether the running loss was frozen."""
+        """Return whether the running loss was frozen."""
         return self.frozen_at < math.inf
 
     def healing_end(self) -> float:
@@ -140,24 +140,24 @@ class Stream:
 
     @property
     def admitted(self) -> int:
-        """How many targets stand in the distributor."""
+        """Return the number of targets in the distributor."""
         return sum(self.counts[state] for state in ADMITTED)
 
     @property
     def broken(self) -> int:
-        """How many of the admitted targets are broken."""
+        """Return the number of admitted targets that are broken."""
         return self.counts[TargetState.HELD] + self.counts[TargetState.FROZEN]
 
     def mass_failure(self, config: EngineConfig) -> bool:
-        """Tell whether so many targets are broken at once that the observer is the likelier culprit.
+        """Return whether so many targets are broken at once that the fault is probably on this node.
 
-        One broken target alone is never a mass: nothing tells its own fault from the observer's, and there is no other
+        One broken target alone is never a mass: its own fault looks like the observer's, and there is no other
         target that a freeze would protect.
         """
         return self.broken >= _MASS_AT_LEAST and self.broken > config.freeze.threshold * self.admitted
 
     def soft_withdrawal_allowed(self, config: EngineConfig) -> bool:
-        """Tell whether one more target may be withdrawn on soft evidence alone.
+        """Return whether one more target may be withdrawn on soft evidence alone.
 
         Never the last one, and at most `soft_budget` of the targets that would be admitted without such withdrawals.
         """
@@ -187,10 +187,10 @@ class Stream:
         return target
 
     def desired_pair(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the registered and the active identifiers as they should stand in the distributor."""
+        """Return the registered and the active identifiers that the distributor should hold."""
         active = frozenset(i for i, target in self.targets.items() if target.state in ADMITTED)
         return frozenset(self.targets), active
 
     def table(self, pair: tuple[frozenset[int], frozenset[int]]) -> StreamTable:
-        """Return the table that a distributor is asked for."""
+        """Return the desired table of the stream."""
         return StreamTable(stream=self.spec, registered=pair[0], active=pair[1])

@@ -1,4 +1,4 @@
-"""What the engine tells of itself: plain immutable values for `lbguard status`, the API and the metrics.
+"""Status of the engine: plain immutable values for `lbguard status`, the API and the metrics.
 
 Times are seconds of the engine's clock (monotonic in the service); `GuardStatus.now` is that clock at the moment of the
 snapshot, so that a reader can compute ages and time left.
@@ -46,7 +46,7 @@ class PathStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What follows for a target if nothing changes, as the code that decides sees it at this moment.
+    """Next action on a target if nothing changes, computed by the code that decides.
 
     Attributes:
         action: what is done; STAY: nothing.

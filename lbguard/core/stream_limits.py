@@ -1,4 +1,4 @@
-"""What names, marks and sizes of a stream may be, whoever lists it."""
+"""Limits of a stream's names, marks and sizes, whichever source lists it."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Who is registered: streams and targets as the source lists them, found by name, mark and address."""
+"""Registry of streams and targets as the source lists them, found by name, mark and address."""
 
 from collections import Counter
 from dataclasses import replace
@@ -25,7 +25,7 @@ def _with_identity_of(kept: StreamSpec, listed: StreamSpec) -> StreamSpec:
 
 
 class StreamRegistry:
-    """Streams and targets, with what a change of the list asks for.
+    """Streams and targets, and the effects of a change of the list.
 
     `dirty`: targets to be judged again. `review`: streams whose table or availability is to be looked at again.
     `attach`: streams whose table has to be made ready. `retiring`: marks of targets that are out of the list, kept in
@@ -59,7 +59,7 @@ class StreamRegistry:
         return dirty
 
     def replace(self, specs: tuple[StreamSpec, ...], now: float) -> None:
-        """Take a full list: what it does not hold is removed at once."""
+        """Apply a full list: what it does not hold is removed at once."""
         self._postponed.clear()
         listed = {spec.name for spec in specs}
         for name, stream in self.streams.items():
@@ -69,7 +69,7 @@ class StreamRegistry:
             self._update_stream(spec, now)
 
     def confirm(self, stream: Stream, registered: frozenset[int], now: float) -> None:
-        """Take note that the distributor holds exactly these registered identifiers: others' marks can go."""
+        """Record that the distributor holds exactly these registered identifiers: others' marks can go."""
         name = stream.spec.name
         for mark, (owner, identifier) in list(self.retiring.items()):
             if owner == name and identifier not in registered:
@@ -90,7 +90,7 @@ class StreamRegistry:
         return [ForgetStream(stream=spec) for spec in forgotten]
 
     def adopt(self, stream: Stream, active: frozenset[int], now: float) -> None:
-        """Take over what the distributor already holds; unlisted identifiers in it are on their way out."""
+        """Adopt what the distributor already holds; unlisted identifiers in it are on their way out."""
         stream.adopted = True
         # Beyond max_targets the marks may be another stream's; the first commit takes such entries out all the same.
         for identifier in sorted(active - stream.targets.keys()):
@@ -137,7 +137,7 @@ class StreamRegistry:
                 self._change_ips(target, target_spec.ips)
 
     def _marks_in_use(self, spec: StreamSpec) -> bool:
-        """Tell whether a stream that is served, or not gone yet, has any of a new stream's marks."""
+        """Return whether a stream that is served, or not gone yet, has any of a new stream's marks."""
         return any(
             spec.mark(1) <= other.spec.mark(other.spec.max_targets)
             and other.spec.mark(1) <= spec.mark(spec.max_targets)

@@ -21,7 +21,7 @@ _NEVER = float("-inf")
 class VerdictFusion:
     """Opinions of reporters, and what they come to for each path.
 
-    `down`: the addresses to which a path is down by their word; news of any of them may veto that.
+    `down`: the addresses to which a path is down according to them; news of any of them may veto that.
     """
 
     def __init__(self, config: EvidenceConfig, view: NetView) -> None:
@@ -32,7 +32,7 @@ class VerdictFusion:
         self.down: dict[Ip, None] = {}
 
     def take(self, event: VerdictReported, now: float) -> tuple[Taken, dict[Ip, None], list[tuple[int, Ip]]]:
-        """Take a verdict.
+        """Apply a verdict.
 
         Returns what became of it, the target addresses of which something else is held now, and the neighbour entries
         that its new link-layer address proves outdated.
@@ -42,11 +42,11 @@ class VerdictFusion:
         return taken, self._concerned(taken.addresses), outdated
 
     def expire(self, now: float) -> dict[Ip, None]:
-        """Forget what nobody renewed; returns the target addresses that are concerned."""
+        """Forget expired opinions; return the target addresses that are concerned."""
         return self._concerned(tuple(self.opinions.expire(now)))
 
     def stalled(self, duration_s: float) -> None:
-        """Leave out a time in which nobody could be heard, and no packet counted: silence is no evidence."""
+        """Exclude a time in which no verdict could be received, and no packet counted: silence is no evidence."""
         self.opinions.stalled(duration_s)
         for link in self._view.links.values():
             link.rx_at += duration_s
@@ -76,7 +76,7 @@ class VerdictFusion:
         return entries
 
     def down_through(self, ifindex: int) -> list[Ip]:
-        """Return the addresses behind a link that are down by somebody's word."""
+        """Return the addresses behind a link that are down according to a reporter."""
         return [ip for ip in self.down if self._leads_through(ip, ifindex)]
 
     def _leads_through(self, ip: Ip, ifindex: int) -> bool:
@@ -88,7 +88,7 @@ class VerdictFusion:
         self.down.pop(ip, None)
 
     def weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:
-        """Note what reporters say of a path and tell whether it is down by their word."""
+        """Note what reporters say of a path and return whether it is down according to them."""
         down = self._weigh(target, path, ip, link, now)
         if down:
             self.down[ip] = None

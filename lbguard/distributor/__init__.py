@@ -1,1 +1,1 @@
-"""What maps packets to fwmarks: nfqlb, nftables, or nothing (observe)."""
+"""Distributors, which map packets to fwmarks: nfqlb, nftables, or nothing (observe)."""

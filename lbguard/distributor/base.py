@@ -1,4 +1,4 @@
-"""What every distributor offers: read what is active, commit a set of tables, notice loss, clean up."""
+"""Interface of a distributor: read what is active, commit a set of tables, detect loss, clean up."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Distributor(Protocol):
         """Stop looking after a stream; with `withdraw` take all its targets out (and our own rules away)."""
 
     async def prune(self, known: Collection[str]) -> Sequence[str]:
-        """Remove what an earlier run of ours left for streams that are not known any more; returns their names.
+        """Remove what an earlier run of ours left for streams that are not known any more; return their names.
 
         Raises:
             DistributorError: they cannot be listed or removed.

@@ -45,7 +45,7 @@ _RINGS = 500
 
 
 class TableKind(StrEnum):
-    """How the slots are dealt; see the head of this module."""
+    """Method of filling the slots; see the head of this module."""
 
     ANCHORED = "anchored"
     MAGLEV = "maglev"
@@ -95,7 +95,7 @@ class ImplicitPermutations:
 
 
 def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
-    """Return the table of stock nfqlb: the target index of every slot, all NO_TARGET when nobody is active.
+    """Return the table of stock nfqlb: the target index of every slot, all NO_TARGET when none is active.
 
     Raises:
         ValueError: a row is no permutation of the slots.
@@ -117,7 +117,7 @@ def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
                 table[slot] = index
                 free[slot] = 0
     except (StopIteration, IndexError) as error:
-        raise ValueError(f"the rows of {size} slots are no permutations") from error
+        raise ValueError(f"the rows of {size} slots are not permutations") from error
     return table
 
 

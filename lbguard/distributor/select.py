@@ -1,4 +1,4 @@
-"""Chooses the distributor: the one that is asked for, or per stream whichever is there (`auto`)."""
+"""Choice of the distributor: the configured one, or per stream whichever exists (`auto`)."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -128,7 +128,7 @@ class AutoDistributor:
         return result
 
     async def _memory_serves(self, stream: StreamSpec) -> bool:
-        """Tell whether nfqlb's memory of a stream is there and usable; a broken one takes nothing from nftables."""
+        """Return whether nfqlb's memory of a stream is there and usable; a broken one takes nothing from nftables."""
         if not memory_path(self._shm_dir, stream).exists():
             return False
         try:

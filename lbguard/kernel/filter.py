@@ -1,4 +1,4 @@
-"""A classic BPF program that spares the mirror the messages that tell nothing new.
+"""Classic BPF program that drops messages without news before they reach the mirror.
 
 Each verify probe of a neighbour brings two notifications: that the probe began (PROBE, or DELAY before it) and how it
 ended (REACHABLE, FAILED). The first keeps the link-layer address and says nothing of the outcome; at thousands of

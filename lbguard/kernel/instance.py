@@ -64,7 +64,7 @@ class InstanceLock:
 
 
 def _holder_pid() -> int | None:
-    """Ask the kernel who listens; None when it cannot be seen from here."""
+    """Return the process that holds the lock; None when it cannot be seen from here."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
         asking.setblocking(False)
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What needs a link besides the subnets of its own addresses: asked of the kernel right before a link is set down.
+"""Uses of a link besides the subnets of its own addresses: read from the kernel right before it is set down.
 
 Nothing is kept between two questions, so the answer is as new as it can be. What the kernel does not show here is a
 link in another network namespace that rides on this one.

@@ -66,7 +66,7 @@ class LinkOperations:
         return reason
 
     async def _mismatch(self, ifindex: int, ifname: str) -> str:
-        """Tell why a link is not the one that is meant; empty when it is."""
+        """Return why a link is not the one that is meant; empty when it is."""
         [ack] = await self._channel.submit([get_link(ifindex)])
         if ack.error:
             return ack.reason

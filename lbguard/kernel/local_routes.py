@@ -1,4 +1,4 @@
-"""The kernel's table `local`: where packets are for this machine itself, asked for in one go.
+"""The kernel's table `local`: the destinations that this machine itself receives, read in one dump.
 
 The rule for it comes before every other one, so no mark leads a packet to such an address anywhere else.
 """
@@ -35,7 +35,7 @@ def local_prefixes() -> frozenset[Prefix]:
     """Return the prefixes whose packets this network namespace keeps for itself. It takes 2 s at most.
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel does not answer.
     """
     found: set[Prefix] = set()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asked:

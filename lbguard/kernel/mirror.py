@@ -1,4 +1,4 @@
-"""The kernel mirror: subscribe, then dump, then follow; when in doubt, dump again.
+"""Kernel mirror: subscribe, then dump, then follow; when in doubt, dump again.
 
 One socket carries notifications and dumps, so both stand in one order. The life of the mirror:
 
@@ -54,7 +54,7 @@ class MirrorError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorSettings:
-    """How the mirror behaves.
+    """Settings of the mirror.
 
     Dumps after a loss follow each other at `resync_min_interval_s` at the earliest, doubling to
     `resync_max_interval_s` while losses go on. One turn of the event loop reads at most `budget_datagrams` and ends
@@ -73,7 +73,7 @@ class MirrorSettings:
 
 @dataclass(slots=True, kw_only=True)
 class MirrorCounters:
-    """What the mirror has seen, for the metrics. Counters only grow; `..._s` are the latest measured durations."""
+    """Counters of the mirror, for the metrics. They only grow; `..._s` are the latest measured durations."""
 
     datagrams: int = 0
     decoded: Counter[str] = field(default_factory=Counter)
@@ -88,11 +88,11 @@ class MirrorCounters:
 
 
 class KernelMirror:
-    """Tells a sink what the kernel holds: a KernelSnapshot first, then every change.
+    """Mirror of the kernel for a sink: a KernelSnapshot first, then every change.
 
     `start` opens the socket in the network namespace of the calling thread. Events reach the sink in batches, from the
     event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on. That a
-    neighbour entry went to DELAY or PROBE is not told (see filter.py); a snapshot may hold those states.
+    neighbour entry went to DELAY or PROBE sends no message (see filter.py); a snapshot may hold those states.
     """
 
     def __init__(
@@ -128,12 +128,12 @@ class KernelMirror:
 
     @property
     def in_sync(self) -> bool:
-        """Whether all that the kernel told since the last snapshot has been passed on."""
+        """Return whether every kernel message since the last snapshot has been passed on."""
         return self._view is not None
 
     @property
     def healthy(self) -> bool:
-        """Whether the mirror runs; it may be out of sync for a moment."""
+        """Return whether the mirror runs; it may be out of sync for a moment."""
         return self._socket is not None and self._failure is None
 
     @property
@@ -142,7 +142,7 @@ class KernelMirror:
         return self._socket.port if isinstance(self._socket, NetlinkSocket) else None
 
     def caught_up(self) -> bool:
-        """Tell whether nothing waits in the socket: all that the kernel has said so far was passed on."""
+        """Return whether nothing waits in the socket: all that the kernel has said so far was passed on."""
         if self._socket is None:
             return True
         poll = select.poll()
@@ -150,7 +150,7 @@ class KernelMirror:
         return not poll.poll(0)
 
     async def start(self) -> None:
-        """Subscribe and ask for the first dump; the snapshot follows through the sink.
+        """Subscribe and request the first dump; the snapshot follows through the sink.
 
         Raises:
             OSError: the socket cannot be opened.

@@ -24,7 +24,7 @@ _BUFFER_BYTES: Final = 65536
 
 
 class KernelSocket(Protocol):
-    """What a netlink socket offers; tests put a working model of the kernel behind it."""
+    """Interface of a netlink socket; tests put a working model of the kernel behind it."""
 
     def fileno(self) -> int:
         """Return the descriptor that polls readable when a datagram waits."""

@@ -1,13 +1,13 @@
-"""What the kernel holds, as far as it was told: built from dumps and notifications, and what the kernel leaves unsaid.
+"""View of the kernel's state: built from dumps and notifications, and from what follows without a message.
 
 Two things the kernel does without a message of their own, so they are worked out here:
 
-- A replaced route is told as RTM_NEWROUTE with NLM_F_REPLACE; that the old one is gone follows from it.
+- A replaced route is notified as RTM_NEWROUTE with NLM_F_REPLACE; that the old one is gone follows from it.
 - IPv4 routes through a link vanish in silence when the link is set down or deleted, or loses its last IPv4 address
-  (net/ipv4/fib_frontend.c, fib_disable_ip). IPv6 tells each.
+  (net/ipv4/fib_frontend.c, fib_disable_ip). IPv6 sends a message for each.
 
-While a dump runs, a notification has the last word on its object: a dump record may have been read before the change
-that the notification told of, but every later change brings a notification of its own.
+While a dump runs, a notification overrides the dump record of its object: a dump record may have been read before the
+change that the notification told of, but every later change brings a notification of its own.
 """
 
 from collections.abc import Callable, Hashable
@@ -38,7 +38,7 @@ _LinkRouteKey = tuple[Prefix, int]
 
 
 class View:
-    """The state of the kernel as its messages tell it. A new one is `building` until its dumps are complete."""
+    """The state of the kernel from its messages. A new one is `building` until its dumps are complete."""
 
     def __init__(self) -> None:
         self.building = True
@@ -60,7 +60,7 @@ class View:
         _APPLY[event.__class__](self, event, replaces, out)
 
     def record(self, event: KernelChange) -> None:
-        """Take over a record of a dump, unless a notification has told of that object since."""
+        """Apply a record of a dump, unless a notification on that object came since."""
         if _key(event) not in self._touched:
             _APPLY[event.__class__](self, event, False, [])
 

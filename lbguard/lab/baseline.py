@@ -45,7 +45,7 @@ class Baseline:
         self._active: set[int] = set()
 
     async def start(self) -> None:
-        """Take over what the distributor holds, then look."""
+        """Adopt what the distributor holds, then look."""
         await self._distributor.attach(self._stream)
         self._active = set(await self._distributor.read_active(self._stream))
         await self.look()

@@ -38,21 +38,21 @@ class LabError(Exception):
 
 
 class Column(StrEnum):
-    """Who looks after the distributor: today's behaviour, or lbguard."""
+    """Controller of the distributor: today's behaviour, or lbguard."""
 
     WITHDRAW = "withdraw"
     LBGUARD = "lbguard"
 
 
 class Distribution(StrEnum):
-    """Which distributor maps the packets."""
+    """Distributor that maps the packets."""
 
     NFTABLES = "nftables"
     NFQLB = "nfqlb"
 
 
 class Topology(StrEnum):
-    """What the load balancer is: the chain's, with targets from a file, or Meridio's, which calls nfqlb itself."""
+    """Kind of load balancer: the chain's, with targets from a file, or Meridio's, which calls nfqlb itself."""
 
     CHAIN = "chain"
     MERIDIO = "meridio"
@@ -80,7 +80,7 @@ class Controller:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
-        """Start the process; `wait_active` tells when it is at work."""
+        """Start the process; `wait_active` waits until it is at work."""
         argv, environment = self._command()
         self._process = await asyncio.create_subprocess_exec(
             *self.namespace.command(*argv),
@@ -201,7 +201,7 @@ class Controller:
             await self._news.wait()
 
     def is_active(self, identifiers: frozenset[int]) -> bool:
-        """Tell whether the process has said that it is ready, and that all these targets are active."""
+        """Return whether the process has said that it is ready, and that all these targets are active."""
         active: set[int] = set()
         ready = False
         for record in self.records:
@@ -223,7 +223,7 @@ class Controller:
 
 
 class Checked(Protocol):
-    """What tells whether it still runs."""
+    """Interface of a process that can be checked for life."""
 
     async def check_alive(self) -> None:
         """Raise LabError, with the reason, if it ended by itself."""

@@ -33,7 +33,7 @@ PROXIES_MAX = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """What to play and how to show it.
+    """Options of the demo: scenarios to play, and how to show them.
 
     No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is
     on PATH; no columns mean both. `outage_s` is how long a link is away (seconds). The topology `meridio` is played

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live table, or plain lines where there is no terminal."""
+"""Display at the terminal: a live table, or plain lines where there is no terminal."""
 
 import time
 from collections.abc import Sequence
@@ -172,7 +172,7 @@ def broken_text(run: Run) -> str:
 
 
 def shows_removals(scenario: str) -> bool:
-    """Tell whether a scenario is about how long a removed target stays in the table."""
+    """Return whether a scenario is about how long a removed target stays in the table."""
     promise = BY_NAME[scenario].promise
     return isinstance(promise, AgainstToday) and promise.removal_over_s is not None
 

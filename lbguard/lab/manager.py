@@ -11,7 +11,7 @@ from lbguard.api.gen.nsm.connection import connection_pb2_grpc as pb_grpc
 
 
 class StandInManager(pb_grpc.MonitorConnectionServicer):
-    """Tells every monitor the connections that there are, and then each change."""
+    """Stand-in for a mesh manager: sends every monitor the connections, and then each change."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
@@ -32,7 +32,7 @@ class StandInManager(pb_grpc.MonitorConnectionServicer):
             await self._server.stop(None)
 
     def update(self, id: str, ours: Sequence[str], theirs: Sequence[str], *, healing: bool = False) -> None:
-        """Tell of a connection: a proxy's addresses (`ours`), the load balancer's, and whether the mesh repairs it."""
+        """Report a connection: a proxy's addresses (`ours`), the load balancer's, and whether the mesh repairs it."""
         connection = pb.Connection(id=id, network_service="lb", state=pb.DOWN if healing else pb.UP)
         connection.context.ip_context.src_ip_addrs.extend(ours)
         connection.context.ip_context.dst_ip_addrs.extend(theirs)

@@ -44,7 +44,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """What the process that decides did after the scenario started.
+    """Decisions of the deciding process after the scenario started.
 
     `holds`, `withdrawals` count those of targets that come back or never left. `lost_after_s`: when the last of the
     targets lost for good was withdrawn (seconds after the start; None: not all were, or none is lost). `dropped`:
@@ -59,14 +59,14 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """Which channels a scenario disturbs and which targets it takes away for good. `family` None means both."""
+    """Channels that a scenario disturbs and targets that it removes for ever. `family` None means both."""
 
     disturbed: frozenset[int]
     lost: frozenset[int] = frozenset()
     family: int | None = None
 
     def disturbs(self, channel: Channel) -> bool:
-        """Tell whether a channel's path is broken by the scenario."""
+        """Return whether a channel's path is broken by the scenario."""
         return channel.target in self.disturbed and self.family in (None, channel.family)
 
 
@@ -86,7 +86,7 @@ def count_decisions(records: Sequence[dict[str, Any]], since: float, lost: froze
 
 
 def is_stalled(channel: Channel, ended: float) -> bool:
-    """Tell whether a channel that is still open had no answer at the end of the run."""
+    """Return whether a channel that is still open had no answer at the end of the run."""
     return channel.ending == OPEN and ended - channel.last_at >= STALLED_AFTER_S
 
 
@@ -95,7 +95,7 @@ def _is_broken(channel: Channel, ended: float) -> bool:
 
 
 def is_moved(channel: Channel) -> bool:
-    """Tell whether another target than the first answered, or refused, a connection."""
+    """Return whether another target than the first answered, or refused, a connection."""
     return channel.wrong > 0 or channel.ending == RESET
 
 

@@ -50,7 +50,7 @@ def shell_for_program(search: str | None = None) -> list[str]:
 
 
 def missing() -> str:
-    """Say why the program cannot be played here; empty when it can."""
+    """Return why the program cannot be played here; empty when it can."""
     if not PROGRAM.is_file():
         return f"{PROGRAM} is not there: play it from a checkout of the sources"
     if not shell_for_program():
@@ -70,7 +70,7 @@ def install_program(directory: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LbFacts:
-    """What the load balancer's process and the traffic say at the end of a run.
+    """Facts about the load balancer's process and the traffic at the end of a run.
 
     `removals_s`: how long each deliberately removed target stayed in the table after `nfqlb deactivate` was called.
     `stayed`: those that did not leave it at all. `withdrawals`: how often the process took a target out because its
@@ -204,7 +204,7 @@ class MeridioLb:
         await self._lb.check_alive()
 
     async def remove(self, identifier: int) -> None:
-        """Take a target out of the registry's list, tell the load balancer, and wait until it has removed it."""
+        """Take a target out of the registry's list, notify the load balancer, and wait until it has removed it."""
         self._gone.add(identifier)
         await self._tell()
         # Removed is what it says last of a removal; the record of how long it took comes before.
@@ -213,7 +213,7 @@ class MeridioLb:
         )
 
     async def add(self, identifier: int) -> None:
-        """Put a target back into the registry's list, tell the load balancer, and wait until it has activated it."""
+        """Put a target back into the registry's list, notify the load balancer, and wait until it has activated it."""
         self._gone.discard(identifier)
         await self._tell()
         await self._lb.wait_active(frozenset({identifier}))

@@ -1,4 +1,4 @@
-"""What is played in each topology, and the promises that compare lbguard's run with today's."""
+"""Scenarios of each topology, and the promises that compare lbguard's run with today's."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -31,13 +31,13 @@ class AgainstToday(Promise):
     broken_over_share: float = 0.15
 
     def misses(self, measured: Measurement, outage_s: float, decided: Decided | None = None) -> list[str]:
-        """Say what is missed in one run alone; the rest is `misses_beside`."""
+        """Return what is missed in one run alone; the rest is `misses_beside`."""
         if measured.opened == 0 or measured.disturbed == 0:
             return ["no connection was disturbed, so nothing was shown"]
         return []
 
     def misses_of(self, facts: LbFacts) -> list[str]:
-        """Say what the load balancer's process missed."""
+        """Return what the load balancer's process missed."""
         missed = []
         if facts.refused:
             missed.append(f"{facts.refused} calls of nfqlb failed")
@@ -50,7 +50,7 @@ class AgainstToday(Promise):
         return missed
 
     def misses_beside(self, measured: Measurement, facts: LbFacts, today: Measurement, stock: LbFacts) -> list[str]:
-        """Say in what lbguard's run was worse than today's (`today`, `stock`)."""
+        """Return in what lbguard's run was worse than today's (`today`, `stock`)."""
         missed = []
         share, share_today = (run.broken / max(run.disturbed, 1) for run in (measured, today))
         if share > share_today + self.broken_over_share:

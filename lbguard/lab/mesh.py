@@ -1,6 +1,6 @@
-"""What says something of the datapath in the lab.
+"""Reporters on the datapath in the lab.
 
-Real monitors in the proxies' namespaces, a stand-in for the mesh's manager that tells them of connections, and a
+Real monitors in the proxies' namespaces, a stand-in for the mesh's manager that reports their connections, and a
 reporter that lies or comes late.
 """
 

@@ -23,14 +23,14 @@ STAND_IN_MODULE = "lbguard.lab.nfqlb_stand_in"
 
 
 class NfqlbKind(StrEnum):
-    """Which program `nfqlb` is: the real one, or the lab's own with the same memory layout."""
+    """Kind of the program `nfqlb`: the real one, or the lab's own with the same memory layout."""
 
     REAL = "real"
     STAND_IN = "stand-in"
 
 
 def missing() -> str:
-    """Say why the real nfqlb cannot be played here; empty when it can."""
+    """Return why the real nfqlb cannot be played here; empty when it can."""
     return "" if shutil.which("nfqlb") else "nfqlb is not on PATH (github.com/Nordix/nfqueue-loadbalancer)"
 
 

@@ -52,7 +52,7 @@ _BODY_AT: Final = _MESSAGE.size + 4
 
 @dataclass(frozen=True, slots=True)
 class Tuple5:
-    """What tells a connection from another; `key` is all of it."""
+    """Five-tuple that identifies a connection; `key` is all of it."""
 
     protocol: int
     destination: bytes
@@ -79,7 +79,7 @@ def dissect(packet: bytes) -> Tuple5 | None:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Which packets go to which memory; no protocols and no destinations mean all of them."""
+    """Match of packets to a memory; no protocols and no destinations mean all of them."""
 
     memory: Memory
     priority: int
@@ -87,7 +87,7 @@ class Flow:
     destinations: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
     def takes(self, packet: Tuple5) -> bool:
-        """Tell whether a packet belongs to the flow."""
+        """Return whether a packet belongs to the flow."""
         if self.protocols and packet.protocol not in self.protocols:
             return False
         address = ipaddress.ip_address(packet.destination)

@@ -30,7 +30,7 @@ TRAFFIC_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What every run shares. Times in seconds. `recording`: where lbguard records; None: it does not."""
+    """Setup that every run shares. Times in seconds. `recording`: where lbguard records; None: it does not."""
 
     outage_s: float = 0.5
     connections: int = 200
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def kept(self) -> bool:
-        """Whether the promise of this column was kept; today's behaviour promises nothing."""
+        """Return whether the promise of this column was kept; today's behaviour promises nothing."""
         return not self.error and not self.misses
 
     @property

@@ -1,4 +1,4 @@
-"""What lbguard promises for a scenario, as data, and whether a run kept it."""
+"""Promises of lbguard for a scenario, as data, and the check whether a run kept them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from lbguard.lab.measure import Decided, Measurement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """What must hold in lbguard's column. `None` means nothing is promised.
+    """Conditions that must hold in lbguard's column. `None` means nothing is promised.
 
     `median_over_outage_s` bounds the median gap of the disturbed connections: at most the outage plus this many
     seconds. `longest_gap_s` is a strict bound. Lost targets are those whose path never comes back; `lost_within_s`
@@ -25,7 +25,7 @@ class Promise:
     dropped_min: int = 0
 
     def misses(self, measured: Measurement, outage_s: float, decided: Decided | None = None) -> list[str]:
-        """Say in words what was missed; an empty list means the promise was kept."""
+        """Return in words what was missed; an empty list means the promise was kept."""
         missed = []
         if measured.opened == 0 or measured.disturbed == 0:
             missed.append("no connection was disturbed, so nothing was shown")

@@ -1,4 +1,4 @@
-"""What the lab plays: each scenario as data (what happens when, to whom) and the promise lbguard makes for it."""
+"""Scenarios of the lab: each as data (what happens when, to whom) and the promise lbguard makes for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the stand-ins for today's load balancer process share: when they look, how they use `ip`, what they log.
+"""Shared behaviour of the stand-ins for today's load balancer: when they poll, how they use `ip`, what they log.
 
 Link events are coalesced for 100 ms, and every 10 s they look anyway, as Meridio 1.2's stateless-lb does.
 """
@@ -20,7 +20,7 @@ RTMGRP_LINK = 1
 
 
 def run_ip(*args: str) -> bool:
-    """Run `ip`; tell whether it succeeded. Refusals are normal: that is how a stand-in learns what works."""
+    """Run `ip`; return whether it succeeded. Refusals are normal: that is how a stand-in learns what works."""
     return subprocess.run(["ip", *args], check=False, capture_output=True).returncode == 0
 
 
@@ -56,7 +56,7 @@ def log(event: str, **fields: object) -> None:
 
 
 class StandIn(Protocol):
-    """What is called, and when."""
+    """Functions of a stand-in, and when each is called."""
 
     async def start(self) -> None:
         """Begin; comes once, before anything else."""

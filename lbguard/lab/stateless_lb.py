@@ -97,7 +97,7 @@ class StatelessLb:
             self._unconfigure(target, ip)
 
     def _remove_deliberately(self, target: TargetSpec) -> None:
-        """Remove a target whose path is fine, and tell how long it stayed in the table after the call began."""
+        """Remove a target whose path is fine, and log how long it stayed in the table after the call began."""
         started = time.monotonic()
         self._nfqlb("deactivate", f"--index={target.identifier - 1}", f"--shm={self._shm}")
         while not (out := not self._in_table(target)) and time.monotonic() < started + OUT_WITHIN_S:

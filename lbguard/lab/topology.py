@@ -70,7 +70,7 @@ def _lb_addresses(proxy: int, host: int) -> tuple[tuple[str, str], tuple[str, st
 
 @dataclass(frozen=True, slots=True)
 class TargetPlace:
-    """Where a target stands: its identifier (1..), its proxy (1..) and its two addresses."""
+    """Location of a target: its identifier (1..), its proxy (1..) and its two addresses."""
 
     identifier: int
     proxy: int
@@ -238,7 +238,7 @@ class Chain:
         self.target(identifier).run("nft", _DEAF_IPV6)
 
     def unblock_target_ipv6(self, identifier: int) -> None:
-        """Let a target hear IPv6 again."""
+        """Let IPv6 packets reach a target again."""
         self.target(identifier).run("nft", "delete table ip6 lab")
 
     def filter_datapath(self, proxy: int, drop: str) -> None:

@@ -1,4 +1,4 @@
-"""What the traffic processes say to each other and what the client notes down; no sockets here.
+"""Messages between the traffic processes and the client's records; no sockets here.
 
 A request is 8 bytes: its number. An answer is the request followed by one byte, the identifier of the target that
 answers. The client sends one request per interval on every *channel* (a TCP connection or a UDP flow).

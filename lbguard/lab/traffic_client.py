@@ -157,7 +157,7 @@ class Client:
         loop.call_at(due, self._tick, tick + 1, due)
 
     def progress(self) -> dict[str, Any]:
-        """How many connections answer at the moment and how many have ended."""
+        """Return how many connections answer at the moment and how many have ended."""
         now = time.time()
         channels = [connection.channel for connection in self.connections]
         return {

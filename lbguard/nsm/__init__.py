@@ -1,1 +1,1 @@
-"""What a network service manager tells of its connections, for the probe and for the load balancer."""
+"""Connection events of a network service manager, for the probe and for the load balancer."""

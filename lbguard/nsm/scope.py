@@ -1,4 +1,4 @@
-"""Which connections of a network service manager count, and how its messages are read. Pure."""
+"""Filter and decoder of a network service manager's connections and messages. Pure."""
 
 import ipaddress
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ _ADDRESSES_READ = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionScope:
-    """Which connections count.
+    """Filter of connections.
 
     A manager that is asked for network services by name tells of those of the whole cluster; without, of its own node.
     """
@@ -33,7 +33,7 @@ class ConnectionScope:
         )
 
     def fits(self, message: pb.Connection) -> bool:
-        """Tell whether a connection counts: an older manager does not understand all of the question."""
+        """Return whether a connection counts: an older manager does not understand all of the question."""
         if self.network_services and message.network_service not in self.network_services:
             return False
         names = tuple(segment.name for segment in message.path.path_segments)

@@ -1,4 +1,4 @@
-"""What a mesh manager's events mean for the load balancer: which neighbour entries are outdated, and what is healing.
+"""Meaning of a mesh manager's events for the load balancer: outdated neighbour entries, and repairs.
 
 A target reaches its proxy by a connection of which it is the client, and the load balancer resolves the target's
 addresses through the proxy's bridge. So when such a connection is closed, or its client has another interface, the
@@ -31,13 +31,13 @@ WatchEvent = NeighborsOutdated | VerdictReported
 
 
 class Known(Protocol):
-    """What has to be known of the load balancer."""
+    """Interface to the addresses that the load balancer knows."""
 
     def is_target(self, ip: Ip) -> bool:
-        """Tell whether an address is a target's."""
+        """Return whether an address is a target's."""
 
     def is_ours(self, ip: Ip) -> bool:
-        """Tell whether a link of ours has this address."""
+        """Return whether a link of ours has this address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class ConnectionWatch:
         return len(self._passages)
 
     def take(self, event: pb.ConnectionEvent) -> list[WatchEvent]:
-        """Take an event of the manager; returns what follows for the core."""
+        """Take an event of the manager; return what follows for the core."""
         told: list[WatchEvent] = []
         for key, message in sorted(event.connections.items()):
             id = message.id or key
@@ -133,7 +133,7 @@ class ConnectionWatch:
             yield NeighborsOutdated(ips=targets, new_mac=mac)
 
     def _follow_repair(self, id: str, now: _Passage) -> Iterator[WatchEvent]:
-        """Tell when the first passage of a connection is repaired, and when none is any more."""
+        """Report when the first passage of a connection is repaired, and when none is any more."""
         healing = self._healing.setdefault(now.connection, set())
         was = bool(healing)
         (healing.add if now.healing else healing.discard)(id)

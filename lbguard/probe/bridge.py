@@ -51,7 +51,7 @@ class BridgeNeighbors:
 
     @property
     def needs_ports(self) -> bool:
-        """Whether the forwarding database matters."""
+        """Return whether the forwarding database matters."""
         return bool(self._lb_ports)
 
     def look(self, view: KernelView, ports: Mapping[bytes, int], now: float) -> ConnectionList | ConnectionsLost:
@@ -106,7 +106,7 @@ class BridgeNeighbors:
 
 
 class BridgeSource:
-    """Looks at the bridge at every change that the view tells of, and once a second.
+    """Source that reads the bridge at every change of the view, and once a second.
 
     `emit` takes the list when it changes, and a loss once.
     """

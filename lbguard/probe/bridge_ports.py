@@ -1,4 +1,4 @@
-"""Which port of a bridge leads to which link-layer address: the kernel's forwarding database, read over netlink.
+"""Ports of a bridge by link-layer address: the kernel's forwarding database, read over netlink.
 
 Entries are neighbour messages of family AF_BRIDGE (include/uapi/linux/neighbour.h): the ifindex is the port's,
 NDA_LLADDR what was learned there, NDA_MASTER the bridge.
@@ -77,7 +77,7 @@ class BridgePorts:
             loop.remove_reader(self._kernel.fileno())
 
     def _digest(self, length: int, bridge: int, found: dict[bytes, int]) -> bool:
-        """Take one datagram over; tell whether it was the last."""
+        """Apply one datagram; return whether it was the last."""
         offset = 0
         while offset + _HEADER.size <= length:
             size, kind, _flags, sequence, _port = _HEADER.unpack_from(self._buffer, offset)

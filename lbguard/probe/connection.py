@@ -1,4 +1,4 @@
-"""What is monitored: connections, each with the address pairs that are pinged and the subject that is judged."""
+"""Monitored connections, each with the address pairs that are pinged and the subject that is judged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -32,7 +32,7 @@ MAX_PROBLEMS = 1000
 
 _WORDS = {
     "missing": "is missing",
-    "extra_forbidden": "is no known key",
+    "extra_forbidden": "unknown key",
     "tuple_type": "must be a list",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
@@ -166,7 +166,7 @@ def _problems(entries: list[_Entry], made: list[tuple[Connection, ...]]) -> Iter
 
 
 def _explain(error: ValidationError, raw: dict[str, Any], place: tuple[str | int, ...] = ()) -> Iterator[str]:
-    """Say where each wrong value stands, by the id of the connection rather than by its position."""
+    """Return where each wrong value stands, by the id of the connection rather than by its position."""
     for detail in error.errors(include_url=False):
         top, *rest = place + detail["loc"]
         where, key = "", str(top)
@@ -182,9 +182,9 @@ def _explain(error: ValidationError, raw: dict[str, Any], place: tuple[str | int
 
 
 class ConnectionsFileSource(WatchedFile[ConnectionList, ConnectionsLost]):
-    """Watches a connections file and tells of every good list and of every failure.
+    """Watcher of a connections file that reports every good list and every failure.
 
-    A failure is told once, until its reason changes; the last good list stays in force at the receiver.
+    A failure is reported once, until its reason changes; the last good list stays in force at the receiver.
     """
 
     def __init__(

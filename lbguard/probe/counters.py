@@ -1,4 +1,4 @@
-"""What the monitor counts, for whoever exports it."""
+"""Counters of the monitor, for export."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -27,7 +27,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class ProbeCounters:
-    """What the monitor did since it was made. Keys by family are True for IPv4.
+    """Counters of the monitor since it was made. Keys by family are True for IPv4.
 
     Attributes:
         rounds: judged rounds by what they said: `good`, `partial` (some pairs silent), `bad` (all silent), `untested`

@@ -20,7 +20,7 @@ SOURCE_KEY, DESTINATION_KEY = "DATAPATH_SOURCE_IPS", "DATAPATH_DESTINATION_IPS"
 
 
 def told_pairs(extra_context: Mapping[str, str], *, from_source: bool, current: Callable[[Ip], bool]) -> list[Pair]:
-    """Return what the extra context says, from our end to the other.
+    """Return the address pairs in the extra context, from our end to the other.
 
     Args:
         extra_context: of the connection.

@@ -135,7 +135,7 @@ class Exchange:
                 self._receive(ipv4, sock)
 
     def _count_unsent(self, pair: PairWatch, code: int) -> None:
-        """Take in that a ping did not leave: as good as unanswered, unless it was for want of resources here."""
+        """Record that a ping did not leave: as good as unanswered, unless it was for want of resources here."""
         self._counters.send_errors[errno.errorcode.get(code, str(code))] += 1
         if code in _OUT_OF_RESOURCES:
             pair.watch.untested = True
@@ -145,7 +145,7 @@ class Exchange:
         pair.pending[_UNSENT] = 0.0
 
     def receive(self) -> list[Watch]:
-        """Take in the replies that wait; return the eager connections with a pair that answered for the first time."""
+        """Record the replies that wait; return the eager connections with a pair that answered for the first time."""
         for ipv4, sock in self._sockets.items():
             self._receive(ipv4, sock)
         answered, self._answered = self._answered, []
@@ -187,7 +187,7 @@ class Exchange:
         counters.astray_replies += astray
 
     def lost_replies(self, since: float) -> bool:
-        """Tell whether the kernel dropped replies after a moment, as far as the monitor can tell."""
+        """Return whether the kernel dropped replies after a moment, as far as the monitor can tell."""
         for ipv4, sock in self._sockets.items():
             drops = sock.drops()
             if drops != self._drops[ipv4]:

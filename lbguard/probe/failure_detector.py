@@ -1,4 +1,4 @@
-"""How replies become verdicts. Pure.
+"""Failure detectors, which turn replies into verdicts. Pure.
 
 Network Service Mesh calls a connection down as soon as any of its address pairs stayed without a reply for one round.
 Packet loss, one deaf family or a monitor that got no CPU is enough for that. Here:
@@ -40,7 +40,7 @@ class Detector(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorSettings:
-    """How often is pinged and how replies are judged.
+    """Settings of the pings and of the failure detector.
 
     Attributes:
         interval_s: a round starts this often.
@@ -49,7 +49,7 @@ class DetectorSettings:
         down_rounds: DOWN needs this many bad rounds among the last `window_rounds`.
         window_rounds: see `down_rounds`.
         up_rounds: a family that was down is up after this many good rounds in a row.
-        detector: which judge.
+        detector: kind of failure detector.
         phi_threshold: suspicion from which the phi detector calls a pair down.
         phi_pause_s: silence that adds nothing to the suspicion. None: two missing replies, 2 x interval / pings.
         lease_s: how long verdicts count. None: 3 x interval + timeout, within LEASE_MIN_S and LEASE_MAX_S.
@@ -76,17 +76,17 @@ class DetectorSettings:
 
     @property
     def round_s(self) -> float:
-        """How long a round lasts."""
+        """Return the length of a round, seconds."""
         return self.interval_s if self.timeout_s is None else self.timeout_s
 
     @property
     def doubt_round_s(self) -> float:
-        """How long a round lasts while in doubt: shorter, but long enough for any sane round-trip time."""
+        """Return the length of a round while in doubt, seconds: shorter, but above any sane round-trip time."""
         return max(_DOUBT_SHARE * self.round_s, min(_DOUBT_MIN_S, self.round_s))
 
     @property
     def lease(self) -> float:
-        """How long verdicts count, in seconds."""
+        """Return how long verdicts count, seconds."""
         if self.lease_s is not None:
             return self.lease_s
         return min(LEASE_MAX_S, max(LEASE_MIN_S, 3 * self.interval_s + self.round_s))
@@ -98,7 +98,7 @@ def late_limit_s(spacing_s: float) -> float:
 
 
 class FamilyRound(NamedTuple):
-    """What a round found for one family: how many pairs, how many without a reply, and whether their silence counts."""
+    """Result of a round for one family: number of pairs, number without a reply, and whether their silence counts."""
 
     ipv4: bool
     pairs: int
@@ -107,7 +107,7 @@ class FamilyRound(NamedTuple):
 
 
 def outcome(rounds: Sequence[FamilyRound]) -> str:
-    """Return what a round says in one word: good, partial, bad, or untested when its silence does not count."""
+    """Return the outcome of a round in one word: good, partial, bad, or untested when its silence does not count."""
     if not any(family.silent for family in rounds):
         return "good"
     if any(family.silent < family.pairs for family in rounds):
@@ -121,10 +121,10 @@ class FailureDetector(Protocol):
     wants_replies: bool
 
     def replied(self, pair: int, at: float) -> None:
-        """Take in that a reply on a pair (by its place in the connection) came at this moment."""
+        """Record that a reply on a pair (by its place in the connection) came at this moment."""
 
     def excuse(self, now: float) -> None:
-        """Take in that the monitor itself was late: the silence until now says nothing."""
+        """Record that the monitor itself was late: the silence until now says nothing."""
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
         """FailureDetector at the end of a round; None while there is not enough to say anything."""
@@ -134,7 +134,7 @@ class FailureDetector(Protocol):
 
 
 class _KOfN:
-    """Whether something is bad: k of the last n times, and until it was good so many times in a row."""
+    """Failure criterion: bad k of the last n times, until good so many times in a row."""
 
     __slots__ = ("_good_run", "_k", "_recent", "_up", "bad")
 
@@ -175,7 +175,7 @@ class RoundsDetector:
         return None
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """Take in a round; None when it said nothing, or not enough yet."""
+        """Record a round; None when it said nothing, or not enough yet."""
         told = False
         for family in rounds:
             if family.silent and not family.counts:
@@ -278,7 +278,7 @@ class PhiDetector:
         self._arrivals = [_Arrivals(expected_s, now) for _ in families]
 
     def replied(self, pair: int, at: float) -> None:
-        """Take in that a reply on a pair came at this moment."""
+        """Record that a reply on a pair came at this moment."""
         self._arrivals[pair].add(at)
 
     def excuse(self, now: float) -> None:

@@ -86,7 +86,7 @@ class Slot(Protocol):
 
 
 class EchoSocket(Protocol):
-    """What the monitor needs of a socket; tests put a working model of a network behind it."""
+    """Interface of the monitor's socket; tests put a working model of a network behind it."""
 
     def slot(self, pair: Pair, token: int, ifindex: int) -> Slot:
         """Make a pair ready. Whoever sends its message must keep the slot alive."""

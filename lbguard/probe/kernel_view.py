@@ -25,7 +25,7 @@ _REMEMBERED_MAX = 100_000
 
 
 class KernelView:
-    """Follows the kernel and tells, in the loop's thread, soon after anything but a neighbour's state changed.
+    """View of the kernel that notifies, in the loop's thread, after changes other than of a neighbour's state.
 
     While the kernel's messages are lost, the last view stays in force. `start` opens the socket in the network
     namespace of the calling thread.
@@ -88,7 +88,7 @@ class KernelView:
         return self._last_links[ip]
 
     def has(self, ip: Ip) -> bool:
-        """Tell whether any link has an address."""
+        """Return whether any link has an address."""
         return ip in self._by_ip
 
     def lengths_of(self, ip: Ip) -> list[int]:
@@ -113,7 +113,7 @@ class KernelView:
         return tuple(address for address in self._addresses.values() if address.ifindex == ifindex and address.usable)
 
     def take(self, events: Sequence[Event], _received_at: float) -> None:
-        """Take what the mirror tells, in the thread of the loop."""
+        """Apply an event of the mirror, in the thread of the loop."""
         changed = False
         for event in events:
             changed |= self._apply(event)
@@ -126,7 +126,7 @@ class KernelView:
             listener()
 
     def _apply(self, event: Event) -> bool:
-        """Take one event over; tell whether the sources should look again."""
+        """Apply one event; return whether the sources should look again."""
         match event:
             case KernelSnapshot():
                 return self._replace(event)
@@ -153,7 +153,7 @@ class KernelView:
         return True
 
     def _replace(self, snapshot: KernelSnapshot) -> bool:
-        """Take a full view over; tell whether it differs from what was known, as it seldom does."""
+        """Apply a full view over; return whether it differs from what was known, as it seldom does."""
         before = (self.complete, self.links, dict(self._addresses), _macs(self.neighbors))
         self.links = {link.ifindex: link for link in snapshot.links}
         self.neighbors = {(entry.ifindex, entry.ip): entry for entry in snapshot.neighbors}

@@ -29,7 +29,7 @@ _REPLIES = _spec("replies_total", "counter", "Replies in time; loss is 1 - repli
 _LATE = _spec("late_replies_total", "counter", "Replies after the end of their round.", "family")
 _STRAY = _spec("stray_replies_total", "counter", "Replies to pings of closed or changed connections, and duplicates.")
 _ERRORS = _spec("send_errors_total", "counter", "Pings that did not leave, by errno name.", "error")
-_DOUBTS = _spec("doubts_total", "counter", "Times that rounds were shortened because a connection went silent.")
+_DOUBTS = _spec("doubts_total", "counter", "Rounds shortened to re-check a connection that went silent.")
 _OVERFLOWS = _spec("overflows_total", "counter", "Packets that the kernel dropped because they were not read in time.")
 _RTT = _spec("round_trip_seconds", "histogram", "Round-trip times.", "family")
 _LAG = _spec("send_lag_seconds", "histogram", "How late pings left.")
@@ -124,7 +124,7 @@ class ProbeMetrics:
         ProcessCollector(registry=registry)
 
     def source(self, *, ok: bool) -> None:
-        """Say whether the source can be read."""
+        """Set whether the source can be read."""
         self.source_ok.set(ok)
 
     def listed(self, connections: int, left_out: int) -> None:
@@ -139,7 +139,7 @@ class ProbeMetrics:
                 self.verdicts.labels(state).set(states.get(state, 0))
 
     def report_stream(self, to: str, *, connected: bool) -> None:
-        """Say whether a load balancer answers."""
+        """Set whether a load balancer answers."""
         self._connected.labels(to).set(connected)
         for counter in (self._sent, self._failures, self._refused, self._dropped):
             counter.labels(to)

@@ -126,7 +126,7 @@ class Monitor:
             self._begin_round(watch, start, fast=False)
 
     def _heal(self, watch: Watch, now: float) -> None:
-        """Tell at once that the mesh heals a connection; the rounds tell when it is over."""
+        """Report at once that the mesh heals a connection; the rounds show when it is over."""
         if watch.connection.healing_s <= 0:
             watch.healing_until = None
             return
@@ -265,7 +265,7 @@ class Monitor:
                 self._wheel.add(down_at, (watch, watch.round, _CHECK))
 
     def _end_early(self, watch: Watch, now: float) -> None:
-        """End a round whose replies already tell what matters."""
+        """End a round whose replies already decide it."""
         if watch.closed or not watch.eager:
             return
         if watch.judge.wants_replies:

@@ -1,6 +1,6 @@
 """Connections from a network service manager: its MonitorConnections stream, followed for as long as we run.
 
-The list is told again at every event, at once and whole. When the stream ends nothing changes but that the source
+The list is reported again at every event, at once and whole. When the stream ends nothing changes but that the source
 counts as lost; the next stream begins with all connections and thereby ends those that were closed meanwhile.
 """
 
@@ -42,7 +42,7 @@ class NsmSource:
         )
 
     def reload(self) -> None:
-        """Tell the list again, as links and addresses are now; before the first list there is nothing to tell."""
+        """Report the list again, as links and addresses are now; before the first list there is nothing to report."""
         if self._listed:
             self._emit(self._view.connections())
 

@@ -1,7 +1,7 @@
-"""What a network service manager says of its connections, turned into connections to monitor. Pure.
+"""Conversion of a network service manager's connections into connections to monitor. Pure.
 
 One client's connection passes the manager of its node more than once when the endpoint is on the same node, and the
-manager tells of each passage under an id of its own. The passages share the first segment of their path, the client's,
+manager reports each passage under an id of its own. The passages share the first segment of their path, the client's,
 whose id is the one that every hop knows: it becomes the connection's id here. Of several passages the one nearest to
 our end counts, as it does for the mesh's own clients; its end is the end of the connection.
 """
@@ -24,7 +24,7 @@ _PASSAGES_PER_CONNECTION = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NsmScope(ConnectionScope):
-    """Which connections count and how they are read; see NsmSettings."""
+    """Filter of connections and rules for reading them; see NsmSettings."""
 
     role: Literal["client", "endpoint"] = "client"
     subject: SubjectKind = "connection"
@@ -37,7 +37,7 @@ class NsmView:
 
     Args:
         scope: what counts.
-        is_local: tells whether an address is ours now; a connection counts from the moment that one from which it is
+        is_local: returns whether an address is ours now; a connection counts from the moment that one from which it is
             tested was. A manager tells of every pod of its node, and several may have the same VIP.
         link_of: returns the link that has an address, preferring the one of a name; empty: none.
         lengths_of: returns the lengths of the prefixes with which links have an address.
@@ -60,7 +60,7 @@ class NsmView:
         self._ours: set[str] = set()
 
     def apply(self, event: pb.ConnectionEvent) -> None:
-        """Take over what the manager tells."""
+        """Apply an event of the manager."""
         if event.type == pb.INITIAL_STATE_TRANSFER:
             before, self._passages = self._passages, {}
             self._passages_refused = 0

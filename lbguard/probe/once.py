@@ -23,27 +23,27 @@ _SLACK_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnceResult:
-    """What was found of one connection. `verdict` is None when the round said nothing, as without CPU."""
+    """Result for one connection. `verdict` is None when the round is inconclusive, as without CPU."""
 
     connection: Connection
     verdict: Verdict | None
 
     @property
     def state(self) -> str:
-        """The state in a word."""
+        """State in a word."""
         return "unknown" if self.verdict is None else str(self.verdict.state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnceReport:
-    """What one round found. `left_out` names connections that cannot be monitored, and why."""
+    """Result of one round. `left_out` names connections that cannot be monitored, and why."""
 
     results: tuple[OnceResult, ...]
     left_out: tuple[str, ...]
 
     @property
     def all_up(self) -> bool:
-        """Whether there are connections and every one answers in every family."""
+        """Return whether there are connections and every one answers in every family."""
         return bool(self.results) and all(result.state == VerdictState.UP for result in self.results)
 
 
@@ -117,7 +117,7 @@ async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[
                 complete.set()
 
     def is_whole(verdict: Verdict) -> bool:
-        """Tell whether every ping was sent: the first round ends with the first reply, and the next is a whole one."""
+        """Return whether every ping was sent: the first round ends with the first reply, the next is complete."""
         return bool(verdict.evidence) and all(family.sent >= probe.count for family in verdict.evidence)
 
     judge = replace(

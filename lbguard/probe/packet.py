@@ -38,7 +38,7 @@ _ACCEPT = 0xFFFFFFFF
 
 
 class Echo(NamedTuple):
-    """What is of interest in an echo message."""
+    """Fields of an echo message that matter here."""
 
     type: int
     identifier: int

@@ -58,7 +58,7 @@ _REFUSALS = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReporterSettings:
-    """How verdicts are reported.
+    """Settings of the reporting of verdicts.
 
     Attributes:
         name: what load balancers call this reporter; empty: they go by its address.
@@ -126,7 +126,7 @@ class ReportStream:
         self._reason = ""
 
     def tell(self, verdict: Verdict) -> None:
-        """Note what is to be said; at once when it is news, else with the next renewal."""
+        """Queue a verdict: at once when it is news, else for the next renewal."""
         subject, before = verdict.subject, self._latest.get(verdict.subject)
         if before is None and verdict.state is VerdictState.ENDED:
             return
@@ -147,7 +147,7 @@ class ReportStream:
             self._wake.set()
 
     def knows(self, subject: Subject) -> bool:
-        """Tell whether something is to be said, or was said and not ended, of a subject."""
+        """Return whether something is to be said, or was said and not ended, of a subject."""
         return subject in self._latest
 
     def _has_room(self) -> bool:
@@ -296,7 +296,7 @@ class ReportStream:
         return min(GENERATION_MAX, verdict.generation + self._raised_by)
 
     def _raise_generations(self, endpoint: Endpoint, batch: list[Verdict], answer: pb.ReportResponse) -> set[Subject]:
-        """Go on above what the load balancer has heard; returns what has to be said once more."""
+        """Go on above the generations that the load balancer knows; return what has to be said once more."""
         raised_by, again = self._raised_by, set()
         for ignored in answer.ignored:
             if ignored.reason not in _OUT_OF_ORDER or ignored.index >= len(batch):
@@ -313,7 +313,7 @@ class ReportStream:
     async def _wait_for_work(self) -> None:
         """Return when there is something to send, or it is time to look at the certificates.
 
-        In the latter case an empty request goes out: its answer tells that the load balancer is still there.
+        In the latter case an empty request goes out: its answer shows that the load balancer is still there.
         """
         self._wake.clear()
         self._renew(self._clock())
@@ -346,7 +346,7 @@ class ReportStream:
 
     @property
     def _renew_s(self) -> float:
-        """How often a standing verdict is said again: as configured, but not faster than the pace allows for all."""
+        """Return the interval of renewals, seconds: as configured, but not faster than the pace allows for all."""
         return max(self._settings.renew_s, len(self._latest) / VERDICTS_PER_S)
 
     def _lease_s(self, verdict: Verdict) -> float:
@@ -354,7 +354,7 @@ class ReportStream:
         return min(LEASE_MAX_S, max(verdict.lease_s, 3 * len(self._latest) / VERDICTS_PER_S))
 
     def _stands(self, subject: Subject, now: float) -> bool:
-        """Tell whether the monitor has confirmed a verdict within its lease; an end needs no confirming."""
+        """Return whether the monitor has confirmed a verdict within its lease; an end needs no confirming."""
         verdict = self._latest[subject]
         return verdict.state is VerdictState.ENDED or now - self._told_at[subject] <= verdict.lease_s
 
@@ -370,7 +370,7 @@ class ReportStream:
 
 
 def _is_news(before: Verdict, now: Verdict) -> bool:
-    """Tell whether a verdict says something else than the one before, rather than the same with newer evidence."""
+    """Return whether a verdict says something else than the one before, rather than the same with newer evidence."""
     return (
         before.state is not now.state
         or before.generation != now.generation

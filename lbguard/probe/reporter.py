@@ -1,7 +1,7 @@
-"""Reports verdicts to every load balancer that should hear of them, each over a stream of its own.
+"""Reporter of verdicts to every load balancer that should receive them, each over a stream of its own.
 
-A load balancer at a fixed address hears everything. One that is the far end of a monitored link hears what concerns
-its own links, and all that is said of targets.
+A load balancer at a fixed address receives everything. One that is the far end of a monitored link receives what
+concerns its own links, and all that is said of targets.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ FarEnd = tuple[Ip, ...]
 
 
 class Reporter:
-    """Tells verdicts. Nothing here waits for a load balancer.
+    """Reporter of verdicts. Nothing here waits for a load balancer.
 
     Args:
         addresses: where to report; of those that stand for the far end of each link (`link:PORT`) only the port counts.
@@ -65,7 +65,7 @@ class Reporter:
 
     @property
     def states(self) -> Iterable[VerdictState]:
-        """What is held of each subject now."""
+        """Return the current state of each subject."""
         return (verdict.state for verdict in self._standing.values())
 
     @property
@@ -74,7 +74,7 @@ class Reporter:
         return (*self._fixed, *self._by_link.values())
 
     def tell(self, verdict: Verdict) -> None:
-        """Take a verdict, in the thread of the loop; returns at once."""
+        """Apply a verdict, in the thread of the loop; return at once."""
         if verdict.state is VerdictState.ENDED:
             self._standing.pop(verdict.subject, None)
         else:

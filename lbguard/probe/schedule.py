@@ -1,4 +1,4 @@
-"""When pings leave. Pure: a timing wheel, and the moments of a round."""
+"""Schedule of pings. Pure: a timer wheel, and the moments of a round."""
 
 import heapq
 import math

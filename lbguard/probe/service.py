@@ -89,11 +89,11 @@ class ProbeService:
         self._view.when_changed(self._look_again)
 
     def stop(self) -> None:
-        """Ask the running service to end."""
+        """Request the running service to end."""
         self._stop.set()
 
     async def run(self) -> None:
-        """Probe until a signal, or `stop`, says otherwise.
+        """Probe until a signal or `stop` ends it.
 
         Raises:
             ExceptionGroup: a part failed that the probe cannot do without.
@@ -142,7 +142,7 @@ class ProbeService:
         return ""
 
     def _take(self, told: ConnectionList | ConnectionsLost) -> None:
-        """Take what the source tells."""
+        """Apply an event of the source."""
         if isinstance(told, ConnectionsLost):
             self.metrics.source(ok=False)
             if told.reason != self._lost:
@@ -240,7 +240,7 @@ def _on_signals(stop: asyncio.Event, reload: Callable[[], None]) -> None:
 
 
 async def _serve(settings: Settings) -> list[Exception]:
-    """Run the probe, or what stands in for it; returns what ended it."""
+    """Run the probe, or what stands in for it; return what ended it."""
     problems: list[Exception] = []
     try:
         if settings.probe.enabled:
@@ -253,7 +253,7 @@ async def _serve(settings: Settings) -> list[Exception]:
 
 
 def run(settings: Settings) -> int:
-    """Probe until told to stop; returns the exit status (0 stopped, 1 failed)."""
+    """Probe until stopped; return the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
     try:
         problems = asyncio.run(_serve(settings))

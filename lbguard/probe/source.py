@@ -1,4 +1,4 @@
-"""What a source of connections tells, and how addresses and a kind of subject become connections."""
+"""Events of a source of connections, and the conversion of addresses and a kind of subject into connections."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ Emit = Callable[[ConnectionList | ConnectionsLost], None]
 
 
 class ConnectionSource(Protocol):
-    """Where connections come from."""
+    """Source of connections."""
 
     async def run(self) -> None:
-        """Tell the list and every change of it until cancelled."""
+        """Report the list and every change of it until cancelled."""
 
     def reload(self) -> None:
-        """Tell the list again, changed or not (SIGHUP)."""
+        """Report the list again, changed or not (SIGHUP)."""
 
 
 def connections_of(

@@ -132,14 +132,14 @@ class Watch:
             pair.rtts = []
 
     def silent(self) -> bool:
-        """Tell whether the latest ping of every pair is unanswered."""
+        """Return whether the latest ping of every pair is unanswered."""
         for pair in self.pairs:  # noqa: SIM110 - asked at every ping; a generator costs three times as much
             if pair.last_sequence not in pair.pending:
                 return False
         return True
 
     def answered(self) -> bool:
-        """Tell whether the running round can end early: each pair answered, or one whole family if that is enough.
+        """Return whether the running round can end early: each pair answered, or one whole family if that is enough.
 
         It is enough for a connection that is down, or in doubt: DOWN is then out of the question.
         """

@@ -1,1 +1,1 @@
-"""Recordings of what the engine was told and when: written by the service, read by `lbguard replay` and `tune`."""
+"""Recordings of the engine's inputs and their times: written by the service, read by `lbguard replay` and `tune`."""

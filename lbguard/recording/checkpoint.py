@@ -88,13 +88,13 @@ def core_digest() -> str:
 
 @cache
 def _never_changes(kind: type) -> bool:
-    """Tell whether values of a type can be shared between the engine and its copy."""
+    """Return whether values of a type can be shared between the engine and its copy."""
     frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     return kind in _PLAIN or kind in (bytes, frozenset) or frozen or issubclass(kind, tuple | Enum)
 
 
 class _Slots(NamedTuple):
-    """How to copy an object of a class with slots: all attributes at once, then those (by index) that may change."""
+    """Copy plan for objects of a class with slots: all attributes at once, then those (by index) that may change."""
 
     names: list[str]
     get: Callable[[Any], tuple[Any, ...]]
@@ -180,7 +180,7 @@ def _freeze_object(thing: Any, walk: _Walk) -> Node:
             values[index] = walk.keep(values[index])
         return Node(kind.__name__, values)
     if not any(known is kind for known in _classes().values()):
-        raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no class of the core")
+        raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not a class of the core")
     own = {name: value for name, value in vars(thing).items() if not name.startswith("tape_")}
     return Node(kind.__name__, _by_turns(list(own), walk.keep_all(own.values())))
 

@@ -32,7 +32,7 @@ class CodecError(Exception):
 
 
 class _Form:
-    """How one dataclass or named tuple is written."""
+    """Written form of one dataclass or named tuple."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind

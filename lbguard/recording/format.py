@@ -4,7 +4,7 @@ A file is a gzip stream of JSON lines, flushed every second, so that whatever fo
 can cost, and `zcat FILE | head` shows what is in it. The first line is an object (`Header`), every other a list whose
 first item says what it is:
 
-    ["LinkSeen", ...]       an event, as the engine was told it: type name and fields; see `codec.py`
+    ["LinkSeen", ...]       an event, as the engine received it: type name and fields; see `codec.py`
     ["t", TIME]             the moment of the engine's clock from here on: a whole number is nanoseconds since the
                             moment before (of the header at first), a number with a point is seconds
     ["r"]  ["d"]            the engine was called: `repair`, `decide`
@@ -13,7 +13,7 @@ first item says what it is:
     ["S"]                   the view is whole: an event
     ["n", KIND, ...]        a part of the engine's state at the beginning of the file; see `checkpoint.py`
     ["N"]                   the state is whole
-    ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packets of targets so far, and those that met the fallback
+    ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packets of targets so far, and those dropped while held
     ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many
     ["w", OFFSET]           wall clock (seconds since the epoch) minus the engine's clock
 """
@@ -72,7 +72,7 @@ class Header:
 
     @property
     def host(self) -> str:
-        """The name of the host (in a cluster: the pod) that recorded it; empty where it is not told."""
+        """The name of the host (in a cluster: the pod) that recorded it; empty where it is unknown."""
         return str(self.facts.get("host", ""))
 
     def to_json(self) -> dict[str, Any]:
@@ -109,22 +109,22 @@ class Header:
         texts = (self.lbguard, self.core, self.series)
         times = (self.now, self.offset)
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not text")
         if not all(type(time) in (int, float) and math.isfinite(time) for time in times):
-            raise ValueError("a time that is no number")
+            raise ValueError("a time that is not a number")
         if not all(type(count) is int for count in (self.number, self.lost)):
-            raise ValueError("a count that is no whole number")
+            raise ValueError("a count that is not a whole number")
         if self.begins not in (START, GOES_ON, AFTER_LOSS):
             raise ValueError(f"it begins {self.begins!r}")
         if not isinstance(self.facts, dict):
-            raise ValueError("facts that are no object")
+            raise ValueError("facts that are not an object")
         if not isinstance(self.types, dict) or not all(isinstance(names, list) for names in self.types.values()):
             raise ValueError("types without lists of fields")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much is kept: at most `files` files of at most `file_bytes` each in one directory."""
+    """Bounds of a recording: at most `files` files of at most `file_bytes` each in one directory."""
 
     file_bytes: int = 16 * 2**20
     files: int = 16

@@ -32,14 +32,14 @@ class Began(NamedTuple):
 
 
 class Told(NamedTuple):
-    """The engine was told an event."""
+    """An event was given to the engine."""
 
     now: float
     event: Event
 
 
 class Repaired(NamedTuple):
-    """The engine was asked for repairs."""
+    """The engine was called for repairs."""
 
     now: float
 
@@ -52,7 +52,7 @@ class Decided(NamedTuple):
 
 
 class PacketsRead(NamedTuple):
-    """Packets so far by (stream, identifier): given to the target, and of these met the fallback."""
+    """Packets so far by (stream, identifier): given to the target, and of these dropped while held."""
 
     now: float
     readings: dict[tuple[str, int], tuple[int, int]]
@@ -170,7 +170,7 @@ def _header(lines: _Lines, stream: Iterator[bytes]) -> Header:
     try:
         values = json.loads(first)
     except ValueError:
-        raise RecordingError(f"{lines.path}: not a recording of lbguard: its first line is no JSON") from None
+        raise RecordingError(f"{lines.path}: not a recording of lbguard: its first line is not JSON") from None
     return Header.from_json(values, lines.path)
 
 
@@ -179,7 +179,7 @@ def read_file(path: Path, on_read: Callable[[int], None] | None = None) -> Itera
 
     Args:
         path: the file.
-        on_read: told how many more bytes of it were read.
+        on_read: called with how many more bytes of it were read.
 
     Raises:
         RecordingError: the file is damaged, or no recording that this version reads.
@@ -253,7 +253,7 @@ class _Parser:
             try:
                 row = json.loads(line)
             except ValueError:
-                raise self._lines.damaged("a line that is no JSON") from None
+                raise self._lines.damaged("a line that is not JSON") from None
             if not isinstance(row, list) or not row or not isinstance(row[0], str):
                 raise self._lines.damaged("a line of an unknown form")
             yield row
@@ -286,7 +286,7 @@ class _Parser:
     def _pass(self, time: float) -> None:
         if isinstance(time, float):
             if not math.isfinite(time):
-                raise ValueError("no moment")
+                raise ValueError("not a moment")
             self._now = time
         else:
             self._now = (round(self._now * NS) + time) / NS

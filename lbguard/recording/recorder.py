@@ -32,11 +32,11 @@ _STOP_LIMIT_S = 1.0
 
 
 class Tape(Protocol):
-    """What takes the entries. `wanted`: 0 no checkpoint is needed, 1 one at a calm moment, 2 one at once."""
+    """Sink of entries. `wanted`: 0 no checkpoint is needed, 1 one at a calm moment, 2 one at once."""
 
     @property
     def wanted(self) -> int:
-        """How urgently a checkpoint is wanted."""
+        """Return how urgently a checkpoint is wanted."""
 
     def put(self, kind: str, now: float, payload: Any = None) -> None:
         """Take an entry; see `Entry`. A checkpoint's payload is the frozen state."""
@@ -51,7 +51,7 @@ class RecordedEngine(Engine):
         self.tape_deciding = False
 
     def observe(self, event: Event, now: float) -> list[Effect]:
-        """Take one event into account; see `Engine`."""
+        """Apply one event; see `Engine`."""
         self.tape_recorder.put("told", now, event)
         return super().observe(event, now)
 
@@ -76,7 +76,7 @@ class RecordedEngine(Engine):
         return effects
 
     def _calm(self) -> bool:
-        """Tell whether nothing is broken: then a moment's pause for a checkpoint hurts nobody."""
+        """Return whether nothing is broken: then a moment's pause for a checkpoint hurts nobody."""
         troubled = (TargetState.HELD, TargetState.FROZEN)
         return not any(stream.counts[state] for stream in self.stream_registry.streams.values() for state in troubled)
 
@@ -129,12 +129,12 @@ class Recorder:
 
     @property
     def bytes_written(self) -> int:
-        """How many bytes were written to files."""
+        """Return the number of bytes written to files."""
         return self._writer.bytes_written
 
     @property
     def wanted(self) -> int:
-        """How urgently a checkpoint is wanted."""
+        """Return how urgently a checkpoint is wanted."""
         # Files that are too small for the state would want the next one at once, and hold up the loop all the time.
         if self._clock() < self._checkpoint_at + _BETWEEN_CHECKPOINTS_S:
             return 0
@@ -163,7 +163,7 @@ class Recorder:
         self._queue.append(Entry(kind, now, payload))
 
     def put_packets(self, now: float, counts: Mapping[TargetKey, tuple[int, int]]) -> None:
-        """Take readings of packets so far (given to each target, met the fallback); those that changed are kept."""
+        """Record readings of packets so far (given to each target, dropped while held); those that changed are kept."""
         changed = [(*key, *count) for key, count in counts.items() if self._counted.get(key) != count]
         self._counted = counts
         if changed:
@@ -205,7 +205,7 @@ class Recorder:
                 self._stopping.wait(self._flush_s)
 
     def _take(self, entry: Entry, lines: int) -> int:
-        """Write an entry in slices; returns how many lines the slice at its end has."""
+        """Write an entry in slices; return how many lines the slice at its end has."""
         try:
             for accepted in self._writer.pieces(entry):
                 if not accepted:

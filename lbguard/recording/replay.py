@@ -44,7 +44,7 @@ class Difference:
 
 @dataclass(slots=True, kw_only=True)
 class ReplayReport:
-    """What a replay came to. Wall times are seconds since the epoch.
+    """Result of a replay. Wall times are seconds since the epoch.
 
     `core_differs`: versions of lbguard whose core is not this one; then a difference may be a change of behaviour.
     `torn`: files without a proper end. `lost`: entries that the service could not record. `hosts`: where it was
@@ -66,20 +66,20 @@ class ReplayReport:
 
 
 class Continuity:
-    """Tells at each beginning of a file whether the engine of the file before goes on."""
+    """Check at each beginning of a file whether the engine of the file before goes on."""
 
     def __init__(self) -> None:
         self._before: Header | None = None
         self._torn = False
 
     def begins(self, header: Header) -> bool:
-        """Take note of a file; tells whether it continues the one before without a gap."""
+        """Record a file; return whether it continues the one before without a gap."""
         goes_on = self.would(header)
         self._before = header
         return goes_on
 
     def would(self, header: Header) -> bool:
-        """Tell whether a file would continue the one before without a gap."""
+        """Return whether a file would continue the one before without a gap."""
         before = self._before
         return (
             before is not None
@@ -90,7 +90,7 @@ class Continuity:
         )
 
     def ended(self, item: Ended) -> None:
-        """Take note of how a file ended."""
+        """Record how a file ended."""
         self._torn = item.torn
 
 
@@ -125,7 +125,7 @@ class Replayer:
         self._path = Path()
 
     def take(self, item: Item) -> Difference | None:
-        """Take one item; returns the difference that it brought to light."""
+        """Take one item; return the difference that it brought to light."""
         self.now = getattr(item, "now", self.now)
         match item:
             case Began():
@@ -158,7 +158,7 @@ class Replayer:
         return float(getattr(item, "now", self.now)) + self.offset
 
     def continues(self, item: Began) -> bool:
-        """Tell whether a file that begins goes on without a gap; to be asked before the file is taken."""
+        """Return whether a file that begins goes on without a gap; to be asked before the file is taken."""
         return self._continuity.would(item.header)
 
     def _engine(self) -> Engine:
@@ -228,7 +228,7 @@ def replay(files: Sequence[Path], on_read: Callable[[int], None] | None = None) 
 
 
 class Past(NamedTuple):
-    """The state at a moment (seconds since the epoch), on a host (empty: not told)."""
+    """The state at a moment (seconds since the epoch), on a host (empty: unknown)."""
 
     status: GuardStatus
     at: float
@@ -268,7 +268,7 @@ def state_at(files: Sequence[Path], text: str, on_read: Callable[[int], None] | 
         except _NotThenError as error:
             missed.append(error)
     if len(found) > 1:
-        hosts = ", ".join(sorted(past.host or "a host that is not told" for past in found))
+        hosts = ", ".join(sorted(past.host or "an unnamed host" for past in found))
         raise RecordingError(f"{local_time(at)} was recorded on several hosts: {hosts}; give the files of one of them")
     if not found:
         raise missed[0] if len(missed) == 1 else RecordingError("; ".join(str(error) for error in missed))

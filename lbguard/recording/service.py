@@ -22,7 +22,7 @@ class PacketCount(Protocol):
 
     @property
     def packets(self) -> int:
-        """How many."""
+        """Return the number of packets."""
 
 
 class ServiceRecording:
@@ -65,7 +65,7 @@ class ServiceRecording:
             self._recorder.put("commit", time.monotonic(), what)
 
     def packets_read(self, hits: Mapping[TargetKey, PacketCount], held: Mapping[TargetKey, PacketCount]) -> None:
-        """Note readings of packets so far: given to each target, and met the fallback."""
+        """Note readings of packets so far: given to each target, and dropped while held."""
         if self._recorder is not None:
             counts = {key: (count.packets, held[key].packets if key in held else 0) for key, count in hits.items()}
             self._recorder.put_packets(time.monotonic(), counts)

@@ -1,4 +1,4 @@
-"""What `lbguard replay` prints."""
+"""Output of `lbguard replay`."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def report_text(report: ReplayReport) -> str:
         lines.append(f"the service began anew {'once' if again == 1 else f'{again} times'} in between")
     if report.lost:
         were = "1 entry was" if report.lost == 1 else f"{report.lost} entries were"
-        lines.append(f"{were} never recorded (the queue, a file or the disk was full); nothing is told of that time")
+        lines.append(f"{were} never recorded (the queue, a file or the disk was full); nothing is known of that time")
     lines += [f"{path}: no proper end (the service was killed, or still writes it)" for path in report.torn]
     if report.core_differs:
         versions = ", ".join(sorted(report.core_differs))

@@ -109,8 +109,8 @@ class _File:
 class RecordingWriter:
     """Writes entries to files in a directory, in the calling thread.
 
-    A new file begins with each `checkpoint`. `wanted` tells when one is due: 1 when there is a calm moment, 2 at once.
-    A file that has reached its limit all the same takes nothing more: `write` says so.
+    A new file begins with each `checkpoint`. `wanted` is how urgently one is due: 1 when there is a calm moment, 2 at
+    once. A file that has reached its limit all the same takes nothing more: `write` says so.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class RecordingWriter:
 
     @property
     def wanted(self) -> int:
-        """How urgently a checkpoint is wanted: 0 not, 1 at a calm moment, 2 at once."""
+        """Return how urgently a checkpoint is wanted: 0 not, 1 at a calm moment, 2 at once."""
         size = self._file.size if self._file else 0
         share = size / self._limits.file_bytes
         return 2 if share >= _AT_ONCE else 1 if share >= _WHEN_CALM else 0

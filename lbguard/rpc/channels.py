@@ -34,7 +34,7 @@ class Session:
 
     @property
     def problem(self) -> str:
-        """What TLS stumbled over, which gRPC knows nothing of; empty: nothing."""
+        """Return the TLS error that gRPC does not report; empty: none."""
         return self.tunnel.problem if self.tunnel is not None else ""
 
 

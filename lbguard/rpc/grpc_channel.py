@@ -13,7 +13,7 @@ from lbguard.settings.dial_address import Endpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSpec:
-    """How to reach a registry. Times in seconds; `keepalive_s` 0: no pings.
+    """Address and options of a registry. Times in seconds; `keepalive_s` 0: no pings.
 
     `material` None: plaintext. `server_name` is a pattern for the names in the server's certificate; empty: any
     certificate of the authorities counts, which is how Meridio's programs treat each other.
@@ -34,7 +34,7 @@ class Session:
     tunnel: TlsTunnel | None
 
     def reason_of(self, error: BaseException) -> str:
-        """Say in a few words why a call failed: what the tunnel knows comes before what gRPC makes of it."""
+        """Return in a few words why a call failed: what the tunnel knows comes before what gRPC makes of it."""
         return (self.tunnel.problem if self.tunnel is not None else "") or reason_of(error)
 
 

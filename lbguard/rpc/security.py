@@ -42,7 +42,7 @@ class Material:
 
 
 class MaterialSource(Protocol):
-    """Where certificates come from."""
+    """Source of certificates."""
 
     def current(self) -> Material:
         """Return what to serve now; the same object while nothing has changed. Any thread may call it.
@@ -92,7 +92,7 @@ class CertificateFiles:
         for path, found in zip((self._chain, self._key, self._roots), stats, strict=True):
             # A FIFO in its place would be waited for, and a device read without end.
             if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
-                raise CredentialsError(f"{path}: is no regular file of at most {MAX_BYTES // 2**20} MiB")
+                raise CredentialsError(f"{path}: not a regular file of at most {MAX_BYTES // 2**20} MiB")
         return tuple((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) for found in stats)
 
     def _read(self) -> Material:

@@ -42,7 +42,7 @@ class TlsMaterial(Protocol):
 
 
 class TlsMaterialSource(Protocol):
-    """Where certificates come from. Any exception of `current` counts as a failed connection."""
+    """Source of certificates. Any exception of `current` counts as a failed connection."""
 
     def current(self) -> TlsMaterial:
         """Return what to use now. It may block; it is called beside the event loop."""
@@ -82,7 +82,7 @@ class TlsTunnel:
 
     @property
     def target(self) -> str:
-        """Where gRPC connects, without TLS."""
+        """Return the address to which gRPC connects, without TLS."""
         return f"unix-abstract:{self._name}"
 
     async def __aenter__(self) -> Self:
@@ -198,7 +198,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def _words(error: OSError) -> str:
-    """Say what went wrong: `SSLError` is an OSError too, with a reason in capitals."""
+    """Return what went wrong: `SSLError` is an OSError too, with a reason in capitals."""
     reason = getattr(error, "reason", None) or error.strerror or str(error)
     return str(reason).lower().replace("_", " ")
 

@@ -33,12 +33,12 @@ class WorkloadApi:
 
     @property
     def ready(self) -> bool:
-        """Tell whether a certificate came."""
+        """Return whether a certificate came."""
         return self._material is not None
 
     @property
     def following(self) -> bool:
-        """Tell whether the API is being followed; when it is not, `problem` says why."""
+        """Return whether the API is being followed; when it is not, `problem` says why."""
         return self._stream is not None and not self.problem
 
     def follow(self, on_change: Callable[[], None]) -> None:

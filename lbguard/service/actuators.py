@@ -2,7 +2,7 @@
 
 Three queues work side by side, each strictly in order: the kernel's routes, rules and links; its neighbours; the
 distributor. A commit that takes milliseconds so never delays a route, and the engine itself waits for none of them.
-What has to wait for another queue's success waits in the engine, for the event that tells of it.
+What has to wait for another queue's success waits in the engine, for its event.
 """
 
 import asyncio
@@ -164,10 +164,10 @@ class KernelActuator:
 
 
 class NeighborActuator:
-    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` hears of refusals.
+    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` receives refusals.
 
     The kernel cannot be asked to change an entry only if it is still its own. So what somebody made since an effect was
-    decided is left out right before it is carried out: `foreign` tells of an entry by ifindex and address. Probes,
+    decided is left out right before it is carried out: `foreign` says so of an entry, by ifindex and address. Probes,
     which nothing waits for, also wait a moment for what the kernel has said already (`news_waits`).
     """
 
@@ -219,7 +219,7 @@ class NeighborActuator:
 
 
 class DistributorActuator:
-    """Tables of streams. `attached` are those that are looked after; `on_commit` hears of every commit.
+    """Tables of streams. `attached` are those that are looked after; `on_commit` receives every commit.
 
     A stream whose removal is refused would go on taking its VIPs, and nobody asks again: so every look does.
     """
@@ -322,7 +322,7 @@ class DistributorActuator:
         return [StreamsPruned()]
 
     def _failed(self, name: str, reason: str) -> CommitFailed:
-        """Tell of a failure once, not at every retry."""
+        """Log a failure once, not at every retry."""
         if self._told.get(name) != reason:
             self._told[name] = reason
             _log.error("distributor failed", extra=fields(stream=name, reason=reason))

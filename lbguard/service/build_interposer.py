@@ -24,7 +24,7 @@ is missing for a moment whenever the load balancer adds a target."""
 
 
 class EngineView:
-    """What the source has to know of the engine."""
+    """View of the engine that the source needs."""
 
     def __init__(
         self, engine: Engine, inbox_depth: Callable[[], int], clock: Callable[[], float] = time.monotonic
@@ -36,12 +36,12 @@ class EngineView:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine decides."""
+        """Return whether the engine decides."""
         return self._engine.running
 
     @property
     def caught_up(self) -> bool:
-        """Whether the view is whole and nothing waits in the inbox."""
+        """Return whether the view is complete and nothing waits in the inbox."""
         return self._engine.in_sync and not self._inbox_depth()
 
     def path_lost(self, target: TargetKey, within_s: float) -> bool:

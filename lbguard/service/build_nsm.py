@@ -24,7 +24,7 @@ _KINDS = {pb.INITIAL_STATE_TRANSFER: "list", pb.UPDATE: "update", pb.DELETE: "de
 
 
 class _Addresses:
-    """What an address is. Ours stays ours when it is lost: a manager may tell of a repair after the link has gone."""
+    """Classifier of addresses. Ours stays ours when it is lost: a manager may report a repair after the link went."""
 
     def __init__(self, view: NetView) -> None:
         self._view = view
@@ -82,7 +82,7 @@ class MeshEvents:
 
     @property
     def losses(self) -> int:
-        """How often the manager was lost."""
+        """Return how often the connection to the manager was lost."""
         return self._stream.losses
 
     async def run(self) -> None:
@@ -90,7 +90,7 @@ class MeshEvents:
         await self._stream.run()
 
     def hear_kernel(self, events: Iterable[Event]) -> None:
-        """Take what the kernel tells, for the addresses of our links in it."""
+        """Apply kernel events, for the addresses of our links in them."""
         self._addresses.hear_kernel(events)
 
     def _hear(self, event: pb.ConnectionEvent) -> None:

@@ -180,7 +180,7 @@ class Daemon:
     # Life
 
     async def run(self) -> None:
-        """Serve until a signal says stop.
+        """Serve until a signal ends it.
 
         Raises:
             ExceptionGroup: a part failed that the service cannot do without.
@@ -272,7 +272,7 @@ class Daemon:
         self.mirror.request_reconcile()
 
     async def _poll(self) -> None:
-        """Look after what tells nothing by itself: tables that others replace, gauges, health."""
+        """Poll what sends no notifications: tables that others replace, gauges, health."""
         rounds = 0
         interval_s = self.settings.kernel.reconcile_interval
         every = max(1, round(interval_s / _POLL_S))
@@ -412,7 +412,7 @@ class Daemon:
 
 
 async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) -> tuple[int, bool]:
-    """Run the service; returns the exit status, and whether a thread of it hangs."""
+    """Run the service; return the exit status, and whether a thread of it hangs."""
     problems: list[Exception] = []
     daemon: Daemon | None = None
     try:
@@ -430,7 +430,7 @@ async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) ->
 
 
 def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> int:
-    """Run the service until it is told to stop; returns the exit status (0 stopped, 1 failed)."""
+    """Run the service until a signal ends it; return the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
     status, stuck = 1, False
     # The loop gives the interpreter away with every system call. Beside a thread that computes (a scrape) it would get

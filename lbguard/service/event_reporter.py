@@ -1,4 +1,4 @@
-"""Tells of what was decided and done: decision log, logs and metrics."""
+"""Reporter of decisions and results: decision log, logs and metrics."""
 
 import logging
 import math
@@ -53,7 +53,7 @@ class EventReporter:
         self._remind_at = time.monotonic() + _REMIND_S
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
-        """Take a piece of information."""
+        """Record an event."""
         self._metrics.record_effect(effect)
         match effect:
             case Record(decision=decision):
@@ -94,15 +94,15 @@ class EventReporter:
         return self._dated[1]
 
     def performed(self, effect: Effect) -> None:
-        """Take note of an effect that was handed out."""
+        """Record an effect that was handed out."""
         self._metrics.record_effect(effect)
 
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
-        """Take note of one round."""
+        """Record one round."""
         self._metrics.record_step(duration_s=duration_s, lags_s=(lag_s,), inbox_depth=self._inbox_depth())
 
     def stalled(self, duration_s: float) -> None:
-        """Take note that nothing was looked at for a while."""
+        """Record that nothing was looked at for a while."""
         self._metrics.record_stall(duration_s)
         if duration_s >= _STALL_TOLD_S:
             _log.warning(
@@ -111,11 +111,11 @@ class EventReporter:
             )
 
     def committed(self, result: CommitResult) -> None:
-        """Take note of a commit of one stream."""
+        """Record a commit of one stream."""
         self._metrics.streams.record_commits((result,))
 
     def refused(self, events: Sequence[Event]) -> None:
-        """Take note of refused kernel operations among the outcome of one effect; one line tells of them all."""
+        """Record refused kernel operations among the outcome of one effect; one log line for all of them."""
         refused = [event for event in events if isinstance(event, RouteFailed | RuleFailed)]
         if refused:
             self._metrics.record_failures(routes=[event.reason for event in refused])
@@ -123,7 +123,7 @@ class EventReporter:
             _log.warning("kernel refused", extra=fields(count=len(refused), what=str(first), reason=refused[0].reason))
 
     def kernel_heard(self, events: Sequence[Event], *, in_sync: bool) -> None:
-        """Take note of the mirror's events, if they tell that the view of the kernel was lost or is whole again.
+        """Record the mirror's events, if they mean that the view of the kernel was lost or is whole again.
 
         A loss is the last that a batch tells, so that no other event has to be looked at.
         """
@@ -135,7 +135,7 @@ class EventReporter:
             _log.info("kernel view whole again")
 
     def source_heard(self, event: SourceSnapshot | SourceLost) -> None:
-        """Take note of a new list of targets, or of its loss."""
+        """Record a new list of targets, or its loss."""
         if isinstance(event, SourceLost):
             _log.error("targets cannot be read: the last list stays in force", extra=fields(reason=event.reason))
         else:
@@ -151,13 +151,13 @@ class EventReporter:
             _log.warning("not ready: waiting", extra=fields(reason=unready))
 
     def neighbors_refused(self, failures: Sequence[NeighborFailure]) -> None:
-        """Take note of refused neighbour operations."""
+        """Record refused neighbour operations."""
         self._metrics.record_failures(neighbors=[failure.reason for failure in failures])
         # A link that just went away refuses all its entries; one line tells of them.
         _log.debug("neighbour operations refused", extra=fields(count=len(failures), first=failures[0].reason))
 
     def counted(self, announcer: Announcer | None, mirror: MirrorCounters) -> None:
-        """Take over the counts that adapters keep themselves."""
+        """Record the counts that adapters keep themselves."""
         # By all their names, for a series that appears with its first increment hides that one from rate().
         if announcer is not None:
             counters = announcer.counters

@@ -163,7 +163,7 @@ def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, fro
 
 def _seconds(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise ValueError("a time that is no number of seconds")
+        raise ValueError("a time that is not a number of seconds")
     return float(value)
 
 

@@ -21,7 +21,7 @@ _LOOK_S = 2.0
 
 
 class LocalVips:
-    """Tells, in the log and in the status, which VIPs are local.
+    """Check for local VIPs, reported in the log and in the status.
 
     Args:
         streams: returns the streams that are served.

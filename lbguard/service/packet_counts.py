@@ -15,7 +15,7 @@ Readings = Mapping[TargetKey, HeldCount]
 
 
 class PacketCounts:
-    """Counts packets per target, and those that met the fallback. Without nftables it says so, once."""
+    """Packet counts per target, and of those dropped while held. Without nftables it logs that, once."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class PacketCounts:
         *,
         on_read: Callable[[Readings, Readings], None] = lambda hits, held: None,
     ) -> None:
-        """Set where readings go, besides the metrics: what was given to each target, and what met the fallback."""
+        """Set where readings go, besides the metrics: packets to each target, and those dropped while held."""
         self._metrics = metrics
         self._on_read = on_read
         self._counters = counters or FallbackCounters()
@@ -43,7 +43,7 @@ class PacketCounts:
                 self._problem = ""
 
     async def read(self) -> None:
-        """Take a reading for the metrics."""
+        """Record a reading for the metrics."""
         if not self._counted:
             # The last target left: its series leave too.
             self._metrics.packets.record({}, {})

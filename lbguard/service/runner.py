@@ -45,29 +45,29 @@ _LOOK_EVERY_S = 0.2
 
 
 class EventReports(Protocol):
-    """Who hears of what was decided: logs, metrics, explanation."""
+    """Receiver of decisions and results: logs, metrics, explanation."""
 
     def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
-        """Take a piece of information; it may be older than `now`, the moment of telling."""
+        """Record an event; it may be older than `now`, the moment of the call."""
 
     def performed(self, effect: Effect) -> None:
-        """Take note of an effect that was handed out."""
+        """Record an effect that was handed out."""
 
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
-        """Take note of one round: how many events, how long the oldest had waited, how long the round took."""
+        """Record one round: how many events, how long the oldest had waited, how long the round took."""
 
     def stalled(self, duration_s: float) -> None:
-        """Take note that nothing was looked at for a while."""
+        """Record that nothing was looked at for a while."""
 
 
 class Runner:
     """Owns the inbox and the engine's clock. Everything happens in the event loop's thread.
 
     The inbox is bounded for what comes from outside: when `inbox_limit` events wait, further kernel changes are
-    dropped, the engine is told that it is out of sync, and `resync` is called for a new full view. Verdicts have an
-    inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's word.
+    dropped, the engine is marked out of sync, and `resync` is called for a new full view. Verdicts have an
+    inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's events.
 
-    `caught_up` tells whether the kernel has said nothing that was not posted yet.
+    `caught_up` returns whether the kernel has said nothing that was not posted yet.
 
     The runner looks at least every `LOOK_S`. When it comes later, the process was stopped or something held up the
     loop: the engine is told how long, and judges only after what waits was read.
@@ -112,7 +112,7 @@ class Runner:
 
     @property
     def inbox_depth(self) -> int:
-        """How many events wait."""
+        """Return the number of events that wait."""
         return len(self._inbox)
 
     def post(self, events: Sequence[Event]) -> None:
@@ -137,7 +137,7 @@ class Runner:
         self._wake.set()
 
     def post_verdict(self, event: VerdictReported) -> bool:
-        """Take a verdict; false when too many wait already."""
+        """Apply a verdict; false when too many wait already."""
         if len(self._verdicts) >= self._verdicts_limit:
             return False
         self._verdicts.append(event)
@@ -192,7 +192,7 @@ class Runner:
             self._event_reporter.stepped(count, started - oldest, self._clock() - started)
 
     def _look(self, now: float) -> None:
-        """Take note of the time, and tell the engine if nothing was looked at for too long."""
+        """Record the time, and inform the engine if nothing was looked at for too long."""
         gap_s = now - self._looked_at
         self._looked_at = now
         if gap_s > LOOK_S:
@@ -201,7 +201,7 @@ class Runner:
             self._event_reporter.stalled(gap_s)
 
     def _behind(self, now: float) -> bool:
-        """Tell whether news still waits, in the inbox or in the kernel, that may cancel what would be decided.
+        """Return whether news still waits, in the inbox or in the kernel, that may cancel what would be decided.
 
         That is so when a withdrawal is due, and after a stall. Then nothing is judged in this round. A flood without
         end puts it off for a bounded time.

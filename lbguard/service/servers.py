@@ -1,4 +1,4 @@
-"""The servers of the service: the gRPC API on its unix socket, the HTTP endpoint, and what Meridio's frontend asks.
+"""Servers of the service: the gRPC API on its unix socket, the HTTP endpoint, and availability for Meridio.
 
 The daemon loads this module after the first decisions: gRPC and the HTTP server take long to import, and after a crash
 in the middle of an outage the repair comes first.
@@ -55,7 +55,7 @@ class Servers:
 
     @property
     def problem(self) -> str:
-        """Why a unix socket cannot be had; empty: all are served."""
+        """Return why a unix socket cannot be had; empty: all are served."""
         return next((socket.problem for socket in self._sockets() if socket.problem), "")
 
     def _sockets(self) -> list[ServedSocket]:
@@ -111,7 +111,7 @@ class Servers:
         self._following = asyncio.create_task(self._listener.run())
 
     def count(self, metrics: Metrics) -> None:
-        """Take over the verdict service's own counts."""
+        """Record the verdict service's counts."""
         counters = self._intake.counters
         # All names, for a series that appears with its first increment hides that one from rate().
         metrics.record_verdicts(
@@ -127,7 +127,7 @@ class Servers:
         )
 
     async def tell(self, unready: str) -> None:
-        """Beat the heart and say why the service is not ready (empty: it is).
+        """Update the heartbeat and the reason why the service is not ready (empty: it is).
 
         Raises:
             StartError: the listener for verdicts ended for a reason that it cannot mend.

@@ -16,8 +16,8 @@ _Key = tuple[int, bool, int]
 class TargetRoutes:
     """Default routes of foreign protocols, by table.
 
-    IPv4 routes vanish with their link without a word from the kernel, so one that stands here may be gone; whoever adds
-    it anew is heard. A full view puts everything right.
+    IPv4 routes vanish with their link without a message from the kernel, so one that is kept here may be gone;
+    a route that is added anew causes an event. A full view puts everything right.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class TargetRoutes:
         self._tables: dict[int, dict[_Key, Route]] = {}
 
     def hear(self, events: Iterable[Event]) -> None:
-        """Take note of the routes among some events."""
+        """Record the routes among some events."""
         for event in events:
             kind = type(event)
             if kind is RouteSeen:

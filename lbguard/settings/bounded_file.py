@@ -71,7 +71,7 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
 
 
 def is_written_by_nobody(path: Path) -> bool:
-    """Tell whether no process has a regular file open for writing; false where that cannot be said.
+    """Return whether no process has a regular file open for writing; false where that cannot be said.
 
     The kernel grants a read lease on such files only (fcntl(2)), to the owner of the file or with CAP_LEASE, and not on
     network file systems. It is given back at once.

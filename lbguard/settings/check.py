@@ -129,17 +129,17 @@ def _mesh(settings: Settings) -> Iterator[ConfigWarning]:
     elif nsm.enabled and path_s > max(nsm.heal_time, grace.window):
         yield ConfigWarning(
             name="heal-path-beyond-heal-time",
-            what=f"{path} is longer than nsm.heal_time ({format_duration(nsm.heal_time)}): it is given up on the way",
+            what=f"{path} is longer than nsm.heal_time ({format_duration(nsm.heal_time)}): holds end before the repair",
             remedy=f"set nsm.heal_time to {format_duration(path_s)} or more",
         )
     elif path_s > grace.window and not (nsm.enabled or settings.verdicts.listen or grace.adaptive):
         yield ConfigWarning(
             name="heal-path-beyond-grace-window",
             what=(
-                f"{path} is longer than grace.window ({format_duration(grace.window)}), and nobody tells of a repair"
+                f"{path} is longer than grace.window ({format_duration(grace.window)}), and no source reports a repair"
                 " that would extend a hold"
             ),
-            remedy="set nsm.enabled or verdicts.listen, so that a repair is heard of; or raise grace.window",
+            remedy="set nsm.enabled or verdicts.listen, so that repairs are reported; or raise grace.window",
         )
     if mesh.request_timeout is not None and mesh.ip_release_delay is not None:
         least_s = mesh.request_timeout + _RELEASE_MARGIN_S
@@ -218,7 +218,7 @@ def _kernel(settings: Settings) -> Iterator[ConfigWarning]:
     if settings.kernel.reconcile_interval == 0:
         yield ConfigWarning(
             name="no-reconcile",
-            what="kernel.reconcile_interval is 0: a lost kernel message is never made good",
+            what="kernel.reconcile_interval is 0: a lost kernel message is never noticed",
             remedy="set kernel.reconcile_interval, such as 10s",
         )
 
@@ -260,7 +260,7 @@ def _probe(settings: Settings) -> Iterator[ConfigWarning]:
     if not probe.report_to:
         yield ConfigWarning(
             name="probe-reports-to-nobody",
-            what="probe.report_to is empty: what is found is counted and logged, but no load balancer hears of it",
+            what="probe.report_to is empty: results are counted and logged, but no load balancer receives them",
             remedy="set probe.report_to to the load balancers' addresses, or to link:PORT",
         )
     plain = [address for address in probe.report_to if not address.startswith("unix:")]

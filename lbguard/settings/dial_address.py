@@ -10,7 +10,7 @@ DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1
 
 
 class Endpoint(NamedTuple):
-    """Where a gRPC service is: `path` of a unix socket, or `host` and `port`; an empty host is every link's far end."""
+    """Address of a gRPC service: `path` of a unix socket, or `host` and `port`; an empty host: every link's far end."""
 
     host: str = ""
     port: int = 0
@@ -18,12 +18,12 @@ class Endpoint(NamedTuple):
 
     @property
     def is_unix(self) -> bool:
-        """Whether it is a unix socket of this machine."""
+        """Return whether it is a unix socket of this machine."""
         return bool(self.path)
 
     @property
     def of_links(self) -> bool:
-        """Whether it stands for the load balancer's end of each monitored link."""
+        """Return whether it stands for the load balancer's end of each monitored link."""
         return not self.host and not self.path
 
     def __str__(self) -> str:
@@ -63,9 +63,9 @@ def _parse(text: str, examples: str) -> Endpoint:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f"an IPv6 address stands in brackets, such as {examples}")
+        raise ValueError(f"an IPv6 address is written in brackets, such as {examples}")
     # Names of hosts are ASCII; what else looks like one ends the library that is to dial it.
     named = host.isascii() and host.isprintable() and not {" ", "/"} & set(host)
     if not colon or not host or not named or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise ValueError(f"no address to dial, such as {examples}")
+        raise ValueError(f"not an address to dial, such as {examples}")
     return Endpoint(host=host, port=int(port))

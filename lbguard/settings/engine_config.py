@@ -1,4 +1,4 @@
-"""What the engine takes of the settings, in its own terms."""
+"""Conversion of the settings into the engine's configuration."""
 
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition

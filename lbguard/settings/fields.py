@@ -70,7 +70,7 @@ def check_spiffe_address(text: str) -> None:
         return
     path = "/" + path.lstrip("/") if path.startswith("/") else ""
     if scheme != "unix" or not path.strip("/"):
-        raise ValueError("no address of a Workload API, such as unix:///run/spire/sockets/agent.sock")
+        raise ValueError("not an address of a Workload API, such as unix:///run/spire/sockets/agent.sock")
     check_socket_path(path)
 
 
@@ -81,7 +81,7 @@ def _path_of(value: object, bytes_max: int) -> object:
     if not text.strip():
         raise ValueError("empty")
     if "\0" in text:
-        raise ValueError("no path: it holds a NUL character")
+        raise ValueError("not a path: it holds a NUL character")
     parts = os.fsencode(text).split(b"/")
     if sum(map(len, parts)) + len(parts) - 1 > bytes_max or max(map(len, parts)) > NAME_BYTES_MAX:
         raise ValueError(f"longer than {bytes_max} bytes, or {NAME_BYTES_MAX} between two slashes")

@@ -29,7 +29,7 @@ def parse_range(text: str) -> MarkRange:
     name, _, marks = text.strip().partition("=")
     first, dash, last = marks.partition("-")
     if NAME_PATTERN.fullmatch(name) is None or not dash or not (first.isdecimal() and last.isdecimal()):
-        raise ValueError(f"no range of marks, such as {EXAMPLE}")
+        raise ValueError(f"not a range of marks, such as {EXAMPLE}")
     if not 1 <= int(first) <= int(last) <= MAX_MARK:
         raise ValueError(f"the marks of a range ascend from 1 to {MAX_MARK}, such as {EXAMPLE}")
     return MarkRange(name, int(first), int(last))

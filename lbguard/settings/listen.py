@@ -8,7 +8,7 @@ EXAMPLES = ":9464, 127.0.0.1:9464, [::1]:9464, or empty for off"
 
 
 class ListenAddress(NamedTuple):
-    """Where to listen. An empty host means every address of both families; port 0 lets the kernel choose."""
+    """Address to listen on. An empty host means every address of both families; port 0 lets the kernel choose."""
 
     host: str
     port: int
@@ -32,10 +32,10 @@ def parse_listen(text: str) -> ListenAddress | None:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets, such as [::1]:9464")
+        raise ValueError("an IPv6 address is written in brackets, such as [::1]:9464")
     if host:
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            raise ValueError(f"{host!r} is no IP address; write one, such as {EXAMPLES}") from None
+            raise ValueError(f"{host!r} is not an IP address; write one, such as {EXAMPLES}") from None
     return ListenAddress(host, int(port_text))

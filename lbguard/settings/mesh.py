@@ -6,7 +6,7 @@ from lbguard.settings.fields import GROUP, OptionalDuration, seconds
 
 
 class MeshSettings(BaseModel):
-    """What the mesh around is set to. Only check-config reads it, and warns where the two do not go together."""
+    """Settings of the surrounding mesh. Only check-config reads them, and warns where the two do not go together."""
 
     model_config = GROUP
     request_timeout: OptionalDuration = seconds(
@@ -26,5 +26,5 @@ class MeshSettings(BaseModel):
 
     @property
     def heal_path_s(self) -> float:
-        """What a repair takes whose first request is lost: it times out, and the next one waits to dial; 0: unknown."""
+        """Return the repair time when the first request is lost: its timeout, then the next one's wait; 0: unknown."""
         return (self.request_timeout or 0.0) + (self.max_backoff or 0.0)

@@ -54,7 +54,7 @@ CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 
 class LogSettings(BaseModel):
-    """What is logged, and how."""
+    """Content and format of the log."""
 
     model_config = GROUP
     format: Literal["auto", "json", "text"] = Field(
@@ -66,7 +66,7 @@ class LogSettings(BaseModel):
 
 
 class GraceSettings(BaseModel):
-    """How long a target with a broken path stays in the distributor."""
+    """Time for which a target with a broken path stays in the distributor."""
 
     model_config = GROUP
     window: Duration = seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
@@ -101,7 +101,7 @@ class GraceSettings(BaseModel):
 
 
 class FreezeSettings(BaseModel):
-    """When many targets break at once, the observer is suspected rather than the targets."""
+    """Freeze of withdrawals: when many targets break at once, the fault is probably on this node."""
 
     model_config = GROUP
     threshold: float = ratio(
@@ -122,7 +122,7 @@ class DampingSettings(BaseModel):
 
 
 class AvailabilitySettings(BaseModel):
-    """What routers are told."""
+    """Availability of streams that routers see."""
 
     model_config = GROUP
     grace: Duration = seconds(
@@ -136,7 +136,7 @@ class AvailabilitySettings(BaseModel):
 
 
 class EvidenceSettings(BaseModel):
-    """How far soft evidence (failed neighbours, verdicts) is trusted."""
+    """Weight of soft evidence (failed neighbours, verdicts)."""
 
     model_config = GROUP
     soft_budget: float = ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
@@ -155,7 +155,7 @@ class EvidenceSettings(BaseModel):
 
 
 class DistributorSettings(BaseModel):
-    """What maps packets to targets."""
+    """Distributor that maps packets to targets."""
 
     model_config = GROUP
     kind: Literal["auto", "nfqlb-shm", "nfqlb-cli", "nftables", "observe"] = Field(
@@ -337,13 +337,13 @@ class Settings(BaseModel):
         if self.source == "kernel" and self.mode == "enforce":
             raise PydanticCustomError(
                 "across",
-                "whoever keeps rules and routes itself learns nothing from them",
+                "a load balancer that keeps its own rules and routes does not show its targets by them",
                 {"setting": "mode", "value": "enforce", "allowed": "companion or observe with source kernel"},
             )
         if self.source == "interposer" and self.distributor.kind == "nftables":
             raise PydanticCustomError(
                 "across",
-                "the load balancer's packets go by nfqlb's memory, so nftables would be written for nobody",
+                "the load balancer's packets follow nfqlb's memory, so an nftables table would have no effect",
                 {
                     "setting": "distributor.kind",
                     "value": "nftables",

@@ -13,7 +13,7 @@ DialAddress = Annotated[str, checked(parse_dial_address)]
 
 
 class NsmEventSettings(BaseModel):
-    """What a network service manager tells of the targets' connections: outdated neighbours, and repairs."""
+    """Events of a network service manager on the targets' connections: outdated neighbours, and repairs."""
 
     model_config = GROUP
     enabled: bool = Field(default=False, description="Follow a network service manager's connections.")

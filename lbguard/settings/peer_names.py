@@ -26,14 +26,14 @@ _SUBJECT_ALT_NAME = b"\x55\x1d\x11"  # 2.5.29.17, RFC 5280
 
 
 def is_spiffe_id(name: str) -> bool:
-    """Tell whether a name is a SPIFFE ID: a trust domain, and a path without empty or relative parts."""
+    """Return whether a name is a SPIFFE ID: a trust domain, and a path without empty or relative parts."""
     if _SPIFFE_ID.fullmatch(name) is None or not _RESERVED.isdisjoint(name):
         return False
     return all(part not in {"", ".", ".."} for part in name.removeprefix(_SPIFFE).split("/"))
 
 
 def is_host_name(name: str) -> bool:
-    """Tell whether a name is one of a host; its labels may be `*`, and it may end with a dot."""
+    """Return whether a name is one of a host; its labels may be `*`, and it may end with a dot."""
     return all(_HOST_LABEL.fullmatch(label) is not None for label in name.removesuffix(".").split("."))
 
 
@@ -43,7 +43,7 @@ def plain_host(name: str) -> str:
 
 
 def is_printable(name: str) -> bool:
-    """Tell whether a name consists of printable ASCII characters, without white space."""
+    """Return whether a name consists of printable ASCII characters, without white space."""
     return _PRINTABLE.fullmatch(name) is not None
 
 
@@ -66,7 +66,7 @@ def compile_pattern(pattern: str, separator: str) -> re.Pattern[str]:
 
 
 def name_matches(names: Sequence[str], pattern: str) -> bool:
-    """Tell whether one of a server's names fits a pattern; an empty pattern takes every certificate.
+    """Return whether one of a server's names fits a pattern; an empty pattern takes every certificate.
 
     A pattern with `://` is one for SPIFFE IDs, and its `*` crosses `/`. Else it is one for host names and addresses; a
     certificate may itself have a wildcard for the first label of a host name (RFC 6125).

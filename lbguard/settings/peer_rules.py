@@ -36,23 +36,23 @@ def parse_rule(value: object) -> PeerRule:
         # Subnets hold no "=", a name might.
         peer, equals, subnets = value.rpartition("=")
         if not equals:
-            raise ValueError(f"{value!r} is no rule PEER=SUBNETS")
+            raise ValueError(f"{value!r} is not a rule PEER=SUBNETS")
         return _rule(peer.strip(), subnets.split())
     if isinstance(value, dict) and value.keys() == {"peer", "subnets"}:
         subnets = value["subnets"]
         if isinstance(value["peer"], str) and isinstance(subnets, list | tuple):
             return _rule(value["peer"].strip(), [str(subnet) for subnet in subnets])
-    raise ValueError(f"{value!r} is no mapping of `peer` (text) and `subnets` (a list)")
+    raise ValueError(f"{value!r} is not a mapping of `peer` (text) and `subnets` (a list)")
 
 
 def _rule(peer: str, subnets: Sequence[str]) -> PeerRule:
     if peer != UNIX_PEER and not any(peer.startswith(kind) and len(peer) > len(kind) for kind in _KINDS):
-        raise ValueError(f"{peer!r} is no peer: unix, spiffe://TRUST-DOMAIN/PATH or dns:NAME")
+        raise ValueError(f"{peer!r} is not a peer: unix, spiffe://TRUST-DOMAIN/PATH or dns:NAME")
     check_pattern(peer)
     prefixes = []
     for subnet in subnets:
         try:
             prefixes.append(parse_prefix(subnet))
         except ValueError as error:
-            raise ValueError(f"{subnet!r} is no subnet: {error}") from None
+            raise ValueError(f"{subnet!r} is not a subnet: {error}") from None
     return PeerRule(peer, tuple(prefixes))

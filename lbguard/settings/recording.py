@@ -8,7 +8,7 @@ from lbguard.settings.fields import GROUP, Duration, FilePath, number, seconds
 
 
 class RecordingSettings(BaseModel):
-    """What the engine was told and decided, in files for `lbguard replay` and `lbguard tune`."""
+    """Recording of the engine's inputs and decisions, in files for `lbguard replay` and `lbguard tune`."""
 
     model_config = GROUP
     enabled: bool = Field(

@@ -1,4 +1,4 @@
-"""Where settings come from: flags, environment and a YAML file, and how a wrong value is explained.
+"""Sources of settings: flags, environment and a YAML file, and the explanation of wrong values.
 
 Nothing here knows a single setting: names, bounds and help are read from the model's fields.
 """
@@ -54,6 +54,8 @@ _REASONS = {
     "too_long": "too many items",
 }
 
+_SUGGESTION = "did you mean"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -67,8 +69,8 @@ class Problem:
 
     def __str__(self) -> str:
         shown = f"{self.setting} = {self.value}" if self.value else self.setting
-        allowed = f"; allowed: {self.allowed}" if self.allowed else ""
-        return f"{shown} ({self.origin}): {self.reason}{allowed}"
+        hint = self.allowed if self.allowed.startswith(_SUGGESTION) else f"allowed: {self.allowed}"
+        return f"{shown} ({self.origin}): {self.reason}{f'; {hint}' if self.allowed else ''}"
 
 
 class SettingsError(Exception):
@@ -149,7 +151,7 @@ def _unit_and_bounds(field: FieldInfo) -> tuple[str, str]:
 def nearest(name: str, known: list[str]) -> str:
     """Return words that suggest the known name nearest to an unknown one; empty when none is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else ""
+    return f"{_SUGGESTION} {close[0]}?" if close else ""
 
 
 def nested(values: Mapping[str, object]) -> dict[str, Any]:
@@ -177,11 +179,11 @@ class _FlatSource:
         raise NotImplementedError
 
     def origin(self, name: str) -> str:
-        """Say where the value of a setting stands."""
+        """Return the origin of a setting's value."""
         raise NotImplementedError
 
     def take(self, name: str, value: object, into: dict[str, object]) -> None:
-        """Keep a value under its name, or note that there is no such setting."""
+        """Keep a value under its name, or note that the setting is unknown."""
         if name in self.known:
             into[name] = value
             return
@@ -191,7 +193,7 @@ class _FlatSource:
         if any(known.startswith(f"{name}.") for known in self.known):
             reason, suggestion = "a group of settings, not a setting", f"names such as {name}.NAME"
         else:
-            reason = "no such setting"
+            reason = "unknown setting"
         shown = "" if value is None else repr(value)
         self.problems.append(
             Problem(setting=name, value=shown, origin=self.origin(name), reason=reason, allowed=suggestion)
@@ -213,7 +215,7 @@ class FlagSource(_FlatSource):
         return values
 
     def origin(self, name: str) -> str:
-        """Say where the value of a setting stands."""
+        """Return the origin of a setting's value."""
         return "flag"
 
 
@@ -246,13 +248,13 @@ class FlatEnvSource(_FlatSource):
             elif variable.startswith(ENV_PREFIX) and not self._is_foreign(variable):
                 # Not refused: the environment is shared, and a Service named lbguard-x adds names of its own.
                 hint = nearest(variable, list(variables))
-                note = f"environment variable {variable} is no setting and is ignored"
+                note = f"environment variable {variable} is not a setting and is ignored"
                 self.notes += (f"{note}; {hint}" if hint else note,)
         self._aliases = self._aliases_in_force(values)
         return values | {name: os.environ[variable] for name, variable in self._aliases.items()}
 
     def origin(self, name: str) -> str:
-        """Say where the value of a setting stands."""
+        """Return the origin of a setting's value."""
         return f"environment {self._aliases.get(name, self.known[name].variable)}"
 
     def _aliases_in_force(self, values: dict[str, object]) -> dict[str, str]:
@@ -299,7 +301,7 @@ class FileSource(_FlatSource):
         return values
 
     def origin(self, name: str) -> str:
-        """Say where the value of a setting stands."""
+        """Return the origin of a setting's value."""
         return f"file {self.path}"
 
     def _flatten(self, mapping: Mapping[Any, object], prefix: str, into: dict[str, object]) -> None:

@@ -31,7 +31,7 @@ def _path(help_text: str) -> Any:
 
 
 class VerdictSettings(BaseModel):
-    """Where health verdicts of proxies and target sidecars are taken. The API's unix socket always takes them."""
+    """Listener for health verdicts of proxies and target sidecars. The API's unix socket always takes them."""
 
     model_config = GROUP
     listen: Listen = Field(
@@ -113,7 +113,7 @@ class VerdictSettings(BaseModel):
 
     @property
     def names_tcp_peers(self) -> bool:
-        """Whether any rule is for a peer on TCP."""
+        """Return whether any rule is for a peer on TCP."""
         return any(rule.peer != UNIX_PEER and rule.subnets for rule in self.policy)
 
     @model_validator(mode="after")

@@ -121,13 +121,13 @@ def parse_yaml(content: bytes, *, switches: bool = True) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         words = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        raise YamlError(f"is no valid YAML: {_place(mark)}{words}") from None
+        raise YamlError(f"is not valid YAML: {_place(mark)}{words}") from None
     except ReaderError as error:
         line = content.count(b"\n", 0, error.position) + 1
-        raise YamlError(f"is no valid YAML: line {line}: {error.reason} (U+{error.character:04X})") from None
+        raise YamlError(f"is not valid YAML: line {line}: {error.reason} (U+{error.character:04X})") from None
     except Exception as error:
         # A fault of the library, or no memory: to whoever reads a file it is a bad file and nothing more.
-        raise YamlError(f"is no YAML that can be read: {type(error).__name__}: {_shown(str(error))}") from None
+        raise YamlError(f"is not readable YAML: {type(error).__name__}: {_shown(str(error))}") from None
 
 
 class _Pieces:
@@ -296,7 +296,7 @@ def _shortened(text: str, characters: int = _PROBLEM_CHARACTERS) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return foreign text as it may stand in a message."""
+    """Return foreign text in a form fit for a message."""
     shown = _shortened(text, _SHOWN_CHARACTERS)
     return shown if shown.isprintable() else ascii(shown)
 

@@ -1,1 +1,1 @@
-"""Where the list of streams and targets comes from."""
+"""Sources of the list of streams and targets."""

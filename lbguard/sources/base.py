@@ -1,4 +1,4 @@
-"""What every source of targets offers."""
+"""Interface of every source of targets."""
 
 from typing import Protocol
 
@@ -8,10 +8,10 @@ SourceEvent = SourceSnapshot | SourceLost
 
 
 class Source(Protocol):
-    """Tells of full lists and of losses through a callable given at construction, in the event loop's thread."""
+    """Source of full lists and losses, passed to a callable given at construction, in the event loop's thread."""
 
     async def run(self) -> None:
         """Follow the source until cancelled."""
 
     def reload(self) -> None:
-        """Look now, and tell what is found, changed or not."""
+        """Read now, and report the result, changed or not."""

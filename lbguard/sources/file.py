@@ -213,7 +213,7 @@ def _spec(stream: _Stream) -> StreamSpec:
 def _explain(
     error: ValidationError, raw: dict[str, Any], place: tuple[str | int, ...] = (), first: int = 0
 ) -> Iterator[str]:
-    """Say where each wrong value stands, by the names of the stream and target rather than by list positions.
+    """Return where each wrong value stands, by the names of the stream and target rather than by list positions.
 
     Args:
         error: what is wrong.
@@ -223,7 +223,7 @@ def _explain(
     """
     words = {
         "missing": "is missing",
-        "extra_forbidden": "is no known key",
+        "extra_forbidden": "unknown key",
         "tuple_type": "must be a list",
         "int_type": "must be a whole number",
         "int_parsing": "must be a whole number",
@@ -347,7 +347,7 @@ def _target_problems(stream: _Stream) -> Iterator[str]:
 
 
 def only_adds(new: SourceSnapshot, old: SourceSnapshot) -> bool:
-    """Tell whether a list holds all that an earlier one holds, as it was."""
+    """Return whether a list holds all that an earlier one holds, as it was."""
     streams: Mapping[str, StreamSpec] = {stream.name: stream for stream in new.streams}
     return all(was.name in streams and _holds(streams[was.name], was) for was in old.streams)
 
@@ -358,9 +358,9 @@ def _holds(now: StreamSpec, was: StreamSpec) -> bool:
 
 
 class FileSource(WatchedFile[SourceSnapshot, SourceLost]):
-    """Watches a targets file and tells of every good list and of every failure.
+    """Watcher of a targets file that reports every good list and every failure.
 
-    A failure is told once, until its reason changes; the last good list stays in force at the receiver.
+    A failure is reported once, until its reason changes; the last good list stays in force at the receiver.
     """
 
     def __init__(

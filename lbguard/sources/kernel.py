@@ -39,14 +39,14 @@ class Gateways(Protocol):
 
 
 class KernelSource:
-    """Tells of the targets that the kernel shows.
+    """Source of the targets that the kernel's rules and routes show.
 
     Args:
         ranges: marks of the streams.
         keep_s: how long a target is kept that vanished with its path broken, seconds.
         emit: takes each new list, in the thread of the event loop.
-        routes: the load balancer's routes; they hear of each event before we do.
-        path_lost: tells whether the path of a mark's target is broken, or was within a time in seconds.
+        routes: the load balancer's routes; they receive each event first.
+        path_lost: returns whether the path of a mark's target is broken, or was within a time in seconds.
         clock: seconds, monotonic.
     """
 
@@ -76,12 +76,12 @@ class KernelSource:
         self._news = asyncio.Event()
 
     def reload(self) -> None:
-        """Tell the list again, changed or not."""
+        """Report the list again, changed or not."""
         self._told = None
         self._news.set()
 
     def hear_kernel(self, events: Iterable[Event]) -> None:
-        """Take note of rules and routes among some events."""
+        """Record rules and routes among some events."""
         marks: set[int] = set()
         for event in events:
             match event:
@@ -104,7 +104,7 @@ class KernelSource:
             self._look_at(mark)
 
     async def run(self) -> None:
-        """Tell of changes until cancelled."""
+        """Report changes until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _DECIDE_S if self._gone_since else None)
@@ -114,7 +114,7 @@ class KernelSource:
             self.settle()
 
     def settle(self) -> None:
-        """Decide upon those that vanished, and tell the list if it is another one."""
+        """Decide on vanished targets, and report the list if it differs."""
         now = self._clock()
         for mark, since in list(self._gone_since.items()):
             gone_for_s = now - since

@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 
 class Signature(NamedTuple):
-    """What tells one state of a file from another; `changed_ns` is when its inode changed, by the file system."""
+    """Identity of a state of a file; `changed_ns` is when its inode changed, by the file system."""
 
     resolved: str
     device: int
@@ -57,7 +57,7 @@ class Signature(NamedTuple):
     regular: bool
 
     def is_content_of(self, other: "Signature | None") -> bool:
-        """Tell whether both are one state of one file, whoever renamed it or changed its mode meanwhile."""
+        """Return whether both are one state of one file, whoever renamed it or changed its mode meanwhile."""
         return other is not None and self[:5] == other[:5]
 
 
@@ -74,7 +74,7 @@ def signature(path: Path) -> Signature | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Content(Generic[Listed, Lost]):
-    """What a file says: a list, or why there is none. `is_ended`: the last line is."""
+    """Content of a file: a list, or why there is none. `is_ended`: the last line is."""
 
     listed: Listed | None = None
     lost: Lost | None = None
@@ -83,7 +83,7 @@ class _Content(Generic[Listed, Lost]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Looked(Generic[Listed, Lost]):
-    """What was seen so far.
+    """Observations so far.
 
     `read` is the state that was read when complete, `glanced` one that was read before it was; `says` is what the file
     says since `says_since`.
@@ -96,7 +96,7 @@ class _Looked(Generic[Listed, Lost]):
 
 
 class WatchedFile(Generic[Listed, Lost]):
-    """Watches a file and tells what it lists, whenever that changes, and when it cannot be used.
+    """Watcher of a file that reports its list at every change, and when it cannot be used.
 
     `emit` is called in the thread of the event loop (from `run`) or of the caller (from `poll`), one call at a time,
     and never twice in a row with equal values.
@@ -104,9 +104,9 @@ class WatchedFile(Generic[Listed, Lost]):
     Args:
         path: the file.
         parse: makes a value of the content, in another thread; raises YamlFileError.
-        lost: makes what is told when the file cannot be used, of the reason.
-        only_adds: tells whether a list takes nothing away from and changes nothing in an earlier one (the second).
-        emit: takes what is told.
+        lost: makes the event for a file that cannot be used, from the reason.
+        only_adds: returns whether a list takes nothing away from and changes nothing in an earlier one (the second).
+        emit: receives what is reported.
         poll_interval_s: between two looks, seconds.
         still_s: see above, seconds.
         clock: seconds, monotonic.
@@ -139,7 +139,7 @@ class WatchedFile(Generic[Listed, Lost]):
         self._wake = asyncio.Event()
 
     def reload(self) -> None:
-        """Ask the running watcher to read the file now, complete or not, and tell what it says, changed or not."""
+        """Make the running watcher read the file now, complete or not, and report its content, changed or not."""
         self._looked, self._last, self._asked = _Looked(), None, True
         self._wake.set()
 
@@ -167,7 +167,7 @@ class WatchedFile(Generic[Listed, Lost]):
     async def _look_apart(
         self, thread: "DaemonThread"
     ) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
-        """Look from another thread; that a file system hangs is told, and keeps nobody from ending."""
+        """Look from another thread; a file system that hangs is reported, and does not keep the service from ending."""
         looking = thread.do(partial(self._look, self._looked, self._in_force, self._asked))
         done, _ = await asyncio.wait({looking}, timeout=_STUCK_S)
         if not done:
@@ -192,7 +192,7 @@ class WatchedFile(Generic[Listed, Lost]):
     def _look(
         self, looked: "_Looked[Listed, Lost]", in_force: Listed | None, asked: bool
     ) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
-        """Return what is seen by now, and what to tell, if anything."""
+        """Return what is seen by now, and the event to report, if any."""
         now, found = self._clock(), signature(self._path)
         if found is not None and found.is_content_of(looked.read):
             return looked, None
@@ -222,7 +222,7 @@ class WatchedFile(Generic[Listed, Lost]):
             return _Content(lost=self._lost(str(error)))
 
     def _is_complete(self, found: Signature, last: Signature | None, *, starts: bool) -> bool:
-        """Tell whether a state is complete by how it came to be; `starts`: no list is in force yet."""
+        """Return whether a state is complete by how it came to be; `starts`: no list is in force yet."""
         if not found.regular or found.changed_ns > found.modified_ns:
             return True
         if last is not None and last.resolved != found.resolved:
@@ -236,7 +236,7 @@ class WatchedFile(Generic[Listed, Lost]):
 
 
 def _came_complete(found: Signature) -> bool:
-    """Tell whether a file was last written no later than its directory: not after it got its name."""
+    """Return whether a file was last written no later than its directory: not after it got its name."""
     try:
         return Path(found.resolved).parent.stat().st_mtime_ns >= found.modified_ns
     except OSError:
@@ -281,7 +281,7 @@ class DaemonThread:
         return future
 
     def end(self) -> None:
-        """Let the thread end when it has done what was asked for; nobody waits for it."""
+        """Let the thread end when its tasks are done; the call does not wait for it."""
         self._jobs.put(None)
 
     def _work(self) -> None:

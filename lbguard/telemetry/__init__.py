@@ -1,1 +1,1 @@
-"""What is told of the service: log, metrics, HTTP pages, decisions and their text."""
+"""Telemetry of the service: log, metrics, HTTP pages, decisions and their text."""

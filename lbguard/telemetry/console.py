@@ -1,4 +1,4 @@
-"""Where commands write tables and coloured lines."""
+"""Output streams of the commands, for tables and coloured lines."""
 
 import sys
 from collections.abc import Iterable

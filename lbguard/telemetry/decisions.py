@@ -21,7 +21,7 @@ class Logged(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """What a reader gets next: how many decisions were dropped before it because the reader was slow."""
+    """Gap in a reader's feed: how many decisions were dropped before the next because the reader was slow."""
 
     lost: int
     logged: Logged

@@ -33,7 +33,7 @@ _NO_DESCRIPTORS_PAUSE_S = 0.05
 
 
 class Limits(NamedTuple):
-    """How many connections there are at most, and how long a whole request and a whole response may take (seconds)."""
+    """Bounds on the number of connections, and on the duration of a whole request and a whole response (seconds)."""
 
     connections: int = 256
     request_s: float = 5.0
@@ -41,7 +41,7 @@ class Limits(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a page depends on. Requests that are equal are answered by one response."""
+    """Input of a page. Requests that are equal are answered by one response."""
 
     method: str
     path: str
@@ -91,7 +91,7 @@ def parse_request(data: bytes) -> Request:
 
 
 class _Step(IntEnum):
-    """What is waited for; who waits in an earlier one gives way first."""
+    """State of a connection; one in an earlier state is closed first."""
 
     CLOSE = 0
     REQUEST = 1

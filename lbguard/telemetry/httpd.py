@@ -1,4 +1,4 @@
-"""The HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for whoever restarts or routes.
+"""The HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for supervisors and routers.
 
 It runs on threads of its own, so that a slow scrape never delays a decision, and so that a loop that hangs can be seen.
 Health is answered whatever else is asked of the port: metrics are made by another thread.
@@ -28,7 +28,7 @@ class ListenError(StartError):
 
 
 class Health:
-    """What the loop last said of itself. Written by the loop's thread, read by the endpoint's threads."""
+    """Latest health report of the loop. Written by the loop's thread, read by the endpoint's threads."""
 
     def __init__(
         self, *, heartbeat_limit_s: float = HEARTBEAT_LIMIT_S, clock: Callable[[], float] = time.monotonic
@@ -39,7 +39,7 @@ class Health:
         self._unready = "starting: no state yet"
 
     def beat(self, unready: str) -> None:
-        """Say that the loop is alive and why it is not ready (empty: it is); call it at least once a second."""
+        """Update the heartbeat and the reason why it is not ready (empty: it is); call it at least once a second."""
         self._beat_at = self._clock()
         self._unready = unready
 

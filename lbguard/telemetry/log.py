@@ -1,8 +1,8 @@
 """Logging: one JSON line a record, or readable text on a terminal, written by a thread of its own.
 
 A full pipe behind stderr must neither stop the event loop nor keep the process from ending, so records pass through a
-bounded queue to a thread that nobody waits for. What does not fit, or cannot be written (a reader that has gone, a full
-disk), is dropped and counted, and the count is logged once there is room.
+bounded queue to a thread without waiting for it. What does not fit, or cannot be written (a reader that has gone, a
+full disk), is dropped and counted, and the count is logged once there is room.
 """
 
 import atexit

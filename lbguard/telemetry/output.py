@@ -1,7 +1,7 @@
 """Standard output and standard error of every command: what is written there, and what becomes of it if it cannot be.
 
 A reader that has gone (`| head`) is no failure of the command. A full disk or a closed standard output is one, for
-whoever asked for the output has not got it.
+the output did not reach its reader.
 """
 
 import contextlib
@@ -114,7 +114,7 @@ def _discard(number: int) -> None:
 
 
 def is_read() -> bool:
-    """Tell whether standard output still has a reader: what goes on for ever ends without one."""
+    """Return whether standard output still has a reader: what goes on for ever ends without one."""
     return not isinstance(sys.stdout, _Output) or sys.stdout.read
 
 

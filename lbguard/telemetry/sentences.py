@@ -20,7 +20,7 @@ _WHAT_HELPS = {
 
 _WEIGHTS = {
     "counts": "it counts",
-    "unconfirmed": "it does not count yet (unconfirmed): it was not said often enough",
+    "unconfirmed": "it does not count yet (unconfirmed): not enough reports say so",
     "contradicted": "it does not count (contradicted): another reporter gets through",
     "vetoed": "it does not count (vetoed): the neighbour just answered, or packets arrive",
 }
@@ -44,7 +44,7 @@ def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
 
 
 def decision_sentence(decision: Decision) -> str:
-    """Say in one sentence what a decision did, why, and what comes next."""
+    """Return in one sentence what a decision did, why, and what comes next."""
     left = None if decision.deadline is None else max(0.0, decision.deadline - decision.at)
     lasted = None if decision.duration_s is None else seconds(decision.duration_s)
     tail = ""
@@ -85,13 +85,13 @@ def _path_sentence(path: PathStatus) -> str:
 def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
     age, left = seconds(max(0.0, now - verdict.at)), seconds(max(0.0, verdict.expires_at - now))
     return (
-        f"{verdict.reporter} says {verdict.state.upper()} of {verdict.subject}, {age} ago, for {left} more;"
+        f"{verdict.reporter} reports {verdict.state.upper()} for {verdict.subject}, {age} ago, valid for {left} more;"
         f" {_WEIGHTS.get(verdict.weight, verdict.weight)}."
     )
 
 
 def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: float) -> str:
-    """Say what follows, and what would change it."""
+    """Return what follows, and what would change it."""
     at, until, why = prediction.at, prediction.until, prediction.why
     left = "" if at is None else seconds(max(0.0, at - now))
     span = "" if until is None else seconds(max(0.0, until - (now if at is None else max(at, now))))
@@ -138,7 +138,7 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
 def target_story(
     target: TargetStatus, now: float, recent: Sequence[tuple[Decision, float]], *, observe: bool = False
 ) -> str:
-    """Tell in a few sentences how a target stands, why, and what will happen next.
+    """Return in a few sentences a target's state, the reason for it, and what happens next.
 
     Args:
         target: its status.
@@ -148,10 +148,10 @@ def target_story(
     """
     name, age = f"{target.stream}/{target.identifier}", seconds(max(0.0, now - target.since))
     if observe:
-        would = "stand in the distributor" if target.state in ADMITTED else "get no traffic"
-        table = f"No decision is carried out in this mode; by them it would {would}"
+        would = "receive traffic" if target.state in ADMITTED else "receive no traffic"
+        table = f"No decision is carried out in this mode; in mode enforce it would {would}"
     else:
-        table = "It stands in the distributor" if target.state in ADMITTED else "It gets no traffic"
+        table = "It still receives traffic" if target.state in ADMITTED else "It receives no traffic"
     opening = {
         TargetState.PENDING: f"{name} has been pending for {age}: it was never admitted.",
         TargetState.ACTIVE: f"{name} has been active for {age}.",
@@ -164,7 +164,7 @@ def target_story(
         story.append(_path_sentence(path))
         story += [_verdict_sentence(verdict, now) for verdict in path.verdicts]
         if path.verdicts_left_out:
-            story.append(f"{path.verdicts_left_out} more verdicts speak of this path.")
+            story.append(f"{path.verdicts_left_out} more verdicts concern this path.")
     if target.prediction is not None:
         story.append(_prediction_sentence(target, target.prediction, now))
     # Each loss adds one, which fades; only what exceeds one makes a re-admission wait.

@@ -1,1 +1,1 @@
-"""What-if tuning: replays recorded incidents under other settings and weighs what each would have cost."""
+"""Replay of recorded incidents under other settings, to compare what each would have cost."""

@@ -1,4 +1,4 @@
-"""Which settings are tried: from `--set NAME=VALUE,VALUE` to configurations, by the settings' own rules."""
+"""Candidate settings: from `--set NAME=VALUE,VALUE` to configurations, by the settings' own rules."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ _LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One set of values: what was asked for by dotted name (as text that a setting takes), and what comes of it."""
+    """One set of values: the requested ones by dotted name (as text of a setting), and the resulting configuration."""
 
     values: tuple[tuple[str, str], ...]
     config: EngineConfig
@@ -102,7 +102,7 @@ def config_with(recorded: EngineConfig, values: Mapping[str, str]) -> EngineConf
                         setting=name,
                         value=value,
                         origin="--set",
-                        reason="a recording does not tell what it would change",
+                        reason="the effect of this setting cannot be computed from a recording",
                         allowed=", ".join(setting for setting in known if setting not in NOT_TUNABLE),
                     )
                 ]
@@ -141,7 +141,7 @@ def parse_choices(assignments: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"{assignment!r} is not NAME=VALUE,VALUE, such as {WINDOW}=1s,2s,5s")
         if name.strip() not in _LEAVES:
             hint = nearest(name.strip(), list(_LEAVES))
-            raise ValueError(f"{name.strip()} is no setting{f'; {hint}' if hint else ''}")
+            raise ValueError(f"{name.strip()} is not a setting{f'; {hint}' if hint else ''}")
         choices.setdefault(name.strip(), []).extend(values)
     return choices
 
@@ -180,7 +180,7 @@ def with_margin(heal_s: float) -> float:
 
 
 def has_margin(window_s: float, heals_s: Sequence[float]) -> bool:
-    """Tell whether a window leaves the margin above every heal that it is long enough for."""
+    """Return whether a window leaves the margin above every heal that it is long enough for."""
     return all(window_s >= with_margin(heal) - _HAIR for heal in heals_s if heal <= window_s)
 
 

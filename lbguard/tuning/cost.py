@@ -1,4 +1,4 @@
-"""What one set of values would have cost: holds, withdrawals, packets in the fallback, connections moved."""
+"""Cost of one set of values: holds, withdrawals, packets in the fallback, connections moved."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ class Loss:
 
     @property
     def held_s(self) -> float:
-        """How long it stood in the table with a broken path, as far as it was followed."""
+        """Return how long it stayed in the table with a broken path, as far as it was followed, seconds."""
         return 0.0 if self.ended_at is None else self.ended_at - self.lost_at
 
     @property
     def healed_s(self) -> float | None:
-        """How long the path was away; None when it did not come back."""
+        """Return how long the path was away, seconds; None when it did not come back."""
         return None if self.back_at is None else self.back_at - self.lost_at
 
 
@@ -79,7 +79,7 @@ class Slots:
         self._tables: dict[tuple[str, int, frozenset[int], frozenset[int]], list[int]] = {}
 
     def learn_size(self, stream: str, slots: int) -> None:
-        """Take note of a table's real size, from a recorded commit."""
+        """Record a table's real size, from a recorded commit."""
         if slots > 0:
             self._sizes[stream] = slots
 
@@ -127,7 +127,7 @@ class CostAccount:
         self._moved = 0.0
 
     def decided(self, decision: Decision) -> None:
-        """Take a decision."""
+        """Record a decision."""
         key, at = decision.target, decision.at
         loss = self._open.get(key)
         match decision.action:
@@ -153,7 +153,7 @@ class CostAccount:
                 self._close(key, loss.outcome or "removed")
 
     def committed(self, table: StreamTable, registered: frozenset[int], active: frozenset[int], at: float) -> None:
-        """Take a commit; what the source's own changes move is nobody's doing."""
+        """Record a commit; slots moved by changes of the source do not count."""
         if table.registered == registered and active and table.active != active:
             name, targets = table.stream.name, table.stream.max_targets
             moved, size = self._slots.moved(name, targets, registered, active, table.active)
@@ -161,7 +161,7 @@ class CostAccount:
             self._moved += moved / size
 
     def interrupted(self, at: float) -> None:
-        """Take note that the engine ends here: what is open is not followed further."""
+        """Record that the engine ends here: what is open is not followed further."""
         for key, loss in list(self._open.items()):
             loss.ended_at = at if loss.ended_at is None else loss.ended_at
             self._close(key, loss.outcome or "unfinished")

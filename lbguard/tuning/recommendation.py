@@ -1,4 +1,4 @@
-"""Which of the values tried is recommended, and why, in sentences; pure."""
+"""Recommendation of one of the values tried, and its reasons in sentences; pure."""
 
 import statistics
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def choose(
         return None, _why_same(results)
     if len(heals) < HEALS_NEEDED:
         return None, (
-            f"That is too few: record at least {HEALS_NEEDED} losses that heal. Until then nothing is recommended: "
+            f"Too few samples ({len(heals)}): record at least {HEALS_NEEDED} losses that heal. Nothing is recommended: "
             "keep what is in force."
         )
     if not by_window:
@@ -77,7 +77,7 @@ def _window_s(result: Result) -> float:
 
 
 def reasons_for(results: Sequence[Result], chosen: int, heals: Sequence[float]) -> list[str]:
-    """Say in sentences why a result is recommended."""
+    """Return in sentences why a result is recommended."""
     best = results[chosen]
     cost, name = best.cost, best.variant.named
     reasons = [
@@ -108,13 +108,13 @@ def _why_none(losses: int) -> str:
         return "No target lost its path in this recording: there is nothing to choose by."
     were = "loss, which did not heal" if losses == 1 else "losses, none of which healed"
     return (
-        f"{losses} {were} while it was recorded: it does not tell how long your links take to come back, so nothing "
+        f"{losses} {were} while it was recorded: it does not show how long your links take to come back, so nothing "
         "is recommended. Record incidents that heal."
     )
 
 
 def _why_no_margin(best: Result, heals: Sequence[float]) -> str:
-    """Say which window would have the margin that the best of those tried lacks."""
+    """Return which window would have the margin that the best of those tried lacks."""
     needed_s = _window_s(best)
     while not has_margin(needed_s, heals):
         needed_s = round_up(max(with_margin(heal) for heal in heals if heal <= needed_s))
@@ -134,7 +134,7 @@ def _why_same(results: Sequence[Result]) -> str:
 
 
 def _compared(results: Sequence[Result], best: Result, heals: Sequence[float]) -> list[str]:
-    """Say how the best stands to what is in force, and to what is cheapest."""
+    """Compare the best with what is in force, and to what is cheapest."""
     cost = best.cost.total_s
     recorded = next((result for result in results if result.variant.recorded), best)
     least = min(results, key=lambda result: result.cost.total_s)
@@ -156,7 +156,7 @@ def _compared(results: Sequence[Result], best: Result, heals: Sequence[float]) -
 
 
 def _next_windows(results: Sequence[Result], best: Result) -> list[str]:
-    """Say what the next shorter and the next longer window would change, all else being equal."""
+    """Return what the next shorter and the next longer window would change, all else being equal."""
     window_s = best.variant.config.grace.window_s
     alike = [result for result in results if result.variant.besides_window == best.variant.besides_window]
     shorter = [result for result in alike if result.variant.config.grace.window_s < window_s]
@@ -192,7 +192,7 @@ def _next_windows(results: Sequence[Result], best: Result) -> list[str]:
 
 
 def what_happened(heals: Sequence[float], losses: int) -> list[str]:
-    """Say how many losses there were and how long they took to heal; nothing where none did."""
+    """Return how many losses there were and how long they took to heal; nothing where none did."""
     if not heals:
         return []
     took = f"{heals[0]:.2f} s" if len(heals) == 1 else f"{heals[0]:.2f} s to {heals[-1]:.2f} s"

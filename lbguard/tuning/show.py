@@ -1,4 +1,4 @@
-"""What `lbguard tune` prints: a table with bars, the reasons, the values for Helm, or all of it as JSON."""
+"""Output of `lbguard tune`: a table with bars, the reasons, the values for Helm, or all of it as JSON."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -49,21 +49,21 @@ def helm_values(result: Result) -> str:
 
 
 def fallback_text(cost: Cost) -> str:
-    """Return how many packets met the fallback; a dash where nothing was counted."""
+    """Return how many packets were dropped while held; a dash where nothing was counted."""
     return "-" if cost.fallback is None else str(cost.fallback)
 
 
 _COLUMNS: dict[str, Callable[[Cost], str]] = {
     "IN TIME": lambda cost: str(cost.in_time),
     "TOO SOON": lambda cost: str(cost.too_soon),
-    "FOR GOOD": lambda cost: str(cost.in_vain),
+    "LOST": lambda cost: str(cost.in_vain),
     "FROZEN": lambda cost: str(cost.frozen),
-    "IN VAIN": lambda cost: f"{cost.vain_s:.1f} s",
+    "WASTED": lambda cost: f"{cost.vain_s:.1f} s",
     "FALLBACK": fallback_text,
     "MOVED": lambda cost: f"{cost.moved:.0f}",
     "COST": lambda cost: f"{cost.total_s:.0f}",
 }
-_CHOICES = (tuple(_COLUMNS), ("IN TIME", "TOO SOON", "FOR GOOD", "MOVED", "COST"), ("IN TIME", "COST"))
+_CHOICES = (tuple(_COLUMNS), ("IN TIME", "TOO SOON", "LOST", "MOVED", "COST"), ("IN TIME", "COST"))
 """Which columns are shown: the first choice that the terminal has room for."""
 
 
@@ -112,10 +112,10 @@ def meanings(report: TuneReport) -> dict[str, str]:
     return {
         "IN TIME": "recovered while held",
         "TOO SOON": "withdrawn, but the path came back",
-        "FOR GOOD": "withdrawn, never back while it was recorded",
+        "LOST": "real losses: withdrawn, and the path did not come back in the recording",
         "FROZEN": "withdrawals that a mass failure suppressed",
-        "IN VAIN": "how long withdrawn targets were held before",
-        "FALLBACK": "packets that met it, at most (- where none were counted)",
+        "WASTED": "wasted hold time: how long withdrawn targets were held",
+        "FALLBACK": "packets dropped while held, at most (- where none were counted)",
         "MOVED": "connections that got another target, of each 1000 of a stream; who is moved twice counts twice",
         "COST": "seconds of waiting of 1000 connections altogether, a broken one counted as "
         f"{report.broken_cost_s:g} s",
@@ -142,7 +142,7 @@ def _show_recommendation(console: TextConsole, report: TuneReport) -> None:
 
 
 def warnings_of(report: TuneReport) -> list[str]:
-    """Say where the model and the recording do not agree, and what they can be held against."""
+    """Return where the model and the recording do not agree, and what they can be held against."""
     real, modelled = report.real, next((r.cost for r in report.results if r.variant.recorded), None)
     warnings = []
     if report.settings_changed:
@@ -155,7 +155,7 @@ def warnings_of(report: TuneReport) -> list[str]:
         )
     if report.held_packets is not None and modelled is not None and modelled.fallback is not None:
         warnings.append(
-            f"Really counted were {counted(report.held_packets, 'packet', 'packets')} that met the fallback; the model "
+            f"Measured: {counted(report.held_packets, 'packet', 'packets')} dropped while held; the model "
             f"says at most {modelled.fallback} with the recorded settings."
         )
     return warnings

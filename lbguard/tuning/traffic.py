@@ -1,4 +1,4 @@
-"""How much traffic each target had, from the packet counters in a recording."""
+"""Traffic rate of each target, from the packet counters in a recording."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class _Counted:
 
 
 class Traffic:
-    """Packet rates of targets while nothing was wrong with them, and what really met the fallback."""
+    """Packet rates of targets while nothing was wrong with them, and the measured packets dropped while held."""
 
     def __init__(self) -> None:
         self.held_packets = 0
@@ -26,7 +26,7 @@ class Traffic:
         self._troubled: dict[TargetKey, None] = {}
 
     def decided(self, decision: Decision) -> None:
-        """Take note of a recorded decision: the interval around it tells nothing of the usual traffic."""
+        """Record a decision of the recording: the interval around it does not show the usual traffic."""
         if decision.action in _ENDS_TROUBLE:
             self._troubled.pop(decision.target, None)
         elif decision.action is Action.HOLD:
@@ -36,7 +36,7 @@ class Traffic:
             counted.clean = False
 
     def read(self, key: TargetKey, packets: int, held: int, at: float) -> None:
-        """Take a reading of a target: packets so far, and those among them that met the fallback."""
+        """Record a reading of a target: packets so far, and those dropped while held."""
         self.counted = True
         before = self._targets.get(key)
         if before is None or packets < before.packets or held < before.held or at <= before.at:

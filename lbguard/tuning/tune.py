@@ -23,7 +23,7 @@ OnRead = Callable[[int], None] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneReport:
-    """What came out. `recommended` is an index into `results`; None when there is nothing, or too little, to choose by.
+    """Result. `recommended` is an index into `results`; None when there is nothing, or too little, to choose by.
 
     `heals_s`: how long the losses that healed took, ascending. `real`: what was recorded, to hold the model against.
     `settings_changed`: a later run was recorded with other settings than the first.
@@ -204,7 +204,7 @@ def tune(
         files: in order, as `find_files` returns them.
         choices: values to try by dotted name; none: grace windows that suit what the recording holds.
         broken_cost_s: what a broken connection costs its user, as seconds of waiting.
-        on_read: told how many more bytes were read; the files are read twice.
+        on_read: called with how many more bytes were read; the files are read twice.
 
     Raises:
         RecordingError: a file cannot be read.

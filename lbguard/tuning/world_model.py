@@ -1,4 +1,4 @@
-"""A model of all that the engine acts upon, so that it can be asked what it would have done with other settings.
+"""Model of all that the engine acts upon, to compute what it would have done with other settings.
 
 From outside comes what was recorded: links, addresses, neighbours, the source, verdicts, traffic. What the engine's own
 effects bring about is modelled: every route, rule and commit succeeds, after a fixed short time. What is recorded of
@@ -40,7 +40,7 @@ _OWN_RESULTS = (
 
 
 class WorldModel:
-    """An engine with other settings in the recorded world. `decided` hears of decisions, `committed` of tables."""
+    """Engine with other settings in the recorded world. `decided` receives decisions, `committed` tables."""
 
     def __init__(
         self,
@@ -76,13 +76,13 @@ class WorldModel:
         self._waiting.clear()
 
     def begin_elsewhere(self) -> None:
-        """Begin anew in another world: what was known of kernel and tables was another host's."""
+        """Begin anew for another host: the state of kernel and tables was that of the host before."""
         self.restart()
         self._links, self._addresses, self._routes, self._rules, self._tables = {}, {}, {}, {}, {}
         self._seen_kernel = False
 
     def step(self, events: Sequence[Event], now: float) -> None:
-        """Let time pass up to a recorded moment, then tell what came from outside."""
+        """Advance to a recorded moment, then apply the recorded input."""
         self._pass_until(now)
         for event in events:
             for told in self._as_here(event):
@@ -91,7 +91,7 @@ class WorldModel:
         self._decide(now)
 
     def finish(self, now: float) -> None:
-        """Let time pass up to the end of what was recorded."""
+        """Advance to the end of the recording."""
         self._pass_until(now)
 
     # Time

@@ -151,7 +151,7 @@ _TARGETS = Row(
             unit="pps",
         ),
         Panel(
-            title="Packets that met the fallback",
+            title="Packets dropped while held",
             about="Packets to targets with a broken path, the ten targets with most of them: what holding costs.",
             queries=[
                 (
@@ -320,7 +320,7 @@ _NEIGHBORS = Row(
 )
 
 _SPEED = Row(
-    title="How fast it reacts",
+    title="Reaction time",
     panels=[
         Panel(
             title="Event lag",
@@ -333,8 +333,8 @@ _SPEED = Row(
             thresholds=[(0.25, ORANGE)],
         ),
         Panel(
-            title="Thinking",
-            about="How long the engine thought about a batch of events.",
+            title="Decision time",
+            about="Time to decide about one batch of events.",
             queries=_quantiles("lbguard_engine_step_seconds"),
             unit="s",
         ),

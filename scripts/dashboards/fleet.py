@@ -187,10 +187,10 @@ _EVENTS = Row(
 )
 
 _WORTH = Row(
-    title="What it was worth",
+    title="Benefit and cost",
     panels=[
         Panel(
-            title="Saved and lost",
+            title="Recoveries and withdrawals",
             about="Holds that ended well above the axis, withdrawals below it. Without lbguard every hold would have"
             " been a withdrawal.",
             queries=[
@@ -243,18 +243,18 @@ _WORTH = Row(
             unit="s",
         ),
         Panel(
-            title="Packets, and those that met the fallback",
+            title="Packets delivered and dropped while held",
             about="What the distributors gave to targets, and how much of it met the blackhole because the path was"
             " broken: what holding costs. TCP sends these again.",
             queries=[
                 ("sum(rate(lbguard_target_packets_total{@stream}[$__rate_interval]))", "to targets"),
-                ("sum(rate(lbguard_held_packets_total{@stream}[$__rate_interval]))", "met the fallback"),
+                ("sum(rate(lbguard_held_packets_total{@stream}[$__rate_interval]))", "dropped while held"),
             ],
-            colors={"to targets": GREEN, "met the fallback": RED},
+            colors={"to targets": GREEN, "dropped while held": RED},
             unit="pps",
         ),
         Panel(
-            title="Share of packets that met the fallback",
+            title="Share of packets dropped while held",
             about="By load balancer. A share that stays up means that targets are held for too long.",
             queries=[
                 (
@@ -309,7 +309,7 @@ _HEALTH = Row(
             thresholds=[(0.25, ORANGE)],
         ),
         Panel(
-            title="What the kernel or the distributor refused",
+            title="Operations refused by kernel or distributor",
             about="Refused changes a second, all load balancers: commits, routes and rules, neighbours, announcements.",
             queries=[
                 ("sum(rate(lbguard_commit_errors_total{@stream}[$__rate_interval]))", "commits"),

@@ -46,7 +46,7 @@ _NOW = Row(
 )
 
 _TAKEN = Row(
-    title="What load balancers hear",
+    title="Verdicts at load balancers",
     panels=[
         Panel(
             title="Verdicts received",
@@ -101,7 +101,7 @@ _TAKEN = Row(
             ],
         ),
         Panel(
-            title="What verdicts did",
+            title="Effects of verdicts",
             about="Holds and withdrawals because of verdicts, and pardons: evidence that was disbelieved because it"
             " would have withdrawn too much of a stream (evidence.soft_budget).",
             queries=[
@@ -116,7 +116,7 @@ _TAKEN = Row(
 )
 
 _MEASURED = Row(
-    title="What probes measure",
+    title="Probe measurements",
     panels=[
         Panel(
             title="Connections by verdict",
@@ -170,8 +170,8 @@ _MEASURED = Row(
             stacked=True,
         ),
         Panel(
-            title="Doubts",
-            about="Times that rounds were shortened because a connection went silent, by probe.",
+            title="Re-checks",
+            about="Rounds shortened to re-check a connection that went silent, by probe.",
             queries=[("sum by (pod) (increase(lbguard_probe_doubts_total{@lb}[$__rate_interval]))", "{{pod}}")],
             bars=True,
         ),
@@ -179,10 +179,10 @@ _MEASURED = Row(
 )
 
 _PROBE = Row(
-    title="Probes themselves",
+    title="State of the probes",
     panels=[
         Panel(
-            title="Reports heard",
+            title="Reports received",
             about="Whether each load balancer answers each probe.",
             queries=[
                 (

@@ -1,7 +1,7 @@
-"""How much a reporter of verdicts may ask for: rates, counts and state. Pure: the time is an argument.
+"""Limits of a reporter of verdicts: rates, counts and state. Pure: the time is an argument.
 
 What a limit refuses changes nothing: a request is taken whole or not at all. Numbers come from the settings
-(`verdicts.*`), and a refusal names the setting that stands in the way.
+(`verdicts.*`), and a refusal names the setting that sets it.
 
 What all have in common is shared out among identities, which is what a transport proved: names that a peer gives itself
 get it no more than one name does.
@@ -33,7 +33,7 @@ class Limit(StrEnum):
 
 
 class LimitExceeded(Exception):  # noqa: N818 (it names the answer)
-    """A request asks for more than a limit allows; the text names the setting and its value."""
+    """A request exceeds a limit; the text names the setting and its value."""
 
     def __init__(self, limit: Limit, text: str) -> None:
         super().__init__(f"verdicts.{limit}: {text}")
@@ -43,7 +43,7 @@ class LimitExceeded(Exception):  # noqa: N818 (it names the answer)
 class Shares:
     """Room that several owners share. An owner gets at most four fifths of what the others leave, and at least one.
 
-    So one alone can have most of it, and whoever takes all that it can get leaves something for the next.
+    So one alone can have most of it, and still leaves something for the next.
     """
 
     def __init__(self, total: int) -> None:
@@ -56,7 +56,7 @@ class Shares:
         return self._owners.get(owner, 0)
 
     def allows(self, owner: str, more: int = 1) -> bool:
-        """Tell whether an owner may have more."""
+        """Return whether an owner may have more."""
         own = self.of(owner)
         left = self.total - (self.taken - own)
         return own + more <= min(left, max(1, left * 4 // 5))
@@ -95,7 +95,7 @@ class TokenBucket:
         return (tokens - self._tokens) / self._rate if tokens <= self._burst else float("inf")
 
     def full(self, now: float) -> bool:
-        """Tell whether the bucket is as good as new."""
+        """Return whether the bucket is full again."""
         self._fill(now)
         return self._tokens >= self._burst
 
@@ -124,7 +124,7 @@ class _Account:
 
 
 class Accounts:
-    """What each reporter has used of its limits.
+    """Usage of the limits by each reporter.
 
     A reporter is forgotten once it cannot be told from a new one: no call is open, no subject is held, its bucket is
     full. So taking another name again and again gains nothing: all reporters of an identity together get its share of
@@ -140,12 +140,12 @@ class Accounts:
 
     @property
     def reporters(self) -> int:
-        """How many reporters are known."""
+        """Return the number of known reporters."""
         return len(self._accounts)
 
     @property
     def subjects(self) -> int:
-        """How many subjects all reporters hold; ones whose time ended a moment ago may still be among them."""
+        """Return the number of subjects of all reporters; ones that just expired may still be among them."""
         return self._subjects.taken
 
     def enter(self, identity: str, reporter: str, now: float) -> None:

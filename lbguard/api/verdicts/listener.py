@@ -27,7 +27,7 @@ _RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOptions:
-    """How the listener behaves. `connection_age_s`: a connection ends after this, and its peer shows itself anew."""
+    """Options of the listener. `connection_age_s`: a connection ends after this, and its peer authenticates again."""
 
     keepalive_time_s: float = 30.0
     keepalive_timeout_s: float = 10.0
@@ -112,7 +112,7 @@ class VerdictListener:
             told = problem
 
     async def set_ready(self, ready: bool) -> None:
-        """Say whether the service is ready (health service, name `Readiness`)."""
+        """Set whether the service is ready (health service, name `Readiness`)."""
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(READINESS, serving if ready else not_serving)
 

@@ -1,12 +1,12 @@
-"""Who may report on what: rules from peers to subnets. Pure.
+"""Authorization of reporters: rules from peers to subnets. Pure.
 
-A peer is known by what its transport proved: `unix` for whoever can open the service's socket (its file mode decides
-that; gRPC tells nothing of the process behind it), `spiffe://...` and `dns:NAME` for what its certificate says.
+A peer is known by what its transport proved: `unix` for any process that can open the service's socket (its file mode
+decides that; gRPC does not know the process behind it), `spiffe://...` and `dns:NAME` for what its certificate says.
 
 In a rule's pattern `*` stands for any text within one part: it does not cross `/` in a SPIFFE ID nor `.` in a DNS
 name, so that `spiffe://example.org/ns/*/proxy` does not let `ns/red/sa/evil/proxy` in. `**` crosses both. What a peer
 may report on is the union of all rules that match one of its names; the first name that a rule matches is its identity.
-Without any rule for `unix`, peers on the socket may report on anything; everybody else needs a rule.
+Without any rule for `unix`, peers on the socket may report on anything; all others need a rule.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ _SHOWN = 4
 
 
 class DenyReason(StrEnum):
-    """Why a peer may not report; a bounded set, used as a metric label."""
+    """Reason why a peer may not report; a bounded set, used as a metric label."""
 
     NO_IDENTITY = "no_identity"
     PEER_NOT_ALLOWED = "peer_not_allowed"
@@ -38,7 +38,7 @@ class Denied(Exception):  # noqa: N818 (it names the answer)
 
 
 class Subnets:
-    """A set of subnets that can be asked for an address."""
+    """Set of subnets, searchable by address."""
 
     def __init__(self, prefixes: Iterable[Prefix]) -> None:
         self.prefixes = tuple(dict.fromkeys(prefixes))
@@ -58,7 +58,7 @@ class Subnets:
 
 
 class Policy:
-    """The rules, ready to be asked."""
+    """Rules in searchable form."""
 
     def __init__(self, rules: Sequence[PeerRule]) -> None:
         if not any(rule.peer == UNIX_PEER for rule in rules):
@@ -77,7 +77,9 @@ class Policy:
         """
         names = [name for name in names if is_printable(name)]
         if not names:
-            raise Denied(DenyReason.NO_IDENTITY, "the certificate names nobody: it needs a SPIFFE ID or a DNS name")
+            raise Denied(
+                DenyReason.NO_IDENTITY, "the certificate has no usable name: it needs a SPIFFE ID or a DNS name"
+            )
         identity = ""
         prefixes: list[Prefix] = []
         for name in names:
@@ -117,7 +119,7 @@ def addresses(subject: Subject) -> tuple[Ip, ...]:
 
 
 def reporter_of(identity: str, name: str, host: str) -> str:
-    """Return what a reporter is called: its identity, and what tells it from others with the same one.
+    """Return the name of a reporter: its identity, and a suffix that separates it from others with the same identity.
 
     No identity holds `#` or `@`, so that no name makes one identity's reporter look like another's.
     """

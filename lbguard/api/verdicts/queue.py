@@ -48,7 +48,7 @@ class VerdictQueue:
         return answer
 
     def answered(self, effect: VerdictAnswered) -> None:
-        """Take the core's answer; nobody may wait for it any more."""
+        """Apply the core's answer; its request may have ended already."""
         waiting = self._waiting.pop(effect.ticket, None)
         if waiting is None:
             return

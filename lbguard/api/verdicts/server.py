@@ -55,7 +55,7 @@ _Request = TypeVar("_Request", pb.ReportRequest, pb.ReportOnceRequest)
 
 @dataclass(slots=True)
 class VerdictCounters:
-    """What happened so far; everything only grows. Requests: denied, limited, invalid. Verdicts: received, ignored."""
+    """Counters that only grow. Requests: denied, limited, invalid. Verdicts: received, ignored."""
 
     received: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
@@ -91,7 +91,7 @@ class _Unread:
 
 
 class VerdictIntake:
-    """What all listeners have in common: accounts, streams, counters and the way into the core.
+    """State that all listeners share: accounts, streams, counters and the way into the core.
 
     Args:
         submit: takes each verdict that was let in.
@@ -123,17 +123,17 @@ class VerdictIntake:
 
     @property
     def streams(self) -> int:
-        """How many streams are open."""
+        """Return the number of open streams."""
         return len(self._streams)
 
     @property
     def reporters(self) -> int:
-        """How many reporters are known."""
+        """Return the number of known reporters."""
         return self._accounts.reporters
 
     @property
     def subjects(self) -> int:
-        """How many subjects they hold."""
+        """Return the number of subjects of all reporters."""
         return self._accounts.subjects
 
     def handlers(self, names: "Callable[[_Context], tuple[str, ...]]") -> "grpc.GenericRpcHandler[Any, Any]":
@@ -185,7 +185,7 @@ class VerdictIntake:
 
     @contextlib.contextmanager
     def stream(self, reporter: str) -> Iterator[_Stream]:
-        """Be the one stream of a reporter; the one before is told that it is replaced."""
+        """Become the one stream of a reporter; an earlier one is ended as replaced."""
         old = self._streams.get(reporter)
         if old is not None and not old.replaced.done():
             old.replaced.set_result(None)
@@ -204,7 +204,7 @@ class VerdictIntake:
     async def take(
         self, peer: _Peer, request: "_Request | _Unread", stream: _Stream | None = None
     ) -> tuple[int, list[pb.IgnoredVerdict]]:
-        """Let a request in; returns how many verdicts were accepted, and the others with their reasons.
+        """Let a request in; return how many verdicts were accepted, and the others with their reasons.
 
         Raises:
             InvalidField, Denied, LimitExceeded: nothing of it was taken.
@@ -316,7 +316,7 @@ class _VerdictService:
                 return
 
     async def _answer_all(self, peer: _Peer, stream: _Stream, context: _Context) -> tuple[str, Exception] | None:
-        """Answer requests until the stream ends; returns why it is refused, and where, if it is."""
+        """Answer requests until the stream ends; return why it is refused, and where, if it is."""
         ticket = 0
         try:
             while (request := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
@@ -356,7 +356,7 @@ def certificate_names(context: _Context) -> tuple[str, ...]:
 
 
 def peer_of(context: _Context) -> str:
-    """Return a word for the peer of a call over TCP: the first name in its certificate, or else its address."""
+    """Return a name for the peer of a call over TCP: the first name in its certificate, or else its address."""
     names = certificate_names(context)
     return names[0] if names else _host(context.peer())
 

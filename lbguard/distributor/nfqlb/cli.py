@@ -23,7 +23,7 @@ _ACTIVE = re.compile(r"(\d+)\((\d+)\)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What `nfqlb show` tells of a memory: M, N, and the fwmark of each active target index."""
+    """Output of `nfqlb show` for a memory: M, N, and the fwmark of each active target index."""
 
     slots: int
     targets: int
@@ -83,7 +83,7 @@ class NfqlbCliDistributor:
         await self._show(stream)
 
     async def read_active(self, stream: StreamSpec) -> frozenset[int]:
-        """Return the active identifiers; ones that nobody registered, as another writer may have left, are included.
+        """Return the active identifiers; unregistered ones, as another writer may have left, are included.
 
         Raises:
             DistributorError: the memory cannot be shown.

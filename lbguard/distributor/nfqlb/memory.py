@@ -4,7 +4,7 @@
 The file is native-endian 4-byte fields (nfqlb's `shmem.c`, `maglevdyn.c`)::
 
     int own_fwmark; unsigned M, N, len;      header; len counts the bytes after own_fwmark, or more
-    int lookup[M];                           slot -> target index, -1 when nobody answers
+    int lookup[M];                           slot -> target index, -1 when there is none
     unsigned permutation[N][M];              rows, written once by init
     int active[N];                           target index -> fwmark, negative when inactive
 
@@ -59,11 +59,11 @@ MARK_MAX = 2**31 - 1
 
 
 class FileIdentity(NamedTuple):
-    """What tells one incarnation of a memory file from the next.
+    """Identity of one incarnation of a memory file.
 
     `nfqlb init` on an existing name truncates and rewrites the same inode, so the inode is not enough; the time of
-    modification tells. Stores through a mapping may change that time too (they do when they are the first touch of a
-    page), so whoever has stored takes the identity anew. The stores of others then look like a new incarnation, which
+    modification decides. Stores through a mapping may change that time too (they do when they are the first touch of a
+    page), so the writer takes the identity anew. The stores of others then look like a new incarnation, which
     does no harm: the table is read and put right again.
     """
 
@@ -78,7 +78,7 @@ class FileIdentity(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def change_since(self, path: Path) -> str:
-        """Say what happened to the file since this identity was taken; empty when it is still the same."""
+        """Return what happened to the file since this identity was taken; empty when it is still the same."""
         try:
             now = FileIdentity.of(path.stat())
         except OSError as error:
@@ -97,7 +97,9 @@ def memory_path(shm_dir: Path, stream: StreamSpec) -> Path:
     """
     name = stream.shm_name or f"tshm-{stream.name}"
     if "/" in name or "\0" in name or name in {".", ".."}:
-        raise DistributorError(f"stream {stream.name}: {name!r} is no name of a shared memory: it must be a plain name")
+        raise DistributorError(
+            f"stream {stream.name}: {name!r} is not a valid shared memory name: it must be a plain name"
+        )
     return shm_dir / name
 
 
@@ -131,7 +133,7 @@ def check_room(path: Path, stream: StreamSpec, room: int) -> None:
 
 
 class _Layout(NamedTuple):
-    """Where things are in a memory: byte offsets, from the number of slots and of targets."""
+    """Byte offsets in a memory, computed from the number of slots and of targets."""
 
     slots: int
     targets: int
@@ -154,7 +156,7 @@ class _Layout(NamedTuple):
 
 
 class _Rows:
-    """The permutation rows, read from the file piece by piece as they are asked for."""
+    """Permutation rows, read from the file piece by piece on demand."""
 
     def __init__(self, path: Path, descriptor: int, layout: _Layout) -> None:
         self._path = path
@@ -192,7 +194,7 @@ class StreamMemory:
         try:
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise DistributorError(f"{path} is no regular file, so it is no memory of nfqlb")
+                raise DistributorError(f"{path} is not an nfqlb memory file: not a regular file")
             self.identity = FileIdentity.of(status)
             self.layout = self._validated_layout()
             check_room(path, stream, self.layout.targets)
@@ -205,7 +207,7 @@ class StreamMemory:
         self._calculator = TableCalculator(_Rows(path, self._descriptor, self.layout), kind)
 
     def _validated_layout(self) -> _Layout:
-        """Trust nothing in the header before it agrees with the size of the file."""
+        """Validate the header against the size of the file before any field is used."""
         size = self.identity.size
         if size < HEADER_BYTES:
             raise DistributorError(f"{self.path} is truncated: {size} bytes, less than its header of {HEADER_BYTES}")
@@ -236,7 +238,7 @@ class StreamMemory:
         return self._read("i", self.layout.active, self.layout.targets)
 
     def lookup(self) -> list[int]:
-        """Return the target index of every slot, -1 when nobody answers."""
+        """Return the target index of every slot, -1 when there is none."""
         return self._read("i", self.layout.lookup, self.layout.slots)
 
     def table(self, registered: AbstractSet[int], active: AbstractSet[int]) -> list[int]:
@@ -360,7 +362,7 @@ def _open(path: Path, *, read_only: bool) -> int:
         raise DistributorError(_permission_remedy(path)) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise DistributorError(f"{path} is a symbolic link, so it is no memory of nfqlb") from error
+            raise DistributorError(f"{path} is not an nfqlb memory file: a symbolic link") from error
         raise DistributorError(f"{path} cannot be opened: {error.strerror}") from error
 
 

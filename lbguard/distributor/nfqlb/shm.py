@@ -49,7 +49,7 @@ class NfqlbShmDistributor:
         await self._run(lambda: self._memory(stream))
 
     async def read_active(self, stream: StreamSpec) -> frozenset[int]:
-        """Return the active identifiers; ones that nobody registered, as another writer may have left, are included.
+        """Return the active identifiers; unregistered ones, as another writer may have left, are included.
 
         Raises:
             DistributorError: the memory cannot be read.

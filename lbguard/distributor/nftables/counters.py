@@ -1,4 +1,4 @@
-"""Counts packets per target, and those among them that met the fallback, whichever distributor set the mark.
+"""Packet counts per target, and of those dropped while held, whichever distributor set the mark.
 
 A held target's table keeps only its blackhole route, and the kernel counts nobody's packets there. So a table of our
 own looks at each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both act at priority
@@ -49,7 +49,7 @@ class FallbackCounters:
         await self._session.call(self._ensure)
 
     async def read(self) -> dict[int, HeldCount]:
-        """Return, for each mark, what met the fallback: packets to a held target, which were dropped.
+        """Return, for each mark, the packets to a held target that the fallback dropped.
 
         A table that someone removed is made again, with zeros.
 

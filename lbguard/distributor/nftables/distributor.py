@@ -143,7 +143,7 @@ class NftDistributor:
         return strangers
 
     async def present_streams(self) -> frozenset[str]:
-        """Return the streams that stand in the kernel's table, attached or left there by an earlier run.
+        """Return the streams in the kernel's table, attached or left there by an earlier run.
 
         Raises:
             DistributorError: the table cannot be read.
@@ -205,7 +205,7 @@ class NftDistributor:
         return nft_state.read_held(nft.kernel, things, stream, self._calculator(stream), self._size(stream))
 
     def _inventory(self, kernel: Nfnetlink) -> list[RulesetObject]:
-        """Return what stands in the table, which is read only after somebody has changed the ruleset.
+        """Return the table's content, which is read only after another process has changed the ruleset.
 
         The generation is asked for first: whatever comes in between is met by the next reading.
         """

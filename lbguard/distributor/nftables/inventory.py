@@ -1,4 +1,4 @@
-"""What stands in an nftables table, by name and handle, without the elements of its sets.
+"""Inventory of an nftables table, by name and handle, without the elements of its sets.
 
 libnftables 1.0.6 reads every element of every set even for `list table -t`. These dumps carry none.
 """
@@ -55,7 +55,7 @@ class RulesetObject:
 
 
 class Count(NamedTuple):
-    """What a counter holds."""
+    """Value of a counter."""
 
     packets: int
     bytes: int

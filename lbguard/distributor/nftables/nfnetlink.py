@@ -114,7 +114,7 @@ def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def message(kind: int, body: bytes, *, flags: int = 0, resource: int = 0, family: int = NFPROTO_INET) -> bytes:
-    """Return a message without sequence number: whoever sends it sets that."""
+    """Return a message without sequence number, which the sender sets."""
     header = _MESSAGE.pack(_BODY_AT + len(body), kind, flags | _REQUEST, 0, 0)
     return header + _GENERIC.pack(family, 0, resource) + body
 
@@ -132,7 +132,7 @@ class _Answer(NamedTuple):
 
 
 class Datagrams(Protocol):
-    """What a socket to nf_tables offers; tests put a working model of the kernel behind it."""
+    """Interface of a socket to nf_tables; tests put a working model of the kernel behind it."""
 
     send_buffer_bytes: int
 

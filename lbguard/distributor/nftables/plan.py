@@ -16,7 +16,7 @@ from lbguard.distributor.nftables.state import Held
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """What a commit does to one stream."""
+    """Steps of a commit for one stream."""
 
     held: Held
     stream: StreamSpec
@@ -43,7 +43,7 @@ class Plan:
         yield from nft_elements.mark_changes(TABLE, self.held.names.active, self.held.active, self.active)
 
     def result(self, duration_s: float) -> CommitResult:
-        """Return what to tell of the commit once it took effect."""
+        """Return the outcome to report once the commit took effect."""
         return CommitResult(
             stream=self.stream.name,
             slots_changed=len(self.changed),
@@ -53,7 +53,7 @@ class Plan:
 
 
 def needs_renewal(held: Held, stream: StreamSpec) -> bool:
-    """Tell whether elements alone will not do: something is in doubt, or the stream looks otherwise in the rules."""
+    """Return whether elements alone will not do: something is in doubt, or the stream looks otherwise in the rules."""
     in_doubt = held.unread or held.doubtful or bool(held.lost)
     return in_doubt or held.unfit or _shape(stream) != _shape(held.stream)
 

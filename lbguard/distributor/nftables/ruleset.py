@@ -98,7 +98,7 @@ def decode_name(encoded: str) -> str:
     head, *escaped = encoded.split("_")
     name = (head.encode() + b"".join(bytes.fromhex(part[:2]) + part[2:].encode() for part in escaped)).decode()
     if encode_name(name) != encoded:
-        raise ValueError(f"{encoded!r} is no encoded stream name")
+        raise ValueError(f"{encoded!r} is not an encoded stream name")
     return name
 
 
@@ -216,7 +216,7 @@ def _vip_rules(names: StreamNames, vips: Collection[Prefix]) -> list[str]:
 
 
 def overlap(one: Prefix, other: Prefix) -> bool:
-    """Tell whether two prefixes share an address."""
+    """Return whether two prefixes share an address."""
     if is_ipv4(one.network) != is_ipv4(other.network):
         return False
     length = min(one.length, other.length)
@@ -224,7 +224,7 @@ def overlap(one: Prefix, other: Prefix) -> bool:
 
 
 def defragments(line: str) -> bool:
-    """Tell whether a command belongs to the rules that switch defragmentation on."""
+    """Return whether a command belongs to the rules that switch defragmentation on."""
     return line.split()[4:5] == [DEFRAGMENT]
 
 

@@ -1,4 +1,4 @@
-"""What the kernel's table holds of a stream: read back, remembered, compared."""
+"""State of a stream in the kernel's table: read back, remembered, compared."""
 
 import contextlib
 from array import array
@@ -18,7 +18,7 @@ from lbguard.distributor.nftables.ruleset import TABLE, StreamNames
 
 @dataclass(slots=True, kw_only=True)
 class Held:
-    """What the kernel holds for an attached stream, as far as we know."""
+    """State of an attached stream in the kernel, as far as we know."""
 
     stream: StreamSpec
     names: StreamNames
@@ -55,7 +55,7 @@ def empty_slots(total: int) -> "array[int]":
 def unread(
     things: Collection[RulesetObject], stream: StreamSpec, calculator: TableCalculator, slots_total: int
 ) -> Held:
-    """Return what an inventory tells of a stream that shall have this number of slots: all but the elements.
+    """Return the state of a stream in an inventory that shall have this number of slots: all but the elements.
 
     Raises:
         ValueError: the stream's name is empty or too long.
@@ -133,7 +133,7 @@ def read_marks(kernel: Nfnetlink, names: StreamNames) -> frozenset[int] | None:
 
 
 def read_streams(kernel: Nfnetlink) -> frozenset[str]:
-    """Return the names of the streams that stand in the kernel's table.
+    """Return the names of the streams in the kernel's table.
 
     Raises:
         NftError: the kernel refuses.
@@ -148,7 +148,7 @@ def read_streams(kernel: Nfnetlink) -> frozenset[str]:
 
 
 def difference(kernel: Nfnetlink, things: Iterable[RulesetObject], held: Held) -> str:
-    """Say how the kernel's table differs from what we left there; empty when it does not.
+    """Return how the kernel's table differs from what we left there; empty when it does not.
 
     Raises:
         NftError: the kernel refuses.

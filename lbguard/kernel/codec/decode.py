@@ -40,7 +40,7 @@ class Control(NamedTuple):
 
 
 class Decoded:
-    """What one datagram held, in order."""
+    """Content of one datagram, in order."""
 
     __slots__ = ("changes", "controls", "ignored", "interrupted")
 
@@ -75,8 +75,8 @@ def decode(data: Buffer, length: int, is_target_table: IsTargetTable) -> Decoded
     Args:
         data: a buffer that starts with the datagram.
         length: how many bytes of it the datagram fills; bytes after that are never read.
-        is_target_table: tells the routing tables of interest. Routes and rules that carry our own protocol number
-            pass in any table, so that leftovers of removed targets are seen.
+        is_target_table: returns whether a routing table is of interest. Routes and rules that carry our own protocol
+            number pass in any table, so that leftovers of removed targets are seen.
 
     Returns:
         The events, the control messages and the reasons of what was ignored. Never raises, whatever the bytes.

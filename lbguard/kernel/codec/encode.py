@@ -1,4 +1,4 @@
-"""The dozen netlink requests that lbguard makes, as bytes. Pure: sequence numbers are filled in by whoever sends.
+"""The dozen netlink requests that lbguard makes, as bytes. Pure: the sender fills in sequence numbers.
 
 Every request is exact: it names our protocol number, metric or priority, so that the kernel itself refuses to touch
 what somebody else made. Layouts as in rtnetlink.py; neighbour tables: include/uapi/linux/neighbour.h.
@@ -89,7 +89,7 @@ def _family(ipv4: bool) -> int:
 
 
 def dump(kind: DumpKind, sequence: int) -> bytes:
-    """Ask for all objects of a kind, in all families (in the form that strict checking demands)."""
+    """Request all objects of a kind, in all families (in the form that strict checking demands)."""
     return _message(kind.value, c.NLM_F_DUMP, _DUMP_BODIES[kind], sequence)
 
 
@@ -182,7 +182,7 @@ def tune_neighbors(ifindex: int, timers: NeighborTimers, *, ipv4: bool) -> bytes
 
 
 def get_link(ifindex: int) -> bytes:
-    """Ask for one link."""
+    """Request one link."""
     mask = _u32(c.IFLA_EXT_MASK, c.RTEXT_FILTER_SKIP_STATS)
     return _message(c.RTM_GETLINK, 0, _IFINFO.pack(c.AF_UNSPEC, 0, ifindex, 0, 0) + mask)
 

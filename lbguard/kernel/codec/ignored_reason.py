@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class IgnoredReason(StrEnum):
-    """Why a message gave no event. A bounded set: it becomes a metric label."""
+    """Reason why a message gave no event. A bounded set: it becomes a metric label."""
 
     TRUNCATED = "truncated"
     MALFORMED = "malformed"

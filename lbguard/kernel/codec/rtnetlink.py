@@ -1,4 +1,4 @@
-"""What each rtnetlink message says, in events of the core: links, addresses, neighbours, routes and rules.
+"""Decoders of rtnetlink messages into events of the core: links, addresses, neighbours, routes and rules.
 
 A decoder gets a buffer, where the message's fixed part begins in it, and where the message ends. Only the fields that
 the events have are read; walking stops as soon as they are there. Layouts: include/uapi/linux/rtnetlink.h, if_link.h,
@@ -257,7 +257,7 @@ _ROUTE_SHAPES: Final = {
 
 
 def _on_link(data: Buffer, offset: int, end: int, dst_len: int) -> _OnLink | IgnoredReason:
-    """Read a route that somebody made to a prefix; only one without a gateway is of interest."""
+    """Read another program's route to a prefix; only one without a gateway is of interest."""
     network = b""
     oif = metric = 0
     offset += 12

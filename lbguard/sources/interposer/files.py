@@ -66,7 +66,7 @@ class RequestFifo:
 
     @property
     def lost(self) -> bool:
-        """Whether somebody took the FIFO away, so that nobody can ask."""
+        """Return whether the FIFO was removed, so that no call can arrive."""
         try:
             return not self._directory.is_same("requests", self.descriptor)
         except OSError:
@@ -80,7 +80,7 @@ class RequestFifo:
             return []
 
     def close(self) -> None:
-        """Take the FIFO away, so that nobody asks any more, and close it."""
+        """Remove the FIFO, so that no more calls arrive, and close it."""
         if self.descriptor >= 0:
             if not self.lost:
                 with contextlib.suppress(OSError):
@@ -113,7 +113,7 @@ class Answers:
             self._descriptor = -1
 
     def open(self, request_id: str) -> int | None:
-        """Open the way back to a caller; None when nobody waits there. The id is one that the protocol has checked."""
+        """Open the FIFO of a caller; None when no caller waits there. The protocol has checked the id."""
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(request_id, flags, dir_fd=self._descriptor)
@@ -134,7 +134,7 @@ class Answers:
             os.close(descriptor)
 
     def sweep(self) -> int:
-        """Remove the FIFOs that callers left behind that were killed; returns how many. Nothing else is touched."""
+        """Remove the FIFOs that callers left behind that were killed; return how many. Nothing else is touched."""
         removed = 0
         with contextlib.suppress(OSError), os.scandir(self._descriptor) as entries:
             for entry in islice(entries, _SWEPT_MAX):
@@ -148,7 +148,7 @@ class Answers:
 
 
 class Missed:
-    """The file `missed`: calls that went to the real program without our being told.
+    """File `missed`: calls that went to the real program without lbguard.
 
     While anything stands in it, callers do not ask. So it is taken at once, whole: a new, empty file replaces it. One
     who had the old one open may still add a line, so that is looked at once more.
@@ -171,7 +171,7 @@ class Missed:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is anything to be taken."""
+        """Return whether any call waits to be read."""
         try:
             status = self._directory.status("missed")
         except OSError:
@@ -179,7 +179,7 @@ class Missed:
         return status is not None and status.st_size > 0
 
     def take(self, on_line: Callable[[bytes], None]) -> bool:
-        """Take what is there, in order; false when the file may not tell all.
+        """Take what is there, in order; false when the file may be incomplete.
 
         Raises:
             OSError: the file cannot be read or replaced.
@@ -243,7 +243,7 @@ class SharedFiles:
         return True
 
     def close(self) -> None:
-        """Close what is open; the FIFO for requests is closed by whoever reads it."""
+        """Close what is open; the reader closes the FIFO for requests."""
         self.missed.close()
         self.answers.close()
         self.directory.close()

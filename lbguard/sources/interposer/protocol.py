@@ -1,4 +1,4 @@
-"""What the program `deploy/meridio/nfqlb` and lbguard say to each other: one line a message, plain words. Pure.
+"""Protocol between the program `deploy/meridio/nfqlb` and lbguard: one line a message, plain words. Pure.
 
 A request is `1 ID COMMAND WORD...`: the version, the name of the FIFO that waits for the answer (a UUID), and the
 arguments as nfqlb got them. A missed call is `1 COMMAND WORD...`. An answer is `1 done` (the call is seen to: exit with
@@ -81,7 +81,7 @@ class Request:
 
 
 class Verdict(StrEnum):
-    """What an answer says."""
+    """Outcome that an answer reports."""
 
     DONE = "done"
     PASS = "pass"
@@ -92,7 +92,7 @@ def parse_request(line: bytes) -> Request:
     """Read a request.
 
     Raises:
-        ProtocolError: it is none; nobody can be answered.
+        ProtocolError: it is not a request; no answer is possible.
         CallError: the call is none of Meridio's; `request_id` is set.
     """
     words = _words(line)

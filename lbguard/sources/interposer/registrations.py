@@ -1,4 +1,4 @@
-"""Keeps the registry in step with the calls: told, missed, or found in the tables; and keeps it for a restart."""
+"""Updates of the registry by calls: received, missed, or found in the tables; and its file for a restart."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ _log = logging.getLogger("lbguard.sources.interposer")
 
 
 class Registrations:
-    """Who is registered, told to `emit` whenever it has changed.
+    """Registered streams and targets, passed to `emit` whenever they have changed.
 
-    A target that was activated while its addresses were not known is *owed*: it is registered as soon as they are.
+    A target that was activated while its addresses were not known is *deferred*: it is registered once they are.
     """
 
     def __init__(self, file: RegistryFile, emit: Callable[[SourceSnapshot], None], routes: Gateways) -> None:
@@ -35,7 +35,7 @@ class Registrations:
     # The start
 
     def load(self) -> None:
-        """Take up what an earlier run left."""
+        """Load what an earlier run left."""
         try:
             self.registry = self._file.read() or Registry()
         except RegistryError as error:
@@ -47,7 +47,7 @@ class Registrations:
         self.registry = Registry()
 
     def compare(self, found: Mapping[str, FoundTable]) -> None:
-        """Forget the streams that have no table, and adopt who is active in one although nobody told us."""
+        """Forget the streams that have no table, and adopt the active targets that were not announced."""
         for name in [name for name in self.registry.streams if name not in found]:
             self.registry.end(name)
         for name, table in found.items():
@@ -74,7 +74,7 @@ class Registrations:
         return self._routes.gateways(call.mark) or (entry.ips if entry is not None else ())
 
     def serves(self, stream: str) -> bool:
-        """Tell whether the core was given a stream."""
+        """Return whether the core was given a stream."""
         known = self.registry.streams.get(stream)
         return known is not None and known.offset is not None
 
@@ -97,7 +97,7 @@ class Registrations:
         self._owed.pop(TargetKey(call.stream, call.identifier), None)
 
     def apply(self, call: Call) -> None:
-        """Take a call as a fact: the real program carries it out, or has done so."""
+        """Apply a call: the real program carries it out, or has done so."""
         match call.command:
             case Command.INIT | Command.DELETE:
                 self.registry.end(call.stream)
@@ -112,7 +112,7 @@ class Registrations:
                 self.resolve()
 
     def resolve(self) -> bool:
-        """Register who is owed and whose addresses are known now; tells whether there was anybody."""
+        """Register the deferred targets whose addresses are known now; return whether there was any."""
         paid = False
         for key, call in list(self._owed.items()):
             ips = self.addresses(call)
@@ -127,7 +127,7 @@ class Registrations:
         return paid
 
     def drop_unconfirmed(self, sound_for_s: Callable[[TargetKey], float], limit_s: float, now: float) -> bool:
-        """Forget who is sound again and yet was not activated for so long; tells whether there was anybody.
+        """Forget unconfirmed targets with good paths that were not activated in time; return whether there was any.
 
         The load balancer takes such a target for gone: it says nothing when one that it had taken out is removed.
         """
@@ -148,7 +148,7 @@ class Registrations:
     # Telling
 
     def tell(self, *, again: bool = False) -> None:
-        """Keep the registry for a restart, and tell the list where it has changed (or `again`)."""
+        """Save the registry for a restart, and report the list if it has changed (or `again`)."""
         specs = self.registry.specs()
         content = self.registry.dump()
         if content != self._saved:

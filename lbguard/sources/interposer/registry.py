@@ -1,4 +1,4 @@
-"""Which targets the load balancer has registered, and the file in which that outlives a restart of ours.
+"""Registry of the targets that the load balancer has activated, and its file, which survives a restart.
 
 A target is registered from its first `activate` until it is deliberately removed. While the load balancer has taken it
 out because its path was broken it is *unconfirmed*: Meridio's tries such a target again by itself (on every link that
@@ -27,7 +27,7 @@ _text_of = functools.lru_cache(maxsize=1 << 16)(format_ip)  # all of them are wr
 
 
 class RegistryError(Exception):
-    """A registry cannot be read, or cannot take what it is told; the text says why."""
+    """A registry cannot be read, or an entry cannot be registered; the text says why."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass(slots=True)
 class RegisteredStream:
-    """A stream. `offset` is None until the first target tells it."""
+    """A stream. `offset` is None until its first target is known."""
 
     max_targets: int
     offset: int | None = None
@@ -54,7 +54,7 @@ class Registry:
         self.streams: dict[str, RegisteredStream] = {}
 
     def begin(self, stream: str, max_targets: int) -> None:
-        """Take note of a new table, in which nobody is registered."""
+        """Record a new table, in which no target is registered."""
         self.streams[stream] = RegisteredStream(max_targets)
 
     def end(self, stream: str) -> None:
@@ -89,7 +89,7 @@ class Registry:
         known.targets[identifier] = Entry(ips)
 
     def remove(self, stream: str, identifier: int) -> bool:
-        """Forget a target; tells whether it was there."""
+        """Forget a target; return whether it was there."""
         known = self.streams.get(stream)
         return known is not None and known.targets.pop(identifier, None) is not None
 

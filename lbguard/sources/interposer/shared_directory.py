@@ -50,21 +50,21 @@ class SharedDirectory:
 
     @property
     def lost(self) -> bool:
-        """Whether the path does not lead to the directory that is open."""
+        """Return whether the path does not lead to the open directory."""
         try:
             return not os.path.samestat(self.path.lstat(), os.fstat(self._descriptor))
         except OSError:
             return True
 
     def status(self, name: str) -> os.stat_result | None:
-        """Return what stands at a name; None: nothing."""
+        """Return the type of the entry at a name; None: nothing."""
         try:
             return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def is_same(self, name: str, descriptor: int) -> bool:
-        """Tell whether what stands at a name is what is open."""
+        """Return whether the entry at a name is the open one."""
         status = self.status(name)
         return status is not None and descriptor >= 0 and os.path.samestat(status, os.fstat(descriptor))
 

@@ -2,7 +2,7 @@
 
 Its container runs `nfqlb` by name, and `deploy/meridio/nfqlb` stands there in its place. What its calls mean:
 
-- `init`: a table is made anew. The real program does that; nobody is registered any more.
+- `init`: a table is made anew. The real program does that; no target is registered any more.
 - `activate`: a target is registered. Its addresses are the gateways of the load balancer's routes in the table of its
   mark, which it adds before. Answered when the core has put it into the distributor.
 - `deactivate`: of a target whose path is broken, or was a moment ago, a failed verification: it stays, and grace
@@ -67,14 +67,14 @@ class InterposerConfig:
 
 @dataclass(slots=True)
 class InterposerCounters:
-    """What happened so far: calls by command and outcome, and lines that were no good by reason. All are bounded."""
+    """Counters: calls by command and outcome, and unreadable lines by reason. All are bounded."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
 
 
 class _Answer(NamedTuple):
-    """What a call is answered, and the outcome in a word."""
+    """Answer to a call, and its outcome in a word."""
 
     verdict: Verdict
     outcome: str
@@ -82,7 +82,7 @@ class _Answer(NamedTuple):
 
 
 class InterposerSource:
-    """Answers the calls, and tells the core who is registered.
+    """Source that answers the calls and reports the registered targets to the core.
 
     Args:
         config: where, and how patiently.
@@ -117,7 +117,7 @@ class InterposerSource:
         self._group: asyncio.TaskGroup | None = None
 
     def hear(self, events: Iterable[Event]) -> None:
-        """Take note of what became of commits; other events are passed over."""
+        """Record the outcome of commits; other events are ignored."""
         news = False
         for event in events:
             match event:
@@ -137,11 +137,11 @@ class InterposerSource:
 
     @property
     def problem(self) -> str:
-        """Why no calls can be taken; empty: they can."""
+        """Return why no calls can be taken; empty: they can."""
         return self._shared.problem
 
     def reload(self) -> None:
-        """Tell the list again (SIGHUP)."""
+        """Report the list again (SIGHUP)."""
         self.registrations.tell(again=True)
 
     # Life
@@ -379,7 +379,7 @@ class InterposerSource:
     # Waiting
 
     async def _catch_up_core(self, deadline: float) -> None:
-        """Let the core see what the kernel told before the call came; at most for half of the time that is left."""
+        """Let the core process the kernel's events from before the call; at most for half of the time that is left."""
         loop = asyncio.get_running_loop()
         latest = (loop.time() + deadline) / 2
         turn = 0

@@ -1,4 +1,4 @@
-"""What the source `interposer` sees of the rest of the service."""
+"""View of the service that the source `interposer` needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from lbguard.core.model import TargetKey
 
 
 class Core(Protocol):
-    """What has to be known of the core. Nothing here waits."""
+    """Interface to the core. Nothing here waits."""
 
     @property
     def ready(self) -> bool:
-        """Whether the core decides: it has seen the kernel, and has a list."""
+        """Return whether the core decides: it has seen the kernel, and has a list."""
 
     @property
     def caught_up(self) -> bool:
-        """Whether the core's view of the kernel is whole, and nothing that was told waits to be looked at."""
+        """Return whether the core's view of the kernel is complete and no event waits."""
 
     def path_lost(self, target: TargetKey, within_s: float) -> bool:
-        """Tell whether a link of the target's paths is missing, down or unusable, or was within a time.
+        """Return whether a link of the target's paths is missing, down or unusable, or was within a time.
 
-        True too while the view of the kernel is not whole: then nobody knows, and what is stays.
+        True too while the view of the kernel is incomplete: the path is then unknown, and nothing changes.
         """
 
     def sound_for_s(self, target: TargetKey) -> float:

@@ -22,7 +22,7 @@ class SeenOffsets(Protocol):
         Args:
             streams: room for targets by stream.
             targets: addresses by stream and identifier.
-            known: offsets that were told before, by stream. For these only evidence without any doubt counts.
+            known: offsets that were announced before, by stream. For these only evidence without any doubt counts.
         """
 
 
@@ -53,16 +53,16 @@ class NspLists:
 
     @property
     def waits(self) -> int:
-        """How many removals wait."""
+        """Return the number of removals that wait."""
         return sum(each.waits for each in self._all)
 
     @property
     def settles_at(self) -> float | None:
-        """When the first list is believed next; None when none waits."""
+        """Return when the next hold-down ends; None when none runs."""
         return min((each.settles_at for each in self._all if each.settles_at is not None), default=None)
 
     def begin_session(self) -> None:
-        """Take note that the connection is a new one."""
+        """Record that the connection is a new one."""
         for each in self._all:
             each.begin_session()
 
@@ -72,15 +72,15 @@ class NspLists:
             each.expire(now)
 
     def take_streams(self, streams: Mapping[str, int], now: float) -> None:
-        """Take a list of streams."""
+        """Apply a list of streams."""
         self._streams.take(streams, now)
 
     def take_vips(self, vips: Mapping[Prefix, None], now: float) -> None:
-        """Take a list of VIPs."""
+        """Apply a list of VIPs."""
         self._vips.take(vips, now)
 
     def take_targets(self, entries: TargetEntries, now: float) -> None:
-        """Take a list of targets."""
+        """Apply a list of targets."""
         served = dict(entries.served)
         # An entry that cannot be read says that the target is there, and nothing else: it stays as it was.
         for key, ips in (self._targets.believed or {}).items():
@@ -113,7 +113,7 @@ class Composer:
 
     @property
     def reads_back(self) -> bool:
-        """Whether offsets are looked at that others may change."""
+        """Return whether offsets that others may change are read back."""
         return self._seen_offsets is not None
 
     def compose(

@@ -29,7 +29,7 @@ _SHOWN = 80
 
 
 class Reason(StrEnum):
-    """Why an entry was skipped."""
+    """Reason why an entry was skipped."""
 
     FOREIGN_CONDUIT = "foreign_conduit"
     BAD_STREAM_NAME = "bad_stream_name"
@@ -64,7 +64,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read(Generic[Value]):
-    """What a list says, and what of it was skipped."""
+    """Content of a list, and the entries of it that were skipped."""
 
     value: Value
     skipped: tuple[Skipped, ...] = ()
@@ -83,7 +83,7 @@ class TargetEntries:
 
 
 def _shown(text: object) -> str:
-    """Return foreign text as it may stand in a log."""
+    """Return foreign text in a form fit for a log."""
     shown = repr(text)
     return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
 
@@ -208,7 +208,7 @@ def _addresses(texts: Iterable[str], what: str) -> tuple[tuple[Ip, ...], Skipped
 
 
 def _address(text: str) -> Ip:
-    """Read `address` or `address/length`: the length is that of the proxy's subnet and tells nothing of the target.
+    """Read `address` or `address/length`: the length is that of the proxy's subnet and does not concern the target.
 
     The C library reads addresses; `ipaddress` takes thirty times as long, which a list of thousands would let the whole
     service feel.
@@ -217,7 +217,7 @@ def _address(text: str) -> Ip:
     try:
         ip = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     except (OSError, ValueError):
-        raise ValueError("it is no address, or has a zone" if "%" in host else "it is no address") from None
+        raise ValueError("not an address, or it has a zone" if "%" in host else "not an address") from None
     if slash and not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= len(ip) * 8):
         raise ValueError("its length is none")
     if why := why_not_unicast(ip):

@@ -1,4 +1,4 @@
-"""Identifier offsets of streams, which Meridio's registry does not tell: the load balancer chooses them. Pure.
+"""Identifier offsets of streams, which the load balancer chooses: Meridio's registry has none. Pure.
 
 How Meridio's load balancer does it: a stream gets the lowest offset, from IDENTIFIER_OFFSET_START (5000) up, at which a
 range of `max_targets` numbers meets no range of another stream. It keeps that offset, and the size it was made with,
@@ -26,7 +26,7 @@ class Range(NamedTuple):
     size: int
 
     def meets(self, other: "Range") -> bool:
-        """Tell whether two ranges share a number."""
+        """Return whether two ranges share a number."""
         return self.offset < other.offset + other.size and other.offset < self.offset + self.size
 
 
@@ -91,7 +91,7 @@ class OffsetAllocator:
 
 
 def is_possible(offset: int, size: int) -> bool:
-    """Tell whether an offset that was read back can be one: its marks exist and none is a reserved route table."""
+    """Return whether an offset that was read back can be one: its marks exist and none is a reserved route table."""
     first, last = offset + 1, offset + size
     return offset >= 0 and last <= MAX_MARK and not (first < RESERVED_TABLES.stop and last >= RESERVED_TABLES.start)
 

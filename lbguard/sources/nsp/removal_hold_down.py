@@ -1,7 +1,7 @@
-"""Which removals of a registry's list are believed. Pure.
+"""Hold-down of removals from a registry's list. Pure.
 
 While the registry stays connected, what it takes off its list is taken off at once: it means it. After a connection was
-lost, the other end may be a registry that has just started and does not know everybody yet. Meridio's reads its
+lost, the other end may be a registry that has just started and does not know all entries yet. Meridio's reads its
 configuration after it began to serve, so its first list of streams is empty; and when its database is lost, targets
 come back one by one as they refresh their entries, by default every 30 s. Its own load balancer believes each of these
 lists. We do not: a list that comes first after a loss and lacks more than a share of what was known opens a settle
@@ -38,27 +38,27 @@ class RemovalHoldDown(Generic[Key, Value]):
 
     @property
     def believed(self) -> dict[Key, Value] | None:
-        """What counts now; None while nothing does."""
+        """Return the list in force; None while there is none."""
         return self._believed
 
     @property
     def waits(self) -> int:
-        """How many removals wait."""
+        """Return the number of removals that wait."""
         if self._until is None:
             return 0
         return len((self._believed or {}).keys() - (self._told or {}).keys())
 
     @property
     def settles_at(self) -> float | None:
-        """When waiting ends; None when nothing waits."""
+        """Return when the hold-down ends; None when none runs."""
         return self._until
 
     def begin_session(self) -> None:
-        """Take note that the connection is a new one."""
+        """Record that the connection is a new one."""
         self._first_of_session = True
 
     def take(self, told: Mapping[Key, Value], now: float) -> None:
-        """Take a list."""
+        """Apply a list."""
         first, self._first_of_session = self._first_of_session, False
         self._told = told
         missing = len((self._believed or {}).keys() - told.keys())
@@ -69,7 +69,7 @@ class RemovalHoldDown(Generic[Key, Value]):
         self._settle(now)
 
     def expire(self, now: float) -> None:
-        """Believe what is told when its time has come."""
+        """Apply the waiting list when its time has come."""
         if self._told is not None:
             self._settle(now)
 

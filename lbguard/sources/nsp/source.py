@@ -1,7 +1,7 @@
 """Streams and targets of one conduit from Meridio's registry (NSP).
 
 Three watches (streams, VIPs, targets) make one list, once each has answered. A registry that is lost changes nothing:
-the loss is told once, the last list stays, and what comes first after it is met with doubt (see `nsp_settle`).
+the loss is reported once, the last list stays, and removals in the first list after it wait (`removal_hold_down`).
 """
 
 import asyncio
@@ -45,7 +45,7 @@ Response = TypeVar("Response", pb.StreamResponse, pb.VipResponse, pb.TargetRespo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NspConfig:
-    """What to watch, and how patiently. Times in seconds.
+    """Registry to watch, and its timing. Times in seconds.
 
     `settle_s` and `settle_share`: see `RemovalHoldDown`. `recheck_s`: how often offsets in force are looked at again.
     """
@@ -61,7 +61,7 @@ class NspConfig:
 
 @dataclass(slots=True)
 class NspCounters:
-    """What happened so far; only ever grows, but for `connected` and `waiting`."""
+    """Counters that only grow, except `connected` and `waiting`."""
 
     connected: bool = False
     waiting: int = 0
@@ -72,11 +72,11 @@ class NspCounters:
 
 
 class NspSource:
-    """Watches a registry and tells of every list and of its loss.
+    """Watcher of a registry that reports every list and the registry's loss.
 
     Args:
         config: what to watch.
-        emit: takes what is told, in the thread of the event loop.
+        emit: receives what is reported, in the thread of the event loop.
         seen_offsets: reads offsets back; None: they are calculated.
         follow_offsets: take over an offset that turns out to be another one than was told. It makes the core give the
             stream up and begin it anew, so it is only for where somebody else owns the distributor.
@@ -108,7 +108,7 @@ class NspSource:
         self._composer = Composer(config.offset_start, seen_offsets, follow=follow_offsets)
 
     def reload(self) -> None:
-        """Begin a new session now and tell the list again, changed or not (SIGHUP)."""
+        """Begin a new session now and report the list again, changed or not (SIGHUP)."""
         self._last = None
         self._reload.set()
 

@@ -1,4 +1,4 @@
-"""How metrics are declared: made in a registry, noted for the documentation, with labels that are words of code."""
+"""Declaration of metrics: made in a registry, noted for the documentation, with labels that are words of code."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Counts that somebody else keeps (the kernel, an adapter), followed by counters of ours."""
+"""Counts that another part keeps (the kernel, an adapter), followed by counters of ours."""
 
 
 class ForeignCounts:

@@ -141,7 +141,7 @@ class Metrics:
             "recording_dropped", "Entries missing in recordings, by reason; a new file begins after the gap.", "reason"
         )
         self.engine_step = families.histogram(
-            "engine_step_seconds", "How long the engine thought about one batch of events.", WORK_BUCKETS
+            "engine_step_seconds", "Time to decide about one batch of events.", WORK_BUCKETS
         )
         self.stalled_seconds = families.counter(
             "stalled_seconds", "Seconds in which the process was stopped or held up, and looked at nothing."
@@ -175,7 +175,7 @@ class Metrics:
         )
 
     def record_effect(self, effect: Effect) -> None:
-        """Count what an effect asks for; effects that have no metric of their own are no error."""
+        """Count an effect; effects that have no metric of their own are no error."""
         match effect:
             case Record(decision=decision):
                 self.streams.record_decision(decision)
@@ -204,45 +204,45 @@ class Metrics:
         self.heartbeat.set_to_current_time()
 
     def record_interposer(self, calls: Mapping[tuple[str, str], int]) -> None:
-        """Take the interposer's own counts of calls, by command and outcome, which only grow."""
+        """Record the interposer's counts of calls, by command and outcome, which only grow."""
         for key, reading in calls.items():
             self.interposer_calls.labels(*key).inc(self._counts.grown(("interposer", *key), reading))
 
     def record_announcer(
         self, sent: Mapping[str, int], suppressed: Mapping[str, int], errors: Mapping[str, int]
     ) -> None:
-        """Take the announcer's own counts, which only grow."""
+        """Record the announcer's counts, which only grow."""
         self._follow(self.announcements, "kind", sent)
         self._follow(self.announcements_suppressed, "reason", suppressed)
         self._follow(self.announcement_errors, "error", errors)
 
     def record_mirror(self, overruns: int, resyncs: Mapping[str, int], ignored: Mapping[str, int]) -> None:
-        """Take the mirror's own counts, which only grow."""
+        """Record the mirror's counts, which only grow."""
         self.kernel_overruns.inc(self._counts.grown("overruns", overruns))
         self._follow(self.kernel_resyncs, "resyncs", resyncs)
         self._follow(self.kernel_messages_ignored, "ignored", ignored)
 
     def record_source(self, *, sessions: int, losses: int, waiting: int, skipped: Mapping[str, int]) -> None:
-        """Take a registry's own counts; all but `waiting` only grow."""
+        """Record a registry's counts; all but `waiting` only grow."""
         self.source_sessions.inc(self._counts.grown("source_sessions", sessions))
         self.source_losses.inc(self._counts.grown("source_losses", losses))
         self.source_removals_waiting.set(waiting)
         self._follow(self.source_entries_skipped, "skipped", skipped)
 
     def record_mesh(self, events: Mapping[str, int], *, outdated: int, losses: int) -> None:
-        """Take the counts of what a network service manager told, which only grow."""
+        """Record the counts of a network service manager's events, which only grow."""
         self._follow(self.mesh_events, "mesh_events", events)
         self.mesh_neighbors_outdated.inc(self._counts.grown("mesh_neighbors_outdated", outdated))
         self.mesh_losses.inc(self._counts.grown("mesh_losses", losses))
 
     def record_recording(self, *, entries: int, written_bytes: int, dropped: Mapping[str, int]) -> None:
-        """Take the recorder's own counts, which only grow."""
+        """Record the recorder's counts, which only grow."""
         self.recording_entries.inc(self._counts.grown("recording_entries", entries))
         self.recording_bytes.inc(self._counts.grown("recording_bytes", written_bytes))
         self._follow(self.recording_dropped, "recording_dropped", dropped)
 
     def record_inbox_dropped(self, total: int) -> None:
-        """Take the runner's own count of dropped events, which only grows."""
+        """Record the runner's count of dropped events, which only grows."""
         self.inbox_dropped.inc(self._counts.grown("inbox_dropped", total))
 
     def record_verdicts(
@@ -255,7 +255,7 @@ class Metrics:
         invalid: int,
         replaced: int,
     ) -> None:
-        """Take the verdict service's own counts, which only grow."""
+        """Record the verdict service's counts, which only grow."""
         self._follow(self.verdicts_received, "verdicts_received", received)
         self._follow(self.verdicts_ignored, "verdicts_ignored", ignored)
         self._follow(self.verdict_requests_denied, "verdicts_denied", denied)

@@ -46,7 +46,7 @@ INTERFACE_METRICS = {
 
 @dataclass(frozen=True, slots=True)
 class LinkLabels:
-    """A link as its series tell of it; `ips` are addresses with prefix lengths between commas."""
+    """A link as labels of its series; `ips` are addresses with prefix lengths between commas."""
 
     name: str
     mac: str

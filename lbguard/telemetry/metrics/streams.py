@@ -1,4 +1,4 @@
-"""What is decided for the targets of each stream, and what that does to its table. Series leave with their stream."""
+"""Metrics of decisions and table changes of each stream. Series leave with their stream."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20,
 
 
 class CommitOutcome(Protocol):
-    """What a distributor says of one stream's commit (`CommitResult` of the distributors)."""
+    """Outcome of one stream's commit (`CommitResult` of the distributors)."""
 
     @property
     def stream(self) -> str:
@@ -20,11 +20,11 @@ class CommitOutcome(Protocol):
 
     @property
     def slots_changed(self) -> int:
-        """How many slots got another target."""
+        """Return the number of slots that got another target."""
 
     @property
     def duration_s(self) -> float:
-        """How long it took, seconds."""
+        """Return the duration of the commit, seconds."""
 
     @property
     def error(self) -> str:

@@ -26,13 +26,13 @@ PACKET_SPECS = (
         name="lbguard_held_packets_total",
         kind="counter",
         labels=("stream", "identifier"),
-        help="Packets to a target that met the fallback because its path was broken: what holding it cost.",
+        help="Packets to a target that were dropped while it was held with a broken path.",
     ),
     MetricSpec(
         name="lbguard_held_bytes_total",
         kind="counter",
         labels=("stream", "identifier"),
-        help="Bytes (with IP header) of the packets that met the fallback.",
+        help="Bytes (with IP header) of the packets dropped while held.",
     ),
 )
 
@@ -58,11 +58,11 @@ class TargetPackets(Collector):
             yield family
 
     def record(self, hits: Mapping[TargetKey, tuple[int, int]], held: Mapping[TargetKey, tuple[int, int]]) -> None:
-        """Take readings (packets, bytes) per target. Targets without a reading lose their series.
+        """Record readings (packets, bytes) per target. Targets without a reading lose their series.
 
         Args:
             hits: what the distributor gave to each target, as the kernel counts it now.
-            held: what met the fallback.
+            held: packets dropped while held.
         """
         totals: dict[TargetKey, tuple[int, int, int, int]] = {}
         for key in hits.keys() | held.keys():

@@ -1,4 +1,4 @@
-"""What each target went through, for the timelines of dashboards: its state, and how often its path was lost.
+"""History of each target for the timelines of dashboards: its state, and how often its path was lost.
 
 Both follow the decisions, so they cost nothing while nothing happens. A state that came and went between two scrapes is
 not seen in the state, but in the count of losses.
@@ -36,7 +36,7 @@ class TargetTimeline(Collector):
         self._targets: dict[TargetKey, tuple[int, int]] = {}
 
     def record(self, decision: Decision) -> None:
-        """Take in a decision."""
+        """Record a decision."""
         if decision.state_to is None:
             self._targets.pop(decision.target, None)
             return

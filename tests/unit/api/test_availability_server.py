@@ -172,7 +172,7 @@ async def test_the_socket_of_a_dead_process_and_a_file(tmp_path: Path) -> None:
     path = tmp_path / "lb.sock"
     path.write_text("")
     server = AvailabilityServer(path, HOST, AvailabilityState())
-    with pytest.raises(SocketError, match="no socket"):
+    with pytest.raises(SocketError, match="not a socket"):
         await server.start()
     path.unlink()
     dead = await asyncio.start_unix_server(lambda reader, writer: None, path)

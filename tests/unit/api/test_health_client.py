@@ -75,7 +75,7 @@ async def test_the_command_ends_with_what_the_service_says(
 
 
 def test_nobody_there_is_unhealthy(path: Path) -> None:
-    assert unhealthy_reason(path, "Liveness") == f"nobody serves {path}"
+    assert unhealthy_reason(path, "Liveness") == f"lbguard is not running (no socket at {path})"
 
 
 def test_a_hung_service_is_unhealthy(path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_hung_service_is_unhealthy(path: Path) -> None:
         hung.bind(str(path))
         hung.listen()
         reason = unhealthy_reason(path, "Liveness", timeout_s=0.2)
-    assert "no answer within 0.2 s" in reason
+    assert "did not answer within 0.2 s" in reason
 
 
 async def test_an_unknown_service_is_unhealthy(server: ApiServer, path: Path) -> None:

@@ -209,7 +209,7 @@ async def test_other_obstacles_are_named(tmp_path: Path, guard: Guard) -> None:
     taken = tmp_path / "file"
     taken.write_text("")
     for where, words in (
-        (taken, "no socket"),
+        (taken, "not a socket"),
         (taken / "x.sock", "let this user write to it"),
         (tmp_path / ("x" * 120), "longer than 107"),
     ):

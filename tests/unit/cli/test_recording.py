@@ -122,7 +122,7 @@ def test_a_moment_out_of_range_is_named_with_what_there_is(
         assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) in errors
     status, errors = ends("replay", "--at", "9" * 17, *files, capsys=capsys)
     assert status == 2
-    assert "no moment" in errors
+    assert "not a moment" in errors
 
 
 def test_between_two_runs_there_is_no_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

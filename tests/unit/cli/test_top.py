@@ -108,7 +108,7 @@ def test_deadlines_count_down_between_answers() -> None:
 def test_nothing_counts_down_while_the_service_is_away() -> None:
     shown = snapshot(trouble="not running, waiting")
     lines = screen(shown, later_s=5.0)
-    assert lines[0].startswith("not running, waiting (last heard of 5.0 s ago)")
+    assert lines[0].startswith("not running, waiting (last answer 5.0 s ago)")
     assert countdown_s(lines, "stream-a/1") == countdown_s(screen(shown), "stream-a/1")
 
 
@@ -293,7 +293,7 @@ async def test_it_waits_for_the_service_and_survives_its_restart(terminal: Termi
         text = await terminal.until(lambda text: "enforcing" in text and "LAST DECISIONS" in text)
         assert "stream-a/1" in text
         await server.stop(0)
-        text = await terminal.until(lambda text: "not running, waiting (last heard of" in text)
+        text = await terminal.until(lambda text: "not running, waiting (last answer" in text)
         assert "goaway" not in text.lower(), "nobody else writes over the view"
     terminal.press(b"q")
     assert await terminal.ended() == 0

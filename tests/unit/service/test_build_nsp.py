@@ -137,7 +137,7 @@ async def test_the_frontend_is_told_only_where_that_is_asked_for(tmp_path: Path)
     [
         ({"nsp.trench": ""}, "nsp.trench", "needed with source nsp"),
         ({"nsp.conduit": ""}, "nsp.conduit", "needed with source nsp"),
-        ({"nsp.address": "http://nsp"}, "nsp.address", "no address to dial"),
+        ({"nsp.address": "http://nsp"}, "nsp.address", "not an address to dial"),
         ({"nsp.tls_cert": "/x"}, "nsp.tls_key", "go together"),
         ({"nsp.tls_ca": "/x", "nsp.spiffe_socket": "unix:///x"}, "nsp.spiffe_socket", "not together with nsp.tls_ca"),
         ({"nsp.identifier_offset_start": "200"}, "nsp.identifier_offset_start", "out of bounds"),

@@ -127,7 +127,7 @@ def test_every_problem_is_reported_with_its_place(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("LBGUARD_MODE", "maybe")
     problems = refused(config=config, flags={"damping.stp": "1s"})
     assert set(problems) == {"grace.windw", "grace.max", "freeze", "mode", "damping.stp"}
-    assert "did you mean grace.window?" in problems["grace.windw"]
+    assert "unknown setting; did you mean grace.window?" in problems["grace.windw"]
     assert str(config) in problems["grace.max"]
     assert "grace.max = 'forever'" in problems["grace.max"]
     assert "LBGUARD_MODE" in problems["mode"]

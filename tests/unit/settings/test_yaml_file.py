@@ -109,9 +109,9 @@ def test_what_is_taken(content: str, value: object) -> None:
         ("a: 1" + ":1" * 1_000_000, "is too long for a number"),
         (b"a: 1\nb: \xff", "line 2, column 4: is not UTF-8 (byte 0xff)"),
         ("a: 1".encode("utf-16"), "is not UTF-8"),
-        ("a: 1\nb: \0", "is no valid YAML: line 2: control characters are not allowed (U+0000)"),
-        ("a: [", "is no valid YAML: line 2, column 1: "),
-        ('a: "\\x1b[31m\n', "is no valid YAML"),
+        ("a: 1\nb: \0", "is not valid YAML: line 2: control characters are not allowed (U+0000)"),
+        ("a: [", "is not valid YAML: line 2, column 1: "),
+        ('a: "\\x1b[31m\n', "is not valid YAML"),
     ],
 )
 def test_what_is_refused_and_where(content: str | bytes, words: str) -> None:

@@ -96,7 +96,7 @@ def test_no_streams_is_a_valid_list() -> None:
         ("[{identifier: 1, ips: [12]}]", "an address is text"),
         ('[{identifier: 1, ips: ["fe80::1"]}]', "fe80::1 cannot be the address of a target"),
         ("[{identifier: 1, ips: [224.0.0.1]}]", "224.0.0.1 cannot be the address of a target"),
-        ("[{identifier: 1, ip: [10.0.0.1], ips: [10.0.0.1]}]", "target 1: ip is no known key"),
+        ("[{identifier: 1, ip: [10.0.0.1], ips: [10.0.0.1]}]", "target 1: ip unknown key"),
         ("[7]", "target number 1: must be a mapping"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_wrong_target_is_refused_with_its_place(targets: str, words: str) -> N
         ("vips: ['::ffff:20.0.0.1']", "cannot be a VIP: it is an IPv4-mapped address; write 20.0.0.1"),
         ("vips: ['2000::1%nsm0']", "has a zone"),
         ("vips: [224.0.0.0/8]", "cannot be a VIP: it is a multicast address"),
-        ("colour: red", "colour is no known key"),
+        ("colour: red", "colour unknown key"),
         ("shm_name: ../x", "shm_name"),
     ],
 )

@@ -63,7 +63,7 @@ def test_the_story_of_a_held_target() -> None:
     recent = [(decision(Action.HOLD), 1.0), (decision(Action.RECOVER), 2.0), (decision(Action.HOLD), 3.0)]
     story = target_story(held, 100.0, recent)
     assert "stream-a/1 has been held for 10.0 s because of no_link." in story
-    assert "It stands in the distributor (fwmark and route table 5001)." in story
+    assert "It still receives traffic (fwmark and route table 5001)." in story
     assert "The path to 172.16.1.10 is broken: no_link - no link reaches the subnet of 172.16.1.10" in story
     assert "The path to fd00:1::10 is ok (via lb-a, neighbour reachable at 02:00:00:00:00:01)." in story
     assert "It is withdrawn in 2.5 s unless the path comes back." in story
@@ -74,7 +74,7 @@ def test_the_story_of_a_held_target() -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (TargetState.PENDING, "It gets no traffic"),
+        (TargetState.PENDING, "It receives no traffic"),
         (TargetState.ACTIVE, "has been active for 10.0 s"),
         (TargetState.FROZEN, "has been frozen for 10.0 s because of link_down: too much broke at once"),
         (TargetState.WITHDRAWN, "has been withdrawn for 10.0 s because of link_down"),
@@ -136,7 +136,7 @@ def test_a_deadline_that_is_held_up_is_no_promise() -> None:
 
 def test_a_mode_that_carries_nothing_out_says_so() -> None:
     story = target_story(target(state=TargetState.WITHDRAWN), 100.0, [], observe=True)
-    assert "No decision is carried out in this mode; by them it would get no traffic" in story
+    assert "No decision is carried out in this mode; in mode enforce it would receive no traffic" in story
 
 
 @pytest.mark.parametrize("condition", [*(str(item) for item in Condition), "something_new"])

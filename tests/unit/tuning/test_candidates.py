@@ -57,7 +57,7 @@ def test_what_no_setting_reaches_stays_as_recorded() -> None:
         ("grace.window", "soon", "500ms"),
         ("grace.window", "50s", "grace.max"),
         ("metrics.listen", ":1", "grace.window"),
-        ("neighbors.tune", "false", "does not tell"),
+        ("neighbors.tune", "false", "cannot be computed"),
     ],
 )
 def test_wrong_values_are_refused_as_settings_are(name: str, value: str, words: str) -> None:

@@ -172,14 +172,14 @@ async def test_the_policy_decides_by_the_names_in_the_certificate(tmp_path: Path
     async with served(tmp_path, RULE, "dns:*.proxy.test=172.16.0.0/30") as service:
         issue = service.authority.issue
         cases = (
-            (issue(), "the certificate names nobody"),
-            (issue(uris=("https://example.org/ns/red/proxy",)), "the certificate names nobody"),
-            (issue(uris=(PROXY, "spiffe://example.org/other")), "the certificate names nobody"),
+            (issue(), "the certificate has no usable name"),
+            (issue(uris=("https://example.org/ns/red/proxy",)), "the certificate has no usable name"),
+            (issue(uris=(PROXY, "spiffe://example.org/other")), "the certificate has no usable name"),
             (issue(uris=("spiffe://example.org/ns/blue/proxy",)), "lets spiffe://example.org/ns/blue/proxy report"),
             (issue(dns=("unix",)), "lets dns:unix report"),
             # Cut at the zero byte, as gRPC has them, these would be names that rules are for.
-            (issue(dns=("a.proxy.test\0.evil.test",)), "the certificate names nobody"),
-            (issue(uris=(f"{PROXY}\0/x",)), "the certificate names nobody"),
+            (issue(dns=("a.proxy.test\0.evil.test",)), "the certificate has no usable name"),
+            (issue(uris=(f"{PROXY}\0/x",)), "the certificate has no usable name"),
         )
         for client, words in cases:
             code, text = await service.refusal(client, verdict())

@@ -51,18 +51,18 @@ def test_a_rule_is_text_or_a_mapping(value: object) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("spiffe://example.org", "no rule PEER=SUBNETS"),
-        ("proxy=10.0.0.0/8", "'proxy' is no peer: unix, spiffe://TRUST-DOMAIN/PATH or dns:NAME"),
-        ("dns:=10.0.0.0/8", "no peer"),
-        ("unix=10.0.0.1/8", "'10.0.0.1/8' is no subnet.*host bits"),
-        ("unix=everything", "'everything' is no subnet"),
+        ("spiffe://example.org", "not a rule PEER=SUBNETS"),
+        ("proxy=10.0.0.0/8", "'proxy' is not a peer: unix, spiffe://TRUST-DOMAIN/PATH or dns:NAME"),
+        ("dns:=10.0.0.0/8", "not a peer"),
+        ("unix=10.0.0.1/8", "'10.0.0.1/8' is not a subnet.*host bits"),
+        ("unix=everything", "'everything' is not a subnet"),
         ("dns:a\0.test=10.0.0.0/8", "printable ASCII"),
         ("spiffe://example.org/a\nb=10.0.0.0/8", "printable ASCII"),
         ("spiffe://example.org/a b=10.0.0.0/8", "printable ASCII"),
-        ({"peer": "unix"}, "no mapping of `peer`"),
-        ({"peer": "unix", "subnets": "10.0.0.0/8"}, "no mapping"),
-        ({"peer": 7, "subnets": []}, "no mapping"),
-        (7, "no mapping"),
+        ({"peer": "unix"}, "not a mapping of `peer`"),
+        ({"peer": "unix", "subnets": "10.0.0.0/8"}, "not a mapping"),
+        ({"peer": 7, "subnets": []}, "not a mapping"),
+        (7, "not a mapping"),
     ],
 )
 def test_what_is_no_rule_is_refused_in_words(value: object, words: str) -> None:

@@ -177,7 +177,7 @@ async def test_a_missing_program_and_one_that_cannot_run(tmp_path: Path, shm_dir
 
 
 async def test_refusals_before_any_change(distributor: NfqlbCliDistributor, fake: FakeNfqlb, memory: Path) -> None:
-    with pytest.raises(DistributorError, match="no name of a shared memory"):
+    with pytest.raises(DistributorError, match="not a valid shared memory name"):
         await distributor.attach(StreamSpec(name="a", shm_name="../a"))
     assert fake.calls() == []
     with pytest.raises(DistributorError, match="N=8"):

@@ -368,11 +368,11 @@ async def test_a_missing_file(anchored: NfqlbShmDistributor, shm_dir: Path) -> N
 
 @pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/b", "..", ".", "a\0b"])
 async def test_a_name_that_leaves_the_directory(anchored: NfqlbShmDistributor, name: str) -> None:
-    assert "no name of a shared memory" in await refusal(anchored, StreamSpec(name="a", shm_name=name))
+    assert "not a valid shared memory name" in await refusal(anchored, StreamSpec(name="a", shm_name=name))
 
 
 async def test_a_stream_name_that_leaves_the_directory(anchored: NfqlbShmDistributor) -> None:
-    assert "no name of a shared memory" in await refusal(anchored, StreamSpec(name="../a"))
+    assert "not a valid shared memory name" in await refusal(anchored, StreamSpec(name="../a"))
 
 
 async def test_too_little_room(anchored: NfqlbShmDistributor, memory: Path) -> None:
@@ -443,7 +443,7 @@ async def test_a_symbolic_link_and_a_directory(anchored: NfqlbShmDistributor, me
     (shm_dir / "link").symlink_to(memory)
     (shm_dir / "directory").mkdir()
     os.mkfifo(shm_dir / "pipe")
-    for name, reason in (("link", "symbolic link"), ("directory", "cannot be opened"), ("pipe", "no regular file")):
+    for name, reason in (("link", "symbolic link"), ("directory", "cannot be opened"), ("pipe", "not a regular file")):
         assert reason in await refusal(anchored, StreamSpec(name="a", shm_name=name))
 
 
