@@ -175,7 +175,7 @@ def _answers(effect: ef.Effect) -> Sequence[Event]:
                 for table in effect.tables
             ]
         case ef.ProgramRoutes():
-            return [ev.RoutesProgrammed(added=effect.replace, deleted=effect.delete)]
+            return [ev.RoutesProgrammed(added=effect.put, deleted=effect.delete)]
         case ef.ProgramRules():
             return [
                 *(ev.RuleSeen(rule=rule) for rule in effect.add),

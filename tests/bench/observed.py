@@ -28,7 +28,9 @@ def view_of(daemon: Daemon) -> dict[str, object]:
         "in_sync": daemon.engine.in_sync and daemon.mirror.in_sync,
         "links": sorted([link.ifindex, link.name, link.up, link.mac.hex(":")] for link in view.links.values()),
         "addresses": sorted(
-            [link.ifindex, format_ip(ip), length] for link in view.links.values() for ip, length in link.addresses
+            [link.ifindex, format_ip(address.ip), address.subnet.length]
+            for link in view.links.values()
+            for address in link.addresses
         ),
         "neighbors": sorted(
             [link.ifindex, format_ip(ip), neighbor.state.name, neighbor.mac.hex(":")]

@@ -245,7 +245,7 @@ def _probe(guarded: Guarded) -> Iterator[None]:
     proxy = TARGETS[PROBED[0]]
     remote = [f"172.16.{proxy}.1", f"fd00:{proxy}::1"]
     entries = [
-        {"id": f"target-{identifier}", "subject": "self", "local": ips_of(identifier), "remote": remote}
+        {"id": f"target-{identifier}", "subject": "self", "local": ips_of(identifier), "remote": list(remote)}
         for identifier in PROBED
     ]
     connections = guarded.directory / "connections.yaml"

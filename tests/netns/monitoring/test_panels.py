@@ -27,10 +27,11 @@ _TOO_FAST = "it keeps up, so only a slow machine shows something"
 
 ZERO: dict[Key, str] = {
     ("fleet", "Not ready", ""): "it is ready before Prometheus sees it",
-    ("fleet", "What the kernel or the distributor refused", "commits"): _HEALTHY,
+    ("fleet", "Operations refused by kernel or distributor", "commits"): _HEALTHY,
     ("load-balancer", "Slots and commits", "commits failed"): _HEALTHY,
     ("load-balancer", "Errors and drops by link", "errors {{interface_name}}"): _HEALTHY,
     ("load-balancer", "Errors and drops by link", "dropped {{interface_name}}"): _HEALTHY,
+    ("load-balancer", "Event lag", "stalled"): _TOO_FAST,
     ("load-balancer", "Inbox", "waiting"): _TOO_FAST,
     ("load-balancer", "Inbox", "dropped"): _TOO_FAST,
     ("load-balancer", "Full reads of the kernel", "overruns"): _TOO_FAST,
@@ -53,9 +54,9 @@ ZERO: dict[Key, str] = {
 """Queries that have data, but need not have any other value than 0."""
 
 EMPTY: dict[Key, str] = {
-    ("fleet", "What the kernel or the distributor refused", "routes"): _REFUSED,
-    ("fleet", "What the kernel or the distributor refused", "neighbours"): _REFUSED,
-    ("fleet", "What the kernel or the distributor refused", "announcements"): _REFUSED,
+    ("fleet", "Operations refused by kernel or distributor", "routes"): _REFUSED,
+    ("fleet", "Operations refused by kernel or distributor", "neighbours"): _REFUSED,
+    ("fleet", "Operations refused by kernel or distributor", "announcements"): _REFUSED,
     ("load-balancer", "Refused neighbour operations", "{{error}}"): _REFUSED,
     ("load-balancer", "Refused routes and rules", "{{error}}"): _REFUSED,
     ("load-balancer", "Announcements refused", "{{error}}"): _REFUSED,
