@@ -1,4 +1,7 @@
-"""Whether a next-hop object leads through a link: such objects end with the link, and their routes with them."""
+"""Find next-hop objects that lead through a link: such objects end with the link, and their routes with them.
+
+The messages are packed here (linux/nexthop.h), for pyroute2 0.9 has none for next-hop objects.
+"""
 
 import errno
 import os
@@ -21,10 +24,10 @@ _UNKNOWN_TO_THE_KERNEL: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 
 
 def has_nexthop_object(ifindex: int) -> bool:
-    """Tell whether any next-hop object of this network namespace leads through a link. It takes 2 s at most.
+    """Return whether any next-hop object of this network namespace leads through a link. It takes 2 s at most.
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel gives no answer.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asked:
         asked.settimeout(_TIMEOUT_S)

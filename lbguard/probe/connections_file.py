@@ -15,20 +15,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import Field, PlainValidator, ValidationError
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4_mapped, parse_ip
 from lbguard.probe.connection import Connection
 from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, connections_of
 from lbguard.settings.probe import SubjectKind
-from lbguard.settings.yaml_file import FileError, YamlError, YamlFileError, check_keys, parse_yaml, read_yaml
+from lbguard.settings.yaml_file import (
+    MAX_PROBLEMS,
+    FileError,
+    YamlError,
+    YamlFileError,
+    YamlMapping,
+    parse_yaml,
+    read_yaml,
+)
 from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 MAX_PAIRS = 200_000
 """Pairs of addresses in one file: each is pinged, so thousands are many."""
-
-MAX_PROBLEMS = 1000
-"""After so many problems a file is not looked at any further."""
 
 _WORDS = {
     "missing": "is missing",
@@ -66,12 +71,7 @@ _Addresses = Annotated[
 ]
 
 
-class _Mapping(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _keys = model_validator(mode="before")(check_keys)
-
-
-class _Entry(_Mapping):
+class _Entry(YamlMapping):
     id: Annotated[str, Field(min_length=1, max_length=253)]
     local: _Addresses
     remote: _Addresses
@@ -79,7 +79,7 @@ class _Entry(_Mapping):
     interface: Annotated[str, Field(max_length=15)] = ""
 
 
-class _Document(_Mapping):
+class _Document(YamlMapping):
     connections: tuple[Any, ...]
 
 

@@ -1,4 +1,4 @@
-"""How gRPC is told of a unix socket."""
+"""The gRPC address of a unix socket."""
 
 import os
 from pathlib import Path

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, model_validator
 from yaml.events import (
     AliasEvent,
     DocumentStartEvent,
@@ -37,6 +38,9 @@ MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 20
 MAX_VALUES = 1_000_000
 """Values in one file, keys and collections among them: 100,000 dual-stack targets are 700,000."""
+
+MAX_PROBLEMS = 1000
+"""After so many problems a file is not looked at any further."""
 
 SHOWN_PROBLEMS = 10
 """How many problems the text of an error lists: it goes into logs and into `lbguard status`."""
@@ -81,15 +85,21 @@ class YamlFileError(Exception):
         super().__init__(f"{path}: " + "; ".join(self.problems[:SHOWN_PROBLEMS]) + more)
 
 
-def check_keys(mapping: object) -> object:
-    """Return what is to be validated, if it has no more keys than any mapping of ours can have.
+class YamlMapping(BaseModel):
+    """A mapping with known keys only.
 
-    Raises:
-        ValueError: it has; else each would be a problem of its own, and to list a million of them holds up everything.
+    One with more keys than any of ours can have is refused as a whole: each would be a problem of its own, and to list
+    a million of them holds up everything.
     """
-    if isinstance(mapping, dict) and len(mapping) > _KEYS:
-        raise ValueError(f"has {len(mapping):,} keys, most of which are none that is known")
-    return mapping
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, mapping: object) -> object:
+        if isinstance(mapping, dict) and len(mapping) > _KEYS:
+            raise ValueError(f"has {len(mapping):,} keys, most of which are none that is known")
+        return mapping
 
 
 def read_yaml(path: Path) -> bytes:
@@ -301,4 +311,4 @@ def _shown(text: str) -> str:
     return shown if shown.isprintable() else ascii(shown)
 
 
-__all__ = ["FileError", "YamlError", "YamlFileError", "check_keys", "parse_yaml", "read_yaml"]
+__all__ = ["FileError", "YamlError", "YamlFileError", "YamlMapping", "parse_yaml", "read_yaml"]

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainValidator,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
 
 from lbguard.core.addr import (
@@ -35,18 +32,16 @@ from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, MAX_TARGETS, NAME_PATTERN, RESERVED_TABLES
 from lbguard.settings.yaml_file import (
+    MAX_PROBLEMS,
     SHOWN_PROBLEMS,
     FileError,
     YamlError,
     YamlFileError,
-    check_keys,
+    YamlMapping,
     parse_yaml,
     read_yaml,
 )
 from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
-
-MAX_PROBLEMS = 1000
-"""After so many problems a file is not looked at any further."""
 
 
 class TargetsFileError(YamlFileError):
@@ -90,17 +85,12 @@ Name = Annotated[str, PlainValidator(_name)]
 Number = Annotated[int, BeforeValidator(_no_bool)]
 
 
-class _Mapping(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _keys = model_validator(mode="before")(check_keys)
-
-
-class _Target(_Mapping):
+class _Target(YamlMapping):
     identifier: Number
     ips: tuple[Annotated[bytes, PlainValidator(_ip)], ...] = Field(fail_fast=True)
 
 
-class _Stream(_Mapping):
+class _Stream(YamlMapping):
     """A stream; its VIPs and targets are looked at by themselves, some at a time."""
 
     name: Name
@@ -111,7 +101,7 @@ class _Stream(_Mapping):
     targets: tuple[Any, ...] = ()
 
 
-class _Document(_Mapping):
+class _Document(YamlMapping):
     streams: tuple[Any, ...]
 
 

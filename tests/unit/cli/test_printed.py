@@ -3,49 +3,39 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from lbguard.api.server import ApiServer
-from lbguard.core.model import Action, Decision, Evidence, TargetKey, TargetState, VerdictState
-from lbguard.core.status import GuardStatus, VerdictStatus
-from lbguard.telemetry.decisions import DecisionLog
+from lbguard.core.model import Action, Evidence, TargetState, VerdictState
+from lbguard.core.status import VerdictStatus
+from tests.unit.cli.served_guard import ServedGuard
 from tests.unit.examples import IPV4, decision, guard_status, path, target
 from tests.unit.hostile import HOSTILE, SHOWN, assert_harmless, in_every_text
 from tests.unit.shell import Shell
 from tests.unit.tuning.incidents import Outage, record
 
 
-class Guard:
+class Guard(ServedGuard):
     """A service all of whose texts are hostile."""
 
     def __init__(self) -> None:
-        self.log = DecisionLog()
         said = VerdictStatus(reporter="", subject="", state=VerdictState.DOWN, weight="", at=99.0, expires_at=105.0)
         broken = in_every_text(path())
         hostile = in_every_text(target(1, TargetState.HELD, paths=(broken,), deadline=103.0))
         several = type(broken)(**{name: getattr(broken, name) for name in broken.__slots__} | {"verdicts": (said,)})
-        self.state = in_every_text(guard_status(hostile, target(2, paths=(several,)), available=False))
+        super().__init__(in_every_text(guard_status(hostile, target(2, paths=(several,)), available=False)))
         evidence = Evidence(ip=IPV4, condition=decision().evidence[0].condition)
         for sequence, action in enumerate(Action):
             self.log.add(in_every_text(decision(action, sequence=sequence, evidence=(evidence,))), 1_700_000_000.0)
 
-    async def status(self) -> GuardStatus:
-        return self.state
-
-    def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
-        return self.log.last(target, limit)
-
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[str]:
-    guard = Guard()
-    server = ApiServer(tmp_path / "lbguard.sock", guard, guard.log)
-    await server.start()
-    yield str(tmp_path / "lbguard.sock")
-    await server.stop(0)
+    async with Guard().serving(tmp_path) as socket:
+        yield socket
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from lbguard.api.server import ApiServer
-from lbguard.core.model import Action, Decision, TargetKey, TargetState
-from lbguard.core.status import GuardStatus, Prediction
-from lbguard.telemetry.decisions import DecisionLog
+from lbguard.core.model import Action, TargetState
+from lbguard.core.status import Prediction
+from tests.unit.cli.served_guard import ServedGuard
 from tests.unit.examples import decision, guard_status, path, target
 from tests.unit.shell import Shell
 
@@ -21,11 +20,10 @@ def test_a_service_that_does_not_run_is_said_with_a_remedy(shell: Shell, tmp_pat
     assert "start it with `lbguard run`" in outcome.err
 
 
-class Guard:
+class Guard(ServedGuard):
     """A service with two targets and a short history."""
 
     def __init__(self) -> None:
-        self.log = DecisionLog()
         broken = target(
             2,
             TargetState.HELD,
@@ -34,24 +32,15 @@ class Guard:
             paths=(path("172.16.1.11", "no_link", ""),),
             prediction=Prediction(action=Action.FREEZE, at=102.5, until=162.5, why="2 of 2 targets are broken"),
         )
-        self.state = guard_status(target(1), broken)
+        super().__init__(guard_status(target(1), broken))
         self.log.add(decision(Action.ADMIT, sequence=1, identifier=2), 1_700_000_000.0)
         self.log.add(decision(Action.HOLD, sequence=2, identifier=2, deadline=103.0), 1_700_000_001.5)
-
-    async def status(self) -> GuardStatus:
-        return self.state
-
-    def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
-        return self.log.last(target, limit)
 
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[str]:
-    guard = Guard()
-    server = ApiServer(tmp_path / "lbguard.sock", guard, guard.log)
-    await server.start()
-    yield str(tmp_path / "lbguard.sock")
-    await server.stop(0)
+    async with Guard().serving(tmp_path) as socket:
+        yield socket
 
 
 async def test_status_shows_trouble_first(shell: Shell, service: str) -> None:

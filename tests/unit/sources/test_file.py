@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from lbguard.core.addr import Prefix
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.settings.yaml_file import SHOWN_PROBLEMS
-from lbguard.sources.file import MAX_PROBLEMS, FileSource, TargetsFile, TargetsFileError
+from lbguard.settings.yaml_file import MAX_PROBLEMS, SHOWN_PROBLEMS
+from lbguard.sources.file import FileSource, TargetsFile, TargetsFileError
 from lbguard.sources.watched_file import STILL_S
 
 GOOD = """
