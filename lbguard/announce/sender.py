@@ -24,13 +24,13 @@ from lbguard.announce.plan import Announcement, Entry, Plan
 from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.model import LinkKey
+from lbguard.kernel import bpf
+from lbguard.kernel.socket_options import attach_filter
 
 REPEATS_S = (0.0, 0.1, 1.1, 2.2)
 """Default offsets of the sends of an address, in seconds from the first."""
 
 _FRAMES_PER_ADDRESS = 2
-_SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h; the socket module does not name it
-_BPF_RET_K = 0x06
 _LINK_HEADER = struct.Struct("=HHiHBB8s")  # struct sockaddr_ll: family, protocol, ifindex, hatype, pkttype, halen, addr
 _ETHERTYPE = slice(12, 14)
 
@@ -110,16 +110,10 @@ class PacketSocket:
         self._sendto.restype = ctypes.c_ssize_t
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         try:
-            self._attach_drop_filter()
+            attach_filter(self._socket, bpf.assemble((bpf.RETURN, 0, 0, 0)))
         except OSError:
             self._socket.close()
             raise
-
-    def _attach_drop_filter(self) -> None:
-        # struct sock_fprog: the number of instructions and a pointer to them. The one instruction returns length 0.
-        program = ctypes.create_string_buffer(struct.pack("=HBBI", _BPF_RET_K, 0, 0, 0))
-        fprog = struct.pack("@HP", 1, ctypes.addressof(program))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
     def send(self, ifindex: int, frame: bytes) -> int:
         """Send a whole Ethernet frame out of a link; return 0 or the errno. It never blocks and never raises."""

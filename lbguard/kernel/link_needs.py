@@ -55,7 +55,7 @@ class LinkNeeds:
             return f"the kernel does not say what needs it: {error}"
 
     def _found(self) -> str:
-        with IPRoute() as kernel:
+        with IPRoute(ext_ack=True, strict_check=True) as kernel:
             links = {link["index"]: link for link in kernel.link("dump")}
             own = links.get(self._ifindex)
             if own is None:
@@ -85,7 +85,7 @@ class LinkNeeds:
         Raises:
             NetlinkError, OSError: the kernel does not say.
         """
-        with IPRoute() as kernel:
+        with IPRoute(ext_ack=True, strict_check=True) as kernel:
             return tuple(
                 LostAddress(
                     ip=address.get("local") or address.get("address"),
@@ -109,7 +109,7 @@ class LinkNeeds:
         return ""
 
     def _set_up(self, addresses: Iterable[LostAddress]) -> None:
-        with IPRoute() as kernel:
+        with IPRoute(ext_ack=True, strict_check=True) as kernel:
             kernel.link("set", index=self._ifindex, state="up")
             for lost in addresses:
                 ends = {"local": lost.ip, "address": lost.peer} if lost.peer else {"address": lost.ip}

@@ -1,17 +1,48 @@
 """Operations on links. The kernel reuses ifindexes, so the name is compared right before each."""
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6
 
-from lbguard.core.events import LinkSeen, LinkSetDown
+from lbguard.core.events import LinkSetDown
 from lbguard.core.model import LinkKey
-from lbguard.kernel.codec.encode import NeighborTimers, get_link, set_link_down, tune_neighbors
-from lbguard.kernel.socket import NetlinkChannel
+from lbguard.kernel.channel import describe_error
+from lbguard.kernel.link_needs import LinkNeeds, LostAddress
+from lbguard.kernel.requests import KernelRequests
 
-if TYPE_CHECKING:
-    from lbguard.kernel.link_needs import LinkNeeds, LostAddress
 
-__all__ = ["LinkOperations", "NeighborTimers"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborTimers:
+    """Neighbour timers of one link, for ARP and neighbour discovery alike (ip-sysctl: net.ipv4.neigh.*).
+
+    A verify probe that gets no answer is repeated every `retrans_ms`: `ucast_probes` to the known link-layer address,
+    then `mcast_reprobes` to everybody, and only then the entry fails. The defaults find a changed link-layer address
+    0.2 s after a probe begins, and give a busy neighbour 1 s before it counts as failed. An address never resolved is
+    asked for `mcast_probes` times, for 3 s as by default: on a fresh link IPv6 sends no solicitation at all until the
+    link-local address has passed duplicate detection (net/ipv6/ndisc.c, ndisc_send_ns). `locktime_ms` must be 0:
+    otherwise ARP ignores a changed address for that long after the probe itself touched the entry (net/ipv4/arp.c).
+    """
+
+    retrans_ms: int = 200
+    delay_probe_ms: int = 500
+    base_reachable_ms: int = 10_000
+    ucast_probes: int = 1
+    mcast_probes: int = 15
+    mcast_reprobes: int = 4
+    locktime_ms: int = 0
+
+    def attributes(self) -> dict[str, int]:
+        """Return the parameters by the names of their attributes in an RTM_SETNEIGHTBL request."""
+        return {
+            "NDTPA_RETRANS_TIME": self.retrans_ms,
+            "NDTPA_DELAY_PROBE_TIME": self.delay_probe_ms,
+            "NDTPA_BASE_REACHABLE_TIME": self.base_reachable_ms,
+            "NDTPA_UCAST_PROBES": self.ucast_probes,
+            "NDTPA_MCAST_PROBES": self.mcast_probes,
+            "NDTPA_MCAST_REPROBES": self.mcast_reprobes,
+            "NDTPA_LOCKTIME": self.locktime_ms,
+        }
 
 
 class LinkOperations:
@@ -21,8 +52,8 @@ class LinkOperations:
     process.
     """
 
-    def __init__(self, channel: NetlinkChannel) -> None:
-        self._channel = channel
+    def __init__(self, requests: KernelRequests) -> None:
+        self._requests = requests
         self._lost: dict[LinkKey, tuple[LostAddress, ...]] = {}
 
     async def set_down(self, link: LinkKey, ifname: str) -> LinkSetDown:
@@ -35,8 +66,7 @@ class LinkOperations:
         if not reason:
             reason = await asyncio.to_thread(self._ask, link)
         if not reason:
-            [ack] = await self._channel.submit([set_link_down(link.ifindex)])
-            reason = ack.reason
+            reason = await _why_not(self._requests.set_link_down(link.ifindex))
         if reason:
             self._lost.pop(link, None)
         return LinkSetDown(link=link, reason=reason)
@@ -47,19 +77,22 @@ class LinkOperations:
         reason = await self._mismatch(link.ifindex, ifname)
         if reason:
             return reason
-        return await asyncio.to_thread(lambda: _needs(link).set_up(lost))
+        return await asyncio.to_thread(lambda: LinkNeeds(link.ifindex).set_up(lost))
 
     async def tune(self, ifindex: int, ifname: str, timers: NeighborTimers) -> str:
         """Set the neighbour timers of a link for both families. Returns why it failed; empty on success."""
         reason = await self._mismatch(ifindex, ifname)
         if reason:
             return reason
-        acks = await self._channel.submit([tune_neighbors(ifindex, timers, ipv4=ipv4) for ipv4 in (True, False)])
-        return next((ack.reason for ack in acks if ack.error), "")
+        for family in (AF_INET, AF_INET6):
+            reason = await _why_not(self._requests.set_neighbor_timers(ifindex, family, timers.attributes()))
+            if reason:
+                return reason
+        return ""
 
     def _ask(self, link: LinkKey) -> str:
         """Return what needs a link, empty for nothing, and remember what it loses by being set down."""
-        needs = _needs(link)
+        needs = LinkNeeds(link.ifindex)
         reason = needs.found()
         if not reason:
             self._lost[link] = needs.lost_when_down()
@@ -67,16 +100,17 @@ class LinkOperations:
 
     async def _mismatch(self, ifindex: int, ifname: str) -> str:
         """Return why a link is not the one that is meant; empty when it is."""
-        [ack] = await self._channel.submit([get_link(ifindex)])
-        if ack.error:
-            return ack.reason
-        if not isinstance(ack.found, LinkSeen) or ack.found.name != ifname:
-            return f"ifindex {ifindex} is no longer {ifname}"
-        return ""
+        try:
+            found = await self._requests.link_name(ifindex)
+        except OSError as error:
+            return describe_error(error)
+        return "" if found == ifname else f"ifindex {ifindex} is no longer {ifname}"
 
 
-def _needs(link: LinkKey) -> "LinkNeeds":
-    # The library behind it takes a tenth of a second to load, which no repair should wait for.
-    from lbguard.kernel.link_needs import LinkNeeds
-
-    return LinkNeeds(link.ifindex)
+async def _why_not(request: Awaitable[None]) -> str:
+    """Make a request; return the error that it ends with, empty on success."""
+    try:
+        await request
+    except OSError as error:
+        return describe_error(error)
+    return ""

@@ -7,8 +7,8 @@ from typing import Final
 
 from lbguard.core.addr import Ip
 from lbguard.core.effects import FlushNeighbors, ProbeNeighbors, ResolveNeighbors
+from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.codec.encode import delete_neighbor, probe_neighbor, resolve_neighbor
-from lbguard.kernel.socket import NetlinkChannel
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENODEV})
 # There is no entry, or it has no link-layer address to verify.

@@ -12,8 +12,8 @@ from typing import Final
 from lbguard.core.effects import ProgramRoutes, ProgramRules
 from lbguard.core.events import RouteFailed, RoutesProgrammed, RuleFailed, RuleGone, RuleSeen
 from lbguard.core.model import ROUTE_PROTOCOL
+from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.codec.encode import add_route, add_rule, delete_route, delete_rule, replace_route
-from lbguard.kernel.socket import NetlinkChannel
 
 # ESRCH and ENOENT: no such route or rule. ENODEV: its device is gone, and the route went with it.
 _ABSENT: Final = frozenset({0, errno.ESRCH, errno.ENOENT, errno.ENODEV})

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from lbguard.distributor.nftables.nfnetlink import attribute, attributes, message
+from lbguard.kernel.codec.framing import HEADER, attribute, attributes, message
 from lbguard.lab.nfqlb_stand_in import Memory
 
 OK: Final = "OK"
@@ -42,12 +42,12 @@ COPY_BYTES: Final = 128
 _ACK: Final = 4
 _ERROR: Final = 2
 _NETFILTER: Final = 12
-_SOL_NETLINK, _NO_ENOBUFS, _SO_RCVBUFFORCE = 270, 5, 33
+_SOL_NETLINK, _NO_ENOBUFS = 270, 5
 _RECEIVE_BUFFER_BYTES: Final = 8 << 20
 _BURST: Final = 64
 """Packets that get their verdicts in one message."""
-_MESSAGE: Final = struct.Struct("=IHHII")
-_BODY_AT: Final = _MESSAGE.size + 4
+_GENERIC: Final = struct.Struct("!BBH")
+_BODY_AT: Final = HEADER.size + _GENERIC.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +149,12 @@ class Queues:
         Raises:
             OSError: the kernel refuses, or somebody else has one of them.
         """
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
+        # It takes long to load, and only the process that works on packets needs it.
+        from lbguard.kernel.netlink import open_netlink
+
+        self._socket = open_netlink(_NETFILTER, receive_buffer_bytes=_RECEIVE_BUFFER_BYTES)
         # What does not fit is dropped by the kernel; to be told of it would be no use.
         self._socket.setsockopt(_SOL_NETLINK, _NO_ENOBUFS, 1)
-        with contextlib.suppress(PermissionError):
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
         for number in numbers:
             self._configure(number, attribute(_CONFIG_COMMAND, struct.pack("!BxH", _BIND, 0)))
             self._configure(number, attribute(_CONFIG_PARAMETERS, struct.pack("!IB", COPY_BYTES, _COPY_PACKET)))
@@ -178,19 +179,23 @@ class Queues:
             self._socket.sendto(b"".join(verdicts), (0, 0))
 
     def _configure(self, number: int, body: bytes) -> None:
-        self._socket.sendto(message(_CONFIG, body, flags=_ACK, resource=number, family=0), (0, 0))
+        self._socket.sendto(_for_queue(_CONFIG, number, body, _ACK), (0, 0))
         # A packet that came already would stay without a verdict, but nobody sends any before a flow is declared.
         data = bytes(_BODY_AT)
-        while _MESSAGE.unpack_from(data)[1] != _ERROR:
+        while HEADER.unpack_from(data)[1] != _ERROR:
             data = self._socket.recv(_REQUEST_BYTES)
-        (code,) = struct.unpack_from("=i", data, _MESSAGE.size)
+        (code,) = struct.unpack_from("=i", data, HEADER.size)
         if code:
             raise OSError(-code, f"queue {number}: {os.strerror(-code)}")
 
 
+def _for_queue(kind: int, number: int, body: bytes, flags: int = 0) -> bytes:
+    return message(kind, flags, _GENERIC.pack(0, 0, number) + body)
+
+
 def verdict_of(data: bytes, flows: Flows) -> bytes:
     """Return the verdict for a packet message; nothing for any other message, such as that of a late verdict."""
-    if _MESSAGE.unpack_from(data)[1] != _PACKET:
+    if HEADER.unpack_from(data)[1] != _PACKET:
         return b""
     (queue,) = struct.unpack_from("!H", data, _BODY_AT - 2)
     known = dict(attributes(memoryview(data)[_BODY_AT:]))
@@ -199,7 +204,7 @@ def verdict_of(data: bytes, flows: Flows) -> bytes:
     body = attribute(_VERDICT_HEADER, struct.pack("!II", _DROP if mark < 0 else _ACCEPT, number))
     if mark >= 0:
         body += attribute(_MARK, struct.pack("!I", mark))
-    return message(_VERDICT, body, resource=queue, family=0)
+    return _for_queue(_VERDICT, queue, body)
 
 
 def serve(options: dict[str, str], shm_dir: Path) -> NoReturn:

@@ -13,10 +13,10 @@ from lbguard.distributor.nftables.nfnetlink import (
     NetfilterSocket,
     Nfnetlink,
     Request,
-    attribute,
-    message,
+    netfilter_message,
     text_attribute,
 )
+from lbguard.kernel.codec.framing import attribute
 from lbguard.lab.netns import Namespace
 
 TABLE = "lab-nfqueue"
@@ -73,4 +73,4 @@ def _queue_rule(family: str, first: int, last: int) -> bytes:
         + text_attribute(_RULE_CHAIN, "to_nfqueue")
         + attribute(_RULE_EXPRESSIONS | _NESTED, attribute(_LIST_ELEM | _NESTED, expression))
     )
-    return message(_NEW_RULE, body, flags=_CREATE_APPEND, family=_FAMILIES[family])
+    return netfilter_message(_NEW_RULE, body, flags=_CREATE_APPEND, family=_FAMILIES[family])

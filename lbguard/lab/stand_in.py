@@ -14,9 +14,11 @@ import time
 from collections import defaultdict
 from typing import Any, Protocol
 
+from lbguard.kernel.codec.constants import RTNLGRP_LINK
+from lbguard.kernel.netlink import open_netlink
+
 COALESCE_S = 0.1
 CHECK_S = 10.0
-RTMGRP_LINK = 1
 
 
 def run_ip(*args: str) -> bool:
@@ -98,8 +100,8 @@ async def follow(stand_in: StandIn) -> None:
 
 
 def _link_events() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-    sock.bind((0, RTMGRP_LINK))
+    sock = open_netlink(socket.NETLINK_ROUTE, groups=(RTNLGRP_LINK,))
+    sock.setblocking(False)
     return sock
 
 

@@ -19,14 +19,12 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lbguard.core.addr import is_link_local
+from lbguard.kernel.socket_options import attach_filter, set_buffers
 from lbguard.probe import packet
 from lbguard.probe.connection import Pair
 from lbguard.telemetry.link_counters import encode_link_name
 
-_SO_ATTACH_FILTER: Final = 26  # include/uapi/asm-generic/socket.h
-_SO_SNDBUFFORCE: Final = 32
-_SO_RCVBUFFORCE: Final = 33
-_SO_TIMESTAMPNS: Final = 35
+_SO_TIMESTAMPNS: Final = 35  # include/uapi/asm-generic/socket.h
 _SO_MEMINFO: Final = 55
 _IP_PKTINFO: Final = 8  # include/uapi/linux/in.h
 _MEMINFO_DROPS: Final = 8  # SK_MEMINFO_DROPS, include/uapi/linux/sock_diag.h
@@ -185,23 +183,13 @@ class IcmpSocket:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        for forced, plain, size in (
-            (_SO_SNDBUFFORCE, socket.SO_SNDBUF, _SEND_BUFFER_BYTES),
-            (_SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES),
-        ):
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, forced, size)
-            except PermissionError:  # without CAP_NET_ADMIN the size is clipped by net.core.?mem_max
-                sock.setsockopt(socket.SOL_SOCKET, plain, size)
+        set_buffers(sock, receive_bytes=_RECEIVE_BUFFER_BYTES, send_bytes=_SEND_BUFFER_BYTES)
         if not self.raw:
             sock.bind(("" if self.ipv4 else "::", 0))
             port: int = sock.getsockname()[1]
             return port
         identifier = 1 + secrets.randbelow(0xFFFF)
-        program = packet.reply_filter(ipv4=self.ipv4, identifier=identifier)
-        instructions = ctypes.create_string_buffer(program, len(program))
-        header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, header)
+        attach_filter(sock, packet.reply_filter(ipv4=self.ipv4, identifier=identifier))
         return identifier
 
     def _make_receive_buffers(self, skip: int) -> None:

@@ -9,6 +9,8 @@ and complement) differs from pair to pair.
 import struct
 from typing import Final, NamedTuple
 
+from lbguard.kernel import bpf
+
 ICMP_ECHO_REQUEST: Final = 8
 ICMP_ECHO_REPLY: Final = 0
 ICMP6_ECHO_REQUEST: Final = 128
@@ -30,11 +32,6 @@ IPV4_HEADER_LEN: Final = 20
 
 _HEADER = struct.Struct("!BBHHH")
 _ECHO = struct.Struct(f"!BBHHH{NONCE_LEN}sII")
-
-_BPF_LD_B_ABS, _BPF_LD_H_ABS = 0x30, 0x28
-_BPF_LD_B_IND, _BPF_LD_H_IND, _BPF_LDX_MSH = 0x50, 0x48, 0xB1
-_BPF_JEQ_K, _BPF_RET_K = 0x15, 0x06
-_ACCEPT = 0xFFFFFFFF
 
 
 class Echo(NamedTuple):
@@ -109,16 +106,16 @@ def reply_filter(*, ipv4: bool, identifier: int) -> bytes:
     """
     if ipv4:
         instructions = [
-            (_BPF_LDX_MSH, 0, 0, 0),
-            (_BPF_LD_B_IND, 0, 0, 0),
-            (_BPF_JEQ_K, 0, 3, ICMP_ECHO_REPLY),
-            (_BPF_LD_H_IND, 0, 0, 4),
+            (bpf.LOAD_IPV4_HEADER_LENGTH, 0, 0, 0),
+            (bpf.LOAD_BYTE_INDEXED, 0, 0, 0),
+            (bpf.JUMP_EQUAL, 0, 3, ICMP_ECHO_REPLY),
+            (bpf.LOAD_HALF_INDEXED, 0, 0, 4),
         ]
     else:
         instructions = [
-            (_BPF_LD_B_ABS, 0, 0, 0),
-            (_BPF_JEQ_K, 0, 3, ICMP6_ECHO_REPLY),
-            (_BPF_LD_H_ABS, 0, 0, 4),
+            (bpf.LOAD_BYTE, 0, 0, 0),
+            (bpf.JUMP_EQUAL, 0, 3, ICMP6_ECHO_REPLY),
+            (bpf.LOAD_HALF, 0, 0, 4),
         ]
-    instructions += [(_BPF_JEQ_K, 0, 1, identifier), (_BPF_RET_K, 0, 0, _ACCEPT), (_BPF_RET_K, 0, 0, 0)]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+    instructions += [(bpf.JUMP_EQUAL, 0, 1, identifier), (bpf.RETURN, 0, 0, bpf.ACCEPT), (bpf.RETURN, 0, 0, 0)]
+    return bpf.assemble(*instructions)

@@ -41,10 +41,10 @@ from lbguard.core.events import (
 )
 from lbguard.core.model import StreamSpec
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
+from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.links import LinkOperations, NeighborTimers
 from lbguard.kernel.neighbors import NeighborFailure, Neighbors
 from lbguard.kernel.routes import RouteTable
-from lbguard.kernel.socket import NetlinkChannel
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.actuators")
@@ -124,9 +124,9 @@ class WorkQueue(Generic[T]):
 class KernelActuator:
     """Routes, rules and links."""
 
-    def __init__(self, channel: NetlinkChannel) -> None:
+    def __init__(self, channel: NetlinkChannel, links: LinkOperations) -> None:
         self._routes = RouteTable(channel)
-        self._links = LinkOperations(channel)
+        self._links = links
 
     async def perform(self, effect: KernelEffect) -> Sequence[Event]:
         """Carry out one effect; an operating error becomes the failure of all that it asked for."""
@@ -174,6 +174,7 @@ class NeighborActuator:
     def __init__(
         self,
         channel: NetlinkChannel,
+        links: LinkOperations,
         timers: NeighborTimers,
         on_refused: Callable[[Sequence[NeighborFailure]], None],
         foreign: Callable[[int, Ip], bool] = lambda ifindex, ip: False,
@@ -181,7 +182,7 @@ class NeighborActuator:
     ) -> None:
         self._on_refused = on_refused
         self._neighbors = Neighbors(channel)
-        self._links = LinkOperations(channel)
+        self._links = links
         self._timers = timers
         self._foreign = foreign
         self._news_waits = news_waits

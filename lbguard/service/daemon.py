@@ -22,8 +22,10 @@ from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
 from lbguard.errors import StartError
+from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.instance import InstanceLock, InstanceRunning
-from lbguard.kernel.socket import NetlinkChannel
+from lbguard.kernel.links import LinkOperations
+from lbguard.kernel.requests import KernelRequests
 from lbguard.recording.service import ServiceRecording
 from lbguard.service.actuators import (
     DistributorActuator,
@@ -94,12 +96,15 @@ class Daemon:
         self.started = False
         self.stuck = False
         self._channel = NetlinkChannel()
+        self._requests = KernelRequests()
+        links = LinkOperations(self._requests)
         self._distributor = make(settings)
         self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
         self._announcer = make_announcer(settings, self.engine.view.holds)
-        self._kernel = KernelActuator(self._channel)
+        self._kernel = KernelActuator(self._channel, links)
         neighbors = NeighborActuator(
             self._channel,
+            links,
             neighbor_timers(settings),
             self._event_reporter.neighbors_refused,
             self.engine.view.foreign_neighbor,
@@ -259,6 +264,7 @@ class Daemon:
             _log.error("something hangs, and is left behind", extra=fields(withdrawing=withdraw))
         await self._recording.close()
         self._channel.close()
+        self._requests.close()
         _log.info("stopped")
 
     def _open_holds(self) -> Sequence[OpenHold] | None:

@@ -20,11 +20,10 @@ from lbguard.distributor.nftables.nfnetlink import (
     DELETE_ELEMENTS,
     NEW_ELEMENTS,
     Request,
-    attribute,
-    attributes,
-    message,
+    netfilter_message,
     text_attribute,
 )
+from lbguard.kernel.codec.framing import attribute, attributes
 
 NO_MARK: Final = -1
 SLOT_CODE: Final = "q"
@@ -210,10 +209,10 @@ def _spread(layout: "array[int]", keys: Sequence[int]) -> "array[int]":
 
 def _delete(table: str, name: str, keys: Sequence[int]) -> Request:
     body = list_request(table, name) + attribute(_LIST_ELEMENTS | _NESTED, _spread(_SINGLE, keys).tobytes())
-    return Request(message(DELETE_ELEMENTS, body), f"delete element inet {table} {name}")
+    return Request(netfilter_message(DELETE_ELEMENTS, body), f"delete element inet {table} {name}")
 
 
 def _add(table: str, name: str, words: "array[int]") -> Request:
     # Exclusive: an element that somebody else has put there is refused with EEXIST and not taken for ours.
     body = list_request(table, name) + attribute(_LIST_ELEMENTS | _NESTED, words.tobytes())
-    return Request(message(NEW_ELEMENTS, body, flags=_CREATE_EXCLUSIVE), f"add element inet {table} {name}")
+    return Request(netfilter_message(NEW_ELEMENTS, body, flags=_CREATE_EXCLUSIVE), f"add element inet {table} {name}")

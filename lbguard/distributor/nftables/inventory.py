@@ -14,9 +14,9 @@ from lbguard.distributor.nftables.nfnetlink import (
     GET_RULE,
     GET_SET,
     Nfnetlink,
-    attributes,
     text_attribute,
 )
+from lbguard.kernel.codec.framing import attributes
 
 # include/uapi/linux/netfilter/nf_tables.h: the numbers of the attributes with table, name and handle.
 _TABLE: Final = 1

@@ -10,7 +10,6 @@ the socket's send buffer, else EMSGSIZE. Only root of the first user namespace m
 so `transaction_bytes_max` tells what fits and callers split what is larger.
 """
 
-import contextlib
 import errno
 import os
 import socket
@@ -19,8 +18,20 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lbguard.distributor.base import DistributorError
+from lbguard.kernel.codec.framing import (
+    ERROR,
+    HEADER,
+    Message,
+    Sequences,
+    add_flags,
+    attribute,
+    attributes,
+    message,
+    messages,
+    number_messages,
+)
+from lbguard.kernel.netlink import KERNEL_PORT, open_netlink
 
-KERNEL_PORT: Final = 0
 NFPROTO_INET: Final = 1
 # enum nf_tables_msg_types (include/uapi/linux/netfilter/nf_tables.h), beneath NFNL_SUBSYS_NFTABLES.
 _SUBSYSTEM: Final = 10
@@ -36,9 +47,8 @@ GET_OBJECT: Final = _SUBSYSTEM << 8 | 19
 _BATCH_BEGIN: Final = 16
 _BATCH_END: Final = 17
 
-_REQUEST: Final = 0x1
+_DUMP: Final = 0x300  # NLM_F_DUMP
 _ACK: Final = 0x4
-_DUMP: Final = 0x300
 _DUMP_INTERRUPTED: Final = 0x10
 _ACK_CAPPED: Final = 0x100
 _ACK_TLVS: Final = 0x200
@@ -47,10 +57,6 @@ _DONE: Final = 3
 _ERROR_TEXT: Final = 1  # NLMSGERR_ATTR_MSG
 
 _NETLINK_NETFILTER: Final = 12
-_SOL_NETLINK: Final = 270
-_CAP_ACK: Final = 10
-_EXT_ACK: Final = 11
-_SO_SNDBUFFORCE: Final = 32
 SEND_BUFFER_BYTES: Final = 4 << 20
 """What is asked for; the kernel grants twice that. A table of 9,973 slots takes 430 KiB when every slot changes."""
 _SEND_OVERHEAD_BYTES: Final = 32
@@ -59,11 +65,7 @@ _RECEIVE_BYTES: Final = 65536
 _DUMP_TRIES: Final = 20
 _TIMEOUT_S: Final = 5
 
-_MESSAGE: Final = struct.Struct("=IHHII")
 _GENERIC: Final = struct.Struct("!BBH")
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_KIND_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
-_BODY_AT: Final = _MESSAGE.size + _GENERIC.size
 
 
 class NftError(DistributorError):
@@ -92,43 +94,20 @@ def explain(line: str) -> str:
     return f"nftables: {line}"
 
 
-def attribute(kind: int, payload: bytes) -> bytes:
-    """Return an attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
 def text_attribute(kind: int, text: str) -> bytes:
     """Return an attribute that holds text with a terminating zero."""
     return attribute(kind, text.encode() + b"\0")
 
 
-def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield kind and payload of each attribute; stop at the first that does not fit."""
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size or at + length > len(data):
-            return
-        yield kind & _KIND_MASK, data[at + _ATTRIBUTE.size : at + length]
-        at += length + 3 & ~3
-
-
-def message(kind: int, body: bytes, *, flags: int = 0, resource: int = 0, family: int = NFPROTO_INET) -> bytes:
+def netfilter_message(
+    kind: int, body: bytes, *, flags: int = 0, resource: int = 0, family: int = NFPROTO_INET
+) -> bytes:
     """Return a message without sequence number, which the sender sets."""
-    header = _MESSAGE.pack(_BODY_AT + len(body), kind, flags | _REQUEST, 0, 0)
-    return header + _GENERIC.pack(family, 0, resource) + body
+    return message(kind, flags, _GENERIC.pack(family, 0, resource) + body)
 
 
-_BEGIN: Final = message(_BATCH_BEGIN, b"", resource=_SUBSYSTEM, family=0)
-_END: Final = message(_BATCH_END, b"", resource=_SUBSYSTEM, family=0)
-
-
-class _Answer(NamedTuple):
-    kind: int
-    flags: int
-    sequence: int
-    data: memoryview
-    """All behind struct nlmsghdr."""
+_BEGIN: Final = netfilter_message(_BATCH_BEGIN, b"", resource=_SUBSYSTEM, family=0)
+_END: Final = netfilter_message(_BATCH_END, b"", resource=_SUBSYSTEM, family=0)
 
 
 class Datagrams(Protocol):
@@ -163,17 +142,9 @@ class NetfilterSocket:
         Raises:
             OSError: this kernel has no nfnetlink.
         """
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket = open_netlink(_NETLINK_NETFILTER, send_buffer_bytes=send_buffer_bytes)
         # Python's own timeout would wait in spite of MSG_DONTWAIT.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
-        for option in (_CAP_ACK, _EXT_ACK):
-            # Without them errors bring the whole request back, and no words.
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, send_buffer_bytes)
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         self.send_buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
     def send(self, data: bytes | bytearray) -> None:
@@ -198,7 +169,7 @@ class Nfnetlink:
 
     def __init__(self, datagrams: Datagrams) -> None:
         self._socket = datagrams
-        self._sequence = 0
+        self._sequences = Sequences()
 
     @property
     def transaction_bytes_max(self) -> int:
@@ -213,7 +184,7 @@ class Nfnetlink:
         """
         if not requests:
             return
-        first = self._next_sequences(len(requests) + 2)
+        first = self._sequences.next(len(requests) + 2)
         datagram = bytearray(_BEGIN)
         starts = [0]
         for request in requests:
@@ -221,14 +192,13 @@ class Nfnetlink:
             datagram += request.message
             datagram += bytes(-len(request.message) % 4)
         # One request is enough to ask for an answer: it speaks for the transaction when nothing has failed.
-        _or_flags(datagram, starts[-1], _ACK)
+        add_flags(datagram, starts[-1], _ACK)
         starts.append(len(datagram))
         datagram += _END
-        for position, start in enumerate(starts):
-            struct.pack_into("=I", datagram, start + 8, first + position)
+        number_messages(datagram, starts, first)
         answers = self._exchange(datagram, first, len(starts))
         for answer in answers:
-            code = _code(answer)
+            code = answer.error
             if code:
                 # An answer to BATCH_BEGIN is about the transaction as a whole.
                 position = answer.sequence - first
@@ -244,11 +214,11 @@ class Nfnetlink:
         for _ in range(_DUMP_TRIES):
             found: list[memoryview] = []
             interrupted = False
-            sequence = self._next_sequences(1)
-            for answer in self._stream(message(kind, body, flags=_DUMP), sequence):
+            sequence = self._sequences.next()
+            for answer in self._stream(netfilter_message(kind, body, flags=_DUMP), sequence):
                 interrupted = interrupted or bool(answer.flags & _DUMP_INTERRUPTED)
                 if answer.kind in (_ERROR, _DONE):
-                    code = _code(answer)
+                    code = answer.error
                     if code == errno.ENOENT:
                         return None
                     if code and code != errno.EINTR:
@@ -266,11 +236,11 @@ class Nfnetlink:
         Raises:
             NftError: the kernel does not answer or refuses.
         """
-        request = bytearray(message(_GET_GENERATION, b"", family=0))
-        sequence = self._next_sequences(1)
-        struct.pack_into("=I", request, 8, sequence)
-        for answer in self._exchange(request, sequence, 1):
-            code = _code(answer) if answer.kind == _ERROR else 0
+        datagram = bytearray(netfilter_message(_GET_GENERATION, b"", family=0))
+        sequence = self._sequences.next()
+        number_messages(datagram, [0], sequence)
+        for answer in self._exchange(datagram, sequence, 1):
+            code = answer.error if answer.kind == _ERROR else 0
             if code:
                 raise NftError(explain(_error_text(answer, code)), code)
             if answer.kind == _NEW_GENERATION:
@@ -283,30 +253,23 @@ class Nfnetlink:
         """Close the socket."""
         self._socket.close()
 
-    def _next_sequences(self, count: int) -> int:
-        if self._sequence + count > 0xFFFFFFFF:
-            self._sequence = 0
-        first = self._sequence + 1
-        self._sequence += count
-        return first
-
-    def _exchange(self, datagram: bytes | bytearray, first: int, count: int) -> list[_Answer]:
+    def _exchange(self, datagram: bytes | bytearray, first: int, count: int) -> list[Message]:
         """Send, and return all answers to the `count` sequence numbers from `first`; they wait when the send returns.
 
         Later ones are left in peace: they carry other sequence numbers, so nobody takes them for an answer.
         """
         self._send(datagram)
-        answers: list[_Answer] = []
+        answers: list[Message] = []
         while not answers:
             answers = [a for a in self._receive(wait=True) if first <= a.sequence < first + count]
         while more := self._receive(wait=False):
             answers += [a for a in more if first <= a.sequence < first + count]
         return answers
 
-    def _stream(self, request: bytes, sequence: int) -> Iterator[_Answer]:
+    def _stream(self, request: bytes, sequence: int) -> Iterator[Message]:
         """Send, and yield the answers up to the one that ends the dump."""
         datagram = bytearray(request)
-        struct.pack_into("=I", datagram, 8, sequence)
+        number_messages(datagram, [0], sequence)
         self._send(datagram)
         while True:
             for answer in self._receive(wait=True):
@@ -322,7 +285,7 @@ class Nfnetlink:
             what = f"a request of {len(data)} bytes cannot be sent: {error.strerror}"
             raise NftError(explain(what), error.errno or errno.EIO) from error
 
-    def _receive(self, *, wait: bool) -> list[_Answer]:
+    def _receive(self, *, wait: bool) -> list[Message]:
         """Return the messages of the kernel's next datagram; none when it is not there and must not be waited for.
 
         Other processes may send to a netlink socket too.
@@ -339,37 +302,14 @@ class Nfnetlink:
                 raise NftError(f"nftables: no answer in {_TIMEOUT_S} s", errno.ETIMEDOUT)
             data, port = received
             if port == KERNEL_PORT:
-                return _messages(memoryview(data))
+                return list(messages(memoryview(data)))
 
 
-def _messages(datagram: memoryview) -> list[_Answer]:
-    found = []
-    at = 0
-    while at + _MESSAGE.size <= len(datagram):
-        length, kind, flags, sequence, _port = _MESSAGE.unpack_from(datagram, at)
-        if length < _MESSAGE.size:
-            break
-        # An error of a kernel that does not cap it may be cut; its number comes first.
-        found.append(_Answer(kind, flags, sequence, datagram[at + _MESSAGE.size : at + length]))
-        at += length + 3 & ~3
-    return found
-
-
-def _code(answer: _Answer) -> int:
-    """Return the errno of an error, of an acknowledgement (0) or of the end of a dump."""
-    return -int(struct.unpack_from("=i", answer.data)[0]) if len(answer.data) >= 4 else 0
-
-
-def _error_text(answer: _Answer, code: int) -> str:
+def _error_text(answer: Message, code: int) -> str:
     """Return an error in words: those of the C library, and the kernel's own where it has some."""
     text = os.strerror(code)
     if answer.kind == _ERROR and answer.flags & _ACK_TLVS and answer.flags & _ACK_CAPPED:
-        for kind, payload in attributes(answer.data[4 + _MESSAGE.size :]):
+        for kind, payload in attributes(answer.data[ERROR.size + HEADER.size :]):
             if kind == _ERROR_TEXT:
                 text += f" ({bytes(payload).rstrip(bytes(1)).decode(errors='replace')})"
     return text
-
-
-def _or_flags(datagram: bytearray, at: int, flags: int) -> None:
-    (old,) = struct.unpack_from("=H", datagram, at + 6)
-    struct.pack_into("=H", datagram, at + 6, old | flags)

@@ -1,52 +1,51 @@
-"""Numbers of the kernel's routing netlink interface (include/uapi/linux: netlink.h, rtnetlink.h, neighbour.h, ...)."""
+"""Numbers of the kernel's routing netlink interface (include/uapi/linux: netlink.h, rtnetlink.h, neighbour.h, ...).
+
+pyroute2 names the types of messages, the flags and the groups. The attributes, which it knows by the names of its own
+message classes only, and the fields of the fixed headers stand here.
+"""
 
 from typing import Final
+
+from pyroute2.netlink import NLM_F_ACK as NLM_F_ACK
+from pyroute2.netlink import NLM_F_ACK_TLVS as NLM_F_ACK_TLVS
+from pyroute2.netlink import NLM_F_CREATE as NLM_F_CREATE
+from pyroute2.netlink import NLM_F_DUMP as NLM_F_DUMP
+from pyroute2.netlink import NLM_F_DUMP_INTR as NLM_F_DUMP_INTR
+from pyroute2.netlink import NLM_F_EXCL as NLM_F_EXCL
+from pyroute2.netlink import NLM_F_MULTI as NLM_F_MULTI
+from pyroute2.netlink import NLM_F_REPLACE as NLM_F_REPLACE
+from pyroute2.netlink import NLM_F_REQUEST as NLM_F_REQUEST
+from pyroute2.netlink import NLMSG_DONE as NLMSG_DONE
+from pyroute2.netlink import NLMSG_ERROR as NLMSG_ERROR
+from pyroute2.netlink.rtnl import RTM_DELADDR as RTM_DELADDR
+from pyroute2.netlink.rtnl import RTM_DELLINK as RTM_DELLINK
+from pyroute2.netlink.rtnl import RTM_DELNEIGH as RTM_DELNEIGH
+from pyroute2.netlink.rtnl import RTM_DELROUTE as RTM_DELROUTE
+from pyroute2.netlink.rtnl import RTM_DELRULE as RTM_DELRULE
+from pyroute2.netlink.rtnl import RTM_GETADDR as RTM_GETADDR
+from pyroute2.netlink.rtnl import RTM_GETLINK as RTM_GETLINK
+from pyroute2.netlink.rtnl import RTM_GETNEIGH as RTM_GETNEIGH
+from pyroute2.netlink.rtnl import RTM_GETROUTE as RTM_GETROUTE
+from pyroute2.netlink.rtnl import RTM_GETRULE as RTM_GETRULE
+from pyroute2.netlink.rtnl import RTM_NEWADDR as RTM_NEWADDR
+from pyroute2.netlink.rtnl import RTM_NEWLINK as RTM_NEWLINK
+from pyroute2.netlink.rtnl import RTM_NEWNEIGH as RTM_NEWNEIGH
+from pyroute2.netlink.rtnl import RTM_NEWROUTE as RTM_NEWROUTE
+from pyroute2.netlink.rtnl import RTM_NEWRULE as RTM_NEWRULE
+from pyroute2.netlink.rtnl import RTNLGRP_IPV4_IFADDR as RTNLGRP_IPV4_IFADDR
+from pyroute2.netlink.rtnl import RTNLGRP_IPV4_ROUTE as RTNLGRP_IPV4_ROUTE
+from pyroute2.netlink.rtnl import RTNLGRP_IPV4_RULE as RTNLGRP_IPV4_RULE
+from pyroute2.netlink.rtnl import RTNLGRP_IPV6_IFADDR as RTNLGRP_IPV6_IFADDR
+from pyroute2.netlink.rtnl import RTNLGRP_IPV6_ROUTE as RTNLGRP_IPV6_ROUTE
+from pyroute2.netlink.rtnl import RTNLGRP_IPV6_RULE as RTNLGRP_IPV6_RULE
+from pyroute2.netlink.rtnl import RTNLGRP_LINK as RTNLGRP_LINK
+from pyroute2.netlink.rtnl import RTNLGRP_NEIGH as RTNLGRP_NEIGH
 
 AF_UNSPEC: Final = 0
 AF_INET: Final = 2
 AF_INET6: Final = 10
 
-NLM_F_REQUEST: Final = 0x1
-NLM_F_MULTI: Final = 0x2
-NLM_F_ACK: Final = 0x4
-NLM_F_DUMP_INTR: Final = 0x10
-NLM_F_REPLACE: Final = 0x100
-NLM_F_EXCL: Final = 0x200
-NLM_F_DUMP: Final = 0x300
-NLM_F_CREATE: Final = 0x400
-NLM_F_ACK_TLVS: Final = 0x200
-NLA_F_NESTED: Final = 0x8000
-
-NLMSG_NOOP: Final = 1
-NLMSG_ERROR: Final = 2
-NLMSG_DONE: Final = 3
 NLMSGERR_ATTR_MSG: Final = 1
-
-RTM_NEWLINK: Final = 16
-RTM_DELLINK: Final = 17
-RTM_GETLINK: Final = 18
-RTM_NEWADDR: Final = 20
-RTM_DELADDR: Final = 21
-RTM_GETADDR: Final = 22
-RTM_NEWROUTE: Final = 24
-RTM_DELROUTE: Final = 25
-RTM_GETROUTE: Final = 26
-RTM_NEWNEIGH: Final = 28
-RTM_DELNEIGH: Final = 29
-RTM_GETNEIGH: Final = 30
-RTM_NEWRULE: Final = 32
-RTM_DELRULE: Final = 33
-RTM_GETRULE: Final = 34
-RTM_SETNEIGHTBL: Final = 67
-
-RTNLGRP_LINK: Final = 1
-RTNLGRP_NEIGH: Final = 3
-RTNLGRP_IPV4_IFADDR: Final = 5
-RTNLGRP_IPV4_ROUTE: Final = 7
-RTNLGRP_IPV4_RULE: Final = 8
-RTNLGRP_IPV6_IFADDR: Final = 9
-RTNLGRP_IPV6_ROUTE: Final = 11
-RTNLGRP_IPV6_RULE: Final = 19
 
 IFF_UP: Final = 0x1
 IFF_LOWER_UP: Final = 0x10000
@@ -73,17 +72,6 @@ NTF_PROXY: Final = 0x08
 NTF_EXT_LEARNED: Final = 0x10
 NTF_EXT_MANAGED: Final = 0x01
 
-NDTA_NAME: Final = 1
-NDTA_PARMS: Final = 6
-NDTPA_IFINDEX: Final = 1
-NDTPA_BASE_REACHABLE_TIME: Final = 4
-NDTPA_RETRANS_TIME: Final = 5
-NDTPA_DELAY_PROBE_TIME: Final = 7
-NDTPA_UCAST_PROBES: Final = 10
-NDTPA_MCAST_PROBES: Final = 11
-NDTPA_LOCKTIME: Final = 15
-NDTPA_MCAST_REPROBES: Final = 17
-
 RTA_DST: Final = 1
 RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
@@ -109,20 +97,11 @@ FRA_IIFNAME: Final = 3
 FRA_PRIORITY: Final = 6
 FRA_FWMARK: Final = 10
 FRA_TUN_ID: Final = 12
-FRA_SUPPRESS_IFGROUP: Final = 13
-FRA_SUPPRESS_PREFIXLEN: Final = 14
 FRA_TABLE: Final = 15
 FRA_FWMASK: Final = 16
 FRA_OIFNAME: Final = 17
-FRA_L3MDEV: Final = 19
 FRA_UID_RANGE: Final = 20
 FRA_PROTOCOL: Final = 21
 FRA_IP_PROTO: Final = 22
 FRA_SPORT_RANGE: Final = 23
 FRA_DPORT_RANGE: Final = 24
-
-SOL_NETLINK: Final = 270
-NETLINK_CAP_ACK: Final = 10
-NETLINK_EXT_ACK: Final = 11
-NETLINK_GET_STRICT_CHK: Final = 12
-SO_RCVBUFFORCE: Final = 33

@@ -4,7 +4,6 @@ Every request is exact: it names our protocol number, metric or priority, so tha
 what somebody else made. Layouts as in rtnetlink.py; neighbour tables: include/uapi/linux/neighbour.h.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from struct import Struct
@@ -13,38 +12,15 @@ from typing import Final
 from lbguard.core.addr import IPV4_LEN, Ip
 from lbguard.core.model import NeighborState, Route, RouteKind, Rule
 from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.framing import attribute, message
 
-_HEADER: Final = Struct("=IHHII")
-_ATTRIBUTE: Final = Struct("=HH")
 _U32_ATTRIBUTE: Final = Struct("=HHI")
-_U64_ATTRIBUTE: Final = Struct("=HHQ")
 _RTMSG: Final = Struct("=BBBBBBBBI")
 _NDMSG: Final = Struct("=BxxxiHBB")
 _IFINFO: Final = Struct("=BxHiII")
 
 _PROBES_KEPT: Final = 16_384
 """The same entries are verified every second: their requests are made once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NeighborTimers:
-    """Neighbour timers of one link, for ARP and neighbour discovery alike (ip-sysctl: net.ipv4.neigh.*).
-
-    A verify probe that gets no answer is repeated every `retrans_ms`: `ucast_probes` to the known link-layer address,
-    then `mcast_reprobes` to everybody, and only then the entry fails. The defaults find a changed link-layer address
-    0.2 s after a probe begins, and give a busy neighbour 1 s before it counts as failed. An address never resolved is
-    asked for `mcast_probes` times, for 3 s as by default: on a fresh link IPv6 sends no solicitation at all until the
-    link-local address has passed duplicate detection (net/ipv6/ndisc.c, ndisc_send_ns). `locktime_ms` must be 0:
-    otherwise ARP ignores a changed address for that long after the probe itself touched the entry (net/ipv4/arp.c).
-    """
-
-    retrans_ms: int = 200
-    delay_probe_ms: int = 500
-    base_reachable_ms: int = 10_000
-    ucast_probes: int = 1
-    mcast_probes: int = 15
-    mcast_reprobes: int = 4
-    locktime_ms: int = 0
 
 
 class DumpKind(Enum):
@@ -68,20 +44,8 @@ _DUMP_BODIES: Final = {
 }
 
 
-def _message(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
-    return _HEADER.pack(16 + len(body), kind, flags | c.NLM_F_REQUEST, sequence, 0) + body
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
 def _u32(kind: int, value: int) -> bytes:
     return _U32_ATTRIBUTE.pack(8, kind, value)
-
-
-def _u64(kind: int, value: int) -> bytes:
-    return _U64_ATTRIBUTE.pack(12, kind, value)
 
 
 def _family(ipv4: bool) -> int:
@@ -90,7 +54,7 @@ def _family(ipv4: bool) -> int:
 
 def dump(kind: DumpKind, sequence: int) -> bytes:
     """Request all objects of a kind, in all families (in the form that strict checking demands)."""
-    return _message(kind.value, c.NLM_F_DUMP, _DUMP_BODIES[kind], sequence)
+    return message(kind.value, c.NLM_F_DUMP, _DUMP_BODIES[kind], sequence)
 
 
 def _route_body(route: Route, scope: int, flags: int = 0) -> bytes:
@@ -98,7 +62,7 @@ def _route_body(route: Route, scope: int, flags: int = 0) -> bytes:
     body = header + _u32(c.RTA_TABLE, route.table) + _u32(c.RTA_PRIORITY, route.metric)
     if route.kind is RouteKind.BLACKHOLE:
         return body
-    return body + _attribute(c.RTA_GATEWAY, route.gateway) + _u32(c.RTA_OIF, route.oif)
+    return body + attribute(c.RTA_GATEWAY, route.gateway) + _u32(c.RTA_OIF, route.oif)
 
 
 def add_route(route: Route, *, on_link: bool = False) -> bytes:
@@ -108,18 +72,18 @@ def add_route(route: Route, *, on_link: bool = False) -> bytes:
     (an address with `noprefixroute` whose prefix route is not there yet).
     """
     body = _route_body(route, c.RT_SCOPE_UNIVERSE, c.RTNH_F_ONLINK if on_link else 0)
-    return _message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_EXCL, body)
+    return message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_EXCL, body)
 
 
 def replace_route(route: Route, *, on_link: bool = False) -> bytes:
     """Add a default route, or change the one of the same table and metric, in one atomic step; see `add_route`."""
     body = _route_body(route, c.RT_SCOPE_UNIVERSE, c.RTNH_F_ONLINK if on_link else 0)
-    return _message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_REPLACE, body)
+    return message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_REPLACE, body)
 
 
 def delete_route(route: Route) -> bytes:
     """Delete exactly this route: table, metric, type, gateway, device and protocol must all match."""
-    return _message(c.RTM_DELROUTE, 0, _route_body(route, c.RT_SCOPE_NOWHERE))
+    return message(c.RTM_DELROUTE, 0, _route_body(route, c.RT_SCOPE_NOWHERE))
 
 
 def _rule_body(rule: Rule) -> bytes:
@@ -129,23 +93,23 @@ def _rule_body(rule: Rule) -> bytes:
         + _u32(c.FRA_FWMARK, rule.mark)
         + _u32(c.FRA_FWMASK, 0xFFFFFFFF)
         + _u32(c.FRA_TABLE, rule.table)
-        + _attribute(c.FRA_PROTOCOL, bytes([rule.protocol]))
+        + attribute(c.FRA_PROTOCOL, bytes([rule.protocol]))
     )
 
 
 def add_rule(rule: Rule) -> bytes:
     """Add a fwmark rule; one that exists is refused with EEXIST (without NLM_F_EXCL the kernel makes duplicates)."""
-    return _message(c.RTM_NEWRULE, c.NLM_F_CREATE | c.NLM_F_EXCL, _rule_body(rule))
+    return message(c.RTM_NEWRULE, c.NLM_F_CREATE | c.NLM_F_EXCL, _rule_body(rule))
 
 
 def delete_rule(rule: Rule) -> bytes:
     """Delete exactly this rule: priority, mark, table and protocol must all match."""
-    return _message(c.RTM_DELRULE, 0, _rule_body(rule))
+    return message(c.RTM_DELRULE, 0, _rule_body(rule))
 
 
 def _neighbor(kind: int, flags: int, ifindex: int, ip: Ip, state: int, entry_flags: int) -> bytes:
     body = _NDMSG.pack(_family(len(ip) == IPV4_LEN), ifindex, state, entry_flags, 0)
-    return _message(kind, flags, body + _attribute(c.NDA_DST, ip))
+    return message(kind, flags, body + attribute(c.NDA_DST, ip))
 
 
 def delete_neighbor(ifindex: int, ip: Ip) -> bytes:
@@ -162,31 +126,3 @@ def resolve_neighbor(ifindex: int, ip: Ip) -> bytes:
 def probe_neighbor(ifindex: int, ip: Ip) -> bytes:
     """Make the kernel verify a resolved entry now; ENOENT or EINVAL when there is none or it has no address yet."""
     return _neighbor(c.RTM_NEWNEIGH, c.NLM_F_REPLACE, ifindex, ip, NeighborState.PROBE, 0)
-
-
-def tune_neighbors(ifindex: int, timers: NeighborTimers, *, ipv4: bool) -> bytes:
-    """Set the neighbour timers of a link for one family (net/core/neighbour.c, neightbl_set)."""
-    parameters = (
-        _u32(c.NDTPA_IFINDEX, ifindex)
-        + _u64(c.NDTPA_RETRANS_TIME, timers.retrans_ms)
-        + _u64(c.NDTPA_DELAY_PROBE_TIME, timers.delay_probe_ms)
-        + _u64(c.NDTPA_BASE_REACHABLE_TIME, timers.base_reachable_ms)
-        + _u32(c.NDTPA_UCAST_PROBES, timers.ucast_probes)
-        + _u32(c.NDTPA_MCAST_PROBES, timers.mcast_probes)
-        + _u32(c.NDTPA_MCAST_REPROBES, timers.mcast_reprobes)
-        + _u64(c.NDTPA_LOCKTIME, timers.locktime_ms)
-    )
-    name = b"arp_cache\0" if ipv4 else b"ndisc_cache\0"
-    body = bytes([_family(ipv4), 0, 0, 0]) + _attribute(c.NDTA_NAME, name)
-    return _message(c.RTM_SETNEIGHTBL, 0, body + _attribute(c.NDTA_PARMS | c.NLA_F_NESTED, parameters))
-
-
-def get_link(ifindex: int) -> bytes:
-    """Request one link."""
-    mask = _u32(c.IFLA_EXT_MASK, c.RTEXT_FILTER_SKIP_STATS)
-    return _message(c.RTM_GETLINK, 0, _IFINFO.pack(c.AF_UNSPEC, 0, ifindex, 0, 0) + mask)
-
-
-def set_link_down(ifindex: int) -> bytes:
-    """Clear IFF_UP of a link and leave its other flags."""
-    return _message(c.RTM_NEWLINK, 0, _IFINFO.pack(c.AF_UNSPEC, 0, ifindex, 0, c.IFF_UP))

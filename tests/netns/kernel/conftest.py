@@ -1,13 +1,15 @@
 """A load balancer and a peer, joined by one link, and the adapters at work in the load balancer's namespace."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from lbguard.kernel.socket import NetlinkChannel
+from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.links import LinkOperations
+from lbguard.kernel.requests import KernelRequests
 from lbguard.lab.netns import Namespace, connect
 
 
@@ -51,3 +53,11 @@ def bench(make_namespace: Callable[[str], Namespace]) -> Iterator[Bench]:
         channel = NetlinkChannel()
     yield Bench(lb, peer, channel)
     channel.close()
+
+
+@pytest.fixture
+async def links(bench: Bench) -> AsyncIterator[LinkOperations]:
+    """Operations on the load balancer's links."""
+    requests = KernelRequests(bench.lb.name)
+    yield LinkOperations(requests)
+    requests.close()

@@ -67,39 +67,42 @@ def addresses(bench: Bench) -> list[tuple[str, int, str]]:
 
 
 @pytest.mark.parametrize(("commands", "reason"), list(NEEDS.values()), ids=list(NEEDS))
-async def test_a_link_that_something_needs_stays_up(bench: Bench, commands: list[str], reason: str) -> None:
+async def test_a_link_that_something_needs_stays_up(
+    bench: Bench, links: LinkOperations, commands: list[str], reason: str
+) -> None:
     for command in commands:
         bench.lb.ip(*command.split())
     link = LinkKey(bench.ifindex("nse-a"), 1)
     with bench.lb.entered():
-        outcome = await LinkOperations(bench.channel).set_down(link, "nse-a")
+        outcome = await links.set_down(link, "nse-a")
     assert outcome.reason == reason
     assert is_up(bench)
 
 
-async def test_a_link_is_set_down_and_up_again_with_the_addresses_that_it_lost(bench: Bench) -> None:
+async def test_a_link_is_set_down_and_up_again_with_the_addresses_that_it_lost(
+    bench: Bench, links: LinkOperations
+) -> None:
     bench.lb.ip("addr", "add", "172.16.9.1", "peer", "172.16.9.2/32", "dev", "nse-a")
     bench.lb.ip("addr", "add", "fd09::1", "peer", "fd09::2/128", "dev", "nse-a", "nodad")
     bench.lb.ip("route", "add", "default", "via", "172.16.0.2", "table", "5001", "metric", "2048", "proto", "152")
     before = addresses(bench)
     assert len(before) == 4
-    operations = LinkOperations(bench.channel)
     link = LinkKey(bench.ifindex("nse-a"), 1)
     with bench.lb.entered():
-        outcome = await operations.set_down(link, "nse-a")
+        outcome = await links.set_down(link, "nse-a")
         assert outcome.reason == ""
         assert not is_up(bench)
         assert len(addresses(bench)) < len(before)
-        assert await operations.set_up(link, "nse-a") == ""
+        assert await links.set_up(link, "nse-a") == ""
     assert is_up(bench)
     assert addresses(bench) == before
 
 
 async def test_both_ends_of_a_pair_in_one_namespace_do_not_ride_on_each_other(
-    bench: Bench, make_namespace: Callable[[str], Namespace]
+    bench: Bench, links: LinkOperations, make_namespace: Callable[[str], Namespace]
 ) -> None:
     bench.lb.ip("link", "add", "pair0", "type", "veth", "peer", "name", "pair1")
     bench.lb.ip("link", "set", "pair0", "up")
     with bench.lb.entered():
-        outcome = await LinkOperations(bench.channel).set_down(LinkKey(bench.ifindex("pair0"), 2), "pair0")
+        outcome = await links.set_down(LinkKey(bench.ifindex("pair0"), 2), "pair0")
     assert outcome.reason == ""

@@ -54,10 +54,12 @@ async def test_flush_takes_only_what_is_named(bench: Bench, peer: str) -> None:
 
 
 @PEERS
-async def test_probe_verifies_an_entry_and_resolves_a_missing_one(bench: Bench, peer: str) -> None:
+async def test_probe_verifies_an_entry_and_resolves_a_missing_one(
+    bench: Bench, links: LinkOperations, peer: str
+) -> None:
     neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
     # The probing goes on for as long as this test may need to look at it.
-    assert await LinkOperations(bench.channel).tune(entry[0], "nse-a", NeighborTimers(ucast_probes=1000)) == ""
+    assert await links.tune(entry[0], "nse-a", NeighborTimers(ucast_probes=1000)) == ""
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
         await neighbors.flush(FlushNeighbors(entries=(entry,)))
@@ -79,10 +81,10 @@ async def test_probe_verifies_an_entry_and_resolves_a_missing_one(bench: Bench, 
 
 
 @PEERS
-async def test_changed_mac_is_found_without_failing(bench: Bench, peer: str) -> None:
+async def test_changed_mac_is_found_without_failing(bench: Bench, links: LinkOperations, peer: str) -> None:
     """The address changes right after the entry was confirmed: ARP's lock time must not stand in the way."""
     neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
-    assert await LinkOperations(bench.channel).tune(entry[0], "nse-a", NeighborTimers()) == ""
+    assert await links.tune(entry[0], "nse-a", NeighborTimers()) == ""
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
         await neighbors.resolve(ResolveNeighbors(entries=(entry,)))
@@ -97,10 +99,10 @@ async def test_changed_mac_is_found_without_failing(bench: Bench, peer: str) -> 
 
 
 @PEERS
-async def test_silent_neighbor_fails_only_after_every_probe(bench: Bench, peer: str) -> None:
+async def test_silent_neighbor_fails_only_after_every_probe(bench: Bench, links: LinkOperations, peer: str) -> None:
     """One unicast and four multicast probes 0.2 s apart: one second at least, whatever the machine's speed."""
     neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
-    assert await LinkOperations(bench.channel).tune(entry[0], "nse-a", NeighborTimers()) == ""
+    assert await links.tune(entry[0], "nse-a", NeighborTimers()) == ""
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
         await neighbors.resolve(ResolveNeighbors(entries=(entry,)))
@@ -115,14 +117,14 @@ async def test_silent_neighbor_fails_only_after_every_probe(bench: Bench, peer: 
         await recorder.until(seen(recorder, entry, NeighborState.REACHABLE))
 
 
-async def test_resolving_on_a_fresh_link_outlasts_duplicate_detection(bench: Bench) -> None:
+async def test_resolving_on_a_fresh_link_outlasts_duplicate_detection(bench: Bench, links: LinkOperations) -> None:
     """Until its link-local address is usable the kernel sends no solicitation; the entry must not fail meanwhile."""
     bench.lb.ip("link", "add", "name", "nse-b", "type", "veth", "peer", "name", "lb-b", "netns", bench.peer.name)
     for namespace, link, host in ((bench.peer, "lb-b", 2), (bench.lb, "nse-b", 1)):
         namespace.ip("link", "set", link, "up")
         namespace.ip("addr", "add", f"fd01::{host}/64", "dev", link, "nodad")
     neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-b"), parse_ip("fd01::2"))
-    assert await LinkOperations(bench.channel).tune(entry[0], "nse-b", NeighborTimers()) == ""
+    assert await links.tune(entry[0], "nse-b", NeighborTimers()) == ""
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
         await neighbors.resolve(ResolveNeighbors(entries=(entry,)))
@@ -137,7 +139,7 @@ async def test_resolving_on_a_missing_link_is_a_failure(bench: Bench) -> None:
     assert failure.ifindex == 4242
 
 
-async def test_timers_of_one_link(bench: Bench) -> None:
+async def test_timers_of_one_link(bench: Bench, links: LinkOperations) -> None:
     index = bench.ifindex("nse-a")
     timers = NeighborTimers(
         retrans_ms=300,
@@ -148,7 +150,7 @@ async def test_timers_of_one_link(bench: Bench) -> None:
         mcast_reprobes=5,
         locktime_ms=500,
     )
-    assert await LinkOperations(bench.channel).tune(index, "nse-a", timers) == ""
+    assert await links.tune(index, "nse-a", timers) == ""
     expected = {
         "retrans_time_ms": "300",
         "delay_first_probe_time": "2",
@@ -163,8 +165,8 @@ async def test_timers_of_one_link(bench: Bench) -> None:
         assert bench.lb.run("cat", f"/proc/sys/net/{family}/neigh/lo/ucast_solicit").strip() == "3"
 
 
-async def test_links_are_checked_by_name(bench: Bench) -> None:
-    links, index = LinkOperations(bench.channel), bench.ifindex("nse-a")
+async def test_links_are_checked_by_name(bench: Bench, links: LinkOperations) -> None:
+    links, index = links, bench.ifindex("nse-a")
     assert await links.tune(index, "nse-b", NeighborTimers()) == f"ifindex {index} is no longer nse-b"
     outcome = await links.set_down(LinkKey(index, 1), "nse-b")
     assert outcome.reason == f"ifindex {index} is no longer nse-b"

@@ -14,7 +14,7 @@ from lbguard.core.events import KernelChange
 from lbguard.core.model import NeighborState, Route, RouteKind, Rule
 from lbguard.kernel.codec.decode import decode
 from lbguard.kernel.codec.encode import DumpKind, dump
-from lbguard.kernel.socket import NetlinkSocket
+from lbguard.kernel.netlink import NetlinkSocket
 from tests.netns.kernel.conftest import Bench
 
 pytestmark = pytest.mark.netns

@@ -63,7 +63,7 @@ def talk(proxy: Namespace, host: str) -> None:
 async def heard(proxy: Namespace) -> AsyncIterator[Heard]:
     heard = Heard()
     with proxy.entered():
-        view, ports = KernelView(), BridgePorts()
+        view, ports = KernelView(), BridgePorts(proxy.name)
         await view.start()
     source = BridgeSource(BridgeNeighbors("bridge0", ("lb-*",), 600.0, 100), view, ports, heard.told.append)
     view.when_changed(source.reload)

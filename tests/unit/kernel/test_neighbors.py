@@ -1,8 +1,8 @@
 import errno
 
 from lbguard.core.effects import FlushNeighbors, ProbeNeighbors
+from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.neighbors import NeighborFailure, Neighbors
-from lbguard.kernel.socket import NetlinkChannel
 from tests.unit.kernel.fake_kernel import FakeKernel
 
 ENTRIES = tuple((3, bytes([10, 0, 0, n])) for n in range(4))

@@ -5,8 +5,8 @@ import pytest
 from lbguard.core.effects import ProgramRoutes, ProgramRules
 from lbguard.core.events import RouteFailed, RoutesProgrammed, RuleFailed, RuleGone, RuleSeen
 from lbguard.core.model import Route, RouteKind, Rule
+from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.routes import RouteTable
-from lbguard.kernel.socket import NetlinkChannel
 from tests.unit.kernel.fake_kernel import FakeKernel
 
 ROUTES = [Route(5001 + n, True, RouteKind.UNICAST, 2048, bytes([10, 0, 0, n]), 3) for n in range(4)]

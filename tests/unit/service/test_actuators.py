@@ -10,11 +10,12 @@ import pytest
 
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
-from lbguard.core.model import LinkKey, Route, RouteKind, Rule, StreamSpec, StreamTable
+from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, StreamTable
 from lbguard.distributor.base import CommitResult
-from lbguard.kernel.links import NeighborTimers
+from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.links import LinkOperations, NeighborTimers
 from lbguard.kernel.neighbors import NeighborFailure
-from lbguard.kernel.socket import NetlinkChannel
+from lbguard.kernel.requests import KernelRequests
 from lbguard.service.actuators import (
     DistributorActuator,
     DistributorEffect,
@@ -29,6 +30,8 @@ from tests.unit.kernel.fake_kernel import FakeKernel, eventually
 A, B = StreamSpec(name="a"), StreamSpec(name="b", identifier_offset=6000)
 ROUTES = tuple(Route(5001 + n, True, RouteKind.UNICAST, 2048, bytes([10, 0, 0, n]), 3) for n in range(3))
 RULES = tuple(Rule(5001 + n, True, 5001 + n) for n in range(2))
+NO_LINKS = LinkOperations(KernelRequests())
+"""No request is made of it here; tests/netns/kernel/test_links.py has those that are."""
 TIMERS = NeighborTimers(
     retrans_ms=200, delay_probe_ms=500, base_reachable_ms=10_000, ucast_probes=1, mcast_probes=15, mcast_reprobes=4
 )
@@ -114,7 +117,7 @@ async def test_a_lane_that_hangs_delays_no_other() -> None:
     slow: WorkQueue[DistributorEffect] = WorkQueue("distributor", actuator.perform, events.extend)
     kernel = FakeKernel()
     quick: WorkQueue[fx.ProgramRoutes | fx.ProgramRules | fx.SetLinkDown] = WorkQueue(
-        "kernel", KernelActuator(NetlinkChannel(kernel)).perform, events.extend
+        "kernel", KernelActuator(NetlinkChannel(kernel), NO_LINKS).perform, events.extend
     )
     tasks = [asyncio.create_task(slow.run()), asyncio.create_task(quick.run())]
     slow.put(fx.AttachStream(stream=A))
@@ -286,7 +289,7 @@ async def test_leftovers_are_pruned_and_a_failure_answers_nothing() -> None:
 async def test_each_refused_route_is_told_and_the_others_stand() -> None:
     kernel = FakeKernel()
     kernel.refusals = {1: (errno.ENOBUFS, "no way")}
-    actuator = KernelActuator(NetlinkChannel(kernel))
+    actuator = KernelActuator(NetlinkChannel(kernel), NO_LINKS)
     assert await actuator.perform(fx.ProgramRoutes(replace=ROUTES[:2], delete=ROUTES[2:])) == [
         ev.RoutesProgrammed(added=ROUTES[:1], deleted=ROUTES[2:]),
         ev.RouteFailed(route=ROUTES[1], reason="ENOBUFS: no way"),
@@ -296,7 +299,7 @@ async def test_each_refused_route_is_told_and_the_others_stand() -> None:
 
 async def test_a_broken_socket_fails_all_that_was_asked_for_and_nothing_after() -> None:
     kernel = FakeKernel()
-    actuator = KernelActuator(NetlinkChannel(kernel))
+    actuator = KernelActuator(NetlinkChannel(kernel), NO_LINKS)
     kernel.fault("break_socket")
     outcome = await actuator.perform(fx.ProgramRoutes(replace=ROUTES))
     assert [event.route for event in outcome if isinstance(event, ev.RouteFailed)] == list(ROUTES)
@@ -307,21 +310,10 @@ async def test_a_broken_socket_fails_all_that_was_asked_for_and_nothing_after() 
     kernel.close()
 
 
-async def test_a_superseded_link_that_cannot_be_looked_at_is_told_with_the_reason() -> None:
-    kernel = FakeKernel()
-    kernel.refusals = {0: (errno.ENODEV, "")}
-    link = LinkKey(7, 1)
-    [outcome] = await KernelActuator(NetlinkChannel(kernel)).perform(fx.SetLinkDown(link=link, ifname="nse-a"))
-    assert isinstance(outcome, ev.LinkSetDown)
-    assert outcome.link == link
-    assert outcome.reason.startswith("ENODEV")
-    kernel.close()
-
-
 async def test_refused_neighbours_are_told_to_who_counts_them() -> None:
     kernel = FakeKernel()
     refused: list[NeighborFailure] = []
-    actuator = NeighborActuator(NetlinkChannel(kernel), TIMERS, refused.extend)
+    actuator = NeighborActuator(NetlinkChannel(kernel), NO_LINKS, TIMERS, refused.extend)
     kernel.refusals = {1: (errno.EPERM, "")}
     entries = tuple((3, bytes([10, 0, 0, n])) for n in range(3))
     for effect in (fx.ResolveNeighbors(entries=entries), fx.FlushNeighbors(entries=entries)):
@@ -341,7 +333,12 @@ async def test_entries_that_somebody_made_since_the_decision_are_left_out() -> N
         return heard[-1]
 
     actuator = NeighborActuator(
-        NetlinkChannel(kernel), TIMERS, lambda failures: None, lambda ifindex, ip: (ifindex, ip) in made, news_waits
+        NetlinkChannel(kernel),
+        NO_LINKS,
+        TIMERS,
+        lambda failures: None,
+        lambda ifindex, ip: (ifindex, ip) in made,
+        news_waits,
     )
     entries = tuple((3, bytes([10, 0, 0, n])) for n in range(3))
     for effect in (

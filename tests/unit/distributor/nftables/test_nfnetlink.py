@@ -8,12 +8,12 @@ from lbguard.distributor.nftables.nfnetlink import (
     Nfnetlink,
     NftError,
     Request,
-    attributes,
-    message,
+    netfilter_message,
 )
+from lbguard.kernel.codec.framing import attributes
 from tests.fakes.nf_tables import FakeNfTables, Fault
 
-REQUESTS = [Request(message(NEW_ELEMENTS, bytes(size)), f"add {size}") for size in (8, 3, 0)]
+REQUESTS = [Request(netfilter_message(NEW_ELEMENTS, bytes(size)), f"add {size}") for size in (8, 3, 0)]
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import asyncio
 import errno
 
+from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.codec.encode import delete_neighbor
-from lbguard.kernel.socket import NetlinkChannel
 from tests.unit.kernel import frames
 from tests.unit.kernel.fake_kernel import FakeKernel, eventually
 

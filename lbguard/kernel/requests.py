@@ -1,0 +1,149 @@
+"""Single requests to the kernel and dumps outside the mirror, carried by pyroute2."""
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, nlmsg
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.nlsocket import NetlinkRequest
+from pyroute2.netlink.rtnl import RTM_SETNEIGHTBL
+from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
+
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.framing import ERROR, FLAGS, FLAGS_AT, HEADER
+from lbguard.kernel.netlink import KERNEL_PORT
+
+T = TypeVar("T")
+
+Row = Callable[[memoryview], T | None]
+"""Reads what follows the header of one message of a dump; None when it is of no interest."""
+
+_TIMEOUT_S: Final = 2.0
+_DUMP_TRIES: Final = 5
+_TYPE_AT: Final = 4
+
+
+class _KernelOnly(AsyncIPRoute):  # type: ignore[misc]
+    """Socket of pyroute2 that passes over what other processes send to it."""
+
+    def enqueue(self, data: bytes, addr: tuple[int, int] | None) -> Any:
+        # Without an address it is the library's own word that the socket is closed.
+        return super().enqueue(data, addr) if addr is None or addr[0] == KERNEL_PORT else None
+
+
+class _NeighborTable(ndtmsg):  # type: ignore[misc]
+    """The library's message, with the parameters that it lacks (include/uapi/linux/neighbour.h)."""
+
+    __slots__ = ()
+
+    class parms(ndtmsg.parms):  # type: ignore[misc]  # noqa: N801 (the library looks for this name)
+        __slots__ = ()
+        nla_map = (*ndtmsg.parms.nla_map, ("NDTPA_MCAST_REPROBES", "uint32"))
+
+
+class KernelRequests:
+    """Requests from one event loop, in a network namespace by name or, without one, in that of the calling thread.
+
+    Every method raises OSError, with the kernel's words, when the kernel refuses or does not answer within 2 s.
+    """
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._netns = netns
+        self._library: AsyncIPRoute | None = None
+
+    def close(self) -> None:
+        """Close the socket; later requests open another one."""
+        if self._library is not None:
+            self._library.close()
+            self._library = None
+
+    async def link_name(self, ifindex: int) -> str:
+        """Return the name of a link."""
+        async with self._asking() as library:
+            [link] = await library.link("get", index=ifindex, ext_mask=c.RTEXT_FILTER_SKIP_STATS)
+        return str(link.get("ifname"))
+
+    async def set_link_down(self, ifindex: int) -> None:
+        """Clear IFF_UP of a link and leave its other flags."""
+        async with self._asking() as library:
+            await library.link("set", index=ifindex, state="down")
+
+    async def set_neighbor_timers(self, ifindex: int, family: int, parameters: dict[str, int]) -> None:
+        """Set neighbour timers of a link for one family (net/core/neighbour.c, neightbl_set).
+
+        Args:
+            ifindex: the link.
+            family: AF_INET or AF_INET6.
+            parameters: values by name of the attribute (NDTPA_...); times are in milliseconds.
+        """
+        request = _NeighborTable()
+        request["family"] = family
+        request["attrs"] = [
+            ("NDTA_NAME", "arp_cache" if family == c.AF_INET else "ndisc_cache"),
+            ("NDTA_PARMS", {"attrs": [("NDTPA_IFINDEX", ifindex), *parameters.items()]}),
+        ]
+        async with self._asking() as library:
+            sent = NetlinkRequest(library, request, msg_type=RTM_SETNEIGHTBL, msg_flags=NLM_F_REQUEST | NLM_F_ACK)
+            await sent.send()
+            async for _ in sent.response():
+                pass
+
+    async def dump(self, request: nlmsg, kind: int, row: Row[T]) -> list[T]:
+        """Return what `row` reads of each message of a dump; one that the kernel flags as interrupted is repeated.
+
+        Args:
+            request: the message, such as rtmsg(), with what the kernel filters by.
+            kind: its type, such as RTM_GETROUTE.
+            row: the reader, in place of the library's own, which takes ten times as long.
+        """
+        for _ in range(_DUMP_TRIES):
+            reader = _DumpReader(row)
+            async with self._asking() as library:
+                flags = NLM_F_REQUEST | NLM_F_DUMP
+                sent = NetlinkRequest(library, request, msg_type=kind, msg_flags=flags, parser=reader.parse)
+                await sent.send()
+                rows = [found["row"] async for found in sent.response() if found["row"] is not None]
+            if not reader.interrupted:
+                return rows
+        raise OSError(errno.EINTR, f"the kernel's state changed during each of {_DUMP_TRIES} dumps")
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[AsyncIPRoute]:
+        """Open the socket when there is none, and turn the library's errors into OSError."""
+        if self._library is None:
+            self._library = _KernelOnly(netns=self._netns, ext_ack=True, strict_check=True)
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                yield self._library
+        except NetlinkError as error:
+            raise OSError(error.code, error.args[1] or os.strerror(error.code)) from None
+        except TimeoutError:
+            # An answer that comes later must not be taken for that to another request.
+            self.close()
+            raise TimeoutError(errno.ETIMEDOUT, "the kernel did not answer") from None
+
+
+class _DumpReader:
+    """Parser of one dump in the form that pyroute2 asks for: a mapping with a header for each message."""
+
+    def __init__(self, row: Row[Any]) -> None:
+        self._row = row
+        self.interrupted = False
+
+    def parse(self, data: bytes, offset: int, length: int) -> dict[str, Any]:
+        (kind,) = FLAGS.unpack_from(data, offset + _TYPE_AT)
+        (flags,) = FLAGS.unpack_from(data, offset + FLAGS_AT)
+        self.interrupted |= bool(flags & NLM_F_DUMP_INTR)
+        body = memoryview(data)[offset + HEADER.size : offset + length]
+        header: dict[str, Any] = {"type": kind, "flags": flags, "error": None}
+        if kind in (NLMSG_DONE, NLMSG_ERROR):
+            code = -ERROR.unpack_from(body)[0] if len(body) >= ERROR.size else 0
+            if code:
+                header["error"] = OSError(code, os.strerror(code))
+            return {"header": header, "row": None}
+        return {"header": header, "row": self._row(body)}
