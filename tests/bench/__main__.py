@@ -18,6 +18,7 @@ from rich.table import Table
 from lbguard.lab.sandbox import SandboxError, require_tools, run_isolated
 from tests.bench import (
     addresses,
+    codec,
     commit,
     growth,
     idle,
@@ -47,6 +48,7 @@ _BENCHMARKS: dict[str, Benchmark] = {
         growth,
         addresses,
         start,
+        codec,
         interposer,
         recording,
     )

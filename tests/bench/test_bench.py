@@ -25,6 +25,7 @@ ROWS = {
     "start": {"s"},
     "interposer": {"ms"},
     "recording": {"us", "bytes", "ms", "1/s"},
+    "codec": {"us"},
 }
 
 

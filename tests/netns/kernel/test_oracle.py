@@ -2,25 +2,19 @@
 
 import time
 from collections.abc import Iterator
-from ipaddress import ip_address
-from typing import Any
 
 import pytest
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from lbguard.core import events as ev
-from lbguard.core.addr import Prefix
 from lbguard.core.events import KernelChange
-from lbguard.core.model import NeighborState, Route, RouteKind, Rule
 from lbguard.kernel.codec.decode import decode
 from lbguard.kernel.codec.encode import DumpKind, dump
 from lbguard.kernel.netlink import NetlinkSocket
 from tests.netns.kernel.conftest import Bench
+from tests.unit.kernel.reference import TARGET_TABLES, read
 
 pytestmark = pytest.mark.netns
 
 LIMIT_S = 20.0
-TARGET_TABLES = range(5000, 6000)
 WORLD = [
     "addr add 172.16.5.1/25 dev nse-a",
     "addr add 10.0.0.1 peer 10.0.0.2/32 dev nse-a",
@@ -68,72 +62,6 @@ def dumped(kind: DumpKind) -> Iterator[bytes]:
     raise TimeoutError("the dump does not end")
 
 
-def packed(text: str | None) -> bytes:
-    return ip_address(text).packed if text else b""
-
-
-def link(message: Any) -> KernelChange | None:
-    up = bool(message["flags"] & 1)
-    mac = bytes.fromhex(message.get("address", "").replace(":", ""))
-    running = up and bool(message["flags"] & 0x10000)
-    return ev.LinkSeen(ifindex=message["index"], name=message.get("ifname"), up=running, mac=mac, admin_up=up)
-
-
-def address(message: Any) -> KernelChange | None:
-    local, other = packed(message.get("local")), packed(message.get("address"))
-    flags = message.get("flags")
-    return ev.AddressSeen(
-        ifindex=message["index"],
-        ip=local or other,
-        prefix_length=message["prefixlen"],
-        usable=not flags & 0x08 and (not flags & 0x40 or bool(flags & 0x04)),
-        peer=other if local and local != other else b"",
-    )
-
-
-def neighbor(message: Any) -> KernelChange | None:
-    state = NeighborState(message["state"])
-    made = state in (NeighborState.PERMANENT, NeighborState.NOARP) or message["flags"] & 0x10
-    made = made or message.get("protocol") or (message.get("flags_ext") or 0) & 1
-    mac = bytes.fromhex((message.get("lladdr") or "").replace(":", ""))
-    ip = packed(message.get("dst"))
-    return ev.NeighborSeen(ifindex=message["ifindex"], ip=ip, state=state, mac=mac, foreign=bool(made))
-
-
-def route(message: Any) -> KernelChange | None:
-    ipv4, table, metric = message["family"] == 2, message.get("table"), message.get("priority") or 0
-    gateway, oif = packed(message.get("gateway")), message.get("oif") or 0
-    if message["dst_len"]:
-        made_by_kernel = message["proto"] in (2, 9)
-        if message["table"] != 254 or message["type"] != RouteKind.UNICAST or made_by_kernel or gateway:
-            return None
-        prefix = Prefix(packed(message.get("dst")), message["dst_len"])
-        return ev.LinkRouteSeen(ifindex=oif, prefix=prefix, metric=metric)
-    if message["type"] not in list(RouteKind) or (message["proto"] != 152 and table not in TARGET_TABLES):
-        return None
-    kind = RouteKind(message["type"])
-    if kind is RouteKind.BLACKHOLE:
-        gateway, oif = b"", 0
-    return ev.RouteSeen(route=Route(table, ipv4, kind, metric, gateway, oif, message["proto"]))
-
-
-def rule(message: Any) -> KernelChange | None:
-    mark, table, protocol = message.get("fwmark"), message.get("table"), message.get("protocol") or 0
-    plain = message["action"] == 1 and not message["src_len"] and message.get("fwmask") == 0xFFFFFFFF
-    if not mark or not plain or (protocol != 152 and table not in TARGET_TABLES):
-        return None
-    return ev.RuleSeen(rule=Rule(mark, message["family"] == 2, table, message.get("priority") or 0, protocol))
-
-
-READERS = {
-    DumpKind.LINKS: link,
-    DumpKind.ADDRESSES: address,
-    DumpKind.NEIGHBORS: neighbor,
-    DumpKind.ROUTES: route,
-    DumpKind.RULES: rule,
-}
-
-
 @pytest.mark.parametrize("kind", list(DumpKind), ids=lambda kind: kind.name)
 def test_both_decoders_read_the_same(bench: Bench, kind: DumpKind) -> None:
     for command in WORLD:
@@ -145,7 +73,6 @@ def test_both_decoders_read_the_same(bench: Bench, kind: DumpKind) -> None:
     for datagram in datagrams:
         decoded = decode(datagram, len(datagram), TARGET_TABLES.__contains__)
         ours += [change.event for change in decoded.changes]
-        messages = [m for m in MarshalRtnl().parse(datagram) if m.get("event") != "NLMSG_DONE"]
-        theirs += [found for message in messages if (found := READERS[kind](message)) is not None]
+        theirs += read(datagram)
     assert len(ours) >= 3
     assert ours == theirs
