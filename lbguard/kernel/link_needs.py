@@ -4,6 +4,8 @@ Nothing is kept between two questions, so the answer is as new as it can be. Wha
 link in another network namespace that rides on this one.
 """
 
+import asyncio
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
@@ -11,10 +13,11 @@ from socket import AF_INET, AF_INET6
 from typing import Any, Final
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import nlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 
 from lbguard.core.model import ROUTE_PROTOCOL
-from lbguard.kernel.nexthop_objects import has_nexthop_object
+from lbguard.kernel.requests import KernelRequests
 
 _RTN_UNICAST: Final = 1
 _RTPROT_KERNEL: Final = 2
@@ -202,3 +205,46 @@ def _tunnel_ends(link: Message, which: str) -> list[Any]:
 
 def _name(links: dict[int, Message], index: int) -> str:
     return str(links[index].get("ifname")) if index in links else f"link {index}"
+
+
+_RTM_GETNEXTHOP: Final = 106
+_UNKNOWN_TO_THE_KERNEL: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
+
+
+class _NextHop(nlmsg):  # type: ignore[misc]
+    """The message that pyroute2 0.9 lacks (struct nhmsg, linux/nexthop.h)."""
+
+    __slots__ = ()
+    fields = (("family", "B"), ("scope", "B"), ("protocol", "B"), ("resvd", "B"), ("flags", "I"))
+    nla_map = (
+        ("NHA_UNSPEC", "none"),
+        ("NHA_ID", "uint32"),
+        ("NHA_GROUP", "hex"),
+        ("NHA_GROUP_TYPE", "uint16"),
+        ("NHA_BLACKHOLE", "flag"),
+        ("NHA_OIF", "uint32"),
+    )
+
+
+def has_nexthop_object(ifindex: int) -> bool:
+    """Return whether any next-hop object of this network namespace leads through a link, in a thread without a loop.
+
+    Raises:
+        OSError: the kernel gives no answer.
+    """
+    try:
+        return asyncio.run(_any(ifindex))
+    except OSError as error:
+        if error.errno in _UNKNOWN_TO_THE_KERNEL:
+            return False
+        raise
+
+
+async def _any(ifindex: int) -> bool:
+    requests = KernelRequests()
+    request = _NextHop()
+    request["attrs"] = [("NHA_OIF", ifindex)]
+    try:
+        return bool(await requests.dump(request, _RTM_GETNEXTHOP, lambda _message: True))
+    finally:
+        requests.close()

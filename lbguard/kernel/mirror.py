@@ -23,10 +23,9 @@ from typing import Final
 from lbguard.core.events import Event, KernelChange, KernelOutOfSync
 from lbguard.kernel.bpf import quiet_neighbors
 from lbguard.kernel.codec import constants as c
-from lbguard.kernel.codec.decode import Control, decode
+from lbguard.kernel.codec.constants import IgnoredReason
+from lbguard.kernel.codec.decode import Control, decode, lone_neighbor
 from lbguard.kernel.codec.encode import DumpKind, dump
-from lbguard.kernel.codec.ignored_reason import IgnoredReason
-from lbguard.kernel.codec.lone_neighbor import lone_neighbor
 from lbguard.kernel.codec.rtnetlink import IsTargetTable
 from lbguard.kernel.netlink import KERNEL_PORT, KernelSocket, NetlinkSocket
 from lbguard.kernel.view import View

@@ -22,7 +22,7 @@ from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
 from lbguard.core.events import NeighborsOutdated, VerdictReported
 from lbguard.core.model import ConnectionSubject, Verdict, VerdictState
-from lbguard.nsm.scope import HEALING_STATES, ConnectionScope, connection_id, ips_of, mac_of
+from lbguard.nsm.manager import HEALING_STATES, ConnectionScope, connection_id, ips_of, mac_of
 
 REPORTER = "nsm"
 """The reporter of the evidence that a manager gives. No peer can have this name: theirs are authenticated ones."""

@@ -6,18 +6,71 @@ forgotten is pinged for a while longer: the kernel forgets what does not answer,
 """
 
 import asyncio
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
+
+from pyroute2.netlink.rtnl import RTM_GETNEIGH
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 from lbguard.core.addr import Ip, format_ip, is_link_local, prefix_of
 from lbguard.core.model import NeighborState
-from lbguard.probe.bridge_ports import BridgePorts, BridgePortsError
-from lbguard.probe.connection import Connection
+from lbguard.kernel.codec import constants as c
+from lbguard.kernel.codec.framing import attributes
+from lbguard.kernel.requests import KernelRequests
+from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Emit, connections_of
 from lbguard.probe.kernel_view import KernelView
-from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, connections_of
 from lbguard.settings.probe import SubjectKind
+
+_AF_BRIDGE: Final = 7
+_NDA_MASTER: Final = 9
+_NDMSG: Final = struct.Struct("=BxxxiHBB")
+_U32: Final = struct.Struct("=I")
+
+
+class BridgePortsError(Exception):
+    """The forwarding database cannot be read now."""
+
+
+class BridgePorts:
+    """Reader of the forwarding database of a network namespace, without a name: that of the calling thread."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._requests = KernelRequests(netns)
+
+    async def read(self, bridge: int) -> dict[bytes, int]:
+        """Return the port (ifindex) of each link-layer address behind a bridge (ifindex).
+
+        Raises:
+            BridgePortsError: the kernel refuses or does not answer.
+        """
+        request = ndmsg()
+        request["family"] = _AF_BRIDGE
+        try:
+            entries = await self._requests.dump(request, RTM_GETNEIGH, _entry)
+        except OSError as error:
+            raise BridgePortsError(f"the forwarding database cannot be read: {error.strerror}") from None
+        return {mac: port for mac, port, master in entries if master == bridge}
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._requests.close()
+
+
+def _entry(message: memoryview) -> tuple[bytes, int, int] | None:
+    """Return link-layer address, port and bridge of an entry."""
+    family, port, _state, _flags, _type = _NDMSG.unpack_from(message)
+    mac, master = b"", 0
+    for kind, payload in attributes(message[_NDMSG.size :]):
+        if kind == c.NDA_LLADDR:
+            mac = bytes(payload)
+        elif kind == _NDA_MASTER and len(payload) == _U32.size:
+            (master,) = _U32.unpack(payload)
+    return (mac, port, master) if family == _AF_BRIDGE and mac else None
+
 
 LOOK_INTERVAL_S = 1.0
 """How often the bridge is looked at beside the changes that the kernel tells of."""

@@ -5,19 +5,17 @@ from dataclasses import dataclass
 
 from lbguard.core.model import Verdict
 from lbguard.kernel.mirror import MirrorSettings
-from lbguard.probe.bridge import BridgeNeighbors, BridgeSource
-from lbguard.probe.bridge_ports import BridgePorts
+from lbguard.probe.bridge import BridgeNeighbors, BridgePorts, BridgeSource
+from lbguard.probe.connections import ConnectionSource, Emit
 from lbguard.probe.connections_file import ConnectionsFileSource
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.monitor import Emit as EmitVerdict
 from lbguard.probe.monitor import Monitor
-from lbguard.probe.nsm import NsmSource
-from lbguard.probe.nsm_view import NsmScope, NsmView
+from lbguard.probe.nsm import NsmScope, NsmSource, NsmView
 from lbguard.probe.report_stream import ReporterSettings
 from lbguard.probe.reporter import Reporter
-from lbguard.probe.source import ConnectionSource, Emit
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource
 from lbguard.rpc.workload_api import WorkloadApi

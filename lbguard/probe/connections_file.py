@@ -18,8 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, ValidationError
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4_mapped, parse_ip
-from lbguard.probe.connection import Connection
-from lbguard.probe.source import ConnectionList, ConnectionsLost, Emit, connections_of
+from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Emit, connections_of
 from lbguard.settings.probe import SubjectKind
 from lbguard.settings.yaml_file import (
     MAX_PROBLEMS,

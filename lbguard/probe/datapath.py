@@ -10,11 +10,16 @@ address of ours there that neither the connection nor the kernel has any more is
 stays as it is when the mesh gives a connection new addresses.
 """
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 from lbguard.core.addr import Ip, is_ipv4, prefix_of
-from lbguard.nsm.scope import Address, addresses_of
-from lbguard.probe.connection import Pair
+from lbguard.core.model import VerdictState
+from lbguard.nsm.manager import Address, addresses_of
+from lbguard.probe.connections import Pair
 
 SOURCE_KEY, DESTINATION_KEY = "DATAPATH_SOURCE_IPS", "DATAPATH_DESTINATION_IPS"
 
@@ -82,3 +87,57 @@ def _distance(one: Ip, other: Ip) -> int:
 
 def _addresses(extra_context: Mapping[str, str], key: str) -> list[Address]:
     return list(addresses_of(extra_context[key].replace(",", " ").split())) if key in extra_context else []
+
+
+RTT_BOUNDS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+LAG_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Histogram:
+    """Counts by upper bound, in seconds; the last count is of what exceeds every bound."""
+
+    def __init__(self, bounds_s: tuple[float, ...]) -> None:
+        self.bounds_s = bounds_s
+        self.counts = [0] * (len(bounds_s) + 1)
+        self.sum_s = 0.0
+
+    def add(self, value_s: float, times: int = 1) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds_s, value_s)] += times
+        self.sum_s += value_s * times
+
+
+@dataclass(slots=True)
+class ProbeCounters:
+    """Counters of the monitor since it was made. Keys by family are True for IPv4.
+
+    Attributes:
+        rounds: judged rounds by what they said: `good`, `partial` (some pairs silent), `bad` (all silent), `untested`
+            (silent, but pings left late or not at all).
+        pings: pings that left, by family.
+        replies: replies in time, by family.
+        late_replies: replies after the end of their round, and those to pings of the round before, by family.
+        stray_replies: replies to pings of closed or changed connections, and duplicates.
+        astray_replies: replies that came in by another link than the connection's.
+        send_errors: pings that did not leave, by errno name.
+        doubts: how often rounds were shortened because a connection went silent.
+        overflows: packets that the kernel dropped because they were not read in time.
+        changes: verdicts that changed the state, by the new one.
+        rtt: round-trip times, by family.
+        lag: how late pings left.
+    """
+
+    rounds: Counter[str] = field(default_factory=Counter)
+    pings: Counter[bool] = field(default_factory=Counter)
+    replies: Counter[bool] = field(default_factory=Counter)
+    late_replies: Counter[bool] = field(default_factory=Counter)
+    stray_replies: int = 0
+    astray_replies: int = 0
+    send_errors: Counter[str] = field(default_factory=Counter)
+    doubts: int = 0
+    overflows: int = 0
+    changes: Counter[VerdictState] = field(default_factory=Counter)
+    rtt: dict[bool, Histogram] = field(
+        default_factory=lambda: {True: Histogram(RTT_BOUNDS_S), False: Histogram(RTT_BOUNDS_S)}
+    )
+    lag: Histogram = field(default_factory=lambda: Histogram(LAG_BOUNDS_S))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from lbguard.core.addr import is_ipv4
-from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.failure_detector import LATE_MIN_S
 from lbguard.probe.icmp import SEND_BATCH, EchoSocket
 from lbguard.probe.packet import SEQUENCE_MAX, TOKEN_MAX

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol
 from lbguard.core.addr import is_link_local
 from lbguard.kernel.socket_options import attach_filter, set_buffers
 from lbguard.probe import packet
-from lbguard.probe.connection import Pair
+from lbguard.probe.connections import Pair
 from lbguard.telemetry.link_counters import encode_link_name
 
 _SO_TIMESTAMPNS: Final = 35  # include/uapi/asm-generic/socket.h

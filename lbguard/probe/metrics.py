@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from lbguard import __version__
 from lbguard.api.verdicts.queue import IGNORED_REASONS
 from lbguard.core.model import VerdictState
-from lbguard.probe.counters import Histogram, ProbeCounters
+from lbguard.probe.datapath import Histogram, ProbeCounters
 from lbguard.telemetry.metrics.families import MetricFamilies, MetricSpec, reason_label
 
 

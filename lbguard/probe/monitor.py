@@ -15,13 +15,12 @@ from typing import Final
 
 from lbguard.core.addr import is_ipv4
 from lbguard.core.model import Verdict, VerdictState
-from lbguard.probe.connection import Connection
-from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.connections import Connection
+from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.exchange import Exchange, OpenSocket
 from lbguard.probe.failure_detector import Detector, DetectorSettings, make_judge, outcome
 from lbguard.probe.icmp import IcmpSocket
-from lbguard.probe.poll_timer import PollTimer
-from lbguard.probe.schedule import Wheel, next_start, ping_offset_s, spread_starts, tick_s
+from lbguard.probe.schedule import PollTimer, Wheel, next_start, ping_offset_s, spread_starts, tick_s
 from lbguard.probe.watch import ANSWERING, Watch
 
 Emit = Callable[[Verdict], None]

@@ -9,10 +9,9 @@ from lbguard.core.addr import format_ip
 from lbguard.core.model import Subject, Verdict, VerdictState
 from lbguard.kernel.mirror import MirrorError
 from lbguard.probe.build import ProbeError, judge_settings, make_kernel_view, make_monitor, make_source
-from lbguard.probe.connection import Connection
+from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost
 from lbguard.probe.failure_detector import Detector
 from lbguard.probe.service import resolve_links
-from lbguard.probe.source import ConnectionList, ConnectionsLost
 from lbguard.settings.model import Settings
 
 LIST_TIMEOUT_S = 5.0

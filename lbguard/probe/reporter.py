@@ -13,10 +13,9 @@ from dataclasses import replace
 
 from lbguard.core.addr import Ip, format_ip
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, Verdict, VerdictState
-from lbguard.probe.connection import Connection
+from lbguard.probe.connections import Connection, far_ends
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_stream import ReporterSettings, ReportStream
-from lbguard.probe.source import far_ends
 from lbguard.rpc.channels import Dialer
 from lbguard.settings.dial_address import Endpoint
 from lbguard.telemetry.log import fields

@@ -24,11 +24,10 @@ from lbguard.probe.build import (
     make_reporting,
     make_source,
 )
-from lbguard.probe.connection import Connection
-from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost
+from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
-from lbguard.probe.source import ConnectionList, ConnectionsLost
 from lbguard.probe.verdict_message import subject_name
 from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings

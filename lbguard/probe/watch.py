@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from lbguard.core.model import FamilyEvidence, VerdictState
-from lbguard.probe.connection import Connection
+from lbguard.probe.connections import Connection
 from lbguard.probe.failure_detector import FailureDetector, FamilyRound, late_limit_s
 from lbguard.probe.icmp import Slot
 

@@ -10,8 +10,7 @@ from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
 from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
 from lbguard.distributor.nftables.distributor import NftDistributor
-from lbguard.distributor.observe import ObserveDistributor
-from lbguard.distributor.select import AutoDistributor
+from lbguard.distributor.select import AutoDistributor, ObserveDistributor
 from lbguard.kernel.links import NeighborTimers
 from lbguard.kernel.mirror import KernelMirror, MirrorSettings, Sink
 from lbguard.settings.model import Settings

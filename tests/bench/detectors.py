@@ -26,7 +26,7 @@ from lbguard.core.addr import Ip
 from lbguard.core.model import TargetSubject, Verdict, VerdictState
 from lbguard.lab.netns import Namespace, connect
 from lbguard.lab.sandbox import run_isolated
-from lbguard.probe.connection import Connection, pairs_of
+from lbguard.probe.connections import Connection, pairs_of
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
 from tests.fakes.echo import EchoNetwork, Time, drive

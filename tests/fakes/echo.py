@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from lbguard.core.addr import Ip
-from lbguard.probe.connection import Pair
+from lbguard.probe.connections import Pair
 from lbguard.probe.icmp import SEND_BATCH, Reply
 from lbguard.probe.monitor import Monitor
 

@@ -9,7 +9,7 @@ from lbguard.api.verdicts.limits import Limit
 from lbguard.api.verdicts.policy import DenyReason
 from lbguard.api.verdicts.queue import IGNORED_REASONS, OVERLOADED
 from lbguard.core.model import Condition
-from lbguard.kernel.codec.ignored_reason import IgnoredReason
+from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
 from lbguard.service.event_reporter import RESYNC_REASONS
 from lbguard.sources.nsp.lists import Reason

@@ -15,9 +15,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from lbguard.nsm.manager import ManagerStream
-from lbguard.nsm.scope import ConnectionScope
-from lbguard.probe.counters import ProbeCounters
+from lbguard.nsm.manager import ConnectionScope, ManagerStream
+from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_stream import ReporterSettings, ReportStream
 from lbguard.rpc.channels import ChannelError, Session

@@ -36,10 +36,9 @@ from lbguard.distributor.nftables import state as nft_state
 from lbguard.distributor.nftables.counters import HeldCount
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
 from lbguard.distributor.nftables.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError
-from lbguard.distributor.nftables.plan import Plan, make_plan, needs_renewal
 from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, StreamNames
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
-from lbguard.distributor.nftables.state import Held
+from lbguard.distributor.nftables.state import Held, Plan, make_plan, needs_renewal
 
 _log = logging.getLogger(__name__)
 

@@ -1,9 +1,10 @@
 """Numbers of the kernel's routing netlink interface (include/uapi/linux: netlink.h, rtnetlink.h, neighbour.h, ...).
 
 pyroute2 names the types of messages, the flags and the groups. The attributes, which it knows by the names of its own
-message classes only, and the fields of the fixed headers stand here.
+message classes only, and the fields of the fixed headers stand here, beside the reasons for which a message is ignored.
 """
 
+from enum import StrEnum
 from typing import Final
 
 from pyroute2.netlink import NLM_F_ACK as NLM_F_ACK
@@ -105,3 +106,24 @@ FRA_PROTOCOL: Final = 21
 FRA_IP_PROTO: Final = 22
 FRA_SPORT_RANGE: Final = 23
 FRA_DPORT_RANGE: Final = 24
+
+
+class IgnoredReason(StrEnum):
+    """Reason why a message gave no event. A bounded set: it becomes a metric label."""
+
+    TRUNCATED = "truncated"
+    MALFORMED = "malformed"
+    FOREIGN_SENDER = "foreign_sender"
+    UNKNOWN_TYPE = "unknown_type"
+    OTHER_FAMILY = "other_family"
+    NEIGHBOR_PROXY = "neighbor_proxy"
+    OTHER_TABLE = "other_table"
+    NOT_DEFAULT_ROUTE = "not_default_route"
+    OTHER_ROUTE_TYPE = "other_route_type"
+    ROUTE_CACHED = "route_cached"
+    ROUTE_MULTIPATH = "route_multipath"
+    ROUTE_NEXTHOP_OBJECT = "route_nexthop_object"
+    ROUTE_VIA_OTHER_FAMILY = "route_via_other_family"
+    NOT_FWMARK_RULE = "not_fwmark_rule"
+    DUMP_ABANDONED = "dump_abandoned"
+    WHILE_DRAINING = "while_draining"

@@ -27,7 +27,7 @@ from lbguard.core.events import (
 )
 from lbguard.core.model import ROUTE_PROTOCOL, NeighborState, Route, RouteKind, Rule
 from lbguard.kernel.codec import constants as c
-from lbguard.kernel.codec.ignored_reason import IgnoredReason
+from lbguard.kernel.codec.constants import IgnoredReason
 
 Buffer = bytes | bytearray
 IsTargetTable = Callable[[int], bool]

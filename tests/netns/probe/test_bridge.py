@@ -8,11 +8,9 @@ import pytest
 
 from lbguard.core.model import LinkSubject, TargetSubject
 from lbguard.lab.netns import Namespace
-from lbguard.probe.bridge import BridgeNeighbors, BridgeSource
-from lbguard.probe.bridge_ports import BridgePorts
-from lbguard.probe.connection import Connection
+from lbguard.probe.bridge import BridgeNeighbors, BridgePorts, BridgeSource
+from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost
 from lbguard.probe.kernel_view import KernelView
-from lbguard.probe.source import ConnectionList, ConnectionsLost
 from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from lbguard.core.addr import parse_ip
-from lbguard.probe.connection import Pair
+from lbguard.probe.connections import Pair
 from lbguard.probe.icmp import SEND_BATCH, IcmpSocket, Reply
 from tests.netns.probe.conftest import Ends
 

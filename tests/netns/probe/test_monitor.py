@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from lbguard.core.model import ConnectionSubject, Verdict, VerdictState
-from lbguard.probe.connection import Connection, pairs_of
+from lbguard.probe.connections import Connection, pairs_of
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
 from tests.netns.probe.conftest import Ends

@@ -7,7 +7,7 @@ import pytest
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
-from lbguard.distributor.observe import ObserveDistributor
+from lbguard.distributor.select import ObserveDistributor
 from tests.fakes.nfqlb import make_memory
 
 STREAM = StreamSpec(name="a", max_targets=8)

@@ -13,8 +13,8 @@ from lbguard.core.events import (
     RouteGone,
     RouteSeen,
 )
+from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.kernel.codec.decode import Decoded, decode
-from lbguard.kernel.codec.ignored_reason import IgnoredReason
 from tests.unit.kernel import frames
 from tests.unit.kernel.reading import LOWER_UP, MAC, UP, V4, V6, of_streams, read, reasons
 

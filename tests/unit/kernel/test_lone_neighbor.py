@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from lbguard.core.events import NeighborSeen
 from lbguard.core.model import NeighborState
-from lbguard.kernel.codec.decode import decode
-from lbguard.kernel.codec.lone_neighbor import lone_neighbor
+from lbguard.kernel.codec.decode import decode, lone_neighbor
 from tests.unit.kernel import frames
 
 MAC = bytes.fromhex("020000000a01")

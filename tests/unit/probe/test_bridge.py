@@ -3,9 +3,8 @@ from collections.abc import Sequence
 from lbguard.core.events import AddressSeen, KernelSnapshot, LinkSeen, NeighborGone, NeighborSeen
 from lbguard.core.model import LinkSubject, NeighborState, TargetSubject
 from lbguard.probe.bridge import BridgeNeighbors
-from lbguard.probe.connection import Connection, Pair
+from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Pair
 from lbguard.probe.kernel_view import KernelView
-from lbguard.probe.source import ConnectionList, ConnectionsLost
 from tests.unit.probe.verdicts import ip
 
 BRIDGE, LB_PORT, TARGET_PORT, OTHER = 3, 4, 5, 6

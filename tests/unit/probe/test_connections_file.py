@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject
-from lbguard.probe.connection import Connection, Pair
+from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Pair
 from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError, ConnectionsFileSource
-from lbguard.probe.source import ConnectionList, ConnectionsLost
 from lbguard.settings.yaml_file import SHOWN_PROBLEMS
 from tests.unit.kernel.fake_kernel import eventually
 from tests.unit.probe.verdicts import ip

@@ -4,8 +4,8 @@ import pytest
 
 from lbguard.core.addr import parse_ip
 from lbguard.core.model import ConnectionSubject
-from lbguard.probe.connection import Connection, Pair
-from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.connections import Connection, Pair
+from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.exchange import Exchange
 from lbguard.probe.failure_detector import DetectorSettings, RoundsDetector
 from lbguard.probe.icmp import SEND_BATCH

@@ -2,7 +2,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lbguard.core.model import VerdictState
-from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics, list_probe_metrics
 
 

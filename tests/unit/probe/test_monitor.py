@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lbguard.core.addr import Ip, parse_ip
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject, Verdict, VerdictState
-from lbguard.probe.connection import Connection, pairs_of
+from lbguard.probe.connections import Connection, pairs_of
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
 from tests.fakes.echo import EchoNetwork, Time, drive

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.model import ConnectionSubject, TargetSubject
-from lbguard.probe.connection import Connection, Pair
-from lbguard.probe.nsm import NsmSource
-from lbguard.probe.nsm_view import NsmScope, NsmView
-from lbguard.probe.source import ConnectionList, ConnectionsLost
+from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Pair
+from lbguard.probe.nsm import NsmScope, NsmSource, NsmView
 from lbguard.rpc.channels import PlainDialer
 from lbguard.settings.dial_address import Endpoint, parse_dial_address
 from lbguard.settings.probe import SubjectKind

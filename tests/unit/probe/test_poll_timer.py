@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbguard.probe.poll_timer import PollTimer
+from lbguard.probe.schedule import PollTimer
 
 
 @pytest.fixture

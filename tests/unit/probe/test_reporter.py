@@ -16,8 +16,8 @@ from lbguard.core.effects import VerdictAnswered
 from lbguard.core.events import VerdictReported
 from lbguard.core.model import ConnectionSubject, Subject, TargetSubject, Verdict, VerdictState
 from lbguard.core.opinions import Opinions
-from lbguard.probe.connection import Connection, pairs_of
-from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.connections import Connection, pairs_of
+from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_stream import GENERATION_MAX, ReporterSettings
 from lbguard.probe.reporter import Reporter

@@ -11,15 +11,14 @@ from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.events import AddressGone, AddressSeen, KernelSnapshot, LinkGone, LinkSeen
 from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject, Verdict, VerdictState
 from lbguard.probe.build import ProbeError, judge_settings, make_reporting, make_source, reporter_name
-from lbguard.probe.connection import Connection, pairs_of
-from lbguard.probe.counters import ProbeCounters
+from lbguard.probe.connections import Connection, connections_of, far_ends, pairs_of
+from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.monitor import Monitor
-from lbguard.probe.nsm_view import NsmScope, NsmView
+from lbguard.probe.nsm import NsmScope, NsmView
 from lbguard.probe.service import resolve_links
-from lbguard.probe.source import connections_of, far_ends
 from lbguard.settings.probe import ProbeSettings, SubjectKind
 from tests.fakes.echo import EchoNetwork, Time, drive
 from tests.fakes.nsmgr import connection

@@ -2,7 +2,7 @@ import pytest
 
 from lbguard.core.addr import parse_ip
 from lbguard.core.model import ConnectionSubject, VerdictState
-from lbguard.probe.connection import Connection, Pair
+from lbguard.probe.connections import Connection, Pair
 from lbguard.probe.failure_detector import DetectorSettings, FamilyRound, RoundsDetector
 from lbguard.probe.watch import PairWatch, Watch
 

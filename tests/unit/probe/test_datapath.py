@@ -1,4 +1,4 @@
-from lbguard.probe.counters import Histogram
+from lbguard.probe.datapath import Histogram
 
 
 def test_values_are_counted_up_to_each_bound() -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from lbguard.core.addr import parse_ip
 from lbguard.core.model import TargetSubject
-from lbguard.probe.connection import Connection, Pair, pairs_of
+from lbguard.probe.connections import Connection, Pair, pairs_of
 
 V4_A, V4_B, V4_C = (parse_ip(f"10.0.0.{n}") for n in (1, 2, 3))
 V6_A, V6_B = parse_ip("fd00::1"), parse_ip("fd00::2")

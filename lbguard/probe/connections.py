@@ -1,13 +1,60 @@
-"""Events of a source of connections, and the conversion of addresses and a kind of subject into connections."""
+"""Connections that the probe monitors, events of a source of them, and their making from addresses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4
-from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject
-from lbguard.probe.connection import Connection, Pair, pairs_of
+from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject
 from lbguard.settings.probe import SubjectKind
+
+
+class Pair(NamedTuple):
+    """One direction that is pinged: from one of our addresses to one of the other end's, both of one family."""
+
+    source: Ip
+    destination: Ip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """One thing to monitor, as a source lists it.
+
+    A change of `subject`, `ifname`, `pairs` or `mac` begins a new generation: what was seen before says nothing of it.
+    A change of `healing_s` alone does not.
+
+    Attributes:
+        id: names the connection among all that one monitor follows.
+        subject: what the verdicts speak of. The addresses of a ConnectionSubject should be those of `pairs`.
+        pairs: what is pinged; at least one, no pair twice.
+        ifname: the link that pings leave through; empty leaves it to the routing table.
+        mac: link-layer address of the subject, if the source knows it. When it changes the link was re-created, and the
+            verdicts of the new generation carry it as `new_mac`.
+        healing_s: above 0 while the mesh says that it repairs the connection, and how long that may take. Verdicts are
+            then HEALING instead of DOWN.
+    """
+
+    id: str
+    subject: Subject
+    pairs: tuple[Pair, ...]
+    ifname: str = ""
+    mac: bytes = b""
+    healing_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ValueError(f"connection {self.id!r} has no address pair to ping")
+        if len(set(self.pairs)) != len(self.pairs):
+            raise ValueError(f"connection {self.id!r} lists an address pair twice")
+        for pair in self.pairs:
+            if len(pair.source) not in (4, 16) or len(pair.source) != len(pair.destination):
+                raise ValueError(f"connection {self.id!r}: the addresses of a pair must be of one family")
+
+
+def pairs_of(sources: Sequence[Ip], destinations: Sequence[Ip]) -> tuple[Pair, ...]:
+    """Return each source with each destination of its family, in order, without repetitions."""
+    pairs = (Pair(source, dst) for source in sources for dst in destinations if is_ipv4(source) == is_ipv4(dst))
+    return tuple(dict.fromkeys(pairs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,8 @@ from lbguard.core.addr import parse_prefix
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.maglev import ImplicitPermutations, TableCalculator, TableKind
 from lbguard.distributor.nftables.elements import NO_MARK
-from lbguard.distributor.nftables.plan import make_plan, needs_renewal
 from lbguard.distributor.nftables.ruleset import stream_names
-from lbguard.distributor.nftables.state import Held, empty_slots
+from lbguard.distributor.nftables.state import Held, empty_slots, make_plan, needs_renewal
 
 SLOTS = 31
 STREAM = StreamSpec(name="stream-a", max_targets=4, identifier_offset=5000)
