@@ -1,6 +1,6 @@
 {{/*
-Refuse settings that do not go together, by name, before anything is deployed: lbguard refuses the same when it starts
-(the settings' validators). The schema and lbguard.checkDuration look at single values.
+Refuse settings that contradict each other before anything is deployed, and name them. lbguard refuses the same settings at
+its start (the settings' validators). The schema and lbguard.checkDuration check single values.
 
 Takes (dict "component" "guard" "known" KNOWN): a dict of settings' names to their values as text, `?` for one that comes
 from extraEnv and is not known here.
@@ -71,7 +71,7 @@ from extraEnv and is not known here.
 {{- mulf (regexFind "^[0-9.]+" . | float64) (get $factors (regexFind "[a-z]*$" .)) -}}
 {{- end }}
 
-{{/* Refuse a duration that is longer than another; one that is not set has nothing to be refused for. */}}
+{{/* Refuse a duration that is longer than another. A duration that is not set is accepted. */}}
 {{- define "lbguard.checkAtMost" -}}
 {{- $text := get .known .name -}}
 {{- $limit := get .known .limit -}}
@@ -101,7 +101,7 @@ from extraEnv and is not known here.
 {{- end -}}
 {{- end }}
 
-{{/* Refuse what is no address to listen on; which address a host is, only lbguard knows. */}}
+{{/* Refuse values that are not listen addresses. lbguard itself checks the host's address. */}}
 {{- define "lbguard.checkListen" -}}
 {{- $text := get .known .name -}}
 {{- if and $text (ne $text "?") -}}
@@ -128,7 +128,7 @@ from extraEnv and is not known here.
 {{- end -}}
 {{- end }}
 
-{{/* Refuse streams of the source kernel that are no ranges of marks, are named twice, or share marks. */}}
+{{/* Refuse streams of the source kernel that are not ranges of marks, are named twice, or share marks. */}}
 {{- define "lbguard.checkRanges" -}}
 {{- $text := get . "kernel_source.streams" -}}
 {{- $seen := list -}}
