@@ -1,6 +1,7 @@
 """Check of the machine: findings about missing or wrong things, each with a remedy. It changes nothing.
 
-Every check is a function over a `Host`, a reader of files below a root, so that tests can use a directory tree instead of a machine.
+Every check is a function over a `Host`, a reader of files below a root, so that tests can use a directory tree
+instead of a machine.
 """
 
 import ctypes

@@ -38,12 +38,12 @@ app = typer.Typer(
 
     \b
     First steps:
-      lbguard demo                          a demonstration in network namespaces of its own
+      lbguard demo                          run a demonstration in network namespaces
       lbguard check-config --host           check the settings and this machine
       lbguard run --targets-file FILE       run the service (LBGUARD_MODE=observe: no changes)
-      lbguard status                        the state of streams, targets and links
-      lbguard top                           the same, live, until you press q
-      lbguard explain stream-a/1            why a target is in its state
+      lbguard status                        show streams, targets and links
+      lbguard top                           show the same live, until you press q
+      lbguard explain stream-a/1            explain a target's state
       lbguard probe --once                  ping the datapath from a proxy's side
       lbguard tune RECORDING                compute the best grace window
 

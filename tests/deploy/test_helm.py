@@ -398,7 +398,7 @@ def test_the_notes_say_what_is_left_to_do(helm4: Helm) -> None:
     assert "changes nothing" in said
     assert "operator" not in said
     said = notes("--values", str(case("companion")))
-    assert "only decided, counted and logged" in said
+    assert "it only counts and logs all other decisions" in said
     assert "patch the template (docs/meridio.md)" in said
     command = re.search(r"get configmap (\S+)-guard-patch", said)
     assert command is not None

@@ -1,6 +1,6 @@
 {{/* What the load balancer and the guard share, and what the load balancer's own container gets. */}}
 
-{{/* Whether our nfqlb stands before the real one; empty: no. */}}
+{{/* Not empty if lbguard's nfqlb comes before the real one. */}}
 {{- define "lbguard.interposes" -}}
 {{- if eq .Values.settings.source "interposer" -}}yes{{- end -}}
 {{- end }}
