@@ -13,7 +13,7 @@ class AvailabilityState:
         self._stopped = False
         self._changed = asyncio.Event()
         self.value: bool | None = None
-        """Whether the load balancer can forward; None while that is not known."""
+        """True if the load balancer can forward; None while that is not known."""
 
     def set(self, stream: str, available: bool) -> None:
         """Take the state of one stream (effect SetAvailability)."""

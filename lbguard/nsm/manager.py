@@ -17,7 +17,7 @@ from lbguard.telemetry.log import fields
 _log = logging.getLogger("lbguard.nsm.manager")
 
 ROTATION_LOOK_S = 1.0
-"""How often the TLS files are looked at."""
+"""Interval at which the TLS files are checked."""
 
 
 class ManagerStream:

@@ -16,7 +16,7 @@ from lbguard.probe.source import ConnectionList, ConnectionsLost
 from lbguard.settings.model import Settings
 
 LIST_TIMEOUT_S = 5.0
-"""How long the source may take to list the connections."""
+"""Time limit for the source to list the connections."""
 
 _SLACK_S = 1.0
 

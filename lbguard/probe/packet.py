@@ -26,7 +26,7 @@ TOKEN_MAX: Final = 0xFFFFFFFF
 SEQUENCE_MAX: Final = 0xFFFF
 
 IPV4_HEADER_LEN: Final = 20
-"""What stands before the ICMP header in what a raw IPv4 socket reads, when there are no options."""
+"""Length of the IPv4 header without options, which a raw IPv4 socket returns before the ICMP header."""
 
 _HEADER = struct.Struct("!BBHHH")
 _ECHO = struct.Struct(f"!BBHHH{NONCE_LEN}sII")

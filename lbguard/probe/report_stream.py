@@ -47,7 +47,7 @@ ANSWER_TIMEOUT_S = 2.0
 """A load balancer that does not answer for this long is dialled anew."""
 
 LOOK_INTERVAL_S = 1.0
-"""How often a stream without work looks for rotated certificates."""
+"""Interval at which an idle stream checks for rotated certificates."""
 
 
 GENERATION_MAX = 2**64 - 1

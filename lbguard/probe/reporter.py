@@ -24,7 +24,7 @@ from lbguard.telemetry.log import fields
 _log = logging.getLogger("lbguard.probe.reporter")
 
 LINGER_S = 3.0
-"""How long a load balancer whose links are gone may still be told so."""
+"""Time for which reports go to a load balancer whose links are gone."""
 
 _NAME_MAX = 63
 

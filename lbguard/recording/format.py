@@ -31,7 +31,7 @@ SUFFIX = ".jsonl.gz"
 PATTERN = re.compile(r"lbguard-\d{8}T\d{6}Z-[0-9a-f]{8}-(\d{6})\.jsonl\.gz")
 
 START, GOES_ON, AFTER_LOSS = "start", "goes_on", "after_loss"
-"""How a file begins: with a new engine; where the one before ended; or with a checkpoint after something was lost."""
+"""Beginning of a file: with a new engine; where the one before ended; or with a checkpoint after something was lost."""
 
 NS = 1e9
 

@@ -91,7 +91,7 @@ def said_of(effects: list[Effect]) -> list[object]:
 
 
 DROP_REASONS = ("queue_full", "file_full", "disk")
-"""Why entries are missing in a recording, by name."""
+"""Reasons for which entries are missing in a recording."""
 
 
 class Recorder:

@@ -133,7 +133,7 @@ class AvailabilitySettings(BaseModel):
     )
     socket: OptionalSocketPath = Field(
         default=None,
-        description="Unix socket on which Meridio's frontend is told whether this load balancer can forward, in place"
+        description="Unix socket on which Meridio's frontend learns whether this load balancer can forward, in place"
         " of Meridio's own (/var/lib/meridio/lb.sock); with TLS where nsp has certificates. Unset: not served.",
     )
 

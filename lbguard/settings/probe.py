@@ -28,7 +28,7 @@ ReportAddresses = Annotated[tuple[Annotated[str, checked(parse_report_address)],
 DialAddress = Annotated[str, checked(parse_dial_address)]
 
 SubjectKind = Literal["connection", "link", "target", "self"]
-"""What the verdicts of a connection speak of.
+"""Subject of the verdicts of a connection.
 
 `connection`: the connection as a whole; its far end is a load balancer. `link`: each pair of addresses by itself; the
 far end is a load balancer. `target`: each address of the far end, which is a target. `self`: each of our own addresses;

@@ -17,7 +17,7 @@ WINDOW = "grace.window"
 VARIANTS_MAX = 64
 
 MARGIN_SHARE, MARGIN_MIN_S = 0.25, 0.5
-"""How far above the longest heal it covers a window has to reach: this share of it, and at least so many seconds."""
+"""Margin of a window above the longest heal that it covers: a share of that heal, and a minimum in seconds."""
 
 _HAIR = 1e-9
 """Less than any duration that is written, more than what the last bits of a sum may differ by."""

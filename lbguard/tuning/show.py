@@ -31,7 +31,7 @@ APPROXIMATE = (
     "is not known, so it is of each 1000.",
     "After a gap in the recording, or where its beginning is gone, a hold that was under way begins anew.",
 )
-"""What the model leaves out or simplifies, for people."""
+"""Simplifications of the model, as a text for people."""
 
 
 def helm_values(result: Result) -> str:
@@ -64,7 +64,7 @@ _COLUMNS: dict[str, Callable[[Cost], str]] = {
     "COST": lambda cost: f"{cost.total_s:.0f}",
 }
 _CHOICES = (tuple(_COLUMNS), ("IN TIME", "TOO SOON", "LOST", "MOVED", "COST"), ("IN TIME", "COST"))
-"""Which columns are shown: the first choice that the terminal has room for."""
+"""Choices of columns: the first one that fits the terminal is shown."""
 
 
 def _width_of(columns: Sequence[str]) -> int:

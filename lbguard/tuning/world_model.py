@@ -23,10 +23,10 @@ from lbguard.core.kernel_tables import RouteKey, route_key
 from lbguard.core.model import ROUTE_PROTOCOL, Decision, LinkKey, Route, Rule, StreamTable
 
 KERNEL_S = 0.001
-"""How long the kernel takes to program routes and rules."""
+"""Time for the kernel to program routes and rules."""
 
 TABLES_S = 0.005
-"""How long the distributor takes for a commit."""
+"""Time for the distributor to commit."""
 
 _OWN_RESULTS = (
     ev.RoutesProgrammed,

@@ -38,28 +38,28 @@ _NOW = Row(
     panels=[
         stat(
             "Ready",
-            "Whether lbguard has read all it needs: kernel, source and tables.",
+            "Shows whether lbguard has read all of its inputs: kernel, source and tables.",
             "1 - max(lbguard_not_ready{@lb})",
             values=YES_NO,
             width=3,
         ),
         stat(
             "Kernel in sync",
-            "Whether the mirror of the kernel is complete. While it is not, nothing is withdrawn.",
+            "Shows whether lbguard's copy of the kernel's state is complete. While it is not, nothing is withdrawn.",
             "min(lbguard_kernel_in_sync{@lb})",
             values=YES_NO,
             width=3,
         ),
         stat(
             "Source",
-            "Whether the source of targets can be read. While it cannot, the last list stays in force.",
+            "Shows whether the source of targets can be read. While it cannot, the last list stays in force.",
             "min(lbguard_source_ok{@lb})",
             values=YES_NO,
             width=3,
         ),
         stat(
             "Streams without a path",
-            "Streams that have targets but no forwarding path here. Routers are told to use other load balancers.",
+            "Streams that have targets but no forwarding path here. Routers use other load balancers.",
             """count(lbguard_stream_available{@stream} == 0
             and on (namespace, pod, instance, stream) sum by (namespace, pod, instance, stream)
             (lbguard_target_states{@stream}) > 0) or 0 * count(lbguard_stream_available{@stream})""",

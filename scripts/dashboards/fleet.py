@@ -32,7 +32,7 @@ _NOW = Row(
         ),
         stat(
             "Streams without a path",
-            "Pairs of pod and stream that have targets but no forwarding path: routers are told to go elsewhere.",
+            "Pairs of pod and stream that have targets but no forwarding path: routers use other load balancers.",
             """count(lbguard_stream_available{@stream} == 0
             and on (namespace, pod, instance, stream) sum by (namespace, pod, instance, stream)
             (lbguard_target_states{@stream}) > 0) or 0 * count(lbguard_stream_available{@stream})""",

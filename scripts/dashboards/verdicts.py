@@ -37,7 +37,7 @@ _NOW = Row(
             thresholds=[(1, YELLOW)],
         ),
         stat(
-            "Reports not heard",
+            "Unanswered reports",
             "Pairs of probe and load balancer where the load balancer does not answer.",
             "count(lbguard_probe_report_connected{@lb} == 0) or 0 * count(lbguard_probe_report_connected{@lb})",
             thresholds=[(1, RED)],

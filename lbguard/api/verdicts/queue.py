@@ -17,7 +17,7 @@ OVERLOADED = "overloaded"
 """The reason given when too many verdicts wait already; the reporter may send the same again."""
 
 IGNORED_REASONS = ("late", "repeated", "ended", "state_full", OVERLOADED)
-"""Why a verdict may change nothing, by name (`core.evidence`, and here)."""
+"""Reasons for which a verdict changes nothing (`core.evidence`, and here)."""
 
 
 class VerdictQueue:

@@ -23,7 +23,7 @@ class Plan:
     map_name: str
     """The map that packets shall be looked up in; another one than now when that is unfit."""
     before: "array[int]"
-    """What that map holds."""
+    """Current slots of that map."""
     slots: "array[int]"
     active: frozenset[int]
     changed: list[int]

@@ -35,7 +35,7 @@ class Held:
     unfit: bool = False
     """The map in the kernel has another size, or holds what is no slot: the next commit puts another in its place."""
     lost: str = ""
-    """What someone else did to the stream's table, until a commit has mended it; empty when nothing."""
+    """Foreign change of the stream's table, until a commit has corrected it; empty: none."""
     doubtful: bool = False
     """A commit failed: read back before the next one."""
     unread: bool = False

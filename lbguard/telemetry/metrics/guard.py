@@ -1,10 +1,10 @@
 """Every metric of lbguard, in one class that takes a registry. Importing this module registers nothing.
 
-Series that come and go with what they tell of stand in modules of their own, which this one puts together: of streams
-in `streams`, of targets in target_packets and target_timeline, of links in interface_counts.
+Series with a lifetime are in modules of their own: series of streams in `streams`, of targets in target_packets and
+target_timeline, of links in interface_counts.
 
-Labels are bounded: streams and targets come from the source and leave with it; every other label is one of the named
-reasons of the code, and a value that does not look like one is counted as `other`.
+Labels are bounded: streams and targets come from the source, and their series end with them; every other label is one
+of the named reasons of the code, and any other value is counted as `other`.
 """
 
 import platform
@@ -31,15 +31,15 @@ from lbguard.telemetry.metrics.streams import StreamMetrics
 from lbguard.telemetry.metrics.target_packets import PACKET_SPECS, TargetPackets
 
 UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
-"""Why the service may not be ready, by name (`Daemon.unready_reason`)."""
+"""Reasons for which the service is not ready (`Daemon.unready_reason`)."""
 
 
 class Metrics:
-    """All metrics. The `record_*` methods take domain values and belong to one thread; scraping may be another.
+    """All metrics of lbguard. One thread calls the `record_*` methods, with domain values; another may scrape.
 
     Args:
-        registry: where they are registered.
-        place: labels for the counters of targets and links (trench, conduit), where the source knows them.
+        registry: the registry of the metrics.
+        place: labels for the counters of targets and links (trench, conduit), if the source knows them.
     """
 
     def __init__(self, registry: CollectorRegistry, place: Mapping[str, str] | None = None) -> None:

@@ -41,7 +41,7 @@ ZERO: dict[Key, str] = {
     ("load-balancer", "Registry", "lost"): _OTHER_SOURCE,
     ("load-balancer", "Registry", "removals waiting"): _OTHER_SOURCE,
     ("verdicts", "Cannot be monitored", ""): "every connection of the probe's file can be monitored",
-    ("verdicts", "Reports not heard", ""): _HEALTHY,
+    ("verdicts", "Unanswered reports", ""): _HEALTHY,
     ("verdicts", "Subjects by load balancer", "replaced {{pod}}"): "the probe keeps its one stream",
     ("verdicts", "Reports that failed", "streams"): _HEALTHY,
     ("verdicts", "Reports that failed", "refused"): _HEALTHY,

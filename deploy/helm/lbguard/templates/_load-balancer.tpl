@@ -29,7 +29,7 @@
 
 {{- define "lbguard.guard.loadBalancerEnv" -}}
 {{- if include "lbguard.interposes" . -}}
-# nfqlb is run by name, so the directory that comes first has it.
+# The load balancer runs nfqlb from the first directory on PATH.
 - name: PATH
   value: {{ printf "%s:%s" .Values.guard.interposer.programDirectory .Values.guard.interposer.path }}
 - name: LBGUARD_NFQLB_DIR
