@@ -1,7 +1,7 @@
-"""The metrics of `lbguard probe`. Importing this module registers nothing.
+"""Metrics of `lbguard probe`. Importing this module registers nothing.
 
-What the monitor counts is read when somebody scrapes, from another thread: its counters are plain numbers that only
-grow, so a reading is at worst a moment old. Loss is 1 - replies / pings.
+A scrape reads the monitor's counts from another thread: they are plain numbers that only grow, so a reading is at most
+a moment old. Loss is 1 - replies / pings.
 """
 
 import platform
@@ -44,7 +44,7 @@ class _MonitorCollector(Collector):
         self._counters = counters
 
     def collect(self) -> Iterable[Metric]:
-        """Return what the monitor counted; called by the thread that serves a scrape."""
+        """Return the monitor's counts; called by the thread that serves a scrape."""
         counters = self._counters
         changes = {str(state): counters.changes.get(state, 0) for state in VerdictState}
         yield _counter(_ROUNDS, dict(counters.rounds))
@@ -134,12 +134,12 @@ class ProbeMetrics:
         self.source_ok.set(ok)
 
     def listed(self, connections: int, left_out: int) -> None:
-        """Say how many connections the source lists."""
+        """Set the number of connections that the source lists."""
         self.connections.set(connections)
         self.left_out.set(left_out)
 
     def standing(self, states: Mapping[VerdictState, int]) -> None:
-        """Say how many connections are in each state."""
+        """Set the number of connections in each state."""
         for state in VerdictState:
             if state is not VerdictState.ENDED:
                 self.verdicts.labels(state).set(states.get(state, 0))
@@ -151,7 +151,7 @@ class ProbeMetrics:
             counter.labels(to)
 
     def forget_report_stream(self, to: str) -> None:
-        """Forget a load balancer that is no longer reported to."""
+        """Remove the series of a load balancer that gets no reports any more."""
         for metric in (self._connected, self._sent, self._failures, self._refused, self._dropped):
             metric.remove_by_labels({"to": to})
 
@@ -175,5 +175,5 @@ class ProbeMetrics:
 
 
 def list_probe_metrics() -> tuple[MetricSpec, ...]:
-    """Return what there is to document, by name."""
+    """Return the specifications of all metrics, by name."""
     return tuple(sorted(ProbeMetrics(CollectorRegistry(), ProbeCounters()).specs, key=lambda spec: spec.name))

@@ -30,7 +30,7 @@ class OnceResult:
 
     @property
     def state(self) -> str:
-        """State in a word."""
+        """Return the state in one word."""
         return "unknown" if self.verdict is None else str(self.verdict.state)
 
 
@@ -48,7 +48,7 @@ class OnceReport:
 
 
 async def probe_once(settings: Settings) -> OnceReport:
-    """Ping every connection for a whole round and judge it by that round alone. Nothing is reported to anybody.
+    """Ping every connection for a whole round and judge it by that round alone. No report is sent.
 
     Raises:
         ProbeError: the connections cannot be listed, or this process may not ping.
@@ -108,7 +108,7 @@ async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[
     complete = asyncio.Event()
 
     def take(verdict: Verdict) -> None:
-        # HEALING is told before anything was pinged, and without evidence of its own.
+        # HEALING is emitted before any ping, without evidence of its own.
         if any(family.sent for family in verdict.evidence):
             verdicts[verdict.subject] = verdict
         if is_whole(verdict):

@@ -93,7 +93,7 @@ class HeadTemplate:
 
 
 def decode(data: bytes) -> Echo | None:
-    """Return the echo message, or None when it is none of ours: wrong length, code, or token and complement differ."""
+    """Return the echo message, or None for a foreign one: wrong length, code, or token and complement differ."""
     if len(data) != ECHO_LEN:
         return None
     kind, code, _, identifier, sequence, nonce, token, complement = _ECHO.unpack(data)

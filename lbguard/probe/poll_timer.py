@@ -49,7 +49,7 @@ class PollTimer:
                 loop.remove_reader(descriptor)
 
     def arm(self) -> None:
-        """Set the timer for what is due next; call it when that may have changed. Does nothing while not running."""
+        """Set the timer for the next due work; call it when that changed. It does nothing while not running."""
         if self._ended is None:
             return
         if self._timer:

@@ -12,9 +12,9 @@ from lbguard.settings.probe import SubjectKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionList:
-    """Every connection there is, with unique ids; it also ends an earlier ConnectionsLost.
+    """List of all connections, with unique ids; it also ends an earlier ConnectionsLost.
 
-    `left_out` names what is not monitored and why, in words for a log.
+    `left_out` lists the connections that are not monitored, with reasons for a log.
     """
 
     connections: tuple[Connection, ...]
@@ -29,7 +29,7 @@ class ConnectionsLost:
 
 
 Emit = Callable[[ConnectionList | ConnectionsLost], None]
-"""Takes what a source tells, in the thread of the event loop. It must not block."""
+"""Receiver of a source's events, in the thread of the event loop. It must not block."""
 
 
 class ConnectionSource(Protocol):
@@ -105,7 +105,7 @@ def connections_between(
 
 
 def far_ends(connection: Connection) -> tuple[Ip, ...]:
-    """Return the load balancer's addresses at the far end, IPv4 first; none when the far end is no load balancer."""
+    """Return the load balancer's addresses at the far end, IPv4 first; none when the far end is not a load balancer."""
     match connection.subject:
         case ConnectionSubject(lb_ips=ips):
             return tuple(sorted(ips, key=lambda ip: (not is_ipv4(ip), ip)))

@@ -27,7 +27,7 @@ _WEIGHTS = {
 
 
 def seconds(value: float) -> str:
-    """Write a duration for people: one decimal, more for what is under a tenth of a second."""
+    """Format a duration for people: one decimal, more digits below a tenth of a second."""
     return f"{value:.1f} s" if value >= 0.1 or value == 0 else f"{value * 1000:.1f} ms"
 
 
@@ -44,7 +44,7 @@ def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
 
 
 def decision_sentence(decision: Decision) -> str:
-    """Return in one sentence what a decision did, why, and what comes next."""
+    """Return one sentence about a decision: action, reason and next step."""
     left = None if decision.deadline is None else max(0.0, decision.deadline - decision.at)
     lasted = None if decision.duration_s is None else seconds(decision.duration_s)
     tail = ""

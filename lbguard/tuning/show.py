@@ -108,7 +108,7 @@ def results_table(report: TuneReport, width: int) -> Table:
 
 
 def meanings(report: TuneReport) -> dict[str, str]:
-    """Return what the columns mean, by heading."""
+    """Return the meaning of the columns, by heading."""
     return {
         "IN TIME": "recovered while held",
         "TOO SOON": "withdrawn, but the path came back",
@@ -123,7 +123,7 @@ def meanings(report: TuneReport) -> dict[str, str]:
 
 
 def label_of(report: TuneReport, index: int) -> str:
-    """Return the values of a result, and what is special about it."""
+    """Return the values of a result, and its special role."""
     variant = report.results[index].variant
     marks = ["recorded"] if variant.recorded else []
     marks += ["recommended"] if index == report.recommended else []
@@ -142,7 +142,7 @@ def _show_recommendation(console: TextConsole, report: TuneReport) -> None:
 
 
 def warnings_of(report: TuneReport) -> list[str]:
-    """Return where the model and the recording do not agree, and what they can be held against."""
+    """Return the differences between the model and the recording."""
     real, modelled = report.real, next((r.cost for r in report.results if r.variant.recorded), None)
     warnings = []
     if report.settings_changed:

@@ -181,7 +181,7 @@ class Metrics:
         )
 
     def record_effect(self, effect: Effect) -> None:
-        """Count an effect; effects that have no metric of their own are no error."""
+        """Count an effect; effects without a metric are ignored."""
         match effect:
             case Record(decision=decision):
                 self.streams.record_decision(decision)
@@ -203,7 +203,7 @@ class Metrics:
         self.streams.record_states(status.streams)
 
     def record_readiness(self, unready: str) -> None:
-        """Show why the service is not ready (empty: it is), and that its loop goes on."""
+        """Set the reason why the service is not ready (empty: it is ready), and the heartbeat of its loop."""
         named = reason_label(unready)
         for reason in UNREADY_REASONS:
             self.not_ready.labels(reason).set(reason == named)
@@ -305,5 +305,5 @@ class Metrics:
 
 
 def list_metrics() -> tuple[MetricSpec, ...]:
-    """Return what there is to document, by name."""
+    """Return the specifications of all metrics, by name."""
     return tuple(sorted(Metrics(CollectorRegistry()).specs, key=lambda spec: spec.name))

@@ -97,7 +97,7 @@ class StreamMetrics:
         self.slots_changed = families.counter("slots_changed", "Slots of the table given to another target.", "stream")
 
     def record_decision(self, decision: Decision) -> None:
-        """Count a decision and what it ended."""
+        """Count a decision and the hold or freeze that it ended."""
         stream, cause = decision.target.stream, reason_label(decision.cause)
         self._timeline.record(decision)
         self.decisions.labels(decision.action).inc()
