@@ -30,19 +30,19 @@ class ProbeCounters:
     """Counters of the monitor since it was made. Keys by family are True for IPv4.
 
     Attributes:
-        rounds: judged rounds by what they said: `good`, `partial` (some pairs silent), `bad` (all silent), `untested`
-            (silent, but pings left late or not at all).
-        pings: pings that left, by family.
+        rounds: judged rounds by outcome: `good`, `partial` (some pairs without a reply), `bad` (no pair with a reply),
+            `untested` (no reply, but pings left late or not at all).
+        pings: sent pings, by family.
         replies: replies in time, by family.
         late_replies: replies after the end of their round, and those to pings of the round before, by family.
         stray_replies: replies to pings of closed or changed connections, and duplicates.
         astray_replies: replies that came in by another link than the connection's.
-        send_errors: pings that did not leave, by errno name.
-        doubts: how often rounds were shortened because a connection went silent.
+        send_errors: pings that could not be sent, by errno name.
+        doubts: rounds shortened to re-check a connection that stopped answering.
         overflows: packets that the kernel dropped because they were not read in time.
         changes: verdicts that changed the state, by the new one.
         rtt: round-trip times, by family.
-        lag: how late pings left.
+        lag: delay of pings behind their scheduled time.
     """
 
     rounds: Counter[str] = field(default_factory=Counter)

@@ -1,13 +1,13 @@
-"""Between which addresses of a mesh's connection the datapath is tested. Pure.
+"""Address pairs between which the datapath of a mesh's connection is tested. Pure.
 
-A connection lists more addresses than those of its two interfaces: a target's lists its VIPs among the source
-addresses, and no ping from a VIP is answered along the connection. So only addresses with the other end in their own
-subnet count, by the prefix lengths that the connection or the kernel gives. Where every prefix is a single address (a
-point-to-point connection), each address of the far end is tested from the one of ours that is nearest to it.
+A connection lists more addresses than those of its two interfaces: a target's source addresses include its VIPs, and
+pings from a VIP are not answered along the connection. So only addresses with the other end in their own subnet are
+used, by the prefix lengths of the connection or the kernel. Where every prefix is a single address (a point-to-point
+connection), each address of the far end is tested from the nearest local address.
 
-What the connection says in so many words comes first: Meridio's proxies name the addresses in the extra context. An
-address of ours there that neither the connection nor the kernel has any more is out of date, for the extra context
-stays as it is when the mesh gives a connection new addresses.
+Addresses that the connection names take precedence: Meridio's proxies list them in the extra context. A local address
+there that neither the connection nor the kernel has any more is out of date, because the mesh does not change the extra
+context when it gives a connection new addresses.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,12 +20,12 @@ SOURCE_KEY, DESTINATION_KEY = "DATAPATH_SOURCE_IPS", "DATAPATH_DESTINATION_IPS"
 
 
 def told_pairs(extra_context: Mapping[str, str], *, from_source: bool, current: Callable[[Ip], bool]) -> list[Pair]:
-    """Return the address pairs in the extra context, from our end to the other.
+    """Return the address pairs in the extra context, local address first.
 
     Args:
         extra_context: of the connection.
-        from_source: we are the client, whose addresses are the source.
-        current: tells whether an address of our end is not out of date.
+        from_source: the local end is the client, whose addresses are the source.
+        current: returns whether a local address is not out of date.
     """
     source, destination = _addresses(extra_context, SOURCE_KEY), _addresses(extra_context, DESTINATION_KEY)
     local, remote = (source, destination) if from_source else (destination, source)
@@ -41,12 +41,12 @@ def told_pairs(extra_context: Mapping[str, str], *, from_source: bool, current: 
 def on_link_pairs(
     local: Sequence[Address], remote: Sequence[Address], lengths_of: Callable[[Ip], Iterable[int]]
 ) -> list[Pair]:
-    """Return each of our addresses with those of the far end that are in its subnet.
+    """Return each local address with the addresses of the far end in its subnet.
 
     Args:
-        local: our addresses.
-        remote: those of the far end.
-        lengths_of: the lengths of the prefixes that the kernel has for an address of ours.
+        local: the local addresses.
+        remote: the addresses of the far end.
+        lengths_of: returns the kernel's prefix lengths of a local address.
     """
     pairs: list[Pair] = []
     for ipv4 in (True, False):
@@ -67,7 +67,7 @@ def _in_one_subnet(one: Ip, other: Ip, lengths: Collection[int]) -> bool:
 
 
 def _nearest(ours: Sequence[tuple[Ip, set[int]]], theirs: Sequence[tuple[Ip, int]]) -> list[Pair]:
-    """Return the pairs of a point-to-point connection; none of any other, whose far end is in no subnet of ours."""
+    """Return the pairs of a point-to-point connection; none of any other, whose far end is in no local subnet."""
     lengths = {length for _, some in ours for length in some} | {length for _, length in theirs}
     candidates = [ip for ip, _ in ours]
     if not candidates or any(length < 8 * len(candidates[0]) for length in lengths):

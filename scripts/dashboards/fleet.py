@@ -25,7 +25,7 @@ _NOW = Row(
         ),
         stat(
             "Not ready",
-            "Pods whose lbguard is not ready. Until it is, nothing is decided. The runbook has the reasons.",
+            "Pods whose lbguard is not ready and makes no decisions. The runbook explains the reasons.",
             "sum(max by (namespace, pod) (lbguard_not_ready{@lb}))",
             width=3,
             thresholds=[(1, RED)],
@@ -52,28 +52,28 @@ _NOW = Row(
         ),
         stat(
             "Held",
-            "Targets whose path is broken and that are kept in the table while their grace window runs.",
+            "Targets with a broken path, kept in the table within their grace window.",
             """sum(lbguard_target_states{@stream,state="held"})""",
             width=3,
             thresholds=[(1, YELLOW)],
         ),
         stat(
             "Frozen",
-            "Targets whose window has passed, but that stay because too much broke at once: look at the node.",
+            "Targets that stay in the table after their window, because too many broke at once. Check the node.",
             """sum(lbguard_target_states{@stream,state="frozen"})""",
             width=3,
             thresholds=[(1, ORANGE)],
         ),
         stat(
             "Withdrawn",
-            "Targets taken out of the table because their path did not come back in time.",
+            "Targets removed from the table because their path did not come back in time.",
             """sum(lbguard_target_states{@stream,state="withdrawn"})""",
             width=3,
             thresholds=[(1, RED)],
         ),
         stat(
             "Saved",
-            "Of the holds that ended in the time range, the share whose path came back in time.",
+            "Share of the ended holds of the time range whose path came back in time.",
             """sum(increase(lbguard_recoveries_total{@stream}[$__range]))
             / (sum(increase(lbguard_recoveries_total{@stream}[$__range]))
             + sum(increase(lbguard_withdrawals_total{@stream}[$__range])) > 0)""",

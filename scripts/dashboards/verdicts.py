@@ -15,30 +15,30 @@ _NOW = Row(
     panels=[
         stat(
             "Streams of reports",
-            "Reporters that have a stream open to a load balancer, all load balancers together.",
+            "Reporters with an open stream to a load balancer, all load balancers together.",
             "sum(lbguard_verdict_streams{@lb})",
         ),
         stat(
             "Subjects",
-            "Subjects of which a load balancer holds running verdicts.",
+            "Subjects with current verdicts at a load balancer.",
             "sum(lbguard_verdict_subjects{@lb})",
         ),
         stat("Monitored", "Connections that probes monitor.", "sum(lbguard_probe_connections{@lb})"),
         stat(
             "Down",
-            "Connections that probes hold down.",
+            "Connections with the verdict DOWN.",
             'sum(lbguard_probe_verdicts{@lb,state="down"})',
             thresholds=[(1, RED)],
         ),
         stat(
             "Cannot be monitored",
-            "Connections that the probes' source lists but that cannot be monitored.",
+            "Connections in the probes' source that cannot be monitored.",
             "sum(lbguard_probe_connections_left_out{@lb})",
             thresholds=[(1, YELLOW)],
         ),
         stat(
             "Unanswered reports",
-            "Pairs of probe and load balancer where the load balancer does not answer.",
+            "Pairs of probe and load balancer whose load balancer does not answer.",
             "count(lbguard_probe_report_connected{@lb} == 0) or 0 * count(lbguard_probe_report_connected{@lb})",
             thresholds=[(1, RED)],
         ),

@@ -156,10 +156,10 @@ class VerdictIntake:
         )
 
     def admit(self, names: tuple[str, ...], context: _Context) -> _Peer:
-        """Return the identity of a peer that may report.
+        """Return a peer that may report: its identity, its reporter and its subnets.
 
         Raises:
-            Denied, InvalidField: it may not, or calls itself by something that is no name.
+            Denied, InvalidField: it may not report, or its reporter name is invalid.
         """
         identity, subnets = self._policy.admit(names)
         metadata = dict(context.invocation_metadata() or ())
