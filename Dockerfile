@@ -29,8 +29,8 @@ RUN python3 -m venv pip \
         --only-binary :all: --requirement requirements.lock
 COPY lbguard ./lbguard
 COPY deploy/image/lbguard ./launcher
-# Byte code is made here, and never compared with its source: the file system is read-only where it runs. The
-# interpreter is a copy, because file capabilities belong to a file, and Debian's own python3 shall not have them. They
+# Byte code is made at build time, and never compared with its source: the file system is read-only at run time. The
+# interpreter is a copy, because file capabilities belong to a file, and Debian's own python3 must not have them. They
 # lack the effective bit: see lbguard/kernel/capabilities.py.
 RUN packages=$(/opt/lbguard/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
  && mv lbguard "$packages/" \
@@ -42,7 +42,7 @@ RUN packages=$(/opt/lbguard/bin/python3 -c 'import sysconfig; print(sysconfig.ge
  && install -m 0755 launcher /opt/lbguard/bin/lbguard
 
 FROM runtime
-# The user of Meridio's load balancer, whose shared memory nobody else may open.
+# The user of Meridio's load balancer; only this user may open its shared memory.
 ARG UID=10002
 ARG GID=10002
 ARG VERSION

@@ -1,11 +1,11 @@
 """Server that reports to Meridio's frontend whether this load balancer can forward, in place of Meridio's own.
 
-The frontend beside the load balancer announces the VIPs to its gateways for as long as the target it is told holds its
-own host name. One answer stands for the whole load balancer: it can forward while any stream can.
+The frontend beside the load balancer announces the VIPs to its gateways while the reported target has its own host
+name. One answer covers the whole load balancer: it can forward while any stream can.
 
-Unknown states are not reported: until every stream's state is known, or one is available, a watch has no answer. A
-restart of this service would otherwise take the VIPs off the gateways for a moment. When it ends, the frontend keeps
-what it was told last.
+Unknown states are not reported: until every stream's state is known, or one is available, a watch has no answer.
+Otherwise a restart of this service would withdraw the VIPs from the gateways for a moment. When it ends, the frontend
+keeps the last report.
 """
 
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_
 from lbguard.rpc.unix_socket import ServedSocket
 
 SOCKET_MODE = 0o666
-"""The frontend runs under another user and shares nothing but the volume; what is told here is no secret."""
+"""Mode of the socket: the frontend runs under another user and shares only the volume; the report is not secret."""
 
 SETTING = "availability.socket"
 

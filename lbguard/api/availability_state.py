@@ -13,7 +13,7 @@ class AvailabilityState:
         self._stopped = False
         self._changed = asyncio.Event()
         self.value: bool | None = None
-        """Whether the load balancer can forward; None while that is not known."""
+        """True if the load balancer can forward; None while that is not known."""
 
     def set(self, stream: str, available: bool) -> None:
         """Take the state of one stream (effect SetAvailability)."""
@@ -21,7 +21,7 @@ class AvailabilityState:
         self._update()
 
     def retain(self, streams: Iterable[str]) -> None:
-        """Record that these streams are all there are: others are forgotten, and what is not known is waited for."""
+        """Record the complete list of streams: others are removed, and unknown ones are waited for."""
         self._names = names = set(streams)
         self._streams = {name: available for name, available in self._streams.items() if name in names}
         self._update()
@@ -32,9 +32,9 @@ class AvailabilityState:
         self._update()
 
     async def changes(self) -> AsyncIterator[bool]:
-        """Yield the state once it is known and each time it is another one than was yielded last.
+        """Yield the state once it is known, and each time that it differs from the last yielded one.
 
-        Who asks late gets the newest state only.
+        A slow watcher gets only the newest state.
         """
         told: bool | None = None
         while True:

@@ -1,10 +1,10 @@
-"""Calls of one request: read in time, and no more at once than there is room for.
+"""Calls of one request: the request is read within a time limit, and the number of calls is bounded.
 
-gRPC reads the one request of such a call before it calls what serves it. A peer that opens calls and sends nothing
-would hold a place for each, for as long as it likes, before anybody has asked who it is. Here each handler is served as
-one of a stream of requests, which is called at once; it reads the request within a time, and of the calls that are
-waited for the oldest gives way, so that somebody who sends a request with the call always finds room. Each method has
-room of its own, of which no peer may take all: readers of decisions cannot silence the health service.
+gRPC reads the request of such a call before it calls the handler. A peer that opens calls and sends nothing would hold
+a place for each, without a limit, before the policy is checked. Therefore each handler is served as one of a stream of
+requests, which is called at once; it reads the request within a time limit. At the bound the oldest waiting call is
+ended, so that a peer that sends a request with the call always finds room. Each method has a bound of its own, of which
+no peer may take all: readers of decisions cannot block the health service.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _UNREAD_AT_ONCE = 64
 
 
 class RequestMissing(Exception):  # noqa: N818 (it names the answer)
-    """No request came with a call; the text says why it is not waited for any longer."""
+    """No request came with a call; the text says why the wait ended."""
 
 
 class Requests:
@@ -42,14 +42,14 @@ class Requests:
     async def read(self, context: _Context) -> Any:
         """Return the request of a call.
 
-        The read goes on when this ends by an exception: gRPC ends it together with the call, and does not survive that
-        it is cancelled.
+        After an exception the read continues: gRPC ends it together with the call, and does not survive its
+        cancellation.
 
         Raises:
             RequestMissing: it does not come.
         """
         reading = asyncio.ensure_future(context.read())
-        reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask for it any more
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may not be read any more
         given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if len(self._waiting) >= self._at_once:
             oldest = next(iter(self._waiting))

@@ -63,7 +63,7 @@ class GuardClient:
             unix_target(path),
             options=[
                 ("grpc.max_receive_message_length", _ANSWER_BYTES_MAX),
-                # A stream whose server ends at that moment may otherwise wait for ever, whatever its deadline.
+                # Otherwise a stream whose server ends at that moment may wait forever, even with a deadline.
                 (ChannelOptions.SingleThreadedUnaryStream, 1),
             ],
         )

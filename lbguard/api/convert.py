@@ -154,7 +154,7 @@ def _prediction_to_proto(prediction: Prediction | None) -> pb.Prediction | None:
 
 def _prediction_from_proto(message: pb.Prediction) -> Prediction | None:
     if message.action not in set(Action):
-        return None  # of a newer service: the state says enough
+        return None  # of a newer service: the state suffices
     return Prediction(
         action=Action(message.action),
         at=message.at_s if message.HasField("at_s") else None,

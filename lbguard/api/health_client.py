@@ -1,6 +1,6 @@
 """Health check of the running service, once, over its unix socket (grpc.health.v1).
 
-It stands apart from `client`: a container runtime runs it every few seconds, so it imports as little as it can.
+It is separate from `client`: a container runtime runs it every few seconds, so it imports as little as possible.
 """
 
 from pathlib import Path

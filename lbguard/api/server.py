@@ -62,11 +62,11 @@ class TargetUnclear(Exception):  # noqa: N818 (it names the answer)
 
 
 def find_target(text: str, targets: Sequence[TargetStatus]) -> TargetKey:
-    """Find the target that a person means.
+    """Find the target that a text names.
 
     Args:
         text: `stream/identifier`, or an identifier or IP address that only one target has.
-        targets: what there is.
+        targets: the known targets.
 
     Raises:
         TargetUnclear: none or several are meant; the text says which.
@@ -104,7 +104,7 @@ def _identifier(text: str) -> int | None:
 
 
 def _shown(text: str) -> str:
-    """Quote a name from a request, shortened to what a status can carry."""
+    """Quote a name from a request, shortened to the size limit of a status."""
     return repr(text) if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]!r}..."
 
 
@@ -160,7 +160,7 @@ class _GuardService(pb_grpc.GuardServiceServicer):
                     yield pb.WatchDecisionsResponse(decision=decision_to_proto(decision, wall_time), lost=lost)
 
     def _find(self, text: str, targets: Sequence[TargetStatus]) -> TargetKey:
-        """Find the target that a person means, among those that are gone when no other is meant.
+        """Find the target that a text names; removed targets are considered if no current one has the name.
 
         Raises:
             TargetUnclear: none or several are meant.
@@ -213,7 +213,7 @@ class ApiServer:
         self.socket = ServedSocket(path, "socket", SOCKET_MODE, self._make_server)
 
     async def start(self) -> None:
-        """Listen. The health service says: alive, not ready.
+        """Listen. The health service reports alive, and not ready.
 
         Raises:
             ApiError: another process serves the socket, or it cannot be made.
@@ -233,7 +233,7 @@ class ApiServer:
                 ("grpc.max_receive_message_length", verdicts.message_bytes_read if verdicts else _REQUEST_BYTES_MAX),
                 ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
             ],
-            # No number of calls for all together: health has to answer whatever else is asked.
+            # No common bound of calls: the health service has to answer independent of other calls.
             interceptors=[CallRooms(lambda _context: UNIX_PEER, except_for=SERVICE)],
         )
         if verdicts is not None:

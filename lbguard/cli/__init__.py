@@ -1,1 +1,1 @@
-"""The command line: one module for each kind of command, and those that render what they print."""
+"""Command line: one module for each kind of command, and modules that render the output."""

@@ -1,4 +1,4 @@
-"""The command that plays the lab: demo."""
+"""The command that runs the lab: demo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from lbguard.telemetry.output import print_text
 def demo(
     scenarios: Annotated[
         list[str] | None,
-        typer.Option("--scenario", metavar="NAME", help="What to play; `all` is everything. Repeatable."),
+        typer.Option("--scenario", metavar="NAME", help="Scenario to run, or `all`. Repeatable."),
     ] = None,
     topology: Annotated[
         str,
@@ -20,11 +20,11 @@ def demo(
             metavar="chain|meridio", help="chain: targets from a file. meridio: an unmodified load balancer, on nfqlb."
         ),
     ] = "chain",
-    outage: Annotated[str, typer.Option(metavar="DURATION", help="How long links are away.")] = "500ms",
+    outage: Annotated[str, typer.Option(metavar="DURATION", help="Duration of the loss of a link.")] = "500ms",
     connections: Annotated[int, typer.Option(metavar="N", help="TCP connections to keep alive.")] = 200,
     distributors: Annotated[
         list[str] | None,
-        typer.Option("--distributor", metavar="nftables|nfqlb", help="Where to play it; default: both if possible."),
+        typer.Option("--distributor", metavar="nftables|nfqlb", help="Distributor to use; default: both if possible."),
     ] = None,
     as_json: JsonOption = False,
     report: Annotated[
@@ -32,15 +32,15 @@ def demo(
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option("--record", metavar="DIR", help="Let lbguard record what it saw, for replay and tune."),
+        typer.Option("--record", metavar="DIR", help="Write recordings for replay and tune."),
     ] = None,
     list_scenarios: Annotated[bool, typer.Option("--list", help="List the scenarios and end.")] = False,
 ) -> None:
-    """Break links in a lab of network namespaces, and count.
+    """Break links in a lab, and count the broken connections.
 
-    The lab is a load balancer with clients, proxies and targets, and real packets between them.
-    Every scenario is played twice: as load balancers behave today, and with lbguard. Nothing outside the namespaces
-    is touched, and they vanish at the end and after Ctrl-C. Needs root, or unprivileged user namespaces.
+    The lab is a load balancer with clients, proxies and targets in network namespaces, with real packets between them.
+    Every scenario runs twice: without and with lbguard. Nothing outside the namespaces is changed, and they are deleted
+    at the end and after Ctrl-C. The command needs root, or unprivileged user namespaces.
 
     \b
     Examples:
@@ -50,7 +50,7 @@ def demo(
       lbguard demo --topology meridio
       lbguard demo --scenario lb-link --outage 2s --record recordings
 
-    Exit status: 0 every promise kept, 1 one was missed, 2 not played (the message says why).
+    Exit status: 0 every promise kept, 1 a promise missed, 2 not run (the message says why).
     """  # noqa: D301 (\b keeps the lines of a block)
     if list_scenarios:
         from lbguard.lab.meridio_scenarios import SCENARIOS

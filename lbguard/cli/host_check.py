@@ -1,6 +1,7 @@
-"""Looks at the machine and names what is missing or wrong for lbguard, and how to mend it. Changes nothing.
+"""Check of the machine: findings about missing or wrong things, each with a remedy. It changes nothing.
 
-Every check is a function over a `Host`, a reader of files below a root, so that a fake tree can stand for a machine.
+Every check is a function over a `Host`, a reader of files below a root, so that tests can use a directory tree
+instead of a machine.
 """
 
 import ctypes
@@ -41,7 +42,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something missing or wrong. `id` is one of a bounded set; with severity error lbguard cannot work."""
+    """Finding about the machine. `id` is one of a bounded set; with severity error lbguard cannot work."""
 
     id: str
     severity: Severity
@@ -58,12 +59,12 @@ def _can_load(library: str) -> bool:
 
 
 class Host:
-    """Reads a machine, or a directory that stands for one.
+    """Reader of a machine, or of a directory tree in its place.
 
     Args:
-        root: where its file system begins.
+        root: root directory of its file system.
         can_load: returns whether a shared library can be loaded.
-        local: returns the prefixes whose packets the kernel delivers here.
+        local: returns the prefixes whose packets the kernel delivers locally.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Host:
         self._local = local
 
     def path(self, path: Path | str) -> Path:
-        """Return where a path of the machine is; one that is not absolute is below the working directory."""
+        """Return a path below the root; a relative path is below the working directory."""
         return self.root / str(Path(path).absolute()).lstrip("/")
 
     def read(self, path: str) -> str | None:
@@ -88,7 +89,7 @@ class Host:
             return None
 
     def local(self) -> Iterable[Prefix]:
-        """Return the prefixes whose packets the kernel delivers here; none when it cannot be read."""
+        """Return the prefixes whose packets the kernel delivers locally; none when they cannot be read."""
         try:
             return self._local()
         except OSError:
@@ -117,7 +118,7 @@ def check_host(settings: Settings, streams: Sequence[StreamSpec] = (), host: Hos
 
 
 def check_capabilities(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look at the effective capabilities of this thread."""
+    """Check the effective capabilities of this thread."""
     if settings.mode == "observe":
         return
     lines = (host.read("/proc/thread-self/status") or "").splitlines()
@@ -135,7 +136,7 @@ def check_capabilities(host: Host, settings: Settings, streams: Sequence[StreamS
 
 
 def check_forwarding(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether the kernel forwards."""
+    """Check whether the kernel forwards."""
     for family, name in (("ipv4", "net/ipv4/ip_forward"), ("ipv6", "net/ipv6/conf/all/forwarding")):
         if host.sysctl(name) == "0":
             yield Finding(
@@ -147,7 +148,7 @@ def check_forwarding(host: Host, settings: Settings, streams: Sequence[StreamSpe
 
 
 def check_rp_filter(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look for strict filtering, which drops what comes in on another link than its answer would take."""
+    """Check for strict reverse path filtering, which drops packets that arrive on another link than the route back."""
     everywhere = host.sysctl("net/ipv4/conf/all/rp_filter")
     strict = []
     for link in host.links():
@@ -166,14 +167,14 @@ def check_rp_filter(host: Host, settings: Settings, streams: Sequence[StreamSpec
 
 
 def check_fwmark_reflect(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether an ICMP error gets the mark of the packet it is about: without, it may find no route back."""
+    """Check whether ICMP errors get the mark of their packet; without it they may have no route back."""
     for family in ("ipv4", "ipv6"):
         if host.sysctl(f"net/{family}/fwmark_reflect") == "0":
             yield Finding(
                 id=f"{family}_fwmark_reflect_off",
                 severity="warning",
                 what=(
-                    f"net.{family}.fwmark_reflect is 0: where no route leads back to the client, the kernel makes no"
+                    f"net.{family}.fwmark_reflect is 0: where no route leads back to the client, the kernel sends no"
                     " ICMP error about a packet that is too big, and path MTU discovery fails"
                 ),
                 remedy=f"sysctl -w net.{family}.fwmark_reflect=1",
@@ -181,9 +182,9 @@ def check_fwmark_reflect(host: Host, settings: Settings, streams: Sequence[Strea
 
 
 def check_neighbor_table(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether the kernel keeps enough neighbour entries: one for each target, and room for others.
+    """Check whether the kernel keeps enough neighbour entries: one for each target, and some for other hosts.
 
-    The limit is the host's, for all namespaces together, and cannot be seen from within another one.
+    The limit is the host's, for all namespaces together, and cannot be read in another namespace.
     """
     ips = {ip for stream in streams for target in stream.targets for ip in target.ips}
     for family, length in (("ipv4", 4), ("ipv6", 16)):
@@ -193,13 +194,13 @@ def check_neighbor_table(host: Host, settings: Settings, streams: Sequence[Strea
             yield Finding(
                 id=f"{family}_neighbor_table_small",
                 severity="warning",
-                what=f"net.{family}.neigh.default.gc_thresh3 is {limit}, for {needed} target addresses and all else",
+                what=f"net.{family}.neigh.default.gc_thresh3 is {limit}, for {needed} target addresses and others",
                 remedy=f"sysctl -w net.{family}.neigh.default.gc_thresh3={max(4096, 4 * needed)}",
             )
 
 
 def check_local_addresses(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look for VIPs and targets that are addresses of this machine: no mark leads their packets anywhere else."""
+    """Check for VIPs and targets that are addresses of this machine, whose packets no mark can route elsewhere."""
     vips = {vip: stream.name for stream in streams for vip in stream.vips}
     targets = {prefix_of(ip, 8 * len(ip)): stream.name for stream in streams for t in stream.targets for ip in t.ips}
     if not vips and not targets:
@@ -209,8 +210,8 @@ def check_local_addresses(host: Host, settings: Settings, streams: Sequence[Stre
         yield Finding(
             id="vip_is_local",
             severity="warning",
-            what=f"VIP {vip} of stream {vips[vip]}: this machine keeps packets to {found} for itself, so no target"
-            " gets them and clients are refused",
+            what=f"VIP {vip} of stream {vips[vip]}: this machine delivers packets to {found} locally, so no"
+            " target gets them and clients are refused",
             remedy=f"remove the address (ip address show to {found}; ip route show table local {found})",
         )
     for target in overlapping(targets, local):
@@ -224,7 +225,7 @@ def check_local_addresses(host: Host, settings: Settings, streams: Sequence[Stre
 
 
 def check_nftables(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look for the library of the embedded distributor and of the packet counters."""
+    """Check for the library of the embedded distributor and of the packet counters."""
     if host.can_load(NFTABLES_LIBRARY):
         return
     needed = settings.distributor.kind == "nftables" and settings.mode == "enforce"
@@ -238,7 +239,7 @@ def check_nftables(host: Host, settings: Settings, streams: Sequence[StreamSpec]
 
 
 def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look at the memory files of nfqlb: one per stream, or those that there are where the streams are told later."""
+    """Check the memory files of nfqlb: one per stream, or all existing ones if the streams are not known yet."""
     kind, directory = settings.distributor.kind, settings.distributor.shm_dir
     if kind not in {"nfqlb-shm", "auto"}:
         return
@@ -256,7 +257,7 @@ def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
                 yield Finding(
                     id="memory_missing",
                     severity="warning",
-                    what=f"{path}{whose} is not there: nfqlb has not made it, or it is not shared",
+                    what=f"{path}{whose} does not exist: nfqlb has not made it, or it is not shared",
                     remedy=f"mount the same memory-backed volume at {path.parent} in both containers",
                 )
             continue
@@ -273,7 +274,7 @@ def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
 
 
 def check_nfqlb(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look for the program that the distributor `nfqlb-cli` runs."""
+    """Check for the program that the distributor `nfqlb-cli` runs."""
     binary = settings.distributor.nfqlb_binary
     if settings.distributor.kind != "nfqlb-cli":
         return
@@ -288,7 +289,7 @@ def check_nfqlb(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -
 
 
 def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look for another instance in this network namespace."""
+    """Check for another instance in this network namespace."""
     lines = (host.read("/proc/thread-self/net/unix") or "").splitlines()
     if any(line.rpartition(" ")[2] == INSTANCE_NAME for line in lines):
         yield Finding(
@@ -300,11 +301,11 @@ def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]
 
 
 def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether the sockets can be made that lbguard serves; their directories are made with them."""
+    """Check whether the sockets that lbguard serves can be made; their directories are made with them."""
     for name, path in (("socket", settings.socket), ("availability.socket", settings.availability.socket)):
         if path is None:
             continue
-        # All else is served without the frontend's, which is tried again.
+        # The service runs without the frontend's socket, and tries to make it again.
         severity: Severity = "error" if name == "socket" else "warning"
         why = _why_unwritable(host, path.parent)
         if why:
@@ -318,19 +319,19 @@ def check_socket(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
             yield Finding(
                 id="socket_directory",
                 severity=severity,
-                what=f"{name} = {path}: the path is taken by something that is not a socket",
+                what=f"{name} = {path}: the path exists and is not a socket",
                 remedy=f"remove {path}, or set {name} to another path",
             )
 
 
 def check_verdict_certificates(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether the listener for verdicts can be given its certificates."""
+    """Check the certificates of the listener for verdicts."""
     verdicts = settings.verdicts
     files = (verdicts.tls_cert, verdicts.tls_key, verdicts.tls_client_ca)
     chain, key, roots = (None if path is None else host.path(path) for path in files)
     if not verdicts.listen or chain is None or key is None or roots is None:
         return
-    # This brings gRPC along, which a service without the listener loads later, and `check-config` not at all.
+    # This import loads gRPC, which a service without the listener loads later, and `check-config` does not need.
     from lbguard.rpc.security import CertificateFiles, CredentialsError
 
     try:
@@ -345,11 +346,11 @@ def check_verdict_certificates(host: Host, settings: Settings, streams: Sequence
 
 
 def check_certificates(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether certificates and keys can be read."""
+    """Check whether certificates and keys can be read."""
     groups = {"verdicts": settings.verdicts, "nsp": settings.nsp, "nsm": settings.nsm, "probe": settings.probe}
     groups["probe.nsm"] = settings.probe.nsm
     if settings.verdicts.listen:
-        del groups["verdicts"]  # looked at as a whole
+        del groups["verdicts"]  # checked as a whole by check_verdict_certificates
     for group, values in groups.items():
         for name in _CERTIFICATES:
             path = getattr(values, name, None)
@@ -367,7 +368,7 @@ def check_certificates(host: Host, settings: Settings, streams: Sequence[StreamS
 
 
 def check_recording(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether recordings can be written."""
+    """Check whether recordings can be written."""
     directory = settings.recording.directory
     why = settings.recording.enabled and _why_unwritable(host, directory)
     if why:
@@ -380,14 +381,14 @@ def check_recording(host: Host, settings: Settings, streams: Sequence[StreamSpec
 
 
 def check_interposer(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Look whether calls of nfqlb can be taken."""
+    """Check whether calls of nfqlb can be received."""
     directory = settings.interposer.directory
     why = settings.source == "interposer" and _why_unwritable(host, directory)
     if why:
         yield Finding(
             id="interposer_directory",
             severity="warning",
-            what=f"no calls can be taken in interposer.directory {directory}: {why}",
+            what=f"no calls can be received in interposer.directory {directory}: {why}",
             remedy=f"mount one volume at {directory} of both containers, writable for this user",
         )
 
@@ -400,7 +401,7 @@ def _is_taken(place: Path) -> bool:
 
 
 def _why_unwritable(host: Host, directory: Path) -> str:
-    """Return why nothing can be made in a directory, which is made with its parents if need be; empty: it can."""
+    """Return why no file can be made in a directory, or empty text if it can. Missing parents count as makeable."""
     nearest = directory
     while not host.path(nearest).exists() and nearest != nearest.parent:
         nearest = nearest.parent
@@ -430,5 +431,5 @@ CHECKS: tuple[Check, ...] = (
 
 
 def blocks_start(finding: Finding) -> bool:
-    """Return whether the service should not even start. The memory of one stream is no reason to leave the others."""
+    """Return whether the service must not start. A fault in one stream's memory does not block the others."""
     return finding.severity == "error" and finding.id != "memory_not_writable"

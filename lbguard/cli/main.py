@@ -1,6 +1,6 @@
-"""The command line: its commands in the order of `lbguard --help`, and how errors end the process.
+"""The command line: its commands in the order of `lbguard --help`, and the exit statuses of errors.
 
-Every command imports what it needs when it runs, so that `lbguard status` starts quickly.
+Every command imports its modules when it runs, so that `lbguard status` starts quickly.
 """
 
 import io
@@ -26,7 +26,7 @@ from lbguard.telemetry.output import (
 )
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__
-"""What typer raises for wrong usage; it gives the class no name of its own."""
+"""Base class of the errors that typer raises for wrong usage; typer does not export it."""
 
 app = typer.Typer(
     add_completion=False,
@@ -38,21 +38,21 @@ app = typer.Typer(
 
     \b
     First steps:
-      lbguard demo                          see it work, in network namespaces of its own
-      lbguard check-config --host           what is set, and is this machine fit for it?
-      lbguard run --targets-file FILE       the service (LBGUARD_MODE=observe touches nothing)
-      lbguard status                        what it sees and decided
-      lbguard top                           the same, live, until you press q
-      lbguard explain stream-a/1            why a target is where it is
-      lbguard probe --once                  does the datapath answer, seen from a proxy?
-      lbguard tune RECORDING                which grace window would have been best?
+      lbguard demo                          run a demonstration in network namespaces
+      lbguard check-config --host           check the settings and this machine
+      lbguard run --targets-file FILE       run the service (LBGUARD_MODE=observe: no changes)
+      lbguard status                        show streams, targets and links
+      lbguard top                           show the same live, until you press q
+      lbguard explain stream-a/1            explain a target's state
+      lbguard probe --once                  ping the datapath from a proxy's side
+      lbguard tune RECORDING                compute the best grace window
 
     \b
     Every command takes --help, with examples. Pages: docs/README.md.
 
     \b
     Exit status: 0 done, 1 failed (or a promise was missed, or the output cannot be written), 2 wrong
-    usage or settings. That nobody reads the output (`| head`) is no failure.
+    usage or settings. A closed pipe (`| head`) is not a failure.
     """,
 )
 
@@ -92,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Run a command until its output has left, and return its exit status."""
+    """Run a command until its output is written, and return its exit status."""
     status = 0
     try:
         status = _command(argv)
-        # What was printed leaves here, where it can be noticed that nothing takes it.
+        # Buffered output is written here, so that a failed write is noticed.
         sys.stdout.flush()
     except OutputError as error:
         discard_output()
@@ -127,7 +127,7 @@ def _command(argv: Sequence[str] | None) -> int:
 
 
 def _refuse_usage(error: Any) -> int:
-    """Show what is wrong with the command line, and where its help is."""
+    """Print the error of the command line, and how to get help."""
     shown = io.StringIO()
     error.show(file=shown)
     print_error_lines(shown.getvalue().rstrip("\n"))
@@ -135,9 +135,9 @@ def _refuse_usage(error: Any) -> int:
 
 
 def _status_of(error: Exception) -> int | None:
-    """Return the exit status of an error that is meant for people; None for a fault of ours.
+    """Return the exit status of an expected error; None for a programming error.
 
-    The classes are looked up among the modules that the command has loaded: importing them here would load all.
+    The classes are looked up among the loaded modules, because importing them here would load every module.
     """
     for module, name, status in (
         ("lbguard.settings.sources", "SettingsError", EXIT_REFUSED),

@@ -25,7 +25,7 @@ def status(
 ) -> None:
     """Show streams, targets and links as the service sees them.
 
-    Troubled targets come first. For a live view see lbguard top.
+    Targets that are not active come first. `lbguard top` shows a live view.
 
     \b
     Examples:
@@ -48,14 +48,14 @@ def status(
 def top(
     socket: SocketOption = DEFAULT_SOCKET,
     interval: Annotated[
-        str, typer.Option("--interval", metavar="DURATION", help="Time between two questions, 100ms to 1m.")
+        str, typer.Option("--interval", metavar="DURATION", help="Time between two updates, 100ms to 1m.")
     ] = "1s",
     once: Annotated[bool, typer.Option("--once", help="Print the view once and end.")] = False,
 ) -> None:
     """Watch streams, targets, links and decisions live.
 
-    Deadlines count down; troubled targets come first. Leave with q or Ctrl-C. It waits while the service does not run,
-    and goes on when it is back. Where there is no terminal, the view is printed once, as with --once.
+    Deadlines count down; targets that are not active come first. Leave with q or Ctrl-C. The view waits while the
+    service does not run, and continues when it is back. Without a terminal it is printed once, as with --once.
 
     \b
     Examples:
@@ -75,7 +75,7 @@ def top(
         raise typer.BadParameter(
             f"{interval!r}: {error}; write one such as {EXAMPLES}", param_hint="--interval"
         ) from None
-    # gRPC would write its own words about a service that goes away over the view. It reads this when it is loaded.
+    # gRPC would print its own messages over the view when the service ends. It reads this variable when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from lbguard.cli.top import run_top
 
@@ -87,10 +87,10 @@ def events(
     last: Annotated[
         int, typer.Option("--last", metavar="N", min=0, max=10_000, help="Show this many past decisions first.")
     ] = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue with new decisions until Ctrl-C.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show decisions: what was done with which target, and why.
+    """Show decisions: action, target and reason.
 
     The oldest comes first. docs/runbook.md explains every named reason.
 
@@ -126,8 +126,8 @@ def explain(
 ) -> None:
     """Explain why a target is in its state, and what happens next.
 
-    Plain sentences: its state, its paths, what reporters say, when it is withdrawn or re-admitted, its last decisions.
-    An identifier or an IP alone will do where only one target has it.
+    The output lists its state, its paths, the verdicts of reporters, the time of its withdrawal or re-admission, and
+    its last decisions. An identifier or an IP alone suffices if only one target has it.
 
     \b
     Examples:
@@ -149,9 +149,7 @@ def explain(
 
 def health(
     socket: SocketOption = DEFAULT_SOCKET,
-    ready: Annotated[
-        bool, typer.Option("--ready/--live", help="Ready: it has read all it needs. Live: it answers.")
-    ] = True,
+    ready: Annotated[bool, typer.Option("--ready/--live", help="Ready: all inputs are read. Live: it answers.")] = True,
 ) -> None:
     """Query whether the service is ready, or alive.
 

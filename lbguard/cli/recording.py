@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 class Progress:
-    """Shows on a terminal how much of the files was read; elsewhere nothing."""
+    """Progress display of the files that are read; empty if standard error is not a terminal."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._total = sum(path.stat().st_size for path in files) or 1
@@ -46,7 +46,7 @@ class Progress:
             sys.stderr.flush()
 
     def done(self) -> None:
-        """Wipe the line."""
+        """Clear the line."""
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
@@ -57,7 +57,7 @@ def _with_progress(files: Sequence[Path], work: Callable[[Callable[[int], None]]
     try:
         return work(progress)
     except KeyboardInterrupt:
-        # Not 1, which would say that something was decided otherwise.
+        # Not 1, which would mean that a decision differs.
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         progress.done()
@@ -80,9 +80,9 @@ def replay(
 ) -> None:
     """Check the decisions of a recording, or show a past state.
 
-    The core runs on what was recorded, and must decide the same, bit for bit.
-    The service records when recording.enabled is true. Several files are put in order by themselves; each can also be
-    replayed alone, since it begins with the whole state.
+    The core runs on the recorded inputs, and its decisions must equal the recorded ones, bit for bit.
+    The service records when recording.enabled is true. Several files are sorted automatically. Each file can also be
+    replayed alone, because it begins with the whole state.
 
     \b
     Examples:
@@ -90,8 +90,8 @@ def replay(
       lbguard replay --at 12:03:04.5 lbguard-20250102T120000Z-1f2e3d4c-000001.jsonl.gz
       lbguard replay --at +90s --json recording/ | jq '.targets[] | select(.state != "active")'
 
-    Exit status: 0 the same, or the state was shown; 1 something was decided otherwise; 2 a file cannot be read, or
-    nothing was recorded then; 130 left with Ctrl-C.
+    Exit status: 0 equal, or the state was shown; 1 a decision differs; 2 a file cannot be read, or nothing was recorded
+    at that moment; 130 left with Ctrl-C.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.cli import show as cli_show
     from lbguard.recording import replay as replaying
@@ -130,14 +130,14 @@ def tune(
         typer.Option(
             "--set",
             metavar="NAME=VALUE,VALUE",
-            help="Values to try, such as grace.window=1s,2s,5s. Repeatable: every combination is tried. Without it,"
-            " grace windows that suit what the recording holds.",
+            help="Values to try, such as grace.window=1s,2s,5s. Repeatable: every combination is tried. Default:"
+            " grace windows that suit the recording.",
         ),
     ] = None,
     broken_cost: Annotated[
         str,
         typer.Option(
-            "--broken-cost", metavar="DURATION", help="What a broken connection costs its user, in time of waiting."
+            "--broken-cost", metavar="DURATION", help="Cost of a broken connection for its user, as waiting time."
         ),
     ] = "10s",
     report: Annotated[
@@ -146,13 +146,13 @@ def tune(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Weigh recorded incidents under other settings.
+    """Evaluate other settings on recorded incidents.
 
-    Replays them with each value, computes the cost, and recommends values.
+    The incidents are replayed with each value; the value with the lowest cost is recommended.
 
-    A connection to a held target waits; one whose target is withdrawn breaks. The longer the window, the more losses
-    heal in time and the longer a real one lasts. Which is worth more, --broken-cost says. docs/tuning.md tells how to
-    read the picture, and what is approximate.
+    A connection to a held target waits; a connection to a withdrawn target breaks. With a longer window more losses
+    heal in time, but clients wait longer during a real loss. --broken-cost sets the relation of these costs.
+    docs/tuning.md explains the picture and the approximations.
 
     \b
     Examples:

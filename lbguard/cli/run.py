@@ -48,18 +48,18 @@ def run(
     """Run the service in the foreground.
 
     Flags override environment variables (LBGUARD_GRACE__WINDOW=5s), which override the file.
-    SIGTERM stops it and leaves the data path as it is; SIGHUP reads the targets again.
+    SIGTERM stops the service and keeps the data path as it is; SIGHUP makes it read the targets again.
 
     \b
     Examples:
       lbguard run --targets-file /etc/lbguard/targets.yaml
       lbguard run --config /etc/lbguard/lbguard.yaml --set grace.window=5s
-      lbguard run --mode observe --targets-file targets.yaml     decide and log, touch nothing
+      lbguard run --mode observe --targets-file targets.yaml     decide and log, change nothing
 
     Exit status: 0 stopped by a signal, 1 failed or unfit machine, 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
-    # A service that was killed must be back soon. Loading makes hardly any garbage, and a sixth of the time of the
-    # start went into looking for it; the daemon switches the collector on again.
+    # A killed service must restart quickly. Imports make little garbage, and the collector took a sixth of the time
+    # of the start. The daemon enables the collector again.
     gc.disable()
     _silence_grpc()
     try:
@@ -78,15 +78,15 @@ def check_config(
     assignments: SetOption = None,
     targets_file: TargetsOption = None,
     mode: ModeOption = None,
-    host: Annotated[bool, typer.Option("--host", help="Look at this machine too.")] = False,
+    host: Annotated[bool, typer.Option("--host", help="Check this machine too.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show every setting and where it came from, and warn.
 
-    Looks at bad combinations, at the targets file and at the probe's connections
-    file; with --host also at this machine: kernel settings, capabilities, nfqlb's
-    memory, directories, certificates, addresses.
+    The command checks combinations of settings, the targets file and the probe's
+    connections file. With --host it also checks this machine: kernel settings,
+    capabilities, nfqlb's memory, directories, certificates, addresses.
 
     \b
     Examples:
@@ -130,14 +130,14 @@ def probe(
     config: ConfigOption = None,
     assignments: SetOption = None,
     connections_file: ConnectionsOption = None,
-    once: Annotated[bool, typer.Option("--once", help="Ping for one round, print what answered, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Ping for one round, print the results, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print JSON.")] = False,
 ) -> None:
     """Ping the datapath from a proxy's side, and report verdicts.
 
-    It runs beside proxies, or beside targets, and reports its results to load balancers.
-    It does nothing until probe.enabled is true (LBGUARD_PROBE__ENABLED=true), so that it can be deployed before it is
-    switched on; --once works at any time and sends no reports. SIGTERM stops it; SIGHUP reads the connections again.
+    The probe runs beside proxies, or beside targets, and reports its results to load balancers.
+    It is off until probe.enabled is true (LBGUARD_PROBE__ENABLED=true), so it can be deployed before it is enabled.
+    --once works at any time and sends no reports. SIGTERM stops the probe; SIGHUP makes it read the connections again.
 
     \b
     Examples:
@@ -154,7 +154,7 @@ def probe(
     Exit status: 0 stopped by a signal, or all up (--once); 1 failed, or not all up (--once); 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
     if as_json and not once:
-        raise typer.BadParameter("goes with --once only", param_hint="--json")
+        raise typer.BadParameter("allowed only with --once", param_hint="--json")
     loaded = _load(config, assignments, connections_file=connections_file)
     if not once:
         _silence_grpc()
@@ -176,9 +176,10 @@ def probe(
 
 
 def _silence_grpc() -> None:
-    """Keep gRPC from writing to standard error by itself; it reads this when it is loaded.
+    """Disable gRPC's own messages on standard error; gRPC reads this variable when it is loaded.
 
-    It writes a line for each peer whose handshake fails, in a thread that serves others, and waits until it is read.
+    gRPC writes a line for each peer whose handshake fails, in a thread that serves other peers, and blocks until the
+    line is read.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -236,7 +237,7 @@ def _connections_problems(settings: "Settings") -> tuple[str, ...]:
 def _fit_to_start(loaded: "Loaded") -> bool:
     """Log warnings about settings and host; return whether the service can start.
 
-    It is logged in the form that the service logs in, so that one reader understands all of standard error.
+    The log has the format of the service's log, so that one parser reads all of standard error.
     """
     import logging
 
@@ -262,7 +263,7 @@ def _fit_to_start(loaded: "Loaded") -> bool:
 
 
 def _warn_of_probe_settings(loaded: "Loaded") -> None:
-    """Log what deserves a look in the settings of the probe."""
+    """Log warnings about the settings of the probe."""
     import logging
 
     from lbguard.settings.check import check_probe_settings

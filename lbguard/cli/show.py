@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lbguard.settings.model import Loaded
 
 NOT_YET = "starting"
-"""The engine's reason while it has not been told of the kernel, or of the source, for the first time."""
+"""The engine's reason before the first state of the kernel, or of the source."""
 
 TARGETS_SHOWN = 200
 _LEFT_OUT_SHOWN = 10
@@ -111,7 +111,7 @@ def show_config(loaded: "Loaded", warnings: "Sequence[ConfigWarning]", findings:
         _row(table, leaf.name, value, printable(origin), leaf.help, style="dim" if origin == "default" else "")
     console.print(table)
     console.print()
-    # In a file or a pipe, one line each, whatever their length.
+    # In a file or a pipe each takes one line, however long.
     soft_wrap = not console.is_terminal
     for warning in printable_values(list(warnings)):
         console.print(f"warning {warning.name}: {warning.what}", style="yellow", soft_wrap=soft_wrap)
@@ -214,7 +214,7 @@ def until(target: TargetStatus, clock: float) -> str:
 
 
 def then(target: TargetStatus) -> str:
-    """Return in a word what follows when the state's time is over."""
+    """Return in one word the result of the deadline."""
     prediction = target.prediction
     if prediction is None or prediction.at is None:
         return ""
@@ -295,7 +295,7 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
 
 
 def _verdicts(path: PathStatus, now: float) -> str:
-    """Return what reporters hold of a path, how many of them count, and the age of the newest."""
+    """Return the reporters' verdict on a path, the number of opinions that count, and the age of the newest."""
     if not path.verdicts:
         return "-"
     counting = sum(verdict.weight == "counts" for verdict in path.verdicts)
@@ -370,7 +370,7 @@ def explanation_json(explanation: "Explanation") -> dict[str, object]:
 
 
 def show_explanation(explanation: "Explanation") -> None:
-    """Print the story and the decisions behind it."""
+    """Print the description and the decisions behind it."""
     console = TextConsole()
     console.print(printable(explanation.story), soft_wrap=not console.is_terminal)
     console.print()

@@ -1,8 +1,8 @@
 """`lbguard top`: a live view in the terminal.
 
-`view` builds what is shown from plain values and knows no clock, socket or terminal. `Feed` asks the service in a
-thread of its own, so that a service that hangs or restarts neither stops the countdowns nor the keyboard. `run_top`
-owns the terminal.
+`view` builds the view from plain values and uses no clock, socket or terminal. `Feed` asks the service in a thread of
+its own, so that a hung or restarting service stops neither the countdowns nor the keyboard. `run_top` owns the
+terminal.
 """
 
 import os
@@ -35,7 +35,7 @@ from lbguard.telemetry.sentences import decision_sentence
 DECISIONS_KEPT = 50
 REDRAW_S = 0.2
 PLAIN_SIZE = (160, 60)
-"""Columns and lines where there is no terminal to ask."""
+"""Columns and lines without a terminal."""
 _CALL_TIMEOUT_S = 5.0
 _FULL_WIDTH = 100
 """From this width on (characters) every column is shown; on a narrower terminal only those that decide."""
@@ -79,7 +79,7 @@ def view(snapshot: Snapshot, *, now: float, width: int, height: int, hint: str =
     status = snapshot.status
     if status is None:
         return Group(*head)
-    # A service that is away withdraws nothing, so its clock stands still.
+    # A stopped service withdraws nothing, so the countdowns stop.
     clock = status.now if snapshot.trouble else status.now + elapsed_s
     rows = _share(height - len(head), len(status.streams), len(status.targets), len(status.links))
     parts = [
@@ -92,9 +92,9 @@ def view(snapshot: Snapshot, *, now: float, width: int, height: int, hint: str =
 
 
 def _share(lines: int, streams: int, targets: int, links: int) -> tuple[int, int, int, int]:
-    """Share lines between streams, targets, links and decisions: targets get what the others leave.
+    """Divide the lines between streams, targets, links and decisions: targets get the lines that the others leave.
 
-    On a low terminal first links and decisions go, then streams.
+    On a low terminal links and decisions are dropped first, then streams.
     """
     roomy = lines >= _LOW
     streams_lines = min(streams + 1, max(3, lines // 5)) if lines > _LOW // 2 else 0
@@ -123,7 +123,7 @@ def _one_line(text: Text) -> Text:
 
 
 def _table(*columns: str) -> Table:
-    """Return a table whose last column takes what is left, and whose countdowns do not move the others."""
+    """Return a table whose last column gets the remaining width; countdowns do not move other columns."""
     table = Table(box=None, pad_edge=False, header_style="bold reverse", expand=True, padding=(0, 2, 0, 0))
     for column in columns:
         last = column == columns[-1]
@@ -133,7 +133,7 @@ def _table(*columns: str) -> Table:
 
 
 def _fill(table: Table, rows: Sequence[Sequence[str | Text]], lines: int, what: str) -> Table | None:
-    """Put rows into a table of at most `lines` lines, its head among them; say how many are left out."""
+    """Put rows into a table of at most `lines` lines, with its head, and note how many rows are left out."""
     if lines < 2:
         return None
     shown = len(rows) if len(rows) < lines else lines - 2
@@ -320,7 +320,7 @@ def ask(client: GuardClient) -> Snapshot:
 
 
 def run_top(socket: Path, interval_s: float, *, once: bool = False) -> None:
-    """Show the live view until `q` or Ctrl-C; print it once where there is no terminal, or with `once`.
+    """Show the live view until `q` or Ctrl-C; print it once without a terminal, or with `once`.
 
     Raises:
         ClientError: it is to be printed once, and the service does not run or does not answer.

@@ -26,7 +26,7 @@ _LEVELS = frozenset({Input.PATH_OK, Input.PATH_PARTIAL, Input.PATH_BROKEN})
 _JITTER_S = 0.1
 
 REPAIR_TIME_S = 0.5
-"""What came back unseen is being repaired for so long after somebody looks again, or for the first time."""
+"""Time for the repair of paths that came back unseen, after an observation gap or a start."""
 
 
 class Lifecycle:

@@ -18,8 +18,8 @@ between them is not. It is a fraction of any useful window, and more than a busy
 that is starved all the time still comes to its decisions."""
 
 _SOON_MENDED = SOFT | {Condition.ROUTE_MISSING}
-"""What may still be wrong at the first look after a while, although it has healed: routes are programmed and reporters
-are heard only now. What the kernel says of links and addresses is known at once."""
+"""Faults that may still show at the first look after a while, although they have healed: routes are programmed and
+verdicts arrive only now. The state of links and addresses is known at once."""
 
 
 class Observation:

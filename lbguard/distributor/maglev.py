@@ -38,7 +38,7 @@ from enum import StrEnum
 from typing import Protocol
 
 NO_TARGET = -1
-"""What a slot holds when no target answers for it."""
+"""Value of a slot without a target."""
 
 _RINGS = 500
 """About how many rings the orders of the slots lie on: more spread better, and less of a walk is shared."""

@@ -25,7 +25,7 @@ from lbguard.lab.topology import Chain
 from lbguard.rpc.channels import REPORTER_KEY
 
 ROUND_S = 0.5
-"""How often a monitor begins a round here: four times as often as by default, so that a run stays short."""
+"""Interval of a monitor's rounds here: four times as often as by default, so that a run stays short."""
 HEAL_S = 15.0
 STARVED_S = 1.5 * ROUND_S
 FED_S = 0.15 * ROUND_S

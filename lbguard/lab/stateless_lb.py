@@ -28,7 +28,7 @@ from lbguard.sources.file import TargetsFile
 
 SLOTS_PER_TARGET = 100
 OUT_WITHIN_S = 5.0
-"""How long a removal is watched for its effect on the table."""
+"""Time for which the effect of a removal on the table is watched."""
 LOOK_AGAIN_S = 0.001
 
 

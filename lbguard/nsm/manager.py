@@ -91,7 +91,7 @@ def mac_of(text: str) -> bytes:
 _log = logging.getLogger("lbguard.nsm.manager")
 
 ROTATION_LOOK_S = 1.0
-"""How often the TLS files are looked at."""
+"""Interval at which the TLS files are checked."""
 
 
 class ManagerStream:

@@ -1,1 +1,1 @@
-"""The datapath monitor: what the proxy or target side of a link finds when it pings the other end."""
+"""Datapath monitor: pings the other end from the side of the proxy or the target, and reports verdicts."""

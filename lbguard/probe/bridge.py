@@ -73,7 +73,7 @@ def _entry(message: memoryview) -> tuple[bytes, int, int] | None:
 
 
 LOOK_INTERVAL_S = 1.0
-"""How often the bridge is looked at beside the changes that the kernel tells of."""
+"""Interval of full reads of the bridge, beside the kernel's events."""
 
 _UNKNOWN = frozenset({NeighborState.NONE, NeighborState.INCOMPLETE, NeighborState.FAILED})
 

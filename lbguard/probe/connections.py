@@ -18,20 +18,20 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """One thing to monitor, as a source lists it.
+    """One connection to monitor, as a source lists it.
 
-    A change of `subject`, `ifname`, `pairs` or `mac` begins a new generation: what was seen before says nothing of it.
+    A change of `subject`, `ifname`, `pairs` or `mac` begins a new generation: earlier results do not apply to it.
     A change of `healing_s` alone does not.
 
     Attributes:
-        id: names the connection among all that one monitor follows.
-        subject: what the verdicts speak of. The addresses of a ConnectionSubject should be those of `pairs`.
-        pairs: what is pinged; at least one, no pair twice.
-        ifname: the link that pings leave through; empty leaves it to the routing table.
+        id: name of the connection, unique within one monitor.
+        subject: subject of the verdicts. The addresses of a ConnectionSubject should be those of `pairs`.
+        pairs: address pairs to ping; at least one, no pair twice.
+        ifname: the link of the pings; empty: the routing table chooses.
         mac: link-layer address of the subject, if the source knows it. When it changes the link was re-created, and the
             verdicts of the new generation carry it as `new_mac`.
-        healing_s: above 0 while the mesh says that it repairs the connection, and how long that may take. Verdicts are
-            then HEALING instead of DOWN.
+        healing_s: expected duration of a repair by the mesh, above 0 while the mesh reports one. Verdicts are then
+            HEALING instead of DOWN.
     """
 
     id: str
@@ -59,9 +59,9 @@ def pairs_of(sources: Sequence[Ip], destinations: Sequence[Ip]) -> tuple[Pair, .
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionList:
-    """Every connection there is, with unique ids; it also ends an earlier ConnectionsLost.
+    """List of all connections, with unique ids; it also ends an earlier ConnectionsLost.
 
-    `left_out` names what is not monitored and why, in words for a log.
+    `left_out` lists the connections that are not monitored, with reasons for a log.
     """
 
     connections: tuple[Connection, ...]
@@ -76,7 +76,7 @@ class ConnectionsLost:
 
 
 Emit = Callable[[ConnectionList | ConnectionsLost], None]
-"""Takes what a source tells, in the thread of the event loop. It must not block."""
+"""Receiver of a source's events, in the thread of the event loop. It must not block."""
 
 
 class ConnectionSource(Protocol):
@@ -152,7 +152,7 @@ def connections_between(
 
 
 def far_ends(connection: Connection) -> tuple[Ip, ...]:
-    """Return the load balancer's addresses at the far end, IPv4 first; none when the far end is no load balancer."""
+    """Return the load balancer's addresses at the far end, IPv4 first; none when the far end is not a load balancer."""
     match connection.subject:
         case ConnectionSubject(lb_ips=ips):
             return tuple(sorted(ips, key=lambda ip: (not is_ipv4(ip), ip)))

@@ -2,9 +2,9 @@
 
 connections:
   - id: lb-a                                # unique
-    local: [172.16.0.2, "fd00:0::2"]        # our addresses
+    local: [172.16.0.2, "fd00:0::2"]        # local addresses
     remote: [172.16.0.1, "fd00:0::1"]       # addresses of the far end; each is pinged from each local one
-    subject: connection                     # what is judged: connection, link, target or self
+    subject: connection                     # subject of verdicts: connection, link, target or self
     interface: nsm-0                        # pings leave here; without it, through the link that has the address
 """
 
@@ -115,7 +115,7 @@ class ConnectionsFile:
                 problems = list(islice(_problems(entries, made), MAX_PROBLEMS))
         except YamlError as error:
             problems = [str(error)]
-        except Exception as error:  # whatever it is, the last good list stays in force
+        except Exception as error:  # on any error the last good list stays in force
             problems = [f"cannot be used: {type(error).__name__}: {str(error)[:200]}"]
         if problems:
             raise ConnectionsFileError(self.path, problems)
@@ -123,7 +123,7 @@ class ConnectionsFile:
 
 
 def _read(raw: Any) -> tuple[list[_Entry], list[str]]:
-    """Return the entries, and what is wrong with single values."""
+    """Return the entries, and the errors of single values."""
     if not isinstance(raw, dict):
         return [], ["holds no 'connections:' list"]
     entries: list[_Entry] = []
@@ -165,7 +165,7 @@ def _problems(entries: list[_Entry], made: list[tuple[Connection, ...]]) -> Iter
 
 
 def _explain(error: ValidationError, raw: dict[str, Any], place: tuple[str | int, ...] = ()) -> Iterator[str]:
-    """Return where each wrong value stands, by the id of the connection rather than by its position."""
+    """Return the path of each wrong value, by the id of the connection instead of its position."""
     for detail in error.errors(include_url=False):
         top, *rest = place + detail["loc"]
         where, key = "", str(top)

@@ -1,13 +1,13 @@
-"""Between which addresses of a mesh's connection the datapath is tested. Pure.
+"""Address pairs between which the datapath of a mesh's connection is tested. Pure.
 
-A connection lists more addresses than those of its two interfaces: a target's lists its VIPs among the source
-addresses, and no ping from a VIP is answered along the connection. So only addresses with the other end in their own
-subnet count, by the prefix lengths that the connection or the kernel gives. Where every prefix is a single address (a
-point-to-point connection), each address of the far end is tested from the one of ours that is nearest to it.
+A connection lists more addresses than those of its two interfaces: a target's source addresses include its VIPs, and
+pings from a VIP are not answered along the connection. So only addresses with the other end in their own subnet are
+used, by the prefix lengths of the connection or the kernel. Where every prefix is a single address (a point-to-point
+connection), each address of the far end is tested from the nearest local address.
 
-What the connection says in so many words comes first: Meridio's proxies name the addresses in the extra context. An
-address of ours there that neither the connection nor the kernel has any more is out of date, for the extra context
-stays as it is when the mesh gives a connection new addresses.
+Addresses that the connection names take precedence: Meridio's proxies list them in the extra context. A local address
+there that neither the connection nor the kernel has any more is out of date, because the mesh does not change the extra
+context when it gives a connection new addresses.
 """
 
 from bisect import bisect_left
@@ -25,12 +25,12 @@ SOURCE_KEY, DESTINATION_KEY = "DATAPATH_SOURCE_IPS", "DATAPATH_DESTINATION_IPS"
 
 
 def told_pairs(extra_context: Mapping[str, str], *, from_source: bool, current: Callable[[Ip], bool]) -> list[Pair]:
-    """Return the address pairs in the extra context, from our end to the other.
+    """Return the address pairs in the extra context, local address first.
 
     Args:
         extra_context: of the connection.
-        from_source: we are the client, whose addresses are the source.
-        current: tells whether an address of our end is not out of date.
+        from_source: the local end is the client, whose addresses are the source.
+        current: returns whether a local address is not out of date.
     """
     source, destination = _addresses(extra_context, SOURCE_KEY), _addresses(extra_context, DESTINATION_KEY)
     local, remote = (source, destination) if from_source else (destination, source)
@@ -46,12 +46,12 @@ def told_pairs(extra_context: Mapping[str, str], *, from_source: bool, current: 
 def on_link_pairs(
     local: Sequence[Address], remote: Sequence[Address], lengths_of: Callable[[Ip], Iterable[int]]
 ) -> list[Pair]:
-    """Return each of our addresses with those of the far end that are in its subnet.
+    """Return each local address with the addresses of the far end in its subnet.
 
     Args:
-        local: our addresses.
-        remote: those of the far end.
-        lengths_of: the lengths of the prefixes that the kernel has for an address of ours.
+        local: the local addresses.
+        remote: the addresses of the far end.
+        lengths_of: returns the kernel's prefix lengths of a local address.
     """
     pairs: list[Pair] = []
     for ipv4 in (True, False):
@@ -72,7 +72,7 @@ def _in_one_subnet(one: Ip, other: Ip, lengths: Collection[int]) -> bool:
 
 
 def _nearest(ours: Sequence[tuple[Ip, set[int]]], theirs: Sequence[tuple[Ip, int]]) -> list[Pair]:
-    """Return the pairs of a point-to-point connection; none of any other, whose far end is in no subnet of ours."""
+    """Return the pairs of a point-to-point connection; none of any other, whose far end is in no local subnet."""
     lengths = {length for _, some in ours for length in some} | {length for _, length in theirs}
     candidates = [ip for ip, _ in ours]
     if not candidates or any(length < 8 * len(candidates[0]) for length in lengths):
@@ -112,19 +112,19 @@ class ProbeCounters:
     """Counters of the monitor since it was made. Keys by family are True for IPv4.
 
     Attributes:
-        rounds: judged rounds by what they said: `good`, `partial` (some pairs silent), `bad` (all silent), `untested`
-            (silent, but pings left late or not at all).
-        pings: pings that left, by family.
+        rounds: judged rounds by outcome: `good`, `partial` (some pairs without a reply), `bad` (no pair with a reply),
+            `untested` (no reply, but pings left late or not at all).
+        pings: sent pings, by family.
         replies: replies in time, by family.
         late_replies: replies after the end of their round, and those to pings of the round before, by family.
         stray_replies: replies to pings of closed or changed connections, and duplicates.
         astray_replies: replies that came in by another link than the connection's.
-        send_errors: pings that did not leave, by errno name.
-        doubts: how often rounds were shortened because a connection went silent.
+        send_errors: pings that could not be sent, by errno name.
+        doubts: rounds shortened to re-check a connection that stopped answering.
         overflows: packets that the kernel dropped because they were not read in time.
         changes: verdicts that changed the state, by the new one.
         rtt: round-trip times, by family.
-        lag: how late pings left.
+        lag: delay of pings behind their scheduled time.
     """
 
     rounds: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""Pings out, replies in: keeps the sockets, and says which reply belongs to which ping of which pair."""
+"""Exchange of pings and replies: owns the sockets, and assigns replies to pings of a pair."""
 
 import errno
 import itertools
@@ -30,9 +30,9 @@ class OpenSocket(Protocol):
 
 
 class Exchange:
-    """The sockets of both families and the pairs that use them.
+    """Sockets of both families, and the pairs that use them.
 
-    All pings of one batch share a sequence number; a reply is told by its pair's token and that number.
+    All pings of one batch share a sequence number; the pair's token and that number identify a reply.
 
     Raises:
         OSError: no socket can be opened.
@@ -65,7 +65,7 @@ class Exchange:
         watch.set_pairs(pairs)
 
     def leave(self, watch: Watch) -> None:
-        """Forget the pairs of a connection: replies to them that are still under way belong to nobody."""
+        """Remove the pairs of a connection: later replies to them are ignored."""
         for pair in watch.pairs:
             self._pairs.pop(pair.token, None)
 
@@ -78,7 +78,7 @@ class Exchange:
         return next(iter(self._sockets.values())).ifindex(ifname) if ifname else 0
 
     def follow_link(self, watch: Watch) -> None:
-        """Look up the link's index again: a link that was made anew under the same name has another one."""
+        """Look up the link's index again: a re-created link with the same name has another one."""
         ifindex = self._ifindex(watch.connection.ifname)
         if ifindex != watch.ifindex:
             watch.ifindex = ifindex
@@ -135,7 +135,7 @@ class Exchange:
                 self._receive(ipv4, sock)
 
     def _count_unsent(self, pair: PairWatch, code: int) -> None:
-        """Record that a ping did not leave: as good as unanswered, unless it was for want of resources here."""
+        """Record that a ping was not sent: it counts like a missing reply, unless local resources were exhausted."""
         self._counters.send_errors[errno.errorcode.get(code, str(code))] += 1
         if code in _OUT_OF_RESOURCES:
             pair.watch.untested = True

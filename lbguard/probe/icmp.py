@@ -77,7 +77,7 @@ class Slot(Protocol):
     """A pair made ready for sending."""
 
     message: bytes
-    """What stands for the pair in `EchoSocket.send`."""
+    """Reference to the pair for `EchoSocket.send`."""
 
     def set_ifindex(self, ifindex: int) -> None:
         """Send through another link from now on; 0 leaves the choice to the routing table."""

@@ -18,7 +18,7 @@ from lbguard.core.events import (
 from lbguard.kernel.mirror import KernelMirror, MirrorSettings
 
 SETTLE_S = 0.02
-"""Changes that follow each other within this time are told as one."""
+"""Changes within this time are reported as one."""
 
 _LOOPBACK = "lo"
 _REMEMBERED_MAX = 100_000
@@ -70,10 +70,10 @@ class KernelView:
         await self._mirror.stop()
 
     def link_of(self, ip: Ip, preferred: str = "") -> str:
-        """Return the name of the link that has an address, of several the preferred or the newest; empty: none ever.
+        """Return the link that has an address: of several the preferred or the newest one; empty: never seen.
 
-        A link that is gone keeps its place until another one has the address: pings that were left to the routing table
-        meanwhile would leave through the default route, and what answers there says nothing of the link.
+        A removed link stays the result until another one has the address: without it, pings would follow the routing
+        table and leave through the default route, and replies to them would not concern the link.
         """
         names = [
             self.links[ifindex].name
@@ -153,7 +153,7 @@ class KernelView:
         return True
 
     def _replace(self, snapshot: KernelSnapshot) -> bool:
-        """Apply a full view over; return whether it differs from what was known, as it seldom does."""
+        """Apply a full view; return whether it differs from the previous state, which is rare."""
         before = (self.complete, self.links, dict(self._addresses), _macs(self.neighbors))
         self.links = {link.ifindex: link for link in snapshot.links}
         self.neighbors = {(entry.ifindex, entry.ip): entry for entry in snapshot.neighbors}

@@ -1,7 +1,7 @@
-"""The metrics of `lbguard probe`. Importing this module registers nothing.
+"""Metrics of `lbguard probe`. Importing this module registers nothing.
 
-What the monitor counts is read when somebody scrapes, from another thread: its counters are plain numbers that only
-grow, so a reading is at worst a moment old. Loss is 1 - replies / pings.
+A scrape reads the monitor's counts from another thread: they are plain numbers that only grow, so a reading is at most
+a moment old. Loss is 1 - replies / pings.
 """
 
 import platform
@@ -22,17 +22,19 @@ def _spec(name: str, kind: str, help_text: str, *labels: str) -> MetricSpec:
     return MetricSpec(name=f"lbguard_probe_{name}", kind=kind, labels=labels, help=help_text)
 
 
-_ROUNDS = _spec("rounds_total", "counter", "Judged rounds, by what they said of a connection.", "outcome")
-_CHANGES = _spec("verdict_changes_total", "counter", "Verdicts that changed the state, by the new one.", "state")
-_PINGS = _spec("pings_total", "counter", "Pings that left.", "family")
-_REPLIES = _spec("replies_total", "counter", "Replies in time; loss is 1 - replies / pings.", "family")
-_LATE = _spec("late_replies_total", "counter", "Replies after the end of their round.", "family")
+_ROUNDS = _spec("rounds_total", "counter", "Judged rounds, by outcome.", "outcome")
+_CHANGES = _spec(
+    "verdict_changes_total", "counter", "Verdicts that changed the state of a connection, by the new state.", "state"
+)
+_PINGS = _spec("pings_total", "counter", "Pings sent.", "family")
+_REPLIES = _spec("replies_total", "counter", "Replies that arrived in time; loss is 1 - replies / pings.", "family")
+_LATE = _spec("late_replies_total", "counter", "Replies that arrived after the end of their round.", "family")
 _STRAY = _spec("stray_replies_total", "counter", "Replies to pings of closed or changed connections, and duplicates.")
-_ERRORS = _spec("send_errors_total", "counter", "Pings that did not leave, by errno name.", "error")
-_DOUBTS = _spec("doubts_total", "counter", "Rounds shortened to re-check a connection that went silent.")
+_ERRORS = _spec("send_errors_total", "counter", "Pings that could not be sent, by errno name.", "error")
+_DOUBTS = _spec("doubts_total", "counter", "Rounds shortened to re-check a connection that stopped answering.")
 _OVERFLOWS = _spec("overflows_total", "counter", "Packets that the kernel dropped because they were not read in time.")
 _RTT = _spec("round_trip_seconds", "histogram", "Round-trip times.", "family")
-_LAG = _spec("send_lag_seconds", "histogram", "How late pings left.")
+_LAG = _spec("send_lag_seconds", "histogram", "Delay of pings behind their scheduled time.")
 
 _BY_COUNTERS = (_ROUNDS, _CHANGES, _PINGS, _REPLIES, _LATE, _STRAY, _ERRORS, _DOUBTS, _OVERFLOWS, _RTT, _LAG)
 
@@ -42,7 +44,7 @@ class _MonitorCollector(Collector):
         self._counters = counters
 
     def collect(self) -> Iterable[Metric]:
-        """Return what the monitor counted; called by the thread that serves a scrape."""
+        """Return the monitor's counts; called by the thread that serves a scrape."""
         counters = self._counters
         changes = {str(state): counters.changes.get(state, 0) for state in VerdictState}
         yield _counter(_ROUNDS, dict(counters.rounds))
@@ -107,19 +109,23 @@ class ProbeMetrics:
         )
         build.labels(__version__, platform.python_version()).set(1)
         self.source_ok = families.gauge("source_ok", "1 while the source of connections can be read.")
-        self.connections = families.gauge("connections", "Connections that are monitored.")
+        self.connections = families.gauge("connections", "Monitored connections.")
         self.left_out = families.gauge("connections_left_out", "Connections of the source that cannot be monitored.")
-        self.verdicts = families.gauge("verdicts", "Connections by what is held of them now.", "state")
+        self.verdicts = families.gauge("verdicts", "Connections by current verdict.", "state")
         self._connected = families.gauge("report_connected", "1 while the load balancer answers reports.", "to")
         self._sent = families.counter("reports", "Verdicts that a load balancer answered, renewals included.", "to")
-        self._ignored = families.counter("reports_ignored", "Verdicts that changed nothing, by the answer.", "reason")
+        self._ignored = families.counter(
+            "reports_ignored", "Verdicts that changed nothing, by the load balancer's answer.", "reason"
+        )
         # A series that appears with its first increment hides that one from rate().
         for reason in IGNORED_REASONS:
             self._ignored.labels(reason)
         self._failures = families.counter(
-            "report_failures", "Streams that could not be made, broke or were refused.", "to"
+            "report_failures", "Streams that could not be opened, broke or were refused.", "to"
         )
-        self._refused = families.counter("reports_refused", "Verdicts that were refused and are kept back.", "to")
+        self._refused = families.counter(
+            "reports_refused", "Verdicts that were refused; they are not sent again until they change.", "to"
+        )
         self._dropped = families.counter("reports_dropped", "Verdicts dropped: too many subjects.", "to")
         ProcessCollector(registry=registry)
 
@@ -128,12 +134,12 @@ class ProbeMetrics:
         self.source_ok.set(ok)
 
     def listed(self, connections: int, left_out: int) -> None:
-        """Say how many connections the source lists."""
+        """Set the number of connections that the source lists."""
         self.connections.set(connections)
         self.left_out.set(left_out)
 
     def standing(self, states: Mapping[VerdictState, int]) -> None:
-        """Say how many connections are in each state."""
+        """Set the number of connections in each state."""
         for state in VerdictState:
             if state is not VerdictState.ENDED:
                 self.verdicts.labels(state).set(states.get(state, 0))
@@ -145,7 +151,7 @@ class ProbeMetrics:
             counter.labels(to)
 
     def forget_report_stream(self, to: str) -> None:
-        """Forget a load balancer that is no longer reported to."""
+        """Remove the series of a load balancer that gets no reports any more."""
         for metric in (self._connected, self._sent, self._failures, self._refused, self._dropped):
             metric.remove_by_labels({"to": to})
 
@@ -169,5 +175,5 @@ class ProbeMetrics:
 
 
 def list_probe_metrics() -> tuple[MetricSpec, ...]:
-    """Return what there is to document, by name."""
+    """Return the specifications of all metrics, by name."""
     return tuple(sorted(ProbeMetrics(CollectorRegistry(), ProbeCounters()).specs, key=lambda spec: spec.name))

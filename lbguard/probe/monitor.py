@@ -1,9 +1,9 @@
-"""Follows a set of connections and emits a verdict on each, from the running asyncio loop.
+"""Monitor of a set of connections, which emits a verdict on each from the running asyncio loop.
 
-Everything happens in `step`, which is called when something is due or when replies wait, and at most once a tick: read
-what came, judge what ended, send what is due. A `PollTimer` calls it. The state of a connection is a `Watch`; it is
-marked closed, and its tokens are forgotten, in the same call that takes it out or changes its addresses, so nothing
-that is under way can become a verdict afterwards.
+`step` does all work. A `PollTimer` calls it when something is due or when replies wait, at most once a tick: it reads
+replies, judges ended rounds, and sends due pings. The state of a connection is a `Watch`. The call that removes a
+connection or changes its addresses also marks the watch closed and removes its tokens, so later replies cannot become a
+verdict.
 """
 
 import random
@@ -35,19 +35,19 @@ _Due = tuple[Watch, int, int]
 
 
 class Monitor:
-    """Pings every pair of the connections it is given and emits verdicts.
+    """Monitor that pings every pair of its connections and emits verdicts.
 
-    All methods belong to the thread of the event loop. Sockets are opened by the constructor, in the network namespace
-    of the calling thread. `emit` is called in line and must neither block nor raise; it may call `set_connections`.
+    All methods belong to the thread of the event loop. The constructor opens the sockets, in the network namespace of
+    the calling thread. `emit` is called in line and must neither block nor raise; it may call `set_connections`.
 
     Args:
-        settings: how often is pinged, and how replies are judged.
+        settings: intervals of pings, and rules for replies.
         emit: takes each verdict.
         clock: seconds, monotonic.
         open_socket: opens the socket of a family; a family that the kernel does not have gets none.
         first_generation: verdicts carry generations above this. The default, the time of day in milliseconds, makes
             those of a monitor that was started again newer than those it gave before, unless the clock was set back;
-            then whoever reports them raises them.
+            then the reporter raises them.
         seed: of the jitter.
 
     Raises:
@@ -80,10 +80,10 @@ class Monitor:
         self._pulse = PollTimer(self.step, self._wheel.next, clock, self._tick_s)
 
     def set_connections(self, connections: Sequence[Connection]) -> None:
-        """Follow exactly these connections, matched by id with those of before.
+        """Monitor exactly these connections, matched by id with the previous ones.
 
-        A connection that is no longer listed gets one ENDED verdict, in line, and never another one. One that changed
-        is followed with its new addresses at once, in a new generation.
+        A connection that is no longer listed gets one ENDED verdict, in line, and no other one. A changed connection is
+        monitored with its new addresses at once, in a new generation.
 
         Raises:
             ValueError: two connections have one id; nothing was changed.
@@ -175,7 +175,7 @@ class Monitor:
         self._outbox.append((watch, verdict))
 
     def _deliver(self) -> None:
-        """Hand out what waits, in order. Whoever takes a verdict may change the connections, so look again at each."""
+        """Emit the waiting verdicts, in order. The receiver may change the connections, so each is checked again."""
         if self._delivering:
             return
         self._delivering = True
@@ -188,7 +188,7 @@ class Monitor:
             self._delivering = False
 
     async def run(self) -> None:
-        """Probe until cancelled; then close the sockets. Nothing is said of what was followed: leases run out."""
+        """Probe until cancelled; then close the sockets. No verdicts are emitted at the end: leases run out."""
         try:
             await self._pulse.run(self._exchange.descriptors())
         finally:
@@ -199,7 +199,7 @@ class Monitor:
         self._exchange.close()
 
     def next_due(self) -> float | None:
-        """Return when `step` has something to do, if ever."""
+        """Return the next time at which `step` has work, if any."""
         return self._wheel.next()
 
     def step(self) -> None:
@@ -241,7 +241,7 @@ class Monitor:
         if lag_s > watch.late_limit_s:
             watch.untested = True
             if lag_s > self._settings.round_s:
-                # Long without CPU: what was planned meanwhile is skipped, or all connections would be pinged at once.
+                # After a long time without CPU, overdue rounds are skipped, so that not all are pinged at once.
                 if self._judge(watch, now, complete=True):
                     self._begin_round(watch, next_start(watch.started, self._settings.interval_s, now), fast=False)
                 return
@@ -264,13 +264,13 @@ class Monitor:
                 self._wheel.add(down_at, (watch, watch.round, _CHECK))
 
     def _end_early(self, watch: Watch, now: float) -> None:
-        """End a round whose replies already decide it."""
+        """End a round that its replies already decide."""
         if watch.closed or not watch.eager:
             return
         if watch.judge.wants_replies:
             self._check(watch, now)
         elif watch.answered() and self._judge(watch, now, complete=False):
-            # Pinging goes on at its usual pace: to wait for the end of the interval would leave a gap to fail in.
+            # Pings continue at their usual pace: a wait for the end of the interval would leave a gap without pings.
             self._begin_round(watch, now + self._settings.round_s / self._settings.pings, fast=False)
 
     def _end_round(self, watch: Watch, now: float) -> None:
@@ -306,7 +306,7 @@ class Monitor:
         measured = watch.judge.judge(rounds, now)
         if measured is not None:
             watch.measured = measured
-            # A first silent round does not make a connection DOWN, but it is no reason to call it UP once more.
+            # A first round without replies does not make a connection DOWN, but does not renew UP either.
             if measured is VerdictState.DOWN or any(family.silent < family.pairs for family in rounds):
                 self._say(watch, measured, now)
                 self._deliver()

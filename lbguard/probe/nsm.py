@@ -1,9 +1,9 @@
 """Conversion of a network service manager's connections into connections to monitor. Pure.
 
-One client's connection passes the manager of its node more than once when the endpoint is on the same node, and the
+A client's connection passes the manager of its node more than once when the endpoint is on the same node, and the
 manager reports each passage under an id of its own. The passages share the first segment of their path, the client's,
-whose id is the one that every hop knows: it becomes the connection's id here. Of several passages the one nearest to
-our end counts, as it does for the mesh's own clients; its end is the end of the connection.
+whose id every hop knows: it is the connection's id here. Of several passages the one nearest to the local end counts,
+as for the mesh's own clients; its end is the end of the connection.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ class NsmScope(ConnectionScope):
 
 
 class NsmView:
-    """Holds each connection's last message, and nothing that is derived from it.
+    """Store of each connection's last message, without derived state.
 
     Args:
         scope: what counts.
@@ -129,7 +129,7 @@ class NsmView:
         known = before.get(id)
         context = message.context.ip_context
         if known is not None and message.state in HEALING_STATES and not (context.src_ip_addrs or context.dst_ip_addrs):
-            # While the mesh makes a connection anew it may have no addresses; it is still the one that is waited for.
+            # While the mesh re-creates a connection it may have no addresses; it is still the same connection.
             kept = pb.Connection()
             kept.CopyFrom(message)
             kept.context.ip_context.CopyFrom(known.context.ip_context)
@@ -142,7 +142,7 @@ class NsmView:
         self._passages[id] = message
 
     def _delete(self, id: str) -> None:
-        """Forget a passage; with the one nearest to us the connection is closed, whatever lingers farther away."""
+        """Remove a passage; the removal of the nearest one closes the connection, even if farther ones remain."""
         gone = self._passages.get(id)
         if gone is None:
             return

@@ -15,7 +15,7 @@ from lbguard.probe.service import resolve_links
 from lbguard.settings.model import Settings
 
 LIST_TIMEOUT_S = 5.0
-"""How long the source may take to list the connections."""
+"""Time limit for the source to list the connections."""
 
 _SLACK_S = 1.0
 
@@ -29,7 +29,7 @@ class OnceResult:
 
     @property
     def state(self) -> str:
-        """State in a word."""
+        """Return the state in one word."""
         return "unknown" if self.verdict is None else str(self.verdict.state)
 
 
@@ -47,7 +47,7 @@ class OnceReport:
 
 
 async def probe_once(settings: Settings) -> OnceReport:
-    """Ping every connection for a whole round and judge it by that round alone. Nothing is reported to anybody.
+    """Ping every connection for a whole round and judge it by that round alone. No report is sent.
 
     Raises:
         ProbeError: the connections cannot be listed, or this process may not ping.
@@ -107,7 +107,7 @@ async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[
     complete = asyncio.Event()
 
     def take(verdict: Verdict) -> None:
-        # HEALING is told before anything was pinged, and without evidence of its own.
+        # HEALING is emitted before any ping, without evidence of its own.
         if any(family.sent for family in verdict.evidence):
             verdicts[verdict.subject] = verdict
         if is_whole(verdict):

@@ -28,7 +28,7 @@ TOKEN_MAX: Final = 0xFFFFFFFF
 SEQUENCE_MAX: Final = 0xFFFF
 
 IPV4_HEADER_LEN: Final = 20
-"""What stands before the ICMP header in what a raw IPv4 socket reads, when there are no options."""
+"""Length of the IPv4 header without options, which a raw IPv4 socket returns before the ICMP header."""
 
 _HEADER = struct.Struct("!BBHHH")
 _ECHO = struct.Struct(f"!BBHHH{NONCE_LEN}sII")
@@ -90,7 +90,7 @@ class HeadTemplate:
 
 
 def decode(data: bytes) -> Echo | None:
-    """Return the echo message, or None when it is none of ours: wrong length, code, or token and complement differ."""
+    """Return the echo message, or None for a foreign one: wrong length, code, or token and complement differ."""
     if len(data) != ECHO_LEN:
         return None
     kind, code, _, identifier, sequence, nonce, token, complement = _ECHO.unpack(data)

@@ -1,14 +1,14 @@
-"""The way to one load balancer: a stream of reports, the latest state of each subject, and nothing that waits.
+"""Stream of reports to one load balancer, with the latest state of each subject and no queue of old states.
 
-A stream sends a batch and waits for its answer before it sends the next; what changes meanwhile replaces what was not
-sent yet, so a slow or absent load balancer costs a bounded amount of memory and delays nobody. After a reconnect
-everything is said again, because the other side may have been restarted. A verdict is renewed, long before its lease
-ends, for as long as the monitor confirms it: one that it said nothing about for a whole lease is left to run out.
+A stream sends a batch and waits for its answer before it sends the next. A change in between replaces the unsent state,
+so a slow or absent load balancer costs a bounded amount of memory and delays no other. After a reconnect every state is
+sent again, because the load balancer may have restarted. A verdict is renewed long before its lease ends, while the
+monitor confirms it: a verdict without a confirmation for a whole lease runs out.
 
-Sequence numbers are given when a verdict is sent: a renewal is a new statement, and the numbers of one subject grow in
-the order of sending. Generations are the monitor's, raised as far as needed: it begins them with the time of day, so
-after a restart with a clock that was set back they are lower than what the load balancer remembers. Its answer says up
-to which it has heard, and the stream says the same once more above that.
+Sequence numbers are assigned when a verdict is sent: a renewal is a new statement, and the numbers of one subject grow
+in the order of sending. Generations are the monitor's, raised if needed: they begin with the time of day, so after a
+restart with a clock that was set back they are lower than those that the load balancer remembers. Its answer contains
+the last known generation, and the stream sends the same state again above that.
 """
 
 import asyncio
@@ -41,13 +41,13 @@ BATCH_VERDICTS = 200
 """At most this many verdicts go into one request; the verdict service takes 256 by default."""
 
 VERDICTS_PER_S = 1000
-"""Renewals and repetitions are paced to this rate, half of what the verdict service grants; news are not."""
+"""Rate limit of renewals and repetitions, half of the verdict service's limit; changes are not limited."""
 
 ANSWER_TIMEOUT_S = 2.0
-"""A load balancer that does not answer for this long is dialled anew."""
+"""Time without an answer after which a load balancer is dialled again."""
 
 LOOK_INTERVAL_S = 1.0
-"""How often a stream without work looks for rotated certificates."""
+"""Interval at which an idle stream checks for rotated certificates."""
 
 
 GENERATION_MAX = 2**64 - 1
@@ -61,11 +61,11 @@ class ReporterSettings:
     """Settings of the reporting of verdicts.
 
     Attributes:
-        name: what load balancers call this reporter; empty: they go by its address.
+        name: name of this reporter at load balancers; empty: they use its address.
         backoff_max_s: the longest wait before dialling again.
-        renew_s: a standing verdict is said again this often, well below the lease; with thousands, more seldom and
-            with a longer lease.
-        subjects_max: how many subjects are remembered; verdicts of more are dropped and counted.
+        renew_s: interval of the renewals of an unchanged verdict, well below the lease; with thousands of verdicts it
+            is longer, and so is the lease.
+        subjects_max: the most subjects; verdicts on more subjects are dropped and counted.
     """
 
     name: str = ""
@@ -75,13 +75,13 @@ class ReporterSettings:
 
 
 class ReportStream:
-    """The way to one load balancer.
+    """Stream of reports to one load balancer.
 
-    A load balancer refuses a request as a whole when it will not take one of its verdicts. The stream then halves its
-    requests until that verdict stands alone, and keeps it back until it says something else: what one subject lacks
-    must not silence all others.
+    A load balancer refuses a request as a whole when it refuses one of its verdicts. The stream then halves its
+    requests until that verdict is alone, and does not send it again until it changes, so that one subject does not
+    block the others.
 
-    `quiet` is set while everything new has been said and answered.
+    `quiet` is set while every change has been sent and answered.
 
     Args:
         name: what the load balancer is called in metrics.
@@ -126,7 +126,7 @@ class ReportStream:
         self._reason = ""
 
     def tell(self, verdict: Verdict) -> None:
-        """Queue a verdict: at once when it is news, else for the next renewal."""
+        """Queue a verdict: at once if its state changed, else for the next renewal."""
         subject, before = verdict.subject, self._latest.get(verdict.subject)
         if before is None and verdict.state is VerdictState.ENDED:
             return
@@ -147,13 +147,13 @@ class ReportStream:
             self._wake.set()
 
     def knows(self, subject: Subject) -> bool:
-        """Return whether something is to be said, or was said and not ended, of a subject."""
+        """Return whether a subject has an unsent verdict, or one that was sent and has not ended."""
         return subject in self._latest
 
     def _has_room(self) -> bool:
         if len(self._latest) < self._settings.subjects_max:
             return True
-        # While a load balancer is away, what ended waits to be said; that gives way first, its lease ends it too.
+        # Without a connection ENDED verdicts wait. They are dropped first: the lease ends the subject too.
         ended = next((subject for subject, held in self._latest.items() if held.state is VerdictState.ENDED), None)
         if ended is not None:
             self._drop(ended)
@@ -189,7 +189,7 @@ class ReportStream:
             metadata = ((REPORTER_KEY, self._settings.name),) if self._settings.name else ()
             call = stub.Report(metadata=metadata)  # type: ignore[call-arg]  # without an iterator it is written to
             try:
-                # An empty request first: its answer tells whether the way is open, apart from what is to be said.
+                # An empty request comes first: its answer shows whether the connection works, without any verdict.
                 batch: list[Verdict] = []
                 for ticket in itertools.count(1):
                     answer = await self._exchange(call, ticket, batch)
@@ -239,7 +239,7 @@ class ReportStream:
         return f"{code.name}: {details}" if code is not grpc.StatusCode.OK else "the load balancer ended the stream"
 
     def _say_everything(self) -> None:
-        """After a reconnect the other side may know nothing: everything is due, what is refused excepted."""
+        """Mark every verdict as due, refused ones excepted: after a reconnect the load balancer may have no state."""
         self._sent_at.clear()
         # Trouble first: it must not wait behind thousands that are well.
         now = self._clock()
@@ -252,7 +252,7 @@ class ReportStream:
                 self._lapsed.add(subject)
 
     def _take_batch(self) -> list[Verdict]:
-        """Take what is due, news first; repetitions only as fast as they are paced."""
+        """Take the due verdicts, changes first; repetitions only within the rate limit."""
         subjects = list(itertools.islice(self._news, self._batch_limit))
         now = self._clock()
         if now >= self._repeat_from:
@@ -284,7 +284,7 @@ class ReportStream:
             self._sent_at[subject] = now
             self._sent_at.move_to_end(subject)
         if not self._news and not self._repeats and (batch or not self._latest):
-            # Requests stay small until everything was said: whoever is to blame would else be hidden in a large one.
+            # Requests stay small until everything is sent: a large request would hide the refused verdict.
             self._batch_limit = BATCH_VERDICTS
             self.quiet.set()
         self._metrics.report_answered(self.name, len(batch), [ignored.reason for ignored in answer.ignored])
@@ -296,7 +296,7 @@ class ReportStream:
         return min(GENERATION_MAX, verdict.generation + self._raised_by)
 
     def _raise_generations(self, endpoint: Endpoint, batch: list[Verdict], answer: pb.ReportResponse) -> set[Subject]:
-        """Go on above the generations that the load balancer knows; return what has to be said once more."""
+        """Continue above the generations that the load balancer knows; return the verdicts to send again."""
         raised_by, again = self._raised_by, set()
         for ignored in answer.ignored:
             if ignored.reason not in _OUT_OF_ORDER or ignored.index >= len(batch):
@@ -370,7 +370,7 @@ class ReportStream:
 
 
 def _is_news(before: Verdict, now: Verdict) -> bool:
-    """Return whether a verdict says something else than the one before, rather than the same with newer evidence."""
+    """Return whether a verdict differs from the previous one in more than newer evidence."""
     return (
         before.state is not now.state
         or before.generation != now.generation

@@ -1,7 +1,7 @@
 """Reporter of verdicts to every load balancer that should receive them, each over a stream of its own.
 
-A load balancer at a fixed address receives everything. One that is the far end of a monitored link receives what
-concerns its own links, and all that is said of targets.
+A load balancer at a fixed address receives every verdict. One at the far end of a monitored link receives the verdicts
+on its own links, and all verdicts on targets.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from lbguard.telemetry.log import fields
 _log = logging.getLogger("lbguard.probe.reporter")
 
 LINGER_S = 3.0
-"""How long a load balancer whose links are gone may still be told so."""
+"""Time for which reports go to a load balancer whose links are gone."""
 
 _NAME_MAX = 63
 
@@ -32,7 +32,7 @@ FarEnd = tuple[Ip, ...]
 
 
 class Reporter:
-    """Reporter of verdicts. Nothing here waits for a load balancer.
+    """Reporter of verdicts. It never waits for a load balancer.
 
     Args:
         addresses: where to report; of those that stand for the far end of each link (`link:PORT`) only the port counts.
@@ -130,7 +130,7 @@ class Reporter:
             self._tasks.create_task(self._end(stream))
 
     async def _end(self, stream: ReportStream) -> None:
-        """End a stream once it has said what it had to say, or cannot say it in time."""
+        """End a stream after its last verdicts are sent, or after a time limit."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stream.quiet.wait(), LINGER_S)
         _log.info("no longer reporting", extra=fields(to=stream.name))

@@ -16,7 +16,7 @@ TICK_MAX_S: Final = 0.01
 
 
 def tick_s(spacing_s: float) -> float:
-    """Return how finely moments are told apart: a fraction of the time between two pings, within bounds."""
+    """Return the resolution of times: a fraction of the time between two pings, within bounds."""
     return min(TICK_MAX_S, max(TICK_MIN_S, spacing_s / 20))
 
 
@@ -32,9 +32,9 @@ def ping_offset_s(number: int, spacing_s: float, chance: float) -> float:
 
 
 def next_start(started: float, interval_s: float, now: float) -> float:
-    """Return when the round after the one begun at `started` begins: in step with it, whenever this one was judged.
+    """Return the beginning of the round after the one begun at `started`, in step with it.
 
-    It may lie in the past by a little, as rounds are judged when they are over; what is further back is skipped.
+    It may be slightly in the past, because rounds are judged after their end; rounds further in the past are skipped.
     """
     behind_s = now - (started + interval_s)
     return started + interval_s * (1 + max(0, round(behind_s / interval_s)))
@@ -72,7 +72,7 @@ class Wheel(Generic[T]):
         return self._order[0] * self._tick if self._order else None
 
     def pop_due(self, now: float) -> list[tuple[float, list[T]]]:
-        """Remove and return what is due at or before `now`: moments and their items, earliest first."""
+        """Remove and return the items due at or before `now`, with their times, earliest first."""
         due = []
         while self._order and self._order[0] * self._tick <= now:
             number = heapq.heappop(self._order)
@@ -124,7 +124,7 @@ class PollTimer:
                 loop.remove_reader(descriptor)
 
     def arm(self) -> None:
-        """Set the timer for what is due next; call it when that may have changed. Does nothing while not running."""
+        """Set the timer for the next due work; call it when that changed. It does nothing while not running."""
         if self._ended is None:
             return
         if self._timer:

@@ -42,10 +42,10 @@ _LEFT_OUT_SHOWN = 5
 
 
 def resolve_links(connections: tuple[Connection, ...], view: KernelView) -> tuple[Connection, ...]:
-    """Add what the kernel knows of our end: the link with the first local address, and its link-layer address.
+    """Add the kernel's data of the local end: the link with the first local address, and its link-layer address.
 
-    The latter belongs to what is judged unless that is the far end; when it changes, the link was made anew, and the
-    load balancer's neighbour entry for our end is out of date.
+    The link-layer address belongs to the subject unless the subject is the far end. When it changes, the link was
+    re-created, and the load balancer's neighbour entry for it is out of date.
     """
     resolved = []
     macs: dict[str, bytes] = {}
@@ -166,7 +166,7 @@ class ProbeService:
             if left_out:
                 shown = "; ".join(left_out[:_LEFT_OUT_SHOWN])
                 _log.warning("connections left out", extra=fields(count=len(left_out), first=shown))
-        # First the monitor, so that a load balancer that is left still hears that its connection has ended.
+        # The monitor goes first, so that a removed load balancer still receives ENDED for its connection.
         self._monitor.set_connections(connections)
         self._reporting.reporter.follow(connections)
         self.metrics.listed(len(connections), len(left_out))
@@ -212,13 +212,13 @@ class ProbeService:
 
 
 async def _idle(settings: Settings) -> None:
-    """Do nothing but say that we are well: so a sidecar can be there before it is switched on."""
+    """Report health and do nothing else, so that a sidecar can run before the probe is enabled."""
     stop = asyncio.Event()
     _on_signals(stop, lambda: None)
     health = Health()
     address = parse_listen(settings.metrics.listen)
     metrics = ProbeMetrics(CollectorRegistry(), ProbeCounters())
-    metrics.source(ok=True)  # Nothing is read, so nothing is lost, and nobody has to be alerted.
+    metrics.source(ok=True)  # No source is read, so none is lost, and no alert is needed.
     http = HttpEndpoint(address, metrics.registry, health) if address is not None else None
     _log.warning("not enabled: nothing is pinged", extra=fields(remedy="set probe.enabled (LBGUARD_PROBE__ENABLED)"))
     try:
@@ -239,7 +239,7 @@ def _on_signals(stop: asyncio.Event, reload: Callable[[], None]) -> None:
 
 
 async def _serve(settings: Settings) -> list[Exception]:
-    """Run the probe, or what stands in for it; return what ended it."""
+    """Run the probe, or its idle replacement; return the reason of its end."""
     problems: list[Exception] = []
     try:
         if settings.probe.enabled:
@@ -256,7 +256,7 @@ def run(settings: Settings) -> int:
     logging_ = setup_logging(settings.log.format, settings.log.level)
     try:
         problems = asyncio.run(_serve(settings))
-        # Not before the loop has ended: from here on a signal ends the process, even if nobody reads standard error.
+        # Only after the loop has ended: from here on a signal ends the process, even if standard error is not read.
         for problem in problems:
             if isinstance(problem, ProbeError | ListenError | MirrorError | OSError):
                 sys.stderr.write(f"lbguard: {printable(str(problem))}\n")

@@ -36,7 +36,7 @@ def verdict_message(verdict: Verdict, sequence: int, lease_s: float) -> pb.Verdi
 
 
 def subject_name(subject: Subject) -> str:
-    """Return a subject in words for a log."""
+    """Return a subject as text for a log."""
     match subject:
         case ConnectionSubject(id=id):
             return f"connection {id}"

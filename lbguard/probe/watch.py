@@ -12,18 +12,18 @@ ANSWERING: Final = (VerdictState.UP, VerdictState.DEGRADED)
 
 
 class PairWatch:
-    """One address pair: what was sent in the running round, and what came back.
+    """One address pair: pings of the running round, and their replies.
 
     Attributes:
-        place: which pair of its connection, from 0.
-        slot: what is sent; None when the kernel lacks the family.
-        pending: when the unanswered pings of the running round left, by sequence number.
+        place: index of the pair in its connection, from 0.
+        slot: the pair's slot at the socket; None when the kernel lacks the family.
+        pending: times of the unanswered pings of the running round, by sequence number.
         previous: the same of the round before; replies to it are late.
         sent: pings of the running round.
         rtts: round-trip times of the replies in time, in seconds.
-        last_reply: when the last reply came, however late.
+        last_reply: time of the last reply, also a late one.
         last_sequence: of the latest ping.
-        message: what the socket sends for it; None while there is nothing to send through.
+        message: the message that the socket sends; None while there is no socket.
     """
 
     __slots__ = (
@@ -61,14 +61,14 @@ class Watch:
 
     Attributes:
         state: the last verdict's state; None: none yet.
-        measured: what the judge said last; differs from `state` while the mesh heals.
+        measured: the last result of the detector; differs from `state` while the mesh heals.
         round: number of the running round; items of the wheel that name another one are out of date.
-        fast: the running round is a short one, because of doubt.
-        untested: a ping of the running round left late or not at all, so its silence says nothing.
+        fast: the running round is a short one, for a re-check.
+        untested: a ping of the running round left late or not at all, so missing replies do not count.
         eager: a reply may end the running round early.
-        may_doubt: silence in the running round begins a short one.
+        may_doubt: missing replies in the running round begin a short one.
         late_limit_s: a ping of the running round that leaves later than this makes it untested.
-        closed: nothing may be said of it any more.
+        closed: no further verdicts are emitted.
     """
 
     __slots__ = (
@@ -112,7 +112,7 @@ class Watch:
         self.fast = self.untested = self.eager = self.may_doubt = self.closed = False
 
     def set_pairs(self, pairs: Sequence[PairWatch]) -> None:
-        """Set what is pinged, once."""
+        """Set the pairs, once."""
         self.pairs = list(pairs)
         families = dict.fromkeys(pair.ipv4 for pair in pairs)
         self.families = tuple((ipv4, [pair for pair in pairs if pair.ipv4 == ipv4]) for ipv4 in families)
@@ -148,7 +148,7 @@ class Watch:
         return any(whole) if any_is_enough else all(whole)
 
     def family_rounds(self, *, complete: bool) -> list[FamilyRound]:
-        """Return what the running round found; `complete` is false when it ends before its time."""
+        """Return the result of the running round; `complete` is false when it ends before its time."""
         counts = complete and not self.untested
         return [
             FamilyRound(ipv4, len(pairs), sum(not pair.rtts for pair in pairs), counts) for ipv4, pairs in self.families

@@ -1,9 +1,9 @@
-"""The whole state of an engine as data, so that a recording can begin anywhere and still be replayed exactly.
+"""Whole state of an engine as data, so that a recording can begin at any moment and be replayed exactly.
 
-`freeze` walks the objects of the core that hold state and copies what may change; what never changes (addresses, keys,
-routes, specifications) is only referred to, so that the loop is held up as little as possible. Writing it down is for
-another thread. There is one node for each object, numbered from 0, the engine; nodes refer to each other by number,
-so that what was one object is one object again after `restore`.
+`freeze` walks the objects of the core that hold state and copies what may change. It only refers to what never changes
+(addresses, keys, routes, specifications), so that the loop is blocked as briefly as possible. Another thread writes the
+result. Each object is one node, numbered from 0, the engine; nodes refer to each other by number, so that `restore`
+keeps the identity of objects.
 """
 
 import hashlib
@@ -41,23 +41,23 @@ class CheckpointError(Exception):
 
 
 class _Ref(NamedTuple):
-    """Stands for another node."""
+    """Reference to another node."""
 
     number: int
 
 
 class _Method(NamedTuple):
-    """Stands for a method of another node."""
+    """Reference to a method of another node."""
 
     number: int
     name: str
 
 
 class Node(NamedTuple):
-    """One object: its class, and its content in a form that nothing changes any more.
+    """One object: its class, and its content in an immutable form.
 
-    The content is the items of a container; of a mapping, key and value by turns; of an object of the core its
-    attributes in order where it has slots, else name and value by turns. `limit` is the maximal length of a deque.
+    The content is the items of a container; keys and values of a mapping alternate; for an object of the core, its
+    attributes in order if it has slots, else alternating names and values. `limit` is the maximal length of a deque.
     """
 
     kind: str
@@ -189,9 +189,9 @@ def _freeze_object(thing: Any, walk: _Walk) -> Node:
 
 
 def encode_nodes(nodes: Iterable[Node]) -> Iterator[list[Any]]:
-    """Return the nodes as short lists that JSON can hold: `[kind, limit, ...items]`, and `["", ...items]` goes on.
+    """Return the nodes as short lists for JSON: `[kind, limit, ...items]`; `["", ...items]` continues one.
 
-    Keys and values of a mapping take turns.
+    Keys and values of a mapping alternate.
     """
     for node in nodes:
         row = [node.kind, node.limit]
@@ -239,7 +239,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return {"e": [kind.__name__, value.value]}
     if isinstance(value, dict):
-        # Inside of a frozen value (a configuration): nobody changes it.
+        # Part of a frozen value (a configuration), which never changes.
         return {"d": [[_plain(key), _plain(item)] for key, item in value.items()]}
     if _never_changes(kind):
         items = value if isinstance(value, tuple) else [getattr(value, name) for name in _names(kind)]

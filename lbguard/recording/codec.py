@@ -28,7 +28,7 @@ RECORDED: tuple[type, ...] = (*typing.get_args(events.Event), EngineConfig, Deci
 
 
 class CodecError(Exception):
-    """A row that cannot be read; the message says what is wrong with it."""
+    """A row that cannot be read; the message says why."""
 
 
 class _Form:
@@ -57,7 +57,7 @@ class _Form:
         return fields
 
     def value_of(self, fields: Iterable[Any], names: tuple[str, ...] | None = None) -> Any:
-        """Return the value that fields stand for; `names`: which fields the writer knew, in its order.
+        """Return the value of fields; `names`: the field names of the writer, in its order.
 
         Without `names` the last ones may be missing, if they have defaults.
         """
@@ -171,7 +171,7 @@ def decode_item(kind: type, fields: Row) -> Any:
 
 
 def schema() -> dict[str, list[str]]:
-    """Return the names of the fields of every type that can stand in a recording, those inside others included."""
+    """Return the field names of every type in recordings, nested types included."""
     return {name: list(_form(kind).names) for name, kind in sorted(_kinds().items())}
 
 

@@ -1,19 +1,19 @@
-"""The form of a recording on disk; `docs/recording.md` describes it for people.
+"""Format of a recording on disk; `docs/recording.md` describes it for people.
 
-A file is a gzip stream of JSON lines, flushed every second, so that whatever follows the last flush is all that a crash
-can cost, and `zcat FILE | head` shows what is in it. The first line is an object (`Header`), every other a list whose
-first item says what it is:
+A file is a gzip stream of JSON lines, flushed every second, so that a crash loses only the lines after the last flush,
+and `zcat FILE | head` shows the content. The first line is an object (`Header`), every other a list whose first item is
+its kind:
 
     ["LinkSeen", ...]       an event, as the engine received it: type name and fields; see `codec.py`
-    ["t", TIME]             the moment of the engine's clock from here on: a whole number is nanoseconds since the
-                            moment before (of the header at first), a number with a point is seconds
+    ["t", TIME]             the time of the following lines by the engine's clock: an integer is nanoseconds since
+                            the last time (of the header at first), a number with a point is seconds
     ["r"]  ["d"]            the engine was called: `repair`, `decide`
-    ["=", ROW]              what that `decide` said: a decision, or that a stream's availability changed
-    ["s", FIELD, ITEM...]   a part of a full view of the kernel: items are rows, or `"FIRST+COUNT"` of the view before
-    ["S"]                   the view is whole: an event
+    ["=", ROW]              result of that `decide`: a decision, or a change of a stream's availability
+    ["s", FIELD, ITEM...]   a part of a full view of the kernel: items are rows, or `"FIRST+COUNT"` of the last view
+    ["S"]                   the view is complete: an event
     ["n", KIND, ...]        a part of the engine's state at the beginning of the file; see `checkpoint.py`
-    ["N"]                   the state is whole
-    ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packets of targets so far, and those dropped while held
+    ["N"]                   the state is complete
+    ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packet totals of targets, and those dropped while held
     ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many
     ["w", OFFSET]           wall clock (seconds since the epoch) minus the engine's clock
 """
@@ -31,7 +31,7 @@ SUFFIX = ".jsonl.gz"
 PATTERN = re.compile(r"lbguard-\d{8}T\d{6}Z-[0-9a-f]{8}-(\d{6})\.jsonl\.gz")
 
 START, GOES_ON, AFTER_LOSS = "start", "goes_on", "after_loss"
-"""How a file begins: with a new engine; where the one before ended; or with a checkpoint after something was lost."""
+"""Beginning of a file: with a new engine; where the one before ended; or with a checkpoint after something was lost."""
 
 NS = 1e9
 
@@ -51,12 +51,12 @@ def local_time(wall_time: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The first line of a file.
+    """First line of a file.
 
-    `series`, `number`: which run of the service, and the how manieth file of it (from 1). `begins`: `start`, `goes_on`
+    `series`, `number`: the run of the service, and the number of the file in it (from 1). `begins`: `start`, `goes_on`
     or `after_loss`; then `lost` entries are missing before it. `now` and `offset`: the engine's clock at its beginning,
-    and the wall clock minus that, seconds. `core`: digest of the core that decided. `facts`: what else is worth
-    knowing: the host, and the distributor's kind of table.
+    and the wall clock minus that, seconds. `core`: digest of the core that decided. `facts`: the host, and the
+    distributor's kind of table.
     """
 
     lbguard: str
@@ -101,7 +101,7 @@ class Header:
             raise RecordingError(f"{path}: a header that cannot be read ({error}); the file is damaged") from None
 
     def check(self) -> None:
-        """Look at the types of what a file says.
+        """Check the types of the fields of a file.
 
         Raises:
             ValueError: a field has a value of another kind.

@@ -45,7 +45,7 @@ class Repaired(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """The engine decided, and this is what it said."""
+    """Result of a call of `decide`."""
 
     now: float
     said: list[object]
@@ -123,7 +123,7 @@ class _Lines:
                     f"{self.path}: not a recording of lbguard; give files made with recording.enabled=true"
                 )
             waiting = chunk
-            # At most so much text at a time, however well a chunk was packed.
+            # A bound for the text at a time, even for highly compressed chunks.
             while waiting:
                 before = inflater.copy()
                 try:
@@ -175,7 +175,7 @@ def _header(lines: _Lines, stream: Iterator[bytes]) -> Header:
 
 
 def read_file(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[Item]:
-    """Read a file from beginning to end; a torn end is no error, even where nothing comes before it.
+    """Read a whole file; a torn end is not an error, even if nothing comes before it.
 
     Args:
         path: the file.
@@ -218,7 +218,7 @@ class _Parser:
             raise self._lines.damaged("the configuration of the engine is missing")
         nodes: list[list[Any]] = []
         begun = False
-        # A `decide` is whole when the next line is no `=`.
+        # A `decide` is complete when the next line is not an `=`.
         decided: Decided | None = None
         for row in rows:
             kind = row[0]
@@ -321,9 +321,9 @@ class _Parser:
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that paths name, in the order in which they were written; a directory stands for all in it.
+    """Return the files that paths name, in the order in which they were written; a directory means all files in it.
 
-    A file in which nothing is yet comes last, as long as there is another: a running service has just begun it.
+    An empty file comes last if there are others: a running service has just begun it.
 
     Raises:
         RecordingError: a path does not exist, is no recording, or there is none.
@@ -341,7 +341,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
                 empty[file] = error
     if not found and empty:
         raise next(iter(empty.values()))
-    # Within a series the clock of the engine runs on, whatever happened to the wall clock.
+    # Within a series the engine's clock is continuous, even if the wall clock was set.
     starts: dict[str, float] = {}
     for header in found.values():
         wall = header.now + header.offset

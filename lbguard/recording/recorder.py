@@ -1,9 +1,9 @@
-"""Records the engine of the running service without holding up its loop.
+"""Recorder of the running service's engine; it does not block the loop.
 
-The loop only puts entries into a queue; a thread of its own writes them, in small slices, so that the interpreter is
-never taken from the loop for long. When the queue is full or the disk refuses, recording stops: with a hole in it, a
-recording could not be replayed. What is not recorded meanwhile is counted by reason (`queue_full`, `file_full`,
-`disk`), and a new file begins with a checkpoint once there is room again.
+The loop only puts entries into a queue; a thread writes them, in small slices, so that it never holds the interpreter
+for long. When the queue is full or the disk refuses, recording stops, because a recording with a gap cannot be
+replayed. Entries that are not recorded are counted by reason (`queue_full`, `file_full`, `disk`), and a new file begins
+with a checkpoint once there is room again.
 """
 
 import logging
@@ -43,7 +43,7 @@ class Tape(Protocol):
 
 
 class RecordedEngine(Engine):
-    """An engine whose every call goes on tape, with its exact moment, and what it decided."""
+    """Engine that records every call with its exact time, and its decisions."""
 
     def __init__(self, config: EngineConfig, tape: Tape) -> None:
         super().__init__(config)
@@ -76,13 +76,13 @@ class RecordedEngine(Engine):
         return effects
 
     def _calm(self) -> bool:
-        """Return whether nothing is broken: then a moment's pause for a checkpoint hurts nobody."""
+        """Return whether nothing is broken, so that a short pause for a checkpoint does no harm."""
         troubled = (TargetState.HELD, TargetState.FROZEN)
         return not any(stream.counts[state] for stream in self.stream_registry.streams.values() for state in troubled)
 
 
 def said_of(effects: list[Effect]) -> list[object]:
-    """Return what a recording keeps of the effects: decisions, and changes of availability."""
+    """Return the recorded part of the effects: decisions, and changes of availability."""
     return [
         effect.decision if isinstance(effect, Record) else effect
         for effect in effects
@@ -91,16 +91,16 @@ def said_of(effects: list[Effect]) -> list[object]:
 
 
 DROP_REASONS = ("queue_full", "file_full", "disk")
-"""Why entries are missing in a recording, by name."""
+"""Reasons for which entries are missing in a recording."""
 
 
 class Recorder:
-    """The tape of the running service. `put` belongs to the loop's thread and never waits.
+    """Queue and writing thread of the running service. `put` belongs to the loop's thread and never waits.
 
     Args:
         writer: writes the files, in the recorder's thread from `start` to `close`.
-        queue_limit: at most so many entries wait; a full view of the kernel counts as one.
-        flush_s: what was recorded is on disk after so many seconds at the latest.
+        queue_limit: the most entries that wait; a full view of the kernel counts as one.
+        flush_s: entries are on disk after at most this many seconds.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class Recorder:
         try:
             for accepted in self._writer.pieces(entry):
                 if not accepted:
-                    # Whatever else waits up to the next checkpoint follows on a hole: the loop hears of it at once.
+                    # All waiting entries up to the next checkpoint follow a gap: the loop is notified at once.
                     self._lost_here("file_full", 0.0)
                     return lines
                 lines += 1

@@ -1,4 +1,4 @@
-"""Runs an engine on a recording again and compares what it says with what was recorded, bit for bit."""
+"""Replay: run an engine on a recording and compare its decisions with the recorded ones, bit for bit."""
 
 import datetime
 import math
@@ -33,7 +33,7 @@ _SAME_MOMENT_S = 0.001  # wall clock times are written with less than the clock'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """The first thing that the engine said otherwise: None where one of the two said nothing (more)."""
+    """First difference between the recorded and the replayed decisions; None: one side has no (further) decision."""
 
     path: Path
     now: float
@@ -66,7 +66,7 @@ class ReplayReport:
 
 
 class Continuity:
-    """Check at each beginning of a file whether the engine of the file before goes on."""
+    """Check at each beginning of a file whether it continues the engine of the previous file."""
 
     def __init__(self) -> None:
         self._before: Header | None = None
@@ -95,7 +95,7 @@ class Continuity:
 
 
 def restore_engine(began: Began) -> Engine:
-    """Return the engine as it stood at the beginning of a file that does not begin with a new one.
+    """Return the engine at the beginning of a file that does not begin with a new one.
 
     Raises:
         RecordingError: another version of the core wrote it.
@@ -114,7 +114,10 @@ def restore_engine(began: Began) -> Engine:
 
 
 class Replayer:
-    """Feeds items to an engine. `engine` and `now` are where it stands; `offset`: wall clock minus engine's clock."""
+    """Player that feeds items to an engine.
+
+    `engine` and `now`: its current state; `offset`: wall clock minus engine's clock.
+    """
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
@@ -158,7 +161,7 @@ class Replayer:
         return float(getattr(item, "now", self.now)) + self.offset
 
     def continues(self, item: Began) -> bool:
-        """Return whether a file that begins goes on without a gap; to be asked before the file is taken."""
+        """Return whether a file continues without a gap; call it before the file is used."""
         return self._continuity.would(item.header)
 
     def _engine(self) -> Engine:
@@ -311,7 +314,7 @@ def parse_moment(text: str, began: float) -> float:
 
     Args:
         text: what was given.
-        began: when the recording begins, seconds since the epoch; a time of day is the first one from there.
+        began: beginning of the recording, seconds since the epoch; a time of day is the first one after it.
 
     Raises:
         ValueError: it is none of these.

@@ -26,7 +26,7 @@ class PacketCount(Protocol):
 
 
 class ServiceRecording:
-    """Makes the engine, recorded where the settings say so, and passes on what else belongs into a recording."""
+    """Factory of the engine, recorded if the settings say so; it also passes further entries to the recording."""
 
     def __init__(self, settings: Settings) -> None:
         """Prepare; nothing is written before `start`."""

@@ -29,7 +29,7 @@ def _said_json(what: object | None) -> Any:
 
 
 def report_text(report: ReplayReport) -> str:
-    """Return what a replay came to, for people."""
+    """Return the result of a replay, as text for people."""
     lines = []
     if report.began is not None and report.ended is not None:
         lines.append(
@@ -74,7 +74,7 @@ def _difference_lines(difference: Difference) -> list[str]:
 
 
 def report_json(report: ReplayReport) -> dict[str, Any]:
-    """Return what a replay came to, as plain values."""
+    """Return the result of a replay, as plain values."""
     difference = report.difference
     return {
         "same": difference is None,

@@ -39,11 +39,11 @@ _WHEN_CALM, _AT_ONCE = 0.75, 0.9
 
 
 class Entry(NamedTuple):
-    """One thing to record, at a moment of the engine's clock (seconds).
+    """One entry of a recording, at a time of the engine's clock (seconds).
 
-    `kind`, `payload`: `told` an event; `repair` None; `decide` what it said; `packets` readings (stream, identifier,
-    packets, held); `commit` (stream, slots changed, slots in all, seconds, error); `checkpoint` the state, and how many
-    entries were lost before it.
+    `kind`, `payload`: `told` an event; `repair` None; `decide` its result; `packets` readings (stream, identifier,
+    packets, held); `commit` (stream, slots changed, slots in all, seconds, error); `checkpoint` the state, and the
+    number of entries lost before it.
     """
 
     kind: str
@@ -63,12 +63,12 @@ def _text(row: object) -> str:
 
 
 class _File:
-    """One file in the making. `size` is what stands on disk, in bytes."""
+    """One file that is being written. `size`: bytes on disk."""
 
     def __init__(self, path: Path, unflushed_max: int) -> None:
         self.path = path
         self.size = 0
-        # Addresses and names are nobody else's business.
+        # Addresses and names must not be readable by other users.
         self._stream = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640), "w")
         self._compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
         self._lines: list[str] = []
@@ -107,10 +107,10 @@ class _File:
 
 
 class RecordingWriter:
-    """Writes entries to files in a directory, in the calling thread.
+    """Writer of entries to files in a directory, in the calling thread.
 
-    A new file begins with each `checkpoint`. `wanted` is how urgently one is due: 1 when there is a calm moment, 2 at
-    once. A file that has reached its limit all the same takes nothing more: `write` says so.
+    A new file begins with each `checkpoint`. `wanted` is the urgency of one: 1 at the next calm moment, 2 at once. A
+    file at its size limit accepts nothing more, and `write` reports that.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class RecordingWriter:
     def _make_room(self) -> None:
         """Delete the oldest recordings, of earlier runs too, so that one more stays within the limit."""
         with os.scandir(self._directory) as entries:
-            # What is no file has the name of a recording, and is none.
+            # A directory or the like with the name of a recording is not a recording.
             kept = sorted(
                 entry.name
                 for entry in entries
@@ -315,7 +315,7 @@ class RecordingWriter:
 
 
 def _by_reference(items: Sequence[Any], before: Sequence[Any]) -> Iterator[Any]:
-    """Return items, with each run that stands in the sequence before replaced by where: `FIRST+COUNT`."""
+    """Return items, with each run that the previous sequence contains replaced by its position: `FIRST+COUNT`."""
     places = {item: place for place, item in enumerate(before)}
     first = count = 0
     for item in items:

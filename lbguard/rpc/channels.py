@@ -13,7 +13,7 @@ from lbguard.rpc.unix_target import unix_target
 from lbguard.settings.dial_address import Endpoint
 
 CONNECT_TIMEOUT_MS = 1000
-"""How long one attempt to connect may take; gRPC's own default of 20 s would outlast every grace window."""
+"""Time limit of one attempt to connect; gRPC's own default of 20 s would outlast every grace window."""
 
 RECEIVE_BYTES_MAX = 64 * 2**20
 

@@ -78,7 +78,7 @@ class TlsTunnel:
         self._server: asyncio.Server | None = None
         self._relays: set[asyncio.Task[None]] = set()
         self.problem = ""
-        """Why the last connection could not be made; empty after one that could."""
+        """Error of the last connection attempt; empty after a success."""
 
     @property
     def target(self) -> str:

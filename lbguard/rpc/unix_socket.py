@@ -49,9 +49,7 @@ def prepare_socket(path: Path, setting: str) -> None:
     except OSError as error:
         raise SocketError(f"{place}: {error.strerror}; make {path.parent} and let this user write to it") from None
     if not stat.S_ISSOCK(mode):
-        raise SocketError(
-            f"{place}: the path is taken by something that is not a socket; remove it or choose another path"
-        )
+        raise SocketError(f"{place}: the path exists and is not a socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_TIMEOUT_S)
         code = probe.connect_ex(str(path))

@@ -19,8 +19,8 @@ from lbguard.sources.kernel import KernelSource
 _LINK_CONDITIONS = frozenset(
     {Condition.NO_LINK, Condition.LINK_DOWN, Condition.NO_ADDRESS, Condition.ADDRESS_TENTATIVE}
 )
-"""What takes the load balancer's own route away, so that its check fails. A missing route of ours is no such thing: it
-is missing for a moment whenever the load balancer adds a target."""
+"""Conditions that remove the load balancer's own route, so that its check fails. A missing route
+of lbguard is not one of them: it is missing for a moment whenever the load balancer adds a target."""
 
 
 class EngineView:

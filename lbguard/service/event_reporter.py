@@ -25,10 +25,10 @@ _CLOCK_SET_S = 1.0
 _STALL_TOLD_S = 1.0
 """Shorter ones are in the metrics alone."""
 _REMIND_S = 30.0
-"""How often it is said what the service waits for."""
+"""Interval of the log message about the input that the service waits for."""
 
 RESYNC_REASONS = ("overrun", "truncated", "dump_timeout", "dump_refused", "dump_interrupted", "inbox_full")
-"""Why the whole state of the kernel is read again, by name (`netlink.mirror`, and the runner's inbox)."""
+"""Reasons for which the whole state of the kernel is read again (`netlink.mirror`, and the runner's inbox)."""
 
 
 class EventReporter:

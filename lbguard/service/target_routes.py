@@ -22,7 +22,7 @@ class TargetRoutes:
 
     def __init__(self) -> None:
         self.known = False
-        """Whether a full view has come."""
+        """True after the first full view."""
         self._tables: dict[int, dict[_Key, Route]] = {}
 
     def hear(self, events: Iterable[Event]) -> None:

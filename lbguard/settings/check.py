@@ -45,21 +45,21 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
         yield ConfigWarning(
             name="enforce-without-distributor",
             what="mode is enforce but distributor.kind is observe: routes are repaired, no target is ever withdrawn",
-            remedy="set distributor.kind to auto, or mode to observe if nothing should be touched",
+            remedy="set distributor.kind to auto, or mode to observe if lbguard should change nothing",
         )
     if settings.mode == "companion":
         yield ConfigWarning(
             name="companion-decides-nothing",
             what=(
                 "mode is companion: neighbours are repaired and addresses announced, but holds and withdrawals are only"
-                " counted and logged; table, routes, rules and links stay the load balancer's own"
+                " counted and logged; the load balancer manages table, routes, rules and links"
             ),
-            remedy="none if that is meant; set source to interposer and mode to enforce for grace as well",
+            remedy="none if this is intended; set source to interposer and mode to enforce for grace as well",
         )
     if settings.source == "file" and settings.targets_file is None and not settings.probe.enabled:
         yield ConfigWarning(
             name="no-targets",
-            what="targets_file is not set, so there is nothing to guard",
+            what="targets_file is not set, so no targets are configured",
             remedy="set targets_file to a YAML file of streams and targets",
         )
     if settings.source != "file" and settings.targets_file is not None:
@@ -71,14 +71,14 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
     if settings.withdraw_on_exit and settings.mode != "enforce":
         yield ConfigWarning(
             name="nothing-to-withdraw",
-            what=f"withdraw_on_exit is true, but in mode {settings.mode} there is nothing of ours to withdraw",
+            what=f"withdraw_on_exit is true, but in mode {settings.mode} lbguard has nothing to withdraw",
             remedy="leave withdraw_on_exit false",
         )
     if settings.withdraw_on_exit and settings.mode == "enforce":
         yield ConfigWarning(
             name="exit-breaks-connections",
             what="withdraw_on_exit is true: every restart or upgrade of lbguard withdraws every target",
-            remedy="leave withdraw_on_exit false unless the load balancer goes away together with lbguard",
+            remedy="leave withdraw_on_exit false unless the load balancer stops together with lbguard",
         )
 
 
@@ -87,14 +87,14 @@ def _grace(settings: Settings) -> Iterator[ConfigWarning]:
     if grace.window == 0:
         yield ConfigWarning(
             name="no-grace",
-            what="grace.window is 0: a target is withdrawn the moment its link is gone",
+            what="grace.window is 0: a target is withdrawn as soon as its link is gone",
             remedy="set grace.window to the time a link usually needs to heal, such as 3s",
         )
     if grace.adaptive and grace.window == grace.max:
         yield ConfigWarning(
             name="adaptive-has-no-room",
             what=f"grace.adaptive is on, but grace.window and grace.max are both {format_duration(grace.max)}",
-            remedy="raise grace.max, the upper end of what adaptive mode may choose",
+            remedy="raise grace.max, the upper limit of the adaptive window",
         )
     if settings.availability.grace > grace.window > 0:
         yield ConfigWarning(
@@ -114,7 +114,7 @@ def _mesh(settings: Settings) -> Iterator[ConfigWarning]:
             name="heal-time-beyond-grace-max",
             what=(
                 f"nsm.heal_time ({format_duration(nsm.heal_time)}) is longer than grace.max"
-                f" ({format_duration(grace.max)}), which cuts it off"
+                f" ({format_duration(grace.max)}), which limits it"
             ),
             remedy="raise grace.max, or lower nsm.heal_time",
         )
@@ -123,7 +123,7 @@ def _mesh(settings: Settings) -> Iterator[ConfigWarning]:
     if path_s > grace.max:
         yield ConfigWarning(
             name="heal-path-beyond-grace-max",
-            what=f"{path} is longer than grace.max ({format_duration(grace.max)}): no hold lasts through it",
+            what=f"{path} is longer than grace.max ({format_duration(grace.max)}): no hold lasts that long",
             remedy="raise grace.max (and freeze.limit), or lower the mesh's timeouts",
         )
     elif nsm.enabled and path_s > max(nsm.heal_time, grace.window):
@@ -170,7 +170,7 @@ def _neighbors(settings: Settings) -> Iterator[ConfigWarning]:
     if neighbors.probe_interval == 0:
         yield ConfigWarning(
             name="no-neighbor-probes",
-            what="neighbors.probe_interval is 0: a target whose MAC changed is found only when the kernel notices",
+            what="neighbors.probe_interval is 0: a target's new MAC is detected only when the kernel verifies it",
             remedy="set neighbors.probe_interval, such as 1s",
         )
     round_s = neighbors.retrans * neighbors.ucast_probes
@@ -207,7 +207,7 @@ def _freeze_and_damping(settings: Settings) -> Iterator[ConfigWarning]:
         yield ConfigWarning(
             name="damping-max-below-step",
             what=(
-                f"damping.max ({format_duration(damping.max)}) cuts off even one damping.step"
+                f"damping.max ({format_duration(damping.max)}) is shorter than one damping.step"
                 f" ({format_duration(damping.step)})"
             ),
             remedy="raise damping.max, or set damping.step to 0s to turn damping off",
@@ -218,7 +218,7 @@ def _kernel(settings: Settings) -> Iterator[ConfigWarning]:
     if settings.kernel.reconcile_interval == 0:
         yield ConfigWarning(
             name="no-reconcile",
-            what="kernel.reconcile_interval is 0: a lost kernel message is never noticed",
+            what="kernel.reconcile_interval is 0: a lost kernel message is never detected",
             remedy="set kernel.reconcile_interval, such as 10s",
         )
 
@@ -241,8 +241,8 @@ def _verdicts(settings: Settings) -> Iterator[ConfigWarning]:
         yield ConfigWarning(
             name="verdict-subjects-total-below-one-reporter",
             what=(
-                f"verdicts.max_subjects_total ({verdicts.max_subjects_total}) is smaller than what one reporter may"
-                f" hold, verdicts.max_subjects ({verdicts.max_subjects}): one can leave no room for the others"
+                f"verdicts.max_subjects_total ({verdicts.max_subjects_total}) is smaller than the limit of one"
+                f" reporter, verdicts.max_subjects ({verdicts.max_subjects}): one reporter can use up the room of all"
             ),
             remedy="raise verdicts.max_subjects_total, or lower verdicts.max_subjects",
         )
@@ -267,7 +267,7 @@ def _probe(settings: Settings) -> Iterator[ConfigWarning]:
     if plain and probe.tls_cert is None and not probe.spiffe_socket:
         yield ConfigWarning(
             name="probe-reports-in-plaintext",
-            what=f"reports to {plain[0]} go out without TLS, and the verdict service takes nothing over TCP without it",
+            what=f"reports to {plain[0]} are sent without TLS, and the verdict service accepts TCP only with TLS",
             remedy="set probe.tls_cert, probe.tls_key and probe.tls_ca, or probe.spiffe_socket",
         )
     if probe.lease is not None and probe.lease < 2 * probe.interval:

@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 REPORT_EXAMPLES = "unix:/run/lbguard/lbguard.sock, lb-a:7443, [fd00::1]:7443, link:7443"
-"""What to show beside a report address that could not be read."""
+"""Examples in errors about report addresses."""
 
 DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1:5001"
-"""What to show beside a manager's address that could not be read."""
+"""Examples in errors about managers' addresses."""
 
 
 class Endpoint(NamedTuple):

@@ -7,7 +7,7 @@ _FACTORS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(us|ms|s|m|h)?", re.ASCII)
 
 EXAMPLES = "500ms, 3s, 2m"
-"""What to show beside a duration that could not be read."""
+"""Examples in errors about durations."""
 
 
 def parse_duration(value: object) -> float:

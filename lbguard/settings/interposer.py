@@ -17,7 +17,7 @@ class InterposerSettings(BaseModel):
     )
     answer_timeout: Duration = seconds(
         0.15,
-        "A call is answered within this time, with what is known by then; the caller waits 200 ms.",
+        "The longest time until a call is answered; the caller waits 200 ms.",
         low=0.02,
         high=0.19,
     )
@@ -26,8 +26,8 @@ class InterposerSettings(BaseModel):
     )
     confirm_timeout: Duration = seconds(
         15.0,
-        "A target taken out by a failed verification is removed when it is not activated again within this time after"
-        " its path was repaired; the load balancer tries each 10 s.",
+        "A target that a failed verification deactivated is removed if it is not activated again within this"
+        " time after the repair of its path; the load balancer tries every 10 s.",
         low=1,
         high=3600,
     )

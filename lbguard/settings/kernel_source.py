@@ -39,17 +39,18 @@ Ranges = Annotated[tuple[Annotated[str, checked(parse_range)], ...], BeforeValid
 
 
 class KernelSourceSettings(BaseModel):
-    """Targets as the load balancer's own rules and routes show them (source kernel)."""
+    """Targets from the load balancer's own rules and routes (source kernel)."""
 
     model_config = GROUP
     streams: Ranges = Field(
         default=(),
-        description="Which marks are of which stream; a target of none is of the stream `kernel`, under its mark.",
+        description="Marks of each stream; a target with any other mark belongs to the stream `kernel`, with its mark"
+        " as the identifier.",
         json_schema_extra={"unit": "list", "allowed": f"NAME=FIRST-LAST between commas, such as {EXAMPLE}"},
     )
     keep: Duration = seconds(
         600.0,
-        "A target whose rules the load balancer took away while its path was broken is looked after this long.",
+        "A target is kept this long after the load balancer removed its rules while its path was broken.",
         high=86400.0,
     )
 
@@ -64,7 +65,7 @@ class KernelSourceSettings(BaseModel):
                     {
                         "setting": "kernel_source.streams",
                         "value": f"{one.name} and {other.name}",
-                        "allowed": "ranges that do not meet",
+                        "allowed": "ranges that do not overlap",
                     },
                 )
         if len({each.name for each in ranges}) < len(ranges):

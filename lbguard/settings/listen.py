@@ -4,7 +4,7 @@ import ipaddress
 from typing import NamedTuple
 
 EXAMPLES = ":9464, 127.0.0.1:9464, [::1]:9464, or empty for off"
-"""What to show beside a listen address that could not be read."""
+"""Examples in errors about listen addresses."""
 
 
 class ListenAddress(NamedTuple):

@@ -6,21 +6,23 @@ from lbguard.settings.fields import GROUP, OptionalDuration, seconds
 
 
 class MeshSettings(BaseModel):
-    """Settings of the surrounding mesh. Only check-config reads them, and warns where the two do not go together."""
+    """Settings of the surrounding mesh. Only check-config reads them, and warns about contradictions."""
 
     model_config = GROUP
     request_timeout: OptionalDuration = seconds(
         None,
-        "How long its clients wait for a connection (Meridio: REQUEST_TIMEOUT, 15s); unset: not checked.",
+        "Time for which clients wait for a connection (Meridio: REQUEST_TIMEOUT, 15s); unset: not checked.",
         high=3600,
     )
     max_backoff: OptionalDuration = seconds(
-        None, "Its longest wait before it dials again (Meridio: GRPC_MAX_BACKOFF, 5s); unset: not checked.", high=3600
+        None,
+        "The longest wait before the mesh dials again (Meridio: GRPC_MAX_BACKOFF, 5s); unset: not checked.",
+        high=3600,
     )
     ip_release_delay: OptionalDuration = seconds(
         None,
-        "How long its proxies keep the address of a closed connection (Meridio: IP_RELEASE_DELAY, 20s); unset: not"
-        " checked.",
+        "Time for which proxies keep the address of a closed connection (Meridio: IP_RELEASE_DELAY, 20s);"
+        " unset: not checked.",
         high=3600,
     )
 

@@ -70,7 +70,7 @@ class GraceSettings(BaseModel):
 
     model_config = GROUP
     window: Duration = seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
-    max: Duration = seconds(30.0, "No extension holds a target longer than this after the loss.", high=3600)
+    max: Duration = seconds(30.0, "The longest hold, counted from the loss, extensions included.", high=3600)
     neighbor_window: OptionalDuration = seconds(
         None, "Window when the neighbour entry failed while the link is fine; unset: grace.window.", high=3600
     )
@@ -79,7 +79,8 @@ class GraceSettings(BaseModel):
     )
     adaptive: bool = Field(
         default=False,
-        description="Learn from how long past losses in a subnet took to heal; only where no window of its own is set.",
+        description="Learn the window from the durations of past heals in a subnet; only for causes without a window of"
+        " their own.",
     )
     adaptive_quantile: float = ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
 
@@ -106,19 +107,19 @@ class FreezeSettings(BaseModel):
     model_config = GROUP
     threshold: float = ratio(
         0.5,
-        "Deadlines withdraw nothing while more than this share of a stream's admitted targets, and two at least, is"
-        " broken.",
+        "No target is withdrawn while more than this share of a stream's admitted targets, and at least two,"
+        " are broken.",
     )
-    limit: Duration = seconds(60.0, "A freeze ends after this, whatever is broken.", high=3600)
+    limit: Duration = seconds(60.0, "The longest freeze.", high=3600)
 
 
 class DampingSettings(BaseModel):
-    """Re-admission of a target that was withdrawn again and again waits."""
+    """Delay of the re-admission of targets that were withdrawn repeatedly."""
 
     model_config = GROUP
     half_life: Duration = seconds(30.0, "The penalty of past losses halves in this time.", low=0.1)
-    step: Duration = seconds(2.0, "Wait per penalty above one; the first recovery never waits.", high=3600)
-    max: Duration = seconds(30.0, "Re-admission never waits longer than this.", high=3600)
+    step: Duration = seconds(2.0, "Delay per penalty above one; the first recovery never waits.", high=3600)
+    max: Duration = seconds(30.0, "The longest delay of a re-admission.", high=3600)
 
 
 class AvailabilitySettings(BaseModel):
@@ -126,11 +127,13 @@ class AvailabilitySettings(BaseModel):
 
     model_config = GROUP
     grace: Duration = seconds(
-        1.0, "A stream without a usable path is reported unavailable after this; its table stays.", high=3600
+        1.0,
+        "A stream without a usable path is reported unavailable after this time; its table does not change.",
+        high=3600,
     )
     socket: OptionalSocketPath = Field(
         default=None,
-        description="Unix socket on which Meridio's frontend is told whether this load balancer can forward, in place"
+        description="Unix socket on which Meridio's frontend learns whether this load balancer can forward, in place"
         " of Meridio's own (/var/lib/meridio/lb.sock); with TLS where nsp has certificates. Unset: not served.",
     )
 
@@ -141,9 +144,11 @@ class EvidenceSettings(BaseModel):
     model_config = GROUP
     soft_budget: float = ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
     verdict_confirm: int = number(
-        1, "verdicts", "A reporter's DOWN counts when so many of its last verdicts say so.", low=1, high=100
+        1, "verdicts", "A reporter's DOWN counts when this many of its last verdicts are DOWN.", low=1, high=100
     )
-    verdict_memory: int = number(3, "verdicts", "How many last verdicts of a reporter are looked at.", low=1, high=100)
+    verdict_memory: int = number(
+        3, "verdicts", "Number of a reporter's last verdicts that are considered.", low=1, high=100
+    )
     veto_window: Duration = seconds(
         2.5,
         "A DOWN verdict is vetoed by a neighbour that answered, or packets that arrived, less than this ago.",
@@ -164,7 +169,7 @@ class DistributorSettings(BaseModel):
     )
     table: Literal["anchored", "maglev"] = Field(
         default="anchored",
-        description="anchored: withdrawing a target moves no slot of another; maglev: what stock nfqlb computes.",
+        description="anchored: withdrawing a target moves no slot of another; maglev: the table of stock nfqlb.",
     )
     hash_seed: int = number(
         0, "number", "Seed of the embedded distributor; the same on every load balancer.", low=0, high=2**32 - 1
@@ -173,14 +178,14 @@ class DistributorSettings(BaseModel):
         100, "slots", "Size of the embedded table: slots for each of max_targets.", low=1, high=10_000
     )
     nfqlb_binary: str = Field(default="nfqlb", min_length=1, description="The nfqlb command, for nfqlb-cli.")
-    shm_dir: FilePath = Field(default=Path("/dev/shm"), description="Where nfqlb's memory files (tshm-...) are.")
+    shm_dir: FilePath = Field(default=Path("/dev/shm"), description="Directory of nfqlb's memory files (tshm-...).")
 
     @model_validator(mode="after")
     def _cli_is_maglev(self) -> "DistributorSettings":
         if self.kind == "nfqlb-cli" and self.table == "anchored":
             raise PydanticCustomError(
                 "across",
-                "the stock nfqlb commands compute the maglev table and no other",
+                "the stock nfqlb commands compute only the maglev table",
                 {
                     "setting": "distributor.table",
                     "value": "anchored",
@@ -196,8 +201,8 @@ class LinkSettings(BaseModel):
     model_config = GROUP
     superseded: Literal["down", "ignore"] = Field(
         default="ignore",
-        description="What to do with the older of two links in one subnet: leave it, or set it down (once, where "
-        "nothing else needs it, and up again when the newer one is gone).",
+        description="Treatment of the older of two links in one subnet. ignore: do not change it. down: set it down"
+        " once if nothing else needs it, and up again when the newer link is gone.",
     )
     exclude: Patterns = Field(
         default=("lo",),
@@ -215,7 +220,7 @@ class NeighborSettings(BaseModel):
         default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
     )
     solicit: bool = Field(
-        default=True, description="Ask for unresolved targets of a new link in our own name until they answer."
+        default=True, description="Send own solicitations for unresolved targets of a new link until they answer."
     )
     retrans: Duration = seconds(0.2, "Time between two solicitations.", low=0.001, high=60)
     delay_probe: Duration = seconds(0.5, "Time in DELAY before the first probe.", low=0.001, high=60)
@@ -236,13 +241,14 @@ class AnnounceSettings(BaseModel):
     repeats: Durations = Field(
         default=(0.0, 0.1, 1.1, 2.2),
         max_length=16,
-        description="When the addresses of a new link are announced, counted from its appearance; 0 first, ascending.",
+        description="Times at which the addresses of a new link are announced, after its appearance; 0 first,"
+        " ascending.",
         json_schema_extra={"unit": "list of durations"},
     )
     max_pending: int = number(
         4096,
         "addresses",
-        "At most this many addresses, of all links, wait to be announced or announced again.",
+        "The most addresses, of all links, that wait to be announced or announced again.",
         low=1,
         high=1_000_000,
     )
@@ -271,7 +277,7 @@ class KernelSettings(BaseModel):
     )
     receive_buffer: int = number(8 * 2**20, "bytes", "Receive buffer of the netlink socket.", low=2**16, high=2**30)
     inbox_limit: int = number(
-        65_536, "events", "At most this many events wait; more means a new full read.", low=64, high=2**24
+        65_536, "events", "The most events that wait; beyond it the whole state is read again.", low=64, high=2**24
     )
 
 
@@ -281,25 +287,25 @@ class MetricsSettings(BaseModel):
     model_config = GROUP
     listen: Listen = Field(
         default=":9464",
-        description="Where /metrics, /healthz and /readyz are served, IPv4 and IPv6; empty turns it off.",
+        description="Address of /metrics, /healthz and /readyz, IPv4 and IPv6; empty turns it off.",
         json_schema_extra={"unit": "host:port"},
     )
 
 
 class Settings(BaseModel):
-    """All settings; `load` reads them from where they stand."""
+    """All settings; `load` reads them from their sources."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["enforce", "companion", "observe"] = Field(
         default="enforce",
-        description="observe: everything is decided, counted and logged, nothing is touched. companion: so too, but"
-        " neighbours are repaired and addresses announced, beside a load balancer that keeps the rest itself.",
+        description="observe: lbguard decides, counts and logs, and changes nothing. companion: it also repairs"
+        " neighbours and announces addresses, beside a load balancer that manages its table, routes and rules itself.",
     )
     source: Literal["file", "nsp", "interposer", "kernel"] = Field(
         default="file",
-        description="Where streams and targets come from: targets_file, Meridio's registry (nsp), the calls of nfqlb"
-        " that an unmodified load balancer makes (interposer), or its rules and routes (kernel; not with enforce).",
+        description="Source of streams and targets: targets_file, Meridio's registry (nsp), the calls of nfqlb that an"
+        " unmodified load balancer makes (interposer), or its rules and routes (kernel; not with enforce).",
     )
     targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
     socket: SocketPath = Field(
@@ -337,7 +343,7 @@ class Settings(BaseModel):
         if self.source == "kernel" and self.mode == "enforce":
             raise PydanticCustomError(
                 "across",
-                "a load balancer that keeps its own rules and routes does not show its targets by them",
+                "lbguard would read its own rules and routes back as the source",
                 {"setting": "mode", "value": "enforce", "allowed": "companion or observe with source kernel"},
             )
         if self.source == "interposer" and self.distributor.kind == "nftables":

@@ -19,13 +19,13 @@ class NsmEventSettings(BaseModel):
     enabled: bool = Field(default=False, description="Follow a network service manager's connections.")
     address: DialAddress = Field(
         default="unix:///var/lib/networkservicemesh/nsm.io.sock",
-        description="Where the manager is: unix:///PATH, or tcp://HOST:PORT.",
+        description="Address of the manager: unix:///PATH, or tcp://HOST:PORT.",
         json_schema_extra={"unit": "address", "allowed": DIAL_EXAMPLES},
     )
     network_services: Patterns = Field(
         default=(),
         description="Names of the network services that targets connect to, such as proxy.conduit-a.trench-a.default:"
-        " the manager then tells of the whole cluster; empty: of all on its own node.",
+        " the manager then reports those of the whole cluster; empty: all connections of its own node.",
         json_schema_extra={"unit": "list"},
     )
     path_segments: Patterns = Field(
@@ -35,17 +35,17 @@ class NsmEventSettings(BaseModel):
     )
     heal_time: Duration = seconds(
         15.0,
-        "How long a repair is waited for that the manager tells of; never past grace.max.",
+        "Expected duration of a repair that the manager reports; no hold lasts longer than grace.max.",
         low=0.1,
         high=LEASE_MAX_S,
     )
     backoff_max: Duration = seconds(1.0, "The longest wait before dialling the manager again.", low=0.05, high=60)
     tls_cert: OptionalPath = Field(
-        default=None, description="Our certificate (PEM, with intermediates), for TLS over TCP; followed on change."
+        default=None, description="Own certificate (PEM, with intermediates), for TLS over TCP; read again on change."
     )
-    tls_key: OptionalPath = Field(default=None, description="Key of nsm.tls_cert (PEM); followed on change.")
+    tls_key: OptionalPath = Field(default=None, description="Key of nsm.tls_cert (PEM); read again on change.")
     tls_ca: OptionalPath = Field(
-        default=None, description="Authorities of the manager's certificate (PEM); followed on change."
+        default=None, description="Authorities of the manager's certificate (PEM); read again on change."
     )
     tls_server_name: PeerPattern = Field(
         default="",

@@ -25,26 +25,32 @@ NspAddress = Annotated[str, checked(parse_dial_address)]
 
 
 class NspSettings(BaseModel):
-    """Streams and targets from Meridio's registry (source nsp). Without certificates it is reached in plaintext."""
+    """Streams and targets from Meridio's registry (source nsp). Without certificates the connection is plaintext."""
 
     model_config = GROUP
     address: NspAddress = Field(
         default="nsp-service:7778",
-        description="Where the registry is.",
+        description="Address of the registry.",
         json_schema_extra={"unit": "address", "allowed": ADDRESS_EXAMPLES},
     )
     trench: str = Field(
-        default="", description="Name of the trench; needed with source nsp, with others only a label of metrics."
+        default="",
+        description="Name of the trench; required with source nsp, with other sources only a label of metrics.",
     )
     conduit: str = Field(
         default="",
-        description="Name of the conduit that is guarded; needed with source nsp, with others only a label of metrics.",
+        description="Name of the conduit; required with source nsp, with other sources only a label of metrics.",
     )
     identifier_offset_start: int = number(
-        DEFAULT_OFFSET, "mark", "The lowest identifier offset of a stream, as Meridio's is told.", low=255, high=2**31
+        DEFAULT_OFFSET,
+        "mark",
+        "The lowest identifier offset of a stream, as configured in Meridio.",
+        low=255,
+        high=2**31,
     )
     tls_cert: OptionalPath = Field(
-        default=None, description="Our certificate (PEM, with intermediates), for TLS; read for each connection anew."
+        default=None,
+        description="Certificate of lbguard (PEM, with intermediates), for TLS; read again for each connection.",
     )
     tls_key: OptionalPath = Field(default=None, description="Private key of nsp.tls_cert (PEM).")
     tls_ca: OptionalPath = Field(default=None, description="Authorities of the registry's certificate (PEM).")
@@ -56,21 +62,24 @@ class NspSettings(BaseModel):
     tls_server_name: PeerPattern = Field(
         default="",
         description=(
-            "Name in the registry's certificate, or a pattern such as spiffe://example.org/*; empty: with files the"
-            " host of nsp.address, with SPIFFE anyone of the own trust domain, as Meridio's programs do."
+            "Name in the registry's certificate, or a pattern such as spiffe://example.org/*; empty: with files"
+            " the host of nsp.address, with SPIFFE any name of the own trust domain, as in Meridio's programs."
         ),
     )
     keepalive_time: Duration = seconds(
-        30.0, "A connection that is silent for this long is asked for a sign of life; 0 turns it off.", high=3600
+        30.0, "A keepalive ping is sent on a connection that is idle for this long; 0 turns it off.", high=3600
     )
-    keepalive_timeout: Duration = seconds(10.0, "It is lost when none comes within this time.", low=0.1, high=600)
+    keepalive_timeout: Duration = seconds(
+        10.0, "The connection is lost when no answer to the ping arrives within this time.", low=0.1, high=600
+    )
     max_backoff: Duration = seconds(1.0, "The longest wait before the registry is dialled again.", low=0.05, high=60)
     settle_time: Duration = seconds(
         60.0,
-        "After a loss, a list that lacks much of what was known takes nothing away for this long; 0 turns it off.",
+        "After a loss of the registry, a list that lacks many known entries removes nothing for this long; 0"
+        " turns it off.",
         high=3600,
     )
-    settle_share: float = ratio(0.5, "The share of a list that may be missing after a loss without that wait.")
+    settle_share: float = ratio(0.5, "The share of known entries that may be missing after a loss without that wait.")
 
     @model_validator(mode="after")
     def _certificates(self) -> "NspSettings":

@@ -28,7 +28,7 @@ ReportAddresses = Annotated[tuple[Annotated[str, checked(parse_report_address)],
 DialAddress = Annotated[str, checked(parse_dial_address)]
 
 SubjectKind = Literal["connection", "link", "target", "self"]
-"""What the verdicts of a connection speak of.
+"""Subject of the verdicts of a connection.
 
 `connection`: the connection as a whole; its far end is a load balancer. `link`: each pair of addresses by itself; the
 far end is a load balancer. `target`: each address of the far end, which is a target. `self`: each of our own addresses;
@@ -71,7 +71,7 @@ class NsmSettings(BaseModel):
     model_config = GROUP
     address: DialAddress = Field(
         default="unix:///var/lib/networkservicemesh/nsm.io.sock",
-        description="Where the manager is: unix:///PATH, or tcp://HOST:PORT.",
+        description="Address of the manager: unix:///PATH, or tcp://HOST:PORT.",
         json_schema_extra={"unit": "address", "allowed": DIAL_EXAMPLES},
     )
     network_services: Patterns = Field(
@@ -85,23 +85,23 @@ class NsmSettings(BaseModel):
         json_schema_extra={"unit": "list"},
     )
     role: Literal["client", "endpoint"] = Field(
-        default="client", description="Which end of the connections is ours: client pings from the source addresses."
+        default="client", description="The local end of the connections; client: pings go from the source addresses."
     )
     subject: SubjectKind = Field(
         default="connection",
-        description="What verdicts speak of. connection, link: the far end is a load balancer; target: it is a target;"
-        " self: we are.",
+        description="Subject of verdicts. connection, link: the far end is a load balancer; target: the far end is a"
+        " target; self: this host is the target.",
     )
     heal_time: Duration = seconds(
         15.0,
-        "How long the mesh is expected to need for a repair: told with HEALING verdicts.",
+        "Expected duration of a repair by the mesh, sent with HEALING verdicts.",
         low=0.1,
         high=LEASE_MAX_S,
     )
     backoff_max: Duration = seconds(1.0, "The longest wait before dialling the manager again.", low=0.05, high=60)
-    tls_cert: OptionalPath = _path("Our certificate (PEM, with intermediates), for TLS over TCP; followed on change.")
-    tls_key: OptionalPath = _path("Key of probe.nsm.tls_cert (PEM); followed on change.")
-    tls_ca: OptionalPath = _path("Authorities of the manager's certificate (PEM); followed on change.")
+    tls_cert: OptionalPath = _path("Own certificate (PEM, with intermediates), for TLS over TCP; read again on change.")
+    tls_key: OptionalPath = _path("Key of probe.nsm.tls_cert (PEM); read again on change.")
+    tls_ca: OptionalPath = _path("Authorities of the manager's certificate (PEM); read again on change.")
     tls_server_name: PeerPattern = Field(
         default="",
         description="Name in the manager's certificate, or a pattern such as spiffe://example.org/*; empty: the host.",
@@ -120,12 +120,12 @@ class BridgeSettings(BaseModel):
     name: str = Field(default="bridge0", min_length=1, max_length=15, description="Name of the bridge.")
     lb_ports: Patterns = Field(
         default=(),
-        description="Ports (shell patterns) that lead to load balancers: what is behind them is judged as a link.",
+        description="Ports (shell patterns) that lead to load balancers: neighbours behind them are judged as links.",
         json_schema_extra={"unit": "list"},
     )
     keep: Duration = seconds(
         600.0,
-        "A neighbour that the kernel forgot is still pinged this long; it may be down rather than gone.",
+        "A neighbour whose entry the kernel removed is still pinged for this long, because it may be down.",
         high=86400.0,
     )
 
@@ -138,16 +138,16 @@ class ProbeSettings(BaseModel):
     interval: Duration = seconds(2.0, "A round of pings begins this often.", low=0.02, high=3600)
     timeout: OptionalDuration = seconds(
         None,
-        "The pings of a round are spread over this; replies count until it ends. Unset: probe.interval.",
+        "The pings of a round are spread over this time; replies count until it ends. Unset: probe.interval.",
         low=0.01,
         high=3600,
     )
     count: int = number(4, "pings", "Pings to each address in a round.", low=1, high=100)
     bad_rounds: int = number(
-        2, "rounds", "So many bad rounds among the last probe.of_rounds mean DOWN.", low=1, high=100
+        2, "rounds", "This many bad rounds among the last probe.of_rounds mean DOWN.", low=1, high=100
     )
-    of_rounds: int = number(3, "rounds", "How many rounds are looked back on.", low=1, high=100)
-    good_rounds: int = number(1, "rounds", "So many good rounds in a row mean UP again.", low=1, high=100)
+    of_rounds: int = number(3, "rounds", "Number of last rounds that are considered.", low=1, high=100)
+    good_rounds: int = number(1, "rounds", "This many good rounds in a row mean UP again.", low=1, high=100)
     detector: Literal["rounds", "phi"] = Field(
         default="rounds",
         description="rounds: bad_rounds of of_rounds; phi: suspicion grows with the time since the last reply.",
@@ -161,7 +161,7 @@ class ProbeSettings(BaseModel):
     )
     connections: Literal["file", "nsm", "bridge"] = Field(
         default="file",
-        description="Where connections come from: a YAML file, a mesh manager, or a bridge's neighbours.",
+        description="Source of connections: a YAML file, a mesh manager, or a bridge's neighbours.",
     )
     connections_file: OptionalPath = _path("YAML file that lists connections; watched.")
     nsm: NsmSettings = group()
@@ -176,7 +176,7 @@ class ProbeSettings(BaseModel):
     )
     lease: OptionalDuration = seconds(
         None,
-        "How long a verdict counts without being renewed; unset: three intervals and the timeout.",
+        "Time for which a verdict counts without renewal; unset: three intervals and the timeout.",
         low=1.0,
         high=LEASE_MAX_S,
     )
@@ -186,12 +186,12 @@ class ProbeSettings(BaseModel):
     name: str = Field(
         default="",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$",
-        description="What load balancers call this reporter; empty: the host name.",
+        description="Name of this reporter at load balancers; empty: the host name.",
         json_schema_extra={"unit": "text", "allowed": "up to 63 letters, digits, '.', '_' or '-', or empty"},
     )
-    tls_cert: OptionalPath = _path("Our certificate (PEM, with intermediates), for reports over TCP.")
+    tls_cert: OptionalPath = _path("Certificate of the probe (PEM, with intermediates), for reports over TCP.")
     tls_key: OptionalPath = _path(
-        "Key of probe.tls_cert (PEM). When the files change, streams are made anew with them."
+        "Key of probe.tls_cert (PEM). When the files change, streams are opened again with them."
     )
     tls_ca: OptionalPath = _path("Authorities of the load balancers' certificates (PEM).")
     tls_server_name: PeerPattern = Field(

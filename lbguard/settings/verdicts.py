@@ -31,19 +31,20 @@ def _path(help_text: str) -> Any:
 
 
 class VerdictSettings(BaseModel):
-    """Listener for health verdicts of proxies and target sidecars. The API's unix socket always takes them."""
+    """Listener for health verdicts of proxies and target sidecars. The API's unix socket always accepts them."""
 
     model_config = GROUP
     listen: Listen = Field(
         default="",
-        description="Where verdicts are taken over TCP as well, always with TLS of both sides; empty turns it off.",
+        description="Address at which verdicts are also accepted over TCP, always with mutual TLS; empty turns it off.",
         json_schema_extra={"unit": "host:port", "allowed": ":7443, 127.0.0.1:7443, [::1]:7443, or empty for off"},
     )
     policy: PolicyRules = Field(
         default=(),
         description=(
-            "Which peers may report on which subnets. Peers are unix, a SPIFFE ID or dns:NAME, with * for any text"
-            " within one part and ** across parts. Unnamed peers may report nothing over TCP, anything over the socket."
+            "Peers and the subnets on which they may report. A peer is unix, a SPIFFE ID or dns:NAME, with *"
+            " for any text within one part and ** across parts. A peer without a rule may report nothing over"
+            " TCP, and anything over the socket."
         ),
         json_schema_extra={
             "unit": "list",
@@ -59,40 +60,50 @@ class VerdictSettings(BaseModel):
         description="Address of a SPIFFE Workload API that gives certificate and authorities, instead of files.",
         json_schema_extra={"unit": "address", "allowed": "unix:///PATH, or empty"},
     )
-    reflection: bool = Field(default=False, description="Let peers on TCP ask which calls there are (gRPC reflection).")
+    reflection: bool = Field(default=False, description="Serve gRPC reflection to peers on TCP.")
     keepalive_time: Duration = seconds(
-        30.0, "A TCP connection that is silent for this long is asked for a sign of life.", low=1, high=3600
+        30.0, "A keepalive ping is sent on a TCP connection that is idle for this long.", low=1, high=3600
     )
-    keepalive_timeout: Duration = seconds(10.0, "It is closed when none comes within this time.", low=0.1, high=600)
+    keepalive_timeout: Duration = seconds(
+        10.0, "The connection is closed when no answer to the ping arrives within this time.", low=0.1, high=600
+    )
     connection_age: Duration = seconds(
-        3600.0, "A TCP connection ends after about this time, so that its peer shows its certificate anew.", low=1
+        3600.0, "A TCP connection ends after about this time, so that its peer presents its certificate again.", low=1
     )
     max_message: int = number(256 * 1024, "bytes", "The largest request.", low=1024, high=4 * 2**20)
     max_per_request: int = number(256, "verdicts", "The most verdicts in one request.", low=1, high=10_000)
-    rate: int = number(2000, "verdicts/s", "What one reporter may send in the long run.", low=1, high=1_000_000)
-    burst: int = number(10_000, "verdicts", "What one reporter may send at once.", low=1, high=1_000_000)
+    rate: int = number(2000, "verdicts/s", "The sustained rate of one reporter.", low=1, high=1_000_000)
+    burst: int = number(
+        10_000, "verdicts", "The most verdicts that one reporter may send at once.", low=1, high=1_000_000
+    )
     max_reporters: int = number(
         320,
         "reporters",
-        "The most reporters; each has one stream. Those of one identity get at most four fifths of what others leave.",
+        "The most reporters; each has one stream. Those of one identity get at most four fifths of what the"
+        " others leave free.",
         low=1,
         high=10_000,
     )
     max_calls: int = number(
-        8, "calls", "The most calls of one reporter at once, replaced streams that linger included.", low=2, high=1000
+        8,
+        "calls",
+        "The most calls of one reporter at once, replaced streams that are still open included.",
+        low=2,
+        high=1000,
     )
     max_subjects: int = number(
         20_000,
         "subjects",
-        "The most subjects on which one reporter has running verdicts, or had them two seconds ago. A connection counts"
-        " as one for every four of its addresses.",
+        "The most subjects on which one reporter has current verdicts, or had them within the last two seconds."
+        " A connection counts as one subject per four addresses.",
         low=1,
         high=1_000_000,
     )
     max_subjects_total: int = number(
         50_000,
         "subjects",
-        "The same for all reporters together; those of one identity get at most four fifths of what others leave.",
+        "The same for all reporters together; those of one identity get at most four fifths of what the others"
+        " leave free.",
         low=1,
         high=1_000_000,
     )
@@ -137,7 +148,7 @@ class VerdictSettings(BaseModel):
     @model_validator(mode="after")
     def _limits_fit(self) -> "VerdictSettings":
         if self.burst < self.max_per_request:
-            _refuse("burst", str(self.burst), "a full request never gets through", "at least verdicts.max_per_request")
+            _refuse("burst", str(self.burst), "a full request is never accepted", "at least verdicts.max_per_request")
         return self
 
 

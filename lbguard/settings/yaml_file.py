@@ -43,7 +43,7 @@ MAX_PROBLEMS = 1000
 """After so many problems a file is not looked at any further."""
 
 SHOWN_PROBLEMS = 10
-"""How many problems the text of an error lists: it goes into logs and into `lbguard status`."""
+"""Number of problems in the text of an error, which is logged and shown by `lbguard status`."""
 
 _KEYS = 100
 _PROBLEM_CHARACTERS = 500

@@ -32,13 +32,13 @@ from lbguard.settings.bounded_file import FileError, is_written_by_nobody
 from lbguard.settings.yaml_file import YamlFileError, read_yaml
 
 STILL_S = 2.0
-"""How long an in-place write may pause without being taken for complete."""
+"""Longest pause of an in-place write that is not taken for complete."""
 
 POLL_INTERVAL_S = 0.25
 
 _STUCK_S = 30.0
 _REST = 4
-"""How many times as long as reading took nothing is read again: a file that changes all the time costs a fifth."""
+"""Pause between two reads, as a multiple of the duration of a read: a file that changes all the time costs a fifth."""
 
 Listed = TypeVar("Listed")
 Lost = TypeVar("Lost")

@@ -15,10 +15,10 @@ WIDTH_WITHOUT_TERMINAL = 160
 
 
 class TextConsole(Console):
-    """Writes text as it is, never taking it for markup or names of emoji, and escapes what is not visible in it.
+    """Console that prints text as it is, without markup and emoji names, and escapes invisible characters.
 
-    Values from outside are made `printable` before they are put into a table or a sentence, for their newlines and
-    widths. What was forgotten there is escaped here.
+    Callers make values from outside `printable` before they put them into a table or a sentence, because of newlines
+    and widths. This class escapes the rest.
     """
 
     def __init__(self, *, width: int | None = None, stderr: bool = False) -> None:
@@ -28,10 +28,10 @@ class TextConsole(Console):
         super().__init__(highlight=False, markup=False, emoji=False, width=width, stderr=stderr)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return text to be shown, with what is not visible escaped."""
+        """Return text with its invisible characters escaped."""
         return super().render_str(printable_lines(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield the parts of what is shown; those that drive the terminal are rich's own."""
+        """Yield the segments of the output; control segments are rich's own."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable_lines(text), style, control)

@@ -97,7 +97,7 @@ class DecisionLog:
     def last(self, target: TargetKey | None, limit: int) -> Sequence[Logged]:
         """Return the last `limit` decisions, oldest first, of one target or (None) of all."""
         ring = self._all if target is None else self._by_target.get(target, deque[Logged]())
-        # Walking from the end costs what is asked for, not what is kept.
+        # Iterating from the end costs as much as the requested number, not as much as the kept one.
         newest_first = [logged for logged, _ in zip(reversed(ring), range(limit), strict=False)]
         return newest_first[::-1]
 

@@ -1,8 +1,8 @@
-"""A small HTTP/1.0 server that no client can hold up: one thread for all connections, another one for slow pages.
+"""Small HTTP/1.0 server that no client can block: one thread for all connections, another one for slow pages.
 
-There is room for a bounded number of connections. When it is full, a new one takes the place of the oldest that has
-not sent its request yet, else of one that does not read its response: whoever sends a request at once gets in. The time
-for a whole request and the time for a whole response are bounded too, however the bytes trickle.
+The number of connections is bounded. At the bound, a new connection replaces the oldest one that has not sent its
+request yet, else one that does not read its response. So a client that sends its request at once always gets a
+connection. The time for a whole request and the time for a whole response are bounded too, even if bytes arrive slowly.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ class _Connection:
 
 
 class HttpServer:
-    """Serves pages on a listening socket until `close`.
+    """Server of pages on a listening socket, until `close`.
 
     Args:
         listener: the socket; the server owns it from here on.
@@ -187,7 +187,7 @@ class HttpServer:
             except BlockingIOError:
                 return
             except OSError as error:
-                # No descriptor is left, or the client has gone. Whatever it is, it is still there in the next turn.
+                # No descriptor is left, or the client has closed. The next turn tries again.
                 _log.debug("connection not accepted", extra=fields(reason=str(error)))
                 time.sleep(_NO_DESCRIPTORS_PAUSE_S)
                 return
@@ -242,7 +242,7 @@ class HttpServer:
         connection.asked = request
         connection.deadline = time.monotonic() + self._limits.response_s
         connection.received.clear()
-        # Whoever sends no more (shutdown) reads all the same: until the page is there nothing is looked at.
+        # A client that shut its sending side down still reads: nothing is read from it until the page is made.
         self._selector.unregister(connection.socket)
         with self._asked_changed:
             self._asked.setdefault(request, []).append(connection)
@@ -281,7 +281,10 @@ class HttpServer:
             connection.unsent = memoryview(b"")
 
     def _take_back(self, connection: _Connection) -> None:
-        """Make no page for a connection that has gone: pages that differ could be asked for without end."""
+        """Discard the request of a closed connection.
+
+        Otherwise different pages could be requested without end.
+        """
         assert connection.asked is not None
         with self._asked_changed:
             waiting = self._asked.get(connection.asked, [])

@@ -1,7 +1,7 @@
-"""The HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for supervisors and routers.
+"""HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for supervisors and routers.
 
-It runs on threads of its own, so that a slow scrape never delays a decision, and so that a loop that hangs can be seen.
-Health is answered whatever else is asked of the port: metrics are made by another thread.
+It runs on threads of its own, so that a slow scrape never delays a decision, and a hung event loop is detected. Another
+thread makes the metrics, so that health requests are always answered.
 """
 
 import errno

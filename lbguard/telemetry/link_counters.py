@@ -26,7 +26,7 @@ def encode_link_name(name: str) -> bytes:
 def parse_net_dev(table: bytes) -> dict[str, tuple[int, ...]]:
     """Return 16 counters by name of a link: eight received, eight sent (net/core/net-procfs.c).
 
-    Lines that are none are passed over.
+    Other lines are skipped.
     """
     counters = {}
     for line in table.split(b"\n")[_HEADER_LINES:]:

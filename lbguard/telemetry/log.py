@@ -41,12 +41,12 @@ def fields(**values: object) -> dict[str, object]:
 
 
 def log_decision(decision: Decision, wall_time: float, *, observe: bool = False) -> None:
-    """Log a decision: all of it in JSON, one plain sentence in text.
+    """Log a decision: as fields in JSON, as one sentence in text.
 
     Args:
         decision: the decision.
         wall_time: when it was taken, seconds since the epoch.
-        observe: nothing was touched; said in the record.
+        observe: the decision was not carried out; noted in the record.
     """
     level = logging.WARNING if decision.action in _SERIOUS else logging.INFO
     if not _decisions.isEnabledFor(level):
@@ -173,7 +173,7 @@ class _BoundedQueueHandler(logging.Handler):
             self.dropped += 1
 
     def unwritten(self, record: logging.LogRecord) -> None:
-        """Count a record that could not be written, or what it says of others."""
+        """Count a record that could not be written, or the dropped records that it reports."""
         lost = (getattr(record, "fields", None) or {}).get("dropped", 1) if record.name == "lbguard.log" else 1
         with self.lock or contextlib.nullcontext():
             self.dropped += int(lost)
@@ -194,10 +194,10 @@ class Logging:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Write what is queued and stop; safe to call twice.
+        """Write the queued records and stop; safe to call twice.
 
-        When nothing was written for a second, or after three in all, what is left is left to the thread: it is written
-        if somebody reads after all before the process has ended.
+        After a second without a written record, or after three seconds in total, the thread keeps the rest: it writes
+        it if the reader continues before the process has ended.
         """
         atexit.unregister(self.close)
         logging.getLogger().removeHandler(self._handler)
@@ -226,7 +226,7 @@ class Logging:
     def _line(self, record: logging.LogRecord) -> str:
         try:
             return self._formatter.format(record) + "\n"
-        except Exception as error:  # Whatever is wrong with one record, the next ones are written.
+        except Exception as error:  # An error in one record does not stop the next ones.
             return f"{record.name}: a log record cannot be shown: {error!r}\n"
 
 

@@ -1,6 +1,6 @@
-"""Standard output and standard error of every command: what is written there, and what becomes of it if it cannot be.
+"""Standard output and standard error of every command, and the handling of failed writes.
 
-A reader that has gone (`| head`) is no failure of the command. A full disk or a closed standard output is one, for
+A closed pipe (`| head`) is not a failure of the command. A full disk or a closed standard output is a failure, because
 the output did not reach its reader.
 """
 
@@ -17,13 +17,13 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 class OutputError(Exception):
-    """Standard output takes nothing, as on a full disk; the text says why."""
+    """Standard output cannot be written, as on a full disk; the text says why."""
 
 
 class _Output:
-    """Standard output whose failures cannot be mistaken for those of files and sockets.
+    """Standard output whose failures are distinguished from those of files and sockets.
 
-    Once its reader has gone, what is written vanishes, so that the command comes to its end and its exit status.
+    After its reader has closed the pipe, output is discarded, so that the command ends with its own exit status.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -65,7 +65,7 @@ class _Output:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Make standard output and standard error fit for what commands write, whatever the process was given."""
+    """Prepare standard output and standard error for commands, however the process was started."""
     _open_standard_descriptors()
     before = sys.stdout
     for stream in (sys.stdout, sys.stderr):
@@ -84,9 +84,9 @@ def standard_streams() -> Iterator[None]:
 
 
 def _open_standard_descriptors() -> None:
-    """Open what the caller closed (`>&-`), or the next file or socket would get its number, and our output.
+    """Open closed standard descriptors (`>&-`), so that no file or socket gets their numbers, and the output.
 
-    Output that is asked for and goes nowhere is an error, so standard output cannot be written; standard error can.
+    Lost output is an error, so standard output is opened unwritable; standard error is opened writable.
     """
     for number, flags in ((_STDIN, os.O_RDONLY), (_STDOUT, os.O_RDONLY), (_STDERR, os.O_WRONLY)):
         try:
@@ -114,7 +114,7 @@ def _discard(number: int) -> None:
 
 
 def is_read() -> bool:
-    """Return whether standard output still has a reader: what goes on for ever ends without one."""
+    """Return whether standard output still has a reader; endless output ends without one."""
     return not isinstance(sys.stdout, _Output) or sys.stdout.read
 
 

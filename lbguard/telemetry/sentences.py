@@ -1,4 +1,4 @@
-"""Decisions and states in plain sentences, for the log, `lbguard events` and `lbguard explain`."""
+"""Sentences about decisions and states, for the log, `lbguard events` and `lbguard explain`."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ _WHAT_HELPS = {
     Condition.LINK_DOWN: "the link to {ip} is down or has no carrier",
     Condition.NO_ADDRESS: "the link to {ip} has no address in its subnet",
     Condition.ADDRESS_TENTATIVE: "the address of the link to {ip} is still tentative (duplicate detection)",
-    Condition.ROUTE_MISSING: "the route to {ip} is not in the kernel: it was refused, or somebody else's route has its "
-    "table and metric and is left alone",
+    Condition.ROUTE_MISSING: "the route to {ip} is not in the kernel: it was refused, or a foreign route has its "
+    "table and metric",
     Condition.VERDICT_DOWN: "a proxy reports that {ip} does not answer",
     Condition.NEIGHBOR_FAILED: "{ip} does not answer neighbour solicitations",
 }
@@ -27,7 +27,7 @@ _WEIGHTS = {
 
 
 def seconds(value: float) -> str:
-    """Write a duration for people: one decimal, more for what is under a tenth of a second."""
+    """Format a duration for people: one decimal, more digits below a tenth of a second."""
     return f"{value:.1f} s" if value >= 0.1 or value == 0 else f"{value * 1000:.1f} ms"
 
 
@@ -44,19 +44,19 @@ def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
 
 
 def decision_sentence(decision: Decision) -> str:
-    """Return in one sentence what a decision did, why, and what comes next."""
+    """Return one sentence about a decision: action, reason and next step."""
     left = None if decision.deadline is None else max(0.0, decision.deadline - decision.at)
     lasted = None if decision.duration_s is None else seconds(decision.duration_s)
     tail = ""
     match decision.action:
         case Action.HOLD | Action.REVISE if left is not None:
-            # Whether it is withdrawn then depends on how many others are broken by that time.
+            # The decision at the end of the window depends on the number of broken targets at that time.
             tail = f", the grace window ends in {seconds(left)}"
         case Action.HOLD | Action.REVISE:
             tail = ", held without a deadline because another path of it is ok"
         case Action.FREEZE:
             limit = "" if left is None else f" for at most {seconds(left)}"
-            tail = f", withdrawal suppressed{limit} because too much broke at once"
+            tail = f", withdrawal suppressed{limit} because too many targets broke at once"
         case Action.WAIT if left is not None:
             tail = f", re-admit in {seconds(left)} if the path stays"
         case Action.RECOVER if lasted is not None:
@@ -64,9 +64,9 @@ def decision_sentence(decision: Decision) -> str:
         case Action.WITHDRAW if lasted is not None:
             tail = f", held for {lasted}"
         case Action.READMIT if lasted is not None:
-            tail = f", back in after {lasted}"
+            tail = f", {lasted} after the loss"
         case Action.PARDON:
-            tail = ", evidence disbelieved because it would withdraw too much of the stream"
+            tail = ", evidence ignored because it would withdraw too much of the stream"
         case Action.RELAPSE:
             tail = ", path broke again before it was re-admitted"
     return f"{decision.action} {decision.target}: {decision.cause}{_evidence(decision.evidence, decision.cause)}{tail}"
@@ -91,7 +91,7 @@ def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
 
 
 def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: float) -> str:
-    """Return what follows, and what would change it."""
+    """Return the next decision, and the condition for it."""
     at, until, why = prediction.at, prediction.until, prediction.why
     left = "" if at is None else seconds(max(0.0, at - now))
     span = "" if until is None else seconds(max(0.0, until - (now if at is None else max(at, now))))
@@ -109,7 +109,7 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
             )
         case Action.PARDON:
             text = (
-                f"In {left} it is made active again, and the evidence is disbelieved for {span}, unless the path comes"
+                f"In {left} it is made active again, and the evidence is ignored for {span}, unless the path comes"
                 f" back: {why} (evidence.soft_budget)."
             )
         case Action.STAY if at is not None:
@@ -117,13 +117,13 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
         case Action.HOLD if at is None:
             text = (
                 f"It is held without a deadline: {why}, and both families are one entry of the table, so withdrawing it"
-                " would break the healthy connections. Connections of the lost family that fall to it may get no answer"
+                " would break the healthy connections. Connections of the lost family to it may get no answer"
                 " until that path is back. When the other path breaks too, the grace window begins."
             )
         case Action.STAY:
-            text = f"Its deadline does nothing while {why}."
+            text = f"Its deadline has no effect while {why}."
         case Action.HOLD:
-            text = f"The evidence against it is disbelieved for {left} more; it is held if it is still there then."
+            text = f"The evidence against it is ignored for {left} more; it is held if the evidence persists then."
         case Action.READMIT if at is not None:
             text = f"It is re-admitted in {left} if the path stays."
         case Action.READMIT if prediction.wait_s > 0:
@@ -156,7 +156,9 @@ def target_story(
         TargetState.PENDING: f"{name} has been pending for {age}: it was never admitted.",
         TargetState.ACTIVE: f"{name} has been active for {age}.",
         TargetState.HELD: f"{name} has been held for {age} because of {target.cause}.",
-        TargetState.FROZEN: f"{name} has been frozen for {age} because of {target.cause}: too much broke at once.",
+        TargetState.FROZEN: (
+            f"{name} has been frozen for {age} because of {target.cause}: too many targets broke at once."
+        ),
         TargetState.WITHDRAWN: f"{name} has been withdrawn for {age} because of {target.cause}.",
     }[target.state]
     story = [opening, f"{table} (fwmark and route table {target.mark})."]
@@ -167,9 +169,11 @@ def target_story(
             story.append(f"{path.verdicts_left_out} more verdicts concern this path.")
     if target.prediction is not None:
         story.append(_prediction_sentence(target, target.prediction, now))
-    # Each loss adds one, which fades; only what exceeds one makes a re-admission wait.
+    # Each loss adds one, which decays; only the part above one delays a re-admission.
     if target.penalty > 1:
-        story.append(f"Its flap penalty is {target.penalty:.2f}: what exceeds 1 delays a re-admission (damping.step).")
+        story.append(
+            f"Its flap penalty is {target.penalty:.2f}: the part above 1 delays a re-admission (damping.step)."
+        )
     losses = sum(decision.action is Action.HOLD for decision, _ in recent)
     if losses and len(recent) > 1:
         kept = sum(decision.action is Action.RECOVER for decision, _ in recent)

@@ -17,13 +17,13 @@ WINDOW = "grace.window"
 VARIANTS_MAX = 64
 
 MARGIN_SHARE, MARGIN_MIN_S = 0.25, 0.5
-"""How far above the longest heal it covers a window has to reach: this share of it, and at least so many seconds."""
+"""Margin of a window above the longest heal that it covers: a share of that heal, and a minimum in seconds."""
 
 _HAIR = 1e-9
-"""Less than any duration that is written, more than what the last bits of a sum may differ by."""
+"""Tolerance of comparisons: less than any written duration, more than rounding errors of a sum."""
 
 NOT_TUNABLE = frozenset({"mode", "neighbors.probe_interval", "neighbors.tune", "neighbors.solicit"})
-"""Part of the configuration, but of no effect in a world whose neighbours do as was recorded."""
+"""Settings without an effect on a recording, whose neighbours behave as recorded."""
 
 _LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Return the values in words; a single one without its name."""
+        """Return the values as text; a single one without its name."""
         if not self.values:
             return "as recorded"
         if len(self.values) == 1:
@@ -147,7 +147,7 @@ def parse_choices(assignments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) -> list[Candidate]:
-    """Return what was recorded, and every combination of the values.
+    """Return the recorded settings, and every combination of the values.
 
     Raises:
         ValueError: too many combinations.
@@ -165,16 +165,16 @@ def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) ->
 
 
 def _values(config: EngineConfig, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return values by name as the settings write them, whatever way they were given."""
+    """Return values by name in the settings' own form."""
     values = settings_of(config)
     return tuple((name, values.get(name, "")) for name in names)
 
 
 def with_margin(heal_s: float) -> float:
-    """Return the shortest window (seconds) that leaves a margin above a heal: a quarter of it, at least half a second.
+    """Return the shortest window (seconds) with a margin above a heal: a quarter of it, at least half a second.
 
-    The next heal is seldom as quick as the slowest that was recorded, and a window that is missed by a hair costs all
-    that a real loss does.
+    The next heal may be slower than the slowest recorded one, and a heal just after the window costs as much as a real
+    loss.
     """
     return heal_s + max(MARGIN_SHARE * heal_s, MARGIN_MIN_S)
 
@@ -200,7 +200,7 @@ def _spread(windows: Sequence[float], count: int) -> list[float]:
 
 
 def round_up(seconds: float) -> float:
-    """Round a duration up to what a person would write: steps of 0.1 s below 5 s, 0.5 s below 20 s, 1 s above."""
+    """Round a duration up to a readable value: steps of 0.1 s below 5 s, 0.5 s below 20 s, 1 s above."""
     per_second = 10 if seconds < 5 else 2 if seconds < 20 else 1
     # A hair less, so that 1.2 does not become 1.3 for the sake of its last bit.
     return math.ceil(seconds * per_second - _HAIR) / per_second

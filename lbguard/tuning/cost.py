@@ -44,13 +44,14 @@ class Loss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The cost of one set of values over a recording.
+    """Cost of one set of values over a recording.
 
-    `in_time`: holds that recovered. `withdrawn`: of these `in_vain` never came back, `too_soon` did. `frozen`: losses
-    whose withdrawal a mass failure suppressed. `vain_s`: time that withdrawn targets were held before. `fallback`:
-    packets that met it, None where nothing was counted. `moved`: connections moved to another target, of each 1000 of
-    the stream (withdrawals and re-admissions, summed over streams). `stalled_s`: seconds that connections waited, of
-    each 1000. `total_s`: `stalled_s` and `moved` at the price of a broken connection, in connection-seconds.
+    `in_time`: holds that recovered. `withdrawn`: withdrawn targets; of these `in_vain` never came back, `too_soon` did.
+    `frozen`: losses whose withdrawal a mass failure suppressed. `vain_s`: hold time of targets that were then
+    withdrawn. `fallback`: packets dropped while held, None without counters. `moved`: connections moved to another
+    target, per 1000 of the stream (withdrawals and re-admissions, summed over streams). `stalled_s`: seconds that
+    connections waited, per 1000. `total_s`: `stalled_s` plus `moved` times the cost of a broken connection, in
+    connection-seconds.
     """
 
     losses: int
@@ -116,7 +117,7 @@ class CostAccount:
     def __init__(
         self, slots: Slots, rate: Callable[[TargetKey], float | None], share: Callable[[TargetKey], float]
     ) -> None:
-        """Set where to ask for slot tables, for a target's rate of packets and for its share of its stream."""
+        """Set the sources of slot tables, of a target's packet rate and of its share of the stream."""
         self._slots = slots
         self._rate = rate
         self._share = share
@@ -161,13 +162,13 @@ class CostAccount:
             self._moved += moved / size
 
     def interrupted(self, at: float) -> None:
-        """Record that the engine ends here: what is open is not followed further."""
+        """Record the end of the engine: open holds are not followed further."""
         for key, loss in list(self._open.items()):
             loss.ended_at = at if loss.ended_at is None else loss.ended_at
             self._close(key, loss.outcome or "unfinished")
 
     def cost(self, broken_cost_s: float) -> Cost:
-        """Sum up, after `interrupted`; `broken_cost_s`: what a broken connection costs, in seconds of waiting."""
+        """Return the sums, after `interrupted`; a broken connection costs `broken_cost_s` seconds of waiting."""
         held = [(loss, loss.held_s) for loss in self.losses]
         withdrawn = [(loss, held_s) for loss, held_s in held if loss.outcome == "withdrawn"]
         # Where the first reading came after the loss, what came later has to do.

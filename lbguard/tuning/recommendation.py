@@ -17,7 +17,7 @@ HEALS_NEEDED = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One set of values and what it would have cost."""
+    """One set of values and its cost."""
 
     variant: Candidate
     cost: Cost
@@ -50,9 +50,9 @@ def choose(
 
 
 def recommend(results: Sequence[Result], *, by_window: bool) -> int | None:
-    """Return the index of the best result: the cheapest, and among equals the shortest window or what is in force.
+    """Return the index of the result with the lowest cost; among equals the shortest window or the current one.
 
-    None: all cost the same, so that something else decided. No window at all has to be cheaper than every other.
+    None: all costs are equal, so something else decided. A window of zero needs a lower cost than every other.
     """
     good = _cheapest(results, range(len(results)))
     if len(good) == len(results) > 1:
@@ -134,7 +134,7 @@ def _why_same(results: Sequence[Result]) -> str:
 
 
 def _compared(results: Sequence[Result], best: Result, heals: Sequence[float]) -> list[str]:
-    """Compare the best with what is in force, and to what is cheapest."""
+    """Compare the best result with the current settings, and with the cheapest result."""
     cost = best.cost.total_s
     recorded = next((result for result in results if result.variant.recorded), best)
     least = min(results, key=lambda result: result.cost.total_s)
@@ -156,7 +156,7 @@ def _compared(results: Sequence[Result], best: Result, heals: Sequence[float]) -
 
 
 def _next_windows(results: Sequence[Result], best: Result) -> list[str]:
-    """Return what the next shorter and the next longer window would change, all else being equal."""
+    """Return the effect of the next shorter and of the next longer window, with all other values equal."""
     window_s = best.variant.config.grace.window_s
     alike = [result for result in results if result.variant.besides_window == best.variant.besides_window]
     shorter = [result for result in alike if result.variant.config.grace.window_s < window_s]

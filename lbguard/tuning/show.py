@@ -31,7 +31,7 @@ APPROXIMATE = (
     "is not known, so it is of each 1000.",
     "After a gap in the recording, or where its beginning is gone, a hold that was under way begins anew.",
 )
-"""What the model leaves out or simplifies, for people."""
+"""Simplifications of the model, as a text for people."""
 
 
 def helm_values(result: Result) -> str:
@@ -64,7 +64,7 @@ _COLUMNS: dict[str, Callable[[Cost], str]] = {
     "COST": lambda cost: f"{cost.total_s:.0f}",
 }
 _CHOICES = (tuple(_COLUMNS), ("IN TIME", "TOO SOON", "LOST", "MOVED", "COST"), ("IN TIME", "COST"))
-"""Which columns are shown: the first choice that the terminal has room for."""
+"""Choices of columns: the first one that fits the terminal is shown."""
 
 
 def _width_of(columns: Sequence[str]) -> int:
@@ -108,7 +108,7 @@ def results_table(report: TuneReport, width: int) -> Table:
 
 
 def meanings(report: TuneReport) -> dict[str, str]:
-    """Return what the columns mean, by heading."""
+    """Return the meaning of the columns, by heading."""
     return {
         "IN TIME": "recovered while held",
         "TOO SOON": "withdrawn, but the path came back",
@@ -123,7 +123,7 @@ def meanings(report: TuneReport) -> dict[str, str]:
 
 
 def label_of(report: TuneReport, index: int) -> str:
-    """Return the values of a result, and what is special about it."""
+    """Return the values of a result, and its special role."""
     variant = report.results[index].variant
     marks = ["recorded"] if variant.recorded else []
     marks += ["recommended"] if index == report.recommended else []
@@ -142,7 +142,7 @@ def _show_recommendation(console: TextConsole, report: TuneReport) -> None:
 
 
 def warnings_of(report: TuneReport) -> list[str]:
-    """Return where the model and the recording do not agree, and what they can be held against."""
+    """Return the differences between the model and the recording."""
     real, modelled = report.real, next((r.cost for r in report.results if r.variant.recorded), None)
     warnings = []
     if report.settings_changed:

@@ -48,7 +48,7 @@ class Traffic:
         before.at, before.packets, before.held, before.clean = at, packets, held, True
 
     def forget(self) -> None:
-        """Begin to count anew: what comes was counted elsewhere, by another clock."""
+        """Begin a new count: the following counts come from another host, with another clock."""
         self._targets.clear()
         self._troubled.clear()
 

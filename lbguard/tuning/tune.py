@@ -23,10 +23,10 @@ OnRead = Callable[[int], None] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneReport:
-    """Result. `recommended` is an index into `results`; None when there is nothing, or too little, to choose by.
+    """Result. `recommended` is an index into `results`; None if the recording does not suffice for a recommendation.
 
-    `heals_s`: how long the losses that healed took, ascending. `real`: what was recorded, to hold the model against.
-    `settings_changed`: a later run was recorded with other settings than the first.
+    `heals_s`: durations of the losses that healed, ascending. `real`: the recorded decisions, for comparison with the
+    model. `settings_changed`: a later run was recorded with other settings than the first.
     """
 
     results: tuple[Result, ...]
@@ -88,7 +88,7 @@ class Tuner:
     """Feeds one pass over the files to all variants at once, so that files of any size are read once."""
 
     def __init__(self, config: EngineConfig, variants: Sequence[Candidate]) -> None:
-        """Set what was recorded first, and what to try."""
+        """Set the settings of the first recording, and the settings to try."""
         self.settings_changed = False
         self._config = config
         self.traffic = Traffic()
@@ -138,7 +138,7 @@ class Tuner:
         return [Result(variant=world.variant, cost=world.account.cost(broken_cost_s)) for world in self._worlds]
 
     def real(self, broken_cost_s: float) -> Cost:
-        """Return what was really decided, in the same terms (connections moved are not among them)."""
+        """Return the recorded decisions in the same terms (moved connections are not included)."""
         return self._real.cost(broken_cost_s)
 
     def _begin(self, item: Began) -> None:
@@ -202,8 +202,8 @@ def tune(
 
     Args:
         files: in order, as `find_files` returns them.
-        choices: values to try by dotted name; none: grace windows that suit what the recording holds.
-        broken_cost_s: what a broken connection costs its user, as seconds of waiting.
+        choices: values to try by dotted name; none: grace windows that suit the recording.
+        broken_cost_s: cost of a broken connection for its user, as seconds of waiting.
         on_read: called with how many more bytes were read; the files are read twice.
 
     Raises:
@@ -239,7 +239,7 @@ def tune(
 
 
 def windows_of(results: Sequence[Result]) -> list[float] | None:
-    """Return the windows (seconds) when results differ in nothing else; else None."""
+    """Return the windows (seconds) if results differ only in the window; else None."""
     if any([name for name, _ in result.variant.values] != [WINDOW] for result in results):
         return None
     return [parse_duration(result.variant.values[0][1]) for result in results]

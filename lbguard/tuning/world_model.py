@@ -1,10 +1,10 @@
-"""Model of all that the engine acts upon, to compute what it would have done with other settings.
+"""Model of the kernel and the distributor, to compute the decisions of other settings.
 
-From outside comes what was recorded: links, addresses, neighbours, the source, verdicts, traffic. What the engine's own
-effects bring about is modelled: every route, rule and commit succeeds, after a fixed short time. What is recorded of
-those (results, read-backs, our own routes as the kernel told of them) is left out, since another engine asks for other
-things. Approximate, therefore: refusals of kernel and distributor, and whatever the neighbours would have done
-otherwise if they had been flushed or asked at another time.
+The inputs are recorded: links, addresses, neighbours, the source, verdicts, traffic. The effects of the engine are
+modelled: every route, rule and commit succeeds, after a fixed short time. Recorded results of effects (results,
+read-backs, the kernel's events about lbguard's own routes) are left out, because another engine causes other ones. The
+model does not contain refusals of kernel and distributor, and other reactions of neighbours that would be flushed or
+solicited at another time.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from lbguard.core.kernel_tables import RouteKey, route_key
 from lbguard.core.model import ROUTE_PROTOCOL, Decision, LinkKey, Route, Rule, StreamTable
 
 KERNEL_S = 0.001
-"""How long the kernel takes to program routes and rules."""
+"""Time for the kernel to program routes and rules."""
 
 TABLES_S = 0.005
-"""How long the distributor takes for a commit."""
+"""Time for the distributor to commit."""
 
 _OWN_RESULTS = (
     ev.RoutesProgrammed,
@@ -71,12 +71,12 @@ class WorldModel:
         return self._engine
 
     def restart(self) -> None:
-        """Begin anew: the engine knows nothing, the kernel and the tables are as they were."""
+        """Restart the engine without any state; the kernel and the tables keep theirs."""
         self._engine = Engine(self._config)
         self._waiting.clear()
 
     def begin_elsewhere(self) -> None:
-        """Begin anew for another host: the state of kernel and tables was that of the host before."""
+        """Restart for another host: the state of kernel and tables was that of the previous host."""
         self.restart()
         self._links, self._addresses, self._routes, self._rules, self._tables = {}, {}, {}, {}, {}
         self._seen_kernel = False
@@ -144,7 +144,7 @@ class WorldModel:
             case ev.RuleSeen(rule=rule) | ev.RuleGone(rule=rule):
                 return [] if rule.protocol == ROUTE_PROTOCOL else [event]
             case ev.DistributorSeen() if self._config.owns_paths:
-                # What was there before us is as recorded; from then on the table is this world's own.
+                # The first table is as recorded; later ones are the model's own.
                 _, active = self._tables.setdefault(event.stream, (frozenset(), event.active))
                 return [ev.DistributorSeen(stream=event.stream, active=active)]
             case ev.DistributorLost():
@@ -188,7 +188,7 @@ class WorldModel:
             del self._routes[route_key(route)]
         return [ev.RouteGone(route=route) for route in gone]
 
-    # What the engine asks for
+    # Effects of the engine
 
     def _perform(self, effects: Iterable[Effect], now: float) -> None:
         for effect in effects:
@@ -254,10 +254,10 @@ def _pruned() -> list[Event]:
 
 
 def beginning_of(engine: Engine) -> list[Event]:
-    """Return the events after which another engine knows what this one knows of the world.
+    """Return the events that give another engine the state of kernel and tables.
 
-    What is only in an engine's own memory (penalties, running deadlines, verdicts) is not passed on: a hold that is
-    under way begins anew.
+    State of an engine's own memory (penalties, running deadlines, verdicts) is not passed on: a hold in progress begins
+    again.
     """
     view, tables = engine.view, engine.tables
     links = [

@@ -38,28 +38,28 @@ _NOW = Row(
     panels=[
         stat(
             "Ready",
-            "Whether lbguard has read all it needs: kernel, source and tables.",
+            "Shows whether lbguard has read all of its inputs: kernel, source and tables.",
             "1 - max(lbguard_not_ready{@lb})",
             values=YES_NO,
             width=3,
         ),
         stat(
             "Kernel in sync",
-            "Whether the mirror of the kernel is complete. While it is not, nothing is withdrawn.",
+            "Shows whether lbguard's copy of the kernel's state is complete. While it is not, nothing is withdrawn.",
             "min(lbguard_kernel_in_sync{@lb})",
             values=YES_NO,
             width=3,
         ),
         stat(
             "Source",
-            "Whether the source of targets can be read. While it cannot, the last list stays in force.",
+            "Shows whether the source of targets can be read. While it cannot, the last list stays in force.",
             "min(lbguard_source_ok{@lb})",
             values=YES_NO,
             width=3,
         ),
         stat(
             "Streams without a path",
-            "Streams that have targets but no forwarding path here: routers are told to go elsewhere.",
+            "Streams that have targets but no forwarding path here. Routers use other load balancers.",
             """count(lbguard_stream_available{@stream} == 0
             and on (namespace, pod, instance, stream) sum by (namespace, pod, instance, stream)
             (lbguard_target_states{@stream}) > 0) or 0 * count(lbguard_stream_available{@stream})""",
@@ -76,9 +76,14 @@ _NOW = Row(
             )
             for title, state, color, about in (
                 ("Active", "active", GREEN, "Targets that are admitted and have a good path."),
-                ("Held", "held", YELLOW, "Targets with a broken path whose grace window runs."),
-                ("Frozen", "frozen", BLUE, "Targets that stay although their window has passed: too much broke."),
-                ("Withdrawn", "withdrawn", RED, "Targets that are out of the table and wait for their path."),
+                ("Held", "held", YELLOW, "Targets with a broken path, within their grace window."),
+                (
+                    "Frozen",
+                    "frozen",
+                    BLUE,
+                    "Targets that stay in the table after their window, because too many targets broke at once.",
+                ),
+                ("Withdrawn", "withdrawn", RED, "Targets that are removed from the table and wait for their path."),
             )
         ),
     ],
@@ -89,8 +94,8 @@ _TARGETS = Row(
     panels=[
         Panel(
             title="Timeline of targets",
-            about="The state of each target that was ever admitted. A hold shorter than the scrape interval does not"
-            " show here, but among the losses below.",
+            about="The state of each target that was ever admitted. A hold shorter than the scrape interval is"
+            " missing here, but is counted among the losses below.",
             queries=[("max by (stream, identifier) (lbguard_target_state_code{@stream})", "{{stream}}/{{identifier}}")],
             kind="state-timeline",
             values=TARGET_STATES,
@@ -99,8 +104,8 @@ _TARGETS = Row(
         ),
         Panel(
             title="Losses by target",
-            about="The ten targets whose path broke most often. One target alone points to it, all of one subnet to"
-            " the proxy or its link.",
+            about="The ten targets whose path broke most often. If one target is affected, the fault is at this"
+            " target; if all targets of a subnet are, it is at the proxy or its link.",
             queries=[
                 (
                     "topk(10, sum by (stream, identifier)"
@@ -113,7 +118,7 @@ _TARGETS = Row(
         ),
         Panel(
             title="Targets by state",
-            about="Pending ones were never admitted: their path was never good.",
+            about="Pending targets were never admitted: their path was never good.",
             queries=[("sum by (state) (lbguard_target_states{@stream})", "{{state}}")],
             colors=STATE_COLORS,
             stacked=True,
@@ -121,14 +126,14 @@ _TARGETS = Row(
         ),
         Panel(
             title="Decisions",
-            about="Decisions by what they did. `lbguard events` tells each in a sentence.",
+            about="Decisions by action. `lbguard events` shows each in a sentence.",
             queries=[_count("lbguard_decisions_total", "action")],
             bars=True,
             stacked=True,
         ),
         Panel(
             title="Holds and withdrawals by cause",
-            about="Holds above the axis, withdrawals below it, by what broke the path.",
+            about="Holds above the axis, withdrawals below it, by cause.",
             queries=[
                 ("sum by (cause) (increase(lbguard_holds_total{@stream}[$__rate_interval]))", "held: {{cause}}"),
                 ("sum by (cause) (increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "lost: {{cause}}"),
@@ -139,8 +144,8 @@ _TARGETS = Row(
         ),
         Panel(
             title="Packets by target",
-            about="The twenty targets that get most packets. They should be even: a target that gets none is not in"
-            " the table.",
+            about="The twenty targets that get the most packets. Their shares should be similar. A target without"
+            " packets is not in the table.",
             queries=[
                 (
                     "topk(20, sum by (stream, identifier)"
@@ -152,7 +157,7 @@ _TARGETS = Row(
         ),
         Panel(
             title="Packets dropped while held",
-            about="Packets to targets with a broken path, the ten targets with most of them: what holding costs.",
+            about="Packets to targets with a broken path: the ten targets with the most dropped packets.",
             queries=[
                 (
                     "topk(10, sum by (stream, identifier)"
@@ -164,13 +169,13 @@ _TARGETS = Row(
         ),
         Panel(
             title="Time to heal",
-            about="How long paths took to come back, from the loss.",
+            about="Time from the loss of a path to its return.",
             queries=_quantiles("lbguard_heal_duration_seconds"),
             unit="s",
         ),
         Panel(
             title="Slots and commits",
-            about="Slots that were given to another target, and commits that did not take effect.",
+            about="Slots that changed to another target, and commits that did not take effect.",
             queries=[
                 ("sum(increase(lbguard_slots_changed_total{@stream}[$__rate_interval]))", "slots changed"),
                 ("sum(increase(lbguard_commit_errors_total{@stream}[$__rate_interval]))", "commits failed"),
@@ -180,7 +185,7 @@ _TARGETS = Row(
         ),
         Panel(
             title="Duration of commits",
-            about="How long commits to the distributor took.",
+            about="Duration of commits to the distributor.",
             queries=_quantiles("lbguard_commit_duration_seconds"),
             unit="s",
         ),
@@ -192,8 +197,8 @@ _LINKS = Row(
     panels=[
         Panel(
             title="Links that face targets",
-            about="A link is here while it is up and has an address in a subnet of a target. A gap is an outage; a"
-            " link made anew has another MAC address and so a line of its own.",
+            about="A link is shown while it is up and has an address in a subnet of a target. A gap is an outage. A"
+            " re-created link has another MAC address, and so a line of its own.",
             queries=[
                 (
                     "0 * max by (interface_name, mac_address) (lbguard_interface_rx_packets_total{@lb}) + 1",
@@ -206,8 +211,8 @@ _LINKS = Row(
         ),
         Panel(
             title="Traffic by link",
-            about="Received above the axis, sent below it. The answers of targets do not pass the load balancer in"
-            " every set-up, so receiving may be little.",
+            about="Received above the axis, sent below it. In some set-ups the answers of targets do not pass the"
+            " load balancer, so it receives little.",
             queries=[
                 (
                     "8 * sum by (interface_name) (rate(lbguard_interface_rx_bytes_total{@lb}[$__rate_interval]))",
@@ -282,14 +287,14 @@ _NEIGHBORS = Row(
         ),
         Panel(
             title="Refused neighbour operations",
-            about="By the kernel's reason. ENODEV and ENETDOWN are usual for a moment when a link goes.",
+            about="By errno. ENODEV and ENETDOWN are normal for a moment when a link is removed.",
             queries=[_count("lbguard_neighbor_errors_total", "error")],
             bars=True,
             none="Nothing was refused",
         ),
         Panel(
             title="Announcements",
-            about="Gratuitous ARP and unsolicited NA frames, and questions for targets, by kind.",
+            about="Gratuitous ARP and unsolicited NA frames, and solicitations of targets, by kind.",
             queries=[_count("lbguard_announcements_total", "kind")],
             bars=True,
             stacked=True,
@@ -297,21 +302,21 @@ _NEIGHBORS = Row(
         ),
         Panel(
             title="Announcements not sent",
-            about="By reason. superseded and not_owned are harmless; with full queues nobody hears of the address.",
+            about="By reason. superseded and not_owned are harmless; with queue_full an address is not announced.",
             queries=[_count("lbguard_announcements_suppressed_total", "reason")],
             bars=True,
             none="Nothing was suppressed",
         ),
         Panel(
             title="Announcements refused",
-            about="By errno. ENETDOWN is usual for a moment when a link goes.",
+            about="By errno. ENETDOWN is normal for a moment when a link is removed.",
             queries=[_count("lbguard_announcement_errors_total", "error")],
             bars=True,
             none="Nothing was refused",
         ),
         Panel(
             title="Refused routes and rules",
-            about="By the kernel's reason. They are tried again with growing pauses.",
+            about="By errno. lbguard tries again with growing pauses.",
             queries=[_count("lbguard_route_errors_total", "error")],
             bars=True,
             none="Nothing was refused",
@@ -324,7 +329,8 @@ _SPEED = Row(
     panels=[
         Panel(
             title="Event lag",
-            about="From receiving an event to the decision about it; and how long lbguard was stopped or held up.",
+            about="Time from the reception of an event to the decision about it, and the time for which lbguard was"
+            " stopped or held up.",
             queries=[
                 *_quantiles("lbguard_event_lag_seconds"),
                 ("sum(increase(lbguard_stalled_seconds_total{@lb}[$__rate_interval]))", "stalled"),
@@ -340,7 +346,8 @@ _SPEED = Row(
         ),
         Panel(
             title="Inbox",
-            about="Events that wait (kernel.inbox_limit at most), and events that were dropped because it was full.",
+            about="Waiting events (kernel.inbox_limit at most), and events that were dropped because the inbox was"
+            " full.",
             queries=[
                 ("max(lbguard_inbox_depth{@lb})", "waiting"),
                 ("sum(increase(lbguard_inbox_dropped_total{@lb}[$__rate_interval]))", "dropped"),
@@ -349,7 +356,7 @@ _SPEED = Row(
         ),
         Panel(
             title="Full reads of the kernel",
-            about="By reason. They are rare; overruns mean that kernel.receive_buffer is too small.",
+            about="By reason. Full reads are rare; overruns mean that kernel.receive_buffer is too small.",
             queries=[
                 _count("lbguard_kernel_resyncs_total", "reason"),
                 ("sum(increase(lbguard_kernel_overruns_total{@lb}[$__rate_interval]))", "overruns"),
@@ -358,14 +365,14 @@ _SPEED = Row(
         ),
         Panel(
             title="Kernel messages not used",
-            about="By reason: what is not ours to know. It costs little; the runbook has the reasons.",
+            about="By reason. These messages do not concern lbguard and cost little; the runbook explains the reasons.",
             queries=[_count("lbguard_kernel_messages_ignored_total", "reason")],
             stacked=True,
             none="None",
         ),
         Panel(
             title="Events that changed nothing",
-            about="By reason. Late deletes and known routes are usual; the runbook has the reasons.",
+            about="By reason. Late deletions and known routes are normal; the runbook explains the reasons.",
             queries=[_count("lbguard_events_ignored_total", "reason")],
             stacked=True,
             none="None",
@@ -379,7 +386,7 @@ _SOURCE = Row(
         Panel(
             title="Registry",
             about="Times that the registry began to answer and was lost (source nsp), and entries that it no longer"
-            " lists after a loss and that are kept for now.",
+            " lists after a loss and that lbguard keeps for now.",
             queries=[
                 ("sum(increase(lbguard_source_sessions_total{@lb}[$__rate_interval]))", "began to answer"),
                 ("sum(increase(lbguard_source_losses_total{@lb}[$__rate_interval]))", "lost"),
@@ -426,7 +433,7 @@ _SOURCE = Row(
         ),
         Panel(
             title="Gaps in the recording",
-            about="Entries that are missing in it, by reason. A new file begins after each gap.",
+            about="Entries that are missing in the recording, by reason. A new file begins after each gap.",
             queries=[_count("lbguard_recording_dropped_total", "reason")],
             bars=True,
             none="None",
@@ -458,7 +465,7 @@ _SOURCE = Row(
         ),
         Panel(
             title="Uptime",
-            about="Since the process began. It falls to 0 with each restart.",
+            about="Time since the start of the process. It falls to 0 with each restart.",
             queries=[
                 (
                     """time() - max(process_start_time_seconds{@lb}
@@ -472,7 +479,7 @@ _SOURCE = Row(
         ),
         Panel(
             title="Heartbeat",
-            about="Since the loop last went round: a second, and the time since the last scrape.",
+            about="Time since the last run of the event loop: a second, plus the time since the last scrape.",
             queries=[("time() - max(lbguard_heartbeat_timestamp_seconds{@lb})", "last heartbeat")],
             unit="s",
             # Clocks may differ a little.

@@ -25,14 +25,14 @@ _NOW = Row(
         ),
         stat(
             "Not ready",
-            "Pods whose lbguard is not ready. Until it is, nothing is decided. The runbook has the reasons.",
+            "Pods whose lbguard is not ready and makes no decisions. The runbook explains the reasons.",
             "sum(max by (namespace, pod) (lbguard_not_ready{@lb}))",
             width=3,
             thresholds=[(1, RED)],
         ),
         stat(
             "Streams without a path",
-            "Pairs of pod and stream that have targets but no forwarding path: routers are told to go elsewhere.",
+            "Pairs of pod and stream that have targets but no forwarding path: routers use other load balancers.",
             """count(lbguard_stream_available{@stream} == 0
             and on (namespace, pod, instance, stream) sum by (namespace, pod, instance, stream)
             (lbguard_target_states{@stream}) > 0) or 0 * count(lbguard_stream_available{@stream})""",
@@ -52,28 +52,28 @@ _NOW = Row(
         ),
         stat(
             "Held",
-            "Targets whose path is broken and that are kept in the table while their grace window runs.",
+            "Targets with a broken path, kept in the table within their grace window.",
             """sum(lbguard_target_states{@stream,state="held"})""",
             width=3,
             thresholds=[(1, YELLOW)],
         ),
         stat(
             "Frozen",
-            "Targets whose window has passed, but that stay because too much broke at once: look at the node.",
+            "Targets that stay in the table after their window, because too many broke at once. Check the node.",
             """sum(lbguard_target_states{@stream,state="frozen"})""",
             width=3,
             thresholds=[(1, ORANGE)],
         ),
         stat(
             "Withdrawn",
-            "Targets taken out of the table because their path did not come back in time.",
+            "Targets removed from the table because their path did not come back in time.",
             """sum(lbguard_target_states{@stream,state="withdrawn"})""",
             width=3,
             thresholds=[(1, RED)],
         ),
         stat(
             "Saved",
-            "Of the holds that ended in the time range, the share whose path came back in time.",
+            "Share of the ended holds of the time range whose path came back in time.",
             """sum(increase(lbguard_recoveries_total{@stream}[$__range]))
             / (sum(increase(lbguard_recoveries_total{@stream}[$__range]))
             + sum(increase(lbguard_withdrawals_total{@stream}[$__range])) > 0)""",
@@ -92,8 +92,8 @@ _AVAILABILITY = Row(
     panels=[
         Panel(
             title="Availability by load balancer",
-            about="Whether each load balancer has a forwarding path for each stream. It is told to routers a second"
-            " (availability.grace) after the last path broke, while the table stays as it is.",
+            about="Shows whether each load balancer has a forwarding path for each stream. A loss is reported to"
+            " routers a second (availability.grace) after the last path broke, while the table does not change.",
             queries=[
                 (
                     "min by (namespace, pod, stream) (lbguard_stream_available{@stream})",
@@ -106,15 +106,15 @@ _AVAILABILITY = Row(
         ),
         Panel(
             title="Load balancers that can forward",
-            about="For each stream, how many load balancers have a forwarding path. None means an outage.",
+            about="Number of load balancers with a forwarding path, for each stream. 0 is an outage.",
             queries=[("sum by (namespace, stream) (lbguard_stream_available{@stream})", "{{namespace}} {{stream}}")],
             decimals=0,
             width=12,
         ),
         Panel(
             title="Targets by state",
-            about="The targets of all chosen load balancers and streams by state. A target is counted once for each"
-            " load balancer that serves it.",
+            about="The targets of the selected load balancers and streams, by state. A target is counted once for"
+            " each load balancer that serves it.",
             queries=[("sum by (state) (lbguard_target_states{@stream})", "{{state}}")],
             colors=STATE_COLORS,
             stacked=True,
@@ -123,8 +123,8 @@ _AVAILABILITY = Row(
         ),
         Panel(
             title="Mass failure",
-            about="Load balancers where so many targets of a stream are broken at once that deadlines freeze"
-            " (freeze.threshold): the world of this load balancer broke rather than its targets.",
+            about="Load balancers on which so many targets of a stream are broken at once that withdrawals are"
+            " suppressed (freeze.threshold). The fault is probably on that node, not in the targets.",
             queries=[
                 (
                     "max by (namespace, pod, stream) (lbguard_stream_mass_failure{@stream})",
@@ -143,7 +143,7 @@ _EVENTS = Row(
     panels=[
         Panel(
             title="Holds by cause",
-            about="Holds begun, by what broke the path.",
+            about="Holds begun, by cause.",
             queries=[("sum by (cause) (increase(lbguard_holds_total{@stream}[$__rate_interval]))", "{{cause}}")],
             bars=True,
             stacked=True,
@@ -151,8 +151,8 @@ _EVENTS = Row(
         ),
         Panel(
             title="Withdrawals by cause",
-            about="Targets withdrawn because their path did not come back, by what broke it. Each moves the"
-            " connections of the target to others, which answer them with a reset.",
+            about="Targets withdrawn because their path did not come back, by cause. Each withdrawal moves"
+            " connections of the target to other targets, which answer them with a reset.",
             queries=[("sum by (cause) (increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "{{cause}}")],
             bars=True,
             stacked=True,
@@ -160,21 +160,22 @@ _EVENTS = Row(
         ),
         Panel(
             title="Holds by load balancer",
-            about="Where holds begin: one load balancer alone points to its node, all of them to the targets.",
+            about="Holds begun, by load balancer. If one load balancer is affected, the fault is on its node; if"
+            " all are, it is at the targets.",
             queries=[("sum by (pod) (increase(lbguard_holds_total{@stream}[$__rate_interval]))", "{{pod}}")],
             bars=True,
             stacked=True,
         ),
         Panel(
             title="Withdrawals by load balancer",
-            about="Where targets are withdrawn.",
+            about="Targets withdrawn, by load balancer.",
             queries=[("sum by (pod) (increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "{{pod}}")],
             bars=True,
             stacked=True,
         ),
         Panel(
             title="Suppressed withdrawals",
-            about="Withdrawals that were due and did not happen: freezes in a mass failure, and pardons where soft"
+            about="Withdrawals that were due but suppressed: freezes in a mass failure, and pardons where soft"
             " evidence would have withdrawn too much of a stream (evidence.soft_budget).",
             queries=[
                 ("sum(increase(lbguard_freezes_total{@stream}[$__rate_interval]))", "frozen"),
@@ -191,8 +192,8 @@ _WORTH = Row(
     panels=[
         Panel(
             title="Recoveries and withdrawals",
-            about="Holds that ended well above the axis, withdrawals below it. Without lbguard every hold would have"
-            " been a withdrawal.",
+            about="Holds that ended in recovery above the axis, withdrawals below it. Without lbguard every hold"
+            " would have been a withdrawal.",
             queries=[
                 ("sum(increase(lbguard_recoveries_total{@stream}[$__rate_interval]))", "saved"),
                 ("sum(increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "lost"),
@@ -204,8 +205,8 @@ _WORTH = Row(
         ),
         Panel(
             title="Time to heal",
-            about="How long paths took to come back, from the loss. grace.window should be just above what most of"
-            " them need; what lies above grace.max is lost anyway.",
+            about="Time from the loss of a path to its return. grace.window should be just above most of these times;"
+            " heals longer than grace.max cannot be covered.",
             queries=[
                 (
                     f"histogram_quantile({quantile},"
@@ -218,8 +219,8 @@ _WORTH = Row(
         ),
         Panel(
             title="Time to heal by cause",
-            about="95 % of the paths came back within this, by what had broken them: for windows by cause"
-            " (grace.neighbor_window, grace.verdict_window).",
+            about="Time within which 95 % of the paths came back, by cause: for the windows grace.neighbor_window"
+            " and grace.verdict_window.",
             queries=[
                 (
                     "histogram_quantile(0.95, sum by (le, cause)"
@@ -231,7 +232,7 @@ _WORTH = Row(
         ),
         Panel(
             title="Duration of holds",
-            about="How long holds lasted, whether they ended in recovery or in withdrawal.",
+            about="Duration of holds, whether they ended in recovery or in withdrawal.",
             queries=[
                 (
                     f"histogram_quantile({quantile},"
@@ -244,8 +245,8 @@ _WORTH = Row(
         ),
         Panel(
             title="Packets delivered and dropped while held",
-            about="What the distributors gave to targets, and how much of it met the blackhole because the path was"
-            " broken: what holding costs. TCP sends these again.",
+            about="Packets that the distributors gave to targets, and packets dropped because the path was broken."
+            " TCP sends these again.",
             queries=[
                 ("sum(rate(lbguard_target_packets_total{@stream}[$__rate_interval]))", "to targets"),
                 ("sum(rate(lbguard_held_packets_total{@stream}[$__rate_interval]))", "dropped while held"),
@@ -255,7 +256,7 @@ _WORTH = Row(
         ),
         Panel(
             title="Share of packets dropped while held",
-            about="By load balancer. A share that stays up means that targets are held for too long.",
+            about="By load balancer. A persistent share means that targets are held for too long.",
             queries=[
                 (
                     """sum by (pod) (rate(lbguard_held_packets_total{@stream}[$__rate_interval]))
@@ -270,7 +271,7 @@ _WORTH = Row(
         ),
         Panel(
             title="Slots given to another target",
-            about="Slots of the tables that changed hands: each moves its share of the connections.",
+            about="Slots of the tables that changed to another target. Each moves its share of the connections.",
             queries=[
                 ("sum by (stream) (increase(lbguard_slots_changed_total{@stream}[$__rate_interval]))", "{{stream}}")
             ],
@@ -280,8 +281,8 @@ _WORTH = Row(
         ),
         Panel(
             title="Re-admissions",
-            about="Withdrawn targets that were admitted again. Many of them soon after their withdrawals mean that"
-            " the grace window is too short.",
+            about="Withdrawn targets that were admitted again. If many are admitted again soon after their"
+            " withdrawals, the grace window is too short.",
             queries=[
                 ("sum by (stream) (increase(lbguard_readmissions_total{@stream}[$__rate_interval]))", "{{stream}}")
             ],
@@ -297,7 +298,8 @@ _HEALTH = Row(
     panels=[
         Panel(
             title="Event lag",
-            about="From receiving an event to the decision about it, 99 %, by load balancer. Repairs wait as long.",
+            about="Time from the reception of an event to the decision about it, 99 %, by load balancer. Repairs"
+            " are as late.",
             queries=[
                 (
                     "histogram_quantile(0.99, sum by (le, pod)"
@@ -310,7 +312,8 @@ _HEALTH = Row(
         ),
         Panel(
             title="Operations refused by kernel or distributor",
-            about="Refused changes a second, all load balancers: commits, routes and rules, neighbours, announcements.",
+            about="Refused changes per second, all load balancers: commits, routes and rules, neighbours,"
+            " announcements.",
             queries=[
                 ("sum(rate(lbguard_commit_errors_total{@stream}[$__rate_interval]))", "commits"),
                 ("sum(rate(lbguard_route_errors_total{@lb}[$__rate_interval]))", "routes"),
@@ -321,7 +324,8 @@ _HEALTH = Row(
         ),
         Panel(
             title="Source of targets",
-            about="Whether each load balancer can read its source. While it cannot, the last list stays in force.",
+            about="Shows whether each load balancer can read its source. While it cannot, the last list stays in"
+            " force.",
             queries=[("min by (namespace, pod) (lbguard_source_ok{@lb})", "{{namespace}}/{{pod}}")],
             kind="state-timeline",
             values=YES_NO,
@@ -351,8 +355,8 @@ _HEALTH = Row(
         ),
         Panel(
             title="Versions",
-            about="Processes by version of lbguard, probes included. More than one outside of an upgrade means that"
-            " load balancers may build different tables.",
+            about="Processes by version of lbguard, probes included. With more than one version outside of an"
+            " upgrade, load balancers may build different tables.",
             queries=[("count by (version) (lbguard_build_info{@lb})", "{{version}}")],
             stacked=True,
             decimals=0,
@@ -363,7 +367,7 @@ _HEALTH = Row(
 FLEET = Dashboard(
     uid="lbguard-fleet",
     title="lbguard: all load balancers",
-    about="Holds, withdrawals, what was saved and lost, and availability of every load balancer pod.",
+    about="Holds, withdrawals, saved and lost targets, and availability of every load balancer pod.",
     pods="lbguard_kernel_in_sync",
     rows=[_NOW, _AVAILABILITY, _EVENTS, _WORTH, _HEALTH],
 )

@@ -1,4 +1,4 @@
-"""What a dashboard is made of, and its JSON as Grafana imports it (schema version 39, Grafana 10.4 and later).
+"""Parts of a dashboard, and its JSON as Grafana imports it (schema version 39, Grafana 10.4 and later).
 
 In expressions `@lb` stands for the labels that choose a pod, and `@stream` for those and the stream.
 """

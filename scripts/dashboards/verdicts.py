@@ -15,30 +15,30 @@ _NOW = Row(
     panels=[
         stat(
             "Streams of reports",
-            "Reporters that have a stream open to a load balancer, all load balancers together.",
+            "Reporters with an open stream to a load balancer, all load balancers together.",
             "sum(lbguard_verdict_streams{@lb})",
         ),
         stat(
             "Subjects",
-            "Subjects of which a load balancer holds running verdicts.",
+            "Subjects with current verdicts at a load balancer.",
             "sum(lbguard_verdict_subjects{@lb})",
         ),
         stat("Monitored", "Connections that probes monitor.", "sum(lbguard_probe_connections{@lb})"),
         stat(
             "Down",
-            "Connections that probes hold down.",
+            "Connections with the verdict DOWN.",
             'sum(lbguard_probe_verdicts{@lb,state="down"})',
             thresholds=[(1, RED)],
         ),
         stat(
             "Cannot be monitored",
-            "Connections that the probes' source lists but that cannot be monitored.",
+            "Connections in the probes' source that cannot be monitored.",
             "sum(lbguard_probe_connections_left_out{@lb})",
             thresholds=[(1, YELLOW)],
         ),
         stat(
-            "Reports not heard",
-            "Pairs of probe and load balancer where the load balancer does not answer.",
+            "Unanswered reports",
+            "Pairs of probe and load balancer whose load balancer does not answer.",
             "count(lbguard_probe_report_connected{@lb} == 0) or 0 * count(lbguard_probe_report_connected{@lb})",
             thresholds=[(1, RED)],
         ),
@@ -50,7 +50,7 @@ _TAKEN = Row(
     panels=[
         Panel(
             title="Verdicts received",
-            about="Verdicts that were let in, by what they say. Most are renewals of UP.",
+            about="Accepted verdicts, by state. Most are renewals of UP.",
             queries=[("sum by (state) (rate(lbguard_verdicts_received_total{@lb}[$__rate_interval]))", "{{state}}")],
             colors=_VERDICT_COLORS,
             unit="ops",
@@ -58,15 +58,15 @@ _TAKEN = Row(
         ),
         Panel(
             title="Verdicts that changed nothing",
-            about="By reason: late and ended ones come from connections that are closed; state_full and overloaded"
-            " mean that there are too many.",
+            about="By reason. late and ended come from closed connections; state_full and overloaded mean that"
+            " there are too many verdicts.",
             queries=[_count("lbguard_verdicts_ignored_total", "reason")],
             bars=True,
             none="None",
         ),
         Panel(
             title="Requests refused",
-            about="By the policy (verdicts.policy), by a limit, or because a field was wrong.",
+            about="Refused by the policy (verdicts.policy), by a limit, or because a field was wrong.",
             queries=[
                 (
                     "sum by (reason) (increase(lbguard_verdict_requests_denied_total{@lb}[$__rate_interval]))",
@@ -82,7 +82,8 @@ _TAKEN = Row(
         ),
         Panel(
             title="Reporters by load balancer",
-            about="Reporters and their open streams. A load balancer with fewer than the others is not reached.",
+            about="Reporters and their open streams. A load balancer with fewer streams than the others is not"
+            " reached by every reporter.",
             queries=[
                 ("sum by (pod) (lbguard_verdict_streams{@lb})", "streams {{pod}}"),
                 ("sum by (pod) (lbguard_verdict_reporters{@lb})", "reporters {{pod}}"),
@@ -91,7 +92,8 @@ _TAKEN = Row(
         ),
         Panel(
             title="Subjects by load balancer",
-            about="Subjects of running verdicts, and how often a reporter replaced its stream by a new one.",
+            about="Subjects of current verdicts, and the number of times that a reporter replaced its stream by a"
+            " new one.",
             queries=[
                 ("sum by (pod) (lbguard_verdict_subjects{@lb})", "subjects {{pod}}"),
                 (
@@ -102,7 +104,7 @@ _TAKEN = Row(
         ),
         Panel(
             title="Effects of verdicts",
-            about="Holds and withdrawals because of verdicts, and pardons: evidence that was disbelieved because it"
+            about="Holds and withdrawals because of verdicts, and pardons: evidence that was ignored because it"
             " would have withdrawn too much of a stream (evidence.soft_budget).",
             queries=[
                 ('sum(increase(lbguard_holds_total{@lb,cause="verdict_down"}[$__rate_interval]))', "holds"),
@@ -120,7 +122,7 @@ _MEASURED = Row(
     panels=[
         Panel(
             title="Connections by verdict",
-            about="What probes hold of their connections now.",
+            about="Connections of the probes, by current verdict.",
             queries=[("sum by (state) (lbguard_probe_verdicts{@lb})", "{{state}}")],
             colors=_VERDICT_COLORS,
             stacked=True,
@@ -128,7 +130,7 @@ _MEASURED = Row(
         ),
         Panel(
             title="Changes of verdicts",
-            about="Verdicts that changed the state, by the new one.",
+            about="Verdicts that changed the state of a connection, by the new state.",
             queries=[_count("lbguard_probe_verdict_changes_total", "state")],
             colors=_VERDICT_COLORS,
             bars=True,
@@ -136,8 +138,8 @@ _MEASURED = Row(
         ),
         Panel(
             title="Loss",
-            about="Share of the pings without a reply in time, by family. Replies of a round's end lag behind its"
-            " pings, so it swings by a few percent.",
+            about="Share of the pings without a reply in time, by family. Replies at the end of a round arrive"
+            " after the last ping, so the value varies by a few percent.",
             queries=[
                 (
                     """1 - sum by (family) (rate(lbguard_probe_replies_total{@lb}[$__rate_interval]))
@@ -152,7 +154,7 @@ _MEASURED = Row(
         ),
         Panel(
             title="Round-trip times",
-            about="By family: half of the replies, and 99 %.",
+            about="By family: median and 99 %.",
             queries=[
                 (
                     f"histogram_quantile({quantile}, sum by (le, family)"
@@ -165,13 +167,13 @@ _MEASURED = Row(
         ),
         Panel(
             title="Rounds",
-            about="Judged rounds by what they said. untested: the probe was late itself, so silence said nothing.",
+            about="Judged rounds by outcome. untested: the probe sent its pings late, so missing replies do not count.",
             queries=[_count("lbguard_probe_rounds_total", "outcome")],
             stacked=True,
         ),
         Panel(
             title="Re-checks",
-            about="Rounds shortened to re-check a connection that went silent, by probe.",
+            about="Rounds shortened to re-check a connection that stopped answering, by probe.",
             queries=[("sum by (pod) (increase(lbguard_probe_doubts_total{@lb}[$__rate_interval]))", "{{pod}}")],
             bars=True,
         ),
@@ -183,7 +185,7 @@ _PROBE = Row(
     panels=[
         Panel(
             title="Reports received",
-            about="Whether each load balancer answers each probe.",
+            about="Shows whether each load balancer answers each probe.",
             queries=[
                 (
                     "min by (namespace, pod, to) (lbguard_probe_report_connected{@lb})",
@@ -201,7 +203,7 @@ _PROBE = Row(
         ),
         Panel(
             title="Reports that failed",
-            about="Streams that could not be made or broke; verdicts that were refused, or dropped for want of room.",
+            about="Streams that could not be opened or broke; verdicts that were refused, or dropped for lack of room.",
             queries=[
                 (f"sum(increase(lbguard_probe_{name}_total{{@lb}}[$__rate_interval]))", legend)
                 for name, legend in (
@@ -221,14 +223,14 @@ _PROBE = Row(
         ),
         Panel(
             title="Source of connections",
-            about="Whether each probe can read where its connections are listed. While it cannot, the last list stays.",
+            about="Shows whether each probe can read its source of connections. While it cannot, the last list stays.",
             queries=[("min by (namespace, pod) (lbguard_probe_source_ok{@lb})", "{{namespace}}/{{pod}}")],
             kind="state-timeline",
             values=YES_NO,
         ),
         Panel(
             title="How late pings left",
-            about="99 % of the pings left within this of their time, by probe. Late ones make rounds untested.",
+            about="Delay within which 99 % of the pings left, by probe. Late pings make rounds untested.",
             queries=[
                 (
                     "histogram_quantile(0.99, sum by (le, pod)"
@@ -240,7 +242,7 @@ _PROBE = Row(
         ),
         Panel(
             title="Replies that did not count",
-            about="Late ones, strays of closed connections, and packets that the kernel dropped unread.",
+            about="Late replies, replies to pings of closed connections, and packets that the kernel dropped unread.",
             queries=[
                 (f"sum(increase(lbguard_probe_{name}_total{{@lb}}[$__rate_interval]))", legend)
                 for name, legend in (("late_replies", "late"), ("stray_replies", "stray"), ("overflows", "unread"))
@@ -262,7 +264,7 @@ _PROBE = Row(
 VERDICTS = Dashboard(
     uid="lbguard-verdicts",
     title="lbguard: verdicts",
-    about="What proxies and probes report, what load balancers make of it, and how the probes measure.",
+    about="Reports of proxies and probes, their effect on load balancers, and the measurements of the probes.",
     pods="lbguard_build_info",
     streams=False,
     rows=[_NOW, _TAKEN, _MEASURED, _PROBE],

@@ -391,14 +391,14 @@ def test_the_notes_say_what_is_left_to_do(helm4: Helm) -> None:
         run = helm4.run("install", "guard", CHART, "--dry-run=client", "--namespace", "trench-a", *flags)
         return run.stdout.partition("\nNOTES:\n")[2]
 
-    assert "nothing to guard" in notes()
-    assert "nothing to guard" not in notes("--values", str(case("registry")))
+    assert "No targets are configured" in notes()
+    assert "No targets are configured" not in notes("--values", str(case("registry")))
     said = notes("--values", str(case("targets")), "--set", "settings.mode=observe")
-    assert "nothing to guard" not in said
-    assert "nothing is touched" in said
+    assert "No targets are configured" not in said
+    assert "changes nothing" in said
     assert "operator" not in said
     said = notes("--values", str(case("companion")))
-    assert "only decided, counted and logged" in said
+    assert "it only counts and logs all other decisions" in said
     assert "patch the template (docs/meridio.md)" in said
     command = re.search(r"get configmap (\S+)-guard-patch", said)
     assert command is not None

@@ -1,4 +1,4 @@
-"""From the messages of VerdictService to the core's verdicts. Pure; whatever is wrong is named by its field."""
+"""Conversion of VerdictService messages into the core's verdicts. Pure; errors name the wrong field."""
 
 import math
 import socket
@@ -58,7 +58,7 @@ def verdict_from_proto(message: pb.Verdict, index: int = 0) -> Verdict:
 
     Args:
         message: the message.
-        index: which of the request's verdicts it is; it stands in the path of what is wrong.
+        index: index of the verdict in the request, for the path of a wrong field.
 
     Raises:
         InvalidField: the first field that is wrong.

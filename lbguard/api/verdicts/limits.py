@@ -1,10 +1,10 @@
 """Limits of a reporter of verdicts: rates, counts and state. Pure: the time is an argument.
 
-What a limit refuses changes nothing: a request is taken whole or not at all. Numbers come from the settings
-(`verdicts.*`), and a refusal names the setting that sets it.
+A refused request changes nothing: a request is accepted whole or refused whole. Numbers come from the settings
+(`verdicts.*`), and a refusal names its setting.
 
-What all have in common is shared out among identities, which is what a transport proved: names that a peer gives itself
-get it no more than one name does.
+Shared bounds are divided among identities, which the transport proves. Names that a peer gives itself do not increase
+its share.
 """
 
 from collections.abc import Sequence
@@ -41,9 +41,10 @@ class LimitExceeded(Exception):  # noqa: N818 (it names the answer)
 
 
 class Shares:
-    """Room that several owners share. An owner gets at most four fifths of what the others leave, and at least one.
+    """Bound that several owners share.
 
-    So one alone can have most of it, and still leaves something for the next.
+    An owner gets at most four fifths of what the others leave free, and at least one. So a single owner can use most of
+    it, and a new owner still finds room.
     """
 
     def __init__(self, total: int) -> None:
@@ -89,7 +90,7 @@ class TokenBucket:
         More than `burst` are never there: infinity.
         """
         self._fill(now)
-        if tokens <= self._tokens + _ROUNDING:  # whoever comes exactly when told is not sent away again
+        if tokens <= self._tokens + _ROUNDING:  # a client that retries at the advertised time is accepted
             self._tokens -= tokens
             return 0.0
         return (tokens - self._tokens) / self._rate if tokens <= self._burst else float("inf")
@@ -126,9 +127,9 @@ class _Account:
 class Accounts:
     """Usage of the limits by each reporter.
 
-    A reporter is forgotten once it cannot be told from a new one: no call is open, no subject is held, its bucket is
-    full. So taking another name again and again gains nothing: all reporters of an identity together get its share of
-    `reporters_max` times `rate` verdicts a second, whatever they call themselves.
+    A reporter's entry is removed when it equals a new one: no call is open, no subject is held, its bucket is full. So
+    a change of name gains nothing: all reporters of an identity together get its share of `reporters_max` times `rate`
+    verdicts a second, under any names.
     """
 
     def __init__(self, limits: VerdictLimits) -> None:
@@ -226,7 +227,7 @@ class Accounts:
             self._subjects.add(account.identity, more)
 
     def _purge_account(self, account: _Account, now: float) -> None:
-        """Forget subjects whose time has ended. Looking at all of them is dear, so at most once a second."""
+        """Remove subjects whose time has ended. A check of all is expensive, so it runs at most once a second."""
         if now - account.purged_at < _PURGE_EVERY_S:
             return
         account.purged_at = now
@@ -248,5 +249,5 @@ class Accounts:
 
 
 def _growth(account: _Account, wanted: dict[bytes, tuple[float, int]]) -> int:
-    """Return by how much an account grows with what is wanted."""
+    """Return the growth of an account for the requested subjects."""
     return sum(max(0, size - account.held.get(key, (0.0, 0))[1]) for key, (_, size) in wanted.items())

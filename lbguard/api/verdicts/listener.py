@@ -1,4 +1,4 @@
-"""VerdictService on TCP, with TLS that both sides authenticate themselves by; there is no plaintext TCP."""
+"""VerdictService on TCP, with mutual TLS; plaintext TCP is not served."""
 
 import asyncio
 import contextlib
@@ -36,10 +36,10 @@ class ListenerOptions:
 
 
 class VerdictListener:
-    """Serves VerdictService and the health service on TCP.
+    """Listener of VerdictService and the health service on TCP.
 
-    With certificate files it listens from `start`. With a Workload API, which may come up after us, it listens as soon
-    as `run` has a certificate; what the service does for its links waits for neither.
+    With certificate files it listens from `start`. With a Workload API, which may start later, it listens as soon as
+    `run` has a certificate; the handling of links does not wait for either.
 
     Args:
         address: where; port 0 lets the kernel choose, and `port` is then what it chose.
@@ -127,7 +127,7 @@ class VerdictListener:
 
     async def _serve(self) -> None:
         credentials = server_credentials(self._certificates)
-        # No number of calls for all together: who may not report would take it up, and whoever may found none left.
+        # No common bound of calls: peers without permission could use it up for peers with permission.
         server = grpc.aio.server(options=self._channel_options(), interceptors=[CallRooms(peer_of, except_for=SERVICE)])
         server.add_generic_rpc_handlers((self._intake.handlers(certificate_names),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

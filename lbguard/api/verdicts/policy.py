@@ -30,7 +30,7 @@ class DenyReason(StrEnum):
 
 
 class Denied(Exception):  # noqa: N818 (it names the answer)
-    """A peer may not report this; the text says why."""
+    """A peer may not report on this subject; the text says why."""
 
     def __init__(self, reason: DenyReason, text: str) -> None:
         super().__init__(text)
@@ -66,11 +66,11 @@ class Policy:
         self._rules = [(compile_pattern(*_comparable(rule.peer)), rule.subnets) for rule in rules]
 
     def subnets_of(self, names: Sequence[str]) -> Subnets:
-        """Return what a peer with these names may report on; see `admit`."""
+        """Return the subnets on which a peer with these names may report; see `admit`."""
         return self.admit(names)[1]
 
     def admit(self, names: Sequence[str]) -> tuple[str, Subnets]:
-        """Return the identity of a peer with these names, and what it may report on.
+        """Return the identity of a peer with these names, and the subnets on which it may report.
 
         Raises:
             Denied: the peer has no name, or no rule is for it.
@@ -94,7 +94,7 @@ class Policy:
 
 
 def check_subject(subject: Subject, subnets: Subnets, where: str) -> None:
-    """Check that every address of a subject lies in the subnets.
+    """Check that every address of a subject is in the subnets.
 
     Raises:
         Denied: one does not; the text names it and `where` it stands.

@@ -17,11 +17,11 @@ OVERLOADED = "overloaded"
 """The reason given when too many verdicts wait already; the reporter may send the same again."""
 
 IGNORED_REASONS = ("late", "repeated", "ended", "state_full", OVERLOADED)
-"""Why a verdict may change nothing, by name (`core.evidence`, and here)."""
+"""Reasons for which a verdict changes nothing (`core.evidence`, and here)."""
 
 
 class VerdictQueue:
-    """Hands verdicts to the runner and waits for what the core makes of each.
+    """Queue that passes verdicts to the runner and waits for the core's answer to each.
 
     Args:
         post: the runner's inbox.
@@ -31,12 +31,12 @@ class VerdictQueue:
     def __init__(self, post: Callable[[VerdictReported], bool], waiting_max: int = VERDICTS_WAITING_MAX) -> None:
         self._post = post
         self._tickets = itertools.count(1)
-        # A verdict whose answer nobody waits for any more takes up its place until the core has had it.
+        # A verdict without a waiting caller keeps its place until the core has processed it.
         self._waiting: dict[int, tuple[str, asyncio.Future[VerdictAnswered]]] = {}
         self._shares = Shares(waiting_max)
 
     def submit(self, reporter: str, verdict: Verdict) -> asyncio.Future[VerdictAnswered]:
-        """Hand a verdict in; resolves to what the core makes of it. May be cancelled."""
+        """Submit a verdict; resolves to the core's answer. May be cancelled."""
         ticket, identity = next(self._tickets), identity_of(reporter)
         answer: asyncio.Future[VerdictAnswered] = asyncio.get_running_loop().create_future()
         event = VerdictReported(reporter=reporter, verdict=verdict, ticket=ticket)

@@ -1,10 +1,9 @@
-"""VerdictService: takes reports, and answers each once it is decided what they are worth.
+"""VerdictService: receives reports, and answers each after the core's decision.
 
-The policy is asked before a call is given any place, and before anything of it is read. Then there is one path for
-every request: size and rate (before any work is put into it), then its fields, then the policy on its addresses, then
-the state it would take up, and only then the core. A request is taken whole or refused whole. Within a stream one
-request is under way at a time, so a reporter that does not read its answers is no longer read either, and what waits
-for it is what HTTP/2 lets it send: nothing grows here.
+The policy is checked before a call gets a place and before its content is read. Then every request passes the same
+steps: size and rate (before any other work), its fields, the policy on its addresses, the state that it would take up,
+and last the core. A request is accepted whole or refused whole. A stream handles one request at a time. So a reporter
+that does not read its answers is not read either, and HTTP/2's flow control bounds its waiting requests.
 """
 
 import asyncio
@@ -78,7 +77,7 @@ class _Stream:
     answers: "asyncio.Future[list[VerdictAnswered]] | None" = None
 
     def give_up(self) -> None:
-        """Wait no longer for what the core makes of the request under way."""
+        """Stop waiting for the core's answer to the current request."""
         if self.answers is not None:
             self.answers.cancel()
 
@@ -94,11 +93,11 @@ class VerdictIntake:
     """State that all listeners share: accounts, streams, counters and the way into the core.
 
     Args:
-        submit: takes each verdict that was let in.
-        policy: who may speak of what.
-        limits: how much.
+        submit: receives each accepted verdict.
+        policy: peers and their subnets.
+        limits: bounds of reporters.
         clock: seconds, monotonic.
-        idle_max_s: a stream that is silent for so long is ended.
+        idle_max_s: a stream without a request for this long is ended.
     """
 
     def __init__(
@@ -157,10 +156,10 @@ class VerdictIntake:
         )
 
     def admit(self, names: tuple[str, ...], context: _Context) -> _Peer:
-        """Decide whether a peer may report at all, and what it is called.
+        """Return a peer that may report: its identity, its reporter and its subnets.
 
         Raises:
-            Denied, InvalidField: it may not, or calls itself by something that is no name.
+            Denied, InvalidField: it may not report, or its reporter name is invalid.
         """
         identity, subnets = self._policy.admit(names)
         metadata = dict(context.invocation_metadata() or ())
@@ -280,8 +279,8 @@ class _VerdictService:
     async def report(self, requests: AsyncIterator[Any], context: _Context) -> None:
         """Serve a stream.
 
-        A task of its own reads and writes, and is never cancelled: gRPC does not survive the end of a task whose read
-        or write is still under way. Once the call has ended, whoever ended it, gRPC ends what is under way by itself.
+        A separate task reads and writes, and is never cancelled: gRPC does not survive the end of a task during a read
+        or a write. After the end of a call, on either side, gRPC ends its reads and writes by itself.
         """
         place = ""
         try:

@@ -35,7 +35,7 @@ from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableCalculator, TableKind
 
 SHM_DIR = Path("/dev/shm")
-"""Where POSIX shared memory lives on Linux."""
+"""Directory of POSIX shared memory on Linux."""
 
 SLOTS_MAX = 1 << 22
 """A file may be sparse, and claim more slots than there is memory for; nfqlb has 100 for each of its targets."""
@@ -43,10 +43,10 @@ SLOTS_MAX = 1 << 22
 FIELD_BYTES = 4
 HEADER_BYTES = 4 * FIELD_BYTES
 ROW_CHUNK_BYTES = 4096
-"""How much of a row is read at a time: most of a row is never looked at when there are many targets."""
+"""Bytes of a row that are read at a time: with many targets most of a row is never read."""
 
 STORE_BYTES = 56
-"""How much the kernel copies at once: several aligned words of 8 bytes, and few enough that it copies word by word.
+"""Bytes that the kernel copies at once: several aligned words of 8 bytes, and few enough that it copies word by word.
 
 On x86-64 it copies less than 64 bytes by 8-byte moves or, on processors that say they are fast at it, by an instruction
 that stores no less at once; on arm64 by moves of 8 or 16 bytes. So no reader meets half a field.

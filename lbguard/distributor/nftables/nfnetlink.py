@@ -58,9 +58,9 @@ _ERROR_TEXT: Final = 1  # NLMSGERR_ATTR_MSG
 
 _NETLINK_NETFILTER: Final = 12
 SEND_BUFFER_BYTES: Final = 4 << 20
-"""What is asked for; the kernel grants twice that. A table of 9,973 slots takes 430 KiB when every slot changes."""
+"""Requested size; the kernel grants twice that. A table of 9,973 slots takes 430 KiB when every slot changes."""
 _SEND_OVERHEAD_BYTES: Final = 32
-"""What netlink_sendmsg keeps of the send buffer."""
+"""Part of the send buffer that netlink_sendmsg reserves."""
 _RECEIVE_BYTES: Final = 65536
 _DUMP_TRIES: Final = 20
 _TIMEOUT_S: Final = 5

@@ -36,7 +36,7 @@ class Held:
     unfit: bool = False
     """The map in the kernel has another size, or holds what is no slot: the next commit puts another in its place."""
     lost: str = ""
-    """What someone else did to the stream's table, until a commit has mended it; empty when nothing."""
+    """Foreign change of the stream's table, until a commit has corrected it; empty: none."""
     doubtful: bool = False
     """A commit failed: read back before the next one."""
     unread: bool = False
@@ -181,7 +181,7 @@ class Plan:
     map_name: str
     """The map that packets shall be looked up in; another one than now when that is unfit."""
     before: "array[int]"
-    """What that map holds."""
+    """Current slots of that map."""
     slots: "array[int]"
     active: frozenset[int]
     changed: list[int]

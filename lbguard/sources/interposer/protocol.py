@@ -27,7 +27,7 @@ LINE_MAX = 512
 SHM_PREFIX = "tshm-"
 
 REQUEST_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""What names a request and the FIFO of its answer: a UUID."""
+"""Name of a request and of the FIFO of its answer: a UUID."""
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 

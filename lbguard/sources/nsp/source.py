@@ -37,7 +37,7 @@ _SKIPPED_LOGGED = 10
 _LARGE_BYTES = 64 * 1024  # about 700 targets, read in 6 ms: larger lists are read beside the loop
 
 _Ending = tuple[str, str]
-"""What ended a session: a kind, by which two losses are the same, and words for people."""
+"""End of a session: a kind, by which two losses are equal, and a text for people."""
 
 Value = TypeVar("Value")
 Response = TypeVar("Response", pb.StreamResponse, pb.VipResponse, pb.TargetResponse)

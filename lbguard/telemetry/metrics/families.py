@@ -1,4 +1,4 @@
-"""Declaration of metrics: made in a registry, noted for the documentation, with labels that are words of code."""
+"""Declaration of metrics: made in a registry and noted for the documentation; label values are named reasons."""
 
 import re
 from collections.abc import Iterable, Sequence

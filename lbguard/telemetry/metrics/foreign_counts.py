@@ -1,8 +1,8 @@
-"""Counts that another part keeps (the kernel, an adapter), followed by counters of ours."""
+"""Counters that follow counts of another part (the kernel, an adapter)."""
 
 
 class ForeignCounts:
-    """Turns readings of a foreign ever-growing count into increments; a smaller reading means it began again at 0."""
+    """Converter of readings of a growing foreign count into increments; a smaller reading means a restart at 0."""
 
     def __init__(self) -> None:
         self._last: dict[object, int] = {}

@@ -1,10 +1,10 @@
 """Every metric of lbguard, in one class that takes a registry. Importing this module registers nothing.
 
-Series that come and go with what they tell of stand in modules of their own, which this one puts together: of streams
-in `streams`, of targets in target_packets and target_timeline, of links in interface_counts.
+Series with a lifetime are in modules of their own: series of streams in `streams`, of targets in target_packets and
+target_timeline, of links in interface_counts.
 
-Labels are bounded: streams and targets come from the source and leave with it; every other label is one of the named
-reasons of the code, and a value that does not look like one is counted as `other`.
+Labels are bounded: streams and targets come from the source, and their series end with them; every other label is one
+of the named reasons of the code, and any other value is counted as `other`.
 """
 
 import platform
@@ -31,15 +31,15 @@ from lbguard.telemetry.metrics.streams import StreamMetrics
 from lbguard.telemetry.metrics.target_packets import PACKET_SPECS, TargetPackets
 
 UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
-"""Why the service may not be ready, by name (`Daemon.unready_reason`)."""
+"""Reasons for which the service is not ready (`Daemon.unready_reason`)."""
 
 
 class Metrics:
-    """All metrics. The `record_*` methods take domain values and belong to one thread; scraping may be another.
+    """All metrics of lbguard. One thread calls the `record_*` methods, with domain values; another may scrape.
 
     Args:
-        registry: where they are registered.
-        place: labels for the counters of targets and links (trench, conduit), where the source knows them.
+        registry: the registry of the metrics.
+        place: labels for the counters of targets and links (trench, conduit), if the source knows them.
     """
 
     def __init__(self, registry: CollectorRegistry, place: Mapping[str, str] | None = None) -> None:
@@ -76,9 +76,9 @@ class Metrics:
         self.announcement_errors = families.counter(
             "announcement_errors", "Announcements that the kernel refused, by errno name.", "error"
         )
-        self.neighbor_flushes = families.counter("neighbor_flushes", "Neighbour entries flushed.")
-        self.neighbor_resolves = families.counter("neighbor_resolves", "Neighbour entries resolved on our demand.")
-        self.neighbor_probes = families.counter("neighbor_probes", "Neighbour entries verified on our demand.")
+        self.neighbor_flushes = families.counter("neighbor_flushes", "Neighbour entries that lbguard flushed.")
+        self.neighbor_resolves = families.counter("neighbor_resolves", "Neighbour entries that lbguard resolved.")
+        self.neighbor_probes = families.counter("neighbor_probes", "Neighbour entries that lbguard verified.")
         self.neighbor_mac_changes = families.counter(
             "neighbor_mac_changes", "Neighbour entries of targets whose link-layer address changed."
         )
@@ -92,22 +92,24 @@ class Metrics:
     def _define_kernel(self, families: MetricFamilies) -> None:
         self.not_ready = families.gauge("not_ready", "1 while the service is not ready, by reason.", "reason")
         self.heartbeat = families.gauge(
-            "heartbeat_timestamp_seconds", "When the loop last brought the gauges up to date, by the wall clock."
+            "heartbeat_timestamp_seconds", "Time of the last update of the gauges by the event loop, by the wall clock."
         )
-        self.kernel_in_sync = families.gauge("kernel_in_sync", "1 while the mirror of the kernel is complete.")
+        self.kernel_in_sync = families.gauge(
+            "kernel_in_sync", "1 while lbguard's copy of the kernel's state is complete."
+        )
         self.source_ok = families.gauge("source_ok", "1 while the source of targets can be read.")
-        self.source_sessions = families.counter("source_sessions", "Times a registry began to answer.")
-        self.source_losses = families.counter("source_losses", "Times a registry was lost.")
+        self.source_sessions = families.counter("source_sessions", "Times that a registry began to answer.")
+        self.source_losses = families.counter("source_losses", "Times that the connection to a registry was lost.")
         self.source_removals_waiting = families.gauge(
             "source_removals_waiting",
-            "Entries that a registry no longer lists after a loss, and that are kept for now.",
+            "Entries that a registry no longer lists after a loss and that lbguard keeps for now.",
         )
         self.source_entries_skipped = families.counter(
             "source_entries_skipped", "Entries of a registry that cannot be used, by reason.", "reason"
         )
         self.interposer_calls = families.counter(
             "interposer_calls",
-            "Calls of nfqlb that the load balancer made, by command and by what became of them.",
+            "Calls of nfqlb by the load balancer, by command and outcome.",
             "command",
             "outcome",
         )
@@ -115,27 +117,31 @@ class Metrics:
             "mesh_events", "Events of a network service manager, by kind (list, update, delete).", "kind"
         )
         self.mesh_neighbors_outdated = families.counter(
-            "mesh_neighbors_outdated", "Target addresses whose entries a network service manager's event outdated."
+            "mesh_neighbors_outdated",
+            "Target addresses whose neighbour entries became outdated by an event of a network service manager.",
         )
-        self.mesh_losses = families.counter("mesh_losses", "Times a network service manager was lost.")
+        self.mesh_losses = families.counter(
+            "mesh_losses", "Times that the connection to a network service manager was lost."
+        )
         self.event_lag = families.histogram(
-            "event_lag_seconds", "From receiving an event to the decision about it.", WORK_BUCKETS
+            "event_lag_seconds", "Time from the reception of an event to the decision about it.", WORK_BUCKETS
         )
         self.inbox_depth = families.gauge("inbox_depth", "Events waiting for the engine.")
         self.inbox_dropped = families.counter(
-            "inbox_dropped", "Events dropped because the inbox was full; the kernel is read again after that."
+            "inbox_dropped",
+            "Events dropped because the inbox was full; the kernel's whole state is read again after that.",
         )
-        self.kernel_overruns = families.counter("kernel_overruns", "Times the kernel dropped messages meant for us.")
+        self.kernel_overruns = families.counter("kernel_overruns", "Times that the kernel dropped messages to lbguard.")
         self.kernel_resyncs = families.counter(
             "kernel_resyncs", "Full reads of the kernel's state, by reason.", "reason"
         )
         self.kernel_messages_ignored = families.counter(
-            "kernel_messages_ignored", "Kernel messages that were not used, by reason.", "reason"
+            "kernel_messages_ignored", "Kernel messages that were ignored, by reason.", "reason"
         )
         self.events_ignored = families.counter("events_ignored", "Events that changed nothing, by reason.", "reason")
 
     def _define_work(self, families: MetricFamilies) -> None:
-        self.recording_entries = families.counter("recording_entries", "Entries taken for the recording.")
+        self.recording_entries = families.counter("recording_entries", "Entries put into the queue of the recording.")
         self.recording_bytes = families.counter("recording_bytes", "Bytes written to recordings.")
         self.recording_dropped = families.counter(
             "recording_dropped", "Entries missing in recordings, by reason; a new file begins after the gap.", "reason"
@@ -144,23 +150,23 @@ class Metrics:
             "engine_step_seconds", "Time to decide about one batch of events.", WORK_BUCKETS
         )
         self.stalled_seconds = families.counter(
-            "stalled_seconds", "Seconds in which the process was stopped or held up, and looked at nothing."
+            "stalled_seconds", "Seconds in which the process was stopped or held up and handled no events."
         )
 
     def _define_verdicts(self, families: MetricFamilies) -> None:
-        self.verdicts_received = families.counter(
-            "verdicts_received", "Verdicts that were let in, by what they say.", "state"
-        )
+        self.verdicts_received = families.counter("verdicts_received", "Accepted verdicts, by state.", "state")
         for state in VerdictState:
             self.verdicts_received.labels(state)
         self.verdicts_ignored = families.counter(
-            "verdicts_ignored", "Verdicts let in that changed nothing, by reason.", "reason"
+            "verdicts_ignored", "Accepted verdicts that changed nothing, by reason.", "reason"
         )
         self.verdict_requests_denied = families.counter(
             "verdict_requests_denied", "Requests and streams that the policy refused, by reason.", "reason"
         )
         self.verdict_requests_limited = families.counter(
-            "verdict_requests_limited", "Requests and streams refused because of a limit, by its setting.", "limit"
+            "verdict_requests_limited",
+            "Requests and streams refused because of a limit, by the limit's setting.",
+            "limit",
         )
         self.verdict_requests_invalid = families.counter(
             "verdict_requests_invalid", "Requests refused because a field was wrong."
@@ -168,14 +174,14 @@ class Metrics:
         self.verdict_streams_replaced = families.counter(
             "verdict_streams_replaced", "Streams ended because their reporter opened a newer one."
         )
-        self.verdict_streams = families.gauge("verdict_streams", "Streams of reports that are open.")
-        self.verdict_reporters = families.gauge("verdict_reporters", "Reporters whose limits are being counted.")
+        self.verdict_streams = families.gauge("verdict_streams", "Open streams of reports.")
+        self.verdict_reporters = families.gauge("verdict_reporters", "Reporters with counted limits.")
         self.verdict_subjects = families.gauge(
-            "verdict_subjects", "Subjects of running verdicts; ones that just ran out may be among them."
+            "verdict_subjects", "Subjects of current verdicts; subjects of verdicts that just ran out may be included."
         )
 
     def record_effect(self, effect: Effect) -> None:
-        """Count an effect; effects that have no metric of their own are no error."""
+        """Count an effect; effects without a metric are ignored."""
         match effect:
             case Record(decision=decision):
                 self.streams.record_decision(decision)
@@ -197,7 +203,7 @@ class Metrics:
         self.streams.record_states(status.streams)
 
     def record_readiness(self, unready: str) -> None:
-        """Show why the service is not ready (empty: it is), and that its loop goes on."""
+        """Set the reason why the service is not ready (empty: it is ready), and the heartbeat of its loop."""
         named = reason_label(unready)
         for reason in UNREADY_REASONS:
             self.not_ready.labels(reason).set(reason == named)
@@ -299,5 +305,5 @@ class Metrics:
 
 
 def list_metrics() -> tuple[MetricSpec, ...]:
-    """Return what there is to document, by name."""
+    """Return the specifications of all metrics, by name."""
     return tuple(sorted(Metrics(CollectorRegistry()).specs, key=lambda spec: spec.name))

@@ -1,7 +1,7 @@
-"""Counters of the links that face targets, as the kernel keeps them, with the labels of Meridio's metrics.
+"""Kernel counters of the links that face targets, with the labels of Meridio's metrics.
 
-They are read when they are scraped. A link that is made anew begins at 0 and has another `mac_address`, so it is
-another series; a link that is gone has none.
+They are read at each scrape. A re-created link begins at 0 and has another `mac_address`, so it is another series; a
+removed link has no series.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +29,7 @@ _COLUMNS = {
 }
 
 INTERFACE_METRICS = {
-    f"lbguard_interface_{kind}_total": f"{words} on a link that faces targets, as the kernel counts them."
+    f"lbguard_interface_{kind}_total": f"{words} on a link that faces targets, by the kernel's count."
     for kind, words in {
         "rx_bytes": "Bytes received",
         "rx_packets": "Packets received",

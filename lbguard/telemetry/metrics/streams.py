@@ -59,39 +59,45 @@ class StreamMetrics:
             "stream_available", "1 while this load balancer has a forwarding path for the stream.", "stream"
         )
         self.stream_mass_failure = families.gauge(
-            "stream_mass_failure", "1 while so many targets of the stream are broken that deadlines freeze.", "stream"
+            "stream_mass_failure",
+            "1 while so many targets of the stream are broken that withdrawals are suppressed.",
+            "stream",
         )
-        self.decisions = families.counter("decisions", "Decisions by what they did.", "action")
+        self.decisions = families.counter("decisions", "Decisions by action.", "action")
         for action in Action:
             self.decisions.labels(action)
-        self.holds = families.counter("holds", "Holds begun: an admitted target's path broke.", "stream", "cause")
+        self.holds = families.counter(
+            "holds", "Holds begun because an admitted target's path broke.", "stream", "cause"
+        )
         self.recoveries = families.counter(
-            "recoveries", "Holds and freezes that ended well: the path came back.", "stream"
+            "recoveries", "Holds and freezes that ended because the path came back.", "stream"
         )
         self.withdrawals = families.counter(
             "withdrawals", "Targets withdrawn because their path did not come back.", "stream", "cause"
         )
-        self.freezes = families.counter("freezes", "Targets frozen: their deadline passed in a mass failure.", "stream")
+        self.freezes = families.counter(
+            "freezes", "Targets frozen: their deadline passed during a mass failure.", "stream"
+        )
         self.readmissions = families.counter("readmissions", "Withdrawn targets that were admitted again.", "stream")
         self.hold_duration = families.histogram(
-            "hold_duration_seconds", "How long holds lasted, from the loss to recovery or withdrawal.", _OUTAGE_BUCKETS
+            "hold_duration_seconds", "Duration of holds, from the loss to recovery or withdrawal.", _OUTAGE_BUCKETS
         )
         self.heal_duration = families.histogram(
             "heal_duration_seconds",
-            "How long paths took to come back, from the loss; of withdrawn targets the damping delay is part of it.",
+            "Time from the loss of a path to its return; for withdrawn targets the damping delay is included.",
             _OUTAGE_BUCKETS,
             "cause",
         )
 
     def _define_commits(self, families: MetricFamilies) -> None:
         self.commit_duration = families.histogram(
-            "commit_duration_seconds", "How long commits to the distributor took, per stream's table.", WORK_BUCKETS
+            "commit_duration_seconds", "Duration of commits to the distributor, per stream's table.", WORK_BUCKETS
         )
         self.commit_errors = families.counter("commit_errors", "Commits that did not take effect.", "stream")
         self.slots_changed = families.counter("slots_changed", "Slots of the table given to another target.", "stream")
 
     def record_decision(self, decision: Decision) -> None:
-        """Count a decision and what it ended."""
+        """Count a decision and the hold or freeze that it ended."""
         stream, cause = decision.target.stream, reason_label(decision.cause)
         self._timeline.record(decision)
         self.decisions.labels(decision.action).inc()

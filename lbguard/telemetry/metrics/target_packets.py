@@ -61,7 +61,7 @@ class TargetPackets(Collector):
         """Record readings (packets, bytes) per target. Targets without a reading lose their series.
 
         Args:
-            hits: what the distributor gave to each target, as the kernel counts it now.
+            hits: kernel counts of the packets that the distributor gave to each target.
             held: packets dropped while held.
         """
         totals: dict[TargetKey, tuple[int, int, int, int]] = {}

@@ -41,7 +41,7 @@ ZERO: dict[Key, str] = {
     ("load-balancer", "Registry", "lost"): _OTHER_SOURCE,
     ("load-balancer", "Registry", "removals waiting"): _OTHER_SOURCE,
     ("verdicts", "Cannot be monitored", ""): "every connection of the probe's file can be monitored",
-    ("verdicts", "Reports not heard", ""): _HEALTHY,
+    ("verdicts", "Unanswered reports", ""): _HEALTHY,
     ("verdicts", "Subjects by load balancer", "replaced {{pod}}"): "the probe keeps its one stream",
     ("verdicts", "Reports that failed", "streams"): _HEALTHY,
     ("verdicts", "Reports that failed", "refused"): _HEALTHY,
@@ -95,7 +95,7 @@ def rules_are_in_order(cycle: Cycle) -> None:
     firing = [alert for alert in cycle.prometheus.get("alerts")["alerts"] if alert["state"] == "firing"]
     said = {alert["labels"]["alertname"]: alert["annotations"]["summary"] for alert in firing}
     assert said["LbguardTargetsFrozen"] == "Targets of stream stream-a were frozen on lb-0"
-    assert said["LbguardEvidenceDisbelieved"] == "lb-0 disbelieves soft evidence"
+    assert said["LbguardEvidenceDisbelieved"] == "lb-0 ignores soft evidence beyond its budget"
     assert said["LbguardVerdictsLimited"] == "lb-0 refuses verdicts because of a limit: verdicts.max_per_request"
     for alert in firing:
         for text in alert["annotations"].values():

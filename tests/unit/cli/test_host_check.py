@@ -234,7 +234,7 @@ def test_a_socket_needs_a_place_that_nothing_else_has(machine: Machine, name: st
     machine.write("run/other/taken", "a file")
     (finding,) = machine.findings(**{name.replace(".", "__"): "/run/other/taken"})
     assert (finding.id, finding.severity) == ("socket_directory", "error" if name == "socket" else "warning")
-    assert finding.what == f"{name} = /run/other/taken: the path is taken by something that is not a socket"
+    assert finding.what == f"{name} = /run/other/taken: the path exists and is not a socket"
     assert finding.remedy == f"remove /run/other/taken, or set {name} to another path"
 
 

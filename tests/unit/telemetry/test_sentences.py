@@ -27,13 +27,13 @@ def test_only_the_broken_paths_are_evidence_of_a_loss() -> None:
     [
         (Action.REVISE, 110.0, None, "the grace window ends in 10.0 s"),
         (Action.REVISE, None, None, "held without a deadline because another path of it is ok"),
-        (Action.FREEZE, 160.0, 3.0, "withdrawal suppressed for at most 60.0 s because too much broke at once"),
-        (Action.FREEZE, None, 3.0, "withdrawal suppressed because too much broke at once"),
+        (Action.FREEZE, 160.0, 3.0, "withdrawal suppressed for at most 60.0 s because too many targets broke at once"),
+        (Action.FREEZE, None, 3.0, "withdrawal suppressed because too many targets broke at once"),
         (Action.WAIT, 102.0, None, "re-admit in 2.0 s if the path stays"),
         (Action.RECOVER, None, 0.62, "path back after 0.6 s"),
         (Action.WITHDRAW, None, 3.0, "held for 3.0 s"),
-        (Action.READMIT, None, 0.05, "back in after 50.0 ms"),
-        (Action.PARDON, None, 3.0, "evidence disbelieved because it would withdraw too much of the stream"),
+        (Action.READMIT, None, 0.05, "50.0 ms after the loss"),
+        (Action.PARDON, None, 3.0, "evidence ignored because it would withdraw too much of the stream"),
         (Action.RELAPSE, None, 1.0, "path broke again before it was re-admitted"),
         (Action.ADMIT, None, None, "no_link (172.16.1.10)"),
         (Action.REMOVE, None, None, "no_link (172.16.1.10)"),
@@ -67,7 +67,7 @@ def test_the_story_of_a_held_target() -> None:
     assert "The path to 172.16.1.10 is broken: no_link - no link reaches the subnet of 172.16.1.10" in story
     assert "The path to fd00:1::10 is ok (via lb-a, neighbour reachable at 02:00:00:00:00:01)." in story
     assert "It is withdrawn in 2.5 s unless the path comes back." in story
-    assert "Its flap penalty is 1.50: what exceeds 1 delays a re-admission (damping.step)." in story
+    assert "Its flap penalty is 1.50: the part above 1 delays a re-admission (damping.step)." in story
     assert "Of its last 3 decisions, 2 were holds; 1 ended in recovery, 0 in withdrawal." in story
 
 
@@ -76,7 +76,7 @@ def test_the_story_of_a_held_target() -> None:
     [
         (TargetState.PENDING, "It receives no traffic"),
         (TargetState.ACTIVE, "has been active for 10.0 s"),
-        (TargetState.FROZEN, "has been frozen for 10.0 s because of link_down: too much broke at once"),
+        (TargetState.FROZEN, "has been frozen for 10.0 s because of link_down: too many targets broke at once"),
         (TargetState.WITHDRAWN, "has been withdrawn for 10.0 s because of link_down"),
     ],
 )
@@ -99,7 +99,7 @@ MOST = "6 of 10 targets are broken"
         (
             "held",
             Prediction(action=Action.PARDON, at=102.0, until=162.0, why="soft evidence would withdraw too much"),
-            "In 2.0 s it is made active again, and the evidence is disbelieved for 60.0 s, unless the path comes back",
+            "In 2.0 s it is made active again, and the evidence is ignored for 60.0 s, unless the path comes back",
         ),
         (
             "held",
@@ -116,7 +116,7 @@ MOST = "6 of 10 targets are broken"
             Prediction(action=Action.STAY, at=101.0, until=130.0, why=MOST),
             f"It stays frozen, for at most 29.0 s after the next 1.0 s, unless the path comes back: {MOST}.",
         ),
-        ("active", Prediction(action=Action.HOLD, at=130.0), "The evidence against it is disbelieved for 30.0 s more"),
+        ("active", Prediction(action=Action.HOLD, at=130.0), "The evidence against it is ignored for 30.0 s more"),
         ("withdrawn", Prediction(action=Action.READMIT, at=101.0), "It is re-admitted in 1.0 s if the path stays."),
         ("withdrawn", Prediction(action=Action.READMIT), "It is re-admitted as soon as all its paths are ok."),
         ("withdrawn", Prediction(action=Action.READMIT, wait_s=4.0), "at most 4.0 s after all its paths are ok"),
@@ -131,7 +131,7 @@ def test_every_prediction_has_a_sentence(state: str, prediction: Prediction, wor
 def test_a_deadline_that_is_held_up_is_no_promise() -> None:
     held_up = Prediction(action=Action.STAY, why="the view of the kernel is not in sync (overrun)")
     story = target_story(target(state=TargetState.HELD, deadline=102.0, prediction=held_up), 100.0, [])
-    assert "Its deadline does nothing while the view of the kernel is not in sync (overrun)." in story
+    assert "Its deadline has no effect while the view of the kernel is not in sync (overrun)." in story
 
 
 def test_a_mode_that_carries_nothing_out_says_so() -> None:

@@ -1,6 +1,6 @@
 {{/*
-Refuse settings that do not go together, by name, before anything is deployed: lbguard refuses the same when it starts
-(the settings' validators). The schema and lbguard.checkDuration look at single values.
+Refuse settings that contradict each other before anything is deployed, and name them. lbguard refuses the same settings at
+its start (the settings' validators). The schema and lbguard.checkDuration check single values.
 
 Takes (dict "component" "guard" "known" KNOWN): a dict of settings' names to their values as text, `?` for one that comes
 from extraEnv and is not known here.
@@ -20,13 +20,13 @@ from extraEnv and is not known here.
 {{- include "lbguard.checkAtMost" (dict "known" $known "name" $name "limit" "grace.max" "why" "longer than grace.max") -}}
 {{- end -}}
 {{- if and (eq (get . "distributor.kind") "nfqlb-cli") (eq (get . "distributor.table") "anchored") -}}
-{{- fail "settings.distributor.table = anchored: the stock nfqlb commands compute the maglev table and no other; allowed: maglev with settings.distributor.kind nfqlb-cli" -}}
+{{- fail "settings.distributor.table = anchored: the stock nfqlb commands compute only the maglev table; allowed: maglev with settings.distributor.kind nfqlb-cli" -}}
 {{- end -}}
 {{- if and (eq (get . "source") "interposer") (eq (get . "distributor.kind") "nftables") -}}
-{{- fail "settings.distributor.kind = nftables: the load balancer's packets go by nfqlb's memory; allowed: auto, nfqlb-shm, nfqlb-cli or observe with settings.source interposer" -}}
+{{- fail "settings.distributor.kind = nftables: the load balancer's packets follow nfqlb's memory; allowed: auto, nfqlb-shm, nfqlb-cli or observe with settings.source interposer" -}}
 {{- end -}}
 {{- if and (eq (get . "source") "kernel") (eq (get . "mode") "enforce") -}}
-{{- fail "settings.mode = enforce: whoever keeps rules and routes itself learns nothing from them; allowed: companion or observe with settings.source kernel" -}}
+{{- fail "settings.mode = enforce: lbguard would read its own rules and routes back as the source; allowed: companion or observe with settings.source kernel" -}}
 {{- end -}}
 {{- if eq (get . "source") "nsp" -}}
 {{- range $name := list "nsp.trench" "nsp.conduit" -}}
@@ -47,7 +47,7 @@ from extraEnv and is not known here.
 {{- $burst := get . "verdicts.burst" -}}
 {{- $request := get . "verdicts.max_per_request" -}}
 {{- if and (ne $burst "?") (ne $request "?") (lt (int64 $burst) (int64 $request)) -}}
-{{- fail (printf "settings.verdicts.burst = %s: a full request never gets through; allowed: at least settings.verdicts.max_per_request, which is %s" $burst $request) -}}
+{{- fail (printf "settings.verdicts.burst = %s: a full request is never accepted; allowed: at least settings.verdicts.max_per_request, which is %s" $burst $request) -}}
 {{- end -}}
 {{- end }}
 
@@ -71,7 +71,7 @@ from extraEnv and is not known here.
 {{- mulf (regexFind "^[0-9.]+" . | float64) (get $factors (regexFind "[a-z]*$" .)) -}}
 {{- end }}
 
-{{/* Refuse a duration that is longer than another; one that is not set has nothing to be refused for. */}}
+{{/* Refuse a duration that is longer than another. A duration that is not set is accepted. */}}
 {{- define "lbguard.checkAtMost" -}}
 {{- $text := get .known .name -}}
 {{- $limit := get .known .limit -}}
@@ -101,7 +101,7 @@ from extraEnv and is not known here.
 {{- end -}}
 {{- end }}
 
-{{/* Refuse what is no address to listen on; which address a host is, only lbguard knows. */}}
+{{/* Refuse values that are not listen addresses. lbguard itself checks the host's address. */}}
 {{- define "lbguard.checkListen" -}}
 {{- $text := get .known .name -}}
 {{- if and $text (ne $text "?") -}}
@@ -128,7 +128,7 @@ from extraEnv and is not known here.
 {{- end -}}
 {{- end }}
 
-{{/* Refuse streams of the source kernel that are no ranges of marks, are named twice, or share marks. */}}
+{{/* Refuse streams of the source kernel that are not ranges of marks, are named twice, or share marks. */}}
 {{- define "lbguard.checkRanges" -}}
 {{- $text := get . "kernel_source.streams" -}}
 {{- $seen := list -}}
@@ -136,7 +136,7 @@ from extraEnv and is not known here.
 {{- range $range := splitList "," $text -}}
 {{- $range = trim $range -}}
 {{- if not (regexMatch "^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?=[0-9]{1,10}-[0-9]{1,10}$" $range) -}}
-{{- fail (printf "settings.kernel_source.streams = %s: no range of marks; allowed: NAME=FIRST-LAST, such as stream-a=5001-5100" $range) -}}
+{{- fail (printf "settings.kernel_source.streams = %s: not a range of marks; allowed: NAME=FIRST-LAST, such as stream-a=5001-5100" $range) -}}
 {{- end -}}
 {{- $name := first (splitList "=" $range) -}}
 {{- $marks := splitList "-" (last (splitList "=" $range)) -}}
@@ -150,7 +150,7 @@ from extraEnv and is not known here.
 {{- fail (printf "settings.kernel_source.streams = %s: a stream is named twice; allowed: one range a stream" $text) -}}
 {{- end -}}
 {{- if and (le $first $other.last) (le $other.first $last) -}}
-{{- fail (printf "settings.kernel_source.streams = %s: %s and %s share marks; allowed: ranges that do not meet" $text $other.name $name) -}}
+{{- fail (printf "settings.kernel_source.streams = %s: %s and %s share marks; allowed: ranges that do not overlap" $text $other.name $name) -}}
 {{- end -}}
 {{- end -}}
 {{- $seen = append $seen (dict "name" $name "first" $first "last" $last) -}}

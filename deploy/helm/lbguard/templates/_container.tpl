@@ -133,7 +133,7 @@ httpGet:
 - name: lbguard-nfqlb
   configMap:
     name: {{ include "lbguard.fullname" .root }}-nfqlb
-    # Without it, PATH leads to the real nfqlb, and the load balancer starts all the same.
+    # Without it, PATH leads to the real nfqlb, and the load balancer still starts.
     optional: true
     defaultMode: 0555
 - name: lbguard-calls
@@ -150,7 +150,7 @@ httpGet:
 - name: lbguard-targets
   configMap:
     name: {{ . }}
-    # Without it the load balancer starts all the same, and lbguard says what is missing.
+    # Without it the load balancer still starts, and lbguard reports the missing file.
     optional: true
 {{- end }}
 {{- end }}

@@ -1,6 +1,6 @@
 {{/* What the load balancer and the guard share, and what the load balancer's own container gets. */}}
 
-{{/* Whether our nfqlb stands before the real one; empty: no. */}}
+{{/* Not empty if lbguard's nfqlb comes before the real one. */}}
 {{- define "lbguard.interposes" -}}
 {{- if eq .Values.settings.source "interposer" -}}yes{{- end -}}
 {{- end }}
@@ -29,7 +29,7 @@
 
 {{- define "lbguard.guard.loadBalancerEnv" -}}
 {{- if include "lbguard.interposes" . -}}
-# nfqlb is run by name, so the directory that comes first has it.
+# The load balancer runs nfqlb from the first directory on PATH.
 - name: PATH
   value: {{ printf "%s:%s" .Values.guard.interposer.programDirectory .Values.guard.interposer.path }}
 - name: LBGUARD_NFQLB_DIR

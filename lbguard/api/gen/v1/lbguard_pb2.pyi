@@ -34,9 +34,9 @@ class _TargetStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetSta
     TARGET_STATE_HELD: _TargetState.ValueType  # 3
     """Admitted, path broken, deadline running."""
     TARGET_STATE_FROZEN: _TargetState.ValueType  # 4
-    """Admitted, path broken, withdrawal suppressed because too much broke at once."""
+    """Admitted, path broken, withdrawal suppressed because too many targets broke at once."""
     TARGET_STATE_WITHDRAWN: _TargetState.ValueType  # 5
-    """Taken out of the distributor, waiting for its path."""
+    """Removed from the distributor, waiting for its path."""
 
 class TargetState(_TargetState, metaclass=_TargetStateEnumTypeWrapper):
     """The state of a target."""
@@ -49,9 +49,9 @@ TARGET_STATE_ACTIVE: TargetState.ValueType  # 2
 TARGET_STATE_HELD: TargetState.ValueType  # 3
 """Admitted, path broken, deadline running."""
 TARGET_STATE_FROZEN: TargetState.ValueType  # 4
-"""Admitted, path broken, withdrawal suppressed because too much broke at once."""
+"""Admitted, path broken, withdrawal suppressed because too many targets broke at once."""
 TARGET_STATE_WITHDRAWN: TargetState.ValueType  # 5
-"""Taken out of the distributor, waiting for its path."""
+"""Removed from the distributor, waiting for its path."""
 Global___TargetState: _TypeAlias = TargetState  # noqa: Y015
 
 class _VerdictState:
@@ -66,12 +66,12 @@ class _VerdictStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VerdictS
     """Something is wrong (one family, some loss), but packets get through."""
     VERDICT_STATE_DOWN: _VerdictState.ValueType  # 3
     VERDICT_STATE_HEALING: _VerdictState.ValueType  # 4
-    """Broken, and being repaired by the mesh: worth waiting for."""
+    """Broken, and being repaired by the mesh."""
     VERDICT_STATE_ENDED: _VerdictState.ValueType  # 5
-    """The subject is gone (its connection was closed): forget it, and drop what still arrives of this generation."""
+    """The subject no longer exists (its connection was closed): later verdicts of this generation are dropped."""
 
 class VerdictState(_VerdictState, metaclass=_VerdictStateEnumTypeWrapper):
-    """What a reporter holds of a subject."""
+    """Opinion of a reporter about a subject."""
 
 VERDICT_STATE_UNSPECIFIED: VerdictState.ValueType  # 0
 VERDICT_STATE_UP: VerdictState.ValueType  # 1
@@ -79,9 +79,9 @@ VERDICT_STATE_DEGRADED: VerdictState.ValueType  # 2
 """Something is wrong (one family, some loss), but packets get through."""
 VERDICT_STATE_DOWN: VerdictState.ValueType  # 3
 VERDICT_STATE_HEALING: VerdictState.ValueType  # 4
-"""Broken, and being repaired by the mesh: worth waiting for."""
+"""Broken, and being repaired by the mesh."""
 VERDICT_STATE_ENDED: VerdictState.ValueType  # 5
-"""The subject is gone (its connection was closed): forget it, and drop what still arrives of this generation."""
+"""The subject no longer exists (its connection was closed): later verdicts of this generation are dropped."""
 Global___VerdictState: _TypeAlias = VerdictState  # noqa: Y015
 
 @_typing.final
@@ -128,7 +128,7 @@ class ExplainTargetRequest(_message.Message):
     target: _builtins.str
     """`stream/identifier`, or an identifier or an IP address that only one target has."""
     history: _builtins.int
-    """How many of its last decisions to return; 0 = all that are kept (50)."""
+    """Number of its last decisions to return; 0 = all that are kept (50)."""
     def __init__(
         self,
         *,
@@ -158,7 +158,7 @@ class ExplainTargetResponse(_message.Message):
     now_s: _builtins.float
     """The service's clock at this moment, seconds."""
     story: _builtins.str
-    """Plain sentences."""
+    """Description in sentences."""
     @_builtins.property
     def target(self) -> Global___Target:
         """Absent when the source no longer lists the target."""
@@ -192,9 +192,9 @@ class WatchDecisionsRequest(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     history: _builtins.int
-    """How many of the last decisions to send first, at most 10,000."""
+    """Number of past decisions to send first, at most 10,000."""
     follow: _builtins.bool
-    """Go on with new decisions as they are taken."""
+    """Continue with new decisions."""
     def __init__(
         self,
         *,
@@ -216,7 +216,7 @@ class WatchDecisionsResponse(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     lost: _builtins.int
-    """How many decisions before this one were dropped because this reader was too slow."""
+    """Number of decisions before this one that were dropped because this client was too slow."""
     @_builtins.property
     def decision(self) -> Global___Decision: ...
     def __init__(
@@ -251,7 +251,7 @@ class Status(_message.Message):
     observe: _builtins.bool
     """Decisions are not carried out (modes observe and companion)."""
     in_sync: _builtins.bool
-    """The view of the kernel is complete; while it is not, nothing is withdrawn."""
+    """The copy of the kernel's state is complete; while it is not, nothing is withdrawn."""
     sync_reason: _builtins.str
     source_ok: _builtins.bool
     """The source of targets can be read; while it cannot, the last list stays in force."""
@@ -305,16 +305,16 @@ class Stream(_message.Message):
     """This load balancer has a forwarding path for the stream."""
     availability_reason: _builtins.str
     mass_failure: _builtins.bool
-    """So many targets are broken that deadlines freeze."""
+    """So many targets are broken that withdrawals are suppressed."""
     table_committed: _builtins.bool
-    """The distributor holds the table that it should hold."""
+    """The distributor has the table that lbguard computed."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateCount]:
-        """How many targets are in each state; states without targets may be absent."""
+        """Number of targets in each state; states without targets may be absent."""
 
     @_builtins.property
     def local_vips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """VIPs that are addresses of the load balancer itself: the kernel delivers their packets locally, to no target."""
+        """VIPs that are addresses of the load balancer itself: the kernel delivers their packets locally."""
 
     def __init__(
         self,
@@ -380,10 +380,10 @@ class Target(_message.Message):
     state: Global___TargetState.ValueType
     cause: _builtins.str
     since_s: _builtins.float
-    """When the state began, seconds of the service's clock."""
+    """Beginning of the state, seconds of the service's clock."""
     deadline_s: _builtins.float
-    """When it is decided upon again unless the path changes, seconds of the service's clock; absent: at no moment. What
-    is decided then: `prediction`.
+    """Time of the next decision unless the path changes, seconds of the service's clock; absent: none. `prediction` is the
+    expected decision.
     """
     penalty: _builtins.float
     """Flap penalty: each loss adds one, and it decays."""
@@ -391,7 +391,7 @@ class Target(_message.Message):
     def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Path]: ...
     @_builtins.property
     def prediction(self) -> Global___Prediction:
-        """What follows if nothing changes; absent: nothing does."""
+        """Next decision if nothing changes; absent: none."""
 
     def __init__(
         self,
@@ -419,7 +419,7 @@ Global___Target: _TypeAlias = Target  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):
-    """What follows for a target if no path changes and nothing is listed anew, as the code that decides sees it now."""
+    """Next decision about a target if neither its paths nor the source change, computed by the code that decides."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -429,19 +429,19 @@ class Prediction(_message.Message):
     WAIT_S_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     action: _builtins.str
-    """`withdraw`, `freeze`, `pardon` (made active, the evidence is disbelieved), `readmit`, `admit`, `hold`, or `stay`:
-    nothing is done.
+    """`withdraw`, `freeze`, `pardon` (made active, the evidence is ignored), `readmit`, `admit`, `hold`, or `stay`:
+    no change.
     """
     at_s: _builtins.float
-    """When, seconds of the service's clock; absent: at no moment by itself (`admit`, `readmit`: once the paths are ok;
-    `hold`: it goes on without an end).
+    """Time of the decision, seconds of the service's clock; absent: no fixed time (`admit`, `readmit`: when the paths are
+    ok; `hold`: without an end).
     """
     until_s: _builtins.float
-    """When that ends in its turn (`freeze`, `pardon`), or what lasts now (`stay`), seconds of the service's clock."""
+    """End of the resulting state (`freeze`, `pardon`) or of the current one (`stay`), seconds of the service's clock."""
     wait_s: _builtins.float
-    """How long a re-admission waits once the paths are ok, seconds."""
+    """Delay of a re-admission after the paths are ok, seconds."""
     why: _builtins.str
-    """Why it is not withdrawn, in words."""
+    """Reason why it is not withdrawn."""
     def __init__(
         self,
         *,
@@ -468,7 +468,7 @@ Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
 
 @_typing.final
 class Path(_message.Message):
-    """A target's IP and the way to it."""
+    """Path to one IP of a target."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -485,19 +485,19 @@ class Path(_message.Message):
     condition: _builtins.str
     """`ok`, or a named reason such as `no_link`."""
     ifname: _builtins.str
-    """The link that owns the subnet; empty: there is none."""
+    """The link that owns the subnet; empty: none."""
     ifindex: _builtins.int
     neighbor: _builtins.str
-    """State of the kernel's neighbour entry, such as `reachable`; empty: there is none."""
+    """State of the kernel's neighbour entry, such as `reachable`; empty: none."""
     mac: _builtins.str
     """Link-layer address in that entry, hex with colons."""
     verdict: _builtins.str
-    """What all reporters come to, in a word such as `down` or `down_vetoed`; empty: no opinion."""
+    """Result of all reporters' verdicts, such as `down` or `down_vetoed`; empty: no opinion."""
     verdicts_left_out: _builtins.int
-    """How many more there are."""
+    """Number of further opinions."""
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathVerdict]:
-        """The live opinions behind it, at most 8 about each end of the path."""
+        """Current opinions behind this result, at most 8 about each end of the path."""
 
     def __init__(
         self,
@@ -522,7 +522,7 @@ Global___Path: _TypeAlias = Path  # noqa: Y015
 
 @_typing.final
 class PathVerdict(_message.Message):
-    """One reporter's live opinion that concerns a path."""
+    """Current opinion of one reporter about a path."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -534,16 +534,16 @@ class PathVerdict(_message.Message):
     EXPIRES_AT_S_FIELD_NUMBER: _builtins.int
     reporter: _builtins.str
     subject: _builtins.str
-    """What it is about, such as `link 172.16.0.2 - 172.16.0.1`."""
+    """Subject, such as `link 172.16.0.2 - 172.16.0.1`."""
     state: Global___VerdictState.ValueType
     weight: _builtins.str
-    """`counts`, `unconfirmed` (not yet often enough), `contradicted` (another reporter gets through) or `vetoed` (by
+    """`counts`, `unconfirmed` (not repeated often enough yet), `contradicted` (another reporter gets through) or `vetoed` (by
     passive evidence).
     """
     at_s: _builtins.float
-    """When it came, seconds of the service's clock."""
+    """Time of reception, seconds of the service's clock."""
     expires_at_s: _builtins.float
-    """When it ends unless it is renewed, seconds of the service's clock."""
+    """End of the opinion unless it is renewed, seconds of the service's clock."""
     def __init__(
         self,
         *,
@@ -624,7 +624,7 @@ class Decision(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     at_s: _builtins.float
-    """When it was taken, seconds of the service's clock."""
+    """Time of the decision, seconds of the service's clock."""
     stream: _builtins.str
     identifier: _builtins.int
     action: _builtins.str
@@ -632,16 +632,16 @@ class Decision(_message.Message):
     state_from: Global___TargetState.ValueType
     """UNSPECIFIED: the target was not known before."""
     state_to: Global___TargetState.ValueType
-    """UNSPECIFIED: the target is forgotten."""
+    """UNSPECIFIED: the target is removed."""
     cause: _builtins.str
     """Named reason."""
     deadline_s: _builtins.float
-    """When the new state ends unless something changes, seconds of the service's clock."""
+    """End of the new state unless something changes, seconds of the service's clock."""
     duration_s: _builtins.float
-    """How long what ended had lasted, seconds."""
+    """Duration of the state that ended, seconds."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When it was taken, by the wall clock."""
+        """Time of the decision, by the wall clock."""
 
     @_builtins.property
     def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]: ...
@@ -678,7 +678,7 @@ Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
 class Evidence(_message.Message):
-    """What was seen of one path when a decision was taken."""
+    """State of one path at a decision."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -696,7 +696,7 @@ class Evidence(_message.Message):
     neighbor: _builtins.str
     detail: _builtins.str
     verdict: _builtins.str
-    """What reporters came to, in a word; empty: no opinion."""
+    """Result of the reporters' verdicts; empty: no opinion."""
     def __init__(
         self,
         *,
@@ -751,7 +751,7 @@ class ReportResponse(_message.Message):
     IGNORED_FIELD_NUMBER: _builtins.int
     ticket: _builtins.int
     accepted: _builtins.int
-    """How many verdicts were taken into account."""
+    """Number of verdicts that were taken into account."""
     @_builtins.property
     def ignored(self) -> _containers.RepeatedCompositeFieldContainer[Global___IgnoredVerdict]:
         """Verdicts that changed nothing, with the reason; `index` counts from 0 within the request."""
@@ -800,7 +800,7 @@ class ReportOnceResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     IGNORED_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
-    """How many verdicts were taken into account."""
+    """Number of verdicts that were taken into account."""
     @_builtins.property
     def ignored(self) -> _containers.RepeatedCompositeFieldContainer[Global___IgnoredVerdict]:
         """Verdicts that changed nothing, with the reason; `index` counts from 0 within the request."""
@@ -830,8 +830,8 @@ class IgnoredVerdict(_message.Message):
     reason: _builtins.str
     """Named reason: `late`, `repeated`, `ended`, `overloaded`, `state_full`."""
     generation: _builtins.int
-    """With `late`, `repeated` and `ended`: the generation up to which this reporter was heard of this subject. A reporter
-    that began anew with lower ones, because a clock was set back, goes on above it.
+    """With `late`, `repeated` and `ended`: the last known generation of this reporter and subject. A reporter that
+    restarted with lower generations, because a clock was set back, continues above it.
     """
     def __init__(
         self,
@@ -862,17 +862,17 @@ class Verdict(_message.Message):
     NEW_MAC_FIELD_NUMBER: _builtins.int
     state: Global___VerdictState.ValueType
     generation: _builtins.int
-    """Grows with every new life of the subject (a connection re-made under the same id). Older ones are dropped, until
-    two seconds after the lease of the last verdict that was taken.
+    """Grows each time the subject is re-created (a new connection under the same id). Verdicts of older generations are
+    dropped, until two seconds after the lease of the last accepted verdict.
     """
     sequence: _builtins.int
-    """Grows with every verdict of one generation. Repeated and overtaken ones are dropped."""
+    """Grows with every verdict of one generation. Repeated and older ones are dropped."""
     lease_s: _builtins.float
-    """How long the verdict counts without being renewed, seconds; above 0, at most 300."""
+    """Time for which the verdict counts without renewal, seconds; above 0, at most 300."""
     heal_s: _builtins.float
-    """With HEALING: how long the repair is expected to take, seconds, 0 to 300. With other states: 0."""
+    """With HEALING: expected duration of the repair, seconds, 0 to 300. With other states: 0."""
     new_mac: _builtins.bytes
-    """Link-layer address (6 bytes, unicast) of the subject after it was re-created; empty: nothing is said of it."""
+    """Link-layer address (6 bytes, unicast) of the subject after it was re-created; empty: not reported."""
     @_builtins.property
     def subject(self) -> Global___Subject: ...
     @_builtins.property
@@ -901,8 +901,8 @@ Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class Subject(_message.Message):
-    """What is judged. Addresses are text without a prefix length: unicast, neither loopback nor link-local, and an IPv4
-    address in its own form. The policy has to allow every one of them.
+    """Subject of a verdict. Addresses are text without a prefix length: unicast, neither loopback nor link-local, and not
+    IPv4-mapped. The policy has to allow every one of them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -935,7 +935,7 @@ Global___Subject: _TypeAlias = Subject  # noqa: Y015
 
 @_typing.final
 class LinkSubject(_message.Message):
-    """A link, by the addresses of its two ends, both of one family."""
+    """Link, named by the addresses of its two ends, both of one family."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -959,7 +959,7 @@ Global___LinkSubject: _TypeAlias = LinkSubject  # noqa: Y015
 
 @_typing.final
 class ConnectionSubject(_message.Message):
-    """A connection of the mesh, with the addresses that it has at this moment: at least one, except with ENDED."""
+    """Connection of the mesh with its current addresses: at least one, except with ENDED."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -970,7 +970,7 @@ class ConnectionSubject(_message.Message):
     """1 to 253 printable characters."""
     @_builtins.property
     def lb_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Addresses of our end, of either family, at most 16."""
+        """Addresses of the load balancer's end, of either family, at most 16."""
 
     @_builtins.property
     def peer_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1007,13 +1007,13 @@ class FamilyEvidence(_message.Message):
     sent: _builtins.int
     """Packets of the round that was judged."""
     received: _builtins.int
-    """Those of them that were answered: at most `sent`."""
+    """Answered packets of these: at most `sent`."""
     rtt_min_s: _builtins.float
     """Round-trip times, seconds, min <= median <= max; 0: no reply."""
     rtt_median_s: _builtins.float
     rtt_max_s: _builtins.float
     since_reply_s: _builtins.float
-    """Since the last reply ever seen, seconds; absent: none was seen yet."""
+    """Time since the last reply, seconds; absent: no reply was seen yet."""
     def __init__(
         self,
         *,

@@ -26,11 +26,11 @@ if _version_not_supported:
 
 
 class GuardServiceStub:
-    """What a running lbguard tells of itself. It is served on a unix socket; nothing here changes anything.
+    """State and decisions of a running lbguard. It is served on a unix socket, and read only.
 
     Durations and moments are double seconds with `_s` at the end of the name. Moments are those of the service's
     monotonic clock and mean something only beside `now_s` of the same message. Reasons (`cause`, `condition`, ...) are
-    named by strings: a reader shows one that it does not know as it is.
+    named by strings: a client shows an unknown one as it is.
     """
 
     def __init__(self, channel):
@@ -57,30 +57,30 @@ class GuardServiceStub:
 
 
 class GuardServiceServicer:
-    """What a running lbguard tells of itself. It is served on a unix socket; nothing here changes anything.
+    """State and decisions of a running lbguard. It is served on a unix socket, and read only.
 
     Durations and moments are double seconds with `_s` at the end of the name. Moments are those of the service's
     monotonic clock and mean something only beside `now_s` of the same message. Reasons (`cause`, `condition`, ...) are
-    named by strings: a reader shows one that it does not know as it is.
+    named by strings: a client shows an unknown one as it is.
     """
 
     def GetStatus(self, request, context):
-        """The whole state at this moment.
+        """Return the current state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainTarget(self, request, context):
-        """One target: its state, its last decisions, and the same as a story in plain sentences.
-        NOT_FOUND: no such target. INVALID_ARGUMENT: no target's name, or it fits several.
+        """Return the state of one target, its last decisions, and a description of both in sentences.
+        NOT_FOUND: no such target. INVALID_ARGUMENT: not a target's name, or the name of several.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchDecisions(self, request, context):
-        """Decisions: the last ones, then (on demand) each new one as it is taken.
+        """Return the last decisions, and then (on demand) each new one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,11 +113,11 @@ def add_GuardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GuardService:
-    """What a running lbguard tells of itself. It is served on a unix socket; nothing here changes anything.
+    """State and decisions of a running lbguard. It is served on a unix socket, and read only.
 
     Durations and moments are double seconds with `_s` at the end of the name. Moments are those of the service's
     monotonic clock and mean something only beside `now_s` of the same message. Reasons (`cause`, `condition`, ...) are
-    named by strings: a reader shows one that it does not know as it is.
+    named by strings: a client shows an unknown one as it is.
     """
 
     @staticmethod
@@ -203,19 +203,20 @@ class GuardService:
 
 
 class VerdictServiceStub:
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
-    socket and, with TLS of both sides, over TCP.
+    """Service for programs that test the datapath (proxies, sidecars of targets). It is served on the unix socket and, with
+    mutual TLS, over TCP.
 
-    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
-    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
-    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
-    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
+    A reporter has the identity that its transport proves: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several reporters with one identity are distinguished by
+    the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without
+    it by their IP address. A name never selects a reporter of another identity: the opinions of each reporter are kept
+    apart.
 
-    A request is taken whole or refused whole; a refusal ends the stream:
+    A request is accepted whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    ABORTED: a newer stream of the same reporter replaced this one, or no request came on it for 600 s.
     DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 
@@ -238,25 +239,26 @@ class VerdictServiceStub:
 
 
 class VerdictServiceServicer:
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
-    socket and, with TLS of both sides, over TCP.
+    """Service for programs that test the datapath (proxies, sidecars of targets). It is served on the unix socket and, with
+    mutual TLS, over TCP.
 
-    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
-    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
-    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
-    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
+    A reporter has the identity that its transport proves: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several reporters with one identity are distinguished by
+    the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without
+    it by their IP address. A name never selects a reporter of another identity: the opinions of each reporter are kept
+    apart.
 
-    A request is taken whole or refused whole; a refusal ends the stream:
+    A request is accepted whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    ABORTED: a newer stream of the same reporter replaced this one, or no request came on it for 600 s.
     DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 
     def Report(self, request_iterator, context):
-        """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
-        Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+        """Send reports; each is answered once, in order. There is one stream per reporter; a new one replaces the old one.
+        The end of a stream withdraws nothing: verdicts run out with their leases.
         A request without verdicts is answered like any other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -264,7 +266,7 @@ class VerdictServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportOnce(self, request, context):
-        """The same for one batch.
+        """Send one report.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -292,19 +294,20 @@ def add_VerdictServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VerdictService:
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
-    socket and, with TLS of both sides, over TCP.
+    """Service for programs that test the datapath (proxies, sidecars of targets). It is served on the unix socket and, with
+    mutual TLS, over TCP.
 
-    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
-    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
-    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
-    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
+    A reporter has the identity that its transport proves: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several reporters with one identity are distinguished by
+    the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without
+    it by their IP address. A name never selects a reporter of another identity: the opinions of each reporter are kept
+    apart.
 
-    A request is taken whole or refused whole; a refusal ends the stream:
+    A request is accepted whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    ABORTED: a newer stream of the same reporter replaced this one, or no request came on it for 600 s.
     DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 

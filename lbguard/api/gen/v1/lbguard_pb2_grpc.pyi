@@ -27,11 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GuardServiceStub:
-    """What a running lbguard tells of itself. It is served on a unix socket; nothing here changes anything.
+    """State and decisions of a running lbguard. It is served on a unix socket, and read only.
 
     Durations and moments are double seconds with `_s` at the end of the name. Moments are those of the service's
     monotonic clock and mean something only beside `now_s` of the same message. Reasons (`cause`, `condition`, ...) are
-    named by strings: a reader shows one that it does not know as it is.
+    named by strings: a client shows an unknown one as it is.
     """
 
     @_typing.overload
@@ -39,39 +39,39 @@ class GuardServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GuardServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_lbguard_pb2.GetStatusRequest, _lbguard_pb2.GetStatusResponse]
-    """The whole state at this moment."""
+    """Return the current state."""
     ExplainTarget: _grpc.UnaryUnaryMultiCallable[_lbguard_pb2.ExplainTargetRequest, _lbguard_pb2.ExplainTargetResponse]
-    """One target: its state, its last decisions, and the same as a story in plain sentences.
-    NOT_FOUND: no such target. INVALID_ARGUMENT: no target's name, or it fits several.
+    """Return the state of one target, its last decisions, and a description of both in sentences.
+    NOT_FOUND: no such target. INVALID_ARGUMENT: not a target's name, or the name of several.
     """
     WatchDecisions: _grpc.UnaryStreamMultiCallable[_lbguard_pb2.WatchDecisionsRequest, _lbguard_pb2.WatchDecisionsResponse]
-    """Decisions: the last ones, then (on demand) each new one as it is taken."""
+    """Return the last decisions, and then (on demand) each new one."""
 
 @_typing.type_check_only
 class GuardServiceAsyncStub(GuardServiceStub):
-    """What a running lbguard tells of itself. It is served on a unix socket; nothing here changes anything.
+    """State and decisions of a running lbguard. It is served on a unix socket, and read only.
 
     Durations and moments are double seconds with `_s` at the end of the name. Moments are those of the service's
     monotonic clock and mean something only beside `now_s` of the same message. Reasons (`cause`, `condition`, ...) are
-    named by strings: a reader shows one that it does not know as it is.
+    named by strings: a client shows an unknown one as it is.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_lbguard_pb2.GetStatusRequest, _lbguard_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """The whole state at this moment."""
+    """Return the current state."""
     ExplainTarget: _aio.UnaryUnaryMultiCallable[_lbguard_pb2.ExplainTargetRequest, _lbguard_pb2.ExplainTargetResponse]  # type: ignore[assignment]
-    """One target: its state, its last decisions, and the same as a story in plain sentences.
-    NOT_FOUND: no such target. INVALID_ARGUMENT: no target's name, or it fits several.
+    """Return the state of one target, its last decisions, and a description of both in sentences.
+    NOT_FOUND: no such target. INVALID_ARGUMENT: not a target's name, or the name of several.
     """
     WatchDecisions: _aio.UnaryStreamMultiCallable[_lbguard_pb2.WatchDecisionsRequest, _lbguard_pb2.WatchDecisionsResponse]  # type: ignore[assignment]
-    """Decisions: the last ones, then (on demand) each new one as it is taken."""
+    """Return the last decisions, and then (on demand) each new one."""
 
 class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What a running lbguard tells of itself. It is served on a unix socket; nothing here changes anything.
+    """State and decisions of a running lbguard. It is served on a unix socket, and read only.
 
     Durations and moments are double seconds with `_s` at the end of the name. Moments are those of the service's
     monotonic clock and mean something only beside `now_s` of the same message. Reasons (`cause`, `condition`, ...) are
-    named by strings: a reader shows one that it does not know as it is.
+    named by strings: a client shows an unknown one as it is.
     """
 
     @_abc_1.abstractmethod
@@ -80,7 +80,7 @@ class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lbguard_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lbguard_pb2.GetStatusResponse, _abc.Awaitable[_lbguard_pb2.GetStatusResponse]]:
-        """The whole state at this moment."""
+        """Return the current state."""
 
     @_abc_1.abstractmethod
     def ExplainTarget(
@@ -88,8 +88,8 @@ class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lbguard_pb2.ExplainTargetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lbguard_pb2.ExplainTargetResponse, _abc.Awaitable[_lbguard_pb2.ExplainTargetResponse]]:
-        """One target: its state, its last decisions, and the same as a story in plain sentences.
-        NOT_FOUND: no such target. INVALID_ARGUMENT: no target's name, or it fits several.
+        """Return the state of one target, its last decisions, and a description of both in sentences.
+        NOT_FOUND: no such target. INVALID_ARGUMENT: not a target's name, or the name of several.
         """
 
     @_abc_1.abstractmethod
@@ -98,24 +98,25 @@ class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lbguard_pb2.WatchDecisionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_lbguard_pb2.WatchDecisionsResponse], _abc.AsyncIterator[_lbguard_pb2.WatchDecisionsResponse]]:
-        """Decisions: the last ones, then (on demand) each new one as it is taken."""
+        """Return the last decisions, and then (on demand) each new one."""
 
 def add_GuardServiceServicer_to_server(servicer: GuardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class VerdictServiceStub:
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
-    socket and, with TLS of both sides, over TCP.
+    """Service for programs that test the datapath (proxies, sidecars of targets). It is served on the unix socket and, with
+    mutual TLS, over TCP.
 
-    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
-    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
-    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
-    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
+    A reporter has the identity that its transport proves: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several reporters with one identity are distinguished by
+    the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without
+    it by their IP address. A name never selects a reporter of another identity: the opinions of each reporter are kept
+    apart.
 
-    A request is taken whole or refused whole; a refusal ends the stream:
+    A request is accepted whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    ABORTED: a newer stream of the same reporter replaced this one, or no request came on it for 600 s.
     DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 
@@ -124,54 +125,56 @@ class VerdictServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VerdictServiceAsyncStub: ...
     Report: _grpc.StreamStreamMultiCallable[_lbguard_pb2.ReportRequest, _lbguard_pb2.ReportResponse]
-    """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
-    Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+    """Send reports; each is answered once, in order. There is one stream per reporter; a new one replaces the old one.
+    The end of a stream withdraws nothing: verdicts run out with their leases.
     A request without verdicts is answered like any other.
     """
     ReportOnce: _grpc.UnaryUnaryMultiCallable[_lbguard_pb2.ReportOnceRequest, _lbguard_pb2.ReportOnceResponse]
-    """The same for one batch."""
+    """Send one report."""
 
 @_typing.type_check_only
 class VerdictServiceAsyncStub(VerdictServiceStub):
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
-    socket and, with TLS of both sides, over TCP.
+    """Service for programs that test the datapath (proxies, sidecars of targets). It is served on the unix socket and, with
+    mutual TLS, over TCP.
 
-    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
-    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
-    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
-    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
+    A reporter has the identity that its transport proves: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several reporters with one identity are distinguished by
+    the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without
+    it by their IP address. A name never selects a reporter of another identity: the opinions of each reporter are kept
+    apart.
 
-    A request is taken whole or refused whole; a refusal ends the stream:
+    A request is accepted whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    ABORTED: a newer stream of the same reporter replaced this one, or no request came on it for 600 s.
     DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.StreamStreamMultiCallable[_lbguard_pb2.ReportRequest, _lbguard_pb2.ReportResponse]  # type: ignore[assignment]
-    """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
-    Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+    """Send reports; each is answered once, in order. There is one stream per reporter; a new one replaces the old one.
+    The end of a stream withdraws nothing: verdicts run out with their leases.
     A request without verdicts is answered like any other.
     """
     ReportOnce: _aio.UnaryUnaryMultiCallable[_lbguard_pb2.ReportOnceRequest, _lbguard_pb2.ReportOnceResponse]  # type: ignore[assignment]
-    """The same for one batch."""
+    """Send one report."""
 
 class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Where those who test the datapath (proxies, sidecars of targets) tell what they found. It is served on the unix
-    socket and, with TLS of both sides, over TCP.
+    """Service for programs that test the datapath (proxies, sidecars of targets). It is served on the unix socket and, with
+    mutual TLS, over TCP.
 
-    A reporter is what its transport proved of it, its identity: `unix` on the socket, over TCP the first name of its
-    certificate that a rule matches, SPIFFE ID before DNS names. Several with one identity are told apart by the metadata
-    `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without it by their
-    IP address. No name makes one identity's reporter another's: what each says stands beside what the others say.
+    A reporter has the identity that its transport proves: `unix` on the socket, over TCP the first name of its
+    certificate that a rule matches, SPIFFE ID before DNS names. Several reporters with one identity are distinguished by
+    the metadata `lbguard-reporter` (1 to 63 of A-Z, a-z, 0-9, `.`, `_`, `-`, the first one a letter or digit), or without
+    it by their IP address. A name never selects a reporter of another identity: the opinions of each reporter are kept
+    apart.
 
-    A request is taken whole or refused whole; a refusal ends the stream:
+    A request is accepted whole or refused whole; a refusal ends the stream:
     INVALID_ARGUMENT: a field is wrong; the text has its path, its value and what is allowed.
     PERMISSION_DENIED: the policy does not let this peer report, or not on this address.
     RESOURCE_EXHAUSTED: a limit; the text begins with its setting. The same request may succeed later.
-    ABORTED: a newer stream of the same reporter replaced this one, or nothing came on it for 600 s.
+    ABORTED: a newer stream of the same reporter replaced this one, or no request came on it for 600 s.
     DEADLINE_EXCEEDED: the request of ReportOnce did not come within 5 s.
     """
 
@@ -181,8 +184,8 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_lbguard_pb2.ReportRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_lbguard_pb2.ReportResponse], _abc.AsyncIterator[_lbguard_pb2.ReportResponse]]:
-        """A stream of reports, each answered once, in order. One stream per reporter; a new one replaces the old.
-        Nothing is withdrawn because a stream ends: verdicts run out with their leases.
+        """Send reports; each is answered once, in order. There is one stream per reporter; a new one replaces the old one.
+        The end of a stream withdraws nothing: verdicts run out with their leases.
         A request without verdicts is answered like any other.
         """
 
@@ -192,6 +195,6 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lbguard_pb2.ReportOnceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lbguard_pb2.ReportOnceResponse, _abc.Awaitable[_lbguard_pb2.ReportOnceResponse]]:
-        """The same for one batch."""
+        """Send one report."""
 
 def add_VerdictServiceServicer_to_server(servicer: VerdictServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
