@@ -8,10 +8,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
@@ -38,19 +39,23 @@ from lbguard.settings.nsp import NspSettings, check_place
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.recording import RecordingSettings
 from lbguard.settings.sources import (
+    DEFAULT,
+    ENV_DELIMITER,
     ENV_PREFIX,
+    EnvironmentSource,
     FileSource,
     FlagSource,
-    FlatEnvSource,
     SettingsError,
     explain,
     leaves,
-    nested,
 )
 from lbguard.settings.verdicts import VerdictSettings
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """Environment variable that names the YAML file when no `--config` is given."""
+
+_SOURCES = "sources"
+"""Name by which `load` hands its sources to `Settings.settings_customise_sources`."""
 
 
 class LogSettings(BaseModel):
@@ -286,10 +291,17 @@ class MetricsSettings(BaseModel):
     )
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """All settings; `load` reads them from where they stand."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What looks like JSON in a variable is text like any other.
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+        enable_decoding=False,
+    )
 
     mode: Literal["enforce", "companion", "observe"] = Field(
         default="enforce",
@@ -329,6 +341,19 @@ class Settings(BaseModel):
     mesh: MeshSettings = group()
     probe: ProbeSettings = group()
     recording: RecordingSettings = group()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources that `load` made, the strongest first; without them, only what the caller gives counts."""
+        sources: tuple[PydanticBaseSettingsSource, ...] = init_settings().get(_SOURCES, (init_settings,))
+        return sources
 
     @model_validator(mode="after")
     def _source_is_told(self) -> "Settings":
@@ -378,20 +403,21 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     """
     if config is None and os.environ.get(CONFIG_VARIABLE):
         config = Path(os.environ[CONFIG_VARIABLE])
-    # Weakest first, so that the last writer of a name is the one whose value counts.
-    environment = FlatEnvSource(Settings)
-    sources = (FileSource(Settings, config), environment, FlagSource(Settings, flags or {}))
-    found = {name: value for source in sources for name, value in source.values.items()}
-    origins = dict.fromkeys((leaf.name for leaf in leaves(Settings)), "default")
-    for source in sources:
-        origins.update({name: source.origin(name) for name in source.values})
-    problems = [problem for source in sources for problem in source.problems]
+    flag, environment, file = (
+        FlagSource(Settings, flags or {}),
+        EnvironmentSource(Settings),
+        FileSource(Settings, config),
+    )
+    sources: dict[str, Any] = {_SOURCES: (flag, environment, file)}
+    given = file.given | environment.given | flag.given
+    problems = file.problems + flag.problems
     try:
-        settings = Settings.model_validate(nested(found))
+        settings = Settings(**sources)
     except ValidationError as error:
-        raise SettingsError(problems + explain(error, Settings, found, origins)) from None
+        raise SettingsError(problems + explain(error, Settings, given)) from None
     if problems:
         raise SettingsError(problems)
+    origins = {leaf.name: given.get(leaf.name, DEFAULT).origin for leaf in leaves(Settings)}
     return Loaded(settings=settings, origins=origins, notes=environment.notes, config_path=config)
 
 

@@ -1,6 +1,7 @@
-"""Sources of settings: flags, environment and a YAML file, and the explanation of wrong values.
+"""Sources of settings for pydantic-settings: flags, environment and a YAML file; and the words of a refusal.
 
-Nothing here knows a single setting: names, bounds and help are read from the model's fields.
+The library nests, types and merges what the sources give. Nothing here knows a single setting: names, bounds and help
+are read from the model's fields.
 """
 
 import difflib
@@ -10,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource
 
 from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
@@ -24,6 +26,7 @@ from lbguard.settings.listen import EXAMPLES as LISTEN_EXAMPLES
 from lbguard.settings.yaml_file import YamlError, parse_yaml
 
 ENV_PREFIX = "LBGUARD_"
+ENV_DELIMITER = "__"
 
 MAX_BYTES = 2**20
 """A larger file of settings is refused unread: all of them with their help are 50 KiB."""
@@ -73,6 +76,16 @@ class Problem:
         return f"{shown} ({self.origin}): {self.reason}{f'; {hint}' if self.allowed else ''}"
 
 
+class Given(NamedTuple):
+    """The raw value of a setting, and where it came from."""
+
+    value: object
+    origin: str
+
+
+DEFAULT = Given(None, "default")
+
+
 class SettingsError(Exception):
     """Settings were refused; `problems` holds each, and the text has one line for each."""
 
@@ -94,7 +107,7 @@ class Leaf:
     @property
     def variable(self) -> str:
         """The environment variable of the setting."""
-        return ENV_PREFIX + self.name.upper().replace(".", "__")
+        return ENV_PREFIX + self.name.upper().replace(".", ENV_DELIMITER)
 
     def show(self, value: Any) -> str:
         """Write a value of this setting as it could be written in a flag."""
@@ -166,57 +179,92 @@ def nested(values: Mapping[str, object]) -> dict[str, Any]:
     return whole
 
 
-class _FlatSource:
-    """A source as a flat map from dotted name to raw value, with the problems found while reading it."""
+class _DottedSource(InitSettingsSource):
+    """Values by dotted name. Names that no setting has are kept from the library and become problems."""
 
-    def __init__(self, model: type[BaseModel]) -> None:
-        self.known = {leaf.name: leaf for leaf in leaves(model)}
+    def __init__(self, settings_cls: type[BaseSettings], origin: str) -> None:
+        self.origin = origin
+        self.known = {leaf.name: leaf for leaf in leaves(settings_cls)}
+        self.groups = {name.rpartition(".")[0] for name in self.known} - {""}
+        self.given: dict[str, Given] = {}
         self.problems: list[Problem] = []
-        self.values: dict[str, object] = self.read()
+        self.read()
+        super().__init__(settings_cls, nested({name: given.value for name, given in self.given.items()}))
 
-    def read(self) -> dict[str, object]:
-        """Return raw values by dotted name."""
+    def read(self) -> None:
+        """Take every value of the source."""
         raise NotImplementedError
 
-    def origin(self, name: str) -> str:
-        """Return the origin of a setting's value."""
-        raise NotImplementedError
-
-    def take(self, name: str, value: object, into: dict[str, object]) -> None:
+    def take(self, name: str, value: object) -> None:
         """Keep a value under its name, or note that the setting is unknown."""
         if name in self.known:
-            into[name] = value
+            self.given[name] = Given(value, self.origin)
             return
         if len(self.problems) >= MAX_PROBLEMS:
             return
-        suggestion = nearest(name, list(self.known))
-        if any(known.startswith(f"{name}.") for known in self.known):
+        reason, suggestion = "unknown setting", nearest(name, list(self.known))
+        if name in self.groups:
             reason, suggestion = "a group of settings, not a setting", f"names such as {name}.NAME"
-        else:
-            reason = "unknown setting"
         shown = "" if value is None else repr(value)
-        self.problems.append(
-            Problem(setting=name, value=shown, origin=self.origin(name), reason=reason, allowed=suggestion)
-        )
+        self.problems.append(Problem(setting=name, value=shown, origin=self.origin, reason=reason, allowed=suggestion))
 
 
-class FlagSource(_FlatSource):
-    """Values of `--set key=value` and of the direct flags, by dotted name."""
+class FlagSource(_DottedSource):
+    """Values of `--set key=value` and of the direct flags."""
 
-    def __init__(self, model: type[BaseModel], flags: Mapping[str, object]) -> None:
+    def __init__(self, settings_cls: type[BaseSettings], flags: Mapping[str, object]) -> None:
         self._flags = flags
-        super().__init__(model)
+        super().__init__(settings_cls, "flag")
 
-    def read(self) -> dict[str, object]:
-        """Return raw values by dotted name."""
-        values: dict[str, object] = {}
+    def read(self) -> None:
+        """Take every value of the source."""
         for name, value in self._flags.items():
-            self.take(name, value, values)
-        return values
+            self.take(name, value)
 
-    def origin(self, name: str) -> str:
-        """Return the origin of a setting's value."""
-        return "flag"
+
+class FileSource(_DottedSource):
+    """A YAML file whose groups are mappings, or dotted names, or both; None has no values."""
+
+    def __init__(self, settings_cls: type[BaseSettings], path: Path | None) -> None:
+        self._path = path
+        super().__init__(settings_cls, f"file {path}")
+
+    def read(self) -> None:
+        """Take every value of the source."""
+        if self._path is None:
+            return
+        try:
+            document = parse_yaml(read_regular_file(self._path, MAX_BYTES))
+        except FileError as error:
+            self._refuse(str(error))
+        except YamlError as error:
+            self._refuse(f"is refused: {error}")
+        else:
+            if isinstance(document, dict):
+                self._flatten(document, "")
+            elif document is not None:
+                self._refuse("holds no mapping of settings")
+
+    def _flatten(self, mapping: Mapping[str, object], prefix: str) -> None:
+        for key, value in mapping.items():
+            name = f"{prefix}{key}"
+            if name in self.groups and isinstance(value, dict):
+                self._flatten(value, f"{name}.")
+            elif name in self.given:
+                self._refuse(f"gives {name} twice, in its group and by its dotted name", "one of the two")
+            elif not (name in self.groups and value is None):
+                self.take(name, value)
+
+    def _refuse(self, reason: str, allowed: str = "a readable YAML file of settings") -> None:
+        self.problems.append(
+            Problem(
+                setting="config",
+                value=str(self._path),
+                origin="--config or LBGUARD_CONFIG",
+                reason=f"the file {reason}",
+                allowed=allowed,
+            )
+        )
 
 
 MERIDIO_VARIABLES = {
@@ -234,126 +282,60 @@ MERIDIO_VARIABLES = {
 _BESIDE_MERIDIO = ("nsp", "interposer", "kernel")
 
 
-class FlatEnvSource(_FlatSource):
-    """Environment variables `LBGUARD_...`; a group and a name in it are separated by two underscores."""
+class EnvironmentSource(EnvSettingsSource):
+    """Environment variables `LBGUARD_...`; a group and a name in it are separated by two underscores.
 
-    def read(self) -> dict[str, object]:
-        """Return raw values by dotted name."""
-        variables = {leaf.variable: leaf.name for leaf in self.known.values()}
-        self.notes: tuple[str, ...] = ()
-        values: dict[str, object] = {}
-        for variable, text in os.environ.items():
-            if variable in variables:
-                values[variables[variable]] = text
-            elif variable.startswith(ENV_PREFIX) and not self._is_foreign(variable):
-                # Not refused: the environment is shared, and a Service named lbguard-x adds names of its own.
-                hint = nearest(variable, list(variables))
-                note = f"environment variable {variable} is not a setting and is ignored"
-                self.notes += (f"{note}; {hint}" if hint else note,)
-        self._aliases = self._aliases_in_force(values)
-        return values | {name: os.environ[variable] for name, variable in self._aliases.items()}
-
-    def origin(self, name: str) -> str:
-        """Return the origin of a setting's value."""
-        return f"environment {self._aliases.get(name, self.known[name].variable)}"
-
-    def _aliases_in_force(self, values: dict[str, object]) -> dict[str, str]:
-        """Return the variables of Meridio's containers that stand in for settings of ours that are not given.
-
-        They count where the environment asks for a source beside Meridio; elsewhere they may mean something else.
-        """
-        if values.get("source") not in _BESIDE_MERIDIO:
-            return {}
-        return {
-            name: variable
-            for variable, name in MERIDIO_VARIABLES.items()
-            if variable in os.environ and name in self.known and name not in values
-        }
-
-    @staticmethod
-    def _is_foreign(variable: str) -> bool:
-        return variable in _NOT_SETTINGS or _SERVICE_LINK.fullmatch(variable) is not None
-
-
-class FileSource(_FlatSource):
-    """A YAML file whose groups are mappings, or dotted names, or both; None has no values."""
-
-    def __init__(self, model: type[BaseModel], path: Path | None) -> None:
-        self.path = path
-        super().__init__(model)
-
-    def read(self) -> dict[str, object]:
-        """Return raw values by dotted name."""
-        if self.path is None:
-            return {}
-        try:
-            document = parse_yaml(read_regular_file(self.path, MAX_BYTES))
-        except FileError as error:
-            return self._refuse(str(error))
-        except YamlError as error:
-            return self._refuse(f"is refused: {error}")
-        if document is None:
-            return {}
-        if not isinstance(document, dict):
-            return self._refuse("holds no mapping of settings")
-        values: dict[str, object] = {}
-        self._flatten(document, "", values)
-        return values
-
-    def origin(self, name: str) -> str:
-        """Return the origin of a setting's value."""
-        return f"file {self.path}"
-
-    def _flatten(self, mapping: Mapping[Any, object], prefix: str, into: dict[str, object]) -> None:
-        for key, value in mapping.items():
-            name = f"{prefix}{key}"
-            is_group = any(known.startswith(f"{name}.") for known in self.known)
-            if is_group and isinstance(value, dict):
-                self._flatten(value, f"{name}.", into)
-            elif name in into:
-                self._refuse(f"gives {name} twice, in its group and by its dotted name", "one of the two")
-            elif not (is_group and value is None):
-                self.take(name, value, into)
-
-    def _refuse(self, reason: str, allowed: str = "a readable YAML file of settings") -> dict[str, object]:
-        self.problems.append(
-            Problem(
-                setting="config",
-                value=str(self.path),
-                origin="--config or LBGUARD_CONFIG",
-                reason=f"the file {reason}",
-                allowed=allowed,
-            )
-        )
-        return {}
-
-
-def explain(
-    error: ValidationError, model: type[BaseModel], found: Mapping[str, object], origins: Mapping[str, str]
-) -> list[Problem]:
-    """Turn what the validation library reports into problems in the words of the settings.
-
-    `found` holds the raw values by dotted name, `origins` where each came from.
+    Of the environment the library is shown the variables of settings alone, written exactly so: not a group's, which it
+    would read as JSON, and no other case.
     """
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        variables = {leaf.name: leaf.variable for leaf in leaves(settings_cls)}
+        read_from = {name: variable for name, variable in variables.items() if variable in os.environ}
+        # They count where the environment asks for a source beside Meridio; elsewhere they may mean something else.
+        if os.environ.get(variables["source"]) in _BESIDE_MERIDIO:
+            aliases = {name: variable for variable, name in MERIDIO_VARIABLES.items() if variable in os.environ}
+            read_from = aliases | read_from
+        self.given = {
+            name: Given(os.environ[variable], f"environment {variable}") for name, variable in read_from.items()
+        }
+        self.env_vars = {variables[name].lower(): os.environ[variable] for name, variable in read_from.items()}
+        self.notes = tuple(_notes(list(variables.values())))
+
+
+def _notes(variables: list[str]) -> Iterator[str]:
+    """Yield a note for each variable that looks like a setting and is none.
+
+    They are not refused: the environment is shared, and a Service named lbguard-x adds names of its own.
+    """
+    for variable in os.environ:
+        foreign = variable in _NOT_SETTINGS or _SERVICE_LINK.fullmatch(variable)
+        if variable.startswith(ENV_PREFIX) and variable not in variables and not foreign:
+            hint = nearest(variable, variables)
+            note = f"environment variable {variable} is not a setting and is ignored"
+            yield f"{note}; {hint}" if hint else note
+
+
+def explain(error: ValidationError, model: type[BaseModel], given: Mapping[str, Given]) -> list[Problem]:
+    """Turn what the validation library reports into problems in the words of the settings."""
     known = {leaf.name: leaf for leaf in leaves(model)}
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
-        problem = _explain_one(detail, known, found, origins)
+        problem = _explain_one(detail, known, given)
         # One wrong value of a union is reported once per member; the first says enough.
         problems.setdefault(problem.setting, problem)
     return list(problems.values())
 
 
-def _explain_one(
-    detail: ErrorDetails, known: Mapping[str, Leaf], found: Mapping[str, object], origins: Mapping[str, str]
-) -> Problem:
+def _explain_one(detail: ErrorDetails, known: Mapping[str, Leaf], given: Mapping[str, Given]) -> Problem:
     context = detail.get("ctx", {})
     if detail["type"] == "across":
         name = str(context["setting"])
         return Problem(
             setting=name,
             value=str(context["value"]),
-            origin=origins.get(name, "default"),
+            origin=given.get(name, DEFAULT).origin,
             reason=detail["msg"],
             allowed=str(context["allowed"]),
         )
@@ -367,6 +349,5 @@ def _explain_one(
         allowed = f"a duration from {leaf.allowed}, such as {DURATION_EXAMPLES}"
     elif leaf.unit not in {"choice", "switch"} and leaf.allowed[:1].isdigit():
         allowed = f"{leaf.allowed} ({leaf.unit})"
-    return Problem(
-        setting=name, value=repr(found.get(name)), origin=origins.get(name, "default"), reason=reason, allowed=allowed
-    )
+    value, origin = given.get(name, DEFAULT)
+    return Problem(setting=name, value=repr(value), origin=origin, reason=reason, allowed=allowed)
