@@ -14,11 +14,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from lbguard.settings.announce import AnnounceSettings
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
     GROUP,
     Duration,
-    Durations,
     FilePath,
     Listen,
     OptionalDuration,
@@ -44,7 +44,7 @@ from lbguard.settings.sources import (
     ENV_PREFIX,
     EnvironmentSource,
     FileSource,
-    FlagSource,
+    NamedSource,
     SettingsError,
     explain,
     leaves,
@@ -234,39 +234,6 @@ class NeighborSettings(BaseModel):
     )
 
 
-class AnnounceSettings(BaseModel):
-    """Gratuitous ARP and unsolicited neighbour advertisements."""
-
-    model_config = GROUP
-    repeats: Durations = Field(
-        default=(0.0, 0.1, 1.1, 2.2),
-        max_length=16,
-        description="When the addresses of a new link are announced, counted from its appearance; 0 first, ascending.",
-        json_schema_extra={"unit": "list of durations"},
-    )
-    max_pending: int = number(
-        4096,
-        "addresses",
-        "At most this many addresses, of all links, wait to be announced or announced again.",
-        low=1,
-        high=1_000_000,
-    )
-
-    @model_validator(mode="after")
-    def _ascending(self) -> "AnnounceSettings":
-        if self.repeats[:1] != (0.0,) or list(self.repeats) != sorted(set(self.repeats)):
-            raise PydanticCustomError(
-                "across",
-                "does not start with 0 and ascend",
-                {
-                    "setting": "announce.repeats",
-                    "value": ",".join(format_duration(item) for item in self.repeats),
-                    "allowed": "0 and then durations in ascending order, such as 0s,100ms,1.1s,2.2s",
-                },
-            )
-        return self
-
-
 class KernelSettings(BaseModel):
     """The mirror of the kernel's state."""
 
@@ -296,11 +263,7 @@ class Settings(BaseSettings):
 
     # What looks like JSON in a variable is text like any other.
     model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter=ENV_DELIMITER,
-        enable_decoding=False,
+        frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER, enable_decoding=False
     )
 
     mode: Literal["enforce", "companion", "observe"] = Field(
@@ -403,11 +366,8 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     """
     if config is None and os.environ.get(CONFIG_VARIABLE):
         config = Path(os.environ[CONFIG_VARIABLE])
-    flag, environment, file = (
-        FlagSource(Settings, flags or {}),
-        EnvironmentSource(Settings),
-        FileSource(Settings, config),
-    )
+    flag, environment = NamedSource(Settings, "flag", flags or {}), EnvironmentSource(Settings)
+    file = FileSource(Settings, config)
     sources: dict[str, Any] = {_SOURCES: (flag, environment, file)}
     given = file.given | environment.given | flag.given
     problems = file.problems + flag.problems

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -179,92 +180,74 @@ def nested(values: Mapping[str, object]) -> dict[str, Any]:
     return whole
 
 
-class _DottedSource(InitSettingsSource):
+class NamedSource(InitSettingsSource):
     """Values by dotted name. Names that no setting has are kept from the library and become problems."""
 
-    def __init__(self, settings_cls: type[BaseSettings], origin: str) -> None:
-        self.origin = origin
-        self.known = {leaf.name: leaf for leaf in leaves(settings_cls)}
-        self.groups = {name.rpartition(".")[0] for name in self.known} - {""}
-        self.given: dict[str, Given] = {}
-        self.problems: list[Problem] = []
-        self.read()
+    def __init__(self, settings_cls: type[BaseSettings], origin: str, values: Mapping[str, object]) -> None:
+        known = [leaf.name for leaf in leaves(settings_cls)]
+        self.given = {name: Given(values[name], origin) for name in known if name in values}
+        unknown = islice((name for name in values if name not in self.given), MAX_PROBLEMS)
+        self.problems = [_unknown(name, Given(values[name], origin), known) for name in unknown]
         super().__init__(settings_cls, nested({name: given.value for name, given in self.given.items()}))
 
-    def read(self) -> None:
-        """Take every value of the source."""
-        raise NotImplementedError
 
-    def take(self, name: str, value: object) -> None:
-        """Keep a value under its name, or note that the setting is unknown."""
-        if name in self.known:
-            self.given[name] = Given(value, self.origin)
-            return
-        if len(self.problems) >= MAX_PROBLEMS:
-            return
-        reason, suggestion = "unknown setting", nearest(name, list(self.known))
-        if name in self.groups:
-            reason, suggestion = "a group of settings, not a setting", f"names such as {name}.NAME"
-        shown = "" if value is None else repr(value)
-        self.problems.append(Problem(setting=name, value=shown, origin=self.origin, reason=reason, allowed=suggestion))
+def _unknown(name: str, given: Given, known: list[str]) -> Problem:
+    reason, allowed = "unknown setting", nearest(name, known)
+    if any(setting.startswith(f"{name}.") for setting in known):
+        reason, allowed = "a group of settings, not a setting", f"names such as {name}.NAME"
+    value = "" if given.value is None else repr(given.value)
+    return Problem(setting=name, value=value, origin=given.origin, reason=reason, allowed=allowed)
 
 
-class FlagSource(_DottedSource):
-    """Values of `--set key=value` and of the direct flags."""
-
-    def __init__(self, settings_cls: type[BaseSettings], flags: Mapping[str, object]) -> None:
-        self._flags = flags
-        super().__init__(settings_cls, "flag")
-
-    def read(self) -> None:
-        """Take every value of the source."""
-        for name, value in self._flags.items():
-            self.take(name, value)
-
-
-class FileSource(_DottedSource):
+class FileSource(NamedSource):
     """A YAML file whose groups are mappings, or dotted names, or both; None has no values."""
 
     def __init__(self, settings_cls: type[BaseSettings], path: Path | None) -> None:
-        self._path = path
-        super().__init__(settings_cls, f"file {path}")
-
-    def read(self) -> None:
-        """Take every value of the source."""
-        if self._path is None:
-            return
-        try:
-            document = parse_yaml(read_regular_file(self._path, MAX_BYTES))
-        except FileError as error:
-            self._refuse(str(error))
-        except YamlError as error:
-            self._refuse(f"is refused: {error}")
-        else:
-            if isinstance(document, dict):
-                self._flatten(document, "")
-            elif document is not None:
-                self._refuse("holds no mapping of settings")
-
-    def _flatten(self, mapping: Mapping[str, object], prefix: str) -> None:
-        for key, value in mapping.items():
-            name = f"{prefix}{key}"
-            if name in self.groups and isinstance(value, dict):
-                self._flatten(value, f"{name}.")
-            elif name in self.given:
-                self._refuse(f"gives {name} twice, in its group and by its dotted name", "one of the two")
-            elif not (name in self.groups and value is None):
-                self.take(name, value)
-
-    def _refuse(self, reason: str, allowed: str = "a readable YAML file of settings") -> None:
-        self.problems.append(
+        groups = {leaf.name.rpartition(".")[0] for leaf in leaves(settings_cls)} - {""}
+        values, refused = _read_file(path, groups)
+        super().__init__(settings_cls, f"file {path}", values)
+        self.problems = [
             Problem(
                 setting="config",
-                value=str(self._path),
+                value=str(path),
                 origin="--config or LBGUARD_CONFIG",
                 reason=f"the file {reason}",
                 allowed=allowed,
             )
-        )
+            for reason, allowed in refused
+        ] + self.problems
+
+
+def _read_file(path: Path | None, groups: set[str]) -> tuple[dict[str, object], list[tuple[str, str]]]:
+    """Return the values of a file by dotted name, and why the file is refused, with what is allowed instead."""
+    allowed = "a readable YAML file of settings"
+    if path is None:
+        return {}, []
+    try:
+        document = parse_yaml(read_regular_file(path, MAX_BYTES))
+    except FileError as error:
+        return {}, [(str(error), allowed)]
+    except YamlError as error:
+        return {}, [(f"is refused: {error}", allowed)]
+    if not isinstance(document, dict | None):
+        return {}, [("holds no mapping of settings", allowed)]
+    values: dict[str, object] = {}
+    twice: list[str] = []
+    _flatten(document or {}, "", groups, values, twice)
+    return values, [(f"gives {name} twice, in its group and by its dotted name", "one of the two") for name in twice]
+
+
+def _flatten(
+    mapping: Mapping[str, object], prefix: str, groups: set[str], values: dict[str, object], twice: list[str]
+) -> None:
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        if name in groups and isinstance(value, dict):
+            _flatten(value, f"{name}.", groups, values, twice)
+        elif name in values:
+            twice.append(name)
+        elif not (name in groups and value is None):
+            values[name] = value
 
 
 MERIDIO_VARIABLES = {
