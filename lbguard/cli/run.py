@@ -210,10 +210,10 @@ def _load(
 
 def _streams(settings: "Settings") -> "tuple[tuple[StreamSpec, ...], tuple[str, ...]]":
     """Return the streams of the targets file and its problems; none where it is not read."""
-    from lbguard.sources.file import TargetsFile, TargetsFileError
-
     if settings.targets_file is None or settings.source != "file":
         return (), ()
+    from lbguard.sources.file import TargetsFile, TargetsFileError
+
     try:
         return TargetsFile(settings.targets_file).read(), ()
     except TargetsFileError as error:
@@ -222,10 +222,10 @@ def _streams(settings: "Settings") -> "tuple[tuple[StreamSpec, ...], tuple[str, 
 
 def _connections_problems(settings: "Settings") -> tuple[str, ...]:
     """Return the problems of the probe's connections file; none where it is not read."""
-    from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError
-
     if settings.probe.connections_file is None or settings.probe.connections != "file":
         return ()
+    from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError
+
     try:
         ConnectionsFile(settings.probe.connections_file).read()
     except ConnectionsFileError as error:

@@ -4,7 +4,6 @@ The library nests, types and merges what the sources give. Nothing here knows a 
 are read from the model's fields.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -164,7 +163,9 @@ def _unit_and_bounds(field: FieldInfo) -> tuple[str, str]:
 
 def nearest(name: str, known: list[str]) -> str:
     """Return words that suggest the known name nearest to an unknown one; empty when none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    from difflib import get_close_matches  # only where a name is refused
+
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
     return f"{_SUGGESTION} {close[0]}?" if close else ""
 
 
