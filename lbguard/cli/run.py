@@ -12,6 +12,7 @@ from lbguard.cli.conventions import EXIT_FAILED, JsonOption
 from lbguard.telemetry.output import print_json
 
 if TYPE_CHECKING:
+    from lbguard.cli.host_check import Finding
     from lbguard.core.model import StreamSpec
     from lbguard.settings.model import Loaded, Settings
 
@@ -97,7 +98,6 @@ def check_config(
     Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.cli import show
-    from lbguard.cli.host_check import check_host
     from lbguard.settings.check import ConfigWarning, check_settings
 
     loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
@@ -116,7 +116,11 @@ def check_config(
         )
         for problem in _connections_problems(loaded.settings)
     ]
-    findings = check_host(loaded.settings, streams) if host else ()
+    findings: Sequence[Finding] = ()
+    if host:
+        from lbguard.cli.host_check import check_host
+
+        findings = check_host(loaded.settings, streams)
     if as_json:
         print_json(show.config_json(loaded, warnings, findings))
     else:

@@ -1,7 +1,7 @@
 """Sources of settings for pydantic-settings: flags, environment and a YAML file; and the words of a refusal.
 
-The library nests, types and merges what the sources give. Nothing here knows a single setting: names, bounds and help
-are read from the model's fields.
+The library takes values from the environment, and types and merges what all sources give. Names, bounds and help are
+read from the model's fields.
 """
 
 import os
