@@ -38,7 +38,6 @@ from lbguard.service.actuators import (
     WorkQueue,
 )
 from lbguard.service.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
-from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
 from lbguard.service.event_reporter import EventReporter
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
@@ -59,6 +58,8 @@ if TYPE_CHECKING:
     from lbguard.nsm.watch import WatchEvent
     from lbguard.service.build_nsm import MeshEvents
     from lbguard.service.servers import Servers
+    from lbguard.sources.interposer.source import InterposerSource
+    from lbguard.sources.kernel import KernelSource
 
 _log = logging.getLogger("lbguard.service.daemon")
 
@@ -134,14 +135,17 @@ class Daemon:
         self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
         self._routes = TargetRoutes()
-        self._interposer = (
-            make_interposer_source(
-                settings, self._hear_source, self.engine, lambda: self.runner.inbox_depth, self._routes
-            )
-            if settings.source == "interposer"
-            else None
-        )
-        self._kernel_source = make_kernel_source(settings, self._hear_source, self.engine, self._routes)
+        self._interposer: InterposerSource | None = None
+        self._kernel_source: KernelSource | None = None
+        if settings.source in {"interposer", "kernel"}:
+            # Loaded only where it is used: every start would wait for it.
+            from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
+
+            if settings.source == "interposer":
+                self._interposer = make_interposer_source(
+                    settings, self._hear_source, self.engine, lambda: self.runner.inbox_depth, self._routes
+                )
+            self._kernel_source = make_kernel_source(settings, self._hear_source, self.engine, self._routes)
         self._source = (
             self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
         )

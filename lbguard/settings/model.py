@@ -8,16 +8,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from lbguard.settings.announce import AnnounceSettings
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
     GROUP,
     Duration,
-    Durations,
     FilePath,
     Listen,
     OptionalDuration,
@@ -38,19 +39,23 @@ from lbguard.settings.nsp import NspSettings, check_place
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.recording import RecordingSettings
 from lbguard.settings.sources import (
+    DEFAULT,
+    ENV_DELIMITER,
     ENV_PREFIX,
+    EnvironmentSource,
     FileSource,
-    FlagSource,
-    FlatEnvSource,
+    NamedSource,
     SettingsError,
     explain,
     leaves,
-    nested,
 )
 from lbguard.settings.verdicts import VerdictSettings
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """Environment variable that names the YAML file when no `--config` is given."""
+
+_SOURCES = "sources"
+"""Name by which `load` hands its sources to `Settings.settings_customise_sources`."""
 
 
 class LogSettings(BaseModel):
@@ -234,40 +239,6 @@ class NeighborSettings(BaseModel):
     )
 
 
-class AnnounceSettings(BaseModel):
-    """Gratuitous ARP and unsolicited neighbour advertisements."""
-
-    model_config = GROUP
-    repeats: Durations = Field(
-        default=(0.0, 0.1, 1.1, 2.2),
-        max_length=16,
-        description="Times at which the addresses of a new link are announced, after its appearance; 0 first,"
-        " ascending.",
-        json_schema_extra={"unit": "list of durations"},
-    )
-    max_pending: int = number(
-        4096,
-        "addresses",
-        "The most addresses, of all links, that wait to be announced or announced again.",
-        low=1,
-        high=1_000_000,
-    )
-
-    @model_validator(mode="after")
-    def _ascending(self) -> "AnnounceSettings":
-        if self.repeats[:1] != (0.0,) or list(self.repeats) != sorted(set(self.repeats)):
-            raise PydanticCustomError(
-                "across",
-                "does not start with 0 and ascend",
-                {
-                    "setting": "announce.repeats",
-                    "value": ",".join(format_duration(item) for item in self.repeats),
-                    "allowed": "0 and then durations in ascending order, such as 0s,100ms,1.1s,2.2s",
-                },
-            )
-        return self
-
-
 class KernelSettings(BaseModel):
     """The mirror of the kernel's state."""
 
@@ -292,10 +263,13 @@ class MetricsSettings(BaseModel):
     )
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """All settings; `load` reads them from their sources."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What looks like JSON in a variable is text like any other.
+    model_config = SettingsConfigDict(
+        frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER, enable_decoding=False
+    )
 
     mode: Literal["enforce", "companion", "observe"] = Field(
         default="enforce",
@@ -335,6 +309,19 @@ class Settings(BaseModel):
     mesh: MeshSettings = group()
     probe: ProbeSettings = group()
     recording: RecordingSettings = group()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources that `load` made, the strongest first; without them, only what the caller gives counts."""
+        sources: tuple[PydanticBaseSettingsSource, ...] = init_settings().get(_SOURCES, (init_settings,))
+        return sources
 
     @model_validator(mode="after")
     def _source_is_told(self) -> "Settings":
@@ -384,20 +371,18 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     """
     if config is None and os.environ.get(CONFIG_VARIABLE):
         config = Path(os.environ[CONFIG_VARIABLE])
-    # Weakest first, so that the last writer of a name is the one whose value counts.
-    environment = FlatEnvSource(Settings)
-    sources = (FileSource(Settings, config), environment, FlagSource(Settings, flags or {}))
-    found = {name: value for source in sources for name, value in source.values.items()}
-    origins = dict.fromkeys((leaf.name for leaf in leaves(Settings)), "default")
-    for source in sources:
-        origins.update({name: source.origin(name) for name in source.values})
-    problems = [problem for source in sources for problem in source.problems]
+    flag, environment = NamedSource(Settings, "flag", flags or {}), EnvironmentSource(Settings)
+    file = FileSource(Settings, config)
+    sources: dict[str, Any] = {_SOURCES: (flag, environment, file)}
+    given = file.given | environment.given | flag.given
+    problems = file.problems + flag.problems
     try:
-        settings = Settings.model_validate(nested(found))
+        settings = Settings(**sources)
     except ValidationError as error:
-        raise SettingsError(problems + explain(error, Settings, found, origins)) from None
+        raise SettingsError(problems + explain(error, Settings, given)) from None
     if problems:
         raise SettingsError(problems)
+    origins = {leaf.name: given.get(leaf.name, DEFAULT).origin for leaf in leaves(Settings)}
     return Loaded(settings=settings, origins=origins, notes=environment.notes, config_path=config)
 
 
