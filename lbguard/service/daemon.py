@@ -51,7 +51,7 @@ from lbguard.sources.base import SourceEvent
 from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields, setup_logging
 from lbguard.telemetry.metrics.guard import Metrics
-from lbguard.telemetry.metrics.interface_counts import links_facing_targets
+from lbguard.telemetry.metrics.interface_counts import labels_of
 
 if TYPE_CHECKING:
     from lbguard.nsm.watch import WatchEvent
@@ -96,13 +96,13 @@ class Daemon:
         self._channel = NetlinkChannel()
         self._distributor = make(settings)
         self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
-        self._announcer = make_announcer(settings, self.engine.view.holds)
+        self._announcer = make_announcer(settings, self.engine.holds_address)
         self._kernel = KernelActuator(self._channel)
         neighbors = NeighborActuator(
             self._channel,
             neighbor_timers(settings),
             self._event_reporter.neighbors_refused,
-            self.engine.view.foreign_neighbor,
+            self.engine.foreign_neighbor,
             lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
         )
         self._tables = DistributorActuator(self._distributor, self._committed)
@@ -140,7 +140,7 @@ class Daemon:
         self._source = (
             self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
         )
-        self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.stream_registry.streams.values()])
+        self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.streams()])
         self._servers: Servers | None = None
         self._servers_opened = asyncio.Event()
         self._mesh: MeshEvents | None = None
@@ -168,9 +168,7 @@ class Daemon:
             return f"kernel_not_in_sync: {engine.sync_reason}"
         if not engine.running:
             return f"source_not_read: {engine.source_reason}"
-        waiting = [
-            name for name, stream in engine.stream_registry.streams.items() if not (stream.adopted or stream.removed)
-        ]
+        waiting = [stream.spec.name for stream in engine.streams() if not (stream.adopted or stream.removed)]
         if waiting:
             return f"tables_not_read: {', '.join(waiting)}"
         return (
@@ -284,7 +282,7 @@ class Daemon:
                 if not len(self._distributor_queue):
                     self._distributor_queue.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
                 self._take_counts()
-                self.runner.post(read_traffic(self.engine.view))
+                self.runner.post(read_traffic(self.engine.links_facing_targets()))
             await asyncio.sleep(_POLL_S if self._servers is not None else _POLL_BEFORE_READY_S)
 
     async def _count_packets(self) -> None:
@@ -297,9 +295,7 @@ class Daemon:
         while True:
             await asyncio.sleep(_POLL_S)
             rounds += 1
-            await self._packets.follow(
-                {mark: target.key for mark, target in self.engine.stream_registry.by_mark.items()}
-            )
+            await self._packets.follow(self.engine.keys_by_mark())
             # The first reading is what later ones are compared with: what an earlier run counted goes on.
             if rounds % _COUNT_EVERY == 1:
                 await self._packets.read()
@@ -308,13 +304,13 @@ class Daemon:
         """Follow a mesh manager once the repairs of the start are done: its library takes long to load."""
         await self._servers_opened.wait()
         build = await asyncio.to_thread(importlib.import_module, "lbguard.service.build_nsm")
-        mesh: MeshEvents = build.MeshEvents(self.settings.nsm, self.engine.view, self._post_mesh)
+        mesh: MeshEvents = build.MeshEvents(self.settings.nsm, self.engine, self._post_mesh)
         self._mesh = mesh
         await mesh.run()
 
     def _take_counts(self) -> None:
         """Bring gauges up to date and take over the counts that adapters keep themselves."""
-        self.availability.retain(self.engine.stream_registry.streams)
+        self.availability.retain(self.engine.stream_names())
         self.metrics.record_status(self.engine.summary(time.monotonic()))
         self.metrics.record_readiness(self.unready_reason())
         self._event_reporter.counted(self._announcer, self.mirror.counters)
@@ -324,7 +320,7 @@ class Daemon:
             self._servers.count(self.metrics)
         if self._mesh is not None:
             self.metrics.record_mesh(self._mesh.events, outdated=self._mesh.outdated, losses=self._mesh.losses)
-        self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
+        self.metrics.interfaces.follow(labels_of(self.engine.links_facing_targets()))
         if self._interposer is not None:
             self.metrics.record_interposer(self._interposer.counters.calls)
         counters = getattr(self._source, "counters", None) if self._interposer is None else None
@@ -346,14 +342,9 @@ class Daemon:
         self._event_reporter.waited(unready, time.monotonic())
         if not self._ready_told and not unready:
             self._ready_told = True
-            stream_registry = self.engine.stream_registry
             after_s = round(time.monotonic() - self._started_at, 3)
-            _log.info(
-                "ready",
-                extra=fields(
-                    streams=len(stream_registry.streams), targets=len(stream_registry.by_mark), after_s=after_s
-                ),
-            )
+            streams, targets = len(self.engine.stream_names()), len(self.engine.keys_by_mark())
+            _log.info("ready", extra=fields(streams=streams, targets=targets, after_s=after_s))
             GarbageCalmer().start()
 
     async def _open_servers(self) -> "Servers":
@@ -383,7 +374,7 @@ class Daemon:
         if not self.engine.in_sync:
             return None
         # Where the load balancer keeps its own, those are the ones that show.
-        return [*self.engine.tables.routes.actual.values(), *(self._routes.routes() or ())]
+        return [*self.engine.routes(), *(self._routes.routes() or ())]
 
     def _post(self, events: Sequence[Event]) -> None:
         self._event_reporter.refused(events)

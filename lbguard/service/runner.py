@@ -210,8 +210,8 @@ class Runner:
             if self._inbox or not self._caught_up():
                 return True
             self._reading_until = -math.inf
-        deadline = self.engine.life.deadlines.next()
-        if deadline is None or not deadline <= now < deadline + _NEWS_WAIT_S or not self.engine.in_sync:
+        deadline = self.engine.next_target_deadline()
+        if deadline is None or not deadline <= now < deadline + _NEWS_WAIT_S:
             return False
         return bool(self._inbox) or not self._caught_up()
 

@@ -16,10 +16,10 @@ def test_only_links_that_face_targets_are_read() -> None:
         guard.address(1, "172.16.0.3/24"),
         guard.address(2, "172.16.0.4/24"),
     )
-    assert read_traffic(guard.engine.view) == []
+    assert read_traffic(guard.engine.links_facing_targets()) == []
     guard.register(1)
-    [seen] = read_traffic(guard.engine.view)
+    [seen] = read_traffic(guard.engine.links_facing_targets())
     assert seen.ifindex == 1
     assert seen.rx_packets >= 0
     guard.tell(LinkGone(ifindex=1))
-    assert read_traffic(guard.engine.view) == []
+    assert read_traffic(guard.engine.links_facing_targets()) == []
