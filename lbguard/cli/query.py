@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lbguard.cli.conventions import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption
+from lbguard.cli.conventions import JsonOption
+from lbguard.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from lbguard.telemetry.output import is_read, print_error, print_json, print_text
 
 _INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.1, 60.0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbguard.cli.conventions import EXIT_FAILED, JsonOption
+from lbguard.cli.conventions import JsonOption
+from lbguard.errors import EXIT_FAILED
 from lbguard.telemetry.output import print_json
 
 if TYPE_CHECKING:

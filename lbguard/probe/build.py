@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from lbguard.core.model import Verdict
+from lbguard.errors import CommandError
 from lbguard.kernel.mirror import MirrorSettings
 from lbguard.probe.bridge import BridgeNeighbors, BridgeSource
 from lbguard.probe.bridge_ports import BridgePorts
@@ -29,7 +30,7 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 _NAME_MAX = 63
 
 
-class ProbeError(Exception):
+class ProbeError(CommandError):
     """The probe cannot work; the text names the setting or the right that is missing, and what to do."""
 
 

@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lbguard.errors import EXIT_REFUSED, CommandError
+
 FORMAT = "lbguard-recording"
 VERSION = 1
 SUFFIX = ".jsonl.gz"
@@ -36,8 +38,10 @@ START, GOES_ON, AFTER_LOSS = "start", "goes_on", "after_loss"
 NS = 1e9
 
 
-class RecordingError(Exception):
+class RecordingError(CommandError):
     """A recording that cannot be read (or written); the message names the file, the place in it, and a remedy."""
+
+    exit_status = EXIT_REFUSED
 
 
 class EmptyFileError(RecordingError):
