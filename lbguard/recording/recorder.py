@@ -17,7 +17,7 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Effect, Record, SetAvailability
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
-from lbguard.core.model import TargetKey, TargetState
+from lbguard.core.model import TargetKey
 from lbguard.recording.checkpoint import freeze
 from lbguard.recording.writer import Checkpoint, Entry, RecordingWriter
 from lbguard.telemetry.log import fields
@@ -77,8 +77,7 @@ class RecordedEngine(Engine):
 
     def _calm(self) -> bool:
         """Return whether nothing is broken: then a moment's pause for a checkpoint hurts nobody."""
-        troubled = (TargetState.HELD, TargetState.FROZEN)
-        return not any(stream.counts[state] for stream in self.stream_registry.streams.values() for state in troubled)
+        return not any(stream.broken for stream in self.streams())
 
 
 def said_of(effects: list[Effect]) -> list[object]:

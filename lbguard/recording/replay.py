@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from lbguard.core.engine import Engine
 from lbguard.core.status import GuardStatus
@@ -15,9 +15,11 @@ from lbguard.recording.format import AFTER_LOSS, GOES_ON, EmptyFileError, Header
 from lbguard.recording.reader import (
     Began,
     ClockSet,
+    Committed,
     Decided,
     Ended,
     Item,
+    PacketsRead,
     Repaired,
     Told,
     read_file,
@@ -145,6 +147,10 @@ class Replayer:
             case Decided():
                 self.report.calls += 1
                 return self._compare(item)
+            case PacketsRead() | Committed():
+                pass  # for the tuner: the engine is not told
+            case _:
+                assert_never(item)
         return None
 
     def status(self, now: float) -> GuardStatus:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from types import NoneType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, assert_never
 
 from lbguard.core.addr import Ip
 from lbguard.core.effects import (
@@ -147,6 +147,8 @@ class KernelActuator:
             case SetLinkUp():
                 await self._set_up(effect)
                 return []
+            case _:
+                assert_never(effect)
 
     async def _set_down(self, effect: SetLinkDown) -> LinkSetDown:
         try:
@@ -202,6 +204,8 @@ class NeighborActuator:
                     reason = await self._links.tune(effect.link.ifindex, effect.ifname, self._timers)
                     if reason:
                         _log.warning("neighbour timers not set", extra=fields(link=effect.ifname, reason=reason))
+                case _:
+                    assert_never(effect)
         except OSError as error:
             _log.warning("neighbour operation failed", extra=fields(reason=str(error)))
         if failures:
@@ -251,6 +255,8 @@ class DistributorActuator:
                 return await self._prune(effect.known)
             case PollDistributor():
                 return await self._poll(read_back=effect.read_back)
+            case _:
+                assert_never(effect)
 
     async def _attach(self, stream: StreamSpec) -> Event:
         self._leaving.pop(stream.name, None)

@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from lbguard.api.verdicts.queue import VERDICTS_WAITING_MAX
 from lbguard.core.effects import (
@@ -240,4 +240,6 @@ class Runner:
                 self._neighbors.put(effect, droppable=isinstance(effect, ProbeNeighbors))
             case AttachStream() | CommitTables() | ForgetStream() | PruneStreams():
                 self._distributor.put(effect)
+            case _:
+                assert_never(effect)
         self._event_reporter.performed(effect)

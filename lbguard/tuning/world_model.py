@@ -11,6 +11,7 @@ import dataclasses
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import assert_never
 
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
@@ -201,14 +202,32 @@ class WorldModel:
                     self._later(now + KERNEL_S, partial(self._program_rules, effect))
                 case fx.SetLinkDown(link=link):
                     self._later(now + KERNEL_S, partial(self._set_down, link))
-                case fx.AttachStream(stream=stream) if stream.name in self._tables:
-                    self._later(now + TABLES_S, partial(self._read_back, stream.name))
+                case fx.AttachStream(stream=stream):
+                    # What the distributor holds of a stream that is new here is told by the recording.
+                    if stream.name in self._tables:
+                        self._later(now + TABLES_S, partial(self._read_back, stream.name))
                 case fx.CommitTables(tables=tables):
                     self._later(now + TABLES_S, partial(self._commit, tables, now + TABLES_S))
                 case fx.ForgetStream(stream=stream):
                     self._tables.pop(stream.name, None)
                 case fx.PruneStreams():
                     self._later(now + TABLES_S, _pruned)
+                case (
+                    fx.Announce()
+                    | fx.SolicitNeighbors()
+                    | fx.FlushNeighbors()
+                    | fx.ResolveNeighbors()
+                    | fx.ProbeNeighbors()
+                    | fx.TuneLink()
+                    | fx.SetLinkUp()
+                    | fx.SetAvailability()
+                    | fx.NeighborMoved()
+                    | fx.VerdictAnswered()
+                    | fx.Ignored()
+                ):
+                    pass  # nothing here answers them
+                case _:
+                    assert_never(effect)
 
     def _program_routes(self, effect: fx.ProgramRoutes) -> list[Event]:
         results: list[Event] = []
