@@ -17,13 +17,13 @@ from typing import Any
 from lbguard.core import events as ev
 from lbguard.core.commits import Commits
 from lbguard.core.config import EngineConfig
+from lbguard.core.deadlines import Retries
 from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, VerdictAnswered
 from lbguard.core.engine_state import EngineState
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import RouteKey, RuleKey, route_key, rule_key
 from lbguard.core.model import NeighborState, Rule, TargetState
 from lbguard.core.observation import unseen_s
-from lbguard.core.retry import Retries
 from lbguard.core.state import Target
 
 
