@@ -67,9 +67,9 @@ def run(
         loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
         if not _fit_to_start(loaded):
             raise typer.Exit(EXIT_FAILED)
-        from lbguard.service import daemon
+        from lbguard.service import process
 
-        raise typer.Exit(daemon.run(loaded.settings))
+        raise typer.Exit(process.run(loaded.settings))
     finally:
         gc.enable()
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lbguard.core.checkpoint import CheckpointError, Node
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event, KernelSnapshot
-from lbguard.recording.checkpoint import CheckpointError, Node, decode_nodes
+from lbguard.recording.checkpoint import decode_nodes
 from lbguard.recording.codec import CodecError, Decoder, decode_item
 from lbguard.recording.format import NS, SUFFIX, EmptyFileError, Header, RecordingError
 from lbguard.recording.writer import SNAPSHOT_ITEMS

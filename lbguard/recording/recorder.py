@@ -13,12 +13,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from lbguard.core.checkpoint import freeze
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Effect, Record, SetAvailability
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
 from lbguard.core.model import TargetKey
-from lbguard.recording.checkpoint import freeze
 from lbguard.recording.writer import Checkpoint, Entry, RecordingWriter
 from lbguard.telemetry.log import fields
 

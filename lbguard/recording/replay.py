@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, assert_never
 
+from lbguard.core.checkpoint import CheckpointError, restore
 from lbguard.core.engine import Engine
 from lbguard.core.status import GuardStatus
-from lbguard.recording.checkpoint import CheckpointError, core_digest, restore
+from lbguard.recording.checkpoint import core_digest
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, EmptyFileError, Header, RecordingError, local_time
 from lbguard.recording.reader import (
     Began,

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbguard import __version__
+from lbguard.core.checkpoint import Node
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import AddressSeen, KernelSnapshot, LinkRouteSeen, LinkSeen, NeighborSeen
 from lbguard.core.model import Route, Rule
-from lbguard.recording.checkpoint import Node, core_digest, encode_nodes
+from lbguard.recording.checkpoint import core_digest, encode_nodes
 from lbguard.recording.codec import encode, encode_item, schema
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, NS, PATTERN, START, SUFFIX, Header, Limits
 

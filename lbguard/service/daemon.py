@@ -4,9 +4,7 @@ import asyncio
 import gc
 import importlib
 import logging
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -20,9 +18,7 @@ from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
-from lbguard.distributor.base import CommitResult, Distributor, DistributorError
-from lbguard.errors import StartError
-from lbguard.kernel.instance import InstanceLock, InstanceRunning
+from lbguard.distributor.base import CommitResult, Distributor
 from lbguard.kernel.socket import NetlinkChannel
 from lbguard.recording.service import ServiceRecording
 from lbguard.service.actuators import (
@@ -49,7 +45,7 @@ from lbguard.service.withdrawal import withdraw_everything
 from lbguard.settings.model import Settings
 from lbguard.sources.base import SourceEvent
 from lbguard.telemetry.decisions import DecisionLog
-from lbguard.telemetry.log import fields, setup_logging
+from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
 
@@ -66,7 +62,6 @@ _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _SERVERS_LATEST_S = 1.0
-_SWITCH_INTERVAL_S = 0.0001
 
 
 class Daemon:
@@ -400,41 +395,3 @@ class Daemon:
             self._announcer.announce(effect)
         else:
             self._announcer.solicit(effect)
-
-
-async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) -> tuple[int, bool]:
-    """Run the service; return the exit status, and whether a thread of it hangs."""
-    problems: list[Exception] = []
-    daemon: Daemon | None = None
-    try:
-        daemon = Daemon(settings, make)
-        await daemon.run()
-    except* Exception as group:
-        problems += group.exceptions
-    for problem in problems:
-        starting = daemon is None or not daemon.started
-        if isinstance(problem, StartError) or (starting and isinstance(problem, DistributorError | OSError)):
-            _log.critical("cannot start", extra=fields(reason=str(problem)))
-        else:
-            _log.critical("a part of the service failed", exc_info=problem)
-    return (1 if problems else 0), daemon is not None and daemon.stuck
-
-
-def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> int:
-    """Run the service until a signal ends it; return the exit status (0 stopped, 1 failed)."""
-    logging_ = setup_logging(settings.log.format, settings.log.level)
-    status, stuck = 1, False
-    # The loop gives the interpreter away with every system call. Beside a thread that computes (a scrape) it would get
-    # it back only after 5 ms each time.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    try:
-        with InstanceLock():
-            status, stuck = asyncio.run(_serve(settings, make))
-    except InstanceRunning as error:
-        _log.critical("cannot start", extra=fields(reason=str(error)))
-    finally:
-        logging_.close()
-    if stuck:
-        # The interpreter would wait for the thread that hangs.
-        os._exit(status)
-    return status
