@@ -1,7 +1,7 @@
 """Every metric of lbguard, in one class that takes a registry. Importing this module registers nothing.
 
 Series that come and go with what they tell of stand in modules of their own, which this one puts together: of streams
-in `streams`, of targets in target_packets and target_timeline, of links in interface_counts.
+in `streams`, of targets in `targets`, of links in `interface_counts`.
 
 Labels are bounded: streams and targets come from the source and leave with it; every other label is one of the named
 reasons of the code, and a value that does not look like one is counted as `other`.
@@ -24,11 +24,10 @@ from lbguard.core.effects import (
 )
 from lbguard.core.model import VerdictState
 from lbguard.core.status import GuardStatus
-from lbguard.telemetry.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
-from lbguard.telemetry.metrics.foreign_counts import ForeignCounts
+from lbguard.telemetry.metrics.families import WORK_BUCKETS, ForeignCounts, MetricFamilies, MetricSpec, reason_label
 from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
 from lbguard.telemetry.metrics.streams import StreamMetrics
-from lbguard.telemetry.metrics.target_packets import PACKET_SPECS, TargetPackets
+from lbguard.telemetry.metrics.targets import PACKET_SPECS, TargetPackets
 
 UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
 """Why the service may not be ready, by name (`Daemon.unready_reason`)."""

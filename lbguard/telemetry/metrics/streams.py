@@ -6,7 +6,7 @@ from typing import Protocol
 from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState
 from lbguard.core.status import StreamStatus
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
-from lbguard.telemetry.metrics.target_timeline import TIMELINE_LABELS, TIMELINE_METRICS, TargetTimeline
+from lbguard.telemetry.metrics.targets import TIMELINE_LABELS, TIMELINE_METRICS, TargetTimeline
 
 _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
 
