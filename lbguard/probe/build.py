@@ -20,8 +20,7 @@ from lbguard.probe.report_stream import ReporterSettings
 from lbguard.probe.reporter import Reporter
 from lbguard.probe.source import ConnectionSource, Emit
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
-from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource
-from lbguard.rpc.workload_api import WorkloadApi
+from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource, WorkloadApi
 from lbguard.settings.dial_address import parse_dial_address, parse_report_address
 from lbguard.settings.model import Settings
 from lbguard.settings.probe import NsmSettings, ProbeSettings

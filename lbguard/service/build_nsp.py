@@ -14,8 +14,14 @@ from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory, memory_path
 from lbguard.rpc.channels import ChannelSpec
-from lbguard.rpc.security import CertificateFiles, CredentialsError, Material, MaterialSource, server_credentials
-from lbguard.rpc.workload_api import WorkloadApi
+from lbguard.rpc.security import (
+    CertificateFiles,
+    CredentialsError,
+    Material,
+    MaterialSource,
+    WorkloadApi,
+    server_credentials,
+)
 from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.model import Settings
 from lbguard.settings.nsp import NspSettings
