@@ -31,16 +31,22 @@ from lbguard.service.actuators import (
     PollDistributor,
     WorkQueue,
 )
-from lbguard.service.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
-from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
+from lbguard.service.build import (
+    make_announcer,
+    make_distributor,
+    make_interposer_source,
+    make_kernel_source,
+    make_mirror,
+    make_source,
+    neighbor_timers,
+)
 from lbguard.service.event_reporter import EventReporter
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
 from lbguard.service.local_vips import LocalVips
-from lbguard.service.packet_counts import PacketCounts
+from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
 from lbguard.service.target_routes import TargetRoutes
-from lbguard.service.traffic_counts import read_traffic
 from lbguard.service.withdrawal import withdraw_everything
 from lbguard.settings.model import Settings
 from lbguard.sources.base import SourceEvent
