@@ -1,4 +1,4 @@
-"""Builds the parts of the service from the settings, and shows the core and the tables to the sources that need them."""
+"""Builds the parts of the service from the settings; shows the core and the tables to the sources that need them."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping

@@ -8,7 +8,7 @@ reasons of the code, and a value that does not look like one is counted as `othe
 """
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
@@ -275,16 +275,18 @@ class Metrics:
         for reason in neighbors:
             self.neighbor_errors.labels(reason_label(reason)).inc()
 
-    def record_step(self, *, duration_s: float, lags_s: Iterable[float] = (), inbox_depth: int = 0) -> None:
+    def follow_inbox(self, depth: Callable[[], int]) -> None:
+        """Show how many events wait at the moment of a scrape; `depth` is called by the thread that serves it."""
+        self.inbox_depth.set_function(depth)
+
+    def record_step(self, *, duration_s: float, lags_s: Iterable[float] = ()) -> None:
         """Note one turn of the loop.
 
         Args:
             duration_s: how long the engine took.
             lags_s: for each batch of events, from receiving it to the decision.
-            inbox_depth: events left waiting.
         """
         self.engine_step.observe(duration_s)
-        self.inbox_depth.set(inbox_depth)
         for lag_s in lags_s:
             self.event_lag.observe(lag_s)
 
