@@ -17,7 +17,7 @@ from lbguard.probe.monitor import Monitor
 from lbguard.probe.nsm import NsmSource
 from lbguard.probe.nsm_view import NsmScope, NsmView
 from lbguard.probe.report_stream import ReporterSettings
-from lbguard.probe.reporter import Reporter
+from lbguard.probe.reporter import NAME_MAX, Reporter
 from lbguard.probe.source import ConnectionSource, Emit
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource, WorkloadApi
@@ -26,7 +26,6 @@ from lbguard.settings.model import Settings
 from lbguard.settings.probe import NsmSettings, ProbeSettings
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-_NAME_MAX = 63
 
 
 class ProbeError(CommandError):
@@ -165,4 +164,4 @@ def make_reporting(probe: ProbeSettings, host_name: str, metrics: ProbeMetrics) 
 def reporter_name(host_name: str) -> str:
     """Return a host name as the verdict service takes it; empty when nothing of it can be used."""
     kept = "".join(character for character in host_name if character in _NAME_CHARACTERS)
-    return kept.lstrip("._-")[:_NAME_MAX]
+    return kept.lstrip("._-")[:NAME_MAX]

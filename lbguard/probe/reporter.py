@@ -26,7 +26,7 @@ _log = logging.getLogger("lbguard.probe.reporter")
 LINGER_S = 3.0
 """How long a load balancer whose links are gone may still be told so."""
 
-_NAME_MAX = 63
+NAME_MAX = 63
 
 FarEnd = tuple[Ip, ...]
 """The addresses of one load balancer at the far end of links."""
@@ -120,7 +120,7 @@ class Reporter:
         if not self._settings.name:
             return ""
         suffix = "." + format_ip(far_end[0]).replace(":", "-").strip("-")
-        return self._settings.name[: _NAME_MAX - len(suffix)] + suffix
+        return self._settings.name[: NAME_MAX - len(suffix)] + suffix
 
     def _start(self, stream: ReportStream) -> None:
         if self._tasks is not None and stream not in self._running:

@@ -36,6 +36,7 @@ START, GOES_ON, AFTER_LOSS = "start", "goes_on", "after_loss"
 """How a file begins: with a new engine; where the one before ended; or with a checkpoint after something was lost."""
 
 NS = 1e9
+GZIP = 31  # zlib: window of 32 KiB, gzip header and trailer
 
 
 class RecordingError(CommandError):
