@@ -11,7 +11,7 @@ first item says what it is:
     ["=", ROW]              what that `decide` said: a decision, or that a stream's availability changed
     ["s", FIELD, ITEM...]   a part of a full view of the kernel: items are rows, or `"FIRST+COUNT"` of the view before
     ["S"]                   the view is whole: an event
-    ["n", KIND, ...]        a part of the engine's state at the beginning of the file; see `checkpoint.py`
+    ["n", KIND, ...]        a part of the engine's state at the beginning of the file; see `codec.py`
     ["N"]                   the state is whole
     ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packets of targets so far, and those dropped while held
     ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from lbguard.core.checkpoint import CheckpointError, Node
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event, KernelSnapshot
-from lbguard.recording.checkpoint import decode_nodes
-from lbguard.recording.codec import CodecError, Decoder, decode_item
+from lbguard.recording.codec import CodecError, Decoder, decode_item, decode_nodes
 from lbguard.recording.format import GZIP, NS, SUFFIX, EmptyFileError, Header, RecordingError
 from lbguard.recording.writer import SNAPSHOT_ITEMS
 from lbguard.settings.bounded_file import FileError, open_regular_file

@@ -11,7 +11,7 @@ from typing import NamedTuple, assert_never
 from lbguard.core.checkpoint import CheckpointError, restore
 from lbguard.core.engine import Engine
 from lbguard.core.status import GuardStatus
-from lbguard.recording.checkpoint import core_digest
+from lbguard.recording.codec import core_digest
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, EmptyFileError, Header, RecordingError, local_time
 from lbguard.recording.reader import (
     Began,

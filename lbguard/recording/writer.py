@@ -17,8 +17,7 @@ from lbguard.core.checkpoint import Node
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import AddressSeen, KernelSnapshot, LinkRouteSeen, LinkSeen, NeighborSeen
 from lbguard.core.model import Route, Rule
-from lbguard.recording.checkpoint import core_digest, encode_nodes
-from lbguard.recording.codec import encode, encode_item, schema
+from lbguard.recording.codec import core_digest, encode, encode_item, encode_nodes, schema
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, GZIP, NS, PATTERN, START, SUFFIX, Header, Limits
 
 SNAPSHOT_ITEMS: dict[str, type] = {
