@@ -30,6 +30,7 @@ from lbguard.service.actuators import (
     NeighborEffect,
     PollDistributor,
     WorkQueue,
+    withdraw_everything,
 )
 from lbguard.service.build import (
     make_announcer,
@@ -47,7 +48,6 @@ from lbguard.service.local_vips import LocalVips
 from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
 from lbguard.service.target_routes import TargetRoutes
-from lbguard.service.withdrawal import withdraw_everything
 from lbguard.settings.model import Settings
 from lbguard.sources.base import SourceEvent
 from lbguard.telemetry.decisions import DecisionLog
