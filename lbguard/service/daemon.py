@@ -245,12 +245,8 @@ class Daemon:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
                 if (holds := self._open_holds()) is not None:
-                    left = (
-                        ((), time.monotonic())
-                        if withdraw
-                        else (holds, time.monotonic(), self.engine.subnets_to_remember())
-                    )
-                    await asyncio.to_thread(self._hold_file.save, *left)
+                    holds, subnets = ((), ()) if withdraw else (holds, self.engine.subnets_to_remember())
+                    await asyncio.to_thread(self._hold_file.save, holds, time.monotonic(), subnets)
                 await self._distributor.close()
                 await self._packets.close()
         except TimeoutError:
