@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbguard.cli.conventions import EXIT_FAILED, JsonOption
+from lbguard.cli.conventions import JsonOption
+from lbguard.errors import EXIT_FAILED
 from lbguard.telemetry.output import print_json
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ def run(
         loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
         if not _fit_to_start(loaded):
             raise typer.Exit(EXIT_FAILED)
-        from lbguard.service import daemon
+        from lbguard.service import process
 
-        raise typer.Exit(daemon.run(loaded.settings))
+        raise typer.Exit(process.run(loaded.settings))
     finally:
         gc.enable()
 

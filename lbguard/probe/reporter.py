@@ -25,7 +25,7 @@ _log = logging.getLogger("lbguard.probe.reporter")
 LINGER_S = 3.0
 """Time for which reports go to a load balancer whose links are gone."""
 
-_NAME_MAX = 63
+NAME_MAX = 63
 
 FarEnd = tuple[Ip, ...]
 """The addresses of one load balancer at the far end of links."""
@@ -119,7 +119,7 @@ class Reporter:
         if not self._settings.name:
             return ""
         suffix = "." + format_ip(far_end[0]).replace(":", "-").strip("-")
-        return self._settings.name[: _NAME_MAX - len(suffix)] + suffix
+        return self._settings.name[: NAME_MAX - len(suffix)] + suffix
 
     def _start(self, stream: ReportStream) -> None:
         if self._tasks is not None and stream not in self._running:

@@ -1,4 +1,4 @@
-"""Builds adapters from the settings, one function each."""
+"""Builds the parts of the service from the settings; shows the core and the tables to the sources that need them."""
 
 from collections.abc import Callable, Iterable
 

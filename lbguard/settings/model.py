@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from lbguard import DEFAULT_SOCKET
 from lbguard.settings.announce import AnnounceSettings
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
@@ -282,9 +283,7 @@ class Settings(BaseSettings):
         " unmodified load balancer makes (interposer), or its rules and routes (kernel; not with enforce).",
     )
     targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
-    socket: SocketPath = Field(
-        default=Path("/run/lbguard/lbguard.sock"), description="Unix socket of the API, made with mode 0660."
-    )
+    socket: SocketPath = Field(default=Path(DEFAULT_SOCKET), description="Unix socket of the API, made with mode 0660.")
     withdraw_on_exit: bool = Field(
         default=False,
         description="Withdraw every target and remove routes and rules at exit; off: leave everything in place.",

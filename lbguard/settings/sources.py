@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource
 
+from lbguard.errors import EXIT_REFUSED, CommandError
 from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
 from lbguard.settings.durations import format_duration
@@ -86,12 +87,19 @@ class Given(NamedTuple):
 DEFAULT = Given(None, "default")
 
 
-class SettingsError(Exception):
+class SettingsError(CommandError):
     """Settings were refused; `problems` holds each, and the text has one line for each."""
+
+    exit_status = EXIT_REFUSED
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the problems."""
+        return tuple(map(str, self.problems))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

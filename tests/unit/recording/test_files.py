@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbguard.core import events as ev
+from lbguard.core.checkpoint import freeze
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import KernelSnapshot, LinkGone
 from lbguard.core.model import NeighborState
-from lbguard.recording.checkpoint import freeze
 from lbguard.recording.format import Limits, RecordingError
 from lbguard.recording.reader import Began, Decided, Ended, Item, Told, find_files, read_file, read_header
 from lbguard.recording.recorder import RecordedEngine
