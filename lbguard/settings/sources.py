@@ -21,6 +21,7 @@ from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
 from lbguard.settings.durations import format_duration
 from lbguard.settings.listen import EXAMPLES as LISTEN_EXAMPLES
+from lbguard.settings.removed import REMOVED_SETTINGS, REMOVED_VALUES
 from lbguard.settings.yaml_file import YamlError, parse_yaml
 
 ENV_PREFIX = "LBGUARD_"
@@ -94,7 +95,7 @@ class Leaf:
     @property
     def variable(self) -> str:
         """The environment variable of the setting."""
-        return ENV_PREFIX + self.name.upper().replace(".", "__")
+        return variable_of(self.name)
 
     def show(self, value: Any) -> str:
         """Write a value of this setting as it could be written in a flag."""
@@ -105,6 +106,11 @@ class Leaf:
         if isinstance(value, tuple):
             return ",".join(format_duration(item) if isinstance(item, float) else str(item) for item in value)
         return format_duration(value) if self.unit == "duration" else str(value)
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return ENV_PREFIX + name.upper().replace(".", "__")
 
 
 @cache
@@ -192,6 +198,8 @@ class _FlatSource:
         suggestion = nearest(name, list(self.known))
         if any(known.startswith(f"{name}.") for known in self.known):
             reason, suggestion = "a group of settings, not a setting", f"names such as {name}.NAME"
+        elif name in REMOVED_SETTINGS:
+            reason, suggestion = REMOVED_SETTINGS[name], ""
         else:
             reason = "unknown setting"
         shown = "" if value is None else repr(value)
@@ -240,11 +248,15 @@ class FlatEnvSource(_FlatSource):
     def read(self) -> dict[str, object]:
         """Return raw values by dotted name."""
         variables = {leaf.variable: leaf.name for leaf in self.known.values()}
+        removed = {variable_of(name): name for name in REMOVED_SETTINGS}
         self.notes: tuple[str, ...] = ()
+        self._aliases: dict[str, str] = {}
         values: dict[str, object] = {}
         for variable, text in os.environ.items():
             if variable in variables:
                 values[variables[variable]] = text
+            elif variable in removed:
+                self.take(removed[variable], text, values)
             elif variable.startswith(ENV_PREFIX) and not self._is_foreign(variable):
                 # Not refused: the environment is shared, and a Service named lbguard-x adds names of its own.
                 hint = nearest(variable, list(variables))
@@ -255,7 +267,7 @@ class FlatEnvSource(_FlatSource):
 
     def origin(self, name: str) -> str:
         """Return the origin of a setting's value."""
-        return f"environment {self._aliases.get(name, self.known[name].variable)}"
+        return f"environment {self._aliases.get(name, variable_of(name))}"
 
     def _aliases_in_force(self, values: dict[str, object]) -> dict[str, str]:
         """Return the variables of Meridio's containers that stand in for settings of ours that are not given.
@@ -362,6 +374,7 @@ def _explain_one(
     leaf = known[name]
     # What a good value looks like stands in `allowed`, so the reason ends before its examples.
     reason = _REASONS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").partition(", such as")[0]
+    reason = REMOVED_VALUES.get((name, str(found.get(name))), reason)
     allowed = leaf.allowed
     if leaf.unit == "duration":
         allowed = f"a duration from {leaf.allowed}, such as {DURATION_EXAMPLES}"

@@ -18,7 +18,6 @@ from pathlib import Path
 from lbguard.core.addr import format_ip
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
 from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
 from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.distributor.nftables.inventory import read_counter
@@ -27,6 +26,7 @@ from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, stream_names
 from lbguard.distributor.nftables.session import LIBRARY, NftContext
 from lbguard.lab import nfqlb
 from lbguard.lab.netns import Namespace, connect
+from lbguard.lab.stock_nfqlb import StockCommands
 from tests.bench import commit, flood
 from tests.bench.results import Row, Say, Scale
 from tests.bench.world import LINK, PEER_BRIDGE, Pair, mark_of, pair, target_ips
@@ -110,11 +110,11 @@ class _Trial:
             await commit.commit(memory, commit.EVERYONE)
             guarded = await self._send("nfqlb, lbguard's writes to its memory", self._toggling(memory))
             await memory.close()
-            cli = NfqlbCliDistributor()
-            await cli.attach(commit.stream())
-            await commit.commit(cli, commit.EVERYONE)
-            stock = await self._send("nfqlb, stock commands", self._toggling(cli, changed=1))
-            await cli.close()
+            commands = StockCommands()
+            await commands.attach(commit.stream())
+            await commit.commit(commands, commit.EVERYONE)
+            stock = await self._send("nfqlb, stock commands", self._toggling(commands, changed=1))
+            await commands.close()
         finally:
             await process.stop()
         return [
