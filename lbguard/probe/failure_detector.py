@@ -8,7 +8,6 @@ Packet loss, one deaf family or a monitor that got no CPU is enough for that. He
 - `PhiDetector` (Hayashibara et al., The phi accrual failure detector, 2004): suspicion of a pair is -log10 of the
   probability that a reply comes later than this, given the times between replies so far. A family is down when all of
   its pairs are suspected.
-- `NsmDetector`: the rule above, to compare with.
 
 Silence counts only in a round whose pings left in time: a monitor without CPU must not report what it did not test.
 """
@@ -31,11 +30,10 @@ LATE_MIN_S: Final = 0.01
 
 
 class Detector(StrEnum):
-    """The ways to judge. NSM is Network Service Mesh's own rule and is here to compare with."""
+    """The ways to judge."""
 
     ROUNDS = "rounds"
     PHI = "phi"
-    NSM = "nsm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +114,15 @@ def outcome(rounds: Sequence[FamilyRound]) -> str:
 
 
 class FailureDetector(Protocol):
-    """Judges one connection. `wants_replies`: it judges by the times of replies, not by rounds."""
+    """Judges one connection.
+
+    Attributes:
+        wants_replies: it judges by the times of replies, not by rounds.
+        tests_again: a silent round is followed at once by a shorter one.
+    """
 
     wants_replies: bool
+    tests_again: bool
 
     def replied(self, pair: int, at: float) -> None:
         """Record that a reply on a pair (by its place in the connection) came at this moment."""
@@ -127,7 +131,7 @@ class FailureDetector(Protocol):
         """Record that the monitor itself was late: the silence until now says nothing."""
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """FailureDetector at the end of a round; None while there is not enough to say anything."""
+        """Judge at the end of a round; None while there is not enough to say anything."""
 
     def down_at(self) -> float | None:
         """Return the moment at which the connection is DOWN if no reply comes until then; None: rounds tell."""
@@ -158,6 +162,7 @@ class RoundsDetector:
     """k of n rounds, family by family."""
 
     wants_replies = False
+    tests_again = True
 
     def __init__(self, settings: DetectorSettings, families: Sequence[bool]) -> None:
         k, n, up = settings.down_rounds, settings.window_rounds, settings.up_rounds
@@ -195,26 +200,6 @@ class RoundsDetector:
         if True in deaf or any(family.bad for family in self._lame.values()):
             return VerdictState.DEGRADED
         return VerdictState.UP
-
-
-class NsmDetector:
-    """Any pair without a reply in a round is down."""
-
-    wants_replies = False
-
-    def replied(self, pair: int, at: float) -> None:
-        """Do nothing: rounds tell."""
-
-    def excuse(self, now: float) -> None:
-        """Do nothing."""
-
-    def down_at(self) -> float | None:
-        """Return None: rounds tell."""
-        return None
-
-    def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """FailureDetector a round by itself."""
-        return VerdictState.DOWN if any(family.silent for family in rounds) else VerdictState.UP
 
 
 class _Arrivals:
@@ -269,6 +254,7 @@ class PhiDetector:
     """
 
     wants_replies = True
+    tests_again = False
 
     def __init__(self, settings: DetectorSettings, families: Sequence[bool], now: float) -> None:
         expected_s = settings.interval_s / settings.pings
@@ -294,7 +280,7 @@ class PhiDetector:
         return max(self._suspected_at())
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """FailureDetector this moment, whatever the rounds say."""
+        """Judge by this moment, whatever the rounds say."""
         suspected = [at <= now for at in self._suspected_at()]
         if all(suspected):
             return VerdictState.DOWN
@@ -335,5 +321,3 @@ def make_judge(settings: DetectorSettings, families: Sequence[bool], now: float)
             return RoundsDetector(settings, tuple(dict.fromkeys(families)))
         case Detector.PHI:
             return PhiDetector(settings, families, now)
-        case Detector.NSM:
-            return NsmDetector()
