@@ -27,7 +27,7 @@ def test_every_example_is_accepted_by_the_settings() -> None:
 def test_the_rule_for_the_environment_says_the_same_as_the_mapping() -> None:
     (rules,) = re.findall(r'LBGUARD_VERDICTS__POLICY="([^"]+)"', text(PAGE))
     settings = VerdictSettings.model_validate({"policy": rules})
-    subnets = Policy(settings.policy).subnets_of(("spiffe://example.org/ns/red/sa/proxy",))
+    _, subnets = Policy(settings.policy).admit(("spiffe://example.org/ns/red/sa/proxy",))
     assert parse_ip("172.16.9.9") in subnets
     assert parse_ip("fd00::9") in subnets
     assert parse_ip("192.168.0.1") not in subnets
