@@ -2,7 +2,7 @@ import math
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
@@ -197,7 +197,6 @@ FORBIDDEN = [
 ]
 
 
-@settings(deadline=None)
 @given(st.ip_addresses() | st.sampled_from(FORBIDDEN).flatmap(lambda network: st.ip_addresses(network=network)))
 def test_addresses_are_read_as_everybody_reads_them(address: IPv4Address | IPv6Address) -> None:
     sound = message(subject=pb.Subject(target_ip=str(address)))
@@ -243,7 +242,6 @@ VERDICTS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(VERDICTS)
 def test_any_message_is_a_sound_verdict_or_named(any_message: pb.Verdict) -> None:
     try:
