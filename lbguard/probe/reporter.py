@@ -63,11 +63,6 @@ class Reporter:
         self._running: dict[ReportStream, asyncio.Task[None]] = {}
 
     @property
-    def states(self) -> Iterable[VerdictState]:
-        """Return the current state of each subject."""
-        return (verdict.state for verdict in self._standing.values())
-
-    @property
     def streams(self) -> tuple[ReportStream, ...]:
         """The ways to all load balancers."""
         return (*self._fixed, *self._by_link.values())

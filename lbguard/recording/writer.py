@@ -123,7 +123,6 @@ class RecordingWriter:
     ) -> None:
         """Set where and what; nothing is touched before the first entry."""
         self.bytes_written = 0
-        self.lines_written = 0
         self._directory = directory
         self._config = config
         self._limits = limits or Limits()
@@ -214,7 +213,6 @@ class RecordingWriter:
     def _add(self, line: str) -> bool:
         assert self._file is not None
         self._file.add(line)
-        self.lines_written += 1
         self.bytes_written = self._finished_bytes + self._file.size
         return True
 

@@ -169,7 +169,7 @@ class DistributorSettings(BaseModel):
     """Distributor that maps packets to targets."""
 
     model_config = GROUP
-    kind: Literal["auto", "nfqlb-shm", "nfqlb-cli", "nftables", "observe"] = Field(
+    kind: Literal["auto", "nfqlb-shm", "nftables", "observe"] = Field(
         default="auto",
         description="The distributor; auto: nfqlb-shm where a stream's memory file exists, else nftables.",
     )
@@ -183,22 +183,7 @@ class DistributorSettings(BaseModel):
     slots_per_target: int = number(
         100, "slots", "Size of the embedded table: slots for each of max_targets.", low=1, high=10_000
     )
-    nfqlb_binary: str = Field(default="nfqlb", min_length=1, description="The nfqlb command, for nfqlb-cli.")
     shm_dir: FilePath = Field(default=Path("/dev/shm"), description="Directory of nfqlb's memory files (tshm-...).")
-
-    @model_validator(mode="after")
-    def _cli_is_maglev(self) -> "DistributorSettings":
-        if self.kind == "nfqlb-cli" and self.table == "anchored":
-            raise PydanticCustomError(
-                "across",
-                "the stock nfqlb commands compute only the maglev table",
-                {
-                    "setting": "distributor.table",
-                    "value": "anchored",
-                    "allowed": "maglev with distributor.kind nfqlb-cli; anchored with nfqlb-shm or nftables",
-                },
-            )
-        return self
 
 
 class LinkSettings(BaseModel):
@@ -339,7 +324,7 @@ class Settings(BaseSettings):
                 {
                     "setting": "distributor.kind",
                     "value": "nftables",
-                    "allowed": "auto, nfqlb-shm, nfqlb-cli or observe with source interposer",
+                    "allowed": "auto, nfqlb-shm or observe with source interposer",
                 },
             )
         return self
@@ -374,7 +359,7 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     file = FileSource(Settings, config)
     sources: dict[str, Any] = {_SOURCES: (flag, environment, file)}
     given = file.given | environment.given | flag.given
-    problems = file.problems + flag.problems
+    problems = file.problems + environment.problems + flag.problems
     try:
         settings = Settings(**sources)
     except ValidationError as error:

@@ -24,6 +24,7 @@ from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
 from lbguard.settings.durations import format_duration
 from lbguard.settings.listen import EXAMPLES as LISTEN_EXAMPLES
+from lbguard.settings.removed import REMOVED_SETTINGS, REMOVED_VALUES
 from lbguard.settings.yaml_file import YamlError, parse_yaml
 
 ENV_PREFIX = "LBGUARD_"
@@ -115,7 +116,7 @@ class Leaf:
     @property
     def variable(self) -> str:
         """The environment variable of the setting."""
-        return ENV_PREFIX + self.name.upper().replace(".", ENV_DELIMITER)
+        return variable_of(self.name)
 
     def show(self, value: Any) -> str:
         """Write a value of this setting as it could be written in a flag."""
@@ -126,6 +127,11 @@ class Leaf:
         if isinstance(value, tuple):
             return ",".join(format_duration(item) if isinstance(item, float) else str(item) for item in value)
         return format_duration(value) if self.unit == "duration" else str(value)
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return ENV_PREFIX + name.upper().replace(".", ENV_DELIMITER)
 
 
 @cache
@@ -204,6 +210,8 @@ def _unknown(name: str, given: Given, known: list[str]) -> Problem:
     reason, allowed = "unknown setting", nearest(name, known)
     if any(setting.startswith(f"{name}.") for setting in known):
         reason, allowed = "a group of settings, not a setting", f"names such as {name}.NAME"
+    elif name in REMOVED_SETTINGS:
+        reason, allowed = REMOVED_SETTINGS[name], ""
     value = "" if given.value is None else repr(given.value)
     return Problem(setting=name, value=value, origin=given.origin, reason=reason, allowed=allowed)
 
@@ -294,6 +302,11 @@ class EnvironmentSource(EnvSettingsSource):
         }
         self.env_vars = {variables[name].lower(): os.environ[variable] for name, variable in read_from.items()}
         self.notes = tuple(_notes(list(variables.values())))
+        removed = {name: variable_of(name) for name in REMOVED_SETTINGS if variable_of(name) in os.environ}
+        self.problems = [
+            _unknown(name, Given(os.environ[variable], f"environment {variable}"), [])
+            for name, variable in removed.items()
+        ]
 
 
 def _notes(variables: list[str]) -> Iterator[str]:
@@ -301,8 +314,9 @@ def _notes(variables: list[str]) -> Iterator[str]:
 
     They are not refused: the environment is shared, and a Service named lbguard-x adds names of its own.
     """
+    refused = {variable_of(name) for name in REMOVED_SETTINGS}
     for variable in os.environ:
-        foreign = variable in _NOT_SETTINGS or _SERVICE_LINK.fullmatch(variable)
+        foreign = variable in _NOT_SETTINGS | refused or _SERVICE_LINK.fullmatch(variable)
         if variable.startswith(ENV_PREFIX) and variable not in variables and not foreign:
             hint = nearest(variable, variables)
             note = f"environment variable {variable} is not a setting and is ignored"
@@ -336,10 +350,11 @@ def _explain_one(detail: ErrorDetails, known: Mapping[str, Leaf], given: Mapping
     leaf = known[name]
     # What a good value looks like stands in `allowed`, so the reason ends before its examples.
     reason = _REASONS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").partition(", such as")[0]
+    value, origin = given.get(name, DEFAULT)
+    reason = REMOVED_VALUES.get((name, str(value)), reason)
     allowed = leaf.allowed
     if leaf.unit == "duration":
         allowed = f"a duration from {leaf.allowed}, such as {DURATION_EXAMPLES}"
     elif leaf.unit not in {"choice", "switch"} and leaf.allowed[:1].isdigit():
         allowed = f"{leaf.allowed} ({leaf.unit})"
-    value, origin = given.get(name, DEFAULT)
     return Problem(setting=name, value=repr(value), origin=origin, reason=reason, allowed=allowed)
