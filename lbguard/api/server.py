@@ -18,7 +18,7 @@ from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.errors import StartError
 from lbguard.rpc.unix_socket import ServedSocket, SocketError
-from lbguard.settings.peer_rules import UNIX_PEER
+from lbguard.settings.peers import UNIX_PEER
 from lbguard.telemetry.decisions import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
 from lbguard.telemetry.sentences import target_story
 

@@ -62,12 +62,14 @@ def demo(
             print_text(f"{scenario.name:<18} {scenario.sentence}")
         return
     from lbguard.lab.demo import DemoOptions, run_demo
-    from lbguard.settings.durations import EXAMPLES, parse_duration
+    from lbguard.settings.notation import DURATION_EXAMPLES, parse_duration
 
     try:
         outage_s = parse_duration(outage)
     except ValueError as error:
-        raise typer.BadParameter(f"{outage!r}: {error}; write one such as {EXAMPLES}", param_hint="--outage") from None
+        raise typer.BadParameter(
+            f"{outage!r}: {error}; write one such as {DURATION_EXAMPLES}", param_hint="--outage"
+        ) from None
     options = DemoOptions(
         scenarios=tuple(scenarios or ()),
         topology=topology,

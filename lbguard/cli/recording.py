@@ -165,7 +165,7 @@ def tune(
     Ctrl-C.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.recording.reader import find_files
-    from lbguard.settings.durations import EXAMPLES, parse_duration
+    from lbguard.settings.notation import DURATION_EXAMPLES, parse_duration
     from lbguard.tuning import picture, show
     from lbguard.tuning.candidates import parse_choices
     from lbguard.tuning.tune import tune as try_values
@@ -174,7 +174,7 @@ def tune(
         cost_s = parse_duration(broken_cost)
     except ValueError:
         raise typer.BadParameter(
-            f"{broken_cost!r} is not a duration; write one such as {EXAMPLES}", param_hint="--broken-cost"
+            f"{broken_cost!r} is not a duration; write one such as {DURATION_EXAMPLES}", param_hint="--broken-cost"
         ) from None
     found = find_files(files)
     try:

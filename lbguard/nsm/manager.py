@@ -14,7 +14,7 @@ from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.api.gen.nsm.connection import connection_pb2_grpc as pb_grpc
 from lbguard.core.addr import Ip
 from lbguard.rpc.channels import Backoff, ChannelError, Dialer, reason_of
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint
 from lbguard.telemetry.log import fields
 
 HEALING_STATES = frozenset({pb.DOWN, pb.RESELECT_REQUESTED})

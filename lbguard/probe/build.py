@@ -19,8 +19,8 @@ from lbguard.probe.report_stream import ReporterSettings
 from lbguard.probe.reporter import NAME_MAX, Reporter
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource, WorkloadApi
-from lbguard.settings.dial_address import parse_dial_address, parse_report_address
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import parse_dial_address, parse_report_address
 from lbguard.settings.probe import NsmSettings, ProbeSettings
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")

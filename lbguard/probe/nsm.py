@@ -16,7 +16,7 @@ from lbguard.nsm.manager import HEALING_STATES, Address, ConnectionScope, Manage
 from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Emit, Pair, connections_between
 from lbguard.probe.datapath import on_link_pairs, told_pairs
 from lbguard.rpc.channels import Dialer
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint
 from lbguard.settings.probe import SubjectKind
 
 _SHOWN = 40

@@ -27,7 +27,7 @@ from lbguard.recording.reader import (
     read_header,
 )
 from lbguard.recording.recorder import said_of
-from lbguard.settings.durations import parse_duration
+from lbguard.settings.notation import parse_duration
 
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
 

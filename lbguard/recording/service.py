@@ -12,8 +12,7 @@ from lbguard.distributor.base import CommitResult
 from lbguard.recording.format import Limits
 from lbguard.recording.recorder import DROP_REASONS, RecordedEngine, Recorder
 from lbguard.recording.writer import RecordingWriter
-from lbguard.settings.engine_config import engine_config
-from lbguard.settings.model import Settings
+from lbguard.settings.model import Settings, engine_config
 from lbguard.telemetry.metrics.guard import Metrics
 
 

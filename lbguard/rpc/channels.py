@@ -9,8 +9,7 @@ import grpc
 
 from lbguard.rpc.security import CredentialsError, Material, MaterialSource
 from lbguard.rpc.tls_tunnel import TlsTunnel
-from lbguard.rpc.unix_target import unix_target
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint, unix_target
 
 CONNECT_TIMEOUT_MS = 1000
 """Time limit of one attempt to connect; gRPC's own default of 20 s would outlast every grace window."""

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from lbguard.rpc.security import MaterialSource
-from lbguard.settings.peer_names import name_matches
+from lbguard.settings.peers import name_matches
 
 CONNECT_TIMEOUT_S = 5.0
 _CHUNK_BYTES = 64 * 1024

@@ -12,8 +12,8 @@ from lbguard.nsm.manager import ConnectionScope, ManagerStream
 from lbguard.nsm.watch import ConnectionWatch, WatchEvent
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles
-from lbguard.settings.dial_address import parse_dial_address
-from lbguard.settings.nsm import NsmEventSettings
+from lbguard.settings.notation import parse_dial_address
+from lbguard.settings.surroundings import NsmEventSettings
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.nsm")

@@ -22,9 +22,9 @@ from lbguard.rpc.security import (
     WorkloadApi,
     server_credentials,
 )
-from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.model import Settings
-from lbguard.settings.nsp import NspSettings
+from lbguard.settings.notation import parse_dial_address
+from lbguard.settings.surroundings import NspSettings
 from lbguard.sources.nsp.lists import Place
 from lbguard.sources.nsp.offsets import offset_of_routes, offset_of_table
 from lbguard.sources.nsp.source import NspConfig, NspSource

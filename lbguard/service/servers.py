@@ -17,8 +17,8 @@ from lbguard.api.verdicts.queue import IGNORED_REASONS, VerdictQueue
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.security import CertificateFiles, WorkloadApi
 from lbguard.rpc.unix_socket import ServedSocket
-from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import parse_listen
 from lbguard.settings.verdicts import VerdictSettings
 from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.httpd import Health, HttpEndpoint

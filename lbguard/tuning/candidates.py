@@ -9,8 +9,7 @@ from typing import Any
 
 from lbguard.core.config import EngineConfig
 from lbguard.core.model import Condition
-from lbguard.settings.engine_config import engine_config
-from lbguard.settings.model import Settings, SettingsError, load
+from lbguard.settings.model import Settings, SettingsError, engine_config, load
 from lbguard.settings.sources import Problem, leaves, nearest
 
 WINDOW = "grace.window"

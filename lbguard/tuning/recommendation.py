@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lbguard.settings.durations import format_duration
+from lbguard.settings.notation import format_duration
 from lbguard.tuning.candidates import Candidate, has_margin, round_up, with_margin
 from lbguard.tuning.cost import Cost
 

@@ -28,7 +28,7 @@ from lbguard.core.effects import VerdictAnswered
 from lbguard.core.model import Verdict
 from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.rpc.security import names_of
-from lbguard.settings.peer_rules import UNIX_PEER
+from lbguard.settings.peers import UNIX_PEER
 from lbguard.settings.verdicts import VerdictLimits
 
 SERVICE = "lbguard.v1.VerdictService"

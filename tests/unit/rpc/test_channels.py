@@ -8,7 +8,7 @@ import pytest
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.rpc.channels import ChannelSpec
 from lbguard.rpc.security import Material
-from lbguard.settings.dial_address import parse_dial_address
+from lbguard.settings.notation import parse_dial_address
 from lbguard.sources.nsp.lists import Place
 from lbguard.sources.nsp.source import NspConfig, NspSource
 from tests.fakes.nsp import FakeNsp, stream, target

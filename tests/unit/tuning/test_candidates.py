@@ -4,8 +4,7 @@ import pytest
 
 from lbguard.core.config import EngineConfig, GraceConfig
 from lbguard.core.model import Condition
-from lbguard.settings.engine_config import engine_config
-from lbguard.settings.model import SettingsError, load
+from lbguard.settings.model import SettingsError, engine_config, load
 from lbguard.tuning.candidates import (
     candidate_windows,
     config_with,

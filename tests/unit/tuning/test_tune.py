@@ -11,8 +11,8 @@ from rich.console import Console
 from lbguard.core.config import FreezeConfig, GraceConfig
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
-from lbguard.settings.durations import parse_duration
 from lbguard.settings.model import load
+from lbguard.settings.notation import parse_duration
 from lbguard.tuning import picture, show
 from lbguard.tuning.recommendation import Result, recommend
 from lbguard.tuning.tune import TuneReport, tune

@@ -16,7 +16,7 @@ from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.server import REPLACED, VerdictIntake
 from lbguard.core.model import VerdictState
 from lbguard.rpc.channels import REPORTER_KEY
-from lbguard.settings.peer_rules import parse_rule
+from lbguard.settings.peers import parse_rule
 from lbguard.settings.verdicts import VerdictLimits
 from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import Core, settled, subject, target, verdict

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbguard.settings.durations import format_duration, parse_duration
+from lbguard.settings.notation import ListenAddress, format_duration, parse_duration, parse_listen
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_reads_what_people_write(text: object, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "s", "3 parsecs", "-1s", "1e3", "nan", "3s4", None, True, -1, float("nan"), [3]])
-def test_refuses_the_rest(wrong: object) -> None:
+def test_refuses_other_durations(wrong: object) -> None:
     with pytest.raises(ValueError, match="duration"):
         parse_duration(wrong)
 
@@ -44,3 +44,22 @@ def test_what_is_written_reads_back_the_same(microseconds: int) -> None:
 )
 def test_writes_the_unit_a_person_would_choose(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [(":9464", "", 9464), ("127.0.0.1:80", "127.0.0.1", 80), ("[::1]:80", "::1", 80), ("[::]:0", "::", 0)],
+)
+def test_reads_both_families(text: str, host: str, port: int) -> None:
+    assert parse_listen(text) == ListenAddress(host, port)
+    assert str(ListenAddress(host, port)) == text
+
+
+def test_empty_is_off() -> None:
+    assert parse_listen(" ") is None
+
+
+@pytest.mark.parametrize("wrong", ["9464", "::1:80", ":port", ":65536", "localhost:80", "[::1]", ":-1", ":²"])
+def test_refuses_other_listen_addresses(wrong: str) -> None:
+    with pytest.raises(ValueError):
+        parse_listen(wrong)

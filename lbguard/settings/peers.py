@@ -1,4 +1,4 @@
-"""Names in certificates: how they are read and compared. Pure.
+"""Names of the peers of a TLS connection, patterns of them, and the rules that name who may report what.
 
 A name counts only whole, and only when it consists of printable ASCII characters: libraries cut a name at a zero byte,
 and what cannot be printed cannot be told from something else. A name that does not count is as good as absent.
@@ -11,6 +11,9 @@ import ipaddress
 import re
 import ssl
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lbguard.core.addr import Prefix, parse_prefix
 
 _SPIFFE = "spiffe://"
 _PRINTABLE = re.compile(r"[!-~]+")
@@ -150,3 +153,55 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(text.strip("[]"))
     except ValueError:
         return None
+
+
+UNIX_PEER = "unix"
+_KINDS = ("spiffe://", "dns:")
+
+RULE_EXAMPLE = "spiffe://example.org/ns/*/proxy=172.16.0.0/16 fd00::/8"
+"""A rule as text: PEER=SUBNET SUBNET ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRule:
+    """Peers whose name matches the pattern `peer` may report on addresses in `subnets`."""
+
+    peer: str
+    subnets: tuple[Prefix, ...]
+
+    def __str__(self) -> str:
+        return f"{self.peer}={' '.join(map(str, self.subnets))}"
+
+
+def parse_rule(value: object) -> PeerRule:
+    """Read a rule: text `PEER=SUBNET SUBNET`, or a mapping with `peer` and a list `subnets`.
+
+    Raises:
+        ValueError: it is none; the text says what is wrong.
+    """
+    if isinstance(value, PeerRule):
+        return value
+    if isinstance(value, str):
+        # Subnets hold no "=", a name might.
+        peer, equals, subnets = value.rpartition("=")
+        if not equals:
+            raise ValueError(f"{value!r} is not a rule PEER=SUBNETS")
+        return _rule(peer.strip(), subnets.split())
+    if isinstance(value, dict) and value.keys() == {"peer", "subnets"}:
+        subnets = value["subnets"]
+        if isinstance(value["peer"], str) and isinstance(subnets, list | tuple):
+            return _rule(value["peer"].strip(), [str(subnet) for subnet in subnets])
+    raise ValueError(f"{value!r} is not a mapping of `peer` (text) and `subnets` (a list)")
+
+
+def _rule(peer: str, subnets: Sequence[str]) -> PeerRule:
+    if peer != UNIX_PEER and not any(peer.startswith(kind) and len(peer) > len(kind) for kind in _KINDS):
+        raise ValueError(f"{peer!r} is not a peer: unix, spiffe://TRUST-DOMAIN/PATH or dns:NAME")
+    check_pattern(peer)
+    prefixes = []
+    for subnet in subnets:
+        try:
+            prefixes.append(parse_prefix(subnet))
+        except ValueError as error:
+            raise ValueError(f"{subnet!r} is not a subnet: {error}") from None
+    return PeerRule(peer, tuple(prefixes))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.settings.model import Settings
-from lbguard.settings.peer_names import check_pattern, is_host_name, is_spiffe_id, name_matches, names_in_certificate
+from lbguard.settings.peers import check_pattern, is_host_name, is_spiffe_id, name_matches, names_in_certificate
 from tests.unit.api.certificates import Authority
 
 NSP = "spiffe://example.org/ns/red/sa/nsp"
