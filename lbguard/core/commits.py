@@ -1,17 +1,79 @@
-"""The distributor's side of the engine: attach, read back, commit what differs, try again when it failed.
+"""Effects of a stream as a whole: its table in the distributor, and its availability.
+
+Tables are attached, read back, committed where they differ, and tried again when that failed. Only a loss of
+availability is delayed.
 
 One commit per stream is under way at a time, and one effect carries those of all streams of a decision. It is
 level-triggered: what is committed is always the whole desired pair, so the next commit makes up for a failed one.
+
+Availability is apart from grace on purpose: while a table is held or frozen, routers should already send new traffic to
+other load balancers (symptom S12).
 """
 
 from typing import NamedTuple
 
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig
-from lbguard.core.deadlines import Retries
-from lbguard.core.effects import AttachStream, CommitTables, Effect
+from lbguard.core.deadlines import Deadlines, Retries
+from lbguard.core.effects import AttachStream, CommitTables, Effect, SetAvailability
 from lbguard.core.state import Stream
 from lbguard.core.stream_registry import StreamRegistry
+
+
+class Availability:
+    """Availability by stream name. A stream is unknown (None) until its first verdict."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._state: dict[str, tuple[bool, str]] = {}
+        self._losing: Deadlines[str] = Deadlines()
+        self._reasons: dict[str, str] = {}
+
+    def get(self, name: str) -> tuple[bool | None, str]:
+        """Return whether a stream is available, and the reason."""
+        return self._state.get(name, (None, "starting"))
+
+    def update(self, name: str, reason: str, now: float) -> list[SetAvailability]:
+        """Feed the level of the moment: reason `ok`, or why there is no usable path."""
+        if reason == "ok":
+            self._losing.cancel(name)
+            return self._set(name, True, reason)
+        self._reasons[name] = reason
+        if self.get(name)[0] is not False and self._losing.get(name) is None:
+            self._losing.set(name, now + self._grace_s)
+        return self.expire(now)
+
+    def expire(self, now: float) -> list[SetAvailability]:
+        """Return what became unavailable by now."""
+        effects = []
+        for name in self._losing.pop_due(now):
+            effects += self._set(name, False, self._reasons[name])
+        return effects
+
+    def postpone(self, until: float) -> None:
+        """Report no loss before a moment: a path that came back unseen is being repaired."""
+        for name in self._losing.pop_due(until):
+            self._losing.set(name, until)
+
+    def forget(self, name: str) -> list[SetAvailability]:
+        """Forget a removed stream; if it was reported available, it is reported unavailable."""
+        self._losing.cancel(name)
+        self._reasons.pop(name, None)
+        farewell = self._set(name, False, "stream_removed") if name in self._state else []
+        self._state.pop(name, None)
+        return farewell
+
+    def next(self) -> float | None:
+        """Return when the next loss is to be reported."""
+        return self._losing.next()
+
+    def _set(self, name: str, available: bool, reason: str) -> list[SetAvailability]:
+        before = self._state.get(name)
+        self._state[name] = (available, reason)
+        if before is not None and before[0] is available:
+            return []
+        return [SetAvailability(stream=name, available=available, reason=reason)]
+
 
 _ATTACHES_OF_REMOVED = 3
 """So many failures in a row to reach the table of a removed stream mean that there is none any more."""

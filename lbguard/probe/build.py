@@ -7,8 +7,7 @@ from lbguard.core.model import Verdict
 from lbguard.errors import CommandError
 from lbguard.kernel.mirror import MirrorSettings
 from lbguard.probe.bridge import BridgeNeighbors, BridgePorts, BridgeSource
-from lbguard.probe.connections import ConnectionSource, Emit
-from lbguard.probe.connections_file import ConnectionsFileSource
+from lbguard.probe.connections import ConnectionsFileSource, ConnectionSource, Emit
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
-from lbguard.nsm.manager import HEALING_STATES, Address, ConnectionScope, ManagerStream, addresses_of, connection_id
+from lbguard.nsm import HEALING_STATES, Address, ConnectionScope, ManagerStream, addresses_of, connection_id
 from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Emit, Pair, connections_between
 from lbguard.probe.datapath import on_link_pairs, told_pairs
 from lbguard.rpc.channels import Dialer

@@ -12,8 +12,8 @@ from lbguard.distributor.nfqlb.memory import StreamMemory
 from lbguard.service.target_routes import TargetRoutes
 from lbguard.settings.model import Settings
 from lbguard.sources.interposer.protocol import SHM_PREFIX
+from lbguard.sources.interposer.registrations import FoundTable
 from lbguard.sources.interposer.source import InterposerConfig, InterposerSource
-from lbguard.sources.interposer.view import FoundTable
 from lbguard.sources.kernel import KernelSource
 
 _LINK_CONDITIONS = frozenset(

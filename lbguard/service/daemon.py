@@ -22,7 +22,7 @@ from lbguard.distributor.base import CommitResult, Distributor
 from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.links import LinkOperations
 from lbguard.kernel.requests import KernelRequests
-from lbguard.recording.service import ServiceRecording
+from lbguard.recording.recorder import ServiceRecording
 from lbguard.service.actuators import (
     DistributorActuator,
     DistributorEffect,
@@ -35,6 +35,7 @@ from lbguard.service.actuators import (
     withdraw_everything,
 )
 from lbguard.service.build import (
+    SourceEvent,
     make_announcer,
     make_distributor,
     make_mirror,
@@ -49,14 +50,13 @@ from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
 from lbguard.service.target_routes import TargetRoutes
 from lbguard.settings.model import Settings
-from lbguard.sources.base import SourceEvent
 from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
 
 if TYPE_CHECKING:
-    from lbguard.nsm.watch import WatchEvent
+    from lbguard.nsm import WatchEvent
     from lbguard.service.build_nsm import MeshEvents
     from lbguard.service.servers import Servers
     from lbguard.sources.interposer.source import InterposerSource

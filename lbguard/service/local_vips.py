@@ -12,7 +12,7 @@ from dataclasses import replace
 from lbguard.core.addr import Prefix, overlapping, why_not_unicast
 from lbguard.core.model import StreamSpec
 from lbguard.core.status import GuardStatus
-from lbguard.kernel.local_routes import local_prefixes
+from lbguard.kernel.requests import local_prefixes
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.local_vips")

@@ -10,10 +10,9 @@ from typing import Protocol
 from lbguard.api.availability_server import AvailabilityServer
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.server import ApiServer, GuardView
-from lbguard.api.verdicts.limits import Limit
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
-from lbguard.api.verdicts.queue import IGNORED_REASONS, VerdictQueue
+from lbguard.api.verdicts.queue import IGNORED_REASONS, Limit, VerdictQueue
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.security import CertificateFiles, WorkloadApi
 from lbguard.rpc.unix_socket import ServedSocket

@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, NAME_PATTERN
+from lbguard.core.model import DEFAULT_OFFSET, MAX_MARK, NAME_PATTERN
 from lbguard.settings.fields import (
     GROUP,
     Duration,

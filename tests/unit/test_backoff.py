@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from lbguard.nsm.manager import ConnectionScope, ManagerStream
+from lbguard.nsm import ConnectionScope, ManagerStream
 from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_stream import ReporterSettings, ReportStream

@@ -13,8 +13,8 @@ from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, TargetSpec
 from lbguard.distributor.base import CommitResult
+from lbguard.kernel.batches import NeighborFailure
 from lbguard.kernel.mirror import MirrorCounters
-from lbguard.kernel.neighbors import NeighborFailure
 from lbguard.service.event_reporter import EventReporter
 from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.metrics.guard import Metrics

@@ -8,8 +8,7 @@ from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
 from lbguard.core.events import NeighborsOutdated, VerdictReported
 from lbguard.core.model import ConnectionSubject, VerdictState
-from lbguard.nsm.manager import ConnectionScope
-from lbguard.nsm.watch import REPORTER, ConnectionWatch, WatchEvent
+from lbguard.nsm import REPORTER, ConnectionScope, ConnectionWatch, WatchEvent
 from tests.fakes.nsmgr import GARBAGE
 from tests.fakes.nsmgr import connection as plain
 from tests.unit.core.harness import ip

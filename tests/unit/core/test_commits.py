@@ -1,4 +1,4 @@
-from lbguard.core.availability import Availability
+from lbguard.core.commits import Availability
 from lbguard.core.effects import SetAvailability
 
 

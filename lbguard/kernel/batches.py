@@ -1,4 +1,4 @@
-"""Routes and rules of the targets, programmed in batches.
+"""Batches of changes in the kernel: routes, rules and neighbour entries; each is idempotent.
 
 Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are touched:
 where none of ours stands a route is added, which the kernel refuses if somebody else's does.
@@ -6,14 +6,26 @@ where none of ours stands a route is added, which the kernel refuses if somebody
 
 import asyncio
 import errno
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from lbguard.core.effects import ProgramRoutes, ProgramRules
+from lbguard.core.addr import Ip
+from lbguard.core.effects import FlushNeighbors, ProbeNeighbors, ProgramRoutes, ProgramRules, ResolveNeighbors
 from lbguard.core.events import RouteFailed, RoutesProgrammed, RuleFailed, RuleGone, RuleSeen
 from lbguard.core.model import ROUTE_PROTOCOL
 from lbguard.kernel.channel import NetlinkChannel
-from lbguard.kernel.codec.encode import add_route, add_rule, delete_route, delete_rule, replace_route
+from lbguard.kernel.codec.encode import (
+    add_route,
+    add_rule,
+    delete_neighbor,
+    delete_route,
+    delete_rule,
+    probe_neighbor,
+    replace_route,
+    resolve_neighbor,
+)
 
 # ESRCH and ENOENT: no such route or rule. ENODEV: its device is gone, and the route went with it.
 _ABSENT: Final = frozenset({0, errno.ESRCH, errno.ENOENT, errno.ENODEV})
@@ -94,3 +106,56 @@ class RouteTable:
             else:
                 events.append(RuleFailed(rule=rule, reason=ack.reason))
         return events
+
+
+_NEIGHBOR_ABSENT: Final = frozenset({errno.ENOENT, errno.ENODEV})
+# There is no entry, or it has no link-layer address to verify.
+_NOT_RESOLVED: Final = frozenset({errno.ENOENT, errno.EINVAL})
+
+Entry = tuple[int, Ip]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborFailure:
+    """The kernel refused an operation on a neighbour entry."""
+
+    ifindex: int
+    ip: Ip
+    reason: str
+
+
+class Neighbors:
+    """Carries out neighbour effects. Results show as neighbour events of the kernel; refusals are returned."""
+
+    def __init__(self, channel: NetlinkChannel) -> None:
+        self._channel = channel
+
+    async def flush(self, effect: FlushNeighbors) -> list[NeighborFailure]:
+        """Delete exactly these entries; absent ones (or their links) are no failure."""
+        return await self._each(effect.entries, delete_neighbor, _NEIGHBOR_ABSENT)
+
+    async def resolve(self, effect: ResolveNeighbors) -> list[NeighborFailure]:
+        """Start resolving these addresses; an entry that is valid stays as it is (a stale one is verified soon)."""
+        return await self._each(effect.entries, resolve_neighbor, frozenset())
+
+    async def probe(self, effect: ProbeNeighbors) -> list[NeighborFailure]:
+        """Verify these entries now; where there is nothing to verify, resolve."""
+        failures = []
+        unresolved = []
+        acks = await self._channel.submit([probe_neighbor(ifindex, ip) for ifindex, ip in effect.entries])
+        for (ifindex, ip), ack in zip(effect.entries, acks, strict=True):
+            if ack.error in _NOT_RESOLVED:
+                unresolved.append((ifindex, ip))
+            elif ack.error:
+                failures.append(NeighborFailure(ifindex=ifindex, ip=ip, reason=ack.reason))
+        return failures + await self._each(tuple(unresolved), resolve_neighbor, frozenset())
+
+    async def _each(
+        self, entries: tuple[Entry, ...], encode: Callable[[int, Ip], bytes], accepted: frozenset[int]
+    ) -> list[NeighborFailure]:
+        acks = await self._channel.submit([encode(ifindex, ip) for ifindex, ip in entries])
+        return [
+            NeighborFailure(ifindex=ifindex, ip=ip, reason=ack.reason)
+            for (ifindex, ip), ack in zip(entries, acks, strict=True)
+            if ack.error and ack.error not in accepted
+        ]

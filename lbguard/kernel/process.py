@@ -1,16 +1,52 @@
-"""One lbguard per network namespace: two would undo each other's routes.
+"""Capabilities of the process, and the lock that makes it the only one in its network namespace.
+
+The image's interpreter has file capabilities without the effective bit (capabilities(7)): a file with that bit cannot
+even be started where one of its capabilities is not granted, and `lbguard check-config`, observe mode and the probe
+need none or fewer. What was granted is permitted after the start, and has to be put into effect.
 
 The lock is a unix socket of an abstract name. Such names belong to the network namespace and vanish with their holder,
 however it ends (unix(7)), so there is nothing stale to clean up.
 """
 
 import contextlib
+import ctypes
 import errno
+import os
 import socket
 import struct
 from typing import Final
 
 from lbguard.errors import StartError
+
+# include/uapi/linux/capability.h
+_VERSION_3 = 0x20080522
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+def use_permitted() -> None:
+    """Make every permitted capability of this thread effective; call it before other threads start.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, data = _Header(_VERSION_3, 0), (_Data * 2)()
+    if libc.capget(ctypes.byref(header), data):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if all(half.effective == half.permitted for half in data):
+        return
+    for half in data:
+        half.effective = half.permitted
+    if libc.capset(ctypes.byref(header), data):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
 
 _NAME: Final = b"\0lbguard.instance"
 _CREDENTIALS: Final = struct.Struct("=iII")

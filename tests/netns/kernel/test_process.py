@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from lbguard.kernel.instance import InstanceLock, InstanceRunning
+from lbguard.kernel.process import InstanceLock, InstanceRunning
 from lbguard.lab.netns import Namespace
 
 HOLDER = """
 import sys
-from lbguard.kernel.instance import InstanceLock
+from lbguard.kernel.process import InstanceLock
 with InstanceLock():
     print("held", flush=True)
     sys.stdin.read()

@@ -9,9 +9,9 @@ from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.model import Action, Condition, NeighborState, StreamSpec, TargetSpec, TargetState
 from lbguard.core.observation import LOOK_S
-from lbguard.core.prediction import predict
 from lbguard.core.state import Stream
 from lbguard.core.status import Prediction
+from lbguard.core.status_view import predict
 from tests.effort import examples
 from tests.unit.core.harness import STREAM, Guard, ipv4_of, ipv6_of
 

@@ -12,7 +12,7 @@ EFFECTIVE = next(int(line.split()[1], 16) for line in LINES if line.startswith("
 # state that a file with capabilities without the effective bit starts in.
 CHILD = """
 import ctypes, os, socket
-from lbguard.kernel.capabilities import use_permitted
+from lbguard.kernel.process import use_permitted
 PR_SET_KEEPCAPS = 8
 assert ctypes.CDLL(None).prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
 os.setresuid({uid}, {uid}, {uid})
