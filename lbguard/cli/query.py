@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lbguard import DEFAULT_SOCKET
-from lbguard.cli.conventions import JsonOption
+from lbguard.cli import JsonOption
 from lbguard.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from lbguard.telemetry.output import is_read, print_error, print_json, print_text
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbguard.cli.conventions import JsonOption
+from lbguard.cli import JsonOption
 from lbguard.errors import EXIT_FAILED
 from lbguard.telemetry.output import print_json
 

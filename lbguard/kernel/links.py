@@ -18,7 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from lbguard.core.events import LinkSetDown
 from lbguard.core.model import ROUTE_PROTOCOL, LinkKey
-from lbguard.kernel.channel import describe_error
+from lbguard.kernel.batches import describe_error
 from lbguard.kernel.requests import KernelRequests
 
 _RTN_UNICAST: Final = 1

@@ -9,7 +9,7 @@ from lbguard.core.model import Condition, StreamSpec, TargetKey, TargetState
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory
-from lbguard.service.target_routes import TargetRoutes
+from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import Settings
 from lbguard.sources.interposer.protocol import SHM_PREFIX
 from lbguard.sources.interposer.registrations import FoundTable

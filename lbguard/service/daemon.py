@@ -19,7 +19,7 @@ from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, S
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.distributor.base import CommitResult, Distributor
-from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.batches import NetlinkChannel
 from lbguard.kernel.links import LinkOperations
 from lbguard.kernel.requests import KernelRequests
 from lbguard.recording.recorder import ServiceRecording
@@ -43,12 +43,11 @@ from lbguard.service.build import (
     neighbor_timers,
 )
 from lbguard.service.event_reporter import EventReporter
+from lbguard.service.foreign_routes import LocalVips, TargetRoutes
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
-from lbguard.service.local_vips import LocalVips
 from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
-from lbguard.service.target_routes import TargetRoutes
 from lbguard.settings.model import Settings
 from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields

@@ -7,7 +7,7 @@ from lbguard.core import events as ev
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceSnapshot
 from lbguard.core.model import ROUTE_PROTOCOL, Route, RouteKind, Rule, StreamSpec, TargetSpec
-from lbguard.service.target_routes import TargetRoutes
+from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import SettingsError, load
 from lbguard.settings.surroundings import MarkRange, parse_range
 from lbguard.sources.kernel import KernelSource

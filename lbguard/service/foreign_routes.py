@@ -1,4 +1,7 @@
-"""Watches for VIPs that are addresses of the load balancer itself.
+"""Routes of others: the default routes that they keep in the targets' tables, and VIPs in the kernel's table `local`.
+
+The core looks at our own routes alone. Those of the load balancer show what it intends: a target's addresses are the
+gateways of the default routes in the table of its mark.
 
 A VIP on one of its links (as LVS has it on `lo`) is in the kernel's table `local`, which comes before any mark: its own
 stack answers, with a reset, and no target gets a packet. Nothing else shows it, for routes and tables are in order.
@@ -9,11 +12,67 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from lbguard.core.addr import Prefix, overlapping, why_not_unicast
-from lbguard.core.model import StreamSpec
+from lbguard.core.addr import Ip, Prefix, overlapping, why_not_unicast
+from lbguard.core.events import Event, KernelSnapshot, RouteGone, RouteSeen
+from lbguard.core.model import ROUTE_PROTOCOL, Route, RouteKind, StreamSpec
 from lbguard.core.status import GuardStatus
 from lbguard.kernel.requests import local_prefixes
 from lbguard.telemetry.log import fields
+
+_Key = tuple[int, bool, int]
+
+
+class TargetRoutes:
+    """Default routes of foreign protocols, by table.
+
+    IPv4 routes vanish with their link without a message from the kernel, so one that is kept here may be gone;
+    a route that is added anew causes an event. A full view puts everything right.
+    """
+
+    def __init__(self) -> None:
+        self.known = False
+        """True after the first full view."""
+        self._tables: dict[int, dict[_Key, Route]] = {}
+
+    def hear(self, events: Iterable[Event]) -> None:
+        """Record the routes among some events."""
+        for event in events:
+            kind = type(event)
+            if kind is RouteSeen:
+                self._put(event.route)  # type: ignore[union-attr]
+            elif kind is RouteGone:
+                self._drop(event.route)  # type: ignore[union-attr]
+            elif isinstance(event, KernelSnapshot):
+                self._tables.clear()
+                for route in event.routes:
+                    self._put(route)
+                self.known = True
+
+    def gateways(self, table: int) -> tuple[Ip, ...]:
+        """Return the gateways in a table, IPv4 first, at most one a family: that of the best metric."""
+        best: dict[bool, Route] = {}
+        for route in self._tables.get(table, {}).values():
+            known = best.get(route.ipv4)
+            if known is None or route.metric < known.metric:
+                best[route.ipv4] = route
+        return tuple(best[ipv4].gateway for ipv4 in (True, False) if ipv4 in best)
+
+    def routes(self) -> list[Route] | None:
+        """Return all of them; None while no full view has come."""
+        return [route for table in self._tables.values() for route in table.values()] if self.known else None
+
+    def _put(self, route: Route) -> None:
+        if route.protocol != ROUTE_PROTOCOL and route.kind is RouteKind.UNICAST and route.gateway:
+            self._tables.setdefault(route.table, {})[route.table, route.ipv4, route.metric] = route
+
+    def _drop(self, route: Route) -> None:
+        table = self._tables.get(route.table)
+        key = (route.table, route.ipv4, route.metric)
+        if table is not None and table.get(key) == route:
+            del table[key]
+            if not table:
+                del self._tables[route.table]
+
 
 _log = logging.getLogger("lbguard.service.local_vips")
 
