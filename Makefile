@@ -7,7 +7,7 @@ ifneq ($(shell id -u),0)
 SANDBOX := unshare --user --map-root-user
 endif
 
-.PHONY: help setup demo test lint format sim bench soak docs proto lock clean
+.PHONY: help setup demo check test lint format sim bench soak docs proto lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,6 +17,9 @@ setup: ## make .venv ready with the locked versions, and install missing Debian 
 
 demo: setup ## play lb-link, target-link and link-gone with real packets, today's behaviour beside lbguard's
 	@.venv/bin/lbguard demo
+
+check: setup lint ## lint and the quick unit tests, for daily work
+	@$(PYTHON) -m pytest -q -n 2 -m 'not slow' --hypothesis-profile=quick tests/unit
 
 # Tests of image and chart fetch what they need, and the others leave the machine's network behind: two runs.
 test: setup ## run every test

@@ -16,13 +16,14 @@ from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
+from lbguard.errors import CommandError
 from lbguard.rpc.unix_target import unix_target
 
 CALL_TIMEOUT_S = 10.0
 _ANSWER_BYTES_MAX = 256 * 2**20
 
 
-class ClientError(Exception):
+class ClientError(CommandError):
     """The service is unreachable or did not answer; the text says what to do."""
 
 

@@ -273,21 +273,6 @@ def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
             )
 
 
-def check_nfqlb(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
-    """Check for the program that the distributor `nfqlb-cli` runs."""
-    binary = settings.distributor.nfqlb_binary
-    if settings.distributor.kind != "nfqlb-cli":
-        return
-    places = [Path(binary)] if "/" in binary else [Path(place) / binary for place in os.get_exec_path()]
-    if not any(host.path(place).is_file() and os.access(host.path(place), os.X_OK) for place in places):
-        yield Finding(
-            id="no_nfqlb",
-            severity="error" if settings.mode == "enforce" else "warning",
-            what=f"distributor.nfqlb_binary {binary} is not an executable program: no table can be read or written",
-            remedy="set distributor.nfqlb_binary to its path, or distributor.kind to nfqlb-shm, which needs no program",
-        )
-
-
 def check_instance(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
     """Check for another instance in this network namespace."""
     lines = (host.read("/proc/thread-self/net/unix") or "").splitlines()
@@ -420,7 +405,6 @@ CHECKS: tuple[Check, ...] = (
     check_recording,
     check_interposer,
     check_nftables,
-    check_nfqlb,
     check_memory,
     check_forwarding,
     check_rp_filter,

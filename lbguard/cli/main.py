@@ -15,7 +15,7 @@ from lbguard.cli import demo as cli_demo
 from lbguard.cli import query as cli_query
 from lbguard.cli import recording as cli_recording
 from lbguard.cli import run as cli_run
-from lbguard.cli.conventions import EXIT_FAILED, EXIT_REFUSED
+from lbguard.errors import EXIT_FAILED, CommandError
 from lbguard.telemetry.output import (
     OutputError,
     discard_output,
@@ -101,7 +101,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except OutputError as error:
         discard_output()
         print_error(str(error))
-        return status or EXIT_FAILED
+        return status or error.exit_status
     return status
 
 
@@ -118,12 +118,11 @@ def _command(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if isinstance(error, _USAGE_ERROR):
             return _refuse_usage(error)
-        status = _status_of(error)
-        if status is None:
+        if not isinstance(error, CommandError):
             raise
-        for problem in getattr(error, "problems", None) or [error]:
-            print_error(str(problem))
-        return status
+        for line in error.lines:
+            print_error(line)
+        return error.exit_status
 
 
 def _refuse_usage(error: Any) -> int:
@@ -132,20 +131,3 @@ def _refuse_usage(error: Any) -> int:
     error.show(file=shown)
     print_error_lines(shown.getvalue().rstrip("\n"))
     return int(error.exit_code)
-
-
-def _status_of(error: Exception) -> int | None:
-    """Return the exit status of an expected error; None for a programming error.
-
-    The classes are looked up among the loaded modules, because importing them here would load every module.
-    """
-    for module, name, status in (
-        ("lbguard.settings.sources", "SettingsError", EXIT_REFUSED),
-        ("lbguard.api.client", "ClientError", EXIT_FAILED),
-        ("lbguard.probe.build", "ProbeError", EXIT_FAILED),
-        ("lbguard.recording.format", "RecordingError", EXIT_REFUSED),
-    ):
-        loaded = sys.modules.get(module)
-        if loaded is not None and isinstance(error, getattr(loaded, name)):
-            return status
-    return None

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from lbguard.cli.conventions import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption
+from lbguard import DEFAULT_SOCKET
+from lbguard.cli.conventions import JsonOption
+from lbguard.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from lbguard.telemetry.output import is_read, print_error, print_json, print_text
 
 _INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.1, 60.0
 
-DEFAULT_SOCKET = Path("/run/lbguard/lbguard.sock")
+_DEFAULT_SOCKET = Path(DEFAULT_SOCKET)
 
 SocketOption = Annotated[
     Path, typer.Option("--socket", envvar="LBGUARD_SOCKET", metavar="PATH", help="Socket of the running service.")
@@ -19,7 +21,7 @@ SocketOption = Annotated[
 
 
 def status(
-    socket: SocketOption = DEFAULT_SOCKET,
+    socket: SocketOption = _DEFAULT_SOCKET,
     as_json: JsonOption = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show every target, not only the first 200.")] = False,
 ) -> None:
@@ -46,7 +48,7 @@ def status(
 
 
 def top(
-    socket: SocketOption = DEFAULT_SOCKET,
+    socket: SocketOption = _DEFAULT_SOCKET,
     interval: Annotated[
         str, typer.Option("--interval", metavar="DURATION", help="Time between two updates, 100ms to 1m.")
     ] = "1s",
@@ -83,7 +85,7 @@ def top(
 
 
 def events(
-    socket: SocketOption = DEFAULT_SOCKET,
+    socket: SocketOption = _DEFAULT_SOCKET,
     last: Annotated[
         int, typer.Option("--last", metavar="N", min=0, max=10_000, help="Show this many past decisions first.")
     ] = 20,
@@ -121,7 +123,7 @@ def events(
 
 def explain(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="STREAM/IDENTIFIER, an identifier, or an IP.")],
-    socket: SocketOption = DEFAULT_SOCKET,
+    socket: SocketOption = _DEFAULT_SOCKET,
     as_json: JsonOption = False,
 ) -> None:
     """Explain why a target is in its state, and what happens next.
@@ -148,7 +150,7 @@ def explain(
 
 
 def health(
-    socket: SocketOption = DEFAULT_SOCKET,
+    socket: SocketOption = _DEFAULT_SOCKET,
     ready: Annotated[bool, typer.Option("--ready/--live", help="Ready: all inputs are read. Live: it answers.")] = True,
 ) -> None:
     """Query whether the service is ready, or alive.

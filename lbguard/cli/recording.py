@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lbguard.cli.conventions import EXIT_INTERRUPTED, JsonOption
+from lbguard.cli.conventions import JsonOption
+from lbguard.errors import EXIT_INTERRUPTED
 from lbguard.printable import printable, printable_values
 from lbguard.telemetry.output import print_json, print_text
 

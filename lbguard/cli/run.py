@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbguard.cli.conventions import EXIT_FAILED, JsonOption
+from lbguard.cli.conventions import JsonOption
+from lbguard.errors import EXIT_FAILED
 from lbguard.telemetry.output import print_json
 
 if TYPE_CHECKING:
+    from lbguard.cli.host_check import Finding
     from lbguard.core.model import StreamSpec
     from lbguard.settings.model import Loaded, Settings
 
@@ -66,9 +68,9 @@ def run(
         loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
         if not _fit_to_start(loaded):
             raise typer.Exit(EXIT_FAILED)
-        from lbguard.service import daemon
+        from lbguard.service import process
 
-        raise typer.Exit(daemon.run(loaded.settings))
+        raise typer.Exit(process.run(loaded.settings))
     finally:
         gc.enable()
 
@@ -97,7 +99,6 @@ def check_config(
     Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.cli import show
-    from lbguard.cli.host_check import check_host
     from lbguard.settings.check import ConfigWarning, check_settings
 
     loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
@@ -116,7 +117,11 @@ def check_config(
         )
         for problem in _connections_problems(loaded.settings)
     ]
-    findings = check_host(loaded.settings, streams) if host else ()
+    findings: Sequence[Finding] = ()
+    if host:
+        from lbguard.cli.host_check import check_host
+
+        findings = check_host(loaded.settings, streams)
     if as_json:
         print_json(show.config_json(loaded, warnings, findings))
     else:
@@ -211,10 +216,10 @@ def _load(
 
 def _streams(settings: "Settings") -> "tuple[tuple[StreamSpec, ...], tuple[str, ...]]":
     """Return the streams of the targets file and its problems; none where it is not read."""
-    from lbguard.sources.file import TargetsFile, TargetsFileError
-
     if settings.targets_file is None or settings.source != "file":
         return (), ()
+    from lbguard.sources.file import TargetsFile, TargetsFileError
+
     try:
         return TargetsFile(settings.targets_file).read(), ()
     except TargetsFileError as error:
@@ -223,10 +228,10 @@ def _streams(settings: "Settings") -> "tuple[tuple[StreamSpec, ...], tuple[str, 
 
 def _connections_problems(settings: "Settings") -> tuple[str, ...]:
     """Return the problems of the probe's connections file; none where it is not read."""
-    from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError
-
     if settings.probe.connections_file is None or settings.probe.connections != "file":
         return ()
+    from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError
+
     try:
         ConnectionsFile(settings.probe.connections_file).read()
     except ConnectionsFileError as error:

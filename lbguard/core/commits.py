@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig
+from lbguard.core.deadlines import Retries
 from lbguard.core.effects import AttachStream, CommitTables, Effect
-from lbguard.core.retry import Retries
 from lbguard.core.state import Stream
 from lbguard.core.stream_registry import StreamRegistry
 

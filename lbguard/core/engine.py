@@ -1,5 +1,7 @@
 """The engine: takes events and the time, and returns effects. It decides; it does nothing itself.
 
+Its state, and what others may ask of it, is in `engine_state.py`.
+
 Two calls, so that what is urgent leaves first. `observe` takes one event into account and returns what cannot wait (the
 announcement of a link that just became usable). `decide`, called once per batch of events and when `next_deadline` has
 come, judges every target that the batch concerned and returns all the rest, in the order in which it is to be done.
@@ -9,63 +11,34 @@ read-back of the distributor: what that holds is adopted, not judged by its abse
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from lbguard.core import events as ev
-from lbguard.core.addr import Prefix
-from lbguard.core.availability import Availability
 from lbguard.core.commits import Commits
 from lbguard.core.config import EngineConfig
+from lbguard.core.deadlines import Retries
 from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, VerdictAnswered
+from lbguard.core.engine_state import EngineState
 from lbguard.core.events import Event
-from lbguard.core.kernel_tables import KernelTables, RouteKey, RuleKey, route_key, rule_key
-from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import NeighborState, Rule, TargetKey, TargetState
-from lbguard.core.netview import NetView
-from lbguard.core.observation import Observation, unseen_s
-from lbguard.core.path_repair import PathRepair
-from lbguard.core.prediction import predict
-from lbguard.core.retry import Retries
+from lbguard.core.kernel_tables import RouteKey, RuleKey, route_key, rule_key
+from lbguard.core.model import NeighborState, Rule, TargetState
+from lbguard.core.observation import unseen_s
 from lbguard.core.state import Target
-from lbguard.core.status import GuardStatus, Prediction
-from lbguard.core.status_view import build_status, status_in_parts
-from lbguard.core.stream_registry import StreamRegistry
 
 
-class Engine:
-    """Owns all state. Neither method raises for anything that an event can say."""
+class Engine(EngineState):
+    """Decides. Neither `observe` nor `decide` raises for anything that an event can say."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.config = config
-        self.view = NetView(excluded_links=config.excluded_links, failures_needed=config.neighbor_failures_needed)
-        self.tables = KernelTables()
-        self.paths = PathRepair(config, self.view, self.tables)
-        self.life = Lifecycle(config, self.paths.evidence)
-        self.stream_registry = StreamRegistry(self.view, self.paths, self.life)
-        self.availability = Availability(config.availability_grace_s)
-        self._observation = Observation(self.stream_registry.streams, self.life, self.availability)
-        self.sync_reason = "starting"
-        self.source_reason = "starting"
+        super().__init__(config)
         self._commits = Commits(config, self.stream_registry)
         self._kernel_retries: Retries[RouteKey | RuleKey] = Retries(config.retry_min_s, config.retry_max_s)
-        self._snapshot_seen = False
-        self._source_read = False
         self._prune_due = False
         self._foreign_streams_pruned = False
         self._final_availability: list[Effect] = []
         self._unjudged: dict[Target, None] = {}
         self._ignored: Counter[str] = Counter()
-
-    @property
-    def in_sync(self) -> bool:
-        """Return whether the view of the kernel is complete and current. Nothing is withdrawn while it is not."""
-        return not self.sync_reason
-
-    @property
-    def running(self) -> bool:
-        """Return whether the first full view and the first list have come."""
-        return self._snapshot_seen and self._source_read
 
     def observe(self, event: Event, now: float) -> list[Effect]:
         """Apply one event; return only what is urgent. `now` is seconds of a clock that never runs back."""
@@ -129,33 +102,6 @@ class Engine:
                 moments.append(deadline)
         return min((moment for moment in moments if moment is not None), default=None)
 
-    def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
-        """Return the holds that a later run has to go on with if this one ends now."""
-        seen_until = now if self.in_sync else self._observation.blind_since
-        return self.life.memory.open_holds(self.stream_registry.streams.values(), self.life.deadlines, seen_until, now)
-
-    def subnets_to_remember(self) -> tuple[Prefix, ...]:
-        """Return the subnets that targets are reached by and that a later run must not take wider ones for."""
-        return self.view.subnets_to_remember()
-
-    def status(self, now: float) -> GuardStatus:
-        """Return the whole state for those who look at it, built in one go."""
-        return build_status(self, now)
-
-    def status_in_parts(self, now: float) -> Iterator[GuardStatus | None]:
-        """Build the whole state a few targets at a time: yield None after each part, and the state at last."""
-        return status_in_parts(self, now)
-
-    def summary(self, now: float) -> GuardStatus:
-        """Return the state without targets and links: cheap enough for every second."""
-        return build_status(self, now, detail=False)
-
-    def predictions(self, now: float) -> dict[TargetKey, Prediction]:
-        """Return what follows for every target that waits for something, if nothing changes."""
-        held_up = "" if self.in_sync else f"the view of the kernel is not in sync ({self.sync_reason})"
-        streams = self.stream_registry.streams.values()
-        return predict(self.config, self.life, streams, now, held_up, self._observation.acts_at)
-
     # Observers
 
     def _kernel_snapshot(self, event: ev.KernelSnapshot, now: float) -> None:
@@ -163,22 +109,22 @@ class Engine:
         self.tables.replace(event.routes, event.rules)
         self.view.changes.lost_links.clear()
         self.view.changes.ips |= self.paths.verdict_fusion.down
-        if self._snapshot_seen and not self.in_sync:
-            self._observation.regained(now)
-        self._snapshot_seen = True
+        if self.snapshot_seen and not self.in_sync:
+            self.observation.regained(now)
+        self.snapshot_seen = True
         self.sync_reason = ""
         self._prune_due = True
 
     def _kernel_out_of_sync(self, event: ev.KernelOutOfSync, now: float) -> None:
         if self.in_sync:
-            self._observation.lost(now)
+            self.observation.lost(now)
         self.sync_reason = event.reason or "unknown"
 
     def _stalled(self, event: ev.Stalled, now: float) -> None:
         self.paths.verdict_fusion.stalled(unseen_s(event.duration_s))
         # Out of sync nothing is seen either, and the next full view tells of all that time.
         if self.in_sync:
-            self._observation.was_blind(event.duration_s, now)
+            self.observation.was_blind(event.duration_s, now)
 
     def _holds_remembered(self, event: ev.HoldsRemembered, now: float) -> None:
         self.life.memory.remember(event.holds, now)
@@ -260,7 +206,7 @@ class Engine:
         self.paths.link_set_down(event)
 
     def _source_snapshot(self, event: ev.SourceSnapshot, now: float) -> None:
-        self._source_read, self.source_reason = True, ""
+        self.source_read, self.source_reason = True, ""
         self.stream_registry.replace(event.streams, now)
 
     def _source_lost(self, event: ev.SourceLost, now: float) -> None:
@@ -354,8 +300,8 @@ class Engine:
             target = self.stream_registry.target(key)
             if target is None:
                 continue
-            if self._observation.soon_mended(target, now):
-                self.life.deadlines.set(key, self._observation.repaired_at)
+            if self.observation.soon_mended(target, now):
+                self.life.deadlines.set(key, self.observation.repaired_at)
             else:
                 self.life.expire(self.stream_registry.streams[key.stream], target, now)
 

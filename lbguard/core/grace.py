@@ -1,9 +1,15 @@
-"""Grace windows: a window per cause, an upper bound, and the durations of past heals in the same subnet."""
+"""Durations of waiting: grace windows before a withdrawal, flap damping before a re-admission.
+
+A window has a cause and an upper bound, and may follow the durations of past heals in the same subnet. Damping is a
+penalty that each loss raises by one and time halves (the idea of RFC 2439, for targets). Only re-admission waits for
+it. The first recovery never waits: one loss is a penalty of at most one, and only the part above one costs time.
+"""
 
 import math
+from dataclasses import dataclass
 
 from lbguard.core.addr import Prefix
-from lbguard.core.config import GraceConfig
+from lbguard.core.config import DampingConfig, GraceConfig
 from lbguard.core.model import SOFT, Condition
 
 _SAMPLES_KEPT = 64
@@ -64,3 +70,26 @@ class Grace:
 def _kind(cause: Condition) -> Condition | None:
     """Return what heals are compared by: each soft cause has its own, what the kernel says is of one kind."""
     return cause if cause in SOFT else None
+
+
+@dataclass(slots=True)
+class Penalty:
+    """The penalty of one target: its value at a moment (seconds)."""
+
+    value: float = 0.0
+    at: float = 0.0
+
+    def current(self, config: DampingConfig, now: float) -> float:
+        """Return the decayed penalty."""
+        if self.value == 0.0:
+            return 0.0
+        return float(self.value * 0.5 ** ((now - self.at) / config.half_life_s))
+
+    def add_loss(self, config: DampingConfig, now: float) -> None:
+        """Raise the penalty by one."""
+        self.value = self.current(config, now) + 1.0
+        self.at = now
+
+    def wait_s(self, config: DampingConfig, now: float) -> float:
+        """Return how long a re-admission has to wait now, in seconds, at most `max_s`."""
+        return max(0.0, min(config.max_s, config.step_s * (self.current(config, now) - 1.0)))

@@ -1,9 +1,11 @@
-"""A link of this load balancer and the neighbours on it, as the core remembers them."""
+"""Links of this load balancer and the neighbours on them, as the core remembers them, and what changed of them."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lbguard.core.addr import Ip, Prefix, format_ip, is_ipv4, is_link_local, prefix_of
+from lbguard.core.events import NeighborSeen
 from lbguard.core.model import LinkKey, NeighborState
 
 
@@ -18,6 +20,16 @@ class Address(NamedTuple):
         return own if prefix_of(self.ip, self.subnet.length) == self.subnet else f"{own} peer {self.subnet}"
 
 
+_VALID = (
+    NeighborState.REACHABLE
+    | NeighborState.STALE
+    | NeighborState.DELAY
+    | NeighborState.PROBE
+    | NeighborState.PERMANENT
+    | NeighborState.NOARP
+)
+
+
 @dataclass(slots=True)
 class Neighbor:
     """A neighbour entry: state, last known link-layer address, failed resolutions in a row, last proof of life."""
@@ -26,6 +38,18 @@ class Neighbor:
     mac: bytes = b""
     failures: int = 0
     confirmed_at: float = float("-inf")
+
+    def seen(self, event: NeighborSeen, now: float) -> None:
+        """Note what the kernel says of the entry."""
+        if event.state == NeighborState.FAILED:
+            # The kernel notifies once a failed resolution, not of the attempts in between.
+            self.failures += 1
+        elif event.state & _VALID:
+            self.failures = 0
+            self.mac = event.mac or self.mac
+            if event.state == NeighborState.REACHABLE and not event.foreign:
+                self.confirmed_at = now
+        self.state = event.state
 
 
 def _by_family() -> dict[bool, int]:
@@ -162,3 +186,30 @@ class Link:
             for (ip, _), usable in self.addresses.items():
                 if usable and not is_link_local(ip):
                     self.count_ready(ip, 1)
+
+    def counted(self, rx_packets: int, now: float) -> bool:
+        """Note a reading of the receive counter; return whether packets arrived since the one before."""
+        arrived = 0 <= self.rx_packets < rx_packets
+        if arrived:
+            self.rx_at = now
+        self.rx_packets = rx_packets
+        return arrived
+
+
+@dataclass(slots=True)
+class ViewChanges:
+    """Changes since the last call of `take_changes`.
+
+    `ips`: target addresses whose path may have changed. `ready`: addresses that became usable on a link that is up.
+    `lost_links`: ifindexes whose routes the kernel dropped (silently for IPv4). `disowned`: links that are ready in a
+    subnet which a newer link owns. `family_back`: links that hold an address of a family again of which they had none:
+    the kernel starts with its defaults there.
+    """
+
+    ips: dict[Ip, None] = field(default_factory=dict)
+    ready: dict[LinkKey, list[Ip]] = field(default_factory=dict)
+    lost_links: set[int] = field(default_factory=set)
+    disowned: set[LinkKey] = field(default_factory=set)
+    family_back: set[int] = field(default_factory=set)
+    moved_neighbors: list[tuple[int, Ip, bytes, bytes]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)

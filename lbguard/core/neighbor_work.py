@@ -3,12 +3,18 @@
 Only entries that the kernel learned itself are touched: each of these requests would turn an entry that another
 program made into one of the kernel's own (net/core/neighbour.c, __neigh_update). In `observe` mode nothing is asked
 for.
+
+On a new link the kernel asks once at once and then every retransmission time, too slowly for what happens here: the
+peer's port often forwards a few milliseconds after our link is up, so the first question is lost; and for IPv6 the
+kernel asks nothing at all before the link-local address has passed duplicate address detection, up to two seconds. So
+what is unresolved is solicited in our own name, from our usable address on the link, at growing intervals.
 """
 
 from collections.abc import Iterable
 
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.config import EngineConfig
+from lbguard.core.deadlines import Deadlines
 from lbguard.core.effects import (
     Effect,
     FlushNeighbors,
@@ -19,9 +25,98 @@ from lbguard.core.effects import (
 )
 from lbguard.core.link import Link
 from lbguard.core.model import LinkKey, NeighborState
-from lbguard.core.neighbor_solicitation import NeighborSolicitation
 from lbguard.core.netview import NetView
-from lbguard.core.probing import ProbeWheel
+
+_SLICES = 10
+"""Few enough that waking up costs little beside the probes, many enough that no slice is a burst."""
+
+
+class ProbeWheel:
+    """Timer wheel that spreads addresses over the slices of an interval (seconds); one slice is due at a time."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._step_s = interval_s / _SLICES
+        self._slices: list[dict[Ip, None]] = [{} for _ in range(_SLICES)]
+        self._slice_of: dict[Ip, int] = {}
+        self._cursor = 0
+        self._at = float("-inf")
+        self._next_slice = 0
+
+    def add(self, ip: Ip) -> None:
+        """Probe an address from now on; one that is there already stays where it is."""
+        if ip not in self._slice_of:
+            self._slice_of[ip] = self._next_slice
+            self._slices[self._next_slice][ip] = None
+            # A stride coprime to the number of slices spreads few addresses over the whole interval.
+            self._next_slice = (self._next_slice + 7) % _SLICES
+
+    def remove(self, ip: Ip) -> None:
+        """Stop probing an address."""
+        index = self._slice_of.pop(ip, None)
+        if index is not None:
+            del self._slices[index][ip]
+
+    def next(self, now: float) -> float | None:
+        """Return when the next slice with anything in it is due; None while there is nothing or probing is off."""
+        if not self._slice_of or self._step_s <= 0:
+            return None
+        if self._at == float("-inf"):
+            self._at = now + self._step_s
+        while not self._slices[self._cursor]:
+            self._cursor = (self._cursor + 1) % _SLICES
+            self._at += self._step_s
+        return self._at
+
+    def due(self, now: float) -> list[Ip]:
+        """Return the addresses of one due slice and move on. After a stall nothing is made up for."""
+        at = self.next(now)
+        if at is None or at > now:
+            return []
+        ips = list(self._slices[self._cursor])
+        self._cursor = (self._cursor + 1) % _SLICES
+        self._at = max(at + self._step_s, now)
+        return ips
+
+
+PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
+"""Pauses before each question, counted from the one before (the first from the link's arrival)."""
+
+_PER_ROUND = 512
+
+
+class NeighborSolicitation:
+    """Addresses to solicit, each on one incarnation of a link."""
+
+    def __init__(self) -> None:
+        self._due: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
+        self._asked: dict[tuple[LinkKey, Ip], int] = {}
+
+    def begin(self, link: LinkKey, ip: Ip, now: float) -> None:
+        """Start (or restart) soliciting an address."""
+        self._asked[link, ip] = 0
+        self._due.set((link, ip), now + PAUSES_S[0])
+
+    def end(self, link: LinkKey, ip: Ip) -> None:
+        """Stop soliciting an address."""
+        if self._asked.pop((link, ip), None) is not None:
+            self._due.cancel((link, ip))
+
+    def take_due(self, now: float) -> list[tuple[LinkKey, Ip]]:
+        """Return the addresses to solicit now. Each comes again after its next pause, until `end`."""
+        due = self._due.pop_due(now, _PER_ROUND)
+        for key in due:
+            asked = self._asked[key] + 1
+            if asked < len(PAUSES_S):
+                self._asked[key] = asked
+                self._due.set(key, now + PAUSES_S[asked])
+            else:
+                del self._asked[key]
+        return due
+
+    def next(self) -> float | None:
+        """Return when the next address is due."""
+        return self._due.next()
+
 
 _UNKNOWN = (NeighborState.NONE, NeighborState.FAILED)
 _UNRESOLVED = (*_UNKNOWN, NeighborState.INCOMPLETE)

@@ -3,8 +3,7 @@
 Who owns a subnet, and by which subnet a target address is reached, is worked out in `ownership.py`. Here each change of
 the kernel is taken, at a cost that does not grow with the number of addresses on a link.
 
-Links whose names are excluded are remembered apart, with their addresses, since a rename may bring one in or take one
-out: nothing else of the core sees them.
+Excluded links are remembered apart, with their addresses, since a rename may bring one in: nothing else sees them.
 
 Of neighbour entries only those count as the kernel's own that it learned itself. An entry that another program made
 (static, learned by a control plane, managed) is never verified, resolved or flushed, on whatever address.
@@ -13,7 +12,6 @@ Of neighbour entries only those count as the kernel's own that it learned itself
 import fnmatch
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from lbguard.core.addr import Ip, Prefix, is_ipv4, is_link_local
 from lbguard.core.events import (
@@ -28,37 +26,9 @@ from lbguard.core.events import (
     NeighborSeen,
     TrafficSeen,
 )
-from lbguard.core.link import Address, Link, Neighbor
+from lbguard.core.link import Address, Link, Neighbor, ViewChanges
 from lbguard.core.model import Condition, LinkKey, NeighborState
 from lbguard.core.ownership import Ownership
-
-_VALID = (
-    NeighborState.REACHABLE
-    | NeighborState.STALE
-    | NeighborState.DELAY
-    | NeighborState.PROBE
-    | NeighborState.PERMANENT
-    | NeighborState.NOARP
-)
-
-
-@dataclass(slots=True)
-class ViewChanges:
-    """Changes since the last call of `take_changes`.
-
-    `ips`: target addresses whose path may have changed. `ready`: addresses that became usable on a link that is up.
-    `lost_links`: ifindexes whose routes the kernel dropped (silently for IPv4). `disowned`: links that are ready in a
-    subnet which a newer link owns. `family_back`: links that hold an address of a family again of which they had none:
-    the kernel starts with its defaults there.
-    """
-
-    ips: dict[Ip, None] = field(default_factory=dict)
-    ready: dict[LinkKey, list[Ip]] = field(default_factory=dict)
-    lost_links: set[int] = field(default_factory=set)
-    disowned: set[LinkKey] = field(default_factory=set)
-    family_back: set[int] = field(default_factory=set)
-    moved_neighbors: list[tuple[int, Ip, bytes, bytes]] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
 
 
 class NetView:
@@ -151,17 +121,7 @@ class NetView:
 
     def answers_elsewhere(self, link: Link) -> bool:
         """Return whether targets of every subnet of a superseded link answered its new owner, and none failed there."""
-        for subnet in link.on_link():
-            owner = self.owners.get(subnet)
-            members = self._ownership.members(subnet)
-            if owner is None or owner is link:
-                return False
-            known = [owner.neighbors[ip] for ip in members if ip in owner.neighbors]
-            if members and not any(neighbor.confirmed_at > float("-inf") for neighbor in known):
-                return False
-            if any(neighbor.failures for neighbor in known):
-                return False
-        return True
+        return self._ownership.answers_elsewhere(link)
 
     # Kernel changes
 
@@ -283,18 +243,10 @@ class NetView:
         neighbor = link.neighbors.get(event.ip)
         if neighbor is None:
             neighbor = link.neighbors[event.ip] = Neighbor(NeighborState.NONE)
-        failures = neighbor.failures
-        if event.state == NeighborState.FAILED:
-            # The kernel notifies once a failed resolution, not of the attempts in between.
-            neighbor.failures += 1
-        elif event.state & _VALID:
-            neighbor.failures = 0
-            if neighbor.mac and event.mac and neighbor.mac != event.mac:
-                self.changes.moved_neighbors.append((event.ifindex, event.ip, neighbor.mac, event.mac))
-            neighbor.mac = event.mac or neighbor.mac
-            if event.state == NeighborState.REACHABLE and not event.foreign:
-                neighbor.confirmed_at = now
-        neighbor.state = event.state
+        failures, mac = neighbor.failures, neighbor.mac
+        neighbor.seen(event, now)
+        if mac and neighbor.mac != mac:
+            self.changes.moved_neighbors.append((event.ifindex, event.ip, mac, neighbor.mac))
         if failures != neighbor.failures:
             self.changes.ips[event.ip] = None
 
@@ -312,13 +264,7 @@ class NetView:
     def traffic_seen(self, event: TrafficSeen, now: float) -> bool:
         """Record a reading of a link's receive counter; return whether packets arrived since the one before."""
         link = self.links.get(event.ifindex)
-        if link is None:
-            return False
-        arrived = 0 <= link.rx_packets < event.rx_packets
-        if arrived:
-            link.rx_at = now
-        link.rx_packets = event.rx_packets
-        return arrived
+        return link is not None and link.counted(event.rx_packets, now)
 
     def replace(self, snapshot: KernelSnapshot, now: float) -> None:
         """Apply a full view: what it does not hold is gone."""

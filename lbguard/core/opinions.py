@@ -184,11 +184,6 @@ class Opinions:
     def __len__(self) -> int:
         return len(self._opinions)
 
-    @property
-    def remembered(self) -> int:
-        """Return the number of expired opinions that still have a place in the order."""
-        return len(self._past)
-
     def take(self, event: VerdictReported, now: float) -> Taken:
         """Apply a verdict into account, or drop it for a named reason."""
         verdict = event.verdict

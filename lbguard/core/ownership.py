@@ -232,6 +232,20 @@ class Ownership:
         if members:
             self._changed(members)
 
+    def answers_elsewhere(self, link: Link) -> bool:
+        """Return whether targets of every subnet of a superseded link answered its new owner, and none failed there."""
+        for subnet in link.on_link():
+            owner = self.owners.get(subnet)
+            members = self.members(subnet)
+            if owner is None or owner is link:
+                return False
+            known = [owner.neighbors[ip] for ip in members if ip in owner.neighbors]
+            if members and not any(neighbor.confirmed_at > float("-inf") for neighbor in known):
+                return False
+            if any(neighbor.failures for neighbor in known):
+                return False
+        return True
+
     def superseded(self, link: Link, subnets: Sequence[Prefix]) -> bool:
         """Return whether links that are newer than a link own these subnets, of which there must be any.
 

@@ -16,10 +16,10 @@ from lbguard.core.effects import (
 )
 from lbguard.core.events import LinkSetDown
 from lbguard.core.kernel_tables import KernelTables
-from lbguard.core.link import Link
+from lbguard.core.link import Link, ViewChanges
 from lbguard.core.model import Condition, Evidence, LinkKey, Route
 from lbguard.core.neighbor_work import NeighborWork, our_address
-from lbguard.core.netview import NetView, ViewChanges
+from lbguard.core.netview import NetView
 from lbguard.core.state import Path, Target
 from lbguard.core.verdict_fusion import VerdictFusion
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.config import EngineConfig
-from lbguard.core.damping import Penalty
+from lbguard.core.grace import Penalty
 from lbguard.core.model import (
     ADMITTED,
     SOFT,

@@ -22,7 +22,7 @@ from lbguard.core.status import (
 )
 
 if TYPE_CHECKING:
-    from lbguard.core.engine import Engine
+    from lbguard.core.engine_state import EngineState
 
 SHOWN = 8
 """So many opinions on each end of a path are shown: thousands may speak of one address."""
@@ -31,7 +31,7 @@ SHOWN = 8
 _TARGETS_A_PART = 32
 
 
-def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardStatus:
+def build_status(engine: EngineState, now: float, *, detail: bool = True) -> GuardStatus:
     """Return the state at one moment; without `detail` no targets and no links."""
     status = None
     for status in status_in_parts(engine, now, detail=detail):  # noqa: B007 (the last one counts)
@@ -40,7 +40,7 @@ def build_status(engine: Engine, now: float, *, detail: bool = True) -> GuardSta
     return status
 
 
-def status_in_parts(engine: Engine, now: float, *, detail: bool = True) -> Iterator[GuardStatus | None]:
+def status_in_parts(engine: EngineState, now: float, *, detail: bool = True) -> Iterator[GuardStatus | None]:
     """Build the state a few targets at a time: yield None after each part, and the state at last.
 
     A thousand targets with ten verdicts each take longer than a lost link may wait. Each target is told as it is when
@@ -73,7 +73,7 @@ def status_in_parts(engine: Engine, now: float, *, detail: bool = True) -> Itera
     yield replace(whole, targets=tuple(told))
 
 
-def _stream(engine: Engine, stream: Stream) -> StreamStatus:
+def _stream(engine: EngineState, stream: Stream) -> StreamStatus:
     available, reason = engine.availability.get(stream.spec.name)
     return StreamStatus(
         name=stream.spec.name,
@@ -87,7 +87,7 @@ def _stream(engine: Engine, stream: Stream) -> StreamStatus:
     )
 
 
-def _target(engine: Engine, target: Target, now: float, expected: Prediction | None) -> TargetStatus:
+def _target(engine: EngineState, target: Target, now: float, expected: Prediction | None) -> TargetStatus:
     settled = target.state is TargetState.ACTIVE
     return TargetStatus(
         stream=target.key.stream,
@@ -103,7 +103,7 @@ def _target(engine: Engine, target: Target, now: float, expected: Prediction | N
     )
 
 
-def _path(engine: Engine, ip: Ip, path: Path) -> PathStatus:
+def _path(engine: EngineState, ip: Ip, path: Path) -> PathStatus:
     link = engine.view.links.get(path.link.ifindex) if path.link else None
     if link is not None and link.key != path.link:
         link = None
@@ -122,7 +122,7 @@ def _path(engine: Engine, ip: Ip, path: Path) -> PathStatus:
     )
 
 
-def _opinions(engine: Engine, ip: Ip, path: Path) -> tuple[dict[Source, Opinion], int]:
+def _opinions(engine: EngineState, ip: Ip, path: Path) -> tuple[dict[Source, Opinion], int]:
     """Return the opinions on both ends of a path that are shown, and how many are not."""
     opinions = engine.paths.verdict_fusion.opinions
     of_link, of_target = opinions.of(path.lb_ip, SHOWN), opinions.of(ip, SHOWN)
@@ -130,7 +130,7 @@ def _opinions(engine: Engine, ip: Ip, path: Path) -> tuple[dict[Source, Opinion]
     return {**of_link, **of_target}, count - len(of_link) - len(of_target)
 
 
-def _verdicts(engine: Engine, found: dict[Source, Opinion], path: Path) -> tuple[VerdictStatus, ...]:
+def _verdicts(engine: EngineState, found: dict[Source, Opinion], path: Path) -> tuple[VerdictStatus, ...]:
     opinions = engine.paths.verdict_fusion.opinions
     return tuple(
         VerdictStatus(
@@ -160,7 +160,7 @@ def _subject(subject: Subject) -> str:
             return f"connection {subject.id}"
 
 
-def _link(engine: Engine, link: Link) -> LinkStatus:
+def _link(engine: EngineState, link: Link) -> LinkStatus:
     owns = any(owner is link for owner in engine.view.owners.values())
     role = "owner" if owns else "superseded" if engine.view.superseded(link) else "unusable"
     return LinkStatus(

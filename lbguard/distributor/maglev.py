@@ -121,19 +121,6 @@ def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
     return table
 
 
-def anchored(permutations: Permutations, registered: Iterable[int], active: Iterable[int]) -> list[int]:
-    """Return the table in which every active target keeps its home slots; see the head of this module.
-
-    An active index that is not registered counts as registered.
-
-    Raises:
-        ValueError: a row is no permutation of the slots.
-    """
-    admitted = frozenset(active)
-    everyone = admitted.union(registered)
-    return _adopt(maglev(permutations, everyone), everyone, admitted)
-
-
 class TableCalculator:
     """Computes the tables of one stream; remembers the base table, so that a change costs only the slots it moves."""
 

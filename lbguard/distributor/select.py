@@ -30,10 +30,6 @@ class AutoDistributor:
         self._moving: dict[str, StreamSpec] = {}
         self._unusable: dict[str, str] = {}
 
-    def chosen(self) -> dict[str, str]:
-        """Return the kind that was chosen for each stream."""
-        return {name: distributor.kind for name, (distributor, _) in self._streams.items()}
-
     async def attach(self, stream: StreamSpec) -> None:
         """Choose, and make the table ready; see the protocol. When that fails, what served the stream goes on."""
         before = self._streams.get(stream.name)

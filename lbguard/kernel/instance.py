@@ -10,11 +10,13 @@ import socket
 import struct
 from typing import Final
 
+from lbguard.errors import StartError
+
 _NAME: Final = b"\0lbguard.instance"
 _CREDENTIALS: Final = struct.Struct("=iII")
 
 
-class InstanceRunning(Exception):  # noqa: N818 (it names a state that the operator knows)
+class InstanceRunning(StartError):  # noqa: N818 (it names a state that the operator knows)
     """Another instance runs in this network namespace; `pid` is its process, or None when it cannot be seen."""
 
     def __init__(self, pid: int | None) -> None:

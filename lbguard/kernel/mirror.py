@@ -72,7 +72,7 @@ class MirrorSettings:
 
 @dataclass(slots=True, kw_only=True)
 class MirrorCounters:
-    """Counters of the mirror, for the metrics. They only grow; `..._s` are the latest measured durations."""
+    """Counters of the mirror, for the metrics. They only grow."""
 
     datagrams: int = 0
     decoded: Counter[str] = field(default_factory=Counter)
@@ -82,8 +82,6 @@ class MirrorCounters:
     dumps_interrupted: int = 0
     reconciles_abandoned: Counter[str] = field(default_factory=Counter)
     snapshots: int = 0
-    snapshot_duration_s: float = 0.0
-    drain_duration_s: float = 0.0
 
 
 class KernelMirror:
@@ -129,11 +127,6 @@ class KernelMirror:
     def in_sync(self) -> bool:
         """Return whether every kernel message since the last snapshot has been passed on."""
         return self._view is not None
-
-    @property
-    def healthy(self) -> bool:
-        """Return whether the mirror runs; it may be out of sync for a moment."""
-        return self._socket is not None and self._failure is None
 
     @property
     def port(self) -> int | None:
@@ -183,11 +176,6 @@ class KernelMirror:
         """Dump again soon without declaring anything out of sync. May be called from the sink."""
         asyncio.get_running_loop().call_soon(self._guarded, self._reconcile)
 
-    def set_target_tables(self, is_target_table: IsTargetTable) -> None:
-        """Change the tables of interest; a reconcile then brings what was passed over until now."""
-        self._is_target_table = is_target_table
-        self.request_reconcile()
-
     def _open_kernel_socket(self) -> KernelSocket:
         return NetlinkSocket(
             receive_buffer_bytes=self.settings.receive_buffer_bytes, groups=GROUPS, program=quiet_neighbors()
@@ -220,8 +208,7 @@ class KernelMirror:
     def _drain(self) -> None:
         assert self._socket is not None
         receive_into, buffer = self._socket.receive_into, self._buffer
-        started_at = time.monotonic()
-        deadline = started_at + self.settings.budget_s
+        deadline = time.monotonic() + self.settings.budget_s
         for _ in range(self.settings.budget_datagrams):
             try:
                 length, port = receive_into(buffer)
@@ -250,7 +237,6 @@ class KernelMirror:
                 self._digest(length)
             if time.monotonic() > deadline:
                 break
-        self.counters.drain_duration_s = time.monotonic() - started_at
 
     def _digest(self, length: int) -> None:
         verified = lone_neighbor(self._buffer, length)
@@ -330,12 +316,10 @@ class KernelMirror:
     def _finish(self) -> None:
         assert self._building is not None
         self._cancel_watchdog()
-        now = time.monotonic()
         self._out.append(self._building.finish())
         self._view, self._building = self._building, None
         self._loss_told = False
         self.counters.snapshots += 1
-        self.counters.snapshot_duration_s = now - self._build_started_at
         self._schedule_reconcile()
 
     def _abandon(self, reason: str) -> None:

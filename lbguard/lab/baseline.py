@@ -5,7 +5,7 @@ target that misses a route is taken out of the distributor (table `maglev`) and 
 targets that are out are tried again at each look; when two links share a subnet the older one is set down. Nothing is
 held, no neighbour entry is touched and nothing is announced.
 
-    python -m lbguard.lab.baseline --targets FILE --distributor nftables|nfqlb-cli
+    python -m lbguard.lab.baseline --targets FILE --distributor nftables|nfqlb
 
 It logs JSON lines on standard error in the form of the service's own.
 """
@@ -112,17 +112,17 @@ def make_distributor(kind: str) -> Distributor:
     """Return the distributor of a kind, with the table of today.
 
     Raises:
-        ValueError: the kind is none of `nftables` and `nfqlb-cli`.
+        ValueError: the kind is none of `nftables` and `nfqlb`.
     """
     if kind == "nftables":
         from lbguard.distributor.nftables.distributor import NftDistributor
 
         return NftDistributor(TableKind.MAGLEV)
-    if kind == "nfqlb-cli":
-        from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
+    if kind == "nfqlb":
+        from lbguard.lab.stock_nfqlb import StockCommands
 
-        return NfqlbCliDistributor(TableKind.MAGLEV)
-    raise ValueError(f"distributor {kind!r}: nftables and nfqlb-cli are there")
+        return StockCommands()
+    raise ValueError(f"distributor {kind!r}: allowed: nftables or nfqlb")
 
 
 def main() -> None:

@@ -157,7 +157,7 @@ class Controller:
         if self.started_as is not None:
             return self.started_as
         if self.column is Column.WITHDRAW:
-            kind = "nfqlb-cli" if self.distribution is Distribution.NFQLB else "nftables"
+            kind = "nfqlb" if self.distribution is Distribution.NFQLB else "nftables"
             module = ["-m", "lbguard.lab.baseline", "--targets", str(self.targets_file), "--distributor", kind]
             return [sys.executable, *module], {}
         kind = "nfqlb-shm" if self.distribution is Distribution.NFQLB else "nftables"

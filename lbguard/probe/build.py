@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from lbguard.core.model import Verdict
+from lbguard.errors import CommandError
 from lbguard.kernel.mirror import MirrorSettings
 from lbguard.probe.bridge import BridgeNeighbors, BridgePorts, BridgeSource
 from lbguard.probe.connections import ConnectionSource, Emit
@@ -15,19 +16,17 @@ from lbguard.probe.monitor import Emit as EmitVerdict
 from lbguard.probe.monitor import Monitor
 from lbguard.probe.nsm import NsmScope, NsmSource, NsmView
 from lbguard.probe.report_stream import ReporterSettings
-from lbguard.probe.reporter import Reporter
+from lbguard.probe.reporter import NAME_MAX, Reporter
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
-from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource
-from lbguard.rpc.workload_api import WorkloadApi
+from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource, WorkloadApi
 from lbguard.settings.dial_address import parse_dial_address, parse_report_address
 from lbguard.settings.model import Settings
 from lbguard.settings.probe import NsmSettings, ProbeSettings
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-_NAME_MAX = 63
 
 
-class ProbeError(Exception):
+class ProbeError(CommandError):
     """The probe cannot work; the text names the setting or the right that is missing, and what to do."""
 
 
@@ -163,4 +162,4 @@ def make_reporting(probe: ProbeSettings, host_name: str, metrics: ProbeMetrics) 
 def reporter_name(host_name: str) -> str:
     """Return a host name as the verdict service takes it; empty when nothing of it can be used."""
     kept = "".join(character for character in host_name if character in _NAME_CHARACTERS)
-    return kept.lstrip("._-")[:_NAME_MAX]
+    return kept.lstrip("._-")[:NAME_MAX]

@@ -18,13 +18,14 @@ from lbguard.core.model import Verdict, VerdictState
 from lbguard.probe.connections import Connection
 from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.exchange import Exchange, OpenSocket
-from lbguard.probe.failure_detector import Detector, DetectorSettings, make_judge, outcome
+from lbguard.probe.failure_detector import DetectorSettings, FailureDetector, make_judge, outcome
 from lbguard.probe.icmp import IcmpSocket
 from lbguard.probe.schedule import PollTimer, Wheel, next_start, ping_offset_s, spread_starts, tick_s
 from lbguard.probe.watch import ANSWERING, Watch
 
 Emit = Callable[[Verdict], None]
 Clock = Callable[[], float]
+JudgeFactory = Callable[[DetectorSettings, Sequence[bool], float], FailureDetector]
 
 _JUDGE: Final = -1
 _CHECK: Final = -2
@@ -49,6 +50,7 @@ class Monitor:
             those of a monitor that was started again newer than those it gave before, unless the clock was set back;
             then the reporter raises them.
         seed: of the jitter.
+        judge_of: makes the failure detector of a connection.
 
     Raises:
         OSError: no socket of either family can be opened.
@@ -63,10 +65,11 @@ class Monitor:
         open_socket: OpenSocket = IcmpSocket,
         first_generation: int | None = None,
         seed: int | None = None,
+        judge_of: JudgeFactory = make_judge,
     ) -> None:
         self.counters = ProbeCounters()
         self._settings = settings
-        self._by_rounds = settings.detector is Detector.ROUNDS
+        self._make_judge = judge_of
         self._emit = emit
         self._clock = clock
         self._generation = max(0, time.time_ns() // 1_000_000) if first_generation is None else first_generation
@@ -115,7 +118,7 @@ class Monitor:
     def _begin(self, connection: Connection, start: float, now: float, new_mac: bytes = b"") -> None:
         self._generation += 1
         families = [is_ipv4(pair.source) for pair in connection.pairs]
-        watch = Watch(connection, self._generation, make_judge(self._settings, families, start))
+        watch = Watch(connection, self._generation, self._make_judge(self._settings, families, start))
         watch.new_mac = new_mac
         self._exchange.join(watch)
         self._watches[connection.id] = watch
@@ -227,13 +230,13 @@ class Monitor:
         self._exchange.send(now)
 
     def _begin_round(self, watch: Watch, at: float, *, fast: bool) -> None:
-        settings = self._settings
+        settings, judge = self._settings, watch.judge
         duration_s = settings.doubt_round_s if fast else settings.round_s
         self.counters.doubts += fast and not watch.fast
         watch.begin_round(at, duration_s, settings.pings)
         watch.fast = fast
-        watch.may_doubt = self._by_rounds and not fast and watch.measured in ANSWERING
-        watch.eager = settings.detector is not Detector.NSM and (fast or watch.measured is not VerdictState.UP)
+        watch.may_doubt = judge.tests_again and not fast and watch.measured in ANSWERING
+        watch.eager = (judge.tests_again or judge.wants_replies) and (fast or watch.measured is not VerdictState.UP)
         first = at + ping_offset_s(0, watch.spacing_s, self._chance())
         self._wheel.add(first, (watch, watch.round, 0))
 
@@ -276,7 +279,7 @@ class Monitor:
     def _end_round(self, watch: Watch, now: float) -> None:
         if watch.untested:
             watch.judge.excuse(now)
-        silent = self._by_rounds and watch.silent()
+        silent = watch.judge.tests_again and watch.silent()
         if not self._judge(watch, now, complete=True):
             return
         if silent and not watch.untested and watch.measured in ANSWERING:
@@ -285,7 +288,7 @@ class Monitor:
             self._begin_round(watch, next_start(watch.started, self._settings.interval_s, now), fast=False)
 
     def _check(self, watch: Watch, now: float) -> None:
-        """FailureDetector in the middle of a round, by the time since the last reply."""
+        """Judge a connection in the middle of a round, by the time since the last reply."""
         measured = watch.judge.judge((), now)
         if measured is not None and measured is not watch.measured:
             watch.measured = measured
@@ -293,7 +296,7 @@ class Monitor:
             self._deliver()
 
     def _judge(self, watch: Watch, now: float, *, complete: bool) -> bool:
-        """FailureDetector the running round; return whether the connection is still followed as it was.
+        """Judge the running round; return whether the connection is still followed as it was.
 
         `complete`: the round ended in its time, so the silence of a pair may count.
         """

@@ -25,7 +25,7 @@ _log = logging.getLogger("lbguard.probe.reporter")
 LINGER_S = 3.0
 """Time for which reports go to a load balancer whose links are gone."""
 
-_NAME_MAX = 63
+NAME_MAX = 63
 
 FarEnd = tuple[Ip, ...]
 """The addresses of one load balancer at the far end of links."""
@@ -61,11 +61,6 @@ class Reporter:
         self._standing: dict[Subject, Verdict] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._running: dict[ReportStream, asyncio.Task[None]] = {}
-
-    @property
-    def states(self) -> Iterable[VerdictState]:
-        """Return the current state of each subject."""
-        return (verdict.state for verdict in self._standing.values())
 
     @property
     def streams(self) -> tuple[ReportStream, ...]:
@@ -119,7 +114,7 @@ class Reporter:
         if not self._settings.name:
             return ""
         suffix = "." + format_ip(far_end[0]).replace(":", "-").strip("-")
-        return self._settings.name[: _NAME_MAX - len(suffix)] + suffix
+        return self._settings.name[: NAME_MAX - len(suffix)] + suffix
 
     def _start(self, stream: ReportStream) -> None:
         if self._tasks is not None and stream not in self._running:

@@ -11,7 +11,7 @@ its kind:
     ["=", ROW]              result of that `decide`: a decision, or a change of a stream's availability
     ["s", FIELD, ITEM...]   a part of a full view of the kernel: items are rows, or `"FIRST+COUNT"` of the last view
     ["S"]                   the view is complete: an event
-    ["n", KIND, ...]        a part of the engine's state at the beginning of the file; see `checkpoint.py`
+    ["n", KIND, ...]        a part of the engine's state at the beginning of the file; see `codec.py`
     ["N"]                   the state is complete
     ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packet totals of targets, and those dropped while held
     ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many
@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lbguard.errors import EXIT_REFUSED, CommandError
+
 FORMAT = "lbguard-recording"
 VERSION = 1
 SUFFIX = ".jsonl.gz"
@@ -34,10 +36,13 @@ START, GOES_ON, AFTER_LOSS = "start", "goes_on", "after_loss"
 """Beginning of a file: with a new engine; where the one before ended; or with a checkpoint after something was lost."""
 
 NS = 1e9
+GZIP = 31  # zlib: window of 32 KiB, gzip header and trailer
 
 
-class RecordingError(Exception):
+class RecordingError(CommandError):
     """A recording that cannot be read (or written); the message names the file, the place in it, and a remedy."""
+
+    exit_status = EXIT_REFUSED
 
 
 class EmptyFileError(RecordingError):

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lbguard.core.checkpoint import CheckpointError, Node
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event, KernelSnapshot
-from lbguard.recording.checkpoint import CheckpointError, Node, decode_nodes
-from lbguard.recording.codec import CodecError, Decoder, decode_item
-from lbguard.recording.format import NS, SUFFIX, EmptyFileError, Header, RecordingError
+from lbguard.recording.codec import CodecError, Decoder, decode_item, decode_nodes
+from lbguard.recording.format import GZIP, NS, SUFFIX, EmptyFileError, Header, RecordingError
 from lbguard.recording.writer import SNAPSHOT_ITEMS
 from lbguard.settings.bounded_file import FileError, open_regular_file
 
 _CHUNK = 64 * 1024
 _LINE_MAX = 16 * 2**20
-_GZIP = 31
 _MAGIC = b"\x1f\x8b"
 
 
@@ -116,7 +115,7 @@ class _Lines:
                 raise self.damaged("a line has no end")
 
     def _texts(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        inflater = zlib.decompressobj(_GZIP)
+        inflater = zlib.decompressobj(GZIP)
         for chunk in chunks:
             if not self.offset and not chunk.startswith(_MAGIC[: len(chunk)]):
                 raise RecordingError(

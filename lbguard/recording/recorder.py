@@ -13,12 +13,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from lbguard.core.checkpoint import freeze
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Effect, Record, SetAvailability
 from lbguard.core.engine import Engine
 from lbguard.core.events import Event
-from lbguard.core.model import TargetKey, TargetState
-from lbguard.recording.checkpoint import freeze
+from lbguard.core.model import TargetKey
 from lbguard.recording.writer import Checkpoint, Entry, RecordingWriter
 from lbguard.telemetry.log import fields
 
@@ -77,8 +77,7 @@ class RecordedEngine(Engine):
 
     def _calm(self) -> bool:
         """Return whether nothing is broken, so that a short pause for a checkpoint does no harm."""
-        troubled = (TargetState.HELD, TargetState.FROZEN)
-        return not any(stream.counts[state] for stream in self.stream_registry.streams.values() for state in troubled)
+        return not any(stream.broken for stream in self.streams())
 
 
 def said_of(effects: list[Effect]) -> list[object]:

@@ -6,18 +6,21 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
+from lbguard.core.checkpoint import CheckpointError, restore
 from lbguard.core.engine import Engine
 from lbguard.core.status import GuardStatus
-from lbguard.recording.checkpoint import CheckpointError, core_digest, restore
+from lbguard.recording.codec import core_digest
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, EmptyFileError, Header, RecordingError, local_time
 from lbguard.recording.reader import (
     Began,
     ClockSet,
+    Committed,
     Decided,
     Ended,
     Item,
+    PacketsRead,
     Repaired,
     Told,
     read_file,
@@ -148,6 +151,10 @@ class Replayer:
             case Decided():
                 self.report.calls += 1
                 return self._compare(item)
+            case PacketsRead() | Committed():
+                pass  # for the tuner: the engine is not told
+            case _:
+                assert_never(item)
         return None
 
     def status(self, now: float) -> GuardStatus:

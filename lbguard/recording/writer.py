@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbguard import __version__
+from lbguard.core.checkpoint import Node
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import AddressSeen, KernelSnapshot, LinkRouteSeen, LinkSeen, NeighborSeen
 from lbguard.core.model import Route, Rule
-from lbguard.recording.checkpoint import Node, core_digest, encode_nodes
-from lbguard.recording.codec import encode, encode_item, schema
-from lbguard.recording.format import AFTER_LOSS, GOES_ON, NS, PATTERN, START, SUFFIX, Header, Limits
+from lbguard.recording.codec import core_digest, encode, encode_item, encode_nodes, schema
+from lbguard.recording.format import AFTER_LOSS, GOES_ON, GZIP, NS, PATTERN, START, SUFFIX, Header, Limits
 
 SNAPSHOT_ITEMS: dict[str, type] = {
     "links": LinkSeen,
@@ -34,7 +34,6 @@ _ITEMS_A_LINE = 64
 _UNFLUSHED_BYTES = 32 * 1024
 _ANCHOR_EVERY_S = 60.0
 _LEVEL = 6
-_GZIP = 31  # zlib: window of 32 KiB, gzip header and trailer
 _WHEN_CALM, _AT_ONCE = 0.75, 0.9
 
 
@@ -70,7 +69,7 @@ class _File:
         self.size = 0
         # Addresses and names must not be readable by other users.
         self._stream = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640), "w")
-        self._compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
+        self._compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, GZIP)
         self._lines: list[str] = []
         self._unflushed = 0
         self._unflushed_max = unflushed_max
@@ -124,7 +123,6 @@ class RecordingWriter:
     ) -> None:
         """Set where and what; nothing is touched before the first entry."""
         self.bytes_written = 0
-        self.lines_written = 0
         self._directory = directory
         self._config = config
         self._limits = limits or Limits()
@@ -215,7 +213,6 @@ class RecordingWriter:
     def _add(self, line: str) -> bool:
         assert self._file is not None
         self._file.add(line)
-        self.lines_written += 1
         self.bytes_written = self._finished_bytes + self._file.size
         return True
 

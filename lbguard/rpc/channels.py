@@ -1,4 +1,4 @@
-"""gRPC channels for the probe: plaintext, or TLS with certificates that rotate. A rotation means a new channel."""
+"""gRPC channels to others: plaintext, or TLS of both sides through a tunnel (`tls_tunnel`), and waits between them."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +25,22 @@ class ChannelError(Exception):
     """A channel cannot be made; the text says why."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSpec:
+    """Address and options of a channel. Times in seconds; `keepalive_s` 0: no pings.
+
+    `material` None: plaintext; unix sockets are always without TLS, since their file's mode says who may connect.
+    `server_name` is a pattern that a name (URI, host or address) in the server's certificate must fit; empty: any
+    certificate of the authorities counts, which is how Meridio's programs treat each other.
+    """
+
+    endpoint: Endpoint
+    material: MaterialSource | None = None
+    server_name: str = ""
+    keepalive_s: float = 0.0
+    keepalive_timeout_s: float = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """An open channel, which connects when it is first used."""
@@ -37,9 +53,29 @@ class Session:
         """Return the TLS error that gRPC does not report; empty: none."""
         return self.tunnel.problem if self.tunnel is not None else ""
 
+    def reason_of(self, error: BaseException) -> str:
+        """Return in a few words why a call failed: what the tunnel knows comes before what gRPC makes of it."""
+        return self.problem or reason_of(error)
+
+
+@contextlib.asynccontextmanager
+async def open_channel(spec: ChannelSpec) -> AsyncIterator[Session]:
+    """Make a channel that connects when it is first used, and close it in the end."""
+    endpoint, options = spec.endpoint, _options(spec)
+    async with contextlib.AsyncExitStack() as stack:
+        tunnel, target = None, target_of(endpoint)
+        if spec.material is not None and not endpoint.is_unix:
+            tunnel = await stack.enter_async_context(
+                TlsTunnel(endpoint.host, endpoint.port, spec.material, server_name=spec.server_name)
+            )
+            target = tunnel.target
+            options.append(("grpc.default_authority", str(endpoint)))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(target, options=options))
+        yield Session(channel, tunnel)
+
 
 class Dialer(Protocol):
-    """Makes channels."""
+    """Makes channels, one after another, to the address that it is given."""
 
     def dial(self, endpoint: Endpoint) -> contextlib.AbstractAsyncContextManager[Session]:
         """Make a new channel and close it in the end.
@@ -55,11 +91,9 @@ class Dialer(Protocol):
 class PlainDialer:
     """Channels without TLS."""
 
-    @contextlib.asynccontextmanager
-    async def dial(self, endpoint: Endpoint) -> AsyncIterator[Session]:
+    def dial(self, endpoint: Endpoint) -> contextlib.AbstractAsyncContextManager[Session]:
         """See Dialer."""
-        async with grpc.aio.insecure_channel(target_of(endpoint), options=channel_options()) as channel:
-            yield Session(channel)
+        return open_channel(ChannelSpec(endpoint=endpoint))
 
     def stamp(self) -> object:
         """See Dialer."""
@@ -67,13 +101,13 @@ class PlainDialer:
 
 
 class TlsDialer:
-    """Channels with TLS of both sides; unix sockets stay without, since their file's mode says who may connect.
+    """Channels with TLS of both sides; a channel keeps the certificates that it began with.
 
     While the source has nothing usable (a file is being replaced) the last good certificates stay in use.
 
     Args:
         source: where our certificate and the server's authorities come from.
-        server_name: pattern that a name (URI, host or address) in the server's certificate must fit; empty: the host.
+        server_name: see ChannelSpec; empty: the host.
     """
 
     def __init__(self, source: MaterialSource, server_name: str = "") -> None:
@@ -84,16 +118,10 @@ class TlsDialer:
     @contextlib.asynccontextmanager
     async def dial(self, endpoint: Endpoint) -> AsyncIterator[Session]:
         """See Dialer."""
-        if endpoint.is_unix:
-            async with PlainDialer().dial(endpoint) as session:
-                yield session
-            return
-        tunnel = TlsTunnel(
-            endpoint.host, endpoint.port, _Fixed(self._material()), server_name=self._server_name or endpoint.host
-        )
-        options = [*channel_options(), ("grpc.default_authority", str(endpoint))]
-        async with tunnel, grpc.aio.insecure_channel(tunnel.target, options=options) as channel:
-            yield Session(channel, tunnel)
+        material = None if endpoint.is_unix else _Fixed(self._material())
+        name = self._server_name or endpoint.host
+        async with open_channel(ChannelSpec(endpoint=endpoint, material=material, server_name=name)) as session:
+            yield session
 
     def stamp(self) -> object:
         """See Dialer."""
@@ -133,9 +161,8 @@ def reason_of(error: BaseException) -> str:
     return str(error) or error.__class__.__name__
 
 
-def channel_options() -> list[tuple[str, str | int]]:
-    """Return what every channel of ours asks of gRPC."""
-    return [
+def _options(spec: ChannelSpec) -> list[tuple[str, str | int]]:
+    options: list[tuple[str, str | int]] = [
         # Each attempt of ours is one attempt to connect, so gRPC must not share what earlier channels learned.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
@@ -143,6 +170,14 @@ def channel_options() -> list[tuple[str, str | int]]:
         # A proxy of the environment is not meant for addresses inside the pod's own networks.
         ("grpc.enable_http_proxy", 0),
     ]
+    if spec.keepalive_s:
+        options += [
+            ("grpc.keepalive_time_ms", round(spec.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", round(spec.keepalive_timeout_s * 1000)),
+            # A watch may be silent for hours: pings without data between them are the point.
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+    return options
 
 
 class Backoff:

@@ -16,36 +16,14 @@ import ssl
 import struct
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
+from lbguard.rpc.security import MaterialSource
 from lbguard.settings.peer_names import name_matches
 
 CONNECT_TIMEOUT_S = 5.0
 _CHUNK_BYTES = 64 * 1024
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
-
-
-class TlsMaterial(Protocol):
-    """A private key, its certificate chain, and the authorities that the server's certificate must come from; PEM."""
-
-    @property
-    def key(self) -> bytes:
-        """Private key."""
-
-    @property
-    def chain(self) -> bytes:
-        """Certificate and intermediates."""
-
-    @property
-    def roots(self) -> bytes:
-        """Authorities."""
-
-
-class TlsMaterialSource(Protocol):
-    """Source of certificates. Any exception of `current` counts as a failed connection."""
-
-    def current(self) -> TlsMaterial:
-        """Return what to use now. It may block; it is called beside the event loop."""
 
 
 class TunnelError(Exception):
@@ -65,11 +43,11 @@ class TlsTunnel:
     Args:
         host: name or address of the server.
         port: its port.
-        material: our certificate and the authorities.
+        material: our certificate and the authorities; read in a thread, and any exception is a failed connection.
         server_name: pattern that a name in its certificate must fit; empty: any certificate of the authorities.
     """
 
-    def __init__(self, host: str, port: int, material: TlsMaterialSource, *, server_name: str = "") -> None:
+    def __init__(self, host: str, port: int, material: MaterialSource, *, server_name: str = "") -> None:
         self._host = host
         self._port = port
         self._material = material

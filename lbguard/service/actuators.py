@@ -3,15 +3,17 @@
 Three queues work side by side, each strictly in order: the kernel's routes, rules and links; its neighbours; the
 distributor. A commit that takes milliseconds so never delays a route, and the engine itself waits for none of them.
 What has to wait for another queue's success waits in the engine, for its event.
+
+At the end everything of ours is taken away, for those who want that (`withdraw_on_exit`).
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import NoneType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, assert_never
 
 from lbguard.core.addr import Ip
 from lbguard.core.effects import (
@@ -34,17 +36,20 @@ from lbguard.core.events import (
     DistributorLost,
     DistributorSeen,
     Event,
+    KernelSnapshot,
     LinkSetDown,
     RouteFailed,
     RuleFailed,
     StreamsPruned,
 )
-from lbguard.core.model import StreamSpec
+from lbguard.core.model import ROUTE_PROTOCOL, StreamSpec
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
 from lbguard.kernel.channel import NetlinkChannel
 from lbguard.kernel.links import LinkOperations, NeighborTimers
 from lbguard.kernel.neighbors import NeighborFailure, Neighbors
 from lbguard.kernel.routes import RouteTable
+from lbguard.service.build import make_mirror
+from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.actuators")
@@ -147,6 +152,8 @@ class KernelActuator:
             case SetLinkUp():
                 await self._set_up(effect)
                 return []
+            case _:
+                assert_never(effect)
 
     async def _set_down(self, effect: SetLinkDown) -> LinkSetDown:
         try:
@@ -203,6 +210,8 @@ class NeighborActuator:
                     reason = await self._links.tune(effect.link.ifindex, effect.ifname, self._timers)
                     if reason:
                         _log.warning("neighbour timers not set", extra=fields(link=effect.ifname, reason=reason))
+                case _:
+                    assert_never(effect)
         except OSError as error:
             _log.warning("neighbour operation failed", extra=fields(reason=str(error)))
         if failures:
@@ -252,6 +261,8 @@ class DistributorActuator:
                 return await self._prune(effect.known)
             case PollDistributor():
                 return await self._poll(read_back=effect.read_back)
+            case _:
+                assert_never(effect)
 
     async def _attach(self, stream: StreamSpec) -> Event:
         self._leaving.pop(stream.name, None)
@@ -328,3 +339,51 @@ class DistributorActuator:
             self._told[name] = reason
             _log.error("distributor failed", extra=fields(stream=name, reason=reason))
         return CommitFailed(stream=name, reason=reason)
+
+
+_log = logging.getLogger("lbguard.service.actuators")
+
+
+async def withdraw_everything(
+    settings: Settings, distributor: Distributor, streams: Iterable[StreamSpec], kernel: KernelActuator
+) -> None:
+    """Take every target out, then remove our rules and routes: first no packet is marked, then no route is needed.
+
+    What is removed is what the kernel holds at this moment, and not what was heard of it: a change may be under way.
+
+    Raises:
+        OSError: the kernel cannot be read.
+    """
+    for stream in streams:
+        try:
+            await distributor.detach(stream, withdraw=True)
+        except (DistributorError, OSError) as error:
+            _log.error("stream not withdrawn", extra=fields(stream=stream.name, reason=str(error)))
+    try:
+        await distributor.prune(())
+    except (DistributorError, OSError) as error:
+        _log.error("leftovers not removed", extra=fields(reason=str(error)))
+    held = await _read_kernel(settings)
+    rules = tuple(rule for rule in held.rules if rule.protocol == ROUTE_PROTOCOL)
+    routes = tuple(route for route in held.routes if route.protocol == ROUTE_PROTOCOL)
+    outcome = [*await kernel.perform(ProgramRules(delete=rules)), *await kernel.perform(ProgramRoutes(delete=routes))]
+    refused = [event.reason for event in outcome if isinstance(event, RuleFailed | RouteFailed)]
+    if refused:
+        _log.error("rules or routes not removed", extra=fields(count=len(refused), first=refused[0]))
+    _log.info("withdrawn", extra=fields(rules=len(rules), routes=len(routes)))
+
+
+async def _read_kernel(settings: Settings) -> KernelSnapshot:
+    found: asyncio.Future[KernelSnapshot] = asyncio.get_running_loop().create_future()
+
+    def take(events: Sequence[Event], _: float) -> None:
+        for event in events:
+            if isinstance(event, KernelSnapshot) and not found.done():
+                found.set_result(event)
+
+    mirror = make_mirror(settings, take)
+    await mirror.start()
+    try:
+        return await found
+    finally:
+        await mirror.stop()

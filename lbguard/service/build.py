@@ -1,4 +1,4 @@
-"""Builds adapters from the settings, one function each."""
+"""Builds the parts of the service from the settings; shows the core and the tables to the sources that need them."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,7 +7,6 @@ from lbguard.core.addr import Ip
 from lbguard.core.model import LinkKey, Route
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
 from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
 from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.distributor.select import AutoDistributor, ObserveDistributor
@@ -44,8 +43,6 @@ def make_distributor(settings: Settings) -> Distributor:
         case "auto" if settings.source == "interposer" or settings.mode == "companion":
             # The load balancer's packets go by the memory alone: without it, its calls are the real program's.
             chosen = memory()
-        case "nfqlb-cli":
-            chosen = NfqlbCliDistributor(table, wanted.nfqlb_binary, wanted.shm_dir)
         case "auto" | "observe":
             chosen = AutoDistributor(wanted.shm_dir, memory(), embedded)
     return ObserveDistributor(chosen) if observing else chosen

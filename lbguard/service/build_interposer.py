@@ -1,9 +1,9 @@
-"""Builds the sources that look at an unmodified load balancer, and shows them the core and the tables."""
+"""Makes the sources beside a load balancer (interposer, kernel) from the settings: loaded only where they are used."""
 
 import time
 from collections.abc import Callable, Mapping
 
-from lbguard.core.engine import Engine
+from lbguard.core.engine_state import EngineState
 from lbguard.core.events import SourceSnapshot
 from lbguard.core.model import Condition, StreamSpec, TargetKey, TargetState
 from lbguard.distributor.base import DistributorError
@@ -19,15 +19,15 @@ from lbguard.sources.kernel import KernelSource
 _LINK_CONDITIONS = frozenset(
     {Condition.NO_LINK, Condition.LINK_DOWN, Condition.NO_ADDRESS, Condition.ADDRESS_TENTATIVE}
 )
-"""Conditions that remove the load balancer's own route, so that its check fails. A missing route
-of lbguard is not one of them: it is missing for a moment whenever the load balancer adds a target."""
+"""Conditions that remove the load balancer's own route, so that its check fails. A missing route of lbguard is not one
+of them: it is missing for a moment whenever the load balancer adds a target."""
 
 
-class EngineView:
+class InterposerCore:
     """View of the engine that the source needs."""
 
     def __init__(
-        self, engine: Engine, inbox_depth: Callable[[], int], clock: Callable[[], float] = time.monotonic
+        self, engine: EngineState, inbox_depth: Callable[[], int], clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Set the engine, how many events wait for it, and its clock."""
         self._engine = engine
@@ -48,7 +48,7 @@ class EngineView:
         """See `Core`."""
         if not self._engine.in_sync:
             return True
-        known = self._engine.stream_registry.target(target)
+        known = self._engine.target(target)
         if known is None:
             return False
         if any(path.condition in _LINK_CONDITIONS for path in known.paths.values()):
@@ -58,7 +58,7 @@ class EngineView:
 
     def sound_for_s(self, target: TargetKey) -> float:
         """See `Core`."""
-        known = self._engine.stream_registry.target(target)
+        known = self._engine.target(target)
         if known is None or known.state is not TargetState.ACTIVE or not self._engine.in_sync:
             return 0.0
         return self._clock() - known.since
@@ -85,7 +85,7 @@ def find_tables(settings: Settings) -> Mapping[str, FoundTable]:
 def make_interposer_source(
     settings: Settings,
     emit: Callable[[SourceSnapshot], None],
-    engine: Engine,
+    engine: EngineState,
     inbox_depth: Callable[[], int],
     routes: TargetRoutes,
 ) -> InterposerSource:
@@ -100,23 +100,23 @@ def make_interposer_source(
             passive=settings.mode != "enforce" or settings.distributor.kind == "observe",
         ),
         emit,
-        core=EngineView(engine, inbox_depth),
+        core=InterposerCore(engine, inbox_depth),
         routes=routes,
         tables=lambda: find_tables(settings),
     )
 
 
 def make_kernel_source(
-    settings: Settings, emit: Callable[[SourceSnapshot], None], engine: Engine, routes: TargetRoutes
+    settings: Settings, emit: Callable[[SourceSnapshot], None], engine: EngineState, routes: TargetRoutes
 ) -> KernelSource | None:
     """Build the source `kernel`; None when the settings name another one."""
     if settings.source != "kernel":
         return None
-    view = EngineView(engine, lambda: 0)
+    view = InterposerCore(engine, lambda: 0)
 
     def path_lost(mark: int, within_s: float) -> bool:
-        target = engine.stream_registry.by_mark.get(mark)
-        return target is not None and view.path_lost(target.key, within_s)
+        target = engine.target_by_mark(mark)
+        return target is not None and view.path_lost(target, within_s)
 
     group = settings.kernel_source
     return KernelSource(group.ranges, group.keep, emit, routes=routes, path_lost=path_lost)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
+from lbguard.core.engine_state import EngineState
 from lbguard.core.events import AddressSeen, Event, KernelSnapshot, NeighborsOutdated
-from lbguard.core.netview import NetView
 from lbguard.nsm.manager import ConnectionScope, ManagerStream
 from lbguard.nsm.watch import ConnectionWatch, WatchEvent
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
@@ -25,11 +25,11 @@ _KINDS = {pb.INITIAL_STATE_TRANSFER: "list", pb.UPDATE: "update", pb.DELETE: "de
 class _Addresses:
     """Classifier of addresses. Ours stays ours when it is lost: a manager may report a repair after the link went."""
 
-    def __init__(self, view: NetView) -> None:
-        self._view = view
+    def __init__(self, engine: EngineState) -> None:
+        self._engine = engine
         self._ours: dict[Ip, None] = {}
-        for link in view.links.values():
-            self._ours.update((ip, None) for ip, _ in link.addresses)
+        for link in engine.links():
+            self._ours.update((address.ip, None) for address, _ in link.addresses)
 
     def hear_kernel(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -40,7 +40,7 @@ class _Addresses:
                     self._remember(address.ip)
 
     def is_target(self, ip: Ip) -> bool:
-        return self._view.follows(ip)
+        return self._engine.follows(ip)
 
     def is_ours(self, ip: Ip) -> bool:
         return ip in self._ours
@@ -59,12 +59,14 @@ class MeshEvents:
     `events` counts what came by kind, `outdated` the target addresses told as outdated; both only grow, as `losses`.
     """
 
-    def __init__(self, settings: NsmEventSettings, view: NetView, post: Callable[[Sequence[WatchEvent]], None]) -> None:
+    def __init__(
+        self, settings: NsmEventSettings, engine: EngineState, post: Callable[[Sequence[WatchEvent]], None]
+    ) -> None:
         self.events: Counter[str] = Counter()
         self.outdated = 0
         self._post = post
         scope = ConnectionScope(network_services=settings.network_services, path_segments=settings.path_segments)
-        self._addresses = _Addresses(view)
+        self._addresses = _Addresses(engine)
         self._watch = ConnectionWatch(scope, self._addresses, heal_s=settings.heal_time)
         dialer: Dialer = PlainDialer()
         if settings.tls_cert is not None and settings.tls_key is not None and settings.tls_ca is not None:

@@ -13,9 +13,15 @@ from lbguard.core.model import Route, RouteKind, StreamSpec
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory, memory_path
-from lbguard.rpc.grpc_channel import ChannelSpec
-from lbguard.rpc.security import CertificateFiles, CredentialsError, Material, MaterialSource, server_credentials
-from lbguard.rpc.workload_api import WorkloadApi
+from lbguard.rpc.channels import ChannelSpec
+from lbguard.rpc.security import (
+    CertificateFiles,
+    CredentialsError,
+    Material,
+    MaterialSource,
+    WorkloadApi,
+    server_credentials,
+)
 from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.model import Settings
 from lbguard.settings.nsp import NspSettings
@@ -134,7 +140,7 @@ def make_nsp_source(
             place=Place(nsp.trench, nsp.conduit),
             channel=ChannelSpec(
                 endpoint=endpoint,
-                material=None if endpoint.is_unix else certificates,
+                material=certificates,
                 server_name=server_name,
                 keepalive_s=nsp.keepalive_time,
                 keepalive_timeout_s=nsp.keepalive_timeout,

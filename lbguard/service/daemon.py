@@ -4,9 +4,7 @@ import asyncio
 import gc
 import importlib
 import logging
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -20,10 +18,8 @@ from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
-from lbguard.distributor.base import CommitResult, Distributor, DistributorError
-from lbguard.errors import StartError
+from lbguard.distributor.base import CommitResult, Distributor
 from lbguard.kernel.channel import NetlinkChannel
-from lbguard.kernel.instance import InstanceLock, InstanceRunning
 from lbguard.kernel.links import LinkOperations
 from lbguard.kernel.requests import KernelRequests
 from lbguard.recording.service import ServiceRecording
@@ -36,29 +32,35 @@ from lbguard.service.actuators import (
     NeighborEffect,
     PollDistributor,
     WorkQueue,
+    withdraw_everything,
 )
-from lbguard.service.build import make_announcer, make_distributor, make_mirror, make_source, neighbor_timers
-from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
+from lbguard.service.build import (
+    make_announcer,
+    make_distributor,
+    make_mirror,
+    make_source,
+    neighbor_timers,
+)
 from lbguard.service.event_reporter import EventReporter
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
 from lbguard.service.local_vips import LocalVips
-from lbguard.service.packet_counts import PacketCounts
+from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
 from lbguard.service.target_routes import TargetRoutes
-from lbguard.service.traffic_counts import read_traffic
-from lbguard.service.withdrawal import withdraw_everything
 from lbguard.settings.model import Settings
 from lbguard.sources.base import SourceEvent
 from lbguard.telemetry.decisions import DecisionLog
-from lbguard.telemetry.log import fields, setup_logging
+from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
-from lbguard.telemetry.metrics.interface_counts import links_facing_targets
+from lbguard.telemetry.metrics.interface_counts import labels_of
 
 if TYPE_CHECKING:
     from lbguard.nsm.watch import WatchEvent
     from lbguard.service.build_nsm import MeshEvents
     from lbguard.service.servers import Servers
+    from lbguard.sources.interposer.source import InterposerSource
+    from lbguard.sources.kernel import KernelSource
 
 _log = logging.getLogger("lbguard.service.daemon")
 
@@ -68,7 +70,6 @@ _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _SERVERS_LATEST_S = 1.0
-_SWITCH_INTERVAL_S = 0.0001
 
 
 class Daemon:
@@ -100,14 +101,14 @@ class Daemon:
         links = LinkOperations(self._requests)
         self._distributor = make(settings)
         self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
-        self._announcer = make_announcer(settings, self.engine.view.holds)
+        self._announcer = make_announcer(settings, self.engine.holds_address)
         self._kernel = KernelActuator(self._channel, links)
         neighbors = NeighborActuator(
             self._channel,
             links,
             neighbor_timers(settings),
             self._event_reporter.neighbors_refused,
-            self.engine.view.foreign_neighbor,
+            self.engine.foreign_neighbor,
             lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
         )
         self._tables = DistributorActuator(self._distributor, self._committed)
@@ -134,18 +135,21 @@ class Daemon:
         self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
         self._routes = TargetRoutes()
-        self._interposer = (
-            make_interposer_source(
-                settings, self._hear_source, self.engine, lambda: self.runner.inbox_depth, self._routes
-            )
-            if settings.source == "interposer"
-            else None
-        )
-        self._kernel_source = make_kernel_source(settings, self._hear_source, self.engine, self._routes)
+        self._interposer: InterposerSource | None = None
+        self._kernel_source: KernelSource | None = None
+        if settings.source in {"interposer", "kernel"}:
+            # Loaded only where it is used: every start would wait for it.
+            from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
+
+            if settings.source == "interposer":
+                self._interposer = make_interposer_source(
+                    settings, self._hear_source, self.engine, lambda: self.runner.inbox_depth, self._routes
+                )
+            self._kernel_source = make_kernel_source(settings, self._hear_source, self.engine, self._routes)
         self._source = (
             self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
         )
-        self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.stream_registry.streams.values()])
+        self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.streams()])
         self._servers: Servers | None = None
         self._servers_opened = asyncio.Event()
         self._mesh: MeshEvents | None = None
@@ -173,9 +177,7 @@ class Daemon:
             return f"kernel_not_in_sync: {engine.sync_reason}"
         if not engine.running:
             return f"source_not_read: {engine.source_reason}"
-        waiting = [
-            name for name, stream in engine.stream_registry.streams.items() if not (stream.adopted or stream.removed)
-        ]
+        waiting = [stream.spec.name for stream in engine.streams() if not (stream.adopted or stream.removed)]
         if waiting:
             return f"tables_not_read: {', '.join(waiting)}"
         return (
@@ -251,12 +253,8 @@ class Daemon:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
                 if (holds := self._open_holds()) is not None:
-                    left = (
-                        ((), time.monotonic())
-                        if withdraw
-                        else (holds, time.monotonic(), self.engine.subnets_to_remember())
-                    )
-                    await asyncio.to_thread(self._hold_file.save, *left)
+                    holds, subnets = ((), ()) if withdraw else (holds, self.engine.subnets_to_remember())
+                    await asyncio.to_thread(self._hold_file.save, holds, time.monotonic(), subnets)
                 await self._distributor.close()
                 await self._packets.close()
         except TimeoutError:
@@ -290,7 +288,7 @@ class Daemon:
                 if not len(self._distributor_queue):
                     self._distributor_queue.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
                 self._take_counts()
-                self.runner.post(read_traffic(self.engine.view))
+                self.runner.post(read_traffic(self.engine.links_facing_targets()))
             await asyncio.sleep(_POLL_S if self._servers is not None else _POLL_BEFORE_READY_S)
 
     async def _count_packets(self) -> None:
@@ -303,9 +301,7 @@ class Daemon:
         while True:
             await asyncio.sleep(_POLL_S)
             rounds += 1
-            await self._packets.follow(
-                {mark: target.key for mark, target in self.engine.stream_registry.by_mark.items()}
-            )
+            await self._packets.follow(self.engine.keys_by_mark())
             # The first reading is what later ones are compared with: what an earlier run counted goes on.
             if rounds % _COUNT_EVERY == 1:
                 await self._packets.read()
@@ -314,13 +310,13 @@ class Daemon:
         """Follow a mesh manager once the repairs of the start are done: its library takes long to load."""
         await self._servers_opened.wait()
         build = await asyncio.to_thread(importlib.import_module, "lbguard.service.build_nsm")
-        mesh: MeshEvents = build.MeshEvents(self.settings.nsm, self.engine.view, self._post_mesh)
+        mesh: MeshEvents = build.MeshEvents(self.settings.nsm, self.engine, self._post_mesh)
         self._mesh = mesh
         await mesh.run()
 
     def _take_counts(self) -> None:
         """Bring gauges up to date and take over the counts that adapters keep themselves."""
-        self.availability.retain(self.engine.stream_registry.streams)
+        self.availability.retain(self.engine.stream_names())
         self.metrics.record_status(self.engine.summary(time.monotonic()))
         self.metrics.record_readiness(self.unready_reason())
         self._event_reporter.counted(self._announcer, self.mirror.counters)
@@ -330,7 +326,7 @@ class Daemon:
             self._servers.count(self.metrics)
         if self._mesh is not None:
             self.metrics.record_mesh(self._mesh.events, outdated=self._mesh.outdated, losses=self._mesh.losses)
-        self.metrics.interfaces.follow(links_facing_targets(self.engine.view))
+        self.metrics.interfaces.follow(labels_of(self.engine.links_facing_targets()))
         if self._interposer is not None:
             self.metrics.record_interposer(self._interposer.counters.calls)
         counters = getattr(self._source, "counters", None) if self._interposer is None else None
@@ -352,14 +348,9 @@ class Daemon:
         self._event_reporter.waited(unready, time.monotonic())
         if not self._ready_told and not unready:
             self._ready_told = True
-            stream_registry = self.engine.stream_registry
             after_s = round(time.monotonic() - self._started_at, 3)
-            _log.info(
-                "ready",
-                extra=fields(
-                    streams=len(stream_registry.streams), targets=len(stream_registry.by_mark), after_s=after_s
-                ),
-            )
+            streams, targets = len(self.engine.stream_names()), len(self.engine.keys_by_mark())
+            _log.info("ready", extra=fields(streams=streams, targets=targets, after_s=after_s))
             GarbageCalmer().start()
 
     async def _open_servers(self) -> "Servers":
@@ -389,7 +380,7 @@ class Daemon:
         if not self.engine.in_sync:
             return None
         # Where the load balancer keeps its own, those are the ones that show.
-        return [*self.engine.tables.routes.actual.values(), *(self._routes.routes() or ())]
+        return [*self.engine.routes(), *(self._routes.routes() or ())]
 
     def _post(self, events: Sequence[Event]) -> None:
         self._event_reporter.refused(events)
@@ -415,41 +406,3 @@ class Daemon:
             self._announcer.announce(effect)
         else:
             self._announcer.solicit(effect)
-
-
-async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) -> tuple[int, bool]:
-    """Run the service; return the exit status, and whether a thread of it hangs."""
-    problems: list[Exception] = []
-    daemon: Daemon | None = None
-    try:
-        daemon = Daemon(settings, make)
-        await daemon.run()
-    except* Exception as group:
-        problems += group.exceptions
-    for problem in problems:
-        starting = daemon is None or not daemon.started
-        if isinstance(problem, StartError) or (starting and isinstance(problem, DistributorError | OSError)):
-            _log.critical("cannot start", extra=fields(reason=str(problem)))
-        else:
-            _log.critical("a part of the service failed", exc_info=problem)
-    return (1 if problems else 0), daemon is not None and daemon.stuck
-
-
-def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> int:
-    """Run the service until a signal ends it; return the exit status (0 stopped, 1 failed)."""
-    logging_ = setup_logging(settings.log.format, settings.log.level)
-    status, stuck = 1, False
-    # The loop gives the interpreter away with every system call. Beside a thread that computes (a scrape) it would get
-    # it back only after 5 ms each time.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    try:
-        with InstanceLock():
-            status, stuck = asyncio.run(_serve(settings, make))
-    except InstanceRunning as error:
-        _log.critical("cannot start", extra=fields(reason=str(error)))
-    finally:
-        logging_.close()
-    if stuck:
-        # The interpreter would wait for the thread that hangs.
-        os._exit(status)
-    return status

@@ -46,7 +46,7 @@ class EventReporter:
         self._metrics = metrics
         self._decisions = decisions
         self._observe = observe
-        self._inbox_depth = inbox_depth
+        metrics.follow_inbox(inbox_depth)
         self._availability = availability
         self._kernel_lost = False
         self._dated = (-math.inf, -math.inf)
@@ -99,7 +99,7 @@ class EventReporter:
 
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
         """Record one round."""
-        self._metrics.record_step(duration_s=duration_s, lags_s=(lag_s,), inbox_depth=self._inbox_depth())
+        self._metrics.record_step(duration_s=duration_s, lags_s=(lag_s,))
 
     def stalled(self, duration_s: float) -> None:
         """Record that nothing was looked at for a while."""

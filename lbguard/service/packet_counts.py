@@ -1,11 +1,17 @@
-"""Keeps the kernel's packet counters in step with the registered targets and feeds the metrics from them."""
+"""Packet counts of the kernel: of each target for the metrics, and of each link for the core.
+
+Packets that arrive through a link veto a verdict that says nothing does.
+"""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from lbguard.core.engine_state import LinkView
+from lbguard.core.events import TrafficSeen
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.nftables.counters import FallbackCounters, HeldCount
+from lbguard.telemetry.link_counters import parse_net_dev, read_net_dev
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 
@@ -76,3 +82,16 @@ class PacketCounts:
         if problem != self._problem:
             self._problem = problem
             _log.warning("packets are not counted", extra=fields(reason=problem))
+
+
+_RX_PACKETS = 1
+
+
+def read_traffic(links: Iterable[LinkView]) -> Sequence[TrafficSeen]:
+    """Return one reading for each link; none when the counters cannot be read."""
+    counts = parse_net_dev(read_net_dev())
+    return [
+        TrafficSeen(ifindex=link.ifindex, rx_packets=counts[link.name][_RX_PACKETS])
+        for link in links
+        if link.name in counts
+    ]

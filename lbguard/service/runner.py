@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from lbguard.api.verdicts.queue import VERDICTS_WAITING_MAX
 from lbguard.core.effects import (
@@ -210,8 +210,8 @@ class Runner:
             if self._inbox or not self._caught_up():
                 return True
             self._reading_until = -math.inf
-        deadline = self.engine.life.deadlines.next()
-        if deadline is None or not deadline <= now < deadline + _NEWS_WAIT_S or not self.engine.in_sync:
+        deadline = self.engine.next_target_deadline()
+        if deadline is None or not deadline <= now < deadline + _NEWS_WAIT_S:
             return False
         return bool(self._inbox) or not self._caught_up()
 
@@ -240,4 +240,6 @@ class Runner:
                 self._neighbors.put(effect, droppable=isinstance(effect, ProbeNeighbors))
             case AttachStream() | CommitTables() | ForgetStream() | PruneStreams():
                 self._distributor.put(effect)
+            case _:
+                assert_never(effect)
         self._event_reporter.performed(effect)

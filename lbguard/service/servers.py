@@ -15,9 +15,8 @@ from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
 from lbguard.api.verdicts.queue import IGNORED_REASONS, VerdictQueue
 from lbguard.api.verdicts.server import VerdictIntake
-from lbguard.rpc.security import CertificateFiles
+from lbguard.rpc.security import CertificateFiles, WorkloadApi
 from lbguard.rpc.unix_socket import ServedSocket
-from lbguard.rpc.workload_api import WorkloadApi
 from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
 from lbguard.settings.verdicts import VerdictSettings

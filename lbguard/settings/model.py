@@ -8,16 +8,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from lbguard import DEFAULT_SOCKET
+from lbguard.settings.announce import AnnounceSettings
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
     GROUP,
     Duration,
-    Durations,
     FilePath,
     Listen,
     OptionalDuration,
@@ -38,19 +40,23 @@ from lbguard.settings.nsp import NspSettings, check_place
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.recording import RecordingSettings
 from lbguard.settings.sources import (
+    DEFAULT,
+    ENV_DELIMITER,
     ENV_PREFIX,
+    EnvironmentSource,
     FileSource,
-    FlagSource,
-    FlatEnvSource,
+    NamedSource,
     SettingsError,
     explain,
     leaves,
-    nested,
 )
 from lbguard.settings.verdicts import VerdictSettings
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """Environment variable that names the YAML file when no `--config` is given."""
+
+_SOURCES = "sources"
+"""Name by which `load` hands its sources to `Settings.settings_customise_sources`."""
 
 
 class LogSettings(BaseModel):
@@ -163,7 +169,7 @@ class DistributorSettings(BaseModel):
     """Distributor that maps packets to targets."""
 
     model_config = GROUP
-    kind: Literal["auto", "nfqlb-shm", "nfqlb-cli", "nftables", "observe"] = Field(
+    kind: Literal["auto", "nfqlb-shm", "nftables", "observe"] = Field(
         default="auto",
         description="The distributor; auto: nfqlb-shm where a stream's memory file exists, else nftables.",
     )
@@ -177,22 +183,7 @@ class DistributorSettings(BaseModel):
     slots_per_target: int = number(
         100, "slots", "Size of the embedded table: slots for each of max_targets.", low=1, high=10_000
     )
-    nfqlb_binary: str = Field(default="nfqlb", min_length=1, description="The nfqlb command, for nfqlb-cli.")
     shm_dir: FilePath = Field(default=Path("/dev/shm"), description="Directory of nfqlb's memory files (tshm-...).")
-
-    @model_validator(mode="after")
-    def _cli_is_maglev(self) -> "DistributorSettings":
-        if self.kind == "nfqlb-cli" and self.table == "anchored":
-            raise PydanticCustomError(
-                "across",
-                "the stock nfqlb commands compute only the maglev table",
-                {
-                    "setting": "distributor.table",
-                    "value": "anchored",
-                    "allowed": "maglev with distributor.kind nfqlb-cli; anchored with nfqlb-shm or nftables",
-                },
-            )
-        return self
 
 
 class LinkSettings(BaseModel):
@@ -234,40 +225,6 @@ class NeighborSettings(BaseModel):
     )
 
 
-class AnnounceSettings(BaseModel):
-    """Gratuitous ARP and unsolicited neighbour advertisements."""
-
-    model_config = GROUP
-    repeats: Durations = Field(
-        default=(0.0, 0.1, 1.1, 2.2),
-        max_length=16,
-        description="Times at which the addresses of a new link are announced, after its appearance; 0 first,"
-        " ascending.",
-        json_schema_extra={"unit": "list of durations"},
-    )
-    max_pending: int = number(
-        4096,
-        "addresses",
-        "The most addresses, of all links, that wait to be announced or announced again.",
-        low=1,
-        high=1_000_000,
-    )
-
-    @model_validator(mode="after")
-    def _ascending(self) -> "AnnounceSettings":
-        if self.repeats[:1] != (0.0,) or list(self.repeats) != sorted(set(self.repeats)):
-            raise PydanticCustomError(
-                "across",
-                "does not start with 0 and ascend",
-                {
-                    "setting": "announce.repeats",
-                    "value": ",".join(format_duration(item) for item in self.repeats),
-                    "allowed": "0 and then durations in ascending order, such as 0s,100ms,1.1s,2.2s",
-                },
-            )
-        return self
-
-
 class KernelSettings(BaseModel):
     """The mirror of the kernel's state."""
 
@@ -292,10 +249,13 @@ class MetricsSettings(BaseModel):
     )
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """All settings; `load` reads them from their sources."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What looks like JSON in a variable is text like any other.
+    model_config = SettingsConfigDict(
+        frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER, enable_decoding=False
+    )
 
     mode: Literal["enforce", "companion", "observe"] = Field(
         default="enforce",
@@ -308,9 +268,7 @@ class Settings(BaseModel):
         " unmodified load balancer makes (interposer), or its rules and routes (kernel; not with enforce).",
     )
     targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
-    socket: SocketPath = Field(
-        default=Path("/run/lbguard/lbguard.sock"), description="Unix socket of the API, made with mode 0660."
-    )
+    socket: SocketPath = Field(default=Path(DEFAULT_SOCKET), description="Unix socket of the API, made with mode 0660.")
     withdraw_on_exit: bool = Field(
         default=False,
         description="Withdraw every target and remove routes and rules at exit; off: leave everything in place.",
@@ -336,6 +294,19 @@ class Settings(BaseModel):
     probe: ProbeSettings = group()
     recording: RecordingSettings = group()
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources that `load` made, the strongest first; without them, only what the caller gives counts."""
+        sources: tuple[PydanticBaseSettingsSource, ...] = init_settings().get(_SOURCES, (init_settings,))
+        return sources
+
     @model_validator(mode="after")
     def _source_is_told(self) -> "Settings":
         if self.source == "nsp":
@@ -353,7 +324,7 @@ class Settings(BaseModel):
                 {
                     "setting": "distributor.kind",
                     "value": "nftables",
-                    "allowed": "auto, nfqlb-shm, nfqlb-cli or observe with source interposer",
+                    "allowed": "auto, nfqlb-shm or observe with source interposer",
                 },
             )
         return self
@@ -384,20 +355,18 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     """
     if config is None and os.environ.get(CONFIG_VARIABLE):
         config = Path(os.environ[CONFIG_VARIABLE])
-    # Weakest first, so that the last writer of a name is the one whose value counts.
-    environment = FlatEnvSource(Settings)
-    sources = (FileSource(Settings, config), environment, FlagSource(Settings, flags or {}))
-    found = {name: value for source in sources for name, value in source.values.items()}
-    origins = dict.fromkeys((leaf.name for leaf in leaves(Settings)), "default")
-    for source in sources:
-        origins.update({name: source.origin(name) for name in source.values})
-    problems = [problem for source in sources for problem in source.problems]
+    flag, environment = NamedSource(Settings, "flag", flags or {}), EnvironmentSource(Settings)
+    file = FileSource(Settings, config)
+    sources: dict[str, Any] = {_SOURCES: (flag, environment, file)}
+    given = file.given | environment.given | flag.given
+    problems = file.problems + environment.problems + flag.problems
     try:
-        settings = Settings.model_validate(nested(found))
+        settings = Settings(**sources)
     except ValidationError as error:
-        raise SettingsError(problems + explain(error, Settings, found, origins)) from None
+        raise SettingsError(problems + explain(error, Settings, given)) from None
     if problems:
         raise SettingsError(problems)
+    origins = {leaf.name: given.get(leaf.name, DEFAULT).origin for leaf in leaves(Settings)}
     return Loaded(settings=settings, origins=origins, notes=environment.notes, config_path=config)
 
 

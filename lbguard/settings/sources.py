@@ -1,29 +1,34 @@
-"""Sources of settings: flags, environment and a YAML file, and the explanation of wrong values.
+"""Sources of settings for pydantic-settings: flags, environment and a YAML file; and the words of a refusal.
 
-Nothing here knows a single setting: names, bounds and help are read from the model's fields.
+The library takes values from the environment, and types and merges what all sources give. Names, bounds and help are
+read from the model's fields.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource
 
+from lbguard.errors import EXIT_REFUSED, CommandError
 from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
 from lbguard.settings.durations import format_duration
 from lbguard.settings.listen import EXAMPLES as LISTEN_EXAMPLES
+from lbguard.settings.removed import REMOVED_SETTINGS, REMOVED_VALUES
 from lbguard.settings.yaml_file import YamlError, parse_yaml
 
 ENV_PREFIX = "LBGUARD_"
+ENV_DELIMITER = "__"
 
 MAX_BYTES = 2**20
 """A larger file of settings is refused unread: all of them with their help are 50 KiB."""
@@ -73,12 +78,29 @@ class Problem:
         return f"{shown} ({self.origin}): {self.reason}{f'; {hint}' if self.allowed else ''}"
 
 
-class SettingsError(Exception):
+class Given(NamedTuple):
+    """The raw value of a setting, and where it came from."""
+
+    value: object
+    origin: str
+
+
+DEFAULT = Given(None, "default")
+
+
+class SettingsError(CommandError):
     """Settings were refused; `problems` holds each, and the text has one line for each."""
+
+    exit_status = EXIT_REFUSED
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the problems."""
+        return tuple(map(str, self.problems))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +116,7 @@ class Leaf:
     @property
     def variable(self) -> str:
         """The environment variable of the setting."""
-        return ENV_PREFIX + self.name.upper().replace(".", "__")
+        return variable_of(self.name)
 
     def show(self, value: Any) -> str:
         """Write a value of this setting as it could be written in a flag."""
@@ -105,6 +127,11 @@ class Leaf:
         if isinstance(value, tuple):
             return ",".join(format_duration(item) if isinstance(item, float) else str(item) for item in value)
         return format_duration(value) if self.unit == "duration" else str(value)
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return ENV_PREFIX + name.upper().replace(".", ENV_DELIMITER)
 
 
 @cache
@@ -150,7 +177,9 @@ def _unit_and_bounds(field: FieldInfo) -> tuple[str, str]:
 
 def nearest(name: str, known: list[str]) -> str:
     """Return words that suggest the known name nearest to an unknown one; empty when none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    from difflib import get_close_matches  # only where a name is refused
+
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
     return f"{_SUGGESTION} {close[0]}?" if close else ""
 
 
@@ -166,57 +195,76 @@ def nested(values: Mapping[str, object]) -> dict[str, Any]:
     return whole
 
 
-class _FlatSource:
-    """A source as a flat map from dotted name to raw value, with the problems found while reading it."""
+class NamedSource(InitSettingsSource):
+    """Values by dotted name. Names that no setting has are kept from the library and become problems."""
 
-    def __init__(self, model: type[BaseModel]) -> None:
-        self.known = {leaf.name: leaf for leaf in leaves(model)}
-        self.problems: list[Problem] = []
-        self.values: dict[str, object] = self.read()
-
-    def read(self) -> dict[str, object]:
-        """Return raw values by dotted name."""
-        raise NotImplementedError
-
-    def origin(self, name: str) -> str:
-        """Return the origin of a setting's value."""
-        raise NotImplementedError
-
-    def take(self, name: str, value: object, into: dict[str, object]) -> None:
-        """Keep a value under its name, or note that the setting is unknown."""
-        if name in self.known:
-            into[name] = value
-            return
-        if len(self.problems) >= MAX_PROBLEMS:
-            return
-        suggestion = nearest(name, list(self.known))
-        if any(known.startswith(f"{name}.") for known in self.known):
-            reason, suggestion = "a group of settings, not a setting", f"names such as {name}.NAME"
-        else:
-            reason = "unknown setting"
-        shown = "" if value is None else repr(value)
-        self.problems.append(
-            Problem(setting=name, value=shown, origin=self.origin(name), reason=reason, allowed=suggestion)
-        )
+    def __init__(self, settings_cls: type[BaseSettings], origin: str, values: Mapping[str, object]) -> None:
+        known = [leaf.name for leaf in leaves(settings_cls)]
+        self.given = {name: Given(values[name], origin) for name in known if name in values}
+        unknown = islice((name for name in values if name not in self.given), MAX_PROBLEMS)
+        self.problems = [_unknown(name, Given(values[name], origin), known) for name in unknown]
+        super().__init__(settings_cls, nested({name: given.value for name, given in self.given.items()}))
 
 
-class FlagSource(_FlatSource):
-    """Values of `--set key=value` and of the direct flags, by dotted name."""
+def _unknown(name: str, given: Given, known: list[str]) -> Problem:
+    reason, allowed = "unknown setting", nearest(name, known)
+    if any(setting.startswith(f"{name}.") for setting in known):
+        reason, allowed = "a group of settings, not a setting", f"names such as {name}.NAME"
+    elif name in REMOVED_SETTINGS:
+        reason, allowed = REMOVED_SETTINGS[name], ""
+    value = "" if given.value is None else repr(given.value)
+    return Problem(setting=name, value=value, origin=given.origin, reason=reason, allowed=allowed)
 
-    def __init__(self, model: type[BaseModel], flags: Mapping[str, object]) -> None:
-        self._flags = flags
-        super().__init__(model)
 
-    def read(self) -> dict[str, object]:
-        """Return raw values by dotted name."""
-        values: dict[str, object] = {}
-        for name, value in self._flags.items():
-            self.take(name, value, values)
-        return values
+class FileSource(NamedSource):
+    """A YAML file whose groups are mappings, or dotted names, or both; None has no values."""
 
-    def origin(self, name: str) -> str:
-        """Return the origin of a setting's value."""
-        return "flag"
+    def __init__(self, settings_cls: type[BaseSettings], path: Path | None) -> None:
+        groups = {leaf.name.rpartition(".")[0] for leaf in leaves(settings_cls)} - {""}
+        values, refused = _read_file(path, groups)
+        super().__init__(settings_cls, f"file {path}", values)
+        self.problems = [
+            Problem(
+                setting="config",
+                value=str(path),
+                origin="--config or LBGUARD_CONFIG",
+                reason=f"the file {reason}",
+                allowed=allowed,
+            )
+            for reason, allowed in refused
+        ] + self.problems
+
+
+def _read_file(path: Path | None, groups: set[str]) -> tuple[dict[str, object], list[tuple[str, str]]]:
+    """Return the values of a file by dotted name, and why the file is refused, with what is allowed instead."""
+    allowed = "a readable YAML file of settings"
+    if path is None:
+        return {}, []
+    try:
+        document = parse_yaml(read_regular_file(path, MAX_BYTES))
+    except FileError as error:
+        return {}, [(str(error), allowed)]
+    except YamlError as error:
+        return {}, [(f"is refused: {error}", allowed)]
+    if not isinstance(document, dict | None):
+        return {}, [("holds no mapping of settings", allowed)]
+    values: dict[str, object] = {}
+    twice: list[str] = []
+    _flatten(document or {}, "", groups, values, twice)
+    return values, [(f"gives {name} twice, in its group and by its dotted name", "one of the two") for name in twice]
+
+
+def _flatten(
+    mapping: Mapping[str, object], prefix: str, groups: set[str], values: dict[str, object], twice: list[str]
+) -> None:
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        if name in groups and isinstance(value, dict):
+            _flatten(value, f"{name}.", groups, values, twice)
+        elif name in values:
+            twice.append(name)
+        elif not (name in groups and value is None):
+            values[name] = value
 
 
 MERIDIO_VARIABLES = {
@@ -234,126 +282,66 @@ MERIDIO_VARIABLES = {
 _BESIDE_MERIDIO = ("nsp", "interposer", "kernel")
 
 
-class FlatEnvSource(_FlatSource):
-    """Environment variables `LBGUARD_...`; a group and a name in it are separated by two underscores."""
+class EnvironmentSource(EnvSettingsSource):
+    """Environment variables `LBGUARD_...`; a group and a name in it are separated by two underscores.
 
-    def read(self) -> dict[str, object]:
-        """Return raw values by dotted name."""
-        variables = {leaf.variable: leaf.name for leaf in self.known.values()}
-        self.notes: tuple[str, ...] = ()
-        values: dict[str, object] = {}
-        for variable, text in os.environ.items():
-            if variable in variables:
-                values[variables[variable]] = text
-            elif variable.startswith(ENV_PREFIX) and not self._is_foreign(variable):
-                # Not refused: the environment is shared, and a Service named lbguard-x adds names of its own.
-                hint = nearest(variable, list(variables))
-                note = f"environment variable {variable} is not a setting and is ignored"
-                self.notes += (f"{note}; {hint}" if hint else note,)
-        self._aliases = self._aliases_in_force(values)
-        return values | {name: os.environ[variable] for name, variable in self._aliases.items()}
-
-    def origin(self, name: str) -> str:
-        """Return the origin of a setting's value."""
-        return f"environment {self._aliases.get(name, self.known[name].variable)}"
-
-    def _aliases_in_force(self, values: dict[str, object]) -> dict[str, str]:
-        """Return the variables of Meridio's containers that stand in for settings of ours that are not given.
-
-        They count where the environment asks for a source beside Meridio; elsewhere they may mean something else.
-        """
-        if values.get("source") not in _BESIDE_MERIDIO:
-            return {}
-        return {
-            name: variable
-            for variable, name in MERIDIO_VARIABLES.items()
-            if variable in os.environ and name in self.known and name not in values
-        }
-
-    @staticmethod
-    def _is_foreign(variable: str) -> bool:
-        return variable in _NOT_SETTINGS or _SERVICE_LINK.fullmatch(variable) is not None
-
-
-class FileSource(_FlatSource):
-    """A YAML file whose groups are mappings, or dotted names, or both; None has no values."""
-
-    def __init__(self, model: type[BaseModel], path: Path | None) -> None:
-        self.path = path
-        super().__init__(model)
-
-    def read(self) -> dict[str, object]:
-        """Return raw values by dotted name."""
-        if self.path is None:
-            return {}
-        try:
-            document = parse_yaml(read_regular_file(self.path, MAX_BYTES))
-        except FileError as error:
-            return self._refuse(str(error))
-        except YamlError as error:
-            return self._refuse(f"is refused: {error}")
-        if document is None:
-            return {}
-        if not isinstance(document, dict):
-            return self._refuse("holds no mapping of settings")
-        values: dict[str, object] = {}
-        self._flatten(document, "", values)
-        return values
-
-    def origin(self, name: str) -> str:
-        """Return the origin of a setting's value."""
-        return f"file {self.path}"
-
-    def _flatten(self, mapping: Mapping[Any, object], prefix: str, into: dict[str, object]) -> None:
-        for key, value in mapping.items():
-            name = f"{prefix}{key}"
-            is_group = any(known.startswith(f"{name}.") for known in self.known)
-            if is_group and isinstance(value, dict):
-                self._flatten(value, f"{name}.", into)
-            elif name in into:
-                self._refuse(f"gives {name} twice, in its group and by its dotted name", "one of the two")
-            elif not (is_group and value is None):
-                self.take(name, value, into)
-
-    def _refuse(self, reason: str, allowed: str = "a readable YAML file of settings") -> dict[str, object]:
-        self.problems.append(
-            Problem(
-                setting="config",
-                value=str(self.path),
-                origin="--config or LBGUARD_CONFIG",
-                reason=f"the file {reason}",
-                allowed=allowed,
-            )
-        )
-        return {}
-
-
-def explain(
-    error: ValidationError, model: type[BaseModel], found: Mapping[str, object], origins: Mapping[str, str]
-) -> list[Problem]:
-    """Turn what the validation library reports into problems in the words of the settings.
-
-    `found` holds the raw values by dotted name, `origins` where each came from.
+    Of the environment the library is shown the variables of settings alone, written exactly so: not a group's, which it
+    would read as JSON, and no other case.
     """
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        variables = {leaf.name: leaf.variable for leaf in leaves(settings_cls)}
+        read_from = {name: variable for name, variable in variables.items() if variable in os.environ}
+        # They count where the environment asks for a source beside Meridio; elsewhere they may mean something else.
+        if os.environ.get(variables["source"]) in _BESIDE_MERIDIO:
+            aliases = {name: variable for variable, name in MERIDIO_VARIABLES.items() if variable in os.environ}
+            read_from = aliases | read_from
+        self.given = {
+            name: Given(os.environ[variable], f"environment {variable}") for name, variable in read_from.items()
+        }
+        self.env_vars = {variables[name].lower(): os.environ[variable] for name, variable in read_from.items()}
+        self.notes = tuple(_notes(list(variables.values())))
+        removed = {name: variable_of(name) for name in REMOVED_SETTINGS if variable_of(name) in os.environ}
+        self.problems = [
+            _unknown(name, Given(os.environ[variable], f"environment {variable}"), [])
+            for name, variable in removed.items()
+        ]
+
+
+def _notes(variables: list[str]) -> Iterator[str]:
+    """Yield a note for each variable that looks like a setting and is none.
+
+    They are not refused: the environment is shared, and a Service named lbguard-x adds names of its own.
+    """
+    refused = {variable_of(name) for name in REMOVED_SETTINGS}
+    for variable in os.environ:
+        foreign = variable in _NOT_SETTINGS | refused or _SERVICE_LINK.fullmatch(variable)
+        if variable.startswith(ENV_PREFIX) and variable not in variables and not foreign:
+            hint = nearest(variable, variables)
+            note = f"environment variable {variable} is not a setting and is ignored"
+            yield f"{note}; {hint}" if hint else note
+
+
+def explain(error: ValidationError, model: type[BaseModel], given: Mapping[str, Given]) -> list[Problem]:
+    """Turn what the validation library reports into problems in the words of the settings."""
     known = {leaf.name: leaf for leaf in leaves(model)}
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
-        problem = _explain_one(detail, known, found, origins)
+        problem = _explain_one(detail, known, given)
         # One wrong value of a union is reported once per member; the first says enough.
         problems.setdefault(problem.setting, problem)
     return list(problems.values())
 
 
-def _explain_one(
-    detail: ErrorDetails, known: Mapping[str, Leaf], found: Mapping[str, object], origins: Mapping[str, str]
-) -> Problem:
+def _explain_one(detail: ErrorDetails, known: Mapping[str, Leaf], given: Mapping[str, Given]) -> Problem:
     context = detail.get("ctx", {})
     if detail["type"] == "across":
         name = str(context["setting"])
         return Problem(
             setting=name,
             value=str(context["value"]),
-            origin=origins.get(name, "default"),
+            origin=given.get(name, DEFAULT).origin,
             reason=detail["msg"],
             allowed=str(context["allowed"]),
         )
@@ -362,11 +350,11 @@ def _explain_one(
     leaf = known[name]
     # What a good value looks like stands in `allowed`, so the reason ends before its examples.
     reason = _REASONS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").partition(", such as")[0]
+    value, origin = given.get(name, DEFAULT)
+    reason = REMOVED_VALUES.get((name, str(value)), reason)
     allowed = leaf.allowed
     if leaf.unit == "duration":
         allowed = f"a duration from {leaf.allowed}, such as {DURATION_EXAMPLES}"
     elif leaf.unit not in {"choice", "switch"} and leaf.allowed[:1].isdigit():
         allowed = f"{leaf.allowed} ({leaf.unit})"
-    return Problem(
-        setting=name, value=repr(found.get(name)), origin=origins.get(name, "default"), reason=reason, allowed=allowed
-    )
+    return Problem(setting=name, value=repr(value), origin=origin, reason=reason, allowed=allowed)

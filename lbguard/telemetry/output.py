@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+from lbguard.errors import CommandError
 from lbguard.printable import json_text, printable, printable_lines
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
-class OutputError(Exception):
+class OutputError(CommandError):
     """Standard output cannot be written, as on a full disk; the text says why."""
 
 

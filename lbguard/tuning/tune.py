@@ -16,7 +16,7 @@ from lbguard.tuning.candidates import WINDOW, Candidate, candidate_windows, vari
 from lbguard.tuning.cost import Cost, CostAccount, Loss, Slots
 from lbguard.tuning.recommendation import Result, choose, reasons_for, what_happened
 from lbguard.tuning.traffic import Traffic
-from lbguard.tuning.world_model import WorldModel, beginning_of
+from lbguard.tuning.world_model import WorldModel
 
 OnRead = Callable[[int], None] | None
 
@@ -80,7 +80,7 @@ class _World:
         self.shell = WorldModel(variant.config, self.account.decided, self.account.committed)
 
     def _share(self, key: TargetKey) -> float:
-        stream = self.shell.engine.stream_registry.streams.get(key.stream)
+        stream = self.shell.engine.stream(key.stream)
         return 1 / max(1, stream.admitted) if stream else 0.0
 
 
@@ -157,7 +157,7 @@ class Tuner:
         self._host = header.host
         self._now, self._offset = header.now, header.offset
         if not goes_on and item.nodes is not None:
-            self._step(beginning_of(restore_engine(item)))
+            self._step(restore_engine(item).as_events())
 
     def _begin_elsewhere(self) -> None:
         """Another host, or the same after a reboot."""

@@ -11,6 +11,7 @@ import dataclasses
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import assert_never
 
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
@@ -201,14 +202,32 @@ class WorldModel:
                     self._later(now + KERNEL_S, partial(self._program_rules, effect))
                 case fx.SetLinkDown(link=link):
                     self._later(now + KERNEL_S, partial(self._set_down, link))
-                case fx.AttachStream(stream=stream) if stream.name in self._tables:
-                    self._later(now + TABLES_S, partial(self._read_back, stream.name))
+                case fx.AttachStream(stream=stream):
+                    # What the distributor holds of a stream that is new here is told by the recording.
+                    if stream.name in self._tables:
+                        self._later(now + TABLES_S, partial(self._read_back, stream.name))
                 case fx.CommitTables(tables=tables):
                     self._later(now + TABLES_S, partial(self._commit, tables, now + TABLES_S))
                 case fx.ForgetStream(stream=stream):
                     self._tables.pop(stream.name, None)
                 case fx.PruneStreams():
                     self._later(now + TABLES_S, _pruned)
+                case (
+                    fx.Announce()
+                    | fx.SolicitNeighbors()
+                    | fx.FlushNeighbors()
+                    | fx.ResolveNeighbors()
+                    | fx.ProbeNeighbors()
+                    | fx.TuneLink()
+                    | fx.SetLinkUp()
+                    | fx.SetAvailability()
+                    | fx.NeighborMoved()
+                    | fx.VerdictAnswered()
+                    | fx.Ignored()
+                ):
+                    pass  # nothing here answers them
+                case _:
+                    assert_never(effect)
 
     def _program_routes(self, effect: fx.ProgramRoutes) -> list[Event]:
         results: list[Event] = []
@@ -251,43 +270,3 @@ class WorldModel:
 
 def _pruned() -> list[Event]:
     return [ev.StreamsPruned()]
-
-
-def beginning_of(engine: Engine) -> list[Event]:
-    """Return the events that give another engine the state of kernel and tables.
-
-    State of an engine's own memory (penalties, running deadlines, verdicts) is not passed on: a hold in progress begins
-    again.
-    """
-    view, tables = engine.view, engine.tables
-    links = [
-        ev.LinkSeen(ifindex=link.ifindex, name=link.name, up=link.up, mac=link.mac, admin_up=link.admin_up)
-        for link in view.links.values()
-    ]
-    addresses = [
-        ev.AddressSeen(ifindex=link.ifindex, ip=ip, prefix_length=length, usable=usable, peer=network)
-        for link in view.links.values()
-        for (ip, (network, length)), usable in link.addresses.items()
-    ]
-    neighbors = [
-        ev.NeighborSeen(ifindex=link.ifindex, ip=ip, state=neighbor.state, mac=neighbor.mac)
-        for link in view.links.values()
-        for ip, neighbor in link.neighbors.items()
-    ]
-    link_routes = [
-        ev.LinkRouteSeen(ifindex=link.ifindex, prefix=prefix) for link in view.links.values() for prefix in link.routes
-    ]
-    streams = [stream for stream in engine.stream_registry.streams.values() if not stream.removed]
-    pairs = {stream.spec.name: stream.committed[1] if stream.committed else stream.active_seen for stream in streams}
-    return [
-        ev.KernelSnapshot(
-            links=tuple(links),
-            addresses=tuple(addresses),
-            neighbors=tuple(neighbors),
-            routes=tuple(tables.routes.actual.values()),
-            rules=tuple(tables.rules.actual.values()),
-            link_routes=tuple(link_routes),
-        ),
-        ev.SourceSnapshot(streams=tuple(stream.spec for stream in streams)),
-        *(ev.DistributorSeen(stream=name, active=active) for name, active in pairs.items() if active is not None),
-    ]

@@ -19,11 +19,11 @@ from lbguard.core.addr import parse_prefix
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
 from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
 from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.distributor.nftables.session import LIBRARY, NftContext
 from lbguard.lab.netns import Namespace
+from lbguard.lab.stock_nfqlb import StockCommands
 from tests.bench.results import Row, Say, Scale, Summary
 from tests.fakes.nfqlb import make_memory
 
@@ -116,7 +116,7 @@ async def _memory(scale: Scale, say: Say) -> list[Row]:
     rows = []
     real = make_shared_memory()
     distributor = NfqlbShmDistributor(TableKind.ANCHORED)
-    stock = NfqlbCliDistributor() if real else None
+    stock = StockCommands() if real else None
     for changed, repetitions in _SIZES[scale].items():
         say(f"nfqlb's memory, {changed} changed, {repetitions} times" + (", beside the stock commands" if real else ""))
         beside: list[float] = []

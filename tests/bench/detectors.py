@@ -27,8 +27,8 @@ from lbguard.core.model import TargetSubject, Verdict, VerdictState
 from lbguard.lab.netns import Namespace, connect
 from lbguard.lab.sandbox import run_isolated
 from lbguard.probe.connections import Connection, pairs_of
-from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
+from tests.bench.nsm_rule import Judge, factory_of, settings_of
 from tests.fakes.echo import EchoNetwork, Time, drive
 
 LOSSES = (0.0, 0.01, 0.05, 0.2)
@@ -88,16 +88,22 @@ def connections_of(count: int, ifname: str = "") -> list[Connection]:
 class _Simulation:
     """The monitor over a network in time that is told."""
 
-    def __init__(self, detector: Detector, situation: Situation, connections: int, seed: int) -> None:
+    def __init__(self, detector: Judge, situation: Situation, connections: int, seed: int) -> None:
         self.time = Time()
         # A ping comes back if neither it nor its reply is lost.
         self.network = EchoNetwork(self.time, seed=seed, loss=1 - (1 - situation.loss) ** 2)
-        self.settings = DetectorSettings(detector=detector)
+        self.settings = settings_of(detector)
         self.downs: list[tuple[float, Ip]] = []
         self._last: dict[Ip, VerdictState] = {}
         self._situation = situation
         self.monitor = Monitor(
-            self.settings, self._take, self.time, open_socket=self.network.open_socket, first_generation=0, seed=seed
+            self.settings,
+            self._take,
+            self.time,
+            open_socket=self.network.open_socket,
+            first_generation=0,
+            seed=seed,
+            judge_of=factory_of(detector),
         )
         self.monitor.set_connections(connections_of(connections))
 
@@ -117,7 +123,7 @@ class _Simulation:
         drive(self.monitor, self.network, until)
 
 
-def simulate(detector: Detector, situation: Situation, connections: int, cuts: int) -> Found:
+def simulate(detector: Judge, situation: Situation, connections: int, cuts: int) -> Found:
     """Count false alarms in half an hour, and time real losses from moments spread over an interval."""
     long = _Simulation(detector, situation, connections, seed=1)
     long.run(_HALF_HOUR_S, starved=situation.starved)
@@ -161,7 +167,7 @@ def _drop(end: Namespace, percent: int) -> None:
     subprocess.run(end.command("nft", "-f", "-"), input=script, text=True, check=True)
 
 
-def measure(situation: Situation, connections: int, seconds: float) -> dict[Detector, Found]:
+def measure(situation: Situation, connections: int, seconds: float) -> dict[Judge, Found]:
     """Run one monitor process a judge beside each other: count false alarms, then cut the path and wait."""
     after_s = REAL_INTERVAL_S * 2 * _STARVED_INTERVALS
     with joined_ends() as (near, far):
@@ -172,7 +178,7 @@ def measure(situation: Situation, connections: int, seconds: float) -> dict[Dete
             detector: subprocess.Popen(
                 near.command(*command, detector, str(seconds + after_s + 8)), stdout=subprocess.PIPE, text=True
             )
-            for detector in Detector
+            for detector in Judge
         }
         time.sleep(3)  # until all are up; a DOWN before is counted like any other
         began = time.monotonic()
@@ -221,7 +227,7 @@ def _starving(children: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-async def _probe(connections: int, detector: Detector, seconds: float) -> None:
+async def _probe(connections: int, detector: Judge, seconds: float) -> None:
     """Monitor in this process, then print when which subject became DOWN."""
     downs: list[tuple[float, str]] = []
     last: dict[Ip, VerdictState] = {}
@@ -233,7 +239,7 @@ async def _probe(connections: int, detector: Detector, seconds: float) -> None:
             downs.append((time.monotonic(), ip.hex()))
         last[ip] = verdict.state
 
-    monitor = Monitor(DetectorSettings(interval_s=REAL_INTERVAL_S, detector=detector), take)
+    monitor = Monitor(settings_of(detector, REAL_INTERVAL_S), take, judge_of=factory_of(detector))
     monitor.set_connections(connections_of(connections, "eth0"))
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(monitor.run(), seconds)
@@ -249,14 +255,14 @@ def _detection(found: Found) -> str:
     return f"{text} ({found.missed} missed)" if found.missed else text
 
 
-def table(simulated: dict[tuple[Detector, Situation], Found], measured: dict[tuple[Detector, Situation], Found]) -> str:
+def table(simulated: dict[tuple[Judge, Situation], Found], measured: dict[tuple[Judge, Situation], Found]) -> str:
     """Return the results as a Markdown table."""
     lines = [
         "| situation | judge | simulated: false DOWN | detection | measured: false DOWN | detection | late pings |",
         "|---|---|---|---|---|---|---|",
     ]
     for situation in SITUATIONS:
-        for detector in Detector:
+        for detector in Judge:
             cells = [str(situation), detector.value]
             for results in (simulated, measured):
                 found = results.get((detector, situation))
@@ -271,14 +277,14 @@ def table(simulated: dict[tuple[Detector, Situation], Found], measured: dict[tup
 
 
 def _compare(connections: int, seconds: float, cuts: int, output: Path | None) -> int:
-    simulated: dict[tuple[Detector, Situation], Found] = {}
-    measured: dict[tuple[Detector, Situation], Found] = {}
+    simulated: dict[tuple[Judge, Situation], Found] = {}
+    measured: dict[tuple[Judge, Situation], Found] = {}
     for situation in SITUATIONS:
         if seconds:
             print(f"measuring: {situation}", file=sys.stderr, flush=True)
             for detector, found in measure(situation, connections, seconds).items():
                 measured[detector, situation] = found
-        for detector in Detector:
+        for detector in Judge:
             print(f"simulating: {situation}, {detector}", file=sys.stderr, flush=True)
             simulated[detector, situation] = simulate(detector, situation, connections, cuts)
     text = table(simulated, measured)
@@ -302,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.probe:
         count, detector, seconds = options.probe
-        asyncio.run(_probe(int(count), Detector(detector), float(seconds)))
+        asyncio.run(_probe(int(count), Judge(detector), float(seconds)))
         return 0
     output = options.output.resolve() if options.output else None
     return run_isolated(lambda: _compare(options.connections, options.seconds, options.cuts, output))

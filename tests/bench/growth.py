@@ -141,7 +141,7 @@ class _Driven:
         self.feed(
             ev.KernelSnapshot(links=others + seen, addresses=tuple(addresses), neighbors=tuple(neighbors)),
         )
-        active = sum(stream.counts[TargetState.ACTIVE] for stream in self.engine.stream_registry.streams.values())
+        active = sum(target.state is TargetState.ACTIVE for target in self.engine.targets())
         if active != targets:
             raise RuntimeError(f"only {active} of {targets} targets became active")
 

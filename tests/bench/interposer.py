@@ -10,7 +10,7 @@ from tests.bench.results import Row, Say, Scale
 from tests.bench.service import Service
 from tests.bench.world import pair, target_ips
 from tests.fakes.interposed import MISSING, REAL, Interposed
-from tests.fakes.nfqlb import FakeNfqlb
+from tests.fakes.nfqlb import install_nfqlb
 
 NAME = "interposer"
 _CALLS = {Scale.FULL: 60, Scale.QUICK: 20, Scale.SMOKE: 2}
@@ -26,7 +26,7 @@ def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
     shm_dir = Path("/dev/shm")
     home = directory / "real"
     home.mkdir()
-    real = REAL if REAL.exists() else FakeNfqlb(home, shm_dir).binary
+    real = REAL if REAL.exists() else install_nfqlb(home, shm_dir)
     container = Interposed(directory / "container", real)
     try:
         return _measure(_CALLS[scale], say, directory, container)

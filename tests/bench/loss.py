@@ -18,18 +18,17 @@ from pathlib import Path
 from lbguard.core.addr import format_ip
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
-from lbguard.distributor.nfqlb.cli import NfqlbCliDistributor
 from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
 from lbguard.distributor.nftables.distributor import NftDistributor
-from lbguard.distributor.nftables.inventory import read_counter
-from lbguard.distributor.nftables.nfnetlink import NetfilterSocket, Nfnetlink
 from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, stream_names
 from lbguard.distributor.nftables.session import LIBRARY, NftContext
 from lbguard.lab import nfqlb
 from lbguard.lab.netns import Namespace, connect
+from lbguard.lab.stock_nfqlb import StockCommands
 from tests.bench import commit, flood
 from tests.bench.results import Row, Say, Scale
 from tests.bench.world import LINK, PEER_BRIDGE, Pair, mark_of, pair, target_ips
+from tests.nft_counter import read_counter
 
 NAME = "loss"
 _COMMITS_PER_S = 40.0
@@ -74,8 +73,7 @@ class _Trial:
         self._say = say
         self._client = client
         self._lb = built.lb
-        with built.peer.entered():
-            self._counter = Nfnetlink(NetfilterSocket())
+        self._peer = built.peer
         self._chance = random.Random(1)
 
     async def nftables(self) -> list[Row]:
@@ -110,11 +108,11 @@ class _Trial:
             await commit.commit(memory, commit.EVERYONE)
             guarded = await self._send("nfqlb, lbguard's writes to its memory", self._toggling(memory))
             await memory.close()
-            cli = NfqlbCliDistributor()
-            await cli.attach(commit.stream())
-            await commit.commit(cli, commit.EVERYONE)
-            stock = await self._send("nfqlb, stock commands", self._toggling(cli, changed=1))
-            await cli.close()
+            commands = StockCommands()
+            await commands.attach(commit.stream())
+            await commit.commit(commands, commit.EVERYONE)
+            stock = await self._send("nfqlb, stock commands", self._toggling(commands, changed=1))
+            await commands.close()
         finally:
             await process.stop()
         return [
@@ -153,9 +151,7 @@ class _Trial:
         return _Outcome(sent, sent - (self._received() - before), commits, took_s)
 
     def _received(self) -> int:
-        count = read_counter(self._counter, "count", "arrived")
-        assert count is not None
-        return count.packets
+        return read_counter(self._peer, "count", "arrived")[0]
 
 
 def _row(what: str, outcome: _Outcome, beside: _Outcome | None, beside_what: str) -> Row:

@@ -8,6 +8,7 @@ import json
 import sys
 
 from lbguard.core.addr import format_ip
+from lbguard.core.events import KernelSnapshot
 from lbguard.core.model import RouteKind
 from lbguard.kernel.instance import InstanceLock
 from lbguard.service.daemon import Daemon
@@ -17,7 +18,8 @@ from lbguard.telemetry.log import setup_logging
 
 def view_of(daemon: Daemon) -> dict[str, object]:
     """Return counters, links, neighbours of targets, and routes, as plain values."""
-    view, counters = daemon.engine.view, daemon.mirror.counters
+    counters = daemon.mirror.counters
+    kernel = next(event for event in daemon.engine.as_events() if isinstance(event, KernelSnapshot))
     return {
         "datagrams": counters.datagrams,
         "events": sum(counters.decoded.values()) + sum(counters.ignored.values()),
@@ -26,21 +28,18 @@ def view_of(daemon: Daemon) -> dict[str, object]:
         "inbox_depth": daemon.runner.inbox_depth,
         "inbox_dropped": daemon.runner.inbox_dropped,
         "in_sync": daemon.engine.in_sync and daemon.mirror.in_sync,
-        "links": sorted([link.ifindex, link.name, link.up, link.mac.hex(":")] for link in view.links.values()),
+        "links": sorted([link.ifindex, link.name, link.up, link.mac.hex(":")] for link in kernel.links),
         "addresses": sorted(
-            [link.ifindex, format_ip(address.ip), address.subnet.length]
-            for link in view.links.values()
-            for address in link.addresses
+            [address.ifindex, format_ip(address.ip), address.prefix_length] for address in kernel.addresses
         ),
         "neighbors": sorted(
-            [link.ifindex, format_ip(ip), neighbor.state.name, neighbor.mac.hex(":")]
-            for link in view.links.values()
-            for ip, neighbor in link.neighbors.items()
+            [neighbor.ifindex, format_ip(neighbor.ip), neighbor.state.name, neighbor.mac.hex(":")]
+            for neighbor in kernel.neighbors
             if neighbor.state
         ),
         "routes": sorted(
             [route.table, 4 if route.ipv4 else 6, format_ip(route.gateway), route.oif]
-            for route in daemon.engine.tables.routes.actual.values()
+            for route in kernel.routes
             if route.kind is RouteKind.UNICAST
         ),
     }

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lbguard.core.model import Verdict, VerdictState
-from lbguard.probe.failure_detector import Detector, DetectorSettings
+from lbguard.probe.failure_detector import DetectorSettings
 from lbguard.probe.monitor import Monitor
 from tests.bench import fping
 from tests.bench.detectors import Situation, connections_of, joined_ends, simulate
+from tests.bench.nsm_rule import Judge
 from tests.bench.results import Row, Say, Scale
 
 NAME = "probing"
@@ -67,7 +68,7 @@ def _judges(scale: Scale, say: Say) -> Iterator[Row]:
     connections, cuts = (2, 2) if scale is Scale.SMOKE else (20, 40)
     say(f"half an hour of {connections} connections at 5 % loss, and {cuts} cuts, in simulated time")
     lossy = Situation(loss=0.05)
-    ours, theirs = (simulate(detector, lossy, connections, cuts) for detector in (Detector.ROUNDS, Detector.NSM))
+    ours, theirs = (simulate(detector, lossy, connections, cuts) for detector in (Judge.ROUNDS, Judge.NSM))
     yield Row(
         benchmark=NAME,
         what=f"5 % loss each way, {ours.connection_hours:g} connection hours (simulated): false DOWN",

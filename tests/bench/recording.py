@@ -11,9 +11,10 @@ from pathlib import Path
 
 from lbguard.core import events as ev
 from lbguard.core.addr import parse_ip
+from lbguard.core.checkpoint import freeze
 from lbguard.core.config import EngineConfig
 from lbguard.core.model import NeighborState, StreamSpec, TargetSpec
-from lbguard.recording.checkpoint import encode_nodes, freeze
+from lbguard.recording.codec import encode_nodes
 from lbguard.recording.format import Limits
 from lbguard.recording.reader import find_files
 from lbguard.recording.recorder import RecordedEngine, Recorder

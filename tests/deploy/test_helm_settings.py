@@ -54,7 +54,7 @@ TOGETHER_REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("grace.window", {"grace": {"window": "400ms", "max": 0.3}}),
     ("grace.neighbor_window", {"grace": {"neighbor_window": "1m"}}),
     ("grace.verdict_window", {"grace": {"verdict_window": "30.001s"}}),
-    ("distributor.table", {"distributor": {"kind": "nfqlb-cli"}}),
+    ("distributor.kind", {"distributor": {"kind": "nfqlb-cli"}}),
     ("distributor.kind", {"source": "interposer", "distributor": {"kind": "nftables"}}),
     ("mode", {"source": "kernel"}),
     ("nsp.trench", {"source": "nsp"}),
@@ -116,7 +116,7 @@ def test_what_lbguard_refuses_is_not_rendered(helm4: Helm, name: str, settings: 
 
 TOGETHER_TAKEN: list[dict[str, Any]] = [
     {"grace": {"window": "300ms", "max": 0.3, "neighbor_window": "", "verdict_window": "0.3"}},
-    {"distributor": {"kind": "nfqlb-cli", "table": "maglev"}},
+    {"distributor": {"kind": "nfqlb-shm", "table": "maglev"}},
     {"source": "kernel", "mode": "companion", "kernel_source": {"streams": ["a=5001-5100", "b-c=5101-5101"]}},
     {"announce": {"repeats": ["0", 0.5, "1m"]}},
     {"metrics": {"listen": "[::]:0"}, "verdicts": {"burst": 256}},

@@ -12,6 +12,7 @@ from lbguard.core.model import Condition
 from tests.sim.faults import Scenario
 from tests.sim.settled import check_settled
 from tests.sim.world import MENDED_WITHIN_S, RECONCILE_S, World
+from tests.unit.core.consistency import at_rest
 
 SLACK_S = 5.0
 
@@ -63,8 +64,7 @@ def quiet_restart(world: World) -> None:
     And which of two links of one subnet is the newer is told by their ifindexes after a restart.
     """
     engine, belief = world.engine, world.belief
-    streams = engine.stream_registry.streams
-    targets = [target for stream in streams.values() for target in stream.targets.values()]
+    targets = engine.targets()
     by_age = sorted(belief.links.values(), key=lambda link: link.order)
     settled = (
         world.idle()
@@ -72,11 +72,8 @@ def quiet_restart(world: World) -> None:
         and engine.running
         and engine.in_sync
         and by_age == sorted(by_age, key=lambda link: link.seen.ifindex)
-        and engine._kernel_retries.next() is None
-        and set(streams) == set(world.streams)
-        and all(stream.adopted and stream.committed == stream.desired_pair() for stream in streams.values())
-        and not engine.stream_registry.retiring
-        and engine.tables.marks() <= engine.stream_registry.by_mark.keys()
+        and set(engine.stream_names()) == set(world.streams)
+        and at_rest(engine)
         and not any(target.waiting for target in targets)
         and not any(belief.target(t.mark, tuple(t.paths)) is Condition.ROUTE_MISSING for t in targets)
     )
@@ -85,9 +82,7 @@ def quiet_restart(world: World) -> None:
     world.quiet_restarts += 1
     before = (world.distributor.state(), world.kernel.ours())
     world.restart_in_standing_world(0.45)
-    assert all(stream.adopted for stream in world.engine.stream_registry.streams.values()), (
-        "not adopted after a restart"
-    )
+    assert all(stream.adopted for stream in world.engine.streams()), "not adopted after a restart"
     after = (world.distributor.state(), world.kernel.ours())
     assert before == after, f"a restart changed {before} to {after}"
 

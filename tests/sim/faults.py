@@ -319,7 +319,7 @@ class Scenario:
         distributor about it. Hence no crash while one ends.
         """
         world = self.world
-        ending = not set(world.streams) == set(world.distributor.tables) == set(world.engine.stream_registry.streams)
+        ending = not set(world.streams) == set(world.distributor.tables) == set(world.engine.stream_names())
         if world.profile.crashes and world.running and not ending:
             downtime = self.rng.choice((0.05, 0.5, 3.0))
             self.quiet_until = world.now + downtime + 4.0

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lbguard.core import effects as fx
-from lbguard.core.addr import Ip, is_link_local, prefix_of
+from lbguard.core.addr import Ip, is_link_local
+from lbguard.core.engine_state import TargetView
 from lbguard.core.events import (
     Event,
     HoldsRemembered,
@@ -32,8 +33,8 @@ from lbguard.core.model import (
     TargetState,
 )
 from lbguard.core.observation import LOOK_S
-from lbguard.core.state import Target
 from lbguard.core.status import Prediction
+from tests.unit.core.consistency import check_consistency, opinion_count
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -125,24 +126,27 @@ class Watch:
         for effect in effects:
             if isinstance(effect, fx.Record):
                 self._follow_record(effect)
-        for stream in engine.stream_registry.streams.values():
+        streams, targets = engine.streams(), engine.targets()
+        for stream in streams:
             if self._is_mass(stream.broken, stream.admitted):
                 since = self._calm_since.pop(stream.spec.name, None)
                 if since is not None:
                     self._calm_before[stream.spec.name] = since
             else:
                 self._calm_since.setdefault(stream.spec.name, world.now)
-        states = {t.key: t.state for s in engine.stream_registry.streams.values() for t in s.targets.values()}
+        states = {target.key: target.state for target in targets}
         told = {key: self._states.get(key, TargetState.PENDING) for key in states}
         assert states == told, "the records tell another story"
         assert self._states.keys() <= states.keys(), "the records tell of targets that are gone"
         if engine.running:
-            for stream in engine.stream_registry.streams.values():
-                for target in stream.targets.values():
-                    if stream.adopted:
-                        self._check_target(target)
-        self._check_counts()
-        self._check_indexes()
+            adopted = {stream.spec.name for stream in streams if stream.adopted}
+            for target in targets:
+                if target.key.stream in adopted:
+                    self._check_target(target)
+        for target in targets:
+            if target.state is TargetState.HELD and target.open_ended:
+                assert self._one_family_lost(target), f"{target.key} is held without end"
+        check_consistency(engine)
         self._check_owners()
 
     def _is_mass(self, broken: int, admitted: int) -> bool:
@@ -180,18 +184,18 @@ class Watch:
         engine, now = self._world.engine, self._world.now
         if engine.running and engine.in_sync:
             for key in self._states:
-                target = engine.stream_registry.target(key)
+                target = engine.target(key)
                 if target is not None and target.state in (TargetState.HELD, TargetState.FROZEN):
                     if self._one_family_lost(target):
                         continue
                     assert at is not None, f"{key} is {target.state} and nothing will end it"
         assert at is None or at < now + 1e6
 
-    def _judgement(self, target: Target) -> Condition:
+    def _judgement(self, target: TargetView) -> Condition:
         down = frozenset(ip for ip in target.paths if self._said_down(ip))
         return self._world.belief.target(target.mark, tuple(target.paths), down)
 
-    def _one_family_lost(self, target: Target) -> bool:
+    def _one_family_lost(self, target: TargetView) -> bool:
         down = frozenset(ip for ip in target.paths if self._said_down(ip))
         pardoned = self._world.now < target.pardoned_until
         return self._world.belief.one_family_lost(target.mark, tuple(target.paths), down, pardoned=pardoned)
@@ -208,7 +212,7 @@ class Watch:
         proof_at = world.belief.proof_at(ip, packets=not of_target)
         return now >= proof_at + world.config.evidence.veto_window_s
 
-    def _healing_until(self, target: Target) -> float:
+    def _healing_until(self, target: TargetView) -> float:
         world, hearsay = self._world, self._world.hearsay
         return max(
             (
@@ -223,10 +227,10 @@ class Watch:
         """A verdict was handed in: what came out of order is dropped by name, and the state is bounded."""
         world = self._world
         [answer] = [effect for effect in effects if isinstance(effect, fx.VerdictAnswered)]
-        opinions = world.engine.paths.verdict_fusion.opinions
-        assert len(opinions) <= world.config.evidence.opinions_max
+        opinions = opinion_count(world.engine)
+        assert opinions <= world.config.evidence.opinions_max
         if answer.reason == "state_full":
-            assert len(opinions) == world.config.evidence.opinions_max
+            assert opinions == world.config.evidence.opinions_max
             return
         in_order = world.hearsay.told(event, world.now)
         assert (answer.reason == "") is in_order, f"{event} was answered {answer.reason!r}"
@@ -236,35 +240,35 @@ class Watch:
         world = self._world
         engine = world.engine
         alive = set()
-        for stream in engine.stream_registry.streams.values():
-            for target in stream.targets.values():
-                alive.add(target.key)
-                if not (engine.running and stream.adopted):
-                    continue
-                condition = self._judgement(target)
-                if condition is Condition.OK or self._one_family_lost(target):
-                    self._losses.pop(target.key, None)
-                    self._inherited.pop(target.key, None)
-                    if self._remembered.get(target.key) and self._remembered[target.key].cause not in SOFT:
-                        del self._remembered[target.key]
-                    continue
-                cause = condition if condition in SOFT else self._named_cause(target)
-                grace = world.config.grace
-                window_s = min(grace.by_cause_s.get(cause, grace.window_s), grace.max_s)
-                loss = self._losses.get(target.key)
-                healing = self._healing_until(target)
-                if loss is None:
-                    now = world.now
-                    self._losses[target.key] = Loss(now, now, cause, window_s, window_s, healing, healing)
-                    continue
-                loss.healing_until, loss.healed_until = healing, max(loss.healed_until, healing)
-                milder = _ORDER.index(cause) > _ORDER.index(loss.cause)
-                loss.window_s = max(loss.window_s, window_s) if milder else window_s
-                loss.cause, loss.longest_s = cause, max(loss.longest_s, window_s)
+        adopted = {stream.spec.name for stream in engine.streams() if stream.adopted}
+        for target in engine.targets():
+            alive.add(target.key)
+            if not (engine.running and target.key.stream in adopted):
+                continue
+            condition = self._judgement(target)
+            if condition is Condition.OK or self._one_family_lost(target):
+                self._losses.pop(target.key, None)
+                self._inherited.pop(target.key, None)
+                if self._remembered.get(target.key) and self._remembered[target.key].cause not in SOFT:
+                    del self._remembered[target.key]
+                continue
+            cause = condition if condition in SOFT else self._named_cause(target)
+            grace = world.config.grace
+            window_s = min(grace.by_cause_s.get(cause, grace.window_s), grace.max_s)
+            loss = self._losses.get(target.key)
+            healing = self._healing_until(target)
+            if loss is None:
+                now = world.now
+                self._losses[target.key] = Loss(now, now, cause, window_s, window_s, healing, healing)
+                continue
+            loss.healing_until, loss.healed_until = healing, max(loss.healed_until, healing)
+            milder = _ORDER.index(cause) > _ORDER.index(loss.cause)
+            loss.window_s = max(loss.window_s, window_s) if milder else window_s
+            loss.cause, loss.longest_s = cause, max(loss.longest_s, window_s)
         for key in self._losses.keys() - alive:
             del self._losses[key]
 
-    def _named_cause(self, target: Target) -> Condition:
+    def _named_cause(self, target: TargetView) -> Condition:
         """Return the engine's own name for what is wrong: the oracle does not tell the ways of having no link apart."""
         hard = [p.condition for p in target.paths.values() if p.condition not in (*SOFT, Condition.OK)]
         return min(hard, key=_ORDER.index, default=Condition.NO_LINK)
@@ -307,7 +311,7 @@ class Watch:
         """A hold that an earlier guard had begun goes on: no window is given twice."""
         d, now = record.decision, self._world.now
         self._froze_at.pop(d.target, None)
-        target = self._world.engine.stream_registry.target(d.target)
+        target = self._world.engine.target(d.target)
         hold = self._remembered.pop(d.target, None)
         if target is None or target.since != now:
             return
@@ -362,7 +366,7 @@ class Watch:
         repaired_by = min(loss.healing_until, loss.since + self._world.config.grace.max_s)
         assert self._world.now >= repaired_by - EPSILON_S, f"{key} ran out of time while it was being repaired"
 
-    def _check_target(self, target: Target) -> None:
+    def _check_target(self, target: TargetView) -> None:
         world, state = self._world, target.state
         condition, now = self._judgement(target), self._world.now
         believed_ok = {TargetState.ACTIVE, TargetState.WITHDRAWN}
@@ -395,56 +399,11 @@ class Watch:
             end = self._calm_since.get(target.key.stream, math.inf) + min(longest_s, grace.max_s)
             assert now < end + EPSILON_S, f"{target.key} is frozen although the mass failure is over"
 
-    def _check_counts(self) -> None:
-        for stream in self._world.engine.stream_registry.streams.values():
-            counts = Counter(target.state for target in stream.targets.values())
-            assert +stream.counts == counts, f"{stream.spec.name}: counts {stream.counts}, recounted {counts}"
-            assert min(stream.counts.values(), default=0) >= 0, f"{stream.spec.name}: counts {stream.counts}"
-            soft = sum(t.state is TargetState.WITHDRAWN and t.soft for t in stream.targets.values())
-            assert stream.soft_withdrawn == soft, f"{stream.spec.name}: soft budget {stream.soft_withdrawn}, not {soft}"
-
-    def _check_indexes(self) -> None:
-        engine = self._world.engine
-        stream_registry, life = engine.stream_registry, engine.life
-        targets = [t for s in stream_registry.streams.values() for t in s.targets.values()]
-        assert stream_registry.by_mark == {t.mark: t for t in targets}, "by_mark leaks"
-        by_ip: dict[Ip, set[TargetKey]] = {}
-        for target in targets:
-            for ip in target.paths:
-                by_ip.setdefault(ip, set()).add(target.key)
-        assert {ip: {t.key for t in users} for ip, users in stream_registry.by_ip.items()} == by_ip, "by_ip leaks"
-        assert set(engine.paths.neighbors._wheel._slice_of) == set(by_ip), "the probe wheel leaks"
-        assert engine.view._ownership._uses == {ip: len(users) for ip, users in by_ip.items()}, (
-            "the view leaks addresses"
-        )
-        assert not stream_registry.retiring.keys() & stream_registry.by_mark.keys(), "a mark is retiring and in use"
-        keys = {t.key for t in targets}
-        for kept in (life.deadlines, life.pardons):
-            assert set(kept._at) <= keys, "a timer of a target that is gone"
-        for target in targets:
-            waits = life.deadlines.get(target.key) is not None
-            held = target.state is TargetState.HELD and not target.open_ended
-            due = held or target.state is TargetState.FROZEN or target.waiting
-            assert not target.open_ended or target.state is not TargetState.HELD or self._one_family_lost(target)
-            assert waits == due, f"{target.key} is {target.state} and has deadline {life.deadlines.get(target.key)}"
-            assert not target.waiting or target.state is TargetState.WITHDRAWN
-        if engine.running:
-            self._check_members(set(by_ip))
-
-    def _check_members(self, ips: set[Ip]) -> None:
-        view = self._world.engine.view._ownership
-        wanted: dict[object, dict[Ip, None]] = {}
-        for ip in ips:
-            for length in view._prefix_lengths[len(ip)]:
-                wanted.setdefault(prefix_of(ip, length), {})[ip] = None
-        assert view._members == wanted, "the index of addresses by prefix is wrong"
-
     def _check_owners(self) -> None:
         engine, belief = self._world.engine, self._world.belief
-        for ip in engine.stream_registry.by_ip:
-            link, _, _ = engine.view.locate(ip)
+        for ip in {ip for target in engine.targets() for ip in target.paths}:
             believed = belief.owner(ip)
-            assert (link.ifindex if link else 0) == (believed.seen.ifindex if believed else 0), f"owner of {ip.hex()}"
+            assert engine.owner_of(ip) == (believed.seen.ifindex if believed else None), f"owner of {ip.hex()}"
 
     # As effects are carried out
 
@@ -496,7 +455,8 @@ class Watch:
             assert other is None, f"{route} is asked for where {other} stands"
         self._outdated.difference_update(effect.put)
         for route in effect.delete:
-            target = self._world.engine.stream_registry.by_mark.get(route.table)
+            key = self._world.engine.target_by_mark(route.table)
+            target = self._world.engine.target(key) if key else None
             if target is not None and route.kind is RouteKind.UNICAST and route.gateway not in target.paths:
                 self._outdated.add(route)
             elif route not in self._outdated:

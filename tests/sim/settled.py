@@ -19,7 +19,7 @@ def check_settled(world: World) -> None:
     engine = world.engine
     assert engine.running
     assert engine.in_sync
-    listed, served, tables = set(world.streams), set(engine.stream_registry.streams), set(world.distributor.tables)
+    listed, served, tables = set(world.streams), set(engine.stream_names()), set(world.distributor.tables)
     assert listed == served == tables, f"listed {listed}, served {served}, tables {tables}"
     routes: set[Route] = set()
     rules: set[Rule] = set()
@@ -58,13 +58,14 @@ def _check_table(world: World, spec: StreamSpec) -> None:
         f"{spec.name}: active {sorted(table.active)}, with a path {sorted(usable)}, doubtful {sorted(doubtful)}"
     )
     # A silent target counts as usable until something has shown that it is silent; then not even a pardon hides it.
-    targets = world.engine.stream_registry.streams[spec.name].targets
     believed = {
-        identifier
-        for identifier in doubtful & table.active
-        if any(path.condition is Condition.OK for path in targets[identifier].paths.values())
+        target.key.identifier
+        for target in world.engine.targets()
+        if target.key.stream == spec.name
+        and target.key.identifier in doubtful & table.active
+        and any(path.condition is Condition.OK for path in target.paths.values())
     }
-    available = world.engine.availability.get(spec.name)[0]
+    available = world.engine.available(spec.name)
     assert available is bool(usable | believed), f"{spec.name}: availability is {available}"
 
 

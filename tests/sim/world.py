@@ -9,6 +9,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
@@ -386,38 +387,57 @@ class World:
 
     def _carry_out(self, effects: list[fx.Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, fx.Announce):
-                self.watch.announced(effect)
-            elif isinstance(effect, fx.SolicitNeighbors):
-                # A question tells the segment who we are, just as an announcement does.
-                sources = tuple(source for source, _ in effect.pairs)
-                self.watch.announced(fx.Announce(link=effect.link, ifname="", mac=effect.mac, addresses=sources))
-            elif isinstance(effect, fx.SetLinkDown):
+            match effect:
+                case fx.Announce():
+                    self.watch.announced(effect)
+                case fx.SolicitNeighbors():
+                    # A question tells the segment who we are, just as an announcement does.
+                    sources = tuple(source for source, _ in effect.pairs)
+                    self.watch.announced(fx.Announce(link=effect.link, ifname="", mac=effect.mac, addresses=sources))
+                case fx.SetLinkDown() | fx.SetLinkUp() | fx.ProgramRoutes() | fx.ProgramRules():
+                    self._change_kernel(effect)
+                case fx.FlushNeighbors():
+                    self.watch.touched(effect.entries)
+                    self._lane("kernel", functools.partial(self._flush, effect))
+                case fx.ResolveNeighbors() | fx.ProbeNeighbors():
+                    self.watch.touched(effect.entries)
+                    self._lane("kernel", functools.partial(self._resolve, effect))
+                case fx.AttachStream():
+                    self._lane("tables", functools.partial(self._attach, effect.stream))
+                case fx.CommitTables():
+                    self.watch.committing(effect)
+                    self._lane("tables", functools.partial(self._twice, functools.partial(self._commit, effect)))
+                case fx.ForgetStream():
+                    self._lane("tables", functools.partial(self.distributor.forget, effect.stream.name))
+                case fx.PruneStreams():
+                    self._lane("tables", functools.partial(self._prune, effect.known))
+                case (
+                    fx.TuneLink()
+                    | fx.Record()
+                    | fx.SetAvailability()
+                    | fx.NeighborMoved()
+                    | fx.VerdictAnswered()
+                    | fx.Ignored()
+                ):
+                    pass  # changes nothing in this world
+                case _:
+                    assert_never(effect)
+
+    def _change_kernel(self, effect: fx.SetLinkDown | fx.SetLinkUp | fx.ProgramRoutes | fx.ProgramRules) -> None:
+        match effect:
+            case fx.SetLinkDown():
                 self.watch.set_down(effect)
                 self._lane("kernel", functools.partial(self._set_down, effect.link, effect.ifname))
-            elif isinstance(effect, fx.SetLinkUp):
+            case fx.SetLinkUp():
                 self.watch.set_up(effect)
                 self._lane("kernel", functools.partial(self._set_up, effect.link, effect.ifname))
-            elif isinstance(effect, fx.ProgramRoutes):
+            case fx.ProgramRoutes():
                 self.watch.asking_for_routes(effect)
                 self._lane("kernel", functools.partial(self._twice, functools.partial(self._program_routes, effect)))
-            elif isinstance(effect, fx.ProgramRules):
+            case fx.ProgramRules():
                 self._lane("kernel", functools.partial(self._twice, functools.partial(self._program_rules, effect)))
-            elif isinstance(effect, fx.FlushNeighbors):
-                self.watch.touched(effect.entries)
-                self._lane("kernel", functools.partial(self._flush, effect))
-            elif isinstance(effect, fx.ResolveNeighbors | fx.ProbeNeighbors):
-                self.watch.touched(effect.entries)
-                self._lane("kernel", functools.partial(self._resolve, effect))
-            elif isinstance(effect, fx.AttachStream):
-                self._lane("tables", functools.partial(self._attach, effect.stream))
-            elif isinstance(effect, fx.CommitTables):
-                self.watch.committing(effect)
-                self._lane("tables", functools.partial(self._twice, functools.partial(self._commit, effect)))
-            elif isinstance(effect, fx.ForgetStream):
-                self._lane("tables", functools.partial(self.distributor.forget, effect.stream.name))
-            elif isinstance(effect, fx.PruneStreams):
-                self._lane("tables", functools.partial(self._prune, effect.known))
+            case _:
+                assert_never(effect)
 
     def _lane(self, name: str, action: Callable[[], None]) -> None:
         """Work of one adapter is done in order, each a moment after the other."""

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.effort import register_profiles
 from tests.unit.shell import Shell
+
+register_profiles()
 
 
 @pytest.fixture(autouse=True)

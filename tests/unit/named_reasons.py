@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from lbguard.announce.sender import Suppressed
@@ -35,15 +36,16 @@ def _texts(node: ast.expr) -> Iterator[str]:
                 yield from _texts(item)
 
 
+@cache
+def _nodes_of(file: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(file.read_text())))
+
+
 def _found(match: Match, *paths: str) -> set[str]:
     files = [file for path in paths for file in sorted(PACKAGE.glob(path))]
     assert files, paths
     return {
-        text
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text()))
-        for expression in match(node)
-        for text in _texts(expression)
+        text for file in files for node in _nodes_of(file) for expression in match(node) for text in _texts(expression)
     }
 
 

@@ -19,8 +19,7 @@ from lbguard.nsm.manager import ConnectionScope, ManagerStream
 from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_stream import ReporterSettings, ReportStream
-from lbguard.rpc.channels import ChannelError, Session
-from lbguard.rpc.grpc_channel import ChannelSpec
+from lbguard.rpc.channels import ChannelError, ChannelSpec, Session
 from lbguard.settings.dial_address import Endpoint, parse_dial_address
 from lbguard.settings.nsm import NsmEventSettings
 from lbguard.settings.nsp import NspSettings

@@ -11,8 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from lbguard.api.calls import CallRooms
 from lbguard.api.server import LIVENESS, READINESS, ApiError
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, certificate_names, peer_of
-from lbguard.rpc.security import CertificateFiles, CredentialsError, server_credentials
-from lbguard.rpc.workload_api import WorkloadApi
+from lbguard.rpc.security import CertificateFiles, CredentialsError, WorkloadApi, server_credentials
 from lbguard.settings.listen import ListenAddress
 from lbguard.telemetry.log import fields
 

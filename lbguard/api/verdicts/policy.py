@@ -65,10 +65,6 @@ class Policy:
             rules = (*rules, PeerRule(UNIX_PEER, _EVERYTHING))
         self._rules = [(compile_pattern(*_comparable(rule.peer)), rule.subnets) for rule in rules]
 
-    def subnets_of(self, names: Sequence[str]) -> Subnets:
-        """Return the subnets on which a peer with these names may report; see `admit`."""
-        return self.admit(names)[1]
-
     def admit(self, names: Sequence[str]) -> tuple[str, Subnets]:
         """Return the identity of a peer with these names, and the subnets on which it may report.
 

@@ -1,1 +1,1 @@
-"""The distributor nfqlb: its shared memory, or its stock commands."""
+"""The distributor nfqlb: its shared memory."""

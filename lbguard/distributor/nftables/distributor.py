@@ -33,8 +33,7 @@ from lbguard.distributor.maglev import ImplicitPermutations, TableCalculator, Ta
 from lbguard.distributor.nftables import elements as nft_elements
 from lbguard.distributor.nftables import ruleset as nft_ruleset
 from lbguard.distributor.nftables import state as nft_state
-from lbguard.distributor.nftables.counters import HeldCount
-from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
+from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_inventory
 from lbguard.distributor.nftables.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError
 from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, StreamNames
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
@@ -148,18 +147,6 @@ class NftDistributor:
             DistributorError: the table cannot be read.
         """
         return await self._session.call(lambda nft: nft_state.read_streams(nft.kernel))
-
-    async def read_unserved(self, stream: StreamSpec) -> HeldCount:
-        """Return the packets and bytes to a stream's VIPs that were dropped because no target was active.
-
-        Raises:
-            DistributorError: the counter is gone or cannot be read.
-        """
-        name = _names(stream).unserved
-        count = await self._session.call(lambda nft: read_counter(nft.kernel, TABLE, name))
-        if count is None:
-            raise DistributorError(f"stream {stream.name}: its counter of dropped packets is gone")
-        return HeldCount(count.packets, count.bytes)
 
     async def remove(self) -> None:
         """Remove the whole table with all streams, attached or not; an absent one is no error.

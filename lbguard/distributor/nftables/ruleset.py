@@ -223,11 +223,6 @@ def overlap(one: Prefix, other: Prefix) -> bool:
     return prefix_of(one.network, length) == prefix_of(other.network, length)
 
 
-def defragments(line: str) -> bool:
-    """Return whether a command belongs to the rules that switch defragmentation on."""
-    return line.split()[4:5] == [DEFRAGMENT]
-
-
 def map_removal(map_name: str) -> str:
     """Return the command that removes a map which no rule looks anything up in."""
     return f"delete map {FAMILY} {TABLE} {map_name}"

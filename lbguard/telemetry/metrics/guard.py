@@ -1,14 +1,14 @@
 """Every metric of lbguard, in one class that takes a registry. Importing this module registers nothing.
 
-Series with a lifetime are in modules of their own: series of streams in `streams`, of targets in target_packets and
-target_timeline, of links in interface_counts.
+Series with a lifetime are in modules of their own: series of streams in `streams`, of targets in `targets`, of links in
+`interface_counts`.
 
 Labels are bounded: streams and targets come from the source, and their series end with them; every other label is one
 of the named reasons of the code, and any other value is counted as `other`.
 """
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
@@ -24,11 +24,10 @@ from lbguard.core.effects import (
 )
 from lbguard.core.model import VerdictState
 from lbguard.core.status import GuardStatus
-from lbguard.telemetry.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
-from lbguard.telemetry.metrics.foreign_counts import ForeignCounts
+from lbguard.telemetry.metrics.families import WORK_BUCKETS, ForeignCounts, MetricFamilies, MetricSpec, reason_label
 from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
 from lbguard.telemetry.metrics.streams import StreamMetrics
-from lbguard.telemetry.metrics.target_packets import PACKET_SPECS, TargetPackets
+from lbguard.telemetry.metrics.targets import PACKET_SPECS, TargetPackets
 
 UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
 """Reasons for which the service is not ready (`Daemon.unready_reason`)."""
@@ -282,16 +281,18 @@ class Metrics:
         for reason in neighbors:
             self.neighbor_errors.labels(reason_label(reason)).inc()
 
-    def record_step(self, *, duration_s: float, lags_s: Iterable[float] = (), inbox_depth: int = 0) -> None:
+    def follow_inbox(self, depth: Callable[[], int]) -> None:
+        """Show how many events wait at the moment of a scrape; `depth` is called by the thread that serves it."""
+        self.inbox_depth.set_function(depth)
+
+    def record_step(self, *, duration_s: float, lags_s: Iterable[float] = ()) -> None:
         """Note one turn of the loop.
 
         Args:
             duration_s: how long the engine took.
             lags_s: for each batch of events, from receiving it to the decision.
-            inbox_depth: events left waiting.
         """
         self.engine_step.observe(duration_s)
-        self.inbox_depth.set(inbox_depth)
         for lag_s in lags_s:
             self.event_lag.observe(lag_s)
 

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lbguard.core.addr import format_mac, is_link_local
-from lbguard.core.netview import NetView
+from lbguard.core.engine_state import LinkView
 from lbguard.telemetry.link_counters import parse_net_dev, read_net_dev
 
 INTERFACE_LABELS = ("interface_name", "mac_address", "ips")
@@ -53,12 +53,12 @@ class LinkLabels:
     ips: str
 
 
-def links_facing_targets(view: NetView) -> tuple[LinkLabels, ...]:
-    """Return the links that are up and have an address in a subnet of a target."""
+def labels_of(links: Iterable[LinkView]) -> tuple[LinkLabels, ...]:
+    """Return the labels of those links that are up."""
     found = []
-    for link in view.links.values():
-        if link.up and view.faces_targets(link):
-            addresses = sorted(address for address in link.addresses if not is_link_local(address.ip))
+    for link in links:
+        if link.up:
+            addresses = sorted(address for address, _ in link.addresses if not is_link_local(address.ip))
             ips = ",".join(str(address) for address in addresses)
             found.append(LinkLabels(link.name, format_mac(link.mac), ips))
     return tuple(found)

@@ -3,12 +3,54 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState
 from lbguard.core.status import StreamStatus
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
-from lbguard.telemetry.metrics.target_timeline import TIMELINE_LABELS, TIMELINE_METRICS, TargetTimeline
+from lbguard.telemetry.metrics.targets import TIMELINE_LABELS, TIMELINE_METRICS, TargetTimeline
 
 _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
+
+
+STATES, AVAILABLE, MASS_FAILURE = "lbguard_target_states", "lbguard_stream_available", "lbguard_stream_mass_failure"
+
+STATE_SPECS = (
+    MetricSpec(name=STATES, kind="gauge", labels=("stream", "state"), help="Targets in each state."),
+    MetricSpec(
+        name=AVAILABLE,
+        kind="gauge",
+        labels=("stream",),
+        help="1 while this load balancer has a forwarding path for the stream.",
+    ),
+    MetricSpec(
+        name=MASS_FAILURE,
+        kind="gauge",
+        labels=("stream",),
+        help="1 while so many targets of the stream are broken that withdrawals are suppressed.",
+    ),
+)
+
+
+class StreamStates(Collector):
+    """Gauges of the streams, read from their latest status when they are scraped."""
+
+    def __init__(self) -> None:
+        self.streams: Sequence[StreamStatus] = ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the gauges; called by the thread that serves a scrape."""
+        streams = self.streams
+        states, available, mass_failure = (
+            GaugeMetricFamily(spec.name, spec.help, labels=spec.labels) for spec in STATE_SPECS
+        )
+        for stream in streams:
+            for state in TargetState:
+                states.add_metric((stream.name, state), stream.counts.get(state, 0))
+            available.add_metric((stream.name,), stream.available)
+            mass_failure.add_metric((stream.name,), stream.mass_failure)
+        yield from (states, available, mass_failure)
 
 
 class CommitOutcome(Protocol):
@@ -42,6 +84,8 @@ class StreamMetrics:
     def __init__(self, families: MetricFamilies, place: Mapping[str, str]) -> None:
         self._present: set[str] = set()
         self._lost_for: dict[TargetKey, str] = {}
+        self._states = StreamStates()
+        families.add(self._states, STATE_SPECS)
         self._define_decisions(families)
         self._define_commits(families)
         self._timeline = TargetTimeline(place)
@@ -54,15 +98,6 @@ class StreamMetrics:
         )
 
     def _define_decisions(self, families: MetricFamilies) -> None:
-        self.target_states = families.gauge("target_states", "Targets in each state.", "stream", "state")
-        self.stream_available = families.gauge(
-            "stream_available", "1 while this load balancer has a forwarding path for the stream.", "stream"
-        )
-        self.stream_mass_failure = families.gauge(
-            "stream_mass_failure",
-            "1 while so many targets of the stream are broken that withdrawals are suppressed.",
-            "stream",
-        )
         self.decisions = families.counter("decisions", "Decisions by action.", "action")
         for action in Action:
             self.decisions.labels(action)
@@ -122,14 +157,11 @@ class StreamMetrics:
 
     def record_states(self, streams: Sequence[StreamStatus]) -> None:
         """Show the state of the moment; streams that are gone lose their series."""
+        self._states.streams = streams
         present = {stream.name for stream in streams}
         for name in self._present - present:
             self._forget_stream(name)
         for stream in streams:
-            for state in TargetState:
-                self.target_states.labels(stream.name, state).set(stream.counts.get(state, 0))
-            self.stream_available.labels(stream.name).set(stream.available)
-            self.stream_mass_failure.labels(stream.name).set(stream.mass_failure)
             if stream.name not in self._present:
                 self._begin_stream(stream.name)
         self._present = present
@@ -162,9 +194,6 @@ class StreamMetrics:
 
     def _forget_stream(self, name: str) -> None:
         for metric in (
-            self.target_states,
-            self.stream_available,
-            self.stream_mass_failure,
             self.holds,
             self.recoveries,
             self.withdrawals,

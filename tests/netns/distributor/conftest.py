@@ -12,8 +12,10 @@ from lbguard.core.addr import is_ipv4, parse_ip, parse_prefix
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nftables.distributor import NftDistributor
+from lbguard.distributor.nftables.ruleset import TABLE, stream_names
 from lbguard.lab.netns import Namespace, connect
 from tests.netns.distributor.packets import destination_of
+from tests.nft_counter import read_counter
 
 VIP4, VIP6 = "20.0.0.1", "2000::1"
 OTHER_VIP4 = "20.0.0.77"
@@ -38,6 +40,10 @@ class Lab:
         self._sender = self._packet_socket(self.client, None)
         self._router_mac = self._mac(self.router, "client")
         self._listeners = {i: self._packet_socket(namespace, "lb") for i, namespace in self.targets.items()}
+
+    def unserved(self) -> tuple[int, int]:
+        """Return the packets and bytes to VIPs that found no target and were dropped."""
+        return read_counter(self.balancer, TABLE, stream_names("stream-a").unserved)
 
     def _build(self) -> None:
         for namespace in (self.client, self.router, self.balancer, *self.targets.values()):

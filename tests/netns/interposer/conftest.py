@@ -5,7 +5,7 @@ import pytest
 
 from lbguard.lab.netns import Namespace
 from tests.fakes.interposed import MISSING, REAL, Interposed
-from tests.fakes.nfqlb import FakeNfqlb
+from tests.fakes.nfqlb import install_nfqlb
 from tests.netns.interposer.balancer import SHM, Balancer
 
 
@@ -27,7 +27,7 @@ def balancer(
         home, shm_dir = tmp_path / "real", SHM / f"test-{stream}"
         home.mkdir()
         shm_dir.mkdir()
-        real = FakeNfqlb(home, shm_dir).binary
+        real = install_nfqlb(home, shm_dir)
     made = Balancer(lb, make_namespace("px"), Interposed(tmp_path / "container", real), stream, shm_dir, tmp_path)
     yield made
     made.close()

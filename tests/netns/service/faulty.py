@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lbguard.core.model import StreamTable
 from lbguard.distributor.base import CommitResult, Distributor
-from lbguard.service.daemon import run
+from lbguard.service.process import run
 from lbguard.settings.model import Settings, load
 from tests.fakes.distributor import FakeDistributor
 

@@ -137,7 +137,7 @@ class Guarded:
             beside.rename(self.targets_path)
 
     def client(self) -> GuardClient:
-        return GuardClient(self.socket)
+        return GuardClient(self.socket, timeout_s=LIMIT_S)
 
     def states(self) -> dict[int, str]:
         """Return the state of each target of stream-a, as the service tells it."""
@@ -159,7 +159,7 @@ class Guarded:
                 service.kill()
 
     def http(self, page: str) -> tuple[int, str]:
-        """Get a page of the endpoint for metrics and health: status and text."""
+        """Get a page of the endpoint for metrics and health: status and text; 0 while it is not served."""
         with self.lb.entered():
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:9464{page}", timeout=LIMIT_S) as answer:
@@ -167,6 +167,8 @@ class Guarded:
             except urllib.error.HTTPError as error:
                 with error:
                     return error.code, error.read().decode()
+            except urllib.error.URLError:
+                return 0, ""
 
     def metric(self, sample: str) -> float | None:
         """Return the value of a sample, by its name with labels as the page shows it."""

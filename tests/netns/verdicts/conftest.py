@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -171,11 +170,6 @@ class Mesh:
     def target(self, identifier: int) -> TargetStatus:
         with self.guarded.client() as client:
             return next(target for target in client.status().targets if target.identifier == identifier)
-
-    def metrics(self) -> str:
-        """Return the service's metrics, read from within its namespace."""
-        with self.guarded.lb.entered(), urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=5) as answer:
-            return str(answer.read().decode())
 
     def verdicts(self, identifier: int) -> list[VerdictStatus]:
         """Return the opinions that concern the IPv4 path of a target."""

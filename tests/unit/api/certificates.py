@@ -1,6 +1,7 @@
 """A certificate authority for tests: certificates by the names that they carry, written as PEM files."""
 
 import datetime
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,10 @@ class Issued:
         return chain, key
 
 
+def _key_usage(**allowed: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(**dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False) | allowed)
+
+
 class Authority:
     """Signs certificates; `root` is its own, PEM."""
 
@@ -37,17 +42,7 @@ class Authority:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(self._name, self._name, self._key.public_key(), days=1)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        usage = x509.KeyUsage(
-            digital_signature=False,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            key_cert_sign=True,
-            crl_sign=True,
-            encipher_only=False,
-            decipher_only=False,
-        )
+        usage = _key_usage(key_cert_sign=True, crl_sign=True)
         certificate = builder.add_extension(usage, critical=True).sign(self._key, hashes.SHA256())
         self.root = certificate.public_bytes(serialization.Encoding.PEM)
         self.root_der = certificate.public_bytes(serialization.Encoding.DER)
@@ -62,17 +57,7 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        usage = x509.KeyUsage(
-            digital_signature=True,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            key_cert_sign=False,
-            crl_sign=False,
-            encipher_only=False,
-            decipher_only=False,
-        )
+        usage = _key_usage(digital_signature=True)
         both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         builder = builder.add_extension(usage, critical=True).add_extension(both, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())

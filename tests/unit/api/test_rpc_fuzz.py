@@ -17,7 +17,7 @@ import pytest
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from lbguard.api.availability_server import AvailabilityServer
@@ -31,6 +31,7 @@ from lbguard.core.model import Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
 from lbguard.settings.verdicts import VerdictLimits
 from lbguard.telemetry.decisions import DecisionLog
+from tests.effort import examples
 from tests.unit.api.core_stand_in import Core, settled
 from tests.unit.examples import decision, guard_status, target
 
@@ -198,11 +199,7 @@ async def served(directory: Path) -> AsyncIterator[Services]:
 
 
 @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.full_name)
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@examples(40, [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_anything_sent_to_an_rpc_is_answered_or_refused_by_name(
     tmp_path: Path, rpc: MethodDescriptor, data: st.DataObject

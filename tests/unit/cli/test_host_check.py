@@ -117,11 +117,10 @@ def test_missing_capabilities_are_errors_unless_observing(machine: Machine) -> N
     assert machine.ids(mode="observe") == []
 
 
-@pytest.mark.parametrize(("kind", "severity"), [("nftables", "error"), ("auto", "warning"), ("nfqlb-cli", "warning")])
+@pytest.mark.parametrize(("kind", "severity"), [("nftables", "error"), ("auto", "warning")])
 def test_the_library_is_needed_by_some(machine: Machine, kind: str, severity: str) -> None:
     machine.libraries = False
-    table = "maglev" if kind == "nfqlb-cli" else "anchored"
-    (finding,) = machine.findings(distributor__kind=kind, distributor__table=table)
+    (finding,) = machine.findings(distributor__kind=kind)
     assert (finding.id, finding.severity) == ("no_nftables", severity)
     assert "apt-get install libnftables1" in finding.remedy
 
@@ -148,21 +147,6 @@ def test_the_memory_is_looked_at_where_streams_are_told_later(machine: Machine, 
     (machine.root / "dev/shm/tshm-other").rmdir()
     machine.write("dev/shm/tshm-other", "")
     assert findings(distributor__kind="nfqlb-shm") == findings() == []
-
-
-@pytest.mark.parametrize("binary", ["nfqlb", "/opt/bin/nfqlb"])
-def test_the_program_must_be_there_when_it_is_run(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, binary: str
-) -> None:
-    monkeypatch.setenv("PATH", "/bin:/opt/bin")
-    kind = {"distributor__kind": "nfqlb-cli", "distributor__table": "maglev"}
-    flags = kind | {"distributor__nfqlb_binary": binary}
-    (finding,) = machine.findings(**flags)
-    assert (finding.id, finding.severity) == ("no_nfqlb", "error")
-    machine.write("opt/bin/nfqlb", "")
-    assert machine.ids(**flags) == ["no_nfqlb"], "it cannot be run"
-    (machine.root / "opt/bin/nfqlb").chmod(0o755)
-    assert machine.ids(**flags) == []
 
 
 def test_memory_that_is_no_file_is_an_error(machine: Machine) -> None:

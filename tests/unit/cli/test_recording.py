@@ -192,12 +192,14 @@ def unread(*arguments: object, unbuffered: bool = False) -> tuple[int, bytes]:
     return process.returncode, process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", [False, True])
 def test_a_reader_that_goes_away_is_no_failure(files: list[Path], unbuffered: bool) -> None:
     for command in ("tune", "replay"):
         assert unread(command, files[0], unbuffered=unbuffered) == (0, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", [False, True])
 def test_a_difference_is_told_by_the_status_though_nobody_reads(
     files: list[Path], tmp_path: Path, unbuffered: bool

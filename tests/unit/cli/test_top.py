@@ -30,6 +30,7 @@ from lbguard.core.status import GuardStatus
 from lbguard.telemetry.decisions import DecisionLog
 from tests.pages import blocks
 from tests.unit.examples import decision, guard_status, target
+from tests.unit.shell import Shell
 
 HEARD_AT = 1000.0
 DOWN_1 = Evidence(ip=bytes([172, 16, 0, 10]), condition=Condition.LINK_DOWN, ifname="nsm0")
@@ -166,9 +167,20 @@ def test_what_was_not_read_yet_is_not_called_lost() -> None:
     assert "OUT OF SYNC" not in lines[0]
 
 
-@pytest.mark.parametrize("width", [20, 40, 59, 60, 80, 99, 100, 200])
-@pytest.mark.parametrize("height", [2, 3, 5, 8, 12, 13, 24, 60])
-@pytest.mark.parametrize("targets", [0, 1, 7, 300])
+@pytest.mark.parametrize(
+    ("width", "height", "targets"),
+    [
+        # Each form of the view at the widths where it begins and ends, low and high, with too many targets.
+        (20, 2, 300),
+        (59, 11, 300),
+        (60, 12, 300),
+        (99, 24, 300),
+        (100, 13, 300),
+        (200, 60, 300),
+        (20, 3, 1),
+        (80, 24, 0),
+    ],
+)
 def test_it_fits_every_terminal(width: int, height: int, targets: int) -> None:
     states = list(TargetState)
     many = (target(number + 1, states[number % len(states)], cause="no_link") for number in range(targets))
@@ -335,16 +347,14 @@ async def test_without_a_terminal_it_is_printed_once(tmp_path: Path) -> None:
     assert sum(line.startswith("STREAM") for line in lines) == 1
 
 
-def test_once_fails_where_nothing_runs(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "lbguard", "top", "--once", "--socket", str(tmp_path / "none")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    assert done.returncode == 1
-    assert "start it with `lbguard run`" in done.stderr
+def test_once_fails_where_nothing_runs(shell: Shell, tmp_path: Path) -> None:
+    outcome = shell("top", "--once", "--socket", str(tmp_path / "none"))
+    assert outcome.status == 1
+    assert "start it with `lbguard run`" in outcome.err
 
 
-@pytest.mark.parametrize("interval", ["soon", "0", "99ms", "61s"])
-def test_a_wrong_interval_is_refused(interval: str) -> None:
-    argv = [sys.executable, "-m", "lbguard", "top", "--interval", interval]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    assert done.returncode == 2
-    assert "--interval" in done.stderr
+@pytest.mark.parametrize("interval", ["soon", "99ms", "61s"])
+def test_a_wrong_interval_is_refused(shell: Shell, interval: str) -> None:
+    outcome = shell("top", "--interval", interval)
+    assert outcome.status == 2
+    assert "--interval" in outcome.err

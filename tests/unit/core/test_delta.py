@@ -1,9 +1,10 @@
 """Desired against actual, against a world that carries out what is asked, loses some of it and changes by itself."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.core.delta import Delta
+from tests.effort import examples
 
 keys = st.sampled_from("abc")
 values = st.integers(0, 3)
@@ -73,7 +74,7 @@ class World:
                 self.delta.gone(key, (key, number))
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(st.lists(steps, max_size=30))
 def test_after_a_full_view_and_one_round_everything_is_as_desired(
     sequence: list[tuple[str, str | None, int | None]],

@@ -460,8 +460,8 @@ def evaluated_by(action: Callable[[], object]) -> list[Target]:
     return evaluated
 
 
-@pytest.mark.parametrize("unrelated", [100, 10_000])
-def test_an_event_costs_no_more_among_ten_thousand_others(unrelated: int) -> None:
+def test_an_event_costs_no_more_among_thousands_of_others() -> None:
+    unrelated = 2000
     guard = Guard(targets=0)
     guard.tell(guard.link_seen(2), guard.address(2, "10.0.0.1/16"))
     others = tuple(

@@ -1,6 +1,6 @@
 """Routes and rules of targets against a naive model of what should stand in the kernel."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.core.addr import Ip, is_ipv4
@@ -14,6 +14,7 @@ from lbguard.core.model import (
     RouteKind,
     Rule,
 )
+from tests.effort import examples
 from tests.unit.core.harness import ip
 
 MARKS = (5001, 5002)
@@ -106,7 +107,7 @@ class Kernel:
             self.tables.route_gone(route)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(st.lists(steps, max_size=40))
 def test_the_kernel_ends_up_as_desired_and_nothing_foreign_is_touched(
     sequence: list[tuple[str, int | None, Ip | None, int | None]],

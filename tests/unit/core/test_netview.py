@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip, Prefix, is_link_local, prefix_of
 from lbguard.core.model import Condition, LinkKey, NeighborState
 from lbguard.core.netview import NetView
+from tests.effort import examples
 from tests.unit.core.harness import ip, mac
 
 TARGETS = [ip(text) for text in ("172.16.0.10", "172.16.0.200", "172.16.1.10", "10.9.9.9", "fd00::10", "fe80::10")]
@@ -227,7 +228,7 @@ def apply(view: NetView, naive: Naive, change: object) -> None:
             view.address_gone(change)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(changes, max_size=40))
 def test_ownership_and_conditions_equal_a_recomputation(sequence: list[object]) -> None:
     view, naive = new_view(), Naive()
@@ -249,7 +250,7 @@ def test_ownership_and_conditions_equal_a_recomputation(sequence: list[object]) 
                 assert view.holds(key, own) == (usable and link_model.up)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(changes, max_size=40))
 def test_every_target_whose_owner_or_condition_changed_is_named(sequence: list[object]) -> None:
     view, naive = new_view(), Naive()
@@ -265,7 +266,7 @@ def test_every_target_whose_owner_or_condition_changed_is_named(sequence: list[o
         before = after
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.lists(changes, max_size=30),
     st.lists(links, max_size=4),
@@ -304,7 +305,7 @@ def test_a_full_view_leaves_exactly_what_it_holds(
 neighbor_states = st.sampled_from(list(NeighborState))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(st.one_of(neighbor_states, st.none()), max_size=20))
 def test_failures_in_a_row_last_until_the_address_answers(sequence: list[NeighborState | None]) -> None:
     view, target = new_view(), TARGETS[0]

@@ -355,7 +355,7 @@ def test_what_is_remembered_of_the_past_is_bounded() -> None:
     desk = Desk(remembered_max=100)
     for number in range(300):
         desk.say(ENDED, of=TargetSubject(ip=number.to_bytes(4)), lease=1.0 + number)
-    assert desk.opinions.remembered == 100
+    assert len(desk.opinions._past) == 100
     assert len(desk.opinions) == 0
     # What would be forgotten first by itself gives way.
     assert desk.say(DOWN, of=TargetSubject(ip=(299).to_bytes(4)), sequence=5).reason == "ended"
@@ -374,7 +374,7 @@ def test_what_is_remembered_ends_soon_after_the_lease(ended: bool) -> None:
     assert (taken.reason, taken.generation) == ("ended" if ended else "late", 9)
     desk.now += 0.001
     desk.opinions.expire(desk.now)
-    assert desk.opinions.remembered == 0
+    assert len(desk.opinions._past) == 0
     assert desk.say(UP, generation=2).reason == ""
     assert desk.state() is UP
 
@@ -387,7 +387,7 @@ def test_what_is_remembered_of_a_connection_is_not_its_addresses() -> None:
         subject = ConnectionSubject(id=f"{number}" + "x" * 240, lb_ips=many, peer_ips=many)
         desk.say(ENDED, of=subject)
     kept = gc.get_referents(*gc.get_referents(desk.opinions._past))
-    assert desk.opinions.remembered == 1000
+    assert len(desk.opinions._past) == 1000
     assert sys.getallocatedblocks() - before < 20_000
     assert not any(isinstance(item, ConnectionSubject | Verdict) for item in kept)
     assert max(len(key) for _, key in desk.opinions._past) <= 33

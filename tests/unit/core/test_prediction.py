@@ -1,6 +1,6 @@
 """What is predicted of a target is what becomes of it, as long as nothing else happens."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.core import events as ev
@@ -12,6 +12,7 @@ from lbguard.core.observation import LOOK_S
 from lbguard.core.prediction import predict
 from lbguard.core.state import Stream
 from lbguard.core.status import Prediction
+from tests.effort import examples
 from tests.unit.core.harness import STREAM, Guard, ipv4_of, ipv6_of
 
 CONFIG = EngineConfig(
@@ -83,7 +84,7 @@ def streams(draw: st.DrawFn) -> tuple[Lifecycle, Stream]:
     return life, stream
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(streams(), st.floats(4.0, 40.0))
 def test_what_is_due_becomes_what_was_predicted(made: tuple[Lifecycle, Stream], now: float) -> None:
     life, stream = made

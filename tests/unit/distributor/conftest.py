@@ -1,4 +1,4 @@
-"""Memories of nfqlb in a place of their own, the stand-in program, and the real one where it is installed."""
+"""Memories of nfqlb in a place of their own, and the real program where it is installed."""
 
 import itertools
 import os
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.nfqlb import FakeNfqlb
-
 _numbers = itertools.count()
 
 
@@ -20,12 +18,6 @@ def shm_dir() -> Iterator[Path]:
     """A directory on the tmpfs that real memories are on, removed after the test."""
     with tempfile.TemporaryDirectory(prefix="lbguard-test-", dir="/dev/shm") as directory:
         yield Path(directory)
-
-
-@pytest.fixture
-def fake(tmp_path: Path, shm_dir: Path) -> FakeNfqlb:
-    """The stand-in program."""
-    return FakeNfqlb(tmp_path, shm_dir)
 
 
 class RealNfqlb:

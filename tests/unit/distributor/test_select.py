@@ -49,7 +49,6 @@ async def test_a_stream_with_a_memory_needs_no_nftables(world: World) -> None:
     world.appear(A)
     await world.auto.attach(A)
     assert [result.error for result in await world.auto.commit([table(A, 1)])] == [""]
-    assert world.auto.chosen() == {"a": "nfqlb-shm"}
     assert world.memory.tables["a"][1] == {1}
     assert await world.auto.lost_streams() == {}
     assert world.made == 0
@@ -59,7 +58,6 @@ async def test_each_stream_has_its_own_choice_and_results_keep_their_order(world
     world.appear(B)
     for stream in (A, B):
         await world.auto.attach(stream)
-    assert world.auto.chosen() == {"a": "nftables", "b": "nfqlb-shm"}
     world.memory.fault("refuse_table")
     results = await world.auto.commit([table(B, 1), table(A, 2)])
     assert [(result.stream, result.error) for result in results] == [("b", "refused"), ("a", "")]
@@ -89,7 +87,6 @@ async def test_a_memory_that_appears_takes_the_stream_over_without_a_gap(world: 
     assert [result.error for result in await world.auto.commit([table(A, 1, 2)])] == [""]
     assert world.memory.tables["a"][1] == {1, 2}
     assert "a" not in world.embedded.tables
-    assert world.auto.chosen() == {"a": "nfqlb-shm"}
     assert await world.auto.lost_streams() == {}
 
 
@@ -101,7 +98,6 @@ async def test_a_memory_that_cannot_be_used_leaves_the_stream_where_it_is(world:
     with pytest.raises(DistributorError):
         await world.auto.attach(A)
     assert world.embedded.tables["a"][1] == {1}
-    assert world.auto.chosen() == {"a": "nftables"}
     assert await world.auto.lost_streams() == {"a": "nfqlb memory appeared"}
     await world.auto.attach(A)
     await world.auto.commit([table(A, 1)])
@@ -131,7 +127,6 @@ async def test_a_memory_that_comes_and_goes_before_the_commit_changes_nothing(wo
     assert await world.auto.read_active(A) == {1}
     assert [result.error for result in await world.auto.commit([table(A, 1)])] == [""]
     assert world.embedded.tables["a"][1] == {1}
-    assert world.auto.chosen() == {"a": "nftables"}
 
 
 @pytest.mark.parametrize("withdraw", [True, False])

@@ -22,11 +22,11 @@ FAULTS = frozenset({"interrupt_dump", "refuse_dump", "swallow_dump", "break_sock
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds, with a generous bound."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if condition():
                 return
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.005)
 
 
 class FakeKernel:

@@ -1,6 +1,6 @@
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.core.events import (
@@ -15,6 +15,7 @@ from lbguard.core.events import (
 )
 from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.kernel.codec.decode import Decoded, decode
+from tests.effort import examples
 from tests.unit.kernel import frames
 from tests.unit.kernel.reading import LOWER_UP, MAC, UP, V4, V6, of_streams, read, reasons
 
@@ -102,7 +103,7 @@ def assert_well_typed(decoded: Decoded) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_random_bytes_never_raise(data: bytes) -> None:
     assert_well_typed(read(data))
 
@@ -112,13 +113,13 @@ def test_random_bytes_never_raise(data: bytes) -> None:
     body=st.binary(max_size=120),
     flags=st.integers(0, 0xFFFF),
 )
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_random_bodies_never_raise(kind: int, body: bytes, flags: int) -> None:
     assert_well_typed(read(frames.message(kind, body, flags=flags)))
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=400, deadline=None)
+@examples(400)
 def test_mutated_messages_never_raise(seed: int) -> None:
     rng = random.Random(seed)
     data = bytearray(b"".join(rng.sample(REAL, 3)))

@@ -1,12 +1,13 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.core.events import NeighborSeen
 from lbguard.core.model import NeighborState
 from lbguard.kernel.codec.decode import decode, lone_neighbor
+from tests.effort import examples
 from tests.unit.kernel import frames
 
 MAC = bytes.fromhex("020000000a01")
@@ -66,7 +67,7 @@ def test_bytes_after_the_datagram_are_not_read() -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=500, deadline=None)
+@examples(500)
 def test_whatever_the_bytes_it_agrees_with_the_decoder(seed: int) -> None:
     rng = random.Random(seed)
     data = bytearray(verified(rng.choice((V4, V6)), age=rng.randrange(2**64)) + verified(V6))

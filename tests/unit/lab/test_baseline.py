@@ -4,5 +4,5 @@ from lbguard.lab.baseline import make_distributor
 
 
 def test_an_unknown_distributor_is_refused() -> None:
-    with pytest.raises(ValueError, match="nftables and nfqlb-cli are there"):
+    with pytest.raises(ValueError, match="allowed: nftables or nfqlb"):
         make_distributor("magic")

@@ -1,6 +1,8 @@
 """The program that takes the place of nfqlb: its calls, and that a change is carried out in place."""
 
 import os
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from lbguard.core.model import StreamSpec, StreamTable
+from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
 from lbguard.lab.nfqlb import NfqlbKind, install_stand_in, kind_here, missing, search_path
 from lbguard.lab.nfqlb_stand_in import Memory, make_memory
+from lbguard.lab.stock_nfqlb import StockCommands
 
 SHM = Path("/dev/shm")
 SLOTS, TARGETS = 97, 5
@@ -147,3 +153,33 @@ def test_the_real_one_is_played_where_it_is(tmp_path: Path, monkeypatch: pytest.
     assert search_path(NfqlbKind.STAND_IN, tmp_path / "work") == f"{tmp_path / 'work' / 'stand-in'}:{tmp_path}"
     install_stand_in(tmp_path)
     assert kind_here() is NfqlbKind.REAL
+
+
+async def test_the_commands_and_the_memory_writer_agree(search: str, name: str) -> None:
+    """Switch back and forth between the two writers: neither finds anything to change in the other's table."""
+    make_memory(SHM / name, 997, 20)
+    stream = StreamSpec(name="s", max_targets=20, identifier_offset=5000, shm_name=name)
+    commands = StockCommands(shutil.which("nfqlb", path=search) or "")
+    writer = NfqlbShmDistributor(TableKind.MAGLEV)
+    chance = random.Random(7)
+    for turn in range(4):
+        active = frozenset(chance.sample(range(1, 21), chance.randint(0, 20)))
+        table = StreamTable(stream=stream, registered=active, active=active)
+        first, second = (commands, writer) if turn % 2 else (writer, commands)
+        assert (await first.commit([table]))[0].error == ""
+        content = (SHM / name).read_bytes()
+        assert (await second.commit([table]))[0].error == ""
+        assert (SHM / name).read_bytes() == content
+        assert await commands.read_active(stream) == await writer.read_active(stream) == active
+    await commands.close()
+    await writer.close()
+
+
+async def test_a_command_that_fails_is_told(name: str) -> None:
+    make_memory(SHM / name, 997, 20)
+    stream = StreamSpec(name="s", max_targets=20, identifier_offset=5000, shm_name=name)
+    commands = StockCommands(shutil.which("false") or "")
+    table = StreamTable(stream=stream, registered=frozenset({3}), active=frozenset({3}))
+    (result,) = await commands.commit([table])
+    await commands.close()
+    assert f"activate --index=2 --shm={name} 5003" in result.error

@@ -9,7 +9,6 @@ from lbguard.probe.failure_detector import (
     Detector,
     DetectorSettings,
     FamilyRound,
-    NsmDetector,
     PhiDetector,
     RoundsDetector,
     deviations_of,
@@ -83,13 +82,6 @@ def test_an_untested_round_still_shows_who_answered() -> None:
     for _ in range(2):
         judge.judge([v4(1), v6(1)], 0.0)
     assert judge.judge([v4(0, counts=False), v6(1, counts=False)], 0.0) is DEGRADED
-
-
-def test_nsm_has_no_patience() -> None:
-    judge = NsmDetector()
-    assert judge.judge([v4(0), v6(0)], 0.0) is UP
-    assert judge.judge([v4(0, pairs=3), v6(1)], 0.0) is DOWN
-    assert judge.judge([v4(1, counts=False)], 0.0) is DOWN
 
 
 @pytest.mark.parametrize(
@@ -224,8 +216,6 @@ def test_a_ping_is_late_after_half_the_time_to_the_next() -> None:
     assert late_limit_s(0.0125) == 0.01
 
 
-@pytest.mark.parametrize(
-    ("detector", "kind"), [(Detector.ROUNDS, RoundsDetector), (Detector.PHI, PhiDetector), (Detector.NSM, NsmDetector)]
-)
-def test_the_judge_asked_for(detector: Detector, kind: type) -> None:
-    assert isinstance(make_judge(DetectorSettings(detector=detector), [True, True], 0.0), kind)
+def test_the_judge_asked_for() -> None:
+    assert isinstance(make_judge(DetectorSettings(), [True], 0.0), RoundsDetector)
+    assert isinstance(make_judge(DetectorSettings(detector=Detector.PHI), [True], 0.0), PhiDetector)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.core.addr import Ip, parse_ip
@@ -13,6 +13,7 @@ from lbguard.core.model import ConnectionSubject, LinkSubject, TargetSubject, Ve
 from lbguard.probe.connections import Connection, pairs_of
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
+from tests.effort import examples
 from tests.fakes.echo import EchoNetwork, Time, drive
 
 UP, DEGRADED, DOWN, HEALING, ENDED = VerdictState
@@ -451,7 +452,7 @@ def check_order(verdicts: Sequence[Verdict]) -> None:
             ended[verdict.subject] = verdict.generation
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(seed=st.integers(0, 2**32 - 1), detector=st.sampled_from([Detector.ROUNDS, Detector.PHI]))
 def test_no_verdict_of_a_closed_connection_whatever_happens(seed: int, detector: Detector) -> None:
     chance = random.Random(seed)
@@ -483,7 +484,7 @@ def test_no_verdict_of_a_closed_connection_whatever_happens(seed: int, detector:
     assert sum(verdict.state is ENDED for verdict in world.verdicts) == ends
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_whoever_takes_a_verdict_may_change_the_connections(seed: int) -> None:
     chance = random.Random(seed)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
@@ -20,6 +20,7 @@ from lbguard.probe.monitor import Monitor
 from lbguard.probe.nsm import NsmScope, NsmView
 from lbguard.probe.service import resolve_links
 from lbguard.settings.probe import ProbeSettings, SubjectKind
+from tests.effort import examples
 from tests.fakes.echo import EchoNetwork, Time, drive
 from tests.fakes.nsmgr import connection
 from tests.unit.probe.verdicts import ip
@@ -73,7 +74,7 @@ def message(id: str, address: int, state: "pb.State.ValueType" = pb.UP) -> pb.Co
     return connection(id, src=["10.0.0.2/16"], dst=[f"10.0.{address}.1/16"], state=state)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(_STEPS)
 def test_nothing_is_ever_said_of_a_closed_connection_or_of_addresses_it_had(
     steps: list[tuple[tuple[str, str, int, "pb.State.ValueType"], float]],

@@ -2,7 +2,7 @@ import json
 import typing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.core import effects as fx
@@ -10,6 +10,7 @@ from lbguard.core.addr import parse_ip
 from lbguard.core.events import Event, LinkSeen, NeighborSeen, VerdictReported
 from lbguard.core.model import NeighborState, TargetSubject, Verdict, VerdictState
 from lbguard.recording.codec import RECORDED, CodecError, Decoder, decode_item, encode, encode_item, schema
+from tests.effort import examples
 from tests.unit.recording.values import older_schema, values
 
 
@@ -25,7 +26,7 @@ def test_every_event_has_a_row() -> None:
 
 @pytest.mark.parametrize("kind", RECORDED, ids=lambda kind: kind.__name__)
 def test_every_recorded_value_comes_back_the_same(kind: type) -> None:
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(values(kind))
     def check(value: object) -> None:
         back = Decoder(schema()).decode(through_text(encode(value)))
@@ -37,7 +38,7 @@ def test_every_recorded_value_comes_back_the_same(kind: type) -> None:
 
 @pytest.mark.parametrize("kind", typing.get_args(fx.Effect), ids=lambda kind: kind.__name__)
 def test_every_effect_comes_back_the_same(kind: type) -> None:
-    @settings(max_examples=40, deadline=None)
+    @examples(40)
     @given(values(kind))
     def check(value: object) -> None:
         assert decode_item(kind, through_text(encode_item(kind, value))) == value

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lbguard.core.checkpoint import freeze
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import KernelSnapshot, LinkGone
 from lbguard.core.model import NeighborState, TargetKey
-from lbguard.recording.checkpoint import freeze
 from lbguard.recording.format import Limits, RecordingError
 from lbguard.recording.reader import Committed, Item, PacketsRead, Told, find_files, read_file, read_header
 from lbguard.recording.recorder import RecordedEngine, Recorder

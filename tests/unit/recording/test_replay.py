@@ -9,10 +9,11 @@ import pytest
 
 from lbguard.core import events as ev
 from lbguard.core.addr import parse_prefix
+from lbguard.core.checkpoint import CheckpointError, freeze, restore
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import KernelSnapshot, SourceSnapshot
 from lbguard.core.model import Condition, LinkKey, NeighborState, TargetSubject, Verdict, VerdictState
-from lbguard.recording.checkpoint import CheckpointError, decode_nodes, encode_nodes, freeze, restore
+from lbguard.recording.codec import decode_nodes, encode_nodes
 from lbguard.recording.format import GOES_ON, Header, Limits, RecordingError
 from lbguard.recording.reader import Ended, find_files
 from lbguard.recording.recorder import RecordedEngine

@@ -10,7 +10,9 @@ import pytest
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig
-from lbguard.core.netview import NetView
+from lbguard.core.engine import Engine
+from lbguard.core.engine_state import EngineState
+from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.nsm.watch import WatchEvent
 from lbguard.service.build_nsm import MeshEvents, _Addresses
 from lbguard.settings.model import SettingsError, load
@@ -24,15 +26,20 @@ C1 = connection("c1", src=("172.16.0.11/32",), dst=("172.16.0.1/32",), service="
 
 
 @pytest.fixture
-def view() -> NetView:
-    made = NetView(excluded_links=(), failures_needed=2)
-    made.add_ip(TARGET)
+def engine() -> EngineState:
+    made = Engine(EngineConfig(excluded_links=()))
+    target = TargetSpec(identifier=1, ips=(TARGET,))
+    made.observe(ev.SourceSnapshot(streams=(StreamSpec(name="stream-a", targets=(target,)),)), 0.0)
     return made
 
 
 @contextlib.asynccontextmanager
-async def following(manager: FakeNsmgr, view: NetView, path: Path, **settings: object) -> AsyncIterator["Followed"]:
-    made = Followed(view, NsmEventSettings.model_validate({"address": f"unix://{path}", "backoff_max": 0.1} | settings))
+async def following(
+    manager: FakeNsmgr, engine: EngineState, path: Path, **settings: object
+) -> AsyncIterator["Followed"]:
+    made = Followed(
+        engine, NsmEventSettings.model_validate({"address": f"unix://{path}", "backoff_max": 0.1} | settings)
+    )
     await manager.start(path)
     task = asyncio.create_task(made.mesh.run())
     try:
@@ -46,9 +53,9 @@ async def following(manager: FakeNsmgr, view: NetView, path: Path, **settings: o
 
 
 class Followed:
-    def __init__(self, view: NetView, settings: NsmEventSettings) -> None:
+    def __init__(self, engine: EngineState, settings: NsmEventSettings) -> None:
         self.told: list[WatchEvent] = []
-        self.mesh = MeshEvents(settings, view, self.told.extend)
+        self.mesh = MeshEvents(settings, engine, self.told.extend)
 
 
 @pytest.fixture
@@ -56,10 +63,10 @@ def socket(tmp_path: Path) -> Path:
     return tmp_path / "nsm.sock"
 
 
-async def test_a_close_and_a_repair_reach_the_core(view: NetView, socket: Path) -> None:
+async def test_a_close_and_a_repair_reach_the_core(engine: EngineState, socket: Path) -> None:
     manager = FakeNsmgr()
     manager.connections["c1"] = C1
-    async with following(manager, view, socket, network_services=("proxy.a",)) as followed:
+    async with following(manager, engine, socket, network_services=("proxy.a",)) as followed:
         assert list(manager.selectors[0].network_services) == ["proxy.a"]
         down = pb.Connection()
         down.CopyFrom(C1)
@@ -74,10 +81,10 @@ async def test_a_close_and_a_repair_reach_the_core(view: NetView, socket: Path) 
         assert followed.mesh.events == {"list": 1, "update": 1, "delete": 1}
 
 
-async def test_a_lost_manager_changes_nothing_and_is_found_again(view: NetView, socket: Path) -> None:
+async def test_a_lost_manager_changes_nothing_and_is_found_again(engine: EngineState, socket: Path) -> None:
     manager = FakeNsmgr()
     manager.connections["c1"] = C1
-    async with following(manager, view, socket) as followed:
+    async with following(manager, engine, socket) as followed:
         await manager.stop()
         await eventually(lambda: followed.mesh.losses > 0)
         await manager.start(socket)
@@ -86,13 +93,13 @@ async def test_a_lost_manager_changes_nothing_and_is_found_again(view: NetView, 
 
 
 async def test_a_loss_counts_once_whatever_comes_up_until_the_manager_is_back(
-    view: NetView, socket: Path, caplog: pytest.LogCaptureFixture
+    engine: EngineState, socket: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def told() -> int:
         return sum(record.message.startswith("mesh manager lost") for record in caplog.records)
 
     manager = FakeNsmgr()
-    async with following(manager, view, socket) as followed:
+    async with following(manager, engine, socket) as followed:
         await manager.stop()
         await eventually(lambda: told() >= 2)
         assert followed.mesh.losses == 1
@@ -103,10 +110,10 @@ async def test_a_loss_counts_once_whatever_comes_up_until_the_manager_is_back(
         await eventually(lambda: followed.mesh.losses == 2)
 
 
-async def test_a_manager_that_lost_its_memory_changes_nothing(view: NetView, socket: Path) -> None:
+async def test_a_manager_that_lost_its_memory_changes_nothing(engine: EngineState, socket: Path) -> None:
     manager = FakeNsmgr()
     manager.connections["c1"] = C1
-    async with following(manager, view, socket) as followed:
+    async with following(manager, engine, socket) as followed:
         await manager.stop(forget=True)
         await manager.start(socket)
         await eventually(lambda: followed.mesh.events["list"] == 2)
@@ -116,10 +123,12 @@ async def test_a_manager_that_lost_its_memory_changes_nothing(view: NetView, soc
 
 
 @pytest.mark.parametrize("fault", ["duplicate_ids", "repeated_initial", "garbage_addresses", "huge", "abrupt_end"])
-async def test_whatever_a_manager_does_the_close_that_follows_is_heard(view: NetView, socket: Path, fault: str) -> None:
+async def test_whatever_a_manager_does_the_close_that_follows_is_heard(
+    engine: EngineState, socket: Path, fault: str
+) -> None:
     manager = FakeNsmgr()
     manager.connections["c1"] = C1
-    async with following(manager, view, socket) as followed:
+    async with following(manager, engine, socket) as followed:
         manager.fail_once(fault)
         manager.update(C1)
         await eventually(lambda: sum(followed.mesh.events.values()) >= 2)
@@ -160,7 +169,7 @@ async def test_a_repair_of_our_own_link_is_waited_for_whatever_is_told_first(
         guard.tell(*came)
     manager = FakeNsmgr()
     manager.connections["our-end"] = state_of(pb.UP)
-    async with following(manager, guard.engine.view, socket, heal_time=15) as followed:
+    async with following(manager, guard.engine, socket, heal_time=15) as followed:
         if link == "new":
             followed.mesh.hear_kernel(came)
             guard.tell(*came)
@@ -177,8 +186,8 @@ async def test_a_repair_of_our_own_link_is_waited_for_whatever_is_told_first(
         assert deadline - guard.now == pytest.approx(15.0)
 
 
-def test_addresses_of_ours_are_remembered_within_bounds(view: NetView) -> None:
-    addresses = _Addresses(view)
+def test_addresses_of_ours_are_remembered_within_bounds(engine: EngineState) -> None:
+    addresses = _Addresses(engine)
     seen = [ev.AddressSeen(ifindex=7, ip=number.to_bytes(4), prefix_length=24) for number in range(5000)]
     addresses.hear_kernel(seen)
     addresses.hear_kernel([ev.KernelSnapshot(addresses=(seen[0],))])

@@ -1,14 +1,19 @@
+"""Packet counts, of targets as nftables counts them and of links as /proc/net/dev shows them."""
+
 import logging
 from collections.abc import Iterable
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from lbguard.core.config import EngineConfig
+from lbguard.core.events import LinkGone, LinkSeen
 from lbguard.core.model import TargetKey
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.nftables.counters import FallbackCounters, HeldCount
-from lbguard.service.packet_counts import PacketCounts
+from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.telemetry.metrics.guard import Metrics
+from tests.unit.core.harness import Guard
 
 A, B = TargetKey("a", 1), TargetKey("a", 2)
 MARKS = {5001: A, 5002: B}
@@ -120,3 +125,22 @@ async def test_a_missing_library_costs_the_counters_alone(caplog: pytest.LogCapt
     await counts.close()
     [record] = caplog.records
     assert "libno-such-nftables.so.1 cannot be loaded" in str(record.__dict__["fields"])
+
+
+def test_only_links_that_face_targets_are_read() -> None:
+    """The loopback of this machine stands for a link: it is the one that every machine has."""
+    guard = Guard(EngineConfig(excluded_links=()), targets=0, start=False)
+    guard.link(7)
+    guard.tell(
+        LinkSeen(ifindex=1, name="lo", up=True, mac=bytes(6)),
+        LinkSeen(ifindex=2, name="nobody-has-this", up=True, mac=bytes(6)),
+        guard.address(1, "172.16.0.3/24"),
+        guard.address(2, "172.16.0.4/24"),
+    )
+    assert read_traffic(guard.engine.links_facing_targets()) == []
+    guard.register(1)
+    [seen] = read_traffic(guard.engine.links_facing_targets())
+    assert seen.ifindex == 1
+    assert seen.rx_packets >= 0
+    guard.tell(LinkGone(ifindex=1))
+    assert read_traffic(guard.engine.links_facing_targets()) == []

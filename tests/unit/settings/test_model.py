@@ -56,7 +56,7 @@ def test_the_names_that_others_rely_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "LBGUARD_TARGETS_FILE": "/etc/lbguard/targets.yaml",
         "LBGUARD_MODE": "observe",
-        "LBGUARD_DISTRIBUTOR__KIND": "nfqlb-cli",
+        "LBGUARD_DISTRIBUTOR__KIND": "nfqlb-shm",
         "LBGUARD_DISTRIBUTOR__TABLE": "maglev",
         "LBGUARD_GRACE__WINDOW": "500ms",
         "LBGUARD_GRACE__MAX": "2m",
@@ -69,7 +69,7 @@ def test_the_names_that_others_rely_on(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load()
     settings = loaded.settings
     assert settings.targets_file == Path("/etc/lbguard/targets.yaml")
-    assert (settings.mode, settings.distributor.kind, settings.distributor.table) == ("observe", "nfqlb-cli", "maglev")
+    assert (settings.mode, settings.distributor.kind, settings.distributor.table) == ("observe", "nfqlb-shm", "maglev")
     assert (settings.grace.window, settings.grace.max, settings.freeze.threshold) == (0.5, 120.0, 0.75)
     assert (settings.metrics.listen, settings.socket, settings.log.format) == ("", Path("/run/x.sock"), "json")
     assert loaded.notes == ()
@@ -106,12 +106,7 @@ def test_empty_text_unsets_an_optional_setting(monkeypatch: pytest.MonkeyPatch) 
         ("kernel.inbox_limit", "1.5", "64 to 16777216"),
         ("kernel.receive_buffer", "1", "bytes"),
         ("metrics.listen", "9464", ":9464"),
-        ("announce.repeats", "0,later", "0s,100ms"),
-        ("announce.repeats", "0s,2s,1s", "ascending"),
-        ("announce.repeats", "1s,2s", "0 and then"),
-        ("announce.repeats", "", "0 and then"),
         ("links.exclude", 7, "names between commas"),
-        ("distributor.nfqlb_binary", "", "text"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(name: str, value: object, allowed: str) -> None:
@@ -201,9 +196,15 @@ def test_a_window_beyond_the_maximum_is_refused(name: str) -> None:
     assert "grace.max, which is 10s" in problems[name]
 
 
-def test_the_stock_commands_cannot_anchor() -> None:
-    assert "maglev" in refused(flags={"distributor.kind": "nfqlb-cli"})["distributor.table"]
-    assert load(flags={"distributor.kind": "nfqlb-cli", "distributor.table": "maglev"})
+def test_what_was_removed_is_refused_with_what_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = refused(flags={"distributor.kind": "nfqlb-cli"})["distributor.kind"]
+    assert "was removed; use nfqlb-shm" in kind
+    assert "auto | nfqlb-shm | nftables | observe" in kind
+    assert "use nfqlb-shm" in refused(flags={"distributor.nfqlb_binary": "nfqlb"})["distributor.nfqlb_binary"]
+    monkeypatch.setenv("LBGUARD_DISTRIBUTOR__NFQLB_BINARY", "nfqlb")
+    (text,) = refused().values()
+    assert "environment LBGUARD_DISTRIBUTOR__NFQLB_BINARY" in text
+    assert "was removed" in text
 
 
 def test_unknown_environment_variables_are_noted_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:

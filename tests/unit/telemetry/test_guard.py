@@ -129,7 +129,8 @@ def test_counts_of_the_verdict_service_are_followed(scraped: Scraped) -> None:
 
 
 def test_a_turn_of_the_loop(scraped: Scraped) -> None:
-    scraped.metrics.record_step(duration_s=0.001, lags_s=[0.002, 0.004], inbox_depth=9)
+    scraped.metrics.record_step(duration_s=0.001, lags_s=[0.002, 0.004])
+    scraped.metrics.follow_inbox(lambda: 9)
     scraped.metrics.record_failures(
         routes=["ENETDOWN: Network is down", "a sentence, not a name"], neighbors=["ENODEV"]
     )

@@ -1,9 +1,11 @@
 import struct
 
 from lbguard.core.addr import parse_ip
-from lbguard.core.events import AddressSeen, LinkSeen
-from lbguard.core.netview import NetView
-from lbguard.telemetry.metrics.interface_counts import InterfaceTotals, LinkLabels, links_facing_targets
+from lbguard.core.config import EngineConfig
+from lbguard.core.engine import Engine
+from lbguard.core.events import AddressSeen, LinkSeen, SourceSnapshot
+from lbguard.core.model import StreamSpec, TargetSpec
+from lbguard.telemetry.metrics.interface_counts import InterfaceTotals, LinkLabels, labels_of
 
 NET_DEV = b"""\
 Inter-|   Receive                                                |  Transmit
@@ -42,14 +44,15 @@ def test_series_have_the_labels_of_meridio() -> None:
 
 
 def test_only_links_that_face_targets_are_followed() -> None:
-    view = NetView(excluded_links=("lo",), failures_needed=2)
-    view.add_ip(parse_ip("172.16.0.10"))
+    engine = Engine(EngineConfig(excluded_links=("lo",)))
+    target = TargetSpec(identifier=1, ips=(parse_ip("172.16.0.10"),))
+    engine.observe(SourceSnapshot(streams=(StreamSpec(name="stream-a", targets=(target,)),)), 0.0)
     for ifindex, name, up, address in (
         (2, "eth0", True, "192.0.2.1"),
         (3, "nsm-1", True, "172.16.0.1"),
         (4, "nsm-2", False, "172.16.0.2"),
     ):
-        view.link_seen(LinkSeen(ifindex=ifindex, name=name, up=up, mac=struct.pack(">HI", 0x0200, ifindex)))
-        view.address_seen(AddressSeen(ifindex=ifindex, ip=parse_ip(address), prefix_length=24))
-    view.address_seen(AddressSeen(ifindex=3, ip=parse_ip("fe80::1"), prefix_length=64))
-    assert links_facing_targets(view) == (LinkLabels("nsm-1", "02:00:00:00:00:03", "172.16.0.1/24"),)
+        engine.observe(LinkSeen(ifindex=ifindex, name=name, up=up, mac=struct.pack(">HI", 0x0200, ifindex)), 0.0)
+        engine.observe(AddressSeen(ifindex=ifindex, ip=parse_ip(address), prefix_length=24), 0.0)
+    engine.observe(AddressSeen(ifindex=3, ip=parse_ip("fe80::1"), prefix_length=64), 0.0)
+    assert labels_of(engine.links_facing_targets()) == (LinkLabels("nsm-1", "02:00:00:00:00:03", "172.16.0.1/24"),)

@@ -17,8 +17,14 @@ def sh(command: str, **variables: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
 
-@pytest.mark.parametrize("command", ["version", "check-config", "--help"])
-@pytest.mark.parametrize(("stdout", "reason"), [("> /dev/full", "No space left"), (">&-", "Bad file descriptor")])
+@pytest.mark.parametrize(
+    ("command", "stdout", "reason"),
+    [
+        ("version", ">&-", "Bad file descriptor"),
+        ("check-config", "> /dev/full", "No space left"),
+        ("--help", "> /dev/full", "No space left"),
+    ],
+)
 def test_output_that_cannot_be_written_is_a_failure_in_one_line(command: str, stdout: str, reason: str) -> None:
     status, _, errors = sh(f"{LBGUARD} {command} {stdout}")
     assert status == 1

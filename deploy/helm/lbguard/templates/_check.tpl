@@ -19,11 +19,8 @@ from extraEnv and is not known here.
 {{- range $name := list "grace.window" "grace.neighbor_window" "grace.verdict_window" -}}
 {{- include "lbguard.checkAtMost" (dict "known" $known "name" $name "limit" "grace.max" "why" "longer than grace.max") -}}
 {{- end -}}
-{{- if and (eq (get . "distributor.kind") "nfqlb-cli") (eq (get . "distributor.table") "anchored") -}}
-{{- fail "settings.distributor.table = anchored: the stock nfqlb commands compute only the maglev table; allowed: maglev with settings.distributor.kind nfqlb-cli" -}}
-{{- end -}}
 {{- if and (eq (get . "source") "interposer") (eq (get . "distributor.kind") "nftables") -}}
-{{- fail "settings.distributor.kind = nftables: the load balancer's packets follow nfqlb's memory; allowed: auto, nfqlb-shm, nfqlb-cli or observe with settings.source interposer" -}}
+{{- fail "settings.distributor.kind = nftables: the load balancer's packets follow nfqlb's memory; allowed: auto, nfqlb-shm or observe with settings.source interposer" -}}
 {{- end -}}
 {{- if and (eq (get . "source") "kernel") (eq (get . "mode") "enforce") -}}
 {{- fail "settings.mode = enforce: lbguard would read its own rules and routes back as the source; allowed: companion or observe with settings.source kernel" -}}

@@ -29,7 +29,6 @@
 - {"name": "distributor.table", "variable": "LBGUARD_DISTRIBUTOR__TABLE", "default": "anchored"}
 - {"name": "distributor.hash_seed", "variable": "LBGUARD_DISTRIBUTOR__HASH_SEED", "default": "0"}
 - {"name": "distributor.slots_per_target", "variable": "LBGUARD_DISTRIBUTOR__SLOTS_PER_TARGET", "default": "100"}
-- {"name": "distributor.nfqlb_binary", "variable": "LBGUARD_DISTRIBUTOR__NFQLB_BINARY", "default": "nfqlb"}
 - {"name": "distributor.shm_dir", "variable": "LBGUARD_DISTRIBUTOR__SHM_DIR", "default": "/dev/shm"}
 - {"name": "links.superseded", "variable": "LBGUARD_LINKS__SUPERSEDED", "default": "ignore"}
 - {"name": "links.exclude", "variable": "LBGUARD_LINKS__EXCLUDE", "default": "lo"}

@@ -2,7 +2,7 @@ import math
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
@@ -166,17 +166,8 @@ def test_what_is_wrong_is_named_with_what_is_allowed(wrong: pb.Verdict, path: st
         "172.16.1",
         "172.16.1.010",
         " 172.16.1.1",
-        "0.0.0.0",
-        "127.0.0.1",
-        "224.0.0.1",
-        "255.255.255.255",
-        "::",
-        "::1",
-        "fe80::1",
         "fe80::1%eth0",
         "fd00::1%eth0",
-        "ff02::1",
-        "::ffff:172.16.1.1",
         "fd00::/8",
         "host.example",
         "1" * 500,
@@ -197,7 +188,6 @@ FORBIDDEN = [
 ]
 
 
-@settings(deadline=None)
 @given(st.ip_addresses() | st.sampled_from(FORBIDDEN).flatmap(lambda network: st.ip_addresses(network=network)))
 def test_addresses_are_read_as_everybody_reads_them(address: IPv4Address | IPv6Address) -> None:
     sound = message(subject=pb.Subject(target_ip=str(address)))
@@ -243,7 +233,6 @@ VERDICTS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(VERDICTS)
 def test_any_message_is_a_sound_verdict_or_named(any_message: pb.Verdict) -> None:
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
@@ -117,6 +118,7 @@ async def flood(channel: grpc.aio.Channel, name: str) -> int:
     return sum([answer.accepted + len(answer.ignored) async for answer in call])
 
 
+@pytest.mark.slow
 async def test_link_events_are_decided_before_the_backlog_of_verdicts(tmp_path: Path) -> None:
     desk, view, log = Desk(), View(), DecisionLog()
     intake = VerdictIntake(desk.submit, Policy([]), VerdictLimits())

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
@@ -18,6 +18,7 @@ from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.settings.verdicts import VerdictLimits
 from lbguard.telemetry.decisions import DecisionLog
+from tests.effort import examples
 from tests.unit.api.core_stand_in import Core, settled, verdict
 from tests.unit.api.verdicts.test_convert import VERDICTS
 from tests.unit.api.verdicts.test_server import View, end_of
@@ -80,7 +81,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = examples(40, [HealthCheck.function_scoped_fixture])
 
 
 @FUZZ

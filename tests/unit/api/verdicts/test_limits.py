@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded, Shares, TokenBucket, size_of
@@ -36,7 +36,6 @@ def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
     assert bucket.take(6, 200.0) == float("inf")
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 60)), max_size=60))
 def test_a_bucket_never_gives_more_than_burst_and_rate(steps: list[tuple[float, int]]) -> None:
     bucket = TokenBucket(20.0, 50, now=0.0)

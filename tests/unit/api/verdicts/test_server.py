@@ -232,12 +232,14 @@ async def _fill(service: Served, call: Any) -> "asyncio.Task[None]":
     return writing
 
 
+@pytest.mark.slow
 async def test_a_reader_that_never_reads_is_no_longer_read(tmp_path: Path) -> None:
     limits = VerdictLimits(rate=1e9, burst=10**9)
     async with served(tmp_path / "s", limits) as service:
         await _leave_a_reporter_deaf(service)
 
 
+@pytest.mark.slow
 async def test_a_deaf_reporter_that_vanishes_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     limits = VerdictLimits(rate=1e9, burst=10**9)
     async with served(tmp_path / "s", limits) as service:

@@ -11,7 +11,7 @@ from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.addr import Prefix
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.rpc.grpc_channel import ChannelSpec, open_channel
+from lbguard.rpc.channels import ChannelSpec, open_channel
 from lbguard.settings.dial_address import parse_dial_address
 from lbguard.sources.nsp.lists import Place
 from lbguard.sources.nsp.source import NspConfig, NspSource

@@ -22,8 +22,7 @@ from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.server import VerdictIntake
-from lbguard.rpc.security import CredentialsError
-from lbguard.rpc.workload_api import WorkloadApi
+from lbguard.rpc.security import CredentialsError, WorkloadApi
 from lbguard.settings.listen import ListenAddress
 from lbguard.settings.peer_rules import parse_rule
 from lbguard.settings.verdicts import VerdictLimits

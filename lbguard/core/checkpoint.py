@@ -1,23 +1,20 @@
 """Whole state of an engine as data, so that a recording can begin at any moment and be replayed exactly.
 
 `freeze` walks the objects of the core that hold state and copies what may change. It only refers to what never changes
-(addresses, keys, routes, specifications), so that the loop is blocked as briefly as possible. Another thread writes the
-result. Each object is one node, numbered from 0, the engine; nodes refer to each other by number, so that `restore`
-keeps the identity of objects.
+(addresses, keys, routes, specifications), so that the loop is blocked as briefly as possible. Each object is one node,
+numbered from 0, the engine; nodes refer to each other by number, so that `restore` keeps the identity of objects.
 """
 
-import hashlib
 import importlib
 import pkgutil
 import types
 import typing
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import lbguard.core
@@ -32,21 +29,20 @@ _CONTAINERS: dict[str, type] = {
     "deque": deque,
 }
 _NAME_OF_CONTAINER = {kind: name for name, kind in _CONTAINERS.items()}
-_ITEMS_A_ROW = 128
-_PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str, type(None))
 
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be restored here; the message says why."""
 
 
-class _Ref(NamedTuple):
+class Ref(NamedTuple):
     """Reference to another node."""
 
     number: int
 
 
-class _Method(NamedTuple):
+class Method(NamedTuple):
     """Reference to a method of another node."""
 
     number: int
@@ -66,7 +62,7 @@ class Node(NamedTuple):
 
 
 @cache
-def _classes() -> dict[str, type]:
+def classes() -> dict[str, type]:
     """Return every class of the core by its name."""
     found = {}
     for module in pkgutil.iter_modules(lbguard.core.__path__):
@@ -77,20 +73,10 @@ def _classes() -> dict[str, type]:
 
 
 @cache
-def core_digest() -> str:
-    """Return a digest of the core's source text: equal ones decide alike."""
-    digest = hashlib.blake2b(digest_size=8)
-    for place in lbguard.core.__path__:
-        for path in sorted(Path(place).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-@cache
-def _never_changes(kind: type) -> bool:
+def never_changes(kind: type) -> bool:
     """Return whether values of a type can be shared between the engine and its copy."""
     frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    return kind in _PLAIN or kind in (bytes, frozenset) or frozen or issubclass(kind, tuple | Enum)
+    return kind in PLAIN or kind in (bytes, frozenset) or frozen or issubclass(kind, tuple | Enum)
 
 
 class _Slots(NamedTuple):
@@ -117,7 +103,7 @@ def _may_change(hint: Any) -> bool:
     if origin is types.UnionType:
         return any(_may_change(argument) for argument in typing.get_args(hint))
     kind = origin or hint
-    return not (isinstance(kind, type) and _never_changes(cast("Any", kind)))
+    return not (isinstance(kind, type) and never_changes(cast("Any", kind)))
 
 
 class _Walk:
@@ -134,15 +120,15 @@ class _Walk:
 
     def keep(self, value: Any) -> Any:
         kind: Any = type(value)
-        if _never_changes(kind):
+        if never_changes(kind):
             return value
         if isinstance(value, types.MethodType):
-            return _Method(self.number(value.__self__), value.__name__)
-        return _Ref(self.number(value))
+            return Method(self.number(value.__self__), value.__name__)
+        return Ref(self.number(value))
 
     def keep_all(self, values: Iterable[Any]) -> list[Any]:
         kept = list(values)
-        if all(map(_never_changes, set(map(type, kept)))):
+        if all(map(never_changes, set(map(type, kept)))):
             return kept
         return [self.keep(value) for value in kept]
 
@@ -179,103 +165,10 @@ def _freeze_object(thing: Any, walk: _Walk) -> Node:
         for index in slots.changing:
             values[index] = walk.keep(values[index])
         return Node(kind.__name__, values)
-    if not any(known is kind for known in _classes().values()):
+    if not any(known is kind for known in classes().values()):
         raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not a class of the core")
     own = {name: value for name, value in vars(thing).items() if not name.startswith("tape_")}
     return Node(kind.__name__, _by_turns(list(own), walk.keep_all(own.values())))
-
-
-# Writing and reading
-
-
-def encode_nodes(nodes: Iterable[Node]) -> Iterator[list[Any]]:
-    """Return the nodes as short lists for JSON: `[kind, limit, ...items]`; `["", ...items]` continues one.
-
-    Keys and values of a mapping alternate.
-    """
-    for node in nodes:
-        row = [node.kind, node.limit]
-        items = node.content
-        for start in range(0, len(items), _ITEMS_A_ROW):
-            row += [_plain(item) for item in items[start : start + _ITEMS_A_ROW]]
-            yield row
-            row = [""]
-        if not items:
-            yield row
-
-
-def decode_nodes(rows: Iterable[list[Any]]) -> list[Node]:
-    """Return the nodes of `encode_nodes`.
-
-    Raises:
-        CheckpointError: a row has another form.
-    """
-    nodes: list[Node] = []
-    try:
-        for kind, *rest in rows:
-            if kind:
-                nodes.append(Node(kind, [_value(item) for item in rest[1:]], rest[0]))
-            else:
-                nodes[-1].content.extend(_value(item) for item in rest)
-        return nodes
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"a node that cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _plain(value: Any) -> Any:
-    kind: Any = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is _Ref:
-        return {"@": value.number}
-    if kind is _Method:
-        return {"m": [value.number, value.name]}
-    if kind is bytes:
-        return {"b": value.hex()}
-    if kind is frozenset:
-        return {"f": sorted(value)}
-    if kind is tuple:
-        return {"t": [_plain(item) for item in value]}
-    if isinstance(value, Enum):
-        return {"e": [kind.__name__, value.value]}
-    if isinstance(value, dict):
-        # Part of a frozen value (a configuration), which never changes.
-        return {"d": [[_plain(key), _plain(item)] for key, item in value.items()]}
-    if _never_changes(kind):
-        items = value if isinstance(value, tuple) else [getattr(value, name) for name in _names(kind)]
-        return {"v": [kind.__name__, *map(_plain, items)]}
-    raise TypeError(f"{kind.__qualname__} has no place in a checkpoint")
-
-
-@cache
-def _names(kind: type) -> list[str]:
-    return [field.name for field in fields(kind)]
-
-
-def _value(plain: Any) -> Any:
-    if not isinstance(plain, dict):
-        return plain
-    ((tag, content),) = plain.items()
-    match tag:
-        case "@":
-            return _Ref(content)
-        case "m":
-            return _Method(*content)
-        case "b":
-            return bytes.fromhex(content)
-        case "f":
-            return frozenset(content)
-        case "t":
-            return tuple([_value(item) for item in content])
-        case "e":
-            return _classes()[content[0]](content[1])
-        case "d":
-            return {_value(key): _value(item) for key, item in content}
-        case "v":
-            kind: Any = _classes()[content[0]]
-            items = [_value(item) for item in content[1:]]
-            return kind(*items) if issubclass(kind, tuple) else kind(**dict(zip(_names(kind), items, strict=True)))
-    raise ValueError(f"unknown tag {tag!r}")
 
 
 def restore(nodes: list[Node]) -> Engine:
@@ -300,15 +193,15 @@ def _empty(node: Node) -> Any:
         return deque(maxlen=node.limit)
     if node.kind in _CONTAINERS:
         return _CONTAINERS[node.kind]()
-    kind: Any = _classes()[node.kind]
+    kind: Any = classes()[node.kind]
     return kind.__new__(kind)
 
 
 def _fill(thing: Any, node: Node, things: list[Any]) -> None:
     def found(value: Any) -> Any:
-        if type(value) is _Ref:
+        if type(value) is Ref:
             return things[value.number]
-        if type(value) is _Method:
+        if type(value) is Method:
             return getattr(things[value.number], value.name)
         return value
 

@@ -5,7 +5,7 @@ import pytest
 from lbguard.core.events import KernelOutOfSync
 from lbguard.core.model import TargetKey, TargetState
 from lbguard.service.build import make_distributor
-from lbguard.service.build_interposer import EngineView, find_tables, make_interposer_source
+from lbguard.service.build_interposer import InterposerCore, find_tables, make_interposer_source
 from lbguard.service.target_routes import TargetRoutes
 from lbguard.settings.model import Settings, SettingsError, load
 from lbguard.sources.interposer.view import FoundTable
@@ -21,11 +21,11 @@ def guard() -> Guard:
 
 
 @pytest.fixture
-def view(guard: Guard) -> EngineView:
-    return EngineView(guard.engine, lambda: 0, clock=lambda: guard.now)
+def view(guard: Guard) -> InterposerCore:
+    return InterposerCore(guard.engine, lambda: 0, clock=lambda: guard.now)
 
 
-def test_a_path_is_lost_with_its_link_and_for_a_moment_after(guard: Guard, view: EngineView) -> None:
+def test_a_path_is_lost_with_its_link_and_for_a_moment_after(guard: Guard, view: InterposerCore) -> None:
     assert not view.path_lost(ONE, 1.0)
     guard.wait(1)
     guard.unlink(1)
@@ -39,7 +39,7 @@ def test_a_path_is_lost_with_its_link_and_for_a_moment_after(guard: Guard, view:
     assert not view.path_lost(NOBODY, 1.0)
 
 
-def test_a_link_that_is_down_counts_and_a_neighbour_does_not(guard: Guard, view: EngineView) -> None:
+def test_a_link_that_is_down_counts_and_a_neighbour_does_not(guard: Guard, view: InterposerCore) -> None:
     """The load balancer's check looks at routes alone: it never takes a target out because nobody answers."""
     guard.fail_neighbor(ipv4_of(1))
     assert not view.path_lost(ONE, 1.0)
@@ -47,7 +47,7 @@ def test_a_link_that_is_down_counts_and_a_neighbour_does_not(guard: Guard, view:
     assert view.path_lost(TWO, 1.0)
 
 
-def test_while_nobody_knows_every_path_counts_as_lost(guard: Guard, view: EngineView) -> None:
+def test_while_nobody_knows_every_path_counts_as_lost(guard: Guard, view: InterposerCore) -> None:
     assert view.ready
     assert view.caught_up
     guard.tell(KernelOutOfSync(reason="overrun"))
@@ -57,10 +57,10 @@ def test_while_nobody_knows_every_path_counts_as_lost(guard: Guard, view: Engine
 
 
 def test_an_inbox_that_is_not_empty(guard: Guard) -> None:
-    assert not EngineView(guard.engine, lambda: 1).caught_up
+    assert not InterposerCore(guard.engine, lambda: 1).caught_up
 
 
-def test_how_long_a_target_is_sound(guard: Guard, view: EngineView) -> None:
+def test_how_long_a_target_is_sound(guard: Guard, view: InterposerCore) -> None:
     guard.wait(5)
     assert view.sound_for_s(ONE) == pytest.approx(5)
     assert view.sound_for_s(NOBODY) == 0

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.rpc.grpc_channel import ChannelSpec
+from lbguard.rpc.channels import ChannelSpec
 from lbguard.rpc.security import Material
 from lbguard.settings.dial_address import parse_dial_address
 from lbguard.sources.nsp.lists import Place

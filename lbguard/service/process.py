@@ -1,0 +1,57 @@
+"""The process of the service: one instance, its log, its exit status."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from lbguard.distributor.base import Distributor, DistributorError
+from lbguard.errors import EXIT_FAILED, StartError
+from lbguard.kernel.instance import InstanceLock, InstanceRunning
+from lbguard.service.build import make_distributor
+from lbguard.service.daemon import Daemon
+from lbguard.settings.model import Settings
+from lbguard.telemetry.log import fields, setup_logging
+
+_log = logging.getLogger("lbguard.service.daemon")
+
+_SWITCH_INTERVAL_S = 0.0001
+
+
+async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) -> tuple[int, bool]:
+    """Run the service; return the exit status, and whether a thread of it hangs."""
+    problems: list[Exception] = []
+    daemon: Daemon | None = None
+    try:
+        daemon = Daemon(settings, make)
+        await daemon.run()
+    except* Exception as group:
+        problems += group.exceptions
+    for problem in problems:
+        starting = daemon is None or not daemon.started
+        if isinstance(problem, StartError) or (starting and isinstance(problem, DistributorError | OSError)):
+            _log.critical("cannot start", extra=fields(reason=str(problem)))
+        else:
+            _log.critical("a part of the service failed", exc_info=problem)
+    return (EXIT_FAILED if problems else 0), daemon is not None and daemon.stuck
+
+
+def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> int:
+    """Run the service until a signal ends it; return the exit status (0 stopped, 1 failed)."""
+    logging_ = setup_logging(settings.log.format, settings.log.level)
+    status, stuck = EXIT_FAILED, False
+    # The loop gives the interpreter away with every system call. Beside a thread that computes (a scrape) it would get
+    # it back only after 5 ms each time.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    try:
+        with InstanceLock():
+            status, stuck = asyncio.run(_serve(settings, make))
+    except InstanceRunning as error:
+        _log.critical("cannot start", extra=fields(reason=str(error)))
+    finally:
+        logging_.close()
+    if stuck:
+        # The interpreter would wait for the thread that hangs.
+        os._exit(status)
+    return status
