@@ -11,7 +11,7 @@ from pyroute2.nftables.main import NFTables
 
 from lbguard.affinity import ruleset
 from lbguard.affinity.ruleset import AffinityOptions
-from lbguard.core.affinity import StreamSteering
+from lbguard.core.model import StreamSteering
 from lbguard.distributor.nftables.elements import list_request
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS, NftError
@@ -168,7 +168,8 @@ def _everything(nft: NftContext, desired: dict[str, StreamSteering]) -> list[str
     inventory = read_inventory(nft.kernel, ruleset.TABLE) or []
     present = {each.name for each in inventory if each.kind is Kind.CHAIN and each.name.startswith(_OF_STREAMS)}
     sets = _sets({})
-    lines = [f"flush {'map' if name.startswith('steer') else 'set'} {ruleset.FAMILY} {ruleset.TABLE} {name}" for name in sets]
+    kinds = {name: "map" if name.startswith("steer") else "set" for name in sets}
+    lines = [f"flush {kind} {ruleset.FAMILY} {ruleset.TABLE} {name}" for name, kind in kinds.items()]
     wanted = {ruleset.steer_chain(name, family) for name in desired for family in (4, 6)}
     for chain in sorted(present - wanted):
         lines += ruleset.drop_steer_chain(chain)
