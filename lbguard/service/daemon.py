@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
@@ -120,13 +120,11 @@ class Daemon:
             "distributor", self._tables.perform, self._post, together=AttachStream
         )
         self._affinity = make_affinity(settings, self.metrics)
-        affinity_queue = (
-            WorkQueue[SteerFlows]("affinity", self._affinity.perform, self._post)
-            if self._affinity is not None
-            else None
-        )
-        queues = (kernel_queue, neighbor_queue, self._distributor_queue, affinity_queue)
-        self._work_queues = [queue for queue in queues if queue is not None]
+        self._work_queues: list[WorkQueue[Any]] = [kernel_queue, neighbor_queue, self._distributor_queue]
+        affinity_queue: WorkQueue[SteerFlows] | None = None
+        if self._affinity is not None:
+            affinity_queue = WorkQueue("affinity", self._affinity.perform, self._post)
+            self._work_queues.append(affinity_queue)
         self.mirror = make_mirror(settings, self._hear_kernel)
         self.runner = Runner(
             self.engine,

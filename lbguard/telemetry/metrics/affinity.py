@@ -20,7 +20,7 @@ class AffinityMetrics:
             "affinity_orphaned", "Packets of remembered flows that fell back because their target was withdrawn."
         )
         self.mended = families.counter(
-            "affinity_mended", "Times that others changed the table and it was written again."
+            "affinity_mended", "Times that lbguard wrote the table again after others changed it."
         )
 
     def record(self, flows: Mapping[tuple[str, int], int], steered: int, orphaned: int, flows_max: int) -> None:
