@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,12 @@ class Namespace(Network):
         self.close()
 
 
-def connect(left: Namespace, left_name: str, right: Namespace, right_name: str) -> None:
-    """Join two namespaces with a veth pair, both ends up."""
-    left.add_veth(left_name, right_name, right.path)
+def connect(left: Namespace, left_name: str, right: Namespace, right_name: str, **fields: Any) -> None:
+    """Join two namespaces with a veth pair, both ends up; `fields` are those of the left end.
+
+    The kernel drops what is sent on a link until it has noticed its carrier, a moment after both ends were set up.
+    """
+    left.add_veth(left_name, right_name, right.path, **fields)
     right.set_link(right_name, up=True)
+    while not (left.link(left_name).operational and right.link(right_name).operational):
+        time.sleep(0.001)

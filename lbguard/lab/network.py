@@ -53,13 +53,14 @@ _Result = TypeVar("_Result")
 
 
 class Link(NamedTuple):
-    """A link. `up` is what was set; `running` says that it has a carrier as well."""
+    """A link. `up` is what was set; `running`: it has a carrier too; `operational`: and the kernel sends on it."""
 
     ifindex: int
     name: str
     mac: str
     up: bool
     running: bool
+    operational: bool
     mtu: int
     master: int | None
 
@@ -211,6 +212,7 @@ class Network:
                 message.get("address") or "",
                 bool(message["flags"] & _IFF_UP),
                 bool(message["flags"] & _IFF_LOWER_UP),
+                message.get("operstate") == "UP",
                 message.get("mtu"),
                 message.get("master"),
             )
@@ -445,7 +447,7 @@ class Network:
                 self.delete_neighbor(entry.ip, entry.link)
 
     def neighbors(self) -> list[Neighbor]:
-        """Return all neighbour entries."""
+        """Return all neighbour entries that have a state."""
         names = self._names()
         return [
             Neighbor(
@@ -458,6 +460,7 @@ class Network:
             )
             for family in (socket.AF_INET, socket.AF_INET6)
             for message in self.request("neigh", "dump", family=family)
+            if message["state"]
         ]
 
     def neighbor(self, ip: str) -> Neighbor | None:

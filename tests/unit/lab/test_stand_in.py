@@ -9,7 +9,7 @@ from lbguard.lab.stand_in import follow, older_links_of_shared_subnets
 
 
 def _older(up: dict[str, int], **addresses: str) -> list[str]:
-    links = [Link(up.get(name, 2), name, "", name in up, True, 1500, None) for name in addresses]
+    links = [Link(up.get(name, 2), name, "", name in up, True, True, 1500, None) for name in addresses]
     return older_links_of_shared_subnets(links, [Address(name, ip, 24, "", 0, 0) for name, ip in addresses.items()])
 
 
