@@ -467,6 +467,11 @@ class Network:
         """Return the first neighbour entry of an address."""
         return next((entry for entry in self.neighbors() if entry.ip == ip), None)
 
+    def neighbor_tables(self) -> Sequence[Any]:
+        """Return the kernel's messages of all neighbour tables and of their timers for each link."""
+        found: Sequence[Any] = self._in_thread(self._netlink.get_ntables)
+        return found
+
     def _neighbor_message(self, command: int, flags: int, ip: str, index: int) -> Any:
         message = _message(ndmsg, command, flags)
         message["family"], message["ifindex"] = _family(ip_address(ip).version == 4), index

@@ -23,7 +23,7 @@ from lbguard.telemetry.output import OutputError, print_error
 
 CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1
-TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "mount": "mount"}
+TOOLS = {"nft": "nftables", "nsenter": "util-linux", "mount": "mount"}
 """Commands the lab needs, and the Debian package of each."""
 
 PRIVATE_DIRECTORIES = ("/run", "/dev/shm")
