@@ -35,7 +35,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, IFA_F_NOPREFIXROUTE, if
 from pyroute2.netlink.rtnl.ndmsg import NUD_NOARP, NUD_PERMANENT, ndmsg, states
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-MAIN_TABLE = 254
+MAIN_TABLE, LOCAL_TABLE = 254, 255
 PROTOCOL_BOOT = 3
 """The protocol of routes and rules whose maker names none."""
 
@@ -240,7 +240,8 @@ class Network:
         """Take all addresses off a link but the link-local ones."""
         for address in self.addresses(link):
             if address.scope != _SCOPE_LINK and not (ipv6_only and "." in address.ip):
-                self.delete_addresses(link, f"{address.ip}/{address.prefix_length}")
+                with contextlib.suppress(NetlinkError):  # it went with the first one of its subnet
+                    self.delete_addresses(link, f"{address.ip}/{address.prefix_length}")
 
     def addresses(self, link: str | None = None) -> list[Address]:
         """Return all addresses, or those of a link."""
@@ -328,7 +329,7 @@ class Network:
         via: str,
         link: str,
         *,
-        table: int = MAIN_TABLE,
+        table: int | None = None,
         metric: int | None = None,
         protocol: int = PROTOCOL_BOOT,
         kind: str = "unicast",
@@ -347,7 +348,9 @@ class Network:
             message["scope"] = _SCOPE_HOST
         elif prefix.version == 4 and kind == "unicast" and not gateways:
             message["scope"] = _SCOPE_LINK
-        attributes: list[tuple[str, object]] = [("RTA_TABLE", table)]
+        attributes: list[tuple[str, object]] = [
+            ("RTA_TABLE", table or (LOCAL_TABLE if kind == "local" else MAIN_TABLE))
+        ]
         message["attrs"] = attributes
         if prefix.prefixlen:
             attributes.append(("RTA_DST", str(prefix.network_address)))
@@ -467,9 +470,12 @@ class Network:
         """Return the first neighbour entry of an address."""
         return next((entry for entry in self.neighbors() if entry.ip == ip), None)
 
-    def neighbor_tables(self) -> Sequence[Any]:
-        """Return the kernel's messages of all neighbour tables and of their timers for each link."""
-        found: Sequence[Any] = self._in_thread(self._netlink.get_ntables)
+    def neighbor_timers(self) -> dict[tuple[str, int], dict[str, int]]:
+        """Return the timers (NDTPA_*) of each neighbour table (arp_cache, ndisc_cache) and link; 0: the defaults."""
+        found: dict[tuple[str, int], dict[str, int]] = {}
+        for message in self._in_thread(self._netlink.get_ntables):
+            table, timers = message.get_attr("NDTA_NAME"), dict(message.get_attr("NDTA_PARMS")["attrs"])
+            found[table, timers.get("NDTPA_IFINDEX", 0)] = timers
         return found
 
     def _neighbor_message(self, command: int, flags: int, ip: str, index: int) -> Any:

@@ -72,18 +72,6 @@ def with_prefix(ips: Iterable[str]) -> list[str]:
     return [f"{ip}/{64 if ':' in ip else 24}" for ip in ips]
 
 
-def plain(message: Any) -> str:
-    """Return what a message of the kernel says, without what changes by itself."""
-    fields = {name: message[name] for name, _ in message.fields if name != "header"}
-    attributes = dict(message["attrs"])
-    if "NDTA_PARMS" in attributes:
-        # The time that an entry stays reachable is random, and drawn anew from time to time.
-        changing = ("NDTPA_REFCNT", "NDTPA_REACHABLE_TIME")
-        timers = {name: value for name, value in attributes["NDTA_PARMS"]["attrs"] if name not in changing}
-        attributes = {"name": attributes["NDTA_NAME"], "timers": timers}
-    return f"{fields} { {name: value for name, value in attributes.items() if name != 'RTA_CACHEINFO'} }"
-
-
 class Guarded:
     """The namespaces of a load balancer and of its proxies, and services started in the former."""
 
@@ -223,17 +211,34 @@ class Guarded:
         """Return all that packets pass: slots, rules and routes."""
         return {"slots": self.slots(), "rules": self.rules(), "routes": self.routes()}
 
+    def plain(self, messages: Iterable[Any]) -> list[str]:
+        """Return what messages of the kernel say of routes and rules, without numbers of links."""
+        names = {link.ifindex: link.name for link in self.lb.links()}
+        shown = []
+        for message in messages:
+            fields = [message[name] for name, _ in message.fields if name != "header"]
+            attributes = dict(message["attrs"])
+            attributes.pop("RTA_CACHEINFO", None)
+            if "RTA_OIF" in attributes:
+                attributes["RTA_OIF"] = names.get(attributes["RTA_OIF"])
+            shown.append(f"{fields} {attributes}")
+        return shown
+
     def everything(self) -> dict[str, list[str]]:
         """Return all that the kernel holds and lbguard could touch, line by line."""
         sysctls = self.lb.run("sysctl", "-a", "--pattern", r"^net\.(ipv4|ipv6|core|netfilter)\.", check=False)
+        timers = self.lb.neighbor_timers()
+        for values in timers.values():
+            # The time that an entry stays reachable is random, and drawn anew from time to time.
+            del values["NDTPA_REFCNT"], values["NDTPA_REACHABLE_TIME"]
         return {
-            "rules4": [plain(message) for message in self.lb.raw_rules(ipv4=True)],
-            "rules6": [plain(message) for message in self.lb.raw_rules(ipv4=False)],
-            "routes4": [plain(message) for message in self.lb.raw_routes(ipv4=True)],
-            "routes6": [plain(message) for message in self.lb.raw_routes(ipv4=False)],
+            "rules4": self.plain(self.lb.raw_rules(ipv4=True)),
+            "rules6": self.plain(self.lb.raw_rules(ipv4=False)),
+            "routes4": self.plain(self.lb.raw_routes(ipv4=True)),
+            "routes6": self.plain(self.lb.raw_routes(ipv4=False)),
             "links": [str(link) for link in self.lb.links()],
             "addresses": [str(address) for address in self.lb.addresses()],
-            "timers": [plain(message) for message in self.lb.neighbor_tables()],
+            "timers": [f"{of} {values}" for of, values in timers.items()],
             "ruleset": self.lb.run("nft", "-s", "list", "ruleset").splitlines(),
             "sysctls": sysctls.splitlines(),
         }

@@ -91,9 +91,8 @@ def test_a_wider_subnet_of_another_link_does_not_take_over(
 
 def test_neighbor_timers_are_set_again_when_a_small_mtu_has_taken_ipv6_off_a_link(guarded: Guarded) -> None:
     def tuned() -> bool:
-        of_link = [table.get("parms") for table in guarded.lb.neighbor_tables() if table.get("name") == "ndisc_cache"]
-        index = guarded.lb.index("nse-a")
-        return any(timers.get("ifindex") == index and timers.get("retrans_time") == 200 for timers in of_link)
+        timers = guarded.lb.neighbor_timers().get(("ndisc_cache", guarded.lb.index("nse-a")), {})
+        return timers.get("NDTPA_RETRANS_TIME") == 200
 
     with guarded.service(PATIENT):
         wait_until(tuned, "the timers are set")

@@ -13,7 +13,6 @@ from tests.netns.service.guarded import (
     PATIENT,
     Guarded,
     ips_of,
-    plain,
     stream,
     targets_yaml,
     wait_until,
@@ -54,8 +53,8 @@ def foreign(guarded: Guarded) -> dict[str, object]:
     shown: dict[str, object] = {}
     for ipv4 in (True, False):
         rules, routes = guarded.lb.raw_rules(ipv4=ipv4), guarded.lb.raw_routes(ipv4=ipv4)
-        shown[f"rules {ipv4}"] = [plain(rule) for rule in rules if rule.get("protocol") not in (OURS, KERNEL)]
-        shown[f"routes {ipv4}"] = [plain(route) for route in routes if route["proto"] not in (OURS, KERNEL)]
+        shown[f"rules {ipv4}"] = guarded.plain(rule for rule in rules if rule.get("protocol") not in (OURS, KERNEL))
+        shown[f"routes {ipv4}"] = guarded.plain(route for route in routes if route["proto"] not in (OURS, KERNEL))
     for table in (("inet", "other"), ("ip", "lbguard")):
         shown[" ".join(table)] = guarded.lb.run("nft", "-s", "list", "table", *table)
     return shown
