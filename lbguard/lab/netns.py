@@ -86,12 +86,13 @@ class Namespace(Network):
         super().__init__()
         self.set_link("lo", up=True)
 
-    def _open(self) -> Any:
+    def open(self) -> Any:
+        """Move the thread into a new namespace, name that, and open the socket."""
         # The thread moves and the process does not. (`netns.create` would fork a process that may have many threads.)
         _check(_libc.unshare(CLONE_NEWNET), "unshare")
         # "thread-self" stands for a process: the number of the thread means another one where /proc is the host's.
         netns.attach(str(self.path), "thread-self")
-        return super()._open()
+        return super().open()
 
     def __exit__(self, *_: object) -> None:
         self.delete()
@@ -107,7 +108,7 @@ class Namespace(Network):
     def sysctl(self, key: str, value: str) -> None:
         """Set a network sysctl of the namespace, such as `net.ipv4.ip_forward`."""
         # /proc/sys/net shows the namespace of the thread that looks.
-        self._in_thread((Path("/proc/sys") / key.replace(".", "/")).write_text, value)
+        self.in_thread((Path("/proc/sys") / key.replace(".", "/")).write_text, value)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

@@ -1,24 +1,18 @@
 """Links, addresses, routes, rules and neighbours of a network namespace, made and read over netlink.
 
-A `Network` has a thread of its own that holds its netlink socket. pyroute2 opens a socket, and an event loop that
-cannot run within another one, for each thread that calls it; with `netns=` it forks for each of them. In a thread of
-its own the socket stays in its namespace, whoever calls, a coroutine too, and nothing forks.
-
 Defaults are those of ip(8), but for IPv6 addresses: they are usable at once unless `dad` is asked for.
 """
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from os import fsdecode, fsencode
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any
 
-from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import (
     RTM_DELADDR,
     RTM_DELNEIGH,
@@ -35,6 +29,9 @@ from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, IFA_F_NOPREFIXROUTE, if
 from pyroute2.netlink.rtnl.ndmsg import NUD_NOARP, NUD_PERMANENT, ndmsg, states
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from lbguard.lab.netlink_thread import NetlinkThread
+from lbguard.lab.network_objects import Address, Link, Neighbor, Route, Rule
+
 MAIN_TABLE, LOCAL_TABLE = 254, 255
 PROTOCOL_BOOT = 3
 """The protocol of routes and rules whose maker names none."""
@@ -44,135 +41,11 @@ _REPLACE = NLM_F_CREATE | NLM_F_REPLACE
 _SCOPE_LINK, _SCOPE_HOST, _SCOPE_NOWHERE = 253, 254, 255
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _TO_TABLE = 1
-_BATCH = 100
-"""Requests that are sent at once: the socket has room for as many answers."""
-
 _STATES = {number: name for name, number in states.items()}
 
-_Result = TypeVar("_Result")
 
-
-class Link(NamedTuple):
-    """A link. `up` is what was set; `running`: it has a carrier too; `operational`: and the kernel sends on it."""
-
-    ifindex: int
-    name: str
-    mac: str
-    up: bool
-    running: bool
-    operational: bool
-    mtu: int
-    master: int | None
-
-
-class Address(NamedTuple):
-    """An address of a link; `peer` is empty where there is none."""
-
-    link: str
-    ip: str
-    prefix_length: int
-    peer: str
-    scope: int
-    flags: int
-
-
-class Route(NamedTuple):
-    """A route. `destination` is `default` or a prefix; `gateway` and `link` may be empty."""
-
-    table: int
-    ipv4: bool
-    destination: str
-    kind: str
-    gateway: str
-    link: str
-    metric: int
-    protocol: int
-    next_hops: tuple[str, ...]
-
-
-class Rule(NamedTuple):
-    """A routing rule; `mark` is 0 where it names none."""
-
-    ipv4: bool
-    mark: int
-    table: int
-    priority: int
-    protocol: int
-
-
-class Neighbor(NamedTuple):
-    """A neighbour entry."""
-
-    ip: str
-    link: str
-    mac: str
-    state: str
-    flags: int
-    protocol: int
-
-
-class Network:
+class Network(NetlinkThread):
     """The network namespace of the thread that makes it. Use it as a context manager, or call `close`."""
-
-    def __init__(self) -> None:
-        self._batch: list[Any] | None = None
-        self._thread = ThreadPoolExecutor(1, "netlink")
-        try:
-            self._netlink = self._in_thread(self._open)
-        except BaseException:
-            self._thread.shutdown()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket and end its thread; once more is no error."""
-        if self._netlink is not None:
-            self._in_thread(self._netlink.close)
-            self._thread.shutdown()
-            self._netlink = None
-
-    def _open(self) -> Any:
-        return IPRoute(groups=0, ext_ack=True, strict_check=True)
-
-    def _in_thread(self, work: Callable[..., _Result], *args: Any, **fields: Any) -> _Result:
-        return self._thread.submit(work, *args, **fields).result()
-
-    # -- requests -----------------------------------------------------------------------------------------------------
-
-    def request(self, subject: str, command: str, **fields: Any) -> Sequence[Any]:
-        """Make a request in pyroute2's own terms, such as `request("link", "dump")`.
-
-        Raises:
-            NetlinkError: the kernel refuses it.
-        """
-        while True:
-            with contextlib.suppress(NetlinkDumpInterrupted):
-                found: Sequence[Any] = self._in_thread(getattr(self._netlink, subject), command, **fields)
-                return found
-
-    @contextlib.contextmanager
-    def batch(self) -> Iterator[None]:
-        """Collect what is asked of addresses, routes, rules and neighbours, and send it at once in the end."""
-        self._batch = []
-        yield
-        collected, self._batch = self._batch, None
-        self._send(collected)
-
-    def _send(self, messages: Sequence[Any]) -> None:
-        if self._batch is not None:
-            self._batch += messages
-            return
-        for start in range(0, len(messages), _BATCH):
-            self._in_thread(self._netlink.nlm_request_batch, messages[start : start + _BATCH])
-
-    def index(self, link: str) -> int:
-        """Return the number of a link."""
-        return self._in_thread(socket.if_nametoindex, link)
 
     # -- links --------------------------------------------------------------------------------------------------------
 
@@ -277,7 +150,7 @@ class Network:
             message["attrs"] = [("IFA_LOCAL", local or str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
             message["attrs"].append(("IFA_FLAGS", has))
             messages.append(message)
-        self._send(messages)
+        self.send(messages)
 
     # -- routes -------------------------------------------------------------------------------------------------------
 
@@ -302,7 +175,7 @@ class Network:
 
     def flush_routes(self, table: int, *, ipv4: bool = True) -> None:
         """Delete all routes of a table."""
-        self._in_thread(self._netlink.flush_routes, table=table, family=_family(ipv4))
+        self.in_thread(self.netlink.flush_routes, table=table, family=_family(ipv4))
 
     def routes(self, table: int | None = None, *, ipv4: bool | None = None) -> list[Route]:
         """Return all routes, or those of a table or a family."""
@@ -363,7 +236,7 @@ class Network:
         elif gateways:
             hops = [{"hops": 0, "oif": 0, "flags": 0, "attrs": [("RTA_GATEWAY", hop)]} for hop in gateways]
             attributes.append(("RTA_MULTIPATH", hops))
-        self._send([message])
+        self.send([message])
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
@@ -415,7 +288,7 @@ class Network:
         message["family"], message["action"] = _family(ipv4), _TO_TABLE
         named = [("FRA_TABLE", table), ("FRA_FWMARK", mark), *attributes]
         message["attrs"] = [(name, value) for name, value in named if value is not None]
-        self._send([message])
+        self.send([message])
 
     # -- neighbours ---------------------------------------------------------------------------------------------------
 
@@ -435,12 +308,12 @@ class Network:
         message["state"], message["flags"] = states[state], flags
         named = [("NDA_LLADDR", mac), ("NDA_PROTOCOL", protocol), ("NDA_FLAGS_EXT", extended_flags)]
         message["attrs"] += [(name, value) for name, value in named if value]
-        self._send([message])
+        self.send([message])
 
     def delete_neighbor(self, ip: str, link: str) -> None:
         """Delete a neighbour entry; one that is gone already is no error."""
         with contextlib.suppress(NetlinkError):
-            self._send([self._neighbor_message(RTM_DELNEIGH, 0, ip, self.index(link))])
+            self.send([self._neighbor_message(RTM_DELNEIGH, 0, ip, self.index(link))])
 
     def flush_neighbors(self, link: str | None = None, ip: str | None = None) -> None:
         """Delete the neighbour entries of a link or an address that nobody made to stay."""
@@ -473,7 +346,7 @@ class Network:
     def neighbor_timers(self) -> dict[tuple[str, int], dict[str, int]]:
         """Return the timers (NDTPA_*) of each neighbour table (arp_cache, ndisc_cache) and link; 0: the defaults."""
         found: dict[tuple[str, int], dict[str, int]] = {}
-        for message in self._in_thread(self._netlink.get_ntables):
+        for message in self.in_thread(self.netlink.get_ntables):
             table, timers = message.get_attr("NDTA_NAME"), dict(message.get_attr("NDTA_PARMS")["attrs"])
             found[table, timers.get("NDTPA_IFINDEX", 0)] = timers
         return found

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from lbguard.lab.network import Address, Link, Network
+from lbguard.lab.network import Network
+from lbguard.lab.network_objects import Address, Link
 
 COALESCE_S = 0.1
 CHECK_S = 10.0

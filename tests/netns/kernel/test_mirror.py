@@ -10,8 +10,8 @@ from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.events import AddressSeen, LinkGone, LinkSeen, RouteGone, RouteSeen, RuleGone, RuleSeen
 from lbguard.core.model import Route, RouteKind, Rule
 from lbguard.kernel.mirror import KernelMirror, MirrorSettings
-from lbguard.lab import network
 from lbguard.lab.netns import Namespace
+from lbguard.lab.network_objects import Route as ShownRoute
 from tests.netns.kernel.recorder import Recorder, mirrored, of_targets
 
 OURS: dict[str, Any] = {"table": 5001, "metric": 2048, "protocol": 152}
@@ -33,7 +33,7 @@ def add_routes(namespace: Namespace, link: str = "nse-a") -> None:
         namespace.add_route("default", gateway, link, **OURS)
 
 
-def defaults(namespace: Namespace) -> list[network.Route]:
+def defaults(namespace: Namespace) -> list[ShownRoute]:
     return [route for route in namespace.routes(ipv4=True) if route.destination == "default"]
 
 

@@ -16,7 +16,7 @@ import yaml
 from lbguard.api.client import GuardClient
 from lbguard.core.model import Decision
 from lbguard.lab.netns import Namespace, connect
-from lbguard.lab.network import Route, Rule
+from lbguard.lab.network_objects import Route, Rule
 from tests.bench.service import Service
 
 LIMIT_S = 30.0

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from lbguard.lab.network import Address, Link
+from lbguard.lab.network_objects import Address, Link
 from lbguard.lab.stand_in import follow, older_links_of_shared_subnets
 
 
