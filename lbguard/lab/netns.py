@@ -126,9 +126,10 @@ class Namespace(Network):
 def connect(left: Namespace, left_name: str, right: Namespace, right_name: str, **fields: Any) -> None:
     """Join two namespaces with a veth pair, both ends up; `fields` are those of the left end.
 
-    The kernel drops what is sent on a link until it has noticed its carrier, a moment after both ends were set up.
+    The left end, which was up before it had a carrier, sends when the kernel has noticed that, a moment later; until
+    then packets are dropped.
     """
     left.add_veth(left_name, right_name, right.path, **fields)
     right.set_link(right_name, up=True)
-    while not (left.link(left_name).operational and right.link(right_name).operational):
+    while not left.link(left_name).operational:
         time.sleep(0.001)

@@ -78,23 +78,12 @@ class Network(NetlinkThread):
 
     def links(self) -> list[Link]:
         """Return all links."""
-        return [
-            Link(
-                message["index"],
-                _name(message.get("ifname")),
-                message.get("address") or "",
-                bool(message["flags"] & _IFF_UP),
-                bool(message["flags"] & _IFF_LOWER_UP),
-                message.get("operstate") == "UP",
-                message.get("mtu"),
-                message.get("master"),
-            )
-            for message in self.request("link", "dump")
-        ]
+        return [_link(message) for message in self.request("link", "dump")]
 
     def link(self, name: str) -> Link:
         """Return one link."""
-        return next(link for link in self.links() if link.name == name)
+        [message] = self.request("link", "get", index=self.index(name))
+        return _link(message)
 
     def _names(self) -> dict[int, str]:
         return {link.ifindex: link.name for link in self.links()}
@@ -368,9 +357,17 @@ def _family(ipv4: bool) -> int:
     return socket.AF_INET if ipv4 else socket.AF_INET6
 
 
-def _name(name: str | bytes) -> str:
-    """Return a link's name as Python has file names: pyroute2 gives bytes where it is not UTF-8."""
-    return fsdecode(name)
+def _link(message: Any) -> Link:
+    return Link(
+        message["index"],
+        fsdecode(message.get("ifname")),  # pyroute2 gives bytes where it is not UTF-8
+        message.get("address") or "",
+        bool(message["flags"] & _IFF_UP),
+        bool(message["flags"] & _IFF_LOWER_UP),
+        message.get("operstate") == "UP",
+        message.get("mtu"),
+        message.get("master"),
+    )
 
 
 def _route(message: Any, names: dict[int, str]) -> Route:
