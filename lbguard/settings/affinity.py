@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from lbguard.settings.fields import GROUP, Duration, number, seconds
 
@@ -26,3 +26,9 @@ class AffinitySettings(BaseModel):
         description="Remember and steer UDP too. A UDP flow that began before an incident moves when its target is cut"
         " off, unless mode is all.",
     )
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off_in_yaml(cls, value: object) -> object:
+        # YAML reads the word `off` without quotes as false.
+        return "off" if value is False else value
