@@ -69,6 +69,7 @@ class EngineConfig:
     link to targets.
     `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
     `neighbor_failures_needed`: that many failed resolutions in a row make a path `neighbor_failed`.
+    `affinity`: report how flows are to be steered.
     `solicit_neighbors`: ask for unresolved neighbours of a new link in our own name. `retry_*`: backoff of kernel and
     distributor operations that failed.
     """
@@ -89,6 +90,7 @@ class EngineConfig:
     retry_min_s: float = 0.1
     retry_max_s: float = 5.0
     manages_paths: bool = True
+    affinity: bool = False
 
     @property
     def owns_paths(self) -> bool:

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from lbguard import DEFAULT_SOCKET
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
+from lbguard.settings.affinity import AffinitySettings
 from lbguard.settings.fields import (
     OptionalPath,
     SocketPath,
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
     freeze: FreezeSettings = group()
     damping: DampingSettings = group()
     availability: AvailabilitySettings = group()
+    affinity: AffinitySettings = group()
     evidence: EvidenceSettings = group()
     distributor: DistributorSettings = group()
     links: LinkSettings = group()
@@ -213,6 +215,7 @@ def engine_config(settings: Settings) -> EngineConfig:
             remembered_max=settings.verdicts.max_subjects_total,
         ),
         observe=settings.mode == "observe",
+        affinity=settings.mode == "enforce" and settings.affinity.mode != "off",
         manages_paths=settings.mode != "companion",
         superseded_link_down=settings.links.superseded == "down",
         excluded_links=settings.links.exclude,

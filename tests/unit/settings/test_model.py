@@ -291,3 +291,8 @@ def test_the_engine_gets_what_was_set() -> None:
     assert (config.superseded_link_down, config.excluded_links) == (False, ("eth0",))
     assert config.neighbor_failures_needed == 5
     assert (config.neighbor_probe_interval_s, config.tune_neighbors, config.soft_budget) == (0.0, False, 0.25)
+
+
+def test_off_without_quotes_in_yaml_is_off(tmp_path: Path) -> None:
+    (tmp_path / "lbguard.yaml").write_text("affinity: {mode: off}\n")
+    assert load(config=tmp_path / "lbguard.yaml").settings.affinity.mode == "off"
