@@ -17,13 +17,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from lbguard import DEFAULT_SOCKET
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
-from lbguard.settings.affinity import AffinitySettings
 from lbguard.settings.fields import (
     OptionalPath,
     SocketPath,
     group,
 )
 from lbguard.settings.groups import (
+    AffinitySettings,
     AnnounceSettings,
     AvailabilitySettings,
     DampingSettings,
