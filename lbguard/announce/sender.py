@@ -24,7 +24,7 @@ from lbguard.announce.plan import Announcement, Entry, Plan
 from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.model import LinkKey
-from lbguard.kernel.socket_options import RETURN, assemble, attach_filter
+from lbguard.kernel.sockets import RETURN, assemble, attach_filter
 
 REPEATS_S = (0.0, 0.1, 1.1, 2.2)
 """Default offsets of the sends of an address, in seconds from the first."""

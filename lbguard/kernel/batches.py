@@ -31,7 +31,7 @@ from lbguard.kernel.codec.encode import (
     resolve_neighbor,
 )
 from lbguard.kernel.codec.framing import Sequences, add_flags, number_messages
-from lbguard.kernel.netlink import KERNEL_PORT, KernelSocket, NetlinkSocket
+from lbguard.kernel.sockets import KERNEL_PORT, KernelSocket, NetlinkSocket
 
 _BUFFER_BYTES: Final = 65536
 

@@ -26,8 +26,7 @@ from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.kernel.codec.decode import Control, decode, lone_neighbor
 from lbguard.kernel.codec.encode import DumpKind, dump
 from lbguard.kernel.codec.rtnetlink import IsTargetTable
-from lbguard.kernel.netlink import KERNEL_PORT, KernelSocket, NetlinkSocket
-from lbguard.kernel.socket_options import quiet_neighbors
+from lbguard.kernel.sockets import KERNEL_PORT, KernelSocket, NetlinkSocket, quiet_neighbors
 from lbguard.kernel.view import View
 
 Sink = Callable[[list[Event], float], None]

@@ -22,7 +22,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from lbguard.core.addr import IPV4_LEN, IPV6_LEN, Prefix
 from lbguard.kernel.codec import constants as c
 from lbguard.kernel.codec.framing import ERROR, FLAGS, FLAGS_AT, HEADER, attributes
-from lbguard.kernel.netlink import KERNEL_PORT
+from lbguard.kernel.sockets import KERNEL_PORT
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ and complement) differs from pair to pair.
 import struct
 from typing import Final, NamedTuple
 
-from lbguard.kernel.socket_options import (
+from lbguard.kernel.sockets import (
     ACCEPT,
     JUMP_EQUAL,
     LOAD_BYTE,

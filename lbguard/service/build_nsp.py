@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lbguard.api.availability_server import AvailabilityServer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import Route, RouteKind, StreamSpec

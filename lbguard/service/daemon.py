@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.verdicts.queue import VerdictQueue
 from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors, SteerFlows
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
@@ -50,7 +50,6 @@ from lbguard.service.hold_file import HoldFile
 from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
 from lbguard.settings.model import Settings
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of

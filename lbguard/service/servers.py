@@ -8,7 +8,7 @@ import asyncio
 from typing import Protocol
 
 from lbguard.api.availability_server import AvailabilityServer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.server import ApiServer, GuardView
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
@@ -19,7 +19,6 @@ from lbguard.rpc.unix_socket import ServedSocket
 from lbguard.settings.model import Settings
 from lbguard.settings.notation import parse_listen
 from lbguard.settings.verdicts import VerdictSettings
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.httpd import Health, HttpEndpoint
 from lbguard.telemetry.metrics.guard import Metrics
 

@@ -1,7 +1,7 @@
 import asyncio
 
+from lbguard.api.feeds import DecisionLog, Missed
 from lbguard.core.model import TargetKey
-from lbguard.telemetry.decisions import DecisionLog, Missed
 from tests.unit.examples import decision
 
 
