@@ -3,10 +3,10 @@
 pyroute2 would read its sockets into a queue without a bound. The event stream and the batches of a repair are read from
 the socket itself, so that what waits stays in the kernel, which counts it and tells when it had to drop some.
 
-The BPF program of the mirror drops half of all messages. Each verify probe of a neighbour brings two notifications:
-that the probe began (PROBE, or DELAY before it) and how it ended (REACHABLE, FAILED). The first keeps the link-layer
-address and says nothing of the outcome. At thousands of probes a second it is half of all messages, so the kernel drops
-it before it is queued. Dump replies carry many messages in one datagram and always pass.
+Each verify probe of a neighbour brings two notifications: that the probe began (PROBE, or DELAY before it) and how it
+ended (REACHABLE, FAILED). The first keeps the link-layer address and says nothing of the outcome. At thousands of
+probes a second it is half of all messages, so the BPF program of the mirror drops it before it is queued. Dump replies
+carry many messages in one datagram and always pass.
 """
 
 import contextlib
