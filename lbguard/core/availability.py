@@ -1,7 +1,7 @@
-"""Availability of a stream: whether this load balancer has a forwarding path for it. Only a loss is delayed.
+"""Availability of streams, as routers see it: whether this load balancer has a forwarding path. Losses are delayed.
 
-This is apart from grace on purpose: while a table is held or frozen, routers should already send new traffic to other
-load balancers (symptom S12).
+It does not depend on the grace windows: while a table is held or frozen, routers should already send new traffic to
+other load balancers (symptom S12).
 """
 
 from lbguard.core.deadlines import Deadlines
@@ -22,7 +22,7 @@ class Availability:
         return self._state.get(name, (None, "starting"))
 
     def update(self, name: str, reason: str, now: float) -> list[SetAvailability]:
-        """Feed the level of the moment: reason `ok`, or why there is no usable path."""
+        """Apply the current condition of a stream: `ok`, or the reason why it has no usable path."""
         if reason == "ok":
             self._losing.cancel(name)
             return self._set(name, True, reason)
@@ -32,14 +32,14 @@ class Availability:
         return self.expire(now)
 
     def expire(self, now: float) -> list[SetAvailability]:
-        """Return what became unavailable by now."""
+        """Return the losses whose delay has passed by now."""
         effects = []
         for name in self._losing.pop_due(now):
             effects += self._set(name, False, self._reasons[name])
         return effects
 
     def postpone(self, until: float) -> None:
-        """Report no loss before a moment: a path that came back unseen is being repaired."""
+        """Delay every loss until a moment: a path that came back unobserved is being repaired."""
         for name in self._losing.pop_due(until):
             self._losing.set(name, until)
 

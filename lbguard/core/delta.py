@@ -1,7 +1,7 @@
-"""Desired against actual, for things that stand in the kernel: a pure structure that says what has to change.
+"""Comparison of desired and actual kernel objects: a pure structure that returns the changes to make.
 
-Level-triggered: it compares states, so a lost, repeated or reordered notification costs at most one idempotent
-operation. A key is unmanaged until something is desired for it, and nothing unmanaged is ever touched.
+It is level-triggered: it compares states, so a lost, repeated or reordered notification costs at most one idempotent
+operation. A key is unmanaged until a value is desired for it, and an unmanaged key is never changed.
 """
 
 from collections.abc import Hashable, Mapping
@@ -12,14 +12,14 @@ V = TypeVar("V")
 
 
 class Changes(NamedTuple, Generic[K, V]):
-    """Values to put (add or replace) and keys to delete, each in the order in which it became due."""
+    """Values to put (add or replace) and keys to delete, in the order in which they became due."""
 
     put: list[V]
     delete: list[V]
 
 
 class Delta(Generic[K, V]):
-    """Desired and actual values by key, and the keys whose difference has not been requested yet."""
+    """Desired and actual values by key, and the keys whose change has not been requested yet."""
 
     def __init__(self) -> None:
         self.actual: dict[K, V] = {}
@@ -33,12 +33,12 @@ class Delta(Generic[K, V]):
             self._compare(key)
 
     def want_absent(self, key: K) -> None:
-        """Desire that a key has no value; once that is so, the key is unmanaged again."""
+        """Desire that a key has no value; when it has none, the key is unmanaged again."""
         self._desired[key] = None
         self._compare(key)
 
     def release(self, key: K) -> None:
-        """Stop managing a key and leave what exists as it is."""
+        """Stop managing a key and leave its actual value unchanged."""
         self._desired.pop(key, None)
         self._due.pop(key, None)
 
@@ -48,7 +48,7 @@ class Delta(Generic[K, V]):
         return wanted is not None and self.actual.get(key) == wanted
 
     def saw(self, key: K, value: V) -> bool:
-        """Note the actual value of a key; return whether that is news."""
+        """Record the actual value of a key; return whether it differs from the known one."""
         if self.actual.get(key) == value:
             return False
         self.actual[key] = value
@@ -56,7 +56,7 @@ class Delta(Generic[K, V]):
         return True
 
     def gone(self, key: K, value: V) -> bool:
-        """Note that this very value is gone (another value under the key stays); return whether that is news."""
+        """Record that this value is gone (another value of the key stays); return whether it was known."""
         if self.actual.get(key) != value:
             return False
         del self.actual[key]
@@ -64,7 +64,7 @@ class Delta(Generic[K, V]):
         return True
 
     def replace_actual(self, actual: Mapping[K, V]) -> set[K]:
-        """Apply a full view in place of all that was known; return the keys that differ from before."""
+        """Replace all actual values by a full view; return the keys whose value changed."""
         before, self.actual = self.actual, dict(actual)
         changed = {key for key in before.keys() | actual.keys() if before.get(key) != actual.get(key)}
         for key in list(self._desired):
@@ -76,7 +76,7 @@ class Delta(Generic[K, V]):
         self._compare(key)
 
     def take_changes(self) -> Changes[K, V]:
-        """Return what has to change, once; a key comes again when its comparison changes or on `retry`."""
+        """Return the changes to make, each once; a key is returned again when its values change or on `retry`."""
         changes: Changes[K, V] = Changes([], [])
         for key in self._due:
             wanted = self._desired.get(key)

@@ -1,7 +1,7 @@
-"""Prediction for each target if nothing changes: plays the deadlines to come on a copy of the streams' counts.
+"""Predictions: the next action on each target if nothing changes, from its deadlines and a copy of the streams' counts.
 
-What each deadline becomes is asked of `Lifecycle.due`, which decides it when it comes, and the counts are kept by
-`Stream.move`. So a prediction is as good as the assumption: no path changes, and nothing is listed anew.
+`Lifecycle.due` gives the input of each deadline, as in the real decision, and `Stream.move` keeps the counts. So a
+prediction holds as long as no path and no list changes.
 """
 
 import copy
@@ -27,15 +27,15 @@ def predict(
     held_up: str,
     acts_at: Callable[[Target, float], float],
 ) -> dict[TargetKey, Prediction]:
-    """Return what follows for every target that waits for something. Changes nothing.
+    """Return the next action for every target with a pending deadline. Changes nothing.
 
     Args:
         config: the engine's.
-        life: what keeps the deadlines and decides what they become.
+        life: keeps the deadlines and gives their inputs.
         streams: all streams.
         now: the engine's clock, seconds.
-        held_up: why no deadline is acted on at present; empty: they are.
-        acts_at: returns when a target's deadline is acted on, no sooner than a moment.
+        held_up: why no deadline takes effect at present; empty: they do.
+        acts_at: returns when a target's deadline takes effect, at or after a moment.
     """
     by_name = {stream.spec.name: stream for stream in streams}
     found = {
@@ -64,19 +64,19 @@ def predict(
 
 
 def _moments(life: Lifecycle) -> list[tuple[float, TargetKey, bool]]:
-    """Return all deadlines and ends of pardons in the order in which they are acted on."""
+    """Return all deadlines and ends of pardons in the order in which they take effect."""
     pardons = [(at, key, True) for at, key in life.pardons.in_order()]
     return sorted(pardons + [(at, key, False) for at, key in life.deadlines.in_order()], key=lambda moment: moment[0])
 
 
 def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: Target, at: float) -> Prediction:
-    """Return what a deadline brings, and let the copy of the stream see it."""
+    """Return the action of a deadline, and apply it to the copy of the stream."""
     what = life.due(stream, target, at)
     state, action = TRANSITIONS[target.state, what]
     why = ""
     until = None
     if action in (Action.FREEZE, Action.PARDON):
-        # A freeze that an earlier run began goes on.
+        # A freeze that an earlier run began continues.
         until = (min(at, target.frozen_at) if action is Action.FREEZE else at) + config.freeze.limit_s
     if what is Input.DEADLINE_MASS or (target.state is TargetState.FROZEN and stream.mass_failure(config)):
         why = f"{stream.broken} of {stream.admitted} targets are broken"
@@ -101,7 +101,7 @@ def _without_deadline(config: EngineConfig, target: Target, now: float) -> Predi
 
 
 def _families(target: Target) -> str:
-    """Name the families of a target of which one is lost and the other is not."""
+    """Name the lost and the working family of a target."""
     hard = {
         ip for ip, path in target.paths.items() if path.condition is not Condition.OK and path.condition not in SOFT
     }

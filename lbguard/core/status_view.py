@@ -1,4 +1,4 @@
-"""Builds the status values from the engine's state."""
+"""Builds the values of `status.py` from the engine's state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lbguard.core.engine_state import EngineState
 
 SHOWN = 8
-"""So many opinions on each end of a path are shown: thousands may speak of one address."""
+"""Number of opinions shown for each end of a path: one address may have thousands."""
 
 
 _TARGETS_A_PART = 32
@@ -41,10 +41,10 @@ def build_status(engine: EngineState, now: float, *, detail: bool = True) -> Gua
 
 
 def status_in_parts(engine: EngineState, now: float, *, detail: bool = True) -> Iterator[GuardStatus | None]:
-    """Build the state a few targets at a time: yield None after each part, and the state at last.
+    """Build the state a few targets at a time: yield None after each part, and the state last.
 
-    A thousand targets with ten verdicts each take longer than a lost link may wait. Each target is told as it is when
-    its turn comes; all else is of the beginning.
+    A thousand targets with ten verdicts each take longer than the event of a lost link may wait. Each target is
+    reported as it is at its turn, everything else as at the beginning.
     """
     streams = list(engine.stream_registry.streams.values())
     links = engine.view.links.values() if detail else ()
@@ -66,7 +66,7 @@ def status_in_parts(engine: EngineState, now: float, *, detail: bool = True) -> 
         part = targets[first : first + _TARGETS_A_PART]
         for target in part:
             if engine.stream_registry.target(target.key) is target:
-                # What was predicted before its state changed says nothing any more.
+                # A prediction from before the change of state is out of date.
                 following = expected.get(target.key) if target.since <= now else None
                 told.append(_target(engine, target, now, following))
         yield None
@@ -123,7 +123,7 @@ def _path(engine: EngineState, ip: Ip, path: Path) -> PathStatus:
 
 
 def _opinions(engine: EngineState, ip: Ip, path: Path) -> tuple[dict[Source, Opinion], int]:
-    """Return the opinions on both ends of a path that are shown, and how many are not."""
+    """Return the opinions on both ends of a path that are shown, and the number of the others."""
     opinions = engine.paths.verdict_fusion.opinions
     of_link, of_target = opinions.of(path.lb_ip, SHOWN), opinions.of(ip, SHOWN)
     count = opinions.count(path.lb_ip) + opinions.count(ip)

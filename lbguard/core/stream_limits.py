@@ -1,4 +1,4 @@
-"""Limits of a stream's names, marks and sizes, whichever source lists it."""
+"""Limits of a stream's names, marks and sizes, for every source."""
 
 import re
 
