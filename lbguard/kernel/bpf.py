@@ -1,9 +1,8 @@
-"""Classic BPF programs of sockets (linux/filter.h), and the one of the mirror.
+"""Classic BPF filters of sockets (linux/filter.h), and the filter of the mirror's socket.
 
-Each verify probe of a neighbour brings two notifications: that the probe began (PROBE, or DELAY before it) and how it
-ended (REACHABLE, FAILED). The first keeps the link-layer address and says nothing of the outcome. At thousands of
-probes a second it is half of all messages, so the kernel drops it before it is queued. Dump replies carry many
-messages in one datagram and always pass.
+Each verify probe of a neighbour causes two notifications: its start (PROBE, or DELAY before it) and its outcome
+(REACHABLE, FAILED). The first one carries no news. At thousands of probes per second it is half of all messages, so the
+filter drops it before it is queued. Dump replies hold many messages in one datagram and always pass.
 """
 
 import socket
@@ -32,13 +31,13 @@ Instruction = tuple[int, int, int, int]
 
 
 def assemble(*instructions: Instruction) -> bytes:
-    """Return a program as the kernel takes it."""
+    """Return a program in the kernel's form."""
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def quiet_neighbors() -> bytes:
     """Return the program that drops notifications of a neighbour in PROBE or DELAY."""
-    # The machine loads in network order, while netlink writes in host order: constants are turned round instead.
+    # BPF loads in network order, while netlink writes in host order: the constants are byte-swapped instead.
     return assemble(
         (LOAD_HALF, 0, 0, _TYPE_AT),
         (JUMP_EQUAL, 0, 5, socket.htons(c.RTM_NEWNEIGH)),

@@ -1,8 +1,8 @@
-"""Puts into effect the capabilities that this process may use, where starting it has not done so.
+"""Makes the permitted capabilities of this process effective, where its start did not.
 
 The image's interpreter has file capabilities without the effective bit (capabilities(7)): a file with that bit cannot
-even be started where one of its capabilities is not granted, and `lbguard check-config`, observe mode and the probe
-need none or fewer. What was granted is permitted after the start, and has to be put into effect.
+be started where one of its capabilities is not granted, and `lbguard check-config`, observe mode and the probe need
+none or fewer. The granted capabilities are permitted after the start, and have to be made effective.
 """
 
 import ctypes

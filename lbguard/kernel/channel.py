@@ -1,4 +1,4 @@
-"""The request channel: batches of requests out, one result per message back."""
+"""Channel for batches of netlink requests: one result per message."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ _BUFFER_BYTES: Final = 65536
 
 
 def describe_error(error: OSError) -> str:
-    """Return an error of the kernel by name, with its own words."""
+    """Return an error of the kernel by name, with the kernel's text."""
     return _describe(error.errno or errno.EIO, error.strerror or "")
 
 
@@ -33,17 +33,17 @@ class Ack(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The error by name with the kernel's own words; empty on success."""
+        """The error by name with the kernel's text; empty on success."""
         if not self.error:
             return ""
         return _describe(self.error, self.text)
 
 
 class NetlinkChannel:
-    """Sends requests in batches and maps the answers back. All adapters of the data path share one.
+    """Sends requests in batches and assigns the answers to them. All adapters of the data path share one.
 
-    The kernel works through a datagram of many messages before `send` returns, one after another, and goes on after an
-    error. Only the last message of a chunk asks for an acknowledgement; errors of the others come unasked. Chunks of
+    The kernel processes the messages of a datagram in order before `send` returns, and continues after an error. Only
+    the last message of a chunk asks for an acknowledgement; errors of the others are sent without a request. Chunks of
     different callers may interleave; the messages of one chunk never do.
     """
 
@@ -66,8 +66,8 @@ class NetlinkChannel:
         """Carry out messages in order and return one result for each.
 
         Nothing raises for an error of the kernel: a message without an answer has the errno of the failed send,
-        ENOBUFS (answers dropped) or ETIMEDOUT. The loop gets a turn after every chunk, or, for what everything else
-        has to wait for, after the first chunk that ends `turn_s` or more after the last turn.
+        ENOBUFS (answers dropped) or ETIMEDOUT. The loop gets a turn after every chunk; with `turn_s`, for urgent
+        requests, after the first chunk that ends `turn_s` or more after the last turn.
         """
         results: list[Ack] = []
         turn_at = time.monotonic() + turn_s
@@ -98,7 +98,7 @@ class NetlinkChannel:
         return await self._collect(first, count)
 
     async def _collect(self, first: int, count: int) -> list[Ack]:
-        """Read answers until that of the last message; what has none by then went well."""
+        """Read answers up to that of the last message; a message without an answer succeeded."""
         answers: dict[int, Ack] = {}
         last = first + count - 1
         while last not in answers:
@@ -127,7 +127,7 @@ class NetlinkChannel:
         return [answers.get(sequence, unknown) for sequence in range(first, first + count)]
 
     async def _readable(self) -> bool:
-        """Wait until an answer can be read; False when none came in time."""
+        """Wait until an answer can be read; False when none arrived in time."""
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         loop.add_reader(self._kernel.fileno(), ready.set)

@@ -1,7 +1,7 @@
-"""Uses of a link besides the subnets of its own addresses: read from the kernel right before it is set down.
+"""Other uses of a superseded link (routes, rules, tunnels, ...), read from the kernel before the link is set down.
 
-Nothing is kept between two questions, so the answer is as new as it can be. What the kernel does not show here is a
-link in another network namespace that rides on this one.
+Nothing is cached, so the answer is current. The kernel does not show a link in another network namespace that is
+stacked on this one.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ Message = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostAddress:
-    """A permanent IPv6 address, which the kernel takes off a link that is set down. `peer` is empty for none."""
+    """A permanent IPv6 address, which the kernel removes when the link is set down. `peer`: empty for none."""
 
     ip: str
     prefix_length: int
@@ -45,13 +45,13 @@ class LostAddress:
 
 
 class LinkNeeds:
-    """Questions about one link, in the network namespace of the calling thread. Every method may block for a moment."""
+    """Queries about one link, in the network namespace of the calling thread. Every method may block briefly."""
 
     def __init__(self, ifindex: int) -> None:
         self._ifindex = ifindex
 
     def found(self) -> str:
-        """Return the first thing that needs the link, in words; empty when there is none."""
+        """Return a text with the first use of the link; empty when there is none."""
         try:
             return self._found()
         except (NetlinkError, OSError) as error:
@@ -83,10 +83,10 @@ class LinkNeeds:
             )
 
     def lost_when_down(self) -> tuple[LostAddress, ...]:
-        """Return the addresses that the link loses by being set down and that nobody else puts back.
+        """Return the addresses that the link loses when set down and that no other program restores.
 
         Raises:
-            NetlinkError, OSError: the kernel does not say.
+            NetlinkError, OSError: the kernel does not answer.
         """
         with IPRoute(ext_ack=True, strict_check=True) as kernel:
             return tuple(
@@ -101,7 +101,7 @@ class LinkNeeds:
             )
 
     def set_up(self, addresses: Iterable[LostAddress]) -> str:
-        """Set the link up, and give it back what it lost; what is there already stays.
+        """Set the link up and restore the addresses it lost; existing ones stay.
 
         Returns why that failed; empty on success.
         """
@@ -161,13 +161,13 @@ class LinkNeeds:
         return ""
 
     def _neighbor(self, entries: Iterable[Message], subnets: set[Any]) -> str:
-        """Find an entry that somebody made: the kernel drops all of a link that is set down, and makes none anew."""
+        """Find a user-made entry: the kernel drops all entries of a link that is set down, and restores none."""
         for entry in entries:
             destination = entry.get("dst")
             if destination is None or entry["ifindex"] != self._ifindex:
                 continue
             ip = ip_address(destination)
-            # Those of multicast and broadcast addresses are the kernel's.
+            # Entries of multicast and broadcast addresses are the kernel's.
             unasked = entry["state"] & _NUD_NOARP and not ip.is_multicast
             by_hand = entry["state"] & _NUD_PERMANENT or (
                 unasked and not any(ip == net.broadcast_address for net in subnets if net.num_addresses > 1)
@@ -188,14 +188,14 @@ class LinkNeeds:
 
 
 def _lower(link: Message) -> int:
-    """Return the link of this namespace that a link rides on; 0 when there is none."""
+    """Return the link of this namespace that a link is stacked on; 0 when there is none."""
     return 0 if link.get("link_netnsid") is not None else link.get("link") or 0
 
 
 def _tunnel_ends(link: Message, which: str) -> list[Any]:
-    """Return the links that a tunnel (vxlan, gre, ...) sends through, or its own addresses.
+    """Return the links that a tunnel (vxlan, gre, ...) sends through, or its local addresses.
 
-    They stand with the data of its kind, in attributes whose names end alike.
+    They are in the data of its kind, in attributes whose names have the same ending.
     """
     info = link.get("linkinfo")
     data = info.get("data") if info else None

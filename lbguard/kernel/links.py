@@ -1,4 +1,4 @@
-"""Operations on links. The kernel reuses ifindexes, so the name is compared right before each."""
+"""Operations on links: down, up, neighbour timers. Each checks the name first, since the kernel reuses ifindexes."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -17,11 +17,12 @@ class NeighborTimers:
     """Neighbour timers of one link, for ARP and neighbour discovery alike (ip-sysctl: net.ipv4.neigh.*).
 
     A verify probe that gets no answer is repeated every `retrans_ms`: `ucast_probes` to the known link-layer address,
-    then `mcast_reprobes` to everybody, and only then the entry fails. The defaults find a changed link-layer address
-    0.2 s after a probe begins, and give a busy neighbour 1 s before it counts as failed. An address never resolved is
-    asked for `mcast_probes` times, for 3 s as by default: on a fresh link IPv6 sends no solicitation at all until the
-    link-local address has passed duplicate detection (net/ipv6/ndisc.c, ndisc_send_ns). `locktime_ms` must be 0:
-    otherwise ARP ignores a changed address for that long after the probe itself touched the entry (net/ipv4/arp.c).
+    then `mcast_reprobes` by multicast, and only then the entry fails. The defaults detect a changed link-layer address
+    0.2 s after a probe begins, and give a busy neighbour 1 s before it counts as failed. An address that was never
+    resolved is solicited `mcast_probes` times, for 3 s by default: on a fresh link IPv6 sends no solicitation at all
+    until the link-local address has passed duplicate address detection (net/ipv6/ndisc.c, ndisc_send_ns). `locktime_ms`
+    must be 0: otherwise ARP ignores a changed address for that long after the probe itself touched the entry
+    (net/ipv4/arp.c).
     """
 
     retrans_ms: int = 200
@@ -57,7 +58,7 @@ class LinkOperations:
         self._lost: dict[LinkKey, tuple[LostAddress, ...]] = {}
 
     async def set_down(self, link: LinkKey, ifname: str) -> LinkSetDown:
-        """Set a link down, unless something needs it or its ifindex belongs to a link of another name by now.
+        """Set a link down, unless something needs it or its ifindex now belongs to a link of another name.
 
         Returns:
             The outcome; `reason` is empty when the link is down (also when it was already).
@@ -72,7 +73,7 @@ class LinkOperations:
         return LinkSetDown(link=link, reason=reason)
 
     async def set_up(self, link: LinkKey, ifname: str) -> str:
-        """Set a link up that `set_down` set down, with what it lost. Returns why it failed; empty on success."""
+        """Set a link up after `set_down`, with the addresses it lost. Returns the error; empty on success."""
         lost = self._lost.pop(link, ())
         reason = await self._mismatch(link.ifindex, ifname)
         if reason:
@@ -80,7 +81,7 @@ class LinkOperations:
         return await asyncio.to_thread(lambda: LinkNeeds(link.ifindex).set_up(lost))
 
     async def tune(self, ifindex: int, ifname: str, timers: NeighborTimers) -> str:
-        """Set the neighbour timers of a link for both families. Returns why it failed; empty on success."""
+        """Set the neighbour timers of a link for both families. Returns the error; empty on success."""
         reason = await self._mismatch(ifindex, ifname)
         if reason:
             return reason
@@ -91,7 +92,7 @@ class LinkOperations:
         return ""
 
     def _ask(self, link: LinkKey) -> str:
-        """Return what needs a link, empty for nothing, and remember what it loses by being set down."""
+        """Return what needs a link (empty: nothing), and remember the addresses it loses when set down."""
         needs = LinkNeeds(link.ifindex)
         reason = needs.found()
         if not reason:
@@ -99,7 +100,7 @@ class LinkOperations:
         return reason
 
     async def _mismatch(self, ifindex: int, ifname: str) -> str:
-        """Return why a link is not the one that is meant; empty when it is."""
+        """Return why an ifindex is not the meant link's; empty when it is."""
         try:
             found = await self._requests.link_name(ifindex)
         except OSError as error:
@@ -108,7 +109,7 @@ class LinkOperations:
 
 
 async def _why_not(request: Awaitable[None]) -> str:
-    """Make a request; return the error that it ends with, empty on success."""
+    """Make a request; return its error, empty on success."""
     try:
         await request
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The kernel's table `local`: the destinations that this machine itself receives.
+"""Prefixes in the kernel's table `local`: destinations whose packets this machine itself receives.
 
-The rule for it comes before every other one, so no mark leads a packet to such an address anywhere else.
+The rule of that table precedes every other rule, so no mark can forward a packet to such an address.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _DELIVERED: Final = frozenset({2, 3, 4, 5})
 
 
 def local_prefixes() -> frozenset[Prefix]:
-    """Return the prefixes whose packets this network namespace keeps for itself, in a thread without an event loop.
+    """Return the locally delivered prefixes of this network namespace; for a thread without an event loop.
 
     Raises:
         OSError: the kernel does not answer.

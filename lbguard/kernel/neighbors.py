@@ -1,4 +1,4 @@
-"""Neighbour entries: flush, resolve now, verify now; in batches, each idempotent."""
+"""Neighbour entries: flushes, resolves and verifies them, in batches; each operation is idempotent."""
 
 import errno
 from collections.abc import Callable
@@ -27,21 +27,21 @@ class NeighborFailure:
 
 
 class Neighbors:
-    """Carries out neighbour effects. Results show as neighbour events of the kernel; refusals are returned."""
+    """Carries out neighbour effects. Their results arrive as neighbour events of the kernel; refusals are returned."""
 
     def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
 
     async def flush(self, effect: FlushNeighbors) -> list[NeighborFailure]:
-        """Delete exactly these entries; absent ones (or their links) are no failure."""
+        """Delete exactly these entries; absent entries (or links) are not failures."""
         return await self._each(effect.entries, delete_neighbor, _ABSENT)
 
     async def resolve(self, effect: ResolveNeighbors) -> list[NeighborFailure]:
-        """Start resolving these addresses; an entry that is valid stays as it is (a stale one is verified soon)."""
+        """Start resolving these addresses; a valid entry stays unchanged (a stale one is verified soon)."""
         return await self._each(effect.entries, resolve_neighbor, frozenset())
 
     async def probe(self, effect: ProbeNeighbors) -> list[NeighborFailure]:
-        """Verify these entries now; where there is nothing to verify, resolve."""
+        """Verify these entries now; resolve those that do not exist or have no address."""
         failures = []
         unresolved = []
         acks = await self._channel.submit([probe_neighbor(ifindex, ip) for ifindex, ip in effect.entries])

@@ -1,7 +1,7 @@
-"""Routes and rules of the targets, programmed in batches.
+"""Programming of the targets' routes and rules, in batches.
 
-Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are touched:
-where none of ours stands a route is added, which the kernel refuses if somebody else's does.
+Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are changed:
+where we have no route, one is added, which the kernel refuses if another program has one.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from lbguard.kernel.codec.encode import add_route, add_rule, delete_route, delet
 # ESRCH and ENOENT: no such route or rule. ENODEV: its device is gone, and the route went with it.
 _ABSENT: Final = frozenset({0, errno.ESRCH, errno.ENOENT, errno.ENODEV})
 
-# The kernel has no route that says that the gateway is on the link. We know of an address or a route that does: it was
-# seen a moment ago, or it is an address without a prefix route.
+# The kernel has no route by which the gateway is on the link. The core knows an address or a route for it: one that was
+# seen just now, or an address without a prefix route.
 _NOT_ON_LINK: Final = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH})
 
 _TURN_S: Final = 0.03
-"""Routes are what a broken connection waits for. Between two chunks of them the loop would digest what the kernel tells
-of the last one, which takes longer than the chunk itself and can as well come after."""
+"""Routes end an outage, so they come first. Between two chunks the loop would process the kernel's notifications of the
+last one, which takes longer than the chunk itself and can wait."""
 
 
 class RouteTable:
@@ -32,14 +32,14 @@ class RouteTable:
 
     def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
-        # The channel may interleave batches; of two for the same route the later must win.
+        # The channel may interleave batches; of two changes of a route the later one must apply last.
         self._in_order = asyncio.Lock()
 
     async def program(self, effect: ProgramRoutes) -> list[RoutesProgrammed | RouteFailed]:
         """Add, replace and delete routes, in this order.
 
         Returns:
-            What the kernel did as one RoutesProgrammed (if anything), and a RouteFailed for each route it refused.
+            One RoutesProgrammed with all that the kernel did (if anything), and a RouteFailed for each refused route.
         """
         wanted = effect.put
         for route in wanted + effect.delete:

@@ -1,4 +1,4 @@
-"""gRPC channels to others: plaintext, or TLS of both sides through a tunnel (`tls_tunnel`), and waits between them."""
+"""gRPC client channels: plaintext, or mutual TLS through a tunnel (`tls_tunnel.py`); backoff between attempts."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -13,25 +13,25 @@ from lbguard.rpc.unix_target import unix_target
 from lbguard.settings.dial_address import Endpoint
 
 CONNECT_TIMEOUT_MS = 1000
-"""Time limit of one attempt to connect; gRPC's own default of 20 s would outlast every grace window."""
+"""Time limit of one attempt to connect; gRPC's default of 20 s is longer than any grace window."""
 
 RECEIVE_BYTES_MAX = 64 * 2**20
 
 REPORTER_KEY = "lbguard-reporter"
-"""Metadata in which a reporter may give its name, to be told from others with the same identity."""
+"""Metadata key by which a reporter may give its name, to distinguish reporters of one identity."""
 
 
 class ChannelError(Exception):
-    """A channel cannot be made; the text says why."""
+    """A channel cannot be made; the text has the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSpec:
     """Address and options of a channel. Times in seconds; `keepalive_s` 0: no pings.
 
-    `material` None: plaintext; unix sockets are always without TLS, since their file's mode says who may connect.
-    `server_name` is a pattern that a name (URI, host or address) in the server's certificate must fit; empty: any
-    certificate of the authorities counts, which is how Meridio's programs treat each other.
+    `material` None: plaintext; unix sockets are always without TLS, since their file mode controls access.
+    `server_name` is a pattern that a name (URI, host or address) in the server's certificate must match; empty: any
+    certificate of the authorities counts, as between Meridio's programs.
     """
 
     endpoint: Endpoint
@@ -43,7 +43,7 @@ class ChannelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An open channel, which connects when it is first used."""
+    """An open channel, which connects at its first use."""
 
     channel: grpc.aio.Channel
     tunnel: TlsTunnel | None = None
@@ -54,13 +54,13 @@ class Session:
         return self.tunnel.problem if self.tunnel is not None else ""
 
     def reason_of(self, error: BaseException) -> str:
-        """Return in a few words why a call failed: what the tunnel knows comes before what gRPC makes of it."""
+        """Return why a call failed: the tunnel's error if there is one, else gRPC's."""
         return self.problem or reason_of(error)
 
 
 @contextlib.asynccontextmanager
 async def open_channel(spec: ChannelSpec) -> AsyncIterator[Session]:
-    """Make a channel that connects when it is first used, and close it in the end."""
+    """Make a channel that connects at its first use, and close it at the end."""
     endpoint, options = spec.endpoint, _options(spec)
     async with contextlib.AsyncExitStack() as stack:
         tunnel, target = None, target_of(endpoint)
@@ -75,17 +75,17 @@ async def open_channel(spec: ChannelSpec) -> AsyncIterator[Session]:
 
 
 class Dialer(Protocol):
-    """Makes channels, one after another, to the address that it is given."""
+    """Factory of channels to an address."""
 
     def dial(self, endpoint: Endpoint) -> contextlib.AbstractAsyncContextManager[Session]:
-        """Make a new channel and close it in the end.
+        """Make a new channel and close it at the end.
 
         Raises:
             ChannelError: it cannot be made.
         """
 
     def stamp(self) -> object:
-        """Return what changes when a new channel would have other credentials."""
+        """Return a value that changes when a new channel would have other credentials."""
 
 
 class PlainDialer:
@@ -101,12 +101,12 @@ class PlainDialer:
 
 
 class TlsDialer:
-    """Channels with TLS of both sides; a channel keeps the certificates that it began with.
+    """Channels with mutual TLS; a channel keeps the certificates that it began with.
 
-    While the source has nothing usable (a file is being replaced) the last good certificates stay in use.
+    While the source has no usable certificates (a file is being replaced), the last good ones stay in use.
 
     Args:
-        source: where our certificate and the server's authorities come from.
+        source: the source of our certificate and of the server's authorities.
         server_name: see ChannelSpec; empty: the host.
     """
 
@@ -141,7 +141,7 @@ class TlsDialer:
 
 @dataclass(frozen=True, slots=True)
 class _Fixed:
-    """Certificates that do not change while a channel lasts: with new ones a new channel is made."""
+    """Constant certificates of one channel: new certificates need a new channel."""
 
     material: Material
 
@@ -155,7 +155,7 @@ def target_of(endpoint: Endpoint) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error of a call in a few words."""
+    """Return the short text of a call's error."""
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {error.details()}"
     return str(error) or error.__class__.__name__
@@ -163,25 +163,25 @@ def reason_of(error: BaseException) -> str:
 
 def _options(spec: ChannelSpec) -> list[tuple[str, str | int]]:
     options: list[tuple[str, str | int]] = [
-        # Each attempt of ours is one attempt to connect, so gRPC must not share what earlier channels learned.
+        # Each channel is one attempt to connect, so gRPC must not share the state of earlier channels.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
         ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
-        # A proxy of the environment is not meant for addresses inside the pod's own networks.
+        # A proxy from the environment does not apply to addresses inside the pod's networks.
         ("grpc.enable_http_proxy", 0),
     ]
     if spec.keepalive_s:
         options += [
             ("grpc.keepalive_time_ms", round(spec.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", round(spec.keepalive_timeout_s * 1000)),
-            # A watch may be silent for hours: pings without data between them are the point.
+            # A watch may be silent for hours, so pings are needed without data.
             ("grpc.http2.max_pings_without_data", 0),
         ]
     return options
 
 
 class Backoff:
-    """Waits that double from one failure to the next, up to a limit."""
+    """Exponential backoff: waits double from one failure to the next, up to a limit."""
 
     def __init__(self, max_s: float, *, first_s: float = 0.05, jitter: Callable[[], float] = lambda: 1.0) -> None:
         self._first_s = min(first_s, max_s)
@@ -195,5 +195,5 @@ class Backoff:
         return wait_s * self._jitter()
 
     def reset(self) -> None:
-        """Begin anew after a success."""
+        """Start again from the first wait, after a success."""
         self._next_s = self._first_s

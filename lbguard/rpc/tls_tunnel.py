@@ -1,10 +1,10 @@
-"""A TLS connection for a gRPC client whose server shows a certificate without a host name.
+"""Tunnel of a gRPC client's TLS connection to a server whose certificate has no host name.
 
-The certificates of a mesh (X.509-SVIDs) name their holder by a URI. gRPC for Python can only look for a host name and
-refuses them, so TLS is spoken by the standard library here: gRPC connects to a private socket of this process, and what
-it says there goes on, encrypted, to the server that has shown a certificate of the right authority and name.
+The certificates of a mesh (X.509-SVIDs) name their holder by a URI. gRPC for Python can only check host names and
+refuses such certificates, so the standard library does TLS here: gRPC connects to a private socket of this process, and
+the tunnel relays its data, encrypted, to a server with a certificate of the right authority and name.
 
-Certificates are read for each connection anew, so a renewed one is used from the next connection on.
+Certificates are read again for each connection, so a renewed one is used from the next connection on.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class TunnelError(Exception):
-    """No connection to the server; the text says why."""
+    """No connection to the server; the text has the reason."""
 
 
 def certificate_names(certificate: dict[str, object]) -> tuple[str, ...]:
@@ -38,13 +38,13 @@ def certificate_names(certificate: dict[str, object]) -> tuple[str, ...]:
 
 
 class TlsTunnel:
-    """Listens on a private socket while it is entered, and connects each who comes in to the server.
+    """Private listening socket (a context manager) that relays each connection to the server.
 
     Args:
         host: name or address of the server.
         port: its port.
-        material: our certificate and the authorities; read in a thread, and any exception is a failed connection.
-        server_name: pattern that a name in its certificate must fit; empty: any certificate of the authorities.
+        material: our certificate and the authorities; read in a thread; an exception makes the connection fail.
+        server_name: pattern that a name in its certificate must match; empty: any certificate of the authorities.
     """
 
     def __init__(self, host: str, port: int, material: MaterialSource, *, server_name: str = "") -> None:
@@ -81,7 +81,7 @@ class TlsTunnel:
         assert task is not None
         self._relays.add(task)
         try:
-            # Whoever closes the tunnel cancels its relays; asyncio would report a handler that ends so as broken.
+            # Closing the tunnel cancels its relays; asyncio would report a cancelled handler as an error.
             with contextlib.suppress(asyncio.CancelledError):
                 if _peer_pid(writer) == os.getpid():
                     await self._relay(reader, writer)
@@ -110,7 +110,7 @@ class TlsTunnel:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            # The far end may never answer the goodbye of TLS.
+            # The far end may never answer the TLS close alert.
             far_writer.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -133,8 +133,8 @@ class TlsTunnel:
     def _context(self) -> ssl.SSLContext:
         material = self._material.current()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False  # names are looked at in `_connect`
-        # An authority of a mesh may be an intermediate one.
+        context.check_hostname = False  # names are checked in `_connect`
+        # The authority of a mesh may be an intermediate certificate.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.set_alpn_protocols(["h2"])
         context.load_verify_locations(cadata=material.roots.decode("ascii", "replace"))
@@ -145,10 +145,10 @@ class TlsTunnel:
         return context
 
     async def _copy_back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Copy what the server says, and note it when that is nothing.
+        """Relay the server's data, and record an error when there is none.
 
-        With TLS 1.3 a server refuses our certificate only after the handshake has ended at our side, and its word on
-        that may be lost when it closes the connection.
+        With TLS 1.3 a server refuses our certificate only after the handshake has ended on our side, and its alert may
+        be lost when it closes the connection.
         """
         try:
             heard = await reader.read(_CHUNK_BYTES)
@@ -176,14 +176,14 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def _words(error: OSError) -> str:
-    """Return what went wrong: `SSLError` is an OSError too, with a reason in capitals."""
+    """Return the text of an error: `SSLError` is an OSError too, with a reason in capitals."""
     reason = getattr(error, "reason", None) or error.strerror or str(error)
     return str(reason).lower().replace("_", " ")
 
 
 @contextlib.contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
-    """Give content the name of a file without putting a key on any disk."""
+    """Yield the path of an in-memory file with this content, so that no key is on a disk."""
     descriptor = os.memfd_create("lbguard", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, content)

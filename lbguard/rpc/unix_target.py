@@ -6,5 +6,5 @@ from urllib.parse import quote
 
 
 def unix_target(path: Path | str) -> str:
-    """Return a path in gRPC's notation, a URI: in it `%`, `#` and `?` mean something else, and it has to be ASCII."""
+    """Return a path as a gRPC address, a URI: ASCII, with `%`, `#` and `?` escaped."""
     return f"unix:{quote(os.fsencode(path))}"
