@@ -1,4 +1,4 @@
-"""Follows one network service manager's stream of connections, and dials again when it ended."""
+"""Client of a network service manager (NSM): follows its stream of connection events, and reconnects."""
 
 import asyncio
 import contextlib
@@ -28,21 +28,21 @@ _ADDRESSES_READ = 64
 class ConnectionScope:
     """Filter of connections.
 
-    A manager that is asked for network services by name tells of those of the whole cluster; without, of its own node.
+    With names of network services, a manager reports the connections of the whole cluster; without, of its node.
     """
 
     network_services: tuple[str, ...] = ()
     path_segments: tuple[str, ...] = ()
 
     def selector(self) -> pb.MonitorScopeSelector:
-        """Return the question to the manager."""
+        """Return the request to the manager."""
         return pb.MonitorScopeSelector(
             network_services=self.network_services,
             path_segments=[pb.PathSegment(name=name) for name in self.path_segments],
         )
 
     def fits(self, message: pb.Connection) -> bool:
-        """Return whether a connection counts: an older manager does not understand all of the question."""
+        """Return whether a connection is in scope: an older manager does not support every part of the request."""
         if self.network_services and message.network_service not in self.network_services:
             return False
         names = tuple(segment.name for segment in message.path.path_segments)
@@ -51,7 +51,7 @@ class ConnectionScope:
 
 
 def connection_id(key: str, message: pb.Connection) -> str:
-    """Return the id that every hop of a connection knows: the one in the first segment of its path, the client's."""
+    """Return the id that all hops of a connection share: that of the first segment of its path, the client's."""
     segments = message.path.path_segments
     return (segments[0].id if segments else "") or key
 
@@ -64,7 +64,7 @@ class Address(NamedTuple):
 
 
 def addresses_of(texts: Sequence[str]) -> Iterator[Address]:
-    """Yield the usable ones of the first 64 of a list such as `172.16.0.1/32`; a mesh element may write anything."""
+    """Yield the valid ones of the first 64 addresses such as `172.16.0.1/32`; the list is external input."""
     for text in texts[:_ADDRESSES_READ]:
         try:
             interface = ipaddress.ip_interface(text)
@@ -75,12 +75,12 @@ def addresses_of(texts: Sequence[str]) -> Iterator[Address]:
 
 
 def ips_of(texts: Sequence[str]) -> Iterator[Ip]:
-    """Yield the same without the lengths."""
+    """Yield the same addresses without the lengths."""
     return (address.ip for address in addresses_of(texts))
 
 
 def mac_of(text: str) -> bytes:
-    """Return a link-layer address such as `02:00:00:00:00:01`; empty when it is none that an interface can have."""
+    """Return a link-layer address such as `02:00:00:00:00:01`; empty when no interface can have it."""
     try:
         mac = bytes.fromhex(text.replace(":", " "))
     except ValueError:
@@ -95,15 +95,15 @@ ROTATION_LOOK_S = 1.0
 
 
 class ManagerStream:
-    """Follows one manager. `losses` counts how often it was lost, however many reasons came up until it was back.
+    """Stream of one manager's events. `losses` counts lost connections, each once until it is back.
 
     Args:
-        endpoint: where it is.
+        endpoint: its address.
         dialer: makes channels to it.
-        scope: what it is asked for.
-        hear: takes each event. A stream begins with a list of all connections.
-        lose: takes the reason of a loss, and each other reason that comes up until the manager is back.
-        backoff_max_s: the longest wait before dialling again.
+        scope: the connections that it is requested to report.
+        hear: receives each event. A stream begins with a list of all connections.
+        lose: receives the reason of a loss, and each other reason that occurs until the manager is back.
+        backoff_max_s: the longest wait before a new connection.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class ManagerStream:
             await asyncio.sleep(self._backoff.next_s())
 
     async def _follow(self) -> str:
-        """Follow one stream to its end and return why it ended; empty when it is to be begun again at once."""
+        """Follow one stream to its end and return why it ended; empty when a new one has to begin at once."""
         stamp = self._dialer.stamp()
         async with self._dialer.dial(self._endpoint) as session:
             stub: pb_grpc.MonitorConnectionAsyncStub = pb_grpc.MonitorConnectionStub(session.channel)
@@ -167,6 +167,6 @@ class ManagerStream:
 
 
 async def _cancel_when_rotated(dialer: Dialer, stamp: object, call: grpc.aio.Call) -> None:
-    while dialer.stamp() == stamp:  # noqa: ASYNC110 (files tell nothing by themselves)
+    while dialer.stamp() == stamp:  # noqa: ASYNC110 (files do not notify)
         await asyncio.sleep(ROTATION_LOOK_S)
     call.cancel()

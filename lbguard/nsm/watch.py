@@ -1,15 +1,15 @@
-"""Meaning of a mesh manager's events for the load balancer: outdated neighbour entries, and repairs.
+"""Translator of a mesh manager's events into events of the core: outdated neighbour entries, and repairs.
 
 A target reaches its proxy by a connection of which it is the client, and the load balancer resolves the target's
-addresses through the proxy's bridge. So when such a connection is closed, or its client has another interface, the
-entries that the load balancer holds for the client's addresses are wrong. The kernel finds out after seconds, the
-manager tells at once.
+addresses through the proxy's bridge. So when such a connection is closed, or its client has another interface, the load
+balancer's neighbour entries of the client's addresses are wrong. The kernel detects that after seconds, the manager
+reports it at once.
 
 A connection that the mesh reports down is being repaired. That is HEALING evidence, for the targets that are its
 client, or for the link when its far end is the load balancer itself.
 
-A manager that is lost changes nothing. Nor does a list without a connection that was known: a manager that started anew
-knows none of them for a while.
+The loss of a manager changes nothing. Nor does a list that lacks a known connection: a restarted manager has none of
+them for a time.
 """
 
 import itertools
@@ -25,13 +25,13 @@ from lbguard.core.model import ConnectionSubject, Verdict, VerdictState
 from lbguard.nsm.manager import HEALING_STATES, ConnectionScope, connection_id, ips_of, mac_of
 
 REPORTER = "nsm"
-"""The reporter of the evidence that a manager gives. No peer can have this name: theirs are authenticated ones."""
+"""Reporter name of a manager's evidence. No peer can have this name: theirs are authenticated."""
 
 WatchEvent = NeighborsOutdated | VerdictReported
 
 
 class Known(Protocol):
-    """Interface to the addresses that the load balancer knows."""
+    """Interface to the load balancer's known addresses."""
 
     def is_target(self, ip: Ip) -> bool:
         """Return whether an address is a target's."""
@@ -42,7 +42,7 @@ class Known(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Passage:
-    """A connection as it passes a manager: addresses of client and endpoint, the client's link-layer address."""
+    """A connection at one manager: addresses of client and endpoint, and the client's link-layer address."""
 
     connection: str
     client: tuple[Ip, ...]
@@ -52,13 +52,13 @@ class _Passage:
 
 
 class ConnectionWatch:
-    """Compares each message with the one before.
+    """Compares each message of a connection with the previous one.
 
     Args:
-        scope: which connections count.
-        known: what the addresses are.
+        scope: the connections that count.
+        known: the classifier of addresses.
         heal_s: how long a repair may take, seconds.
-        passages_max: so many are remembered, the longest unheard ones are forgotten.
+        passages_max: number of remembered ones; those without an event for longest are forgotten.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ConnectionWatch:
         return len(self._passages)
 
     def take(self, event: pb.ConnectionEvent) -> list[WatchEvent]:
-        """Take an event of the manager; return what follows for the core."""
+        """Apply an event of the manager; return the events for the core."""
         told: list[WatchEvent] = []
         for key, message in sorted(event.connections.items()):
             id = message.id or key
@@ -96,7 +96,7 @@ class ConnectionWatch:
         self._passages[id] = now
         self._passages.move_to_end(id)
         if before is None:
-            # A connection that is new has a new interface. In a list of all, it may well be the one that is resolved.
+            # A new connection has a new interface. One in a list of all may be the interface that is resolved already.
             if live or now.mac:
                 yield from self._outdated(now.client, now.mac)
             while len(self._passages) > self._passages_max:
@@ -112,7 +112,7 @@ class ConnectionWatch:
 
     def _delete(self, id: str, message: pb.Connection) -> Iterator[WatchEvent]:
         gone = self._passages.get(id) or _read(id, message, None)
-        # What is being repaired may be closed on the way: its evidence stays until the time for the repair is over.
+        # A repair may close the connection: its evidence stays until the time of the repair ends.
         self._forget(id)
         yield from self._outdated(gone.client)
 
@@ -133,7 +133,7 @@ class ConnectionWatch:
             yield NeighborsOutdated(ips=targets, new_mac=mac)
 
     def _follow_repair(self, id: str, now: _Passage) -> Iterator[WatchEvent]:
-        """Report when the first passage of a connection is repaired, and when none is any more."""
+        """Report when the repair of a connection's first passage begins, and when the last one ends."""
         healing = self._healing.setdefault(now.connection, set())
         was = bool(healing)
         (healing.add if now.healing else healing.discard)(id)
@@ -146,7 +146,7 @@ class ConnectionWatch:
             del self._healing[now.connection]
             reported = self._reported.pop(now.connection, None)
             if reported is not None:
-                # Not UP: a manager does not know whether packets get through, and must not contradict who does.
+                # Not UP: a manager does not test the path, and must not contradict reporters that do.
                 yield self._verdict(reported, VerdictState.ENDED)
 
     def _subject(self, passage: _Passage) -> ConnectionSubject | None:
@@ -169,7 +169,7 @@ class ConnectionWatch:
 
 
 def _read(id: str, message: pb.Connection, before: _Passage | None) -> _Passage:
-    """Read a message. What a repaired connection lacks for the moment is taken from the message before."""
+    """Read a message. Fields that a connection under repair lacks are taken from the previous message."""
     context = message.context
     client = tuple(dict.fromkeys(ips_of(context.ip_context.src_ip_addrs)))
     endpoint = tuple(dict.fromkeys(ips_of(context.ip_context.dst_ip_addrs)))

@@ -1,4 +1,4 @@
-"""Follows a network service manager for the load balancer: stream, watch, counts. Loads gRPC."""
+"""Builds and runs the connection to a network service manager: stream, watch, counters. Loads gRPC."""
 
 import logging
 from collections import Counter
@@ -23,7 +23,7 @@ _KINDS = {pb.INITIAL_STATE_TRANSFER: "list", pb.UPDATE: "update", pb.DELETE: "de
 
 
 class _Addresses:
-    """Classifier of addresses. Ours stays ours when it is lost: a manager may report a repair after the link went."""
+    """Classifier of addresses. An address of ours stays ours when it is lost: a repair may be reported later."""
 
     def __init__(self, engine: EngineState) -> None:
         self._engine = engine
@@ -46,7 +46,7 @@ class _Addresses:
         return ip in self._ours
 
     def _remember(self, ip: Ip) -> None:
-        # The newest go to the end, so that what is forgotten is what was seen longest ago.
+        # The newest are at the end, so that the address seen longest ago is forgotten first.
         self._ours.pop(ip, None)
         self._ours[ip] = None
         if len(self._ours) > _OURS_MAX:
@@ -54,9 +54,10 @@ class _Addresses:
 
 
 class MeshEvents:
-    """Follows one manager, for as long as `run` does.
+    """Follows one manager while `run` is running.
 
-    `events` counts what came by kind, `outdated` the target addresses told as outdated; both only grow, as `losses`.
+    `events` counts the events by kind, `outdated` the target addresses reported as outdated; both only grow, like
+    `losses`.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class MeshEvents:
         await self._stream.run()
 
     def hear_kernel(self, events: Iterable[Event]) -> None:
-        """Apply kernel events, for the addresses of our links in them."""
+        """Record the addresses of our links in kernel events."""
         self._addresses.hear_kernel(events)
 
     def _hear(self, event: pb.ConnectionEvent) -> None:

@@ -1,7 +1,7 @@
-"""Watches for VIPs that are addresses of the load balancer itself.
+"""Check for VIPs that are local addresses of the load balancer itself.
 
 A VIP on one of its links (as LVS has it on `lo`) is in the kernel's table `local`, which comes before any mark: its own
-stack answers, with a reset, and no target gets a packet. Nothing else shows it, for routes and tables are in order.
+stack answers with a reset, and no target gets a packet. No other check shows it, since routes and tables are correct.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ _LOOK_S = 2.0
 
 
 class LocalVips:
-    """Check for local VIPs, reported in the log and in the status.
+    """Check for local VIPs; reports them in the log and in the status.
 
     Args:
         streams: returns the streams that are served.
-        read: returns the prefixes that the kernel delivers here; it may block for seconds.
+        read: returns the prefixes that the kernel delivers locally; it may block for seconds.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LocalVips:
         self._found: dict[Prefix, Prefix] = {}
 
     def add_to(self, status: GuardStatus) -> GuardStatus:
-        """Return a status with the VIPs of each stream that were found to be local."""
+        """Return a status with the local VIPs of each stream."""
         if not self._found:
             return status
         vips = {spec.name: spec.vips for spec in self._streams()}
@@ -47,7 +47,7 @@ class LocalVips:
         return replace(status, streams=tuple(streams))
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check periodically until cancelled."""
         while True:
             if any(stream.vips for stream in self._streams()):
                 try:
@@ -57,7 +57,7 @@ class LocalVips:
             await asyncio.sleep(_LOOK_S)
 
     def take(self, local: Iterable[Prefix]) -> None:
-        """Compare the VIPs with what the kernel delivers here, and log what is new."""
+        """Compare the VIPs with the locally delivered prefixes, and log new findings."""
         vips = [vip for stream in self._streams() for vip in stream.vips]
         found = overlapping(vips, (prefix for prefix in local if not why_not_unicast(prefix.network)))
         for vip in found.keys() - self._found.keys():

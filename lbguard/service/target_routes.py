@@ -1,7 +1,7 @@
-"""The default routes that others keep in the targets' tables, followed as the kernel's events pass by.
+"""Default routes of other programs in the targets' tables, followed by the kernel's events.
 
-The core looks at our own routes alone. The load balancer's tell what it has in mind: a target's addresses are the
-gateways of the default routes in the table of its mark.
+The core uses our own routes only. The load balancer's routes show its targets: a target's addresses are the gateways of
+the default routes in the table of its mark.
 """
 
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ _Key = tuple[int, bool, int]
 class TargetRoutes:
     """Default routes of foreign protocols, by table.
 
-    IPv4 routes vanish with their link without a message from the kernel, so one that is kept here may be gone;
-    a route that is added anew causes an event. A full view puts everything right.
+    IPv4 routes are removed with their link without a message from the kernel, so a route that is kept here may be gone;
+    a route that is added again causes an event. A full view corrects everything.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class TargetRoutes:
                 self.known = True
 
     def gateways(self, table: int) -> tuple[Ip, ...]:
-        """Return the gateways in a table, IPv4 first, at most one a family: that of the best metric."""
+        """Return the gateways in a table, IPv4 first, at most one per family: that of the best metric."""
         best: dict[bool, Route] = {}
         for route in self._tables.get(table, {}).values():
             known = best.get(route.ipv4)
@@ -49,7 +49,7 @@ class TargetRoutes:
         return tuple(best[ipv4].gateway for ipv4 in (True, False) if ipv4 in best)
 
     def routes(self) -> list[Route] | None:
-        """Return all of them; None while no full view has come."""
+        """Return all routes; None before the first full view."""
         return [route for table in self._tables.values() for route in table.values()] if self.known else None
 
     def _put(self, route: Route) -> None:

@@ -1,4 +1,4 @@
-"""The settings of group `announce`: gratuitous ARP and unsolicited neighbour advertisements."""
+"""Settings of group `announce`: gratuitous ARP and unsolicited neighbour advertisements."""
 
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError

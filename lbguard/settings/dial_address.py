@@ -1,4 +1,4 @@
-"""Addresses to dial: load balancers that take reports, and a network service manager."""
+"""Parser of addresses to connect to: load balancers that receive reports, and a network service manager."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1
 
 
 class Endpoint(NamedTuple):
-    """Address of a gRPC service: `path` of a unix socket, or `host` and `port`; an empty host: every link's far end."""
+    """Address of a gRPC service: `path` of a unix socket, or `host` and `port`; empty host: every link's far end."""
 
     host: str = ""
     port: int = 0
@@ -18,12 +18,12 @@ class Endpoint(NamedTuple):
 
     @property
     def is_unix(self) -> bool:
-        """Return whether it is a unix socket of this machine."""
+        """Return whether it is a unix socket."""
         return bool(self.path)
 
     @property
     def of_links(self) -> bool:
-        """Return whether it stands for the load balancer's end of each monitored link."""
+        """Return whether it is the load balancer's end of each monitored link."""
         return not self.host and not self.path
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Endpoint(NamedTuple):
 
 
 def parse_report_address(text: str) -> Endpoint:
-    """Read where to report to: `unix:PATH`, `HOST:PORT`, or `link:PORT` for the far end of each monitored link.
+    """Parse a report address: `unix:PATH`, `HOST:PORT`, or `link:PORT` for the far end of each monitored link.
 
     Raises:
         ValueError: it is none of these.
@@ -44,7 +44,7 @@ def parse_report_address(text: str) -> Endpoint:
 
 
 def parse_dial_address(text: str) -> Endpoint:
-    """Read a manager's address in the mesh's form: `unix:///PATH` or `tcp://HOST:PORT`; the scheme may be missing.
+    """Parse a manager's address in the mesh's form: `unix:///PATH` or `tcp://HOST:PORT`; the scheme is optional.
 
     Raises:
         ValueError: it is none of these.
@@ -64,7 +64,7 @@ def _parse(text: str, examples: str) -> Endpoint:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"an IPv6 address is written in brackets, such as {examples}")
-    # Names of hosts are ASCII; what else looks like one ends the library that is to dial it.
+    # Host names are ASCII; other names crash the gRPC library.
     named = host.isascii() and host.isprintable() and not {" ", "/"} & set(host)
     if not colon or not host or not named or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise ValueError(f"not an address to dial, such as {examples}")

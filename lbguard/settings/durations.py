@@ -1,4 +1,4 @@
-"""Durations as people write them: `500ms`, `3s`, `2m`; a plain number is seconds."""
+"""Parser of durations: `500ms`, `3s`, `2m`; a plain number is seconds."""
 
 import math
 import re
@@ -11,13 +11,13 @@ EXAMPLES = "500ms, 3s, 2m"
 
 
 def parse_duration(value: object) -> float:
-    """Read a duration and return seconds.
+    """Parse a duration and return seconds.
 
     Args:
         value: text such as `500ms`, `1.5s` or `2m`, or a number of seconds.
 
     Raises:
-        ValueError: it is no duration, or a negative, infinite or undefined one.
+        ValueError: it is not a duration, or a negative, infinite or undefined one.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"not a duration, such as {EXAMPLES}")
@@ -37,7 +37,7 @@ def parse_duration(value: object) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds so that `parse_duration` reads the same value back."""
+    """Return seconds as text from which `parse_duration` returns the same value."""
     if seconds and seconds < 1:
         return f"{round(seconds * 1000, 6):g}ms"
     if seconds >= 60 and seconds % 60 == 0:

@@ -6,7 +6,7 @@ from lbguard.settings.model import Settings
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """Return what the engine needs of the settings."""
+    """Return the engine's configuration from the settings."""
     grace = settings.grace
     by_cause = {Condition.NEIGHBOR_FAILED: grace.neighbor_window, Condition.VERDICT_DOWN: grace.verdict_window}
     return EngineConfig(

@@ -1,4 +1,4 @@
-"""The settings of the source `interposer`: group `interposer`, environment `LBGUARD_INTERPOSER__...`."""
+"""Settings of the source `interposer`: group `interposer`, environment `LBGUARD_INTERPOSER__...`."""
 
 from pathlib import Path
 

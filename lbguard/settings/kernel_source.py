@@ -1,4 +1,4 @@
-"""The settings of the source `kernel`: group `kernel_source`, environment `LBGUARD_KERNEL_SOURCE__...`."""
+"""Settings of the source `kernel`: group `kernel_source`, environment `LBGUARD_KERNEL_SOURCE__...`."""
 
 import itertools
 from typing import Annotated, NamedTuple
@@ -24,7 +24,7 @@ def parse_range(text: str) -> MarkRange:
     """Read `NAME=FIRST-LAST`.
 
     Raises:
-        ValueError: it is no range of marks.
+        ValueError: the text is not a range of marks.
     """
     name, _, marks = text.strip().partition("=")
     first, dash, last = marks.partition("-")
@@ -78,5 +78,5 @@ class KernelSourceSettings(BaseModel):
 
     @property
     def ranges(self) -> tuple[MarkRange, ...]:
-        """The ranges, as they were given."""
+        """The ranges, in the given order."""
         return tuple(parse_range(text) for text in self.streams)

@@ -1,4 +1,4 @@
-"""Listen addresses as `host:port`, `[host]:port` or `:port`."""
+"""Parser of listen addresses: `host:port`, `[host]:port` or `:port`."""
 
 import ipaddress
 from typing import NamedTuple
@@ -18,10 +18,10 @@ class ListenAddress(NamedTuple):
 
 
 def parse_listen(text: str) -> ListenAddress | None:
-    """Read a listen address; empty text means off (None).
+    """Parse a listen address; empty text means off (None).
 
     Raises:
-        ValueError: the text is no listen address.
+        ValueError: the text is not a listen address.
     """
     text = text.strip()
     if not text:

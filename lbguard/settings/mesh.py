@@ -1,4 +1,4 @@
-"""The settings of group `mesh`: what the mesh around is set to, so that the two can be checked against each other."""
+"""Settings of group `mesh`: the surrounding mesh's own settings, for the checks of both against each other."""
 
 from pydantic import BaseModel
 

@@ -1,4 +1,4 @@
-"""The settings of the mesh events at the load balancer: group `nsm`, environment `LBGUARD_NSM__...`."""
+"""Settings of the mesh events at the load balancer: group `nsm`, environment `LBGUARD_NSM__...`."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""The settings of the source `nsp`: group `nsp`, environment `LBGUARD_NSP__...`."""
+"""Settings of the source `nsp`: group `nsp`, environment `LBGUARD_NSP__...`."""
 
 from typing import Annotated
 
@@ -95,7 +95,7 @@ class NspSettings(BaseModel):
 
 
 def check_place(settings: NspSettings) -> None:
-    """Check that it is said what is to be watched; for source nsp.
+    """Check that the conduit to watch is set, for source nsp.
 
     Raises:
         PydanticCustomError: a name is missing.

@@ -1,4 +1,4 @@
-"""Rules of `verdicts.policy` as text: which peers may report on which subnets."""
+"""Rules of `verdicts.policy` as text: the peers that may report on addresses in a subnet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ RULE_EXAMPLE = "spiffe://example.org/ns/*/proxy=172.16.0.0/16 fd00::/8"
 
 @dataclass(frozen=True, slots=True)
 class PeerRule:
-    """Peers whose name matches the pattern `peer` may report on addresses in `subnets`."""
+    """Rule: peers whose name matches the pattern `peer` may report on addresses in `subnets`."""
 
     peer: str
     subnets: tuple[Prefix, ...]
@@ -25,15 +25,15 @@ class PeerRule:
 
 
 def parse_rule(value: object) -> PeerRule:
-    """Read a rule: text `PEER=SUBNET SUBNET`, or a mapping with `peer` and a list `subnets`.
+    """Parse a rule: text `PEER=SUBNET SUBNET`, or a mapping with `peer` and a list `subnets`.
 
     Raises:
-        ValueError: it is none; the text says what is wrong.
+        ValueError: it is not a rule; the text names the fault.
     """
     if isinstance(value, PeerRule):
         return value
     if isinstance(value, str):
-        # Subnets hold no "=", a name might.
+        # A subnet contains no "=", a name may.
         peer, equals, subnets = value.rpartition("=")
         if not equals:
             raise ValueError(f"{value!r} is not a rule PEER=SUBNETS")

@@ -1,4 +1,4 @@
-"""The settings of recording: group `recording`, environment `LBGUARD_RECORDING__...`."""
+"""Settings of recording: group `recording`, environment `LBGUARD_RECORDING__...`."""
 
 from pathlib import Path
 

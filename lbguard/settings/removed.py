@@ -1,4 +1,4 @@
-"""Settings and values that earlier versions had, each with what to use instead."""
+"""Removed settings and values of earlier versions, each with its replacement."""
 
 REMOVED_SETTINGS = {
     "distributor.nfqlb_binary": "was removed with distributor.kind=nfqlb-cli; use nfqlb-shm, which runs no program",

@@ -8,10 +8,10 @@ SourceEvent = SourceSnapshot | SourceLost
 
 
 class Source(Protocol):
-    """Source of full lists and losses, passed to a callable given at construction, in the event loop's thread."""
+    """Source of full lists and losses, which it passes to a callable in the event loop's thread."""
 
     async def run(self) -> None:
         """Follow the source until cancelled."""
 
     def reload(self) -> None:
-        """Read now, and report the result, changed or not."""
+        """Read now, and report the result even if it is unchanged."""

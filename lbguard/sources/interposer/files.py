@@ -1,7 +1,7 @@
-"""The directory that lbguard shares with the program `nfqlb` in front of the load balancer: FIFOs and missed calls.
+"""Files shared with the program `nfqlb` in the load balancer's container: FIFOs of calls and answers, missed calls.
 
-Whoever writes there is the load balancer's container, or somebody in it who means harm. So lines are bounded, names
-are taken from a fixed alphabet, everything is reached as `SharedDirectory` says, and no read or write waits.
+The load balancer's container writes there, and it may be compromised. So lines are bounded, names have a fixed
+alphabet, all files are opened through `SharedDirectory`, and no read or write blocks.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from lbguard.telemetry.log import fields
 _log = logging.getLogger("lbguard.sources.interposer")
 
 MISSED_MAX = 1_000_000
-"""From this size (bytes) on nothing more is noted in `missed`: the file does not tell all."""
+"""From this size (bytes) on, callers record nothing more in `missed`: the file is incomplete."""
 
 _READ_MAX = 64 * 1024
 _STALE_S = 5.0
@@ -30,13 +30,13 @@ _ANSWERS_MODE = 0o2770
 
 
 class Lines:
-    """Puts lines together from the pieces that a FIFO gives."""
+    """Assembles lines from the pieces that a FIFO returns."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def take(self, data: bytes) -> list[bytes]:
-        """Return the lines that are complete, without the empty ones. An endless one is cut off."""
+        """Add data; return the complete lines without empty ones. An endless line is cut off."""
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest if len(rest) <= LINE_MAX else rest[: LINE_MAX + 1]
         return [line for line in lines if line]
@@ -51,7 +51,7 @@ class RequestFifo:
         self.descriptor = -1
 
     def open(self) -> None:
-        """Make the FIFO anew and open it.
+        """Create the FIFO again and open it.
 
         Raises:
             OSError: it cannot be made.
@@ -66,14 +66,14 @@ class RequestFifo:
 
     @property
     def lost(self) -> bool:
-        """Return whether the FIFO was removed, so that no call can arrive."""
+        """Return whether the FIFO was removed, so that no calls can arrive."""
         try:
             return not self._directory.is_same("requests", self.descriptor)
         except OSError:
             return True
 
     def read(self) -> list[bytes]:
-        """Return the lines that have come."""
+        """Return the lines received since the last call."""
         try:
             return self._lines.take(os.read(self.descriptor, _READ_MAX))
         except BlockingIOError:
@@ -90,14 +90,14 @@ class RequestFifo:
 
 
 class Answers:
-    """The FIFOs under `answers/`, each made by a caller that waits at it."""
+    """The FIFOs under `answers/`, each created by a caller that waits for its answer."""
 
     def __init__(self, directory: SharedDirectory) -> None:
         self._directory = directory
         self._descriptor = -1
 
     def prepare(self) -> None:
-        """Make the directory if it is not there, or is something else; it keeps the group of the shared one.
+        """Create the directory if it is missing or another type of file; it has the group of the shared directory.
 
         Raises:
             OSError: it cannot be made.
@@ -113,7 +113,7 @@ class Answers:
             self._descriptor = -1
 
     def open(self, request_id: str) -> int | None:
-        """Open the FIFO of a caller; None when no caller waits there. The protocol has checked the id."""
+        """Open the FIFO of a caller; None when no caller waits. The protocol has checked the id."""
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(request_id, flags, dir_fd=self._descriptor)
@@ -125,7 +125,7 @@ class Answers:
         return None
 
     def send(self, descriptor: int, answer: bytes) -> bool:
-        """Send an answer and close the way; false when the caller is gone."""
+        """Send an answer and close the FIFO; false when the caller is gone."""
         try:
             return os.write(descriptor, answer) == len(answer)
         except OSError:
@@ -134,7 +134,7 @@ class Answers:
             os.close(descriptor)
 
     def sweep(self) -> int:
-        """Remove the FIFOs that callers left behind that were killed; return how many. Nothing else is touched."""
+        """Remove the FIFOs of killed callers; return how many. Other files stay."""
         removed = 0
         with contextlib.suppress(OSError), os.scandir(self._descriptor) as entries:
             for entry in islice(entries, _SWEPT_MAX):
@@ -150,8 +150,8 @@ class Answers:
 class Missed:
     """File `missed`: calls that went to the real program without lbguard.
 
-    While anything stands in it, callers do not ask. So it is taken at once, whole: a new, empty file replaces it. One
-    who had the old one open may still add a line, so that is looked at once more.
+    While it is not empty, callers make no requests. So it is read at once and replaced by a new, empty file. A caller
+    that had the old file open may still add a line, so the old file is read once more.
     """
 
     def __init__(self, directory: SharedDirectory) -> None:
@@ -160,7 +160,7 @@ class Missed:
         self._lines = Lines()
 
     def prepare(self) -> None:
-        """Make the file if it is not there, or is something else.
+        """Create the file if it is missing or another type of file.
 
         Raises:
             OSError: it cannot be made.
@@ -171,7 +171,7 @@ class Missed:
 
     @property
     def waiting(self) -> bool:
-        """Return whether any call waits to be read."""
+        """Return whether there are unread calls."""
         try:
             status = self._directory.status("missed")
         except OSError:
@@ -179,7 +179,7 @@ class Missed:
         return status is not None and status.st_size > 0
 
     def take(self, on_line: Callable[[bytes], None]) -> bool:
-        """Take what is there, in order; false when the file may be incomplete.
+        """Read the missed calls in order; false when the file may be incomplete.
 
         Raises:
             OSError: the file cannot be read or replaced.
@@ -196,13 +196,13 @@ class Missed:
         return complete
 
     def close(self) -> None:
-        """Stop looking at the old file."""
+        """Close the old file."""
         if self._old >= 0:
             os.close(self._old)
             self._old = -1
 
     def _drain(self, on_line: Callable[[bytes], None]) -> None:
-        # More than the limit is nobody's writing but a mischief-maker's.
+        # A longer file can only be malicious.
         for _ in range(2 * MISSED_MAX // _READ_MAX):
             data = os.read(self._old, _READ_MAX) if self._old >= 0 else b""
             if not data:
@@ -216,7 +216,7 @@ class Missed:
 
 
 class SharedFiles:
-    """The shared directory with all that stands in it. `problem` says why it cannot be used (empty: it can)."""
+    """The shared directory with its files. `problem` says why it cannot be used (empty: it can)."""
 
     def __init__(self, path: Path) -> None:
         self.problem = ""
@@ -226,7 +226,7 @@ class SharedFiles:
         self.missed = Missed(self.directory)
 
     def put_right(self, *steps: Callable[[], None]) -> bool:
-        """Bring everything but the FIFO for requests into order, then take more steps; log once why that fails."""
+        """Restore everything except the FIFO for requests, then run more steps; log once why that fails."""
         try:
             for step in (self.directory.open, self.answers.prepare, self.missed.prepare, *steps):
                 step()
@@ -243,7 +243,7 @@ class SharedFiles:
         return True
 
     def close(self) -> None:
-        """Close what is open; the reader closes the FIFO for requests."""
+        """Close the open files; the reader closes the FIFO for requests."""
         self.missed.close()
         self.answers.close()
         self.directory.close()

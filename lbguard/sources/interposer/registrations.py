@@ -1,4 +1,4 @@
-"""Updates of the registry by calls: received, missed, or found in the tables; and its file for a restart."""
+"""Registrations: the registry, updated by received calls, missed calls and found tables, and saved for a restart."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ _log = logging.getLogger("lbguard.sources.interposer")
 
 
 class Registrations:
-    """Registered streams and targets, passed to `emit` whenever they have changed.
+    """Registered streams and targets; every change is passed to `emit`.
 
-    A target that was activated while its addresses were not known is *deferred*: it is registered once they are.
+    A target that was activated while its addresses were unknown is *deferred*: it is registered when they are known.
     """
 
     def __init__(self, file: RegistryFile, emit: Callable[[SourceSnapshot], None], routes: Gateways) -> None:
@@ -35,7 +35,7 @@ class Registrations:
     # The start
 
     def load(self) -> None:
-        """Load what an earlier run left."""
+        """Load the registry of an earlier run."""
         try:
             self.registry = self._file.read() or Registry()
         except RegistryError as error:
@@ -43,7 +43,7 @@ class Registrations:
             _log.warning("registry of an earlier run not used", extra=what)
 
     def reset(self) -> None:
-        """Forget everything: what was missed is not known."""
+        """Forget everything: missed calls are unknown."""
         self.registry = Registry()
 
     def compare(self, found: Mapping[str, FoundTable]) -> None:
@@ -69,12 +69,12 @@ class Registrations:
     # Calls
 
     def addresses(self, call: Call) -> tuple[Ip, ...]:
-        """Return the addresses of the target of an activate: those of its routes, else what they were."""
+        """Return the addresses of the target of an activate: those of its routes, else the previous ones."""
         entry = self.registry.entry(call.stream, call.identifier)
         return self._routes.gateways(call.mark) or (entry.ips if entry is not None else ())
 
     def serves(self, stream: str) -> bool:
-        """Return whether the core was given a stream."""
+        """Return whether a stream was reported to the core."""
         known = self.registry.streams.get(stream)
         return known is not None and known.offset is not None
 
@@ -86,7 +86,7 @@ class Registrations:
         """Register the target of an activate.
 
         Raises:
-            RegistryError: it cannot be this stream's.
+            RegistryError: the target cannot belong to this stream.
         """
         self.registry.register(call.stream, call.identifier, call.mark, ips)
         self._owed.pop(TargetKey(call.stream, call.identifier), None)
@@ -97,7 +97,7 @@ class Registrations:
         self._owed.pop(TargetKey(call.stream, call.identifier), None)
 
     def apply(self, call: Call) -> None:
-        """Apply a call: the real program carries it out, or has done so."""
+        """Apply a call that the real program carries out, or has carried out."""
         match call.command:
             case Command.INIT | Command.DELETE:
                 self.registry.end(call.stream)
@@ -112,7 +112,7 @@ class Registrations:
                 self.resolve()
 
     def resolve(self) -> bool:
-        """Register the deferred targets whose addresses are known now; return whether there was any."""
+        """Register the deferred targets whose addresses are known now; return whether there were any."""
         paid = False
         for key, call in list(self._owed.items()):
             ips = self.addresses(call)
@@ -127,9 +127,9 @@ class Registrations:
         return paid
 
     def drop_unconfirmed(self, sound_for_s: Callable[[TargetKey], float], limit_s: float, now: float) -> bool:
-        """Forget unconfirmed targets with good paths that were not activated in time; return whether there was any.
+        """Forget unconfirmed targets with good paths that were not activated in time; return whether there were any.
 
-        The load balancer takes such a target for gone: it says nothing when one that it had taken out is removed.
+        For the load balancer such a target is gone: it makes no call when a target is removed that it had deactivated.
         """
         unconfirmed = [
             TargetKey(name, identifier)

@@ -1,8 +1,8 @@
-"""A directory that others may write to. Everything below it is reached by the descriptor of the directory.
+"""Safe access to a directory that other programs may write to: all files are opened relative to its descriptor.
 
-Whoever shares it may put anything in place of what belongs there: a symbolic link, a directory, a FIFO. So no link is
-followed, what is opened is checked for its type, and a name is replaced, never written through. Our own names are put
-right; a directory with something in it that stands at one of them is set aside under another name.
+Another program may replace any file in it: by a symbolic link, a directory, a FIFO. So no link is followed, the type of
+an opened file is checked, and a file is replaced, never written through. Our own names are restored; a non-empty
+directory at one of them is renamed.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ _LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class SharedDirectory:
     """The directory of a path, opened. Names are plain: without a slash.
 
-    Modes are those that are given, whatever the umask. Every method raises OSError when the directory is not there, or
-    the kernel refuses.
+    Modes are exact; the umask has no effect. Every method raises OSError when the directory is missing or the kernel
+    refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,10 +28,10 @@ class SharedDirectory:
         self._descriptor = -1
 
     def open(self) -> None:
-        """Open what is at the path, made with its parents if need be; nothing to do while that is still the same.
+        """Open the directory at the path, created with its parents if missing; without effect while it is the same.
 
         Raises:
-            OSError: it is a symbolic link or no directory, or cannot be made or opened.
+            OSError: it is a symbolic link or not a directory, or cannot be created or opened.
         """
         if self._descriptor >= 0 and not self.lost:
             return
@@ -50,29 +50,29 @@ class SharedDirectory:
 
     @property
     def lost(self) -> bool:
-        """Return whether the path does not lead to the open directory."""
+        """Return whether the path no longer leads to the open directory."""
         try:
             return not os.path.samestat(self.path.lstat(), os.fstat(self._descriptor))
         except OSError:
             return True
 
     def status(self, name: str) -> os.stat_result | None:
-        """Return the type of the entry at a name; None: nothing."""
+        """Return the status of the entry at a name; None: there is none."""
         try:
             return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def is_same(self, name: str, descriptor: int) -> bool:
-        """Return whether the entry at a name is the open one."""
+        """Return whether the entry at a name is the open file."""
         status = self.status(name)
         return status is not None and descriptor >= 0 and os.path.samestat(status, os.fstat(descriptor))
 
     def open_file(self, name: str, flags: int, is_type: Callable[[int], bool] = stat.S_ISREG) -> int:
-        """Open what stands at a name and is of a type (a test of its mode), without waiting.
+        """Open the file of a type (a test of its mode) at a name, without blocking.
 
         Raises:
-            OSError: it is not there, cannot be opened, or is of another type.
+            OSError: it is missing, cannot be opened, or has another type.
         """
         descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._descriptor)
         if is_type(os.fstat(descriptor).st_mode):
@@ -81,7 +81,7 @@ class SharedDirectory:
         raise OSError(0, "it is of another type", name)
 
     def open_directory(self, name: str, mode: int) -> int:
-        """Return a descriptor of a directory below; where there is none, one takes the place. Ours get this mode."""
+        """Return a descriptor of a subdirectory; anything else there is replaced by a new one of this mode."""
         status = self.status(name)
         if status is None or not stat.S_ISDIR(status.st_mode):
             self.clear(name)
@@ -92,7 +92,7 @@ class SharedDirectory:
         return descriptor
 
     def new_file(self, name: str, mode: int) -> int:
-        """Make a file that nobody else has open, in place of whatever is there; return its descriptor, to write."""
+        """Replace the entry at a name by a new file; return its descriptor, to write."""
         self.clear(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(name, flags, mode, dir_fd=self._descriptor)
@@ -100,26 +100,26 @@ class SharedDirectory:
         return descriptor
 
     def new_fifo(self, name: str, mode: int) -> int:
-        """Make a FIFO in place of whatever is there; return its descriptor, to read and to write."""
+        """Replace the entry at a name by a new FIFO; return its descriptor, to read and to write."""
         self.clear(name)
         try:
             os.mkfifo(name, mode, dir_fd=self._descriptor)
         except OSError as error:
-            error.filename = name  # Of all these calls this one alone does not say it.
+            error.filename = name  # Of these calls, only this one does not set it.
             raise
         descriptor = self.open_file(name, os.O_RDWR, stat.S_ISFIFO)
         os.fchmod(descriptor, mode)
         return descriptor
 
     def rename(self, name: str, to: str) -> None:
-        """Let what is at a name take the place of whatever is at another one."""
+        """Rename an entry; replace the entry at the new name."""
         status = self.status(to)
         if status is not None and stat.S_ISDIR(status.st_mode):
             self.clear(to)
         os.rename(name, to, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
     def clear(self, name: str) -> None:
-        """See to it that nothing is at a name: it is removed, or, a directory that is not empty, set aside."""
+        """Free a name: the entry is removed, or renamed if it is a non-empty directory."""
         status = self.status(name)
         if status is None:
             return

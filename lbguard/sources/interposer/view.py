@@ -1,4 +1,4 @@
-"""View of the service that the source `interposer` needs."""
+"""Interfaces to the service that the source `interposer` uses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from lbguard.core.model import TargetKey
 
 
 class Core(Protocol):
-    """Interface to the core. Nothing here waits."""
+    """Interface to the core. No method blocks."""
 
     @property
     def ready(self) -> bool:
-        """Return whether the core decides: it has seen the kernel, and has a list."""
+        """Return whether the core makes decisions: it has a view of the kernel and a list."""
 
     @property
     def caught_up(self) -> bool:
@@ -22,7 +22,7 @@ class Core(Protocol):
     def path_lost(self, target: TargetKey, within_s: float) -> bool:
         """Return whether a link of the target's paths is missing, down or unusable, or was within a time.
 
-        True too while the view of the kernel is incomplete: the path is then unknown, and nothing changes.
+        Also true while the view of the kernel is incomplete: the path is then unknown, and nothing changes.
         """
 
     def sound_for_s(self, target: TargetKey) -> float:
@@ -35,12 +35,12 @@ class Gateways(Protocol):
     known: bool
 
     def gateways(self, table: int) -> tuple[Ip, ...]:
-        """Return the gateways of the default routes in a table, at most one a family."""
+        """Return the gateways of the default routes in a table, at most one per family."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundTable:
-    """A table of the distributor as it is: room for targets, and the mark by index, negative where inactive."""
+    """A table found in the distributor: room for targets, and the mark by index, negative where inactive."""
 
     max_targets: int
     marks: Sequence[int]

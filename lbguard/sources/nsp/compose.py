@@ -1,4 +1,4 @@
-"""Makes the core's list of the registry's three: what of each is believed, and which marks its streams have. Pure."""
+"""Composes the core's list from the registry's three lists, after hold-down, with the marks of the streams. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from lbguard.sources.nsp.removal_hold_down import RemovalHoldDown
 
 
 class SeenOffsets(Protocol):
-    """Reads offsets back from what is in force. It must not block for long."""
+    """Reads back the offsets in force. It must not block for long."""
 
     def __call__(
         self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]], known: Mapping[str, int]
     ) -> Mapping[str, int] | None:
-        """Return offsets of those streams that show one; None: that cannot be said yet.
+        """Return the offsets of the streams for which one is found; None: they are not known yet.
 
         Args:
             streams: room for targets by stream.
             targets: addresses by stream and identifier.
-            known: offsets that were announced before, by stream. For these only evidence without any doubt counts.
+            known: offsets that were reported before, by stream. For these only certain evidence counts.
         """
 
 
 class NspLists:
-    """The three lists, as far as they are believed; see `RemovalHoldDown` for the times and the share."""
+    """The three lists after their hold-down; see `RemovalHoldDown` for the times and the share."""
 
     def __init__(self, settle_s: float, settle_share: float) -> None:
         settle = (settle_s, settle_share)
@@ -53,7 +53,7 @@ class NspLists:
 
     @property
     def waits(self) -> int:
-        """Return the number of removals that wait."""
+        """Return the number of delayed removals."""
         return sum(each.waits for each in self._all)
 
     @property
@@ -67,7 +67,7 @@ class NspLists:
             each.begin_session()
 
     def expire(self, now: float) -> None:
-        """Believe what has waited long enough."""
+        """Apply the removals whose delay has ended."""
         for each in self._all:
             each.expire(now)
 
@@ -82,12 +82,12 @@ class NspLists:
     def take_targets(self, entries: TargetEntries, now: float) -> None:
         """Apply a list of targets."""
         served = dict(entries.served)
-        # An entry that cannot be read says that the target is there, and nothing else: it stays as it was.
+        # An unreadable entry shows only that the target is listed: its known state stays.
         for key, ips in (self._targets.believed or {}).items():
             if key not in served and (key in entries.unreadable_keys or (key.stream, ips) in entries.unreadable_ips):
                 served[key] = ips
         self._targets.take(served, now)
-        # A target that comes back under another identifier is not kept under the old one as well.
+        # A target that returns with another identifier is not kept under the old one.
         told_ips = {(key.stream, ip) for key, ips in served.items() for ip in ips}
         for key, ips in list((self._targets.believed or {}).items()):
             if key not in served and any((key.stream, ip) in told_ips for ip in ips):
@@ -96,7 +96,7 @@ class NspLists:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composed:
-    """The core's list; `moved` names streams of it whose marks are others than before."""
+    """The core's list; `moved` names its streams whose marks have changed."""
 
     streams: tuple[StreamSpec, ...]
     moved: frozenset[str] = frozenset()
@@ -104,7 +104,7 @@ class Composed:
 
 
 class Composer:
-    """Makes the core's list of the three lists."""
+    """Composes the core's list from the three lists."""
 
     def __init__(self, offset_start: int, seen_offsets: SeenOffsets | None, *, follow: bool) -> None:
         self._book = OffsetAllocator(offset_start)
@@ -113,13 +113,13 @@ class Composer:
 
     @property
     def reads_back(self) -> bool:
-        """Return whether offsets that others may change are read back."""
+        """Return whether offsets that other programs may change are read back."""
         return self._seen_offsets is not None
 
     def compose(
         self, streams: Mapping[str, int], vips: Mapping[Prefix, None], targets: Mapping[TargetKey, tuple[Ip, ...]]
     ) -> Composed | None:
-        """Make the list of the registry's three; None: offsets in force cannot be read back yet."""
+        """Compose the list from the registry's three; None: offsets in force cannot be read back yet."""
         by_stream: dict[str, dict[int, tuple[Ip, ...]]] = {name: {} for name in streams}
         for key, ips in targets.items():
             if key.stream in by_stream:
@@ -137,7 +137,7 @@ class Composer:
             if taken is None:
                 continue
             if taken.size != room:
-                # The size of a table is fixed when it is made; Meridio's own load balancer does not look at it again.
+                # The size of a table is fixed when it is made; Meridio's own load balancer ignores later changes too.
                 skipped.append(Skipped(Reason.SIZE_CHANGED, f"stream {name}: max_targets stays {taken.size}"))
             fitting = []
             for identifier, ips in sorted(by_stream[name].items()):
@@ -167,7 +167,7 @@ class Composer:
         return {name: offset for name, offset in seen.items() if is_possible(offset, streams[name])}
 
     def _moved(self, seen: Mapping[str, int], skipped: list[Skipped]) -> frozenset[str]:
-        """Return the streams that were told with another offset than the one in force, and are to follow it."""
+        """Return the streams whose reported offset differs from the one in force, which they have to follow."""
         moved = set()
         for name, offset in seen.items():
             known = self._book.get(name)

@@ -1,30 +1,30 @@
 """Hold-down of removals from a registry's list. Pure.
 
-While the registry stays connected, what it takes off its list is taken off at once: it means it. After a connection was
-lost, the other end may be a registry that has just started and does not know all entries yet. Meridio's reads its
-configuration after it began to serve, so its first list of streams is empty; and when its database is lost, targets
-come back one by one as they refresh their entries, by default every 30 s. Its own load balancer believes each of these
-lists. We do not: a list that comes first after a loss and lacks more than a share of what was known opens a settle
-time. Until it ends, or until nothing is missing any more, additions and changes pass and removals wait.
+While the registry stays connected, a removal applies at once: it is deliberate. After a lost connection, the peer may
+be a registry that has just started and does not have all entries yet. Meridio's reads its configuration after it began
+to serve, so its first list of streams is empty; and when its database is lost, targets return one by one as they
+refresh their entries, by default every 30 s. Meridio's own load balancer applies each of these lists. lbguard does not:
+the first list after a loss that lacks more than a share of the known entries starts a settle time. Until it ends, or
+until no entry is missing any more, additions and changes apply and removals are delayed.
 """
 
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
 _LATE_S = 1.0
-"""Whoever looks so long after the end of a settle time was stopped or held up, and has lists to read first."""
+"""A caller that is so late after the end of a settle time was stopped or blocked, and reads waiting lists first."""
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
 class RemovalHoldDown(Generic[Key, Value]):
-    """One list, as it is believed. Times are seconds of one monotonic clock.
+    """One list, with delayed removals. Times are seconds of one monotonic clock.
 
     Args:
         settle_s: how long removals wait after a loss.
-        share: what share (0 to 1) of the known may be missing at once without any wait.
-        doubt_empty_start: let an empty list wait too when nothing was known before.
+        share: the share (0 to 1) of known entries that may be missing at once without a delay.
+        doubt_empty_start: delay an empty list too when nothing was known before.
     """
 
     def __init__(self, settle_s: float, share: float, *, doubt_empty_start: bool = False) -> None:
@@ -69,12 +69,12 @@ class RemovalHoldDown(Generic[Key, Value]):
         self._settle(now)
 
     def expire(self, now: float) -> None:
-        """Apply the waiting list when its time has come."""
+        """Apply the delayed list when its time has come."""
         if self._told is not None:
             self._settle(now)
 
     def drop(self, key: Key) -> None:
-        """Let one removal wait no longer."""
+        """Apply one removal without further delay."""
         if self._believed is not None and self._told is not None and key not in self._told:
             self._believed.pop(key, None)
 
