@@ -68,9 +68,9 @@ class EngineConfig:
     link of the same subnet down, once, where nothing else needs it. `excluded_links`: names (shell patterns) of links
     that never count as links to targets.
     `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
-    `neighbor_failures_needed`: so many failed resolutions in a row make a path `neighbor_failed`. `solicit_neighbors`:
-    send our own solicitations for unresolved neighbours of a new link. `retry_*`: backoff of kernel and distributor
-    operations that failed.
+    `neighbor_failures_needed`: so many failed resolutions in a row make a path `neighbor_failed`. `affinity`: report
+    the targets to which flows are steered. `solicit_neighbors`: send our own solicitations for unresolved neighbours of
+    a new link. `retry_*`: backoff of kernel and distributor operations that failed.
     """
 
     grace: GraceConfig = field(default_factory=GraceConfig)
@@ -89,6 +89,7 @@ class EngineConfig:
     retry_min_s: float = 0.1
     retry_max_s: float = 5.0
     manages_paths: bool = True
+    affinity: bool = False
 
     @property
     def owns_paths(self) -> bool:

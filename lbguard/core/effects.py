@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip
-from lbguard.core.model import Decision, LinkKey, Route, Rule, StreamSpec, StreamTable
+from lbguard.core.model import Decision, LinkKey, Route, Rule, StreamSpec, StreamSteering, StreamTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +134,14 @@ class SetAvailability:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SteerFlows:
+    """Make the flow affinity of these streams effective, and end that of the streams (by name) that are `gone`."""
+
+    streams: tuple[StreamSteering, ...]
+    gone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborMoved:
     """A target's neighbour entry changed its link-layer address (for the metrics and explanations)."""
 
@@ -186,6 +194,7 @@ Effect = (
     | ForgetStream
     | PruneStreams
     | SetAvailability
+    | SteerFlows
     | NeighborMoved
     | Record
     | VerdictAnswered

@@ -61,7 +61,7 @@ class Engine(EngineState):
         self.view.changes.ips |= self.paths.verdict_fusion.expire(now)
         self._mark_changed()
         for target in self.stream_registry.take_dirty():
-            self.paths.evaluate(target, now)
+            self._evaluate(target, now)
             self._unjudged[target] = None
         return effects + self.paths.take_repairs(now)
 
@@ -82,6 +82,8 @@ class Engine(EngineState):
         effects += self.stream_registry.take_forgotten()
         effects += self._commits.take_effects()
         effects += self.paths.take_late_work()
+        if self.running and self.config.affinity:
+            effects += self.affinity.take(self.stream_registry.streams, self.stream_registry.review)
         if self.running:
             effects += self._report_availability(now)
         effects += self.life.take_records()
@@ -283,6 +285,11 @@ class Engine(EngineState):
         self.tables.changed_marks.clear()
         self.paths.note(changes)
 
+    def _evaluate(self, target: Target, now: float) -> None:
+        self.paths.evaluate(target, now)
+        if self.config.affinity:
+            self.affinity.evaluated(target)
+
     def _judge(self, target: Target, now: float) -> None:
         stream = self.stream_registry.streams.get(target.key.stream)
         # Between repair and decision the target may have been removed.
@@ -293,7 +300,7 @@ class Engine(EngineState):
         for key in self.life.pardons.pop_due(now) + self.paths.verdict_fusion.rechecks.pop_due(now):
             target = self.stream_registry.target(key)
             if target is not None:
-                self.paths.evaluate(target, now)
+                self._evaluate(target, now)
                 self._judge(target, now)
         # While the view is not in sync, a path may be back without our knowing: no deadline withdraws.
         for key in self.life.deadlines.pop_due(now) if self.in_sync else ():

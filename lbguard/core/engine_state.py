@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip, Prefix
+from lbguard.core.affinity import Affinity
 from lbguard.core.availability import Availability
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event
@@ -91,6 +92,7 @@ class EngineState:
         self.stream_registry = StreamRegistry(self.view, self.paths, self.life)
         self.availability = Availability(config.availability_grace_s)
         self.observation = Observation(self.stream_registry.streams, self.life, self.availability)
+        self.affinity = Affinity()
         self.snapshot_seen = False
         self.source_read = False
 

@@ -272,3 +272,30 @@ class Verdict:
     heal_s: float = 0.0
     evidence: tuple[FamilyEvidence, ...] = ()
     new_mac: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilySteering:
+    """Targets of a stream in one family, by their fwmarks in ascending order.
+
+    `healthy`: new flows may be given to them in place of a target that is cut off. `avoid`: get no new flow.
+    """
+
+    healthy: tuple[int, ...] = ()
+    avoid: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSteering:
+    """Flow affinity of one stream.
+
+    `marks`: every registered target. `served`: those whose flows stay with them; a flow of any other falls back to the
+    table. `learning`: new flows are remembered, because a registered target is not active or the table is to change.
+    """
+
+    stream: str
+    marks: tuple[int, ...]
+    served: tuple[int, ...]
+    ipv4: FamilySteering
+    ipv6: FamilySteering
+    learning: bool

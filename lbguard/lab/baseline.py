@@ -18,28 +18,21 @@ from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import StreamSpec, StreamTable, TargetSpec
 from lbguard.distributor.base import Distributor, DistributorError
 from lbguard.distributor.maglev import TableKind
-from lbguard.lab.stand_in import follow, log, read_ip, run_ip, set_older_links_down
+from lbguard.lab.network import Network
+from lbguard.lab.stand_in import accepted, follow, log, set_older_links_down
 from lbguard.sources.file import TargetsFile
 
 
-def _family(ip: bytes) -> str:
-    return "-4" if is_ipv4(ip) else "-6"
-
-
-def default_tables() -> set[tuple[str, str]]:
-    """Return (family flag, table) of every default route of the namespace."""
-    return {
-        (family, str(route.get("table", "main")))
-        for family in ("-4", "-6")
-        for route in read_ip(family, "route", "show", "table", "all")
-        if route.get("dst") == "default" and route.get("dev")
-    }
+def default_tables(network: Network) -> set[tuple[bool, int]]:
+    """Return (is IPv4, table) of every default route through a link."""
+    return {(route.ipv4, route.table) for route in network.routes() if route.destination == "default" and route.link}
 
 
 class Baseline:
     """One stream's targets, in or out."""
 
     def __init__(self, stream: StreamSpec, distributor: Distributor) -> None:
+        self._network = Network()
         self._stream = stream
         self._distributor = distributor
         self._active: set[int] = set()
@@ -55,11 +48,11 @@ class Baseline:
 
     async def look(self) -> None:
         """Withdraw every target that misses a route, and try those that are out."""
-        set_older_links_down()
-        present = default_tables()
+        set_older_links_down(self._network)
+        present = default_tables(self._network)
         for target in self._stream.targets:
-            table = str(self._stream.mark(target.identifier))
-            whole = all((_family(ip), table) in present for ip in target.ips)
+            table = self._stream.mark(target.identifier)
+            whole = all((is_ipv4(ip), table) in present for ip in target.ips)
             if target.identifier in self._active and not whole:
                 await self._withdraw(target, table)
             elif target.identifier not in self._active and self._program(target, table):
@@ -67,29 +60,28 @@ class Baseline:
                 await self._commit()
                 self._say(target, "readmit", "active")
 
-    async def _withdraw(self, target: TargetSpec, table: str) -> None:
+    async def _withdraw(self, target: TargetSpec, table: int) -> None:
         self._active.discard(target.identifier)
         await self._commit()
         self._unprogram(target, table)
         self._say(target, "withdraw", "withdrawn")
 
-    def _program(self, target: TargetSpec, table: str) -> bool:
+    def _program(self, target: TargetSpec, table: int) -> bool:
         """Add rules and routes, by gateway alone as today; all or nothing."""
         for ip in target.ips:
-            family = _family(ip)
-            run_ip(family, "rule", "del", "fwmark", table, "lookup", table)
-            added = run_ip(family, "rule", "add", "fwmark", table, "lookup", table) and run_ip(
-                family, "route", "replace", "default", "via", format_ip(ip), "table", table
+            accepted(self._network.delete_rule, table, table, ipv4=is_ipv4(ip))
+            added = accepted(self._network.add_rule, table, table, ipv4=is_ipv4(ip)) and accepted(
+                self._network.replace_route, "default", format_ip(ip), table=table
             )
             if not added:
                 self._unprogram(target, table)
                 return False
         return True
 
-    def _unprogram(self, target: TargetSpec, table: str) -> None:
+    def _unprogram(self, target: TargetSpec, table: int) -> None:
         for ip in target.ips:
-            run_ip(_family(ip), "rule", "del", "fwmark", table, "lookup", table)
-            run_ip(_family(ip), "route", "flush", "table", table)
+            accepted(self._network.delete_rule, table, table, ipv4=is_ipv4(ip))
+            accepted(self._network.flush_routes, table, ipv4=is_ipv4(ip))
 
     async def _commit(self) -> None:
         registered = frozenset(target.identifier for target in self._stream.targets)

@@ -9,12 +9,20 @@ import contextlib
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from pyroute2 import netns
+
+from lbguard.lab.network import Network
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
+
+_DIRECTORY = Path("/run/netns")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,14 +51,20 @@ def enter_sandbox() -> None:
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     for path in ("/run", "/dev/shm"):
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    set_loopback_up()
+
+
+def set_loopback_up() -> None:
+    """Set the loopback of the calling thread's namespace up."""
+    with Network() as network:
+        network.set_link("lo", up=True)
 
 
 @contextlib.contextmanager
 def entered(name: str) -> Iterator[None]:
     """Switch the calling thread into a named namespace and back; sockets opened meanwhile stay in it."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    there = os.open(Path("/run/netns") / name, os.O_RDONLY | os.O_CLOEXEC)
+    there = os.open(_DIRECTORY / name, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc.setns(there, CLONE_NEWNET), f"setns {name}")
         try:
@@ -62,51 +76,39 @@ def entered(name: str) -> Iterator[None]:
         os.close(home)
 
 
-class Namespace:
+class Namespace(Network):
     """A named network namespace with loopback up. Use it as a context manager, or call `delete`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        subprocess.run(["ip", "netns", "add", name], check=True)
-        self.ip("link", "set", "lo", "up")
+        self.path = _DIRECTORY / name
+        """The file that stands for the namespace."""
+        super().__init__()
+        self.set_link("lo", up=True)
 
-    def __enter__(self) -> "Namespace":
-        return self
+    def open(self) -> Any:
+        """Move the thread into a new namespace, name that, and open the socket."""
+        # The thread moves and the process does not. (`netns.create` would fork a process that may have many threads.)
+        _check(_libc.unshare(CLONE_NEWNET), "unshare")
+        # "thread-self" stands for a process: the number of the thread means another one where /proc is the host's.
+        netns.attach(str(self.path), "thread-self")
+        return super().open()
 
     def __exit__(self, *_: object) -> None:
         self.delete()
 
-    @property
-    def path(self) -> Path:
-        """The file that stands for the namespace."""
-        return Path("/run/netns") / self.name
-
     def command(self, *argv: str) -> list[str]:
         """Return the command line that runs `argv` inside the namespace."""
-        return ["ip", "netns", "exec", self.name, *argv]
+        return ["nsenter", f"--net={self.path}", "--", *argv]
 
     def run(self, *argv: str, check: bool = True) -> str:
         """Run a command inside and return what it printed."""
         return subprocess.run(self.command(*argv), check=check, capture_output=True, text=True).stdout
 
-    def ip(self, *args: str) -> str:
-        """Run `ip` on the namespace and return what it printed."""
-        done = subprocess.run(["ip", "-n", self.name, *args], check=False, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"ip -n {self.name} {' '.join(args)}: {done.stderr.strip()}")
-        return done.stdout
-
-    def batch(self, lines: Sequence[str]) -> None:
-        """Run many `ip` commands in one process, stopping at the first that fails."""
-        text = "\n".join(lines) + "\n"
-        done = subprocess.run(["ip", "-n", self.name, "-batch", "-"], input=text, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"ip -n {self.name} -batch: {done.stderr.strip()}\n{text}")
-
     def sysctl(self, key: str, value: str) -> None:
         """Set a network sysctl of the namespace, such as `net.ipv4.ip_forward`."""
-        with self.entered():  # /proc/sys/net shows the namespace of the thread that looks
-            (Path("/proc/sys") / key.replace(".", "/")).write_text(value)
+        # /proc/sys/net shows the namespace of the thread that looks.
+        self.in_thread((Path("/proc/sys") / key.replace(".", "/")).write_text, value)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -116,11 +118,18 @@ class Namespace:
 
     def delete(self) -> None:
         """Remove the namespace; one that is gone already is no error."""
-        subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
+        with contextlib.suppress(FileNotFoundError):
+            netns.remove(str(self.path))
+        self.close()
 
 
-def connect(left: Namespace, left_name: str, right: Namespace, right_name: str) -> None:
-    """Join two namespaces with a veth pair, both ends up."""
-    left.ip("link", "add", "name", left_name, "type", "veth", "peer", "name", right_name, "netns", right.name)
-    left.ip("link", "set", left_name, "up")
-    right.ip("link", "set", right_name, "up")
+def connect(left: Namespace, left_name: str, right: Namespace, right_name: str, **fields: Any) -> None:
+    """Join two namespaces with a veth pair, both ends up; `fields` are those of the left end.
+
+    The left end, which was up before it had a carrier, sends when the kernel has noticed that, a moment later; until
+    then packets are dropped.
+    """
+    left.add_veth(left_name, right_name, right.path, **fields)
+    right.set_link(right_name, up=True)
+    while not left.link(left_name).operational:
+        time.sleep(0.001)

@@ -18,12 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
-from lbguard.lab.netns import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER
+from lbguard.lab.netns import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, set_loopback_up
 from lbguard.telemetry.output import OutputError, print_error
 
 CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1
-TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "mount": "mount"}
+TOOLS = {"nft": "nftables", "nsenter": "util-linux", "mount": "mount"}
 """Commands the lab needs, and the Debian package of each."""
 
 PRIVATE_DIRECTORIES = ("/run", "/dev/shm")
@@ -120,7 +120,7 @@ def _first_process(function: Callable[[], int]) -> int:
             subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
         # A container may mask parts of /proc; then a new one is refused and the old one, which also works, stays.
         subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=False, stderr=subprocess.DEVNULL)
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        set_loopback_up()
         status = function()
         with contextlib.suppress(OSError):
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Shared behaviour of the stand-ins for today's load balancer: when they poll, how they use `ip`, what they log.
+"""Shared behaviour of the stand-ins for today's load balancer: when they poll, what they find, what they log.
 
 Link events are coalesced for 100 ms, and every 10 s they look anyway, as Meridio 1.2's stateless-lb does.
 """
@@ -8,47 +8,51 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
+
+from pyroute2.netlink.exceptions import NetlinkError
 
 from lbguard.kernel.codec.constants import RTNLGRP_LINK
 from lbguard.kernel.netlink import open_netlink
+from lbguard.lab.network import Network
+from lbguard.lab.network_objects import Address, Link
 
 COALESCE_S = 0.1
 CHECK_S = 10.0
 
 
-def run_ip(*args: str) -> bool:
-    """Run `ip`; return whether it succeeded. Refusals are normal: that is how a stand-in learns what works."""
-    return subprocess.run(["ip", *args], check=False, capture_output=True).returncode == 0
+def accepted(request: Callable[..., None], *args: Any, **fields: Any) -> bool:
+    """Make a request; return whether it succeeded. Refusals are normal: that is how a stand-in learns what works."""
+    try:
+        request(*args, **fields)
+    except NetlinkError:
+        return False
+    return True
 
 
-def read_ip(*args: str) -> list[dict[str, Any]]:
-    """Return what `ip` shows; nothing when it refuses."""
-    done = subprocess.run(["ip", "-j", *args], check=False, capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else []
-
-
-def older_links_of_shared_subnets(links: list[dict[str, Any]]) -> list[str]:
+def older_links_of_shared_subnets(links: Iterable[Link], addresses: Iterable[Address]) -> list[str]:
     """Return the names of links that are up although a newer one has an address of the same IPv4 subnet.
 
-    `links` is what `ip -j -4 addr show up` prints; the greater ifindex is the newer link.
+    The greater ifindex is the newer link.
     """
     subnets: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for link in links:
-        for address in link.get("addr_info", []):
-            subnet = f"{address['local'].rpartition('.')[0]}/{address['prefixlen']}"
-            subnets[subnet].append((link["ifindex"], link["ifname"]))
+    up = {link.name: link.ifindex for link in links if link.up}
+    for address in addresses:
+        if address.link in up and "." in address.ip:
+            subnet = f"{address.ip.rpartition('.')[0]}/{address.prefix_length}"
+            subnets[subnet].append((up[address.link], address.link))
     return [name for sharing in subnets.values() for _, name in sorted(sharing)[:-1]]
 
 
-def set_older_links_down() -> None:
+def set_older_links_down(network: Network) -> None:
     """Set the older link of each shared subnet down."""
-    for name in older_links_of_shared_subnets(read_ip("-4", "addr", "show", "up")):
-        run_ip("link", "set", name, "down")
+    for name in older_links_of_shared_subnets(network.links(), network.addresses()):
+        with contextlib.suppress(OSError, NetlinkError):  # it may be gone
+            network.set_link(name, up=False)
 
 
 def log(event: str, **fields: object) -> None:

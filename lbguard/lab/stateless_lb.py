@@ -23,7 +23,8 @@ from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory
-from lbguard.lab.stand_in import follow, log, read_ip, run_ip, set_older_links_down
+from lbguard.lab.network import Network
+from lbguard.lab.stand_in import accepted, follow, log, set_older_links_down
 from lbguard.sources.file import TargetsFile
 
 SLOTS_PER_TARGET = 100
@@ -36,6 +37,7 @@ class StatelessLb:
     """One stream's targets: configured or pending."""
 
     def __init__(self, targets_file: Path, shm_dir: Path) -> None:
+        self._network = Network()
         self._targets_file = targets_file
         self._shm_dir = shm_dir
         self._stream = _read(targets_file)
@@ -47,7 +49,7 @@ class StatelessLb:
         """Make the stream's table, then take the targets."""
         room = self._stream.max_targets
         self._nfqlb("init", "--ownfw=0", f"--shm={self._shm}", f"--M={room * SLOTS_PER_TARGET}", f"--N={room}")
-        set_older_links_down()
+        set_older_links_down(self._network)
         self._take(self._stream)
 
     async def reread(self) -> None:
@@ -56,7 +58,7 @@ class StatelessLb:
 
     async def look(self) -> None:
         """Remove every target that misses a route, and try the pending ones again."""
-        set_older_links_down()
+        set_older_links_down(self._network)
         for target in list(self._configured.values()):
             if not all(self._verify(target, ip) for ip in target.ips):
                 self._remove(target)
@@ -118,26 +120,26 @@ class StatelessLb:
 
     def _configure(self, target: TargetSpec, ip: bytes) -> bool:
         self._unconfigure(target, ip)
-        family, table, address = _family(ip), str(self._stream.mark(target.identifier)), format_ip(ip)
-        if not run_ip(family, "rule", "add", "fwmark", table, "table", table):
+        network, table, address = self._network, self._stream.mark(target.identifier), format_ip(ip)
+        if not accepted(network.add_rule, table, table, ipv4=is_ipv4(ip)):
             return False
-        for entry in read_ip(family, "neigh", "show", "to", address):
-            run_ip(family, "neigh", "del", address, "dev", entry["dev"])
-        if run_ip(family, "route", "add", "default", "via", address, "table", table):
+        for entry in network.neighbors():
+            if entry.ip == address:
+                network.delete_neighbor(address, entry.link)
+        if accepted(network.add_route, "default", address, table=table):
             return True
         self._unconfigure(target, ip)
         return False
 
     def _unconfigure(self, target: TargetSpec, ip: bytes) -> None:
         """Delete rule and route; what is left when the rule cannot be deleted stays, as with the real one."""
-        family, table = _family(ip), str(self._stream.mark(target.identifier))
-        if run_ip(family, "rule", "del", "table", table):
-            run_ip(family, "route", "del", "default", "via", format_ip(ip), "table", table)
+        table = self._stream.mark(target.identifier)
+        if accepted(self._network.delete_rule, None, table, ipv4=is_ipv4(ip)):
+            accepted(self._network.delete_route, "default", format_ip(ip), table=table)
 
     def _verify(self, target: TargetSpec, ip: bytes) -> bool:
-        table = str(self._stream.mark(target.identifier))
-        routes = read_ip(_family(ip), "route", "show", "table", table)
-        return any(route.get("gateway") == format_ip(ip) for route in routes)
+        routes = self._network.routes(self._stream.mark(target.identifier))
+        return any(route.gateway == format_ip(ip) for route in routes)
 
     def _nfqlb(self, *arguments: str) -> bool:
         done = subprocess.run(["nfqlb", *arguments], check=False, capture_output=True, text=True)
@@ -147,10 +149,6 @@ class StatelessLb:
 
     def _say(self, target: TargetSpec, action: str, state: str | None) -> None:
         log("decision", action=action, identifier=target.identifier, stream=self._stream.name, state_to=state)
-
-
-def _family(ip: bytes) -> str:
-    return "-4" if is_ipv4(ip) else "-6"
 
 
 def _read(targets_file: Path) -> StreamSpec:

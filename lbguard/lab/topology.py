@@ -20,7 +20,8 @@ from typing import Self
 
 import yaml
 
-from lbguard.lab.netns import Namespace
+from lbguard.lab.netns import Namespace, connect
+from lbguard.lab.network import MAIN_TABLE
 
 VIP4 = "20.0.0.1"
 VIP6 = "2000::1"
@@ -63,9 +64,9 @@ add rule ip6 lab deaf iifname "lo" accept
 """
 
 
-def _lb_addresses(proxy: int, host: int) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Return the load balancer's addresses in a proxy's subnets, each with what `ip addr add` needs besides."""
-    return (f"172.16.{proxy}.{host}/24", ""), (f"fd00:0:0:{proxy}::{host}/64", "nodad")
+def _addresses(proxy: int, host: int) -> tuple[str, str]:
+    """Return the addresses of a host in a proxy's subnets."""
+    return f"172.16.{proxy}.{host}/24", f"fd00:0:0:{proxy}::{host}/64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class Chain:
             self._build_proxy_routes(proxy)
         for place in self.places:
             self._target_spaces[place.identifier] = self._namespace(f"target{place.identifier}-{tag}", _END_SYSCTLS)
-            self.target(place.identifier).batch([f"addr add {VIP4}/32 dev lo", f"addr add {VIP6}/128 dev lo nodad"])
+            self.target(place.identifier).add_addresses("lo", f"{VIP4}/32", f"{VIP6}/128")
             self.create_target_link(place.identifier)
         self._settle()
 
@@ -190,48 +191,36 @@ class Chain:
         peer = f"lb-{secrets.token_hex(3)}"
         if proxy in self.lb_links:
             self.superseded_links[proxy] = self.lb_links[proxy]
-        self.lb.ip("link", "add", "name", name, "type", "veth", "peer", "name", peer, "netns", self.proxy(proxy).name)
+        self.lb.add_veth(name, peer, self.proxy(proxy).path, up=False)
         self._lb_ports[proxy], self.lb_hosts[proxy] = peer, LB_HOST
-        self.proxy(proxy).batch([f"link set {peer} master br0 up"])
-        self.lb.batch(
-            [
-                f"addr add 172.16.{proxy}.2/24 dev {name}",
-                f"addr add fd00:0:0:{proxy}::2/64 dev {name}{'' if self.dad else ' nodad'}",
-                f"link set {name} up",
-            ]
-        )
+        self.proxy(proxy).set_link(peer, master="br0", up=True)
+        self.lb.add_addresses(name, *_addresses(proxy, LB_HOST), dad=self.dad)
+        self.lb.set_link(name, up=True)
         self.lb_links[proxy] = name
 
     def delete_lb_link(self, proxy: int) -> None:
         """Delete a proxy's current link in the load balancer; the proxy's end goes with it."""
-        self.lb.ip("link", "del", self.lb_links.pop(proxy))
+        self.lb.delete_link(self.lb_links.pop(proxy))
 
     def delete_superseded_link(self, proxy: int) -> None:
         """Delete the link that a second `create_lb_link` superseded (the late Close of the old connection)."""
-        self.lb.ip("link", "del", self.superseded_links.pop(proxy))
+        self.lb.delete_link(self.superseded_links.pop(proxy))
 
     def create_target_link(self, identifier: int) -> None:
         """Make a target's link to its proxy: new MAC, the same addresses, up, with the routes of the target."""
         place, space = self.place(identifier), self.target(identifier)
         name, peer = f"nsc-{secrets.token_hex(3)}", f"tgt-{secrets.token_hex(3)}"
-        space.ip(
-            "link", "add", "name", name, "type", "veth", "peer", "name", peer, "netns", self.proxy(place.proxy).name
-        )
-        self.proxy(place.proxy).batch([f"link set {peer} master br0 up"])
-        space.batch(
-            [
-                f"addr add {place.ipv4}/24 dev {name}",
-                f"addr add {place.ipv6}/64 dev {name} nodad",
-                f"link set {name} up",
-                f"route add default via 172.16.{place.proxy}.1",
-                f"route add default via fd00:0:0:{place.proxy}::1 dev {name}",
-            ]
-        )
+        space.add_veth(name, peer, self.proxy(place.proxy).path, up=False)
+        self.proxy(place.proxy).set_link(peer, master="br0", up=True)
+        space.add_addresses(name, f"{place.ipv4}/24", f"{place.ipv6}/64")
+        space.set_link(name, up=True)
+        space.add_route("default", f"172.16.{place.proxy}.1")
+        space.add_route("default", f"fd00:0:0:{place.proxy}::1", name)
         self._target_links[identifier] = name
 
     def delete_target_link(self, identifier: int) -> None:
         """Delete a target's link to its proxy; the load balancer's own links stay as they are."""
-        self.target(identifier).ip("link", "del", self._target_links.pop(identifier))
+        self.target(identifier).delete_link(self._target_links.pop(identifier))
 
     def block_target_ipv6(self, identifier: int) -> None:
         """Make a target deaf in IPv6, neighbour discovery included; its IPv4 goes on."""
@@ -260,14 +249,10 @@ class Chain:
     def change_lb_addresses(self, proxy: int, host: int) -> None:
         """Give the load balancer's end of a link other addresses: new ones first, then the way back, then old out."""
         link, old = self.lb_links[proxy], self.lb_hosts[proxy]
-        self.lb.batch([f"addr add {ip} dev {link} {nodad}" for ip, nodad in _lb_addresses(proxy, host)])
-        self.proxy(proxy).batch(
-            [
-                f"route replace default via 172.16.{proxy}.{host}",
-                f"route replace default via fd00:0:0:{proxy}::{host} dev br0",
-            ]
-        )
-        self.lb.batch([f"addr del {ip} dev {link}" for ip, _ in _lb_addresses(proxy, old)])
+        self.lb.add_addresses(link, *_addresses(proxy, host))
+        self.proxy(proxy).replace_route("default", f"172.16.{proxy}.{host}")
+        self.proxy(proxy).replace_route("default", f"fd00:0:0:{proxy}::{host}", "br0")
+        self.lb.delete_addresses(link, *_addresses(proxy, old))
         self.lb_hosts[proxy] = host
 
     # -- building -----------------------------------------------------------------------------------------------------
@@ -289,49 +274,33 @@ class Chain:
         awaited |= {(self.target(place.identifier), f"fd00:0:0:{place.proxy}::/64") for place in self.places}
         awaited |= {(self.lb, "fd01::/64"), (self.client, "fd01::/64")}
         end = time.monotonic() + SETTLE_TIMEOUT_S
-        while awaited := {(space, prefix) for space, prefix in awaited if not space.ip("-6", "route", "show", prefix)}:
+        while awaited := {
+            (space, prefix)
+            for space, prefix in awaited
+            if not any(route.destination == prefix for route in space.routes(MAIN_TABLE, ipv4=False))
+        }:
             if time.monotonic() > end:
                 missing = ", ".join(sorted(f"{prefix} in {space.name}" for space, prefix in awaited))
                 raise TimeoutError(f"IPv6 routes did not appear: {missing}")
             time.sleep(0.02)
 
     def _join_client(self) -> None:
-        self.lb.ip("link", "add", "name", "gw0", "type", "veth", "peer", "name", "eth0", "netns", self.client.name)
-        self.lb.batch(
-            [
-                "addr add 10.0.0.1/24 dev gw0",
-                "addr add fd01::1/64 dev gw0 nodad",
-                "link set gw0 up",
-                # As in a real load balancer: what has no route of its own goes back to the gateway.
-                "route add default via 10.0.0.2",
-                "route add default via fd01::2 dev gw0",
-            ]
-        )
-        self.client.batch(
-            [
-                "addr add 10.0.0.2/24 dev eth0",
-                "addr add fd01::2/64 dev eth0 nodad",
-                "link set eth0 up",
-                f"route add {VIP4}/32 via 10.0.0.1",
-                f"route add {VIP6}/128 via fd01::1 dev eth0",
-            ]
-        )
+        connect(self.lb, "gw0", self.client, "eth0")
+        self.lb.add_addresses("gw0", "10.0.0.1/24", "fd01::1/64")
+        self.client.add_addresses("eth0", "10.0.0.2/24", "fd01::2/64")
+        # As in a real load balancer: what has no route of its own goes back to the gateway.
+        self.lb.add_route("default", "10.0.0.2")
+        self.lb.add_route("default", "fd01::2", "gw0")
+        self.client.add_route(VIP4, "10.0.0.1")
+        self.client.add_route(VIP6, "fd01::1", "eth0")
 
     def _build_bridge(self, proxy: int) -> None:
-        self.proxy(proxy).batch(
-            [
-                # A bridge takes the lowest MAC of its ports unless it has one; the proxy's must not change with them.
-                f"link add name br0 address 02:00:00:00:{proxy:02x}:01 type bridge stp_state 0 mcast_snooping 0",
-                "link set br0 up",
-                f"addr add 172.16.{proxy}.1/24 dev br0",
-                f"addr add fd00:0:0:{proxy}::1/64 dev br0 nodad",
-            ]
+        # A bridge takes the lowest MAC of its ports unless it has one; the proxy's must not change with them.
+        self.proxy(proxy).add_link(
+            "br0", "bridge", address=f"02:00:00:00:{proxy:02x}:01", br_stp_state=0, br_mcast_snooping=0
         )
+        self.proxy(proxy).add_addresses("br0", *_addresses(proxy, 1))
 
     def _build_proxy_routes(self, proxy: int) -> None:
-        self.proxy(proxy).batch(
-            [
-                f"route add default via 172.16.{proxy}.2",
-                f"route add default via fd00:0:0:{proxy}::2 dev br0",
-            ]
-        )
+        self.proxy(proxy).add_route("default", f"172.16.{proxy}.2")
+        self.proxy(proxy).add_route("default", f"fd00:0:0:{proxy}::2", "br0")

@@ -7,14 +7,14 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
 from lbguard.api.availability_state import AvailabilityState
 from lbguard.api.verdicts.queue import VerdictQueue
-from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors
+from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors, SteerFlows
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
@@ -34,6 +34,7 @@ from lbguard.service.actuators import (
     WorkQueue,
     withdraw_everything,
 )
+from lbguard.service.affinity import make_affinity
 from lbguard.service.build import (
     make_announcer,
     make_distributor,
@@ -118,7 +119,12 @@ class Daemon:
         self._distributor_queue: WorkQueue[DistributorEffect] = WorkQueue(
             "distributor", self._tables.perform, self._post, together=AttachStream
         )
-        self._work_queues = (kernel_queue, neighbor_queue, self._distributor_queue)
+        self._affinity = make_affinity(settings, self.metrics)
+        self._work_queues: list[WorkQueue[Any]] = [kernel_queue, neighbor_queue, self._distributor_queue]
+        affinity_queue: WorkQueue[SteerFlows] | None = None
+        if self._affinity is not None:
+            affinity_queue = WorkQueue("affinity", self._affinity.perform, self._post)
+            self._work_queues.append(affinity_queue)
         self.mirror = make_mirror(settings, self._hear_kernel)
         self.runner = Runner(
             self.engine,
@@ -127,6 +133,7 @@ class Daemon:
             neighbors=neighbor_queue,
             distributor=self._distributor_queue,
             event_reporter=self._event_reporter,
+            affinity=affinity_queue,
             resync=self.mirror.request_resync,
             caught_up=self.mirror.caught_up,
             answer=lambda effect: self.verdicts.answered(effect),
@@ -202,6 +209,8 @@ class Daemon:
                 tasks.append(group.create_task(self._hold_file.keep(self._open_holds, self.engine.subnets_to_remember)))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
+                if self._affinity is not None:
+                    tasks.append(group.create_task(self._affinity.run()))
                 if self.settings.nsm.enabled:
                     tasks.append(group.create_task(self._follow_mesh()))
                 if self._source is not None:
@@ -255,6 +264,8 @@ class Daemon:
                 if (holds := self._open_holds()) is not None:
                     holds, subnets = ((), ()) if withdraw else (holds, self.engine.subnets_to_remember())
                     await asyncio.to_thread(self._hold_file.save, holds, time.monotonic(), subnets)
+                if self._affinity is not None:
+                    await self._affinity.close(remove=withdraw)
                 await self._distributor.close()
                 await self._packets.close()
         except TimeoutError:

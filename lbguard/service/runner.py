@@ -27,6 +27,7 @@ from lbguard.core.effects import (
     SetLinkDown,
     SetLinkUp,
     SolicitNeighbors,
+    SteerFlows,
     TuneLink,
     VerdictAnswered,
 )
@@ -82,6 +83,7 @@ class Runner:
         neighbors: WorkQueue[NeighborEffect],
         distributor: WorkQueue[DistributorEffect],
         event_reporter: EventReports,
+        affinity: WorkQueue[SteerFlows] | None = None,
         resync: Callable[[str], None],
         caught_up: Callable[[], bool] = lambda: True,
         answer: Callable[[VerdictAnswered], None] = lambda answer: None,
@@ -95,6 +97,7 @@ class Runner:
         self._kernel = kernel
         self._neighbors = neighbors
         self._distributor = distributor
+        self._affinity = affinity
         self._event_reporter = event_reporter
         self._resync = resync
         self._caught_up = caught_up
@@ -240,6 +243,9 @@ class Runner:
                 self._neighbors.put(effect, droppable=isinstance(effect, ProbeNeighbors))
             case AttachStream() | CommitTables() | ForgetStream() | PruneStreams():
                 self._distributor.put(effect)
+            case SteerFlows():
+                if self._affinity is not None:
+                    self._affinity.put(effect)
             case _:
                 assert_never(effect)
         self._event_reporter.performed(effect)

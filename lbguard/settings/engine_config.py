@@ -31,6 +31,7 @@ def engine_config(settings: Settings) -> EngineConfig:
             remembered_max=settings.verdicts.max_subjects_total,
         ),
         observe=settings.mode == "observe",
+        affinity=settings.mode == "enforce" and settings.affinity.mode != "off",
         manages_paths=settings.mode != "companion",
         superseded_link_down=settings.links.superseded == "down",
         excluded_links=settings.links.exclude,

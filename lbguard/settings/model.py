@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lbguard import DEFAULT_SOCKET
+from lbguard.settings.affinity import AffinitySettings
 from lbguard.settings.announce import AnnounceSettings
 from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
@@ -278,6 +279,7 @@ class Settings(BaseSettings):
     freeze: FreezeSettings = group()
     damping: DampingSettings = group()
     availability: AvailabilitySettings = group()
+    affinity: AffinitySettings = group()
     evidence: EvidenceSettings = group()
     distributor: DistributorSettings = group()
     links: LinkSettings = group()

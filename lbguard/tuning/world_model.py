@@ -221,6 +221,7 @@ class WorldModel:
                     | fx.TuneLink()
                     | fx.SetLinkUp()
                     | fx.SetAvailability()
+                    | fx.SteerFlows()
                     | fx.NeighborMoved()
                     | fx.VerdictAnswered()
                     | fx.Ignored()

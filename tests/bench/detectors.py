@@ -150,9 +150,10 @@ def joined_ends() -> Iterator[tuple[Namespace, Namespace]]:
     with Namespace("near") as near, Namespace("far") as far:
         connect(near, "eth0", far, "eth0")
         for end, number in ((near, 1), (far, 2)):
-            end.batch([f"addr add 10.50.0.{number}/24 dev eth0", f"addr add fd50::{number}/64 dev eth0 nodad"])
-        near.batch(["route add 10.51.0.0/16 via 10.50.0.2", "route add fd51::/64 via fd50::2"])
-        far.batch(["route add local 10.51.0.0/16 dev lo", "route add local fd51::/64 dev lo"])
+            end.add_addresses("eth0", f"10.50.0.{number}/24", f"fd50::{number}/64")
+        for prefix, gateway in (("10.51.0.0/16", "10.50.0.2"), ("fd51::/64", "fd50::2")):
+            near.add_route(prefix, gateway)
+            far.add_route(prefix, link="lo", kind="local")
         yield near, far
 
 

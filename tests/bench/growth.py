@@ -26,10 +26,10 @@ from tests.bench.results import Row, Say, Scale, Summary
 from tests.bench.service import Service
 from tests.bench.storm import neighbor_message
 from tests.bench.world import (
+    LINK,
     STREAM_SIZE,
     Pair,
     RouteListener,
-    ifindex_of,
     mark_of,
     pair,
     target_ips,
@@ -230,7 +230,7 @@ def _service_costs(targets: int, repetitions: int, directory: Path) -> dict[str,
         service.wait_until_quiet()
         with built.lb.entered():
             kernel = stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC))
-        index = ifindex_of(built.lb)
+        index = built.lb.index(LINK)
         ip = target_ips(0)[0]
         cut = delete_route(Route(mark_of(0), True, RouteKind.UNICAST, ROUTE_METRIC, ip, index))
         idle_s_per_s = _idle(service)
@@ -263,15 +263,10 @@ def _service_costs(targets: int, repetitions: int, directory: Path) -> dict[str,
 
 def _add_bulk_link(built: Pair) -> None:
     """Give the load balancer a second link, to all targets but the first 100, that resolves nothing."""
-    built.lb.ip("link", "add", "name", _BULK, "type", "veth", "peer", "name", "bulk", "netns", built.peer.name)
-    built.peer.ip("link", "set", "bulk", "up")
-    built.lb.batch(
-        [
-            f"link set {_BULK} arp off up",
-            f"addr add 172.16.0.1/16 dev {_BULK}",
-            f"addr add fd00::1/64 dev {_BULK} nodad",
-        ]
-    )
+    built.lb.add_veth(_BULK, "bulk", built.peer.path, up=False)
+    built.peer.set_link("bulk", up=True)
+    built.lb.set_link(_BULK, up=True, arp=False)
+    built.lb.add_addresses(_BULK, "172.16.0.1/16", "fd00::1/64")
 
 
 def _idle(service: Service, seconds: float = 2.0) -> float:

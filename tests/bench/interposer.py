@@ -41,9 +41,7 @@ def _measure(calls: int, say: Say, directory: Path, container: Interposed) -> li
     rows = []
     with pair("interposer", 1) as built:
         for ip in target_ips(0):
-            built.lb.ip(
-                "-4" if len(ip) == 4 else "-6", "route", "add", "default", "via", format_ip(ip), "table", "5001"
-            )
+            built.lb.add_route("default", format_ip(ip), table=5001)
         settings = {
             "LBGUARD_SOURCE": "interposer",
             "LBGUARD_INTERPOSER__DIRECTORY": str(container.shared),

@@ -177,25 +177,19 @@ def _path() -> Iterator[tuple[Namespace, Pair]]:
     with pair("loss", commit.TARGETS) as built, Namespace("loss-client") as client:
         client.sysctl("net.ipv6.conf.default.accept_dad", "0")
         connect(client, "lb", built.lb, "client")
-        client.batch(["addr add 10.0.0.2/24 dev lb", "addr add fd01::2/64 dev lb nodad"])
-        built.lb.batch(["addr add 10.0.0.1/24 dev client", "addr add fd01::1/64 dev client nodad"])
-        client.batch(["route add default via 10.0.0.1", "route add ::/0 via fd01::1"])
-        mac = built.peer.ip("-br", "link", "show", PEER_BRIDGE).split()[2]
-        lines = []
-        for number in range(commit.TARGETS):
-            for family, ip in zip(("-4", "-6"), target_ips(number), strict=True):
+        client.add_addresses("lb", "10.0.0.2/24", "fd01::2/64")
+        built.lb.add_addresses("client", "10.0.0.1/24", "fd01::1/64")
+        client.add_route("default", "10.0.0.1")
+        client.add_route("default", "fd01::1")
+        mac = built.peer.link(PEER_BRIDGE).mac
+        with built.lb.batch():
+            for number in range(commit.TARGETS):
                 mark = mark_of(number)
-                lines += [
-                    (family, f"rule add fwmark {mark} lookup {mark} priority 3000"),
-                    (family, f"route add default via {format_ip(ip)} dev {LINK} table {mark}"),
+                for ip in map(format_ip, target_ips(number)):
                     # Resolution is not what is measured here.
-                    (family, f"neigh replace {format_ip(ip)} lladdr {mac} dev {LINK} nud permanent"),
-                ]
-        for family in ("-4", "-6"):
-            for kind in ("neigh", "route", "rule"):
-                chosen = [line for of, line in lines if of == family and line.startswith(kind)]
-                text = "\n".join(chosen)
-                built.lb.run("sh", "-c", f"ip {family} -batch - <<'END'\n{text}\nEND\n")
+                    built.lb.replace_neighbor(ip, LINK, mac)
+                    built.lb.add_route("default", ip, LINK, table=mark)
+                    built.lb.add_rule(mark, mark, ipv4="." in ip, priority=3000)
         with built.peer.entered():
             counting = NftContext(LIBRARY)
         counting.run(

@@ -22,7 +22,7 @@ from lbguard.kernel.codec.encode import replace_route
 from lbguard.lab.netns import Namespace
 from tests.bench.results import Row, Say, Scale
 from tests.bench.service import Service
-from tests.bench.world import LINK, LinkSwitch, RouteListener, Wire, ifindex_of, mark_of, pair, target_ips, targets_yaml
+from tests.bench.world import LINK, LinkSwitch, RouteListener, Wire, mark_of, pair, target_ips, targets_yaml
 
 NAME = "repair"
 _GARP_AIM_MS = 2.0
@@ -138,7 +138,7 @@ class _Sender:
 
 @contextmanager
 def _ready_made(namespace: Namespace, targets: int) -> Iterator[_Sender]:
-    index = ifindex_of(namespace)
+    index = namespace.index(LINK)
     messages = [
         replace_route(Route(mark_of(number), is_ipv4(ip), RouteKind.UNICAST, ROUTE_METRIC, ip, index))
         for number in range(targets)

@@ -98,32 +98,22 @@ class SoakNet:
     def make_link(self, side: int) -> None:
         """Make a link and all addresses at its two ends."""
         connect(self.lb, self.name(side), self.peer, f"peer-{_SIDES[side]}")
-        self.peer.batch(
-            [
-                line
-                for target in self._targets
-                if target.side == side
-                for line in (
-                    f"addr add {target.ipv4}/16 dev peer-{_SIDES[side]}",
-                    f"addr add {target.ipv6}/64 dev peer-{_SIDES[side]} nodad",
-                )
-            ]
-        )
-        self.lb.batch(
-            [f"addr add 172.{16 + side}.0.254/16 dev {self.name(side)}", f"addr add {self.address6(side)} nodad"]
-        )
+        targets = [target for target in self._targets if target.side == side]
+        addresses = (address for target in targets for address in (f"{target.ipv4}/16", f"{target.ipv6}/64"))
+        self.peer.add_addresses(f"peer-{_SIDES[side]}", *addresses)
+        self.lb.add_addresses(self.name(side), f"172.{16 + side}.0.254/16", self.address6(side))
 
     def address6(self, side: int) -> str:
-        """Return our IPv6 address on a side's link, as `ip addr` takes it."""
-        return f"fd00:{16 + side}::1/64 dev {self.name(side)}"
+        """Return our IPv6 address on a side's link."""
+        return f"fd00:{16 + side}::1/64"
 
-    def set_link(self, side: int, state: str) -> None:
-        """Set a link `up` or `down`."""
-        self.lb.ip("link", "set", self.name(side), state)
+    def set_link(self, side: int, *, up: bool) -> None:
+        """Set a link up or down."""
+        self.lb.set_link(self.name(side), up=up)
 
     def delete_link(self, side: int) -> None:
         """Delete a link."""
-        self.lb.ip("link", "del", self.name(side))
+        self.lb.delete_link(self.name(side))
 
 
 @dataclass(slots=True)
@@ -145,16 +135,15 @@ class Load:
             side, kind = self.random.randrange(2), self.random.random()
             gap_s = self.random.uniform(0.1, 1.5) if self.random.random() < 0.8 else self.random.uniform(4.0, 6.0)
             if kind < 0.6:
-                down, up = (partial(self.net.set_link, side, state) for state in ("down", "up"))
+                down, up = (partial(self.net.set_link, side, up=state) for state in (False, True))
                 await self._between("link down", gap_s, down, up)
             elif kind < 0.8:
                 remove, remake = partial(self.net.delete_link, side), partial(self.net.make_link, side)
                 await self._between("link re-created", gap_s, remove, remake)
             else:
-                words = self.net.address6(side).split()
-                lose, restore = (
-                    partial(self.net.lb.ip, "addr", *each) for each in (("del", *words), ("add", *words, "nodad"))
-                )
+                where = (self.net.name(side), self.net.address6(side))
+                lose = partial(self.net.lb.delete_addresses, *where)
+                restore = partial(self.net.lb.add_addresses, *where)
                 await self._between("IPv6 address away", gap_s, lose, restore)
 
     async def _between(self, what: str, gap_s: float, begin: Callable[[], object], end: Callable[[], object]) -> None:

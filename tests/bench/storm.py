@@ -26,7 +26,7 @@ from lbguard.lab.netns import Namespace
 from tests.bench import observed
 from tests.bench.results import Row, Say, Scale
 from tests.bench.service import Service
-from tests.bench.world import PEER_BRIDGE, Pair, ifindex_of, mark_of, pair, target_ips, targets_yaml
+from tests.bench.world import LINK, PEER_BRIDGE, Pair, mark_of, pair, target_ips, targets_yaml
 
 NAME = "storm"
 _AIM_PER_S = 20_000
@@ -59,8 +59,8 @@ def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
     targets, seconds, burst_s = _SIZES[scale]
     cores = sorted(os.sched_getaffinity(0))
     with pair("storm", targets) as built:
-        built.lb.ip("link", "add", "name", _NOISE, "type", "veth", "peer", "name", "noise-end")
-        built.lb.ip("link", "set", "noise-end", "up")
+        built.lb.add_veth(_NOISE, "noise-end", up=False)
+        built.lb.set_link("noise-end", up=True)
         service = _Watched(
             built.lb,
             directory,
@@ -200,28 +200,26 @@ def _differences(view: dict[str, Any], lb: Namespace) -> list[str]:
 
 
 def _kernel_view(lb: Namespace) -> dict[str, set[tuple[Any, ...]]]:
-    """Return links but loopback, their addresses, neighbours of targets and our unicast routes, as `ip` tells them."""
-    links = [link for link in json.loads(lb.ip("-j", "addr")) if link["ifname"] != "lo"]
-    index = {link["ifname"]: link["ifindex"] for link in links}
-    routes = set()
-    for family in ("-4", "-6"):
-        for route in json.loads(lb.ip("-j", family, "route", "show", "table", "all", "proto", "152")):
-            if route.get("type", "unicast") == "unicast":
-                routes.add((int(route["table"]), int(family[1]), route["gateway"], index[route["dev"]]))
+    """Return links but loopback, their addresses, neighbours of targets and our unicast routes, as dumped."""
+    links = [link for link in lb.links() if link.name != "lo"]
+    index = {link.name: link.ifindex for link in links}
     return {
-        "links": {
-            (link["ifindex"], link["ifname"], "UP" in link["flags"] and "LOWER_UP" in link["flags"], link["address"])
-            for link in links
-        },
+        "links": {(link.ifindex, link.name, link.up and link.running, link.mac) for link in links},
         "addresses": {
-            (link["ifindex"], entry["local"], entry["prefixlen"]) for link in links for entry in link["addr_info"]
+            (index[address.link], address.ip, address.prefix_length)
+            for address in lb.addresses()
+            if address.link in index
         },
         "neighbors": {
-            (index[entry["dev"]], entry["dst"], entry["state"][0], entry.get("lladdr", ""))
-            for entry in json.loads(lb.ip("-j", "neigh", "show", "nud", "all"))
-            if _is_target(entry["dst"]) and entry["state"] != ["NONE"]
+            (index[entry.link], entry.ip, entry.state.upper(), entry.mac)
+            for entry in lb.neighbors()
+            if _is_target(entry.ip)
         },
-        "routes": routes,
+        "routes": {
+            (route.table, 4 if route.ipv4 else 6, route.gateway, index[route.link])
+            for route in lb.routes()
+            if (route.kind, route.protocol) == ("unicast", 152)
+        },
     }
 
 
@@ -245,9 +243,9 @@ class _Storm:
     """Makes kernel events with batched requests."""
 
     def __init__(self, built: Pair, targets: int) -> None:
-        self._index = ifindex_of(built.lb)
-        self._noise = ifindex_of(built.lb, _NOISE)
-        mac = bytes.fromhex(built.peer.ip("-br", "link", "show", PEER_BRIDGE).split()[2].replace(":", ""))
+        self._index = built.lb.index(LINK)
+        self._noise = built.lb.index(_NOISE)
+        mac = bytes.fromhex(built.peer.link(PEER_BRIDGE).mac.replace(":", ""))
         ips = [(number, ip) for number in range(targets) for ip in target_ips(number)]
         flips = [
             [neighbor_message(self._index, ip, mac, state) for _, ip in ips]

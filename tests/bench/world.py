@@ -1,7 +1,6 @@
 """What the benchmarks run in: a load balancer's namespace, a peer that answers for every target, and raw sockets."""
 
 import contextlib
-import json
 import socket
 import struct
 import time
@@ -98,44 +97,22 @@ def pair(name: str, targets: int, *, prefix4: int = 16, prefix6: int = 64) -> It
         lb.sysctl("net.ipv4.conf.all.rp_filter", "0")
         lb.sysctl("net.ipv6.conf.all.keep_addr_on_down", "1")
         connect(lb, LINK, peer, PEER_PORT)
-        peer.batch(
-            [
-                f"link add name {PEER_BRIDGE} type bridge",
-                # A second port keeps the bridge's carrier while the load balancer's link is down.
-                "link add name anchor type veth peer name anchor-end",
-                f"link set anchor master {PEER_BRIDGE}",
-                "link set anchor up",
-                "link set anchor-end up",
-                f"link set {PEER_PORT} master {PEER_BRIDGE}",
-                f"link set {PEER_BRIDGE} up",
-            ]
-        )
-        peer.batch(
-            [
-                line
-                for number in range(targets)
-                for four, six in [map(format_ip, target_ips(number))]
-                for line in (
-                    f"addr add {four}/{prefix4} dev {PEER_BRIDGE}",
-                    f"addr add {six}/{prefix6} dev {PEER_BRIDGE} nodad",
-                )
-            ]
-        )
-        lb.batch([f"addr add {OUR_IP4}/{prefix4} dev {LINK}", f"addr add {OUR_IP6}/{prefix6} dev {LINK} nodad"])
+        peer.add_link(PEER_BRIDGE, "bridge")
+        # A second port keeps the bridge's carrier while the load balancer's link is down.
+        peer.add_veth("anchor", "anchor-end")
+        peer.set_link("anchor", PEER_PORT, master=PEER_BRIDGE)
+        both = [target_ips(number) for number in range(targets)]
+        peer.add_addresses(PEER_BRIDGE, *(f"{format_ip(four)}/{prefix4}" for four, _ in both))
+        peer.add_addresses(PEER_BRIDGE, *(f"{format_ip(six)}/{prefix6}" for _, six in both))
+        lb.add_addresses(LINK, f"{OUR_IP4}/{prefix4}", f"{OUR_IP6}/{prefix6}")
         yield Pair(lb, peer)
-
-
-def ifindex_of(namespace: Namespace, link: str = LINK) -> int:
-    """Return the number of a link."""
-    index: int = json.loads(namespace.ip("-j", "link", "show", link))[0]["ifindex"]
-    return index
 
 
 class LinkSwitch:
     """Sets one link up and down with one netlink request each."""
 
     def __init__(self, namespace: Namespace, link: str = LINK) -> None:
-        self._ifindex = ifindex_of(namespace, link)
+        self._ifindex = namespace.index(link)
         with namespace.entered():
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
 

@@ -6,10 +6,10 @@ up at the first failure. A check removes whoever has lost a route and tries the 
 100 ms after a link came or went and each 10 s; here the test says when.
 """
 
-import subprocess
 from collections.abc import Mapping
 
 from lbguard.lab.netns import Namespace
+from lbguard.lab.stand_in import accepted
 from tests.fakes.interposed import Interposed
 
 OFFSET = 5000
@@ -79,32 +79,25 @@ class StatelessLb:
 
     def _configure(self, table: int, ip: str) -> bool:
         self._unconfigure(table, ip)
-        if not self._ip(ip, "rule", "add", "fwmark", str(table), "table", str(table)):
+        if not accepted(self._namespace.add_rule, table, table, ipv4=":" not in ip):
             return False
-        for line in self._namespace.ip(_family(ip), "neigh", "show", "to", ip).splitlines():
-            self._ip(ip, "neigh", "del", ip, "dev", line.split()[2])
-        if self._ip(ip, "route", "add", "default", "via", ip, "table", str(table)):
+        for entry in self._namespace.neighbors():
+            if entry.ip == ip:
+                self._namespace.delete_neighbor(ip, entry.link)
+        if accepted(self._namespace.add_route, "default", ip, table=table):
             return True
         self._unconfigure(table, ip)
         return False
 
     def _unconfigure(self, table: int, ip: str) -> None:
-        if self._ip(ip, "rule", "del", "table", str(table)):
-            self._ip(ip, "route", "del", "default", "via", ip, "table", str(table))
+        if accepted(self._namespace.delete_rule, None, table, ipv4=":" not in ip):
+            accepted(self._namespace.delete_route, "default", ip, table=table)
 
     def _verify(self, identifier: int, ip: str) -> bool:
-        return f"via {ip} " in self._namespace.ip(_family(ip), "route", "show", "table", str(OFFSET + identifier))
-
-    def _ip(self, ip: str, *arguments: str) -> bool:
-        command = ["ip", "-n", self._namespace.name, _family(ip), *arguments]
-        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+        return any(route.gateway == ip for route in self._namespace.routes(OFFSET + identifier))
 
     def _call(self, *arguments: str) -> bool:
         status, printed = self._nfqlb.run(*arguments)
         if status:
             self.refused.append(f"{' '.join(arguments)}: {printed.strip()}")
         return status == 0
-
-
-def _family(ip: str) -> str:
-    return "-6" if ":" in ip else "-4"

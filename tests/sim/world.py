@@ -415,6 +415,7 @@ class World:
                     fx.TuneLink()
                     | fx.Record()
                     | fx.SetAvailability()
+                    | fx.SteerFlows()
                     | fx.NeighborMoved()
                     | fx.VerdictAnswered()
                     | fx.Ignored()

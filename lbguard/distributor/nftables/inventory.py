@@ -6,7 +6,7 @@ libnftables 1.0.6 reads every element of every set even for `list table -t`. The
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from lbguard.distributor.nftables.nfnetlink import (
     GET_CHAIN,
@@ -26,8 +26,9 @@ _MAP: Final = 0x8
 _DESCRIBED_SIZE: Final = 1
 _CHAIN_HANDLE, _CHAIN_NAME = 2, 3
 _RULE_CHAIN, _RULE_HANDLE = 2, 3
-_OBJECT_NAME, _OBJECT_TYPE, _OBJECT_HANDLE = 2, 3, 6
+_OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA, _OBJECT_HANDLE = 2, 3, 4, 6
 _COUNTER: Final = 1
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 
 _Fields = dict[int, memoryview]
 
@@ -51,6 +52,13 @@ class RulesetObject:
     handle: int
     size: int = 0
     """The declared size of a set or map; 0 when there is none."""
+
+
+class Count(NamedTuple):
+    """Value of a counter."""
+
+    packets: int
+    bytes: int
 
 
 def read_inventory(kernel: Nfnetlink, table: str) -> list[RulesetObject] | None:
@@ -97,6 +105,19 @@ def read_sets(kernel: Nfnetlink, table: str) -> list[RulesetObject] | None:
             name, handle = _text(fields, _SET_NAME), _number(fields, _SET_HANDLE)
             things.append(RulesetObject(kind=kind, name=name, handle=handle, size=_number(described, _DESCRIBED_SIZE)))
     return things
+
+
+def read_counter(kernel: Nfnetlink, table: str, name: str) -> Count | None:
+    """Return what a named counter of a table of family inet holds; None when there is none.
+
+    Raises:
+        NftError: the kernel refuses.
+    """
+    for fields in _dump(kernel, GET_OBJECT, table):
+        if _text(fields, _OBJECT_NAME) == name and _number(fields, _OBJECT_TYPE) == _COUNTER:
+            data = dict(attributes(fields.get(_OBJECT_DATA, memoryview(b""))))
+            return Count(packets=_number(data, _COUNTER_PACKETS), bytes=_number(data, _COUNTER_BYTES))
+    return None
 
 
 def _dump(kernel: Nfnetlink, kind: int, table: str) -> Iterator[_Fields]:

@@ -24,6 +24,7 @@ from lbguard.core.effects import (
 )
 from lbguard.core.model import VerdictState
 from lbguard.core.status import GuardStatus
+from lbguard.telemetry.metrics.affinity import AffinityMetrics
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, ForeignCounts, MetricFamilies, MetricSpec, reason_label
 from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
 from lbguard.telemetry.metrics.streams import StreamMetrics
@@ -51,6 +52,7 @@ class Metrics:
         )
         build.labels(__version__, platform.python_version()).set(1)
         self.streams = StreamMetrics(families, place or {})
+        self.affinity = AffinityMetrics(families)
         self._define_repair(families)
         self._define_kernel(families)
         self._define_work(families)

@@ -2,13 +2,14 @@
 
 import asyncio
 import errno
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_DADFAILED, IFA_F_TENTATIVE
+from pyroute2.netlink.rtnl.ndmsg import NTF_ROUTER
 
 from lbguard.announce.sender import Announcer, FrameKind, PacketSocket, Suppressed
 from lbguard.core.addr import Ip, format_ip, parse_ip
@@ -37,22 +38,15 @@ def disable_dad(*namespaces: Namespace) -> None:
 def join(lb: Namespace, peer: Namespace) -> None:
     """Join the two with a link whose LB end holds both addresses and the new MAC."""
     connect(lb, LB_LINK, peer, PEER_LINK)
-    lb.ip("link", "set", LB_LINK, "address", MAC.hex(":"))
-    lb.ip("addr", "add", f"{format_ip(IP4)}/24", "dev", LB_LINK)
-    lb.ip("addr", "add", f"{format_ip(IP6)}/64", "dev", LB_LINK, "nodad")
-    peer.ip("addr", "add", "172.16.0.2/24", "dev", PEER_LINK)
-    peer.ip("addr", "add", "fd00::2/64", "dev", PEER_LINK, "nodad")
+    lb.set_link(LB_LINK, address=MAC.hex(":"))
+    lb.add_addresses(LB_LINK, f"{format_ip(IP4)}/24", f"{format_ip(IP6)}/64")
+    peer.add_addresses(PEER_LINK, "172.16.0.2/24", "fd00::2/64")
 
 
-def ifindex_of(namespace: Namespace, link: str) -> int:
-    index: int = json.loads(namespace.ip("-j", "link", "show", link))[0]["ifindex"]
-    return index
-
-
-def neighbor_of(namespace: Namespace, ip: Ip) -> dict[str, str]:
-    """Return the kernel's entry for an address; empty when there is none."""
-    shown = json.loads(namespace.ip("-j", "neigh", "show", "dev", PEER_LINK, "to", format_ip(ip)))
-    return shown[0] if shown else {}
+def mac_of(namespace: Namespace, ip: Ip) -> str:
+    """Return the link-layer address that the kernel has of an address; empty when it has none."""
+    entry = namespace.neighbor(format_ip(ip))
+    return entry.mac if entry else ""
 
 
 def kind_of(frame: bytes) -> str:
@@ -155,10 +149,10 @@ async def test_a_peer_replaces_its_stale_entry(
     join(lb, peer)
     announcer = make_announcer(repeats_s=(0,), arp_kinds=[arp_kind])
     # The entry is fresh, which is when Linux protects it from replies that are not gratuitous in its eyes.
-    peer.ip("neigh", "replace", format_ip(ip), "dev", PEER_LINK, "lladdr", OLD_MAC, "nud", "reachable")
-    assert neighbor_of(peer, ip)["lladdr"] == OLD_MAC
-    announcer.announce(effect(ifindex_of(lb, LB_LINK), ip))
-    await until(lambda: neighbor_of(peer, ip).get("lladdr") == MAC.hex(":"))
+    peer.replace_neighbor(format_ip(ip), PEER_LINK, OLD_MAC, state="reachable")
+    assert mac_of(peer, ip) == OLD_MAC
+    announcer.announce(effect(lb.index(LB_LINK), ip))
+    await until(lambda: mac_of(peer, ip) == MAC.hex(":"))
     assert sum(announcer.counters.sent.values()) == 1
     assert not announcer.counters.errors
 
@@ -169,10 +163,12 @@ async def test_a_peer_learns_the_router_flag(
 ) -> None:
     join(lb, peer)
     announcer = make_announcer(repeats_s=(0,), router=router)
-    peer.ip("neigh", "replace", format_ip(IP6), "dev", PEER_LINK, "lladdr", OLD_MAC, "nud", "reachable")
-    announcer.announce(effect(ifindex_of(lb, LB_LINK), IP6))
-    await until(lambda: neighbor_of(peer, IP6).get("lladdr") == MAC.hex(":"))
-    assert ("router" in neighbor_of(peer, IP6)) == router
+    peer.replace_neighbor(format_ip(IP6), PEER_LINK, OLD_MAC, state="reachable")
+    announcer.announce(effect(lb.index(LB_LINK), IP6))
+    await until(lambda: mac_of(peer, IP6) == MAC.hex(":"))
+    entry = peer.neighbor(format_ip(IP6))
+    assert entry is not None
+    assert bool(entry.flags & NTF_ROUTER) == router
 
 
 async def test_count_order_and_pacing_on_the_wire(
@@ -182,7 +178,7 @@ async def test_count_order_and_pacing_on_the_wire(
     clock = Clock()
     announcer = make_announcer(repeats_s=(0, 0.01, 0.11, 0.22), clock=clock)
     burst = [("arp_request", MAC), ("arp_reply", MAC), ("na", MAC)]
-    announcer.announce(effect(ifindex_of(lb, LB_LINK), IP4, IP6))
+    announcer.announce(effect(lb.index(LB_LINK), IP4, IP6))
     assert sum(announcer.counters.sent.values()) == 3, "the first burst leaves inside the call"
     await until(lambda: len(wire.read()) >= 3)
     for number, offset in enumerate((0.01, 0.11, 0.22), start=2):
@@ -199,10 +195,10 @@ async def test_count_order_and_pacing_on_the_wire(
 
 def usable(namespace: Namespace, link: str, ip: Ip) -> bool:
     """Tell what the kernel says of an address: held, not tentative, duplicate detection not failed."""
-    for entry in json.loads(namespace.ip("-j", "addr", "show", "dev", link))[0]["addr_info"]:
-        if entry["local"] == format_ip(ip):
-            return not entry.get("tentative") and not entry.get("dadfailed")
-    return False
+    return any(
+        address.ip == format_ip(ip) and not address.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
+        for address in namespace.addresses(link)
+    )
 
 
 async def test_duplicate_detection_is_respected(
@@ -213,14 +209,14 @@ async def test_duplicate_detection_is_respected(
         lb.sysctl(f"net.ipv6.conf.{LB_LINK}.{key}", value)
     lb.sysctl("net.ipv6.conf.all.accept_dad", "1")
     announcer = make_announcer(repeats_s=(0,), owns=lambda link, ip: usable(lb, LB_LINK, ip))
-    ifindex = ifindex_of(lb, LB_LINK)
-    lb.ip("addr", "add", f"{format_ip(IP6)}/64", "dev", LB_LINK)
+    ifindex = lb.index(LB_LINK)
+    lb.add_addresses(LB_LINK, f"{format_ip(IP6)}/64", dad=True)
     assert not usable(lb, LB_LINK, IP6), "with 600 probes the address stays tentative for minutes"
     announcer.announce(effect(ifindex, IP6))
     assert announcer.counters.suppressed == {Suppressed.NOT_OWNED: 1}
     assert not announcer.counters.sent
-    lb.ip("addr", "del", f"{format_ip(IP6)}/64", "dev", LB_LINK)
-    lb.ip("addr", "add", f"{format_ip(IP6)}/64", "dev", LB_LINK, "nodad")
+    lb.delete_addresses(LB_LINK, f"{format_ip(IP6)}/64")
+    lb.add_addresses(LB_LINK, f"{format_ip(IP6)}/64")
     announcer.announce(effect(ifindex, IP6))
     await until(lambda: len(wire.read()) >= 1)
     assert wire.read() == [("na", MAC)]
@@ -232,11 +228,11 @@ async def test_a_link_that_is_down_is_named_and_tried_again(
     join(lb, peer)
     clock = Clock()
     announcer = make_announcer(repeats_s=(0, 0.01), clock=clock)
-    lb.ip("link", "set", LB_LINK, "down")
-    announcer.announce(effect(ifindex_of(lb, LB_LINK), IP4))
+    lb.set_link(LB_LINK, up=False)
+    announcer.announce(effect(lb.index(LB_LINK), IP4))
     assert announcer.counters.errors == {"ENETDOWN": 1}
     assert not announcer.counters.sent
-    lb.ip("link", "set", LB_LINK, "up")
+    lb.set_link(LB_LINK, up=True)
     clock.now += 1
     await until(lambda: len(wire.read()) >= 2)
     assert wire.read() == [("arp_request", MAC), ("arp_reply", MAC)]
@@ -249,10 +245,10 @@ async def test_a_link_that_took_the_name_of_another_gets_none_of_its_frames(
     join(lb, peer)
     clock = Clock()
     announcer = make_announcer(repeats_s=(0, 0.01), clock=clock)
-    old = ifindex_of(lb, LB_LINK)
-    lb.ip("link", "del", LB_LINK)
+    old = lb.index(LB_LINK)
+    lb.delete_link(LB_LINK)
     join(lb, peer)
-    new = ifindex_of(lb, LB_LINK)
+    new = lb.index(LB_LINK)
     assert new != old
     # Here `owns` lags behind the kernel, as it does until the event of the deletion is read.
     announcer.announce(effect(old, IP4))
@@ -269,10 +265,7 @@ async def test_repeats_of_a_link_whose_ifindex_was_reused_are_suppressed(
     index = 700
 
     def add_link(mac: bytes) -> None:
-        pair = ("type", "veth", "peer", "name", PEER_LINK, "netns", peer.name)
-        lb.ip("link", "add", "name", LB_LINK, "index", str(index), "address", mac.hex(":"), *pair)
-        lb.ip("link", "set", LB_LINK, "up")
-        peer.ip("link", "set", PEER_LINK, "up")
+        connect(lb, LB_LINK, peer, PEER_LINK, index=index, address=mac.hex(":"))
 
     clock = Clock()
     alive = {LinkKey(index, 1)}
@@ -281,10 +274,10 @@ async def test_repeats_of_a_link_whose_ifindex_was_reused_are_suppressed(
     announcer.announce(effect(index, IP6))
     await until(lambda: len(wire.read()) >= 1)
 
-    lb.ip("link", "del", LB_LINK)
+    lb.delete_link(LB_LINK)
     other_mac = bytes.fromhex("02000000000b")
     add_link(other_mac)
-    assert ifindex_of(lb, LB_LINK) == index
+    assert lb.index(LB_LINK) == index
     alive = {LinkKey(index, 2)}
     clock.now += 1
     await until(lambda: announcer.pending == 0)
@@ -347,9 +340,9 @@ def test_a_closed_socket_fails_by_errno(lb: Namespace) -> None:
     assert sending.send(1, bytes(42)) == errno.EBADF
 
 
-def entry_at(namespace: Namespace, ip: Ip) -> dict[str, object]:
-    shown = json.loads(namespace.ip("-j", "neigh", "show", "dev", LB_LINK, "to", format_ip(ip)))
-    return shown[0] if shown else {}
+def reachable(namespace: Namespace, ip: Ip) -> bool:
+    entry = namespace.neighbor(format_ip(ip))
+    return entry is not None and entry.state == "reachable"
 
 
 def question(ifindex: int, source: Ip, target: Ip) -> SolicitNeighbors:
@@ -362,10 +355,10 @@ async def test_the_kernel_learns_an_ipv4_neighbour_from_the_answer_to_our_questi
     join(lb, peer)
     target = parse_ip("172.16.0.2")
     # A failed entry: the kernel asks nothing by itself.
-    lb.ip("neigh", "replace", format_ip(target), "dev", LB_LINK, "nud", "failed")
+    lb.replace_neighbor(format_ip(target), LB_LINK, state="failed")
     announcer = make_announcer()
-    announcer.solicit(question(ifindex_of(lb, LB_LINK), IP4, target))
-    await until(lambda: entry_at(lb, target).get("state") == ["REACHABLE"])
+    announcer.solicit(question(lb.index(LB_LINK), IP4, target))
+    await until(lambda: reachable(lb, target))
     assert announcer.counters.sent == {FrameKind.ARP_QUESTION: 1}
 
 
@@ -376,20 +369,20 @@ async def test_an_ipv6_neighbour_is_learnt_while_the_link_local_address_is_still
     lb.sysctl("net.ipv6.conf.default.dad_transmits", "60")  # one a second: the kernel itself stays silent that long
     join(lb, peer)
     target = parse_ip("fd00::2")
-    lb.ip("neigh", "replace", format_ip(target), "dev", LB_LINK, "nud", "incomplete")
+    lb.replace_neighbor(format_ip(target), LB_LINK, state="incomplete")
     with lb.entered():
         announcer = Announcer(owns=owns_all)
     try:
         # The kernel gives an entry up after three seconds of silence, so it is asked for anew with each question.
         async def learnt() -> bool:
-            lb.ip("neigh", "replace", format_ip(target), "dev", LB_LINK, "nud", "incomplete")
-            announcer.solicit(question(ifindex_of(lb, LB_LINK), IP6, target))
+            lb.replace_neighbor(format_ip(target), LB_LINK, state="incomplete")
+            announcer.solicit(question(lb.index(LB_LINK), IP6, target))
             await asyncio.sleep(0.05)
-            return entry_at(lb, target).get("state") == ["REACHABLE"]
+            return reachable(lb, target)
 
         assert any([await learnt() for _ in range(3)])
-        tentative = json.loads(lb.ip("-j", "addr", "show", "dev", LB_LINK, "scope", "link", "tentative"))
-        assert any(link.get("addr_info") for link in tentative)
+        link_local = [address for address in lb.addresses(LB_LINK) if address.ip.startswith("fe80")]
+        assert any(address.flags & IFA_F_TENTATIVE for address in link_local)
     finally:
         announcer.close()
 
@@ -399,6 +392,6 @@ async def test_no_question_in_the_name_of_an_address_that_is_not_held(
 ) -> None:
     join(lb, peer)
     announcer = make_announcer(owns=lambda link, ip: False)
-    announcer.solicit(question(ifindex_of(lb, LB_LINK), IP4, parse_ip("172.16.0.2")))
+    announcer.solicit(question(lb.index(LB_LINK), IP4, parse_ip("172.16.0.2")))
     assert announcer.counters.sent == {}
     assert announcer.counters.suppressed == {Suppressed.NOT_OWNED: 1}

@@ -120,28 +120,14 @@ class Beside:
     def paths(self) -> dict[str, object]:
         """Return what packets pass: rules, routes, slots, and which links are up. Names of links become numbers."""
         links = {name: f"link-{proxy}" for proxy, name in self.chain.lb_links.items()}
-        routes = []
-        rules = []
-        for family in ("-4", "-6"):
-            for route in json.loads(self.lb.ip("-j", family, "route", "show", "table", "all")):
-                if str(route.get("table", "")).startswith("50"):
-                    via = (
-                        route.get("type", "unicast"),
-                        route.get("gateway"),
-                        links.get(route.get("dev"), route.get("dev")),
-                    )
-                    routes.append((family, str(route["table"]), *via))
-            rules += [
-                (family, rule["fwmark"], rule["table"])
-                for rule in json.loads(self.lb.ip("-j", family, "rule"))
-                if "fwmark" in rule
-            ]
-        up = {
-            links[link["ifname"]]
-            for link in json.loads(self.lb.ip("-j", "link"))
-            if "UP" in link["flags"] and link["ifname"] in links
-        }
-        return {"routes": sorted(routes, key=str), "rules": sorted(rules), "slots": self.slots(), "up": up}
+        routes = [
+            (route.ipv4, route.table, route.kind, route.gateway, links.get(route.link, route.link))
+            for route in self.lb.routes()
+            if 5000 <= route.table < 5100
+        ]
+        rules = [(rule.ipv4, rule.mark, rule.table) for rule in self.lb.rules() if rule.mark]
+        up = {links[link.name] for link in self.lb.links() if link.up and link.name in links}
+        return {"routes": sorted(routes), "rules": sorted(rules), "slots": self.slots(), "up": up}
 
     def ways(self) -> dict[str, str]:
         """Return where the kernel sends a packet with the mark of each target: gateway, and proxy of the link."""
@@ -149,20 +135,17 @@ class Beside:
         found = {}
         for place in self.chain.places:
             for ip in ("198.51.100.1", "2001:db8::1"):
-                shown = json.loads(
-                    self.lb.ip("-j", "route", "get", ip, "mark", str(IDENTIFIER_OFFSET + place.identifier))
-                )
-                link = shown[0].get("dev", "")
-                found[f"{place.identifier} {ip}"] = f"{shown[0].get('gateway', '')} {links.get(link, link)}"
+                route = self.lb.route_to(ip, IDENTIFIER_OFFSET + place.identifier)
+                assert route is not None
+                found[f"{place.identifier} {ip}"] = f"{route.gateway} {links.get(route.link, route.link)}"
         return found
 
     def rules(self) -> Counter[str]:
         """Count the rules that are not ours, by family and mark."""
         return Counter(
-            f"{family} {rule['fwmark']}"
-            for family in ("-4", "-6")
-            for rule in json.loads(self.lb.ip("-d", "-j", family, "rule"))
-            if "fwmark" in rule and str(rule.get("protocol")) != "152"
+            f"{'-4' if rule.ipv4 else '-6'} {rule.mark:#x}"
+            for rule in self.lb.rules()
+            if rule.mark and rule.protocol != 152
         )
 
     def slots(self) -> dict[int, int]:
@@ -176,23 +159,20 @@ class Beside:
 
     def mac_in_lb(self, ip: str) -> str:
         """Return the link-layer address that the load balancer holds of a target; empty when it holds none."""
-        return _mac(self.lb.ip("-j", "neigh", "show", "to", ip))
+        return _mac_of(self.lb, ip)
 
     def mac_in_proxy(self, proxy: int, ip: str) -> str:
         """Return the link-layer address that a proxy holds of the load balancer."""
-        return _mac(self.chain.proxy(proxy).ip("-j", "neigh", "show", "to", ip))
+        return _mac_of(self.chain.proxy(proxy), ip)
 
     def mac_of_target(self, identifier: int) -> str:
         """Return the address of a target's own link."""
-        place = self.chain.place(identifier)
-        return _link_mac(
-            self.chain.target(identifier).ip("-j", "addr", "show", "to", place.ipv4), self.chain.target(identifier)
-        )
+        target, ip = self.chain.target(identifier), self.chain.place(identifier).ipv4
+        return target.link(next(address.link for address in target.addresses() if address.ip == ip)).mac
 
     def mac_of_lb(self, proxy: int) -> str:
         """Return the address of the load balancer's link to a proxy."""
-        shown = json.loads(self.lb.ip("-j", "link", "show", "dev", self.chain.lb_links[proxy]))
-        return str(shown[0]["address"])
+        return self.lb.link(self.chain.lb_links[proxy]).mac
 
     def meet(self, identifier: int) -> None:
         """Make the load balancer and a target know each other."""
@@ -218,11 +198,6 @@ def answers(space: Namespace, ip: str) -> bool:
     return False
 
 
-def _mac(shown: str) -> str:
-    entries = [entry for entry in json.loads(shown or "[]") if "lladdr" in entry and entry["state"] != ["FAILED"]]
-    return str(entries[-1]["lladdr"]) if entries else ""
-
-
-def _link_mac(shown: str, space: Namespace) -> str:
-    name = next(entry["ifname"] for entry in json.loads(shown) if entry)
-    return str(json.loads(space.ip("-j", "link", "show", "dev", name))[0]["address"])
+def _mac_of(space: Namespace, ip: str) -> str:
+    entries = [entry for entry in space.neighbors() if entry.ip == ip and entry.mac and entry.state != "failed"]
+    return entries[-1].mac if entries else ""

@@ -25,7 +25,7 @@ def replace_target_link(beside: Beside, identifier: int) -> None:
     place = beside.chain.place(identifier)
     proxy = beside.chain.proxy(place.proxy)
     for ip in (place.ipv4, place.ipv6):
-        proxy.ip("neigh", "flush", "to", ip)
+        proxy.flush_neighbors(ip=ip)
         wait_until(functools.partial(answers, proxy, ip), f"{ip} answers its proxy")
 
 
@@ -117,7 +117,7 @@ def test_two_links_of_one_subnet_are_left_to_the_load_balancer(beside: Beside) -
     with beside.guard(FROM_KERNEL) as guard:
         beside.chain.create_lb_link(1)
         old = beside.chain.superseded_links[1]
-        wait_until(lambda: ",UP" not in beside.lb.ip("link", "show", "dev", old), "the older link is set down")
+        wait_until(lambda: not beside.lb.link(old).up, "the older link is set down")
         beside.wait_for("readmit", *ALL)
         assert not guard.log("superseded link set down")
         beside.chain.delete_superseded_link(1)
@@ -150,13 +150,13 @@ def test_a_target_that_is_added_is_learnt_and_one_that_is_removed_is_forgotten(b
         def told(action: str) -> bool:
             return any((line["identifier"], line["action"]) == (9, action) for line in guard.log("decision"))
 
-        for family, ip in (("-4", "172.16.2.99"), ("-6", "fd00:0:0:2::99")):
-            beside.lb.ip(family, "rule", "add", "fwmark", "5009", "lookup", "5009")
-            beside.lb.ip(family, "route", "add", "default", "via", ip, "table", "5009")
+        for ip in ("172.16.2.99", "fd00:0:0:2::99"):
+            beside.lb.add_rule(5009, 5009, ipv4="." in ip)
+            beside.lb.add_route("default", ip, table=5009)
         wait_until(lambda: told("admit"), "target 9 is learnt")
-        for family in ("-4", "-6"):
-            beside.lb.ip(family, "rule", "del", "fwmark", "5009", "lookup", "5009")
-            beside.lb.ip(family, "route", "flush", "table", "5009")
+        for ipv4 in (True, False):
+            beside.lb.delete_rule(5009, 5009, ipv4=ipv4)
+            beside.lb.flush_routes(5009, ipv4=ipv4)
         wait_until(lambda: told("remove"), "target 9 is forgotten")
 
 

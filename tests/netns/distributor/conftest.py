@@ -62,32 +62,28 @@ class Lab:
         self._address(self.balancer, "router", "10.0.1.2", "fd00:1::2")
         self._route(self.client, "default", "::/0", ROUTER4, ROUTER6)
         self._route(self.router, VIP4, VIP6, "10.0.1.2", "fd00:1::2")
-        self.router.ip("route", "add", OTHER_VIP4, "via", "10.0.1.2")
+        self.router.add_route(OTHER_VIP4, "10.0.1.2")
         self._route(self.balancer, "default", "::/0", "10.0.1.1", "fd00:1::1")
         for i, target in self.targets.items():
             connect(self.balancer, f"target{i}", target, "lb")
             self._address(self.balancer, f"target{i}", f"10.1.{i}.1", f"fd01:{i}::1")
             self._address(target, "lb", f"10.1.{i}.2", f"fd01:{i}::2")
             self._route(target, "default", "::/0", f"10.1.{i}.1", f"fd01:{i}::1")
-            target.batch([f"addr add {VIP4}/32 dev lo", f"addr add {VIP6}/128 dev lo nodad"])
+            target.add_addresses("lo", f"{VIP4}/32", f"{VIP6}/128")
             mark = 5000 + i
-            self.balancer.ip("-4", "rule", "add", "fwmark", str(mark), "lookup", str(mark))
-            self.balancer.ip("-6", "rule", "add", "fwmark", str(mark), "lookup", str(mark))
             self.repair(i)
-            self.balancer.batch(
-                [
-                    f"route add blackhole default metric 4294967295 table {mark}",
-                    f"route add blackhole ::/0 metric 4294967295 table {mark}",
-                ]
-            )
+            for everywhere in ("0.0.0.0/0", "::/0"):
+                self.balancer.add_rule(mark, mark, ipv4="." in everywhere)
+                self.balancer.add_route(everywhere, kind="blackhole", metric=4294967295, table=mark)
 
     @staticmethod
     def _address(namespace: Namespace, link: str, four: str, six: str) -> None:
-        namespace.batch([f"addr add {four}/24 dev {link}", f"addr add {six}/64 dev {link} nodad"])
+        namespace.add_addresses(link, f"{four}/24", f"{six}/64")
 
     @staticmethod
     def _route(namespace: Namespace, four: str, six: str, gateway4: str, gateway6: str) -> None:
-        namespace.batch([f"route add {four} via {gateway4}", f"route add {six} via {gateway6}"])
+        namespace.add_route(four, gateway4)
+        namespace.add_route(six, gateway6)
 
     @staticmethod
     def _packet_socket(namespace: Namespace, link: str | None) -> socket.socket:
@@ -101,28 +97,19 @@ class Lab:
 
     @staticmethod
     def _mac(namespace: Namespace, link: str) -> bytes:
-        words = namespace.ip("-o", "link", "show", link).split()
-        return bytes.fromhex(words[words.index("link/ether") + 1].replace(":", ""))
+        return bytes.fromhex(namespace.link(link).mac.replace(":", ""))
 
     def repair(self, target: int) -> None:
         """Give a target's table its routes."""
         mark = 5000 + target
-        self.balancer.batch(
-            [
-                f"route replace default via 10.1.{target}.2 dev target{target} table {mark}",
-                f"route replace ::/0 via fd01:{target}::2 dev target{target} table {mark}",
-            ]
-        )
+        self.balancer.replace_route("default", f"10.1.{target}.2", f"target{target}", table=mark)
+        self.balancer.replace_route("default", f"fd01:{target}::2", f"target{target}", table=mark)
 
     def sever(self, target: int) -> None:
         """Take a target's routes away; the blackholes stay."""
         mark = 5000 + target
-        self.balancer.batch(
-            [
-                f"route del default via 10.1.{target}.2 table {mark}",
-                f"route del ::/0 via fd01:{target}::2 table {mark}",
-            ]
-        )
+        self.balancer.delete_route("default", f"10.1.{target}.2", table=mark)
+        self.balancer.delete_route("default", f"fd01:{target}::2", table=mark)
 
     def send(self, packets: Sequence[bytes]) -> None:
         """Send packets from the client, with any source address."""

@@ -174,7 +174,7 @@ async def test_path_mtu_discovery_works_end_to_end(lab: Lab, distributor: NftDis
     """A real router with a narrow link complains about a target's answer; only that target may learn of it."""
     some = flows(family, UDP, 12)
     homes = lab.deliver([packets.flow_packet(flow) for flow in some])
-    lab.router.ip("link", "set", "client", "mtu", "1280")
+    lab.router.set_link("client", mtu=1280)
     for flow, home in list(zip(some, homes, strict=True))[:4]:
         with connected(lab.targets[home], flow) as sock:
             deadline = time.monotonic() + WAIT_S

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.fakes.interposed import Interposed
 from tests.fakes.stateless_lb import OFFSET, StatelessLb
 
 LIMIT_S = 30.0
+OURS = 152
 SHM = Path("/dev/shm")
 PATIENT = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h"}
 
@@ -59,13 +59,11 @@ class Balancer:
         targets = [
             ip for identifier in range(1, 10) for ip in ips_of(identifier) if f":{number}:" in ip or f".{number}." in ip
         ]
-        self.proxies.batch([f"addr add {ip}/{64 if ':' in ip else 24} dev {far}" for ip in targets])
-        self.lb.batch(
-            [f"addr add 172.16.{number}.1/24 dev nse-{number}", f"addr add fd00:{number}::1/64 dev nse-{number}"]
-        )
+        self.proxies.add_addresses(far, *(f"{ip}/{64 if ':' in ip else 24}" for ip in targets))
+        self.lb.add_addresses(f"nse-{number}", f"172.16.{number}.1/24", f"fd00:{number}::1/64")
 
     def cut(self, number: int) -> None:
-        self.lb.ip("link", "del", f"nse-{number}")
+        self.lb.delete_link(f"nse-{number}")
 
     @contextlib.contextmanager
     def service(self, **settings: str) -> Iterator[Service]:
@@ -132,25 +130,19 @@ class Balancer:
 
     def rules(self, identifier: int) -> tuple[list[int], list[int]]:
         """Return the priorities of the IPv4 rules for a target's mark: ours, and the load balancer's."""
-        rules = json.loads(self.lb.ip("-4", "-d", "-j", "rule"))
-        found = [rule for rule in rules if rule.get("fwmark") == hex(OFFSET + identifier)]
-        ours = [rule["priority"] for rule in found if str(rule.get("protocol")) == "152"]
-        return ours, [rule["priority"] for rule in found if str(rule.get("protocol")) != "152"]
+        found = [rule for rule in self.lb.rules(ipv4=True) if rule.mark == OFFSET + identifier]
+        ours = [rule.priority for rule in found if rule.protocol == OURS]
+        return ours, [rule.priority for rule in found if rule.protocol != OURS]
 
-    def routes(self, identifier: int) -> list[tuple[str, bool]]:
+    def routes(self, identifier: int) -> list[tuple[int, bool]]:
         """Return the IPv4 routes of a target's table, the preferred first: protocol, and whether it drops."""
-        command = ["ip", "-n", self.lb.name, "-4", "-d", "-j", "route", "show", "table", str(OFFSET + identifier)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        routes = json.loads(done.stdout or "[]") if done.returncode == 0 else []
-        routes.sort(key=lambda route: route.get("metric", 0))
-        return [(str(route["protocol"]), route["type"] == "blackhole") for route in routes]
+        routes = sorted(self.lb.routes(OFFSET + identifier, ipv4=True), key=lambda route: route.metric)
+        return [(route.protocol, route.kind == "blackhole") for route in routes]
 
     def next_hop(self, identifier: int) -> str:
-        """Return where a packet to a VIP with the mark of a target goes: the gateway, or why it goes nowhere."""
-        command = ["ip", "-n", self.lb.name, "-j", "route", "get", "20.0.0.1", "mark", str(OFFSET + identifier)]
-
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        return json.loads(done.stdout)[0].get("gateway", "?") if done.returncode == 0 else done.stderr.strip()
+        """Return the gateway of a packet to a VIP with the mark of a target; empty when it goes nowhere."""
+        route = self.lb.route_to("20.0.0.1", mark=OFFSET + identifier)
+        return route.gateway if route else ""
 
     def close(self) -> None:
         if self._service is not None and self._service.process is not None:

@@ -1,9 +1,7 @@
 """A load balancer and a peer, joined by one link, and the adapters at work in the load balancer's namespace."""
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -21,16 +19,6 @@ class Bench:
     peer: Namespace
     channel: NetlinkChannel
 
-    def json(self, *args: str) -> list[dict[str, Any]]:
-        shown: list[dict[str, Any]] = json.loads(self.lb.run("ip", "-d", "-j", *args, check=False) or "[]")
-        return shown
-
-    def ifindex(self, name: str) -> int:
-        return next(int(link["ifindex"]) for link in self.json("link") if link["ifname"] == name)
-
-    def neighbor(self, ip: str) -> dict[str, Any] | None:
-        return next((entry for entry in self.json("neigh") if entry.get("dst") == ip), None)
-
     def drop(self, dropped: bool) -> None:
         """Make the peer deaf (or not) to everything that arrives on its link."""
         policy = "drop" if dropped else "accept"
@@ -42,10 +30,8 @@ def bench(make_namespace: Callable[[str], Namespace]) -> Iterator[Bench]:
     lb, peer = make_namespace("lb"), make_namespace("peer")
     connect(lb, "nse-a", peer, "lb-a")
     for namespace, link, host in ((lb, "nse-a", 1), (peer, "lb-a", 2)):
-        namespace.ip("addr", "add", f"172.16.0.{host}/24", "dev", link)
-        namespace.ip("addr", "add", f"fd00::{host}/64", "dev", link, "nodad")
         # IPv6 solicits nobody before a link-local address is usable, so there is one from the start.
-        namespace.ip("addr", "add", f"fe80::{host}/64", "dev", link, "nodad")
+        namespace.add_addresses(link, f"172.16.0.{host}/24", f"fd00::{host}/64", f"fe80::{host}/64")
     peer.run("nft", "add table netdev bench")
     chain = "type filter hook ingress device lb-a priority 0; policy accept;"
     peer.run("nft", f"add chain netdev bench ingress {{ {chain} }}")

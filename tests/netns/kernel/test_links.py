@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from pyroute2.netlink.rtnl.ndmsg import NTF_EXT_LEARNED
 
 from lbguard.core.model import LinkKey
 from lbguard.kernel.links import LinkOperations
@@ -11,98 +12,106 @@ from tests.netns.kernel.conftest import Bench
 
 pytestmark = pytest.mark.netns
 
-NEEDS = {
-    "a macvlan": (["link add mv0 link nse-a type macvlan"], "mv0 rides on it"),
-    "a tunnel": (["link add vx0 type vxlan id 5 dev nse-a remote 172.16.0.9 dstport 4789"], "vx0 rides on it"),
-    "a bridge": (["link add br0 type bridge", "link set nse-a master br0"], "it is a port of br0"),
-    "the default route": (["route add default via 172.16.0.2"], "the default route leads through it"),
+MAC = "02:00:00:00:00:09"
+
+
+def add_vxlan(lb: Namespace, **ends: object) -> None:
+    lb.add_link("vx0", "vxlan", up=False, vxlan_id=5, vxlan_port=4789, **ends)
+
+
+def make_bridge_of(lb: Namespace) -> None:
+    lb.add_link("br0", "bridge", up=False)
+    lb.set_link("nse-a", master="br0")
+
+
+def add_nexthop_object(lb: Namespace) -> None:
+    lb.run("ip", *["nexthop", "add", "id", "5", "via", "172.16.0.2", "dev", "nse-a"])  # pyroute2 has none
+
+
+def add_route_of_nexthop_object(lb: Namespace) -> None:
+    add_nexthop_object(lb)
+    lb.run("ip", *["route", "add", "10.0.0.0/8", "nhid", "5"])
+
+
+def add_tunnel_from_its_address(lb: Namespace) -> None:
+    lb.add_addresses("nse-a", "172.16.7.1/24")
+    add_vxlan(lb, vxlan_local="172.16.7.1", vxlan_group="10.0.0.9")
+
+
+NEEDS: dict[str, tuple[Callable[[Namespace], object], str]] = {
+    "a macvlan": (lambda lb: lb.add_link("mv0", "macvlan", up=False, link=lb.index("nse-a")), "mv0 rides on it"),
+    "a tunnel": (
+        lambda lb: add_vxlan(lb, vxlan_link=lb.index("nse-a"), vxlan_group="172.16.0.9"),
+        "vx0 rides on it",
+    ),
+    "a bridge": (make_bridge_of, "it is a port of br0"),
+    "the default route": (lambda lb: lb.add_route("default", "172.16.0.2"), "the default route leads through it"),
     "one of several next hops": (
-        ["route add 10.0.0.0/8 nexthop via 172.16.0.2 dev nse-a nexthop via 172.16.0.3 dev nse-a"],
+        lambda lb: lb.add_route("10.0.0.0/8", next_hops=("172.16.0.2", "172.16.0.3")),
         "the route to 10.0.0.0/8 leads through it",
     ),
-    "a next-hop object": (
-        ["nexthop add id 5 via 172.16.0.2 dev nse-a", "route add 10.0.0.0/8 nhid 5"],
-        "the route to 10.0.0.0/8 leads through it",
+    "a next-hop object": (add_route_of_nexthop_object, "the route to 10.0.0.0/8 leads through it"),
+    "another table": (
+        lambda lb: lb.add_route("fd77::/64", "fd00::2", table=77),
+        "the route to fd77::/64 leads through it",
     ),
-    "another table": (["-6 route add fd77::/64 via fd00::2 table 77"], "the route to fd77::/64 leads through it"),
-    "a next-hop object without a route": (
-        ["nexthop add id 5 via 172.16.0.2 dev nse-a"],
-        "a next-hop object leads through it",
-    ),
+    "a next-hop object without a route": (add_nexthop_object, "a next-hop object leads through it"),
     "a route to what is delivered here": (
-        ["route add local 10.0.0.0/8 dev nse-a"],
+        lambda lb: lb.add_route("10.0.0.0/8", link="nse-a", kind="local"),
         "the route to 10.0.0.0/8 leads through it",
     ),
     "a static neighbour": (
-        ["neigh add 172.16.0.9 lladdr 02:00:00:00:00:09 dev nse-a nud permanent"],
+        lambda lb: lb.replace_neighbor("172.16.0.9", "nse-a", MAC),
         "somebody made the neighbour entry of 172.16.0.9 on it",
     ),
     "a neighbour of a control plane": (
-        ["neigh add fd00::9 lladdr 02:00:00:00:00:09 dev nse-a nud stale extern_learn"],
+        lambda lb: lb.replace_neighbor("fd00::9", "nse-a", MAC, state="stale", flags=NTF_EXT_LEARNED),
         "somebody made the neighbour entry of fd00::9 on it",
     ),
-    "a tunnel from its address": (
-        [
-            "addr add 172.16.7.1/24 dev nse-a",
-            "link add vx0 type vxlan id 5 local 172.16.7.1 remote 10.0.0.9 dstport 4789",
-        ],
-        "vx0 rides on it",
-    ),
-    "a rule": (["rule add iif nse-a lookup 77"], "a routing rule names it"),
+    "a tunnel from its address": (add_tunnel_from_its_address, "vx0 rides on it"),
+    "a rule": (lambda lb: lb.request("rule", "add", iifname="nse-a", table=77), "a routing rule names it"),
 }
-
-
-def is_up(bench: Bench) -> bool:
-    return "UP" in next(link["flags"] for link in bench.json("link") if link["ifname"] == "nse-a")
 
 
 def addresses(bench: Bench) -> list[tuple[str, int, str]]:
     """Return address, prefix length and peer of all but link-local addresses."""
-    return sorted(
-        (address["local"], address["prefixlen"], address.get("address", ""))
-        for link in bench.json("addr", "show", "dev", "nse-a")
-        for address in link["addr_info"]
-        if address["scope"] == "global"
-    )
+    found = [address for address in bench.lb.addresses("nse-a") if not address.ip.startswith("fe80")]
+    return sorted((address.ip, address.prefix_length, address.peer) for address in found)
 
 
-@pytest.mark.parametrize(("commands", "reason"), list(NEEDS.values()), ids=list(NEEDS))
+@pytest.mark.parametrize(("need", "reason"), list(NEEDS.values()), ids=list(NEEDS))
 async def test_a_link_that_something_needs_stays_up(
-    bench: Bench, links: LinkOperations, commands: list[str], reason: str
+    bench: Bench, links: LinkOperations, need: Callable[[Namespace], object], reason: str
 ) -> None:
-    for command in commands:
-        bench.lb.ip(*command.split())
-    link = LinkKey(bench.ifindex("nse-a"), 1)
+    need(bench.lb)
+    link = LinkKey(bench.lb.index("nse-a"), 1)
     with bench.lb.entered():
         outcome = await links.set_down(link, "nse-a")
     assert outcome.reason == reason
-    assert is_up(bench)
+    assert bench.lb.link("nse-a").up
 
 
-async def test_a_link_is_set_down_and_up_again_with_the_addresses_that_it_lost(
-    bench: Bench, links: LinkOperations
-) -> None:
-    bench.lb.ip("addr", "add", "172.16.9.1", "peer", "172.16.9.2/32", "dev", "nse-a")
-    bench.lb.ip("addr", "add", "fd09::1", "peer", "fd09::2/128", "dev", "nse-a", "nodad")
-    bench.lb.ip("route", "add", "default", "via", "172.16.0.2", "table", "5001", "metric", "2048", "proto", "152")
+async def test_a_link_is_set_down_and_up_again_with_what_it_lost(bench: Bench, links: LinkOperations) -> None:
+    bench.lb.add_addresses("nse-a", "172.16.9.1>172.16.9.2/32", "fd09::1>fd09::2/128")
+    bench.lb.add_route("default", "172.16.0.2", table=5001, metric=2048, protocol=152)
     before = addresses(bench)
     assert len(before) == 4
-    link = LinkKey(bench.ifindex("nse-a"), 1)
+    link = LinkKey(bench.lb.index("nse-a"), 1)
     with bench.lb.entered():
         outcome = await links.set_down(link, "nse-a")
         assert outcome.reason == ""
-        assert not is_up(bench)
+        assert not bench.lb.link("nse-a").up
         assert len(addresses(bench)) < len(before)
         assert await links.set_up(link, "nse-a") == ""
-    assert is_up(bench)
+    assert bench.lb.link("nse-a").up
     assert addresses(bench) == before
 
 
 async def test_both_ends_of_a_pair_in_one_namespace_do_not_ride_on_each_other(
     bench: Bench, links: LinkOperations, make_namespace: Callable[[str], Namespace]
 ) -> None:
-    bench.lb.ip("link", "add", "pair0", "type", "veth", "peer", "name", "pair1")
-    bench.lb.ip("link", "set", "pair0", "up")
+    bench.lb.add_veth("pair0", "pair1", up=False)
+    bench.lb.set_link("pair0", up=True)
     with bench.lb.entered():
-        outcome = await links.set_down(LinkKey(bench.ifindex("pair0"), 2), "pair0")
+        outcome = await links.set_down(LinkKey(bench.lb.index("pair0"), 2), "pair0")
     assert outcome.reason == ""

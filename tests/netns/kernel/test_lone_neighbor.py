@@ -13,13 +13,12 @@ from lbguard.lab.netns import Namespace
 
 @pytest.mark.parametrize("address", ["172.16.0.10", "fd00::10"])
 def test_a_reachable_entry(namespace: Namespace, address: str) -> None:
-    namespace.ip("link", "add", "name", "nse-a", "type", "veth", "peer", "name", "nse-a-peer")
-    namespace.ip("link", "set", "nse-a", "up")
+    namespace.add_veth("nse-a", "nse-a-peer")
     with namespace.entered():
         listener = NetlinkSocket(receive_buffer_bytes=1 << 20, groups=(c.RTNLGRP_NEIGH,))
     with contextlib.closing(listener):
         # A notification is queued before the command that caused it returns.
-        namespace.ip("neigh", "add", address, "lladdr", "02:00:00:00:00:0a", "dev", "nse-a", "nud", "reachable")
+        namespace.replace_neighbor(address, "nse-a", "02:00:00:00:00:0a", state="reachable")
         buffer, events = bytearray(65536), []
         with contextlib.suppress(BlockingIOError):
             while True:

@@ -28,18 +28,18 @@ def seen(recorder: Recorder, entry: tuple[int, bytes], state: NeighborState) -> 
 
 @PEERS
 async def test_resolve_then_flush(bench: Bench, peer: str) -> None:
-    neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
+    neighbors, entry = Neighbors(bench.channel), (bench.lb.index("nse-a"), parse_ip(peer))
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
         await neighbors.flush(FlushNeighbors(entries=(entry,)))
         await recorder.until(lambda: entry not in recorder.neighbors)
         assert await neighbors.resolve(ResolveNeighbors(entries=(entry,))) == []
         await recorder.until(seen(recorder, entry, NeighborState.REACHABLE))
-        shown = bench.neighbor(peer)
+        shown = bench.lb.neighbor(peer)
         assert shown is not None
-        assert bytes.fromhex(shown["lladdr"].replace(":", "")) == recorder.neighbors[entry].mac
+        assert bytes.fromhex(shown.mac.replace(":", "")) == recorder.neighbors[entry].mac
         assert await neighbors.flush(FlushNeighbors(entries=(entry,))) == []
-        assert bench.neighbor(peer) is None
+        assert bench.lb.neighbor(peer) is None
         assert await neighbors.flush(FlushNeighbors(entries=(entry, (4242, parse_ip(peer))))) == []
 
 
@@ -47,17 +47,17 @@ async def test_resolve_then_flush(bench: Bench, peer: str) -> None:
 async def test_flush_takes_only_what_is_named(bench: Bench, peer: str) -> None:
     other = "172.16.0.50" if "." in peer else "fd00::50"
     for ip in (peer, other):
-        bench.lb.ip("neigh", "replace", ip, "lladdr", NEW_MAC, "dev", "nse-a", "nud", "reachable")
-    await Neighbors(bench.channel).flush(FlushNeighbors(entries=((bench.ifindex("nse-a"), parse_ip(peer)),)))
-    assert bench.neighbor(peer) is None
-    assert bench.neighbor(other) is not None
+        bench.lb.replace_neighbor(ip, "nse-a", NEW_MAC, state="reachable")
+    await Neighbors(bench.channel).flush(FlushNeighbors(entries=((bench.lb.index("nse-a"), parse_ip(peer)),)))
+    assert bench.lb.neighbor(peer) is None
+    assert bench.lb.neighbor(other) is not None
 
 
 @PEERS
 async def test_probe_verifies_an_entry_and_resolves_a_missing_one(
     bench: Bench, links: LinkOperations, peer: str
 ) -> None:
-    neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
+    neighbors, entry = Neighbors(bench.channel), (bench.lb.index("nse-a"), parse_ip(peer))
     # The probing goes on for as long as this test may need to look at it.
     assert await links.tune(entry[0], "nse-a", NeighborTimers(ucast_probes=1000)) == ""
     recorder = Recorder()
@@ -68,9 +68,9 @@ async def test_probe_verifies_an_entry_and_resolves_a_missing_one(
         await recorder.until(seen(recorder, entry, NeighborState.REACHABLE))
         bench.drop(True)
         assert await neighbors.probe(ProbeNeighbors(entries=(entry,))) == []
-        shown = bench.neighbor(peer)
+        shown = bench.lb.neighbor(peer)
         assert shown is not None
-        assert shown["state"] == ["PROBE"]
+        assert shown.state == "probe"
         bench.drop(False)
         before = len(recorder.events)
         await recorder.until(lambda: len(recorder.events) > before)
@@ -83,13 +83,13 @@ async def test_probe_verifies_an_entry_and_resolves_a_missing_one(
 @PEERS
 async def test_changed_mac_is_found_without_failing(bench: Bench, links: LinkOperations, peer: str) -> None:
     """The address changes right after the entry was confirmed: ARP's lock time must not stand in the way."""
-    neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
+    neighbors, entry = Neighbors(bench.channel), (bench.lb.index("nse-a"), parse_ip(peer))
     assert await links.tune(entry[0], "nse-a", NeighborTimers()) == ""
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
         await neighbors.resolve(ResolveNeighbors(entries=(entry,)))
         await recorder.until(seen(recorder, entry, NeighborState.REACHABLE))
-        bench.peer.ip("link", "set", "lb-a", "address", NEW_MAC)
+        bench.peer.set_link("lb-a", address=NEW_MAC)
         before = len(recorder.events)
         await neighbors.probe(ProbeNeighbors(entries=(entry,)))
         new_mac = bytes.fromhex(NEW_MAC.replace(":", ""))
@@ -101,7 +101,7 @@ async def test_changed_mac_is_found_without_failing(bench: Bench, links: LinkOpe
 @PEERS
 async def test_silent_neighbor_fails_only_after_every_probe(bench: Bench, links: LinkOperations, peer: str) -> None:
     """One unicast and four multicast probes 0.2 s apart: one second at least, whatever the machine's speed."""
-    neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-a"), parse_ip(peer))
+    neighbors, entry = Neighbors(bench.channel), (bench.lb.index("nse-a"), parse_ip(peer))
     assert await links.tune(entry[0], "nse-a", NeighborTimers()) == ""
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
@@ -119,11 +119,11 @@ async def test_silent_neighbor_fails_only_after_every_probe(bench: Bench, links:
 
 async def test_resolving_on_a_fresh_link_outlasts_duplicate_detection(bench: Bench, links: LinkOperations) -> None:
     """Until its link-local address is usable the kernel sends no solicitation; the entry must not fail meanwhile."""
-    bench.lb.ip("link", "add", "name", "nse-b", "type", "veth", "peer", "name", "lb-b", "netns", bench.peer.name)
+    bench.lb.add_veth("nse-b", "lb-b", bench.peer.path, up=False)
     for namespace, link, host in ((bench.peer, "lb-b", 2), (bench.lb, "nse-b", 1)):
-        namespace.ip("link", "set", link, "up")
-        namespace.ip("addr", "add", f"fd01::{host}/64", "dev", link, "nodad")
-    neighbors, entry = Neighbors(bench.channel), (bench.ifindex("nse-b"), parse_ip("fd01::2"))
+        namespace.set_link(link, up=True)
+        namespace.add_addresses(link, f"fd01::{host}/64")
+    neighbors, entry = Neighbors(bench.channel), (bench.lb.index("nse-b"), parse_ip("fd01::2"))
     assert await links.tune(entry[0], "nse-b", NeighborTimers()) == ""
     recorder = Recorder()
     async with mirrored(bench.lb, recorder):
@@ -140,7 +140,7 @@ async def test_resolving_on_a_missing_link_is_a_failure(bench: Bench) -> None:
 
 
 async def test_timers_of_one_link(bench: Bench, links: LinkOperations) -> None:
-    index = bench.ifindex("nse-a")
+    index = bench.lb.index("nse-a")
     timers = NeighborTimers(
         retrans_ms=300,
         delay_probe_ms=2000,
@@ -166,14 +166,14 @@ async def test_timers_of_one_link(bench: Bench, links: LinkOperations) -> None:
 
 
 async def test_links_are_checked_by_name(bench: Bench, links: LinkOperations) -> None:
-    links, index = links, bench.ifindex("nse-a")
+    index = bench.lb.index("nse-a")
     assert await links.tune(index, "nse-b", NeighborTimers()) == f"ifindex {index} is no longer nse-b"
     outcome = await links.set_down(LinkKey(index, 1), "nse-b")
     assert outcome.reason == f"ifindex {index} is no longer nse-b"
-    assert "UP" in bench.json("link", "show", "nse-a")[0]["flags"]
+    assert bench.lb.link("nse-a").up
     assert (await links.set_down(LinkKey(4242, 1), "nse-a")).reason.startswith("ENODEV")
     for _ in range(2):
         with bench.lb.entered():
             outcome = await links.set_down(LinkKey(index, 1), "nse-a")
         assert (outcome.link, outcome.reason) == (LinkKey(index, 1), "")
-        assert "UP" not in bench.json("link", "show", "nse-a")[0]["flags"]
+        assert not bench.lb.link("nse-a").up

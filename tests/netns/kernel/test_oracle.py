@@ -4,45 +4,48 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from pyroute2.netlink.rtnl import ndmsg
 
 from lbguard.core.events import KernelChange
 from lbguard.kernel.codec.decode import decode
 from lbguard.kernel.codec.encode import DumpKind, dump
 from lbguard.kernel.netlink import NetlinkSocket
+from lbguard.lab.netns import Namespace
 from tests.netns.kernel.conftest import Bench
 from tests.unit.kernel.reference import TARGET_TABLES, read
 
 pytestmark = pytest.mark.netns
 
 LIMIT_S = 20.0
-WORLD = [
-    "addr add 172.16.5.1/25 dev nse-a",
-    "addr add 10.0.0.1 peer 10.0.0.2/32 dev nse-a",
-    "addr add fd0a::1 peer fd0a::2/128 dev nse-a nodad",
-    "addr add fd0b::1/64 dev nse-a",
-    "link add mv0 link nse-a type macvlan",
-    "link add br0 type bridge",
-    "link set mv0 up",
-    "neigh add 172.16.0.11 lladdr 02:00:00:00:00:11 dev nse-a nud permanent",
-    "neigh add 172.16.0.12 lladdr 02:00:00:00:00:12 dev nse-a nud reachable",
-    "neigh add 172.16.0.13 lladdr 02:00:00:00:00:13 dev nse-a extern_learn",
-    "neigh add 172.16.0.14 lladdr 02:00:00:00:00:14 dev nse-a nud stale protocol static",
-    "neigh add fd00::15 lladdr 02:00:00:00:00:15 dev nse-a nud noarp",
-    "neigh add fd00::16 dev nse-a managed",
-    "route add default via 172.16.0.2 table 5001 metric 2048 proto 152",
-    "route add blackhole default table 5001 metric 4294967295 proto 152",
-    "-6 route add default via fd00::2 table 5001 metric 2048 proto 152",
-    "-6 route add blackhole default table 5001 metric 4294967295 proto 152",
-    "route add default via 172.16.0.3 table 5002 metric 7 proto static",
-    "route add 10.7.0.0/16 dev nse-a metric 9 proto static",
-    "-6 route add fd07::/48 dev nse-a proto boot",
-    "route add 10.8.0.0/16 via 172.16.0.2 proto static",
-    "rule add fwmark 5001 table 5001 priority 3000 protocol 152",
-    "-6 rule add fwmark 5001 table 5001 priority 3000 protocol 152",
-    "rule add fwmark 5002 table 5002 priority 77",
-    "rule add fwmark 5003/0xff table 5003",
-    "rule add from 10.0.0.0/8 table 5004",
-]
+NTF_EXT_MANAGED = 1
+STATIC, OURS = 4, 152
+
+
+def make_world(lb: Namespace) -> None:
+    lb.add_addresses("nse-a", "172.16.5.1/25", "10.0.0.1>10.0.0.2/32", "fd0a::1>fd0a::2/128")
+    lb.add_addresses("nse-a", "fd0b::1/64", dad=True)
+    lb.add_link("mv0", "macvlan", link=lb.index("nse-a"))
+    lb.add_link("br0", "bridge", up=False)
+    for ip, fields in {
+        "172.16.0.11": {},
+        "172.16.0.12": {"state": "reachable"},
+        "172.16.0.13": {"flags": ndmsg.NTF_EXT_LEARNED},
+        "172.16.0.14": {"state": "stale", "protocol": STATIC},
+        "fd00::15": {"state": "noarp"},
+    }.items():
+        lb.replace_neighbor(ip, "nse-a", "02:00:00:00:00:11", **fields)
+    lb.replace_neighbor("fd00::16", "nse-a", state="none", extended_flags=NTF_EXT_MANAGED)
+    for gateway, everywhere in (("172.16.0.2", "0.0.0.0/0"), ("fd00::2", "::/0")):
+        lb.add_route("default", gateway, table=5001, metric=2048, protocol=OURS)
+        lb.add_route(everywhere, kind="blackhole", table=5001, metric=4294967295, protocol=OURS)
+        lb.add_rule(5001, 5001, ipv4="." in gateway, priority=3000, protocol=OURS)
+    lb.add_route("default", "172.16.0.3", table=5002, metric=7, protocol=STATIC)
+    lb.add_route("10.7.0.0/16", link="nse-a", metric=9, protocol=STATIC)
+    lb.add_route("fd07::/48", link="nse-a")
+    lb.add_route("10.8.0.0/16", "172.16.0.2", protocol=STATIC)
+    lb.add_rule(5002, 5002, priority=77)
+    lb.request("rule", "add", fwmark=5003, fwmask=0xFF, table=5003)
+    lb.request("rule", "add", src="10.0.0.0", src_len=8, table=5004)
 
 
 def dumped(kind: DumpKind) -> Iterator[bytes]:
@@ -64,8 +67,7 @@ def dumped(kind: DumpKind) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("kind", list(DumpKind), ids=lambda kind: kind.name)
 def test_both_decoders_read_the_same(bench: Bench, kind: DumpKind) -> None:
-    for command in WORLD:
-        bench.lb.ip(*command.split())
+    make_world(bench.lb)
     with bench.lb.entered():
         datagrams = list(dumped(kind))
     ours: list[KernelChange] = []

@@ -1,4 +1,4 @@
-"""Routes and rules on the real kernel; what is expected is written out, and read back with `ip`."""
+"""Routes and rules on the real kernel; what is expected is written out, and read back by pyroute2."""
 
 from typing import Any
 
@@ -12,13 +12,15 @@ from lbguard.kernel.routes import RouteTable
 from tests.netns.kernel.conftest import Bench
 
 GATEWAYS = {True: "172.16.0.2", False: "fd00::2"}
-FAMILY = {True: "-4", False: "-6"}
+STATIC, OURS = 4, 152
+"""Protocols of routes and rules."""
+
 BOTH_FAMILIES = pytest.mark.parametrize("ipv4", [True, False], ids=["ipv4", "ipv6"])
 
 
 def unicast(bench: Bench, ipv4: bool, *, link: str = "nse-a", gateway: str = "", table: int = 5001) -> Route:
     ip = parse_ip(gateway or GATEWAYS[ipv4])
-    return Route(table, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, bench.ifindex(link))
+    return Route(table, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, bench.lb.index(link))
 
 
 def blackhole(ipv4: bool, table: int = 5001) -> Route:
@@ -26,21 +28,17 @@ def blackhole(ipv4: bool, table: int = 5001) -> Route:
 
 
 def shown(bench: Bench, ipv4: bool, table: int = 5001) -> list[tuple[Any, ...]]:
-    routes = bench.json(FAMILY[ipv4], "route", "show", "table", str(table))
-    assert all("nexthops" not in route for route in routes), "routes were merged into a multipath route"
+    routes = bench.lb.routes(table, ipv4=ipv4)
+    assert not any(route.next_hops for route in routes), "routes were merged into a multipath route"
     return sorted(
-        (route.get("metric", 0), route["type"], route.get("gateway"), route["protocol"])
-        + ((route["dev"],) if route["type"] == "unicast" else ())
+        (route.metric, route.kind, route.gateway, route.protocol) + ((route.link,) if route.kind == "unicast" else ())
         for route in routes
     )
 
 
 def second_link(bench: Bench) -> None:
-    bench.lb.ip("link", "add", "name", "nse-b", "type", "veth", "peer", "name", "nse-b-peer")
-    for link in ("nse-b", "nse-b-peer"):
-        bench.lb.ip("link", "set", link, "up")
-    bench.lb.ip("addr", "add", "172.16.0.3/24", "dev", "nse-b")
-    bench.lb.ip("addr", "add", "fd00::3/64", "dev", "nse-b", "nodad")
+    bench.lb.add_veth("nse-b", "nse-b-peer")
+    bench.lb.add_addresses("nse-b", "172.16.0.3/24", "fd00::3/64")
 
 
 @BOTH_FAMILIES
@@ -48,12 +46,12 @@ async def test_route_and_fallback(bench: Bench, ipv4: bool) -> None:
     table = RouteTable(bench.channel)
     routes = (unicast(bench, ipv4), blackhole(ipv4))
     assert await table.program(ProgramRoutes(replace=routes)) == [RoutesProgrammed(added=routes)]
-    both = [(2048, "unicast", GATEWAYS[ipv4], "152", "nse-a"), (4294967295, "blackhole", None, "152")]
+    both = [(2048, "unicast", GATEWAYS[ipv4], OURS, "nse-a"), (4294967295, "blackhole", "", OURS)]
     assert shown(bench, ipv4) == both
     assert await table.program(ProgramRoutes(replace=routes)) == [RoutesProgrammed(added=routes)]
     assert shown(bench, ipv4) == both
-    bench.lb.ip("link", "del", "nse-a")
-    assert shown(bench, ipv4) == [(4294967295, "blackhole", None, "152")]
+    bench.lb.delete_link("nse-a")
+    assert shown(bench, ipv4) == [(4294967295, "blackhole", "", OURS)]
     assert await table.program(ProgramRoutes(delete=routes)) == [RoutesProgrammed(deleted=routes)]
     assert shown(bench, ipv4) == []
     assert await table.program(ProgramRoutes(delete=routes)) == [RoutesProgrammed(deleted=routes)]
@@ -73,11 +71,11 @@ async def test_replacing_moves_the_route_and_leaves_one(bench: Bench, ipv4: bool
         unicast(bench, ipv4, gateway=other),
     ):
         await table.program(ProgramRoutes(replace=(new,)))
-        link = "nse-b" if new.oif == bench.ifindex("nse-b") else "nse-a"
+        link = "nse-b" if new.oif == bench.lb.index("nse-b") else "nse-a"
         gateway = other if new.gateway == parse_ip(other) else GATEWAYS[ipv4]
         assert shown(bench, ipv4) == [
-            (2048, "unicast", gateway, "152", link),
-            (4294967295, "blackhole", None, "152"),
+            (2048, "unicast", gateway, OURS, link),
+            (4294967295, "blackhole", "", OURS),
         ]
     # The late delete of a route that was replaced takes nothing away.
     assert await table.program(ProgramRoutes(delete=(old,))) == [RoutesProgrammed(deleted=(old,))]
@@ -86,12 +84,8 @@ async def test_replacing_moves_the_route_and_leaves_one(bench: Bench, ipv4: bool
 
 @BOTH_FAMILIES
 async def test_foreign_routes_are_never_touched(bench: Bench, ipv4: bool) -> None:
-    foreign = [("10", "static"), ("3000", "static")]
-    for metric, protocol in foreign:
-        bench.lb.ip(
-            *(FAMILY[ipv4], "route", "add", "default", "via", GATEWAYS[ipv4], "dev", "nse-a"),
-            *("table", "5001", "metric", metric, "protocol", protocol),
-        )
+    for metric in (10, 3000):
+        bench.lb.add_route("default", GATEWAYS[ipv4], "nse-a", table=5001, metric=metric, protocol=STATIC)
     before = shown(bench, ipv4)
     table = RouteTable(bench.channel)
     routes = (unicast(bench, ipv4), blackhole(ipv4))
@@ -100,10 +94,7 @@ async def test_foreign_routes_are_never_touched(bench: Bench, ipv4: bool) -> Non
     await table.program(ProgramRoutes(delete=routes))
     assert shown(bench, ipv4) == before
     # A foreign route that looks like ours but for its protocol stays as well.
-    bench.lb.ip(
-        *(FAMILY[ipv4], "route", "add", "default", "via", GATEWAYS[ipv4], "dev", "nse-a"),
-        *("table", "5001", "metric", "2048", "protocol", "static"),
-    )
+    bench.lb.add_route("default", GATEWAYS[ipv4], "nse-a", table=5001, metric=2048, protocol=STATIC)
     await table.program(ProgramRoutes(delete=routes))
     assert len(shown(bench, ipv4)) == 3
 
@@ -111,28 +102,23 @@ async def test_foreign_routes_are_never_touched(bench: Bench, ipv4: bool) -> Non
 @BOTH_FAMILIES
 @pytest.mark.parametrize("other", ["unicast", "several next hops", "unreachable"])
 async def test_a_route_is_not_added_over_somebody_elses(bench: Bench, ipv4: bool, other: str) -> None:
-    second = "172.16.0.3" if ipv4 else "fd00::3"
-    where = "table 5001 metric 2048 protocol static"
-    command = {
-        "unicast": f"default via {GATEWAYS[ipv4]} dev nse-a {where}",
-        "several next hops": f"default {where} nexthop via {GATEWAYS[ipv4]} nexthop via {second}",
-        "unreachable": f"unreachable default {where}",
-    }[other]
-    bench.lb.ip(FAMILY[ipv4], "route", "add", *command.split())
-
-    def listed() -> str:
-        return bench.lb.ip(FAMILY[ipv4], "route", "show", "table", "5001")
-
-    before = listed()
+    leads: dict[str, dict[str, Any]] = {
+        "unicast": {"via": GATEWAYS[ipv4], "link": "nse-a"},
+        "several next hops": {"next_hops": (GATEWAYS[ipv4], "172.16.0.3" if ipv4 else "fd00::3")},
+        "unreachable": {"kind": "unreachable"},
+    }
+    everywhere = "0.0.0.0/0" if ipv4 else "::/0"
+    bench.lb.add_route(everywhere, table=5001, metric=2048, protocol=STATIC, **leads[other])
+    before = bench.lb.routes(5001)
     [event] = await RouteTable(bench.channel).program(ProgramRoutes(add=(unicast(bench, ipv4),)))
     assert isinstance(event, RouteFailed)
     assert event.reason.startswith("EEXIST")
-    assert listed() == before
+    assert bench.lb.routes(5001) == before
 
 
 @BOTH_FAMILIES
 async def test_a_gateway_counts_as_on_the_link_before_its_prefix_route_is_there(bench: Bench, ipv4: bool) -> None:
-    bench.lb.ip("addr", "add", "172.16.7.1/24" if ipv4 else "fd07::1/64", "dev", "nse-a", "noprefixroute")
+    bench.lb.add_addresses("nse-a", "172.16.7.1/24" if ipv4 else "fd07::1/64", dad=True, prefix_route=False)
     route = unicast(bench, ipv4, gateway="172.16.7.9" if ipv4 else "fd07::9")
     table = RouteTable(bench.channel)
     assert await table.program(ProgramRoutes(add=(route,))) == [RoutesProgrammed(added=(route,))]
@@ -160,22 +146,18 @@ async def test_two_thousand_routes(bench: Bench) -> None:
     families = {ipv4: unicast(bench, ipv4) for ipv4 in (True, False)}
     routes = tuple(families[ipv4]._replace(table=5001 + number) for number in range(1000) for ipv4 in (True, False))
 
-    def defaults(family: str) -> int:
-        shown = bench.json(family, "route", "show", "table", "all")
-        return sum(route["dst"] == "default" for route in shown)
+    def defaults() -> tuple[int, ...]:
+        shown = [route.ipv4 for route in bench.lb.routes() if route.destination == "default"]
+        return shown.count(True), shown.count(False)
 
     assert await table.program(ProgramRoutes(replace=routes)) == [RoutesProgrammed(added=routes)]
-    assert (defaults("-4"), defaults("-6")) == (1000, 1000)
+    assert defaults() == (1000, 1000)
     assert await table.program(ProgramRoutes(delete=routes)) == [RoutesProgrammed(deleted=routes)]
-    assert (defaults("-4"), defaults("-6")) == (0, 0)
+    assert defaults() == (0, 0)
 
 
 def rules_shown(bench: Bench, ipv4: bool) -> list[tuple[Any, ...]]:
-    return [
-        (rule["priority"], rule["fwmark"], rule["table"], rule["protocol"])
-        for rule in bench.json(FAMILY[ipv4], "rule")
-        if "fwmark" in rule
-    ]
+    return [(rule.priority, rule.mark, rule.table, rule.protocol) for rule in bench.lb.rules(ipv4=ipv4) if rule.mark]
 
 
 @BOTH_FAMILIES
@@ -184,7 +166,7 @@ async def test_rules(bench: Bench, ipv4: bool) -> None:
     rule = Rule(5001, ipv4, 5001)
     for _ in range(2):
         assert await table.program_rules(ProgramRules(add=(rule,))) == [RuleSeen(rule=rule)]
-        assert rules_shown(bench, ipv4) == [(3000, "0x1389", "5001", "152")]
+        assert rules_shown(bench, ipv4) == [(3000, 5001, 5001, OURS)]
         assert rules_shown(bench, not ipv4) == []
     for _ in range(2):
         assert await table.program_rules(ProgramRules(delete=(rule,))) == [RuleGone(rule=rule)]
@@ -192,21 +174,22 @@ async def test_rules(bench: Bench, ipv4: bool) -> None:
 
 
 async def test_foreign_rules_are_never_touched(bench: Bench) -> None:
-    bench.lb.ip("rule", "add", "fwmark", "5001", "lookup", "5001", "priority", "3000", "protocol", "static")
+    bench.lb.add_rule(5001, 5001, priority=3000, protocol=STATIC)
     table = RouteTable(bench.channel)
     rule = Rule(5001, True, 5001)
     await table.program_rules(ProgramRules(add=(rule,)))
-    assert [shown[3] for shown in rules_shown(bench, True)] == ["static", "152"]
+    assert [shown[3] for shown in rules_shown(bench, True)] == [STATIC, OURS]
     await table.program_rules(ProgramRules(delete=(rule,)))
     await table.program_rules(ProgramRules(delete=(rule,)))
-    assert [shown[3] for shown in rules_shown(bench, True)] == ["static"]
+    assert [shown[3] for shown in rules_shown(bench, True)] == [STATIC]
 
 
 async def test_packets_follow_mark_and_fallback(bench: Bench) -> None:
     table = RouteTable(bench.channel)
     await table.program_rules(ProgramRules(add=(Rule(5001, True, 5001),)))
     await table.program(ProgramRoutes(replace=(unicast(bench, True), blackhole(True))))
-    [found] = bench.json("route", "get", "192.0.2.1", "mark", "5001")
-    assert (found["gateway"], found["dev"]) == ("172.16.0.2", "nse-a")
-    bench.lb.ip("link", "set", "nse-a", "down")
-    assert bench.json("route", "get", "192.0.2.1", "mark", "5001") == []
+    found = bench.lb.route_to("192.0.2.1", mark=5001)
+    assert found is not None
+    assert (found.gateway, found.link) == ("172.16.0.2", "nse-a")
+    bench.lb.set_link("nse-a", up=False)
+    assert bench.lb.route_to("192.0.2.1", mark=5001) is None

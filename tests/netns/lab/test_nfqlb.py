@@ -106,9 +106,10 @@ async def place(
 ) -> AsyncIterator[Place]:
     lb, client = make_namespace("lb"), make_namespace("client")
     connect(lb, "client", client, "lb")
-    lb.batch(["addr add 10.0.0.1/24 dev client", "addr add fd00::1/64 dev client nodad"])
-    client.batch(["addr add 10.0.0.2/24 dev lb", "addr add fd00::2/64 dev lb nodad"])
-    client.batch([f"route add {VIP4}/32 via 10.0.0.1", f"route add {VIP6}/128 via fd00::1"])
+    lb.add_addresses("client", "10.0.0.1/24", "fd00::1/64")
+    client.add_addresses("lb", "10.0.0.2/24", "fd00::2/64")
+    client.add_route(VIP4, "10.0.0.1")
+    client.add_route(VIP6, "fd00::1")
     _count_behind(lb)
     process = NfqlbProcess(lb, lb.name, 10, search_path(request.param, tmp_path))
     made = Place(lb, client, lb.name, process)

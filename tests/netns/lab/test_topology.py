@@ -1,4 +1,3 @@
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,6 @@ from lbguard.sources.file import TargetsFile
 def chain(sandbox: None) -> Iterator[Chain]:
     with Chain() as made:
         yield made
-
-
-def _mac(chain: Chain, proxy: int) -> str:
-    (link,) = json.loads(chain.lb.ip("-j", "link", "show", chain.lb_links[proxy]))
-    return str(link["address"])
 
 
 def _talks(chain: Chain, identifier: int, *, family: socket.AddressFamily) -> None:
@@ -47,12 +41,12 @@ def test_the_load_balancer_reaches_every_target(chain: Chain, family: socket.Add
 
 
 def test_a_link_that_is_made_again_has_another_mac_and_name_and_works(chain: Chain) -> None:
-    name, mac = chain.lb_links[1], _mac(chain, 1)
+    old = chain.lb.link(chain.lb_links[1])
     chain.delete_lb_link(1)
-    assert name not in chain.lb.ip("link", "show")
+    assert old.name not in [link.name for link in chain.lb.links()]
     chain.create_lb_link(1)
-    assert chain.lb_links[1] != name
-    assert _mac(chain, 1) != mac
+    assert chain.lb_links[1] != old.name
+    assert chain.lb.link(chain.lb_links[1]).mac != old.mac
     _talks(chain, 1, family=socket.AF_INET)
     _talks(chain, 1, family=socket.AF_INET6)
 
@@ -61,10 +55,9 @@ def test_a_second_link_stands_beside_the_first_until_it_is_deleted(chain: Chain)
     first = chain.lb_links[1]
     chain.create_lb_link(1)
     second = chain.lb_links[1]
-    shown = chain.lb.ip("-o", "-4", "addr", "show")
-    assert shown.count("172.16.1.2/24") == 2
+    assert {address.link for address in chain.lb.addresses() if address.ip == "172.16.1.2"} == {first, second}
     chain.delete_superseded_link(1)
-    links = chain.lb.ip("link", "show")
+    links = [link.name for link in chain.lb.links()]
     assert first not in links
     assert second in links
 

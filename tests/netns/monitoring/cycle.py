@@ -67,10 +67,10 @@ class Cycle:
         """Start all of it; the probe is heard when the block begins."""
         lb, proxies = guarded.lb, guarded.proxies
         connect(lb, "mon0", proxies, "mon1")
-        lb.ip("addr", "add", "10.99.0.1/24", "dev", "mon0")
-        proxies.ip("addr", "add", "10.99.0.2/24", "dev", "mon1")
+        lb.add_addresses("mon0", "10.99.0.1/24")
+        proxies.add_addresses("mon1", "10.99.0.2/24")
         lb.sysctl("net.ipv4.ip_forward", "1")
-        proxies.ip("route", "add", "20.0.0.1/32", "via", "10.99.0.1")
+        proxies.add_route("20.0.0.1", "10.99.0.1")
         manager = guarded.directory / "manager.sock"
         places = {
             "LBGUARD_RECORDING__DIRECTORY": str(guarded.directory / "recording"),
@@ -133,7 +133,7 @@ class Cycle:
 
     def _move_a_target(self) -> None:
         """Give targets another MAC address, and report one that is not theirs: that flushes an entry."""
-        self._guarded.proxies.ip("link", "set", "lb-1", "address", "02:00:00:00:00:99")
+        self._guarded.proxies.set_link("lb-1", address="02:00:00:00:00:99")
         self.wait_above("lbguard_neighbor_mac_changes_total", 0)
         moved = _verdict(ips_of(1)[0])
         moved.new_mac = bytes.fromhex("0200000000aa")

@@ -22,7 +22,7 @@ class Ends:
         """Make the link, with addresses on both ends."""
         connect(self.near, "eth0", self.far, "eth0")
         for end, number in ((self.near, 1), (self.far, 2)):
-            end.batch([f"addr add 10.7.0.{number}/24 dev eth0", f"addr add fd07::{number}/64 dev eth0 nodad"])
+            end.add_addresses("eth0", f"10.7.0.{number}/24", f"fd07::{number}/64")
 
     def drop(self, rule: str) -> None:
         """Have the far end drop what matches an nftables rule."""

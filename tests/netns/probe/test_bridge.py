@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from pyroute2.netlink.rtnl.ndmsg import NTF_USE
 
 from lbguard.core.model import LinkSubject, TargetSubject
 from lbguard.lab.netns import Namespace
@@ -32,10 +33,8 @@ class Heard:
 @pytest.fixture
 def proxy(make_namespace: Callable[[str], Namespace]) -> Namespace:
     made = make_namespace("proxy")
-    made.ip("link", "add", "bridge0", "type", "bridge")
-    made.ip("link", "set", "bridge0", "up")
-    made.ip("addr", "add", "172.16.0.1/24", "dev", "bridge0")
-    made.ip("addr", "add", "fd00::1/64", "dev", "bridge0", "nodad")
+    made.add_link("bridge0", "bridge")
+    made.add_addresses("bridge0", "172.16.0.1/24", "fd00::1/64")
     return made
 
 
@@ -43,10 +42,9 @@ def proxy(make_namespace: Callable[[str], Namespace]) -> Namespace:
 def join(proxy: Namespace, make_namespace: Callable[[str], Namespace]) -> Callable[[str, str], Namespace]:
     def join(port: str, host: str) -> Namespace:
         made = make_namespace(port)
-        made.ip("link", "add", "name", "eth0", "type", "veth", "peer", "name", port, "netns", proxy.name)
-        proxy.ip("link", "set", port, "master", "bridge0", "up")
-        made.ip("link", "set", "eth0", "up")
-        made.ip("addr", "add", f"172.16.0.{host}/24", "dev", "eth0")
+        made.add_veth("eth0", port, proxy.path)
+        proxy.set_link(port, master="bridge0", up=True)
+        made.add_addresses("eth0", f"172.16.0.{host}/24")
         return made
 
     return join
@@ -54,7 +52,7 @@ def join(proxy: Namespace, make_namespace: Callable[[str], Namespace]) -> Callab
 
 def talk(proxy: Namespace, host: str) -> None:
     """Make the proxy resolve a neighbour."""
-    proxy.ip("neigh", "replace", f"172.16.0.{host}", "dev", "bridge0", "nud", "none", "use")
+    proxy.replace_neighbor(f"172.16.0.{host}", "bridge0", state="none", flags=NTF_USE)
 
 
 @pytest.fixture
@@ -95,10 +93,10 @@ async def test_a_target_made_anew_comes_with_its_new_mac(
     target = join("t1", "10")
     talk(proxy, "10")
     await eventually(lambda: "bridge0/172.16.0.10" in heard.by_id())
-    target.ip("link", "set", "eth0", "down")
-    target.ip("link", "set", "eth0", "address", "02:00:00:00:00:99", "up")
-    target.run("ip", "neigh", "flush", "all")
-    proxy.ip("neigh", "flush", "dev", "bridge0")
+    target.set_link("eth0", up=False)
+    target.set_link("eth0", address="02:00:00:00:00:99", up=True)
+    target.flush_neighbors()
+    proxy.flush_neighbors("bridge0")
     assert "bridge0/172.16.0.10" in heard.by_id()
     talk(proxy, "10")
     await eventually(lambda: heard.by_id()["bridge0/172.16.0.10"].mac == bytes.fromhex("020000000099"))
@@ -110,6 +108,6 @@ async def test_without_the_bridge_the_list_stays(
     join("t1", "10")
     talk(proxy, "10")
     await eventually(lambda: "bridge0/172.16.0.10" in heard.by_id())
-    proxy.ip("link", "del", "bridge0")
+    proxy.delete_link("bridge0")
     await eventually(lambda: isinstance(heard.told[-1], ConnectionsLost))
     assert "bridge0/172.16.0.10" in heard.by_id()

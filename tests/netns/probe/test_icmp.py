@@ -59,7 +59,7 @@ def test_a_batch_comes_back_with_tokens_sequence_and_time(ends: Ends, sock: Icmp
 
 def test_each_message_names_its_source(ends: Ends, sock: IcmpSocket, ipv4: bool) -> None:
     second = "10.7.0.77" if ipv4 else "fd07::77"
-    ends.near.ip("addr", "add", f"{second}/{24 if ipv4 else 64}", "dev", "eth0", *([] if ipv4 else ["nodad"]))
+    ends.near.add_addresses("eth0", f"{second}/{24 if ipv4 else 64}")
     if not ipv4 and not sock.raw:
         pytest.skip("IPv6 ping sockets let the kernel choose the source; raw ones are preferred")
     family = "ip" if ipv4 else "ip6"
@@ -74,8 +74,7 @@ def test_each_message_names_its_source(ends: Ends, sock: IcmpSocket, ipv4: bool)
 
 
 def test_each_message_names_its_link(ends: Ends, sock: IcmpSocket, ipv4: bool) -> None:
-    ends.near.ip("link", "add", "other", "type", "bridge")
-    ends.near.ip("link", "set", "other", "up")
+    ends.near.add_link("other", "bridge")
     assert sock.ifindex("eth0") > 0
     assert sock.ifindex("other") not in (0, sock.ifindex("eth0"))
     assert sock.ifindex("missing") == 0
@@ -125,7 +124,7 @@ def test_what_does_not_leave_is_named_and_stops_nothing(ends: Ends, sock: IcmpSo
 def test_link_local_addresses_need_no_scope_but_the_link(ends: Ends) -> None:
     near_address, far_address = "fe80::aaaa", "fe80::bbbb"
     for end, address in ((ends.near, near_address), (ends.far, far_address)):
-        end.ip("addr", "add", f"{address}/64", "dev", "eth0", "nodad")
+        end.add_addresses("eth0", f"{address}/64")
     with ends.near.entered():
         sock = IcmpSocket(ipv4=False)
     slot = sock.slot(Pair(parse_ip(near_address), parse_ip(far_address)), 1, sock.ifindex("eth0"))
@@ -170,7 +169,7 @@ def test_a_closed_socket_reads_nothing(sock: IcmpSocket) -> None:
 def test_a_link_is_found_by_its_name_of_any_bytes_and_never_by_the_beginning_of_a_name(
     ends: Ends, sock: IcmpSocket
 ) -> None:
-    ends.near.ip("link", "add", "name", "\udcff\udcfe", "type", "veth", "peer", "name", "fifteen-bytes-x")
+    ends.near.add_veth("\udcff\udcfe", "fifteen-bytes-x", up=False)
     assert sock.ifindex(r"\xff\xfe") > 0
     assert sock.ifindex("fifteen-bytes-x") > 0
     assert sock.ifindex("fifteen-bytes-x-and-more") == 0

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from lbguard.core.model import ConnectionSubject, Verdict, VerdictState
+from lbguard.lab.netns import connect
 from lbguard.probe.connections import Connection, pairs_of
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.monitor import Monitor
@@ -78,8 +79,8 @@ async def test_one_family_cut_is_degraded(ends: Ends, probing: Probing) -> None:
 
 async def test_addresses_move(ends: Ends, probing: Probing) -> None:
     first = await probing.until(lambda verdict: verdict.state is UP)
-    for number, verb in ((2, "del"), (3, "add")):
-        ends.far.batch([f"addr {verb} 10.7.0.{number}/24 dev eth0", f"addr {verb} fd07::{number}/64 dev eth0"])
+    ends.far.delete_addresses("eth0", "10.7.0.2/24", "fd07::2/64")
+    ends.far.add_addresses("eth0", "10.7.0.3/24", "fd07::3/64")
     probing.monitor.set_connections([connection(ends, peer=3)])
     moved = await probing.until(lambda verdict: verdict.state is UP)
     assert moved.generation == first.generation + 1
@@ -97,7 +98,7 @@ async def test_the_end(ends: Ends, probing: Probing) -> None:
 
 async def test_a_link_that_is_made_anew_under_its_name_is_found(ends: Ends, probing: Probing) -> None:
     await probing.until(lambda verdict: verdict.state is UP)
-    ends.near.ip("link", "del", "eth0")
+    ends.near.delete_link("eth0")
     await probing.until(lambda verdict: verdict.state is DOWN)
     ends.join()
     await probing.until(lambda verdict: verdict.state is UP)
@@ -105,14 +106,12 @@ async def test_a_link_that_is_made_anew_under_its_name_is_found(ends: Ends, prob
 
 async def test_another_way_to_the_same_address_is_not_this_link(ends: Ends, probing: Probing) -> None:
     await probing.until(lambda verdict: verdict.state is UP)
+    connect(ends.near, "way", ends.far, "way")
     for end, number in ((ends.near, 1), (ends.far, 2)):
-        if end is ends.near:
-            end.ip("link", "add", "name", "way", "type", "veth", "peer", "name", "way", "netns", ends.far.name)
-        end.batch(
-            ["link set way up", f"addr add 10.8.0.{number}/24 dev way", f"addr add fd08::{number}/64 dev way nodad"]
-        )
+        end.add_addresses("way", f"10.8.0.{number}/24", f"fd08::{number}/64")
     # The addresses of eth0 stay ours and theirs, but the link itself is down: the other way still leads there.
-    ends.near.batch(["route add 10.7.0.2 via 10.8.0.2", "route add fd07::2 via fd08::2"])
-    ends.near.ip("link", "set", "eth0", "down")
-    ends.near.ip("addr", "replace", "fd07::1/128", "dev", "lo")
+    ends.near.add_route("10.7.0.2", "10.8.0.2")
+    ends.near.add_route("fd07::2", "fd08::2")
+    ends.near.set_link("eth0", up=False)
+    ends.near.add_addresses("lo", "fd07::1/128", dad=True)
     await probing.until(lambda verdict: verdict.state is DOWN)

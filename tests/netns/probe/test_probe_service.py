@@ -46,14 +46,12 @@ class Pair:
     def add(self, third: str) -> None:
         """Give both ends addresses of one more subnet."""
         for namespace, ifname, host in ((self.proxy, "nsm0", 2), (self.lb, "lb0", 1)):
-            namespace.ip("addr", "add", f"10.{third}.0.{host}/24", "dev", ifname)
-            namespace.ip("addr", "add", f"fd0{third}::{host}/64", "dev", ifname, "nodad")
+            namespace.add_addresses(ifname, f"10.{third}.0.{host}/24", f"fd0{third}::{host}/64")
 
     def remove(self, third: str) -> None:
         """Take those addresses away."""
         for namespace, ifname, host in ((self.proxy, "nsm0", 2), (self.lb, "lb0", 1)):
-            namespace.ip("addr", "del", f"10.{third}.0.{host}/24", "dev", ifname)
-            namespace.ip("addr", "del", f"fd0{third}::{host}/64", "dev", ifname)
+            namespace.delete_addresses(ifname, f"10.{third}.0.{host}/24", f"fd0{third}::{host}/64")
 
 
 @pytest.fixture
@@ -183,10 +181,10 @@ async def test_up_down_and_up_again(pair: Pair, start: Start, sink: VerdictSink,
     assert sorted(entry.family for entry in first.evidence) == [4, 6]
     assert all(0 < entry.rtt_min_s <= entry.rtt_max_s < 1 for entry in first.evidence)
     assert list(first.subject.connection.lb_ips) == ["10.1.0.1", "fd01::1"]
-    pair.lb.ip("link", "set", "lb0", "down")
+    pair.lb.set_link("lb0", up=False)
     await eventually(lambda: sink.states("lb-a")[-1] == "DOWN")
-    pair.lb.ip("link", "set", "lb0", "up")
-    pair.lb.ip("addr", "add", "fd01::1/64", "dev", "lb0", "nodad")
+    pair.lb.set_link("lb0", up=True)
+    pair.lb.add_addresses("lb0", "fd01::1/64")
     await eventually(lambda: sink.states("lb-a")[-1] == "UP")
     assert "DOWN" in sink.states("lb-a")
     assert json.loads(probe.get("readyz")) == {"ok": True}
@@ -208,14 +206,14 @@ async def test_a_link_made_anew_under_its_name_is_pinged_again(
 ) -> None:
     start(**from_file)
     await eventually(lambda: sink.states("lb-a") == ["UP"])
-    pair.proxy.ip("link", "del", "nsm0")
+    pair.proxy.delete_link("nsm0")
     await eventually(lambda: sink.states("lb-a")[-1] == "DOWN")
     connect(pair.proxy, "nsm0", pair.lb, "lb0")
     pair.add("1")
     await eventually(lambda: sink.states("lb-a")[-1] == "UP")
     assert "ENDED" not in sink.states("lb-a")
     # The load balancer's neighbour entry for our end is out of date, and it is told so.
-    mac = next(word for word in pair.proxy.ip("link", "show", "nsm0").split() if word.count(":") == 5)
+    mac = pair.proxy.link("nsm0").mac
     await eventually(lambda: sink.arrived[-1].verdict.new_mac.hex(":") == mac)
 
 
@@ -227,7 +225,7 @@ async def test_replies_that_come_late_count_as_late_and_the_path_comes_back(
     await eventually(lambda: sink.states("lb-a") == ["UP"])
     # While the address does not resolve, pings wait in the kernel; they leave, late, once it does.
     pair.lb.sysctl("net.ipv4.conf.lb0.arp_ignore", "8")
-    pair.proxy.ip("neigh", "flush", "dev", "nsm0")
+    pair.proxy.flush_neighbors("nsm0")
     await eventually(lambda: sink.states("lb-a")[-1] == "DOWN")
     pair.lb.sysctl("net.ipv4.conf.lb0.arp_ignore", "0")
     await eventually(lambda: sink.states("lb-a")[-1] == "UP")
@@ -243,7 +241,7 @@ async def test_verdicts_are_renewed_and_a_load_balancer_that_was_away_hears_the_
     await eventually(lambda: len(sink.arrived) >= 4)
     assert sink.states("lb-a") == ["UP"]
     await sink.stop()
-    pair.lb.ip("link", "set", "lb0", "down")
+    pair.lb.set_link("lb0", up=False)
     before = len(sink.arrived)
     await asyncio.sleep(0)
     await sink.start(f"unix:{tmp_path}/lb.sock")
@@ -279,13 +277,13 @@ async def test_the_mesh_repairs_a_connection_and_closes_it(
     nsmgr.update(told())
     probe = start(**from_nsm)
     await eventually(lambda: sink.states("c1") == ["UP"])
-    pair.lb.ip("link", "set", "lb0", "down")
+    pair.lb.set_link("lb0", up=False)
     nsmgr.update(told(state=pb.DOWN))
     await eventually(lambda: sink.states("c1")[-1] == "HEALING")
     healing = sink.last("c1")
     assert healing is not None
     assert 0 < healing.verdict.heal_s <= 4
-    pair.lb.ip("link", "set", "lb0", "up")
+    pair.lb.set_link("lb0", up=True)
     nsmgr.update(told())
     await eventually(lambda: sink.states("c1")[-1] == "UP")
     nsmgr.delete("c1")
@@ -366,7 +364,7 @@ def test_one_round_for_a_person(pair: Pair, tmp_path: Path) -> None:
     assert status == 0
     assert "lb-a" in text
     assert "10.1.0.1" in text
-    pair.lb.ip("link", "set", "lb0", "down")
+    pair.lb.set_link("lb0", up=False)
     status, text = once(pair.proxy, *arguments, "--json")
     assert status == 1, text
     assert json.loads(text)["connections"][0]["state"] == "down"

@@ -3,12 +3,11 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import yaml
 from lbguard.api.client import GuardClient
 from lbguard.core.model import Decision
 from lbguard.lab.netns import Namespace, connect
+from lbguard.lab.network_objects import Route, Rule
 from tests.bench.service import Service
 
 LIMIT_S = 30.0
@@ -36,7 +36,7 @@ PATIENT = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h"}
 """Settings with which a test has all the time of the world while targets are held."""
 
 OURS = 152
-"""Our route protocol number, as `ip` shows it."""
+"""The protocol of our routes and rules."""
 
 
 def wait_until(condition: Callable[[], object], what: str = "", limit_s: float = LIMIT_S) -> None:
@@ -67,6 +67,11 @@ def targets_yaml(*streams: dict[str, object]) -> str:
     return yaml.safe_dump({"streams": list(streams or (stream("stream-a", *TARGETS),))}, sort_keys=False)
 
 
+def with_prefix(ips: Iterable[str]) -> list[str]:
+    """Return the addresses as a link has them: /24 and /64."""
+    return [f"{ip}/{64 if ':' in ip else 24}" for ip in ips]
+
+
 class Guarded:
     """The namespaces of a load balancer and of its proxies, and services started in the former."""
 
@@ -89,18 +94,12 @@ class Guarded:
         """Make a link to a proxy, with the addresses of the load balancer and of the targets behind it."""
         number, far = LINKS[link], f"lb-{LINKS[link]}"
         connect(self.lb, link, self.proxies, far)
-        self.proxies.batch(
-            [
-                f"addr add {ip}/{24 if '.' in ip else 64} dev {far}" + ("" if "." in ip else " nodad")
-                for identifier, proxy in TARGETS.items()
-                if proxy == number
-                for ip in ips_of(identifier)
-            ]
-        )
-        self.lb.batch([f"addr add 172.16.{number}.1/24 dev {link}", f"addr add fd00:{number}::1/64 dev {link} nodad"])
+        for identifier in (identifier for identifier, proxy in TARGETS.items() if proxy == number):
+            self.proxies.add_addresses(far, *with_prefix(ips_of(identifier)))
+        self.lb.add_addresses(link, f"172.16.{number}.1/24", f"fd00:{number}::1/64")
 
     def delete_link(self, link: str) -> None:
-        self.lb.ip("link", "del", link)
+        self.lb.delete_link(link)
 
     # The service
 
@@ -180,38 +179,18 @@ class Guarded:
 
     # What the kernel holds
 
-    def json(self, *args: str) -> list[dict[str, Any]]:
-        shown: list[dict[str, Any]] = json.loads(self.lb.ip("-d", "-j", *args) or "[]")
-        return shown
+    def rules(self) -> list[Rule]:
+        """Return every rule of both families with a mark."""
+        return sorted(rule for rule in self.lb.rules() if rule.mark)
 
-    def rules(self) -> list[tuple[str, str, str, str]]:
-        """Return every rule of both families with a mark: mark, table, priority, protocol."""
-        return sorted(
-            (rule["fwmark"], rule["table"], str(rule["priority"]), str(rule.get("protocol", "")))
-            for family in ("-4", "-6")
-            for rule in self.json(family, "rule")
-            if "fwmark" in rule
-        )
-
-    def routes(self, table: int | str = "all") -> list[tuple[str, ...]]:
-        """Return every route of our protocol: family, table, type, gateway, device, metric."""
-        return sorted(
-            (
-                family,
-                str(route.get("table", table)),
-                route.get("type", "unicast"),
-                route.get("gateway", ""),
-                "" if route.get("dev") == "lo" else route.get("dev", ""),
-                str(route.get("metric", "")),
-            )
-            for family in ("-4", "-6")
-            for route in self.json(family, "route", "show", "table", str(table))
-            if str(route.get("protocol")) == str(OURS)
-        )
+    def routes(self, table: int | None = None) -> list[Route]:
+        """Return every route of our protocol; that IPv6 has its fallbacks on loopback is left out."""
+        ours = [route for route in self.lb.routes(table) if route.protocol == OURS]
+        return sorted(route._replace(link="") if route.link == "lo" else route for route in ours)
 
     def gateways(self, identifier: int) -> set[str]:
         """Return the addresses that the routes of a target's table lead to."""
-        return {route[3] for route in self.routes() if route[1] == str(5000 + identifier) and route[3]}
+        return {route.gateway for route in self.routes(5000 + identifier) if route.gateway}
 
     def nft(self, *args: str) -> list[dict[str, Any]]:
         """List something of nftables; empty when it is not there."""
@@ -234,25 +213,37 @@ class Guarded:
         """Return all that packets pass: slots, rules and routes."""
         return {"slots": self.slots(), "rules": self.rules(), "routes": self.routes()}
 
-    def everything(self) -> dict[str, str]:
-        """Return all that the kernel holds and lbguard could touch, as the tools print it."""
-        shown = {
-            name: self.lb.ip(*command)
-            for name, command in {
-                "rules4": ("-d", "-4", "rule"),
-                "rules6": ("-d", "-6", "rule"),
-                "routes4": ("-d", "-4", "route", "show", "table", "all"),
-                "routes6": ("-d", "-6", "route", "show", "table", "all"),
-                "links": ("-o", "link"),
-                "addresses": ("-o", "addr"),
-                "timers": ("ntable",),
-            }.items()
-        }
-        # The time that an entry stays reachable is random, and drawn anew from time to time.
-        shown["timers"] = re.sub(r"refcnt \d+|reachable \d+", "", shown["timers"])
-        shown["ruleset"] = self.lb.run("nft", "-s", "list", "ruleset")
-        shown["sysctls"] = self.lb.run("sysctl", "-a", "--pattern", r"^net\.(ipv4|ipv6|core|netfilter)\.", check=False)
+    def plain(self, messages: Iterable[Any]) -> list[str]:
+        """Return what messages of the kernel say of routes and rules, without numbers of links."""
+        names = {link.ifindex: link.name for link in self.lb.links()}
+        shown = []
+        for message in messages:
+            fields = [message[name] for name, _ in message.fields if name != "header"]
+            attributes = dict(message["attrs"])
+            attributes.pop("RTA_CACHEINFO", None)
+            if "RTA_OIF" in attributes:
+                attributes["RTA_OIF"] = names.get(attributes["RTA_OIF"])
+            shown.append(f"{fields} {attributes}")
         return shown
+
+    def everything(self) -> dict[str, list[str]]:
+        """Return all that the kernel holds and lbguard could touch, line by line."""
+        sysctls = self.lb.run("sysctl", "-a", "--pattern", r"^net\.(ipv4|ipv6|core|netfilter)\.", check=False)
+        timers = self.lb.neighbor_timers()
+        for values in timers.values():
+            # The time that an entry stays reachable is random, and drawn anew from time to time.
+            del values["NDTPA_REFCNT"], values["NDTPA_REACHABLE_TIME"]
+        return {
+            "rules4": self.plain(self.lb.raw_rules(ipv4=True)),
+            "rules6": self.plain(self.lb.raw_rules(ipv4=False)),
+            "routes4": self.plain(self.lb.raw_routes(ipv4=True)),
+            "routes6": self.plain(self.lb.raw_routes(ipv4=False)),
+            "links": [str(link) for link in self.lb.links()],
+            "addresses": [str(address) for address in self.lb.addresses()],
+            "timers": [f"{of} {values}" for of, values in timers.items()],
+            "ruleset": self.lb.run("nft", "-s", "list", "ruleset").splitlines(),
+            "sysctls": sysctls.splitlines(),
+        }
 
 
 class Process(Service):

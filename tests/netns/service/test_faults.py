@@ -72,11 +72,11 @@ def test_no_rule_of_a_leftover_goes_while_packets_may_still_get_its_mark(guarded
         service.wait_until_ready()
         guarded.wait_for(t1="active", t2="active", t3="active", t4="active")
         assert len(guarded.rules()) == 12
-        assert {route[1] for route in guarded.routes()} > {"6001", "6003"}
+        assert {route.table for route in guarded.routes()} > {6001, 6003}
         # The next full view of the kernel asks for it again.
         service.hang_up()
         wait_until(lambda: len(guarded.rules()) == 8, "the rules of stream-b gone")
-        wait_until(lambda: not {"6001", "6003"} & {route[1] for route in guarded.routes()}, "its routes gone")
+        wait_until(lambda: not {6001, 6003} & {route.table for route in guarded.routes()}, "its routes gone")
 
 
 def test_stopped_before_it_was_ready(guarded: Guarded) -> None:

@@ -1,22 +1,29 @@
 """What others made stays as they made it; and in observe mode everything does."""
 
-import json
 import time
+from socket import AF_INET6
+from typing import Any
 
 import pytest
+from pyroute2.netlink.rtnl.ndmsg import NTF_EXT_LEARNED
 
 from lbguard.lab.netns import connect
-from tests.netns.service.guarded import OURS, PATIENT, Guarded, ips_of, stream, targets_yaml, wait_until
+from tests.netns.service.guarded import (
+    OURS,
+    PATIENT,
+    Guarded,
+    ips_of,
+    stream,
+    targets_yaml,
+    wait_until,
+    with_prefix,
+)
 
 pytestmark = pytest.mark.netns
 
-FOREIGN_RULES = ["-4 rule add fwmark 5001 table 77 priority 500", "-6 rule add from fd00:9::/64 table 78 priority 501"]
-FOREIGN_ROUTES = [
-    "-4 route add 198.51.100.0/24 via 172.16.1.11 table 5001",
-    "-4 route add default via 172.16.2.13 metric 9000 table 5001",
-    "-6 route add default via fd00:2::d metric 9000 table 5001",
-    "-4 route add default via 172.16.2.13 table 77",
-]
+KERNEL, STATIC = 2, 4
+"""Other protocols of routes, rules and neighbour entries."""
+
 FOREIGN_NFTABLES = [
     "add table inet other",
     "add chain inet other c { type filter hook forward priority 0; }",
@@ -27,19 +34,27 @@ FOREIGN_NFTABLES = [
 
 
 def add_foreign(guarded: Guarded) -> None:
-    for line in [*FOREIGN_RULES, *FOREIGN_ROUTES]:
-        guarded.lb.ip(*line.split())
+    guarded.lb.add_rule(5001, 77, priority=500)
+    guarded.lb.request("rule", "add", family=AF_INET6, src="fd00:9::", src_len=64, table=78, priority=501)
+    add_foreign_route(guarded)
+    guarded.lb.add_route("default", "172.16.2.13", table=5001, metric=9000)
+    guarded.lb.add_route("default", "fd00:2::d", table=5001, metric=9000)
+    guarded.lb.add_route("default", "172.16.2.13", table=77)
     for command in FOREIGN_NFTABLES:
         guarded.lb.run("nft", command)
 
 
+def add_foreign_route(guarded: Guarded) -> None:
+    guarded.lb.add_route("198.51.100.0/24", "172.16.1.11", table=5001)
+
+
 def foreign(guarded: Guarded) -> dict[str, object]:
     """Return all routes, rules and tables that are neither ours nor the kernel's own."""
-    everything = guarded.everything()
-    shown: dict[str, object] = {
-        name: [line for line in everything[name].splitlines() if f"proto {OURS}" not in line and "kernel" not in line]
-        for name in ("rules4", "rules6", "routes4", "routes6")
-    }
+    shown: dict[str, object] = {}
+    for ipv4 in (True, False):
+        rules, routes = guarded.lb.raw_rules(ipv4=ipv4), guarded.lb.raw_routes(ipv4=ipv4)
+        shown[f"rules {ipv4}"] = guarded.plain(rule for rule in rules if rule.get("protocol") not in (OURS, KERNEL))
+        shown[f"routes {ipv4}"] = guarded.plain(route for route in routes if route["proto"] not in (OURS, KERNEL))
     for table in (("inet", "other"), ("ip", "lbguard")):
         shown[" ".join(table)] = guarded.lb.run("nft", "-s", "list", "table", *table)
     return shown
@@ -54,10 +69,10 @@ def test_what_others_made_stays(guarded: Guarded) -> None:
         guarded.make_link("nse-a")
         guarded.wait_for(t1="active", t2="active")
         # The kernel took the foreign route through the link along; whoever made it has to make it again.
-        guarded.lb.ip(*FOREIGN_ROUTES[0].split())
+        add_foreign_route(guarded)
         assert foreign(guarded) == before
         guarded.write_targets(targets_yaml(stream("stream-a", 2, 3, 4)))
-        wait_until(lambda: not any(route[1] == "5001" for route in guarded.routes()), "target 1 gone")
+        wait_until(lambda: not guarded.routes(5001), "target 1 gone")
         assert foreign(guarded) == before
         service.kill()
     guarded.write_targets(targets_yaml())
@@ -65,44 +80,38 @@ def test_what_others_made_stays(guarded: Guarded) -> None:
         assert foreign(guarded) == before
         assert service.terminate() == 0
     assert foreign(guarded) == before
-    assert guarded.rules() == [rule for rule in guarded.rules() if rule[3] != str(OURS)]
+    assert not any(rule.protocol == OURS for rule in guarded.rules())
     assert guarded.routes() == []
     assert guarded.nft("table", "inet", "lbguard") == []
     assert guarded.nft("table", "inet", "lbguard-counters") == []
 
 
-def neighbor(guarded: Guarded, ip: str) -> dict[str, object]:
-    return next((entry for entry in guarded.json("neigh") if entry["dst"] == ip), {})
-
-
 @pytest.mark.parametrize("mode", ["enforce", "companion"])
 def test_neighbor_entries_that_somebody_made_stay(guarded: Guarded, mode: str) -> None:
-    [link] = json.loads(guarded.proxies.ip("-j", "link", "show", "lb-1"))
-    made = {
-        "172.16.1.11": ["nud", "permanent"],
-        "fd00:1::b": ["nud", "permanent"],
-        "172.16.1.12": ["extern_learn"],
-        "fd00:1::c": ["nud", "reachable", "protocol", "static"],
+    mac = guarded.proxies.link("lb-1").mac
+    made: dict[str, dict[str, Any]] = {
+        "172.16.1.11": {},
+        "fd00:1::b": {},
+        "172.16.1.12": {"flags": NTF_EXT_LEARNED},
+        "fd00:1::c": {"state": "reachable", "protocol": STATIC},
     }
 
     def make() -> None:
         for ip, how in made.items():
-            guarded.lb.ip("neigh", "replace", ip, "lladdr", link["address"], "dev", "nse-a", *how)
+            guarded.lb.replace_neighbor(ip, "nse-a", mac, **how)
 
-    def shown() -> dict[str, tuple[object, ...]]:
-        keys = ("lladdr", "extern_learn", "protocol")
-        found = {ip: neighbor(guarded, ip) for ip in made}
+    def shown() -> set[tuple[object, ...]]:
         return {
-            ip: (*(entry.get(key, "-") for key in keys), "PERMANENT" in str(entry.get("state")))
-            for ip, entry in found.items()
+            (entry.ip, entry.mac, entry.flags & NTF_EXT_LEARNED, entry.protocol, entry.state == "permanent")
+            for entry in guarded.lb.neighbors()
+            if entry.ip in made
         }
 
     if mode == "companion":
-        for identifier, ips in ((1, ("172.16.1.11", "fd00:1::b")), (2, ("172.16.1.12", "fd00:1::c"))):
+        for mark, ips in ((5001, ("172.16.1.11", "fd00:1::b")), (5002, ("172.16.1.12", "fd00:1::c"))):
             for ip in ips:
-                family = "-6" if ":" in ip else "-4"
-                guarded.lb.ip(family, "rule", "add", "fwmark", str(5000 + identifier), "table", str(5000 + identifier))
-                guarded.lb.ip(family, "route", "add", "default", "via", ip, "table", str(5000 + identifier))
+                guarded.lb.add_rule(mark, mark, ipv4="." in ip)
+                guarded.lb.add_route("default", ip, table=mark)
     make()
     before = shown()
     settings = {"LBGUARD_NEIGHBORS__PROBE_INTERVAL": "100ms", "LBGUARD_MODE": mode}
@@ -116,32 +125,30 @@ def test_neighbor_entries_that_somebody_made_stay(guarded: Guarded, mode: str) -
             wait_until(lambda: (guarded.metric("lbguard_neighbor_probes_total") or 0) > 20, "others are verified")
         assert shown() == before
         # The kernel itself drops them with the link; made anew they stay as well.
-        guarded.lb.ip("link", "set", "nse-a", "down")
-        guarded.lb.ip("link", "set", "nse-a", "up")
-        wait_until(lambda: "UP" in guarded.lb.ip("-br", "link", "show", "nse-a"), "nse-a is up")
+        guarded.lb.set_link("nse-a", up=False)
+        guarded.lb.set_link("nse-a", up=True)
+        wait_until(lambda: guarded.lb.link("nse-a").operational, "nse-a is up")
         make()
         time.sleep(0.5)
         assert shown() == before
 
 
 def test_a_route_in_our_place_stays_and_ours_comes_when_it_is_gone(guarded: Guarded) -> None:
-    other = "default via 172.16.1.99 dev nse-a table 5001 metric 2048 proto static"
-    guarded.lb.ip("route", "add", *other.split())
+    ours: dict[str, Any] = {"metric": 2048, "protocol": STATIC}
+    guarded.lb.add_route("default", "172.16.1.99", table=5001, **ours)
     with guarded.process(PATIENT) as service:
         service.wait_until_ready()
         service.wait_until_admitted(3)
         assert guarded.states()[1] == "pending"
-        assert "172.16.1.99" in guarded.lb.ip("route", "show", "table", "5001")
+        assert guarded.lb.routes(5001, ipv4=True)[0].gateway == "172.16.1.99"
         # So do those of a kind that is never ours.
-        several = "default table 5002 metric 2048 proto static nexthop via 172.16.1.98 nexthop via 172.16.1.99"
-        refusing = "prohibit default table 5003 metric 2048 proto static"
-        guarded.lb.ip("route", "replace", *several.split())
-        guarded.lb.ip("route", "replace", *refusing.split())
+        guarded.lb.replace_route("default", next_hops=("172.16.1.98", "172.16.1.99"), table=5002, **ours)
+        guarded.lb.replace_route("default", kind="prohibit", table=5003, **ours)
         guarded.wait_for(t2="held", t3="held")
-        assert "172.16.1.98" in guarded.lb.ip("route", "show", "table", "5002")
-        assert "prohibit" in guarded.lb.ip("route", "show", "table", "5003")
-        for gone in (other, several.split(" nexthop")[0], refusing):
-            guarded.lb.ip("route", "del", *gone.split())
+        assert any("172.16.1.98" in route.next_hops for route in guarded.lb.routes(5002))
+        assert any(route.kind == "prohibit" for route in guarded.lb.routes(5003))
+        for table in (5001, 5002, 5003):
+            guarded.lb.delete_route("default", table=table, **ours)
         guarded.wait_for(t1="active", t2="active", t3="active")
         assert guarded.gateways(1) == set(ips_of(1))
         assert guarded.gateways(3) == set(ips_of(3))
@@ -150,57 +157,48 @@ def test_a_route_in_our_place_stays_and_ours_comes_when_it_is_gone(guarded: Guar
 def test_a_link_with_an_excluded_name_is_left_alone_from_then_on(guarded: Guarded) -> None:
     with guarded.service({**PATIENT, "LBGUARD_LINKS__EXCLUDE": "lo,old*"}):
         for name, state in (("old-a", "held"), ("nse-a", "active")):
-            guarded.lb.ip("link", "set", "nse-a" if name == "old-a" else "old-a", "name", name)
+            guarded.lb.set_link("nse-a" if name == "old-a" else "old-a", ifname=name)
             guarded.wait_for(t1=state, t2=state)
 
 
 def second_link(guarded: Guarded) -> None:
     """A newer link of the first proxy's subnet appears, and targets 1 and 2 are behind it as well."""
     connect(guarded.lb, "nse-n", guarded.proxies, "lb-n")
-    guarded.proxies.ip("link", "add", "br1", "type", "bridge")
-    for port in ("lb-1", "lb-n"):
-        guarded.proxies.ip("link", "set", port, "master", "br1")
-    guarded.proxies.ip("link", "set", "br1", "up")
-    guarded.proxies.ip("addr", "flush", "dev", "lb-1")
-    for identifier in (1, 2):
-        for ip in ips_of(identifier):
-            length, nodad = (64, ["nodad"]) if ":" in ip else (24, [])
-            guarded.proxies.ip("addr", "add", f"{ip}/{length}", "dev", "br1", *nodad)
-    guarded.lb.batch(["addr add 172.16.1.2/24 dev nse-n", "addr add fd00:1::2/64 dev nse-n nodad"])
-
-
-def links_up(guarded: Guarded) -> set[str]:
-    return {link["ifname"] for link in guarded.json("link") if "UP" in link["flags"]}
+    guarded.proxies.add_link("br1", "bridge")
+    guarded.proxies.set_link("lb-1", "lb-n", master="br1")
+    guarded.proxies.flush_addresses("lb-1")
+    guarded.proxies.add_addresses("br1", *with_prefix(ips_of(1) + ips_of(2)))
+    guarded.lb.add_addresses("nse-n", "172.16.1.2/24", "fd00:1::2/64")
 
 
 def test_an_older_link_stays_up_unless_told_otherwise(guarded: Guarded) -> None:
     with guarded.service():
         second_link(guarded)
-        wait_until(lambda: {route[4] for route in guarded.routes("5001")} >= {"nse-n"}, "the routes move")
-        wait_until(lambda: neighbor(guarded, "172.16.1.11").get("state"), "the neighbour is asked for")
-        assert "nse-a" in links_up(guarded)
+        wait_until(lambda: "nse-n" in [route.link for route in guarded.routes(5001)], "the routes move")
+        wait_until(lambda: guarded.lb.neighbor("172.16.1.11"), "the neighbour is asked for")
+        assert guarded.lb.link("nse-a").up
 
 
 def test_an_older_link_is_set_down_and_back_with_its_addresses_when_the_newer_goes(guarded: Guarded) -> None:
     with guarded.service({**PATIENT, "LBGUARD_LINKS__SUPERSEDED": "down"}) as service:
-        before = guarded.lb.ip("-o", "-6", "addr", "show", "dev", "nse-a", "scope", "global")
+        before = guarded.lb.addresses("nse-a")
         second_link(guarded)
         service.wait_for_log("superseded link set down", link="nse-a")
-        assert "nse-a" not in links_up(guarded)
+        assert not guarded.lb.link("nse-a").up
         assert set(guarded.states().values()) == {"active"}
         guarded.delete_link("nse-n")
         service.wait_for_log("link set up again: it is superseded no more", link="nse-a")
         guarded.wait_for(t1="active", t2="active")
-        assert guarded.lb.ip("-o", "-6", "addr", "show", "dev", "nse-a", "scope", "global") == before
+        assert guarded.lb.addresses("nse-a") == before
 
 
 def test_an_older_link_that_something_rides_on_is_left_up(guarded: Guarded) -> None:
-    guarded.lb.ip("link", "add", "mv0", "link", "nse-a", "type", "macvlan", "mode", "private")
+    guarded.lb.add_link("mv0", "macvlan", up=False, link=guarded.lb.index("nse-a"), macvlan_mode="private")
     with guarded.service({"LBGUARD_LINKS__SUPERSEDED": "down"}) as service:
         second_link(guarded)
         told = service.wait_for_log("superseded link left up", link="nse-a")
         assert told["reason"] == "mv0 rides on it"
-        assert "nse-a" in links_up(guarded)
+        assert guarded.lb.link("nse-a").up
 
 
 def test_observing_touches_nothing(guarded: Guarded) -> None:
@@ -225,12 +223,11 @@ def test_observing_touches_nothing(guarded: Guarded) -> None:
         wait_until(lambda: set(guarded.states()) == {1}, "one target left")
         for name in ("rules4", "rules6", "ruleset", "timers", "sysctls"):
             # Timers and settings of a link come and go with it.
-            lines = set(guarded.everything()[name].splitlines())
             if name in ("rules4", "rules6", "ruleset"):
-                assert lines == set(before[name].splitlines()) == set(after_loss[name].splitlines())
+                assert guarded.everything()[name] == before[name] == after_loss[name]
         assert guarded.routes() == []
         # Nobody asked for a target's address either.
-        assert not {entry["dst"] for entry in guarded.json("neigh")} & {ip for n in (1, 2, 3, 4) for ip in ips_of(n)}
+        assert not {entry.ip for entry in guarded.lb.neighbors()} & {ip for n in (1, 2, 3, 4) for ip in ips_of(n)}
         quiet = guarded.everything()
         assert service.terminate() == 0
     assert guarded.everything() == quiet
@@ -254,16 +251,15 @@ def test_observing_adopts_what_an_enforcing_one_left(guarded: Guarded) -> None:
 
 
 def test_a_link_whose_name_is_not_utf8_is_borne(guarded: Guarded) -> None:
-    """The kernel takes any bytes for a name; as an argument of `ip` they are surrogates."""
+    """The kernel takes any bytes for a name; Python has them as surrogates."""
     early, late = "\udcff\udcfe", "late\udc80"
-    guarded.lb.ip("link", "add", "name", early, "type", "veth", "peer", "name", "p-early")
+    guarded.lb.add_veth(early, "p-early", up=False)
     with guarded.service() as service:
-        guarded.lb.ip("link", "add", "name", late, "type", "veth", "peer", "name", "p-late")
+        guarded.lb.add_veth(late, "p-late", up=False)
         for name in (early, late):
             # Both are read, in each second, for what they say of packets of targets.
-            guarded.lb.ip("addr", "add", "172.16.1.200/24", "dev", name)
-            guarded.lb.ip("link", "set", name, "up")
-        guarded.lb.ip("link", "set", "p-late", "up")
+            guarded.lb.add_addresses(name, "172.16.1.200/24")
+        guarded.lb.set_link(early, late, "p-late", up=True)
         wait_until(lambda: r"late\\x80" in guarded.http("/metrics")[1], "the counters of the link")
         assert guarded.http("/healthz")[0] == 200
         assert service.log("started")

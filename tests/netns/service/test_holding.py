@@ -9,17 +9,13 @@ pytestmark = pytest.mark.netns
 
 def test_start(guarded: Guarded) -> None:
     with guarded.service():
-        marks = {f"{hex(5000 + identifier)}": str(5000 + identifier) for identifier in (1, 2, 3, 4)}
         rules = guarded.rules()
-        assert {(mark, table) for mark, table, _, _ in rules} == set(marks.items())
-        assert {protocol for _, _, _, protocol in rules} == {"152"}
+        assert {(rule.mark, rule.table, rule.protocol) for rule in rules} == {(n, n, 152) for n in range(5001, 5005)}
         assert len(rules) == 8
         for identifier in (1, 2, 3, 4):
             assert guarded.gateways(identifier) == set(ips_of(identifier))
-        fallbacks = [route for route in guarded.routes() if route[2] == "blackhole"]
-        assert sorted((route[0], route[1]) for route in fallbacks) == [
-            (family, str(5000 + identifier)) for family in ("-4", "-6") for identifier in (1, 2, 3, 4)
-        ]
+        fallbacks = {(route.table, route.ipv4) for route in guarded.routes() if route.kind == "blackhole"}
+        assert fallbacks == {(table, ipv4) for table in range(5001, 5005) for ipv4 in (True, False)}
         assert set(guarded.slots().values()) == {5001, 5002, 5003, 5004}
         assert guarded.states() == dict.fromkeys((1, 2, 3, 4), "active")
         with guarded.client() as client:
@@ -68,7 +64,7 @@ def test_a_link_that_is_gone_for_good(guarded: Guarded) -> None:
 def test_the_loss_of_one_family_keeps_the_other_familys_connections(guarded: Guarded) -> None:
     with guarded.service():
         slots = guarded.slots()
-        guarded.lb.ip("-6", "addr", "flush", "dev", "nse-a", "scope", "global")
+        guarded.lb.flush_addresses("nse-a", ipv6_only=True)
         guarded.wait_for(t1="held", t2="held", t3="active", t4="active")
         assert "172.16.1.11" in guarded.gateways(1)
         # A window that begins later ends, so this one would have.

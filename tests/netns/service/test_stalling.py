@@ -84,8 +84,9 @@ def test_what_healed_while_the_socket_was_full_is_not_withdrawn(guarded: Guarded
         before = guarded.data_path()
         lose_link(guarded)
         with stopped(service):
-            for what in ("add", "del"):
-                guarded.lb.batch([f"addr {what} 10.9.{n // 250}.{n % 250 + 1}/32 dev lo" for n in range(1000)])
+            many = [f"10.9.{n // 250}.{n % 250 + 1}/32" for n in range(1000)]
+            guarded.lb.add_addresses("lo", *many)
+            guarded.lb.delete_addresses("lo", *many)
             guarded.make_link("nse-a")
             time.sleep(LONGER_S)
         service.wait_for_log("kernel view lost: nothing is withdrawn", reason="overrun")

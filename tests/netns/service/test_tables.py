@@ -37,9 +37,9 @@ def test_a_flush_while_targets_are_held_and_withdrawn(guarded: Guarded) -> None:
 def test_our_rules_and_routes_that_others_delete_come_back(guarded: Guarded) -> None:
     with guarded.service():
         before = guarded.data_path()
-        guarded.lb.ip("-4", "rule", "del", "fwmark", "5001", "table", "5001")
-        guarded.lb.ip("-4", "route", "flush", "table", "5002")
-        guarded.lb.ip("-6", "route", "flush", "table", "5003")
+        guarded.lb.delete_rule(5001, 5001)
+        guarded.lb.flush_routes(5002)
+        guarded.lb.flush_routes(5003, ipv4=False)
         wait_until(lambda: guarded.data_path() == before, "the data path as it was")
 
 

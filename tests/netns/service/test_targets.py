@@ -116,14 +116,14 @@ def test_a_fifo_in_place_of_the_file_is_told_got_over_and_keeps_nobody_from_stop
 
 def test_a_vip_that_becomes_an_address_of_the_load_balancer_is_told_and_shown(guarded: Guarded) -> None:
     with guarded.service() as service:
-        guarded.lb.ip("addr", "add", "20.0.0.1/32", "dev", "lo")
+        guarded.lb.add_addresses("lo", "20.0.0.1/32")
         said = service.wait_for_log("VIP is local: its packets reach no target")
         assert said["vip"] == "20.0.0.1/32"
         with guarded.client() as client:
             assert client.status().streams[0].local_vips == ("20.0.0.1/32",)
-        guarded.lb.ip("addr", "del", "20.0.0.1/32", "dev", "lo")
+        guarded.lb.delete_addresses("lo", "20.0.0.1/32")
         service.wait_for_log("VIP is local no more")
-        guarded.lb.ip("route", "add", "local", "2000::/64", "dev", "lo")
+        guarded.lb.add_route("2000::/64", link="lo", kind="local")
         assert service.wait_for_log("VIP is local: its packets reach no target", count=2)["vip"] == "2000::1/128"
 
 

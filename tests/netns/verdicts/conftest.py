@@ -1,7 +1,6 @@
 """The real service and the real monitor, joined by mTLS over a link of its own, with a model of a mesh's manager."""
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -84,17 +83,15 @@ class Mesh:
             (directory / name).mkdir()
             issued.write(directory / name)
         connect(guarded.lb, "eth0", guarded.proxies, "eth0")
-        guarded.lb.ip("addr", "add", f"{MANAGEMENT}/24", "dev", "eth0")
-        guarded.proxies.ip("addr", "add", "10.9.0.2/24", "dev", "eth0")
+        guarded.lb.add_addresses("eth0", f"{MANAGEMENT}/24")
+        guarded.proxies.add_addresses("eth0", "10.9.0.2/24")
         for link in LINKS:
             self.address_proxy(link)
 
     def address_proxy(self, link: str) -> None:
         """Give a proxy's end of a link the proxy's own addresses."""
         number = LINKS[link]
-        self.guarded.proxies.batch(
-            [f"addr add 172.16.{number}.250/24 dev lb-{number}", f"addr add fd00:{number}::fa/64 dev lb-{number} nodad"]
-        )
+        self.guarded.proxies.add_addresses(f"lb-{number}", f"172.16.{number}.250/24", f"fd00:{number}::fa/64")
 
     def settings(self, changes: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the service's settings."""
@@ -162,8 +159,7 @@ class Mesh:
 
     def mac_of(self, link: str) -> str:
         """Return the link-layer address of a link at the proxies' end."""
-        shown = json.loads(self.guarded.proxies.ip("-j", "link", "show", link))
-        return str(shown[0]["address"])
+        return self.guarded.proxies.link(link).mac
 
     # What the service says
 

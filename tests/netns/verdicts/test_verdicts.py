@@ -195,7 +195,7 @@ async def test_a_new_mac_replaces_exactly_the_entry_of_its_subject(mesh: Mesh) -
         number = LINKS["nse-a"]
         one, other = f"172.16.{number}.11", f"172.16.{number}.12"
         for ip in (one, other):
-            mesh.guarded.lb.ip("neigh", "replace", ip, "lladdr", OUTDATED, "dev", "nse-a", "nud", "stale")
+            mesh.guarded.lb.replace_neighbor(ip, "nse-a", OUTDATED, state="stale")
         await until(lambda: mesh.target(1).paths[0].mac == mesh.target(2).paths[0].mac == OUTDATED)
         mac = mesh.mac_of(f"lb-{number}")
         verdict = pb.Verdict(

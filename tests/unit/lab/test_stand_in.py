@@ -1,30 +1,25 @@
 import asyncio
 import os
 import signal
-from typing import Any
 
 import pytest
 
+from lbguard.lab.network_objects import Address, Link
 from lbguard.lab.stand_in import follow, older_links_of_shared_subnets
 
 
-def _link(index: int, name: str, *addresses: str) -> dict[str, Any]:
-    infos = [{"local": text.split("/")[0], "prefixlen": int(text.split("/")[1])} for text in addresses]
-    return {"ifindex": index, "ifname": name, "addr_info": infos}
+def _older(up: dict[str, int], **addresses: str) -> list[str]:
+    links = [Link(up.get(name, 2), name, "", name in up, True, True, 1500, None) for name in addresses]
+    return older_links_of_shared_subnets(links, [Address(name, ip, 24, "", 0, 0) for name, ip in addresses.items()])
 
 
 def test_the_older_link_of_a_shared_subnet_is_named() -> None:
-    links = [
-        _link(7, "new", "172.16.1.2/24"),
-        _link(3, "old", "172.16.1.2/24"),
-        _link(5, "other", "172.16.2.2/24"),
-        _link(9, "bare"),
-    ]
-    assert older_links_of_shared_subnets(links) == ["old"]
+    up = {"new": 7, "old": 3, "other": 5}
+    assert _older(up, new="172.16.1.2", old="172.16.1.2", other="172.16.2.2", down="172.16.1.2") == ["old"]
 
 
 def test_links_of_different_subnets_are_left_alone() -> None:
-    assert older_links_of_shared_subnets([_link(1, "a", "172.16.1.2/24"), _link(2, "b", "172.16.2.2/24")]) == []
+    assert _older({"a": 1, "b": 2}, a="172.16.1.2", b="172.16.2.2") == []
 
 
 class Noting:

@@ -262,3 +262,8 @@ def test_the_address_of_a_workload_api_is_checked(group: str) -> None:
 def test_digits_and_hosts_are_plain() -> None:
     for name, text in {"grace.window": "\uff13s", "nsp.address": "\uff10:80", "nsm.address": "a b:80"}.items():
         assert list(refused(flags={name: text})) == [name]
+
+
+def test_off_without_quotes_in_yaml_is_off(tmp_path: Path) -> None:
+    (tmp_path / "lbguard.yaml").write_text("affinity: {mode: off}\n")
+    assert load(config=tmp_path / "lbguard.yaml").settings.affinity.mode == "off"

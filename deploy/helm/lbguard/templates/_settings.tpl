@@ -20,6 +20,10 @@
 - {"name": "damping.max", "variable": "LBGUARD_DAMPING__MAX", "default": "30s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "availability.grace", "variable": "LBGUARD_AVAILABILITY__GRACE", "default": "1s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "availability.socket", "variable": "LBGUARD_AVAILABILITY__SOCKET", "default": ""}
+- {"name": "affinity.mode", "variable": "LBGUARD_AFFINITY__MODE", "default": "off"}
+- {"name": "affinity.max_flows", "variable": "LBGUARD_AFFINITY__MAX_FLOWS", "default": "65536"}
+- {"name": "affinity.idle", "variable": "LBGUARD_AFFINITY__IDLE", "default": "15m", "low": 10.0, "high": 86400.0, "allowed": "10s to 1440m"}
+- {"name": "affinity.udp", "variable": "LBGUARD_AFFINITY__UDP", "default": "false"}
 - {"name": "evidence.soft_budget", "variable": "LBGUARD_EVIDENCE__SOFT_BUDGET", "default": "0.5"}
 - {"name": "evidence.verdict_confirm", "variable": "LBGUARD_EVIDENCE__VERDICT_CONFIRM", "default": "1"}
 - {"name": "evidence.verdict_memory", "variable": "LBGUARD_EVIDENCE__VERDICT_MEMORY", "default": "3"}

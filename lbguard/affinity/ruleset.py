@@ -1,0 +1,337 @@
+"""Ruleset of flow affinity, as nftables text and as rules for pyroute2. Pure, no kernel.
+
+One table `inet lbguard-affinity` acts after the distributor (priority -150 in nfqlb's NFQUEUE rule and in the nftables
+distributor) on every packet that carries the mark of a target. For each protocol and family it holds a map
+`flows_PROTOCOL_FAMILY` from the flow's addresses and ports to the mark of the target that answered it.
+
+- A packet of a remembered flow gets the flow's mark, as long as that target is `served`; its entry lives on. A FIN, a
+  RST or the end of an SCTP association leaves it a few seconds.
+- A flow whose target is served no more is forgotten, and its packet goes to a healthy target, which resets it: so the
+  client learns at once.
+- A new flow whose target is cut off (`fib daddr . mark oif missing`: the mark's table has nothing but its blackhole)
+  or is to be avoided (the set `avoid_FAMILY`) is given to a healthy target by hash, which is looked at in the same way,
+  four times over, and is remembered. The kernel needs no word of lbguard for that.
+- Any other new flow is remembered where its mark is in the set `learn`: its stream is in an incident.
+- An ICMP error follows the flow that it quotes.
+
+Whole packets are hashed: rules of the chain `defragment`, which no packet reaches, make the kernel put fragments
+together before (the reason stands in `distributor/nftables/ruleset.py`).
+
+libnftables 1.0.6 ends the process with an assertion at `update` of a map whose key is over 16 bytes, which every IPv6
+key is, and cannot look up the addresses that an ICMP error quotes. Those rules are given to the kernel by pyroute2
+(`raw_rules`). All of them are such that `nft list ruleset`, which others may call, can show them: it is ended by an
+assertion where the result of one lookup is looked up again.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from pyroute2.nftables.expressions import genex
+
+from lbguard.distributor.nftables.ruleset import encode_name
+
+FAMILY: Final = "inet"
+TABLE: Final = "lbguard-affinity"
+VERSION: Final = 1
+"""In the table's comment; a table of another version is made anew."""
+CHOICES: Final = 1024
+"""Slots among which the healthy targets of a stream are spread."""
+CLOSING_S: Final = 10
+"""Seconds that an ended flow is remembered for, so that its last packets still find its target."""
+COUNTERS: Final = ("steered", "orphaned")
+
+_SEEDS: Final = (1, 2, 3, 4)
+_PROTOCOLS: Final = {"tcp": 6, "sctp": 132, "udp": 17}
+_TABLE: Final = f"{FAMILY} {TABLE}"
+
+# include/uapi/linux/netfilter/nf_tables.h; registers are numbered in steps of four bytes.
+_REGISTER: Final = 8  # NFT_REG32_00
+_KEY_WORDS: Final = {4: 4, 6: 10}
+_NETWORK, _TRANSPORT = 1, 2  # NFT_PAYLOAD_..._HEADER
+_META_MARK: Final = 3
+_UPDATE, _DELETE = 1, 2  # NFT_DYNSET_OP_...
+_EQUAL: Final = 0  # NFT_CMP_EQ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffinityOptions:
+    """Bounds of the flow maps.
+
+    Attributes:
+        every_flow: remember every new flow, not only those around an incident.
+        max_flows: entries of each map; one stands for a protocol in a family.
+        idle_s: seconds without a packet after which a flow is forgotten.
+        udp: remember and steer UDP flows too.
+    """
+
+    every_flow: bool = False
+    max_flows: int = 65_536
+    idle_s: int = 900
+    udp: bool = False
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The protocols whose flows are remembered."""
+        return tuple(name for name in _PROTOCOLS if self.udp or name != "udp")
+
+
+class RawRule(NamedTuple):
+    """A rule that nft cannot write: the chain that it is added to, and its expressions as pyroute2 takes them."""
+
+    chain: str
+    expressions: Sequence[dict[str, Any]]
+
+
+def flow_map(protocol: str, family: int) -> str:
+    """Return the name of the map of a protocol's flows in a family (4 or 6)."""
+    return f"flows_{protocol}_{family}"
+
+
+def steer_chain(stream: str, family: int) -> str:
+    """Return the name of the chain that chooses a healthy target of a stream."""
+    return f"steer_{family}_{encode_name(stream)}"
+
+
+def healthy_map(stream: str, family: int) -> str:
+    """Return the name of the map from a slot to a healthy target of a stream."""
+    return f"healthy_{family}_{encode_name(stream)}"
+
+
+def key(protocol: str, family: int) -> str:
+    """Return the expression that identifies a flow."""
+    addresses = "ip saddr . ip daddr" if family == 4 else "ip6 saddr . ip6 daddr"
+    return f"{addresses} . {protocol} sport . {protocol} dport"
+
+
+def layout_chain(options: AffinityOptions) -> str:
+    """Return the name of an empty chain that says by which version and bounds the table was made."""
+    extent = "all" if options.every_flow else "incident"
+    return f"layout-{VERSION}-{options.max_flows}-{options.idle_s}-{extent}-{'-'.join(options.protocols)}"
+
+
+def rule_counts(options: AffinityOptions) -> dict[str, int]:
+    """Return how many rules each chain holds that belongs to no stream."""
+    chains = [line.split()[4] for line in rules(options)] + [rule.chain for rule in raw_rules(options)]
+    return dict(Counter(chains))
+
+
+def structure(options: AffinityOptions) -> list[str]:
+    """Return the commands that make sets, maps and chains; those that exist keep their elements, chains are emptied."""
+    lines = [f'add table {_TABLE} {{ comment "made by lbguard: flow affinity, version {VERSION}"; }}']
+    lines += [f"add counter {_TABLE} {name}" for name in COUNTERS]
+    lines += [f"add set {_TABLE} {name} {{ type mark; }}" for name in ("marks", "served", "learn")]
+    for family in (4, 6):
+        lines.append(f"add set {_TABLE} avoid_{family} {{ type mark; }}")
+        lines.append(f"add map {_TABLE} steer_{family} {{ type mark : verdict; }}")
+        for protocol in options.protocols:
+            address = f"ipv{family}_addr"
+            lines.append(
+                f"add map {_TABLE} {flow_map(protocol, family)} {{"
+                f" type {address} . {address} . inet_service . inet_service : mark;"
+                f" size {options.max_flows}; flags dynamic,timeout; timeout {options.idle_s}s; }}"
+            )
+    chains = [name for protocol in options.protocols for family in (4, 6) for name in _chains(protocol, family)]
+    chains += ["quoted_4", "quoted_6", "defragment", layout_chain(options)]
+    hook = "{ type filter hook prerouting priority -140; policy accept; }"
+    lines += [f"add chain {_TABLE} {name}" for name in chains] + [f"add chain {_TABLE} prerouting {hook}"]
+    lines += [f"flush chain {_TABLE} {name}" for name in [*chains, "prerouting"]]
+    return lines
+
+
+def rules(options: AffinityOptions) -> list[str]:
+    """Return the commands that fill the chains, but for the raw rules and those of streams."""
+    lines = []
+    for protocol in options.protocols:
+        for family in (4, 6):
+            lines += _flow_rules(protocol, family, every_flow=options.every_flow)
+    ways = ", ".join(f"ipv{f} . {p} : goto flow_{p}_{f}" for p in options.protocols for f in (4, 6))
+    four = "icmp type { destination-unreachable, time-exceeded, parameter-problem } @th,64,8 0x45"
+    six = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
+    lines += [
+        "prerouting meta mark != @marks accept",
+        f"prerouting meta nfproto . meta l4proto vmap {{ {ways} }}",
+        f"prerouting {four} goto quoted_4",
+        f"prerouting {six} goto quoted_6",
+    ]
+    return [f"add rule {_TABLE} {line}" for line in lines]
+
+
+def defragment() -> list[str]:
+    """Return the commands that have fragments put together before they come here; a kernel may refuse them."""
+    return [
+        f"add rule {_TABLE} defragment meta l4proto tcp tproxy ip to 127.0.0.1:1",
+        f"add rule {_TABLE} defragment meta l4proto tcp tproxy ip6 to [::1]:1",
+    ]
+
+
+def raw_rules(options: AffinityOptions) -> list[RawRule]:
+    """Return the rules that libnftables cannot write."""
+    made = []
+    for protocol in options.protocols:
+        for family in (4, 6):
+            name, load = flow_map(protocol, family), _load_key(family)
+            mark = _REGISTER + _KEY_WORDS[family]
+            known = [*load, *_lookup(name, into=mark)]
+            read_mark = genex("meta", {"key": _META_MARK, "dreg": mark})
+            write_mark = genex("meta", {"key": _META_MARK, "sreg": mark})
+            entry = {"set_name": name, "sreg_key": _REGISTER}
+            made += [
+                RawRule(f"recall_{protocol}_{family}", [*known, write_mark]),
+                RawRule(
+                    f"remember_{protocol}_{family}",
+                    [*load, read_mark, genex("dynset", entry | {"op": _UPDATE, "sreg_data": mark})],
+                ),
+                RawRule(
+                    f"closing_{protocol}_{family}",
+                    [
+                        *load,
+                        read_mark,
+                        genex("dynset", entry | {"op": _UPDATE, "sreg_data": mark, "timeout": CLOSING_S * 1000}),
+                    ],
+                ),
+                # The kernel asks for data here too, and does not look at it.
+                RawRule(
+                    f"forget_{protocol}_{family}",
+                    [*load, read_mark, genex("dynset", entry | {"op": _DELETE, "sreg_data": mark})],
+                ),
+                RawRule(
+                    f"quoted_{family}",
+                    [
+                        *_quotes(protocol, family),
+                        *_load_quoted_key(family),
+                        *_lookup(name, into=mark),
+                        write_mark,
+                    ],
+                ),
+            ]
+    return made
+
+
+def stream_objects(stream: str) -> list[str]:
+    """Return the commands that make a stream's chains and maps, and fill the chains."""
+    lines = []
+    for family in (4, 6):
+        chain, healthy = steer_chain(stream, family), healthy_map(stream, family)
+        addresses = "ip saddr . ip daddr" if family == 4 else "ip6 saddr . ip6 daddr"
+        lines += [
+            f"add map {_TABLE} {healthy} {{ typeof numgen inc mod {CHOICES} : meta mark; flags interval; }}",
+            f"add chain {_TABLE} {chain}",
+            f"flush chain {_TABLE} {chain}",
+        ]
+        for seed in _SEEDS:
+            hashed = f"jhash {addresses} . th sport . th dport mod {CHOICES} seed {seed} map @{healthy}"
+            lines.append(f"add rule {_TABLE} {chain} meta mark set {hashed}")
+            if seed != _SEEDS[-1]:
+                lines.append(f"add rule {_TABLE} {chain} fib daddr . mark oif exists return")
+    return lines
+
+
+def drop_steer_chain(chain: str) -> list[str]:
+    """Return the commands that remove a chain of `stream_objects` and its map; no mark may lead there any more."""
+    healthy = chain.replace("steer_", "healthy_", 1)
+    return [f"flush chain {_TABLE} {chain}", f"delete chain {_TABLE} {chain}", f"delete map {_TABLE} {healthy}"]
+
+
+def fill_healthy(stream: str, family: int, marks: Sequence[int]) -> list[str]:
+    """Return the commands that spread a stream's slots over these targets, in place of all before."""
+    healthy = healthy_map(stream, family)
+    lines = [f"flush map {_TABLE} {healthy}"]
+    if marks:
+        edges = [CHOICES * n // len(marks) for n in range(len(marks) + 1)]
+        shares = ", ".join(
+            f"{first}-{end - 1} : {mark}" if end - first > 1 else f"{first} : {mark}"
+            for first, end, mark in zip(edges, edges[1:], marks, strict=False)
+            if end > first
+        )
+        lines.append(f"add element {_TABLE} {healthy} {{ {shares} }}")
+    return lines
+
+
+def change_elements(name: str, removed: Iterable[str], added: Iterable[str]) -> list[str]:
+    """Return the commands that remove and add elements of a set or map."""
+    lines = []
+    for verb, elements in (("delete", list(removed)), ("add", list(added))):
+        if elements:
+            lines.append(f"{verb} element {_TABLE} {name} {{ {', '.join(elements)} }}")
+    return lines
+
+
+def _chains(protocol: str, family: int) -> list[str]:
+    kinds = ("flow", "new", "known", "steer", "orphan", "recall", "remember", "closing", "forget")
+    return [f"{kind}_{protocol}_{family}" for kind in kinds]
+
+
+def _flow_rules(protocol: str, family: int, *, every_flow: bool) -> list[str]:
+    """Return the rules of one protocol and family, each behind the name of its chain."""
+    at = f"{protocol}_{family}"
+    entry = f"{key(protocol, family)} @{flow_map(protocol, family)}"
+    begins = {"tcp": "tcp flags & (syn | ack) == syn", "sctp": "sctp chunk init exists"}.get(protocol)
+    ends = {
+        "tcp": ["tcp flags & (fin | rst) != 0"],
+        "sctp": ["sctp chunk abort exists", "sctp chunk shutdown-complete exists"],
+    }.get(protocol, [])
+    return [
+        *([f"flow_{at} {begins} goto new_{at}"] if begins else []),
+        f"flow_{at} {entry} goto known_{at}",
+        # Nothing tells the first packet of a UDP flow from the others.
+        *([] if begins else [f"flow_{at} goto new_{at}"]),
+        f"known_{at} jump recall_{at}",
+        f"known_{at} meta mark != @served goto orphan_{at}",
+        *[f"known_{at} {end} goto closing_{at}" for end in ends],
+        f"known_{at} goto remember_{at}",
+        f"orphan_{at} counter name orphaned",
+        f"orphan_{at} jump forget_{at}",
+        f"orphan_{at} meta mark vmap @steer_{family}",
+        # A repeated SYN goes where the first one went, unless that target is lost too.
+        f"new_{at} {entry} jump recall_{at}",
+        f"new_{at} meta mark != @served goto orphan_{at}",
+        f"new_{at} fib daddr . mark oif missing goto steer_{at}",
+        f"new_{at} meta mark @avoid_{family} goto steer_{at}",
+        f"new_{at} {'' if every_flow else 'meta mark @learn '}goto remember_{at}",
+        f"steer_{at} counter name steered",
+        f"steer_{at} meta mark vmap @steer_{family}",
+        f"steer_{at} goto remember_{at}",
+    ]
+
+
+def _load(base: int, offset: int, length: int, register: int) -> dict[str, Any]:
+    loaded: dict[str, Any] = genex("payload", {"dreg": register, "base": base, "offset": offset, "len": length})
+    return loaded
+
+
+def _load_key(family: int) -> list[dict[str, Any]]:
+    """Load source, destination and both ports into registers from the first on."""
+    size, first = (4, 12) if family == 4 else (16, 8)
+    words = size // 4
+    return [
+        _load(_NETWORK, first, size, _REGISTER),
+        _load(_NETWORK, first + size, size, _REGISTER + words),
+        _load(_TRANSPORT, 0, 2, _REGISTER + 2 * words),
+        _load(_TRANSPORT, 2, 2, _REGISTER + 2 * words + 1),
+    ]
+
+
+def _load_quoted_key(family: int) -> list[dict[str, Any]]:
+    """Load the key of the flow that an ICMP error is about: it quotes the target's packet, so the sides are swapped."""
+    quoted = 8
+    size, source, header = (4, 12, 20) if family == 4 else (16, 8, 40)
+    words = size // 4
+    return [
+        _load(_TRANSPORT, quoted + source + size, size, _REGISTER),
+        _load(_TRANSPORT, quoted + source, size, _REGISTER + words),
+        _load(_TRANSPORT, quoted + header + 2, 2, _REGISTER + 2 * words),
+        _load(_TRANSPORT, quoted + header, 2, _REGISTER + 2 * words + 1),
+    ]
+
+
+def _quotes(protocol: str, family: int) -> list[dict[str, Any]]:
+    """Match an ICMP error that quotes a packet of a protocol."""
+    at = 8 + (9 if family == 4 else 6)
+    number = {"attrs": [("NFTA_DATA_VALUE", bytes([_PROTOCOLS[protocol]]))]}
+    return [_load(_TRANSPORT, at, 1, _REGISTER), genex("cmp", {"sreg": _REGISTER, "op": _EQUAL, "data": number})]
+
+
+def _lookup(name: str, into: int) -> list[dict[str, Any]]:
+    return [genex("lookup", {"set": name, "sreg": _REGISTER, "dreg": into})]

@@ -1,0 +1,76 @@
+"""Flow affinity: which targets keep their flows, and which ones new flows may be given to. Pure.
+
+The kernel carries it out packet by packet (`lbguard/affinity`). This module says what the kernel needs to know of each
+stream, and which streams changed since it was said last.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from lbguard.core.addr import is_ipv4
+from lbguard.core.effects import SteerFlows
+from lbguard.core.model import ADMITTED, Condition, FamilySteering, StreamSteering, TargetKey, TargetState
+from lbguard.core.state import Stream, Target
+
+
+class Affinity:
+    """Follows targets and streams, and reports the streams whose affinity changed."""
+
+    def __init__(self) -> None:
+        self._conditions: dict[TargetKey, tuple[Condition, ...]] = {}
+        self._reported: dict[str, StreamSteering] = {}
+        self._changed: dict[str, None] = {}
+
+    def evaluated(self, target: Target) -> None:
+        """Note the condition of a target's paths."""
+        conditions = tuple([path.condition for path in target.paths.values()])
+        if self._conditions.get(target.key) != conditions:
+            self._conditions[target.key] = conditions
+            self._changed[target.key.stream] = None
+
+    def take(self, streams: Mapping[str, Stream], moved: Iterable[str]) -> list[SteerFlows]:
+        """Return what changed since the last call, in one effect. `moved`: streams with targets in another state."""
+        self._changed.update(dict.fromkeys(moved))
+        changed = []
+        for name in self._changed:
+            stream = streams.get(name)
+            if stream is None or not stream.adopted:
+                continue
+            steering = steering_of(stream)
+            if self._reported.get(name) != steering:
+                self._reported[name] = steering
+                changed.append(steering)
+        self._changed.clear()
+        gone = [name for name in self._reported if name not in streams]
+        for name in gone:
+            del self._reported[name]
+        if gone or len(self._conditions) > 2 * sum(len(stream.targets) for stream in streams.values()):
+            known = {target.key for stream in streams.values() for target in stream.targets.values()}
+            self._conditions = {key: value for key, value in self._conditions.items() if key in known}
+        return [SteerFlows(streams=tuple(changed), gone=tuple(gone))] if changed or gone else []
+
+
+def steering_of(stream: Stream) -> StreamSteering:
+    """Return the affinity of a stream as it stands."""
+    targets = [stream.targets[identifier] for identifier in sorted(stream.targets)]
+    return StreamSteering(
+        stream=stream.spec.name,
+        marks=tuple([target.mark for target in targets]),
+        served=tuple([target.mark for target in targets if target.state in ADMITTED]),
+        ipv4=_family(targets, ipv4=True),
+        ipv6=_family(targets, ipv4=False),
+        # Until the commit is confirmed, a flow may begin by the old table and go on by the new one.
+        learning=any(target.state is not TargetState.ACTIVE for target in targets)
+        or stream.committed != stream.desired_pair(),
+    )
+
+
+def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
+    healthy: list[int] = []
+    avoid: list[int] = []
+    for target in targets:
+        conditions = [path.condition for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
+        if conditions and target.state in ADMITTED:
+            well = conditions.count(Condition.OK) == len(conditions)
+            (healthy if well else avoid).append(target.mark)
+    # With no other target to go to, the table's choice stands.
+    return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else ())
