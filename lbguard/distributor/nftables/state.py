@@ -187,7 +187,7 @@ class Plan:
     changed: list[int]
     """The slots that differ from those of the map."""
     renew: bool
-    """Whether the rules are written too, and before the elements the objects that they need."""
+    """Write the rules too, and before the elements the objects that these need."""
 
     def declarations(self) -> list[str]:
         """Return the commands that create missing maps, sets and counters."""
