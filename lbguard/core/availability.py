@@ -47,9 +47,9 @@ class Availability:
         """Forget a removed stream; if it was reported available, it is reported unavailable."""
         self._losing.cancel(name)
         self._reasons.pop(name, None)
-        farewell = self._set(name, False, "stream_removed") if name in self._state else []
+        last = self._set(name, False, "stream_removed") if name in self._state else []
         self._state.pop(name, None)
-        return farewell
+        return last
 
     def next(self) -> float | None:
         """Return when the next loss is to be reported."""

@@ -168,23 +168,23 @@ class Engine(EngineState):
         self.view.neighbor_gone(event)
 
     def _route_seen(self, event: ev.RouteSeen, now: float) -> None:
-        self._heard(self.tables.route_seen(event.route), "route_known_or_foreign")
+        self._ignore_unless(self.tables.route_seen(event.route), "route_known_or_foreign")
 
     def _route_gone(self, event: ev.RouteGone, now: float) -> None:
-        self._heard(self.tables.route_gone(event.route), "route_known_or_foreign")
+        self._ignore_unless(self.tables.route_gone(event.route), "route_known_or_foreign")
 
     def _rule_seen(self, event: ev.RuleSeen, now: float) -> None:
-        self._rule_heard(event.rule, self.tables.rule_seen(event.rule))
+        self._rule_changed(event.rule, self.tables.rule_seen(event.rule))
 
     def _rule_gone(self, event: ev.RuleGone, now: float) -> None:
-        self._rule_heard(event.rule, self.tables.rule_gone(event.rule))
+        self._rule_changed(event.rule, self.tables.rule_gone(event.rule))
 
-    def _rule_heard(self, rule: Rule, news: bool) -> None:
+    def _rule_changed(self, rule: Rule, news: bool) -> None:
         if news:
             self._kernel_retries.succeeded(rule_key(rule))
-        self._heard(news, "rule_known_or_foreign")
+        self._ignore_unless(news, "rule_known_or_foreign")
 
-    def _heard(self, news: bool, otherwise: str) -> None:
+    def _ignore_unless(self, news: bool, otherwise: str) -> None:
         if not news:
             self._ignored[otherwise] += 1
 
@@ -235,7 +235,7 @@ class Engine(EngineState):
             self.view.changes.ips |= dict.fromkeys(self.paths.verdict_fusion.down_through(event.ifindex))
 
     def _verdict_reported(self, event: ev.VerdictReported, now: float) -> Effect:
-        taken, ips, outdated = self.paths.verdict_fusion.take(event, now)
+        taken, ips, outdated = self.paths.verdict_fusion.apply(event, now)
         if taken.reason:
             self._ignored[f"verdict_{taken.reason}"] += 1
         self.paths.neighbors.outdated(outdated)
@@ -245,7 +245,7 @@ class Engine(EngineState):
     def _neighbors_outdated(self, event: ev.NeighborsOutdated, now: float) -> None:
         entries = self.paths.neighbors.entries_of(event.ips, event.new_mac)
         self.paths.neighbors.outdated(entries)
-        self._heard(bool(entries), "neighbor_not_outdated")
+        self._ignore_unless(bool(entries), "neighbor_not_outdated")
 
     # Steps of a decision
 
@@ -337,9 +337,9 @@ class Engine(EngineState):
         if not self._prune_due or not all(stream.adopted or stream.removed for stream in streams):
             return []
         self._prune_due = False
-        strangers = self.tables.marks() - self.stream_registry.by_mark.keys() - self.stream_registry.retiring.keys()
+        unlisted = self.tables.marks() - self.stream_registry.by_mark.keys() - self.stream_registry.retiring.keys()
         if self._foreign_streams_pruned:
-            for mark in sorted(strangers):
+            for mark in sorted(unlisted):
                 self.paths.retire(mark)
             return []
         return [PruneStreams(known=tuple(self.stream_registry.streams))]

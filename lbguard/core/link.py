@@ -139,7 +139,7 @@ class Link:
 
     # Changes
 
-    def take_addresses(self, other: "Link") -> None:
+    def adopt_addresses(self, other: "Link") -> None:
         """Adopt the addresses and routes of another incarnation of the same link."""
         self.addresses, self.families = other.addresses, other.families
         self.subnets, self.routes = other.subnets, other.routes

@@ -296,11 +296,11 @@ class NetView:
         for route in routes:
             counts.setdefault(route.ifindex, Counter())[route.prefix] += 1
         for ifindex, link in known.items():
-            told = counts.get(ifindex, Counter())
-            for prefix in [prefix for prefix in link.routes if prefix not in told]:
+            current = counts.get(ifindex, Counter())
+            for prefix in [prefix for prefix in link.routes if prefix not in current]:
                 link.routes[prefix] = 1
                 self.link_route_gone(LinkRouteGone(ifindex=ifindex, prefix=prefix))
-            for prefix, count in told.items():
+            for prefix, count in current.items():
                 if prefix not in link.routes:
                     self.link_route_seen(LinkRouteSeen(ifindex=ifindex, prefix=prefix))
                 link.routes[prefix] = count
@@ -339,7 +339,7 @@ class NetView:
         link.up = False
         before = self._excluded.pop(event.ifindex, None)
         if before is not None:
-            link.take_addresses(before)
+            link.adopt_addresses(before)
         self.links[event.ifindex] = link
         for subnet in link.on_link():
             self._ownership.hold(subnet, link)
@@ -351,7 +351,7 @@ class NetView:
             LinkKey(event.ifindex, 0), event.name, event.up, event.admin_up, event.mac
         )
         if before is not None:
-            link.take_addresses(before)
+            link.adopt_addresses(before)
             self._withdraw_subnets(before)
 
     def _withdraw_subnets(self, link: Link) -> None:

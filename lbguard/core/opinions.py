@@ -183,7 +183,7 @@ class Opinions:
     def __len__(self) -> int:
         return len(self._opinions)
 
-    def take(self, event: VerdictReported, now: float) -> Taken:
+    def apply(self, event: VerdictReported, now: float) -> Taken:
         """Apply a verdict, or drop it for a named reason."""
         verdict = event.verdict
         source = Source(event.reporter, verdict.subject)
@@ -191,10 +191,10 @@ class Opinions:
         lapsed: tuple[Ip, ...] = ()
         if known is not None and now >= known.lease_end:
             lapsed, known = self._lapse(source, known), None
-        heard = (known.verdict.generation, known.verdict.sequence) if known else self._heard(_past(source), now)
-        reason = _out_of_order(verdict, heard)
+        latest = (known.verdict.generation, known.verdict.sequence) if known else self._latest(_past(source), now)
+        reason = _out_of_order(verdict, latest)
         if reason:
-            return Taken(reason, lapsed, generation=heard[0])
+            return Taken(reason, lapsed, generation=latest[0])
         if verdict.state is VerdictState.ENDED:
             until = max(now + verdict.lease_s, known.lease_end if known else _NEVER)
             self._remember(_past(source), (verdict.generation, _ENDED), until)
@@ -206,13 +206,13 @@ class Opinions:
             self._forget(_past(source))
         same_life = known is not None and known.verdict.generation == verdict.generation
         recent = (*(known.recent if known and same_life else ()), verdict.state)[-self._config.confirm_n :]
-        was_down, told_mac = (known.down, known.verdict.new_mac) if known and same_life else (False, b"")
+        was_down, known_mac = (known.down, known.verdict.new_mac) if known and same_life else (False, b"")
         # The measurements are not used here, and would double the memory.
         kept = replace(verdict, evidence=()) if verdict.evidence else verdict
         opinion = Opinion(kept, now, addresses_of(verdict.subject), recent, self._is_down(recent, was_down))
         changed = lapsed + self._replace(source, known, opinion)
         self._leases.set(source, opinion.lease_end)
-        return Taken("", tuple(dict.fromkeys(changed)), verdict.new_mac if verdict.new_mac != told_mac else b"")
+        return Taken("", tuple(dict.fromkeys(changed)), verdict.new_mac if verdict.new_mac != known_mac else b"")
 
     def _is_down(self, recent: tuple[VerdictState, ...], was_down: bool) -> bool:
         if recent[-1] is VerdictState.HEALING:
@@ -304,14 +304,14 @@ class Opinions:
             del self._by_address[address]
         return known.fuse()
 
-    def _remember(self, past: tuple[str, bytes], heard: tuple[int, float], lease_end: float) -> None:
+    def _remember(self, past: tuple[str, bytes], latest: tuple[int, float], lease_end: float) -> None:
         if past not in self._past and len(self._past) >= self._config.remembered_max:
             for first in self._past_ends.pop_due(_ENDED, limit=1):
                 del self._past[first]
-        self._past[past] = heard
+        self._past[past] = latest
         self._past_ends.set(past, max(lease_end + REMEMBERED_S, self._past_ends.get(past) or _NEVER))
 
-    def _heard(self, past: tuple[str, bytes], now: float) -> tuple[int, float]:
+    def _latest(self, past: tuple[str, bytes], now: float) -> tuple[int, float]:
         end = self._past_ends.get(past)
         return self._past[past] if end is not None and now < end else _UNHEARD
 
@@ -335,11 +335,11 @@ def _counts_alike(old: Opinion, new: Opinion) -> bool:
     )
 
 
-def _out_of_order(verdict: Verdict, heard: tuple[int, float]) -> str:
+def _out_of_order(verdict: Verdict, latest: tuple[int, float]) -> str:
     """Return why a verdict is late, repeated or ended; empty when it is in order."""
     said = (verdict.generation, verdict.sequence)
-    if said > heard:
+    if said > latest:
         return ""
-    if heard[1] == _ENDED:
+    if latest[1] == _ENDED:
         return "ended"
-    return "repeated" if said == heard else "late"
+    return "repeated" if said == latest else "late"

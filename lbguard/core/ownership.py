@@ -211,12 +211,12 @@ class Ownership:
             return
         if new is not None:
             self.owners[subnet] = new
-            self._take_home(subnet, new)
+            self._assign_home(subnet, new)
         elif old is not None:
             del self.owners[subnet]
         self.touch(subnet)
 
-    def _take_home(self, subnet: Prefix, owner: Link) -> None:
+    def _assign_home(self, subnet: Prefix, owner: Link) -> None:
         """Make a subnet with a new owner the home of addresses that have no better one."""
         for ip in self._members.get(subnet, ()):
             home = self._homes.get(ip)

@@ -61,16 +61,16 @@ def status_in_parts(engine: EngineState, now: float, *, detail: bool = True) -> 
         links=tuple(_link(engine, link) for link in links if engine.view.faces_targets(link)),
     )
     targets = [target for stream in streams for target in stream.targets.values()] if detail else []
-    told: list[TargetStatus] = []
+    built: list[TargetStatus] = []
     for first in range(0, len(targets), _TARGETS_A_PART):
         part = targets[first : first + _TARGETS_A_PART]
         for target in part:
             if engine.stream_registry.target(target.key) is target:
                 # A prediction from before the change of state is out of date.
                 following = expected.get(target.key) if target.since <= now else None
-                told.append(_target(engine, target, now, following))
+                built.append(_target(engine, target, now, following))
         yield None
-    yield replace(whole, targets=tuple(told))
+    yield replace(whole, targets=tuple(built))
 
 
 def _stream(engine: EngineState, stream: Stream) -> StreamStatus:

@@ -31,13 +31,13 @@ class VerdictFusion:
         self._view = view
         self.down: dict[Ip, None] = {}
 
-    def take(self, event: VerdictReported, now: float) -> tuple[Taken, dict[Ip, None], list[tuple[int, Ip]]]:
+    def apply(self, event: VerdictReported, now: float) -> tuple[Taken, dict[Ip, None], list[tuple[int, Ip]]]:
         """Apply a verdict.
 
         Returns its outcome, the target addresses whose fused opinion changed, and the neighbour entries that its new
         link-layer address makes outdated.
         """
-        taken = self.opinions.take(event, now)
+        taken = self.opinions.apply(event, now)
         outdated = self._outdated(event.verdict.subject, taken.new_mac) if taken.new_mac else []
         return taken, self._concerned(taken.addresses), outdated
 

@@ -70,7 +70,7 @@ class View:
             for route in [route for route in self._routes if route not in self._touched]:
                 self._remove_route(route)
             for slot in self._link_routes.values():
-                for ifindex in [i for i, told in slot.items() if _key(told) not in self._touched]:
+                for ifindex in [i for i, known in slot.items() if _key(known) not in self._touched]:
                     del slot[ifindex]
         elif kind is DumpKind.ADDRESSES:
             for address in [key for key in self._addresses if key not in self._touched]:
@@ -188,9 +188,9 @@ class View:
             for route in tuple(self._ipv4_routes_by_link.get(through, ())):
                 self._forget_route(route, out)
         for slot in self._link_routes.values():
-            told = slot.get(ifindex)
-            if told is not None and len(told.prefix.network) == IPV4_LEN:
-                self._forget_link_route(told, out)
+            known = slot.get(ifindex)
+            if known is not None and len(known.prefix.network) == IPV4_LEN:
+                self._forget_link_route(known, out)
 
     def _forget_route(self, route: Route, out: list[Event]) -> None:
         if self.building:

@@ -101,7 +101,7 @@ class ManagerStream:
         endpoint: its address.
         dialer: makes channels to it.
         scope: the connections that it is requested to report.
-        hear: receives each event. A stream begins with a list of all connections.
+        on_event: receives each event. A stream begins with a list of all connections.
         lose: receives the reason of a loss, and each other reason that occurs until the manager is back.
         backoff_max_s: the longest wait before a new connection.
     """
@@ -112,7 +112,7 @@ class ManagerStream:
         dialer: Dialer,
         scope: ConnectionScope,
         *,
-        hear: Callable[[pb.ConnectionEvent], None],
+        on_event: Callable[[pb.ConnectionEvent], None],
         lose: Callable[[str], None],
         backoff_max_s: float = 1.0,
     ) -> None:
@@ -120,7 +120,7 @@ class ManagerStream:
         self._endpoint = endpoint
         self._dialer = dialer
         self._scope = scope
-        self._hear = hear
+        self._on_event = on_event
         self._lose = lose
         self._backoff = Backoff(backoff_max_s)
         self._lost = ""
@@ -150,7 +150,7 @@ class ManagerStream:
                 async for event in call:
                     self._backoff.reset()
                     self._lost = ""
-                    self._hear(event)
+                    self._on_event(event)
             except grpc.aio.AioRpcError as error:
                 return session.problem or reason_of(error)
             except asyncio.CancelledError:

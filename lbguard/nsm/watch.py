@@ -76,19 +76,19 @@ class ConnectionWatch:
     def __len__(self) -> int:
         return len(self._passages)
 
-    def take(self, event: pb.ConnectionEvent) -> list[WatchEvent]:
+    def apply(self, event: pb.ConnectionEvent) -> list[WatchEvent]:
         """Apply an event of the manager; return the events for the core."""
-        told: list[WatchEvent] = []
+        events: list[WatchEvent] = []
         for key, message in sorted(event.connections.items()):
             id = message.id or key
             fits = self._scope.fits(message)
             if event.type == pb.DELETE:
-                told += self._delete(id, message) if fits or id in self._passages else ()
+                events += self._delete(id, message) if fits or id in self._passages else ()
             elif fits:
-                told += self._update(id, message, live=event.type == pb.UPDATE)
+                events += self._update(id, message, live=event.type == pb.UPDATE)
             else:
                 self._forget(id)
-        return told
+        return events
 
     def _update(self, id: str, message: pb.Connection, *, live: bool) -> Iterator[WatchEvent]:
         before = self._passages.get(id)

@@ -190,10 +190,10 @@ class BridgeSource:
         while True:
             self._wake.clear()
             if self._view.complete:
-                told = await self._look()
-                if told != self._last:
-                    self._last = told
-                    self._emit(told)
+                found = await self._look()
+                if found != self._last:
+                    self._last = found
+                    self._emit(found)
             try:
                 await asyncio.wait_for(self._wake.wait(), LOOK_INTERVAL_S)
             except TimeoutError:

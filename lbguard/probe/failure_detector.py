@@ -182,7 +182,7 @@ class RoundsDetector:
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
         """Record a round; return None when it does not count, or there is not enough data yet."""
-        told = False
+        counted = False
         for family in rounds:
             if family.silent and not family.counts:
                 if family.silent == family.pairs:
@@ -190,8 +190,8 @@ class RoundsDetector:
             else:
                 self._lame[family.ipv4].push(family.silent > 0)
             self._deaf[family.ipv4].push(family.silent == family.pairs)
-            told = True
-        if not told:
+            counted = True
+        if not counted:
             return None
         deaf = [family.bad for family in self._deaf.values()]
         if all(deaf):

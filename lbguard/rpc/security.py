@@ -185,7 +185,7 @@ class WorkloadApi:
         self._material: Material | None = None
         self._client: WorkloadApiClient | None = None
         self._stream: StreamCancelHandler | None = None
-        self._tell: Callable[[], None] = lambda: None
+        self._notify: Callable[[], None] = lambda: None
 
     @property
     def ready(self) -> bool:
@@ -214,7 +214,7 @@ class WorkloadApi:
                 "verdicts.spiffe_socket needs the extra `spiffe`: pip install 'lbguard[spiffe]'"
             ) from None
         self.close()
-        self.problem, self._tell = "", on_change
+        self.problem, self._notify = "", on_change
         try:
             self._client = WorkloadApiClient(self._address)
         except PySpiffeError as error:
@@ -234,7 +234,7 @@ class WorkloadApi:
 
     def close(self) -> None:
         """Stop following."""
-        self._tell = lambda: None
+        self._notify = lambda: None
         if self._stream is not None:
             self._stream.cancel()
         if self._client is not None:
@@ -257,8 +257,8 @@ class WorkloadApi:
         with self._lock:
             if material != self._material:
                 self._material = material
-        self._tell()
+        self._notify()
 
     def _end(self, error: Exception) -> None:
         self.problem = str(error) or type(error).__name__
-        self._tell()
+        self._notify()

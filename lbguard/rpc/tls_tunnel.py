@@ -151,12 +151,12 @@ class TlsTunnel:
         be lost when it closes the connection.
         """
         try:
-            heard = await reader.read(_CHUNK_BYTES)
+            received = await reader.read(_CHUNK_BYTES)
             why = "it was closed"
         except OSError as error:
-            heard, why = b"", _words(error)
-        if heard:
-            writer.write(heard)
+            received, why = b"", _words(error)
+        if received:
+            writer.write(received)
             await _copy(reader, writer)
         else:
             self.problem = f"the server ended the connection without a word ({why}): does it accept our certificate?"

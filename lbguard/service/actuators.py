@@ -205,7 +205,7 @@ class NeighborActuator:
                 case ResolveNeighbors():
                     failures = await self._neighbors.resolve(replace(effect, entries=self._own(effect.entries)))
                 case ProbeNeighbors():
-                    await self._hear_news()
+                    await self._wait_for_news()
                     failures = await self._neighbors.probe(replace(effect, entries=self._own(effect.entries)))
                 case TuneLink():
                     reason = await self._links.tune(effect.link.ifindex, effect.ifname, self._timers)
@@ -219,7 +219,7 @@ class NeighborActuator:
             self._on_refused(failures)
         return []
 
-    async def _hear_news(self) -> None:
+    async def _wait_for_news(self) -> None:
         for _ in range(_NEWS_TURNS):
             if not self._news_waits():
                 return
@@ -240,7 +240,7 @@ class DistributorActuator:
         self.attached: dict[str, StreamSpec] = {}
         self._distributor = distributor
         self._on_commit = on_commit
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
         self._leaving: dict[str, StreamSpec] = {}
 
     async def perform(self, effect: DistributorEffect) -> Sequence[Event]:
@@ -274,7 +274,7 @@ class DistributorActuator:
         except (DistributorError, OSError) as error:
             return self._failed(stream.name, str(error))
         self.attached[stream.name] = stream
-        self._told.pop(stream.name, None)
+        self._reported.pop(stream.name, None)
         return DistributorSeen(stream=stream.name, active=active)
 
     async def _commit(self, effect: CommitTables) -> Sequence[CommitResult]:
@@ -284,7 +284,7 @@ class DistributorActuator:
             results = [CommitResult(stream=table.stream.name, error=str(error)) for table in effect.tables]
         for result in results:
             if not result.error:
-                self._told.pop(result.stream, None)
+                self._reported.pop(result.stream, None)
             self._on_commit(result)
         return results
 
@@ -295,12 +295,12 @@ class DistributorActuator:
             await self._distributor.detach(stream, withdraw=True)
         except (DistributorError, OSError) as error:
             reason = str(error)
-            if self._told.get(stream.name) != reason:
-                self._told[stream.name] = reason
+            if self._reported.get(stream.name) != reason:
+                self._reported[stream.name] = reason
                 _log.warning("stream not removed from the distributor", extra=fields(stream=stream.name, reason=reason))
         else:
             del self._leaving[stream.name]
-            self._told.pop(stream.name, None)
+            self._reported.pop(stream.name, None)
 
     async def _poll(self, *, read_back: bool) -> Sequence[Event]:
         events: list[Event] = []
@@ -337,8 +337,8 @@ class DistributorActuator:
 
     def _failed(self, name: str, reason: str) -> CommitFailed:
         """Log a failure once, not at every retry."""
-        if self._told.get(name) != reason:
-            self._told[name] = reason
+        if self._reported.get(name) != reason:
+            self._reported[name] = reason
             _log.error("distributor failed", extra=fields(stream=name, reason=reason))
         return CommitFailed(stream=name, reason=reason)
 

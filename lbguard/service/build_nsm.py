@@ -31,7 +31,7 @@ class _Addresses:
         for link in engine.links():
             self._ours.update((address.ip, None) for address, _ in link.addresses)
 
-    def hear_kernel(self, events: Iterable[Event]) -> None:
+    def observe_kernel(self, events: Iterable[Event]) -> None:
         for event in events:
             if isinstance(event, AddressSeen):
                 self._remember(event.ip)
@@ -77,7 +77,7 @@ class MeshEvents:
             parse_dial_address(settings.address),
             dialer,
             scope,
-            hear=self._hear,
+            on_event=self._on_event,
             lose=self._lose,
             backoff_max_s=settings.backoff_max,
         )
@@ -91,18 +91,18 @@ class MeshEvents:
         """Follow the manager until cancelled."""
         await self._stream.run()
 
-    def hear_kernel(self, events: Iterable[Event]) -> None:
+    def observe_kernel(self, events: Iterable[Event]) -> None:
         """Record the addresses of our links in kernel events."""
-        self._addresses.hear_kernel(events)
+        self._addresses.observe_kernel(events)
 
-    def _hear(self, event: pb.ConnectionEvent) -> None:
+    def _on_event(self, event: pb.ConnectionEvent) -> None:
         self.events[_KINDS.get(event.type, "other")] += 1
         if event.type == pb.INITIAL_STATE_TRANSFER:
             _log.info("mesh manager answers", extra=fields(connections=len(event.connections)))
-        told = self._watch.take(event)
-        self.outdated += sum(len(each.ips) for each in told if isinstance(each, NeighborsOutdated))
-        if told:
-            self._post(told)
+        events = self._watch.apply(event)
+        self.outdated += sum(len(each.ips) for each in events if isinstance(each, NeighborsOutdated))
+        if events:
+            self._post(events)
 
     def _lose(self, reason: str) -> None:
         _log.warning("mesh manager lost: nothing changes", extra=fields(reason=reason))

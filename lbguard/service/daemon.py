@@ -125,7 +125,7 @@ class Daemon:
         if self._affinity is not None:
             affinity_queue = WorkQueue("affinity", self._affinity.perform, self._post)
             self._work_queues.append(affinity_queue)
-        self.mirror = make_mirror(settings, self._hear_kernel)
+        self.mirror = make_mirror(settings, self._observe_kernel)
         self.runner = Runner(
             self.engine,
             announce=self._announce,
@@ -150,11 +150,13 @@ class Daemon:
 
             if settings.source == "interposer":
                 self._interposer = make_interposer_source(
-                    settings, self._hear_source, self.engine, lambda: self.runner.inbox_depth, self._routes
+                    settings, self._observe_source, self.engine, lambda: self.runner.inbox_depth, self._routes
                 )
-            self._kernel_source = make_kernel_source(settings, self._hear_source, self.engine, self._routes)
+            self._kernel_source = make_kernel_source(settings, self._observe_source, self.engine, self._routes)
         self._source = (
-            self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
+            self._interposer
+            or self._kernel_source
+            or make_source(settings, self._observe_source, self._routes_in_force)
         )
         self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.streams()])
         self._servers: Servers | None = None
@@ -228,7 +230,7 @@ class Daemon:
             loop.add_signal_handler(signum, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._source is None:
-            self._hear_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
+            self._observe_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         self._recording.start()
         holds = self._hold_file.load(time.monotonic())
@@ -293,13 +295,13 @@ class Daemon:
         interval_s = self.settings.kernel.reconcile_interval
         every = max(1, round(interval_s / _POLL_S))
         while True:
-            await self._tell_health()
+            await self._report_health()
             # One failing stream keeps the service unready, but the others are served.
             if self._servers is not None:
                 rounds += 1
                 if not len(self._distributor_queue):
                     self._distributor_queue.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
-                self._take_counts()
+                self._record_counts()
                 self.runner.post(read_traffic(self.engine.links_facing_targets()))
             await asyncio.sleep(_POLL_S if self._servers is not None else _POLL_BEFORE_READY_S)
 
@@ -326,7 +328,7 @@ class Daemon:
         self._mesh = mesh
         await mesh.run()
 
-    def _take_counts(self) -> None:
+    def _record_counts(self) -> None:
         """Update gauges, and record the counters that adapters keep themselves."""
         self.availability.retain(self.engine.stream_names())
         self.metrics.record_status(self.engine.summary(time.monotonic()))
@@ -350,13 +352,13 @@ class Daemon:
                 skipped=counters.skipped,
             )
 
-    async def _tell_health(self) -> None:
+    async def _report_health(self) -> None:
         unready = self.unready_reason()
         if self._servers is not None:
-            await self._servers.tell(unready)
+            await self._servers.report_readiness(unready)
         elif not unready or time.monotonic() - self._started_at > _SERVERS_LATEST_S:
             self._servers = await self._open_servers()
-            await self._servers.tell(unready)
+            await self._servers.report_readiness(unready)
         self._event_reporter.waited(unready, time.monotonic())
         if not self._ready_told and not unready:
             self._ready_told = True
@@ -374,18 +376,18 @@ class Daemon:
 
     # Wiring
 
-    def _hear_kernel(self, events: list[Event], received_at: float) -> None:
-        self._event_reporter.kernel_heard(events, in_sync=self.mirror.in_sync)
+    def _observe_kernel(self, events: list[Event], received_at: float) -> None:
+        self._event_reporter.kernel_observed(events, in_sync=self.mirror.in_sync)
         if self._interposer is not None or not self._enforcing:
-            self._routes.hear(events)
+            self._routes.observe(events)
         if self._kernel_source is not None:
-            self._kernel_source.hear_kernel(events)
+            self._kernel_source.observe_kernel(events)
         if self._mesh is not None:
-            self._mesh.hear_kernel(events)
+            self._mesh.observe_kernel(events)
         self.runner.post_kernel(events, received_at)
 
-    def _hear_source(self, event: SourceEvent) -> None:
-        self._event_reporter.source_heard(event)
+    def _observe_source(self, event: SourceEvent) -> None:
+        self._event_reporter.source_observed(event)
         self.runner.post((event,))
 
     def _routes_in_force(self) -> Iterable[Route] | None:
@@ -401,7 +403,7 @@ class Daemon:
             self.mirror.request_reconcile()
         self.runner.post(events)
         if self._interposer is not None:
-            self._interposer.hear(events)
+            self._interposer.observe(events)
 
     def _post_mesh(self, events: "Sequence[WatchEvent]") -> None:
         # Not through the inbox of verdicts: the mesh reports an event once, so none may be dropped for lack of room.

@@ -22,7 +22,7 @@ _log = logging.getLogger("lbguard.service.event_reporter")
 _CLOCK_SET_S = 1.0
 """A wall clock that goes back by less was read late; by more, it was set."""
 
-_STALL_TOLD_S = 1.0
+_STALL_REPORTED_S = 1.0
 """Shorter stalls are in the metrics only."""
 _REMIND_S = 30.0
 """Interval of the log message about the input that the service waits for."""
@@ -52,7 +52,7 @@ class EventReporter:
         self._dated = (-math.inf, -math.inf)
         self._remind_at = time.monotonic() + _REMIND_S
 
-    def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
+    def reported(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Record an event."""
         self._metrics.record_effect(effect)
         match effect:
@@ -104,7 +104,7 @@ class EventReporter:
     def stalled(self, duration_s: float) -> None:
         """Record that the loop did not run for `duration_s`."""
         self._metrics.record_stall(duration_s)
-        if duration_s >= _STALL_TOLD_S:
+        if duration_s >= _STALL_REPORTED_S:
             _log.warning(
                 "stalled: this time counts against no target",
                 extra=fields(duration_s=round(duration_s, 3), remedy="give lbguard processor time"),
@@ -122,7 +122,7 @@ class EventReporter:
             first = refused[0].route if isinstance(refused[0], RouteFailed) else refused[0].rule
             _log.warning("kernel refused", extra=fields(count=len(refused), what=str(first), reason=refused[0].reason))
 
-    def kernel_heard(self, events: Sequence[Event], *, in_sync: bool) -> None:
+    def kernel_observed(self, events: Sequence[Event], *, in_sync: bool) -> None:
         """Record the mirror's events that mean that the view of the kernel was lost or is complete again.
 
         A loss is the last event of a batch, so only that has to be checked.
@@ -134,7 +134,7 @@ class EventReporter:
             self._kernel_lost = False
             _log.info("kernel view whole again")
 
-    def source_heard(self, event: SourceSnapshot | SourceLost) -> None:
+    def source_observed(self, event: SourceSnapshot | SourceLost) -> None:
         """Record a new list of targets, or its loss."""
         if isinstance(event, SourceLost):
             _log.error("targets cannot be read: the last list stays in force", extra=fields(reason=event.reason))

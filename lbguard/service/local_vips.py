@@ -51,12 +51,12 @@ class LocalVips:
         while True:
             if any(stream.vips for stream in self._streams()):
                 try:
-                    self.take(await asyncio.to_thread(self._read))
+                    self.compare(await asyncio.to_thread(self._read))
                 except OSError as error:
                     _log.debug("local addresses not read", extra=fields(reason=str(error)))
             await asyncio.sleep(_LOOK_S)
 
-    def take(self, local: Iterable[Prefix]) -> None:
+    def compare(self, local: Iterable[Prefix]) -> None:
         """Compare the VIPs with the locally delivered prefixes, and log new findings."""
         vips = [vip for stream in self._streams() for vip in stream.vips]
         found = overlapping(vips, (prefix for prefix in local if not why_not_unicast(prefix.network)))

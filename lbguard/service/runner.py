@@ -38,8 +38,8 @@ from lbguard.service.actuators import DistributorEffect, KernelEffect, NeighborE
 
 _BATCH = 4096
 _VERDICTS_PER_ROUND = 256
-_TOLD_PER_ROUND = 64
-_UNTOLD_ROUNDS = 16
+_REPORTS_PER_ROUND = 64
+_REPORT_ROUNDS = 16
 _NEWS_WAIT_S = 1.0
 _LOOK_EVERY_S = 0.2
 """Below the limit of an observation gap (`LOOK_S`), so that a healthy loop never counts as stalled."""
@@ -48,7 +48,7 @@ _LOOK_EVERY_S = 0.2
 class EventReports(Protocol):
     """Receiver of decisions and results: logs, metrics, explanation."""
 
-    def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
+    def reported(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Record a decision or a result; it may be older than `now`, the moment of the call."""
 
     def performed(self, effect: Effect) -> None:
@@ -107,7 +107,7 @@ class Runner:
         self._verdicts: deque[VerdictReported] = deque()
         self._clock = clock
         self._inbox: deque[tuple[Event, float]] = deque()
-        self._untold: deque[Record | Ignored | NeighborMoved | SetAvailability] = deque()
+        self._unreported: deque[Record | Ignored | NeighborMoved | SetAvailability] = deque()
         self._overflowed = False
         self._looked_at = math.inf
         self._reading_until = -math.inf
@@ -155,10 +155,10 @@ class Runner:
             # Readers and queues get their turn between two rounds, even with a full inbox.
             await asyncio.sleep(0)
             # A share of the waiting reports, so that a flood does not make them grow without bound.
-            self._tell(max(_TOLD_PER_ROUND, len(self._untold) // _UNTOLD_ROUNDS))
+            self._report(max(_REPORTS_PER_ROUND, len(self._unreported) // _REPORT_ROUNDS))
 
     async def _sleep(self) -> None:
-        if self._inbox or self._verdicts or self._untold:
+        if self._inbox or self._verdicts or self._unreported:
             return
         self._wake.clear()
         now = self._clock()
@@ -220,17 +220,17 @@ class Runner:
 
     def flush(self) -> None:
         """Report all waiting decisions: the service ends."""
-        self._tell(len(self._untold))
+        self._report(len(self._unreported))
 
-    def _tell(self, count: int) -> None:
+    def _report(self, count: int) -> None:
         """Report decisions, a few at a time: a thousand log lines must not delay the next event."""
-        for _ in range(min(count, len(self._untold))):
-            self._event_reporter.told(self._untold.popleft(), self._clock())
+        for _ in range(min(count, len(self._unreported))):
+            self._event_reporter.reported(self._unreported.popleft(), self._clock())
 
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Record() | Ignored() | NeighborMoved() | SetAvailability():
-                self._untold.append(effect)
+                self._unreported.append(effect)
                 return
             case VerdictAnswered():
                 self._answer(effect)

@@ -125,7 +125,7 @@ class Servers:
             streams=self._intake.streams, reporters=self._intake.reporters, subjects=self._intake.subjects
         )
 
-    async def tell(self, unready: str) -> None:
+    async def report_readiness(self, unready: str) -> None:
         """Update the heartbeat and the reason why the service is not ready (empty: it is).
 
         Raises:

@@ -25,7 +25,7 @@ class TargetRoutes:
         """True after the first full view."""
         self._tables: dict[int, dict[_Key, Route]] = {}
 
-    def hear(self, events: Iterable[Event]) -> None:
+    def observe(self, events: Iterable[Event]) -> None:
         """Record the routes among some events."""
         for event in events:
             kind = type(event)

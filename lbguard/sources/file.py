@@ -270,12 +270,12 @@ def _overlaps(streams: Sequence[_Stream]) -> Iterator[str]:
     """Name streams that share marks, and for the later of each two an identifier_offset that is free."""
     taken = sorted((stream.identifier_offset, _last_mark(stream)) for stream in streams)
     widest: _Stream | None = None
-    told = 0
+    shown = 0
     for stream in sorted(streams, key=lambda stream: stream.identifier_offset):
         if widest is not None and stream.identifier_offset < _last_mark(widest):
             # The search takes time in proportion to the number of streams: it is made for the shown problems only.
-            free = _free_offset(taken, stream.max_targets) if told < SHOWN_PROBLEMS else None
-            told += 1
+            free = _free_offset(taken, stream.max_targets) if shown < SHOWN_PROBLEMS else None
+            shown += 1
             remedy = "" if free is None else f"; set identifier_offset of {stream.name!r} to {free}"
             marks = f"marks {_marks(widest)} and {_marks(stream)} overlap"
             yield f"streams {widest.name!r} and {stream.name!r}: {marks}{remedy}"

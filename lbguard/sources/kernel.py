@@ -72,15 +72,15 @@ class KernelSource:
         self._gone_since: dict[int, float] = {}
         self._broken: set[int] = set()
         self._refused: dict[tuple[int, int], Ip] = {}
-        self._told: SourceSnapshot | None = None
+        self._reported: SourceSnapshot | None = None
         self._news = asyncio.Event()
 
     def reload(self) -> None:
         """Report the list even if it is unchanged."""
-        self._told = None
+        self._reported = None
         self._news.set()
 
-    def hear_kernel(self, events: Iterable[Event]) -> None:
+    def observe_kernel(self, events: Iterable[Event]) -> None:
         """Record the rules and routes in some events."""
         marks: set[int] = set()
         for event in events:
@@ -126,8 +126,8 @@ class KernelSource:
                 self._forget(mark)
         if self._known:
             snapshot = SourceSnapshot(streams=self._streams())
-            if snapshot != self._told:
-                self._told = snapshot
+            if snapshot != self._reported:
+                self._reported = snapshot
                 self._emit(snapshot)
 
     def _put(self, rule: Rule) -> None:

@@ -172,7 +172,7 @@ class WatchedFile(Generic[Listed, Lost]):
         looking = thread.do(partial(self._look, self._looked, self._in_force, self._asked))
         done, _ = await asyncio.wait({looking}, timeout=_STUCK_S)
         if not done:
-            self._tell(self._lost(f"{self._path}: cannot be read: its file system does not answer"))
+            self._report(self._lost(f"{self._path}: cannot be read: its file system does not answer"))
         return await looking
 
     def _take(self, looked: "_Looked[Listed, Lost]", content: "_Content[Listed, Lost] | None") -> None:
@@ -181,14 +181,14 @@ class WatchedFile(Generic[Listed, Lost]):
             self._asked = False
             if content.listed is not None:
                 self._in_force = content.listed
-                self._tell(content.listed)
+                self._report(content.listed)
             elif content.lost is not None:
-                self._tell(content.lost)
+                self._report(content.lost)
 
-    def _tell(self, told: Listed | Lost) -> None:
-        if told != self._last:
-            self._last = told
-            self._emit(told)
+    def _report(self, found: Listed | Lost) -> None:
+        if found != self._last:
+            self._last = found
+            self._emit(found)
 
     def _look(
         self, looked: "_Looked[Listed, Lost]", in_force: Listed | None, asked: bool

@@ -289,7 +289,7 @@ class StreamMemory:
             if error.errno == errno.EFAULT:
                 raise _truncated(self.path) from None
             raise DistributorError(f"{self.path} cannot be written: {error.strerror}") from error
-        self._take_identity(active)
+        self._renew_identity(active)
         return changed
 
     def close(self) -> None:
@@ -329,7 +329,7 @@ class StreamMemory:
                 for piece in pieces:
                     piece.release()
 
-    def _take_identity(self, active: Sequence[int]) -> None:
+    def _renew_identity(self, active: Sequence[int]) -> None:
         """Read the identity again after stores.
 
         Raises:

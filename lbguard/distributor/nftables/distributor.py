@@ -135,10 +135,10 @@ class NftDistributor:
         Raises:
             DistributorError: the table cannot be read, or the removal was refused.
         """
-        strangers = sorted(await self.present_streams() - set(known))
-        for name in strangers:
+        unknown = sorted(await self.present_streams() - set(known))
+        for name in unknown:
             await self.detach(StreamSpec(name=name), withdraw=True)
-        return strangers
+        return unknown
 
     async def present_streams(self) -> frozenset[str]:
         """Return the streams in the kernel's table, attached or left there by an earlier run.
@@ -291,9 +291,9 @@ class NftDistributor:
         held = self._streams.get(stream.name)
         if held is None:
             raise DistributorError(f"stream {stream.name} is not attached")
-        strangers = [i for i in table.registered | table.active if not 1 <= i <= stream.max_targets]
-        if strangers:
-            raise DistributorError(f"identifiers {sorted(strangers)} are outside 1..{stream.max_targets}")
+        outside = [i for i in table.registered | table.active if not 1 <= i <= stream.max_targets]
+        if outside:
+            raise DistributorError(f"identifiers {sorted(outside)} are outside 1..{stream.max_targets}")
         renew = needs_renewal(held, stream)
         if renew:
             held = self._read(nft, stream)

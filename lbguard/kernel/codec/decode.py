@@ -138,8 +138,8 @@ def lone_neighbor(data: Buffer, length: int) -> NeighborSeen | None:
     """
     if length < _FIXED.size:
         return None
-    told, kind, flags, family, state = _FIXED.unpack_from(data)
-    if kind != c.RTM_NEWNEIGH or state != NeighborState.REACHABLE or flags or told != length:
+    declared, kind, flags, family, state = _FIXED.unpack_from(data)
+    if kind != c.RTM_NEWNEIGH or state != NeighborState.REACHABLE or flags or declared != length:
         return None
     size = _BEGINNINGS.get(family)
     if size is None or length != size + _REST.size or _REST.unpack_from(data, size) != _REST_HEADERS:

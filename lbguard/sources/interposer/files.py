@@ -35,7 +35,7 @@ class Lines:
     def __init__(self) -> None:
         self._rest = b""
 
-    def take(self, data: bytes) -> list[bytes]:
+    def add(self, data: bytes) -> list[bytes]:
         """Add data; return the complete lines without empty ones. An endless line is cut off."""
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest if len(rest) <= LINE_MAX else rest[: LINE_MAX + 1]
@@ -75,7 +75,7 @@ class RequestFifo:
     def read(self) -> list[bytes]:
         """Return the lines received since the last call."""
         try:
-            return self._lines.take(os.read(self.descriptor, _READ_MAX))
+            return self._lines.add(os.read(self.descriptor, _READ_MAX))
         except BlockingIOError:
             return []
 
@@ -178,7 +178,7 @@ class Missed:
             return False
         return status is not None and status.st_size > 0
 
-    def take(self, on_line: Callable[[bytes], None]) -> bool:
+    def read(self, on_line: Callable[[bytes], None]) -> bool:
         """Read the missed calls in order; false when the file may be incomplete.
 
         Raises:
@@ -207,7 +207,7 @@ class Missed:
             data = os.read(self._old, _READ_MAX) if self._old >= 0 else b""
             if not data:
                 return
-            for line in self._lines.take(data):
+            for line in self._lines.add(data):
                 on_line(line)
 
     def _replace(self) -> None:

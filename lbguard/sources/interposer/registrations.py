@@ -28,7 +28,7 @@ class Registrations:
         self._routes = routes
         self._owed: dict[TargetKey, Call] = {}
         self._doubted_at: dict[TargetKey, float] = {}
-        self._told: tuple[StreamSpec, ...] | None = None
+        self._reported: tuple[StreamSpec, ...] | None = None
         self._saved: bytes | None = None
         self._save_failed = ""
 
@@ -147,14 +147,14 @@ class Registrations:
 
     # Telling
 
-    def tell(self, *, again: bool = False) -> None:
+    def report(self, *, again: bool = False) -> None:
         """Save the registry for a restart, and report the list if it has changed (or `again`)."""
         specs = self.registry.specs()
         content = self.registry.dump()
         if content != self._saved:
             self._save(content)
-        if again or specs != self._told:
-            self._told = specs
+        if again or specs != self._reported:
+            self._reported = specs
             self._emit(SourceSnapshot(streams=specs))
 
     def _save(self, content: bytes) -> None:

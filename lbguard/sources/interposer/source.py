@@ -117,7 +117,7 @@ class InterposerSource:
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
 
-    def hear(self, events: Iterable[Event]) -> None:
+    def observe(self, events: Iterable[Event]) -> None:
         """Record the outcome of commits; other events are ignored."""
         news = False
         for event in events:
@@ -143,7 +143,7 @@ class InterposerSource:
 
     def reload(self) -> None:
         """Report the list again (SIGHUP)."""
-        self.registrations.tell(again=True)
+        self.registrations.report(again=True)
 
     # Life
 
@@ -154,11 +154,11 @@ class InterposerSource:
                 await asyncio.sleep(_RETRY_S)
             await self._wait_for_kernel()
             self.registrations.load()
-            if not self._take_all_missed():
+            if not self._apply_all_missed():
                 _log.warning("too many calls were missed: who is registered is taken from the tables")
                 self.registrations.reset()
             self.registrations.compare(await asyncio.to_thread(self._tables))
-            self.registrations.tell()
+            self.registrations.report()
             self._shared.put_right(self._listen)
             async with asyncio.TaskGroup() as self._group:
                 await self._tick()
@@ -167,9 +167,9 @@ class InterposerSource:
             self._stop_listening()
             self._shared.close()
 
-    def _take_all_missed(self) -> bool:
+    def _apply_all_missed(self) -> bool:
         try:
-            return self._missed.take(self._take_missed)
+            return self._missed.read(self._apply_missed)
         except OSError as error:
             _log.warning("missed calls cannot be read", extra=fields(reason=str(error)))
             return False
@@ -210,14 +210,14 @@ class InterposerSource:
             if rounds % _SWEEP_EVERY == 0:
                 self._answers.sweep()
             if changed:
-                self.registrations.tell()
+                self.registrations.report()
 
     # Calls that went to the real program
 
     def _catch_up_missed(self) -> None:
         try:
             self._missed.prepare()
-            complete = self._missed.take(self._take_missed)
+            complete = self._missed.read(self._apply_missed)
         except OSError as error:
             self.counters.dropped["missed_unreadable"] += 1
             _log.debug("missed calls cannot be read", extra=fields(reason=str(error)))
@@ -226,9 +226,9 @@ class InterposerSource:
             _log.warning("more calls were missed than are noted: who is registered may be wrong until the next init")
         if self._missed_some:
             self._missed_some = False
-            self.registrations.tell()
+            self.registrations.report()
 
-    def _take_missed(self, line: bytes) -> None:
+    def _apply_missed(self, line: bytes) -> None:
         try:
             call = parse_missed(line)
         except (ProtocolError, CallError) as error:
@@ -291,7 +291,7 @@ class InterposerSource:
         await self._catch_up_core(deadline)
         if self._config.passive or not self._core.ready:
             self.registrations.apply(call)
-            self.registrations.tell()
+            self.registrations.report()
             return _Answer(Verdict.PASS, "passive" if self._config.passive else "not_ready")
         match call.command:
             case Command.ACTIVATE:
@@ -316,7 +316,7 @@ class InterposerSource:
             self.registrations.register(call, ips)
         except RegistryError as error:
             return self._out_of_place(call, str(error))
-        self.registrations.tell()
+        self.registrations.report()
 
         def admitted() -> bool:
             return call.identifier in self._committed.get(call.stream, _NOBODY)[1]
@@ -335,11 +335,11 @@ class InterposerSource:
         key = TargetKey(call.stream, call.identifier)
         if call.stream not in self._failing and self._core.path_lost(key, self._config.recent_loss_s):
             entry.confirmed = False
-            self.registrations.tell()
+            self.registrations.report()
             _log.info("failed verification: grace applies", extra=fields(target=str(key)))
             return _Answer(Verdict.DONE, "held")
         self.registrations.remove(call)
-        self.registrations.tell()
+        self.registrations.report()
         _log.info("target removed by the load balancer", extra=fields(target=str(key)))
 
         def removed() -> bool:
@@ -356,11 +356,11 @@ class InterposerSource:
         if served:
             self._committed.pop(call.stream, None)
             self.registrations.registry.end(call.stream)
-            self.registrations.tell()
+            self.registrations.report()
             await self._wait(call.stream, lambda: self._committed.get(call.stream) == _NOBODY, deadline)
         self._failing.pop(call.stream, None)
         self.registrations.apply(call)
-        self.registrations.tell()
+        self.registrations.report()
         return _Answer(Verdict.PASS, "ended" if served else "new")
 
     def _out_of_place(self, call: Call, reason: str) -> _Answer:

@@ -71,26 +71,26 @@ class NspLists:
         for each in self._all:
             each.expire(now)
 
-    def take_streams(self, streams: Mapping[str, int], now: float) -> None:
+    def apply_streams(self, streams: Mapping[str, int], now: float) -> None:
         """Apply a list of streams."""
-        self._streams.take(streams, now)
+        self._streams.apply(streams, now)
 
-    def take_vips(self, vips: Mapping[Prefix, None], now: float) -> None:
+    def apply_vips(self, vips: Mapping[Prefix, None], now: float) -> None:
         """Apply a list of VIPs."""
-        self._vips.take(vips, now)
+        self._vips.apply(vips, now)
 
-    def take_targets(self, entries: TargetEntries, now: float) -> None:
+    def apply_targets(self, entries: TargetEntries, now: float) -> None:
         """Apply a list of targets."""
         served = dict(entries.served)
         # An unreadable entry shows only that the target is listed: its known state stays.
         for key, ips in (self._targets.believed or {}).items():
             if key not in served and (key in entries.unreadable_keys or (key.stream, ips) in entries.unreadable_ips):
                 served[key] = ips
-        self._targets.take(served, now)
+        self._targets.apply(served, now)
         # A target that returns with another identifier is not kept under the old one.
-        told_ips = {(key.stream, ip) for key, ips in served.items() for ip in ips}
+        listed_ips = {(key.stream, ip) for key, ips in served.items() for ip in ips}
         for key, ips in list((self._targets.believed or {}).items()):
-            if key not in served and any((key.stream, ip) in told_ips for ip in ips):
+            if key not in served and any((key.stream, ip) in listed_ips for ip in ips):
                 self._targets.drop(key)
 
 

@@ -144,7 +144,7 @@ class _TargetReader:
     unreadable_ips: set[tuple[str, tuple[Ip, ...]]] = field(default_factory=set)
     skipped: list[Skipped] = field(default_factory=list)
 
-    def take(self, target: pb.Target) -> None:
+    def add(self, target: pb.Target) -> None:
         if target.type != pb.Target.DEFAULT or target.status != pb.Target.ENABLED:
             return
         stream = target.stream.name
@@ -176,7 +176,7 @@ def read_targets(response: pb.TargetResponse, place: Place) -> Read[TargetEntrie
     """Read a list of targets. `compose.py` checks that their streams exist and have room."""
     reader = _TargetReader(place)
     for target in response.targets:
-        reader.take(target)
+        reader.add(target)
     return Read(
         value=TargetEntries(
             served=reader.served,

@@ -31,7 +31,7 @@ class RemovalHoldDown(Generic[Key, Value]):
         self._settle_s = settle_s
         self._share = share
         self._doubt_empty_start = doubt_empty_start
-        self._told: Mapping[Key, Value] | None = None
+        self._listed: Mapping[Key, Value] | None = None
         self._believed: dict[Key, Value] | None = None
         self._first_of_session = True
         self._until: float | None = None
@@ -46,7 +46,7 @@ class RemovalHoldDown(Generic[Key, Value]):
         """Return the number of removals that wait."""
         if self._until is None:
             return 0
-        return len((self._believed or {}).keys() - (self._told or {}).keys())
+        return len((self._believed or {}).keys() - (self._listed or {}).keys())
 
     @property
     def settles_at(self) -> float | None:
@@ -57,39 +57,39 @@ class RemovalHoldDown(Generic[Key, Value]):
         """Record that the connection is a new one."""
         self._first_of_session = True
 
-    def take(self, told: Mapping[Key, Value], now: float) -> None:
+    def apply(self, listed: Mapping[Key, Value], now: float) -> None:
         """Apply a list."""
         first, self._first_of_session = self._first_of_session, False
-        self._told = told
-        missing = len((self._believed or {}).keys() - told.keys())
+        self._listed = listed
+        missing = len((self._believed or {}).keys() - listed.keys())
         if first:
-            self._until = now + self._settle_s if self._is_doubtful(told, missing) else None
-        elif not missing and (told or self._believed is not None):
+            self._until = now + self._settle_s if self._is_doubtful(listed, missing) else None
+        elif not missing and (listed or self._believed is not None):
             self._until = None
         self._settle(now)
 
     def expire(self, now: float) -> None:
         """Apply the delayed list when its time has come."""
-        if self._told is not None:
+        if self._listed is not None:
             self._settle(now)
 
     def drop(self, key: Key) -> None:
         """Apply one removal without further delay."""
-        if self._believed is not None and self._told is not None and key not in self._told:
+        if self._believed is not None and self._listed is not None and key not in self._listed:
             self._believed.pop(key, None)
 
-    def _is_doubtful(self, told: Mapping[Key, Value], missing: int) -> bool:
+    def _is_doubtful(self, listed: Mapping[Key, Value], missing: int) -> bool:
         if self._believed is None:
-            return self._doubt_empty_start and not told
-        return bool(missing) and (not told or missing > self._share * len(self._believed))
+            return self._doubt_empty_start and not listed
+        return bool(missing) and (not listed or missing > self._share * len(self._believed))
 
     def _settle(self, now: float) -> None:
-        assert self._told is not None
+        assert self._listed is not None
         if self._until is not None and now > self._until + _LATE_S:
             self._until = now + _LATE_S
         if self._until is not None and now < self._until:
             if self._believed is not None:
-                self._believed = {**self._told, **{k: v for k, v in self._believed.items() if k not in self._told}}
+                self._believed = {**self._listed, **{k: v for k, v in self._believed.items() if k not in self._listed}}
             return
         self._until = None
-        self._believed = dict(self._told)
+        self._believed = dict(self._listed)

@@ -154,16 +154,16 @@ class NspSource:
                 "streams",
                 configuration.WatchStream(pb.Stream(conduit=conduit)),
                 read_streams,
-                self._lists.take_streams,
+                self._lists.apply_streams,
             ),
             self._watch(
                 session,
                 "vips",
                 configuration.WatchVip(pb.Vip(trench=conduit.trench)),
                 read_vips,
-                self._lists.take_vips,
+                self._lists.apply_vips,
             ),
-            self._watch(session, "targets", registry.Watch(wanted), read_targets, self._lists.take_targets),
+            self._watch(session, "targets", registry.Watch(wanted), read_targets, self._lists.apply_targets),
             self._compose_when_due(),
             self._await_reload(),
         )
@@ -232,10 +232,10 @@ class NspSource:
         if composed.moved:
             _log.warning("marks changed under us", extra=fields(streams=", ".join(composed.moved)))
             staying = tuple(spec for spec in composed.streams if spec.name not in composed.moved)
-            self._tell(SourceSnapshot(streams=staying))
-        self._tell(SourceSnapshot(streams=composed.streams))
+            self._report(SourceSnapshot(streams=staying))
+        self._report(SourceSnapshot(streams=composed.streams))
 
-    def _tell(self, snapshot: SourceSnapshot) -> None:
+    def _report(self, snapshot: SourceSnapshot) -> None:
         if snapshot != self._last or self._lost_for is not None:
             self._last, self._lost_for = snapshot, None
             self._emit(snapshot)

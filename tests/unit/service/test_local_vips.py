@@ -44,13 +44,13 @@ def test_what_is_local_is_shown_and_said_once(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO)
     watch = LocalVips(lambda: (A, B), lambda: ())
     local = [parse_prefix(text) for text in ("127.0.0.0/8", "fe80::1/128", "20.0.0.1/32", "2000::7/128")]
-    watch.take(())
+    watch.compare(())
     assert watch.add_to(status()) == status()
-    watch.take(local)
-    watch.take(local)
+    watch.compare(local)
+    watch.compare(local)
     assert [stream.local_vips for stream in watch.add_to(status()).streams] == [("20.0.0.1/32", "2000::/64"), ()]
     assert [record.message for record in caplog.records] == ["VIP is local: its packets reach no target"] * 2
     caplog.clear()
-    watch.take(local[:3])
+    watch.compare(local[:3])
     assert [stream.local_vips for stream in watch.add_to(status()).streams] == [("20.0.0.1/32",), ()]
     assert [record.message for record in caplog.records] == ["VIP is local no more"]

@@ -27,31 +27,31 @@ def serving(targets: Targets) -> NspLists:
     """Return lists of a connected registry that told of these targets."""
     lists = NspLists(60.0, 0.5)
     lists.begin_session()
-    lists.take_targets(TargetEntries(served=targets), 0.0)
+    lists.apply_targets(TargetEntries(served=targets), 0.0)
     return lists
 
 
 def test_an_entry_that_became_unreadable_leaves_its_target_as_it_was() -> None:
     lists = serving({key(1): A1, key(2): A2})
-    lists.take_targets(TargetEntries(served={key(2): A2}, unreadable_keys=frozenset({key(1)})), 1.0)
+    lists.apply_targets(TargetEntries(served={key(2): A2}, unreadable_keys=frozenset({key(1)})), 1.0)
     assert lists.targets == {key(1): A1, key(2): A2}
-    lists.take_targets(TargetEntries(served={key(2): A2}, unreadable_ips=frozenset({("a", A1)})), 2.0)
+    lists.apply_targets(TargetEntries(served={key(2): A2}, unreadable_ips=frozenset({("a", A1)})), 2.0)
     assert lists.targets == {key(1): A1, key(2): A2}
-    lists.take_targets(TargetEntries(served={key(2): A2}), 3.0)
+    lists.apply_targets(TargetEntries(served={key(2): A2}), 3.0)
     assert lists.targets == {key(2): A2}
 
 
 def test_an_unreadable_entry_makes_no_target_of_its_own() -> None:
     lists = serving({})
-    lists.take_targets(TargetEntries(served={}, unreadable_keys=frozenset({key(1)})), 1.0)
+    lists.apply_targets(TargetEntries(served={}, unreadable_keys=frozenset({key(1)})), 1.0)
     assert lists.targets == {}
 
 
 def test_a_target_that_comes_back_under_another_identifier_is_not_kept_twice() -> None:
     lists = serving({key(1): A1, key(2): A2, key(3, "b"): A1})
     lists.begin_session()
-    lists.take_targets(TargetEntries(served={}), 100.0)
-    lists.take_targets(TargetEntries(served={key(9): A1}), 101.0)
+    lists.apply_targets(TargetEntries(served={}), 100.0)
+    lists.apply_targets(TargetEntries(served={key(9): A1}), 101.0)
     assert lists.targets == {key(9): A1, key(2): A2, key(3, "b"): A1}
     assert lists.waits == 2
     assert lists.settles_at == 160.0
