@@ -136,6 +136,7 @@ class Lifecycle:
     # Handlers: each returns whether the action is worth a record. They run after the move.
 
     def _hold(self, target: Target, now: float, cause: Condition) -> bool:
+        """Begin a hold: record the loss, and set the deadline to the end of the grace window."""
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
         target.spared_until, target.frozen_at = now, math.inf
         target.penalty.add_loss(self._config.damping, now)
@@ -159,6 +160,7 @@ class Lifecycle:
             target.spared_until = min(now + window, self._freeze_end(target))
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
+        """Move the deadline of a hold after a change of its cause, or after a verdict of a repair (HEALING)."""
         if target.partial:
             return self._revise_partial(target, cause)
         before = self.deadlines.get(target.key)
@@ -169,14 +171,14 @@ class Lifecycle:
             target.spared_until = before if before is not None else now
         elif cause is not target.cause:
             target.spared_until = now
-        worth_telling = before is None or cause is not target.cause
+        worth_record = before is None or cause is not target.cause
         self._note_cause(target, cause)
         self._set_grace_deadline(target)
         after = self.deadlines.get(target.key)
         assert after is not None
         moved_s = math.inf if before is None else abs(after - before)
         # Each renewal of HEALING moves the deadline by its transmission jitter; that is not worth a record.
-        return moved_s > 0 if worth_telling else moved_s > _JITTER_S
+        return moved_s > 0 if worth_record else moved_s > _JITTER_S
 
     def _revise_partial(self, target: Target, cause: Condition) -> bool:
         """Drop the deadline of a hold when it has passed: families that come back one after another need no record."""
@@ -255,6 +257,7 @@ class Lifecycle:
         target.lost_in = None
 
     def _set_grace_deadline(self, target: Target) -> None:
+        """Set the deadline by the cause of the loss and the reported repair; none while a path still forwards."""
         target.open_ended = target.partial
         if target.open_ended:
             self.deadlines.cancel(target.key)

@@ -3,6 +3,9 @@
 A fused DOWN makes a path `verdict_down` unless passive evidence vetoes it: the target's neighbour entry was confirmed,
 or (for a verdict on the link) packets arrived through the link, less than `veto_window_s` ago. A vetoed path is
 evaluated again when the veto ends, and a path that is down when new evidence may veto it.
+
+A fused HEALING sets `Path.healing_until`; `lifecycle.py` moves the deadline of a hold by it, within the bounds of
+`grace.py`.
 """
 
 from lbguard.core.addr import Ip
