@@ -102,7 +102,7 @@ class NetView:
         return self._ownership.near(address)
 
     def holds(self, key: LinkKey, ip: Ip) -> bool:
-        """Return whether this incarnation of a link is up and holds a usable address right now."""
+        """Return whether this incarnation of a link is up and has a usable address at this moment."""
         link = self.links.get(key.ifindex)
         return link is not None and link.key == key and ip in link.ready
 

@@ -169,7 +169,7 @@ class NsmSource:
     """Follows one manager.
 
     Args:
-        endpoint: where it is.
+        endpoint: its address.
         dialer: makes channels to it.
         scope: which connections count; must be the view's.
         view: holds them.

@@ -72,7 +72,7 @@ class Reporter:
         if verdict.state is VerdictState.ENDED:
             self._standing.pop(verdict.subject, None)
         else:
-            # Taken out first: an equal key keeps the place and the addresses of its first appearance.
+            # Removed first: in a dict an equal key keeps its old position and its old addresses.
             self._standing.pop(verdict.subject, None)
             self._standing[verdict.subject] = verdict
         for stream in self._fixed:

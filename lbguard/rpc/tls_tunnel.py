@@ -140,7 +140,7 @@ class TlsTunnel:
         context.load_verify_locations(cadata=material.roots.decode("ascii", "replace"))
         if material.chain:
             with _in_memory(material.chain) as chain, _in_memory(material.key) as key:
-                # An encrypted key must not make a service without a terminal ask for its password.
+                # Without a password here, an encrypted key would make OpenSSL prompt on a terminal.
                 context.load_cert_chain(chain, key, password=lambda: b"")
         return context
 

@@ -35,7 +35,7 @@ class Gateways(Protocol):
     """The load balancer's routes."""
 
     def gateways(self, table: int) -> tuple[Ip, ...]:
-        """Return the gateways of the default routes in a table, at most one a family."""
+        """Return the gateways of the default routes in a table, at most one per family."""
 
 
 class KernelSource:

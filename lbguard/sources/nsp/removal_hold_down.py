@@ -43,7 +43,7 @@ class RemovalHoldDown(Generic[Key, Value]):
 
     @property
     def waits(self) -> int:
-        """Return the number of removals that wait."""
+        """Return the number of delayed removals."""
         if self._until is None:
             return 0
         return len((self._believed or {}).keys() - (self._listed or {}).keys())
