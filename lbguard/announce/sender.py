@@ -24,8 +24,7 @@ from lbguard.announce.plan import Announcement, Entry, Plan
 from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.model import LinkKey
-from lbguard.kernel import bpf
-from lbguard.kernel.socket_options import attach_filter
+from lbguard.kernel.sockets import RETURN, assemble, attach_filter
 
 REPEATS_S = (0.0, 0.1, 1.1, 2.2)
 """Default offsets of the sends of an address, in seconds from the first."""
@@ -110,7 +109,7 @@ class PacketSocket:
         self._sendto.restype = ctypes.c_ssize_t
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         try:
-            attach_filter(self._socket, bpf.assemble((bpf.RETURN, 0, 0, 0)))
+            attach_filter(self._socket, assemble((RETURN, 0, 0, 0)))
         except OSError:
             self._socket.close()
             raise

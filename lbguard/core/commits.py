@@ -1,17 +1,79 @@
-"""Commits of slot tables to the distributor: attach, read back, commit differences, retry failures.
+"""Effects of a stream as a whole: its table in the distributor, and its availability.
+
+Tables are attached, read back, committed where they differ, and tried again when that failed. Only a loss of
+availability is delayed.
 
 Each stream has at most one commit in flight, and one effect carries the commits of all streams of a decision. Commits
 are level-triggered: each carries the whole desired pair (registered, active), so the next one corrects a failed one.
+
+Availability is apart from grace on purpose: while a table is held or frozen, routers should already send new traffic to
+other load balancers (symptom S12).
 """
 
 from typing import NamedTuple
 
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig
-from lbguard.core.deadlines import Retries
-from lbguard.core.effects import AttachStream, CommitTables, Effect
+from lbguard.core.deadlines import Deadlines, Retries
+from lbguard.core.effects import AttachStream, CommitTables, Effect, SetAvailability
 from lbguard.core.state import Stream
 from lbguard.core.stream_registry import StreamRegistry
+
+
+class Availability:
+    """Availability by stream name. A stream is unknown (None) until its first verdict."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._state: dict[str, tuple[bool, str]] = {}
+        self._losing: Deadlines[str] = Deadlines()
+        self._reasons: dict[str, str] = {}
+
+    def get(self, name: str) -> tuple[bool | None, str]:
+        """Return whether a stream is available, and the reason."""
+        return self._state.get(name, (None, "starting"))
+
+    def update(self, name: str, reason: str, now: float) -> list[SetAvailability]:
+        """Apply the current condition of a stream: `ok`, or the reason why it has no usable path."""
+        if reason == "ok":
+            self._losing.cancel(name)
+            return self._set(name, True, reason)
+        self._reasons[name] = reason
+        if self.get(name)[0] is not False and self._losing.get(name) is None:
+            self._losing.set(name, now + self._grace_s)
+        return self.expire(now)
+
+    def expire(self, now: float) -> list[SetAvailability]:
+        """Return the losses whose delay has passed by now."""
+        effects = []
+        for name in self._losing.pop_due(now):
+            effects += self._set(name, False, self._reasons[name])
+        return effects
+
+    def postpone(self, until: float) -> None:
+        """Delay every loss until a moment: a path that came back unobserved is being repaired."""
+        for name in self._losing.pop_due(until):
+            self._losing.set(name, until)
+
+    def forget(self, name: str) -> list[SetAvailability]:
+        """Forget a removed stream; if it was reported available, it is reported unavailable."""
+        self._losing.cancel(name)
+        self._reasons.pop(name, None)
+        last = self._set(name, False, "stream_removed") if name in self._state else []
+        self._state.pop(name, None)
+        return last
+
+    def next(self) -> float | None:
+        """Return when the next loss is to be reported."""
+        return self._losing.next()
+
+    def _set(self, name: str, available: bool, reason: str) -> list[SetAvailability]:
+        before = self._state.get(name)
+        self._state[name] = (available, reason)
+        if before is not None and before[0] is available:
+            return []
+        return [SetAvailability(stream=name, available=available, reason=reason)]
+
 
 _ATTACHES_OF_REMOVED = 3
 """After so many failures in a row to attach, the table of a removed stream counts as gone."""

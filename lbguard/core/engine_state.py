@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.affinity import Affinity
-from lbguard.core.availability import Availability
+from lbguard.core.commits import Availability
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables
@@ -20,10 +20,9 @@ from lbguard.core.model import Condition, LinkKey, Route, StreamSpec, TargetKey,
 from lbguard.core.netview import NetView
 from lbguard.core.observation import Observation
 from lbguard.core.path_repair import PathRepair
-from lbguard.core.prediction import predict
 from lbguard.core.state import Stream, Target
 from lbguard.core.status import GuardStatus, Prediction
-from lbguard.core.status_view import build_status, status_in_parts
+from lbguard.core.status_view import build_status, predict, status_in_parts
 from lbguard.core.stream_registry import StreamRegistry
 
 

@@ -1,5 +1,6 @@
 """Data model: streams, targets, links, routes, decisions and named reasons, as immutable values."""
 
+import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
@@ -299,3 +300,14 @@ class StreamSteering:
     ipv4: FamilySteering
     ipv6: FamilySteering
     learning: bool
+
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+"""Stream and memory names: they become file names, table names and metric labels."""
+
+RESERVED_TABLES = range(253, 256)
+"""Route tables default, main and local (/etc/iproute2/rt_tables); table 0 is `unspecified`."""
+
+MAX_MARK = 2**32 - 1
+DEFAULT_OFFSET = 5000
+MAX_TARGETS = 1_000_000

@@ -7,7 +7,7 @@ target is withdrawn.
 
 from collections.abc import Mapping
 
-from lbguard.core.availability import Availability
+from lbguard.core.commits import Availability
 from lbguard.core.lifecycle import REPAIR_TIME_S, Lifecycle
 from lbguard.core.model import ADMITTED, SOFT, Condition
 from lbguard.core.state import Stream, Target

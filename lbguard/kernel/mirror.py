@@ -22,13 +22,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lbguard.core.events import Event, KernelChange, KernelOutOfSync
-from lbguard.kernel.bpf import quiet_neighbors
 from lbguard.kernel.codec import constants as c
 from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.kernel.codec.decode import Control, decode, lone_neighbor
 from lbguard.kernel.codec.encode import DumpKind, dump
 from lbguard.kernel.codec.rtnetlink import IsTargetTable
-from lbguard.kernel.netlink import KERNEL_PORT, KernelSocket, NetlinkSocket
+from lbguard.kernel.sockets import KERNEL_PORT, KernelSocket, NetlinkSocket, quiet_neighbors
 from lbguard.kernel.view import View
 
 Sink = Callable[[list[Event], float], None]

@@ -18,7 +18,7 @@ from typing import Final
 
 from lbguard.core.addr import Ip, is_ipv4, prefix_of
 from lbguard.core.model import VerdictState
-from lbguard.nsm.manager import Address, addresses_of
+from lbguard.nsm import Address, addresses_of
 from lbguard.probe.connections import Pair
 
 SOURCE_KEY, DESTINATION_KEY = "DATAPATH_SOURCE_IPS", "DATAPATH_DESTINATION_IPS"

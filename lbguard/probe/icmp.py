@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lbguard.core.addr import is_link_local
-from lbguard.kernel.socket_options import attach_filter, set_buffers
+from lbguard.kernel.sockets import attach_filter, set_buffers
 from lbguard.probe import packet
 from lbguard.probe.connections import Pair
 from lbguard.telemetry.link_counters import encode_link_name

@@ -12,11 +12,11 @@ from typing import Literal
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
-from lbguard.nsm.manager import HEALING_STATES, Address, ConnectionScope, ManagerStream, addresses_of, connection_id
+from lbguard.nsm import HEALING_STATES, Address, ConnectionScope, ManagerStream, addresses_of, connection_id
 from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Emit, Pair, connections_between
 from lbguard.probe.datapath import on_link_pairs, reported_pairs
 from lbguard.rpc.channels import Dialer
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint
 from lbguard.settings.probe import SubjectKind
 
 _SHOWN = 40

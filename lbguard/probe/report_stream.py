@@ -29,7 +29,7 @@ from lbguard.core.model import Subject, Verdict, VerdictState
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.verdict_message import subject_name, verdict_message
 from lbguard.rpc.channels import REPORTER_KEY, Backoff, ChannelError, Dialer
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint
 from lbguard.settings.probe import LEASE_MAX_S
 from lbguard.telemetry.log import fields
 

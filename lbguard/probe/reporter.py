@@ -17,7 +17,7 @@ from lbguard.probe.connections import Connection, far_ends
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_stream import ReporterSettings, ReportStream
 from lbguard.rpc.channels import Dialer
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.probe.reporter")

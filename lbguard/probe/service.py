@@ -29,8 +29,8 @@ from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.verdict_message import subject_name
-from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import parse_listen
 from lbguard.telemetry.httpd import Health, HttpEndpoint, ListenError
 from lbguard.telemetry.log import fields, setup_logging
 

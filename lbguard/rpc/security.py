@@ -20,7 +20,7 @@ import grpc
 
 from lbguard.errors import StartError
 from lbguard.settings.bounded_file import FileError, read_regular_file
-from lbguard.settings.peer_names import names_in_certificate
+from lbguard.settings.peers import names_in_certificate
 from lbguard.telemetry.log import fields
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 
 from lbguard.errors import StartError
-from lbguard.rpc.unix_target import unix_target
+from lbguard.settings.notation import unix_target
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.api")

@@ -44,10 +44,8 @@ from lbguard.core.events import (
 )
 from lbguard.core.model import ROUTE_PROTOCOL, StreamSpec
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
-from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.batches import NeighborFailure, Neighbors, NetlinkChannel, RouteTable
 from lbguard.kernel.links import LinkOperations, NeighborTimers
-from lbguard.kernel.neighbors import NeighborFailure, Neighbors
-from lbguard.kernel.routes import RouteTable
 from lbguard.service.build import make_mirror
 from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields

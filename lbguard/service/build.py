@@ -1,9 +1,11 @@
 """Builds the parts of the service (distributor, source, announcer, mirror) from the settings."""
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from lbguard.announce.sender import Announcer
 from lbguard.core.addr import Ip
+from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import LinkKey, Route
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
@@ -13,10 +15,22 @@ from lbguard.distributor.select import AutoDistributor, ObserveDistributor
 from lbguard.kernel.links import NeighborTimers
 from lbguard.kernel.mirror import KernelMirror, MirrorSettings, Sink
 from lbguard.settings.model import Settings
-from lbguard.sources.base import Source, SourceEvent
 from lbguard.sources.file import FileSource
 
 _LOCAL_TABLES = frozenset({0, 253, 254, 255})
+
+
+SourceEvent = SourceSnapshot | SourceLost
+
+
+class Source(Protocol):
+    """Source of full lists and losses, which it passes to a callable in the event loop's thread."""
+
+    async def run(self) -> None:
+        """Follow the source until cancelled."""
+
+    def reload(self) -> None:
+        """Read now, and report the result even if it is unchanged."""
 
 
 def make_distributor(settings: Settings) -> Distributor:

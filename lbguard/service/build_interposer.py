@@ -9,11 +9,11 @@ from lbguard.core.model import Condition, StreamSpec, TargetKey, TargetState
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory
-from lbguard.service.target_routes import TargetRoutes
+from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import Settings
 from lbguard.sources.interposer.protocol import SHM_PREFIX
+from lbguard.sources.interposer.registrations import FoundTable
 from lbguard.sources.interposer.source import InterposerConfig, InterposerSource
-from lbguard.sources.interposer.view import FoundTable
 from lbguard.sources.kernel import KernelSource
 
 _LINK_CONDITIONS = frozenset(

@@ -8,12 +8,11 @@ from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
 from lbguard.core.engine_state import EngineState
 from lbguard.core.events import AddressSeen, Event, KernelSnapshot, NeighborsOutdated
-from lbguard.nsm.manager import ConnectionScope, ManagerStream
-from lbguard.nsm.watch import ConnectionWatch, WatchEvent
+from lbguard.nsm import ConnectionScope, ConnectionWatch, ManagerStream, WatchEvent
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles
-from lbguard.settings.dial_address import parse_dial_address
-from lbguard.settings.nsm import NsmEventSettings
+from lbguard.settings.notation import parse_dial_address
+from lbguard.settings.surroundings import NsmEventSettings
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.nsm")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lbguard.api.availability_server import AvailabilityServer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import Route, RouteKind, StreamSpec
@@ -22,9 +22,9 @@ from lbguard.rpc.security import (
     WorkloadApi,
     server_credentials,
 )
-from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.model import Settings
-from lbguard.settings.nsp import NspSettings
+from lbguard.settings.notation import parse_dial_address
+from lbguard.settings.surroundings import NspSettings
 from lbguard.sources.nsp.lists import Place
 from lbguard.sources.nsp.offsets import offset_of_routes, offset_of_table
 from lbguard.sources.nsp.source import NspConfig, NspSource

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.verdicts.queue import VerdictQueue
 from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors, SteerFlows
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.distributor.base import CommitResult, Distributor
-from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.batches import NetlinkChannel
 from lbguard.kernel.links import LinkOperations
 from lbguard.kernel.requests import KernelRequests
-from lbguard.recording.service import ServiceRecording
+from lbguard.recording.recorder import ServiceRecording
 from lbguard.service.actuators import (
     DistributorActuator,
     DistributorEffect,
@@ -36,6 +36,7 @@ from lbguard.service.actuators import (
 )
 from lbguard.service.affinity import make_affinity
 from lbguard.service.build import (
+    SourceEvent,
     make_announcer,
     make_distributor,
     make_mirror,
@@ -43,21 +44,18 @@ from lbguard.service.build import (
     neighbor_timers,
 )
 from lbguard.service.event_reporter import EventReporter
+from lbguard.service.foreign_routes import LocalVips, TargetRoutes
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
-from lbguard.service.local_vips import LocalVips
 from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
-from lbguard.service.target_routes import TargetRoutes
 from lbguard.settings.model import Settings
-from lbguard.sources.base import SourceEvent
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
 
 if TYPE_CHECKING:
-    from lbguard.nsm.watch import WatchEvent
+    from lbguard.nsm import WatchEvent
     from lbguard.service.build_nsm import MeshEvents
     from lbguard.service.servers import Servers
     from lbguard.sources.interposer.source import InterposerSource

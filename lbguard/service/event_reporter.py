@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from lbguard.announce.sender import Announcer, FrameKind, Suppressed
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
 from lbguard.core.events import Event, KernelOutOfSync, RouteFailed, RuleFailed, SourceLost, SourceSnapshot
 from lbguard.distributor.base import CommitResult
+from lbguard.kernel.batches import NeighborFailure
 from lbguard.kernel.mirror import MirrorCounters
-from lbguard.kernel.neighbors import NeighborFailure
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields, log_decision
 from lbguard.telemetry.metrics.guard import Metrics
 

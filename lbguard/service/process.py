@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from lbguard.distributor.base import Distributor, DistributorError
 from lbguard.errors import EXIT_FAILED, StartError
-from lbguard.kernel.instance import InstanceLock, InstanceRunning
+from lbguard.kernel.process import InstanceLock, InstanceRunning
 from lbguard.service.build import make_distributor
 from lbguard.service.daemon import Daemon
 from lbguard.settings.model import Settings

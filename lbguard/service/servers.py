@@ -8,19 +8,17 @@ import asyncio
 from typing import Protocol
 
 from lbguard.api.availability_server import AvailabilityServer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.server import ApiServer, GuardView
-from lbguard.api.verdicts.limits import Limit
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
-from lbguard.api.verdicts.queue import IGNORED_REASONS, VerdictQueue
+from lbguard.api.verdicts.queue import IGNORED_REASONS, Limit, VerdictQueue
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.security import CertificateFiles, WorkloadApi
 from lbguard.rpc.unix_socket import ServedSocket
-from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import parse_listen
 from lbguard.settings.verdicts import VerdictSettings
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.httpd import Health, HttpEndpoint
 from lbguard.telemetry.metrics.guard import Metrics
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lbguard.settings.durations import format_duration
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import format_duration
 
 _RELEASE_MARGIN_S = 5.0
 """Time between the end of a request and the release of its address, for the Close that follows."""

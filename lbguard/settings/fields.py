@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from lbguard.settings.durations import parse_duration
-from lbguard.settings.listen import parse_listen
-from lbguard.settings.peer_names import check_pattern
+from lbguard.settings.notation import parse_duration, parse_listen
+from lbguard.settings.peers import check_pattern
 
 GROUP = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 """The configuration of every group of settings. Its validator is built as a part of the whole model, not separately:

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.settings.dial_address import DIAL_EXAMPLES, REPORT_EXAMPLES, parse_dial_address, parse_report_address
-from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
     GROUP,
     Duration,
@@ -22,6 +20,13 @@ from lbguard.settings.fields import (
     number,
     seconds,
     split,
+)
+from lbguard.settings.notation import (
+    DIAL_EXAMPLES,
+    REPORT_EXAMPLES,
+    format_duration,
+    parse_dial_address,
+    parse_report_address,
 )
 
 ReportAddresses = Annotated[tuple[Annotated[str, checked(parse_report_address)], ...], BeforeValidator(split)]

@@ -21,10 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSourc
 
 from lbguard.errors import EXIT_REFUSED, CommandError
 from lbguard.settings.bounded_file import FileError, read_regular_file
-from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
-from lbguard.settings.durations import format_duration
-from lbguard.settings.listen import EXAMPLES as LISTEN_EXAMPLES
-from lbguard.settings.removed import REMOVED_SETTINGS, REMOVED_VALUES
+from lbguard.settings.notation import DURATION_EXAMPLES, LISTEN_EXAMPLES, format_duration
 from lbguard.settings.yaml_file import YamlError, parse_yaml
 
 ENV_PREFIX = "LBGUARD_"
@@ -57,6 +54,15 @@ _REASONS = {
     "tuple_type": "not a list",
     "string_too_short": "empty",
     "too_long": "too many items",
+}
+
+# Removed settings and values of earlier versions, each with its replacement.
+REMOVED_SETTINGS = {
+    "distributor.nfqlb_binary": "was removed with distributor.kind=nfqlb-cli; use nfqlb-shm, which runs no program",
+}
+
+REMOVED_VALUES = {
+    ("distributor.kind", "nfqlb-cli"): "was removed; use nfqlb-shm, which writes the same memory and loses no packet",
 }
 
 _SUGGESTION = "did you mean"

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lbguard.settings.fields import GROUP, Duration, Listen, OptionalPath, SpiffeAddress, number, seconds, split
-from lbguard.settings.peer_rules import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
+from lbguard.settings.peers import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
 
 PolicyRules = Annotated[tuple[Annotated[PeerRule, BeforeValidator(parse_rule)], ...], BeforeValidator(split)]
 

@@ -29,8 +29,15 @@ from lbguard.core.addr import (
     why_not_unicast,
 )
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, MAX_TARGETS, NAME_PATTERN, RESERVED_TABLES
+from lbguard.core.model import (
+    DEFAULT_OFFSET,
+    MAX_MARK,
+    MAX_TARGETS,
+    NAME_PATTERN,
+    RESERVED_TABLES,
+    StreamSpec,
+    TargetSpec,
+)
 from lbguard.settings.yaml_file import (
     MAX_PROBLEMS,
     SHOWN_PROBLEMS,

@@ -16,9 +16,8 @@ from typing import Protocol
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4, why_not_unicast
 from lbguard.core.events import Event, KernelSnapshot, RouteGone, RouteSeen, RuleGone, RuleSeen, SourceSnapshot
-from lbguard.core.model import ROUTE_PROTOCOL, Rule, StreamSpec, TargetSpec
-from lbguard.core.stream_limits import MAX_MARK
-from lbguard.settings.kernel_source import MarkRange
+from lbguard.core.model import MAX_MARK, ROUTE_PROTOCOL, Rule, StreamSpec, TargetSpec
+from lbguard.settings.surroundings import MarkRange
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.kernel")

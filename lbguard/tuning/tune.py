@@ -11,11 +11,18 @@ from lbguard.distributor.maglev import TableKind
 from lbguard.recording.format import RecordingError
 from lbguard.recording.reader import Began, ClockSet, Committed, Decided, Ended, PacketsRead, Told
 from lbguard.recording.replay import Continuity, items_of, restore_engine
-from lbguard.settings.durations import format_duration, parse_duration
-from lbguard.tuning.candidates import WINDOW, Candidate, candidate_windows, variants_of
-from lbguard.tuning.cost import Cost, CostAccount, Loss, Slots
-from lbguard.tuning.recommendation import Result, choose, reasons_for, what_happened
-from lbguard.tuning.traffic import Traffic
+from lbguard.settings.notation import format_duration, parse_duration
+from lbguard.tuning.cost import Cost, CostAccount, Loss, Slots, Traffic
+from lbguard.tuning.recommendation import (
+    WINDOW,
+    Candidate,
+    Result,
+    candidate_windows,
+    choose,
+    reasons_for,
+    variants_of,
+    what_happened,
+)
 from lbguard.tuning.world_model import WorldModel
 
 OnRead = Callable[[int], None] | None

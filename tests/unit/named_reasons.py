@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from lbguard.announce.sender import Suppressed
-from lbguard.api.verdicts.limits import Limit
 from lbguard.api.verdicts.policy import DenyReason
-from lbguard.api.verdicts.queue import IGNORED_REASONS, OVERLOADED
+from lbguard.api.verdicts.queue import IGNORED_REASONS, OVERLOADED, Limit
 from lbguard.core.model import Condition
 from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
@@ -116,7 +115,7 @@ def named_reasons() -> dict[str, set[str]]:
     losses = _found(_argument("_lose"), mirror) | _found(_argument("_abandon"), mirror)
     losses |= _found(_argument("KernelOutOfSync", keyword="reason"), "**/*.py")
     causes = _found(_argument("_record", 3), core) | _lifecycle_causes()
-    availability = "core/availability.py"
+    availability = "core/commits.py"
     available = _found(_assigned_to("reason"), "core/engine.py") | _found(_argument("_set", 2), availability)
     available |= _found(_argument("get", 1), availability)
     recorder = "recording/recorder.py"

@@ -12,7 +12,7 @@ from lbguard.api.calls import CallRooms
 from lbguard.api.server import LIVENESS, READINESS, ApiError
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, certificate_names, peer_of
 from lbguard.rpc.security import CertificateFiles, CredentialsError, WorkloadApi, server_credentials
-from lbguard.settings.listen import ListenAddress
+from lbguard.settings.notation import ListenAddress
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.verdicts")

@@ -22,13 +22,13 @@ from google.protobuf.message import DecodeError
 from lbguard.api.calls import RequestMissing, Requests
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.verdicts.convert import LEASE_S_MAX, InvalidField, verdict_from_proto
-from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded
 from lbguard.api.verdicts.policy import Denied, Policy, Subnets, check_subject, reporter_of
+from lbguard.api.verdicts.queue import Accounts, Limit, LimitExceeded
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.model import Verdict
 from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.rpc.security import names_of
-from lbguard.settings.peer_rules import UNIX_PEER
+from lbguard.settings.peers import UNIX_PEER
 from lbguard.settings.verdicts import VerdictLimits
 
 SERVICE = "lbguard.v1.VerdictService"

@@ -30,7 +30,7 @@ from lbguard.kernel.codec.framing import (
     messages,
     number_messages,
 )
-from lbguard.kernel.netlink import KERNEL_PORT, open_netlink
+from lbguard.kernel.sockets import KERNEL_PORT, open_netlink
 
 NFPROTO_INET: Final = 1
 # enum nf_tables_msg_types (include/uapi/linux/netfilter/nf_tables.h), beneath NFNL_SUBSYS_NFTABLES.

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lbguard.core.stream_limits import MAX_MARK, MAX_TARGETS, NAME_PATTERN
+from lbguard.core.model import MAX_MARK, MAX_TARGETS, NAME_PATTERN
 
 VERSION = "1"
 LINE_MAX = 512

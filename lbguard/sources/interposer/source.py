@@ -37,9 +37,8 @@ from lbguard.sources.interposer.protocol import (
     parse_missed,
     parse_request,
 )
-from lbguard.sources.interposer.registrations import Registrations
+from lbguard.sources.interposer.registrations import Core, FoundTable, Gateways, Registrations
 from lbguard.sources.interposer.registry import RegistryError, RegistryFile
-from lbguard.sources.interposer.view import Core, FoundTable, Gateways
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.interposer")

@@ -1,14 +1,104 @@
-"""Composes the core's list from the registry's three lists, after hold-down, with the marks of the streams. Pure."""
+"""Makes the core's list of the registry's three: what of each is believed, which marks its streams have; pure.
 
-from collections.abc import Mapping
+While the registry stays connected, a removal applies at once: it is deliberate. After a lost connection, the peer may
+be a registry that has just started and does not have all entries yet. Meridio's reads its configuration after it began
+to serve, so its first list of streams is empty; and when its database is lost, targets return one by one as they
+refresh their entries, by default every 30 s. Meridio's own load balancer applies each of these lists. lbguard does not:
+the first list after a loss that lacks more than a share of the known entries starts a settle time. Until it ends, or
+until no entry is missing any more, additions and changes apply and removals are delayed.
+"""
+
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.model import StreamSpec, TargetKey, TargetSpec
 from lbguard.sources.nsp.lists import Reason, Skipped, TargetEntries
 from lbguard.sources.nsp.offsets import OffsetAllocator, is_possible
-from lbguard.sources.nsp.removal_hold_down import RemovalHoldDown
+
+_LATE_S = 1.0
+"""A caller that is so late after the end of a settle time was stopped or blocked, and reads waiting lists first."""
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class RemovalHoldDown(Generic[Key, Value]):
+    """One list, with delayed removals. Times are seconds of one monotonic clock.
+
+    Args:
+        settle_s: how long removals wait after a loss.
+        share: the share (0 to 1) of known entries that may be missing at once without a delay.
+        doubt_empty_start: delay an empty list too when nothing was known before.
+    """
+
+    def __init__(self, settle_s: float, share: float, *, doubt_empty_start: bool = False) -> None:
+        self._settle_s = settle_s
+        self._share = share
+        self._doubt_empty_start = doubt_empty_start
+        self._listed: Mapping[Key, Value] | None = None
+        self._believed: dict[Key, Value] | None = None
+        self._first_of_session = True
+        self._until: float | None = None
+
+    @property
+    def believed(self) -> dict[Key, Value] | None:
+        """Return the list in force; None while there is none."""
+        return self._believed
+
+    @property
+    def waits(self) -> int:
+        """Return the number of removals that wait."""
+        if self._until is None:
+            return 0
+        return len((self._believed or {}).keys() - (self._listed or {}).keys())
+
+    @property
+    def settles_at(self) -> float | None:
+        """Return when the hold-down ends; None when none runs."""
+        return self._until
+
+    def begin_session(self) -> None:
+        """Record that the connection is a new one."""
+        self._first_of_session = True
+
+    def apply(self, listed: Mapping[Key, Value], now: float) -> None:
+        """Apply a list."""
+        first, self._first_of_session = self._first_of_session, False
+        self._listed = listed
+        missing = len((self._believed or {}).keys() - listed.keys())
+        if first:
+            self._until = now + self._settle_s if self._is_doubtful(listed, missing) else None
+        elif not missing and (listed or self._believed is not None):
+            self._until = None
+        self._settle(now)
+
+    def expire(self, now: float) -> None:
+        """Apply the delayed list when its time has come."""
+        if self._listed is not None:
+            self._settle(now)
+
+    def drop(self, key: Key) -> None:
+        """Apply one removal without further delay."""
+        if self._believed is not None and self._listed is not None and key not in self._listed:
+            self._believed.pop(key, None)
+
+    def _is_doubtful(self, listed: Mapping[Key, Value], missing: int) -> bool:
+        if self._believed is None:
+            return self._doubt_empty_start and not listed
+        return bool(missing) and (not listed or missing > self._share * len(self._believed))
+
+    def _settle(self, now: float) -> None:
+        assert self._listed is not None
+        if self._until is not None and now > self._until + _LATE_S:
+            self._until = now + _LATE_S
+        if self._until is not None and now < self._until:
+            if self._believed is not None:
+                self._believed = {**self._listed, **{k: v for k, v in self._believed.items() if k not in self._listed}}
+            return
+        self._until = None
+        self._believed = dict(self._listed)
 
 
 class SeenOffsets(Protocol):
@@ -53,7 +143,7 @@ class NspLists:
 
     @property
     def waits(self) -> int:
-        """Return the number of delayed removals."""
+        """Return the number of removals that wait."""
         return sum(each.waits for each in self._all)
 
     @property
@@ -172,7 +262,7 @@ class Composer:
         for name, offset in seen.items():
             known = self._book.get(name)
             if known is not None and known.offset != offset:
-                skipped.append(Skipped(Reason.MARKS_CHANGED, f"stream {name}: offset {offset}, told {known.offset}"))
+                skipped.append(Skipped(Reason.MARKS_CHANGED, f"stream {name}: offset {offset}, listed {known.offset}"))
                 if self._follow:
                     self._book.forget(name)
                     moved.add(name)

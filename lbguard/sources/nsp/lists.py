@@ -14,8 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.core.addr import Ip, Prefix, parse_prefix, why_no_vip, why_not_unicast
-from lbguard.core.model import TargetKey
-from lbguard.core.stream_limits import MAX_TARGETS, NAME_PATTERN
+from lbguard.core.model import MAX_TARGETS, NAME_PATTERN, TargetKey
 
 IDENTIFIER_KEY = "identifier"
 """The key of a target's context that holds its identifier."""

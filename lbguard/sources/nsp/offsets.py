@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lbguard.core.addr import Ip
-from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, RESERVED_TABLES
+from lbguard.core.model import DEFAULT_OFFSET, MAX_MARK, RESERVED_TABLES
 
 
 class Range(NamedTuple):

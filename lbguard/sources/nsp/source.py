@@ -19,7 +19,7 @@ import grpc
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.core.stream_limits import DEFAULT_OFFSET
+from lbguard.core.model import DEFAULT_OFFSET
 from lbguard.rpc.channels import Backoff, ChannelSpec, Session, open_channel
 from lbguard.sources.nsp.compose import Composer, NspLists, SeenOffsets
 from lbguard.sources.nsp.lists import Place, Read, Skipped, count_reasons, read_streams, read_targets, read_vips

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from lbguard.api.client import Watched
 from lbguard.api.convert import status_from_proto
+from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
 from lbguard.cli.top import Snapshot, by_trouble, view
@@ -27,7 +28,6 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
-from lbguard.telemetry.decisions import DecisionLog
 from tests.pages import blocks
 from tests.unit.examples import decision, guard_status, target
 from tests.unit.shell import Shell

@@ -23,7 +23,7 @@ from lbguard.probe.report_stream import GENERATION_MAX, ReporterSettings
 from lbguard.probe.reporter import Reporter
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles
-from lbguard.settings.dial_address import Endpoint, parse_report_address
+from lbguard.settings.notation import Endpoint, parse_report_address
 from lbguard.settings.verdicts import VerdictLimits
 from tests.fakes.verdict_sink import VerdictSink
 from tests.unit.kernel.fake_kernel import eventually

@@ -220,7 +220,7 @@ def test_a_host_name_becomes_a_name_that_the_verdict_service_takes(host: str, na
 
 
 def test_the_example_of_the_help_is_a_connections_file(tmp_path: Path) -> None:
-    from lbguard.probe.connections_file import ConnectionsFile
+    from lbguard.probe.connections import ConnectionsFile
 
     path = tmp_path / "connections.yaml"
     path.write_text("connections:\n  - {id: lb-a, local: [172.16.0.2], remote: [172.16.0.1]}\n")

@@ -13,10 +13,10 @@ from lbguard.core.config import EngineConfig, FreezeConfig
 from lbguard.core.engine import Engine
 from lbguard.core.engine_state import EngineState
 from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.nsm.watch import WatchEvent
+from lbguard.nsm import WatchEvent
 from lbguard.service.build_nsm import MeshEvents, _Addresses
 from lbguard.settings.model import SettingsError, load
-from lbguard.settings.nsm import NsmEventSettings
+from lbguard.settings.surroundings import NsmEventSettings
 from tests.fakes.nsmgr import HUGE_CONNECTIONS, FakeNsmgr, connection
 from tests.unit.core.harness import Guard, ip
 from tests.unit.kernel.fake_kernel import eventually

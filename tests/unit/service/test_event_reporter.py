@@ -8,15 +8,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lbguard.announce.sender import Announcer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, TargetSpec
 from lbguard.distributor.base import CommitResult
+from lbguard.kernel.batches import NeighborFailure
 from lbguard.kernel.mirror import MirrorCounters
-from lbguard.kernel.neighbors import NeighborFailure
 from lbguard.service.event_reporter import EventReporter
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.metrics.guard import Metrics
 from tests.unit.examples import IPV4, decision
 

@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.sources.interposer.files import MISSED_MAX, Answers, Lines, Missed, RequestFifo, SharedFiles
-from lbguard.sources.interposer.shared_directory import SharedDirectory
+from lbguard.sources.interposer.files import (
+    MISSED_MAX,
+    Answers,
+    Lines,
+    Missed,
+    RequestFifo,
+    SharedDirectory,
+    SharedFiles,
+)
 
 ID = "0123abcd-4567-89ab-cdef-0123456789ab"
 

@@ -13,8 +13,8 @@ import pytest
 from lbguard.core.addr import Ip, parse_ip
 from lbguard.core.events import CommitDone, CommitFailed, DistributorLost, SourceSnapshot
 from lbguard.core.model import TargetKey
+from lbguard.sources.interposer.registrations import FoundTable
 from lbguard.sources.interposer.source import InterposerConfig, InterposerSource
-from lbguard.sources.interposer.view import FoundTable
 
 IPS = (parse_ip("172.16.1.11"), parse_ip("fd00:1::b"))
 INIT = "init --ownfw=0 --shm=tshm-a --M=1000 --N=10"
