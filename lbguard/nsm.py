@@ -1,4 +1,4 @@
-"""Network service manager of this node: the stream of its connections' events, and what they say of links and paths.
+"""Network service manager (NSM) of this node: client of its connection events, and their translation for the core.
 
 A target reaches its proxy by a connection of which it is the client, and the load balancer resolves the target's
 addresses through the proxy's bridge. So when such a connection is closed, or its client has another interface, the load

@@ -1,13 +1,13 @@
-"""Effects of a stream as a whole: its table in the distributor, and its availability.
+"""Effects per stream: commits of its slot table to the distributor, and its availability as routers see it.
 
-Tables are attached, read back, committed where they differ, and tried again when that failed. Only a loss of
-availability is delayed.
+Tables are attached, read back, committed where they differ, and retried after a failure. Only a loss of availability is
+delayed.
 
 Each stream has at most one commit in flight, and one effect carries the commits of all streams of a decision. Commits
 are level-triggered: each carries the whole desired pair (registered, active), so the next one corrects a failed one.
 
-Availability is apart from grace on purpose: while a table is held or frozen, routers should already send new traffic to
-other load balancers (symptom S12).
+Availability does not depend on the grace windows: while a table is held or frozen, routers should already send new
+traffic to other load balancers (symptom S12).
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Configuration of the engine. Times are seconds, shares are ratios; `settings/engine_config.py` fills it."""
+"""Configuration of the engine. Times are seconds, shares are ratios; `settings/model.py` fills it."""
 
 from dataclasses import dataclass, field
 

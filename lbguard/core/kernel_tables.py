@@ -8,8 +8,8 @@ link.
 Another program's route with the table and metric of one of ours stays: the kernel holds one such route, so ours waits
 until that is gone. It serves the path if it leads to the same address through the same link.
 
-It is level-triggered: it compares states, so a lost, repeated or reordered notification costs at most one idempotent
-operation. A key is unmanaged until a value is desired for it, and an unmanaged key is never changed.
+The comparison is level-triggered, so a lost, repeated or reordered notification costs at most one idempotent operation.
+A key is unmanaged until a value is desired for it, and an unmanaged key is never changed.
 """
 
 from collections.abc import Hashable, Iterable, Mapping

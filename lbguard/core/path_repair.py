@@ -132,7 +132,7 @@ class PathRepair:
             verdict=path.verdict,
         )
 
-    # What the kernel has to do
+    # Changes of the view, and repairs
 
     def note(self, changes: ViewChanges) -> None:
         """Record links that lost a subnet to a newer link, and neighbours that moved."""

@@ -1,6 +1,6 @@
-"""The status values, built from the engine's state, and the predictions in them.
+"""Builds the values of `status.py` from the engine's state, with the predictions in them.
 
-A prediction plays the deadlines to come on a copy of the streams' counts. `Lifecycle.due` gives the input of each
+A prediction applies the future deadlines to a copy of the streams' counts. `Lifecycle.due` gives the input of each
 deadline, as in the real decision, and `Stream.move` keeps the counts. So a prediction holds as long as no path and no
 list changes.
 """

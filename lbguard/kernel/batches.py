@@ -1,4 +1,4 @@
-"""Batches of changes in the kernel, each idempotent: routes, rules and neighbour entries, and the channel for them.
+"""Batches of idempotent kernel changes (routes, rules, neighbour entries), and the netlink channel that sends them.
 
 Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are changed:
 where we have no route, one is added, which the kernel refuses if another program has one.

@@ -1,4 +1,4 @@
-"""Operations on links, and the uses of a link that forbid to set it down.
+"""Operations on links (down, up, neighbour timers), and the uses of a link that prevent setting it down.
 
 Nothing is cached, so the answer is current. The kernel does not show a link in another network namespace that is
 stacked on this one.

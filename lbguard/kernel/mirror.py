@@ -89,7 +89,7 @@ class KernelMirror:
 
     `start` opens the socket in the network namespace of the calling thread. Events reach the sink in batches, from the
     event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on. A
-    neighbour entry that goes to DELAY or PROBE gives no event (see `bpf.py`); a snapshot may contain those states.
+    neighbour entry that goes to DELAY or PROBE gives no event (see `sockets.py`); a snapshot may contain those states.
     """
 
     def __init__(

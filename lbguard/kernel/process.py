@@ -1,4 +1,4 @@
-"""Capabilities of the process, and the lock that makes it the only one in its network namespace.
+"""Capabilities of the process, and the lock that allows one lbguard per network namespace.
 
 The image's interpreter has file capabilities without the effective bit (capabilities(7)): a file with that bit cannot
 be started where one of its capabilities is not granted, and `lbguard check-config`, observe mode and the probe need

@@ -1,4 +1,4 @@
-"""Single requests to the kernel and dumps outside the mirror, carried by pyroute2; the table `local`.
+"""Single netlink requests and dumps outside of the mirror, by pyroute2; prefixes of the table `local`.
 
 The rule of that table precedes every other rule, so no mark can forward a packet to such an address.
 """

@@ -1,12 +1,11 @@
-"""Sockets of the adapters: netlink sockets, opened by pyroute2, options that Python has no names for, and classic BPF.
+"""Sockets of the adapters: netlink sockets opened by pyroute2, socket options, and classic BPF filters.
 
 pyroute2 would read its sockets into an unbounded queue. The event stream and the answers to a repair are read directly
 from the socket, so that waiting messages stay in the kernel, which bounds them and reports drops.
 
-Each verify probe of a neighbour brings two notifications: that the probe began (PROBE, or DELAY before it) and how it
-ended (REACHABLE, FAILED). The first keeps the link-layer address and says nothing of the outcome. At thousands of
-probes a second it is half of all messages, so the BPF program of the mirror drops it before it is queued. Dump replies
-carry many messages in one datagram and always pass.
+Each verify probe of a neighbour causes two notifications: its start (PROBE, or DELAY before it) and its outcome
+(REACHABLE, FAILED). The first one carries no news. At thousands of probes per second it is half of all messages, so the
+BPF program of the mirror drops it before it is queued. Dump replies hold many messages in one datagram and always pass.
 """
 
 import contextlib

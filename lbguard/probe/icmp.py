@@ -87,7 +87,7 @@ class EchoSocket(Protocol):
     """Interface of the monitor's socket; tests implement it with a working model of a network."""
 
     def slot(self, pair: Pair, token: int, ifindex: int) -> Slot:
-        """Make a pair ready. Whoever sends its message must keep the slot alive."""
+        """Prepare a pair. The sender of its message must keep the slot alive."""
 
     def send(self, messages: Sequence[bytes], sequence: int) -> list[tuple[int, int]]:
         """Send one echo request of this sequence number for each message, at most SEND_BATCH; never block.
@@ -216,7 +216,7 @@ class IcmpSocket:
         self._messages = ctypes.create_string_buffer(len(self._message_template))
 
     def slot(self, pair: Pair, token: int, ifindex: int) -> IcmpSlot:
-        """Make a pair ready. Whoever sends its message must keep the slot alive."""
+        """Prepare a pair. The sender of its message must keep the slot alive."""
         return IcmpSlot(pair, token, ifindex, ctypes.addressof(self._head))
 
     def send(self, messages: Sequence[bytes], sequence: int) -> list[tuple[int, int]]:

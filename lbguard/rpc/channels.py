@@ -1,4 +1,4 @@
-"""gRPC channels to others: plaintext, or TLS of both sides through a tunnel, and waits between them.
+"""gRPC client channels: plaintext, or mutual TLS through a tunnel; backoff between attempts.
 
 The certificates of a mesh (X.509-SVIDs) name their holder by a URI. gRPC for Python can only check host names and
 refuses such certificates, so the standard library does TLS here: gRPC connects to a private socket of this process, and

@@ -161,7 +161,7 @@ class Daemon:
         self._servers_opened = asyncio.Event()
         self._mesh: MeshEvents | None = None
 
-    # What the API and the health checks see
+    # Queries of the API and of the health checks
 
     async def status(self) -> GuardStatus:
         """Return the whole current state; events are processed while it is built."""

@@ -1,7 +1,7 @@
-"""Routes of others: the default routes that they keep in the targets' tables, and VIPs in the kernel's table `local`.
+"""Routes of other programs: default routes in the targets' tables, and VIPs in the kernel's table `local`.
 
-The core looks at our own routes alone. Those of the load balancer show what it intends: a target's addresses are the
-gateways of the default routes in the table of its mark.
+The core uses our own routes only. The load balancer's routes show its targets: a target's addresses are the gateways of
+the default routes in the table of its mark.
 
 A VIP on one of its links (as LVS has it on `lo`) is in the kernel's table `local`, which comes before any mark: its own
 stack answers with a reset, and no target gets a packet. No other check shows it, since routes and tables are correct.

@@ -1,4 +1,4 @@
-"""Every setting of lbguard, with unit, default, bounds and help, where its value came from, and the engine's part.
+"""All settings of lbguard: `Settings`, their reading from all sources (`load`), and the engine's configuration.
 
 Priority: flags (`--set key=value`), environment (`LBGUARD_GRACE__WINDOW`), YAML file, defaults. A refusal
 (`sources.py`) names the setting, its source, its value and the allowed values, not the terms of the validation library.

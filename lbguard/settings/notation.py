@@ -1,4 +1,4 @@
-"""Notations of single values: durations, addresses to listen on and to dial, and gRPC's of a unix socket."""
+"""Parsers of single values: durations, listen addresses, addresses to connect to; the gRPC address of a unix socket."""
 
 import ipaddress
 import math

@@ -1,4 +1,4 @@
-"""Names of the peers of a TLS connection, patterns of them, and the rules that name who may report what.
+"""Names in TLS certificates, patterns for them, and the rules that say which peers may report on which subnets.
 
 A name is valid only as a whole, and only in printable ASCII characters: libraries cut a name at a zero byte, and
 unprintable characters cannot be distinguished. An invalid name is ignored.

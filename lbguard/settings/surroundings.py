@@ -1,4 +1,4 @@
-"""Settings of the surroundings: the sources kernel, interposer and nsp, the manager's events, the mesh."""
+"""Groups of settings for other systems: sources `kernel`, `interposer`, `nsp`; the mesh and its manager's events."""
 
 import itertools
 from pathlib import Path

@@ -3,9 +3,9 @@
 The load balancer's container writes there, and it may be compromised. So lines are bounded, names have a fixed
 alphabet, all files are opened through `SharedDirectory`, and no read or write blocks.
 
-Whoever shares the directory may put anything in place of what belongs there: a symbolic link, a directory, a FIFO. So
-no link is followed, what is opened is checked for its type, and a name is replaced, never written through. Our own
-names are put right; a directory with something in it that stands at one of them is set aside under another name.
+Another program may replace any file in it: by a symbolic link, a directory, a FIFO. So no link is followed, the type of
+an opened file is checked, and a file is replaced, never written through. Our own names are restored; a non-empty
+directory at one of them is renamed.
 """
 
 import contextlib

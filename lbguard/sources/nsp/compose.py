@@ -1,4 +1,4 @@
-"""Makes the core's list of the registry's three: what of each is believed, which marks its streams have; pure.
+"""Composes the core's list from the registry's three lists, with hold-down of removals and the marks of streams. Pure.
 
 While the registry stays connected, a removal applies at once: it is deliberate. After a lost connection, the peer may
 be a registry that has just started and does not have all entries yet. Meridio's reads its configuration after it began
@@ -49,7 +49,7 @@ class RemovalHoldDown(Generic[Key, Value]):
 
     @property
     def waits(self) -> int:
-        """Return the number of removals that wait."""
+        """Return the number of delayed removals."""
         if self._until is None:
             return 0
         return len((self._believed or {}).keys() - (self._listed or {}).keys())
@@ -143,7 +143,7 @@ class NspLists:
 
     @property
     def waits(self) -> int:
-        """Return the number of removals that wait."""
+        """Return the number of delayed removals."""
         return sum(each.waits for each in self._all)
 
     @property

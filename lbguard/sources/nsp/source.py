@@ -1,7 +1,7 @@
 """Source `nsp`: streams and targets of one conduit from Meridio's registry (NSP).
 
 Three watches (streams, VIPs, targets) give one list, once each has answered. The loss of the registry changes nothing:
-it is reported once, the last list stays, and removals in the first list after it are delayed (`removal_hold_down.py`).
+it is reported once, the last list stays, and removals in the first list after it are delayed (`compose.py`).
 """
 
 import asyncio
