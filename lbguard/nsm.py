@@ -1,15 +1,15 @@
-"""Network service manager of this node: the stream of its connections' events, and what they say of links and paths.
+"""Network service manager (NSM) of this node: client of its connection events, and their translation for the core.
 
 A target reaches its proxy by a connection of which it is the client, and the load balancer resolves the target's
-addresses through the proxy's bridge. So when such a connection is closed, or its client has another interface, the
-entries that the load balancer holds for the client's addresses are wrong. The kernel finds out after seconds, the
-manager tells at once.
+addresses through the proxy's bridge. So when such a connection is closed, or its client has another interface, the load
+balancer's neighbour entries of the client's addresses are wrong. The kernel detects that after seconds, the manager
+reports it at once.
 
 A connection that the mesh reports down is being repaired. That is HEALING evidence, for the targets that are its
 client, or for the link when its far end is the load balancer itself.
 
-A manager that is lost changes nothing. Nor does a list without a connection that was known: a manager that started anew
-knows none of them for a while.
+The loss of a manager changes nothing. Nor does a list that lacks a known connection: a restarted manager has none of
+them for a time.
 """
 
 import asyncio
@@ -44,21 +44,21 @@ _ADDRESSES_READ = 64
 class ConnectionScope:
     """Filter of connections.
 
-    A manager that is asked for network services by name tells of those of the whole cluster; without, of its own node.
+    With names of network services, a manager reports the connections of the whole cluster; without, of its node.
     """
 
     network_services: tuple[str, ...] = ()
     path_segments: tuple[str, ...] = ()
 
     def selector(self) -> pb.MonitorScopeSelector:
-        """Return the question to the manager."""
+        """Return the request to the manager."""
         return pb.MonitorScopeSelector(
             network_services=self.network_services,
             path_segments=[pb.PathSegment(name=name) for name in self.path_segments],
         )
 
     def fits(self, message: pb.Connection) -> bool:
-        """Return whether a connection counts: an older manager does not understand all of the question."""
+        """Return whether a connection is in scope: an older manager does not support every part of the request."""
         if self.network_services and message.network_service not in self.network_services:
             return False
         names = tuple(segment.name for segment in message.path.path_segments)
@@ -67,7 +67,7 @@ class ConnectionScope:
 
 
 def connection_id(key: str, message: pb.Connection) -> str:
-    """Return the id that every hop of a connection knows: the one in the first segment of its path, the client's."""
+    """Return the id that all hops of a connection share: that of the first segment of its path, the client's."""
     segments = message.path.path_segments
     return (segments[0].id if segments else "") or key
 
@@ -80,7 +80,7 @@ class Address(NamedTuple):
 
 
 def addresses_of(texts: Sequence[str]) -> Iterator[Address]:
-    """Yield the usable ones of the first 64 of a list such as `172.16.0.1/32`; a mesh element may write anything."""
+    """Yield the valid ones of the first 64 addresses such as `172.16.0.1/32`; the list is external input."""
     for text in texts[:_ADDRESSES_READ]:
         try:
             interface = ipaddress.ip_interface(text)
@@ -91,12 +91,12 @@ def addresses_of(texts: Sequence[str]) -> Iterator[Address]:
 
 
 def ips_of(texts: Sequence[str]) -> Iterator[Ip]:
-    """Yield the same without the lengths."""
+    """Yield the same addresses without the lengths."""
     return (address.ip for address in addresses_of(texts))
 
 
 def mac_of(text: str) -> bytes:
-    """Return a link-layer address such as `02:00:00:00:00:01`; empty when it is none that an interface can have."""
+    """Return a link-layer address such as `02:00:00:00:00:01`; empty when no interface can have it."""
     try:
         mac = bytes.fromhex(text.replace(":", " "))
     except ValueError:
@@ -111,15 +111,15 @@ ROTATION_LOOK_S = 1.0
 
 
 class ManagerStream:
-    """Follows one manager. `losses` counts how often it was lost, however many reasons came up until it was back.
+    """Stream of one manager's events. `losses` counts lost connections, each once until it is back.
 
     Args:
-        endpoint: where it is.
+        endpoint: its address.
         dialer: makes channels to it.
-        scope: what it is asked for.
-        hear: takes each event. A stream begins with a list of all connections.
-        lose: takes the reason of a loss, and each other reason that comes up until the manager is back.
-        backoff_max_s: the longest wait before dialling again.
+        scope: the connections that it is requested to report.
+        on_event: receives each event. A stream begins with a list of all connections.
+        lose: receives the reason of a loss, and each other reason that occurs until the manager is back.
+        backoff_max_s: the longest wait before a new connection.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ManagerStream:
         dialer: Dialer,
         scope: ConnectionScope,
         *,
-        hear: Callable[[pb.ConnectionEvent], None],
+        on_event: Callable[[pb.ConnectionEvent], None],
         lose: Callable[[str], None],
         backoff_max_s: float = 1.0,
     ) -> None:
@@ -136,7 +136,7 @@ class ManagerStream:
         self._endpoint = endpoint
         self._dialer = dialer
         self._scope = scope
-        self._hear = hear
+        self._on_event = on_event
         self._lose = lose
         self._backoff = Backoff(backoff_max_s)
         self._lost = ""
@@ -156,7 +156,7 @@ class ManagerStream:
             await asyncio.sleep(self._backoff.next_s())
 
     async def _follow(self) -> str:
-        """Follow one stream to its end and return why it ended; empty when it is to be begun again at once."""
+        """Follow one stream to its end and return why it ended; empty when a new one has to begin at once."""
         stamp = self._dialer.stamp()
         async with self._dialer.dial(self._endpoint) as session:
             stub: pb_grpc.MonitorConnectionAsyncStub = pb_grpc.MonitorConnectionStub(session.channel)
@@ -166,7 +166,7 @@ class ManagerStream:
                 async for event in call:
                     self._backoff.reset()
                     self._lost = ""
-                    self._hear(event)
+                    self._on_event(event)
             except grpc.aio.AioRpcError as error:
                 return session.problem or reason_of(error)
             except asyncio.CancelledError:
@@ -183,19 +183,19 @@ class ManagerStream:
 
 
 async def _cancel_when_rotated(dialer: Dialer, stamp: object, call: grpc.aio.Call) -> None:
-    while dialer.stamp() == stamp:  # noqa: ASYNC110 (files tell nothing by themselves)
+    while dialer.stamp() == stamp:  # noqa: ASYNC110 (files do not notify)
         await asyncio.sleep(ROTATION_LOOK_S)
     call.cancel()
 
 
 REPORTER = "nsm"
-"""The reporter of the evidence that a manager gives. No peer can have this name: theirs are authenticated ones."""
+"""Reporter name of a manager's evidence. No peer can have this name: theirs are authenticated."""
 
 WatchEvent = NeighborsOutdated | VerdictReported
 
 
 class Known(Protocol):
-    """Interface to the addresses that the load balancer knows."""
+    """Interface to the load balancer's known addresses."""
 
     def is_target(self, ip: Ip) -> bool:
         """Return whether an address is a target's."""
@@ -206,7 +206,7 @@ class Known(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Passage:
-    """A connection as it passes a manager: addresses of client and endpoint, the client's link-layer address."""
+    """A connection at one manager: addresses of client and endpoint, and the client's link-layer address."""
 
     connection: str
     client: tuple[Ip, ...]
@@ -216,13 +216,13 @@ class _Passage:
 
 
 class ConnectionWatch:
-    """Compares each message with the one before.
+    """Compares each message of a connection with the previous one.
 
     Args:
-        scope: which connections count.
-        known: what the addresses are.
+        scope: the connections that count.
+        known: the classifier of addresses.
         heal_s: how long a repair may take, seconds.
-        passages_max: so many are remembered, the longest unheard ones are forgotten.
+        passages_max: number of remembered ones; those without an event for longest are forgotten.
     """
 
     def __init__(
@@ -240,19 +240,19 @@ class ConnectionWatch:
     def __len__(self) -> int:
         return len(self._passages)
 
-    def take(self, event: pb.ConnectionEvent) -> list[WatchEvent]:
-        """Take an event of the manager; return what follows for the core."""
-        told: list[WatchEvent] = []
+    def apply(self, event: pb.ConnectionEvent) -> list[WatchEvent]:
+        """Apply an event of the manager; return the events for the core."""
+        events: list[WatchEvent] = []
         for key, message in sorted(event.connections.items()):
             id = message.id or key
             fits = self._scope.fits(message)
             if event.type == pb.DELETE:
-                told += self._delete(id, message) if fits or id in self._passages else ()
+                events += self._delete(id, message) if fits or id in self._passages else ()
             elif fits:
-                told += self._update(id, message, live=event.type == pb.UPDATE)
+                events += self._update(id, message, live=event.type == pb.UPDATE)
             else:
                 self._forget(id)
-        return told
+        return events
 
     def _update(self, id: str, message: pb.Connection, *, live: bool) -> Iterator[WatchEvent]:
         before = self._passages.get(id)
@@ -260,7 +260,7 @@ class ConnectionWatch:
         self._passages[id] = now
         self._passages.move_to_end(id)
         if before is None:
-            # A connection that is new has a new interface. In a list of all, it may well be the one that is resolved.
+            # A new connection has a new interface. One in a list of all may be the interface that is resolved already.
             if live or now.mac:
                 yield from self._outdated(now.client, now.mac)
             while len(self._passages) > self._passages_max:
@@ -276,7 +276,7 @@ class ConnectionWatch:
 
     def _delete(self, id: str, message: pb.Connection) -> Iterator[WatchEvent]:
         gone = self._passages.get(id) or _read(id, message, None)
-        # What is being repaired may be closed on the way: its evidence stays until the time for the repair is over.
+        # A repair may close the connection: its evidence stays until the time of the repair ends.
         self._forget(id)
         yield from self._outdated(gone.client)
 
@@ -297,7 +297,7 @@ class ConnectionWatch:
             yield NeighborsOutdated(ips=targets, new_mac=mac)
 
     def _follow_repair(self, id: str, now: _Passage) -> Iterator[WatchEvent]:
-        """Report when the first passage of a connection is repaired, and when none is any more."""
+        """Report when the repair of a connection's first passage begins, and when the last one ends."""
         healing = self._healing.setdefault(now.connection, set())
         was = bool(healing)
         (healing.add if now.healing else healing.discard)(id)
@@ -310,7 +310,7 @@ class ConnectionWatch:
             del self._healing[now.connection]
             reported = self._reported.pop(now.connection, None)
             if reported is not None:
-                # Not UP: a manager does not know whether packets get through, and must not contradict who does.
+                # Not UP: a manager does not test the path, and must not contradict reporters that do.
                 yield self._verdict(reported, VerdictState.ENDED)
 
     def _subject(self, passage: _Passage) -> ConnectionSubject | None:
@@ -333,7 +333,7 @@ class ConnectionWatch:
 
 
 def _read(id: str, message: pb.Connection, before: _Passage | None) -> _Passage:
-    """Read a message. What a repaired connection lacks for the moment is taken from the message before."""
+    """Read a message. Fields that a connection under repair lacks are taken from the previous message."""
     context = message.context
     client = tuple(dict.fromkeys(ips_of(context.ip_context.src_ip_addrs)))
     endpoint = tuple(dict.fromkeys(ips_of(context.ip_context.dst_ip_addrs)))

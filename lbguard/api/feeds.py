@@ -140,13 +140,13 @@ class AvailabilityState:
 
         A slow watcher gets only the newest state.
         """
-        told: bool | None = None
+        reported: bool | None = None
         while True:
             changed, value = self._changed, self.value
-            if value is None or value is told:
+            if value is None or value is reported:
                 await changed.wait()
             else:
-                told = value
+                reported = value
                 yield value
 
     def _update(self) -> None:

@@ -43,7 +43,7 @@ class GuardView(Protocol):
         """Return the whole state at this moment."""
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
-        """Return the last decisions, oldest first, with wall time; of one target, or (None) of all."""
+        """Return the last decisions with wall time, oldest first; of one target, or (None) of all."""
 
 
 class DecisionFeed(Protocol):

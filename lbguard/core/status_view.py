@@ -1,8 +1,8 @@
-"""The status values, built from the engine's state, and the predictions in them.
+"""Builds the values of `status.py` from the engine's state, with the predictions in them.
 
-A prediction plays the deadlines to come on a copy of the streams' counts. What each deadline becomes is asked of
-`Lifecycle.due`, which decides it when it comes, and the counts are kept by `Stream.move`. So a prediction is as
-good as the assumption: no path changes, and nothing is listed anew.
+A prediction applies the future deadlines to a copy of the streams' counts. `Lifecycle.due` gives the input of each
+deadline, as in the real decision, and `Stream.move` keeps the counts. So a prediction holds as long as no path and no
+list changes.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def predict(
     held_up: str,
     acts_at: Callable[[Target, float], float],
 ) -> dict[TargetKey, Prediction]:
-    """Return what follows for every target that waits for something. Changes nothing.
+    """Return the next action for every target with a pending deadline. Changes nothing.
 
     Args:
         config: the engine's.
-        life: what keeps the deadlines and decides what they become.
+        life: keeps the deadlines and gives their inputs.
         streams: all streams.
         now: the engine's clock, seconds.
-        held_up: why no deadline is acted on at present; empty: they are.
-        acts_at: returns when a target's deadline is acted on, no sooner than a moment.
+        held_up: why no deadline takes effect at present; empty: they do.
+        acts_at: returns when a target's deadline takes effect, at or after a moment.
     """
     by_name = {stream.spec.name: stream for stream in streams}
     found = {
@@ -92,19 +92,19 @@ def predict(
 
 
 def _moments(life: Lifecycle) -> list[tuple[float, TargetKey, bool]]:
-    """Return all deadlines and ends of pardons in the order in which they are acted on."""
+    """Return all deadlines and ends of pardons in the order in which they take effect."""
     pardons = [(at, key, True) for at, key in life.pardons.in_order()]
     return sorted(pardons + [(at, key, False) for at, key in life.deadlines.in_order()], key=lambda moment: moment[0])
 
 
 def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: Target, at: float) -> Prediction:
-    """Return what a deadline brings, and let the copy of the stream see it."""
+    """Return the action of a deadline, and apply it to the copy of the stream."""
     what = life.due(stream, target, at)
     state, action = TRANSITIONS[target.state, what]
     why = ""
     until = None
     if action in (Action.FREEZE, Action.PARDON):
-        # A freeze that an earlier run began goes on.
+        # A freeze that an earlier run began continues.
         until = (min(at, target.frozen_at) if action is Action.FREEZE else at) + config.freeze.limit_s
     if what is Input.DEADLINE_MASS or (target.state is TargetState.FROZEN and stream.mass_failure(config)):
         why = f"{stream.broken} of {stream.admitted} targets are broken"
@@ -129,7 +129,7 @@ def _without_deadline(config: EngineConfig, target: Target, now: float) -> Predi
 
 
 def _families(target: Target) -> str:
-    """Name the families of a target of which one is lost and the other is not."""
+    """Name the lost and the working family of a target."""
     hard = {
         ip for ip, path in target.paths.items() if path.condition is not Condition.OK and path.condition not in SOFT
     }
@@ -141,7 +141,7 @@ def _families(target: Target) -> str:
 
 
 SHOWN = 8
-"""So many opinions on each end of a path are shown: thousands may speak of one address."""
+"""Number of opinions shown for each end of a path: one address may have thousands."""
 
 
 _TARGETS_A_PART = 32
@@ -157,10 +157,10 @@ def build_status(engine: EngineState, now: float, *, detail: bool = True) -> Gua
 
 
 def status_in_parts(engine: EngineState, now: float, *, detail: bool = True) -> Iterator[GuardStatus | None]:
-    """Build the state a few targets at a time: yield None after each part, and the state at last.
+    """Build the state a few targets at a time: yield None after each part, and the state last.
 
-    A thousand targets with ten verdicts each take longer than a lost link may wait. Each target is told as it is when
-    its turn comes; all else is of the beginning.
+    A thousand targets with ten verdicts each take longer than the event of a lost link may wait. Each target is
+    reported as it is at its turn, everything else as at the beginning.
     """
     streams = list(engine.stream_registry.streams.values())
     links = engine.view.links.values() if detail else ()
@@ -177,16 +177,16 @@ def status_in_parts(engine: EngineState, now: float, *, detail: bool = True) -> 
         links=tuple(_link(engine, link) for link in links if engine.view.faces_targets(link)),
     )
     targets = [target for stream in streams for target in stream.targets.values()] if detail else []
-    told: list[TargetStatus] = []
+    built: list[TargetStatus] = []
     for first in range(0, len(targets), _TARGETS_A_PART):
         part = targets[first : first + _TARGETS_A_PART]
         for target in part:
             if engine.stream_registry.target(target.key) is target:
-                # What was predicted before its state changed says nothing any more.
+                # A prediction from before the change of state is out of date.
                 following = expected.get(target.key) if target.since <= now else None
-                told.append(_target(engine, target, now, following))
+                built.append(_target(engine, target, now, following))
         yield None
-    yield replace(whole, targets=tuple(told))
+    yield replace(whole, targets=tuple(built))
 
 
 def _stream(engine: EngineState, stream: Stream) -> StreamStatus:
@@ -239,7 +239,7 @@ def _path(engine: EngineState, ip: Ip, path: Path) -> PathStatus:
 
 
 def _opinions(engine: EngineState, ip: Ip, path: Path) -> tuple[dict[Source, Opinion], int]:
-    """Return the opinions on both ends of a path that are shown, and how many are not."""
+    """Return the opinions on both ends of a path that are shown, and the number of the others."""
     opinions = engine.paths.verdict_fusion.opinions
     of_link, of_target = opinions.of(path.lb_ip, SHOWN), opinions.of(ip, SHOWN)
     count = opinions.count(path.lb_ip) + opinions.count(ip)

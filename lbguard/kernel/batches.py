@@ -1,7 +1,7 @@
-"""Batches of changes in the kernel, each idempotent: routes, rules and neighbour entries, and the channel for them.
+"""Batches of idempotent kernel changes (routes, rules, neighbour entries), and the netlink channel that sends them.
 
-Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are touched:
-where none of ours stands a route is added, which the kernel refuses if somebody else's does.
+Replacing is atomic, deleting what is absent succeeds, and only routes and rules with our protocol number are changed:
+where we have no route, one is added, which the kernel refuses if another program has one.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _BUFFER_BYTES: Final = 65536
 
 
 def describe_error(error: OSError) -> str:
-    """Return an error of the kernel by name, with its own words."""
+    """Return an error of the kernel by name, with the kernel's text."""
     return _describe(error.errno or errno.EIO, error.strerror or "")
 
 
@@ -53,17 +53,17 @@ class Ack(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The error by name with the kernel's own words; empty on success."""
+        """The error by name with the kernel's text; empty on success."""
         if not self.error:
             return ""
         return _describe(self.error, self.text)
 
 
 class NetlinkChannel:
-    """Sends requests in batches and maps the answers back. All adapters of the data path share one.
+    """Sends requests in batches and assigns the answers to them. All adapters of the data path share one.
 
-    The kernel works through a datagram of many messages before `send` returns, one after another, and goes on after an
-    error. Only the last message of a chunk asks for an acknowledgement; errors of the others come unasked. Chunks of
+    The kernel processes the messages of a datagram in order before `send` returns, and continues after an error. Only
+    the last message of a chunk asks for an acknowledgement; errors of the others are sent without a request. Chunks of
     different callers may interleave; the messages of one chunk never do.
     """
 
@@ -86,8 +86,8 @@ class NetlinkChannel:
         """Carry out messages in order and return one result for each.
 
         Nothing raises for an error of the kernel: a message without an answer has the errno of the failed send,
-        ENOBUFS (answers dropped) or ETIMEDOUT. The loop gets a turn after every chunk, or, for what everything else
-        has to wait for, after the first chunk that ends `turn_s` or more after the last turn.
+        ENOBUFS (answers dropped) or ETIMEDOUT. The loop gets a turn after every chunk; with `turn_s`, for urgent
+        requests, after the first chunk that ends `turn_s` or more after the last turn.
         """
         results: list[Ack] = []
         turn_at = time.monotonic() + turn_s
@@ -118,7 +118,7 @@ class NetlinkChannel:
         return await self._collect(first, count)
 
     async def _collect(self, first: int, count: int) -> list[Ack]:
-        """Read answers until that of the last message; what has none by then went well."""
+        """Read answers up to that of the last message; a message without an answer succeeded."""
         answers: dict[int, Ack] = {}
         last = first + count - 1
         while last not in answers:
@@ -147,7 +147,7 @@ class NetlinkChannel:
         return [answers.get(sequence, unknown) for sequence in range(first, first + count)]
 
     async def _readable(self) -> bool:
-        """Wait until an answer can be read; False when none came in time."""
+        """Wait until an answer can be read; False when none arrived in time."""
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         loop.add_reader(self._kernel.fileno(), ready.set)
@@ -170,13 +170,13 @@ def _every_table(_: int) -> bool:
 # ESRCH and ENOENT: no such route or rule. ENODEV: its device is gone, and the route went with it.
 _ABSENT: Final = frozenset({0, errno.ESRCH, errno.ENOENT, errno.ENODEV})
 
-# The kernel has no route that says that the gateway is on the link. We know of an address or a route that does: it was
-# seen a moment ago, or it is an address without a prefix route.
+# The kernel has no route by which the gateway is on the link. The core knows an address or a route for it: one that was
+# seen just now, or an address without a prefix route.
 _NOT_ON_LINK: Final = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH})
 
 _TURN_S: Final = 0.03
-"""Routes are what a broken connection waits for. Between two chunks of them the loop would digest what the kernel tells
-of the last one, which takes longer than the chunk itself and can as well come after."""
+"""Routes end an outage, so they come first. Between two chunks the loop would process the kernel's notifications of the
+last one, which takes longer than the chunk itself and can wait."""
 
 
 class RouteTable:
@@ -184,14 +184,14 @@ class RouteTable:
 
     def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
-        # The channel may interleave batches; of two for the same route the later must win.
+        # The channel may interleave batches; of two changes of a route the later one must apply last.
         self._in_order = asyncio.Lock()
 
     async def program(self, effect: ProgramRoutes) -> list[RoutesProgrammed | RouteFailed]:
         """Add, replace and delete routes, in this order.
 
         Returns:
-            What the kernel did as one RoutesProgrammed (if anything), and a RouteFailed for each route it refused.
+            One RoutesProgrammed with all that the kernel did (if anything), and a RouteFailed for each refused route.
         """
         wanted = effect.put
         for route in wanted + effect.delete:
@@ -265,21 +265,21 @@ class NeighborFailure:
 
 
 class Neighbors:
-    """Carries out neighbour effects. Results show as neighbour events of the kernel; refusals are returned."""
+    """Carries out neighbour effects. Their results arrive as neighbour events of the kernel; refusals are returned."""
 
     def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
 
     async def flush(self, effect: FlushNeighbors) -> list[NeighborFailure]:
-        """Delete exactly these entries; absent ones (or their links) are no failure."""
+        """Delete exactly these entries; absent entries (or links) are not failures."""
         return await self._each(effect.entries, delete_neighbor, _NEIGHBOR_ABSENT)
 
     async def resolve(self, effect: ResolveNeighbors) -> list[NeighborFailure]:
-        """Start resolving these addresses; an entry that is valid stays as it is (a stale one is verified soon)."""
+        """Start resolving these addresses; a valid entry stays unchanged (a stale one is verified soon)."""
         return await self._each(effect.entries, resolve_neighbor, frozenset())
 
     async def probe(self, effect: ProbeNeighbors) -> list[NeighborFailure]:
-        """Verify these entries now; where there is nothing to verify, resolve."""
+        """Verify these entries now; resolve those that do not exist or have no address."""
         failures = []
         unresolved = []
         acks = await self._channel.submit([probe_neighbor(ifindex, ip) for ifindex, ip in effect.entries])

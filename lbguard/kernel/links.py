@@ -1,7 +1,7 @@
-"""Operations on links, and the uses of a link that forbid to set it down.
+"""Operations on links (down, up, neighbour timers), and the uses of a link that prevent setting it down.
 
-Nothing is kept between two questions, so the answer is as new as it can be. What the kernel does not show here is a
-link in another network namespace that rides on this one.
+Nothing is cached, so the answer is current. The kernel does not show a link in another network namespace that is
+stacked on this one.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ Message = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostAddress:
-    """A permanent IPv6 address, which the kernel takes off a link that is set down. `peer` is empty for none."""
+    """A permanent IPv6 address, which the kernel removes when the link is set down. `peer`: empty for none."""
 
     ip: str
     prefix_length: int
@@ -47,13 +47,13 @@ class LostAddress:
 
 
 class LinkNeeds:
-    """Questions about one link, in the network namespace of the calling thread. Every method may block for a moment."""
+    """Queries about one link, in the network namespace of the calling thread. Every method may block briefly."""
 
     def __init__(self, ifindex: int) -> None:
         self._ifindex = ifindex
 
     def found(self) -> str:
-        """Return the first thing that needs the link, in words; empty when there is none."""
+        """Return a text with the first use of the link; empty when there is none."""
         try:
             return self._found()
         except (NetlinkError, OSError) as error:
@@ -85,10 +85,10 @@ class LinkNeeds:
             )
 
     def lost_when_down(self) -> tuple[LostAddress, ...]:
-        """Return the addresses that the link loses by being set down and that nobody else puts back.
+        """Return the addresses that the link loses when set down and that no other program restores.
 
         Raises:
-            NetlinkError, OSError: the kernel does not say.
+            NetlinkError, OSError: the kernel does not answer.
         """
         with IPRoute(ext_ack=True, strict_check=True) as kernel:
             return tuple(
@@ -103,7 +103,7 @@ class LinkNeeds:
             )
 
     def set_up(self, addresses: Iterable[LostAddress]) -> str:
-        """Set the link up, and give it back what it lost; what is there already stays.
+        """Set the link up and restore the addresses it lost; existing ones stay.
 
         Returns why that failed; empty on success.
         """
@@ -163,13 +163,13 @@ class LinkNeeds:
         return ""
 
     def _neighbor(self, entries: Iterable[Message], subnets: set[Any]) -> str:
-        """Find an entry that somebody made: the kernel drops all of a link that is set down, and makes none anew."""
+        """Find a user-made entry: the kernel drops all entries of a link that is set down, and restores none."""
         for entry in entries:
             destination = entry.get("dst")
             if destination is None or entry["ifindex"] != self._ifindex:
                 continue
             ip = ip_address(destination)
-            # Those of multicast and broadcast addresses are the kernel's.
+            # Entries of multicast and broadcast addresses are the kernel's.
             unasked = entry["state"] & _NUD_NOARP and not ip.is_multicast
             by_hand = entry["state"] & _NUD_PERMANENT or (
                 unasked and not any(ip == net.broadcast_address for net in subnets if net.num_addresses > 1)
@@ -190,14 +190,14 @@ class LinkNeeds:
 
 
 def _lower(link: Message) -> int:
-    """Return the link of this namespace that a link rides on; 0 when there is none."""
+    """Return the link of this namespace that a link is stacked on; 0 when there is none."""
     return 0 if link.get("link_netnsid") is not None else link.get("link") or 0
 
 
 def _tunnel_ends(link: Message, which: str) -> list[Any]:
-    """Return the links that a tunnel (vxlan, gre, ...) sends through, or its own addresses.
+    """Return the links that a tunnel (vxlan, gre, ...) sends through, or its local addresses.
 
-    They stand with the data of its kind, in attributes whose names end alike.
+    They are in the data of its kind, in attributes whose names have the same ending.
     """
     info = link.get("linkinfo")
     data = info.get("data") if info else None
@@ -257,11 +257,12 @@ class NeighborTimers:
     """Neighbour timers of one link, for ARP and neighbour discovery alike (ip-sysctl: net.ipv4.neigh.*).
 
     A verify probe that gets no answer is repeated every `retrans_ms`: `ucast_probes` to the known link-layer address,
-    then `mcast_reprobes` to everybody, and only then the entry fails. The defaults find a changed link-layer address
-    0.2 s after a probe begins, and give a busy neighbour 1 s before it counts as failed. An address never resolved is
-    asked for `mcast_probes` times, for 3 s as by default: on a fresh link IPv6 sends no solicitation at all until the
-    link-local address has passed duplicate detection (net/ipv6/ndisc.c, ndisc_send_ns). `locktime_ms` must be 0:
-    otherwise ARP ignores a changed address for that long after the probe itself touched the entry (net/ipv4/arp.c).
+    then `mcast_reprobes` by multicast, and only then the entry fails. The defaults detect a changed link-layer address
+    0.2 s after a probe begins, and give a busy neighbour 1 s before it counts as failed. An address that was never
+    resolved is solicited `mcast_probes` times, for 3 s by default: on a fresh link IPv6 sends no solicitation at all
+    until the link-local address has passed duplicate address detection (net/ipv6/ndisc.c, ndisc_send_ns). `locktime_ms`
+    must be 0: otherwise ARP ignores a changed address for that long after the probe itself touched the entry
+    (net/ipv4/arp.c).
     """
 
     retrans_ms: int = 200
@@ -297,7 +298,7 @@ class LinkOperations:
         self._lost: dict[LinkKey, tuple[LostAddress, ...]] = {}
 
     async def set_down(self, link: LinkKey, ifname: str) -> LinkSetDown:
-        """Set a link down, unless something needs it or its ifindex belongs to a link of another name by now.
+        """Set a link down, unless something needs it or its ifindex now belongs to a link of another name.
 
         Returns:
             The outcome; `reason` is empty when the link is down (also when it was already).
@@ -312,7 +313,7 @@ class LinkOperations:
         return LinkSetDown(link=link, reason=reason)
 
     async def set_up(self, link: LinkKey, ifname: str) -> str:
-        """Set a link up that `set_down` set down, with what it lost. Returns why it failed; empty on success."""
+        """Set a link up after `set_down`, with the addresses it lost. Returns the error; empty on success."""
         lost = self._lost.pop(link, ())
         reason = await self._mismatch(link.ifindex, ifname)
         if reason:
@@ -320,7 +321,7 @@ class LinkOperations:
         return await asyncio.to_thread(lambda: LinkNeeds(link.ifindex).set_up(lost))
 
     async def tune(self, ifindex: int, ifname: str, timers: NeighborTimers) -> str:
-        """Set the neighbour timers of a link for both families. Returns why it failed; empty on success."""
+        """Set the neighbour timers of a link for both families. Returns the error; empty on success."""
         reason = await self._mismatch(ifindex, ifname)
         if reason:
             return reason
@@ -331,7 +332,7 @@ class LinkOperations:
         return ""
 
     def _ask(self, link: LinkKey) -> str:
-        """Return what needs a link, empty for nothing, and remember what it loses by being set down."""
+        """Return what needs a link (empty: nothing), and remember the addresses it loses when set down."""
         needs = LinkNeeds(link.ifindex)
         reason = needs.found()
         if not reason:
@@ -339,7 +340,7 @@ class LinkOperations:
         return reason
 
     async def _mismatch(self, ifindex: int, ifname: str) -> str:
-        """Return why a link is not the one that is meant; empty when it is."""
+        """Return why an ifindex is not the meant link's; empty when it is."""
         try:
             found = await self._requests.link_name(ifindex)
         except OSError as error:
@@ -348,7 +349,7 @@ class LinkOperations:
 
 
 async def _why_not(request: Awaitable[None]) -> str:
-    """Make a request; return the error that it ends with, empty on success."""
+    """Make a request; return its error, empty on success."""
     try:
         await request
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Capabilities of the process, and the lock that makes it the only one in its network namespace.
+"""Capabilities of the process, and the lock that allows one lbguard per network namespace.
 
 The image's interpreter has file capabilities without the effective bit (capabilities(7)): a file with that bit cannot
-even be started where one of its capabilities is not granted, and `lbguard check-config`, observe mode and the probe
-need none or fewer. What was granted is permitted after the start, and has to be put into effect.
+be started where one of its capabilities is not granted, and `lbguard check-config`, observe mode and the probe need
+none or fewer. The granted capabilities are permitted after the start, and have to be made effective.
 
-The lock is a unix socket of an abstract name. Such names belong to the network namespace and vanish with their holder,
-however it ends (unix(7)), so there is nothing stale to clean up.
+The lock is a unix socket of an abstract name. The kernel keeps such names per network namespace and removes them when
+their holder ends in any way (unix(7)), so no stale lock remains.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class InstanceRunning(StartError):  # noqa: N818 (it names a state that the oper
 
 
 class InstanceLock:
-    """Held from `acquire` until `release`, or the end of the process."""
+    """Lock that is held from `acquire` until `release`, or until the process ends."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -85,7 +85,8 @@ class InstanceLock:
         holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             holder.bind(_NAME)
-            # Whoever is refused connects once to read our credentials; nobody accepts, so the backlog bounds that.
+            # A refused instance connects once to read our credentials; no connection is accepted, so the backlog bounds
+            # them.
             holder.listen(128)
         except OSError as error:
             holder.close()
@@ -95,7 +96,7 @@ class InstanceLock:
         self._socket = holder
 
     def release(self) -> None:
-        """Give the lock up; harmless when it is not held."""
+        """Release the lock; without effect when it is not held."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

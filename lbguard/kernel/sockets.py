@@ -1,12 +1,11 @@
-"""Sockets of the adapters: netlink sockets, opened by pyroute2, options that Python has no names for, and classic BPF.
+"""Sockets of the adapters: netlink sockets opened by pyroute2, socket options, and classic BPF filters.
 
-pyroute2 would read its sockets into a queue without a bound. The event stream and the batches of a repair are read from
-the socket itself, so that what waits stays in the kernel, which counts it and tells when it had to drop some.
+pyroute2 would read its sockets into an unbounded queue. The event stream and the answers to a repair are read directly
+from the socket, so that waiting messages stay in the kernel, which bounds them and reports drops.
 
-Each verify probe of a neighbour brings two notifications: that the probe began (PROBE, or DELAY before it) and how it
-ended (REACHABLE, FAILED). The first keeps the link-layer address and says nothing of the outcome. At thousands of
-probes a second it is half of all messages, so the BPF program of the mirror drops it before it is queued. Dump replies
-carry many messages in one datagram and always pass.
+Each verify probe of a neighbour causes two notifications: its start (PROBE, or DELAY before it) and its outcome
+(REACHABLE, FAILED). The first one carries no news. At thousands of probes per second it is half of all messages, so the
+BPF program of the mirror drops it before it is queued. Dump replies hold many messages in one datagram and always pass.
 """
 
 import contextlib
@@ -72,13 +71,13 @@ Instruction = tuple[int, int, int, int]
 
 
 def assemble(*instructions: Instruction) -> bytes:
-    """Return a program as the kernel takes it."""
+    """Return a program in the kernel's form."""
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def quiet_neighbors() -> bytes:
     """Return the program that drops notifications of a neighbour in PROBE or DELAY."""
-    # The machine loads in network order, while netlink writes in host order: constants are turned round instead.
+    # BPF loads in network order, while netlink writes in host order: the constants are byte-swapped instead.
     return assemble(
         (LOAD_HALF, 0, 0, _TYPE_AT),
         (JUMP_EQUAL, 0, 5, socket.htons(c.RTM_NEWNEIGH)),
@@ -93,7 +92,7 @@ def quiet_neighbors() -> bytes:
 
 
 KERNEL_PORT: Final = 0
-"""The port id of the kernel. Any process may send to a netlink socket; only the kernel is believed."""
+"""The port id of the kernel. Any process may send to a netlink socket; only the kernel's messages are accepted."""
 
 _NETLINK_CAP_ACK: Final = 10
 
@@ -106,7 +105,7 @@ def open_netlink(
     send_buffer_bytes: int = 1 << 20,
     netns: str | None = None,
 ) -> socket.socket:
-    """Open and bind a netlink socket with strict checks and extended acknowledgements.
+    """Open and bind a netlink socket with strict checking and extended acknowledgements.
 
     Args:
         protocol: NETLINK_ROUTE or another one (socket(2), netlink(7)).
@@ -124,7 +123,7 @@ def open_netlink(
     try:
         set_buffers(opened, receive_bytes=receive_buffer_bytes, send_bytes=send_buffer_bytes)
         with contextlib.suppress(OSError):
-            # Without it errors bring the whole request back.
+            # Without this option errors quote the whole request.
             opened.setsockopt(SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         opened.bind((0, sum(1 << (group - 1) for group in groups)))
     except BaseException:
@@ -134,13 +133,13 @@ def open_netlink(
 
 
 class KernelSocket(Protocol):
-    """Interface of a netlink socket; tests put a working model of the kernel behind it."""
+    """Interface of a netlink socket; tests implement it with a working model of the kernel."""
 
     def fileno(self) -> int:
         """Return the descriptor that polls readable when a datagram waits."""
 
     def send(self, data: bytes | bytearray) -> None:
-        """Send requests to the kernel, which carries them out before this returns.
+        """Send requests to the kernel, which carries them out before this method returns.
 
         Raises:
             OSError: the kernel refuses the datagram as a whole.
@@ -150,7 +149,7 @@ class KernelSocket(Protocol):
         """Receive one datagram: its full length (more than the buffer: it was cut) and the sender's port id.
 
         Raises:
-            BlockingIOError: none waits.
+            BlockingIOError: there is none.
             OSError: ENOBUFS when the kernel had to drop messages.
         """
 
@@ -161,7 +160,7 @@ class KernelSocket(Protocol):
 class NetlinkSocket:
     """A non-blocking NETLINK_ROUTE socket that is read directly; see `open_netlink`.
 
-    It listens to `groups`, as far as the BPF `program`, if there is one, lets their messages pass.
+    It receives the messages of `groups` that pass the BPF `program`, if there is one.
     """
 
     def __init__(
@@ -177,18 +176,18 @@ class NetlinkSocket:
         )
         self._socket.setblocking(False)
         if program:
-            # Without it more messages come than are needed, and nothing else changes.
+            # Without the filter more messages arrive than are needed, with no other effect.
             with contextlib.suppress(OSError):
                 attach_filter(self._socket, program)
 
     @property
     def port(self) -> int:
-        """The port id that the kernel gave to this socket."""
+        """The port id that the kernel assigned to this socket."""
         return int(self._socket.getsockname()[0])
 
     @property
     def receive_buffer_bytes(self) -> int:
-        """The receive buffer that the kernel granted (it doubles what is asked, for its own overhead)."""
+        """The receive buffer that the kernel granted (it doubles the requested size, for its overhead)."""
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
     def fileno(self) -> int:

@@ -116,9 +116,9 @@ class Reporting:
     reporter: Reporter
     workload_api: WorkloadApi | None
 
-    def tell(self, verdict: Verdict) -> None:
+    def submit(self, verdict: Verdict) -> None:
         """See Reporter."""
-        self.reporter.tell(verdict)
+        self.reporter.submit(verdict)
 
     def close(self) -> None:
         """Stop following certificates."""

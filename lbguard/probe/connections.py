@@ -267,7 +267,7 @@ class ConnectionsFile:
         return self.parse(content)
 
     def parse(self, content: bytes) -> tuple[Connection, ...]:
-        """Check the content of a file.
+        """Parse and check the content of a file.
 
         Raises:
             ConnectionsFileError: it cannot be used; every problem is listed. Nothing else is raised, whatever the

@@ -301,6 +301,6 @@ class ServiceRecording:
             metrics.record_recording(
                 entries=self._recorder.recorded,
                 written_bytes=self._recorder.bytes_written,
-                # By all their names, for a series that appears with its first increment hides that one from rate().
+                # With all names: rate() misses the first increment of a series that appears with it.
                 dropped={**dict.fromkeys(DROP_REASONS, 0), **self._recorder.dropped},
             )

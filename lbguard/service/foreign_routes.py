@@ -1,10 +1,10 @@
-"""Routes of others: the default routes that they keep in the targets' tables, and VIPs in the kernel's table `local`.
+"""Routes of other programs: default routes in the targets' tables, and VIPs in the kernel's table `local`.
 
-The core looks at our own routes alone. Those of the load balancer show what it intends: a target's addresses are the
-gateways of the default routes in the table of its mark.
+The core uses our own routes only. The load balancer's routes show its targets: a target's addresses are the gateways of
+the default routes in the table of its mark.
 
 A VIP on one of its links (as LVS has it on `lo`) is in the kernel's table `local`, which comes before any mark: its own
-stack answers, with a reset, and no target gets a packet. Nothing else shows it, for routes and tables are in order.
+stack answers with a reset, and no target gets a packet. No other check shows it, since routes and tables are correct.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ _Key = tuple[int, bool, int]
 class TargetRoutes:
     """Default routes of foreign protocols, by table.
 
-    IPv4 routes vanish with their link without a message from the kernel, so one that is kept here may be gone;
-    a route that is added anew causes an event. A full view puts everything right.
+    IPv4 routes are removed with their link without a message from the kernel, so a route that is kept here may be gone;
+    a route that is added again causes an event. A full view corrects everything.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class TargetRoutes:
         """True after the first full view."""
         self._tables: dict[int, dict[_Key, Route]] = {}
 
-    def hear(self, events: Iterable[Event]) -> None:
+    def observe(self, events: Iterable[Event]) -> None:
         """Record the routes among some events."""
         for event in events:
             kind = type(event)
@@ -49,7 +49,7 @@ class TargetRoutes:
                 self.known = True
 
     def gateways(self, table: int) -> tuple[Ip, ...]:
-        """Return the gateways in a table, IPv4 first, at most one a family: that of the best metric."""
+        """Return the gateways in a table, IPv4 first, at most one per family: that of the best metric."""
         best: dict[bool, Route] = {}
         for route in self._tables.get(table, {}).values():
             known = best.get(route.ipv4)
@@ -58,7 +58,7 @@ class TargetRoutes:
         return tuple(best[ipv4].gateway for ipv4 in (True, False) if ipv4 in best)
 
     def routes(self) -> list[Route] | None:
-        """Return all of them; None while no full view has come."""
+        """Return all routes; None before the first full view."""
         return [route for table in self._tables.values() for route in table.values()] if self.known else None
 
     def _put(self, route: Route) -> None:
@@ -80,11 +80,11 @@ _LOOK_S = 2.0
 
 
 class LocalVips:
-    """Check for local VIPs, reported in the log and in the status.
+    """Check for local VIPs; reports them in the log and in the status.
 
     Args:
         streams: returns the streams that are served.
-        read: returns the prefixes that the kernel delivers here; it may block for seconds.
+        read: returns the prefixes that the kernel delivers locally; it may block for seconds.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class LocalVips:
         self._found: dict[Prefix, Prefix] = {}
 
     def add_to(self, status: GuardStatus) -> GuardStatus:
-        """Return a status with the VIPs of each stream that were found to be local."""
+        """Return a status with the local VIPs of each stream."""
         if not self._found:
             return status
         vips = {spec.name: spec.vips for spec in self._streams()}
@@ -106,17 +106,17 @@ class LocalVips:
         return replace(status, streams=tuple(streams))
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check periodically until cancelled."""
         while True:
             if any(stream.vips for stream in self._streams()):
                 try:
-                    self.take(await asyncio.to_thread(self._read))
+                    self.compare(await asyncio.to_thread(self._read))
                 except OSError as error:
                     _log.debug("local addresses not read", extra=fields(reason=str(error)))
             await asyncio.sleep(_LOOK_S)
 
-    def take(self, local: Iterable[Prefix]) -> None:
-        """Compare the VIPs with what the kernel delivers here, and log what is new."""
+    def compare(self, local: Iterable[Prefix]) -> None:
+        """Compare the VIPs with the locally delivered prefixes, and log new findings."""
         vips = [vip for stream in self._streams() for vip in stream.vips]
         found = overlapping(vips, (prefix for prefix in local if not why_not_unicast(prefix.network)))
         for vip in found.keys() - self._found.keys():

@@ -1,4 +1,4 @@
-"""Groups of settings: log, grace and evidence, distributor, links, announcements, recording, affinity, and the like."""
+"""Groups of settings: log, grace, evidence, distributor, links, announcements, recording, affinity and others."""
 
 from pathlib import Path
 from typing import Literal

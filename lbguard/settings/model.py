@@ -1,7 +1,7 @@
-"""Every setting of lbguard, with unit, default, bounds and help, where its value came from, and the engine's part.
+"""All settings of lbguard: `Settings`, their reading from all sources (`load`), and the engine's configuration.
 
-Priority: flags (`--set key=value`), environment (`LBGUARD_GRACE__WINDOW`), YAML file, defaults. `load` is the way in:
-it names what is wrong in the words of the settings, never of the validation library.
+Priority: flags (`--set key=value`), environment (`LBGUARD_GRACE__WINDOW`), YAML file, defaults. A refusal
+(`sources.py`) names the setting, its source, its value and the allowed values, not the terms of the validation library.
 """
 
 import os
@@ -70,7 +70,7 @@ _SOURCES = "sources"
 class Settings(BaseSettings):
     """All settings; `load` reads them from their sources."""
 
-    # What looks like JSON in a variable is text like any other.
+    # Text in a variable is not parsed as JSON.
     model_config = SettingsConfigDict(
         frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER, enable_decoding=False
     )
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources that `load` made, the strongest first; without them, only what the caller gives counts."""
+        """Return the sources that `load` made, the strongest first; without them, only the caller's values count."""
         sources: tuple[PydanticBaseSettingsSource, ...] = init_settings().get(_SOURCES, (init_settings,))
         return sources
 
@@ -151,9 +151,9 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """Settings, and for each dotted name where its value came from (`default`, or words such as `flag --set`).
+    """Settings, and the source of each value by dotted name (`default`, or text such as `flag --set`).
 
-    `notes` are things a person should look at, such as an unknown environment variable.
+    `notes` are warnings for the operator, such as an unknown environment variable.
     """
 
     settings: Settings
@@ -170,7 +170,7 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
         flags: values by dotted name, such as `{"grace.window": "5s"}`.
 
     Raises:
-        SettingsError: a source cannot be read, or a setting is unknown, wrong or does not go with another.
+        SettingsError: a source cannot be read, or a setting is unknown, invalid or contradicts another.
     """
     if config is None and os.environ.get(CONFIG_VARIABLE):
         config = Path(os.environ[CONFIG_VARIABLE])
@@ -190,7 +190,7 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """Return what the engine needs of the settings."""
+    """Return the engine's configuration from the settings."""
     grace = settings.grace
     by_cause = {Condition.NEIGHBOR_FAILED: grace.neighbor_window, Condition.VERDICT_DOWN: grace.verdict_window}
     return EngineConfig(

@@ -1,4 +1,4 @@
-"""Notations of single values: durations, addresses to listen on and to dial, and gRPC's of a unix socket."""
+"""Parsers of single values: durations, listen addresses, addresses to connect to; the gRPC address of a unix socket."""
 
 import ipaddress
 import math
@@ -16,13 +16,13 @@ DURATION_EXAMPLES = "500ms, 3s, 2m"
 
 
 def parse_duration(value: object) -> float:
-    """Read a duration and return seconds.
+    """Parse a duration and return seconds.
 
     Args:
         value: text such as `500ms`, `1.5s` or `2m`, or a number of seconds.
 
     Raises:
-        ValueError: it is no duration, or a negative, infinite or undefined one.
+        ValueError: it is not a duration, or a negative, infinite or undefined one.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"not a duration, such as {DURATION_EXAMPLES}")
@@ -42,7 +42,7 @@ def parse_duration(value: object) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds so that `parse_duration` reads the same value back."""
+    """Return seconds as text from which `parse_duration` returns the same value."""
     if seconds and seconds < 1:
         return f"{round(seconds * 1000, 6):g}ms"
     if seconds >= 60 and seconds % 60 == 0:
@@ -65,10 +65,10 @@ class ListenAddress(NamedTuple):
 
 
 def parse_listen(text: str) -> ListenAddress | None:
-    """Read a listen address; empty text means off (None).
+    """Parse a listen address; empty text means off (None).
 
     Raises:
-        ValueError: the text is no listen address.
+        ValueError: the text is not a listen address.
     """
     text = text.strip()
     if not text:
@@ -96,7 +96,7 @@ DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1
 
 
 class Endpoint(NamedTuple):
-    """Address of a gRPC service: `path` of a unix socket, or `host` and `port`; an empty host: every link's far end."""
+    """Address of a gRPC service: `path` of a unix socket, or `host` and `port`; empty host: every link's far end."""
 
     host: str = ""
     port: int = 0
@@ -104,12 +104,12 @@ class Endpoint(NamedTuple):
 
     @property
     def is_unix(self) -> bool:
-        """Return whether it is a unix socket of this machine."""
+        """Return whether it is a unix socket."""
         return bool(self.path)
 
     @property
     def of_links(self) -> bool:
-        """Return whether it stands for the load balancer's end of each monitored link."""
+        """Return whether it is the load balancer's end of each monitored link."""
         return not self.host and not self.path
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Endpoint(NamedTuple):
 
 
 def parse_report_address(text: str) -> Endpoint:
-    """Read where to report to: `unix:PATH`, `HOST:PORT`, or `link:PORT` for the far end of each monitored link.
+    """Parse a report address: `unix:PATH`, `HOST:PORT`, or `link:PORT` for the far end of each monitored link.
 
     Raises:
         ValueError: it is none of these.
@@ -130,7 +130,7 @@ def parse_report_address(text: str) -> Endpoint:
 
 
 def parse_dial_address(text: str) -> Endpoint:
-    """Read a manager's address in the mesh's form: `unix:///PATH` or `tcp://HOST:PORT`; the scheme may be missing.
+    """Parse a manager's address in the mesh's form: `unix:///PATH` or `tcp://HOST:PORT`; the scheme is optional.
 
     Raises:
         ValueError: it is none of these.
@@ -150,7 +150,7 @@ def _parse_dial(text: str, examples: str) -> Endpoint:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"an IPv6 address is written in brackets, such as {examples}")
-    # Names of hosts are ASCII; what else looks like one ends the library that is to dial it.
+    # Host names are ASCII; other names crash the gRPC library.
     named = host.isascii() and host.isprintable() and not {" ", "/"} & set(host)
     if not colon or not host or not named or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise ValueError(f"not an address to dial, such as {examples}")
@@ -158,5 +158,5 @@ def _parse_dial(text: str, examples: str) -> Endpoint:
 
 
 def unix_target(path: Path | str) -> str:
-    """Return a path in gRPC's notation, a URI: in it `%`, `#` and `?` mean something else, and it has to be ASCII."""
+    """Return a path as a gRPC address, a URI: ASCII, with `%`, `#` and `?` escaped."""
     return f"unix:{quote(os.fsencode(path))}"

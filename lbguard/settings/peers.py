@@ -1,7 +1,7 @@
-"""Names of the peers of a TLS connection, patterns of them, and the rules that name who may report what.
+"""Names in TLS certificates, patterns for them, and the rules that say which peers may report on which subnets.
 
-A name counts only whole, and only when it consists of printable ASCII characters: libraries cut a name at a zero byte,
-and what cannot be printed cannot be told from something else. A name that does not count is as good as absent.
+A name is valid only as a whole, and only in printable ASCII characters: libraries cut a name at a zero byte, and
+unprintable characters cannot be distinguished. An invalid name is ignored.
 
 In a pattern `*` stands for any text within one part: it does not cross `/` in a SPIFFE ID nor `.` in a host name. `**`
 crosses both. Host names are compared without regard to case or to a dot at the end.
@@ -18,8 +18,8 @@ from lbguard.core.addr import Prefix, parse_prefix
 _SPIFFE = "spiffe://"
 _PRINTABLE = re.compile(r"[!-~]+")
 _SPIFFE_ID = re.compile(r"spiffe://[A-Za-z0-9._-]+(/[!-~]+)?")
-# What no SPIFFE ID holds (they would begin a query or a fragment, or end a user's name), so that it can set a
-# reporter's name apart from its identity.
+# Characters that no SPIFFE ID contains (they would begin a query or a fragment, or end a user's name), so that one can
+# separate a reporter's name from its identity.
 _RESERVED = frozenset("#?@")
 _HOST_LABEL = re.compile(r"\*|[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
@@ -36,12 +36,12 @@ def is_spiffe_id(name: str) -> bool:
 
 
 def is_host_name(name: str) -> bool:
-    """Return whether a name is one of a host; its labels may be `*`, and it may end with a dot."""
+    """Return whether a name is a host name; its labels may be `*`, and it may end with a dot."""
     return all(_HOST_LABEL.fullmatch(label) is not None for label in name.removesuffix(".").split("."))
 
 
 def plain_host(name: str) -> str:
-    """Return a host name as it is compared."""
+    """Return a host name in the form for comparison."""
     return name.lower().removesuffix(".")
 
 
@@ -51,10 +51,10 @@ def is_printable(name: str) -> bool:
 
 
 def check_pattern(pattern: str) -> None:
-    """Check that names can fit a pattern; surrounding white space does not matter, and an empty one is none.
+    """Check that names can match a pattern; surrounding white space is ignored, and an empty pattern is none.
 
     Raises:
-        ValueError: it holds something that is no printable ASCII character.
+        ValueError: it contains a character that is not printable ASCII.
     """
     pattern = pattern.strip()
     if pattern and not is_printable(pattern):
@@ -62,17 +62,17 @@ def check_pattern(pattern: str) -> None:
 
 
 def compile_pattern(pattern: str, separator: str) -> re.Pattern[str]:
-    """Return a pattern to be used with `fullmatch`; `*` does not cross the separator."""
+    """Return a regular expression for `fullmatch`; `*` does not cross the separator."""
     part = f"[^{re.escape(separator)}]*"
     pieces = re.split(r"(\*\*?)", pattern)
     return re.compile("".join({"*": part, "**": ".*"}.get(piece, re.escape(piece)) for piece in pieces))
 
 
 def name_matches(names: Sequence[str], pattern: str) -> bool:
-    """Return whether one of a server's names fits a pattern; an empty pattern takes every certificate.
+    """Return whether one of a server's names matches a pattern; an empty pattern accepts every certificate.
 
-    A pattern with `://` is one for SPIFFE IDs, and its `*` crosses `/`. Else it is one for host names and addresses; a
-    certificate may itself have a wildcard for the first label of a host name (RFC 6125).
+    A pattern with `://` is for SPIFFE IDs, and its `*` crosses `/`. Any other is for host names and addresses; a
+    certificate may itself have a wildcard as the first label of a host name (RFC 6125).
     """
     if not pattern:
         return True
@@ -87,7 +87,7 @@ def name_matches(names: Sequence[str], pattern: str) -> bool:
         if not is_host_name(name):
             continue
         plain = plain_host(name)
-        # The pattern's own `*` is one of the names that the certificate may stand for, not a host.
+        # A name with `*` is a wildcard of the certificate, not a host.
         if (wanted.fullmatch(plain) is not None and "*" not in plain) or plain == host:
             return True
         if "." in host and "*" not in host and plain == first_label_wild:
@@ -96,7 +96,7 @@ def name_matches(names: Sequence[str], pattern: str) -> bool:
 
 
 def names_in_certificate(pem: bytes) -> tuple[list[str], list[str]]:
-    """Return the SPIFFE IDs and the host names of a certificate that count.
+    """Return the valid SPIFFE IDs and host names of a certificate.
 
     As the X.509-SVID standard demands, a certificate with several URIs has no SPIFFE ID.
     """
@@ -109,7 +109,7 @@ def names_in_certificate(pem: bytes) -> tuple[list[str], list[str]]:
             elif tag == _DNS_NAME:
                 hosts.append(value.decode("latin-1"))
     except (ValueError, IndexError):
-        return [], []  # It was verified, so this is a certificate of a kind that is not known here: it names nobody.
+        return [], []  # It was verified, so its kind is unsupported here: it has no names.
     return [uri for uri in uris if len(uris) == 1 and is_spiffe_id(uri)], [host for host in hosts if is_host_name(host)]
 
 
@@ -132,7 +132,7 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield tag and content of each element in a row (DER, X.690).
 
     Raises:
-        ValueError, IndexError: the bytes are something else.
+        ValueError, IndexError: the bytes are not DER.
     """
     at = 0
     while at < len(der):
@@ -164,7 +164,7 @@ RULE_EXAMPLE = "spiffe://example.org/ns/*/proxy=172.16.0.0/16 fd00::/8"
 
 @dataclass(frozen=True, slots=True)
 class PeerRule:
-    """Peers whose name matches the pattern `peer` may report on addresses in `subnets`."""
+    """Rule: peers whose name matches the pattern `peer` may report on addresses in `subnets`."""
 
     peer: str
     subnets: tuple[Prefix, ...]
@@ -174,15 +174,15 @@ class PeerRule:
 
 
 def parse_rule(value: object) -> PeerRule:
-    """Read a rule: text `PEER=SUBNET SUBNET`, or a mapping with `peer` and a list `subnets`.
+    """Parse a rule: text `PEER=SUBNET SUBNET`, or a mapping with `peer` and a list `subnets`.
 
     Raises:
-        ValueError: it is none; the text says what is wrong.
+        ValueError: it is not a rule; the text names the fault.
     """
     if isinstance(value, PeerRule):
         return value
     if isinstance(value, str):
-        # Subnets hold no "=", a name might.
+        # A subnet contains no "=", a name may.
         peer, equals, subnets = value.rpartition("=")
         if not equals:
             raise ValueError(f"{value!r} is not a rule PEER=SUBNETS")

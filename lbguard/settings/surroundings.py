@@ -1,4 +1,4 @@
-"""Settings of the surroundings: the sources kernel, interposer and nsp, the manager's events, the mesh."""
+"""Groups of settings for other systems: sources `kernel`, `interposer`, `nsp`; the mesh and its manager's events."""
 
 import itertools
 from pathlib import Path
@@ -41,7 +41,7 @@ def parse_range(text: str) -> MarkRange:
     """Read `NAME=FIRST-LAST`.
 
     Raises:
-        ValueError: it is no range of marks.
+        ValueError: the text is not a range of marks.
     """
     name, _, marks = text.strip().partition("=")
     first, dash, last = marks.partition("-")
@@ -95,7 +95,7 @@ class KernelSourceSettings(BaseModel):
 
     @property
     def ranges(self) -> tuple[MarkRange, ...]:
-        """The ranges, as they were given."""
+        """The ranges, in the given order."""
         return tuple(parse_range(text) for text in self.streams)
 
 
@@ -201,7 +201,7 @@ class NspSettings(BaseModel):
 
 
 def check_place(settings: NspSettings) -> None:
-    """Check that it is said what is to be watched; for source nsp.
+    """Check that the conduit to watch is set, for source nsp.
 
     Raises:
         PydanticCustomError: a name is missing.

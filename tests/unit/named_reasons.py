@@ -107,7 +107,9 @@ def named_reasons() -> dict[str, set[str]]:
     core = "core/*.py"
     dropped = _found(_argument("Taken"), core) | _found(_returned_by("_out_of_order"), "core/opinions.py")
     ignored = (
-        _found(_key_of("ignored"), core) | _found(_key_of("_ignored"), core) | _found(_argument("_heard", 1), core)
+        _found(_key_of("ignored"), core)
+        | _found(_key_of("_ignored"), core)
+        | _found(_argument("_ignore_unless", 1), core)
     )
     mirror = "kernel/mirror.py"
     losses = _found(_argument("_lose"), mirror) | _found(_argument("_abandon"), mirror)

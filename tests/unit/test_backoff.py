@@ -96,7 +96,7 @@ def manager(enough: asyncio.Event, max_s: float) -> Coroutine[Any, Any, None]:
         parse_dial_address("unix:///nobody"),
         NobodyThere(enough),
         ConnectionScope(),
-        hear=lambda event: None,
+        on_event=lambda event: None,
         lose=lambda reason: None,
         backoff_max_s=max_s,
     ).run()

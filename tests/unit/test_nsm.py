@@ -67,101 +67,101 @@ def outdated(*ips: Ip, mac: bytes = b"") -> NeighborsOutdated:
 
 def test_a_closed_connection_outdates_the_entries_of_its_client_and_of_nobody_else() -> None:
     watch = watch_of()
-    watch.take(full_list(connection(), connection("c2", src=("172.16.0.12/32",))))
-    assert watch.take(delete(connection())) == [outdated(TARGET, TARGET6)]
+    watch.apply(full_list(connection(), connection("c2", src=("172.16.0.12/32",))))
+    assert watch.apply(delete(connection())) == [outdated(TARGET, TARGET6)]
 
 
 def test_a_delete_without_addresses_is_of_those_that_were_told_before() -> None:
     watch = watch_of(ConnectionScope(network_services=("lb-fe",)))
-    watch.take(full_list(connection()))
+    watch.apply(full_list(connection()))
     bare = pb.Connection(id="c1")
-    assert watch.take(delete(bare)) == [outdated(TARGET, TARGET6)]
+    assert watch.apply(delete(bare)) == [outdated(TARGET, TARGET6)]
 
 
 def test_a_delete_of_a_connection_that_was_never_told_counts_by_its_own_addresses() -> None:
-    assert watch_of().take(delete(connection())) == [outdated(TARGET, TARGET6)]
+    assert watch_of().apply(delete(connection())) == [outdated(TARGET, TARGET6)]
 
 
 def test_a_changed_interface_outdates_what_does_not_have_its_address_yet() -> None:
     watch = watch_of()
-    watch.take(full_list(connection()))
-    assert watch.take(update(connection(mac=MAC_B))) == [outdated(TARGET, TARGET6, mac=B)]
+    watch.apply(full_list(connection()))
+    assert watch.apply(update(connection(mac=MAC_B))) == [outdated(TARGET, TARGET6, mac=B)]
 
 
 def test_a_refresh_changes_nothing() -> None:
     watch = watch_of()
-    watch.take(full_list(connection()))
-    assert watch.take(update(connection())) == []
-    assert watch.take(update(connection(mac=""))) == []
-    assert watch.take(update(connection(state=pb.REFRESH_REQUESTED))) == []
+    watch.apply(full_list(connection()))
+    assert watch.apply(update(connection())) == []
+    assert watch.apply(update(connection(mac=""))) == []
+    assert watch.apply(update(connection(state=pb.REFRESH_REQUESTED))) == []
 
 
 def test_changed_addresses_outdate_those_that_are_gone_and_those_that_are_new() -> None:
     watch = watch_of()
-    watch.take(full_list(connection()))
-    told = watch.take(update(connection(src=("172.16.0.13/32", "fd00::11/128"))))
+    watch.apply(full_list(connection()))
+    told = watch.apply(update(connection(src=("172.16.0.13/32", "fd00::11/128"))))
     assert told == [outdated(TARGET), outdated(NEW, mac=A)]
 
 
 def test_a_new_connection_has_a_new_interface() -> None:
-    assert watch_of().take(update(connection(mac=""))) == [outdated(TARGET, TARGET6)]
-    assert watch_of().take(update(connection())) == [outdated(TARGET, TARGET6, mac=A)]
+    assert watch_of().apply(update(connection(mac=""))) == [outdated(TARGET, TARGET6)]
+    assert watch_of().apply(update(connection())) == [outdated(TARGET, TARGET6, mac=A)]
 
 
 def test_the_first_list_outdates_only_what_has_another_address() -> None:
-    told = watch_of().take(full_list(connection(), connection("c2", mac="", src=("172.16.0.12/32",))))
+    told = watch_of().apply(full_list(connection(), connection("c2", mac="", src=("172.16.0.12/32",))))
     assert told == [outdated(TARGET, TARGET6, mac=A)]
 
 
 def test_a_manager_that_is_back_with_the_same_connections_changes_nothing() -> None:
     watch = watch_of()
-    watch.take(full_list(connection()))
-    assert watch.take(full_list(connection())) == []
+    watch.apply(full_list(connection()))
+    assert watch.apply(full_list(connection())) == []
 
 
 def test_a_manager_that_started_anew_and_knows_nothing_yet_changes_nothing() -> None:
     watch = watch_of()
-    watch.take(full_list(connection(mac="")))
-    assert watch.take(full_list()) == []
-    assert watch.take(update(connection(mac=""))) == []
+    watch.apply(full_list(connection(mac="")))
+    assert watch.apply(full_list()) == []
+    assert watch.apply(update(connection(mac=""))) == []
 
 
 def test_an_interface_that_changed_while_the_manager_was_away_is_seen_in_its_list() -> None:
     watch = watch_of()
-    watch.take(full_list(connection()))
-    assert watch.take(full_list(connection(mac=MAC_B))) == [outdated(TARGET, TARGET6, mac=B)]
+    watch.apply(full_list(connection()))
+    assert watch.apply(full_list(connection(mac=MAC_B))) == [outdated(TARGET, TARGET6, mac=B)]
 
 
 def test_a_repair_without_a_told_address_outdates_too() -> None:
     watch = watch_of()
-    watch.take(full_list(connection(mac="")))
-    watch.take(update(connection(mac="", state=pb.DOWN)))
-    assert outdated(TARGET, TARGET6) in watch.take(update(connection(mac="")))
+    watch.apply(full_list(connection(mac="")))
+    watch.apply(update(connection(mac="", state=pb.DOWN)))
+    assert outdated(TARGET, TARGET6) in watch.apply(update(connection(mac="")))
 
 
 @pytest.mark.parametrize(
     "mac", ["", "no address", "00:00:00:00:00:00", "01:00:5e:00:00:01", "02:00:00:00:00", "ff" * 9]
 )
 def test_what_is_no_address_of_an_interface_is_none(mac: str) -> None:
-    assert watch_of().take(update(connection(mac=mac))) == [outdated(TARGET, TARGET6)]
+    assert watch_of().apply(update(connection(mac=mac))) == [outdated(TARGET, TARGET6)]
 
 
 def test_connections_of_nobody_we_know_are_of_no_interest() -> None:
     watch = watch_of()
     stranger = connection("c9", src=("10.0.0.1/32", *GARBAGE))
-    assert watch.take(update(stranger)) == watch.take(delete(stranger)) == []
+    assert watch.apply(update(stranger)) == watch.apply(delete(stranger)) == []
 
 
 def test_connections_out_of_scope_are_of_no_interest() -> None:
     watch = watch_of(ConnectionScope(network_services=("proxy.a",)))
-    assert watch.take(update(connection())) == watch.take(delete(connection())) == []
+    assert watch.apply(update(connection())) == watch.apply(delete(connection())) == []
     assert len(watch) == 0
 
 
 def test_memory_is_bounded() -> None:
     watch = watch_of(passages_max=3)
     for number in range(10):
-        watch.take(update(connection(f"c{number}", state=pb.DOWN)))
+        watch.apply(update(connection(f"c{number}", state=pb.DOWN)))
     assert len(watch) == 3
 
 
@@ -179,12 +179,12 @@ def verdicts(told: list[WatchEvent]) -> Iterator[tuple[VerdictState, ConnectionS
 @pytest.mark.parametrize("state", [pb.DOWN, pb.RESELECT_REQUESTED])
 def test_what_is_down_is_healing_once_until_it_is_up(state: "pb.State.ValueType") -> None:
     watch = watch_of()
-    watch.take(full_list(connection()))
-    ((healing, subject, heal_s),) = verdicts(watch.take(update(connection(state=state))))
+    watch.apply(full_list(connection()))
+    ((healing, subject, heal_s),) = verdicts(watch.apply(update(connection(state=state))))
     assert (healing, heal_s) == (VerdictState.HEALING, 15.0)
     assert (subject.peer_ips, subject.lb_ips) == ((TARGET, TARGET6), ())
-    assert watch.take(update(connection(state=state))) == []
-    ((ended, again, _),) = verdicts(watch.take(update(connection())))
+    assert watch.apply(update(connection(state=state))) == []
+    ((ended, again, _),) = verdicts(watch.apply(update(connection())))
     assert (ended, again) == (VerdictState.ENDED, subject)
 
 
@@ -193,7 +193,7 @@ def test_a_later_repair_is_of_a_later_generation() -> None:
     told = [
         event
         for state in (pb.DOWN, pb.UP, pb.DOWN)
-        for event in watch.take(update(connection(state=state)))
+        for event in watch.apply(update(connection(state=state)))
         if isinstance(event, VerdictReported)
     ]
     generations = [event.verdict.generation for event in told]
@@ -203,39 +203,39 @@ def test_a_later_repair_is_of_a_later_generation() -> None:
 
 def test_while_it_is_repaired_a_connection_may_have_no_addresses() -> None:
     watch = watch_of()
-    watch.take(full_list(connection()))
-    ((_, subject, _),) = verdicts(watch.take(update(connection(src=(), dst=(), mac="", state=pb.DOWN))))
+    watch.apply(full_list(connection()))
+    ((_, subject, _),) = verdicts(watch.apply(update(connection(src=(), dst=(), mac="", state=pb.DOWN))))
     assert subject.peer_ips == (TARGET, TARGET6)
 
 
 def test_a_close_in_the_middle_of_a_repair_takes_the_evidence_not_back() -> None:
     watch = watch_of()
-    watch.take(full_list(connection()))
-    watch.take(update(connection(state=pb.DOWN)))
-    assert list(verdicts(watch.take(delete(connection(state=pb.DOWN))))) == []
+    watch.apply(full_list(connection()))
+    watch.apply(update(connection(state=pb.DOWN)))
+    assert list(verdicts(watch.apply(delete(connection(state=pb.DOWN))))) == []
 
 
 def test_several_passages_are_one_connection() -> None:
     watch = watch_of()
-    watch.take(full_list(connection(passage="p1"), connection(passage="p2")))
-    down = watch.take(update(connection(state=pb.DOWN, passage="p1"), connection(state=pb.DOWN, passage="p2")))
+    watch.apply(full_list(connection(passage="p1"), connection(passage="p2")))
+    down = watch.apply(update(connection(state=pb.DOWN, passage="p1"), connection(state=pb.DOWN, passage="p2")))
     assert len(list(verdicts(down))) == 1
-    assert list(verdicts(watch.take(update(connection(passage="p1"))))) == []
-    assert [state for state, _, _ in verdicts(watch.take(update(connection(passage="p2"))))] == [VerdictState.ENDED]
+    assert list(verdicts(watch.apply(update(connection(passage="p1"))))) == []
+    assert [state for state, _, _ in verdicts(watch.apply(update(connection(passage="p2"))))] == [VerdictState.ENDED]
 
 
 def test_a_link_whose_far_end_we_are_is_healing() -> None:
     watch = watch_of()
     down = connection(src=("172.16.0.1/32",), dst=("172.16.0.2/32",), state=pb.DOWN)
-    ((_, subject, _),) = verdicts(watch.take(update(down)))
+    ((_, subject, _),) = verdicts(watch.apply(update(down)))
     assert (subject.lb_ips, subject.peer_ips) == ((OURS,), ())
 
 
 def test_a_repair_of_nobody_we_know_is_no_evidence() -> None:
     watch = watch_of()
     stranger = ("10.0.0.1/32",)
-    assert watch.take(update(connection(src=stranger, state=pb.DOWN))) == []
-    assert watch.take(update(connection(src=stranger))) == []
+    assert watch.apply(update(connection(src=stranger, state=pb.DOWN))) == []
+    assert watch.apply(update(connection(src=stranger))) == []
 
 
 @given(
@@ -258,7 +258,7 @@ def test_whatever_comes_each_repair_is_told_begun_before_it_is_told_ended(
     open_repairs: set[str] = set()
     for kind, id, passage, mac, src, state in steps:
         item = connection(id, mac=mac, src=src, state=state, passage=passage)
-        for event in watch.take(pb.ConnectionEvent(type=kind, connections={item.id: item})):
+        for event in watch.apply(pb.ConnectionEvent(type=kind, connections={item.id: item})):
             if isinstance(event, NeighborsOutdated):
                 assert event.ips
                 continue

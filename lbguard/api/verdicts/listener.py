@@ -87,7 +87,7 @@ class VerdictListener:
         if isinstance(api, CertificateFiles):
             return
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        told = ""
+        reported = ""
 
         def on_change() -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
@@ -105,10 +105,10 @@ class VerdictListener:
             except CredentialsError as error:
                 problem = str(error)
             if problem:
-                if problem != told:
+                if problem != reported:
                     _log.warning("no certificates from the Workload API; trying again", extra=fields(reason=problem))
                 await asyncio.sleep(_RETRY_S)
-            told = problem
+            reported = problem
 
     async def set_ready(self, ready: bool) -> None:
         """Set whether the service is ready (health service, name `Readiness`)."""

@@ -73,7 +73,7 @@ class _Peer(NamedTuple):
 @dataclass(slots=True, eq=False)
 class _Stream:
     replaced: "asyncio.Future[None]"
-    heard_at: float
+    received_at: float
     answers: "asyncio.Future[list[VerdictAnswered]] | None" = None
 
     def give_up(self) -> None:
@@ -198,7 +198,7 @@ class VerdictIntake:
 
     def idle_for_s(self, stream: _Stream) -> float:
         """Return for how long a stream has been silent."""
-        return self._clock() - stream.heard_at
+        return self._clock() - stream.received_at
 
     async def take(
         self, peer: _Peer, request: "_Request | _Unread", stream: _Stream | None = None
@@ -209,7 +209,7 @@ class VerdictIntake:
             InvalidField, Denied, LimitExceeded: nothing of it was taken.
         """
         if stream is not None:
-            stream.heard_at = self._clock()
+            stream.received_at = self._clock()
         if isinstance(request, _Unread):
             self._accounts.charge(peer.reporter, 1, self._clock())
             raise request.refusal

@@ -55,7 +55,7 @@ def snapshot(status: GuardStatus | None = None, *, trouble: str = "") -> Snapsho
     decisions = tuple(
         Watched(decision=item, wall_time=1_700_000_000.0 + number / 8, lost=0) for number, item in enumerate(taken)
     )
-    return Snapshot(status=status or recorded(), decisions=decisions, heard_at=HEARD_AT, trouble=trouble)
+    return Snapshot(status=status or recorded(), decisions=decisions, received_at=HEARD_AT, trouble=trouble)
 
 
 def screen(shown: Snapshot, *, later_s: float = 0.0, width: int = 120, height: int = 30) -> list[str]:

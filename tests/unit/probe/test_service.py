@@ -154,7 +154,7 @@ async def view_with_a_link(mac: bytes = OUR_MAC) -> KernelView:
     view = KernelView()
     link = LinkSeen(ifindex=4, name="nsm-0", up=True, mac=mac)
     address = AddressSeen(ifindex=4, ip=ip("10.0.0.2"), prefix_length=24)
-    view.take([KernelSnapshot(links=(link,), addresses=(address,))], 0.0)
+    view.observe([KernelSnapshot(links=(link,), addresses=(address,))], 0.0)
     return view
 
 
@@ -180,9 +180,9 @@ async def test_while_a_link_is_gone_its_mac_is_remembered_and_a_new_one_replaces
     view = await view_with_a_link()
     connections = (made("connection"),)
     assert resolve_links(connections, view)[0].mac == OUR_MAC
-    view.take([AddressGone(ifindex=4, ip=ip("10.0.0.2"), prefix_length=24), LinkGone(ifindex=4)], 0.0)
+    view.observe([AddressGone(ifindex=4, ip=ip("10.0.0.2"), prefix_length=24), LinkGone(ifindex=4)], 0.0)
     assert resolve_links(connections, view)[0].mac == OUR_MAC
-    view.take([LinkSeen(ifindex=5, name="nsm-0", up=True, mac=NEW_MAC)], 0.0)
+    view.observe([LinkSeen(ifindex=5, name="nsm-0", up=True, mac=NEW_MAC)], 0.0)
     assert resolve_links(connections, view)[0].mac == NEW_MAC
 
 

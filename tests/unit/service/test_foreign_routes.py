@@ -20,17 +20,17 @@ def default(table: int, gateway: bytes, metric: int = 0, protocol: int = BOOT) -
 
 def test_the_load_balancers_routes_tell_the_addresses_of_a_target() -> None:
     routes = TargetRoutes()
-    routes.hear([RouteSeen(route=default(5001, V6, 1024)), LinkGone(ifindex=9), RouteSeen(route=default(5001, V4))])
-    routes.hear([RouteSeen(route=default(5002, V4_NEW))])
+    routes.observe([RouteSeen(route=default(5001, V6, 1024)), LinkGone(ifindex=9), RouteSeen(route=default(5001, V4))])
+    routes.observe([RouteSeen(route=default(5002, V4_NEW))])
     assert routes.gateways(5001) == (V4, V6)
     assert routes.gateways(5003) == ()
-    routes.hear([RouteGone(route=default(5001, V6, 1024))])
+    routes.observe([RouteGone(route=default(5001, V6, 1024))])
     assert routes.gateways(5001) == (V4,)
 
 
 def test_ours_and_those_that_lead_nowhere_do_not_count() -> None:
     routes = TargetRoutes()
-    routes.hear(
+    routes.observe(
         [
             RouteSeen(route=default(5001, V4, ROUTE_METRIC, ROUTE_PROTOCOL)),
             RouteSeen(route=Route(5001, True, RouteKind.BLACKHOLE, BLACKHOLE_METRIC, protocol=BOOT)),
@@ -43,20 +43,20 @@ def test_ours_and_those_that_lead_nowhere_do_not_count() -> None:
 def test_a_new_address_takes_the_place_of_the_old_one() -> None:
     """The kernel does not tell that an IPv4 route went with its link; the next one of its kind does."""
     routes = TargetRoutes()
-    routes.hear([RouteSeen(route=default(5001, V4)), RouteSeen(route=default(5001, V4_NEW))])
+    routes.observe([RouteSeen(route=default(5001, V4)), RouteSeen(route=default(5001, V4_NEW))])
     assert routes.gateways(5001) == (V4_NEW,)
-    routes.hear([RouteGone(route=default(5001, V4))])
+    routes.observe([RouteGone(route=default(5001, V4))])
     assert routes.gateways(5001) == (V4_NEW,)
-    routes.hear([RouteSeen(route=default(5001, V4, 50))])
+    routes.observe([RouteSeen(route=default(5001, V4, 50))])
     assert routes.gateways(5001) == (V4_NEW,), "the better metric is the one that the kernel takes"
 
 
 def test_a_full_view_replaces_everything() -> None:
     routes = TargetRoutes()
-    routes.hear([RouteSeen(route=default(5001, V4))])
+    routes.observe([RouteSeen(route=default(5001, V4))])
     assert not routes.known
     assert routes.routes() is None
-    routes.hear([KernelSnapshot(routes=(default(5002, V6, 1024), default(5003, V4, 2048, ROUTE_PROTOCOL)))])
+    routes.observe([KernelSnapshot(routes=(default(5002, V6, 1024), default(5003, V4, 2048, ROUTE_PROTOCOL)))])
     assert routes.known
     assert routes.gateways(5001) == ()
     assert routes.gateways(5002) == (V6,)
@@ -98,13 +98,13 @@ def test_what_is_local_is_shown_and_said_once(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO)
     watch = LocalVips(lambda: (A, B), lambda: ())
     local = [parse_prefix(text) for text in ("127.0.0.0/8", "fe80::1/128", "20.0.0.1/32", "2000::7/128")]
-    watch.take(())
+    watch.compare(())
     assert watch.add_to(status()) == status()
-    watch.take(local)
-    watch.take(local)
+    watch.compare(local)
+    watch.compare(local)
     assert [stream.local_vips for stream in watch.add_to(status()).streams] == [("20.0.0.1/32", "2000::/64"), ()]
     assert [record.message for record in caplog.records] == ["VIP is local: its packets reach no target"] * 2
     caplog.clear()
-    watch.take(local[:3])
+    watch.compare(local[:3])
     assert [stream.local_vips for stream in watch.add_to(status()).streams] == [("20.0.0.1/32",), ()]
     assert [record.message for record in caplog.records] == ["VIP is local no more"]

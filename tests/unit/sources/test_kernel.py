@@ -53,8 +53,8 @@ class Balancer:
         )
 
     def hear(self, *events: ev.Event) -> None:
-        self.routes.hear(events)
-        self.source.hear_kernel(events)
+        self.routes.observe(events)
+        self.source.observe_kernel(events)
 
     def add(self, mark: int, *gateways: Ip) -> None:
         for gateway in gateways:

@@ -50,7 +50,7 @@ class NotingEngine(Engine):
 class Journal:
     """Hears everything and keeps nothing."""
 
-    def told(self, effect: Effect, now: float) -> None:
+    def reported(self, effect: Effect, now: float) -> None:
         pass
 
     def performed(self, effect: Effect) -> None:
