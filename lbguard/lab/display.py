@@ -35,6 +35,9 @@ class Slot:
 DECIDING_NUMBERS = ("broken", "moved", "median", "longest")
 REMOVED = "removed in"
 """Only where something is removed."""
+NEW_DECIDING = ("new waited", "new broken")
+NEW_NUMBERS = ("new", *NEW_DECIDING, "longest connect")
+"""Only where new connections are opened."""
 ALL_NUMBERS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap")
 
 
@@ -49,6 +52,8 @@ class Display:
         self._several = len({slot.distribution for slot in slots}) > 1
         self._wide = console.width >= WIDE
         self._names = ALL_NUMBERS if self._wide else DECIDING_NUMBERS
+        if any(BY_NAME[slot.scenario].newcomers for slot in slots):
+            self._names = (*self._names, *(NEW_NUMBERS if self._wide else NEW_DECIDING))
         if any(shows_removals(slot.scenario) for slot in slots):
             self._names = (*self._names, REMOVED)
         self._started = time.monotonic()
@@ -87,6 +92,7 @@ class Display:
                 run.error
                 or f"{measured.opened} connections, {broken_text(run)} broken, {measured.moved} moved, "
                 f"median gap {measured.median_gap_s:.2f} s, longest {measured.longest_gap_s:.2f} s"
+                f"{newcomers_text(run)}"
             )
             self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {numbers}")
 
@@ -136,6 +142,7 @@ class Display:
 
 def _numbers(run: Run) -> dict[str, str | Text]:
     measured = run.measured
+    new = measured.new_opened
     median, longest = gap_text(measured.median_gap_s), gap_text(measured.longest_gap_s)
     return {
         "opened": str(measured.opened),
@@ -147,6 +154,14 @@ def _numbers(run: Run) -> dict[str, str | Text]:
         "median": median,
         "longest gap": longest,
         "longest": longest,
+        "new": str(new) if new else "-",
+        "new waited": Text(str(measured.new_waited), style="bold red" if measured.new_waited else "green")
+        if new
+        else "-",
+        "new broken": Text(str(measured.new_broken), style="bold red" if measured.new_broken else "green")
+        if new
+        else "-",
+        "longest connect": gap_text(measured.new_longest_connect_s),
         REMOVED: removal_text(run),
     }
 
@@ -169,6 +184,17 @@ def broken_text(run: Run) -> str:
     if measured.lost_connections == 0:
         return str(measured.broken)
     return f"{measured.broken} +{measured.lost_broken} lost"
+
+
+def newcomers_text(run: Run) -> str:
+    """Return what became of the new connections, to follow other numbers; empty where none was opened."""
+    measured = run.measured
+    if measured.new_opened == 0:
+        return ""
+    return (
+        f"; {measured.new_opened} new ones, {measured.new_waited} waited (longest connect"
+        f" {measured.new_longest_connect_s:.2f} s), {measured.new_broken} broken"
+    )
 
 
 def shows_removals(scenario: str) -> bool:
@@ -217,6 +243,11 @@ LEGEND = """\
 withdraw: what a load balancer does today, it takes targets out as soon as their link is gone. lbguard: this project.
 opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks, and those
 that broke because others were withdrawn, which moves some slots of every target today.
-broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, counted apart.
+broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, or only after the
+window, counted apart.
 moved: their packets reached another target, which refused them. UDP lost: datagrams without an answer.
 median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors."""
+
+NEW_LEGEND = """\
+new: TCP connections that are opened during the scenario, one every 20 ms, and live on. new waited: took over 100 ms to
+be connected. new broken: reset, silent for the rest of the run, or answered by two targets."""

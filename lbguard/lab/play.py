@@ -18,7 +18,7 @@ from lbguard.lab.meridio_scenarios import AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind, NfqlbProcess, kind_here, search_path
 from lbguard.lab.scenarios import Do, Scenario, Step
 from lbguard.lab.topology import LB_HOST, MAX_TARGETS, STREAM, Chain
-from lbguard.lab.traffic import TrafficResult
+from lbguard.lab.traffic import NEW_MAX, TrafficResult
 
 if TYPE_CHECKING:
     from lbguard.lab.mesh import Mesh
@@ -63,6 +63,11 @@ class Run:
     lb: LbFacts | None = None
     resets_sent: dict[str, int] = field(default_factory=dict)
     error: str = ""
+
+    @property
+    def stepped(self) -> float:
+        """When the first step was done; new connections count from then on."""
+        return self.steps[0][0] if self.steps else self.started
 
     @property
     def kept(self) -> bool:
@@ -124,8 +129,9 @@ class _Player:
         self._setup = setup
         self._run = run
         self._progress = progress
-        self._chain = Chain(setup.proxies, setup.targets_per_proxy, scenario.dad, setup.max_targets)
-        self._proxies = tuple(range(1, setup.proxies + 1))
+        proxies = max(setup.proxies, scenario.proxies_min)
+        self._chain = Chain(proxies, setup.targets_per_proxy, scenario.dad, setup.max_targets)
+        self._proxies = tuple(range(1, proxies + 1))
         self._mesh: Mesh | None = None
 
     async def play(self, stack: contextlib.AsyncExitStack) -> None:
@@ -170,22 +176,22 @@ class _Player:
 
     async def _make_controller(self, stack: contextlib.AsyncExitStack, targets_file: Path) -> Controller | MeridioLb:
         setup, run, namespace = self._setup, self._run, self._chain.lb
-        recorded: dict[str, str] = {}
+        settings = dict(self._scenario.settings)
         if setup.recording is not None:
-            recorded = {
+            settings |= {
                 "LBGUARD_RECORDING__ENABLED": "true",
                 "LBGUARD_RECORDING__DIRECTORY": str(setup.recording / f"{run.scenario}-{run.distribution}"),
             }
         if run.distribution is not Distribution.NFQLB:
-            return Controller(run.column, run.distribution, namespace, targets_file, settings=recorded)
+            return Controller(run.column, run.distribution, namespace, targets_file, settings=settings)
         run.nfqlb = setup.nfqlb
         nfqlb = NfqlbProcess(namespace, STREAM, setup.max_targets, search_path(setup.nfqlb, setup.work_dir))
         stack.push_async_callback(nfqlb.stop)
         if setup.topology is Topology.MERIDIO:
             directory = setup.work_dir / "meridio"
-            return MeridioLb(run.column, nfqlb, namespace, targets_file, directory, settings=recorded)
+            return MeridioLb(run.column, nfqlb, namespace, targets_file, directory, settings=settings)
         await nfqlb.start()
-        return Controller(run.column, run.distribution, namespace, targets_file, settings=recorded)
+        return Controller(run.column, run.distribution, namespace, targets_file, settings=settings, search=nfqlb.search)
 
     def _server_argv(self) -> list[str]:
         spaces = {str(place.identifier): self._chain.target(place.identifier).name for place in self._chain.places}
@@ -194,7 +200,12 @@ class _Player:
     async def _with_traffic(self) -> None:
         setup, run = self._setup, self._run
         result_file = setup.work_dir / "result.json"
-        options = {"connections": setup.connections, "flows": setup.flows, "result": str(result_file)}
+        options = {
+            "connections": setup.connections,
+            "flows": setup.flows,
+            "newcomers": NEW_MAX if self._scenario.newcomers else 0,
+            "result": str(result_file),
+        }
         argv = [sys.executable, "-m", "lbguard.lab.traffic_client", json.dumps(options)]
         async with _process(self._chain.client.command(*argv)) as client:
             await _expect(client, "ready")
@@ -247,6 +258,9 @@ class _Player:
         if isinstance(self._controller, MeridioLb):
             commands[Do.REMOVE_TARGET] = partial(self._controller.remove, step.number)
             commands[Do.ADD_TARGET] = partial(self._controller.add, step.number)
+        else:
+            commands[Do.STOP_CONTROLLER] = self._controller.suspend
+            commands[Do.CONTINUE_CONTROLLER] = self._controller.resume
         if step.do in changes:
             await asyncio.to_thread(changes[step.do], step.number)
         if step.do in commands:
@@ -259,8 +273,9 @@ class _Player:
         behind = self._chain.behind(scenario.disturbed_proxies(self._proxies))
         return Scope(
             disturbed=behind | frozenset(scenario.targets),
-            lost=self._chain.behind(scenario.lost_proxies),
+            lost=self._chain.behind(scenario.lost_proxies) | frozenset(scenario.lost_targets),
             family=scenario.family,
+            stepped=self._run.stepped,
         )
 
 
