@@ -13,7 +13,8 @@ from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, NEW_LEGEND, Display, Slo
 from lbguard.lab.meridio_scenarios import SCENARIOS, AgainstToday, select
 from lbguard.lab.play import Run, Setup, play
 from lbguard.lab.sandbox import SandboxError
-from lbguard.lab.scenarios import DEFAULT, Scenario, UnknownScenarioError
+from lbguard.lab.scenario_model import Scenario
+from lbguard.lab.scenarios import DEFAULT, UnknownScenarioError
 from lbguard.lab.topology import MAX_TARGETS, MAX_TARGETS_UNPRIVILEGED
 from lbguard.printable import printable
 from lbguard.telemetry.console import TextConsole

@@ -16,7 +16,7 @@ from lbguard.lab.measure import Decided, Measurement, Scope, count_decisions, me
 from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts
 from lbguard.lab.meridio_scenarios import AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind, NfqlbProcess, kind_here, search_path
-from lbguard.lab.scenarios import Do, Scenario, Step
+from lbguard.lab.scenario_model import Do, Scenario, Step
 from lbguard.lab.topology import LB_HOST, MAX_TARGETS, STREAM, Chain
 from lbguard.lab.traffic import NEW_MAX, TrafficResult
 
@@ -249,6 +249,7 @@ class _Player:
             Do.CUT_DATAPATH_IPV6: lambda proxy: chain.filter_datapath(proxy, "ether type ip6"),
             Do.LOSE_PACKETS: lambda proxy: chain.filter_datapath(proxy, f"numgen random mod 100 < {LOST_PERCENT}"),
             Do.MEND_DATAPATH: chain.mend_datapath,
+            Do.DISABLE_LB_IPV6: chain.disable_lb_ipv6,
             Do.CHANGE_ADDRESSES: lambda proxy: chain.change_lb_addresses(proxy, LB_HOST + 1),
         }
         commands: dict[Do, Callable[[], Awaitable[None]]] = {
@@ -273,7 +274,7 @@ class _Player:
         behind = self._chain.behind(scenario.disturbed_proxies(self._proxies))
         return Scope(
             disturbed=behind | frozenset(scenario.targets),
-            lost=self._chain.behind(scenario.lost_proxies) | frozenset(scenario.lost_targets),
+            lost=self._chain.behind(scenario.lost_proxies),
             family=scenario.family,
             stepped=self._run.stepped,
         )

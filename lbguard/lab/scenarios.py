@@ -1,86 +1,8 @@
-"""Scenarios of the lab: each as data (what happens when, to whom) and the promise lbguard makes for it."""
+"""Scenarios of the chain, those of flow affinity included, and how they are selected."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-
+from lbguard.lab.affinity_scenarios import AFFINITY
 from lbguard.lab.promise import Promise
-
-
-class Do(StrEnum):
-    """One thing done to the chain or to the process that guards it."""
-
-    DELETE_LB_LINK = "delete-lb-link"
-    CREATE_LB_LINK = "create-lb-link"
-    DELETE_SUPERSEDED_LINK = "delete-superseded-link"
-    DELETE_TARGET_LINK = "delete-target-link"
-    CREATE_TARGET_LINK = "create-target-link"
-    BLOCK_TARGET_IPV6 = "block-target-ipv6"
-    UNBLOCK_TARGET_IPV6 = "unblock-target-ipv6"
-    KILL_CONTROLLER = "kill-controller"
-    START_CONTROLLER = "start-controller"
-    STOP_CONTROLLER = "stop-controller"
-    CONTINUE_CONTROLLER = "continue-controller"
-    REMOVE_TARGET = "remove-target"
-    ADD_TARGET = "add-target"
-    CUT_DATAPATH = "cut-datapath"
-    CUT_DATAPATH_IPV6 = "cut-datapath-ipv6"
-    LOSE_PACKETS = "lose-packets"
-    MEND_DATAPATH = "mend-datapath"
-    CHANGE_ADDRESSES = "change-addresses"
-    TELL_MESH_HEALS = "tell-mesh-heals"
-    TELL_MESH_HEALED = "tell-mesh-healed"
-    CLOSE_CONNECTION = "close-connection"
-    REPORT_LATE = "report-late"
-    STARVE_MONITORS = "starve-monitors"
-    FEED_MONITORS = "feed-monitors"
-    LIE = "lie"
-    STOP_LYING = "stop-lying"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One action, `at_s` seconds after the scenario starts. `number` is a proxy or a target (1..), by the action."""
-
-    at_s: float
-    do: Do
-    number: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
-    """One scenario.
-
-    `proxies` and `targets` name who is disturbed. Targets behind `lost_proxies`, and `lost_targets`, never come back in
-    the disturbed `family`, or only after the grace window. `dad` leaves IPv6 duplicate address detection on, as the
-    kernel has it by default.
-    `monitored`: real monitors run in the proxies' namespaces, and report to lbguard.
-    `newcomers`: a new connection is opened every 20 ms, beside the long-lived ones. `settings` are environment
-    variables for lbguard. `proxies_min`: the chain has so many proxies at least.
-    `steps` makes the actions from the outage (seconds) and the proxies of the chain; `observe_s` is how long traffic is
-    watched after the last step.
-    """
-
-    name: str
-    sentence: str
-    promise: Promise
-    steps: Callable[[float, tuple[int, ...]], list[Step]]
-    observe_s: float
-    proxies: tuple[int, ...] | None = (1,)
-    targets: tuple[int, ...] = ()
-    family: int | None = None
-    lost_proxies: tuple[int, ...] = ()
-    lost_targets: tuple[int, ...] = ()
-    dad: bool = False
-    monitored: bool = False
-    newcomers: bool = False
-    settings: Mapping[str, str] = field(default_factory=dict)
-    proxies_min: int = 0
-
-    def disturbed_proxies(self, proxies: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the proxies whose targets are disturbed (`None` in the data means every one)."""
-        return proxies if self.proxies is None else self.proxies
-
+from lbguard.lab.scenario_model import Do, Scenario, Step, recreate
 
 HELD = Promise(median_over_outage_s=1.0)
 FLAPS = 5
@@ -95,25 +17,16 @@ TROUBLE_S = 10.0
 LATE_REPORTS = 6
 SLOW_HEAL_S = 5.0
 """Longer than the default grace window (3 s), shorter than the mesh is said to need (15 s)."""
-LONG_OUTAGE_S = 4.0
-"""Longer than a client waits before it repeats a SYN twice."""
-PATIENT_S, HASTY_S = 10.0, 1.0
-"""Grace windows: longer and shorter than the long outage."""
-FEW_FLOWS = 20
 CUT_NOTICED_S = 9.0
 """Two silent rounds, a neighbour that answered just before, the grace window, and what a busy machine adds."""
 
 
-def _recreate(proxy: int, at_s: float, outage_s: float) -> list[Step]:
-    return [Step(at_s, Do.DELETE_LB_LINK, proxy), Step(at_s + outage_s, Do.CREATE_LB_LINK, proxy)]
-
-
 def _lb_link(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    return _recreate(1, 0.0, outage_s)
+    return recreate(1, 0.0, outage_s)
 
 
 def _lb_link_all(outage_s: float, proxies: tuple[int, ...]) -> list[Step]:
-    steps = [step for proxy in proxies for step in _recreate(proxy, 0.0, outage_s)]
+    steps = [step for proxy in proxies for step in recreate(proxy, 0.0, outage_s)]
     return sorted(steps, key=lambda step: step.at_s)
 
 
@@ -127,7 +40,7 @@ def _double_link(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
 
 def _flap(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
     down_s = min(outage_s, FLAP_DOWN_MAX_S)
-    return [step for flap in range(FLAPS) for step in _recreate(1, flap * FLAP_PERIOD_S, down_s)]
+    return [step for flap in range(FLAPS) for step in recreate(1, flap * FLAP_PERIOD_S, down_s)]
 
 
 def _link_gone(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
@@ -141,7 +54,7 @@ def _one_family(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
 def _guard_crash(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
     # Whoever supervises it starts it again at once.
     crash = [Step(outage_s / 10, Do.KILL_CONTROLLER), Step(outage_s / 10, Do.START_CONTROLLER)]
-    return sorted(_recreate(1, 0.0, outage_s) + crash, key=lambda step: step.at_s)
+    return sorted(recreate(1, 0.0, outage_s) + crash, key=lambda step: step.at_s)
 
 
 def _datapath_cut(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
@@ -181,40 +94,8 @@ def _lying_proxy(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
     return [Step(0.0, Do.LIE), Step(TROUBLE_S, Do.STOP_LYING)]
 
 
-def _long_outage(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    return _recreate(1, 0.0, LONG_OUTAGE_S)
-
-
-def _second_incident(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    return sorted(_recreate(1, 0.0, LONG_OUTAGE_S) + _recreate(2, 2.0, LONG_OUTAGE_S), key=lambda step: step.at_s)
-
-
-def _guard_stopped(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    return [
-        Step(0.0, Do.STOP_CONTROLLER),
-        Step(0.2, Do.DELETE_LB_LINK, 1),
-        Step(0.2 + LONG_OUTAGE_S, Do.CREATE_LB_LINK, 1),
-        Step(1.2 + LONG_OUTAGE_S, Do.CONTINUE_CONTROLLER),
-    ]
-
-
-def _affinity_restart(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    # After the withdrawal, so that the flows of the meantime are held by the map alone when the targets are taken back.
-    crash = [Step(LONG_OUTAGE_S / 2, Do.KILL_CONTROLLER), Step(LONG_OUTAGE_S * 0.7, Do.START_CONTROLLER)]
-    return sorted(_recreate(1, 0.0, LONG_OUTAGE_S) + crash, key=lambda step: step.at_s)
-
-
-def _one_family_gone(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    return [Step(0.0, Do.BLOCK_TARGET_IPV6, 1)]
-
-
-def _with_affinity(window_s: float, **others: str) -> dict[str, str]:
-    """Return the settings of lbguard with flow affinity and a grace window."""
-    return {"LBGUARD_AFFINITY__MODE": "incident", "LBGUARD_GRACE__WINDOW": f"{window_s:g}s", **others}
-
-
 def _rolling(outage_s: float, proxies: tuple[int, ...]) -> list[Step]:
-    return [step for turn, proxy in enumerate(proxies) for step in _recreate(proxy, turn * (outage_s + 2.5), outage_s)]
+    return [step for turn, proxy in enumerate(proxies) for step in recreate(proxy, turn * (outage_s + 2.5), outage_s)]
 
 
 ALL = (
@@ -364,77 +245,7 @@ ALL = (
         observe_s=4.0,
         proxies=None,
     ),
-    Scenario(
-        name="newcomers",
-        sentence="One link is away for four seconds, less than the grace window; new connections are opened meanwhile.",
-        promise=Promise(new_waited_max=0, new_broken_max=0),
-        steps=_long_outage,
-        observe_s=6.0,
-        newcomers=True,
-        settings=_with_affinity(PATIENT_S),
-    ),
-    Scenario(
-        name="readmit",
-        sentence="One link is away for four seconds with a window of one: its targets are withdrawn and taken back.",
-        promise=Promise(new_waited_max=0, new_broken_max=0),
-        steps=_long_outage,
-        observe_s=6.0,
-        lost_proxies=(1,),
-        newcomers=True,
-        settings=_with_affinity(HASTY_S),
-    ),
-    Scenario(
-        name="second-incident",
-        sentence="One link is away for four seconds; two seconds later, so is that of targets that took over for it.",
-        promise=Promise(new_waited_max=0, new_broken_max=0),
-        steps=_second_incident,
-        observe_s=6.0,
-        proxies=(1, 2),
-        newcomers=True,
-        settings=_with_affinity(PATIENT_S),
-        proxies_min=3,
-    ),
-    Scenario(
-        name="affinity-full",
-        sentence="As newcomers, but lbguard may remember twenty flows only; the others are no worse off than without.",
-        promise=Promise(new_broken_max=0),
-        steps=_long_outage,
-        observe_s=6.0,
-        newcomers=True,
-        settings=_with_affinity(PATIENT_S, LBGUARD_AFFINITY__MAX_FLOWS=str(FEW_FLOWS)),
-    ),
-    Scenario(
-        name="guard-stopped",
-        sentence="As newcomers; the controlling process stands still (SIGSTOP) from before the outage until after it.",
-        promise=Promise(new_waited_max=0, new_broken_max=0),
-        steps=_guard_stopped,
-        observe_s=6.0,
-        newcomers=True,
-        settings=_with_affinity(PATIENT_S),
-    ),
-    Scenario(
-        name="affinity-restart",
-        sentence="As readmit, and the controlling process is killed (kill -9) after the withdrawal and started again.",
-        promise=Promise(new_waited_max=0, new_broken_max=0),
-        steps=_affinity_restart,
-        observe_s=6.0,
-        lost_proxies=(1,),
-        newcomers=True,
-        settings=_with_affinity(HASTY_S),
-    ),
-    Scenario(
-        name="one-family-gone",
-        sentence="One target hears no IPv6 any more, for good, while its IPv4 works.",
-        promise=Promise(new_broken_max=0),
-        steps=_one_family_gone,
-        observe_s=15.0,
-        proxies=(),
-        targets=(1,),
-        family=6,
-        lost_targets=(1,),
-        newcomers=True,
-        settings=_with_affinity(3.0),
-    ),
+    *AFFINITY,
 )
 BY_NAME = {scenario.name: scenario for scenario in ALL}
 DEFAULT = ("lb-link", "target-link", "link-gone")

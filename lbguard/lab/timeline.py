@@ -9,7 +9,7 @@ from statistics import median
 
 from lbguard.lab.measure import WAITED_OVER_S, connect_s, is_stalled, newcomers
 from lbguard.lab.play import Run
-from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.scenario_model import Do, Step
 from lbguard.lab.traffic import BIN_S, OPEN, Channel, TrafficResult
 from lbguard.printable import html_text
 
@@ -29,6 +29,7 @@ _GOES = {
     Do.DELETE_LB_LINK: "LB link to proxy {}",
     Do.DELETE_TARGET_LINK: "link of target {}",
     Do.BLOCK_TARGET_IPV6: "IPv6 of target {}",
+    Do.DISABLE_LB_IPV6: "IPv6 of the link to proxy {}",
     Do.KILL_CONTROLLER: "controller",
     Do.STOP_CONTROLLER: "controller",
     Do.REMOVE_TARGET: "registration of target {}",

@@ -7,7 +7,8 @@ import pytest
 
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.play import Run, Setup, play
-from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS, Do
+from lbguard.lab.scenario_model import Do
+from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
 from lbguard.tuning.candidates import round_up, with_margin

@@ -7,7 +7,7 @@ from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run
-from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.scenario_model import Do, Step
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
 from tests.unit.hostile import HOSTILE
 

@@ -5,17 +5,8 @@ import pytest
 
 from lbguard.lab.measure import Decided, Measurement
 from lbguard.lab.promise import Promise
-from lbguard.lab.scenarios import (
-    ALL,
-    BY_NAME,
-    FAMILY_OUTAGE_S,
-    LATE_REPORTS,
-    SLOW_HEAL_S,
-    Do,
-    Scenario,
-    UnknownScenarioError,
-    select,
-)
+from lbguard.lab.scenario_model import Do, Scenario
+from lbguard.lab.scenarios import ALL, BY_NAME, FAMILY_OUTAGE_S, LATE_REPORTS, SLOW_HEAL_S, UnknownScenarioError, select
 
 GOOD = Measurement(opened=200, disturbed=100, median_gap_s=0.9, longest_gap_s=1.0)
 PROXIES = (1, 2, 3)

@@ -1,6 +1,6 @@
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.play import Run
-from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.scenario_model import Do, Step
 from lbguard.lab.timeline import BEFORE_S, answer_series, answers_top, channel_marks, draw, link_lanes, state_lanes
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
 
