@@ -35,9 +35,11 @@ class Slot:
 DECIDING_NUMBERS = ("broken", "moved", "median", "longest")
 REMOVED = "removed in"
 """Only where something is removed."""
-NEW_DECIDING = ("new waited", "new broken")
-NEW_NUMBERS = ("new", *NEW_DECIDING, "longest connect")
+DECIDING_WITH_NEW = ("broken", "longest", "new ones")
+NEW_NUMBERS = ("new", "new waited", "new broken", "longest connect")
 """Only where new connections are opened."""
+NEW_WIDTH, SEVERAL_WIDTH = 36, 18
+"""Characters that these numbers add to the width of the table, and with them the names of several distributors."""
 ALL_NUMBERS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap")
 
 
@@ -50,10 +52,12 @@ class Display:
         self._phases: dict[Slot, tuple[str, float]] = {}
         self._runs: dict[Slot, Run] = {}
         self._several = len({slot.distribution for slot in slots}) > 1
-        self._wide = console.width >= WIDE
+        with_new = any(BY_NAME[slot.scenario].newcomers for slot in slots)
+        extra = NEW_WIDTH + (SEVERAL_WIDTH if self._several else 0) if with_new else 0
+        self._wide = console.width >= WIDE + extra
         self._names = ALL_NUMBERS if self._wide else DECIDING_NUMBERS
-        if any(BY_NAME[slot.scenario].newcomers for slot in slots):
-            self._names = (*self._names, *(NEW_NUMBERS if self._wide else NEW_DECIDING))
+        if with_new:
+            self._names = (*self._names, *NEW_NUMBERS) if self._wide else DECIDING_WITH_NEW
         if any(shows_removals(slot.scenario) for slot in slots):
             self._names = (*self._names, REMOVED)
         self._started = time.monotonic()
@@ -142,7 +146,6 @@ class Display:
 
 def _numbers(run: Run) -> dict[str, str | Text]:
     measured = run.measured
-    new = measured.new_opened
     median, longest = gap_text(measured.median_gap_s), gap_text(measured.longest_gap_s)
     return {
         "opened": str(measured.opened),
@@ -154,15 +157,24 @@ def _numbers(run: Run) -> dict[str, str | Text]:
         "median": median,
         "longest gap": longest,
         "longest": longest,
-        "new": str(new) if new else "-",
-        "new waited": Text(str(measured.new_waited), style="bold red" if measured.new_waited else "green")
-        if new
-        else "-",
-        "new broken": Text(str(measured.new_broken), style="bold red" if measured.new_broken else "green")
-        if new
-        else "-",
-        "longest connect": gap_text(measured.new_longest_connect_s),
+        **_newcomer_numbers(run),
         REMOVED: removal_text(run),
+    }
+
+
+def _newcomer_numbers(run: Run) -> dict[str, str | Text]:
+    measured = run.measured
+    if measured.new_opened == 0:
+        return dict.fromkeys((*NEW_NUMBERS, "new ones"), "-")
+    waited, broken = (
+        (str(count), "bold red" if count else "green") for count in (measured.new_waited, measured.new_broken)
+    )
+    return {
+        "new": str(measured.new_opened),
+        "new waited": Text(*waited),
+        "new broken": Text(*broken),
+        "longest connect": gap_text(measured.new_longest_connect_s),
+        "new ones": Text.assemble(waited, " waited\n", broken, " broken"),
     }
 
 

@@ -168,7 +168,7 @@ def newcomers(result: TrafficResult, stepped: float) -> list[Channel]:
 
 def connect_s(channel: Channel, ended: float) -> float:
     """Return how long a new connection took to be connected; one that never was, how long it waited."""
-    return ended - channel.opened_at if channel.connect_s is None else channel.connect_s
+    return (channel.ended_at or ended) - channel.opened_at if channel.connect_s is None else channel.connect_s
 
 
 def _count(channels: Sequence[Channel], condition: Callable[[Channel], bool]) -> int:

@@ -275,7 +275,8 @@ def channel_marks(channel: Channel, ended: float) -> list[Interval]:
     if channel.opened_at and not channel.answered:
         since = channel.opened_at + connect_s(channel, ended)
     if channel.ending != OPEN:
-        marks.append((since, channel.ended_at, "gap"))
+        if channel.ended_at > since:
+            marks.append((since, channel.ended_at, "gap"))
         marks.append((channel.ended_at, ended, "broken"))
     elif is_stalled(channel, ended):
         marks.append((since, ended, "stalled"))
