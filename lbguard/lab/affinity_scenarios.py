@@ -84,7 +84,7 @@ AFFINITY = (
     ),
     Scenario(
         name="guard-stopped",
-        sentence="As newcomers; the controlling process stands still (SIGSTOP) from before the outage until after it.",
+        sentence="As newcomers; the controlling process is stopped (SIGSTOP) from before the outage until after it.",
         promise=Promise(new_waited_max=0, new_broken_max=0),
         steps=_guard_stopped,
         observe_s=6.0,

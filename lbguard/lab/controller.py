@@ -122,11 +122,11 @@ class Controller:
         await self._ended()
 
     async def suspend(self) -> None:
-        """Have the process stand still (SIGSTOP)."""
+        """Stop the process until `resume` (SIGSTOP)."""
         self.send_signal(signal.SIGSTOP)
 
     async def resume(self) -> None:
-        """Let the process go on (SIGCONT)."""
+        """Continue a stopped process (SIGCONT)."""
         self.send_signal(signal.SIGCONT)
 
     async def stop(self) -> None:

@@ -66,7 +66,7 @@ class Run:
 
     @property
     def stepped(self) -> float:
-        """When the first step was done; new connections count from then on."""
+        """Time at which the first step was done; new connections count from then on."""
         return self.steps[0][0] if self.steps else self.started
 
     @property
