@@ -248,7 +248,8 @@ removed in: from its call of `nfqlb deactivate` until the target was out of the 
 
 NFQLB_TEXTS = {
     NfqlbKind.REAL: "nfqlb: real.",
-    NfqlbKind.STAND_IN: "nfqlb: stand-in. The real one is not on PATH; the lab's own keeps the same memory layout.",
+    NfqlbKind.STAND_IN: "nfqlb: stand-in. The real one is not on PATH; the lab's own keeps the same memory layout."
+    " It is slow and queues packets: a new connection has waited where its SYN was repeated, after 1 s.",
 }
 
 LEGEND = """\

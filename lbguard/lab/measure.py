@@ -11,6 +11,8 @@ STALLED_AFTER_S = 2.0
 """A connection that had no answer in this last part of the run is stalled."""
 WAITED_OVER_S = 0.1
 """A new connection that took longer to be connected has waited: the shortest repeat of a lost SYN comes after 1 s."""
+WAITED_FOR_SYN_S = 0.95
+"""The same where packets wait in a queue for longer: then only a repeated SYN counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +25,8 @@ class Measurement:
     `disturbed` counts the connections whose path the scenario breaks, and those that broke or moved although it does
     not, as today, where the withdrawal of one target moves slots of others: so no more are broken than are disturbed.
     `new_opened` counts the new connections that were opened after the first step of the scenario, `new_waited` those of
-    them that took over `WAITED_OVER_S` to be connected or never were, and `new_broken` those that broke or moved.
+    them that took longer than `Scope.waited_over_s` to be connected or never were, and `new_broken` those that broke or
+    moved.
     `median_gap_s` is over those whose path was broken and that survived, `recovered_s` from the start of the scenario
     to the last of their first answers. `client_late_s` is how late the client itself was, at worst: gaps no longer than
     that say nothing about the network.
@@ -77,6 +80,7 @@ class Scope:
     lost: frozenset[int] = frozenset()
     family: int | None = None
     stepped: float = 0.0
+    waited_over_s: float = WAITED_OVER_S
 
     def disturbs(self, channel: Channel) -> bool:
         """Return whether a channel's path is broken by the scenario."""
@@ -154,7 +158,7 @@ def measure(result: TrafficResult, since: float, scope: Scope) -> Measurement:
         recovered_s=max((end - since for _, end in disturbed_gaps), default=0.0),
         client_late_s=result.late_s,
         new_opened=len(new),
-        new_waited=sum(1 for wait_s in waits if wait_s > WAITED_OVER_S),
+        new_waited=sum(1 for wait_s in waits if wait_s > scope.waited_over_s),
         new_broken=_count(new, lambda c: is_moved(c) or _is_broken(c, result.ended)),
         new_longest_connect_s=max(waits, default=0.0),
         new_longest_gap_s=max((longest_gap(c, since)[0] for c in new_survived), default=0.0),

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbguard.lab.controller import LINE_LIMIT, Column, Controller, Distribution, LabError, Topology, naming_what_ended
-from lbguard.lab.measure import Decided, Measurement, Scope, count_decisions, measure
+from lbguard.lab.measure import (
+    WAITED_FOR_SYN_S,
+    WAITED_OVER_S,
+    Decided,
+    Measurement,
+    Scope,
+    count_decisions,
+    measure,
+)
 from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts
 from lbguard.lab.meridio_scenarios import AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind, NfqlbProcess, kind_here, search_path
@@ -277,6 +285,7 @@ class _Player:
             lost=self._chain.behind(scenario.lost_proxies),
             family=scenario.family,
             stepped=self._run.stepped,
+            waited_over_s=WAITED_FOR_SYN_S if self._run.nfqlb is NfqlbKind.STAND_IN else WAITED_OVER_S,
         )
 
 

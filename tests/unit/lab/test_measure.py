@@ -1,4 +1,13 @@
-from lbguard.lab.measure import Decided, Scope, count_decisions, is_moved, is_stalled, longest_gap, measure
+from lbguard.lab.measure import (
+    WAITED_FOR_SYN_S,
+    Decided,
+    Scope,
+    count_decisions,
+    is_moved,
+    is_stalled,
+    longest_gap,
+    measure,
+)
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
 
 START = 100.0
@@ -116,6 +125,13 @@ def _of_newcomers(*channels: Channel) -> tuple[int, int, int]:
 def test_new_connections_count_from_the_first_step_on_whatever_their_target() -> None:
     early, fine, slow = _newcomer(START + 0.4, 3.0), _newcomer(START + 0.6), _newcomer(START + 1, 0.101)
     assert _of_newcomers(early, fine, slow) == (2, 1, 0)
+
+
+def test_where_packets_queue_only_a_repeated_syn_is_a_wait() -> None:
+    result = _result([])
+    result.newcomers = [_newcomer(START + 1, 0.9), _newcomer(START + 1, 1.01)]
+    scope = Scope(disturbed=frozenset({1}), waited_over_s=WAITED_FOR_SYN_S)
+    assert measure(result, START, scope).new_waited == 1
 
 
 def test_a_new_connection_that_never_was_connected_waits_and_is_not_broken() -> None:
