@@ -31,7 +31,7 @@ COPY lbguard ./lbguard
 COPY deploy/image/lbguard ./launcher
 # Byte code is made at build time, and never compared with its source: the file system is read-only at run time. The
 # interpreter is a copy, because file capabilities belong to a file, and Debian's own python3 must not have them. They
-# lack the effective bit: see lbguard/kernel/capabilities.py.
+# lack the effective bit: see lbguard/kernel/process.py.
 RUN packages=$(/opt/lbguard/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
  && mv lbguard "$packages/" \
  && /opt/lbguard/bin/python3 -m compileall -q --invalidation-mode unchecked-hash "$packages" \

@@ -1,9 +1,9 @@
-"""Gratuitous ARP as whole Ethernet frames (RFC 826, RFC 5227); pure bytes, no sockets.
+"""Frames of gratuitous ARP and of ARP requests, with Ethernet header (RFC 826, RFC 5227); pure bytes, no sockets.
 
-Two forms exist because receivers differ in which they believe. The request form is the ARP Announcement of RFC 5227:
-sender and target are both the announced address, the target hardware address is zero. The reply form reaches those who
-take replies only; Linux takes a reply for gratuitous only when its target hardware address equals the sender's
-(`arp_is_garp` in net/ipv4/arp.c), and otherwise ignores it for a second after the entry's last change.
+There are two forms, because receivers differ in which they accept. The request form is the ARP Announcement of RFC
+5227: sender and target are both the announced address, the target hardware address is zero. The reply form is for
+receivers that accept replies only; Linux treats a reply as gratuitous only when its target hardware address equals the
+sender's (`arp_is_garp` in net/ipv4/arp.c), and otherwise ignores it for a second after the entry's last change.
 """
 
 import struct
@@ -70,7 +70,7 @@ def request(mac: bytes, ip: Ip, target: Ip) -> bytes:
     Args:
         mac: our 6-byte link-layer address; also the Ethernet source.
         ip: our packed IPv4 address on the link.
-        target: the packed IPv4 address that is asked for.
+        target: the packed IPv4 address to resolve.
 
     Returns:
         The Ethernet frame: 42 bytes, without padding or frame check sequence.

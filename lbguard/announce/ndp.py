@@ -1,4 +1,4 @@
-"""Unsolicited neighbour advertisement and neighbour solicitation as whole Ethernet frames (RFC 4861); pure bytes."""
+"""Frames of unsolicited neighbour advertisements and of solicitations, with Ethernet header (RFC 4861); pure bytes."""
 
 import struct
 
@@ -54,9 +54,10 @@ def unsolicited_advertisement(mac: bytes, ip: Ip, *, router: bool) -> bytes:
 
     Args:
         mac: the 6-byte link-layer address that now holds the address; also the Ethernet source.
-        ip: the packed IPv6 address. It must have passed duplicate detection: a tentative one may not be a source.
-        router: the R flag. It should say whether the link forwards IPv6: clearing it for a neighbour that a host uses
-            as its router makes that host drop its routes through it (RFC 4861 7.2.5).
+        ip: the packed IPv6 address. It must have passed duplicate address detection: a tentative address must not be a
+        source.
+        router: the R flag. It should be set if the link forwards IPv6: a host that uses the sender as its router drops
+            its routes through it when the flag is cleared (RFC 4861 7.2.5).
 
     Returns:
         The Ethernet frame: 86 bytes, without frame check sequence.
@@ -74,8 +75,8 @@ def solicitation(mac: bytes, ip: Ip, target: Ip) -> bytes:
 
     Args:
         mac: our 6-byte link-layer address; also the Ethernet source and the source link-layer address option.
-        ip: our packed IPv6 address on the link. It must have passed duplicate detection.
-        target: the packed IPv6 address that is asked for.
+        ip: our packed IPv6 address on the link. It must have passed duplicate address detection.
+        target: the packed IPv6 address to resolve.
 
     Returns:
         The Ethernet frame: 86 bytes, without frame check sequence.

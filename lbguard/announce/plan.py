@@ -1,13 +1,13 @@
-"""Schedule of announcements per address: their pacing as a pure structure, fed with the time.
+"""Schedule of announcements: the paced sends of each address, as a pure structure that takes the time as an argument.
 
 Each (link, address) waits for one of its sends, called steps. The offsets are the same for all, so the addresses that
-wait for one step are due in the order in which they entered it: a plain dict per step is a sorted queue. An address is
-taken out of its step by key when it is announced anew, so nothing stale stays behind and the number of waiting
+wait for one step are due in the order in which they entered it: a plain dict per step is a sorted queue. When an
+address is announced again, it is removed from its step by key, so no stale entry remains and the number of waiting
 addresses is the number of entries, which is bounded.
 
-Steps are served in this order: first sends before repeats, because the first is what ends a blackhole; then the latest
-step first. Late steps hold the older announcements, so every queue stays sorted even when the caller falls behind. An
-address whose next offsets have passed already is not sent in a burst to catch up: one send stands for all it missed.
+Steps are served in this order: first sends before repeats, because the first send ends a blackhole; then the latest
+step first. Late steps hold the older announcements, so every queue stays sorted even when the caller is late. An
+address whose next offsets have already passed is sent once, not in a burst.
 """
 
 import itertools
@@ -22,8 +22,8 @@ from lbguard.core.model import LinkKey
 class Announcement:
     """One request to announce the addresses of a link.
 
-    `asked_at` and `sent_at` are seconds of the announcer's clock; `sent_at` is the time at which the kernel had taken
-    the first frame of it, None until then.
+    `asked_at` and `sent_at` are seconds of the announcer's clock; `sent_at` is when the kernel had accepted its first
+    frame, None until then.
     """
 
     link: LinkKey
@@ -73,14 +73,14 @@ class Plan:
         return len(self._entries)
 
     def has_room(self, link: LinkKey, ip: Ip) -> bool:
-        """Return whether an address would be taken now. One that waits already always is, because it is replaced."""
+        """Return whether an address can be added now. An address that already waits always can: it is replaced."""
         return (link, ip) in self._entries or len(self._entries) < self._max_waiting
 
     def add(self, entry: Entry) -> bool:
-        """Take an address in, due at once. The caller has made sure that there is room.
+        """Add an address, due at once. The caller has made sure that there is room.
 
         Returns:
-            Whether it replaced one that was waiting: same link, same address. The newest wins and starts over.
+            Whether it replaced a waiting entry of the same link and address. The new entry starts from the first send.
         """
         key = (entry.announcement.link, entry.ip)
         assert self.has_room(*key), "the caller checks for room"
@@ -90,7 +90,7 @@ class Plan:
         return merged
 
     def take_due(self, now: float) -> Entry | None:
-        """Take out the next address that is due, or None. Give it back with `sent`, or drop it to cancel it."""
+        """Remove and return the next due address, or None. `sent` puts it back; without it the address is cancelled."""
         for step in self._serving_order:
             for entry in step.values():
                 if self._due(entry) <= now:
@@ -100,7 +100,7 @@ class Plan:
         return None
 
     def sent(self, entry: Entry, now: float) -> None:
-        """Note that a taken address was sent (or tried) at this time: it now waits for its next step, if any."""
+        """Record that an address was sent (or tried) at this time: it now waits for its next step, if any."""
         if entry.step == 0:
             entry.started_at = now
         entry.step += 1
@@ -118,7 +118,7 @@ class Plan:
         return min((self._due(entry) for entry in first if entry is not None), default=None)
 
     def clear(self) -> int:
-        """Forget everything; return how many addresses waited."""
+        """Forget all addresses; return how many waited."""
         count = len(self._entries)
         self._entries.clear()
         for step in self._steps:
@@ -126,7 +126,7 @@ class Plan:
         return count
 
     def _due(self, entry: Entry) -> float:
-        # The first send is always due; its entry keeps the time it was asked for, which never lies ahead.
+        # The first send is always due; its entry keeps the time of the request, which is never in the future.
         if entry.step == 0:
             return entry.announcement.asked_at
         return entry.started_at + self._offsets_s[entry.step]

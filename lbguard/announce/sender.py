@@ -1,9 +1,9 @@
-"""The announcer: sends gratuitous ARP and unsolicited neighbour advertisements, at once and then at paced offsets.
+"""Announcer: sends gratuitous ARP and unsolicited neighbour advertisements, at once and then at paced offsets.
 
-The first send of an announcement happens inside the call, because every moment until then is a moment in which the
-segment sends to a link-layer address that is gone. Repeats follow from one timer, for frames get lost and a bridge may
-not forward yet when its port has just appeared. Whether the link still holds the address is asked again right before
-every send: an announcement of an address that moved on would break what it is meant to repair.
+The first send of an announcement happens inside the call, because until then the segment sends to a link-layer address
+that is gone. One timer sends the repeats, because frames may be lost and a bridge may not forward yet when its port has
+just appeared. Right before every send the announcer checks again that the link still has the address: announcing an
+address that has moved would break traffic.
 """
 
 import asyncio
@@ -24,8 +24,7 @@ from lbguard.announce.plan import Announcement, Entry, Plan
 from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.model import LinkKey
-from lbguard.kernel import bpf
-from lbguard.kernel.socket_options import attach_filter
+from lbguard.kernel.sockets import RETURN, assemble, attach_filter
 
 REPEATS_S = (0.0, 0.1, 1.1, 2.2)
 """Default offsets of the sends of an address, in seconds from the first."""
@@ -87,8 +86,8 @@ class FrameSocket(Protocol):
 class PacketSocket:
     """A packet socket (packet(7)) that only sends, in the network namespace of the thread that makes it.
 
-    A packet socket that nobody reads would fill its receive buffer with a copy of all traffic. Protocol 0 subscribes to
-    no packets, and a filter that accepts nothing stays in force should the socket ever be bound.
+    An unread packet socket would fill its receive buffer with a copy of all traffic. Protocol 0 subscribes to no
+    packets, and a filter that accepts nothing stays in force should the socket ever be bound.
 
     Raises:
         OSError: the kernel refuses (CAP_NET_RAW is missing).
@@ -110,7 +109,7 @@ class PacketSocket:
         self._sendto.restype = ctypes.c_ssize_t
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         try:
-            attach_filter(self._socket, bpf.assemble((bpf.RETURN, 0, 0, 0)))
+            attach_filter(self._socket, assemble((RETURN, 0, 0, 0)))
         except OSError:
             self._socket.close()
             raise
@@ -138,16 +137,17 @@ class Announcer:
     thread of the event loop.
 
     Args:
-        owns: returns whether that incarnation of the link exists and holds the address, usable, right now. Asked before
-            each send; a no cancels what is left for that address.
+        owns: returns whether that incarnation of the link exists and holds the address, usable, right now. Called
+            before each send; false cancels the remaining sends of that address.
         repeats_s: offsets of the sends of an address from its first, in seconds; starts with 0 and increases.
         arp_kinds: the forms of gratuitous ARP to send for an IPv4 address, in this order.
         router: the R flag of neighbour advertisements: whether the links forward IPv6.
-        frames_per_tick_max: how many frames may leave in one iteration of the event loop, the rest follow in the next.
-        addresses_max: how many addresses may wait for a send, of all links; more are refused by name.
+        frames_per_tick_max: how many frames may be sent in one iteration of the event loop; the rest follow in the
+        next.
+        addresses_max: how many addresses of all links may wait for a send; more are refused with a named reason.
         clock: monotonic time in seconds.
-        on_first_send: called once for each announcement right after the kernel took its first frame, with `asked_at`
-            and `sent_at` set; for the measurement of latency. It must not call back into the announcer.
+        on_first_send: called once for each announcement right after the kernel accepted its first frame, with
+            `asked_at` and `sent_at` set, to measure the latency. It must not call the announcer.
         frame_socket: where frames go; a `PacketSocket` when not given. Closed with the announcer.
 
     Raises:
@@ -194,11 +194,11 @@ class Announcer:
         return len(self._plan)
 
     def announce(self, effect: Announce) -> None:
-        """Announce addresses of a link: the first send happens before this returns, the repeats follow by themselves.
+        """Announce addresses of a link: the first send happens before this method returns, the repeats follow.
 
-        An address that waits already is merged: the newest link-layer address wins and its sends start over. Beyond
-        `frames_per_tick_max` first sends too follow in the next iterations of the loop. Nothing is raised for what the
-        kernel or a bound refuses: it is counted by name, and a failed send is tried again at the next offset.
+        An address that already waits is replaced: the newest link-layer address counts and its sends start again.
+        Beyond `frames_per_tick_max`, first sends also follow in the next iterations of the loop. A refusal by the
+        kernel or by a bound raises nothing: it is counted by name, and a failed send is retried at the next offset.
 
         Raises:
             RuntimeError: no event loop is running in this thread.
@@ -208,7 +208,7 @@ class Announcer:
             self.counters.suppressed[Suppressed.CLOSED] += len(effect.addresses)
             return
         if len(effect.mac) != MAC_LEN:
-            # A tunnel has no Ethernet addresses, hence nobody who could hold a stale one.
+            # A tunnel has no Ethernet addresses, so no neighbour has a stale one.
             self.counters.suppressed[Suppressed.NOT_ETHERNET] += len(effect.addresses)
             return
         announcement = Announcement(link=effect.link, mac=effect.mac, asked_at=self._clock())
@@ -221,9 +221,9 @@ class Announcer:
         self._send_due(loop)
 
     def solicit(self, effect: SolicitNeighbors) -> None:
-        """Ask for targets' link-layer addresses in our own name, once each; the kernel learns from the answers.
+        """Send one solicitation for each target, from our own address; the kernel learns from the answers.
 
-        The address that asks must be owned, as for an announcement; what the kernel refuses is counted, not raised.
+        The source address must be owned, as for an announcement; refusals of the kernel are counted, not raised.
         """
         if self._closed or len(effect.mac) != MAC_LEN:
             return
@@ -242,7 +242,7 @@ class Announcer:
                 self.counters.sent[kind] += 1
 
     def close(self) -> None:
-        """Cancel everything that waits (counted as `closed`) and close the socket. Closing again does nothing."""
+        """Cancel all waiting addresses (counted as `closed`) and close the socket. Closing again has no effect."""
         if self._closed:
             return
         self._closed = True
@@ -265,13 +265,13 @@ class Announcer:
         )
 
     def _send_due(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send what is due, within the budget of this iteration of the loop, and arm what calls this again."""
+        """Send the due frames, within the budget of this iteration of the loop, and arm the next call."""
         now = self._clock()
         while self._budget >= _FRAMES_PER_ADDRESS:
             entry = self._plan.take_due(now)
             if entry is None:
                 break
-            # A suppressed address costs budget too: checking thousands of them would block the loop as well.
+            # A suppressed address counts towards the budget: checking thousands of them would block the loop too.
             kinds = self._arp_kinds if is_ipv4(entry.ip) else self._na_kinds
             self._budget -= len(kinds)
             if not self._owns(entry.announcement.link, entry.ip):
@@ -291,7 +291,7 @@ class Announcer:
         for kind, frame in zip(kinds, entry.frames, strict=True):
             code = self._socket.send(ifindex, frame)
             if code:
-                # What refuses one frame (link down or gone, queue full) refuses the next one too.
+                # A reason that refuses one frame (link down or gone, queue full) refuses the next one too.
                 self.counters.errors[errno.errorcode.get(code, "unknown")] += 1
                 return
             self.counters.sent[kind] += 1
@@ -308,7 +308,7 @@ class Announcer:
     def _arm_timer(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
         due = self._plan.next_due()
         if due is None or self._budget < _FRAMES_PER_ADDRESS:
-            return  # with the budget spent the next tick is on its way, and arms the timer
+            return  # the budget is spent: the next tick is scheduled, and arms the timer
         if self._timer is not None:
             if self._timer_due <= due:
                 return

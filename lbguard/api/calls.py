@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from lbguard.api.verdicts.convert import InvalidField
-from lbguard.api.verdicts.limits import Shares
+from lbguard.api.verdicts.queue import Shares
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

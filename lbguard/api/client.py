@@ -17,7 +17,7 @@ from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.errors import CommandError
-from lbguard.rpc.unix_target import unix_target
+from lbguard.settings.notation import unix_target
 
 CALL_TIMEOUT_S = 10.0
 _ANSWER_BYTES_MAX = 256 * 2**20

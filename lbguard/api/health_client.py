@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from lbguard.rpc.unix_target import unix_target
+from lbguard.settings.notation import unix_target
 
 ANSWER_TIMEOUT_S = 3.0
 """A loop that does not answer within this counts as hung."""

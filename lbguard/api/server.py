@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from lbguard.api.calls import CallRooms
 from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
+from lbguard.api.feeds import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, unix_names
@@ -18,8 +19,7 @@ from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.errors import StartError
 from lbguard.rpc.unix_socket import ServedSocket, SocketError
-from lbguard.settings.peer_rules import UNIX_PEER
-from lbguard.telemetry.decisions import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
+from lbguard.settings.peers import UNIX_PEER
 from lbguard.telemetry.sentences import target_story
 
 SOCKET_MODE = 0o660
@@ -43,7 +43,7 @@ class GuardView(Protocol):
         """Return the whole state at this moment."""
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
-        """Return the last decisions, oldest first, with wall time; of one target, or (None) of all."""
+        """Return the last decisions with wall time, oldest first; of one target, or (None) of all."""
 
 
 class DecisionFeed(Protocol):

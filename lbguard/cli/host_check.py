@@ -14,7 +14,7 @@ from typing import Literal
 
 from lbguard.core.addr import Prefix, format_ip, overlapping, prefix_of, why_not_unicast
 from lbguard.core.model import StreamSpec
-from lbguard.kernel.local_routes import local_prefixes
+from lbguard.kernel.requests import local_prefixes
 from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.model import Settings
 from lbguard.telemetry.link_counters import decode_link_name

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lbguard import DEFAULT_SOCKET
-from lbguard.cli.conventions import JsonOption
+from lbguard.cli import JsonOption
 from lbguard.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from lbguard.telemetry.output import is_read, print_error, print_json, print_text
 
@@ -67,7 +67,7 @@ def top(
 
     Exit status: 0 left, or printed; 1 the service does not run (printed once only); 2 wrong usage.
     """  # noqa: D301 (\b keeps the lines of a block)
-    from lbguard.settings.durations import EXAMPLES, parse_duration
+    from lbguard.settings.notation import DURATION_EXAMPLES, parse_duration
 
     try:
         interval_s = parse_duration(interval)
@@ -75,7 +75,7 @@ def top(
             raise ValueError("from 100ms to 1m")
     except ValueError as error:
         raise typer.BadParameter(
-            f"{interval!r}: {error}; write one such as {EXAMPLES}", param_hint="--interval"
+            f"{interval!r}: {error}; write one such as {DURATION_EXAMPLES}", param_hint="--interval"
         ) from None
     # gRPC would print its own messages over the view when the service ends. It reads this variable when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lbguard.cli.conventions import JsonOption
+from lbguard.cli import JsonOption
 from lbguard.errors import EXIT_INTERRUPTED
 from lbguard.printable import printable, printable_values
 from lbguard.telemetry.output import print_json, print_text
@@ -165,16 +165,16 @@ def tune(
     Ctrl-C.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.recording.reader import find_files
-    from lbguard.settings.durations import EXAMPLES, parse_duration
-    from lbguard.tuning import picture, show
-    from lbguard.tuning.candidates import parse_choices
+    from lbguard.settings.notation import DURATION_EXAMPLES, parse_duration
+    from lbguard.tuning import show
+    from lbguard.tuning.recommendation import parse_choices
     from lbguard.tuning.tune import tune as try_values
 
     try:
         cost_s = parse_duration(broken_cost)
     except ValueError:
         raise typer.BadParameter(
-            f"{broken_cost!r} is not a duration; write one such as {EXAMPLES}", param_hint="--broken-cost"
+            f"{broken_cost!r} is not a duration; write one such as {DURATION_EXAMPLES}", param_hint="--broken-cost"
         ) from None
     found = find_files(files)
     try:
@@ -191,7 +191,7 @@ def tune(
     if report is None:
         return
     try:
-        report.write_text(picture.render(outcome), encoding="utf-8")
+        report.write_text(show.render(outcome), encoding="utf-8")
     except OSError as error:
         raise typer.BadParameter(f"{printable(str(report))}: {error.strerror}", param_hint="--report") from None
     if not as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbguard.cli.conventions import JsonOption
+from lbguard.cli import JsonOption
 from lbguard.errors import EXIT_FAILED
 from lbguard.telemetry.output import print_json
 
@@ -230,7 +230,7 @@ def _connections_problems(settings: "Settings") -> tuple[str, ...]:
     """Return the problems of the probe's connections file; none where it is not read."""
     if settings.probe.connections_file is None or settings.probe.connections != "file":
         return ()
-    from lbguard.probe.connections_file import ConnectionsFile, ConnectionsFileError
+    from lbguard.probe.connections import ConnectionsFile, ConnectionsFileError
 
     try:
         ConnectionsFile(settings.probe.connections_file).read()

@@ -51,13 +51,13 @@ class Snapshot:
     Attributes:
         status: its state; None: it was never reached.
         decisions: the last ones, oldest first.
-        heard_at: when that came, seconds of the reader's monotonic clock.
+        received_at: when that came, seconds of the reader's monotonic clock.
         trouble: why nothing newer came; empty: the service answers.
     """
 
     status: GuardStatus | None = None
     decisions: tuple[Watched, ...] = ()
-    heard_at: float = 0.0
+    received_at: float = 0.0
     trouble: str = ""
 
 
@@ -74,7 +74,7 @@ def view(snapshot: Snapshot, *, now: float, width: int, height: int, hint: str =
         height: lines.
         hint: how to leave.
     """
-    elapsed_s = max(0.0, now - snapshot.heard_at)
+    elapsed_s = max(0.0, now - snapshot.received_at)
     head: list[RenderableType] = [_first_line(snapshot, elapsed_s, hint)]
     status = snapshot.status
     if status is None:
@@ -313,7 +313,7 @@ def ask(client: GuardClient) -> Snapshot:
     """
     decisions = tuple(client.watch(DECISIONS_KEPT, follow=False))
     status, decisions = printable_values((client.status(), decisions))
-    return Snapshot(status=status, decisions=decisions, heard_at=time.monotonic())
+    return Snapshot(status=status, decisions=decisions, received_at=time.monotonic())
 
 
 # The terminal
@@ -331,7 +331,7 @@ def run_top(socket: Path, interval_s: float, *, once: bool = False) -> None:
             snapshot = ask(client)
         width, height = console.size if console.is_terminal else PLAIN_SIZE
         plain = TextConsole(width=width)
-        plain.print(view(snapshot, now=snapshot.heard_at, width=width, height=height - 1))
+        plain.print(view(snapshot, now=snapshot.received_at, width=width, height=height - 1))
         return
     screen = Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop")
     with Feed(socket, interval_s) as feed, _keyboard() as quit_pressed, _ended_by_signal(), screen:

@@ -1,1 +1,1 @@
-"""The pure core: it takes events and the time, and returns effects. No socket, clock, logger or asyncio."""
+"""Decisions, pure: events and the time in, effects out (`engine.py`). No socket, clock, logger or asyncio."""

@@ -1,7 +1,7 @@
-"""IP addresses and prefixes as the core uses them: packed bytes, as they stand in netlink messages.
+"""IP addresses and prefixes as the core uses them: packed bytes, as in netlink messages.
 
-An address is 4 or 16 bytes, so its length tells its family. Packed bytes hash and compare several times faster than
-`ipaddress` objects, which matters on the event path; text is made only where a person reads it.
+An address is 4 or 16 bytes, so its length gives its family. Packed bytes hash and compare several times faster than
+`ipaddress` objects, which matters on the event path; text is made only for output.
 """
 
 import ipaddress
@@ -43,7 +43,7 @@ def is_ipv4_mapped(ip: Ip) -> bool:
 
 
 def why_not_unicast(ip: Ip) -> str:
-    """Return why packets cannot be routed to an address, in a few words; empty: they can."""
+    """Return why packets cannot be routed to an address; empty: they can."""
     if len(ip) == IPV4_LEN:
         first = ip[0]
         if first == 127:
@@ -135,7 +135,7 @@ def parse_prefix(text: str) -> Prefix:
 
 
 def _refuse_zone(text: str) -> None:
-    # The library takes `fe80::1%eth0` and drops the zone from the packed form.
+    # The library accepts `fe80::1%eth0` and drops the zone from the packed form.
     host, zone, _ = text.partition("%")
     if zone:
         raise ValueError(f"{text!r} has a zone, which says nothing beyond one machine; write {host} alone")

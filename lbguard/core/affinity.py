@@ -1,7 +1,7 @@
-"""Flow affinity: which targets keep their flows, and which ones new flows may be given to. Pure.
+"""Flow affinity, decisions: the targets that keep their flows, and the targets that get new flows. Pure.
 
-The kernel carries it out packet by packet (`lbguard/affinity`). This module says what the kernel needs to know of each
-stream, and which streams changed since it was said last.
+The kernel steers the packets (`lbguard/affinity`). This module computes the steering of each stream, and the streams
+whose steering changed since the last effect.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from lbguard.core.state import Stream, Target
 
 
 class Affinity:
-    """Follows targets and streams, and reports the streams whose affinity changed."""
+    """Tracks targets and streams, and reports the streams whose affinity changed."""
 
     def __init__(self) -> None:
         self._conditions: dict[TargetKey, tuple[Condition, ...]] = {}
@@ -21,14 +21,14 @@ class Affinity:
         self._changed: dict[str, None] = {}
 
     def evaluated(self, target: Target) -> None:
-        """Note the condition of a target's paths."""
+        """Record the condition of a target's paths."""
         conditions = tuple([path.condition for path in target.paths.values()])
         if self._conditions.get(target.key) != conditions:
             self._conditions[target.key] = conditions
             self._changed[target.key.stream] = None
 
     def take(self, streams: Mapping[str, Stream], moved: Iterable[str]) -> list[SteerFlows]:
-        """Return what changed since the last call, in one effect. `moved`: streams with targets in another state."""
+        """Return the changes since the last call, in one effect. `moved`: streams with targets that changed state."""
         self._changed.update(dict.fromkeys(moved))
         changed = []
         for name in self._changed:
@@ -50,7 +50,7 @@ class Affinity:
 
 
 def steering_of(stream: Stream) -> StreamSteering:
-    """Return the affinity of a stream as it stands."""
+    """Return the current affinity of a stream."""
     targets = [stream.targets[identifier] for identifier in sorted(stream.targets)]
     return StreamSteering(
         stream=stream.spec.name,
@@ -58,7 +58,7 @@ def steering_of(stream: Stream) -> StreamSteering:
         served=tuple([target.mark for target in targets if target.state in ADMITTED]),
         ipv4=_family(targets, ipv4=True),
         ipv6=_family(targets, ipv4=False),
-        # Until the commit is confirmed, a flow may begin by the old table and go on by the new one.
+        # Until the commit is confirmed, a flow may begin by the old table and continue by the new one.
         learning=any(target.state is not TargetState.ACTIVE for target in targets)
         or stream.committed != stream.desired_pair(),
     )
@@ -72,5 +72,5 @@ def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
         if conditions and target.state in ADMITTED:
             well = conditions.count(Condition.OK) == len(conditions)
             (healthy if well else avoid).append(target.mark)
-    # With no other target to go to, the table's choice stands.
+    # Without another target, the table's choice stays.
     return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else ())

@@ -1,8 +1,8 @@
-"""Whole state of an engine as data, so that a recording can begin at any moment and be replayed exactly.
+"""Checkpoints: the whole state of an engine as data, from which a recording can begin at any moment.
 
-`freeze` walks the objects of the core that hold state and copies what may change. It only refers to what never changes
-(addresses, keys, routes, specifications), so that the loop is blocked as briefly as possible. Each object is one node,
-numbered from 0, the engine; nodes refer to each other by number, so that `restore` keeps the identity of objects.
+`freeze` walks the objects of the core that hold state and copies what may change. Immutable values (addresses, keys,
+routes, specifications) are shared, not copied, so that the loop is blocked as briefly as possible. Each object is one
+node, numbered from 0, the engine; nodes refer to each other by number, so that `restore` keeps the identity of objects.
 """
 
 import importlib
@@ -33,7 +33,7 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be restored here; the message says why."""
+    """A checkpoint cannot be restored here; the message says why."""
 
 
 class Ref(NamedTuple):

@@ -1,20 +1,82 @@
-"""The distributor's side of the engine: attach, read back, commit what differs, try again when it failed.
+"""Effects per stream: commits of its slot table to the distributor, and its availability as routers see it.
 
-One commit per stream is under way at a time, and one effect carries those of all streams of a decision. It is
-level-triggered: what is committed is always the whole desired pair, so the next commit makes up for a failed one.
+Tables are attached, read back, committed where they differ, and retried after a failure. Only a loss of availability is
+delayed.
+
+Each stream has at most one commit in flight, and one effect carries the commits of all streams of a decision. Commits
+are level-triggered: each carries the whole desired pair (registered, active), so the next one corrects a failed one.
+
+Availability does not depend on the grace windows: while a table is held or frozen, routers should already send new
+traffic to other load balancers (symptom S12).
 """
 
 from typing import NamedTuple
 
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig
-from lbguard.core.deadlines import Retries
-from lbguard.core.effects import AttachStream, CommitTables, Effect
+from lbguard.core.deadlines import Deadlines, Retries
+from lbguard.core.effects import AttachStream, CommitTables, Effect, SetAvailability
 from lbguard.core.state import Stream
 from lbguard.core.stream_registry import StreamRegistry
 
+
+class Availability:
+    """Availability by stream name. A stream is unknown (None) until its first verdict."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._state: dict[str, tuple[bool, str]] = {}
+        self._losing: Deadlines[str] = Deadlines()
+        self._reasons: dict[str, str] = {}
+
+    def get(self, name: str) -> tuple[bool | None, str]:
+        """Return whether a stream is available, and the reason."""
+        return self._state.get(name, (None, "starting"))
+
+    def update(self, name: str, reason: str, now: float) -> list[SetAvailability]:
+        """Apply the current condition of a stream: `ok`, or the reason why it has no usable path."""
+        if reason == "ok":
+            self._losing.cancel(name)
+            return self._set(name, True, reason)
+        self._reasons[name] = reason
+        if self.get(name)[0] is not False and self._losing.get(name) is None:
+            self._losing.set(name, now + self._grace_s)
+        return self.expire(now)
+
+    def expire(self, now: float) -> list[SetAvailability]:
+        """Return the losses whose delay has passed by now."""
+        effects = []
+        for name in self._losing.pop_due(now):
+            effects += self._set(name, False, self._reasons[name])
+        return effects
+
+    def postpone(self, until: float) -> None:
+        """Delay every loss until a moment: a path that came back unobserved is being repaired."""
+        for name in self._losing.pop_due(until):
+            self._losing.set(name, until)
+
+    def forget(self, name: str) -> list[SetAvailability]:
+        """Forget a removed stream; if it was reported available, it is reported unavailable."""
+        self._losing.cancel(name)
+        self._reasons.pop(name, None)
+        last = self._set(name, False, "stream_removed") if name in self._state else []
+        self._state.pop(name, None)
+        return last
+
+    def next(self) -> float | None:
+        """Return when the next loss is to be reported."""
+        return self._losing.next()
+
+    def _set(self, name: str, available: bool, reason: str) -> list[SetAvailability]:
+        before = self._state.get(name)
+        self._state[name] = (available, reason)
+        if before is not None and before[0] is available:
+            return []
+        return [SetAvailability(stream=name, available=available, reason=reason)]
+
+
 _ATTACHES_OF_REMOVED = 3
-"""So many failures in a row to reach the table of a removed stream mean that there is none any more."""
+"""After so many failures in a row to attach, the table of a removed stream counts as gone."""
 
 
 class _Attempt(NamedTuple):
@@ -23,7 +85,7 @@ class _Attempt(NamedTuple):
 
 
 class Commits:
-    """Keeps the distributor's tables at what the stream_registry desires."""
+    """Keeps the distributor's tables equal to the desired ones of the stream registry."""
 
     def __init__(self, config: EngineConfig, stream_registry: StreamRegistry) -> None:
         self._owns_tables = config.owns_paths
@@ -32,13 +94,14 @@ class Commits:
         self._attaching: set[str] = set()
 
     def next(self) -> float | None:
-        """Return when a failed operation is to be tried again."""
+        """Return when the next failed operation is due for a retry."""
         return self._retries.next()
 
     def fire(self, now: float) -> None:
-        """Put what is to be tried again now back on the list, and settle what no commit will.
+        """Queue the due retries, and confirm removals that need no commit.
 
-        A target that came and went between two commits never stood in the table: no commit confirms that it is out.
+        A target that was added and removed between two commits was never in the table, so no commit confirms its
+        removal.
         """
         for name in list(self._stream_registry.review) if self._stream_registry.retiring else ():
             stream = self._stream_registry.streams.get(name)
@@ -49,7 +112,7 @@ class Commits:
                 (self._stream_registry.attach if what == "attach" else self._stream_registry.review)[name] = None
 
     def seen(self, event: ev.DistributorSeen) -> None:
-        """Apply a read-back. What differs from the last commit was written by somebody else, or the table is new."""
+        """Apply a read-back. A difference from the last commit means another writer, or a new table."""
         stream = self._known(event.stream)
         if stream is None:
             return
@@ -61,7 +124,7 @@ class Commits:
         self._stream_registry.review[event.stream] = None
 
     def lost(self, event: ev.DistributorLost) -> None:
-        """Record that a table is gone or new: attach again, then commit again."""
+        """Record that a table was removed or replaced: it is attached again, then committed again."""
         stream = self._known(event.stream)
         if stream is not None:
             stream.committed = stream.in_flight = stream.active_seen = None
@@ -78,7 +141,7 @@ class Commits:
         self._stream_registry.confirm(stream, event.registered, now)
 
     def failed(self, event: ev.CommitFailed, now: float) -> None:
-        """Record a failure to attach or to commit; it is tried again with backoff."""
+        """Record a failure to attach or to commit; it is retried with backoff."""
         stream = self._known(event.stream)
         if stream is None:
             return
@@ -88,23 +151,24 @@ class Commits:
         attempt = _Attempt(what, event.stream)
         self._retries.failed(attempt, now)
         if stream.removed and what == "attach" and self._retries.failures(attempt) >= _ATTACHES_OF_REMOVED:
-            # Its table cannot be had, most likely because it went with the stream: nothing is left to be confirmed.
+            # The table cannot be attached, most likely because it was removed with the stream: no confirmation will
+            # come.
             self._retries.succeeded(attempt)
             self._stream_registry.confirm(stream, frozenset(), now)
 
     def adoptable(self) -> list[tuple[Stream, frozenset[int]]]:
-        """Return the streams that were read back and are not adopted yet, with what is active in them."""
+        """Return the streams that were read back and are not adopted yet, with their active identifiers."""
         streams = [self._stream_registry.streams[name] for name in self._stream_registry.review]
         return [(s, s.active_seen) for s in streams if not s.adopted and s.active_seen is not None]
 
     def take_effects(self) -> list[Effect]:
-        """Return what to attach and what to commit now."""
+        """Return the attach and commit effects that are due, once."""
         stream_registry = self._stream_registry
         effects: list[Effect] = []
         for name in list(stream_registry.attach):
             stream = stream_registry.streams.get(name)
             if stream is not None and stream.in_flight:
-                continue  # One thing at a time: a failure says no more than the stream's name.
+                continue  # One operation at a time: a failure carries the stream's name only.
             del stream_registry.attach[name]
             if stream is not None and not self._retries.waiting(_Attempt("attach", name)):
                 self._attaching.add(name)

@@ -1,4 +1,4 @@
-"""Configuration of the engine. Plain values in seconds and ratios; the settings module fills them."""
+"""Configuration of the engine. Times are seconds, shares are ratios; `settings/model.py` fills it."""
 
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ class GraceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeConfig:
-    """Deadlines freeze, up to `limit_s`, while two or more, and over `threshold` (ratio), of a stream are broken."""
+    """Deadlines freeze, up to `limit_s`, while at least two, and over `threshold` (ratio), of a stream are broken."""
 
     threshold: float = 0.5
     limit_s: float = 60.0
@@ -45,9 +45,9 @@ class DampingConfig:
 class EvidenceConfig:
     """Rules by which verdicts count.
 
-    A reporter's DOWN counts when `confirm_k` of its last `confirm_n` verdicts on the subject say so. A neighbour that
-    answered, or packets that arrived, less than `veto_window_s` ago veto it. `opinions_max` bounds the memory,
-    and `remembered_max` that of the order in which opinions that are over had come.
+    A reporter's DOWN counts when `confirm_k` of its last `confirm_n` verdicts on the subject are DOWN. A neighbour that
+    answered, or packets that arrived, less than `veto_window_s` ago veto it. `opinions_max` bounds the live opinions,
+    `remembered_max` the remembered sequence numbers of expired ones.
     """
 
     confirm_k: int = 1
@@ -62,16 +62,15 @@ class EngineConfig:
     """All of the engine's configuration.
 
     `availability_grace_s`: a stream without a usable path is reported unavailable after this. `soft_budget`: soft
-    evidence alone may withdraw at most this ratio of a stream's admitted targets. `observe`: nothing at all is touched.
-    `manages_paths`: routes, rules, superseded links and tables are ours; without it (beside a load balancer that keeps
-    them itself) only neighbours are looked after and addresses announced. `superseded_link_down`: set an older link of
-    the same subnet down, once, where nothing else needs it. `excluded_links`: names (shell patterns) never taken for a
-    link to targets.
+    evidence alone may withdraw at most this ratio of a stream's admitted targets. `observe`: nothing is changed.
+    `manages_paths`: lbguard manages routes, rules, superseded links and tables; without it (beside a load balancer that
+    manages them) lbguard only maintains neighbour entries and announces addresses. `superseded_link_down`: set an older
+    link of the same subnet down, once, where nothing else needs it. `excluded_links`: names (shell patterns) of links
+    that never count as links to targets.
     `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
-    `neighbor_failures_needed`: that many failed resolutions in a row make a path `neighbor_failed`.
-    `affinity`: report how flows are to be steered.
-    `solicit_neighbors`: ask for unresolved neighbours of a new link in our own name. `retry_*`: backoff of kernel and
-    distributor operations that failed.
+    `neighbor_failures_needed`: so many failed resolutions in a row make a path `neighbor_failed`. `affinity`: report
+    the targets to which flows are steered. `solicit_neighbors`: send our own solicitations for unresolved neighbours of
+    a new link. `retry_*`: backoff of kernel and distributor operations that failed.
     """
 
     grace: GraceConfig = field(default_factory=GraceConfig)

@@ -1,6 +1,6 @@
-"""Deadlines as data: an ordered set of named moments, and the retries that rest on one.
+"""Deadlines as data: an ordered set of moments by key, and retries with backoff.
 
-The shell asks for the next moment and arms a single timer.
+The service reads the next moment and arms a single timer.
 """
 
 import heapq
@@ -11,10 +11,10 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Deadlines(Generic[K]):
-    """One moment per key, in seconds of the caller's clock. Setting a key again replaces its moment.
+    """Moments by key, in seconds of the caller's clock. Setting a key again replaces its moment.
 
-    Replaced and cancelled entries stay in the heap until they surface or outnumber the live ones, so every operation
-    costs O(log n), amortized.
+    Replaced and cancelled entries stay in the heap until they reach its top or outnumber the live ones, so every
+    operation costs O(log n), amortized.
     """
 
     def __init__(self) -> None:
@@ -40,11 +40,11 @@ class Deadlines(Generic[K]):
         self._heap = [(at + by_s, sequence, key) for at, sequence, key in self._heap]
 
     def cancel(self, key: K) -> None:
-        """Forget a key; an unknown one is no error."""
+        """Forget a key; an unknown key is ignored."""
         self._at.pop(key, None)
 
     def get(self, key: K) -> float | None:
-        """Return a key's moment, if it has one."""
+        """Return a key's moment; None when it has none."""
         entry = self._at.get(key)
         return entry[0] if entry else None
 
@@ -54,7 +54,7 @@ class Deadlines(Generic[K]):
         return [(at, key) for at, _, key in waiting]
 
     def next(self) -> float | None:
-        """Return the earliest moment, if there is any."""
+        """Return the earliest moment; None when there is none."""
         self._drop_dead()
         return self._heap[0][0] if self._heap else None
 
@@ -78,7 +78,7 @@ class Deadlines(Generic[K]):
 
 
 class Retries(Generic[K]):
-    """Exponential backoff per key between two bounds in seconds, without jitter: one guard retries its own kernel."""
+    """Exponential backoff per key between two bounds in seconds. No jitter: each kernel has one lbguard."""
 
     def __init__(self, min_s: float, max_s: float) -> None:
         self._min_s = min_s
@@ -87,7 +87,7 @@ class Retries(Generic[K]):
         self._due: Deadlines[K] = Deadlines()
 
     def failed(self, key: K, now: float) -> None:
-        """Note a failure: the key is due again after a delay that doubles with each one in a row."""
+        """Record a failure: the key is due again after a delay that doubles with each failure in a row."""
         failures = self._failures.get(key, 0)
         self._failures[key] = min(failures + 1, 32)
         self._due.set(key, now + min(self._max_s, self._min_s * 2.0**failures))
@@ -106,7 +106,7 @@ class Retries(Generic[K]):
         return self._due.get(key) is not None
 
     def pop_due(self, now: float) -> list[K]:
-        """Return the keys that are to be tried again now."""
+        """Remove and return the keys that are due for a retry."""
         return self._due.pop_due(now)
 
     def next(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Effects of the engine. Each is idempotent: the shell may carry one out twice without harm."""
+"""Effects: the engine's outputs, as immutable values. Each is idempotent: it may be carried out twice."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from lbguard.core.model import Decision, LinkKey, Route, Rule, StreamSpec, Strea
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
-    """Announce on the segment which link-layer address holds these addresses (gratuitous ARP, unsolicited NA)."""
+    """Announce the link-layer address of these addresses on the segment (gratuitous ARP, unsolicited NA)."""
 
     link: LinkKey
     ifname: str
@@ -20,8 +20,8 @@ class Announce:
 class ProgramRoutes:
     """Add, replace and delete routes, in this order.
 
-    `add`: nothing of ours stands there, and what somebody else put there since must stay (the kernel refuses then).
-    `replace`: what stands there is ours.
+    `add`: we have no such route, and one that another program added since must stay (the kernel then refuses).
+    `replace`: the existing route is ours.
     """
 
     add: tuple[Route, ...] = ()
@@ -44,7 +44,7 @@ class ProgramRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlushNeighbors:
-    """Delete exactly these neighbour entries (ifindex, address); absent ones are no error."""
+    """Delete exactly these neighbour entries (ifindex, address); absent ones are ignored."""
 
     entries: tuple[tuple[int, Ip], ...]
 
@@ -90,7 +90,7 @@ class SetLinkDown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetLinkUp:
-    """Set a link up that was set down as superseded, with the addresses that it lost by that: the reason is gone."""
+    """Set a link up that was set down as superseded, and restore the addresses that it lost."""
 
     link: LinkKey
     ifname: str
@@ -98,28 +98,28 @@ class SetLinkUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachStream:
-    """Make a stream's table ready and read back what is active in it (answered by DistributorSeen or CommitFailed)."""
+    """Make a stream's table ready and read its active identifiers (answered by DistributorSeen or CommitFailed)."""
 
     stream: StreamSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitTables:
-    """Bring the distributor's tables to these states, all of a tick in one go."""
+    """Bring the distributor's tables to these states, all streams of one decision together."""
 
     tables: tuple[StreamTable, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgetStream:
-    """A stream left the source and its table is empty: take it away and stop looking after it."""
+    """Remove and forget a stream that left the source and whose table is empty."""
 
     stream: StreamSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneStreams:
-    """Remove what an earlier run left in the distributor for streams that are not known (answered by StreamsPruned)."""
+    """Remove an earlier run's leftovers of unknown streams in the distributor (answered by StreamsPruned)."""
 
     known: tuple[str, ...]
 
@@ -160,9 +160,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictAnswered:
-    """A verdict was taken (empty reason) or changed nothing, for a named reason.
+    """A verdict was applied (empty reason) or dropped for a named reason.
 
-    `generation`: when it came too late, the latest one received from its reporter on its subject.
+    `generation`: for a late verdict, the latest generation received from its reporter on its subject.
     """
 
     ticket: int
@@ -172,7 +172,7 @@ class VerdictAnswered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignored:
-    """Events changed nothing, for a named reason (a bounded set: it becomes a metric label)."""
+    """Events had no effect, for a named reason (a bounded set: it becomes a metric label)."""
 
     reason: str
     count: int = 1

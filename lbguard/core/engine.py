@@ -1,13 +1,14 @@
-"""The engine: takes events and the time, and returns effects. It decides; it does nothing itself.
+"""Engine: takes events and the time, decides, and returns effects. It has no side effects itself.
 
-Its state, and what others may ask of it, is in `engine_state.py`.
+`engine_state.py` has its state and the queries for other code.
 
-Two calls, so that what is urgent leaves first. `observe` takes one event into account and returns what cannot wait (the
-announcement of a link that just became usable). `decide`, called once per batch of events and when `next_deadline` has
-come, judges every target that the batch concerned and returns all the rest, in the order in which it is to be done.
+There are two calls, so that urgent effects leave first. `observe` applies one event and returns the effects that cannot
+wait (the announcement of a link that just became usable). `decide`, called once per batch of events and when
+`next_deadline` has passed, evaluates every affected target and returns all other effects, in the order of their
+execution.
 
-Nothing is decided before the first full view of the kernel, the first list of the source, and, per stream, the
-read-back of the distributor: what that holds is adopted, not judged by its absence.
+The engine decides nothing before the first full view of the kernel, the first list of the source, and, per stream, the
+read-back of the distributor: the targets found there are adopted.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ from lbguard.core.state import Target
 
 
 class Engine(EngineState):
-    """Decides. Neither `observe` nor `decide` raises for anything that an event can say."""
+    """The decisions. Neither `observe` nor `decide` raises for any content of an event."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
@@ -41,17 +42,17 @@ class Engine(EngineState):
         self._ignored: Counter[str] = Counter()
 
     def observe(self, event: Event, now: float) -> list[Effect]:
-        """Apply one event; return only what is urgent. `now` is seconds of a clock that never runs back."""
+        """Apply one event; return only urgent effects. `now`: seconds of a monotonic clock."""
         answer: Effect | None = _OBSERVERS[type(event)](self, event, now)
         if answer is not None:
             return [answer]
         return self._announcements() if self.running and self.view.changes.ready else []
 
     def repair(self, now: float) -> list[Effect]:
-        """Look at every path that is concerned and return the repairs, before anything is judged.
+        """Evaluate every affected path and return the repairs, before any decision.
 
-        With a thousand targets behind a link that is back, judging takes as long as finding out what to repair; so the
-        shell may hand these effects out first. `decide` does it all itself where the shell does not.
+        With a thousand targets behind a link that is back, the decisions take as long as the evaluation; so the runner
+        may dispatch these effects first. Without this call, `decide` does both.
         """
         self._fire_retries(now)
         if not self.running:
@@ -66,19 +67,19 @@ class Engine(EngineState):
         return effects + self.paths.take_repairs(now)
 
     def decide(self, now: float) -> list[Effect]:
-        """Judge all that is concerned or overdue, and return the effects in order."""
+        """Decide on all affected targets and due deadlines; return the effects in order."""
         effects = self.repair(now)
         if self.running:
             for target in self._unjudged:
                 self._judge(target, now)
             self._unjudged.clear()
-            # Before deadlines are looked at: one that comes as a mass failure ends still gets its last window.
+            # Before the deadlines: one that passes as a mass failure ends still gets its last window.
             self._watch_mass_failures(now)
             self._expire(now)
             self._watch_mass_failures(now)
             effects += self._prune()
             effects += self.paths.take_repairs(now)
-        # A stream that ended is forgotten before one of the same name is attached.
+        # An ended stream is forgotten before one of the same name is attached.
         effects += self.stream_registry.take_forgotten()
         effects += self._commits.take_effects()
         effects += self.paths.take_late_work()
@@ -94,7 +95,7 @@ class Engine(EngineState):
         return effects
 
     def next_deadline(self, now: float) -> float | None:
-        """Return when `decide` has to be called next if nothing happens before."""
+        """Return when `decide` has to be called next if no event arrives before."""
         moments = [self._commits.next(), self._kernel_retries.next()]
         if self.running:
             moments += [self.availability.next(), self.life.pardons.next(), self.paths.neighbors.next(now)]
@@ -124,7 +125,7 @@ class Engine(EngineState):
 
     def _stalled(self, event: ev.Stalled, now: float) -> None:
         self.paths.verdict_fusion.stalled(unseen_s(event.duration_s))
-        # Out of sync nothing is seen either, and the next full view tells of all that time.
+        # While out of sync nothing is observed either; the next full view ends that gap.
         if self.in_sync:
             self.observation.was_blind(event.duration_s, now)
 
@@ -167,23 +168,23 @@ class Engine(EngineState):
         self.view.neighbor_gone(event)
 
     def _route_seen(self, event: ev.RouteSeen, now: float) -> None:
-        self._heard(self.tables.route_seen(event.route), "route_known_or_foreign")
+        self._ignore_unless(self.tables.route_seen(event.route), "route_known_or_foreign")
 
     def _route_gone(self, event: ev.RouteGone, now: float) -> None:
-        self._heard(self.tables.route_gone(event.route), "route_known_or_foreign")
+        self._ignore_unless(self.tables.route_gone(event.route), "route_known_or_foreign")
 
     def _rule_seen(self, event: ev.RuleSeen, now: float) -> None:
-        self._rule_heard(event.rule, self.tables.rule_seen(event.rule))
+        self._rule_changed(event.rule, self.tables.rule_seen(event.rule))
 
     def _rule_gone(self, event: ev.RuleGone, now: float) -> None:
-        self._rule_heard(event.rule, self.tables.rule_gone(event.rule))
+        self._rule_changed(event.rule, self.tables.rule_gone(event.rule))
 
-    def _rule_heard(self, rule: Rule, news: bool) -> None:
+    def _rule_changed(self, rule: Rule, news: bool) -> None:
         if news:
             self._kernel_retries.succeeded(rule_key(rule))
-        self._heard(news, "rule_known_or_foreign")
+        self._ignore_unless(news, "rule_known_or_foreign")
 
-    def _heard(self, news: bool, otherwise: str) -> None:
+    def _ignore_unless(self, news: bool, otherwise: str) -> None:
         if not news:
             self._ignored[otherwise] += 1
 
@@ -191,7 +192,8 @@ class Engine(EngineState):
         for route in event.deleted:
             self.tables.route_gone(route)
         for route in event.added:
-            # Word of a loss may have overtaken this one, and the route may be gone as well; the mirror knows.
+            # A loss may have been notified before this acknowledgement, and the route may be gone too; the mirror has
+            # its state.
             if not route.oif or self.paths.acknowledged(route):
                 self.tables.route_seen(route)
         for route in event.added + event.deleted:
@@ -233,7 +235,7 @@ class Engine(EngineState):
             self.view.changes.ips |= dict.fromkeys(self.paths.verdict_fusion.down_through(event.ifindex))
 
     def _verdict_reported(self, event: ev.VerdictReported, now: float) -> Effect:
-        taken, ips, outdated = self.paths.verdict_fusion.take(event, now)
+        taken, ips, outdated = self.paths.verdict_fusion.apply(event, now)
         if taken.reason:
             self._ignored[f"verdict_{taken.reason}"] += 1
         self.paths.neighbors.outdated(outdated)
@@ -243,7 +245,7 @@ class Engine(EngineState):
     def _neighbors_outdated(self, event: ev.NeighborsOutdated, now: float) -> None:
         entries = self.paths.neighbors.entries_of(event.ips, event.new_mac)
         self.paths.neighbors.outdated(entries)
-        self._heard(bool(entries), "neighbor_not_outdated")
+        self._ignore_unless(bool(entries), "neighbor_not_outdated")
 
     # Steps of a decision
 
@@ -272,7 +274,7 @@ class Engine(EngineState):
             self._prune_due = True
 
     def _mark_changed(self) -> None:
-        """Mark every target that a change of the kernel concerns, and none that it does not."""
+        """Mark exactly the targets that are affected by a change of the kernel."""
         changes = self.view.take_changes()
         self._ignored.update(changes.ignored)
         dirty = self.stream_registry.dirty
@@ -302,7 +304,7 @@ class Engine(EngineState):
             if target is not None:
                 self._evaluate(target, now)
                 self._judge(target, now)
-        # While the view is not in sync, a path may be back without our knowing: no deadline withdraws.
+        # While the view is not in sync, a path may have come back unobserved: no deadline withdraws.
         for key in self.life.deadlines.pop_due(now) if self.in_sync else ():
             target = self.stream_registry.target(key)
             if target is None:
@@ -326,18 +328,18 @@ class Engine(EngineState):
             stream.was_mass = mass
 
     def _prune(self) -> list[Effect]:
-        """Desire the end of what an earlier run left for streams and targets that are listed no more.
+        """Desire the removal of an earlier run's leftovers for streams and targets that are no longer listed.
 
-        Only once every stream's table was read, and tables of unlisted streams are gone: until then a mark may still
-        be given to packets.
+        This waits until every stream's table was read, and the tables of unlisted streams are gone: until then packets
+        may still get a mark.
         """
         streams = self.stream_registry.streams.values()
         if not self._prune_due or not all(stream.adopted or stream.removed for stream in streams):
             return []
         self._prune_due = False
-        strangers = self.tables.marks() - self.stream_registry.by_mark.keys() - self.stream_registry.retiring.keys()
+        unlisted = self.tables.marks() - self.stream_registry.by_mark.keys() - self.stream_registry.retiring.keys()
         if self._foreign_streams_pruned:
-            for mark in sorted(strangers):
+            for mark in sorted(unlisted):
                 self.paths.retire(mark)
             return []
         return [PruneStreams(known=tuple(self.stream_registry.streams))]
@@ -353,7 +355,7 @@ class Engine(EngineState):
             if stream.adopted:
                 usable = stream.counts[TargetState.ACTIVE] > 0
                 if usable and len(self.life.pardons):
-                    # A pardon keeps the table as it is. Routers are told the evidence all the same.
+                    # A pardon keeps the table unchanged, but availability follows the evidence.
                     usable = any(target.usable for target in stream.targets.values())
                 reason = "ok" if usable else "no_usable_path" if stream.targets else "no_targets"
                 effects += self.availability.update(name, reason, now)

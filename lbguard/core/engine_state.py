@@ -1,7 +1,7 @@
-"""State of the engine, and the questions about it that others may ask.
+"""State of the engine, and the queries that code outside of the core may use.
 
-Nobody outside of the core reaches into the parts of the engine: whoever needs to know something calls a method of
-`EngineState`, and gets values that later events do not change.
+Code outside of the core does not read the engine's parts. It calls a method of `EngineState`, which returns values that
+later events do not change.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.affinity import Affinity
-from lbguard.core.availability import Availability
+from lbguard.core.commits import Availability
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables
@@ -20,10 +20,9 @@ from lbguard.core.model import Condition, LinkKey, Route, StreamSpec, TargetKey,
 from lbguard.core.netview import NetView
 from lbguard.core.observation import Observation
 from lbguard.core.path_repair import PathRepair
-from lbguard.core.prediction import predict
 from lbguard.core.state import Stream, Target
 from lbguard.core.status import GuardStatus, Prediction
-from lbguard.core.status_view import build_status, status_in_parts
+from lbguard.core.status_view import build_status, predict, status_in_parts
 from lbguard.core.stream_registry import StreamRegistry
 
 
@@ -37,7 +36,7 @@ class PathView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetView:
-    """A target at one moment; its fields are those of `state.Target`."""
+    """A target at one moment; the fields are those of `state.Target`."""
 
     key: TargetKey
     mark: int
@@ -55,8 +54,8 @@ class TargetView:
 class StreamView:
     """A stream at one moment.
 
-    `adopted`: what the distributor held of it was read. `removed`: the source lists it no more. `admitted`, `broken`:
-    how many of its targets are. `active`: the identifiers that are active in the distributor, None before it was read.
+    `adopted`: its table in the distributor was read. `removed`: the source no longer lists it. `admitted`, `broken`:
+    the number of such targets. `active`: the identifiers that are active in the distributor, None before the read-back.
     """
 
     spec: StreamSpec
@@ -79,7 +78,7 @@ class LinkView:
 
 
 class EngineState:
-    """Owns all state of the engine. The methods change nothing."""
+    """The engine's state. The methods only read."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -98,7 +97,7 @@ class EngineState:
 
     @property
     def in_sync(self) -> bool:
-        """Return whether the view of the kernel is complete and current. Nothing is withdrawn while it is not."""
+        """Return whether the view of the kernel is complete and current. While it is not, no target is withdrawn."""
         return not self.sync_reason
 
     @property
@@ -109,19 +108,19 @@ class EngineState:
     # The whole state
 
     def status(self, now: float) -> GuardStatus:
-        """Return the whole state for those who look at it, built in one go."""
+        """Return the whole state, built in one call."""
         return build_status(self, now)
 
     def status_in_parts(self, now: float) -> Iterator[GuardStatus | None]:
-        """Build the whole state a few targets at a time: yield None after each part, and the state at last."""
+        """Build the whole state a few targets at a time: yield None after each part, and the state last."""
         return status_in_parts(self, now)
 
     def summary(self, now: float) -> GuardStatus:
-        """Return the state without targets and links: cheap enough for every second."""
+        """Return the state without targets and links: cheap enough to be called every second."""
         return build_status(self, now, detail=False)
 
     def predictions(self, now: float) -> dict[TargetKey, Prediction]:
-        """Return what follows for every target that waits for something, if nothing changes."""
+        """Return the next action for every target with a pending deadline, if nothing changes."""
         held_up = "" if self.in_sync else f"the view of the kernel is not in sync ({self.sync_reason})"
         streams = self.stream_registry.streams.values()
         return predict(self.config, self.life, streams, now, held_up, self.observation.acts_at)
@@ -129,19 +128,18 @@ class EngineState:
     # For a later run, or another engine
 
     def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
-        """Return the holds that a later run has to go on with if this one ends now."""
+        """Return the holds that a later run continues if this one ends now."""
         seen_until = now if self.in_sync else self.observation.blind_since
         return self.life.memory.open_holds(self.stream_registry.streams.values(), self.life.deadlines, seen_until, now)
 
     def subnets_to_remember(self) -> tuple[Prefix, ...]:
-        """Return the subnets that targets are reached by and that a later run must not take wider ones for."""
+        """Return the subnets of targets for which a later run must not use a wider subnet."""
         return self.view.subnets_to_remember()
 
     def as_events(self) -> list[Event]:
-        """Return the events after which another engine knows what this one knows of kernel, source and distributor.
+        """Return events that give another engine this one's view of kernel, source and distributor.
 
-        What is only in an engine's own memory (penalties, running deadlines, verdicts) is not passed on: a hold that is
-        under way begins anew.
+        The engine's own memory (penalties, running deadlines, verdicts) is not included: a running hold begins again.
         """
         links = self.view.links.values()
         streams = [stream for stream in self.streams() if not stream.removed]
@@ -178,11 +176,11 @@ class EngineState:
     # Streams and targets
 
     def stream_names(self) -> tuple[str, ...]:
-        """Return the names of all streams, those on their way out included."""
+        """Return the names of all streams, including those being removed."""
         return tuple(self.stream_registry.streams)
 
     def streams(self) -> list[StreamView]:
-        """Return all streams, those on their way out included."""
+        """Return all streams, including those being removed."""
         return [_stream_view(stream) for stream in self.stream_registry.streams.values()]
 
     def stream(self, name: str) -> StreamView | None:
@@ -204,7 +202,7 @@ class EngineState:
         return [_target_view(target) for target in self.stream_registry.by_mark.values()]
 
     def target_by_mark(self, mark: int) -> TargetKey | None:
-        """Return which target a mark stands for."""
+        """Return the target of a mark."""
         target = self.stream_registry.by_mark.get(mark)
         return target.key if target else None
 
@@ -213,7 +211,7 @@ class EngineState:
         return {mark: target.key for mark, target in self.stream_registry.by_mark.items()}
 
     def next_target_deadline(self) -> float | None:
-        """Return when the next deadline of a target comes that is acted on: none is while the view is not in sync."""
+        """Return the next deadline of a target; None while out of sync, when no deadline has an effect."""
         return self.life.deadlines.next() if self.in_sync else None
 
     # The kernel
@@ -235,7 +233,7 @@ class EngineState:
         return self.view.follows(ip)
 
     def holds_address(self, link: LinkKey, ip: Ip) -> bool:
-        """Return whether this incarnation of a link is up and holds a usable address right now."""
+        """Return whether this incarnation of a link is up and has a usable address at this moment."""
         return self.view.holds(link, ip)
 
     def foreign_neighbor(self, ifindex: int, ip: Ip) -> bool:
@@ -243,7 +241,7 @@ class EngineState:
         return self.view.foreign_neighbor(ifindex, ip)
 
     def owner_of(self, ip: Ip) -> int | None:
-        """Return the ifindex of the link that a followed address is reached by; None when there is none."""
+        """Return the ifindex of the link through which a followed address is reached; None when there is none."""
         link = self.view.locate(ip)[0]
         return link.ifindex if link else None
 

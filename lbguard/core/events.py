@@ -1,4 +1,4 @@
-"""Events of the engine: immutable values. The kernel's come from the mirror, the others from adapters."""
+"""Events: the engine's inputs, as immutable values. Kernel events come from the mirror, the others from adapters."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from lbguard.core.model import Condition, LinkKey, NeighborState, Route, Rule, S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSeen:
-    """A link exists with these attributes (created or changed). `up` means IFF_UP and carrier (IFF_LOWER_UP)."""
+    """A link exists with these attributes (created or changed). `up`: IFF_UP and carrier (IFF_LOWER_UP) are set."""
 
     ifindex: int
     name: str
@@ -26,9 +26,9 @@ class LinkGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressSeen:
-    """A link holds an address. `usable` is false while IPv6 duplicate detection runs or after it failed.
+    """A link holds an address. `usable` is false while IPv6 duplicate address detection runs or after it failed.
 
-    `peer`: the address of the other end, where the address has one (ip-address(8)); the prefix is the peer's then.
+    `peer`: the address of the other end, if there is one (ip-address(8)); the prefix is then the peer's.
     """
 
     ifindex: int
@@ -60,7 +60,7 @@ class AddressGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRouteSeen:
-    """The main table has another program's route without a gateway through a link: its prefix is on the link."""
+    """The main table has another program's route without a gateway: its prefix is on the link."""
 
     ifindex: int
     prefix: Prefix
@@ -80,8 +80,8 @@ class LinkRouteGone:
 class NeighborSeen:
     """The kernel holds a neighbour entry with this state; `mac` is empty while unresolved.
 
-    `foreign`: another program made the entry (static, learned by a control plane, managed), so the kernel did not
-    learn it.
+    `foreign`: another program created the entry (static, learned by a control plane, managed); the kernel did not learn
+    it.
     """
 
     ifindex: int
@@ -145,7 +145,7 @@ KernelChange = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSnapshot:
-    """A full, consistent view of the kernel: it replaces all that was known and declares the mirror in sync."""
+    """A full, consistent view of the kernel. It replaces the previous view; the mirror is in sync."""
 
     links: tuple[LinkSeen, ...] = ()
     addresses: tuple[AddressSeen, ...] = ()
@@ -157,7 +157,7 @@ class KernelSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelOutOfSync:
-    """The mirror lost messages (overrun) or could not dump: nothing is withdrawn until the next snapshot."""
+    """The mirror lost messages (overrun) or a dump failed: no target is withdrawn until the next snapshot."""
 
     reason: str
 
@@ -178,7 +178,7 @@ class SourceLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistributorSeen:
-    """Read-back of a stream's table in the distributor: the identifiers that are active in it."""
+    """A stream's table was read back from the distributor: the identifiers that are active in it."""
 
     stream: str
     active: frozenset[int]
@@ -195,7 +195,7 @@ class CommitDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitFailed:
-    """A commit did not take effect; the core tries again with backoff."""
+    """A commit failed; the core retries with backoff."""
 
     stream: str
     reason: str
@@ -203,7 +203,7 @@ class CommitFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistributorLost:
-    """A stream's table was removed or replaced under us (nfqlb re-created its memory): apply it again."""
+    """Another program removed or replaced a stream's table (nfqlb re-created its memory): it is committed again."""
 
     stream: str
     reason: str
@@ -211,12 +211,12 @@ class DistributorLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamsPruned:
-    """Nothing is left in the distributor of streams that are not listed."""
+    """The distributor holds no tables of unlisted streams any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutesProgrammed:
-    """The kernel acknowledged these route changes (what exists now, what is deleted)."""
+    """The kernel acknowledged these route changes: routes that exist now, and deleted ones."""
 
     added: tuple[Route, ...] = ()
     deleted: tuple[Route, ...] = ()
@@ -224,7 +224,7 @@ class RoutesProgrammed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteFailed:
-    """The kernel refused to program a route; the core tries again with backoff."""
+    """The kernel refused a route; the core retries with backoff."""
 
     route: Route
     reason: str
@@ -232,7 +232,7 @@ class RouteFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleFailed:
-    """The kernel refused to program a rule; the core tries again with backoff."""
+    """The kernel refused a rule; the core retries with backoff."""
 
     rule: Rule
     reason: str
@@ -248,7 +248,7 @@ class LinkSetDown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficSeen:
-    """A link's counter of received packets, read from time to time."""
+    """A reading of a link's counter of received packets."""
 
     ifindex: int
     rx_packets: int
@@ -256,7 +256,7 @@ class TrafficSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictReported:
-    """A reporter (by its authenticated name) gave a verdict; `ticket` finds the answer's way back to it."""
+    """A reporter (by its authenticated name) gave a verdict; `ticket` identifies the waiting request."""
 
     reporter: str
     verdict: Verdict
@@ -265,9 +265,9 @@ class VerdictReported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborsOutdated:
-    """The interfaces behind these target addresses were replaced or are gone: what the kernel holds of them is wrong.
+    """The interfaces behind these target addresses were replaced or removed: the kernel's neighbour entries are wrong.
 
-    `new_mac`: the new link-layer address where it is known; an entry that holds it already is right.
+    `new_mac`: the new link-layer address where it is known; an entry with that address is correct.
     """
 
     ips: tuple[Ip, ...]
@@ -276,17 +276,18 @@ class NeighborsOutdated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stalled:
-    """Nothing was looked at for `duration_s` up to now: the process was stopped, or its loop was held up."""
+    """The loop did not run for `duration_s` up to now: the process was stopped, or the loop was blocked."""
 
     duration_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenHold:
-    """A hold that has not ended: a target by its addresses too, and the cause of its loss.
+    """A hold that has not ended: the target with its addresses, and the cause of its loss.
 
-    `broken_s`: how long the loss has been observed. `frozen_s`: how long of that it was frozen, None when it never was.
-    `left_s`: how long it had to its deadline, which may rest on what a new run has yet to learn (a verdict HEALING).
+    `broken_s`: the observed duration of the loss. `frozen_s`: the part of it spent frozen, None when it never was.
+    `left_s`: the time left to its deadline, which may depend on evidence that a new run does not have yet (a verdict
+    HEALING).
     """
 
     stream: str
@@ -300,7 +301,7 @@ class OpenHold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldsRemembered:
-    """An earlier run left these holds open, and had lost these subnets. It comes before the first full view."""
+    """An earlier run left these holds open and had lost these subnets. This event precedes the first full view."""
 
     holds: tuple[OpenHold, ...]
     subnets: tuple[Prefix, ...] = ()

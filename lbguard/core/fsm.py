@@ -1,32 +1,33 @@
-"""The life of a target: one literal table of transitions.
+"""State machine of a target: one literal table of transitions.
 
 A target is in one of five states (`TargetState`), or gone. `PENDING`, `WITHDRAWN`: not in the distributor. `ACTIVE`,
 `HELD`, `FROZEN`: in it (admitted). Seven inputs move it:
 
-- `PATH_OK`, `PATH_PARTIAL`, `PATH_BROKEN`: the verdict of the moment over all paths of the target. They are levels, not
-  edges: they are fed whenever anything that concerns the target changed, and repeating one is harmless. `PATH_PARTIAL`:
+- `PATH_OK`, `PATH_PARTIAL`, `PATH_BROKEN`: the current condition over all paths of the target. They are levels, not
+  edges: one is applied after every change that concerns the target, and repeating it changes nothing. `PATH_PARTIAL`:
   the path of one family is lost, that of the other forwards.
-- `DEADLINE`: the moment that the state waits for has come: the end of the grace window (HELD), the freeze limit or the
-  end of the mass failure plus one window (FROZEN), the end of the damping delay (WITHDRAWN with a good path).
+- `DEADLINE`: the state's deadline has passed: the end of the grace window (HELD), the freeze limit or the end of the
+  mass failure plus one window (FROZEN), the end of the damping delay (WITHDRAWN with a good path).
 - `DEADLINE_MASS`: the same, but several of the stream's admitted targets, and more than `freeze.threshold` of them, are
   broken. Then the fault is probably on this node, and withdrawing all targets helps no connection.
 - `DEADLINE_VETOED`: the same, but the loss rests on soft evidence alone and the stream's soft budget is used up. The
-  evidence is disbelieved for a while: the target goes back to ACTIVE with a pardon.
+  evidence is ignored for a time: the target returns to ACTIVE with a pardon.
 - `REMOVED`: the source no longer lists the target.
 
 The rules behind the cells:
 
-1. A broken path never withdraws by itself; only a deadline or the source does. So the table changes no sooner than the
-   grace window allows.
-2. Gains pass at once: an admitted target is ACTIVE again the moment its path is. Only a WITHDRAWN one waits (damping).
-3. REMOVED always wins, from every state, without any grace: it is deliberate.
-4. A deadline that fires in a state that waits for none is late, and changes nothing.
+1. A broken path never withdraws by itself; only a deadline or the source does. So the table does not change before the
+   grace window ends.
+2. Recoveries apply at once: an admitted target is ACTIVE again as soon as its path is good. Only a WITHDRAWN target
+  waits (damping).
+3. REMOVED applies in every state, without grace: the removal is deliberate.
+4. A deadline that fires in a state without a deadline is late and changes nothing.
 5. Both families of a target are one entry of the table, so withdrawing it for the loss of one would break the healthy
-   connections of the other. PATH_PARTIAL holds without a deadline (one that runs is dropped when it comes, which is
-   why PATH_PARTIAL is what it becomes); the grace window begins when the last path is lost.
-   What is not in the table stays out of it: to admit it would send new connections of the lost family there.
+   connections of the other. PATH_PARTIAL holds without a deadline (a running one is dropped when it passes: it becomes
+   PATH_PARTIAL); the grace window begins when the last path is lost.
+   A target that is not in the table is not admitted: new connections of the lost family would be sent to it.
 
-The timers themselves live in the engine. This module knows no time.
+The engine keeps the timers. This module has no notion of time.
 """
 
 from enum import StrEnum
@@ -50,7 +51,7 @@ class Input(StrEnum):
 
 
 class Transition(NamedTuple):
-    """The state that follows (None: the target is forgotten) and what is done on the way."""
+    """The next state (None: the target is forgotten) and the action of the transition."""
 
     state: TargetState | None
     action: Action

@@ -1,8 +1,8 @@
-"""Durations of waiting: grace windows before a withdrawal, flap damping before a re-admission.
+"""Waiting times of targets: the grace window before a withdrawal, and flap damping before a re-admission.
 
 A window has a cause and an upper bound, and may follow the durations of past heals in the same subnet. Damping is a
-penalty that each loss raises by one and time halves (the idea of RFC 2439, for targets). Only re-admission waits for
-it. The first recovery never waits: one loss is a penalty of at most one, and only the part above one costs time.
+penalty per target (after RFC 2439): each loss adds one, and it decays with a half-life. It delays only re-admissions.
+The first recovery never waits: one loss gives a penalty of at most one, and only the part above one adds a delay.
 """
 
 import math
@@ -18,9 +18,10 @@ _KINDS_KEPT = 4096
 
 
 class Grace:
-    """Computes deadlines from the moment of loss; in adaptive mode it learns from the heal durations of each subnet.
+    """Computes deadlines from the moment of loss; in adaptive mode, from the past heal durations of each subnet.
 
-    Losses of a link teach nothing about failed neighbours, nor about verdicts. A cause whose window is set keeps it.
+    Heal durations are kept apart by kind of cause: link losses, failed neighbours, verdicts. A cause with a configured
+    window keeps that window.
     """
 
     def __init__(self, config: GraceConfig) -> None:
@@ -44,16 +45,16 @@ class Grace:
     ) -> float:
         """Return the moment at which a target lost at `lost_at` is withdrawn.
 
-        A repair that is said to be under way moves it to `healing_until`, but never past `max_s` after the loss.
+        A reported repair moves it to `healing_until`, but never past `max_s` after the loss.
         """
         deadline = max(lost_at + self.window_s(cause, subnet), healing_until)
         return min(deadline, lost_at + self._config.max_s)
 
     def learn(self, subnet: Prefix | None, cause: Condition, lost_at: float, heal_s: float) -> None:
-        """Note how long a path of a subnet took to come back.
+        """Record how long a path of a subnet took to come back.
 
-        What was lost within one second counts as one heal, which took as long as the slowest of it: a link takes all
-        its targets along, and they must not outvote the links before it.
+        Losses within one second count as one heal, with the longest of their durations: a lost link breaks all its
+        targets at once, and they must not outweigh earlier links.
         """
         if not self._config.adaptive or subnet is None:
             return
@@ -68,7 +69,7 @@ class Grace:
 
 
 def _kind(cause: Condition) -> Condition | None:
-    """Return what heals are compared by: each soft cause has its own, what the kernel says is of one kind."""
+    """Return the kind of cause that heals are grouped by: each soft cause alone, all hard causes (None) together."""
     return cause if cause in SOFT else None
 
 

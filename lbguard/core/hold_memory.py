@@ -1,12 +1,12 @@
-"""Holds that outlive a run: what an earlier one left open, and what is open now.
+"""Holds across restarts: those that an earlier run left open, and those open now.
 
-A run that is killed and started anew adopts its targets as ACTIVE. Without a memory each start would give a broken one
-its whole window again, so a process that crashes faster than the window would hold it for ever. Only time in which the
-loss was observed counts: what happened while lbguard did not run is unknown.
+A process that is killed and restarted adopts its targets as ACTIVE. Without a memory, each start would give a broken
+target its whole window again, so a process that crashes more often than the window would hold it for ever. Only time in
+which the loss was observed counts: the state while lbguard did not run is unknown.
 
-- A target that is broken when it is judged first goes on with the time that its hold had spent, and had left.
-- One that is not has healed, and its record ends. Soft evidence is the exception: a start knows none, and it comes in
-  only within seconds; until then its absence is no proof.
+- A target that is broken at its first evaluation continues its hold with the time spent and left.
+- A target that is not broken has healed, and its record is dropped. Soft evidence is the exception: after a start it
+  arrives only within seconds; until then its absence proves nothing.
 """
 
 from collections.abc import Iterable
@@ -17,25 +17,25 @@ from lbguard.core.model import SOFT, TargetKey, TargetState
 from lbguard.core.state import Stream, Target
 
 _KEPT_S = 60.0
-"""A target that was not judged after so long is not coming back, or its table is not."""
+"""A record is dropped when its target was not evaluated within this time."""
 _SOFT_EVIDENCE_S = 5.0
-"""After a start, reporters have connected again and silent neighbours have failed again within this time."""
+"""Within this time after a start, reporters have reconnected and silent neighbours have failed again."""
 _BROKEN = (TargetState.HELD, TargetState.FROZEN)
 
 
 class HoldMemory:
-    """The holds of an earlier run, until each target was judged."""
+    """The holds of an earlier run, each until its target is evaluated."""
 
     def __init__(self) -> None:
         self._holds: dict[TargetKey, tuple[OpenHold, float]] = {}
 
     def remember(self, holds: Iterable[OpenHold], now: float) -> None:
-        """Adopt what an earlier run left open."""
+        """Adopt the holds that an earlier run left open."""
         for hold in holds:
             self._holds[TargetKey(hold.stream, hold.identifier)] = hold, now + _KEPT_S
 
     def take(self, target: Target, now: float) -> OpenHold | None:
-        """Return, once, what is remembered of a target that is broken now."""
+        """Return, once, the remembered hold of a target that is broken now."""
         hold, until = self._holds.pop(target.key, (None, now))
         if hold is None or now >= until or set(hold.ips) != target.paths.keys():
             return None
@@ -58,7 +58,7 @@ class HoldMemory:
     def open_holds(
         self, streams: Iterable[Stream], deadlines: Deadlines[TargetKey], seen_until: float, now: float
     ) -> tuple[OpenHold, ...]:
-        """Return the holds that are open now, and those remembered whose target was not judged yet.
+        """Return the holds that are open now, and the remembered ones whose target was not evaluated yet.
 
         `seen_until`: the moment up to which the state of the kernel is known.
         """

@@ -1,20 +1,113 @@
-"""Routes and rules of the targets, desired against actual.
+"""Desired and actual routes and fwmark rules of the targets.
 
-For every registered target: one rule and one blackhole default per family (also for a family in which it has no
-address: its mark must never fall through to the main table and loop with the gateway), and a default route through each
-of its addresses whose subnet has an owner. Routes without an owner are left as they are; the kernel removes them with
-their link.
+Every registered target has, per family, one rule and one blackhole default route (also in a family in which it has no
+address: its mark must never reach the main table and loop with the gateway), and a default route through each of its
+addresses whose subnet has an owner. Routes without an owner are left unchanged; the kernel removes them with their
+link.
 
-A route of another program with the table and metric of one of ours stays: the kernel holds one route of a kind, so ours
-waits until it is gone. It serves the path as well if it leads to the same address through the same link.
+Another program's route with the table and metric of one of ours stays: the kernel holds one such route, so ours waits
+until that is gone. It serves the path if it leads to the same address through the same link.
+
+The comparison is level-triggered, so a lost, repeated or reordered notification costs at most one idempotent operation.
+A key is unmanaged until a value is desired for it, and an unmanaged key is never changed.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Generic, NamedTuple, TypeVar
 
 from lbguard.core.addr import Ip, is_ipv4
-from lbguard.core.delta import Changes, Delta
 from lbguard.core.model import BLACKHOLE_METRIC, ROUTE_METRIC, ROUTE_PROTOCOL, Route, RouteKind, Rule
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Changes(NamedTuple, Generic[K, V]):
+    """Values to put (add or replace) and keys to delete, in the order in which they became due."""
+
+    put: list[V]
+    delete: list[V]
+
+
+class Delta(Generic[K, V]):
+    """Desired and actual values by key, and the keys whose change has not been requested yet."""
+
+    def __init__(self) -> None:
+        self.actual: dict[K, V] = {}
+        self._desired: dict[K, V | None] = {}
+        self._due: dict[K, None] = {}
+
+    def want(self, key: K, value: V) -> None:
+        """Desire a value for a key."""
+        if self._desired.get(key) != value:
+            self._desired[key] = value
+            self._compare(key)
+
+    def want_absent(self, key: K) -> None:
+        """Desire that a key has no value; when it has none, the key is unmanaged again."""
+        self._desired[key] = None
+        self._compare(key)
+
+    def release(self, key: K) -> None:
+        """Stop managing a key and leave its actual value unchanged."""
+        self._desired.pop(key, None)
+        self._due.pop(key, None)
+
+    def satisfied(self, key: K) -> bool:
+        """Return whether a managed key holds the desired value."""
+        wanted = self._desired.get(key)
+        return wanted is not None and self.actual.get(key) == wanted
+
+    def saw(self, key: K, value: V) -> bool:
+        """Record the actual value of a key; return whether it differs from the known one."""
+        if self.actual.get(key) == value:
+            return False
+        self.actual[key] = value
+        self._compare(key)
+        return True
+
+    def gone(self, key: K, value: V) -> bool:
+        """Record that this value is gone (another value of the key stays); return whether it was known."""
+        if self.actual.get(key) != value:
+            return False
+        del self.actual[key]
+        self._compare(key)
+        return True
+
+    def replace_actual(self, actual: Mapping[K, V]) -> set[K]:
+        """Replace all actual values by a full view; return the keys whose value changed."""
+        before, self.actual = self.actual, dict(actual)
+        changed = {key for key in before.keys() | actual.keys() if before.get(key) != actual.get(key)}
+        for key in list(self._desired):
+            self._compare(key)
+        return changed
+
+    def retry(self, key: K) -> None:
+        """Request a key again if it still differs."""
+        self._compare(key)
+
+    def take_changes(self) -> Changes[K, V]:
+        """Return the changes to make, each once; a key is returned again when its values change or on `retry`."""
+        changes: Changes[K, V] = Changes([], [])
+        for key in self._due:
+            wanted = self._desired.get(key)
+            if wanted is not None:
+                changes.put.append(wanted)
+            elif key in self.actual:
+                changes.delete.append(self.actual[key])
+        self._due.clear()
+        return changes
+
+    def _compare(self, key: K) -> None:
+        if key not in self._desired:
+            return
+        wanted = self._desired[key]
+        if self.actual.get(key) == wanted:
+            self._due.pop(key, None)
+            if wanted is None:
+                del self._desired[key]
+        else:
+            self._due[key] = None
 
 
 class RouteKey(NamedTuple):
@@ -54,7 +147,7 @@ _METRICS = frozenset({ROUTE_METRIC, BLACKHOLE_METRIC})
 
 
 class KernelTables:
-    """Our routes and rules, and the marks that a change concerns."""
+    """Our routes and rules, and the marks affected by a change."""
 
     def __init__(self) -> None:
         self.routes: Delta[RouteKey, Route] = Delta()
@@ -73,14 +166,14 @@ class KernelTables:
             self.routes.want(route_key(fallback), fallback)
 
     def retire(self, mark: int) -> None:
-        """Desire that nothing of a target is left."""
+        """Desire the removal of everything of a target."""
         for ipv4 in (True, False):
             self.rules.want_absent(RuleKey(mark, ipv4))
             for metric in (ROUTE_METRIC, BLACKHOLE_METRIC):
                 self.routes.want_absent(RouteKey(mark, ipv4, metric))
 
     def want_path(self, mark: int, ip: Ip, ifindex: int) -> bool:
-        """Desire a path's route through its owning link; return whether rule and such a route stand in the kernel."""
+        """Desire a path's route through its owning link; return whether the kernel has both rule and route."""
         ipv4 = is_ipv4(ip)
         key = RouteKey(mark, ipv4, ROUTE_METRIC)
         self.routes.want(key, Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, ifindex))
@@ -89,18 +182,18 @@ class KernelTables:
         return routed and self.rules.satisfied(RuleKey(mark, ipv4))
 
     def taken_by(self, mark: int, ip: Ip) -> Route | None:
-        """Return another program's route in the place of a path's route."""
+        """Return another program's route that has the table and metric of a path's route."""
         return self._foreign.get(RouteKey(mark, is_ipv4(ip), ROUTE_METRIC))
 
     def forwarding_link(self, mark: int, ip: Ip) -> int:
-        """Return the ifindex that a path's packets leave by as things stand; 0 when they do not."""
+        """Return the ifindex through which a path's packets leave now; 0 when they are not forwarded."""
         ipv4 = is_ipv4(ip)
         route = self.routes.actual.get(RouteKey(mark, ipv4, ROUTE_METRIC))
         ruled = self.rules.satisfied(RuleKey(mark, ipv4))
         return route.oif if route is not None and route.gateway == ip and ruled else 0
 
     def leave_path(self, mark: int, ip: Ip) -> None:
-        """Leave the route of a path without an owner as it is, unless it leads to another address than the path's."""
+        """Leave the route of a path without an owner unchanged, unless it leads to another address."""
         key = RouteKey(mark, is_ipv4(ip), ROUTE_METRIC)
         route = self.routes.actual.get(key)
         if route is None or route.gateway == ip:
@@ -119,7 +212,7 @@ class KernelTables:
     # Actual
 
     def route_seen(self, route: Route) -> bool:
-        """Note a route; return whether that is news about one of ours."""
+        """Record a route; return whether it changes one of ours."""
         key = route_key(route)
         if route.protocol != ROUTE_PROTOCOL:
             return self._foreign_seen(key, route)
@@ -131,7 +224,7 @@ class KernelTables:
         return self._news(route.table, self.routes.saw(key, route))
 
     def route_gone(self, route: Route) -> bool:
-        """Note that a route is gone; return whether that is news about one of ours."""
+        """Record that a route is gone; return whether it was one of ours."""
         key = route_key(route)
         if route.protocol != ROUTE_PROTOCOL:
             return self._foreign_gone(key, route)
@@ -140,7 +233,7 @@ class KernelTables:
         return self._news(route.table, self.routes.gone(key, route))
 
     def link_lost(self, ifindex: int) -> None:
-        """Note that the kernel dropped every route through a link."""
+        """Record that the kernel dropped every route through a link."""
         for key in list(self._by_oif.get(ifindex, ())):
             self.route_gone(self.routes.actual[key])
 
@@ -149,19 +242,19 @@ class KernelTables:
         return len(self._by_oif.get(ifindex, ()))
 
     def rule_seen(self, rule: Rule) -> bool:
-        """Note a rule; return whether that is news about one of ours."""
+        """Record a rule; return whether it changes one of ours."""
         if rule.protocol != ROUTE_PROTOCOL:
             return False
         return self._news(rule.mark, self.rules.saw(rule_key(rule), rule))
 
     def rule_gone(self, rule: Rule) -> bool:
-        """Note that a rule is gone; return whether that is news about one of ours."""
+        """Record that a rule is gone; return whether it was one of ours."""
         if rule.protocol != ROUTE_PROTOCOL:
             return False
         return self._news(rule.mark, self.rules.gone(rule_key(rule), rule))
 
     def replace(self, routes: Iterable[Route], rules: Iterable[Rule]) -> None:
-        """Apply a full view in place of all that was known."""
+        """Replace all actual values by a full view."""
         routes = tuple(routes)
         ours = {route_key(route): route for route in routes if route.protocol == ROUTE_PROTOCOL}
         before, self._foreign = self._foreign, {}
@@ -180,11 +273,11 @@ class KernelTables:
         self.changed_marks.update(key.mark for key in self.rules.replace_actual(our_rules))
 
     def marks(self) -> set[int]:
-        """Return the marks for which anything of ours is in the kernel."""
+        """Return the marks for which the kernel has a route or rule of ours."""
         return {key.table for key in self.routes.actual} | {key.mark for key in self.rules.actual}
 
     def take_changes(self) -> tuple[RouteChanges, Changes[RuleKey, Rule]]:
-        """Return what has to change in the kernel, once."""
+        """Return the changes to make in the kernel, each once."""
         routes = self.routes.take_changes()
         changes = RouteChanges([], [], routes.delete)
         for route in routes.put:
@@ -201,7 +294,7 @@ class KernelTables:
 
     def _foreign_gone(self, key: RouteKey, route: Route) -> bool:
         known = self._foreign.get(key)
-        # Of one with several next hops the kernel may tell each alone; to ask for ours too soon is refused, no more.
+        # The kernel may report each next hop of a multipath route alone; adding ours too early is only refused.
         of_several = known is not None and known.kind is RouteKind.UNICAST and not known.gateway
         if known != route and not of_several:
             return False

@@ -1,4 +1,4 @@
-"""Carries out the transitions of `fsm.py`: moves a target, keeps its deadline, and writes the decision record."""
+"""Life cycle of targets: applies the transitions of `fsm.py`, sets deadlines, and writes the decision records."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -26,11 +26,11 @@ _LEVELS = frozenset({Input.PATH_OK, Input.PATH_PARTIAL, Input.PATH_BROKEN})
 _JITTER_S = 0.1
 
 REPAIR_TIME_S = 0.5
-"""Time for the repair of paths that came back unseen, after an observation gap or a start."""
+"""Time for the repair of paths that came back unobserved, in an observation gap or before a start."""
 
 
 class Lifecycle:
-    """Applies inputs to targets. Collects decision records and the names of streams whose targets moved."""
+    """Applies inputs to targets; collects the decision records and the names of streams whose targets changed state."""
 
     def __init__(self, config: EngineConfig, evidence: Callable[[Target], tuple[Evidence, ...]]) -> None:
         self.deadlines: Deadlines[TargetKey] = Deadlines()
@@ -49,16 +49,16 @@ class Lifecycle:
         return records
 
     def adopt(self, stream: Stream, target: Target, now: float) -> None:
-        """Adopt a target that the distributor already holds, as ACTIVE; its path is judged next."""
+        """Adopt a target that the distributor already holds, as ACTIVE; its path is evaluated next."""
         stream.move(target, TargetState.ACTIVE, now)
         self.moved[stream.spec.name] = None
         self._record(target, Action.ADOPT, TargetState.PENDING, "found_in_distributor", now)
 
     def judge(self, stream: Stream, target: Target, now: float) -> None:
-        """Feed the verdict of the moment over a target's paths."""
+        """Apply the current condition of a target's paths."""
         cause = target.judge(now)
         if self.pardons.get(target.key) is not None:
-            # Whether its path is usable may change without a move.
+            # The usability of its path may change without a change of state.
             self.moved[stream.spec.name] = None
         if cause is Condition.OK:
             self.memory.forwards(target, now)
@@ -70,13 +70,13 @@ class Lifecycle:
             self.apply(stream, target, Input.PATH_BROKEN, now, cause)
 
     def expire(self, stream: Stream, target: Target, now: float) -> None:
-        """Feed a deadline that has come, as the kind that the stream's condition makes of it."""
+        """Apply a deadline that has passed, as the input that the stream's condition makes of it."""
         self.apply(stream, target, self.due(stream, target, now), now, target.cause)
 
     def due(self, stream: Stream, target: Target, at: float) -> Input:
-        """Return the input that a target's deadline becomes at a moment, with the stream as it stands. Changes nothing.
+        """Return the input that a target's deadline becomes at a moment, in the stream's current state.
 
-        Predictions ask this as well, so they say what will be done.
+        It changes nothing. Predictions call it as well, so they match the decision.
         """
         if target.partial and target.state is TargetState.HELD:
             return Input.PATH_PARTIAL
@@ -89,18 +89,18 @@ class Lifecycle:
         return Input.DEADLINE
 
     def thaw(self, stream: Stream, now: float) -> None:
-        """End a mass failure: what is still frozen gets one more window, since heals come one after another."""
+        """End a mass failure: targets that are still frozen get one more window, since paths heal one after another."""
         for target in stream.targets.values():
             if target.state is TargetState.FROZEN:
                 window = self._grace.window_s(target.cause, target.lost_in)
                 self.deadlines.set(target.key, min(self._freeze_end(target), now + window))
 
     def unseen(self, streams: Iterable[Stream], duration_s: float, now: float) -> None:
-        """Exclude a time up to now without observation: the deadlines of broken targets move by it."""
+        """Exclude a time without observation that ends now: the deadlines of broken targets move by it."""
         for stream in streams:
             for target in stream.targets.values() if stream.broken else ():
                 if target.state in (TargetState.HELD, TargetState.FROZEN):
-                    # A verdict may have begun the hold while the kernel's view was lost.
+                    # A verdict may have started the hold while the view of the kernel was lost.
                     shift_s = min(duration_s, now - target.since)
                     target.lost_at += shift_s
                     target.spared_until += shift_s
@@ -136,10 +136,11 @@ class Lifecycle:
     # Handlers: each returns whether the action is worth a record. They run after the move.
 
     def _hold(self, target: Target, now: float, cause: Condition) -> bool:
+        """Begin a hold: record the loss, and set the deadline to the end of the grace window."""
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
         target.spared_until, target.frozen_at = now, math.inf
         target.penalty.add_loss(self._config.damping, now)
-        # What forwards by one path is held without an end: there is nothing to go on with.
+        # A target with one forwarding path is held without a deadline: there is no remembered time to continue.
         before = None if target.partial else self.memory.take(target, now)
         if before is not None:
             self._go_on(target, before, now)
@@ -147,10 +148,10 @@ class Lifecycle:
         return True
 
     def _go_on(self, target: Target, before: OpenHold, now: float) -> None:
-        """Count what an earlier run observed of a loss; what came back meanwhile gets the time of a repair."""
+        """Count an earlier run's observation of a loss; a path that came back meanwhile gets a repair's time."""
         target.lost_at = now - before.broken_s
         window = self._grace.window_s(target.cause, target.lost_in)
-        # A repair's time once for all runs: they must not add up to more, however short each of them is.
+        # The time of a repair is granted once over all runs, however short each is.
         repaired_at = min(now + REPAIR_TIME_S, target.lost_at + window + REPAIR_TIME_S)
         target.spared_until = min(max(now + before.left_s, repaired_at), target.lost_at + self._config.grace.max_s)
         if before.frozen_s is not None:
@@ -159,27 +160,28 @@ class Lifecycle:
             target.spared_until = min(now + window, self._freeze_end(target))
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
+        """Move the deadline of a hold after a change of its cause, or after a verdict of a repair (HEALING)."""
         if target.partial:
             return self._revise_partial(target, cause)
         before = self.deadlines.get(target.key)
         if before is not None and cause is target.cause and target.healing_end() == target.healing_until:
             return False
         if BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]:
-            # The path is on its way back (its link is there, its route is not yet): progress never costs time.
+            # The path is coming back (its link exists, its route not yet): a milder cause never shortens the deadline.
             target.spared_until = before if before is not None else now
         elif cause is not target.cause:
             target.spared_until = now
-        worth_telling = before is None or cause is not target.cause
+        worth_record = before is None or cause is not target.cause
         self._note_cause(target, cause)
         self._set_grace_deadline(target)
         after = self.deadlines.get(target.key)
         assert after is not None
         moved_s = math.inf if before is None else abs(after - before)
-        # Each renewal of HEALING moves the deadline by the jitter of its way here; nobody wants a record of that.
-        return moved_s > 0 if worth_telling else moved_s > _JITTER_S
+        # Each renewal of HEALING moves the deadline by its transmission jitter; that is not worth a record.
+        return moved_s > 0 if worth_record else moved_s > _JITTER_S
 
     def _revise_partial(self, target: Target, cause: Condition) -> bool:
-        """Drop the deadline of a hold once it has come: families that come back one after another are no news."""
+        """Drop the deadline of a hold when it has passed: families that come back one after another need no record."""
         news = not target.open_ended or cause is not target.cause
         self._note_cause(target, cause)
         if self.deadlines.get(target.key) is not None:
@@ -188,7 +190,7 @@ class Lifecycle:
         return news
 
     def _begin_anew(self, target: Target, now: float, cause: Condition) -> None:
-        """Begin another loss: what still forwarded of a held target is lost as well."""
+        """Begin another loss: the remaining path of a held target is lost as well."""
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
         target.spared_until = now
         self.deadlines.cancel(target.key)
@@ -250,11 +252,12 @@ class Lifecycle:
         target.soft = cause in SOFT
 
     def _learn(self, target: Target, now: float) -> None:
-        """Learn how long a loss took to heal, once a loss. Too late for the window is what there is to learn from."""
+        """Record how long a loss took to heal, once a loss; heals after the window count too."""
         self._grace.learn(target.lost_in, target.lost_to, target.lost_at, now - target.lost_at)
         target.lost_in = None
 
     def _set_grace_deadline(self, target: Target) -> None:
+        """Set the deadline by the cause of the loss and the reported repair; none while a path still forwards."""
         target.open_ended = target.partial
         if target.open_ended:
             self.deadlines.cancel(target.key)

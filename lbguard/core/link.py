@@ -1,4 +1,4 @@
-"""Links of this load balancer and the neighbours on them, as the core remembers them, and what changed of them."""
+"""Links, their addresses and their neighbours, as the core keeps them, and a record of their changes."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from lbguard.core.model import LinkKey, NeighborState
 
 
 class Address(NamedTuple):
-    """An address of a link, and the prefix that it puts on the link: its own subnet, or its peer's."""
+    """An address of a link and its on-link prefix: its own subnet, or its peer's."""
 
     ip: Ip
     subnet: Prefix
@@ -40,9 +40,9 @@ class Neighbor:
     confirmed_at: float = float("-inf")
 
     def seen(self, event: NeighborSeen, now: float) -> None:
-        """Note what the kernel says of the entry."""
+        """Record the kernel's state of the entry."""
         if event.state == NeighborState.FAILED:
-            # The kernel notifies once a failed resolution, not of the attempts in between.
+            # The kernel notifies once for each failed resolution, not for each attempt.
             self.failures += 1
         elif event.state & _VALID:
             self.failures = 0
@@ -69,12 +69,12 @@ class Link:
     """One incarnation of a link.
 
     `order`: when the link was first seen, counting links; a new MAC does not change it. `from_start`: it was there in
-    the first full view. `addresses`: whether each is usable; `families`: how many there are of each (IPv4: True).
-    `subnets`: the prefixes that addresses put on the link (IPv6 link-local ones aside). `routes`: prefixes that routes
-    without a gateway put there, with how many do. `ready`: usable addresses while the link is up, with how often each
-    is held; `ready_families`: how many of each family. `rx_at`: when packets last arrived, as far as the counter was
-    read. `losses` by family: how often the link was set down or lost an address of it; the kernel may drop routes of
-    that family then.
+    the first full view. `addresses`: whether each is usable; `families`: the number of each family (IPv4: True).
+    `subnets`: the on-link prefixes of addresses (without IPv6 link-local ones). `routes`: the on-link prefixes of
+    routes without a gateway, with the number of routes. `ready`: usable addresses while the link is up, with how often
+    each is held; `ready_families`: the number of each family. `rx_at`: when packets last arrived, as far as the counter
+    was read. `losses` by family: how often the link was set down or lost an address of it; the kernel may then drop
+    routes of that family.
     """
 
     key: LinkKey
@@ -101,7 +101,7 @@ class Link:
         return self.key.ifindex
 
     def on_link(self) -> list[Prefix]:
-        """Return the prefixes that are on the link, IPv6 link-local ones aside."""
+        """Return the prefixes that are on the link, without IPv6 link-local ones."""
         return [*self.subnets, *(prefix for prefix in self.routes if prefix not in self.subnets)]
 
     def has_on_link(self, subnet: Prefix) -> bool:
@@ -129,7 +129,7 @@ class Link:
         return next((ip for ip in self.ready if is_ipv4(ip) == ipv4), b"")
 
     def reaches(self, ip: Ip, ours: tuple[Ip, ...]) -> bool:
-        """Return whether one of our addresses stands on the link with a prefix that contains an address."""
+        """Return whether the link has one of our addresses with a prefix that contains an address."""
         return any(
             len(subnet.network) == len(ip)
             and prefix_of(ip, subnet.length) == subnet
@@ -139,13 +139,13 @@ class Link:
 
     # Changes
 
-    def take_addresses(self, other: "Link") -> None:
-        """Adopt all that another incarnation of the same link holds."""
+    def adopt_addresses(self, other: "Link") -> None:
+        """Adopt the addresses and routes of another incarnation of the same link."""
         self.addresses, self.families = other.addresses, other.families
         self.subnets, self.routes = other.subnets, other.routes
 
     def put_address(self, address: Address, usable: bool) -> bool:
-        """Note an address; return whether it was usable before."""
+        """Record an address; return whether it was usable before."""
         before = self.addresses.get(address)
         self.addresses[address] = usable
         if before is None:
@@ -167,7 +167,7 @@ class Link:
                 del self.subnets[address.subnet]
 
     def count_ready(self, ip: Ip, change: int) -> bool:
-        """Count a usable holding of an address more or less; return whether its family became usable, or none of it."""
+        """Add `change` to the count of a usable address; return whether its family became usable or unusable."""
         count = self.ready.get(ip, 0) + change
         family, held = is_ipv4(ip), ip in self.ready
         if count > 0:
@@ -179,7 +179,7 @@ class Link:
         return (before > 0) != (self.ready_families[family] > 0)
 
     def recount_ready(self) -> None:
-        """Work out anew which addresses are ready, after the link came up, went down or became another."""
+        """Compute again which addresses are ready, after the link came up, went down or was replaced."""
         self.ready.clear()
         self.ready_families = _by_family()
         if self.up:
@@ -188,7 +188,7 @@ class Link:
                     self.count_ready(ip, 1)
 
     def counted(self, rx_packets: int, now: float) -> bool:
-        """Note a reading of the receive counter; return whether packets arrived since the one before."""
+        """Record a reading of the receive counter; return whether packets arrived since the previous one."""
         arrived = 0 <= self.rx_packets < rx_packets
         if arrived:
             self.rx_at = now
@@ -202,8 +202,8 @@ class ViewChanges:
 
     `ips`: target addresses whose path may have changed. `ready`: addresses that became usable on a link that is up.
     `lost_links`: ifindexes whose routes the kernel dropped (silently for IPv4). `disowned`: links that are ready in a
-    subnet which a newer link owns. `family_back`: links that hold an address of a family again of which they had none:
-    the kernel starts with its defaults there.
+    subnet which a newer link owns. `family_back`: links that have an address of a family again after they had none: the
+    kernel starts that family with its defaults.
     """
 
     ips: dict[Ip, None] = field(default_factory=dict)

@@ -1,5 +1,6 @@
-"""The vocabulary of lbguard: streams, targets, links, routes and the named reasons, as immutable values."""
+"""Data model: streams, targets, links, routes, decisions and named reasons, as immutable values."""
 
+import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
@@ -18,7 +19,7 @@ class TargetKey(NamedTuple):
 
 
 class LinkKey(NamedTuple):
-    """One incarnation of a link. The kernel reuses ifindexes, so a generation goes with each."""
+    """One incarnation of a link. The kernel reuses ifindexes, so each has a generation."""
 
     ifindex: int
     generation: int
@@ -59,7 +60,7 @@ class StreamSpec:
 class StreamTable:
     """Table of a stream in the distributor: the registered identifiers and the active ones among them.
 
-    `stream` carries name, size and marks; its `targets` do not matter here.
+    `stream` gives name, size and marks; its `targets` are not used.
     """
 
     stream: StreamSpec
@@ -68,7 +69,7 @@ class StreamTable:
 
 
 class TargetState(StrEnum):
-    """The states of a target; `fsm.py` holds the transitions."""
+    """The states of a target; `fsm.py` has the transitions."""
 
     PENDING = "pending"
     ACTIVE = "active"
@@ -78,11 +79,11 @@ class TargetState(StrEnum):
 
 
 ADMITTED = frozenset({TargetState.ACTIVE, TargetState.HELD, TargetState.FROZEN})
-"""The states in which a target stands in the distributor."""
+"""The states in which a target is active in the distributor."""
 
 
 class Condition(StrEnum):
-    """The condition of a path. Every one but OK is a named reason; the order is from worst to mildest."""
+    """The condition of a path. Every value but OK is a named reason; they are ordered from worst to mildest."""
 
     NO_LINK = "no_link"
     LINK_DOWN = "link_down"
@@ -95,7 +96,7 @@ class Condition(StrEnum):
 
 
 SOFT = frozenset({Condition.NEIGHBOR_FAILED, Condition.VERDICT_DOWN})
-"""Conditions that rest on soft evidence: other families may veto them, and they never empty a stream."""
+"""Conditions based on soft evidence: other evidence may veto them, and they never empty a stream."""
 
 
 class NeighborState(IntEnum):
@@ -126,7 +127,7 @@ ROUTE_METRIC = 2048
 """Metric of our target routes: worse than the default of both families (0, 1024), so a foreign route wins."""
 
 BLACKHOLE_METRIC = 4294967295
-"""The worst metric there is: the fallback takes over by itself the moment the target route is gone."""
+"""The worst metric: the kernel uses the fallback as soon as the target route is gone."""
 
 RULE_PRIORITY = 3000
 """Priority of our fwmark rules: before the main table (32766)."""
@@ -135,8 +136,8 @@ RULE_PRIORITY = 3000
 class Route(NamedTuple):
     """A default route in a target's table. `gateway` and `oif` are set for UNICAST, empty and 0 for BLACKHOLE.
 
-    A route of somebody else that has several next hops, a next-hop object or another type than these is UNICAST with
-    neither: what matters of it is the place that it takes.
+    Another program's route with several next hops, a next-hop object or another type is UNICAST with neither: only its
+    table and metric matter.
     """
 
     table: int
@@ -192,10 +193,10 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One decision record: what, why, when, until when, and on what evidence.
+    """One decision record: action, cause, time, deadline and evidence.
 
-    `at` and `deadline` are seconds of the clock that the engine is fed with (monotonic in the service); `duration_s`
-    is how long the state that ended had lasted.
+    `at` and `deadline` are seconds of the engine's clock (monotonic in the service); `duration_s` is how long the
+    previous state lasted.
     """
 
     sequence: int
@@ -211,7 +212,7 @@ class Decision:
 
 
 class VerdictState(StrEnum):
-    """State that a reporter claims for a subject. ENDED: the subject is gone, and its generation counts no more."""
+    """State that a reporter claims for a subject. ENDED: the subject is gone, and its generation no longer counts."""
 
     UP = "up"
     DEGRADED = "degraded"
@@ -237,7 +238,7 @@ class TargetSubject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSubject:
-    """A connection of the mesh. Its identity is the id alone; the addresses are those of the moment."""
+    """A connection of the mesh. Its identity is the id alone; the addresses are the current ones."""
 
     id: str
     lb_ips: tuple[Ip, ...] = field(default=(), compare=False)
@@ -262,7 +263,7 @@ class FamilyEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One verdict of one reporter, as it came. `lease_s`: how long it counts; `heal_s`: how long HEALING may take."""
+    """One verdict of one reporter, as received. `lease_s`: how long it counts; `heal_s`: how long HEALING may take."""
 
     subject: Subject
     state: VerdictState
@@ -299,3 +300,14 @@ class StreamSteering:
     ipv4: FamilySteering
     ipv6: FamilySteering
     learning: bool
+
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+"""Stream and memory names: they become file names, table names and metric labels."""
+
+RESERVED_TABLES = range(253, 256)
+"""Route tables default, main and local (/etc/iproute2/rt_tables); table 0 is `unspecified`."""
+
+MAX_MARK = 2**32 - 1
+DEFAULT_OFFSET = 5000
+MAX_TARGETS = 1_000_000

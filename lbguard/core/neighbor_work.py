@@ -1,13 +1,12 @@
-"""Requests to the kernel for the neighbour entries of targets: flush, resolve, solicit, verify, tune.
+"""Work on the targets' neighbour (ARP, NDP) entries: flush, resolve, solicit, verify, tune.
 
-Only entries that the kernel learned itself are touched: each of these requests would turn an entry that another
-program made into one of the kernel's own (net/core/neighbour.c, __neigh_update). In `observe` mode nothing is asked
-for.
+Only entries that the kernel learned itself are changed: each of these requests would turn another program's entry into
+one of the kernel's own (net/core/neighbour.c, __neigh_update). In `observe` mode no request is made.
 
-On a new link the kernel asks once at once and then every retransmission time, too slowly for what happens here: the
-peer's port often forwards a few milliseconds after our link is up, so the first question is lost; and for IPv6 the
-kernel asks nothing at all before the link-local address has passed duplicate address detection, up to two seconds. So
-what is unresolved is solicited in our own name, from our usable address on the link, at growing intervals.
+On a new link the kernel sends one solicitation at once and then one every retransmission time. That is too slow: the
+peer's port often forwards only a few milliseconds after our link is up, so the first solicitation is lost; and for IPv6
+the kernel sends none before the link-local address has passed duplicate address detection, up to two seconds. So
+lbguard solicits unresolved addresses itself, from its usable address on the link, at growing intervals.
 """
 
 from collections.abc import Iterable
@@ -28,7 +27,7 @@ from lbguard.core.model import LinkKey, NeighborState
 from lbguard.core.netview import NetView
 
 _SLICES = 10
-"""Few enough that waking up costs little beside the probes, many enough that no slice is a burst."""
+"""Number of slices: few enough that timers cost little beside the probes, enough that no slice is a burst."""
 
 
 class ProbeWheel:
@@ -43,7 +42,7 @@ class ProbeWheel:
         self._next_slice = 0
 
     def add(self, ip: Ip) -> None:
-        """Probe an address from now on; one that is there already stays where it is."""
+        """Probe an address from now on; a known address keeps its slice."""
         if ip not in self._slice_of:
             self._slice_of[ip] = self._next_slice
             self._slices[self._next_slice][ip] = None
@@ -57,7 +56,7 @@ class ProbeWheel:
             del self._slices[index][ip]
 
     def next(self, now: float) -> float | None:
-        """Return when the next slice with anything in it is due; None while there is nothing or probing is off."""
+        """Return when the next non-empty slice is due; None when there is none or probing is off."""
         if not self._slice_of or self._step_s <= 0:
             return None
         if self._at == float("-inf"):
@@ -68,7 +67,7 @@ class ProbeWheel:
         return self._at
 
     def due(self, now: float) -> list[Ip]:
-        """Return the addresses of one due slice and move on. After a stall nothing is made up for."""
+        """Return the addresses of one due slice and advance. Slices missed in a stall are skipped."""
         at = self.next(now)
         if at is None or at > now:
             return []
@@ -79,7 +78,7 @@ class ProbeWheel:
 
 
 PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
-"""Pauses before each question, counted from the one before (the first from the link's arrival)."""
+"""Pauses before each solicitation, from the previous one (the first from the link's arrival)."""
 
 _PER_ROUND = 512
 
@@ -102,7 +101,7 @@ class NeighborSolicitation:
             self._due.cancel((link, ip))
 
     def take_due(self, now: float) -> list[tuple[LinkKey, Ip]]:
-        """Return the addresses to solicit now. Each comes again after its next pause, until `end`."""
+        """Return the addresses to solicit now. Each is due again after its next pause, until `end`."""
         due = self._due.pop_due(now, _PER_ROUND)
         for key in due:
             asked = self._asked[key] + 1
@@ -123,12 +122,12 @@ _UNRESOLVED = (*_UNKNOWN, NeighborState.INCOMPLETE)
 
 
 def our_address(link: Link, subnet: Prefix | None, known: Ip = b"") -> Ip:
-    """Return our usable address on a link in a subnet: the one known before, as long as it is there; else empty."""
+    """Return our usable address on a link in a subnet, the previous one while it exists; empty when there is none."""
     return known if known in link.ready else link.our_address(subnet)
 
 
 class NeighborWork:
-    """Collects neighbour work until it is taken."""
+    """Collects neighbour work until `take_flushes` and `take_rest` return it."""
 
     def __init__(self, config: EngineConfig, view: NetView) -> None:
         self._config = config
@@ -145,7 +144,7 @@ class NeighborWork:
         self._wheel.add(ip)
 
     def unfollow(self, ip: Ip) -> None:
-        """Stop verifying an address, and leave its entries alone from now on."""
+        """Stop verifying an address, and leave its entries unchanged from now on."""
         self._wheel.remove(ip)
         for pending in (self._flush, self._resolve):
             for entry in [entry for entry in pending if entry[1] == ip]:
@@ -170,13 +169,13 @@ class NeighborWork:
             self._resolve.update(dict.fromkeys(entries))
 
     def family_back(self, ifindex: int) -> None:
-        """Set the timers of a link again whose IPv4 or IPv6 was taken off it meanwhile (an MTU below 1280 does)."""
+        """Set the timers of a link again that had lost IPv4 or IPv6 (an MTU below 1280 removes IPv6)."""
         link = self._view.links.get(ifindex)
         if link is not None and self._tuned.get(ifindex) == link.key and link not in self._to_tune:
             self._to_tune.append(link)
 
     def arrived(self, link: Link, ip: Ip, now: float, *, same_link: bool) -> None:
-        """Act on a link that took over a path: learn the neighbour at once, trust nothing from before a cut."""
+        """Act on a link that took over a path: resolve the neighbour at once, flush entries from before a loss."""
         if self._config.observe:
             return
         entry = (link.ifindex, ip)
@@ -191,18 +190,18 @@ class NeighborWork:
                 self._to_tune.append(link)
 
     def next(self, now: float) -> float | None:
-        """Return when there is something to do next."""
+        """Return when neighbour work is due next."""
         moments = [moment for moment in (self._wheel.next(now), self._solicitation.next()) if moment is not None]
         return min(moments, default=None)
 
     def take_flushes(self) -> list[Effect]:
-        """Return what comes before the routes: outdated entries out."""
+        """Return the effects that precede the routes: flushes of outdated entries."""
         entries = self._ours(self._flush)
         self._flush.clear()
         return [FlushNeighbors(entries=entries)] if entries else []
 
     def take_rest(self, now: float) -> list[Effect]:
-        """Return what comes after the routes."""
+        """Return the effects that follow the routes."""
         tuned = self._to_tune if self._config.tune_neighbors else ()
         effects: list[Effect] = [TuneLink(link=link.key, ifname=link.name) for link in tuned]
         probe = self._probe_due(now)
@@ -221,7 +220,7 @@ class NeighborWork:
         return tuple(entry for entry in entries if not self._view.foreign_neighbor(*entry))
 
     def _probe_due(self, now: float) -> list[tuple[int, Ip]]:
-        """Return the entries to verify now; those that the kernel does not know are resolved instead."""
+        """Return the entries to verify now; entries that the kernel does not have are resolved instead."""
         probe = []
         for ip in self._wheel.due(now):
             link, _, _ = self._view.locate(ip)
@@ -235,7 +234,7 @@ class NeighborWork:
         return probe
 
     def _solicit_due(self, now: float) -> list[Effect]:
-        """Return the questions to ask now, one effect a link; what is resolved or has moved on is left."""
+        """Return the solicitations that are due, one effect per link; resolved or moved addresses are left out."""
         pairs: dict[LinkKey, list[tuple[Ip, Ip]]] = {}
         for key, ip in self._solicitation.take_due(now):
             link, subnet, _ = self._view.locate(ip) if self._view.follows(ip) else (None, None, None)

@@ -1,12 +1,12 @@
-"""The kernel as the core sees it: links and their addresses, who owns which subnet, and the neighbours of targets.
+"""The core's view of the kernel: links with their addresses, owners of subnets, and neighbours of targets.
 
-Who owns a subnet, and by which subnet a target address is reached, is worked out in `ownership.py`. Here each change of
-the kernel is taken, at a cost that does not grow with the number of addresses on a link.
+`ownership.py` computes the owner of each subnet, and the subnet through which a target address is reached. This module
+applies each change of the kernel, at a cost that does not grow with the number of addresses on a link.
 
-Excluded links are remembered apart, with their addresses, since a rename may bring one in: nothing else sees them.
+Excluded links are kept apart with their addresses, since a rename may include one; no other code sees them.
 
-Of neighbour entries only those count as the kernel's own that it learned itself. An entry that another program made
-(static, learned by a control plane, managed) is never verified, resolved or flushed, on whatever address.
+Only neighbour entries that the kernel learned itself are its own. An entry that another program created (static,
+learned by a control plane, managed) is never verified, resolved or flushed.
 """
 
 import fnmatch
@@ -46,7 +46,7 @@ class NetView:
         self._ownership = Ownership(self._paths_changed, self._link_disowned)
 
     def take_changes(self) -> ViewChanges:
-        """Return what changed since the last call."""
+        """Return the changes since the last call."""
         changes, self.changes = self.changes, ViewChanges(ready=self.changes.ready)
         return changes
 
@@ -62,11 +62,11 @@ class NetView:
         self._ownership.add_ip(ip)
 
     def remember_subnets(self, subnets: Sequence[Prefix]) -> None:
-        """Take over subnets that an earlier run had lost; it comes before the first full view."""
+        """Adopt subnets that an earlier run had lost; called before the first full view."""
         self._ownership.remember(subnets)
 
     def subnets_to_remember(self) -> tuple[Prefix, ...]:
-        """Return the subnets that a later run has to know to be target addresses' own."""
+        """Return the subnets of target addresses that a later run must know."""
         return self._ownership.to_remember()
 
     def remove_ip(self, ip: Ip) -> None:
@@ -102,7 +102,7 @@ class NetView:
         return self._ownership.near(address)
 
     def holds(self, key: LinkKey, ip: Ip) -> bool:
-        """Return whether this incarnation of a link is up and holds a usable address right now."""
+        """Return whether this incarnation of a link is up and has a usable address at this moment."""
         link = self.links.get(key.ifindex)
         return link is not None and link.key == key and ip in link.ready
 
@@ -196,7 +196,7 @@ class NetView:
         if event.ifindex not in self.links or is_link_local(event.ip):
             return
         if usable:
-            # A route that has not moved to the owner yet may lead through this link, and is no path any more.
+            # A route that has not moved to the owner yet may lead through this link, which no longer forwards.
             self._count_ready(link, event.ip, -1)
             self._ownership.touch(address.subnet)
         if not link.has_on_link(address.subnet):
@@ -251,7 +251,7 @@ class NetView:
             self.changes.ips[event.ip] = None
 
     def neighbor_gone(self, event: NeighborGone) -> None:
-        """Note that the kernel dropped an entry. What failed before stays so until the address answers."""
+        """Record that the kernel dropped an entry. A failed address stays failed until it answers."""
         if event.ifindex in self._foreign:
             self._foreign[event.ifindex].discard(event.ip)
         link = self.links.get(event.ifindex)
@@ -267,7 +267,7 @@ class NetView:
         return link is not None and link.counted(event.rx_packets, now)
 
     def replace(self, snapshot: KernelSnapshot, now: float) -> None:
-        """Apply a full view: what it does not hold is gone."""
+        """Apply a full view: objects that it does not contain are gone."""
         present = {link.ifindex for link in snapshot.links}
         for ifindex in [i for i in (*self.links, *self._excluded) if i not in present]:
             self.link_gone(LinkGone(ifindex=ifindex))
@@ -286,7 +286,7 @@ class NetView:
             self._complete = True
             self._ownership.find_homes()
         self._replace_neighbors(snapshot, now)
-        # A full view passes by everything that nobody asked about; that is no news.
+        # A full view contains every irrelevant object too; those are not counted as ignored.
         self.changes.ignored.clear()
 
     # Inner workings
@@ -296,11 +296,11 @@ class NetView:
         for route in routes:
             counts.setdefault(route.ifindex, Counter())[route.prefix] += 1
         for ifindex, link in known.items():
-            told = counts.get(ifindex, Counter())
-            for prefix in [prefix for prefix in link.routes if prefix not in told]:
+            current = counts.get(ifindex, Counter())
+            for prefix in [prefix for prefix in link.routes if prefix not in current]:
                 link.routes[prefix] = 1
                 self.link_route_gone(LinkRouteGone(ifindex=ifindex, prefix=prefix))
-            for prefix, count in told.items():
+            for prefix, count in current.items():
                 if prefix not in link.routes:
                     self.link_route_seen(LinkRouteSeen(ifindex=ifindex, prefix=prefix))
                 link.routes[prefix] = count
@@ -314,7 +314,7 @@ class NetView:
                     neighbor.state = NeighborState.NONE
         for entry in snapshot.neighbors:
             known = self.links[entry.ifindex].neighbors.get(entry.ip) if entry.ifindex in self.links else None
-            # A failure that was counted already is no new failure because a dump repeats it.
+            # A dump that repeats a failure does not count it again.
             if known is None or known.state != entry.state or entry.foreign or entry.mac not in (b"", known.mac):
                 self.neighbor_seen(entry, now)
 
@@ -334,36 +334,36 @@ class NetView:
         return Link(key, event.name, event.up, event.admin_up, event.mac, order=order, from_start=from_start)
 
     def _include(self, event: LinkSeen) -> None:
-        """Look after a link that is new, or whose name was excluded until now."""
+        """Include a link that is new, or whose name was excluded until now."""
         link = self._new_link(event)
         link.up = False
         before = self._excluded.pop(event.ifindex, None)
         if before is not None:
-            link.take_addresses(before)
+            link.adopt_addresses(before)
         self.links[event.ifindex] = link
         for subnet in link.on_link():
             self._ownership.hold(subnet, link)
 
     def _exclude(self, event: LinkSeen) -> None:
-        """Leave a link alone from now on; what it holds is remembered."""
+        """Exclude a link from now on; its addresses are kept."""
         before = self.links.pop(event.ifindex, None)
         link = self._excluded[event.ifindex] = Link(
             LinkKey(event.ifindex, 0), event.name, event.up, event.admin_up, event.mac
         )
         if before is not None:
-            link.take_addresses(before)
+            link.adopt_addresses(before)
             self._withdraw_subnets(before)
 
     def _withdraw_subnets(self, link: Link) -> None:
-        """Take a link out of the election of all its subnets: it is gone, or none of ours."""
+        """Remove a link from the election of all its subnets: it is gone or excluded."""
         self._ownership.forget(link)
         for subnet in link.on_link():
             self._ownership.release(subnet, link, remains=False)
 
     def _reincarnate(self, link: Link) -> None:
-        """Treat a changed MAC as a new link: what neighbours know of it is wrong, and so is what it knows of them.
+        """Treat a changed MAC as a new link: its neighbours' entries of it, and its entries of them, are wrong.
 
-        It stays as old as it is: a new MAC does not make it the newest of its subnets.
+        Its age stays: a new MAC does not make it the newest link of its subnets.
         """
         self._generation += 1
         link.key = LinkKey(link.ifindex, self._generation)
@@ -374,7 +374,7 @@ class NetView:
             self._ownership.touch(subnet)
 
     def _refresh(self, link: Link) -> None:
-        """Work out which addresses are ready, and who owns the subnets of the link, after the link itself changed."""
+        """Compute which addresses are ready, and the owners of the link's subnets, after the link itself changed."""
         before = set(link.ready)
         link.recount_ready()
         new = link.ready.keys() - before
@@ -388,13 +388,13 @@ class NetView:
             self._ownership.elect(subnet)
 
     def _count_ready(self, link: Link, ip: Ip, change: int) -> None:
-        """Count a usable holding of an address more or less, which matters while its link is up."""
+        """Add `change` to the count of a usable address, which matters while its link is up."""
         if not link.up:
             return
         if change > 0 and ip not in link.ready:
             self.changes.ready.setdefault(link.key, []).append(ip)
         if link.count_ready(ip, change):
-            # Any address of the family serves the prefixes that routes put on the link.
+            # Any address of the family serves the on-link prefixes of routes.
             for prefix in [prefix for prefix in link.routes if is_ipv4(prefix.network) == is_ipv4(ip)]:
                 self._ownership.touch(prefix)
                 self._ownership.elect(prefix)

@@ -1,23 +1,23 @@
 """Fusion of reporters' verdicts on links and targets into one opinion per address. All of it is soft evidence.
 
-A verdict counts from one reporter for one subject until its lease ends. Late ones (an older generation or sequence),
-repeated ones (a sequence already seen) and those of an ended generation are dropped by name, also when the opinion that
-they would replace has run out a moment ago. Of the rest:
+A verdict of a reporter on a subject counts until its lease ends. Late verdicts (an older generation or sequence),
+repeated ones (a sequence already seen) and those of an ended generation are dropped with a named reason, also when the
+opinion that they would replace has just expired. The others are fused as follows:
 
-- k of n: a reporter's DOWN counts once `confirm_k` of its last `confirm_n` verdicts on the subject say so; until then
-  it is a mere DEGRADED.
-- Several reporters: one that says UP or DEGRADED gets packets through, so the others' DOWN is contradicted and counts
-  as DEGRADED. DOWN stands only when nobody contradicts it.
-- HEALING says nothing about the path's current state; it extends a hold, up to the bound of the grace. After
-  a DOWN of the same reporter that counted, it says that this DOWN is being repaired, so the DOWN stands until then.
-- Silence is no opinion: what no live verdict speaks of is judged by the kernel's state alone.
+- k of n: a reporter's DOWN counts once `confirm_k` of its last `confirm_n` verdicts on the subject are DOWN; until then
+  it counts as DEGRADED.
+- Several reporters: a reporter of UP or DEGRADED gets packets through, so it contradicts the others' DOWN, which then
+  counts as DEGRADED. DOWN counts only when no reporter contradicts it.
+- HEALING says nothing about the path's current state; it extends a hold, up to the bound of the grace window. After a
+  counted DOWN of the same reporter, it means that this DOWN is being repaired, so the DOWN counts until then.
+- Silence is not an opinion: an address without a live verdict is evaluated by the kernel's state alone.
 
-What vetoes a DOWN (a neighbour that just answered, packets that still arrive) is asked where paths are judged.
+`verdict_fusion.py` applies the vetoes of a DOWN (a neighbour that just answered, packets that still arrive).
 
-What is fused is kept for each address and brought up to date by each verdict, so that asking for it costs the same
-however many speak of the address. Of an opinion that is over, only its place in the order is kept, for as long as a
-message that was on its way may arrive: the rest of its lease and `REMEMBERED_S`. A reporter that begins anew with lower
-generations, because its clock was set back, is accepted after that at the latest.
+The fused opinion of each address is stored and updated by each verdict, so that reading it costs the same for any
+number of reporters. Of an expired opinion only its generation and sequence are kept, for as long as a delayed message
+may arrive: the rest of its lease and `REMEMBERED_S`. A reporter that restarts with lower generations, because its clock
+was set back, is accepted after that at the latest.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from lbguard.core.events import VerdictReported
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, Verdict, VerdictState
 
 REMEMBERED_S = 2.0
-"""For so long after its lease the place of an opinion in the order of its reporter's verdicts is remembered."""
+"""Time after the end of a lease for which the opinion's generation and sequence are remembered."""
 
 _ENDED = float("inf")
 _NEVER = float("-inf")
@@ -55,8 +55,7 @@ class Source(NamedTuple):
 class Opinion:
     """One reporter's live opinion on one subject.
 
-    `recent`: its last states, newest last. `down`: it says DOWN, and said so often enough lately, or it says that such
-    a DOWN is being repaired.
+    `recent`: its last states, newest last. `down`: it reports a confirmed DOWN, or that such a DOWN is being repaired.
     """
 
     verdict: Verdict
@@ -73,7 +72,7 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """Opinion on an address: a state (None: no opinion), and until when a repair is worth waiting for."""
+    """Fused opinion on an address: a state (None: no opinion), and until when to wait for a reported repair."""
 
     state: VerdictState | None = None
     healing_until: float = _NEVER
@@ -83,9 +82,9 @@ class Fused:
 class Taken:
     """Outcome of a verdict.
 
-    `reason`: why it was dropped. `generation`: when it came too late, the generation up to which its reporter was heard
-    of its subject. `addresses`: those of which something else is held now. `new_mac`: the link-layer address that it
-    tells of, if the reporter had not told of it before; renewals repeat it.
+    `reason`: why it was dropped. `generation`: for a late verdict, the latest generation received from its reporter on
+    its subject. `addresses`: those whose fused opinion changed. `new_mac`: the link-layer address in it, if the
+    reporter had not reported it before; renewals repeat it.
     """
 
     reason: str = ""
@@ -98,7 +97,7 @@ NO_OPINION = Fused()
 
 
 def addresses_of(subject: Subject) -> tuple[Ip, ...]:
-    """Return the addresses, each once, by which a subject touches a path: of our end of its link, or the target's."""
+    """Return the addresses, each once, that connect a subject with paths: our end of its link, or the target's own."""
     match subject:
         case LinkSubject():
             return (subject.lb_ip,)
@@ -121,7 +120,7 @@ def subject_key(subject: Subject) -> bytes:
 
 @dataclass(slots=True)
 class _Address:
-    """The live opinions on one address, how many are of each kind, and what they come to.
+    """The live opinions on one address, their number by kind, and the fused opinion.
 
     `heal_ends`: negative, so that the latest end comes first; None: no repair is reported.
     """
@@ -165,37 +164,37 @@ class _Address:
             return VerdictState.DOWN
         if self.troubled:
             return VerdictState.DEGRADED
-        # What neither works nor is troubled is being repaired.
+        # Opinions that neither work nor report trouble are repairs.
         return VerdictState.HEALING if len(self.opinions) > self.working else VerdictState.UP
 
 
 class Opinions:
-    """All live opinions, found by address. Taking a verdict costs the same however many there are."""
+    """All live opinions, found by address. Applying a verdict costs the same for any number of opinions."""
 
     def __init__(self, config: EvidenceConfig) -> None:
         self._config = config
         self._opinions: dict[Source, Opinion] = {}
         self._by_address: dict[Ip, _Address] = {}
         self._leases: Deadlines[Source] = Deadlines()
-        # The generation and sequence up to which a source has been heard although no opinion is left of it.
+        # Latest generation and sequence of a source without a live opinion.
         self._past: dict[tuple[str, bytes], tuple[int, float]] = {}
         self._past_ends: Deadlines[tuple[str, bytes]] = Deadlines()
 
     def __len__(self) -> int:
         return len(self._opinions)
 
-    def take(self, event: VerdictReported, now: float) -> Taken:
-        """Apply a verdict into account, or drop it for a named reason."""
+    def apply(self, event: VerdictReported, now: float) -> Taken:
+        """Apply a verdict, or drop it for a named reason."""
         verdict = event.verdict
         source = Source(event.reporter, verdict.subject)
         known = self._opinions.get(source)
         lapsed: tuple[Ip, ...] = ()
         if known is not None and now >= known.lease_end:
             lapsed, known = self._lapse(source, known), None
-        heard = (known.verdict.generation, known.verdict.sequence) if known else self._heard(_past(source), now)
-        reason = _out_of_order(verdict, heard)
+        latest = (known.verdict.generation, known.verdict.sequence) if known else self._latest(_past(source), now)
+        reason = _out_of_order(verdict, latest)
         if reason:
-            return Taken(reason, lapsed, generation=heard[0])
+            return Taken(reason, lapsed, generation=latest[0])
         if verdict.state is VerdictState.ENDED:
             until = max(now + verdict.lease_s, known.lease_end if known else _NEVER)
             self._remember(_past(source), (verdict.generation, _ENDED), until)
@@ -207,13 +206,13 @@ class Opinions:
             self._forget(_past(source))
         same_life = known is not None and known.verdict.generation == verdict.generation
         recent = (*(known.recent if known and same_life else ()), verdict.state)[-self._config.confirm_n :]
-        was_down, told_mac = (known.down, known.verdict.new_mac) if known and same_life else (False, b"")
-        # What was measured is of no use here, and would take up as much memory as all the rest.
+        was_down, known_mac = (known.down, known.verdict.new_mac) if known and same_life else (False, b"")
+        # The measurements are not used here, and would double the memory.
         kept = replace(verdict, evidence=()) if verdict.evidence else verdict
         opinion = Opinion(kept, now, addresses_of(verdict.subject), recent, self._is_down(recent, was_down))
         changed = lapsed + self._replace(source, known, opinion)
         self._leases.set(source, opinion.lease_end)
-        return Taken("", tuple(dict.fromkeys(changed)), verdict.new_mac if verdict.new_mac != told_mac else b"")
+        return Taken("", tuple(dict.fromkeys(changed)), verdict.new_mac if verdict.new_mac != known_mac else b"")
 
     def _is_down(self, recent: tuple[VerdictState, ...], was_down: bool) -> bool:
         if recent[-1] is VerdictState.HEALING:
@@ -221,9 +220,9 @@ class Opinions:
         return recent[-1] is VerdictState.DOWN and recent.count(VerdictState.DOWN) >= self._config.confirm_k
 
     def expire(self, now: float) -> list[Ip]:
-        """Forget opinions whose lease has ended; return the addresses of which something else is held now.
+        """Forget opinions whose lease has ended; return the addresses whose fused opinion changed.
 
-        When very many end at once, the rest has its turn at the next call, and `next` says that it is due.
+        When very many end at once, the rest is left to the next call, and `next` returns that it is due.
         """
         concerned: dict[Ip, None] = {}
         for source in self._leases.pop_due(now, limit=_EXPIRED_AT_ONCE):
@@ -233,7 +232,7 @@ class Opinions:
         return list(concerned)
 
     def stalled(self, duration_s: float) -> None:
-        """Extend every lease, and every repair, by a time in which no verdict could be received."""
+        """Extend every lease and every repair by a time in which no verdict could be received."""
         for opinion in self._opinions.values():
             opinion.received_at += duration_s
         self._leases.shift(duration_s)
@@ -241,7 +240,7 @@ class Opinions:
             if known.heal_ends is not None:
                 known.heal_ends.shift(-duration_s)
                 known.fuse()
-        # What waited meanwhile may be as old as the time was long.
+        # A message that waited meanwhile may be as old as the stall.
         self._past_ends.shift(duration_s)
 
     def _lapse(self, source: Source, opinion: Opinion) -> tuple[Ip, ...]:
@@ -255,22 +254,22 @@ class Opinions:
         return self._leases.next()
 
     def of(self, address: Ip, limit: int | None = None) -> dict[Source, Opinion]:
-        """Return the live opinions that concern an address, at most so many: those that came first."""
+        """Return the live opinions on an address, at most `limit`: the first received."""
         known = self._by_address.get(address)
         return dict(itertools.islice(known.opinions.items(), limit)) if known else {}
 
     def count(self, address: Ip) -> int:
-        """Return how many live opinions concern an address."""
+        """Return the number of live opinions on an address."""
         known = self._by_address.get(address)
         return len(known.opinions) if known else 0
 
     def fused(self, address: Ip) -> Fused:
-        """Return what is held of an address by all who speak of it."""
+        """Return the fused opinion on an address."""
         known = self._by_address.get(address)
         return known.fused if known else NO_OPINION
 
     def weight(self, opinion: Opinion) -> str:
-        """Return in one word how an opinion counts, for explanations."""
+        """Return how an opinion counts, as one word for explanations."""
         if opinion.verdict.state is not VerdictState.DOWN:
             return "counts"
         if not opinion.down:
@@ -279,14 +278,14 @@ class Opinions:
         return "contradicted" if contradicted else "counts"
 
     def _replace(self, source: Source, old: Opinion | None, new: Opinion | None) -> tuple[Ip, ...]:
-        """Put an opinion in the place of another; return the addresses of which something else is held now."""
+        """Replace an opinion by another; return the addresses whose fused opinion changed."""
         if old is not None and new is not None and _counts_alike(old, new):
             self._opinions[source] = new
             for address in new.addresses:
                 self._by_address[address].opinions[source] = new
             return ()
         touched: dict[Ip, None] = {}
-        # Taken out first: an equal key keeps the place and the addresses of its first appearance.
+        # Removed first: in a dict an equal key keeps its old position and its old addresses.
         if old is not None:
             del self._opinions[source]
             for address in old.addresses:
@@ -305,14 +304,14 @@ class Opinions:
             del self._by_address[address]
         return known.fuse()
 
-    def _remember(self, past: tuple[str, bytes], heard: tuple[int, float], lease_end: float) -> None:
+    def _remember(self, past: tuple[str, bytes], latest: tuple[int, float], lease_end: float) -> None:
         if past not in self._past and len(self._past) >= self._config.remembered_max:
             for first in self._past_ends.pop_due(_ENDED, limit=1):
                 del self._past[first]
-        self._past[past] = heard
+        self._past[past] = latest
         self._past_ends.set(past, max(lease_end + REMEMBERED_S, self._past_ends.get(past) or _NEVER))
 
-    def _heard(self, past: tuple[str, bytes], now: float) -> tuple[int, float]:
+    def _latest(self, past: tuple[str, bytes], now: float) -> tuple[int, float]:
         end = self._past_ends.get(past)
         return self._past[past] if end is not None and now < end else _UNHEARD
 
@@ -326,7 +325,7 @@ def _past(source: Source) -> tuple[str, bytes]:
 
 
 def _counts_alike(old: Opinion, new: Opinion) -> bool:
-    """Return whether an opinion only renews another one: by far the most do."""
+    """Return whether an opinion only renews another one, the most frequent case."""
     state = new.verdict.state
     return (
         old.verdict.state is state
@@ -336,11 +335,11 @@ def _counts_alike(old: Opinion, new: Opinion) -> bool:
     )
 
 
-def _out_of_order(verdict: Verdict, heard: tuple[int, float]) -> str:
-    """Return why a verdict comes too late to count, or an empty text."""
+def _out_of_order(verdict: Verdict, latest: tuple[int, float]) -> str:
+    """Return why a verdict is late, repeated or ended; empty when it is in order."""
     said = (verdict.generation, verdict.sequence)
-    if said > heard:
+    if said > latest:
         return ""
-    if heard[1] == _ENDED:
+    if latest[1] == _ENDED:
         return "ended"
-    return "repeated" if said == heard else "late"
+    return "repeated" if said == latest else "late"

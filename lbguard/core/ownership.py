@@ -1,18 +1,17 @@
 """Ownership of subnets by links, and the subnet through which each target address is reached.
 
-A subnet is a prefix that is on a link: of an address of ours, of its peer, or of a route without a gateway. It is owned
-by the newest link that is up and has a usable address for it. Newest is the link that was first seen last; of those
-that were there in the first full view, the one with the highest ifindex. While a new link of the same subnet is not yet
-up or addressed, the old one stays the owner: make before break.
+A subnet is a prefix that is on a link: of an address of ours, of its peer, or of a route without a gateway. Its owner
+is the newest link that is up and has a usable address for it. The newest link is the one that was first seen last;
+among those of the first full view, the one with the highest ifindex. While a new link of the same subnet is not yet up
+or addressed, the old one stays the owner: make before break.
 
-A target address is reached by the longest subnet that contains it. That subnet stays the address's own when its link
-is gone: a wider subnet of another link does not take over, since that would send packets out of a link that has nothing
-to do with the target. It does so only through the same link, or through a link that is newer than the lost one. What
-is there at the start counts as equally old, and the longest subnet that is on any link then is the address's own,
-usable or not. A subnet that was lost is remembered for addresses that are listed anew while it is away, and for a later
-run.
+A target address is reached by the longest subnet that contains it. That subnet stays the address's own (its home) when
+its link is gone: a wider subnet of another link does not take over, since packets would leave through a link that does
+not lead to the target. A wider subnet takes over only through the same link, or through a link that is newer than the
+lost one. Links of the start count as equally old, and the longest subnet on any link is then the home, usable or not. A
+lost subnet is remembered for addresses that are listed while it is lost, and for a later run.
 
-Cost. A change to a link touches only the target addresses in that link's subnets: they are indexed by prefix, for each
+Cost: a change of a link concerns only the target addresses in that link's subnets. They are indexed by prefix, for each
 prefix length that any link uses.
 """
 
@@ -24,11 +23,11 @@ from lbguard.core.link import Link
 from lbguard.core.model import Condition, LinkKey
 
 _LOST_KEPT = 4096
-"""So many lost subnets are remembered, the last ones."""
+"""Number of lost subnets that are remembered, the latest ones."""
 
 
 class _Home(NamedTuple):
-    """The subnet that an address is reached by, and the link that owned it last, by its order."""
+    """The home of an address: its subnet, and the order of the link that owned that last."""
 
     subnet: Prefix
     order: int
@@ -44,8 +43,8 @@ class Ownership:
     """Owners of subnets and the target addresses in them.
 
     Args:
-        changed: takes the target addresses whose path may have changed.
-        disowned: takes a link that is ready in a subnet which a newer link owns.
+        changed: receives the target addresses whose path may have changed.
+        disowned: receives a link that is ready in a subnet which a newer link owns.
     """
 
     def __init__(self, changed: Callable[[dict[Ip, None]], None], disowned: Callable[[LinkKey], None]) -> None:
@@ -61,7 +60,7 @@ class Ownership:
         # The networks of a followed address by the lengths in use, longest first: `locate` is on the hot path.
         self._networks: dict[Ip, tuple[Prefix, ...]] = {}
         self._prefix_lengths: dict[int, list[int]] = {4: [], 16: []}
-        # An ordered set: what is judged first must not depend on how bytes hash in this process.
+        # An ordered set: the order of evaluation must not depend on the hashes of this process.
         self._members: dict[Prefix, dict[Ip, None]] = {}
 
     # Target addresses
@@ -127,15 +126,15 @@ class Ownership:
         return found
 
     def remember(self, subnets: Iterable[Prefix]) -> None:
-        """Take over subnets that an earlier run had lost, before any link is known."""
+        """Adopt subnets that an earlier run had lost, before any link is known."""
         for subnet in subnets:
             self._index_length(len(subnet.network), subnet.length)
             self._lost[subnet] = 0
 
     def to_remember(self) -> tuple[Prefix, ...]:
-        """Return the subnets that a later run has to know to be target addresses' own, whatever it finds then.
+        """Return the home subnets that a later run could not find by itself.
 
-        Those are the ones that are on no link, and those that a wider subnet of another link contains.
+        These are on no link, or a wider subnet of another link contains them.
         """
         found: dict[Prefix, None] = {}
         if self._lost:
@@ -151,7 +150,7 @@ class Ownership:
         return any(owner is not None and owner.order != home.order for owner in owners)
 
     def find_homes(self) -> None:
-        """Give every followed address the longest subnet that is held as its own: the first full view is complete."""
+        """Set the home of every followed address to its longest subnet, once the first full view is complete."""
         self._homes.clear()
         for ip in self._uses:
             self._find_home(ip)
@@ -169,7 +168,7 @@ class Ownership:
     # Links
 
     def hold(self, subnet: Prefix, link: Link) -> None:
-        """Note that a subnet is on a link."""
+        """Record that a subnet is on a link."""
         self._index_length(len(subnet.network), subnet.length)
         self._stripped.pop(subnet, None)
         self._lost.pop(subnet, None)
@@ -181,7 +180,7 @@ class Ownership:
             self._homes.setdefault(ip, _Home(subnet, link.order))
 
     def release(self, subnet: Prefix, link: Link, *, remains: bool) -> None:
-        """Note that a subnet is no longer on a link; `remains`: the link itself is still there."""
+        """Record that a subnet is no longer on a link; `remains`: the link itself still exists."""
         holders = self._holders.get(subnet)
         if holders is not None and holders.pop(link.ifindex, None) is not None:
             if not holders:
@@ -195,7 +194,7 @@ class Ownership:
                 self._stripped[subnet] = link
 
     def forget(self, link: Link) -> None:
-        """Forget what a link that is gone lost before."""
+        """Forget the lost subnets of a link that is gone."""
         for subnet in [subnet for subnet, other in self._stripped.items() if other is link]:
             del self._stripped[subnet]
             self.touch(subnet)
@@ -212,13 +211,13 @@ class Ownership:
             return
         if new is not None:
             self.owners[subnet] = new
-            self._take_home(subnet, new)
+            self._assign_home(subnet, new)
         elif old is not None:
             del self.owners[subnet]
         self.touch(subnet)
 
-    def _take_home(self, subnet: Prefix, owner: Link) -> None:
-        """Make a subnet that has a new owner the own one of addresses that have no better one."""
+    def _assign_home(self, subnet: Prefix, owner: Link) -> None:
+        """Make a subnet with a new owner the home of addresses that have no better one."""
         for ip in self._members.get(subnet, ()):
             home = self._homes.get(ip)
             lost = home is not None and home.subnet not in self.owners
@@ -247,9 +246,9 @@ class Ownership:
         return True
 
     def superseded(self, link: Link, subnets: Sequence[Prefix]) -> bool:
-        """Return whether links that are newer than a link own these subnets, of which there must be any.
+        """Return whether links that are newer than a link own all of these subnets; false for no subnets.
 
-        Of links that were both there at the start nobody can say which is newer: neither supersedes the other.
+        Of two links of the start neither is known to be newer: neither supersedes the other.
         """
         owners = [self.owners.get(subnet) for subnet in subnets]
         return bool(owners) and all(o is not None and not o.from_start and o.order > link.order for o in owners)

@@ -1,7 +1,7 @@
-"""Judges paths against the kernel view and collects what the kernel has to do about them.
+"""Paths of targets: evaluates them against the view of the kernel; collects repairs (routes, rules, neighbours).
 
-Where paths are not ours (EngineConfig.owns_paths) it judges them and asks for no route: a path is then as good as its
-link and its neighbour entry.
+Beside a load balancer that manages the paths (EngineConfig.owns_paths is false), it requests no routes: the condition
+of a path is then that of its link and its neighbour entry.
 """
 
 from lbguard.core.addr import Ip, Prefix, format_mac, is_ipv4
@@ -27,7 +27,7 @@ _SAME_LINK_WAS_CUT = frozenset({Condition.LINK_DOWN, Condition.NO_ADDRESS, Condi
 
 
 class PathRepair:
-    """Paths of all targets: their conditions, routes, neighbours, and links that were superseded."""
+    """Paths of all targets: their conditions, routes and neighbours, and superseded links."""
 
     def __init__(self, config: EngineConfig, view: NetView, tables: KernelTables) -> None:
         self._config = config
@@ -44,19 +44,19 @@ class PathRepair:
     # Targets come and go
 
     def register(self, target: Target) -> None:
-        """Desire rule and fallback of a target and start probing its addresses."""
+        """Desire the rule and the fallback of a target and start probing its addresses."""
         if self._config.owns_paths:
             self._tables.register(target.mark)
         for ip in target.paths:
             self.neighbors.follow(ip)
 
     def retire(self, mark: int) -> None:
-        """Desire that nothing of a mark is left in the kernel."""
+        """Desire the removal of everything of a mark from the kernel."""
         if self._config.owns_paths:
             self._tables.retire(mark)
 
     def change_ips(self, target: Target, ips: tuple[Ip, ...]) -> None:
-        """Re-key a target's paths. A new address of the same family takes the old one's route by one replace."""
+        """Re-key a target's paths. A new address of the same family gets the old one's route in one replace."""
         target.paths = {ip: target.paths.get(ip) or Path() for ip in ips}
         for ip in ips:
             self.neighbors.follow(ip)
@@ -69,7 +69,7 @@ class PathRepair:
     # Judging
 
     def evaluate(self, target: Target, now: float) -> None:
-        """Bring the conditions of a target's paths up to date and desire their routes."""
+        """Update the conditions of a target's paths and desire their routes."""
         view, owns = self._view, self._config.owns_paths
         for ip, path in target.paths.items():
             before = path.condition
@@ -98,19 +98,19 @@ class PathRepair:
                 self._tables.drop_family(target.mark, ipv4=ipv4)
 
     def _routed(self, mark: int, ip: Ip, link: Link) -> bool:
-        """Desire the route of a path, and return whether its packets are forwarded as things stand."""
+        """Desire the route of a path, and return whether its packets are forwarded now."""
         if ip in link.ready:
-            # Our own address: a route to it would lead nowhere.
+            # Our own address: a route to it would not forward.
             self._tables.leave_path(mark, ip)
             return False
         return self._tables.want_path(mark, ip, link.ifindex) or self._still_forwards(mark, ip)
 
     def _still_forwards(self, mark: int, ip: Ip) -> bool:
-        """Return whether the route of a path leads through another link that still works: it is only moving."""
+        """Return whether the route of a path still leads through another working link, until it moves."""
         return self._view.forwards(self._tables.forwarding_link(mark, ip), ip)
 
     def evidence(self, target: Target) -> tuple[Evidence, ...]:
-        """Return what is known of each path, for a decision record."""
+        """Return the evidence of each path, for a decision record."""
         return tuple(self._path_evidence(target.mark, ip, path) for ip, path in target.paths.items())
 
     def _path_evidence(self, mark: int, ip: Ip, path: Path) -> Evidence:
@@ -132,10 +132,10 @@ class PathRepair:
             verdict=path.verdict,
         )
 
-    # What the kernel has to do
+    # Changes of the view, and repairs
 
     def note(self, changes: ViewChanges) -> None:
-        """Record links that lost a subnet to a newer one, and neighbours that moved."""
+        """Record links that lost a subnet to a newer link, and neighbours that moved."""
         if self._config.superseded_link_down and self._config.owns_paths:
             self._disowned.update(dict.fromkeys(changes.disowned))
         self._moved += [
@@ -146,17 +146,17 @@ class PathRepair:
             self.neighbors.family_back(ifindex)
 
     def link_set_down(self, event: LinkSetDown) -> None:
-        """Record what became of a link that was to be set down."""
+        """Record the outcome of setting a link down."""
         if event.reason:
             self._subnets_down.pop(event.link, None)
 
     def acknowledged(self, route: Route) -> bool:
-        """Return whether a route that the kernel took still stands: its link lost nothing since it was asked for."""
+        """Return whether an acknowledged route still exists: its link lost nothing since the request."""
         losses = self._view.losses(route.oif, ipv4=route.ipv4)
         return losses >= 0 and self._asked.pop(route, losses) == losses
 
     def take_repairs(self, now: float) -> list[Effect]:
-        """Return the repairs, in order: stale entries out, routes and fallbacks, rules, deletions, then neighbours."""
+        """Return the repairs in order: flushes of stale entries, routes, fallbacks, rules, deletions, neighbours."""
         effects = self.neighbors.take_flushes()
         (added, replaced, stale_routes), (rules, stale_rules) = self._tables.take_changes()
         if added or replaced:
@@ -170,10 +170,10 @@ class PathRepair:
         return effects + self.neighbors.take_rest(now)
 
     def take_late_work(self) -> list[Effect]:
-        """Return what comes after the repairs.
+        """Return the effects that follow the repairs.
 
-        A superseded link is set down, once, when its routes have all moved away and its targets answered the newer
-        link. It is set up again when it is superseded no more.
+        A superseded link is set down, once, when all its routes have moved and its targets answered the newer link. It
+        is set up again when it is no longer superseded.
         """
         effects: list[Effect] = list(self._moved)
         self._moved.clear()
@@ -188,7 +188,7 @@ class PathRepair:
                 effects.append(SetLinkDown(link=key, ifname=link.name))
         for key, (order, subnets) in list(self._subnets_down.items()):
             link = self._view.links.get(key.ifindex)
-            # By its order it is the same link, though its MAC may be another by now: it is down all the same.
+            # The order identifies the link even when its MAC has changed: it is still down.
             if link is not None and link.order != order:
                 link = None
             if link is not None and self._view.superseded(link, subnets):

@@ -1,4 +1,4 @@
-"""The mutable state behind the engine: targets with their paths, and streams with their counts."""
+"""Mutable state of the engine: targets with their paths, and streams with their counts."""
 
 import math
 from collections import Counter
@@ -20,17 +20,17 @@ from lbguard.core.model import (
 )
 
 BAD_TO_GOOD = {condition: rank for rank, condition in enumerate(Condition)}
-"""The rank of a condition: the higher, the milder."""
+"""The rank of a condition: higher is milder."""
 
 _MASS_AT_LEAST = 2
 
 
 @dataclass(slots=True)
 class Path:
-    """One (target, IP): its condition, the link that owned it last, and the subnet that decided.
+    """One path (target, IP): its condition, the link that owned it last, and the subnet that decided.
 
-    `lb_ip`: our address at this end of the link. `verdict`: what reporters say, in a word. `healing_until`: they say it
-    is being repaired, and worth waiting for until then.
+    `lb_ip`: our address at this end of the link. `verdict`: the fused opinion of reporters, in one word.
+    `healing_until`: the end of the time to wait for a reported repair.
     """
 
     condition: Condition = Condition.NO_LINK
@@ -45,14 +45,13 @@ class Path:
 class Target:
     """One target of a stream.
 
-    `lost_at`, `lost_to`: when and by what the running loss began (HELD, FROZEN, WITHDRAWN); `cause`: the latest.
-    `lost_in`: the subnet that it began in, until it has healed.
-    `spared_until`: a worse cause before this one allowed to wait until then, so the deadline is no earlier.
-    `frozen_at`: when the freeze of the running loss began, infinity before it did. These moments leave out the time in
-    nothing was observed: it moves them on.
-    `partial`: one path is lost and another forwards. `open_ended`: HELD without a deadline, because of that.
-    `waiting`: WITHDRAWN with a good path, damped. `healing_until`: what the deadline was last moved by.
-    `pardoned_until`: until then soft evidence against the target is disbelieved.
+    `lost_at`, `lost_to`: when and by which condition the current loss began (HELD, FROZEN, WITHDRAWN); `cause`: the
+    latest condition. `lost_in`: the subnet in which it began, until it has healed. `spared_until`: the deadline is not
+    before this moment, which a worse cause before this one allowed. `frozen_at`: when the freeze of the current loss
+    began, infinity without one. A time without observation moves these moments by its length. `partial`: one path is
+    lost and another forwards. `open_ended`: HELD without a deadline, because of that.
+    `waiting`: WITHDRAWN with a good path, damped. `healing_until`: the end of the repair that last moved the deadline.
+    `pardoned_until`: until then soft evidence against the target is ignored.
     """
 
     key: TargetKey
@@ -77,8 +76,8 @@ class Target:
     def judge(self, now: float) -> Condition:
         """Return OK, or the worst condition that makes the target broken.
 
-        A hard condition of any path breaks the target. Soft ones break it only when every path has one (the families
-        corroborate each other) and the target was not pardoned.
+        A hard condition of any path breaks the target. Soft conditions break it only when every path has one (the
+        families corroborate each other) and the target was not pardoned.
         """
         conditions = [path.condition for path in self.paths.values()]
         if not conditions:
@@ -93,37 +92,37 @@ class Target:
         return Condition.OK
 
     def forwards(self, now: float) -> bool:
-        """Return whether any path forwards: nothing speaks against it, or only soft evidence that is disbelieved."""
+        """Return whether any path forwards: it is good, or has only soft evidence against it that is ignored."""
         pardoned = now < self.pardoned_until
         return any(p.condition is Condition.OK or (pardoned and p.condition in SOFT) for p in self.paths.values())
 
     @property
     def usable(self) -> bool:
-        """Return whether it takes new traffic: active, and its evidence of failure, if any, is disbelieved."""
+        """Return whether it gets new traffic: it is active, and evidence of failure, if any, is ignored."""
         return self.state is TargetState.ACTIVE and self.judge(math.inf) is Condition.OK
 
     @property
     def froze(self) -> bool:
-        """Return whether the running loss was frozen."""
+        """Return whether the current loss was frozen."""
         return self.frozen_at < math.inf
 
     def healing_end(self) -> float:
-        """Return until when a repair of any broken path is worth waiting for."""
+        """Return until when to wait for a reported repair of any broken path."""
         broken = (path.healing_until for path in self.paths.values() if path.condition is not Condition.OK)
         return max(broken, default=float("-inf"))
 
     def lost_subnet(self) -> Prefix | None:
-        """Return the subnet of the path that is worst off: heal durations are learnt per subnet."""
+        """Return the subnet of the path in the worst condition: heal durations are kept per subnet."""
         worst = min(self.paths.values(), key=lambda path: BAD_TO_GOOD[path.condition], default=None)
         return worst.subnet if worst else None
 
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One stream: its targets by identifier, counts by state, what the distributor holds, and availability.
+    """One stream: its targets by identifier, counts by state, the distributor's state, and availability.
 
     `active_seen`: the identifiers read back from the distributor, None until it was read. `committed`, `in_flight`:
-    the (registered, active) pair that the distributor confirmed last, and the one it is being given.
+    the (registered, active) pair that the distributor confirmed last, and the one being committed.
     """
 
     spec: StreamSpec
@@ -151,8 +150,8 @@ class Stream:
     def mass_failure(self, config: EngineConfig) -> bool:
         """Return whether so many targets are broken at once that the fault is probably on this node.
 
-        One broken target alone is never a mass: its own fault looks like the observer's, and there is no other
-        target that a freeze would protect.
+        One broken target is never a mass failure: its own fault cannot be distinguished from this node's, and a freeze
+        would protect no other target.
         """
         return self.broken >= _MASS_AT_LEAST and self.broken > config.freeze.threshold * self.admitted
 
@@ -165,7 +164,7 @@ class Stream:
         return self.admitted > 1 and self.soft_withdrawn + 1 <= config.soft_budget * base
 
     def move(self, target: Target, state: TargetState | None, now: float) -> None:
-        """Put a target into another state (None: out of the stream) and keep the counts right."""
+        """Change the state of a target (None: remove it from the stream) and update the counts."""
         self.counts[target.state] -= 1
         if target.state is TargetState.WITHDRAWN and target.soft:
             self.soft_withdrawn -= 1

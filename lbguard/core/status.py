@@ -1,4 +1,4 @@
-"""Status of the engine: plain immutable values for `lbguard status`, the API and the metrics.
+"""Status of the engine, as immutable values for `lbguard status`, the API and the metrics.
 
 Times are seconds of the engine's clock (monotonic in the service); `GuardStatus.now` is that clock at the moment of the
 snapshot, so that a reader can compute ages and time left.
@@ -29,8 +29,8 @@ class VerdictStatus:
 class PathStatus:
     """One path: a target's IP, its condition (`ok` or a named reason), the owning link and the neighbour entry.
 
-    `verdict` is what all reporters come to, in a word (empty: no opinion). Of the live opinions `verdicts_left_out` are
-    not among `verdicts`.
+    `verdict` is the fused opinion of all reporters, in one word (empty: no opinion). `verdicts` holds the first live
+    opinions; `verdicts_left_out` is the number of the others.
     """
 
     ip: str
@@ -46,14 +46,14 @@ class PathStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """Next action on a target if nothing changes, computed by the code that decides.
+    """Next action on a target if nothing changes, computed with the code of the decision.
 
     Attributes:
-        action: what is done; STAY: nothing.
-        at: when; None: at no moment by itself. ADMIT and READMIT without it wait for the paths, HOLD goes on.
-        until: when a FREEZE or PARDON that begins at `at` ends; with STAY, when what lasts now ends.
+        action: the next action; STAY: none.
+        at: its time; None: no time is set. ADMIT and READMIT then wait for the paths, HOLD continues.
+        until: when a FREEZE or PARDON that begins at `at` ends; with STAY, when the running one ends.
         wait_s: how long a re-admission waits once the paths are ok, seconds.
-        why: why it is not withdrawn at once, in words; empty: only the grace window keeps it.
+        why: text that says why it is not withdrawn at once; empty: only because of the grace window.
     """
 
     action: Action
@@ -65,9 +65,9 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetStatus:
-    """One target. `since` is when its state began, `deadline` when it is looked at again unless its paths change.
+    """One target. `since` is when its state began, `deadline` when its state is decided again unless its paths change.
 
-    `prediction` says what follows; None: the target is active and nothing is due.
+    `prediction` is the next action; None: the target is active and no action is due.
     """
 
     stream: str
@@ -84,10 +84,10 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamStatus:
-    """One stream: availability and how many targets are in each state.
+    """One stream: availability and the number of targets in each state.
 
-    `local_vips` are VIPs (`address/length`) that hold an address of the load balancer itself: the kernel delivers their
-    packets locally, before any mark counts.
+    `local_vips` are VIPs (`address/length`) that contain an address of the load balancer itself: the kernel delivers
+    their packets locally, whatever the mark.
     """
 
     name: str

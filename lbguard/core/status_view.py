@@ -1,14 +1,36 @@
-"""Builds the status values from the engine's state."""
+"""Builds the values of `status.py` from the engine's state, with the predictions in them.
+
+A prediction applies the future deadlines to a copy of the streams' counts. `Lifecycle.due` gives the input of each
+deadline, as in the real decision, and `Stream.move` keeps the counts. So a prediction holds as long as no path and no
+list changes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lbguard.core.addr import Ip, format_ip, format_mac
+from lbguard.core.addr import Ip, format_ip, format_mac, is_ipv4
+from lbguard.core.config import EngineConfig
+from lbguard.core.fsm import TRANSITIONS, Input
+from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.link import Link
-from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetState, TargetSubject, VerdictState
+from lbguard.core.model import (
+    SOFT,
+    Action,
+    Condition,
+    ConnectionSubject,
+    LinkSubject,
+    Subject,
+    TargetKey,
+    TargetState,
+    TargetSubject,
+    VerdictState,
+)
 from lbguard.core.opinions import Opinion, Source
 from lbguard.core.state import Path, Stream, Target
 from lbguard.core.status import (
@@ -24,8 +46,102 @@ from lbguard.core.status import (
 if TYPE_CHECKING:
     from lbguard.core.engine_state import EngineState
 
+
+def predict(
+    config: EngineConfig,
+    life: Lifecycle,
+    streams: Iterable[Stream],
+    now: float,
+    held_up: str,
+    acts_at: Callable[[Target, float], float],
+) -> dict[TargetKey, Prediction]:
+    """Return the next action for every target with a pending deadline. Changes nothing.
+
+    Args:
+        config: the engine's.
+        life: keeps the deadlines and gives their inputs.
+        streams: all streams.
+        now: the engine's clock, seconds.
+        held_up: why no deadline takes effect at present; empty: they do.
+        acts_at: returns when a target's deadline takes effect, at or after a moment.
+    """
+    by_name = {stream.spec.name: stream for stream in streams}
+    found = {
+        target.key: prediction
+        for stream in by_name.values()
+        for target in stream.targets.values()
+        if (prediction := _without_deadline(config, target, now))
+    }
+    copies = {name: replace(stream, counts=Counter(stream.counts)) for name, stream in by_name.items()}
+    for at, key, pardon in _moments(life):
+        stream = by_name.get(key.stream)
+        target = stream.targets.get(key.identifier) if stream else None
+        if target is None:
+            continue
+        if pardon:
+            if target.state is TargetState.ACTIVE and target.judge(math.inf) is not Condition.OK:
+                found[key] = Prediction(action=Action.HOLD, at=at)
+                copies[key.stream].move(copy.copy(target), TargetState.HELD, at)
+        elif target.partial and target.state is TargetState.HELD:
+            continue  # its deadline will be dropped
+        elif held_up:
+            found[key] = Prediction(action=Action.STAY, why=held_up)
+        else:
+            found[key] = _at_deadline(config, life, copies[key.stream], target, acts_at(target, max(at, now)))
+    return found
+
+
+def _moments(life: Lifecycle) -> list[tuple[float, TargetKey, bool]]:
+    """Return all deadlines and ends of pardons in the order in which they take effect."""
+    pardons = [(at, key, True) for at, key in life.pardons.in_order()]
+    return sorted(pardons + [(at, key, False) for at, key in life.deadlines.in_order()], key=lambda moment: moment[0])
+
+
+def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: Target, at: float) -> Prediction:
+    """Return the action of a deadline, and apply it to the copy of the stream."""
+    what = life.due(stream, target, at)
+    state, action = TRANSITIONS[target.state, what]
+    why = ""
+    until = None
+    if action in (Action.FREEZE, Action.PARDON):
+        # A freeze that an earlier run began continues.
+        until = (min(at, target.frozen_at) if action is Action.FREEZE else at) + config.freeze.limit_s
+    if what is Input.DEADLINE_MASS or (target.state is TargetState.FROZEN and stream.mass_failure(config)):
+        why = f"{stream.broken} of {stream.admitted} targets are broken"
+        if action is Action.STAY:
+            until = target.frozen_at + config.freeze.limit_s
+    elif what is Input.DEADLINE_VETOED:
+        why = "soft evidence would withdraw too much of the stream"
+    if state is not target.state:
+        stream.move(copy.copy(target), state, at)
+    return Prediction(action=action, at=at, until=until, why=why)
+
+
+def _without_deadline(config: EngineConfig, target: Target, now: float) -> Prediction | None:
+    match target.state:
+        case TargetState.PENDING:
+            return Prediction(action=Action.ADMIT)
+        case TargetState.HELD if target.partial:
+            return Prediction(action=Action.HOLD, why=_families(target))
+        case TargetState.WITHDRAWN if not target.waiting:
+            return Prediction(action=Action.READMIT, wait_s=target.penalty.wait_s(config.damping, now))
+    return None
+
+
+def _families(target: Target) -> str:
+    """Name the lost and the working family of a target."""
+    hard = {
+        ip for ip, path in target.paths.items() if path.condition is not Condition.OK and path.condition not in SOFT
+    }
+    lost, well = (
+        " and ".join("IPv4" if is_ipv4(ip) else "IPv6" for ip in target.paths if (ip in hard) is wanted)
+        for wanted in (True, False)
+    )
+    return f"{lost} is lost, {well} is ok"
+
+
 SHOWN = 8
-"""So many opinions on each end of a path are shown: thousands may speak of one address."""
+"""Number of opinions shown for each end of a path: one address may have thousands."""
 
 
 _TARGETS_A_PART = 32
@@ -41,10 +157,10 @@ def build_status(engine: EngineState, now: float, *, detail: bool = True) -> Gua
 
 
 def status_in_parts(engine: EngineState, now: float, *, detail: bool = True) -> Iterator[GuardStatus | None]:
-    """Build the state a few targets at a time: yield None after each part, and the state at last.
+    """Build the state a few targets at a time: yield None after each part, and the state last.
 
-    A thousand targets with ten verdicts each take longer than a lost link may wait. Each target is told as it is when
-    its turn comes; all else is of the beginning.
+    A thousand targets with ten verdicts each take longer than the event of a lost link may wait. Each target is
+    reported as it is at its turn, everything else as at the beginning.
     """
     streams = list(engine.stream_registry.streams.values())
     links = engine.view.links.values() if detail else ()
@@ -61,16 +177,16 @@ def status_in_parts(engine: EngineState, now: float, *, detail: bool = True) -> 
         links=tuple(_link(engine, link) for link in links if engine.view.faces_targets(link)),
     )
     targets = [target for stream in streams for target in stream.targets.values()] if detail else []
-    told: list[TargetStatus] = []
+    built: list[TargetStatus] = []
     for first in range(0, len(targets), _TARGETS_A_PART):
         part = targets[first : first + _TARGETS_A_PART]
         for target in part:
             if engine.stream_registry.target(target.key) is target:
-                # What was predicted before its state changed says nothing any more.
+                # A prediction from before the change of state is out of date.
                 following = expected.get(target.key) if target.since <= now else None
-                told.append(_target(engine, target, now, following))
+                built.append(_target(engine, target, now, following))
         yield None
-    yield replace(whole, targets=tuple(told))
+    yield replace(whole, targets=tuple(built))
 
 
 def _stream(engine: EngineState, stream: Stream) -> StreamStatus:
@@ -123,7 +239,7 @@ def _path(engine: EngineState, ip: Ip, path: Path) -> PathStatus:
 
 
 def _opinions(engine: EngineState, ip: Ip, path: Path) -> tuple[dict[Source, Opinion], int]:
-    """Return the opinions on both ends of a path that are shown, and how many are not."""
+    """Return the opinions on both ends of a path that are shown, and the number of the others."""
     opinions = engine.paths.verdict_fusion.opinions
     of_link, of_target = opinions.of(path.lb_ip, SHOWN), opinions.of(ip, SHOWN)
     count = opinions.count(path.lb_ip) + opinions.count(ip)

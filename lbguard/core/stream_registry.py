@@ -1,4 +1,4 @@
-"""Registry of streams and targets as the source lists them, found by name, mark and address."""
+"""Registry of the streams and targets that the source lists, found by name, mark and address."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,22 +14,22 @@ from lbguard.core.state import Stream, Target
 
 
 def _identity(spec: StreamSpec) -> tuple[int, int, str]:
-    """Return what may not change while a stream is served: the size of its table, its marks and its memory."""
+    """Return the properties that must not change while a stream is served: table size, marks and memory."""
     return spec.max_targets, spec.identifier_offset, spec.shm_name
 
 
 def _with_identity_of(kept: StreamSpec, listed: StreamSpec) -> StreamSpec:
-    """Return a stream as it is listed now, as far as its table's size and marks, which are kept, allow."""
+    """Return a stream as listed now, with the table size and the marks of the kept one."""
     targets = tuple(target for target in listed.targets if target.identifier <= kept.max_targets)
     return replace(kept, vips=listed.vips, targets=targets)
 
 
 class StreamRegistry:
-    """Streams and targets, and the effects of a change of the list.
+    """Streams and targets, and the work that follows from a change of the list.
 
-    `dirty`: targets to be judged again. `review`: streams whose table or availability is to be looked at again.
-    `attach`: streams whose table has to be made ready. `retiring`: marks of targets that are out of the list, kept in
-    the kernel until the distributor confirmed that no packet gets them any more.
+    `dirty`: targets to be evaluated again. `review`: streams whose table or availability is to be checked again.
+    `attach`: streams whose table has to be attached. `retiring`: marks of targets that left the list, kept in the
+    kernel until the distributor confirmed that no packet gets them any more.
     """
 
     def __init__(self, view: NetView, paths: PathRepair, life: Lifecycle) -> None:
@@ -53,13 +53,13 @@ class StreamRegistry:
         return stream.targets.get(key.identifier) if stream else None
 
     def take_dirty(self) -> list[Target]:
-        """Return the targets to be judged again, once."""
+        """Return the targets to be evaluated again, each once."""
         dirty = list(self.dirty)
         self.dirty.clear()
         return dirty
 
     def replace(self, specs: tuple[StreamSpec, ...], now: float) -> None:
-        """Apply a full list: what it does not hold is removed at once."""
+        """Apply a full list: targets that it does not contain are removed at once."""
         self._postponed.clear()
         listed = {spec.name for spec in specs}
         for name, stream in self.streams.items():
@@ -69,7 +69,7 @@ class StreamRegistry:
             self._update_stream(spec, now)
 
     def confirm(self, stream: Stream, registered: frozenset[int], now: float) -> None:
-        """Record that the distributor holds exactly these registered identifiers: others' marks can go."""
+        """Record that the distributor holds exactly these registered identifiers: the marks of others are freed."""
         name = stream.spec.name
         for mark, (owner, identifier) in list(self.retiring.items()):
             if owner == name and identifier not in registered:
@@ -85,14 +85,14 @@ class StreamRegistry:
                 self._update_stream(spec, now)
 
     def take_forgotten(self) -> list[Effect]:
-        """Return the streams that ended since the last call."""
+        """Return a ForgetStream effect for each stream that ended since the last call."""
         forgotten, self._forgotten = self._forgotten, []
         return [ForgetStream(stream=spec) for spec in forgotten]
 
     def adopt(self, stream: Stream, active: frozenset[int], now: float) -> None:
-        """Adopt what the distributor already holds; unlisted identifiers in it are on their way out."""
+        """Adopt the targets that the distributor already holds; unlisted identifiers are removed from it."""
         stream.adopted = True
-        # Beyond max_targets the marks may be another stream's; the first commit takes such entries out all the same.
+        # Beyond max_targets the marks may be another stream's; the first commit removes such entries.
         for identifier in sorted(active - stream.targets.keys()):
             if not 1 <= identifier <= stream.spec.max_targets:
                 continue
@@ -107,7 +107,7 @@ class StreamRegistry:
         stream = self.streams.get(name)
         if stream is None:
             if self._marks_in_use(spec):
-                # Another stream has these marks until it is gone: packets of the one would reach targets of the other.
+                # Another stream uses these marks until it is gone: packets of one would reach targets of the other.
                 self.ignored["marks_in_use"] += 1
                 self._postponed[name] = spec
                 return
@@ -115,11 +115,11 @@ class StreamRegistry:
             self.attach[name] = None
         elif _identity(stream.spec) != _identity(spec):
             if stream.removed:
-                # It comes back as another once it has gone.
+                # It is added as a new stream once the old one is gone.
                 self._postponed[name] = spec
                 return
-            # The size and the marks of a table are fixed when it is made; half a change would send packets astray. The
-            # targets that it has room for are followed all the same: a removal always counts.
+            # The size and the marks of a table are fixed when it is made; half a change would misdirect packets.
+            # Changes of the targets that fit are applied: a removal always counts.
             self.ignored["stream_identity_changed"] += 1
             spec = _with_identity_of(stream.spec, spec)
         elif stream.spec.vips != spec.vips or stream.removed:
@@ -137,7 +137,7 @@ class StreamRegistry:
                 self._change_ips(target, target_spec.ips)
 
     def _marks_in_use(self, spec: StreamSpec) -> bool:
-        """Return whether a stream that is served, or not gone yet, has any of a new stream's marks."""
+        """Return whether a stream that is served, or not gone yet, uses any of a new stream's marks."""
         return any(
             spec.mark(1) <= other.spec.mark(other.spec.max_targets)
             and other.spec.mark(1) <= spec.mark(spec.max_targets)
@@ -172,7 +172,7 @@ class StreamRegistry:
 
     def _remove_stream(self, stream: Stream, now: float) -> None:
         stream.removed = True
-        # Even a table that is empty already is committed once more: only a confirmation ends the stream.
+        # Even an empty table is committed once more: only a confirmation ends the stream.
         stream.committed = None
         self.review[stream.spec.name] = None
         for target in list(stream.targets.values()):

@@ -1,8 +1,11 @@
-"""Weighs verdicts against what the kernel shows, path by path.
+"""Verdicts against the kernel's evidence: decides for each path whether reporters' verdicts make it down.
 
 A fused DOWN makes a path `verdict_down` unless passive evidence vetoes it: the target's neighbour entry was confirmed,
-or (for a verdict on the link) packets arrived through the link, less than `veto_window_s` ago. A vetoed path is looked
-at again when the veto runs out, and one that is down when there is news that may veto it.
+or (for a verdict on the link) packets arrived through the link, less than `veto_window_s` ago. A vetoed path is
+evaluated again when the veto ends, and a path that is down when new evidence may veto it.
+
+A fused HEALING sets `Path.healing_until`; `lifecycle.py` moves the deadline of a hold by it, within the bounds of
+`grace.py`.
 """
 
 from lbguard.core.addr import Ip
@@ -19,9 +22,9 @@ _NEVER = float("-inf")
 
 
 class VerdictFusion:
-    """Opinions of reporters, and what they come to for each path.
+    """Opinions of reporters, and their effect on each path.
 
-    `down`: the addresses to which a path is down according to them; news of any of them may veto that.
+    `down`: the addresses to which a path is down by verdict; new evidence about one may veto that.
     """
 
     def __init__(self, config: EvidenceConfig, view: NetView) -> None:
@@ -31,22 +34,22 @@ class VerdictFusion:
         self._view = view
         self.down: dict[Ip, None] = {}
 
-    def take(self, event: VerdictReported, now: float) -> tuple[Taken, dict[Ip, None], list[tuple[int, Ip]]]:
+    def apply(self, event: VerdictReported, now: float) -> tuple[Taken, dict[Ip, None], list[tuple[int, Ip]]]:
         """Apply a verdict.
 
-        Returns what became of it, the target addresses of which something else is held now, and the neighbour entries
-        that its new link-layer address proves outdated.
+        Returns its outcome, the target addresses whose fused opinion changed, and the neighbour entries that its new
+        link-layer address makes outdated.
         """
-        taken = self.opinions.take(event, now)
+        taken = self.opinions.apply(event, now)
         outdated = self._outdated(event.verdict.subject, taken.new_mac) if taken.new_mac else []
         return taken, self._concerned(taken.addresses), outdated
 
     def expire(self, now: float) -> dict[Ip, None]:
-        """Forget expired opinions; return the target addresses that are concerned."""
+        """Forget expired opinions; return the affected target addresses."""
         return self._concerned(tuple(self.opinions.expire(now)))
 
     def stalled(self, duration_s: float) -> None:
-        """Exclude a time in which no verdict could be received, and no packet counted: silence is no evidence."""
+        """Exclude a time in which no verdict was received and no packet counted: its silence is not evidence."""
         self.opinions.stalled(duration_s)
         for link in self._view.links.values():
             link.rx_at += duration_s
@@ -71,12 +74,12 @@ class VerdictFusion:
                 if link is not None and neighbor is not None and neighbor.mac not in (b"", mac):
                     entries.append((link.ifindex, ip))
             else:
-                # The entry of a proxy is not among those followed; flushing it costs one resolution at most.
+                # A proxy's entry is not followed; flushing it costs at most one resolution.
                 entries += [(link.ifindex, ip) for link in self._view.links.values() if link.reaches(ip, ours)]
         return entries
 
     def down_through(self, ifindex: int) -> list[Ip]:
-        """Return the addresses behind a link that are down according to a reporter."""
+        """Return the addresses behind a link that are down by verdict."""
         return [ip for ip in self.down if self._leads_through(ip, ifindex)]
 
     def _leads_through(self, ip: Ip, ifindex: int) -> bool:
@@ -84,11 +87,11 @@ class VerdictFusion:
         return link is not None and link.ifindex == ifindex
 
     def forget(self, ip: Ip) -> None:
-        """Forget an address that no target has any more."""
+        """Forget an address that is no target's any more."""
         self.down.pop(ip, None)
 
     def weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:
-        """Note what reporters say of a path and return whether it is down according to them."""
+        """Record the fused opinion on a path and return whether it makes the path down."""
         down = self._weigh(target, path, ip, link, now)
         if down:
             self.down[ip] = None
@@ -110,13 +113,13 @@ class VerdictFusion:
         neighbor = link.neighbors.get(ip)
         proof_at = neighbor.confirmed_at if neighbor else _NEVER
         if of_target.state is not VerdictState.DOWN and not (neighbor and neighbor.failures):
-            # Packets that arrive prove one direction; a neighbour that failed says that the other is broken.
+            # Received packets prove one direction only; a failed neighbour shows that the other is broken.
             proof_at = max(proof_at, link.rx_at)
         vetoed_until = proof_at + self._config.veto_window_s
         if now < vetoed_until:
             path.verdict = "down_vetoed"
             known = self.rechecks.get(target.key)
-            # One moment a target: the earliest of its paths'. Looking again then sets the next.
+            # One moment per target, the earliest of its paths. The evaluation at that moment sets the next one.
             if known is None or vetoed_until < known:
                 self.rechecks.set(target.key, vetoed_until)
             return False

@@ -1,1 +1,1 @@
-"""Distributors, which map packets to fwmarks: nfqlb, nftables, or nothing (observe)."""
+"""Distributors, which map packets to fwmarks (nfqlb, nftables), and their slot tables (`maglev.py`)."""

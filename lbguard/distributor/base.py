@@ -1,4 +1,4 @@
-"""Interface of a distributor: read what is active, commit a set of tables, detect loss, clean up."""
+"""Interface of a distributor: reads active identifiers, commits tables, detects lost tables, cleans up."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from lbguard.core.model import StreamSpec, StreamTable
 
 
 class DistributorError(Exception):
-    """An operating error of a distributor; the message names what is wrong and how to mend it."""
+    """An operating error of a distributor; the message names the fault and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitResult:
-    """The outcome of one stream's commit. `error` is empty on success; then the table is exactly as asked."""
+    """The outcome of one stream's commit. `error` is empty on success; then the table is exactly as requested."""
 
     stream: str
     slots_changed: int = 0
@@ -52,14 +52,14 @@ class Distributor(Protocol):
         """Return the attached streams whose table was removed or replaced since, with the reason; cheap to poll."""
 
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
-        """Stop looking after a stream; with `withdraw` take all its targets out (and our own rules away)."""
+        """Detach a stream; with `withdraw` remove all its targets (and our own rules)."""
 
     async def prune(self, known: Collection[str]) -> Sequence[str]:
-        """Remove what an earlier run of ours left for streams that are not known any more; return their names.
+        """Remove the leftovers of an earlier run for streams that are no longer known; return their names.
 
         Raises:
             DistributorError: they cannot be listed or removed.
         """
 
     async def close(self) -> None:
-        """Release handles; leave every table as it is."""
+        """Release handles; leave every table unchanged."""

@@ -1,31 +1,31 @@
-"""The slot tables: which target answers for which slot of a stream.
+"""Slot tables: computation of the target of every slot of a stream (Maglev hashing).
 
 A table has M slots. Each target index 0..N-1 owns a *row*, a permutation of the slots in its order of preference. The
 targets take turns, ascending by index, and each takes the first slot of its row that is still free, until no slot is
 left (Maglev, NSDI 2016, section 3.4; nfqlb's `maglevdyn.c` does the same). Equal rows and equal sets of targets give
-equal tables, so load balancers that share nothing agree with one another.
+equal tables, so load balancers agree without communication.
 
 Two tables are made from it:
 
 - `maglev`: the turn-taking over the active targets, as stock nfqlb does it. Withdrawing one target also moves some
   slots between the others.
 - `anchored`: the turn-taking over all *registered* targets gives every slot its home. A slot whose home is inactive
-  goes to the first active target in an order of the slot's own, which follows from the number of the slot (and from a
-  prime above the highest registered index), not from who is active.
+  goes to the first active target in the slot's own order. That order depends on the number of the slot (and on a prime
+  above the highest registered index), not on the active targets.
 
-What holds for `anchored`:
+Properties of `anchored`:
 
-- it depends on the registered and the active set alone, not on the way that led there;
+- it depends on the registered and the active set alone, not on their history;
 - with every registered target active it is the maglev table;
-- between any two active sets, a slot moves only if its target has left, or to a target that has come: a target earlier
-  in the slot's order, or its home. Nothing ever moves between two targets that are active before and after, however
-  many others are out meanwhile. Dealing the slots of the inactive by turns as well would be better balanced (counts
-  that differ by 2 at most), and would move 0.5 to 1.5 % of the slots between unchanged targets when some are out and
-  another goes;
-- the slots of the inactive are spread over the active as if drawn by lot, neighbours or not. With 100 targets and 9973
-  slots, an active target has this share of the mean (extremes over 100 tables, 10 withdrawn sets on each scattered and
-  10 of consecutive indexes): 1 out 0.98 to 1.07, 10 out 0.89 to 1.18, 50 out 0.81 to 1.25, 90 out 0.85 to 1.18. More
-  slots a target even it out. In a maglev table the counts differ by 1 at most.
+- between any two active sets, a slot moves only if its target has become inactive, or to a target that has become
+  active: one earlier in the slot's order, or its home. No slot ever moves between two targets that are active before
+  and after, whatever the number of inactive ones. Assigning the slots of the inactive by turns would be better balanced
+  (counts that differ by 2 at most), and would move 0.5 to 1.5 % of the slots between unchanged targets when another one
+  becomes inactive;
+- the slots of the inactive are spread over the active as if at random, also for consecutive indexes. With 100 targets
+  and 9973 slots, an active target has this share of the mean (extremes over 100 tables, 10 withdrawn sets on each
+  scattered and 10 of consecutive indexes): 1 out 0.98 to 1.07, 10 out 0.89 to 1.18, 50 out 0.81 to 1.25, 90 out 0.85 to
+  1.18. More slots per target reduce the spread. In a maglev table the counts differ by 1 at most.
 """
 
 import functools
@@ -41,7 +41,7 @@ NO_TARGET = -1
 """Value of a slot without a target."""
 
 _RINGS = 500
-"""About how many rings the orders of the slots lie on: more spread better, and less of a walk is shared."""
+"""Approximate number of rings for the orders of the slots: more rings spread better, and share less of a walk."""
 
 
 class TableKind(StrEnum):
@@ -59,13 +59,13 @@ class Permutations(Protocol):
         """The number of slots, M: the length of every row."""
 
     def row(self, index: int) -> Iterable[int]:
-        """Return the slots 0..M-1 in the order of preference of a target, from the start."""
+        """Return the slots 0..M-1 in the order of preference of a target."""
 
 
 class ImplicitPermutations:
     """Rows that follow from a seed, so that every load balancer with the same seed has the same ones.
 
-    The row of an index is `offset, offset + skip, offset + 2 * skip, ...` modulo M; it meets every slot because M is
+    The row of an index is `offset, offset + skip, offset + 2 * skip, ...` modulo M; it contains every slot because M is
     prime. Nothing is stored: offset and skip are drawn from a BLAKE2b digest of seed and index.
     """
 
@@ -73,7 +73,7 @@ class ImplicitPermutations:
         """Set the seed (such as the stream's name) and the number of slots.
 
         Raises:
-            ValueError: `size` is no prime above 2.
+            ValueError: `size` is not a prime above 2.
         """
         if size < 3 or not _is_prime(size):
             raise ValueError(f"a table of {size} slots: a prime above 2 is needed")
@@ -106,8 +106,8 @@ def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
     if not takers:
         return table
     free = bytearray(b"\1") * size
-    # A row is consumed as it goes: a slot once passed over is taken, and no slot becomes free again. `filter` looks at
-    # `free` at the moment it is asked, which is what makes it "the next free slot", and it does so at C speed.
+    # Each row is consumed once: a skipped slot is taken, and no slot becomes free again. `filter` reads `free` when the
+    # next item is requested, so it yields the next free slot, at C speed.
     turns = [(index, filter(free.__getitem__, permutations.row(index)).__next__) for index in takers]
     rounds, rest = divmod(size, len(turns))
     try:
@@ -122,7 +122,7 @@ def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
 
 
 class TableCalculator:
-    """Computes the tables of one stream; remembers the base table, so that a change costs only the slots it moves."""
+    """Computes the tables of one stream; keeps the base table, so that a change costs only the slots that it moves."""
 
     def __init__(self, permutations: Permutations, kind: TableKind) -> None:
         self.kind = kind
@@ -146,7 +146,7 @@ class TableCalculator:
 
 
 def largest_prime_at_most(number: int) -> int:
-    """Return the largest prime that is not above a number.
+    """Return the largest prime that is at most a number.
 
     Raises:
         ValueError: there is none (the number is below 2).
@@ -168,22 +168,22 @@ def _adopt(base: list[int], registered: frozenset[int], active: frozenset[int]) 
 
         (1 / (start + j * step) + shift) modulo P        for j = 0, 1, ... P-1, where 1 / 0 is 0,
 
-    of which those that are no active index are passed over. `start`, `step` (not 0) and `shift` (one of a few) are
-    digits of a number that belongs to the slot, so P is all that an order has to do with the registered set. The
-    reciprocal makes it the sequence of an explicit inversive generator (Eichenauer-Herrmann 1993). The bare
-    `start + j * step` is double hashing: with half of the targets out, one beside a run of them would get half as
-    much again of their slots as the others, and the orders would favour it for as long as the run is out.
+    of which those that are not an active index are skipped. `start`, `step` (not 0) and `shift` (one of a few) are
+    digits of the slot's own number, so an order depends on the registered set only by P. The reciprocal makes it the
+    sequence of an explicit inversive generator (Eichenauer-Herrmann 1993). The bare
+    `start + j * step` is double hashing: with half of the targets inactive, a target beside a run of them would get 1.5
+    times as many of their slots as the others, for as long as the run is inactive.
     """
     if not active:
         return [NO_TARGET] * len(base)
     prime = next(filter(_is_prime, itertools.count(max(registered) + 1)))
     shifts = min(prime, 1 + _RINGS // prime)
     reciprocals = [pow(number, -1, prime) if number else 0 for number in range(prime)]
-    # What stands at each place of a ring, for every shift: an active index, or NO_TARGET.
+    # The value at each place of a ring, for every shift: an active index, or NO_TARGET.
     shifted = [[(number + shift) % prime for number in reciprocals] for shift in range(shifts)]
     stations = [[index if index in active else NO_TARGET for index in indexes] for indexes in shifted]
-    # Slots with equal step and shift go round the same ring. Where a walk ended is noted at every place it passed, so
-    # all walks together visit each place once; else they would be long when few targets are active.
+    # Slots with equal step and shift use the same ring. The end of a walk is recorded at every place it passed, so all
+    # walks together visit each place once; otherwise they would be long when few targets are active.
     rings: list[list[int]] = [[]] * (shifts * (prime - 1))
     orders = len(rings) * prime
     numbers = _slot_numbers(len(base))
@@ -210,5 +210,5 @@ def _adopt(base: list[int], registered: frozenset[int], active: frozenset[int]) 
 
 @functools.lru_cache(maxsize=8)
 def _slot_numbers(size: int) -> tuple[int, ...]:
-    """Return a 64-bit number for each of so many slots: the little-endian words that SHAKE128 makes of `anchored`."""
+    """Return a 64-bit number for each slot: the little-endian words that SHAKE128 makes of `anchored`."""
     return struct.unpack(f"<{size}Q", hashlib.shake_128(b"anchored").digest(8 * size))

@@ -1,4 +1,4 @@
-"""Choice of the distributor: the configured one, or per stream whichever exists (`auto`)."""
+"""Distributors that delegate: `auto` (nfqlb's memory or nftables, per stream) and observe mode (read only)."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -12,11 +12,11 @@ _log = logging.getLogger(__name__)
 
 
 class AutoDistributor:
-    """nfqlb's memory where a stream has one, nftables otherwise.
+    """Distributor `auto`: nfqlb's memory where a stream has one, nftables otherwise.
 
     The choice stands until the stream is lost. A memory that appears later (the load balancer's container started after
-    us) counts as a loss of the nftables table, so that the stream moves over. What nftables holds of it goes when the
-    memory was committed: until then it is what packets get.
+    lbguard) counts as a loss of the nftables table, so that the stream moves to it. The nftables table is removed after
+    the first commit to the memory: until then packets use it.
     """
 
     kind = "auto"
@@ -31,7 +31,7 @@ class AutoDistributor:
         self._unusable: dict[str, str] = {}
 
     async def attach(self, stream: StreamSpec) -> None:
-        """Choose, and make the table ready; see the protocol. When that fails, what served the stream goes on."""
+        """Choose a distributor, and make the table ready; see the protocol. When that fails, the previous one stays."""
         before = self._streams.get(stream.name)
         chosen = self._choose(stream)
         await chosen.attach(stream)
@@ -74,13 +74,13 @@ class AutoDistributor:
             try:
                 lost = await self._embedded.lost_streams() | lost
             except DistributorError:
-                # What is known to be lost is told now; the other's trouble will be there at the next look.
+                # The known losses are returned now; the other distributor's error is reported by the next check.
                 if not lost:
                     raise
         return {name: reason for name, reason in lost.items() if name in self._streams}
 
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
-        """Stop looking after a stream; see the protocol."""
+        """Detach a stream; see the protocol."""
         if self._embedded is not None and stream.name in self._moving:
             await self._embedded.detach(stream, withdraw=withdraw)
             del self._moving[stream.name]
@@ -90,7 +90,7 @@ class AutoDistributor:
             del self._streams[stream.name]
 
     async def prune(self, known: Collection[str]) -> Sequence[str]:
-        """Remove what an earlier run left in nftables, also of streams that nfqlb has now; see the protocol."""
+        """Remove the leftovers of an earlier run in nftables, also of streams that nfqlb has now; see the protocol."""
         kept = {name for name in known if name in self._moving or not self._has_memory(name)}
         unused = self._embedded is None
         embedded = self._get_embedded()
@@ -99,7 +99,7 @@ class AutoDistributor:
         except DistributorError as error:
             if not unused:
                 raise
-            # Beside nfqlb no nftables library has to be there; then there was none in an earlier run either.
+            # With nfqlb the nftables library may be missing; then an earlier run had none either.
             self._embedded = None
             await embedded.close()
             _log.info("nftables was not looked at for leftovers: %s", error)
@@ -112,7 +112,7 @@ class AutoDistributor:
             await self._embedded.close()
 
     async def _moved(self, result: CommitResult) -> CommitResult:
-        """Take a stream out of nftables once nfqlb's memory holds it; until that is done, the commit is not."""
+        """Remove a stream from nftables once nfqlb's memory has it; the commit is done only after that."""
         stream = self._moving.get(result.stream)
         if stream is None or result.error or self._embedded is None:
             return result
@@ -124,7 +124,7 @@ class AutoDistributor:
         return result
 
     async def _memory_serves(self, stream: StreamSpec) -> bool:
-        """Return whether nfqlb's memory of a stream is there and usable; a broken one takes nothing from nftables."""
+        """Return whether nfqlb's memory of a stream exists and is usable; a broken one does not replace nftables."""
         if not memory_path(self._shm_dir, stream).exists():
             return False
         try:
@@ -152,7 +152,7 @@ class AutoDistributor:
         return self._memory if memory_path(self._shm_dir, stream).exists() else self._get_embedded()
 
     def _get_embedded(self) -> Distributor:
-        # Made when it is needed: beside nfqlb no nftables library has to be there.
+        # Created when needed: with nfqlb the nftables library may be missing.
         if self._embedded is None:
             self._embedded = self._make_embedded()
         return self._embedded
@@ -161,8 +161,8 @@ class AutoDistributor:
 class ObserveDistributor:
     """Reads the tables through another distributor and reports every commit as done.
 
-    The other one is never asked to attach, commit or withdraw, so it cannot create or change anything. A table that
-    cannot be read counts as empty; the reason is logged when it changes.
+    It never attaches, commits or withdraws, so it creates and changes nothing. A table that cannot be read counts as
+    empty; the reason is logged when it changes.
     """
 
     kind = "observe"
@@ -172,7 +172,7 @@ class ObserveDistributor:
         self._problems: dict[str, str] = {}
 
     async def attach(self, stream: StreamSpec) -> None:
-        """Do nothing: making a table ready might create it."""
+        """Do nothing: attaching might create a table."""
 
     async def read_active(self, stream: StreamSpec) -> frozenset[int]:
         """Return the identifiers that are active in a stream's table; none when it cannot be read."""
@@ -191,16 +191,16 @@ class ObserveDistributor:
         return [CommitResult(stream=table.stream.name) for table in tables]
 
     async def lost_streams(self) -> dict[str, str]:
-        """Return what the reader has noticed."""
+        """Return the losses that the reader found."""
         return await self._reader.lost_streams()
 
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
-        """Stop looking at a stream, without withdrawing anything."""
+        """Forget a stream, without withdrawing anything."""
         self._problems.pop(stream.name, None)
         await self._reader.detach(stream, withdraw=False)
 
     async def prune(self, known: Collection[str]) -> Sequence[str]:
-        """Do nothing: nothing is ever removed."""
+        """Do nothing: observe mode removes nothing."""
         return ()
 
     async def close(self) -> None:

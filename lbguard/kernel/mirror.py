@@ -1,14 +1,15 @@
-"""Kernel mirror: subscribe, then dump, then follow; when in doubt, dump again.
+"""Kernel mirror: subscribes to notifications, dumps, then follows changes; when in doubt, it dumps again.
 
-One socket carries notifications and dumps, so both stand in one order. The life of the mirror:
+One socket carries notifications and dumps, so both arrive in one order. The states of the mirror:
 
 - building: dumps run one after another (a socket can have one at a time), notifications are applied to the new view.
-  A dump that the kernel flags as interrupted is repeated. When the last one is complete, a KernelSnapshot goes out.
-- following: every notification becomes events. A full reconcile from time to time builds a second view the same way,
-  and its snapshot takes the place of the first; until then the first stays in force.
-- out of sync: the kernel dropped messages (ENOBUFS). From that moment it drops everything for us until the socket has
-  been read empty once (net/netlink/af_netlink.c, NETLINK_S_CONGESTED), and what still waits is older than the loss. So
-  the socket is first drained and only then a dump is asked for; a view that mixed the two could keep what is gone.
+  A dump that the kernel flags as interrupted is repeated. When the last one is complete, the mirror emits a
+  KernelSnapshot.
+- following: every notification becomes events. A periodic full reconcile builds a second view in the same way, and its
+  snapshot replaces the first; until then the first stays in force.
+- out of sync: the kernel dropped messages (ENOBUFS). From then on it drops every message until the socket has been read
+  empty once (net/netlink/af_netlink.c, NETLINK_S_CONGESTED), and the waiting messages are older than the loss. So the
+  mirror drains the socket first and then requests a dump; a view that mixed the two could keep deleted objects.
 """
 
 import asyncio
@@ -21,17 +22,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lbguard.core.events import Event, KernelChange, KernelOutOfSync
-from lbguard.kernel.bpf import quiet_neighbors
 from lbguard.kernel.codec import constants as c
 from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.kernel.codec.decode import Control, decode, lone_neighbor
 from lbguard.kernel.codec.encode import DumpKind, dump
 from lbguard.kernel.codec.rtnetlink import IsTargetTable
-from lbguard.kernel.netlink import KERNEL_PORT, KernelSocket, NetlinkSocket
+from lbguard.kernel.sockets import KERNEL_PORT, KernelSocket, NetlinkSocket, quiet_neighbors
 from lbguard.kernel.view import View
 
 Sink = Callable[[list[Event], float], None]
-"""Takes events in order, and the monotonic time at which reading them began. It must not block."""
+"""Receiver of events in order, and of the monotonic time at which their reading began. It must not block."""
 
 GROUPS: Final = (
     c.RTNLGRP_LINK,
@@ -48,16 +48,16 @@ _BUFFER_BYTES: Final = 128 * 1024
 
 
 class MirrorError(Exception):
-    """The mirror ended for a reason that it cannot mend."""
+    """The mirror ended with a permanent failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorSettings:
     """Settings of the mirror.
 
-    Dumps after a loss follow each other at `resync_min_interval_s` at the earliest, doubling to
-    `resync_max_interval_s` while losses go on. One turn of the event loop reads at most `budget_datagrams` and ends
-    after `budget_s`. `reconcile_interval_s` 0 turns the periodic reconcile off.
+    Dumps after a loss are at least `resync_min_interval_s` apart, doubling to `resync_max_interval_s` while losses
+    continue. One turn of the event loop reads at most `budget_datagrams` and ends after `budget_s`.
+    `reconcile_interval_s` 0 turns the periodic reconcile off.
     """
 
     reconcile_interval_s: float = 10.0
@@ -85,11 +85,11 @@ class MirrorCounters:
 
 
 class KernelMirror:
-    """Mirror of the kernel for a sink: a KernelSnapshot first, then every change.
+    """Mirror of the kernel's state: gives its sink a KernelSnapshot first, then every change.
 
     `start` opens the socket in the network namespace of the calling thread. Events reach the sink in batches, from the
-    event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on. That a
-    neighbour entry went to DELAY or PROBE sends no message (see filter.py); a snapshot may hold those states.
+    event loop. While out of sync (from a KernelOutOfSync to the next KernelSnapshot) no changes are passed on. A
+    neighbour entry that goes to DELAY or PROBE gives no event (see `sockets.py`); a snapshot may contain those states.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class KernelMirror:
         return self._socket.port if isinstance(self._socket, NetlinkSocket) else None
 
     def caught_up(self) -> bool:
-        """Return whether nothing waits in the socket: all that the kernel has said so far was passed on."""
+        """Return whether the socket is empty: every message of the kernel so far was passed on."""
         if self._socket is None:
             return True
         poll = select.poll()
@@ -158,7 +158,7 @@ class KernelMirror:
         """Wait until the mirror ends.
 
         Raises:
-            MirrorError: it failed; nothing is passed on any more.
+            MirrorError: it failed; no further event is passed on.
         """
         await self._ended.wait()
         if self._failure is not None:
@@ -187,7 +187,7 @@ class KernelMirror:
         self._guarded(self._drain)
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Carry out a step and deliver what it gave; an exception ends the mirror, and says so."""
+        """Run a step and deliver its events; an exception ends the mirror and is raised by `wait`."""
         if self._socket is None:
             return
         try:
@@ -284,7 +284,7 @@ class KernelMirror:
 
     def _request_dump(self) -> None:
         assert self._socket is not None
-        # Foreign notifications carry the sequence number of whoever caused them, but never the flag of a dump.
+        # Notifications carry the sequence number of the request that caused them, but never the flag of a dump.
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         self._interrupted = False
         try:
@@ -323,7 +323,7 @@ class KernelMirror:
         self._schedule_reconcile()
 
     def _abandon(self, reason: str) -> None:
-        """Give a build up: retry with backoff when out of sync, otherwise at the next reconcile."""
+        """Abandon a build: retry with backoff when out of sync, otherwise at the next reconcile."""
         self._cancel_watchdog()
         self._building = None
         if self._view is not None:

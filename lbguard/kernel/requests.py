@@ -1,27 +1,33 @@
-"""Single requests to the kernel and dumps outside the mirror, carried by pyroute2."""
+"""Single netlink requests and dumps outside of the mirror, by pyroute2; prefixes of the table `local`.
+
+The rule of that table precedes every other rule, so no mark can forward a packet to such an address.
+"""
 
 import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from struct import Struct
 from typing import Any, Final, TypeVar
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, nlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nlsocket import NetlinkRequest
-from pyroute2.netlink.rtnl import RTM_SETNEIGHTBL
+from pyroute2.netlink.rtnl import RTM_GETROUTE, RTM_SETNEIGHTBL
 from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from lbguard.core.addr import IPV4_LEN, IPV6_LEN, Prefix
 from lbguard.kernel.codec import constants as c
-from lbguard.kernel.codec.framing import ERROR, FLAGS, FLAGS_AT, HEADER
-from lbguard.kernel.netlink import KERNEL_PORT
+from lbguard.kernel.codec.framing import ERROR, FLAGS, FLAGS_AT, HEADER, attributes
+from lbguard.kernel.sockets import KERNEL_PORT
 
 T = TypeVar("T")
 
 Row = Callable[[memoryview], T | None]
-"""Reads what follows the header of one message of a dump; None when it is of no interest."""
+"""Reader of one message of a dump, without its header; returns None for a message that is not used."""
 
 _TIMEOUT_S: Final = 2.0
 _DUMP_TRIES: Final = 5
@@ -29,15 +35,15 @@ _TYPE_AT: Final = 4
 
 
 class _KernelOnly(AsyncIPRoute):  # type: ignore[misc]
-    """Socket of pyroute2 that passes over what other processes send to it."""
+    """Socket of pyroute2 that ignores messages of other processes."""
 
     def enqueue(self, data: bytes, addr: tuple[int, int] | None) -> Any:
-        # Without an address it is the library's own word that the socket is closed.
+        # Without an address, it is the library's own signal that the socket is closed.
         return super().enqueue(data, addr) if addr is None or addr[0] == KERNEL_PORT else None
 
 
 class _NeighborTable(ndtmsg):  # type: ignore[misc]
-    """The library's message, with the parameters that it lacks (include/uapi/linux/neighbour.h)."""
+    """pyroute2's message with the parameters that it lacks (include/uapi/linux/neighbour.h)."""
 
     __slots__ = ()
 
@@ -49,7 +55,7 @@ class _NeighborTable(ndtmsg):  # type: ignore[misc]
 class KernelRequests:
     """Requests from one event loop, in a network namespace by name or, without one, in that of the calling thread.
 
-    Every method raises OSError, with the kernel's words, when the kernel refuses or does not answer within 2 s.
+    Every method raises OSError with the kernel's text when the kernel refuses, or does not answer within 2 s.
     """
 
     def __init__(self, netns: str | None = None) -> None:
@@ -94,10 +100,10 @@ class KernelRequests:
                 pass
 
     async def dump(self, request: nlmsg, kind: int, row: Row[T]) -> list[T]:
-        """Return what `row` reads of each message of a dump; one that the kernel flags as interrupted is repeated.
+        """Return the values that `row` reads of a dump's messages; a dump flagged as interrupted is repeated.
 
         Args:
-            request: the message, such as rtmsg(), with what the kernel filters by.
+            request: the message, such as rtmsg(), with the fields that the kernel filters by.
             kind: its type, such as RTM_GETROUTE.
             row: the reader, in place of the library's own, which takes ten times as long.
         """
@@ -123,13 +129,13 @@ class KernelRequests:
         except NetlinkError as error:
             raise OSError(error.code, error.args[1] or os.strerror(error.code)) from None
         except TimeoutError:
-            # An answer that comes later must not be taken for that to another request.
+            # A late answer must not count as the answer to another request.
             self.close()
             raise TimeoutError(errno.ETIMEDOUT, "the kernel did not answer") from None
 
 
 class _DumpReader:
-    """Parser of one dump in the form that pyroute2 asks for: a mapping with a header for each message."""
+    """Parser of one dump in the form that pyroute2 requires: a mapping with a header for each message."""
 
     def __init__(self, row: Row[Any]) -> None:
         self._row = row
@@ -147,3 +153,42 @@ class _DumpReader:
                 header["error"] = OSError(code, os.strerror(code))
             return {"header": header, "row": None}
         return {"header": header, "row": self._row(body)}
+
+
+_RTMSG: Final = Struct("=BBBBBBBBI")
+_RT_TABLE_LOCAL: Final = 255
+_DELIVERED: Final = frozenset({2, 3, 4, 5})
+"""RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST (include/uapi/linux/rtnetlink.h)."""
+
+
+def local_prefixes() -> frozenset[Prefix]:
+    """Return the locally delivered prefixes of this network namespace; for a thread without an event loop.
+
+    Raises:
+        OSError: the kernel does not answer.
+    """
+    return asyncio.run(_read())
+
+
+async def _read() -> frozenset[Prefix]:
+    requests = KernelRequests()
+    try:
+        found: set[Prefix] = set()
+        for family in (c.AF_INET, c.AF_INET6):
+            # With strict checking the kernel sends this table alone; an older kernel sends all of them.
+            request = rtmsg()
+            request["family"], request["table"] = family, _RT_TABLE_LOCAL
+            found.update(await requests.dump(request, RTM_GETROUTE, _prefix))
+    finally:
+        requests.close()
+    return frozenset(found)
+
+
+def _prefix(message: memoryview) -> Prefix | None:
+    _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(message)
+    if table != _RT_TABLE_LOCAL or kind not in _DELIVERED:
+        return None
+    for attribute, payload in attributes(message[_RTMSG.size :]):
+        if attribute == c.RTA_DST and len(payload) in (IPV4_LEN, IPV6_LEN):
+            return Prefix(bytes(payload), length)
+    return None

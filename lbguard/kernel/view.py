@@ -1,13 +1,13 @@
-"""View of the kernel's state: built from dumps and notifications, and from what follows without a message.
+"""View of the kernel's state, built from dumps and notifications, with the changes that the kernel does not notify.
 
-Two things the kernel does without a message of their own, so they are worked out here:
+The kernel makes two kinds of changes without a message, so they are derived here:
 
-- A replaced route is notified as RTM_NEWROUTE with NLM_F_REPLACE; that the old one is gone follows from it.
-- IPv4 routes through a link vanish in silence when the link is set down or deleted, or loses its last IPv4 address
-  (net/ipv4/fib_frontend.c, fib_disable_ip). IPv6 sends a message for each.
+- A replaced route is notified as RTM_NEWROUTE with NLM_F_REPLACE; the removal of the old one follows from it.
+- IPv4 routes through a link are removed without a message when the link is set down or deleted, or loses its last IPv4
+  address (net/ipv4/fib_frontend.c, fib_disable_ip). IPv6 sends a message for each.
 
-While a dump runs, a notification overrides the dump record of its object: a dump record may have been read before the
-change that the notification told of, but every later change brings a notification of its own.
+While a dump runs, a notification overrides the dump record of its object: the record may have been read before the
+notified change, but every later change has its own notification.
 """
 
 from collections.abc import Callable, Hashable
@@ -65,12 +65,12 @@ class View:
             _APPLY[event.__class__](self, event, False, [])
 
     def restart(self, kind: DumpKind) -> None:
-        """Forget the records of a dump that has to be repeated; what notifications told stays."""
+        """Forget the records of a dump that has to be repeated; notified objects stay."""
         if kind is DumpKind.ROUTES:
             for route in [route for route in self._routes if route not in self._touched]:
                 self._remove_route(route)
             for slot in self._link_routes.values():
-                for ifindex in [i for i, told in slot.items() if _key(told) not in self._touched]:
+                for ifindex in [i for i, known in slot.items() if _key(known) not in self._touched]:
                     del slot[ifindex]
         elif kind is DumpKind.ADDRESSES:
             for address in [key for key in self._addresses if key not in self._touched]:
@@ -182,14 +182,15 @@ class View:
         out.append(event)
 
     def _lose_ipv4_routes(self, ifindex: int, out: list[Event]) -> None:
-        # Through which links the routes under 0 lead was not read. Taking one for gone costs a refused attempt at most.
+        # The links of the routes under 0 were not read. A wrong assumption that one is gone costs at most a refused
+        # request.
         for through in (ifindex, 0):
             for route in tuple(self._ipv4_routes_by_link.get(through, ())):
                 self._forget_route(route, out)
         for slot in self._link_routes.values():
-            told = slot.get(ifindex)
-            if told is not None and len(told.prefix.network) == IPV4_LEN:
-                self._forget_link_route(told, out)
+            known = slot.get(ifindex)
+            if known is not None and len(known.prefix.network) == IPV4_LEN:
+                self._forget_link_route(known, out)
 
     def _forget_route(self, route: Route, out: list[Event]) -> None:
         if self.building:
@@ -213,7 +214,7 @@ class View:
 
 
 def _key(event: KernelChange) -> Hashable:
-    """Return what names the object of an event: keys of different kinds have different shapes."""
+    """Return the key of an event's object: keys of different kinds have different shapes."""
     if isinstance(event, NeighborSeen | NeighborGone):
         return event.ifindex, event.ip
     if isinstance(event, RouteSeen | RouteGone):

@@ -150,7 +150,7 @@ class Queues:
             OSError: the kernel refuses, or somebody else has one of them.
         """
         # It takes long to load, and only the process that works on packets needs it.
-        from lbguard.kernel.netlink import open_netlink
+        from lbguard.kernel.sockets import open_netlink
 
         self._socket = open_netlink(_NETFILTER, receive_buffer_bytes=_RECEIVE_BUFFER_BYTES)
         # What does not fit is dropped by the kernel; to be told of it would be no use.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from pyroute2.netlink.exceptions import NetlinkError
 
 from lbguard.kernel.codec.constants import RTNLGRP_LINK
-from lbguard.kernel.netlink import open_netlink
+from lbguard.kernel.sockets import open_netlink
 from lbguard.lab.network import Network
 from lbguard.lab.network_objects import Address, Link
 

@@ -1,8 +1,8 @@
-"""Connections from the proxy's bridge: every neighbour that was seen on it, as long as it may come back.
+"""Source of connections for the probe: the neighbours on the proxy's bridge, each kept while it may come back.
 
-A proxy bridges the links to its load balancers and to its targets, so both are neighbours on the bridge. Which is which
-follows from the port that the bridge learned the neighbour's link-layer address on. A neighbour that fails or is
-forgotten is pinged for a while longer: the kernel forgets what does not answer, and just that is to be reported.
+A proxy bridges the links to its load balancers and to its targets, so both are neighbours on the bridge. The port on
+which the bridge learned a neighbour's link-layer address shows its kind. A neighbour that failed or was removed is
+pinged for some time longer: the kernel drops entries that do not answer, and exactly these have to be reported.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ _U32: Final = struct.Struct("=I")
 
 
 class BridgePortsError(Exception):
-    """The forwarding database cannot be read now."""
+    """The forwarding database cannot be read."""
 
 
 class BridgePorts:
-    """Reader of the forwarding database of a network namespace, without a name: that of the calling thread."""
+    """Reader of the forwarding database of a network namespace (None: that of the calling thread)."""
 
     def __init__(self, netns: str | None = None) -> None:
         self._requests = KernelRequests(netns)
@@ -86,13 +86,13 @@ class _Known:
 
 
 class BridgeNeighbors:
-    """Remembers the neighbours of one bridge. Pure but for the view that it reads.
+    """The neighbours of one bridge, with memory. Pure except for the view that it reads.
 
     Args:
         name: the bridge.
         lb_ports: patterns of the names of ports that lead to load balancers; empty: every neighbour is a target.
         keep_s: how long a neighbour without an entry in the kernel stays.
-        max_connections: more are left out.
+        max_connections: limit; more are left out.
     """
 
     def __init__(self, name: str, lb_ports: tuple[str, ...], keep_s: float, max_connections: int) -> None:
@@ -108,7 +108,7 @@ class BridgeNeighbors:
         return bool(self._lb_ports)
 
     def look(self, view: KernelView, ports: Mapping[bytes, int], now: float) -> ConnectionList | ConnectionsLost:
-        """Return what to monitor.
+        """Return the connections to monitor.
 
         Args:
             view: the kernel.
@@ -141,7 +141,7 @@ class BridgeNeighbors:
                 left_out.append(f"more than {self._max_connections} connections")
                 break
             else:
-                # A verdict on a target tells the target's link-layer address, one on a link tells that of our end.
+                # A verdict on a target carries the target's link-layer address, one on a link that of our end.
                 mac = known.mac if known.kind == "target" else bridge.mac
                 found += connections_of(
                     id=self.name, kind=known.kind, local=local[:1], remote=(ip,), ifname=self.name, mac=mac
@@ -149,7 +149,7 @@ class BridgeNeighbors:
         return ConnectionList(connections=tuple(found), left_out=tuple(left_out))
 
     def _kind_of(self, mac: bytes, ports: Mapping[bytes, int], view: KernelView) -> SubjectKind | None:
-        """Return what a link-layer address belongs to; None while the bridge has not learned where it is."""
+        """Return the kind of a link-layer address; None while the bridge has not learned its port."""
         if not self._lb_ports:
             return "target"
         port = view.links.get(ports.get(mac, 0))
@@ -161,7 +161,7 @@ class BridgeNeighbors:
 class BridgeSource:
     """Source that reads the bridge at every change of the view, and once a second.
 
-    `emit` takes the list when it changes, and a loss once.
+    `emit` receives the list when it changes, and a loss once.
     """
 
     def __init__(
@@ -182,18 +182,18 @@ class BridgeSource:
         self._wake = asyncio.Event()
 
     def reload(self) -> None:
-        """Look again soon."""
+        """Read again soon."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Read until cancelled."""
         while True:
             self._wake.clear()
             if self._view.complete:
-                told = await self._look()
-                if told != self._last:
-                    self._last = told
-                    self._emit(told)
+                found = await self._look()
+                if found != self._last:
+                    self._last = found
+                    self._emit(found)
             try:
                 await asyncio.wait_for(self._wake.wait(), LOOK_INTERVAL_S)
             except TimeoutError:

@@ -7,8 +7,7 @@ from lbguard.core.model import Verdict
 from lbguard.errors import CommandError
 from lbguard.kernel.mirror import MirrorSettings
 from lbguard.probe.bridge import BridgeNeighbors, BridgePorts, BridgeSource
-from lbguard.probe.connections import ConnectionSource, Emit
-from lbguard.probe.connections_file import ConnectionsFileSource
+from lbguard.probe.connections import ConnectionsFileSource, ConnectionSource, Emit
 from lbguard.probe.failure_detector import Detector, DetectorSettings
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
@@ -19,8 +18,8 @@ from lbguard.probe.report_stream import ReporterSettings
 from lbguard.probe.reporter import NAME_MAX, Reporter
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles, CredentialsError, MaterialSource, WorkloadApi
-from lbguard.settings.dial_address import parse_dial_address, parse_report_address
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import parse_dial_address, parse_report_address
 from lbguard.settings.probe import NsmSettings, ProbeSettings
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -117,9 +116,9 @@ class Reporting:
     reporter: Reporter
     workload_api: WorkloadApi | None
 
-    def tell(self, verdict: Verdict) -> None:
+    def submit(self, verdict: Verdict) -> None:
         """See Reporter."""
-        self.reporter.tell(verdict)
+        self.reporter.submit(verdict)
 
     def close(self) -> None:
         """Stop following certificates."""

@@ -1,12 +1,36 @@
-"""Connections that the probe monitors, events of a source of them, and their making from addresses."""
+"""Connections that the probe monitors, events of a source of them, and their making from addresses.
 
-from collections.abc import Callable, Sequence
+connections:
+  - id: lb-a                                # unique
+    local: [172.16.0.2, "fd00:0::2"]        # local addresses
+    remote: [172.16.0.1, "fd00:0::1"]       # addresses of the far end; each is pinged from each local one
+    subject: connection                     # subject of verdicts: connection, link, target or self
+    interface: nsm-0                        # pings leave here; without it, through the link that has the address
+"""
+
+import ipaddress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
 
-from lbguard.core.addr import Ip, format_ip, is_ipv4
+from pydantic import Field, PlainValidator, ValidationError
+
+from lbguard.core.addr import Ip, format_ip, is_ipv4, is_ipv4_mapped, parse_ip
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject
 from lbguard.settings.probe import SubjectKind
+from lbguard.settings.yaml_file import (
+    MAX_PROBLEMS,
+    FileError,
+    YamlError,
+    YamlFileError,
+    YamlMapping,
+    parse_yaml,
+    read_yaml,
+)
+from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 
 class Pair(NamedTuple):
@@ -171,3 +195,173 @@ def _name(subject: LinkSubject | TargetSubject) -> str:
     if isinstance(subject, TargetSubject):
         return format_ip(subject.ip)
     return f"{format_ip(subject.proxy_ip)}-{format_ip(subject.lb_ip)}"
+
+
+MAX_PAIRS = 200_000
+"""Pairs of addresses in one file: each is pinged, so thousands are many."""
+
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "unknown key",
+    "tuple_type": "must be a list",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "is too long",
+    "too_short": "must not be empty",
+    "too_long": "has too many addresses",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "literal_error": "must be connection, link, target or self",
+}
+
+
+class ConnectionsFileError(YamlFileError):
+    """The file cannot be used. `problems` holds every reason with its place, the text the first."""
+
+
+def _ip(value: object) -> Ip:
+    if not isinstance(value, str):
+        raise ValueError("an address is text; quote an IPv6 one")
+    ip = parse_ip(value)
+    kind = ipaddress.ip_address(ip)
+    if kind.is_multicast or kind.is_unspecified:
+        raise ValueError(f"{value} cannot be pinged (multicast or unspecified)")
+    if is_ipv4_mapped(ip):
+        raise ValueError(f"{value} is an IPv4-mapped address; write {format_ip(ip[12:])}")
+    return ip
+
+
+_Addresses = Annotated[
+    tuple[Annotated[bytes, PlainValidator(_ip)], ...], Field(min_length=1, max_length=64, fail_fast=True)
+]
+
+
+class _Entry(YamlMapping):
+    id: Annotated[str, Field(min_length=1, max_length=253)]
+    local: _Addresses
+    remote: _Addresses
+    subject: SubjectKind = "connection"
+    interface: Annotated[str, Field(max_length=15)] = ""
+
+
+class _Document(YamlMapping):
+    connections: tuple[Any, ...]
+
+
+class ConnectionsFile:
+    """A YAML file of connections."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> tuple[Connection, ...]:
+        """Read and check the file.
+
+        Raises:
+            ConnectionsFileError: it cannot be read or used; every problem is listed.
+        """
+        try:
+            content = read_yaml(self.path)
+        except FileError as error:
+            raise ConnectionsFileError(self.path, [str(error)]) from None
+        return self.parse(content)
+
+    def parse(self, content: bytes) -> tuple[Connection, ...]:
+        """Parse and check the content of a file.
+
+        Raises:
+            ConnectionsFileError: it cannot be used; every problem is listed. Nothing else is raised, whatever the
+                content.
+        """
+        made: list[tuple[Connection, ...]] = []
+        try:
+            entries, problems = _read(parse_yaml(content))
+            if not problems:
+                made = [_connections(entry) for entry in entries]
+                problems = list(islice(_problems(entries, made), MAX_PROBLEMS))
+        except YamlError as error:
+            problems = [str(error)]
+        except Exception as error:  # on any error the last good list stays in force
+            problems = [f"cannot be used: {type(error).__name__}: {str(error)[:200]}"]
+        if problems:
+            raise ConnectionsFileError(self.path, problems)
+        return tuple(connection for several in made for connection in several)
+
+
+def _read(raw: Any) -> tuple[list[_Entry], list[str]]:
+    """Return the entries, and the errors of single values."""
+    if not isinstance(raw, dict):
+        return [], ["holds no 'connections:' list"]
+    entries: list[_Entry] = []
+    problems: list[str] = []
+    try:
+        listed = _Document.model_validate(raw).connections
+    except ValidationError as error:
+        return [], list(_explain(error, raw))
+    for position, item in enumerate(listed):
+        try:
+            entries.append(_Entry.model_validate(item))
+        except ValidationError as error:
+            problems += _explain(error, raw, ("connections", position))
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    pairs = sum(len(entry.local) * len(entry.remote) for entry in entries)
+    if pairs > MAX_PAIRS:
+        problems.append(f"lists {pairs:,} pairs of addresses; at most {MAX_PAIRS:,} are possible")
+    return entries, problems
+
+
+def _connections(entry: _Entry) -> tuple[Connection, ...]:
+    return connections_of(
+        id=entry.id, kind=entry.subject, local=entry.local, remote=entry.remote, ifname=entry.interface
+    )
+
+
+def _problems(entries: list[_Entry], made: list[tuple[Connection, ...]]) -> Iterator[str]:
+    for id, count in Counter(entry.id for entry in entries).items():
+        if count > 1:
+            yield f"connection {id!r} is listed {count} times"
+    for entry, connections in zip(entries, made, strict=True):
+        if not connections:
+            yield f"connection {entry.id!r}: local and remote have no address family in common"
+    subjects = Counter(connection.subject for several in made for connection in several)
+    for entry, connections in zip(entries, made, strict=True):
+        if entry.subject != "connection" and any(subjects[connection.subject] > 1 for connection in connections):
+            yield f"connection {entry.id!r}: what it judges (subject {entry.subject}) is judged by another one too"
+
+
+def _explain(error: ValidationError, raw: dict[str, Any], place: tuple[str | int, ...] = ()) -> Iterator[str]:
+    """Return the path of each wrong value, by the id of the connection instead of its position."""
+    for detail in error.errors(include_url=False):
+        top, *rest = place + detail["loc"]
+        where, key = "", str(top)
+        if rest:
+            position, *keys = rest
+            listed = raw.get("connections")
+            entry = listed[position] if isinstance(listed, list | tuple) and isinstance(position, int) else None
+            id = entry.get("id") if isinstance(entry, dict) else None
+            where = f"connection {id!r}: " if isinstance(id, str) else f"connection number {int(position) + 1}: "
+            key = "".join(f"[{part + 1}]" if isinstance(part, int) else str(part) for part in keys)
+        message = _WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
+        yield f"{where}{key} {message}".replace("  ", " ").strip()
+
+
+class ConnectionsFileSource(WatchedFile[ConnectionList, ConnectionsLost]):
+    """Watcher of a connections file that reports every good list and every failure.
+
+    A failure is reported once, until its reason changes; the last good list stays in force at the receiver.
+    """
+
+    def __init__(
+        self, path: Path, emit: Emit, *, poll_interval_s: float = POLL_INTERVAL_S, still_s: float = STILL_S
+    ) -> None:
+        file = ConnectionsFile(path)
+        super().__init__(
+            path,
+            lambda content: ConnectionList(connections=file.parse(content)),
+            lambda reason: ConnectionsLost(reason=reason),
+            lambda new, old: {*old.connections} <= {*new.connections},
+            emit,
+            poll_interval_s=poll_interval_s,
+            still_s=still_s,
+        )

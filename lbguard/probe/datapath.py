@@ -18,13 +18,13 @@ from typing import Final
 
 from lbguard.core.addr import Ip, is_ipv4, prefix_of
 from lbguard.core.model import VerdictState
-from lbguard.nsm.manager import Address, addresses_of
+from lbguard.nsm import Address, addresses_of
 from lbguard.probe.connections import Pair
 
 SOURCE_KEY, DESTINATION_KEY = "DATAPATH_SOURCE_IPS", "DATAPATH_DESTINATION_IPS"
 
 
-def told_pairs(extra_context: Mapping[str, str], *, from_source: bool, current: Callable[[Ip], bool]) -> list[Pair]:
+def reported_pairs(extra_context: Mapping[str, str], *, from_source: bool, current: Callable[[Ip], bool]) -> list[Pair]:
     """Return the address pairs in the extra context, local address first.
 
     Args:

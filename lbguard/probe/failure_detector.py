@@ -1,16 +1,16 @@
-"""Failure detectors, which turn replies into verdicts. Pure.
+"""Failure detectors, which derive verdicts from echo replies. Pure.
 
-Network Service Mesh calls a connection down as soon as any of its address pairs stayed without a reply for one round.
-Packet loss, one deaf family or a monitor that got no CPU is enough for that. Here:
+Network Service Mesh reports a connection as down when any of its address pairs had no reply for one round. Packet loss,
+one failed family or a monitor without CPU is enough for that. Here:
 
 - `RoundsDetector`: a family is down when k of the last n rounds brought no reply on any of its pairs, and up again with
   the first good one. A connection is DOWN when every family is down; less is DEGRADED.
-- `PhiDetector` (Hayashibara et al., The phi accrual failure detector, 2004): suspicion of a pair is -log10 of the
-  probability that a reply comes later than this, given the times between replies so far. A connection is DOWN when all
-  of its pairs are suspected. On a path that loses no packets it is the quicker one (docs/probe.md, row "0% loss, phi":
-  0.77 intervals in place of 1.17), on one that loses many the slower one.
+- `PhiDetector` (Hayashibara et al., The phi accrual failure detector, 2004): the suspicion of a pair is -log10 of the
+  probability that a reply arrives later than now, given the times between replies so far. A connection is DOWN when all
+  of its pairs are suspected. On a path without packet loss it is the faster one (docs/probe.md, row "0% loss, phi":
+  0.77 intervals in place of 1.17), on a path with high loss the slower one.
 
-Silence counts only in a round whose pings left in time: a monitor without CPU must not report what it did not test.
+Silence counts only in a round whose pings left in time: a monitor without CPU must not report untested paths.
 """
 
 import math
@@ -31,7 +31,7 @@ LATE_MIN_S: Final = 0.01
 
 
 class Detector(StrEnum):
-    """The ways to judge."""
+    """The kinds of failure detectors."""
 
     ROUNDS = "rounds"
     PHI = "phi"
@@ -42,14 +42,14 @@ class DetectorSettings:
     """Settings of the pings and of the failure detector.
 
     Attributes:
-        interval_s: a round starts this often.
+        interval_s: interval of the rounds.
         timeout_s: how long a round lasts; its pings are spread over it. At most the interval; None: the interval.
         pings: pings of a round, for each pair.
-        down_rounds: DOWN needs this many bad rounds among the last `window_rounds`.
+        down_rounds: number of bad rounds among the last `window_rounds` for DOWN.
         window_rounds: see `down_rounds`.
         up_rounds: a family that was down is up after this many good rounds in a row.
         detector: kind of failure detector.
-        phi_threshold: suspicion from which the phi detector calls a pair down.
+        phi_threshold: suspicion from which a pair is down for the phi detector.
         phi_pause_s: silence that adds nothing to the suspicion. None: two missing replies, 2 x interval / pings.
         lease_s: how long verdicts count. None: 3 x interval + timeout, within LEASE_MIN_S and LEASE_MAX_S.
     """
@@ -92,7 +92,7 @@ class DetectorSettings:
 
 
 def late_limit_s(spacing_s: float) -> float:
-    """Return how late a ping may leave before its round's silence says nothing: half the time between two pings."""
+    """Return how late a ping may leave for its round to count: half the time between two pings."""
     return max(LATE_MIN_S, spacing_s / 2)
 
 
@@ -106,7 +106,7 @@ class FamilyRound(NamedTuple):
 
 
 def outcome(rounds: Sequence[FamilyRound]) -> str:
-    """Return the outcome of a round in one word: good, partial, bad, or untested when its silence does not count."""
+    """Return the outcome of a round: good, partial, bad, or untested when its silence does not count."""
     if not any(family.silent for family in rounds):
         return "good"
     if any(family.silent < family.pairs for family in rounds):
@@ -115,31 +115,31 @@ def outcome(rounds: Sequence[FamilyRound]) -> str:
 
 
 class FailureDetector(Protocol):
-    """Judges one connection.
+    """Failure detector of one connection.
 
     Attributes:
-        wants_replies: it judges by the times of replies, not by rounds.
-        tests_again: a silent round is followed at once by a shorter one.
+        wants_replies: it uses the times of replies, not rounds.
+        tests_again: a shorter round follows a silent one at once.
     """
 
     wants_replies: bool
     tests_again: bool
 
     def replied(self, pair: int, at: float) -> None:
-        """Record that a reply on a pair (by its place in the connection) came at this moment."""
+        """Record the time of a reply on a pair (by its index in the connection)."""
 
     def excuse(self, now: float) -> None:
-        """Record that the monitor itself was late: the silence until now says nothing."""
+        """Record that the monitor itself was late: the silence until now does not count."""
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """Judge at the end of a round; None while there is not enough to say anything."""
+        """Return the state at the end of a round; None while there is not enough data."""
 
     def down_at(self) -> float | None:
-        """Return the moment at which the connection is DOWN if no reply comes until then; None: rounds tell."""
+        """Return the moment from which the connection is DOWN without a reply; None: the rounds decide."""
 
 
 class _KOfN:
-    """Failure criterion: bad k of the last n times, until good so many times in a row."""
+    """Failure criterion: down after k bad results of the last n, up after `up` good ones in a row."""
 
     __slots__ = ("_good_run", "_k", "_recent", "_up", "bad")
 
@@ -153,14 +153,14 @@ class _KOfN:
         self._recent.append(bad)
         self._good_run = 0 if bad else self._good_run + 1
         if not bad and self.bad is not False and self._good_run >= self._up:
-            self._recent.clear()  # what led to DOWN must not make the first bad round after it DOWN again
+            self._recent.clear()  # the old bad rounds must not make the first bad round after recovery DOWN again
             self.bad = False
         elif bad and sum(self._recent) >= self._k:
             self.bad = True
 
 
 class RoundsDetector:
-    """k of n rounds, family by family."""
+    """Detector by k of n rounds, per family."""
 
     wants_replies = False
     tests_again = True
@@ -181,8 +181,8 @@ class RoundsDetector:
         return None
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """Record a round; None when it said nothing, or not enough yet."""
-        told = False
+        """Record a round; return None when it does not count, or there is not enough data yet."""
+        counted = False
         for family in rounds:
             if family.silent and not family.counts:
                 if family.silent == family.pairs:
@@ -190,8 +190,8 @@ class RoundsDetector:
             else:
                 self._lame[family.ipv4].push(family.silent > 0)
             self._deaf[family.ipv4].push(family.silent == family.pairs)
-            told = True
-        if not told:
+            counted = True
+        if not counted:
             return None
         deaf = [family.bad for family in self._deaf.values()]
         if all(deaf):
@@ -204,13 +204,13 @@ class RoundsDetector:
 
 
 class _Arrivals:
-    """The times between the replies of one pair: the last `_SAMPLES_MAX`, with running sums."""
+    """The last `_SAMPLES_MAX` times between replies of one pair, with running sums."""
 
     __slots__ = ("_excused", "_floor_s", "_samples", "_squares", "_sum", "last", "seen")
     _SAMPLES_MAX = 200
 
     def __init__(self, expected_s: float, now: float) -> None:
-        # Two samples around the expected time give a first mean and deviation until replies have taught better.
+        # Two samples around the expected time give a first mean and deviation until there are replies.
         self._samples = deque((0.75 * expected_s, 1.25 * expected_s))
         self._sum = sum(self._samples)
         self._squares = sum(sample * sample for sample in self._samples)
@@ -224,7 +224,7 @@ class _Arrivals:
         self.last = max(at, self.last)
         self.seen = True
         if self._excused:
-            self._excused = False  # that gap was none between two replies
+            self._excused = False  # that gap was not between two replies
             return
         self._samples.append(gap)
         self._sum += gap
@@ -246,7 +246,7 @@ class _Arrivals:
 
 
 class PhiDetector:
-    """Phi accrual, pair by pair.
+    """Phi accrual detector, per pair.
 
     Args:
         settings: interval, pings, threshold and pause.
@@ -268,7 +268,7 @@ class PhiDetector:
         self._arrivals[pair].add(at)
 
     def excuse(self, now: float) -> None:
-        """Begin to wait anew."""
+        """Restart the wait for replies."""
         for arrivals in self._arrivals:
             arrivals.excuse(now)
 
@@ -276,11 +276,11 @@ class PhiDetector:
         return [arrivals.suspected_at(self._deviations) + self._pause_s for arrivals in self._arrivals]
 
     def down_at(self) -> float:
-        """Return the moment at which all pairs are suspected if no reply comes."""
+        """Return the moment from which all pairs are suspected without a reply."""
         return max(self._suspected_at())
 
     def judge(self, rounds: Sequence[FamilyRound], now: float) -> VerdictState | None:
-        """Judge by this moment, whatever the rounds say."""
+        """Return the state at this moment, whatever the rounds."""
         suspected = [at <= now for at in self._suspected_at()]
         if all(suspected):
             return VerdictState.DOWN
@@ -309,10 +309,10 @@ def _phi(deviations: float) -> float:
 
 
 def make_judge(settings: DetectorSettings, families: Sequence[bool], now: float) -> FailureDetector:
-    """Make the judge of a connection.
+    """Make the failure detector of a connection.
 
     Args:
-        settings: which one, and its parameters.
+        settings: its kind and its parameters.
         families: the family (ipv4) of each pair, in the order of the pairs.
         now: when pinging begins.
     """

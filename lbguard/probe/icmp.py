@@ -1,10 +1,10 @@
-"""Sockets that send and receive echoes, many with one system call.
+"""ICMP echo sockets, which send and receive many messages with one system call.
 
 One socket serves all pairs of a family: each message names its own source address and link in its control data (ip(7)
-IP_PKTINFO, RFC 3542 IPV6_PKTINFO). What sendmmsg(2) needs of a pair is built once, when the pair is added; sending puts
-those pieces into one array and writes one header that they all share. Replies carry the kernel's time stamp, so it does
-not matter when they are read. They also carry the link they came in by: the kernel takes the link of an IPv6 message
-for a wish and may send it elsewhere when that link has no route (net/ipv6/route.c, ip6_route_output_flags).
+IP_PKTINFO, RFC 3542 IPV6_PKTINFO). The structures of a pair for sendmmsg(2) are built once, when the pair is added;
+sending copies them into one array and writes one shared header. Replies carry the kernel's time stamp, so the time of
+reading does not matter. They also carry their incoming link: for IPv6 the requested link is only a preference, and the
+kernel may use another one when that link has no route (net/ipv6/route.c, ip6_route_output_flags).
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lbguard.core.addr import is_link_local
-from lbguard.kernel.socket_options import attach_filter, set_buffers
+from lbguard.kernel.sockets import attach_filter, set_buffers
 from lbguard.probe import packet
 from lbguard.probe.connections import Pair
 from lbguard.telemetry.link_counters import encode_link_name
@@ -30,17 +30,17 @@ _IP_PKTINFO: Final = 8  # include/uapi/linux/in.h
 _MEMINFO_DROPS: Final = 8  # SK_MEMINFO_DROPS, include/uapi/linux/sock_diag.h
 
 _SEND_BUFFER_BYTES: Final = 64 * 2**20
-"""A limit, not an allocation. Echoes to a peer that does not resolve wait in the kernel's neighbour queue and count
-against it, and thousands of such peers must not silence the healthy ones."""
+"""A limit, not an allocation. Echoes to an unresolved peer wait in the kernel's neighbour queue and count against it,
+and thousands of such peers must not block the others."""
 
 _RECEIVE_BUFFER_BYTES: Final = 16 * 2**20
 _RECEIVE_BATCH: Final = 128
 _RECEIVE_BATCHES_MAX: Final = 64
 SEND_BATCH: Final = 64
-"""Most messages of one `send`. They share one time of sending, so this bounds the error of their round-trip times."""
+"""Maximum of messages in one `send`. They share one send time, so this bounds the error of their round-trip times."""
 
 # struct msghdr (name, its length, iovec, their number, control data, its length, flags) and struct mmsghdr, which adds
-# the length of what was sent or received; both as the C library of a 64-bit Linux lays them out.
+# the length of the sent or received data; both in the layout of the C library of a 64-bit Linux.
 _MESSAGE = struct.Struct("@PI4xPNPNi4xI4x")
 _RECEIVED_LENGTH = struct.Struct(f"@{_MESSAGE.size - 8}xI4x")
 _IOVEC = struct.Struct("@PN")
@@ -62,9 +62,9 @@ _libc.recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.
 
 
 class Reply(NamedTuple):
-    """An echo reply: for which pair, to which batch of requests, how long it waited to be read, and where it came in.
+    """An echo reply: its pair, its batch of requests, its waiting time until it was read, and its incoming link.
 
-    `age_s` is in seconds; `ifindex` is 0 when it is not known.
+    `age_s` is in seconds; `ifindex` is 0 when unknown.
     """
 
     token: int
@@ -74,7 +74,7 @@ class Reply(NamedTuple):
 
 
 class Slot(Protocol):
-    """A pair made ready for sending."""
+    """A pair prepared for sending."""
 
     message: bytes
     """Reference to the pair for `EchoSocket.send`."""
@@ -84,10 +84,10 @@ class Slot(Protocol):
 
 
 class EchoSocket(Protocol):
-    """Interface of the monitor's socket; tests put a working model of a network behind it."""
+    """Interface of the monitor's socket; tests implement it with a working model of a network."""
 
     def slot(self, pair: Pair, token: int, ifindex: int) -> Slot:
-        """Make a pair ready. Whoever sends its message must keep the slot alive."""
+        """Prepare a pair. The sender of its message must keep the slot alive."""
 
     def send(self, messages: Sequence[bytes], sequence: int) -> list[tuple[int, int]]:
         """Send one echo request of this sequence number for each message, at most SEND_BATCH; never block.
@@ -112,7 +112,7 @@ class EchoSocket(Protocol):
 
 
 class IcmpSlot:
-    """A pair's pieces of struct msghdr, in memory that stays where it is."""
+    """A pair's parts of struct msghdr, in memory with a fixed address."""
 
     __slots__ = ("_control", "_memory", "message")
 
@@ -148,15 +148,15 @@ class IcmpSocket:
     """The echo socket of one family, in the network namespace of the thread that makes it.
 
     For IPv4 a ping socket (icmp(7)) where `net.ipv4.ping_group_range` allows it, else a raw socket with a filter. For
-    IPv6 the other way round: its ping sockets let the kernel choose the source among the addresses of the link,
-    whatever the message asks for (net/ipv6/ping.c), so they are right only where the link has one address of a scope.
+    IPv6 a raw socket is preferred: with a ping socket the kernel chooses the source among the addresses of the link and
+    ignores the message's (net/ipv6/ping.c), which is correct only where the link has one address of a scope.
 
     Args:
         ipv4: the family.
-        raw: which kind of socket; None: the better one that is allowed.
+        raw: the kind of socket; None: the preferred one that is allowed.
 
     Raises:
-        OSError: the kernel allows neither (a raw socket needs CAP_NET_RAW), or knows no such family.
+        OSError: the kernel allows neither (a raw socket needs CAP_NET_RAW), or does not support the family.
     """
 
     def __init__(self, *, ipv4: bool, raw: bool | None = None) -> None:
@@ -177,7 +177,7 @@ class IcmpSocket:
     def _prepare(self) -> int:
         sock = self._socket
         sock.setblocking(False)
-        # First of all, so that no reply ever comes without a time stamp.
+        # Set first, so that every reply has a time stamp.
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         if self.ipv4:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
@@ -193,9 +193,9 @@ class IcmpSocket:
         return identifier
 
     def _make_receive_buffers(self, skip: int) -> None:
-        # A record is the data of one message and then its control data: a time stamp, and where it came in. Two formats
-        # read it, because the data are in network order and the control data are not.
-        data_len = 64  # more than is expected, so that a longer message shows
+        # A record is the data of one message and then its control data: the time stamp and the incoming link. Two
+        # formats read it, because the data are in network order and the control data are not.
+        data_len = 64  # more than expected, so that a longer message is detected
         control_len = _TIMESPEC_SPACE + _CMSG.size + (_IN_PKTINFO if self.ipv4 else _IN6_PKTINFO).size
         stride = data_len + control_len
         self._expected_len = skip + packet.ECHO_LEN
@@ -216,7 +216,7 @@ class IcmpSocket:
         self._messages = ctypes.create_string_buffer(len(self._message_template))
 
     def slot(self, pair: Pair, token: int, ifindex: int) -> IcmpSlot:
-        """Make a pair ready. Whoever sends its message must keep the slot alive."""
+        """Prepare a pair. The sender of its message must keep the slot alive."""
         return IcmpSlot(pair, token, ifindex, ctypes.addressof(self._head))
 
     def send(self, messages: Sequence[bytes], sequence: int) -> list[tuple[int, int]]:
@@ -244,7 +244,7 @@ class IcmpSocket:
         return failed
 
     def receive(self) -> list[Reply]:
-        """Return the replies that wait, up to a budget; echoes of others and duplicated errors are left out."""
+        """Return the waiting replies, up to a budget; echoes of other programs and duplicated errors are left out."""
         replies: list[Reply] = []
         for _ in range(_RECEIVE_BATCHES_MAX):
             ctypes.memmove(self._messages, self._message_template, len(self._message_template))
@@ -252,7 +252,7 @@ class IcmpSocket:
                 self._socket.fileno(), ctypes.addressof(self._messages), _RECEIVE_BATCH, socket.MSG_DONTWAIT, None
             )
             if count < 0:
-                # An error that an earlier echo met (link down) is reported once here, and then the next call goes on.
+                # The error of an earlier echo (link down) is reported once here; the next call continues.
                 if ctypes.get_errno() in (errno.EAGAIN, errno.EBADF):
                     break
                 continue
@@ -294,7 +294,7 @@ class IcmpSocket:
         """Return the index of a link in the socket's network namespace; 0 when there is none of that name."""
         name = encode_link_name(ifname)
         if len(name) > _LINK_NAME_BYTES_MAX:
-            return 0  # Cut off, it could be the name of another one.
+            return 0  # Truncated, it could be the name of another link.
         try:
             answer: bytes = fcntl.ioctl(self._socket, _SIOCGIFINDEX, _IFREQ.pack(name, 0))
         except OSError:

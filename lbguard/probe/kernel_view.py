@@ -40,8 +40,8 @@ class KernelView:
         self._last_links: dict[Ip, str] = {}
         self._last_macs: dict[str, bytes] = {}
         self._listeners: list[Callable[[], None]] = []
-        self._told: asyncio.TimerHandle | None = None
-        self._mirror = KernelMirror(self.take, lambda _table: False, settings)
+        self._notify_timer: asyncio.TimerHandle | None = None
+        self._mirror = KernelMirror(self.observe, lambda _table: False, settings)
 
     def when_changed(self, listener: Callable[[], None]) -> None:
         """Call a function soon after each change."""
@@ -65,8 +65,8 @@ class KernelView:
 
     async def stop(self) -> None:
         """End; harmless when it has ended already."""
-        if self._told is not None:
-            self._told.cancel()
+        if self._notify_timer is not None:
+            self._notify_timer.cancel()
         await self._mirror.stop()
 
     def link_of(self, ip: Ip, preferred: str = "") -> str:
@@ -112,16 +112,16 @@ class KernelView:
         """Return the usable addresses of a link."""
         return tuple(address for address in self._addresses.values() if address.ifindex == ifindex and address.usable)
 
-    def take(self, events: Sequence[Event], _received_at: float) -> None:
+    def observe(self, events: Sequence[Event], _received_at: float) -> None:
         """Apply an event of the mirror, in the thread of the loop."""
         changed = False
         for event in events:
             changed |= self._apply(event)
-        if changed and self._told is None:
-            self._told = asyncio.get_running_loop().call_later(SETTLE_S, self._tell)
+        if changed and self._notify_timer is None:
+            self._notify_timer = asyncio.get_running_loop().call_later(SETTLE_S, self._notify)
 
-    def _tell(self) -> None:
-        self._told = None
+    def _notify(self) -> None:
+        self._notify_timer = None
         for listener in self._listeners:
             listener()
 

@@ -17,10 +17,18 @@ from lbguard.core.addr import is_ipv4
 from lbguard.core.model import Verdict, VerdictState
 from lbguard.probe.connections import Connection
 from lbguard.probe.datapath import ProbeCounters
-from lbguard.probe.exchange import Exchange, OpenSocket
+from lbguard.probe.exchange import (
+    Exchange,
+    OpenSocket,
+    PollTimer,
+    Wheel,
+    next_start,
+    ping_offset_s,
+    spread_starts,
+    tick_s,
+)
 from lbguard.probe.failure_detector import DetectorSettings, FailureDetector, make_judge, outcome
 from lbguard.probe.icmp import IcmpSocket
-from lbguard.probe.schedule import PollTimer, Wheel, next_start, ping_offset_s, spread_starts, tick_s
 from lbguard.probe.watch import ANSWERING, Watch
 
 Emit = Callable[[Verdict], None]

@@ -12,11 +12,11 @@ from typing import Literal
 
 from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
-from lbguard.nsm.manager import HEALING_STATES, Address, ConnectionScope, ManagerStream, addresses_of, connection_id
+from lbguard.nsm import HEALING_STATES, Address, ConnectionScope, ManagerStream, addresses_of, connection_id
 from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Emit, Pair, connections_between
-from lbguard.probe.datapath import on_link_pairs, told_pairs
+from lbguard.probe.datapath import on_link_pairs, reported_pairs
 from lbguard.rpc.channels import Dialer
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint
 from lbguard.settings.probe import SubjectKind
 
 _SHOWN = 40
@@ -104,12 +104,12 @@ class NsmView:
         destination = list(addresses_of(context.ip_context.dst_ip_addrs))
         local, remote = (source, destination) if from_source else (destination, source)
         listed = {address.ip for address in local}
-        told = told_pairs(
+        reported = reported_pairs(
             context.extra_context, from_source=from_source, current=lambda ip: ip in listed or self._is_local(ip)
         )
-        families = {len(pair.source) for pair in told}
+        families = {len(pair.source) for pair in reported}
         seen = on_link_pairs(local, remote, self._lengths_of)
-        return local, told + [pair for pair in seen if len(pair.source) not in families]
+        return local, reported + [pair for pair in seen if len(pair.source) not in families]
 
     def _made(self, id: str, message: pb.Connection, pairs: Sequence[Pair]) -> tuple[Connection, ...]:
         named = message.mechanism.parameters.get("name", "")
@@ -169,7 +169,7 @@ class NsmSource:
     """Follows one manager.
 
     Args:
-        endpoint: where it is.
+        endpoint: its address.
         dialer: makes channels to it.
         scope: which connections count; must be the view's.
         view: holds them.
@@ -191,7 +191,7 @@ class NsmSource:
         self._emit = emit
         self._listed = False
         self._stream = ManagerStream(
-            endpoint, dialer, scope, hear=self._hear, lose=self._lose, backoff_max_s=backoff_max_s
+            endpoint, dialer, scope, on_event=self._on_event, lose=self._lose, backoff_max_s=backoff_max_s
         )
 
     def reload(self) -> None:
@@ -203,7 +203,7 @@ class NsmSource:
         """Follow the manager until cancelled."""
         await self._stream.run()
 
-    def _hear(self, event: pb.ConnectionEvent) -> None:
+    def _on_event(self, event: pb.ConnectionEvent) -> None:
         self._view.apply(event)
         self._listed = True
         self._emit(self._view.connections())

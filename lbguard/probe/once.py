@@ -52,15 +52,15 @@ async def probe_once(settings: Settings) -> OnceReport:
     Raises:
         ProbeError: the connections cannot be listed, or this process may not ping.
     """
-    told = await _list_connections(settings)
+    listed = await _list_connections(settings)
     limit = settings.probe.max_connections
-    connections = told.connections[:limit]
+    connections = listed.connections[:limit]
     verdicts = await _round(settings, connections) if connections else {}
     return OnceReport(
         results=tuple(
             OnceResult(connection=connection, verdict=verdicts.get(connection.subject)) for connection in connections
         ),
-        left_out=told.left_out,
+        left_out=listed.left_out,
     )
 
 
@@ -70,14 +70,14 @@ async def _list_connections(settings: Settings) -> ConnectionList:
     first: asyncio.Future[ConnectionList] = asyncio.get_running_loop().create_future()
     lost = ""
 
-    def take(told: ConnectionList | ConnectionsLost) -> None:
+    def on_list(listed: ConnectionList | ConnectionsLost) -> None:
         nonlocal lost
-        if isinstance(told, ConnectionsLost):
-            lost = told.reason
+        if isinstance(listed, ConnectionsLost):
+            lost = listed.reason
         elif view.complete and not first.done():
-            first.set_result(told)
+            first.set_result(listed)
 
-    source = make_source(settings.probe, view, take)
+    source = make_source(settings.probe, view, on_list)
     try:
         await view.start()
     except OSError as error:
@@ -86,7 +86,7 @@ async def _list_connections(settings: Settings) -> ConnectionList:
     running = asyncio.create_task(source.run())
     try:
         async with asyncio.timeout(LIST_TIMEOUT_S):
-            told = await first
+            listed = await first
     except TimeoutError:
         raise ProbeError(lost or f"no connections were listed within {LIST_TIMEOUT_S:g} s") from None
     except MirrorError as error:
@@ -96,7 +96,7 @@ async def _list_connections(settings: Settings) -> ConnectionList:
         with contextlib.suppress(asyncio.CancelledError):
             await running
         await view.stop()
-    return replace(told, connections=resolve_links(told.connections, view))
+    return replace(listed, connections=resolve_links(listed.connections, view))
 
 
 async def _round(settings: Settings, connections: Sequence[Connection]) -> dict[Subject, Verdict]:

@@ -9,7 +9,17 @@ and complement) differs from pair to pair.
 import struct
 from typing import Final, NamedTuple
 
-from lbguard.kernel import bpf
+from lbguard.kernel.sockets import (
+    ACCEPT,
+    JUMP_EQUAL,
+    LOAD_BYTE,
+    LOAD_BYTE_INDEXED,
+    LOAD_HALF,
+    LOAD_HALF_INDEXED,
+    LOAD_IPV4_HEADER_LENGTH,
+    RETURN,
+    assemble,
+)
 
 ICMP_ECHO_REQUEST: Final = 8
 ICMP_ECHO_REPLY: Final = 0
@@ -106,16 +116,16 @@ def reply_filter(*, ipv4: bool, identifier: int) -> bytes:
     """
     if ipv4:
         instructions = [
-            (bpf.LOAD_IPV4_HEADER_LENGTH, 0, 0, 0),
-            (bpf.LOAD_BYTE_INDEXED, 0, 0, 0),
-            (bpf.JUMP_EQUAL, 0, 3, ICMP_ECHO_REPLY),
-            (bpf.LOAD_HALF_INDEXED, 0, 0, 4),
+            (LOAD_IPV4_HEADER_LENGTH, 0, 0, 0),
+            (LOAD_BYTE_INDEXED, 0, 0, 0),
+            (JUMP_EQUAL, 0, 3, ICMP_ECHO_REPLY),
+            (LOAD_HALF_INDEXED, 0, 0, 4),
         ]
     else:
         instructions = [
-            (bpf.LOAD_BYTE, 0, 0, 0),
-            (bpf.JUMP_EQUAL, 0, 3, ICMP6_ECHO_REPLY),
-            (bpf.LOAD_HALF, 0, 0, 4),
+            (LOAD_BYTE, 0, 0, 0),
+            (JUMP_EQUAL, 0, 3, ICMP6_ECHO_REPLY),
+            (LOAD_HALF, 0, 0, 4),
         ]
-    instructions += [(bpf.JUMP_EQUAL, 0, 1, identifier), (bpf.RETURN, 0, 0, bpf.ACCEPT), (bpf.RETURN, 0, 0, 0)]
-    return bpf.assemble(*instructions)
+    instructions += [(JUMP_EQUAL, 0, 1, identifier), (RETURN, 0, 0, ACCEPT), (RETURN, 0, 0, 0)]
+    return assemble(*instructions)

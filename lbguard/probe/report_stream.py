@@ -29,7 +29,7 @@ from lbguard.core.model import Subject, Verdict, VerdictState
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.verdict_message import subject_name, verdict_message
 from lbguard.rpc.channels import REPORTER_KEY, Backoff, ChannelError, Dialer
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint
 from lbguard.settings.probe import LEASE_MAX_S
 from lbguard.telemetry.log import fields
 
@@ -109,7 +109,7 @@ class ReportStream:
         self._metrics = metrics
         self._clock = clock
         self._latest: dict[Subject, Verdict] = {}
-        self._told_at: dict[Subject, float] = {}
+        self._submitted_at: dict[Subject, float] = {}
         self._lapsed: set[Subject] = set()
         self._news: dict[Subject, None] = {}
         self._repeats: dict[Subject, None] = {}
@@ -125,7 +125,7 @@ class ReportStream:
         self._raised_by = 0
         self._reason = ""
 
-    def tell(self, verdict: Verdict) -> None:
+    def submit(self, verdict: Verdict) -> None:
         """Queue a verdict: at once if its state changed, else for the next renewal."""
         subject, before = verdict.subject, self._latest.get(verdict.subject)
         if before is None and verdict.state is VerdictState.ENDED:
@@ -137,7 +137,7 @@ class ReportStream:
             # That a link was re-created must not get lost under a later verdict of the same life.
             verdict = replace(verdict, new_mac=before.new_mac)
         self._latest[subject] = verdict
-        self._told_at[subject] = self._clock()
+        self._submitted_at[subject] = self._clock()
         if before is None or subject in self._lapsed or _is_news(before, verdict):
             self._lapsed.discard(subject)
             self._refused.pop(subject, None)
@@ -203,7 +203,7 @@ class ReportStream:
                     if self._dialer.stamp() != stamp:
                         _log.info("new certificates: dialling again", extra=fields(to=str(endpoint)))
                         return ""
-                    batch = self._take_batch()
+                    batch = self._next_batch()
             finally:
                 call.cancel()
         raise AssertionError("tickets never end")
@@ -251,7 +251,7 @@ class ReportStream:
             else:
                 self._lapsed.add(subject)
 
-    def _take_batch(self) -> list[Verdict]:
+    def _next_batch(self) -> list[Verdict]:
         """Take the due verdicts, changes first; repetitions only within the rate limit."""
         subjects = list(itertools.islice(self._news, self._batch_limit))
         now = self._clock()
@@ -356,10 +356,10 @@ class ReportStream:
     def _stands(self, subject: Subject, now: float) -> bool:
         """Return whether the monitor has confirmed a verdict within its lease; an end needs no confirming."""
         verdict = self._latest[subject]
-        return verdict.state is VerdictState.ENDED or now - self._told_at[subject] <= verdict.lease_s
+        return verdict.state is VerdictState.ENDED or now - self._submitted_at[subject] <= verdict.lease_s
 
     def _drop(self, subject: Subject) -> None:
-        for place in (self._latest, self._told_at, self._news, self._repeats, self._sent_at, self._refused):
+        for place in (self._latest, self._submitted_at, self._news, self._repeats, self._sent_at, self._refused):
             place.pop(subject, None)
         self._lapsed.discard(subject)
 

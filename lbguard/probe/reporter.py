@@ -17,7 +17,7 @@ from lbguard.probe.connections import Connection, far_ends
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_stream import ReporterSettings, ReportStream
 from lbguard.rpc.channels import Dialer
-from lbguard.settings.dial_address import Endpoint
+from lbguard.settings.notation import Endpoint
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.probe.reporter")
@@ -67,19 +67,19 @@ class Reporter:
         """The ways to all load balancers."""
         return (*self._fixed, *self._by_link.values())
 
-    def tell(self, verdict: Verdict) -> None:
+    def submit(self, verdict: Verdict) -> None:
         """Apply a verdict, in the thread of the loop; return at once."""
         if verdict.state is VerdictState.ENDED:
             self._standing.pop(verdict.subject, None)
         else:
-            # Taken out first: an equal key keeps the place and the addresses of its first appearance.
+            # Removed first: in a dict an equal key keeps its old position and its old addresses.
             self._standing.pop(verdict.subject, None)
             self._standing[verdict.subject] = verdict
         for stream in self._fixed:
-            stream.tell(verdict)
+            stream.submit(verdict)
         for (far_end, _port), stream in self._by_link.items():
             if _concerns(far_end, verdict) or (verdict.state is VerdictState.ENDED and stream.knows(verdict.subject)):
-                stream.tell(verdict)
+                stream.submit(verdict)
 
     def follow(self, connections: Iterable[Connection]) -> None:
         """Report to the far ends of these connections, beside the fixed addresses."""
@@ -94,7 +94,7 @@ class Reporter:
             self._by_link[far_end, port] = stream
             for verdict in self._standing.values():
                 if _concerns(far_end, verdict):
-                    stream.tell(verdict)
+                    stream.submit(verdict)
             self._start(stream)
 
     async def run(self) -> None:

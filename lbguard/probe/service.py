@@ -29,8 +29,8 @@ from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.kernel_view import KernelView
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.verdict_message import subject_name
-from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import parse_listen
 from lbguard.telemetry.httpd import Health, HttpEndpoint, ListenError
 from lbguard.telemetry.log import fields, setup_logging
 
@@ -140,27 +140,27 @@ class ProbeService:
             return f"connections_not_read: {self._lost or 'waiting'}"
         return ""
 
-    def _take(self, told: ConnectionList | ConnectionsLost) -> None:
+    def _take(self, listed: ConnectionList | ConnectionsLost) -> None:
         """Apply an event of the source."""
-        if isinstance(told, ConnectionsLost):
+        if isinstance(listed, ConnectionsLost):
             self.metrics.source(ok=False)
-            if told.reason != self._lost:
-                _log.warning("connections cannot be read; what is known stays", extra=fields(reason=told.reason))
-            self._lost = told.reason
+            if listed.reason != self._lost:
+                _log.warning("connections cannot be read; what is known stays", extra=fields(reason=listed.reason))
+            self._lost = listed.reason
             return
         if self._lost:
             _log.info("connections are read again")
         self._lost = ""
         self.metrics.source(ok=True)
-        self._last = told
-        self._apply(told)
+        self._last = listed
+        self._apply(listed)
 
-    def _apply(self, told: ConnectionList) -> None:
+    def _apply(self, listed: ConnectionList) -> None:
         limit = self.settings.probe.max_connections
-        connections = resolve_links(told.connections[:limit], self._view)
-        left_out = told.left_out
-        if len(told.connections) > limit:
-            left_out += (f"{len(told.connections) - limit} connections more than probe.max_connections",)
+        connections = resolve_links(listed.connections[:limit], self._view)
+        left_out = listed.left_out
+        if len(listed.connections) > limit:
+            left_out += (f"{len(listed.connections) - limit} connections more than probe.max_connections",)
         if left_out != self._left_out:
             self._left_out = left_out
             if left_out:
@@ -201,7 +201,7 @@ class ProbeService:
                     replies=" ".join(f"{family.received}/{family.sent}" for family in verdict.evidence),
                 ),
             )
-        self._reporting.tell(verdict)
+        self._reporting.submit(verdict)
 
     async def _beat(self) -> None:
         while True:

@@ -21,7 +21,7 @@ import lbguard.core
 from lbguard.core import events
 from lbguard.core.checkpoint import PLAIN, CheckpointError, Method, Node, Ref, classes, never_changes
 from lbguard.core.config import EngineConfig
-from lbguard.core.effects import SetAvailability
+from lbguard.core.effects import Effect, Record, SetAvailability
 from lbguard.core.model import Decision
 
 Row = list[Any]
@@ -234,6 +234,15 @@ class Decoder:
 
 
 _ITEMS_A_ROW = 128
+
+
+def said_of(effects: list[Effect]) -> list[object]:
+    """Return the recorded part of the effects: decisions, and changes of availability."""
+    return [
+        effect.decision if isinstance(effect, Record) else effect
+        for effect in effects
+        if isinstance(effect, Record | SetAvailability)
+    ]
 
 
 @cache

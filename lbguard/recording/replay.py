@@ -11,7 +11,7 @@ from typing import NamedTuple, assert_never
 from lbguard.core.checkpoint import CheckpointError, restore
 from lbguard.core.engine import Engine
 from lbguard.core.status import GuardStatus
-from lbguard.recording.codec import core_digest
+from lbguard.recording.codec import core_digest, said_of
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, EmptyFileError, Header, RecordingError, local_time
 from lbguard.recording.reader import (
     Began,
@@ -26,8 +26,7 @@ from lbguard.recording.reader import (
     read_file,
     read_header,
 )
-from lbguard.recording.recorder import said_of
-from lbguard.settings.durations import parse_duration
+from lbguard.settings.notation import parse_duration
 
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
 

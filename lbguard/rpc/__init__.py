@@ -1,1 +1,1 @@
-"""gRPC plumbing: channels, TLS, SPIFFE, unix sockets."""
+"""gRPC connections: channels, TLS, SPIFFE certificates, unix sockets."""

@@ -1,10 +1,10 @@
-"""Certificates: where they come from, how a listener serves them, and what a peer's certificate says of it.
+"""TLS certificates: their sources, their use by a listener, and the names in a peer's certificate.
 
-gRPC asks for the certificates at each handshake, from a thread of its own; what is there then is served, and what is
-not usable (a half-written file, a key of another certificate) is passed over in favour of the last good one.
-Connections that are already open stay as they are until their age ends them.
+gRPC requests the certificates at each handshake, from its own thread. It gets the current ones, or the last good ones
+while the current ones are not usable (a half-written file, a key of another certificate). Open connections keep their
+certificates until their maximum age.
 
-A SPIFFE Workload API (a SPIRE agent) is followed with the package of the extra `spiffe`.
+The package of the extra `spiffe` follows a SPIFFE Workload API (a SPIRE agent).
 """
 
 import logging
@@ -20,7 +20,7 @@ import grpc
 
 from lbguard.errors import StartError
 from lbguard.settings.bounded_file import FileError, read_regular_file
-from lbguard.settings.peer_names import names_in_certificate
+from lbguard.settings.peers import names_in_certificate
 from lbguard.telemetry.log import fields
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ _log = logging.getLogger("lbguard.verdicts")
 
 _READ_ATTEMPTS = 3
 MAX_BYTES = 2**20
-"""A larger file is no certificate."""
+"""A larger file is refused."""
 
 
 class CredentialsError(StartError):
-    """There are no usable certificates; the text names the settings and what to do."""
+    """There are no usable certificates; the text names the settings and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """A private key, its certificate chain, and the authorities that clients' certificates must come from; PEM."""
+    """A private key, its certificate chain, and the authorities of the peers' certificates; PEM."""
 
     key: bytes
     chain: bytes
@@ -52,7 +52,7 @@ class MaterialSource(Protocol):
     """Source of certificates."""
 
     def current(self) -> Material:
-        """Return what to serve now; the same object while nothing has changed. Any thread may call it.
+        """Return the current certificates; the same object while nothing has changed. Any thread may call it.
 
         Raises:
             CredentialsError: there is nothing usable.
@@ -62,8 +62,8 @@ class MaterialSource(Protocol):
 class CertificateFiles:
     """PEM files, watched by their inode, size and time of change.
 
-    Kubernetes swaps a link to a whole directory when it renews a secret, cert-manager and others replace files one by
-    one: so a set of files counts only once key and certificate belong together.
+    Kubernetes swaps a symbolic link to a whole directory when it renews a secret; cert-manager and others replace files
+    one by one. So a set of files counts only when key and certificate match.
     """
 
     def __init__(self, chain: Path, key: Path, client_roots: Path) -> None:
@@ -78,7 +78,7 @@ class CertificateFiles:
         """Return the content of the files, read again when they have changed.
 
         Raises:
-            CredentialsError: a file cannot be read, or they do not belong together.
+            CredentialsError: a file cannot be read, or key and certificate do not match.
         """
         with self._lock:
             for _ in range(_READ_ATTEMPTS):
@@ -97,7 +97,7 @@ class CertificateFiles:
         except OSError as error:
             raise CredentialsError(f"{error.filename}: {error.strerror}") from None
         for path, found in zip((self._chain, self._key, self._roots), stats, strict=True):
-            # A FIFO in its place would be waited for, and a device read without end.
+            # Opening a FIFO would block, and reading a device might never end.
             if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
                 raise CredentialsError(f"{path}: not a regular file of at most {MAX_BYTES // 2**20} MiB")
         return tuple((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) for found in stats)
@@ -106,7 +106,7 @@ class CertificateFiles:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         place = f"verdicts.tls_cert = {self._chain}, verdicts.tls_key = {self._key}"
         try:
-            # An encrypted key must not make a service without a terminal ask for its password.
+            # Without a password here, an encrypted key would make OpenSSL prompt on a terminal.
             context.load_cert_chain(self._chain, self._key, password=lambda: b"")
             place = f"verdicts.tls_client_ca = {self._roots}"
             context.load_verify_locations(self._roots)
@@ -121,7 +121,7 @@ class CertificateFiles:
 
 
 def server_credentials(source: MaterialSource) -> grpc.ServerCredentials:
-    """Return credentials for a listener that demands a client certificate and follows the source.
+    """Return credentials for a listener that requires client certificates and follows the source.
 
     Raises:
         CredentialsError: there is nothing usable yet.
@@ -157,10 +157,10 @@ def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
 
 
 def names_of(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
-    """Return the names that a verified client certificate carries: its SPIFFE ID first, then `dns:NAME`.
+    """Return the names in a verified client certificate: its SPIFFE ID first, then `dns:NAME`.
 
-    They are read from the certificate itself: gRPC's own list of them (`peer_dns`, `peer_spiffe_id`) ends each name at
-    its first zero byte, so that `proxy.example.org<NUL>.evil.net` would pass for a proxy.
+    They are read from the certificate itself: gRPC's list of them (`peer_dns`, `peer_spiffe_id`) ends each name at its
+    first zero byte, so that `proxy.example.org<NUL>.evil.net` would count as `proxy.example.org`.
     """
     for pem in auth_context.get("x509_pem_cert", ()):
         spiffe_ids, hosts = names_in_certificate(pem)
@@ -169,10 +169,10 @@ def names_of(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
 
 
 class WorkloadApi:
-    """The certificate and the authorities that the API issues to this process, followed by a thread of the package.
+    """The certificate and the authorities that a SPIFFE Workload API issues to this process, followed by a thread.
 
-    Only the authorities of the service's own trust domain are taken: a federated domain cannot vouch for our peers.
-    What came last is served for as long as nothing newer comes, even when the API is gone.
+    Only the authorities of the service's own trust domain are used: a federated domain cannot issue our peers'
+    certificates. The last certificate is used until a newer one arrives, even when the API is gone.
 
     Args:
         address: such as `unix:///run/spire/agent.sock`.
@@ -185,11 +185,11 @@ class WorkloadApi:
         self._material: Material | None = None
         self._client: WorkloadApiClient | None = None
         self._stream: StreamCancelHandler | None = None
-        self._tell: Callable[[], None] = lambda: None
+        self._notify: Callable[[], None] = lambda: None
 
     @property
     def ready(self) -> bool:
-        """Return whether a certificate came."""
+        """Return whether a certificate was received."""
         return self._material is not None
 
     @property
@@ -198,10 +198,10 @@ class WorkloadApi:
         return self._stream is not None and not self.problem
 
     def follow(self, on_change: Callable[[], None]) -> None:
-        """Begin, or begin again, to follow the API.
+        """Start, or start again, to follow the API.
 
         Args:
-            on_change: called in another thread when a certificate came, or nothing will come any more.
+            on_change: called in another thread when a certificate arrived, or when following ended.
 
         Raises:
             CredentialsError: the package is missing, or there is no such socket.
@@ -214,7 +214,7 @@ class WorkloadApi:
                 "verdicts.spiffe_socket needs the extra `spiffe`: pip install 'lbguard[spiffe]'"
             ) from None
         self.close()
-        self.problem, self._tell = "", on_change
+        self.problem, self._notify = "", on_change
         try:
             self._client = WorkloadApiClient(self._address)
         except PySpiffeError as error:
@@ -225,7 +225,7 @@ class WorkloadApi:
         """Return the newest certificate and authorities; any thread may call it.
 
         Raises:
-            CredentialsError: none came yet.
+            CredentialsError: none was received yet.
         """
         with self._lock:
             if self._material is None:
@@ -234,7 +234,7 @@ class WorkloadApi:
 
     def close(self) -> None:
         """Stop following."""
-        self._tell = lambda: None
+        self._notify = lambda: None
         if self._stream is not None:
             self._stream.cancel()
         if self._client is not None:
@@ -257,8 +257,8 @@ class WorkloadApi:
         with self._lock:
             if material != self._material:
                 self._material = material
-        self._tell()
+        self._notify()
 
     def _end(self, error: Exception) -> None:
         self.problem = str(error) or type(error).__name__
-        self._tell()
+        self._notify()

@@ -1,7 +1,7 @@
-"""Unix sockets that gRPC servers serve: how their place is made ready, and how they stay there.
+"""Unix sockets of gRPC servers: prepares their path, serves them, and restores them when removed.
 
-Others remove such a socket (a cleaner of /run or /tmp), or put something else in its place. gRPC would go on listening
-where nobody can connect, so the path is looked at, and a server anew takes it.
+Another program may remove such a socket (a cleaner of /run or /tmp) or replace it. gRPC would continue to listen where
+no client can connect, so the path is checked, and a new server serves it again.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 
 from lbguard.errors import StartError
-from lbguard.rpc.unix_target import unix_target
+from lbguard.settings.notation import unix_target
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.api")
@@ -29,11 +29,11 @@ _NEVER = (0, 0)
 
 
 class SocketError(StartError):
-    """A unix socket cannot be made; the text names the setting and what to do."""
+    """A unix socket cannot be made; the text names the setting and the remedy."""
 
 
 def prepare_socket(path: Path, setting: str) -> None:
-    """Make the directory and remove the socket of a dead process; refuse a live one or anything else.
+    """Make the directory and remove the socket of a dead process; refuse a live socket or another file.
 
     Raises:
         SocketError: the path cannot be used; the text begins with the setting that names it.
@@ -62,13 +62,13 @@ def prepare_socket(path: Path, setting: str) -> None:
 
 
 class ServedSocket:
-    """A unix socket that a gRPC server serves, and how it is kept. `problem`: why it cannot be had (empty: it is).
+    """A unix socket that a gRPC server serves. `problem`: why it cannot be served (empty: it is).
 
-    gRPC removes what stands at the path of its socket when it binds and when it ends, whosever it is. So it binds to a
-    name beside, which is then renamed; tools that list sockets show that name.
+    gRPC removes any file at the path of its socket when it binds and when it ends. So it binds to another name in the
+    same directory, which is then renamed; tools that list sockets show that name.
 
     Args:
-        path: where; its directory is made when missing.
+        path: its path; the directory is made when missing.
         setting: the name of the setting that names it.
         mode: its permission bits.
         make: returns a server with all its services, not started.
@@ -93,7 +93,7 @@ class ServedSocket:
         self._identity = _NEVER
 
     async def serve(self) -> None:
-        """Serve the socket. The calls of a server that served it before go on, until the socket is lost once more.
+        """Serve the socket. Open calls of a previous server continue until the socket is lost once more.
 
         Raises:
             SocketError: another process serves it, or it cannot be made.
@@ -119,7 +119,7 @@ class ServedSocket:
             await self._servers.pop(0).stop(None)
 
     async def keep(self) -> None:
-        """Serve the socket if the path does not lead to it; call it once a second. `problem` says why it cannot be."""
+        """Serve the socket again if its path was lost; called once a second. `problem` has the reason of a failure."""
         if self._is_ours():
             self.problem = ""
             return
@@ -136,7 +136,7 @@ class ServedSocket:
         self.problem = ""
 
     async def stop(self, grace_s: float) -> None:
-        """End open calls after `grace_s` seconds and remove the socket, unless somebody else has taken the path."""
+        """End open calls after `grace_s` seconds and remove the socket, unless another program has replaced it."""
         servers, self._servers = self._servers, []
         await asyncio.gather(*(server.stop(grace_s) for server in servers))
         if servers and self._is_ours():
@@ -144,7 +144,7 @@ class ServedSocket:
                 self._path.unlink()
 
     def _bind(self, server: grpc.aio.Server, path: Path) -> None:
-        # With the mask the socket has its mode from the beginning.
+        # With the mask the socket has its mode from the start.
         mask = os.umask(0o777 & ~self._mode)
         try:
             if self._credentials is None:
@@ -162,10 +162,10 @@ class ServedSocket:
         return (status.st_dev, status.st_ino) == self._identity
 
     def _free_place_beside(self) -> Path:
-        """Return a path that fits into an address, and at which nothing stands any more.
+        """Return a free path that fits into a socket address.
 
         Raises:
-            OSError: what stands there cannot be removed.
+            OSError: an old file there cannot be removed.
         """
         for name in (f".{self._path.name}.new", ".n", secrets.token_hex(3)):
             place = self._path.with_name(name)

@@ -1,1 +1,1 @@
-"""The service `lbguard run`: the composition root, the loop, and what carries effects out."""
+"""Service `lbguard run`: composition root (`daemon.py`), loop (`runner.py`), and actuators of the engine's effects."""

@@ -1,10 +1,10 @@
-"""Carries out the engine's effects through the adapters, and turns every outcome into events.
+"""Actuators: carry out the engine's effects through the adapters, and return every result as events.
 
-Three queues work side by side, each strictly in order: the kernel's routes, rules and links; its neighbours; the
-distributor. A commit that takes milliseconds so never delays a route, and the engine itself waits for none of them.
-What has to wait for another queue's success waits in the engine, for its event.
+Three queues run in parallel, each strictly in order: the kernel's routes, rules and links; its neighbours; the
+distributor. So a commit that takes milliseconds never delays a route, and the engine waits for none of them. An effect
+that depends on another queue's success waits in the engine for that event.
 
-At the end everything of ours is taken away, for those who want that (`withdraw_on_exit`).
+At the end, with `withdraw_on_exit`, everything of ours is removed.
 """
 
 import asyncio
@@ -44,10 +44,8 @@ from lbguard.core.events import (
 )
 from lbguard.core.model import ROUTE_PROTOCOL, StreamSpec
 from lbguard.distributor.base import CommitResult, Distributor, DistributorError
-from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.batches import NeighborFailure, Neighbors, NetlinkChannel, RouteTable
 from lbguard.kernel.links import LinkOperations, NeighborTimers
-from lbguard.kernel.neighbors import NeighborFailure, Neighbors
-from lbguard.kernel.routes import RouteTable
 from lbguard.service.build import make_mirror
 from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
@@ -65,7 +63,7 @@ NeighborEffect = FlushNeighbors | ResolveNeighbors | ProbeNeighbors | TuneLink
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollDistributor:
-    """Look whether tables were lost; with `read_back` also read what is active in each."""
+    """Check whether tables were lost; with `read_back`, also read the active identifiers of each."""
 
     read_back: bool
 
@@ -74,12 +72,12 @@ DistributorEffect = AttachStream | CommitTables | ForgetStream | PruneStreams | 
 
 
 class WorkQueue(Generic[T]):
-    """Does jobs one after another in a task of its own. Adding one never waits.
+    """Queue of jobs that one task runs in order. Adding a job never blocks.
 
-    When `limit` jobs wait, those that come again by themselves (neighbour probes) are dropped. For the others the
-    engine's own restraint is the bound: it asks for nothing twice before it has an answer.
+    When `limit` jobs wait, periodic ones (neighbour probes) are dropped. The engine bounds the others: it requests
+    nothing twice before it has an answer.
 
-    The outcome of jobs of the kind `together` that wait in a row is posted at once, when the last of them is done.
+    The results of consecutive jobs of the kind `together` are posted together, when the last of them is done.
     """
 
     def __init__(
@@ -104,7 +102,7 @@ class WorkQueue(Generic[T]):
         return len(self._jobs)
 
     def put(self, job: T, *, droppable: bool = False) -> bool:
-        """Add a job; false when the queue is full and the job may be dropped."""
+        """Add a job; false when the queue is full and the job was dropped."""
         if droppable and self._limit is not None and len(self._jobs) >= self._limit:
             self.dropped += 1
             return False
@@ -113,7 +111,7 @@ class WorkQueue(Generic[T]):
         return True
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run jobs until cancelled."""
         while True:
             while self._jobs:
                 job = self._jobs.popleft()
@@ -127,14 +125,14 @@ class WorkQueue(Generic[T]):
 
 
 class KernelActuator:
-    """Routes, rules and links."""
+    """Actuator of routes, rules and links."""
 
     def __init__(self, channel: NetlinkChannel, links: LinkOperations) -> None:
         self._routes = RouteTable(channel)
         self._links = links
 
     async def perform(self, effect: KernelEffect) -> Sequence[Event]:
-        """Carry out one effect; an operating error becomes the failure of all that it asked for."""
+        """Carry out one effect; an operating error becomes a failure of all its requests."""
         match effect:
             case ProgramRoutes():
                 try:
@@ -171,11 +169,12 @@ class KernelActuator:
 
 
 class NeighborActuator:
-    """Neighbour entries and their timers. Their outcome shows in the mirror; `on_refused` receives refusals.
+    """Actuator of neighbour entries and timers. Results arrive through the mirror; `on_refused` receives refusals.
 
-    The kernel cannot be asked to change an entry only if it is still its own. So what somebody made since an effect was
-    decided is left out right before it is carried out: `foreign` says so of an entry, by ifindex and address. Probes,
-    which nothing waits for, also wait a moment for what the kernel has said already (`news_waits`).
+    The kernel has no request that changes an entry only if it is still the kernel's own. So an entry that another
+    program created since the decision is left out right before execution: `foreign` returns that for an entry, by
+    ifindex and address. Probes, which are not urgent, also wait briefly until the kernel's waiting notifications are
+    read (`news_waits`).
     """
 
     def __init__(
@@ -204,7 +203,7 @@ class NeighborActuator:
                 case ResolveNeighbors():
                     failures = await self._neighbors.resolve(replace(effect, entries=self._own(effect.entries)))
                 case ProbeNeighbors():
-                    await self._hear_news()
+                    await self._wait_for_news()
                     failures = await self._neighbors.probe(replace(effect, entries=self._own(effect.entries)))
                 case TuneLink():
                     reason = await self._links.tune(effect.link.ifindex, effect.ifname, self._timers)
@@ -218,7 +217,7 @@ class NeighborActuator:
             self._on_refused(failures)
         return []
 
-    async def _hear_news(self) -> None:
+    async def _wait_for_news(self) -> None:
         for _ in range(_NEWS_TURNS):
             if not self._news_waits():
                 return
@@ -229,16 +228,17 @@ class NeighborActuator:
 
 
 class DistributorActuator:
-    """Tables of streams. `attached` are those that are looked after; `on_commit` receives every commit.
+    """Actuator of the streams' tables. `attached`: the managed streams; `on_commit` receives every commit.
 
-    A stream whose removal is refused would go on taking its VIPs, and nobody asks again: so every look does.
+    A stream whose removal is refused would still match its VIPs, and the engine does not request it again: so every
+    poll retries it.
     """
 
     def __init__(self, distributor: Distributor, on_commit: Callable[[CommitResult], None]) -> None:
         self.attached: dict[str, StreamSpec] = {}
         self._distributor = distributor
         self._on_commit = on_commit
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
         self._leaving: dict[str, StreamSpec] = {}
 
     async def perform(self, effect: DistributorEffect) -> Sequence[Event]:
@@ -272,7 +272,7 @@ class DistributorActuator:
         except (DistributorError, OSError) as error:
             return self._failed(stream.name, str(error))
         self.attached[stream.name] = stream
-        self._told.pop(stream.name, None)
+        self._reported.pop(stream.name, None)
         return DistributorSeen(stream=stream.name, active=active)
 
     async def _commit(self, effect: CommitTables) -> Sequence[CommitResult]:
@@ -282,7 +282,7 @@ class DistributorActuator:
             results = [CommitResult(stream=table.stream.name, error=str(error)) for table in effect.tables]
         for result in results:
             if not result.error:
-                self._told.pop(result.stream, None)
+                self._reported.pop(result.stream, None)
             self._on_commit(result)
         return results
 
@@ -293,12 +293,12 @@ class DistributorActuator:
             await self._distributor.detach(stream, withdraw=True)
         except (DistributorError, OSError) as error:
             reason = str(error)
-            if self._told.get(stream.name) != reason:
-                self._told[stream.name] = reason
+            if self._reported.get(stream.name) != reason:
+                self._reported[stream.name] = reason
                 _log.warning("stream not removed from the distributor", extra=fields(stream=stream.name, reason=reason))
         else:
             del self._leaving[stream.name]
-            self._told.pop(stream.name, None)
+            self._reported.pop(stream.name, None)
 
     async def _poll(self, *, read_back: bool) -> Sequence[Event]:
         events: list[Event] = []
@@ -335,8 +335,8 @@ class DistributorActuator:
 
     def _failed(self, name: str, reason: str) -> CommitFailed:
         """Log a failure once, not at every retry."""
-        if self._told.get(name) != reason:
-            self._told[name] = reason
+        if self._reported.get(name) != reason:
+            self._reported[name] = reason
             _log.error("distributor failed", extra=fields(stream=name, reason=reason))
         return CommitFailed(stream=name, reason=reason)
 
@@ -347,9 +347,9 @@ _log = logging.getLogger("lbguard.service.actuators")
 async def withdraw_everything(
     settings: Settings, distributor: Distributor, streams: Iterable[StreamSpec], kernel: KernelActuator
 ) -> None:
-    """Take every target out, then remove our rules and routes: first no packet is marked, then no route is needed.
+    """Withdraw every target, then remove our rules and routes: first no packet is marked, then no route is needed.
 
-    What is removed is what the kernel holds at this moment, and not what was heard of it: a change may be under way.
+    The objects to remove are read from the kernel again, since a change may be in progress.
 
     Raises:
         OSError: the kernel cannot be read.

@@ -1,4 +1,4 @@
-"""Flow affinity in the service: carries out what the engine desires, mends what others break, reads the counts."""
+"""Flow affinity in the service: applies the engine's steering, restores its table, reads the counters."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ _COUNT_EVERY = 5
 
 
 class FlowAffinity:
-    """Keeper of the affinity of all streams. Where nftables refuses, the service works as without affinity."""
+    """Keeper of the affinity of all streams. When nftables refuses, the service works without affinity."""
 
     def __init__(self, table: AffinityTable, metrics: Metrics) -> None:
         self._table = table
@@ -31,7 +31,7 @@ class FlowAffinity:
         self._problem = ""
 
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
-        """Carry out one effect; what fails is tried again each second."""
+        """Carry out one effect; a failure is retried each second."""
         for name in effect.gone:
             self._desired.pop(name, None)
         self._desired.update((steering.stream, steering) for steering in effect.streams)
@@ -61,7 +61,7 @@ class FlowAffinity:
                 self._failed(str(error))
 
     async def close(self, *, remove: bool) -> None:
-        """Release the handle. With `remove` the kernel forgets every flow, else it goes on by itself."""
+        """Release the handle. With `remove` the kernel forgets every flow; otherwise it continues to steer."""
         if remove:
             try:
                 await self._table.remove()
@@ -89,7 +89,7 @@ class FlowAffinity:
 
 
 def make_affinity(settings: Settings, metrics: Metrics) -> FlowAffinity | None:
-    """Build the keeper; None where the settings turn affinity off, or nothing is to be touched."""
+    """Build the keeper; None when affinity is off, and in observe mode."""
     group = settings.affinity
     if settings.mode != "enforce" or group.mode == "off":
         return None

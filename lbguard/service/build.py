@@ -1,9 +1,11 @@
-"""Builds the parts of the service from the settings; shows the core and the tables to the sources that need them."""
+"""Builds the parts of the service (distributor, source, announcer, mirror) from the settings."""
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from lbguard.announce.sender import Announcer
 from lbguard.core.addr import Ip
+from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import LinkKey, Route
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
@@ -13,14 +15,26 @@ from lbguard.distributor.select import AutoDistributor, ObserveDistributor
 from lbguard.kernel.links import NeighborTimers
 from lbguard.kernel.mirror import KernelMirror, MirrorSettings, Sink
 from lbguard.settings.model import Settings
-from lbguard.sources.base import Source, SourceEvent
 from lbguard.sources.file import FileSource
 
 _LOCAL_TABLES = frozenset({0, 253, 254, 255})
 
 
+SourceEvent = SourceSnapshot | SourceLost
+
+
+class Source(Protocol):
+    """Source of full lists and losses, which it passes to a callable in the event loop's thread."""
+
+    async def run(self) -> None:
+        """Follow the source until cancelled."""
+
+    def reload(self) -> None:
+        """Read now, and report the result even if it is unchanged."""
+
+
 def make_distributor(settings: Settings) -> Distributor:
-    """Build the distributor that the settings ask for.
+    """Build the configured distributor.
 
     Raises:
         DistributorError: a combination that cannot work.
@@ -41,7 +55,7 @@ def make_distributor(settings: Settings) -> Distributor:
         case "nfqlb-shm":
             chosen = memory()
         case "auto" if settings.source == "interposer" or settings.mode == "companion":
-            # The load balancer's packets go by the memory alone: without it, its calls are the real program's.
+            # The load balancer's packets use the memory alone: without it, the real program handles the calls.
             chosen = memory()
         case "auto" | "observe":
             chosen = AutoDistributor(wanted.shm_dir, memory(), embedded)
@@ -65,7 +79,7 @@ def make_source(
 
 
 def make_announcer(settings: Settings, owns: Callable[[LinkKey, Ip], bool]) -> Announcer | None:
-    """Build the announcer; None in observe mode, where no packet is sent.
+    """Build the announcer; None in observe mode, which sends no packets.
 
     Raises:
         OSError: the packet socket cannot be opened (CAP_NET_RAW is missing).
@@ -76,7 +90,7 @@ def make_announcer(settings: Settings, owns: Callable[[LinkKey, Ip], bool]) -> A
 
 
 def make_mirror(settings: Settings, sink: Sink) -> KernelMirror:
-    """Build the kernel mirror. Every table but the kernel's own may be a target's."""
+    """Build the kernel mirror. Every table except the kernel's own may be a target's."""
     return KernelMirror(
         sink,
         lambda table: table not in _LOCAL_TABLES,

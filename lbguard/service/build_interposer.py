@@ -1,4 +1,4 @@
-"""Makes the sources beside a load balancer (interposer, kernel) from the settings: loaded only where they are used."""
+"""Builds the sources beside a load balancer (interposer, kernel) from the settings; loaded only where they are used."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,39 +9,39 @@ from lbguard.core.model import Condition, StreamSpec, TargetKey, TargetState
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory
-from lbguard.service.target_routes import TargetRoutes
+from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import Settings
 from lbguard.sources.interposer.protocol import SHM_PREFIX
+from lbguard.sources.interposer.registrations import FoundTable
 from lbguard.sources.interposer.source import InterposerConfig, InterposerSource
-from lbguard.sources.interposer.view import FoundTable
 from lbguard.sources.kernel import KernelSource
 
 _LINK_CONDITIONS = frozenset(
     {Condition.NO_LINK, Condition.LINK_DOWN, Condition.NO_ADDRESS, Condition.ADDRESS_TENTATIVE}
 )
-"""Conditions that remove the load balancer's own route, so that its check fails. A missing route of lbguard is not one
-of them: it is missing for a moment whenever the load balancer adds a target."""
+"""Conditions that remove the load balancer's own route, so that its check fails. A missing route of lbguard is not
+among them: it is missing briefly whenever the load balancer adds a target."""
 
 
 class InterposerCore:
-    """View of the engine that the source needs."""
+    """The source's view of the engine."""
 
     def __init__(
         self, engine: EngineState, inbox_depth: Callable[[], int], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Set the engine, how many events wait for it, and its clock."""
+        """Set the engine, the function that counts its waiting events, and its clock."""
         self._engine = engine
         self._inbox_depth = inbox_depth
         self._clock = clock
 
     @property
     def ready(self) -> bool:
-        """Return whether the engine decides."""
+        """Return whether the engine makes decisions."""
         return self._engine.running
 
     @property
     def caught_up(self) -> bool:
-        """Return whether the view is complete and nothing waits in the inbox."""
+        """Return whether the view is complete and the inbox is empty."""
         return self._engine.in_sync and not self._inbox_depth()
 
     def path_lost(self, target: TargetKey, within_s: float) -> bool:
@@ -89,7 +89,7 @@ def make_interposer_source(
     inbox_depth: Callable[[], int],
     routes: TargetRoutes,
 ) -> InterposerSource:
-    """Build the source. Where nothing is to be touched, every call goes to the real program."""
+    """Build the source. In observe mode every call goes to the real program."""
     group = settings.interposer
     return InterposerSource(
         InterposerConfig(

@@ -1,4 +1,4 @@
-"""Follows a network service manager for the load balancer: stream, watch, counts. Loads gRPC."""
+"""Builds and runs the connection to a network service manager: stream, watch, counters. Loads gRPC."""
 
 import logging
 from collections import Counter
@@ -8,12 +8,11 @@ from lbguard.api.gen.nsm.connection import connection_pb2 as pb
 from lbguard.core.addr import Ip
 from lbguard.core.engine_state import EngineState
 from lbguard.core.events import AddressSeen, Event, KernelSnapshot, NeighborsOutdated
-from lbguard.nsm.manager import ConnectionScope, ManagerStream
-from lbguard.nsm.watch import ConnectionWatch, WatchEvent
+from lbguard.nsm import ConnectionScope, ConnectionWatch, ManagerStream, WatchEvent
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles
-from lbguard.settings.dial_address import parse_dial_address
-from lbguard.settings.nsm import NsmEventSettings
+from lbguard.settings.notation import parse_dial_address
+from lbguard.settings.surroundings import NsmEventSettings
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.nsm")
@@ -23,7 +22,7 @@ _KINDS = {pb.INITIAL_STATE_TRANSFER: "list", pb.UPDATE: "update", pb.DELETE: "de
 
 
 class _Addresses:
-    """Classifier of addresses. Ours stays ours when it is lost: a manager may report a repair after the link went."""
+    """Classifier of addresses. An address of ours stays ours when it is lost: a repair may be reported later."""
 
     def __init__(self, engine: EngineState) -> None:
         self._engine = engine
@@ -31,7 +30,7 @@ class _Addresses:
         for link in engine.links():
             self._ours.update((address.ip, None) for address, _ in link.addresses)
 
-    def hear_kernel(self, events: Iterable[Event]) -> None:
+    def observe_kernel(self, events: Iterable[Event]) -> None:
         for event in events:
             if isinstance(event, AddressSeen):
                 self._remember(event.ip)
@@ -46,7 +45,7 @@ class _Addresses:
         return ip in self._ours
 
     def _remember(self, ip: Ip) -> None:
-        # The newest go to the end, so that what is forgotten is what was seen longest ago.
+        # The newest are at the end, so that the address seen longest ago is forgotten first.
         self._ours.pop(ip, None)
         self._ours[ip] = None
         if len(self._ours) > _OURS_MAX:
@@ -54,9 +53,10 @@ class _Addresses:
 
 
 class MeshEvents:
-    """Follows one manager, for as long as `run` does.
+    """Follows one manager while `run` is running.
 
-    `events` counts what came by kind, `outdated` the target addresses told as outdated; both only grow, as `losses`.
+    `events` counts the events by kind, `outdated` the target addresses reported as outdated; both only grow, like
+    `losses`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MeshEvents:
             parse_dial_address(settings.address),
             dialer,
             scope,
-            hear=self._hear,
+            on_event=self._on_event,
             lose=self._lose,
             backoff_max_s=settings.backoff_max,
         )
@@ -90,18 +90,18 @@ class MeshEvents:
         """Follow the manager until cancelled."""
         await self._stream.run()
 
-    def hear_kernel(self, events: Iterable[Event]) -> None:
-        """Apply kernel events, for the addresses of our links in them."""
-        self._addresses.hear_kernel(events)
+    def observe_kernel(self, events: Iterable[Event]) -> None:
+        """Record the addresses of our links in kernel events."""
+        self._addresses.observe_kernel(events)
 
-    def _hear(self, event: pb.ConnectionEvent) -> None:
+    def _on_event(self, event: pb.ConnectionEvent) -> None:
         self.events[_KINDS.get(event.type, "other")] += 1
         if event.type == pb.INITIAL_STATE_TRANSFER:
             _log.info("mesh manager answers", extra=fields(connections=len(event.connections)))
-        told = self._watch.take(event)
-        self.outdated += sum(len(each.ips) for each in told if isinstance(each, NeighborsOutdated))
-        if told:
-            self._post(told)
+        events = self._watch.apply(event)
+        self.outdated += sum(len(each.ips) for each in events if isinstance(each, NeighborsOutdated))
+        if events:
+            self._post(events)
 
     def _lose(self, reason: str) -> None:
         _log.warning("mesh manager lost: nothing changes", extra=fields(reason=reason))

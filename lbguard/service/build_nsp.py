@@ -1,4 +1,4 @@
-"""Builds the source `nsp` and what goes with it from the settings."""
+"""Builds the source `nsp`, its certificates and its availability server from the settings."""
 
 import socket
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lbguard.api.availability_server import AvailabilityServer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import Route, RouteKind, StreamSpec
@@ -22,9 +22,9 @@ from lbguard.rpc.security import (
     WorkloadApi,
     server_credentials,
 )
-from lbguard.settings.dial_address import parse_dial_address
 from lbguard.settings.model import Settings
-from lbguard.settings.nsp import NspSettings
+from lbguard.settings.notation import parse_dial_address
+from lbguard.settings.surroundings import NspSettings
 from lbguard.sources.nsp.lists import Place
 from lbguard.sources.nsp.offsets import offset_of_routes, offset_of_table
 from lbguard.sources.nsp.source import NspConfig, NspSource
@@ -33,7 +33,7 @@ _FIRST_CERTIFICATE_S = 3.0
 
 
 class WorkloadCertificates:
-    """Certificates of a SPIFFE Workload API, followed from the first use and again when following ended."""
+    """Certificates of a SPIFFE Workload API, followed from the first use; following starts again when it ended."""
 
     def __init__(self, address: str) -> None:
         self._api = WorkloadApi(address)
@@ -41,10 +41,10 @@ class WorkloadCertificates:
         self._lock = threading.Lock()
 
     def current(self) -> Material:
-        """Return the newest certificate; the first one is waited for, some seconds.
+        """Return the newest certificate; wait some seconds for the first one.
 
         Raises:
-            CredentialsError: none came yet.
+            CredentialsError: none was received yet.
         """
         with self._lock:
             try:
@@ -65,7 +65,7 @@ class WorkloadCertificates:
 
 
 def nsp_certificates(settings: NspSettings) -> CertificateFiles | WorkloadCertificates | None:
-    """Return where the certificates for Meridio's programs come from; None: plaintext."""
+    """Return the source of certificates for connections to Meridio's programs; None: plaintext."""
     if settings.spiffe_socket:
         return WorkloadCertificates(settings.spiffe_socket)
     if settings.tls_cert is not None and settings.tls_key is not None and settings.tls_ca is not None:
@@ -74,10 +74,10 @@ def nsp_certificates(settings: NspSettings) -> CertificateFiles | WorkloadCertif
 
 
 class OffsetsInForce:
-    """Reads back which marks are in use: from nfqlb's memory, else from the routes to the targets.
+    """Reads back the identifier offsets in force: from nfqlb's memory, else from the routes to the targets.
 
     Args:
-        shm_dir: where the memory files are.
+        shm_dir: the directory of the memory files.
         routes: returns the default routes of every table but the kernel's own; None: the kernel is not read yet.
     """
 
@@ -88,10 +88,10 @@ class OffsetsInForce:
     def __call__(
         self, streams: Mapping[str, int], targets: Mapping[str, Mapping[int, tuple[Ip, ...]]], known: Mapping[str, int]
     ) -> Mapping[str, int] | None:
-        """Return the offsets that show, by stream; None: it cannot be said yet. See `SeenOffsets`.
+        """Return the offsets found, by stream; None: they are not known yet. See `SeenOffsets`.
 
-        A memory leaves no doubt. Routes do: a target in two streams whose path is broken may have those of one only.
-        So they count for streams that are new.
+        A memory is certain evidence. Routes are not: a target in two streams whose path is broken may have routes of
+        one only. So routes count for new streams only.
         """
         found = {name: offset for name, room in streams.items() if (offset := self._of_memory(name, room)) is not None}
         rest = [name for name in streams if name not in found and name not in known]
@@ -131,7 +131,7 @@ def make_nsp_source(
     certificates: MaterialSource | None,
     routes: Callable[[], Iterable[Route] | None],
 ) -> NspSource:
-    """Build the source. Marks of others are followed where somebody else owns the distributor."""
+    """Build the source. It follows foreign marks where another program owns the distributor."""
     nsp = settings.nsp
     endpoint = parse_dial_address(nsp.address)
     server_name = nsp.tls_server_name or ("" if nsp.spiffe_socket else endpoint.host)
@@ -159,7 +159,7 @@ def make_nsp_source(
 def make_availability_server(
     settings: Settings, state: AvailabilityState, certificates: MaterialSource | None
 ) -> AvailabilityServer | None:
-    """Build the server for Meridio's frontend; None: it is not asked for. It may wait for the first certificate.
+    """Build the server for Meridio's frontend; None: not configured. It may wait for the first certificate.
 
     Raises:
         CredentialsError: there is no usable certificate.

@@ -1,4 +1,4 @@
-"""The composition root: wires the adapters to the engine and sees the service through its life."""
+"""Composition root of `lbguard run`: connects the adapters with the engine, and runs the service from start to end."""
 
 import asyncio
 import gc
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from lbguard import __version__
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.verdicts.queue import VerdictQueue
 from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors, SteerFlows
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.distributor.base import CommitResult, Distributor
-from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.batches import NetlinkChannel
 from lbguard.kernel.links import LinkOperations
 from lbguard.kernel.requests import KernelRequests
-from lbguard.recording.service import ServiceRecording
+from lbguard.recording.recorder import ServiceRecording
 from lbguard.service.actuators import (
     DistributorActuator,
     DistributorEffect,
@@ -36,6 +36,7 @@ from lbguard.service.actuators import (
 )
 from lbguard.service.affinity import make_affinity
 from lbguard.service.build import (
+    SourceEvent,
     make_announcer,
     make_distributor,
     make_mirror,
@@ -43,21 +44,18 @@ from lbguard.service.build import (
     neighbor_timers,
 )
 from lbguard.service.event_reporter import EventReporter
+from lbguard.service.foreign_routes import LocalVips, TargetRoutes
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
-from lbguard.service.local_vips import LocalVips
 from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
-from lbguard.service.target_routes import TargetRoutes
 from lbguard.settings.model import Settings
-from lbguard.sources.base import SourceEvent
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
 
 if TYPE_CHECKING:
-    from lbguard.nsm.watch import WatchEvent
+    from lbguard.nsm import WatchEvent
     from lbguard.service.build_nsm import MeshEvents
     from lbguard.service.servers import Servers
     from lbguard.sources.interposer.source import InterposerSource
@@ -115,7 +113,7 @@ class Daemon:
         self._tables = DistributorActuator(self._distributor, self._committed)
         kernel_queue: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)
         neighbor_queue: WorkQueue[NeighborEffect] = WorkQueue("neighbors", neighbors.perform, self._post, limit=256)
-        # All streams are adopted in one decision: one for each would take longer than to read what they hold.
+        # All streams are adopted in one decision: one decision for each would take longer than reading their tables.
         self._distributor_queue: WorkQueue[DistributorEffect] = WorkQueue(
             "distributor", self._tables.perform, self._post, together=AttachStream
         )
@@ -125,7 +123,7 @@ class Daemon:
         if self._affinity is not None:
             affinity_queue = WorkQueue("affinity", self._affinity.perform, self._post)
             self._work_queues.append(affinity_queue)
-        self.mirror = make_mirror(settings, self._hear_kernel)
+        self.mirror = make_mirror(settings, self._observe_kernel)
         self.runner = Runner(
             self.engine,
             announce=self._announce,
@@ -145,26 +143,28 @@ class Daemon:
         self._interposer: InterposerSource | None = None
         self._kernel_source: KernelSource | None = None
         if settings.source in {"interposer", "kernel"}:
-            # Loaded only where it is used: every start would wait for it.
+            # Loaded only where used, since it would delay every start.
             from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
 
             if settings.source == "interposer":
                 self._interposer = make_interposer_source(
-                    settings, self._hear_source, self.engine, lambda: self.runner.inbox_depth, self._routes
+                    settings, self._observe_source, self.engine, lambda: self.runner.inbox_depth, self._routes
                 )
-            self._kernel_source = make_kernel_source(settings, self._hear_source, self.engine, self._routes)
+            self._kernel_source = make_kernel_source(settings, self._observe_source, self.engine, self._routes)
         self._source = (
-            self._interposer or self._kernel_source or make_source(settings, self._hear_source, self._routes_in_force)
+            self._interposer
+            or self._kernel_source
+            or make_source(settings, self._observe_source, self._routes_in_force)
         )
         self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.streams()])
         self._servers: Servers | None = None
         self._servers_opened = asyncio.Event()
         self._mesh: MeshEvents | None = None
 
-    # What the API and the health checks see
+    # Queries of the API and of the health checks
 
     async def status(self) -> GuardStatus:
-        """Return the whole state of the moment; events get their turn while it is built."""
+        """Return the whole current state; events are processed while it is built."""
         for status in self.engine.status_in_parts(time.monotonic()):
             if status is not None:
                 return self._local_vips.add_to(status)
@@ -172,7 +172,7 @@ class Daemon:
         raise AssertionError("a status that never ends")
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
-        """Return the last decisions, oldest first, with wall time; of one target, or (None) of all."""
+        """Return the last decisions with wall time, oldest first; of one target, or (None) of all."""
         return self.decision_log.last(target, limit)
 
     def unready_reason(self) -> str:
@@ -197,7 +197,7 @@ class Daemon:
         """Serve until a signal ends it.
 
         Raises:
-            ExceptionGroup: a part failed that the service cannot do without.
+            ExceptionGroup: a required part failed.
             StartError, OSError: it could not start.
         """
         try:
@@ -228,7 +228,7 @@ class Daemon:
             loop.add_signal_handler(signum, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._source is None:
-            self._hear_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
+            self._observe_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
             _log.error("no targets: set targets_file (LBGUARD_TARGETS_FILE), or source to another kind")
         self._recording.start()
         holds = self._hold_file.load(time.monotonic())
@@ -237,7 +237,8 @@ class Daemon:
         if holds or self._hold_file.subnets:
             self.runner.post((HoldsRemembered(holds=holds, subnets=self._hold_file.subnets),))
         await self.mirror.start()
-        # The collector was off until here (see `cli_run.run`); what was loaded meanwhile stays, and is no work for it.
+        # The collector was off until here (see `cli_run.run`); objects created meanwhile stay, and it does not traverse
+        # them.
         gc.freeze()
         gc.enable()
         self.started = True
@@ -248,7 +249,7 @@ class Daemon:
         self.runner.flush()
         if self._announcer is not None:
             self._announcer.close()
-        # Only who is told to stop withdraws: a fault must not take the data path along.
+        # Only a requested stop withdraws: a fault must not end the data path.
         withdraw = self.settings.withdraw_on_exit and self._enforcing and self._stop.is_set()
         try:
             async with asyncio.timeout(_WITHDRAW_LIMIT_S if withdraw else _STOP_LIMIT_S):
@@ -277,7 +278,7 @@ class Daemon:
         _log.info("stopped")
 
     def _open_holds(self) -> Sequence[OpenHold] | None:
-        """Return the holds that are open; None as long as those of an earlier run are all that is known."""
+        """Return the open holds; None while only those of an earlier run are known."""
         return self.engine.open_holds(time.monotonic()) if self.engine.running else None
 
     def _reload(self) -> None:
@@ -287,25 +288,25 @@ class Daemon:
         self.mirror.request_reconcile()
 
     async def _poll(self) -> None:
-        """Poll what sends no notifications: tables that others replace, gauges, health."""
+        """Poll the parts that send no notifications: tables replaced by other programs, gauges, health."""
         rounds = 0
         interval_s = self.settings.kernel.reconcile_interval
         every = max(1, round(interval_s / _POLL_S))
         while True:
-            await self._tell_health()
-            # One stream that cannot be had keeps the service unready, but the others are looked after all the same.
+            await self._report_health()
+            # One failing stream keeps the service unready, but the others are served.
             if self._servers is not None:
                 rounds += 1
                 if not len(self._distributor_queue):
                     self._distributor_queue.put(PollDistributor(read_back=interval_s > 0 and rounds % every == 0))
-                self._take_counts()
+                self._record_counts()
                 self.runner.post(read_traffic(self.engine.links_facing_targets()))
             await asyncio.sleep(_POLL_S if self._servers is not None else _POLL_BEFORE_READY_S)
 
     async def _count_packets(self) -> None:
-        """Keep the packet counters, apart from all else: however long nftables takes, the heart goes on beating.
+        """Maintain the packet counters, in a separate task: nftables must not delay the heartbeat.
 
-        They come later than the first commits, which write their rules twice if nftables changes meanwhile.
+        They start after the first commits, which write their rules twice if nftables changes meanwhile.
         """
         await self._servers_opened.wait()
         rounds = 0
@@ -313,20 +314,20 @@ class Daemon:
             await asyncio.sleep(_POLL_S)
             rounds += 1
             await self._packets.follow(self.engine.keys_by_mark())
-            # The first reading is what later ones are compared with: what an earlier run counted goes on.
+            # Later readings are compared with the first one: the counts of an earlier run continue.
             if rounds % _COUNT_EVERY == 1:
                 await self._packets.read()
 
     async def _follow_mesh(self) -> None:
-        """Follow a mesh manager once the repairs of the start are done: its library takes long to load."""
+        """Follow a mesh manager after the repairs of the start: its library takes long to load."""
         await self._servers_opened.wait()
         build = await asyncio.to_thread(importlib.import_module, "lbguard.service.build_nsm")
         mesh: MeshEvents = build.MeshEvents(self.settings.nsm, self.engine, self._post_mesh)
         self._mesh = mesh
         await mesh.run()
 
-    def _take_counts(self) -> None:
-        """Bring gauges up to date and take over the counts that adapters keep themselves."""
+    def _record_counts(self) -> None:
+        """Update gauges, and record the counters that adapters keep themselves."""
         self.availability.retain(self.engine.stream_names())
         self.metrics.record_status(self.engine.summary(time.monotonic()))
         self.metrics.record_readiness(self.unready_reason())
@@ -349,13 +350,13 @@ class Daemon:
                 skipped=counters.skipped,
             )
 
-    async def _tell_health(self) -> None:
+    async def _report_health(self) -> None:
         unready = self.unready_reason()
         if self._servers is not None:
-            await self._servers.tell(unready)
+            await self._servers.report_readiness(unready)
         elif not unready or time.monotonic() - self._started_at > _SERVERS_LATEST_S:
             self._servers = await self._open_servers()
-            await self._servers.tell(unready)
+            await self._servers.report_readiness(unready)
         self._event_reporter.waited(unready, time.monotonic())
         if not self._ready_told and not unready:
             self._ready_told = True
@@ -365,7 +366,7 @@ class Daemon:
             GarbageCalmer().start()
 
     async def _open_servers(self) -> "Servers":
-        """Open API and HTTP endpoint. Their libraries take long to load, and repairs must not wait for that."""
+        """Open API and HTTP endpoint. Their libraries take long to load, so the repairs come first."""
         servers = await asyncio.to_thread(importlib.import_module, "lbguard.service.servers")
         opened: Servers = await servers.open_servers(self)
         self._servers_opened.set()
@@ -373,37 +374,37 @@ class Daemon:
 
     # Wiring
 
-    def _hear_kernel(self, events: list[Event], received_at: float) -> None:
-        self._event_reporter.kernel_heard(events, in_sync=self.mirror.in_sync)
+    def _observe_kernel(self, events: list[Event], received_at: float) -> None:
+        self._event_reporter.kernel_observed(events, in_sync=self.mirror.in_sync)
         if self._interposer is not None or not self._enforcing:
-            self._routes.hear(events)
+            self._routes.observe(events)
         if self._kernel_source is not None:
-            self._kernel_source.hear_kernel(events)
+            self._kernel_source.observe_kernel(events)
         if self._mesh is not None:
-            self._mesh.hear_kernel(events)
+            self._mesh.observe_kernel(events)
         self.runner.post_kernel(events, received_at)
 
-    def _hear_source(self, event: SourceEvent) -> None:
-        self._event_reporter.source_heard(event)
+    def _observe_source(self, event: SourceEvent) -> None:
+        self._event_reporter.source_observed(event)
         self.runner.post((event,))
 
     def _routes_in_force(self) -> Iterable[Route] | None:
         if not self.engine.in_sync:
             return None
-        # Where the load balancer keeps its own, those are the ones that show.
+        # Where the load balancer has its own routes, these show the offsets.
         return [*self.engine.routes(), *(self._routes.routes() or ())]
 
     def _post(self, events: Sequence[Event]) -> None:
         self._event_reporter.refused(events)
         if any(isinstance(event, RouteFailed) and event.reason.startswith("EEXIST") for event in events):
-            # Something stands there that the mirror does not know: a kind of route that it passes by, or news too new.
+            # The mirror does not have the existing object: an ignored type of route, or a very recent one.
             self.mirror.request_reconcile()
         self.runner.post(events)
         if self._interposer is not None:
-            self._interposer.hear(events)
+            self._interposer.observe(events)
 
     def _post_mesh(self, events: "Sequence[WatchEvent]") -> None:
-        # Not by the verdicts' own inbox: the mesh says a thing once, so none of it may be dropped for want of room.
+        # Not through the inbox of verdicts: the mesh reports an event once, so none may be dropped for lack of room.
         self.runner.post(events)
 
     def _committed(self, result: CommitResult) -> None:

@@ -1,4 +1,4 @@
-"""Reporter of decisions and results: decision log, logs and metrics."""
+"""Reporter of decisions and results to the log, the metrics and the decision log."""
 
 import logging
 import math
@@ -6,24 +6,23 @@ import time
 from collections.abc import Callable, Sequence
 
 from lbguard.announce.sender import Announcer, FrameKind, Suppressed
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
 from lbguard.core.events import Event, KernelOutOfSync, RouteFailed, RuleFailed, SourceLost, SourceSnapshot
 from lbguard.distributor.base import CommitResult
+from lbguard.kernel.batches import NeighborFailure
 from lbguard.kernel.mirror import MirrorCounters
-from lbguard.kernel.neighbors import NeighborFailure
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.log import fields, log_decision
 from lbguard.telemetry.metrics.guard import Metrics
 
 _log = logging.getLogger("lbguard.service.event_reporter")
 
 _CLOCK_SET_S = 1.0
-"""A wall clock that seems to go back by less was read late; by more, it was set."""
+"""A wall clock that goes back by less was read late; by more, it was set."""
 
-_STALL_TOLD_S = 1.0
-"""Shorter ones are in the metrics alone."""
+_STALL_REPORTED_S = 1.0
+"""Shorter stalls are in the metrics only."""
 _REMIND_S = 30.0
 """Interval of the log message about the input that the service waits for."""
 
@@ -52,7 +51,7 @@ class EventReporter:
         self._dated = (-math.inf, -math.inf)
         self._remind_at = time.monotonic() + _REMIND_S
 
-    def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
+    def reported(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Record an event."""
         self._metrics.record_effect(effect)
         match effect:
@@ -84,8 +83,8 @@ class EventReporter:
     def _date(self, at: float, now: float) -> float:
         """Return the wall clock time of a decision; both arguments are of the engine's clock, and `now` is the present.
 
-        Two clocks are never read in one moment, so each reading is a little off. What was decided together has one
-        date, and what was decided later no earlier one, unless the wall clock was set back.
+        Two clocks cannot be read at one moment, so each reading has a small error. Decisions of one moment get one
+        date, and later decisions no earlier date, unless the wall clock was set back.
         """
         last_at, last = self._dated
         if at != last_at:
@@ -94,7 +93,7 @@ class EventReporter:
         return self._dated[1]
 
     def performed(self, effect: Effect) -> None:
-        """Record an effect that was handed out."""
+        """Record an effect that was dispatched."""
         self._metrics.record_effect(effect)
 
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
@@ -102,9 +101,9 @@ class EventReporter:
         self._metrics.record_step(duration_s=duration_s, lags_s=(lag_s,))
 
     def stalled(self, duration_s: float) -> None:
-        """Record that nothing was looked at for a while."""
+        """Record that the loop did not run for `duration_s`."""
         self._metrics.record_stall(duration_s)
-        if duration_s >= _STALL_TOLD_S:
+        if duration_s >= _STALL_REPORTED_S:
             _log.warning(
                 "stalled: this time counts against no target",
                 extra=fields(duration_s=round(duration_s, 3), remedy="give lbguard processor time"),
@@ -115,17 +114,17 @@ class EventReporter:
         self._metrics.streams.record_commits((result,))
 
     def refused(self, events: Sequence[Event]) -> None:
-        """Record refused kernel operations among the outcome of one effect; one log line for all of them."""
+        """Record the refused kernel operations among the results of one effect, in one log line."""
         refused = [event for event in events if isinstance(event, RouteFailed | RuleFailed)]
         if refused:
             self._metrics.record_failures(routes=[event.reason for event in refused])
             first = refused[0].route if isinstance(refused[0], RouteFailed) else refused[0].rule
             _log.warning("kernel refused", extra=fields(count=len(refused), what=str(first), reason=refused[0].reason))
 
-    def kernel_heard(self, events: Sequence[Event], *, in_sync: bool) -> None:
-        """Record the mirror's events, if they mean that the view of the kernel was lost or is whole again.
+    def kernel_observed(self, events: Sequence[Event], *, in_sync: bool) -> None:
+        """Record the mirror's events that mean that the view of the kernel was lost or is complete again.
 
-        A loss is the last that a batch tells, so that no other event has to be looked at.
+        A loss is the last event of a batch, so only that has to be checked.
         """
         if events and isinstance(events[-1], KernelOutOfSync):
             self._kernel_lost = True
@@ -134,7 +133,7 @@ class EventReporter:
             self._kernel_lost = False
             _log.info("kernel view whole again")
 
-    def source_heard(self, event: SourceSnapshot | SourceLost) -> None:
+    def source_observed(self, event: SourceSnapshot | SourceLost) -> None:
         """Record a new list of targets, or its loss."""
         if isinstance(event, SourceLost):
             _log.error("targets cannot be read: the last list stays in force", extra=fields(reason=event.reason))
@@ -143,7 +142,7 @@ class EventReporter:
             _log.info("targets read", extra=fields(streams=len(event.streams), targets=targets))
 
     def waited(self, unready: str, now: float) -> None:
-        """Say from time to time what the service waits for; empty: it is ready. `now` is monotonic, seconds."""
+        """Log periodically the input that the service waits for; empty: it is ready. `now`: monotonic, seconds."""
         if not unready:
             self._remind_at = now + _REMIND_S
         elif now >= self._remind_at:
@@ -153,12 +152,12 @@ class EventReporter:
     def neighbors_refused(self, failures: Sequence[NeighborFailure]) -> None:
         """Record refused neighbour operations."""
         self._metrics.record_failures(neighbors=[failure.reason for failure in failures])
-        # A link that just went away refuses all its entries; one line tells of them.
+        # A link that was just removed refuses all its entries; one line reports them.
         _log.debug("neighbour operations refused", extra=fields(count=len(failures), first=failures[0].reason))
 
     def counted(self, announcer: Announcer | None, mirror: MirrorCounters) -> None:
-        """Record the counts that adapters keep themselves."""
-        # By all their names, for a series that appears with its first increment hides that one from rate().
+        """Record the counters of announcer and mirror."""
+        # With all names: rate() misses the first increment of a series that appears with it.
         if announcer is not None:
             counters = announcer.counters
             self._metrics.record_announcer(

@@ -1,4 +1,4 @@
-"""Keep the garbage collector's full collections short: they stop everything, also the loop that holds targets."""
+"""Tuning of Python's garbage collector: keeps full collections short, since they block the event loop."""
 
 import gc
 import time
@@ -8,12 +8,12 @@ THAW_S = 3600.0
 
 
 class GarbageCalmer:
-    """Freezes what outlives a full collection, and thaws it once an hour.
+    """Freezes the objects that survive a full collection, and thaws them once an hour.
 
-    What is made while the service runs is mostly free of cycles, so full collections can be rare; and what one of them
-    leaves, such as decisions and opinions that are kept, the next need not walk through again. What is frozen and in no
-    cycle is freed all the same when nothing refers to it any more. What was in a cycle is not: without the thaw, each
-    full collection would leak the cycles that happened to be in use.
+    Objects of the running service are mostly free of cycles, so full collections can be rare; and the survivors of one,
+    such as kept decisions and opinions, do not have to be traversed by the next. A frozen object without a cycle is
+    freed normally when nothing refers to it any more. A cycle is not: without the thaw, each full collection would leak
+    the cycles that were in use.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, thaw_s: float = THAW_S) -> None:
@@ -22,7 +22,7 @@ class GarbageCalmer:
         self._thawed_at = clock()
 
     def start(self) -> None:
-        """Collect and freeze what start-up left, and make full collections rare."""
+        """Collect and freeze the objects of the start, and make full collections rare."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
@@ -34,6 +34,6 @@ class GarbageCalmer:
         if phase == "stop":
             gc.freeze()
         elif self._clock() - self._thawed_at >= self._thaw_s:
-            # The collection that begins now takes the thawed objects along: one long step an hour.
+            # The collection that begins now includes the thawed objects: one long pause an hour.
             self._thawed_at = self._clock()
             gc.unfreeze()

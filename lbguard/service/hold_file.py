@@ -1,10 +1,10 @@
-"""The file beside the API's socket in which open holds outlive the process, so that a crash does not renew them.
+"""File of open holds beside the API's socket, so that holds survive a crash and do not begin again.
 
 It is written while a hold is open or a subnet is lost that targets were reached by, and removed with the last one. A
-later run learns from it that a wider subnet, such as the pod's own network, does not lead to those targets. It counts
-for the same boot and network namespace, and for a minute: whoever is restarted by a supervisor is back within that
-time; after a longer absence a loss may well have healed and come anew, and the worst that follows from forgetting it is
-one more window. Whatever is wrong with the file, it is ignored with a line in the log.
+later run reads in it that a wider subnet, such as the pod's own network, does not lead to those targets. It is valid
+for the same boot and network namespace, and for a minute: a supervisor restarts the process within that time; after a
+longer absence a loss may have healed and occurred again, and forgetting it costs at most one more window. A file with
+any error is ignored, with a line in the log.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ MAX_AGE_S = 60.0
 MAX_BYTES = 8 * 2**20
 _SAVE_EVERY_S = 0.25
 _REFRESH_S = 15.0
-"""Lost subnets alone change seldom; the file is only kept from getting old."""
+"""With lost subnets alone, the file is written at this interval to stay valid."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NAMESPACE = "/proc/self/ns/net"
 
@@ -40,9 +40,10 @@ _NAMESPACE = "/proc/self/ns/net"
 class HoldFile:
     """One file of open holds, `<socket>.holds`; the clock is the monotonic one. Nothing here raises.
 
-    `subnets`: those that were lost, as last read or written.
+    `subnets`: the lost subnets, as last read or written.
 
-    The directory is opened for each use, and the file relative to it: nothing is followed but what is configured.
+    The directory is opened for each use, and the file relative to it: no symbolic link is followed except in the
+    configured path.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -59,7 +60,7 @@ class HoldFile:
         open_holds: Callable[[], Sequence[OpenHold] | None],
         subnets_to_remember: Callable[[], tuple[Prefix, ...]] = tuple,
     ) -> None:
-        """Save the holds that are open, again and again, until cancelled; None: nobody knows yet which are."""
+        """Save the open holds repeatedly until cancelled; None: they are not known yet."""
         held = True
         while True:
             await asyncio.sleep(_SAVE_EVERY_S)
@@ -73,7 +74,7 @@ class HoldFile:
                 await asyncio.to_thread(self.save, holds, now, subnets)
 
     def load(self, now: float) -> tuple[OpenHold, ...]:
-        """Return the holds that an earlier run left open; nothing when there are none, or when they do not count."""
+        """Return the holds that an earlier run left open; empty when there are none or the file is not valid."""
         try:
             with _directory(self.path) as directory:
                 text = _read(self.path.name, directory)
@@ -128,17 +129,17 @@ class HoldFile:
         return {"format": FORMAT, **self._whose, "at": now, "holds": rows, "subnets": [*map(str, subnets)]}
 
     def _holds(self, document: Any, now: float) -> tuple[OpenHold, ...]:
-        """Return what a document says.
+        """Return the holds in a document.
 
         Raises:
-            ValueError, TypeError, KeyError: it is not one of ours, or it is damaged.
+            ValueError, TypeError, KeyError: the document is not a hold file, or damaged.
         """
         if document["format"] != FORMAT:
             raise ValueError(f"not {FORMAT}")
         age_s = now - _seconds(document["at"])
         known = all(document[name] == value for name, value in self._whose.items())
         if not known or not 0 <= age_s <= MAX_AGE_S:
-            # That is no fault: the host booted, the pod was made anew, or lbguard was away for long.
+            # That is not a fault: the host booted, the pod was re-created, or lbguard did not run for long.
             _log.info("open holds of an earlier run are too old", extra=fields(path=str(self.path)))
             return ()
         holds = tuple(_hold(*row) for row in document["holds"])
@@ -168,12 +169,12 @@ def _seconds(value: Any) -> float:
 
 
 def _whose() -> dict[str, object]:
-    """Return what has to be the same for a file to count: this boot and this network namespace."""
+    """Return the identity that a valid file has to have: this boot and this network namespace."""
     try:
         namespace = Path(_NAMESPACE).stat()
         return {"boot": Path(_BOOT_ID).read_text().strip(), "namespace": [namespace.st_dev, namespace.st_ino]}
     except OSError:
-        # Without a proof that it is ours, none counts.
+        # Without this identity, no file is valid.
         return {"boot": f"unknown {os.getpid()}", "namespace": []}
 
 
@@ -203,7 +204,7 @@ def _read(name: str, directory: int) -> bytes:
 
 
 def _replace(name: str, directory: int, content: bytes) -> None:
-    """Put a whole file in place of the old one. A leftover of an earlier attempt goes first."""
+    """Replace the file as a whole. A leftover of an earlier attempt is removed first."""
     beside = f"{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(beside, dir_fd=directory)

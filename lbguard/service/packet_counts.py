@@ -1,6 +1,6 @@
-"""Packet counts of the kernel: of each target for the metrics, and of each link for the core.
+"""Packet counters of the kernel: of each target for the metrics, and of each link for the core.
 
-Packets that arrive through a link veto a verdict that says nothing does.
+Packets that arrive through a link veto a verdict that the link is down.
 """
 
 import logging
@@ -21,7 +21,7 @@ Readings = Mapping[TargetKey, HeldCount]
 
 
 class PacketCounts:
-    """Packet counts per target, and of those dropped while held. Without nftables it logs that, once."""
+    """Packet counts per target, and of packets dropped while held. A failure of nftables is logged once."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class PacketCounts:
         *,
         on_read: Callable[[Readings, Readings], None] = lambda hits, held: None,
     ) -> None:
-        """Set where readings go, besides the metrics: packets to each target, and those dropped while held."""
+        """Set the receivers of readings besides the metrics: packets to each target, and those dropped while held."""
         self._metrics = metrics
         self._on_read = on_read
         self._counters = counters or FallbackCounters()
@@ -38,7 +38,7 @@ class PacketCounts:
         self._problem = ""
 
     async def follow(self, targets: Mapping[int, TargetKey]) -> None:
-        """Count exactly these marks; cheap when they are the same as before."""
+        """Count exactly these marks; cheap when they are unchanged."""
         if targets != self._counted:
             try:
                 await self._counters.ensure(targets)
@@ -51,7 +51,7 @@ class PacketCounts:
     async def read(self) -> None:
         """Record a reading for the metrics."""
         if not self._counted:
-            # The last target left: its series leave too.
+            # The last target was removed: its series are removed too.
             self._metrics.packets.record({}, {})
             return
         try:
@@ -74,11 +74,11 @@ class PacketCounts:
             self._complain(str(error))
 
     async def close(self) -> None:
-        """Release the handle; the counters go on counting."""
+        """Release the handle; the counters continue to count."""
         await self._counters.close()
 
     def _complain(self, problem: str) -> None:
-        # Counters are worth much, but not a service that stops for want of them.
+        # The service does not stop when counters fail.
         if problem != self._problem:
             self._problem = problem
             _log.warning("packets are not counted", extra=fields(reason=problem))

@@ -1,4 +1,4 @@
-"""The process of the service: one instance, its log, its exit status."""
+"""Process of `lbguard run`: instance lock, log, event loop, exit status."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from lbguard.distributor.base import Distributor, DistributorError
 from lbguard.errors import EXIT_FAILED, StartError
-from lbguard.kernel.instance import InstanceLock, InstanceRunning
+from lbguard.kernel.process import InstanceLock, InstanceRunning
 from lbguard.service.build import make_distributor
 from lbguard.service.daemon import Daemon
 from lbguard.settings.model import Settings
@@ -20,7 +20,7 @@ _SWITCH_INTERVAL_S = 0.0001
 
 
 async def _serve(settings: Settings, make: Callable[[Settings], Distributor]) -> tuple[int, bool]:
-    """Run the service; return the exit status, and whether a thread of it hangs."""
+    """Run the service; return the exit status, and whether one of its threads hangs."""
     problems: list[Exception] = []
     daemon: Daemon | None = None
     try:
@@ -41,8 +41,8 @@ def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distr
     """Run the service until a signal ends it; return the exit status (0 stopped, 1 failed)."""
     logging_ = setup_logging(settings.log.format, settings.log.level)
     status, stuck = EXIT_FAILED, False
-    # The loop gives the interpreter away with every system call. Beside a thread that computes (a scrape) it would get
-    # it back only after 5 ms each time.
+    # The loop releases the interpreter lock with every system call. While another thread computes (a scrape), it would
+    # get it back only after 5 ms each time.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         with InstanceLock():
@@ -52,6 +52,6 @@ def run(settings: Settings, make: Callable[[Settings], Distributor] = make_distr
     finally:
         logging_.close()
     if stuck:
-        # The interpreter would wait for the thread that hangs.
+        # The interpreter would wait for the hanging thread.
         os._exit(status)
     return status

@@ -1,4 +1,4 @@
-"""The one loop: drain the inbox, decide once, hand out the effects, arm one timer."""
+"""Loop of the service: drains the inbox, decides once, dispatches the effects, arms one timer."""
 
 import asyncio
 import math
@@ -38,40 +38,40 @@ from lbguard.service.actuators import DistributorEffect, KernelEffect, NeighborE
 
 _BATCH = 4096
 _VERDICTS_PER_ROUND = 256
-_TOLD_PER_ROUND = 64
-_UNTOLD_ROUNDS = 16
+_REPORTS_PER_ROUND = 64
+_REPORT_ROUNDS = 16
 _NEWS_WAIT_S = 1.0
 _LOOK_EVERY_S = 0.2
-"""Less than what counts as a look (`LOOK_S`), so that a loop that is well never seems to be held up."""
+"""Below the limit of an observation gap (`LOOK_S`), so that a healthy loop never counts as stalled."""
 
 
 class EventReports(Protocol):
     """Receiver of decisions and results: logs, metrics, explanation."""
 
-    def told(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
-        """Record an event; it may be older than `now`, the moment of the call."""
+    def reported(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
+        """Record a decision or a result; it may be older than `now`, the moment of the call."""
 
     def performed(self, effect: Effect) -> None:
-        """Record an effect that was handed out."""
+        """Record an effect that was dispatched."""
 
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
-        """Record one round: how many events, how long the oldest had waited, how long the round took."""
+        """Record one round: number of events, waiting time of the oldest, and duration."""
 
     def stalled(self, duration_s: float) -> None:
-        """Record that nothing was looked at for a while."""
+        """Record that the loop did not run for `duration_s`."""
 
 
 class Runner:
     """Owns the inbox and the engine's clock. Everything happens in the event loop's thread.
 
-    The inbox is bounded for what comes from outside: when `inbox_limit` events wait, further kernel changes are
-    dropped, the engine is marked out of sync, and `resync` is called for a new full view. Verdicts have an
-    inbox of their own, of which a round takes a few after everything else: no flood of them delays the kernel's events.
+    The inbox is bounded for external events: when `inbox_limit` events wait, further kernel changes are dropped, the
+    engine is marked out of sync, and `resync` is called for a new full view. Verdicts have a separate inbox, of which
+    each round applies a few after everything else: a flood of verdicts does not delay the kernel's events.
 
-    `caught_up` returns whether the kernel has said nothing that was not posted yet.
+    `caught_up` returns whether every message of the kernel was posted.
 
-    The runner looks at least every `LOOK_S`. When it comes later, the process was stopped or something held up the
-    loop: the engine is told how long, and judges only after what waits was read.
+    The runner runs at least every `LOOK_S`. When it is late, the process was stopped or the loop was blocked: the
+    engine receives the duration, and decides only after the waiting events were read.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Runner:
         self._verdicts: deque[VerdictReported] = deque()
         self._clock = clock
         self._inbox: deque[tuple[Event, float]] = deque()
-        self._untold: deque[Record | Ignored | NeighborMoved | SetAvailability] = deque()
+        self._unreported: deque[Record | Ignored | NeighborMoved | SetAvailability] = deque()
         self._overflowed = False
         self._looked_at = math.inf
         self._reading_until = -math.inf
@@ -115,17 +115,17 @@ class Runner:
 
     @property
     def inbox_depth(self) -> int:
-        """Return the number of events that wait."""
+        """Return the number of waiting events."""
         return len(self._inbox)
 
     def post(self, events: Sequence[Event]) -> None:
-        """Take results and the source's events; they are bounded by what the engine asked for."""
+        """Add results and the source's events; the engine's own requests bound them."""
         now = self._clock()
         self._inbox.extend((event, now) for event in events)
         self._wake.set()
 
     def post_kernel(self, events: Sequence[Event], received_at: float) -> None:
-        """Take the mirror's events, as far as there is room."""
+        """Add the mirror's events, as far as there is room."""
         for event in events:
             if self._overflowed and not isinstance(event, KernelSnapshot):
                 self.inbox_dropped += 1
@@ -140,7 +140,7 @@ class Runner:
         self._wake.set()
 
     def post_verdict(self, event: VerdictReported) -> bool:
-        """Apply a verdict; false when too many wait already."""
+        """Add a verdict; false when too many wait already."""
         if len(self._verdicts) >= self._verdicts_limit:
             return False
         self._verdicts.append(event)
@@ -148,17 +148,17 @@ class Runner:
         return True
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         while True:
             await self._sleep()
             await self._step()
-            # Readers and queues get their turn between two rounds, however full the inbox is.
+            # Readers and queues get their turn between two rounds, even with a full inbox.
             await asyncio.sleep(0)
-            # A share of what waits, so that no flood makes it grow without bound.
-            self._tell(max(_TOLD_PER_ROUND, len(self._untold) // _UNTOLD_ROUNDS))
+            # A share of the waiting reports, so that a flood does not make them grow without bound.
+            self._report(max(_REPORTS_PER_ROUND, len(self._unreported) // _REPORT_ROUNDS))
 
     async def _sleep(self) -> None:
-        if self._inbox or self._verdicts or self._untold:
+        if self._inbox or self._verdicts or self._unreported:
             return
         self._wake.clear()
         now = self._clock()
@@ -186,7 +186,7 @@ class Runner:
         for effect in repairs:
             self._perform(effect)
         if any(isinstance(effect, ProgramRoutes) for effect in repairs):
-            # The kernel gets the routes now; judging a thousand targets takes as long as programming them.
+            # The kernel gets the routes now; evaluating a thousand targets takes as long as programming them.
             await asyncio.sleep(0)
         if not self._behind(started):
             for effect in self.engine.decide(started):
@@ -195,7 +195,7 @@ class Runner:
             self._event_reporter.stepped(count, started - oldest, self._clock() - started)
 
     def _look(self, now: float) -> None:
-        """Record the time, and inform the engine if nothing was looked at for too long."""
+        """Record the time, and report a stall to the engine if the loop did not run for too long."""
         gap_s = now - self._looked_at
         self._looked_at = now
         if gap_s > LOOK_S:
@@ -204,10 +204,10 @@ class Runner:
             self._event_reporter.stalled(gap_s)
 
     def _behind(self, now: float) -> bool:
-        """Return whether news still waits, in the inbox or in the kernel, that may cancel what would be decided.
+        """Return whether events still wait, in the inbox or in the kernel, that may cancel a due decision.
 
-        That is so when a withdrawal is due, and after a stall. Then nothing is judged in this round. A flood without
-        end puts it off for a bounded time.
+        That matters when a withdrawal is due, and after a stall. Then this round decides nothing. An endless flood
+        delays decisions for a bounded time.
         """
         if now < self._reading_until:
             if self._inbox or not self._caught_up():
@@ -219,18 +219,18 @@ class Runner:
         return bool(self._inbox) or not self._caught_up()
 
     def flush(self) -> None:
-        """Report all that waits: the service ends."""
-        self._tell(len(self._untold))
+        """Report all waiting decisions: the service ends."""
+        self._report(len(self._unreported))
 
-    def _tell(self, count: int) -> None:
-        """Report what was decided, a few at a time: a thousand log lines must not delay the next event."""
-        for _ in range(min(count, len(self._untold))):
-            self._event_reporter.told(self._untold.popleft(), self._clock())
+    def _report(self, count: int) -> None:
+        """Report decisions, a few at a time: a thousand log lines must not delay the next event."""
+        for _ in range(min(count, len(self._unreported))):
+            self._event_reporter.reported(self._unreported.popleft(), self._clock())
 
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Record() | Ignored() | NeighborMoved() | SetAvailability():
-                self._untold.append(effect)
+                self._unreported.append(effect)
                 return
             case VerdictAnswered():
                 self._answer(effect)

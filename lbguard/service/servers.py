@@ -1,26 +1,24 @@
 """Servers of the service: the gRPC API on its unix socket, the HTTP endpoint, and availability for Meridio.
 
 The daemon loads this module after the first decisions: gRPC and the HTTP server take long to import, and after a crash
-in the middle of an outage the repair comes first.
+during an outage, the repair comes first.
 """
 
 import asyncio
 from typing import Protocol
 
 from lbguard.api.availability_server import AvailabilityServer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.server import ApiServer, GuardView
-from lbguard.api.verdicts.limits import Limit
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
-from lbguard.api.verdicts.queue import IGNORED_REASONS, VerdictQueue
+from lbguard.api.verdicts.queue import IGNORED_REASONS, Limit, VerdictQueue
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.security import CertificateFiles, WorkloadApi
 from lbguard.rpc.unix_socket import ServedSocket
-from lbguard.settings.listen import parse_listen
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import parse_listen
 from lbguard.settings.verdicts import VerdictSettings
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.httpd import Health, HttpEndpoint
 from lbguard.telemetry.metrics.guard import Metrics
 
@@ -28,7 +26,7 @@ _KEEP_EVERY_S = 1.0
 
 
 class ServiceContext(GuardView, Protocol):
-    """The parts of the service that its servers show."""
+    """The parts of the service that its servers expose."""
 
     settings: Settings
     decision_log: DecisionLog
@@ -54,7 +52,7 @@ class Servers:
 
     @property
     def problem(self) -> str:
-        """Return why a unix socket cannot be had; empty: all are served."""
+        """Return why a unix socket cannot be served; empty: all are served."""
         return next((socket.problem for socket in self._sockets() if socket.problem), "")
 
     def _sockets(self) -> list[ServedSocket]:
@@ -67,10 +65,10 @@ class Servers:
                 await socket.keep()
 
     async def open(self) -> None:
-        """Open the API and whatever else is asked for.
+        """Open the API and the other configured servers.
 
         Raises:
-            StartError: an address is taken or cannot be had, or certificates cannot be read.
+            StartError: an address is in use or cannot be bound, or certificates cannot be read.
         """
         settings = self._context.settings
         await self._api.start()
@@ -85,7 +83,7 @@ class Servers:
                 make_availability_server, settings, self._context.availability, nsp_certificates(settings.nsp)
             )
             if self._frontend is not None:
-                # Others may write to its directory: what stands in the way there keeps nothing else from being served.
+                # Other programs may write to its directory: a fault there must not keep the other servers from running.
                 await self._frontend.socket.keep()
         self._keeping = asyncio.create_task(self._keep_sockets())
 
@@ -112,7 +110,7 @@ class Servers:
     def count(self, metrics: Metrics) -> None:
         """Record the verdict service's counts."""
         counters = self._intake.counters
-        # All names, for a series that appears with its first increment hides that one from rate().
+        # All names: rate() misses the first increment of a series that appears with it.
         metrics.record_verdicts(
             received=counters.received,
             ignored={**dict.fromkeys(IGNORED_REASONS, 0), **counters.ignored},
@@ -125,11 +123,11 @@ class Servers:
             streams=self._intake.streams, reporters=self._intake.reporters, subjects=self._intake.subjects
         )
 
-    async def tell(self, unready: str) -> None:
+    async def report_readiness(self, unready: str) -> None:
         """Update the heartbeat and the reason why the service is not ready (empty: it is).
 
         Raises:
-            StartError: the listener for verdicts ended for a reason that it cannot mend.
+            StartError: the listener for verdicts ended with a permanent failure.
         """
         self._health.beat(unready)
         await self._api.set_ready(not unready)

@@ -1,1 +1,1 @@
-"""All settings: their groups, where their values come from, and what is checked across them."""
+"""Settings: their groups, their sources (flags, environment, file) and their checks."""

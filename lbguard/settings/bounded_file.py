@@ -1,7 +1,7 @@
-"""Reading files that others write: at most so many bytes, of regular files only, and without ever waiting for a writer.
+"""Bounded reading of external files: a limit of bytes, regular files only, and never blocking on a writer.
 
-A FIFO, a device, a directory or a socket may stand where a file is expected, by mistake or by malice. Opening a FIFO
-waits for its writer and reading a device may never end, so the kind is looked at before and after opening.
+The path of an expected file may be a FIFO, a device, a directory or a socket, by mistake or on purpose. Opening a FIFO
+waits for its writer and reading a device may never end, so the kind is checked before and after opening.
 """
 
 import fcntl
@@ -22,15 +22,15 @@ _KINDS = {
 
 
 class FileError(Exception):
-    """A file cannot be read; the text says why, and does not name the file."""
+    """A file cannot be read; the text has the reason without the file's name."""
 
 
 def open_regular_file(path: Path) -> int:
     """Return a descriptor of a regular file, to read; symbolic links are followed.
 
     Raises:
-        FileError: it is no regular file.
-        OSError: it is not there, or cannot be opened.
+        FileError: it is not a regular file.
+        OSError: it does not exist, or cannot be opened.
     """
     _check_kind(path.stat().st_mode)
     descriptor = os.open(path, _FLAGS)
@@ -50,7 +50,7 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
         max_bytes: a larger one is refused.
 
     Raises:
-        FileError: it is not there, is no regular file, is too large or cannot be read.
+        FileError: it does not exist, is not a regular file, is too large or cannot be read.
     """
     try:
         descriptor = open_regular_file(path)
@@ -71,17 +71,17 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
 
 
 def is_written_by_nobody(path: Path) -> bool:
-    """Return whether no process has a regular file open for writing; false where that cannot be said.
+    """Return whether no process has a regular file open for writing; false where that is unknown.
 
     The kernel grants a read lease on such files only (fcntl(2)), to the owner of the file or with CAP_LEASE, and not on
-    network file systems. It is given back at once.
+    network file systems. The lease is released at once.
     """
     try:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError):
         return False
     try:
-        # Who opens the file for writing in this very moment makes the kernel send a signal: one that nobody notices.
+        # A process that opens the file for writing now makes the kernel send a signal: SIGURG is ignored by default.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)

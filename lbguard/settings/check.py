@@ -1,18 +1,18 @@
-"""Combinations of settings that are allowed but seldom meant, each with a name and what to do about it."""
+"""Warnings about combinations of settings that are valid but rarely intended, each with a name and a remedy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lbguard.settings.durations import format_duration
 from lbguard.settings.model import Settings
+from lbguard.settings.notation import format_duration
 
 _RELEASE_MARGIN_S = 5.0
-"""Between the end of a request and the release of its address, for the Close that follows."""
+"""Time between the end of a request and the release of its address, for the Close that follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigWarning:
-    """A combination worth a second look. `name` is one of a bounded set."""
+    """A warning about a combination of settings. `name` is one of a bounded set."""
 
     name: str
     what: str
@@ -20,7 +20,7 @@ class ConfigWarning:
 
 
 def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
-    """Return every warning about a set of valid settings, in a fixed order."""
+    """Return the warnings about valid settings, in a fixed order."""
     return (
         *_mode_and_distributor(settings),
         *_grace(settings),

@@ -1,4 +1,4 @@
-"""The kinds of value that settings have, and how a field of each kind is declared."""
+"""Declarations of settings' fields by kind of value (durations, ratios, numbers, paths), with their checks."""
 
 import os
 from collections.abc import Callable
@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from lbguard.settings.durations import parse_duration
-from lbguard.settings.listen import parse_listen
-from lbguard.settings.peer_names import check_pattern
+from lbguard.settings.notation import parse_duration, parse_listen
+from lbguard.settings.peers import check_pattern
 
 GROUP = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-"""The configuration of every group of settings. Its validator is built as a part of the whole, not once more by itself:
-that costs a start a tenth of a second."""
+"""The configuration of every group of settings. Its validator is built as a part of the whole model, not separately:
+that would delay the start by a tenth of a second."""
 
 DAY_S = 86400.0
 
@@ -22,19 +21,19 @@ SOCKET_PATH_BYTES_MAX = 107  # struct sockaddr_un holds 108 bytes with the final
 
 
 def split(value: object) -> object:
-    """Read a list that came as text (environment, flag): items between commas."""
+    """Parse a list given as text (environment, flag): items between commas."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     return value
 
 
 def none_if_empty(value: object) -> object:
-    """Read empty text as "not set"."""
+    """Return None for empty text: "not set"."""
     return None if isinstance(value, str) and not value.strip() else value
 
 
 def checked(check: Callable[[str], object]) -> BeforeValidator:
-    """Return a validator that keeps text as it is, without spaces around it, when `check` does not raise ValueError."""
+    """Return a validator that strips text and refuses it when `check` raises ValueError."""
 
     def validate(value: object) -> object:
         if not isinstance(value, str):
@@ -46,24 +45,24 @@ def checked(check: Callable[[str], object]) -> BeforeValidator:
 
 
 def check_path(value: object) -> object:
-    """Refuse text that no file can have as its path; it would be noticed only when the file is needed.
+    """Refuse text that cannot be a path of a file; without the check the fault would show only at the first use.
 
     Raises:
-        ValueError: the text is empty, holds NUL, or is longer than the kernel takes.
+        ValueError: the text is empty, contains NUL, or is longer than the kernel's limit.
     """
     return _path_of(value, PATH_BYTES_MAX)
 
 
 def check_socket_path(value: object) -> object:
-    """Refuse text that no unix socket can have as its path; see `check_path`."""
+    """Refuse text that cannot be the path of a unix socket; see `check_path`."""
     return _path_of(value, SOCKET_PATH_BYTES_MAX)
 
 
 def check_spiffe_address(text: str) -> None:
-    """Refuse what is no address of a SPIFFE Workload API; empty means that there is none.
+    """Refuse text that is not an address of a SPIFFE Workload API; empty means none.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such an address.
     """
     scheme, _, path = text.strip().partition(":")
     if not text.strip():
@@ -112,7 +111,7 @@ def seconds(default: float | None, help_text: str, *, low: float = 0.0, high: fl
 
 
 def ratio(default: float, help_text: str, *, low: float = 0.0) -> Any:
-    """Declare a share between `low` and 1."""
+    """Declare a ratio between `low` and 1."""
     return Field(default, ge=low, le=1, description=help_text, json_schema_extra={"unit": "ratio"})
 
 

@@ -1,4 +1,4 @@
-"""The settings of `lbguard probe`: group `probe`, environment `LBGUARD_PROBE__...`."""
+"""Settings of `lbguard probe`: group `probe`, environment `LBGUARD_PROBE__...`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.settings.dial_address import DIAL_EXAMPLES, REPORT_EXAMPLES, parse_dial_address, parse_report_address
-from lbguard.settings.durations import format_duration
 from lbguard.settings.fields import (
     GROUP,
     Duration,
@@ -23,12 +21,19 @@ from lbguard.settings.fields import (
     seconds,
     split,
 )
+from lbguard.settings.notation import (
+    DIAL_EXAMPLES,
+    REPORT_EXAMPLES,
+    format_duration,
+    parse_dial_address,
+    parse_report_address,
+)
 
 ReportAddresses = Annotated[tuple[Annotated[str, checked(parse_report_address)], ...], BeforeValidator(split)]
 DialAddress = Annotated[str, checked(parse_dial_address)]
 
 SubjectKind = Literal["connection", "link", "target", "self"]
-"""Subject of the verdicts of a connection.
+"""The kinds of subjects of verdicts.
 
 `connection`: the connection as a whole; its far end is a load balancer. `link`: each pair of addresses by itself; the
 far end is a load balancer. `target`: each address of the far end, which is a target. `self`: each of our own addresses;
@@ -36,7 +41,7 @@ we are the target.
 """
 
 LEASE_MAX_S = 300.0
-"""No verdict counts longer than this (lbguard.proto, Verdict.lease_s); nor does a repair (heal_s)."""
+"""Maximum lease of a verdict (lbguard.proto, Verdict.lease_s) and duration of a repair (heal_s)."""
 
 
 def _path(help_text: str) -> Any:
@@ -44,7 +49,7 @@ def _path(help_text: str) -> Any:
 
 
 def _check_tls(group: str, files: Mapping[str, Path | None], *, instead: bool = False) -> None:
-    """Refuse a part of what TLS of both sides needs; `instead`: certificates come from somewhere else."""
+    """Refuse an incomplete set of files for mutual TLS; `instead`: certificates have another source."""
     given = [name for name, path in files.items() if path is not None]
     missing = [name for name, path in files.items() if path is None]
     if given and missing:

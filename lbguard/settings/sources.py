@@ -1,7 +1,7 @@
-"""Sources of settings for pydantic-settings: flags, environment and a YAML file; and the words of a refusal.
+"""Sources of settings (flags, environment, YAML file) for pydantic-settings, and the text of refused settings.
 
-The library takes values from the environment, and types and merges what all sources give. Names, bounds and help are
-read from the model's fields.
+The library reads the environment, and merges and types the values of all sources. Names, bounds and help come from the
+model's fields. `SettingsError` holds the refused settings.
 """
 
 import os
@@ -21,20 +21,17 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSourc
 
 from lbguard.errors import EXIT_REFUSED, CommandError
 from lbguard.settings.bounded_file import FileError, read_regular_file
-from lbguard.settings.durations import EXAMPLES as DURATION_EXAMPLES
-from lbguard.settings.durations import format_duration
-from lbguard.settings.listen import EXAMPLES as LISTEN_EXAMPLES
-from lbguard.settings.removed import REMOVED_SETTINGS, REMOVED_VALUES
+from lbguard.settings.notation import DURATION_EXAMPLES, LISTEN_EXAMPLES, format_duration
 from lbguard.settings.yaml_file import YamlError, parse_yaml
 
 ENV_PREFIX = "LBGUARD_"
 ENV_DELIMITER = "__"
 
 MAX_BYTES = 2**20
-"""A larger file of settings is refused unread: all of them with their help are 50 KiB."""
+"""A larger settings file is refused unread: all settings with their help take 50 KiB."""
 
 MAX_PROBLEMS = 100
-"""After so many unknown names nobody reads on, and to look for what each was meant to be takes long."""
+"""Limit of reported unknown names: the search for the nearest name of each takes time."""
 
 _NOT_SETTINGS = frozenset({"LBGUARD_CONFIG"})
 
@@ -59,12 +56,21 @@ _REASONS = {
     "too_long": "too many items",
 }
 
+# Removed settings and values of earlier versions, each with its replacement.
+REMOVED_SETTINGS = {
+    "distributor.nfqlb_binary": "was removed with distributor.kind=nfqlb-cli; use nfqlb-shm, which runs no program",
+}
+
+REMOVED_VALUES = {
+    ("distributor.kind", "nfqlb-cli"): "was removed; use nfqlb-shm, which writes the same memory and loses no packet",
+}
+
 _SUGGESTION = "did you mean"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One refused setting: its dotted name, the value, where it came from, what is wrong and what is allowed."""
+    """One refused setting: dotted name, value, source of the value, fault, and allowed values."""
 
     setting: str
     value: str
@@ -79,7 +85,7 @@ class Problem:
 
 
 class Given(NamedTuple):
-    """The raw value of a setting, and where it came from."""
+    """The raw value of a setting, and its source."""
 
     value: object
     origin: str
@@ -89,7 +95,7 @@ DEFAULT = Given(None, "default")
 
 
 class SettingsError(CommandError):
-    """Settings were refused; `problems` holds each, and the text has one line for each."""
+    """Settings were refused; `problems` has them, and the text has one line for each."""
 
     exit_status = EXIT_REFUSED
 
@@ -105,7 +111,7 @@ class SettingsError(CommandError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """One setting: dotted name, environment variable, default, unit, what is allowed, help."""
+    """One setting: dotted name, environment variable, default, unit, allowed values, help."""
 
     name: str
     default: Any
@@ -119,7 +125,7 @@ class Leaf:
         return variable_of(self.name)
 
     def show(self, value: Any) -> str:
-        """Write a value of this setting as it could be written in a flag."""
+        """Return a value of this setting as text for a flag."""
         if value is None:
             return ""
         if isinstance(value, bool):
@@ -176,7 +182,7 @@ def _unit_and_bounds(field: FieldInfo) -> tuple[str, str]:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """Return words that suggest the known name nearest to an unknown one; empty when none is near."""
+    """Return a suggestion of the known name nearest to an unknown one; empty when none is near."""
     from difflib import get_close_matches  # only where a name is refused
 
     close = get_close_matches(name, known, n=1, cutoff=0.6)
@@ -184,7 +190,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def nested(values: Mapping[str, object]) -> dict[str, Any]:
-    """Turn values by dotted name into mappings within mappings."""
+    """Convert values by dotted name to nested mappings."""
     whole: dict[str, Any] = {}
     for name, value in values.items():
         *groups, last = name.split(".")
@@ -196,7 +202,7 @@ def nested(values: Mapping[str, object]) -> dict[str, Any]:
 
 
 class NamedSource(InitSettingsSource):
-    """Values by dotted name. Names that no setting has are kept from the library and become problems."""
+    """Values by dotted name. Unknown names are not passed to the library and become problems."""
 
     def __init__(self, settings_cls: type[BaseSettings], origin: str, values: Mapping[str, object]) -> None:
         known = [leaf.name for leaf in leaves(settings_cls)]
@@ -217,7 +223,7 @@ def _unknown(name: str, given: Given, known: list[str]) -> Problem:
 
 
 class FileSource(NamedSource):
-    """A YAML file whose groups are mappings, or dotted names, or both; None has no values."""
+    """A YAML file whose groups are mappings, or dotted names, or both; without a file there are no values."""
 
     def __init__(self, settings_cls: type[BaseSettings], path: Path | None) -> None:
         groups = {leaf.name.rpartition(".")[0] for leaf in leaves(settings_cls)} - {""}
@@ -236,7 +242,7 @@ class FileSource(NamedSource):
 
 
 def _read_file(path: Path | None, groups: set[str]) -> tuple[dict[str, object], list[tuple[str, str]]]:
-    """Return the values of a file by dotted name, and why the file is refused, with what is allowed instead."""
+    """Return the values of a file by dotted name, and the reasons for its refusal, with the allowed form."""
     allowed = "a readable YAML file of settings"
     if path is None:
         return {}, []
@@ -277,7 +283,7 @@ MERIDIO_VARIABLES = {
     "NSM_GRPC_MAX_BACKOFF": "mesh.max_backoff",
     "NSM_IP_RELEASE_DELAY": "mesh.ip_release_delay",
 }
-"""Variables of Meridio's containers that stand for these settings, where LBGUARD_SOURCE is one beside Meridio."""
+"""Variables of Meridio's containers that set these settings if LBGUARD_SOURCE is a source beside Meridio."""
 
 _BESIDE_MERIDIO = ("nsp", "interposer", "kernel")
 
@@ -285,15 +291,15 @@ _BESIDE_MERIDIO = ("nsp", "interposer", "kernel")
 class EnvironmentSource(EnvSettingsSource):
     """Environment variables `LBGUARD_...`; a group and a name in it are separated by two underscores.
 
-    Of the environment the library is shown the variables of settings alone, written exactly so: not a group's, which it
-    would read as JSON, and no other case.
+    The library gets only variables with the exact name of a setting: not a group's, which it would parse as JSON, and
+    no other case.
     """
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls)
         variables = {leaf.name: leaf.variable for leaf in leaves(settings_cls)}
         read_from = {name: variable for name, variable in variables.items() if variable in os.environ}
-        # They count where the environment asks for a source beside Meridio; elsewhere they may mean something else.
+        # They count if the environment sets a source beside Meridio; otherwise they may have another meaning.
         if os.environ.get(variables["source"]) in _BESIDE_MERIDIO:
             aliases = {name: variable for variable, name in MERIDIO_VARIABLES.items() if variable in os.environ}
             read_from = aliases | read_from
@@ -310,9 +316,9 @@ class EnvironmentSource(EnvSettingsSource):
 
 
 def _notes(variables: list[str]) -> Iterator[str]:
-    """Yield a note for each variable that looks like a setting and is none.
+    """Yield a note for each variable with the prefix of settings that is not a setting.
 
-    They are not refused: the environment is shared, and a Service named lbguard-x adds names of its own.
+    They are not refused: the environment is shared, and a Service named lbguard-x adds variables too.
     """
     refused = {variable_of(name) for name in REMOVED_SETTINGS}
     for variable in os.environ:
@@ -324,12 +330,12 @@ def _notes(variables: list[str]) -> Iterator[str]:
 
 
 def explain(error: ValidationError, model: type[BaseModel], given: Mapping[str, Given]) -> list[Problem]:
-    """Turn what the validation library reports into problems in the words of the settings."""
+    """Convert errors of the validation library to problems in the terms of the settings."""
     known = {leaf.name: leaf for leaf in leaves(model)}
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         problem = _explain_one(detail, known, given)
-        # One wrong value of a union is reported once per member; the first says enough.
+        # One wrong value of a union is reported once per member; the first report is enough.
         problems.setdefault(problem.setting, problem)
     return list(problems.values())
 
@@ -348,7 +354,7 @@ def _explain_one(detail: ErrorDetails, known: Mapping[str, Leaf], given: Mapping
     places = [str(part) for part in detail["loc"]]
     name = next((".".join(places[:n]) for n in range(len(places), 0, -1) if ".".join(places[:n]) in known), "")
     leaf = known[name]
-    # What a good value looks like stands in `allowed`, so the reason ends before its examples.
+    # `allowed` has the examples of valid values, so the reason ends before its own examples.
     reason = _REASONS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").partition(", such as")[0]
     value, origin = given.get(name, DEFAULT)
     reason = REMOVED_VALUES.get((name, str(value)), reason)

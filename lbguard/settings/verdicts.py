@@ -1,4 +1,4 @@
-"""The settings of the verdict service: group `verdicts`, environment `LBGUARD_VERDICTS__...`."""
+"""Settings of the verdict service: group `verdicts`, environment `LBGUARD_VERDICTS__...`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -7,14 +7,14 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lbguard.settings.fields import GROUP, Duration, Listen, OptionalPath, SpiffeAddress, number, seconds, split
-from lbguard.settings.peer_rules import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
+from lbguard.settings.peers import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
 
 PolicyRules = Annotated[tuple[Annotated[PeerRule, BeforeValidator(parse_rule)], ...], BeforeValidator(split)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictLimits:
-    """The numbers. `rate` is verdicts per second of one reporter, `burst` how many of them may come at once."""
+    """Limits of the service. `rate` is verdicts per second of one reporter, `burst` how many may arrive at once."""
 
     message_bytes_max: int = 256 * 1024
     per_request_max: int = 256
@@ -110,7 +110,7 @@ class VerdictSettings(BaseModel):
 
     @property
     def limits(self) -> VerdictLimits:
-        """The numbers as the service takes them."""
+        """The limits, in the form of the service."""
         return VerdictLimits(
             message_bytes_max=self.max_message,
             per_request_max=self.max_per_request,
@@ -124,7 +124,7 @@ class VerdictSettings(BaseModel):
 
     @property
     def names_tcp_peers(self) -> bool:
-        """Return whether any rule is for a peer on TCP."""
+        """Return whether any rule is for a TCP peer."""
         return any(rule.peer != UNIX_PEER and rule.subnets for rule in self.policy)
 
     @model_validator(mode="after")

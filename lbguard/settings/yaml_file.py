@@ -1,13 +1,13 @@
-"""Reading YAML that others write, within bounds: every YAML file that lbguard reads goes through here.
+"""Bounded reader of external YAML, used for every YAML file that lbguard reads.
 
-Parsing costs memory and time in proportion to the bytes, whatever they are: libyaml's events are taken one by one and
-made into values without recursion, so depth cannot exhaust the stack, and nothing is repeated by an alias. Between two
-pieces of the input other threads get their turn.
+Parsing takes memory and time in proportion to the bytes of any input: libyaml's events are read one by one and
+converted to values without recursion, so depth cannot exhaust the stack, and no alias repeats a value. Between two
+pieces of the input other threads can run.
 
-Of YAML 1.1 only what everybody reads alike is taken. Refused, with line and column: aliases, anchors, tags, directives,
-merge keys, keys given twice, keys that are no text, several documents, too deep a nesting, and plain words that mean
-something else than they look like: `010` (8), `1:30` (90), `2026-01-01` (a date) and, where no setting is a switch,
-`no` (false). Quoted they are text.
+Only the unambiguous part of YAML 1.1 is accepted. Refused, with line and column: aliases, anchors, tags, directives,
+merge keys, keys given twice, keys that are not text, several documents, deep nesting, and plain words whose meaning
+differs from their appearance: `010` (8), `1:30` (90), `2026-01-01` (a date) and, where no setting is a switch, `no`
+(false). Quoted they are text.
 """
 
 import math
@@ -40,14 +40,14 @@ MAX_VALUES = 1_000_000
 """Values in one file, keys and collections among them: 100,000 dual-stack targets are 700,000."""
 
 MAX_PROBLEMS = 1000
-"""After so many problems a file is not looked at any further."""
+"""After so many problems the check of a file ends."""
 
 SHOWN_PROBLEMS = 10
 """Number of problems in the text of an error, which is logged and shown by `lbguard status`."""
 
 _KEYS = 100
 _PROBLEM_CHARACTERS = 500
-"""A problem quotes what the file says, and that may be megabytes."""
+"""Limit of a quoted value, which may be megabytes in the file."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is about ten times faster
 
@@ -55,7 +55,7 @@ _PIECE_BYTES = 16 * 2**10
 _SHOWN_CHARACTERS = 40
 _MAX_DIGITS = 20
 _MAX_NUMBER = 100
-"""Characters. A longer word is no number: to tell which kind it would be takes seconds, in which nothing else runs."""
+"""Limit in characters of a number: parsing a longer one may take seconds, in which no other thread runs."""
 
 _BREAKS = ("\n", "\r", "\x85", "\u2028", "\u2029")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
@@ -72,11 +72,11 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?", re.DOTALL)
 
 
 class YamlError(Exception):
-    """Content that is refused; the text says what it is, with line and column, and what to write instead."""
+    """Content was refused; the text has line, column, the fault and what to write instead."""
 
 
 class YamlFileError(Exception):
-    """A file cannot be used. `problems` holds every reason with its place, shortened; the text the first of them."""
+    """A file cannot be used. `problems` has every reason with its place, shortened; the text has the first of them."""
 
     def __init__(self, path: Path, problems: Iterable[str]) -> None:
         self.path = path
@@ -88,8 +88,8 @@ class YamlFileError(Exception):
 class YamlMapping(BaseModel):
     """A mapping with known keys only.
 
-    One with more keys than any of ours can have is refused as a whole: each would be a problem of its own, and to list
-    a million of them holds up everything.
+    A mapping with more keys than any of lbguard's is refused as a whole: a million unknown keys would block the
+    process.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -112,14 +112,15 @@ def read_yaml(path: Path) -> bytes:
 
 
 def parse_yaml(content: bytes, *, switches: bool = True) -> Any:
-    """Return what YAML says: mappings with text for keys, lists, text, numbers, switches and None.
+    """Return the value of YAML content: mappings with text keys, lists, text, numbers, switches and None.
 
     Args:
         content: UTF-8, with or without a byte order mark.
-        switches: `yes`, `off` and the like are switches; without it they are refused, for they were meant as names.
+        switches: whether `yes`, `off` and similar words are switches; otherwise they are refused, since they are meant
+        as names.
 
     Raises:
-        YamlError: it is refused. Nothing else is raised, whatever the content.
+        YamlError: it is refused. No content raises another exception.
     """
     if len(content) > MAX_BYTES:
         raise YamlError(f"is larger than {MAX_BYTES // 2**20} MiB")
@@ -136,12 +137,12 @@ def parse_yaml(content: bytes, *, switches: bool = True) -> Any:
         line = content.count(b"\n", 0, error.position) + 1
         raise YamlError(f"is not valid YAML: line {line}: {error.reason} (U+{error.character:04X})") from None
     except Exception as error:
-        # A fault of the library, or no memory: to whoever reads a file it is a bad file and nothing more.
+        # A fault of the library, or no memory: it is reported as a bad file.
         raise YamlError(f"is not readable YAML: {type(error).__name__}: {_shown(str(error))}") from None
 
 
 class _Pieces:
-    """Content as a stream: after each piece, another thread may run."""
+    """Stream of the content in pieces: after each, another thread may run."""
 
     def __init__(self, content: bytes) -> None:
         self._content = memoryview(content)
@@ -166,7 +167,7 @@ def _check_text(content: bytes) -> None:
 
 
 class _Builder:
-    """Makes values of events. `_open` holds the collections that are not ended yet, outermost first."""
+    """Converts events to values. `_open` has the collections that are not ended yet, outermost first."""
 
     def __init__(self, switches: bool) -> None:
         self._switches = switches
@@ -250,7 +251,7 @@ class _Builder:
             place.append(value)
 
     def _value(self, event: Event, text: str) -> Any:
-        """Return what a plain word means."""
+        """Return the value of a plain word."""
         if text in _NULL:
             return None
         if text in _TRUE or text in _FALSE:
@@ -265,7 +266,7 @@ class _Builder:
 
 
 def _number(event: Event, text: str) -> Any:
-    """Return the number that a plain word is, or the word itself when it is none."""
+    """Return the number in a plain word, or the word itself when it is not a number."""
     if _DIGITS.fullmatch(text) or _BASED.fullmatch(text):
         if len(text) > _MAX_DIGITS:
             raise _too_long(event, text)
@@ -306,7 +307,7 @@ def _shortened(text: str, characters: int = _PROBLEM_CHARACTERS) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return foreign text in a form fit for a message."""
+    """Return external text escaped for a message."""
     shown = _shortened(text, _SHOWN_CHARACTERS)
     return shown if shown.isprintable() else ascii(shown)
 

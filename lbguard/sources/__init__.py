@@ -1,1 +1,1 @@
-"""Sources of the list of streams and targets."""
+"""Sources of streams and targets: `file`, `kernel`, `nsp` (Meridio's registry), `interposer` (calls of nfqlb)."""

@@ -1,4 +1,4 @@
-"""Streams and targets from a YAML file that is watched and re-read (see `watched_file`)."""
+"""Source `file`: streams and targets from a YAML file that is read again when it changes (`watched_file.py`)."""
 
 import bisect
 import time
@@ -29,8 +29,15 @@ from lbguard.core.addr import (
     why_not_unicast,
 )
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, MAX_TARGETS, NAME_PATTERN, RESERVED_TABLES
+from lbguard.core.model import (
+    DEFAULT_OFFSET,
+    MAX_MARK,
+    MAX_TARGETS,
+    NAME_PATTERN,
+    RESERVED_TABLES,
+    StreamSpec,
+    TargetSpec,
+)
 from lbguard.settings.yaml_file import (
     MAX_PROBLEMS,
     SHOWN_PROBLEMS,
@@ -91,7 +98,7 @@ class _Target(YamlMapping):
 
 
 class _Stream(YamlMapping):
-    """A stream; its VIPs and targets are looked at by themselves, some at a time."""
+    """A stream; its VIPs and targets are checked separately, in parts."""
 
     name: Name
     max_targets: Number = Field(default=100, ge=1, le=MAX_TARGETS)
@@ -129,17 +136,17 @@ class TargetsFile:
         return self.parse(content)
 
     def parse(self, content: bytes) -> tuple[StreamSpec, ...]:
-        """Check the content of a file.
+        """Parse and check the content of a file.
 
         Raises:
-            TargetsFileError: it cannot be used; every problem is listed. Nothing else is raised, whatever the content.
+            TargetsFileError: it cannot be used; every problem is listed. No content raises another exception.
         """
         try:
             streams, problems = _read(parse_yaml(content, switches=False))
             problems = problems or list(islice(_problems(streams), MAX_PROBLEMS))
         except YamlError as error:
             problems = [str(error)]
-        except Exception as error:  # whatever it is, the last good list stays in force
+        except Exception as error:  # on any error the last good list stays in force
             problems = [f"cannot be used: {type(error).__name__}: {str(error)[:200]}"]
         if problems:
             raise TargetsFileError(self.path, problems)
@@ -147,7 +154,7 @@ class TargetsFile:
 
 
 def _read(raw: Any) -> tuple[list[_Stream], list[str]]:
-    """Return the streams and their targets, and what is wrong with single values."""
+    """Return the streams and their targets, and the problems of single values."""
     if not isinstance(raw, dict):
         return [], ["holds no 'streams:' list"]
     streams: list[_Stream] = []
@@ -177,7 +184,7 @@ def _in_parts(
     place: tuple[str | int, ...],
     problems: list[str],
 ) -> tuple[Item, ...]:
-    """Return the items of a list; while a part is looked at nothing else runs, and too many problems end it."""
+    """Return the items of a list; no other thread runs while a part is checked. Too many problems end it."""
     good: list[Item] = []
     for first in range(0, len(items), _AT_ONCE):
         try:
@@ -203,13 +210,13 @@ def _spec(stream: _Stream) -> StreamSpec:
 def _explain(
     error: ValidationError, raw: dict[str, Any], place: tuple[str | int, ...] = (), first: int = 0
 ) -> Iterator[str]:
-    """Return where each wrong value stands, by the names of the stream and target rather than by list positions.
+    """Return the place of each wrong value, by the names of stream and target rather than by list positions.
 
     Args:
-        error: what is wrong.
+        error: the validation error.
         raw: the whole document.
-        place: where in it the looked at part stands.
-        first: the position of its first item, where it is a part of a list.
+        place: the location of the checked part in it.
+        first: the index of its first item, where it is a part of a list.
     """
     words = {
         "missing": "is missing",
@@ -270,12 +277,12 @@ def _overlaps(streams: Sequence[_Stream]) -> Iterator[str]:
     """Name streams that share marks, and for the later of each two an identifier_offset that is free."""
     taken = sorted((stream.identifier_offset, _last_mark(stream)) for stream in streams)
     widest: _Stream | None = None
-    told = 0
+    shown = 0
     for stream in sorted(streams, key=lambda stream: stream.identifier_offset):
         if widest is not None and stream.identifier_offset < _last_mark(widest):
-            # To look for one takes time in proportion to the number of streams: it is done for those that are shown.
-            free = _free_offset(taken, stream.max_targets) if told < SHOWN_PROBLEMS else None
-            told += 1
+            # The search takes time in proportion to the number of streams: it is made for the shown problems only.
+            free = _free_offset(taken, stream.max_targets) if shown < SHOWN_PROBLEMS else None
+            shown += 1
             remedy = "" if free is None else f"; set identifier_offset of {stream.name!r} to {free}"
             marks = f"marks {_marks(widest)} and {_marks(stream)} overlap"
             yield f"streams {widest.name!r} and {stream.name!r}: {marks}{remedy}"
@@ -284,7 +291,7 @@ def _overlaps(streams: Sequence[_Stream]) -> Iterator[str]:
 
 
 def _free_offset(taken: list[tuple[int, int]], size: int) -> int | None:
-    """Return the lowest offset from 5000 up with room for a stream, and take it; None when there is none."""
+    """Return and reserve the lowest offset from 5000 up with room for a stream; None when there is none."""
     offset = DEFAULT_OFFSET
     for first, last in taken:
         if offset < last and first < offset + size:
@@ -337,7 +344,7 @@ def _target_problems(stream: _Stream) -> Iterator[str]:
 
 
 def only_adds(new: SourceSnapshot, old: SourceSnapshot) -> bool:
-    """Return whether a list holds all that an earlier one holds, as it was."""
+    """Return whether a list contains an earlier one unchanged."""
     streams: Mapping[str, StreamSpec] = {stream.name: stream for stream in new.streams}
     return all(was.name in streams and _holds(streams[was.name], was) for was in old.streams)
 
@@ -348,7 +355,7 @@ def _holds(now: StreamSpec, was: StreamSpec) -> bool:
 
 
 class FileSource(WatchedFile[SourceSnapshot, SourceLost]):
-    """Watcher of a targets file that reports every good list and every failure.
+    """Source that reports every good list of a targets file, and every failure.
 
     A failure is reported once, until its reason changes; the last good list stays in force at the receiver.
     """

@@ -1,10 +1,10 @@
-"""Streams and targets as an unmodified load balancer shows them: its fwmark rules and default routes.
+"""Source `kernel`: streams and targets from the fwmark rules and default routes of an unmodified load balancer.
 
-`fwmark F lookup F` and, in table F, default routes by gateway alone make a target: its addresses are the gateways.
+A rule `fwmark F lookup F` and default routes through gateways in table F are a target: its addresses are the gateways.
 
-A load balancer takes both away when a path is broken, and when a target is removed. The first is no reason to stop
-looking after the target: the very moment its link is back is when its neighbour entries matter. So a target that
-vanished while its path was broken, or had been a moment before, stays listed for a while; any other goes.
+A load balancer removes both when a path is broken, and when a target is removed. In the first case lbguard keeps the
+target: its neighbour entries matter when its link is back. So a target that disappeared while its path was broken, or
+had been just before, stays listed for a time; any other target is removed.
 """
 
 import asyncio
@@ -16,26 +16,25 @@ from typing import Protocol
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4, why_not_unicast
 from lbguard.core.events import Event, KernelSnapshot, RouteGone, RouteSeen, RuleGone, RuleSeen, SourceSnapshot
-from lbguard.core.model import ROUTE_PROTOCOL, Rule, StreamSpec, TargetSpec
-from lbguard.core.stream_limits import MAX_MARK
-from lbguard.settings.kernel_source import MarkRange
+from lbguard.core.model import MAX_MARK, ROUTE_PROTOCOL, Rule, StreamSpec, TargetSpec
+from lbguard.settings.surroundings import MarkRange
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.kernel")
 
 STREAM = "kernel"
-"""The stream of targets that no range is for."""
+"""The stream of targets whose mark is in no range."""
 
 _GATHER_S = 0.05
 _DECIDE_S = 1.0
-"""A rule that is gone may be back in a moment: whoever adds a target anew deletes its rules first."""
+"""Delay of a decision on a removed rule: a load balancer that adds a target again deletes its rules first."""
 
 
 class Gateways(Protocol):
     """The load balancer's routes."""
 
     def gateways(self, table: int) -> tuple[Ip, ...]:
-        """Return the gateways of the default routes in a table, at most one a family."""
+        """Return the gateways of the default routes in a table, at most one per family."""
 
 
 class KernelSource:
@@ -43,8 +42,8 @@ class KernelSource:
 
     Args:
         ranges: marks of the streams.
-        keep_s: how long a target is kept that vanished with its path broken, seconds.
-        emit: takes each new list, in the thread of the event loop.
+        keep_s: how long a target is kept that disappeared with its path broken, seconds.
+        emit: receives each new list, in the thread of the event loop.
         routes: the load balancer's routes; they receive each event first.
         path_lost: returns whether the path of a mark's target is broken, or was within a time in seconds.
         clock: seconds, monotonic.
@@ -72,16 +71,16 @@ class KernelSource:
         self._gone_since: dict[int, float] = {}
         self._broken: set[int] = set()
         self._refused: dict[tuple[int, int], Ip] = {}
-        self._told: SourceSnapshot | None = None
+        self._reported: SourceSnapshot | None = None
         self._news = asyncio.Event()
 
     def reload(self) -> None:
-        """Report the list again, changed or not."""
-        self._told = None
+        """Report the list even if it is unchanged."""
+        self._reported = None
         self._news.set()
 
-    def hear_kernel(self, events: Iterable[Event]) -> None:
-        """Record rules and routes among some events."""
+    def observe_kernel(self, events: Iterable[Event]) -> None:
+        """Record the rules and routes in some events."""
         marks: set[int] = set()
         for event in events:
             match event:
@@ -108,13 +107,13 @@ class KernelSource:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _DECIDE_S if self._gone_since else None)
-            # The load balancer adds one target after the other; one list tells of many.
+            # The load balancer adds one target after the other; one list reports many.
             await asyncio.sleep(_GATHER_S)
             self._news.clear()
             self.settle()
 
     def settle(self) -> None:
-        """Decide on vanished targets, and report the list if it differs."""
+        """Decide on disappeared targets, and report the list if it differs."""
         now = self._clock()
         for mark, since in list(self._gone_since.items()):
             gone_for_s = now - since
@@ -126,8 +125,8 @@ class KernelSource:
                 self._forget(mark)
         if self._known:
             snapshot = SourceSnapshot(streams=self._streams())
-            if snapshot != self._told:
-                self._told = snapshot
+            if snapshot != self._reported:
+                self._reported = snapshot
                 self._emit(snapshot)
 
     def _put(self, rule: Rule) -> None:
@@ -144,7 +143,7 @@ class KernelSource:
         gateways = self._usable(mark, self._routes.gateways(mark)) if mark in self._rules else ()
         known = self._targets.get(mark, ())
         if gateways:
-            # A family that has no route for the moment is still the target's: routes go and come with their link.
+            # The target keeps an address whose route is missing: routes disappear and return with their link.
             kept = tuple(ip for ip in known if all(is_ipv4(ip) != is_ipv4(gateway) for gateway in gateways))
             ips = tuple(sorted((*gateways, *kept), key=lambda ip: not is_ipv4(ip)))
             self._gone_since.pop(mark, None)
@@ -157,7 +156,7 @@ class KernelSource:
             self._news.set()
 
     def _usable(self, mark: int, gateways: tuple[Ip, ...]) -> tuple[Ip, ...]:
-        """Return the gateways that can be the address of a target, and name the others, each once."""
+        """Return the gateways that can be the address of a target, and log the others, each once."""
         unusable = {ip: why for ip in gateways if (why := why_not_unicast(ip))}
         for ip, why in unusable.items():
             if self._refused.get((mark, len(ip))) != ip:

@@ -1,18 +1,19 @@
-"""A file that is watched and read again when it changes.
+"""Watcher of a file that reads it again when it changes.
 
-Watching is polling: one `stat` of the resolved path. It sees what inotify on one path does not: an atomic replace, the
-symbolic link swap of a Kubernetes ConfigMap volume (`..data` points to a new directory), and a file that comes back.
+Watching is polling: one `stat` of the resolved path. It detects changes that inotify on one path does not: an atomic
+replace, the symbolic link swap of a Kubernetes ConfigMap volume (`..data` points to a new directory), and a file that
+is created again.
 
-A file may be found half written: an editor, `cp` or `kubectl cp` writes in place and may pause anywhere. So a file is
-taken for complete
+A file may be half written: an editor, `cp` or `kubectl cp` writes in place and may pause anywhere. So a file counts as
+complete
 
 - at once, when a symbolic link leads to another file than before, when its inode changed after its last write (renaming
   a file into place does that, writing does not), or when it is another inode that no process has open for writing and
   that was not written after it got its name;
-- else when it has listed the same for `still_s`, or has been still for as long.
+- else when its list, or the file itself, has not changed for `still_s`.
 
-Before that a file is believed only in what it adds, and only while its last line is ended; that a list comes back as it
-was is no more than that. What it takes away, and whether it is bad, is decided when it is complete.
+Before that, only additions of a file apply, and only while its last line is ended; an unchanged list counts as one. Its
+removals and errors apply when it is complete.
 """
 
 import asyncio
@@ -32,13 +33,13 @@ from lbguard.settings.bounded_file import FileError, is_written_by_nobody
 from lbguard.settings.yaml_file import YamlFileError, read_yaml
 
 STILL_S = 2.0
-"""Longest pause of an in-place write that is not taken for complete."""
+"""Longest pause of an in-place write during which the file does not count as complete."""
 
 POLL_INTERVAL_S = 0.25
 
 _STUCK_S = 30.0
 _REST = 4
-"""Pause between two reads, as a multiple of the duration of a read: a file that changes all the time costs a fifth."""
+"""Pause between two reads, in durations of a read: a file that always changes costs a fifth of a CPU."""
 
 Listed = TypeVar("Listed")
 Lost = TypeVar("Lost")
@@ -57,12 +58,12 @@ class Signature(NamedTuple):
     regular: bool
 
     def is_content_of(self, other: "Signature | None") -> bool:
-        """Return whether both are one state of one file, whoever renamed it or changed its mode meanwhile."""
+        """Return whether both are one content of one file, even if it was renamed or its mode changed meanwhile."""
         return other is not None and self[:5] == other[:5]
 
 
 def signature(path: Path) -> Signature | None:
-    """Return the state of the file that a path leads to; None when it cannot be looked at."""
+    """Return the state of the file that a path leads to; None when it cannot be read."""
     try:
         resolved = os.path.realpath(path)
         found = Path(resolved).stat()
@@ -74,7 +75,7 @@ def signature(path: Path) -> Signature | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Content(Generic[Listed, Lost]):
-    """Content of a file: a list, or why there is none. `is_ended`: the last line is."""
+    """Content of a file: a list, or the reason why there is none. `is_ended`: the last line is ended."""
 
     listed: Listed | None = None
     lost: Lost | None = None
@@ -85,8 +86,8 @@ class _Content(Generic[Listed, Lost]):
 class _Looked(Generic[Listed, Lost]):
     """Observations so far.
 
-    `read` is the state that was read when complete, `glanced` one that was read before it was; `says` is what the file
-    says since `says_since`.
+    `read` is the state that was read when complete, `glanced` a state that was read before; `says` is the content of
+    the file since `says_since`.
     """
 
     read: Signature | None = None
@@ -103,11 +104,11 @@ class WatchedFile(Generic[Listed, Lost]):
 
     Args:
         path: the file.
-        parse: makes a value of the content, in another thread; raises YamlFileError.
+        parse: converts the content to a value, in another thread; raises YamlFileError.
         lost: makes the event for a file that cannot be used, from the reason.
-        only_adds: returns whether a list takes nothing away from and changes nothing in an earlier one (the second).
+        only_adds: returns whether a list removes and changes nothing of an earlier one (the second).
         emit: receives what is reported.
-        poll_interval_s: between two looks, seconds.
+        poll_interval_s: interval of the polls, seconds.
         still_s: see above, seconds.
         clock: seconds, monotonic.
     """
@@ -139,16 +140,16 @@ class WatchedFile(Generic[Listed, Lost]):
         self._wake = asyncio.Event()
 
     def reload(self) -> None:
-        """Make the running watcher read the file now, complete or not, and report its content, changed or not."""
+        """Make the running watcher read the file now, complete or not, and report it even if unchanged."""
         self._looked, self._last, self._asked = _Looked(), None, True
         self._wake.set()
 
     def poll(self) -> None:
-        """Look at the file in this thread."""
+        """Check the file in this thread."""
         self._take(*self._look(self._looked, self._in_force, self._asked))
 
     async def run(self) -> None:
-        """Read the file, then watch it until cancelled. Reading, up to seconds for huge files, is off the loop."""
+        """Read the file, then watch it until cancelled. Reading, up to seconds for huge files, is in a thread."""
         thread = DaemonThread("watched-file")
         try:
             while True:
@@ -156,7 +157,7 @@ class WatchedFile(Generic[Listed, Lost]):
                 began = self._clock()
                 found = await self._look_apart(thread)
                 if self._wake.is_set():
-                    continue  # asked to reload meanwhile: look again, forgetting this
+                    continue  # a reload was requested meanwhile: check again
                 took_s = self._clock() - began
                 self._take(*found)
                 with contextlib.suppress(TimeoutError):
@@ -167,11 +168,11 @@ class WatchedFile(Generic[Listed, Lost]):
     async def _look_apart(
         self, thread: "DaemonThread"
     ) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
-        """Look from another thread; a file system that hangs is reported, and does not keep the service from ending."""
+        """Check in another thread; a hanging file system is reported, and does not keep the service from ending."""
         looking = thread.do(partial(self._look, self._looked, self._in_force, self._asked))
         done, _ = await asyncio.wait({looking}, timeout=_STUCK_S)
         if not done:
-            self._tell(self._lost(f"{self._path}: cannot be read: its file system does not answer"))
+            self._report(self._lost(f"{self._path}: cannot be read: its file system does not answer"))
         return await looking
 
     def _take(self, looked: "_Looked[Listed, Lost]", content: "_Content[Listed, Lost] | None") -> None:
@@ -180,19 +181,19 @@ class WatchedFile(Generic[Listed, Lost]):
             self._asked = False
             if content.listed is not None:
                 self._in_force = content.listed
-                self._tell(content.listed)
+                self._report(content.listed)
             elif content.lost is not None:
-                self._tell(content.lost)
+                self._report(content.lost)
 
-    def _tell(self, told: Listed | Lost) -> None:
-        if told != self._last:
-            self._last = told
-            self._emit(told)
+    def _report(self, found: Listed | Lost) -> None:
+        if found != self._last:
+            self._last = found
+            self._emit(found)
 
     def _look(
         self, looked: "_Looked[Listed, Lost]", in_force: Listed | None, asked: bool
     ) -> "tuple[_Looked[Listed, Lost], _Content[Listed, Lost] | None]":
-        """Return what is seen by now, and the event to report, if any."""
+        """Return the new observations, and the event to report, if any."""
         now, found = self._clock(), signature(self._path)
         if found is not None and found.is_content_of(looked.read):
             return looked, None
@@ -203,7 +204,7 @@ class WatchedFile(Generic[Listed, Lost]):
         content = self._read()
         after = signature(self._path)
         if after is not found and (after is None or not after.is_content_of(found)):
-            return looked, None  # written to while it was read: what was read may be half of each
+            return looked, None  # written to while it was read: the content may be a mixture
         if content != looked.says or (content.listed is None and not glanced):
             looked = replace(looked, says=content, says_since=now)
         if complete or now - looked.says_since >= self._still_s:
@@ -222,12 +223,12 @@ class WatchedFile(Generic[Listed, Lost]):
             return _Content(lost=self._lost(str(error)))
 
     def _is_complete(self, found: Signature, last: Signature | None, *, starts: bool) -> bool:
-        """Return whether a state is complete by how it came to be; `starts`: no list is in force yet."""
+        """Return whether a state is complete by its history; `starts`: no list is in force yet."""
         if not found.regular or found.changed_ns > found.modified_ns:
             return True
         if last is not None and last.resolved != found.resolved:
             return True
-        # The clock of the file system may be another one, so its times say little of a file that is in use.
+        # The file system may have another clock, so its times prove little about a file in use.
         if last is not None and (last.device, last.inode) == (found.device, found.inode):
             return False
         if time.time() - found.modified_ns / 1e9 >= self._still_s:
@@ -244,10 +245,10 @@ def _came_complete(found: Signature) -> bool:
 
 
 class DaemonThread:
-    """A thread that does one thing after another and that the process does not wait for at its end.
+    """Worker thread that runs one task after another and that the process does not wait for at its end.
 
-    `asyncio.to_thread` would keep the process from ending while a file system hangs; starting a thread for each look
-    would make the loop wait until that thread has begun.
+    `asyncio.to_thread` would keep the process from ending while a file system hangs; starting a thread for each check
+    would make the loop wait for its start.
     """
 
     def __init__(self, name: str) -> None:
@@ -256,7 +257,7 @@ class DaemonThread:
         self._thread.start()
 
     def do(self, work: Callable[[], Result]) -> "asyncio.Future[Result]":
-        """Do something after all that was asked for before; the result comes in the loop that asks."""
+        """Run a task after all earlier ones; the result arrives in the caller's loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
 
@@ -274,7 +275,7 @@ class DaemonThread:
                 result = work()
             except BaseException as caught:
                 error = caught
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits any more
                 loop.call_soon_threadsafe(settle, result, error)
 
         self._jobs.put(job)

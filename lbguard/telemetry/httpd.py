@@ -14,7 +14,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lbguard.errors import StartError
-from lbguard.settings.listen import ListenAddress
+from lbguard.settings.notation import ListenAddress
 from lbguard.telemetry.http_server import HttpServer, Request, Response
 
 HEARTBEAT_LIMIT_S = 5.0

@@ -11,11 +11,18 @@ from lbguard.distributor.maglev import TableKind
 from lbguard.recording.format import RecordingError
 from lbguard.recording.reader import Began, ClockSet, Committed, Decided, Ended, PacketsRead, Told
 from lbguard.recording.replay import Continuity, items_of, restore_engine
-from lbguard.settings.durations import format_duration, parse_duration
-from lbguard.tuning.candidates import WINDOW, Candidate, candidate_windows, variants_of
-from lbguard.tuning.cost import Cost, CostAccount, Loss, Slots
-from lbguard.tuning.recommendation import Result, choose, reasons_for, what_happened
-from lbguard.tuning.traffic import Traffic
+from lbguard.settings.notation import format_duration, parse_duration
+from lbguard.tuning.cost import Cost, CostAccount, Loss, Slots, Traffic
+from lbguard.tuning.recommendation import (
+    WINDOW,
+    Candidate,
+    Result,
+    candidate_windows,
+    choose,
+    reasons_for,
+    variants_of,
+    what_happened,
+)
 from lbguard.tuning.world_model import WorldModel
 
 OnRead = Callable[[int], None] | None
@@ -99,7 +106,7 @@ class Tuner:
         self._variants = variants
         self._worlds: list[_World] = []
         self._real = CostAccount(self._slots, self.traffic.rate, self._real_share)
-        self._told: list[Event] = []
+        self._pending: list[Event] = []
         self._continuity = Continuity()
         self._host = ""
         self._now = 0.0
@@ -118,7 +125,7 @@ class Tuner:
                     self._begin(item)
                 case Told(event=event):
                     self.events += 1
-                    self._told.append(event)
+                    self._pending.append(event)
                 case Decided():
                     self._decided(item)
                 case PacketsRead(now=now, readings=readings):
@@ -166,7 +173,7 @@ class Tuner:
             world.shell.begin_elsewhere()
 
     def _interrupt(self) -> None:
-        self._told.clear()
+        self._pending.clear()
         self._real.interrupted(self._now)
         for world in self._worlds:
             world.shell.finish(self._now)
@@ -179,13 +186,13 @@ class Tuner:
                 self._real.decided(said)
                 self.traffic.decided(said)
         # Calls for which nothing came from outside are the recorded engine's own; others have deadlines of theirs.
-        if self._told:
-            told, self._told = self._told, []
-            self._step(told)
+        if self._pending:
+            events, self._pending = self._pending, []
+            self._step(events)
 
-    def _step(self, told: Sequence[Event]) -> None:
+    def _step(self, events: Sequence[Event]) -> None:
         for world in self._worlds:
-            world.shell.step(told, self._now)
+            world.shell.step(events, self._now)
 
     def _real_share(self, key: TargetKey) -> float:
         return self._worlds[0]._share(key) if self._worlds else 0.0

@@ -86,8 +86,8 @@ class WorldModel:
         """Advance to a recorded moment, then apply the recorded input."""
         self._pass_until(now)
         for event in events:
-            for told in self._as_here(event):
-                self._perform(self._engine.observe(told, now), now)
+            for known in self._as_here(event):
+                self._perform(self._engine.observe(known, now), now)
         self._now = now
         self._decide(now)
 

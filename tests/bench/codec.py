@@ -20,7 +20,7 @@ from lbguard.core.model import ROUTE_METRIC, ROUTE_PROTOCOL, Route, RouteKind
 from lbguard.kernel.codec.decode import decode
 from lbguard.kernel.codec.encode import DumpKind, dump, replace_route
 from lbguard.kernel.codec.framing import HEADER, messages
-from lbguard.kernel.netlink import KERNEL_PORT, open_netlink
+from lbguard.kernel.sockets import KERNEL_PORT, open_netlink
 from tests.bench.results import Row, Say, Scale
 
 NAME = "codec"

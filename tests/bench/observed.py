@@ -10,7 +10,7 @@ import sys
 from lbguard.core.addr import format_ip
 from lbguard.core.events import KernelSnapshot
 from lbguard.core.model import RouteKind
-from lbguard.kernel.instance import InstanceLock
+from lbguard.kernel.process import InstanceLock
 from lbguard.service.daemon import Daemon
 from lbguard.settings.model import load
 from lbguard.telemetry.log import setup_logging

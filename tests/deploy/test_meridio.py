@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lbguard.settings.interposer import InterposerSettings
+from lbguard.settings.surroundings import InterposerSettings
 from lbguard.sources.interposer.source import InterposerConfig
 from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, pod_of, validate
 

@@ -66,7 +66,7 @@ class Guard:
 
     def take_missed(self) -> list[str]:
         lines: list[bytes] = []
-        assert self.missed.take(lines.append)
+        assert self.missed.read(lines.append)
         return [line.decode() for line in lines]
 
 

@@ -6,8 +6,8 @@ import pytest
 from lbguard.cli.host_check import check_host
 from lbguard.core.addr import parse_prefix
 from lbguard.core.model import StreamSpec
-from lbguard.kernel.instance import InstanceLock
-from lbguard.kernel.local_routes import local_prefixes
+from lbguard.kernel.process import InstanceLock
+from lbguard.kernel.requests import local_prefixes
 from lbguard.lab.netns import Namespace
 from lbguard.settings.model import load
 

@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from lbguard.announce.sender import Suppressed
-from lbguard.api.verdicts.limits import Limit
 from lbguard.api.verdicts.policy import DenyReason
-from lbguard.api.verdicts.queue import IGNORED_REASONS, OVERLOADED
+from lbguard.api.verdicts.queue import IGNORED_REASONS, OVERLOADED, Limit
 from lbguard.core.model import Condition
 from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
@@ -108,13 +107,15 @@ def named_reasons() -> dict[str, set[str]]:
     core = "core/*.py"
     dropped = _found(_argument("Taken"), core) | _found(_returned_by("_out_of_order"), "core/opinions.py")
     ignored = (
-        _found(_key_of("ignored"), core) | _found(_key_of("_ignored"), core) | _found(_argument("_heard", 1), core)
+        _found(_key_of("ignored"), core)
+        | _found(_key_of("_ignored"), core)
+        | _found(_argument("_ignore_unless", 1), core)
     )
     mirror = "kernel/mirror.py"
     losses = _found(_argument("_lose"), mirror) | _found(_argument("_abandon"), mirror)
     losses |= _found(_argument("KernelOutOfSync", keyword="reason"), "**/*.py")
     causes = _found(_argument("_record", 3), core) | _lifecycle_causes()
-    availability = "core/availability.py"
+    availability = "core/commits.py"
     available = _found(_assigned_to("reason"), "core/engine.py") | _found(_argument("_set", 2), availability)
     available |= _found(_argument("get", 1), availability)
     recorder = "recording/recorder.py"

@@ -15,15 +15,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from lbguard.nsm.manager import ConnectionScope, ManagerStream
+from lbguard.nsm import ConnectionScope, ManagerStream
 from lbguard.probe.datapath import ProbeCounters
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.report_stream import ReporterSettings, ReportStream
 from lbguard.rpc.channels import ChannelError, ChannelSpec, Session
-from lbguard.settings.dial_address import Endpoint, parse_dial_address
-from lbguard.settings.nsm import NsmEventSettings
-from lbguard.settings.nsp import NspSettings
+from lbguard.settings.notation import Endpoint, parse_dial_address
 from lbguard.settings.probe import NsmSettings, ProbeSettings
+from lbguard.settings.surroundings import NsmEventSettings, NspSettings
 from lbguard.sources.nsp.lists import Place
 from lbguard.sources.nsp.source import NspConfig, NspSource
 
@@ -97,7 +96,7 @@ def manager(enough: asyncio.Event, max_s: float) -> Coroutine[Any, Any, None]:
         parse_dial_address("unix:///nobody"),
         NobodyThere(enough),
         ConnectionScope(),
-        hear=lambda event: None,
+        on_event=lambda event: None,
         lose=lambda reason: None,
         backoff_max_s=max_s,
     ).run()

@@ -12,7 +12,7 @@ from lbguard.api.calls import CallRooms
 from lbguard.api.server import LIVENESS, READINESS, ApiError
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, certificate_names, peer_of
 from lbguard.rpc.security import CertificateFiles, CredentialsError, WorkloadApi, server_credentials
-from lbguard.settings.listen import ListenAddress
+from lbguard.settings.notation import ListenAddress
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.verdicts")
@@ -87,7 +87,7 @@ class VerdictListener:
         if isinstance(api, CertificateFiles):
             return
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        told = ""
+        reported = ""
 
         def on_change() -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
@@ -105,10 +105,10 @@ class VerdictListener:
             except CredentialsError as error:
                 problem = str(error)
             if problem:
-                if problem != told:
+                if problem != reported:
                     _log.warning("no certificates from the Workload API; trying again", extra=fields(reason=problem))
                 await asyncio.sleep(_RETRY_S)
-            told = problem
+            reported = problem
 
     async def set_ready(self, ready: bool) -> None:
         """Set whether the service is ready (health service, name `Readiness`)."""

@@ -14,8 +14,7 @@ from enum import StrEnum
 
 from lbguard.core.addr import Ip, Prefix, format_ip
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject
-from lbguard.settings.peer_names import compile_pattern, is_printable, plain_host
-from lbguard.settings.peer_rules import UNIX_PEER, PeerRule
+from lbguard.settings.peers import UNIX_PEER, PeerRule, compile_pattern, is_printable, plain_host
 
 _EVERYTHING = (Prefix(bytes(4), 0), Prefix(bytes(16), 0))
 _SHOWN = 4

@@ -22,13 +22,13 @@ from google.protobuf.message import DecodeError
 from lbguard.api.calls import RequestMissing, Requests
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.verdicts.convert import LEASE_S_MAX, InvalidField, verdict_from_proto
-from lbguard.api.verdicts.limits import Accounts, Limit, LimitExceeded
 from lbguard.api.verdicts.policy import Denied, Policy, Subnets, check_subject, reporter_of
+from lbguard.api.verdicts.queue import Accounts, Limit, LimitExceeded
 from lbguard.core.effects import VerdictAnswered
 from lbguard.core.model import Verdict
 from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.rpc.security import names_of
-from lbguard.settings.peer_rules import UNIX_PEER
+from lbguard.settings.peers import UNIX_PEER
 from lbguard.settings.verdicts import VerdictLimits
 
 SERVICE = "lbguard.v1.VerdictService"
@@ -73,7 +73,7 @@ class _Peer(NamedTuple):
 @dataclass(slots=True, eq=False)
 class _Stream:
     replaced: "asyncio.Future[None]"
-    heard_at: float
+    received_at: float
     answers: "asyncio.Future[list[VerdictAnswered]] | None" = None
 
     def give_up(self) -> None:
@@ -198,7 +198,7 @@ class VerdictIntake:
 
     def idle_for_s(self, stream: _Stream) -> float:
         """Return for how long a stream has been silent."""
-        return self._clock() - stream.heard_at
+        return self._clock() - stream.received_at
 
     async def take(
         self, peer: _Peer, request: "_Request | _Unread", stream: _Stream | None = None
@@ -209,7 +209,7 @@ class VerdictIntake:
             InvalidField, Denied, LimitExceeded: nothing of it was taken.
         """
         if stream is not None:
-            stream.heard_at = self._clock()
+            stream.received_at = self._clock()
         if isinstance(request, _Unread):
             self._accounts.charge(peer.reporter, 1, self._clock())
             raise request.refusal

@@ -1,1 +1,1 @@
-"""The distributor nfqlb: its shared memory."""
+"""Distributor nfqlb: slot tables in nfqlb's shared memory."""

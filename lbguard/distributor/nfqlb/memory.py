@@ -1,4 +1,4 @@
-"""The memory that nfqlb keeps for a stream: its layout, who may open it, and how to change it under a running reader.
+"""Memory file of nfqlb for a stream: its layout, its validation, and changes to it under a running reader.
 
 `nfqlb init` makes one file per stream under /dev/shm; the packet path maps it read-only and looks packets up in it.
 The file is native-endian 4-byte fields (nfqlb's `shmem.c`, `maglevdyn.c`)::
@@ -9,13 +9,13 @@ The file is native-endian 4-byte fields (nfqlb's `shmem.c`, `maglevdyn.c`)::
     int active[N];                           target index -> fwmark, negative when inactive
 
 A packet is forwarded with `active[lookup[hash % M]]`, with no lock anywhere. The stock commands empty the whole lookup
-array and refill it in place, so packets that come meanwhile are dropped. Here the new table is computed aside, and only
-the slots that differ are stored, in an order in which every intermediate state forwards correctly.
+array and refill it in place, so packets that arrive meanwhile are dropped. Here the new table is computed separately,
+and only the slots that differ are stored, in an order in which every intermediate state forwards correctly.
 
-The mapping is never touched from here: should another process truncate the file (`nfqlb init` on an existing name
-does), SIGBUS would end this process. What is read is read with pread(2). What is stored is put into a file of our own
-first, from which preadv(2) copies it into the mapping: it is the kernel that writes to it, and where no page is left it
-says EFAULT. (pwrite(2) to the file would make a truncated one longer again, and full of zeros.)
+This process never accesses the mapping itself: if another process truncates the file (`nfqlb init` on an existing name
+does), SIGBUS would end this process. Reads use pread(2). Stores go to a private file first, from which preadv(2) copies
+them into the mapping: the kernel writes, and fails with EFAULT where no page is left. (pwrite(2) would extend a
+truncated file again, with zeros.)
 """
 
 import errno
@@ -38,12 +38,12 @@ SHM_DIR = Path("/dev/shm")
 """Directory of POSIX shared memory on Linux."""
 
 SLOTS_MAX = 1 << 22
-"""A file may be sparse, and claim more slots than there is memory for; nfqlb has 100 for each of its targets."""
+"""Limit of slots: a sparse file may claim more slots than fit into memory; nfqlb has 100 per target."""
 
 FIELD_BYTES = 4
 HEADER_BYTES = 4 * FIELD_BYTES
 ROW_CHUNK_BYTES = 4096
-"""Bytes of a row that are read at a time: with many targets most of a row is never read."""
+"""Bytes of a row that are read at once: with many targets most of a row is never needed."""
 
 STORE_BYTES = 56
 """Bytes that the kernel copies at once: several aligned words of 8 bytes, and few enough that it copies word by word.
@@ -62,9 +62,9 @@ class FileIdentity(NamedTuple):
     """Identity of one incarnation of a memory file.
 
     `nfqlb init` on an existing name truncates and rewrites the same inode, so the inode is not enough; the time of
-    modification decides. Stores through a mapping may change that time too (they do when they are the first touch of a
-    page), so the writer takes the identity anew. The stores of others then look like a new incarnation, which
-    does no harm: the table is read and put right again.
+    modification decides. Stores through a mapping may change that time too (the first store to a page does), so the
+    writer reads the identity again. Stores of other writers then look like a new incarnation, which is harmless: the
+    table is read and corrected again.
     """
 
     device: int
@@ -74,11 +74,11 @@ class FileIdentity(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> "FileIdentity":
-        """Take the identity from a stat result."""
+        """Return the identity in a stat result."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def change_since(self, path: Path) -> str:
-        """Return what happened to the file since this identity was taken; empty when it is still the same."""
+        """Return how the file changed since this identity was read; empty when it is the same file."""
         try:
             now = FileIdentity.of(path.stat())
         except OSError as error:
@@ -104,7 +104,7 @@ def memory_path(shm_dir: Path, stream: StreamSpec) -> Path:
 
 
 def check_identifiers(table: StreamTable, room: int) -> None:
-    """Check that a table fits a memory with room for so many targets.
+    """Check that a table fits a memory with room for `room` targets.
 
     Raises:
         DistributorError: an identifier or a fwmark is out of range.
@@ -156,7 +156,7 @@ class _Layout(NamedTuple):
 
 
 class _Rows:
-    """Permutation rows, read from the file piece by piece on demand."""
+    """Permutation rows, read from the file in pieces on demand."""
 
     def __init__(self, path: Path, descriptor: int, layout: _Layout) -> None:
         self._path = path
@@ -182,7 +182,7 @@ class StreamMemory:
     """One stream's memory file, opened and validated. One thread at a time may use it."""
 
     def __init__(self, path: Path, stream: StreamSpec, kind: TableKind, *, read_only: bool) -> None:
-        """Open the file; with `read_only` it need not be writable, and `write` fails.
+        """Open the file; with `read_only` it does not have to be writable, and `write` fails.
 
         Raises:
             DistributorError: it is missing, not accessible, malformed or too small; the message says what to do.
@@ -245,7 +245,7 @@ class StreamMemory:
         """Compute the target index of every slot from the rows in the memory, for sets of target indexes.
 
         Raises:
-            DistributorError: the rows are no permutations.
+            DistributorError: the rows are not permutations.
         """
         try:
             return self._calculator.table(registered, active)
@@ -253,16 +253,15 @@ class StreamMemory:
             raise DistributorError(f"{self.path} is malformed: {error}") from error
 
     def write(self, lookup: Sequence[int], active: Sequence[int]) -> int:
-        """Store what differs and return how many slots did.
+        """Store the fields that differ and return how many slots changed.
 
-        Every field is stored in one piece, so a reader sees the old or the new value and never a mixture. Fields beside
-        those that differ are stored anew with what they hold.
+        Every field is stored in one piece, so a reader sees the old or the new value and never a mixture. Neighbouring
+        fields may be stored again with their current value.
 
         The order: marks of newly active targets, then slots, then the marks of the withdrawn ones. No slot ever points
-        at an index without a mark, except for the reader that looked its slot up before it was re-pointed and comes
-        for the mark after it was cleared; it drops that one packet of a target that is being withdrawn anyway. (A
-        machine with weaker ordering than x86-64 may show two of these stores the other way round for nanoseconds, at
-        the same price.)
+        at an index without a mark. The exception is a reader that read its slot before the change and reads the mark
+        after it was cleared; it drops that one packet, of a target that is being withdrawn. (A machine with weaker
+        ordering than x86-64 may show two of these stores in the other order for nanoseconds, with the same effect.)
 
         Raises:
             DistributorError: the file was opened to be read only, or is no longer the one that was validated.
@@ -276,7 +275,7 @@ class StreamMemory:
             return 0
         if change := self.identity.change_since(self.path):
             raise DistributorError(f"{change} during a commit")
-        # The withdrawn keep their marks until no slot points at them.
+        # Withdrawn targets keep their marks until no slot points at them.
         meanwhile = [mark if mark >= 0 else old for old, mark in zip(old_active, active, strict=True)]
         try:
             source = os.memfd_create("lbguard-table", os.MFD_CLOEXEC)
@@ -290,11 +289,11 @@ class StreamMemory:
             if error.errno == errno.EFAULT:
                 raise _truncated(self.path) from None
             raise DistributorError(f"{self.path} cannot be written: {error.strerror}") from error
-        self._take_identity(active)
+        self._renew_identity(active)
         return changed
 
     def close(self) -> None:
-        """Unmap and close; the memory stays as it is."""
+        """Unmap and close; the memory stays unchanged."""
         if self._view is not None:
             self._view.release()
             self._view = None
@@ -305,7 +304,7 @@ class StreamMemory:
             self._descriptor = -1
 
     def _store(self, source: int, offset: int, values: Sequence[int]) -> None:
-        """Store the fields at an offset of the file that differ, with what stands beside them in words of 8 bytes.
+        """Store the fields at an offset of the file that differ, in whole words of 8 bytes.
 
         Raises:
             OSError: with EFAULT, the file has become shorter; or the kernel refuses.
@@ -316,7 +315,7 @@ class StreamMemory:
         if len(was) < end - start:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
         wanted = was[: offset - start] + array("i", values).tobytes() + was[end - start :]
-        # At the same place in a page as in the file, so that words are words in both.
+        # At the same offset in a page as in the file, so that words are aligned in both.
         shift = start % mmap.PAGESIZE
         os.pwrite(source, wanted, shift)
         for first, after in _runs(was, wanted):
@@ -326,18 +325,18 @@ class StreamMemory:
                 if os.preadv(source, pieces, shift + first) != after - first:
                     raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
             finally:
-                # Kept by the traceback of an error, they would keep the mapping from being closed.
+                # The traceback of an error would keep them, and the mapping could not be closed.
                 for piece in pieces:
                     piece.release()
 
-    def _take_identity(self, active: Sequence[int]) -> None:
-        """Take the identity anew after stores.
+    def _renew_identity(self, active: Sequence[int]) -> None:
+        """Read the identity again after stores.
 
         Raises:
             DistributorError: another process has changed the file meanwhile; the old identity stays, so that it is
                 opened and validated again.
         """
-        # In this order, so that a file initialised anew before or after the first line is noticed by one of the two.
+        # In this order: one of the two notices a file that is initialised again before or after the first line.
         identity = FileIdentity.of(os.fstat(self._descriptor))
         if identity.size < self.identity.size:
             raise _truncated(self.path)
@@ -387,7 +386,7 @@ def _permission_remedy(path: Path) -> str:
 
 
 def _read(path: Path, descriptor: int, typecode: Literal["i", "I"], offset: int, count: int) -> list[int]:
-    """Read 4-byte fields; a file that another process has made shorter is an error, not a crash."""
+    """Read 4-byte fields; a file that another process has truncated is an error, not a crash."""
     data = os.pread(descriptor, count * FIELD_BYTES, offset)
     if len(data) != count * FIELD_BYTES:
         raise _truncated(path)
@@ -395,7 +394,7 @@ def _read(path: Path, descriptor: int, typecode: Literal["i", "I"], offset: int,
 
 
 def _runs(was: bytes, wanted: bytes) -> Iterator[tuple[int, int]]:
-    """Yield first and end of the runs of differing pieces of `STORE_BYTES`, as long as one call may store."""
+    """Yield start and end of each run of differing pieces of `STORE_BYTES`, at most as long as one call may store."""
     first = -1
     for at in range(0, len(wanted), STORE_BYTES):
         if was[at : at + STORE_BYTES] == wanted[at : at + STORE_BYTES]:

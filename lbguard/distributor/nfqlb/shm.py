@@ -1,7 +1,8 @@
-"""nfqlb through its shared memory, without the stock commands.
+"""Distributor that reads and writes nfqlb's shared memory, without the stock commands.
 
-The stock commands empty the whole lookup array and refill it in place, so packets that come meanwhile are dropped. Here
-the new table is computed aside, once for any number of changed targets, and only the slots that differ are stored.
+The stock commands empty the whole lookup array and refill it in place, so packets that arrive meanwhile are dropped.
+Here the new table is computed separately, once for any number of changed targets, and only the slots that differ are
+stored.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ Result = TypeVar("Result")
 class NfqlbShmDistributor:
     """The tables of nfqlb, read and written in its shared memory.
 
-    Work on files runs in one thread of its own, so calls of one distributor never overlap.
+    File access runs in one worker thread, so calls of one distributor never overlap.
     """
 
     kind = "nfqlb-shm"
@@ -31,7 +32,7 @@ class NfqlbShmDistributor:
     def __init__(self, table: TableKind, shm_dir: Path = SHM_DIR, *, read_only: bool = False) -> None:
         """Set the kind of table and where the memories are.
 
-        With `read_only` the files need not be writable, and every commit fails.
+        With `read_only` the files do not have to be writable, and every commit fails.
         """
         self.table = table
         self._shm_dir = shm_dir
@@ -49,7 +50,7 @@ class NfqlbShmDistributor:
         await self._run(lambda: self._memory(stream))
 
     async def read_active(self, stream: StreamSpec) -> frozenset[int]:
-        """Return the active identifiers; unregistered ones, as another writer may have left, are included.
+        """Return the active identifiers, including unregistered ones that another writer may have left.
 
         Raises:
             DistributorError: the memory cannot be read.
@@ -58,30 +59,30 @@ class NfqlbShmDistributor:
         return frozenset(index + 1 for index, mark in enumerate(marks) if mark >= 0)
 
     async def commit(self, tables: Sequence[StreamTable]) -> Sequence[CommitResult]:
-        """Make each memory exactly what is asked, whatever it held: one computation a stream, however many changes."""
+        """Make each memory exactly as requested: one computation per stream, for any number of changes."""
         return await self._run(lambda: [self._commit(table) for table in tables])
 
     async def lost_streams(self) -> dict[str, str]:
-        """Return the streams whose file was removed, replaced or initialised anew (one stat each).
+        """Return the streams whose file was removed, replaced or initialised again (one stat each).
 
         A stream stays lost until an attach, a read or a commit has found a valid file again.
         """
         return await self._run(self._lost)
 
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
-        """Close the memory of a stream; with `withdraw` empty it first. A memory that is gone already is no error.
+        """Close the memory of a stream; with `withdraw` empty it first. A missing memory is not an error.
 
         Raises:
-            DistributorError: the targets could not be withdrawn; the memory is closed nevertheless.
+            DistributorError: the targets could not be withdrawn; the memory is closed anyway.
         """
         await self._run(lambda: self._detach(stream, withdraw=withdraw))
 
     async def prune(self, known: Collection[str]) -> Sequence[str]:
-        """Do nothing: nfqlb's memories are not ours to remove."""
+        """Do nothing: nfqlb's memories belong to nfqlb."""
         return ()
 
     async def close(self) -> None:
-        """Close every memory and end the thread; the tables stay as they are."""
+        """Close every memory and end the thread; the tables stay unchanged."""
         if self._closed:
             return
         await self._run(self._release)
@@ -92,13 +93,13 @@ class NfqlbShmDistributor:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _memory(self, stream: StreamSpec) -> StreamMemory:
-        """Return the stream's memory, opened anew when it is not the file it was."""
+        """Return the stream's memory, opened again when its file was replaced."""
         path = memory_path(self._shm_dir, stream)
         known = self._memories.get(stream.name)
         if known is not None and known.path == path and not known.identity.change_since(path):
             check_room(path, stream, known.layout.targets)
             return known
-        # The old one is kept until a new one is open, so that the stream is reported as lost meanwhile.
+        # The old memory is kept until a new one is open, so that the stream is reported as lost meanwhile.
         memory = StreamMemory(path, stream, self.table, read_only=self._read_only)
         if known is not None:
             known.close()

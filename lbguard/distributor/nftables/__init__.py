@@ -1,1 +1,1 @@
-"""The embedded distributor: nftables."""
+"""Embedded distributor: slot tables in nftables maps, and packet counters."""

@@ -1,10 +1,10 @@
-"""Packet counts per target, and of those dropped while held, whichever distributor set the mark.
+"""Packet counters per target, and of packets dropped while held, for any distributor.
 
-A held target's table keeps only its blackhole route, and the kernel counts nobody's packets there. So a table of our
-own looks at each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both act at priority
--150, this at -140) and asks the routing tables what they would do with it: `fib daddr . mark oif missing` is true when
-the mark's table ends in a blackhole, or nothing at all routes the packet. (`fib ... type` does not help: the kernel
-asks only the local table for it.) The counts stand in the elements of two sets, which outlive the service.
+A held target's route table has only its blackhole route, and the kernel does not count packets there. So an nftables
+table of our own checks each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both act
+at priority -150, this at -140) by a route lookup: `fib daddr . mark oif missing` is true when the mark's table ends in
+a blackhole, or no route matches the packet. (`fib ... type` does not help: the kernel looks it up in the local table
+only.) The counters are in the elements of two sets, which survive the service.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,7 +23,7 @@ _FALLBACK = "fallback"
 
 
 class HeldCount(NamedTuple):
-    """A number of packets and of bytes (with IP header), ever growing."""
+    """A count of packets and of bytes (with IP header) that only grows."""
 
     packets: int
     bytes: int
@@ -32,7 +32,7 @@ class HeldCount(NamedTuple):
 class FallbackCounters:
     """Packet counters per fwmark, in the network namespace of the thread that constructs this.
 
-    Counts survive a restart of the service; they start at zero again when someone else removes the table.
+    Counts survive a restart of the service; they start at zero again when another program removes the table.
     """
 
     def __init__(self, *, library: str = LIBRARY) -> None:
@@ -40,7 +40,7 @@ class FallbackCounters:
         self._marks: frozenset[int] = frozenset()
 
     async def ensure(self, marks: Iterable[int]) -> None:
-        """Count exactly these marks; the counts of those that were counted before go on.
+        """Count exactly these marks; existing counts continue.
 
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
@@ -51,7 +51,7 @@ class FallbackCounters:
     async def read(self) -> dict[int, HeldCount]:
         """Return, for each mark, the packets to a held target that the fallback dropped.
 
-        A table that someone removed is made again, with zeros.
+        A table that another program removed is created again, with zeros.
 
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
@@ -59,7 +59,7 @@ class FallbackCounters:
         return await self._session.call(lambda nft: self._read(nft, _FALLBACK))
 
     async def read_hits(self) -> dict[int, HeldCount]:
-        """Return, for each mark, all packets that the distributor gave to it; otherwise as `read`.
+        """Return, for each mark, all packets that the distributor marked; otherwise as `read`.
 
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
@@ -67,7 +67,7 @@ class FallbackCounters:
         return await self._session.call(lambda nft: self._read(nft, _HITS))
 
     async def remove(self) -> None:
-        """Remove the table and its counts; an absent one is no error.
+        """Remove the table and its counts; an absent table is not an error.
 
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
@@ -76,7 +76,7 @@ class FallbackCounters:
         await self._session.call(_remove)
 
     async def close(self) -> None:
-        """End the worker thread; the counters go on counting."""
+        """End the worker thread; the counters continue to count."""
         await self._session.close()
 
     def _ensure(self, nft: NftContext) -> None:
@@ -96,7 +96,7 @@ class FallbackCounters:
 
 
 def _structure() -> list[str]:
-    """Return commands that leave existing counts alone and renew the rule."""
+    """Return commands that renew the rule and keep existing counts."""
     return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
         f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",

@@ -1,25 +1,25 @@
-"""The embedded distributor: slot tables in nftables maps, on any Linux machine, without nfqlb.
+"""Embedded distributor: slot tables in nftables maps, on any Linux machine, without nfqlb.
 
-`nft_ruleset` holds the ruleset itself and the reasons for its shape, `nft_state` reads back what the kernel has of it,
-`nft_plan` compares that with what is asked. This module keeps the one equal to the other:
+`ruleset.py` has the ruleset and the reasons for its shape, `state.py` reads back the kernel's state and compares it
+with the desired one. This module applies the differences:
 
-- A commit is one transaction for all streams, with the elements of differing slots only. It goes to the kernel as the
-  kernel's own messages (`nft_elements`), which takes a fifth of the time that libnftables needs for the same elements
-  as text, and next to no memory.
-- Where the send buffer cannot take it as one (the first fill of several tables in a user namespace, which has no more
-  than net.core.wmem_max allows), it is split between slots and never within one: each slot is replaced in one step
-  whatever happens. A split only means that some flows move a few milliseconds after others.
-- Rules are written by libnftables, rarely: with a stream's VIPs, and when someone else has damaged them. They come
-  after the elements, so that no packet is sent to a map which is not filled yet. A map of another size (`max_targets`
-  was changed) is made and filled beside the old one; one transaction then turns the rules to it, and the next removes
-  the old one.
-- A table that an earlier run left is adopted: what is active in it is known at once, from the set of active marks. The
-  rest is read back, compared and renewed by the first commit, which is due as soon as all is adopted: until then
-  nothing would hold the targets, and reading slots and writing rules takes ten times as long.
-- Whoever else changes the ruleset is noticed by the kernel's generation counter, which every transaction of the network
-  namespace raises by one. As long as it counts our own transactions only, nobody touched our table, and a check costs
-  one netlink round trip. Otherwise the table is read and compared. A commit needs no check of its own: the kernel
-  refuses to delete an element that is not there and to add one that is, and then the stream is read back first.
+- A commit is one transaction for all streams, with the elements of differing slots only. Elements are sent as netlink
+  messages (`elements.py`), which takes a fifth of the time that libnftables needs for the same elements as text, and
+  almost no memory.
+- Where it does not fit into the send buffer (the first fill of several tables in a user namespace, which is limited by
+  net.core.wmem_max), it is split between slots and never within one: each slot is always replaced in one step. After a
+  split, some flows move a few milliseconds after others.
+- libnftables writes the rules, rarely: when a stream's VIPs change, and when another program has damaged them. They
+  follow the elements, so that no packet is looked up in a map that is not filled yet. A map of another size
+  (`max_targets` was changed) is created and filled beside the old one; one transaction then switches the rules to it,
+  and the next removes the old one.
+- A table that an earlier run left is adopted: the set of active marks gives its active targets at once. The first
+  commit reads back, compares and renews the rest. It is due as soon as every stream is adopted: reading slots and
+  writing rules takes ten times as long, and would delay the holds.
+- Changes by other programs show in the kernel's generation counter, which every transaction of the network namespace
+  raises by one. While it counts only our own transactions, our table is unchanged, and a check costs one netlink round
+  trip. Otherwise the table is read and compared. A commit needs no such check: the kernel refuses to delete an element
+  that is not there and to add one that is, and then the stream is read back first.
 """
 
 import itertools
@@ -42,7 +42,7 @@ from lbguard.distributor.nftables.state import Held, Plan, make_plan, needs_rene
 _log = logging.getLogger(__name__)
 
 _WRITE_TRIES = 3
-_SLOTS_MIN = 3  # the smallest size that permutations of two parts (offset, skip) work for
+_SLOTS_MIN = 3  # the smallest size for which permutations by offset and skip work
 
 
 class NftDistributor:
@@ -50,8 +50,8 @@ class NftDistributor:
 
     It works in the network namespace of the thread that constructs it. `hash_seed` (32 bits) must be the same on all
     load balancers that serve the same VIPs, or a flow that moves from one to another changes its target. The number of
-    slots of a stream is the largest prime not above `slots_per_target * max_targets`. `send_buffer_bytes` is asked of
-    the kernel, which may grant less without privilege, and limits one transaction.
+    slots of a stream is the largest prime not above `slots_per_target * max_targets`. `send_buffer_bytes` is the
+    requested send buffer, which limits one transaction; without privilege the kernel may grant less.
     """
 
     kind = "nftables"
@@ -71,17 +71,17 @@ class NftDistributor:
         self._seed = hash_seed
         self._slots_per_target = slots_per_target
         self._session = NftSession(library, send_buffer_bytes)
-        # The rest is touched by the session's thread alone.
+        # Only the session's thread uses the attributes below.
         self._streams: dict[str, Held] = {}
         self._defragment = True
         self._generation: int | None = None
         self._listed: tuple[int, list[RulesetObject]] | None = None
 
     async def attach(self, stream: StreamSpec) -> None:
-        """Make a stream's table ready; one that is attached already gets its rules renewed for these VIPs.
+        """Make a stream's table ready; an attached one gets its rules renewed for these VIPs.
 
-        What an earlier run left, or has another number of slots (`max_targets` was changed), is left alone until the
-        next commit.
+        A table of an earlier run, or with another number of slots (`max_targets` was changed), stays unchanged until
+        the next commit.
 
         Raises:
             DistributorError: nftables is missing or not permitted, or the stream cannot be expressed in it.
@@ -114,7 +114,7 @@ class NftDistributor:
         return await self._session.call(lambda nft: self._commit(nft, tables))
 
     async def lost_streams(self) -> dict[str, str]:
-        """Return the streams whose rules or slots were changed by someone else, until a commit has renewed them.
+        """Return the streams whose rules or slots another program changed, until a commit has renewed them.
 
         Raises:
             DistributorError: the ruleset cannot be read.
@@ -122,7 +122,7 @@ class NftDistributor:
         return await self._session.call(self._lost_streams)
 
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
-        """Stop looking after a stream; with `withdraw` remove all of it, and the table with the last stream.
+        """Detach a stream; with `withdraw` remove all of it, and with the last stream the table.
 
         Raises:
             DistributorError: the removal was refused.
@@ -130,15 +130,15 @@ class NftDistributor:
         await self._session.call(lambda nft: self._detach(nft, stream, withdraw))
 
     async def prune(self, known: Collection[str]) -> Sequence[str]:
-        """Remove the streams that an earlier run left in the table; their rules would go on taking their VIPs.
+        """Remove the streams that an earlier run left in the table; their rules would still match their VIPs.
 
         Raises:
             DistributorError: the table cannot be read, or the removal was refused.
         """
-        strangers = sorted(await self.present_streams() - set(known))
-        for name in strangers:
+        unknown = sorted(await self.present_streams() - set(known))
+        for name in unknown:
             await self.detach(StreamSpec(name=name), withdraw=True)
-        return strangers
+        return unknown
 
     async def present_streams(self) -> frozenset[str]:
         """Return the streams in the kernel's table, attached or left there by an earlier run.
@@ -149,7 +149,7 @@ class NftDistributor:
         return await self._session.call(lambda nft: nft_state.read_streams(nft.kernel))
 
     async def remove(self) -> None:
-        """Remove the whole table with all streams, attached or not; an absent one is no error.
+        """Remove the whole table with all streams, attached or not; an absent table is not an error.
 
         Raises:
             DistributorError: the removal was refused.
@@ -185,15 +185,15 @@ class NftDistributor:
         return TableCalculator(ImplicitPermutations(stream.name, size), self._table)
 
     def _read(self, nft: NftContext, stream: StreamSpec) -> Held:
-        """Read back what the kernel holds for a stream."""
+        """Read back the kernel's state of a stream."""
         self._settle_maps(nft, _names(stream))
         things = self._inventory(nft.kernel)
         return nft_state.read_held(nft.kernel, things, stream, self._calculator(stream), self._size(stream))
 
     def _inventory(self, kernel: Nfnetlink) -> list[RulesetObject]:
-        """Return the table's content, which is read only after another process has changed the ruleset.
+        """Return the table's objects, read again only after another process has changed the ruleset.
 
-        The generation is asked for first: whatever comes in between is met by the next reading.
+        The generation is read first: the next check notices a change in between.
         """
         generation = kernel.generation()
         if self._listed is None or self._listed[0] != generation:
@@ -201,7 +201,7 @@ class NftDistributor:
         return self._listed[1]
 
     def _settle_maps(self, nft: NftContext, names: StreamNames) -> None:
-        """Leave one map where an interrupted change of size has left two: the kernel deletes none that a rule uses."""
+        """Keep one map where an interrupted change of size left two: the kernel deletes none that a rule uses."""
         maps = [thing.name for thing in self._inventory(nft.kernel) if thing.name in (names.slots, names.spare)]
         if len(maps) > 1:
             try:
@@ -241,14 +241,14 @@ class NftDistributor:
     def _count_transaction(self, kernel: Nfnetlink) -> None:
         if self._generation is not None:
             ours = (self._generation + 1) % 2**32
-            # Another number means that somebody else was at work too: the next check will look at the table.
+            # Another number means that another program made a transaction too: the next check reads the table.
             self._generation = ours if kernel.generation() == ours else self._generation
 
     def _write_rules(self, nft: NftContext, lines: Callable[[], list[str]], streams: Sequence[Held]) -> None:
-        """Run the lines and take note of what they made.
+        """Run the lines and record the objects that they created.
 
-        When somebody else was at work at the same time the lines are run again, for what stands there may be theirs.
-        When that never ends nothing is taken for ours, so that the next check complains.
+        When another program changed the ruleset at the same time, the lines are run again, since the objects may be
+        that program's. When this does not end, nothing is recorded, so that the next check reports it.
         """
         for _ in range(_WRITE_TRIES):
             before = nft.kernel.generation()
@@ -273,7 +273,7 @@ class NftDistributor:
         return [plan.result(duration_s) for plan in plans]
 
     def _retry(self, nft: NftContext, table: StreamTable, error: str, started: float) -> CommitResult:
-        """Read the kernel's table anew and commit once more: someone else may have changed it."""
+        """Read the kernel's table again and commit once more: another program may have changed it."""
         name = table.stream.name
         held = self._streams.get(name)
         if held is None:
@@ -291,9 +291,9 @@ class NftDistributor:
         held = self._streams.get(stream.name)
         if held is None:
             raise DistributorError(f"stream {stream.name} is not attached")
-        strangers = [i for i in table.registered | table.active if not 1 <= i <= stream.max_targets]
-        if strangers:
-            raise DistributorError(f"identifiers {sorted(strangers)} are outside 1..{stream.max_targets}")
+        outside = [i for i in table.registered | table.active if not 1 <= i <= stream.max_targets]
+        if outside:
+            raise DistributorError(f"identifiers {sorted(outside)} are outside 1..{stream.max_targets}")
         renew = needs_renewal(held, stream)
         if renew:
             held = self._read(nft, stream)
@@ -312,7 +312,7 @@ class NftDistributor:
                 lambda: [line for plan in renewed for line in self._rules(plan.held, plan.map_name, plan.stream)],
                 [plan.held for plan in renewed],
             )
-        # Not with the rules: a packet that is on its way through the old ones would find the map's elements gone.
+        # Not with the rules: a packet that is still in the old rules would find the map's elements gone.
         left = [plan.held.map_name for plan in renewed if plan.held.unfit]
         self._transact(nft, lambda: list(map(nft_ruleset.map_removal, left)))
         for plan in plans:
@@ -329,7 +329,7 @@ class NftDistributor:
             defragmenting = any(thing.kind is Kind.RULE and thing.name == nft_ruleset.DEFRAGMENT for thing in things)
             for held in self._streams.values():
                 if held.unread:
-                    continue  # Its first commit reads and renews all of it, whoever has been at it.
+                    continue  # Its first commit reads and renews all of it.
                 if self._defragment and not defragmenting and not held.unfit:
                     held.lost = "the rules that switch defragmentation on were removed"
                 held.lost = nft_state.difference(nft.kernel, things, held) or held.lost
@@ -353,7 +353,7 @@ class NftDistributor:
         self._streams.clear()
 
     def _warn_of_overlap(self, stream: StreamSpec) -> None:
-        """Say which VIPs two streams share: one of them gets nothing. A VIP that moves may overlap for a moment."""
+        """Log the VIPs that two streams share: one of them gets no packets. A VIP that moves may overlap briefly."""
         for other in (held.stream for name, held in self._streams.items() if name != stream.name):
             for vip, taken in itertools.product(stream.vips, other.vips):
                 if nft_ruleset.overlap(vip, taken):

@@ -1,11 +1,11 @@
-"""The elements of slot maps and mark sets as nfnetlink messages, and back; pure, no kernel.
+"""Codec of the elements of slot maps and mark sets as nfnetlink messages; pure, no kernel.
 
 Both kinds have 32-bit keys in the machine's byte order (slot numbers and fwmarks), so all elements of a kind have one
-layout: a few constant words (the attributes' headers) and the values. Thousands of them are laid out and read by slices
-of an array, at the speed of C, where a loop over them would take longer than the kernel's own work.
+layout: a few constant words (the attributes' headers) and the values. Thousands of them are written and read by slices
+of an array, at the speed of C; a loop would take longer than the kernel's own work.
 
 In an array of slots, an entry is the slot's fwmark or NO_MARK. Its type code is SLOT_CODE: a mark can be any 32-bit
-number, and NO_MARK must be none of them.
+number, and NO_MARK must differ from all of them.
 """
 
 import itertools
@@ -82,8 +82,8 @@ def slot_changes(
 ) -> Iterator[list[Request]]:
     """Yield the requests that turn a map from `held` into `wanted` in the `changed` slots.
 
-    What is yielded together must be one transaction: a slot whose mark changes is deleted and added, and only then no
-    packet finds it empty. The parts may be transactions of their own, as each slot stands for itself.
+    Each part must be in one transaction: a slot whose mark changes is deleted and added, and no packet must find it
+    empty. Different parts may be different transactions, since slots are independent.
     """
     for start in range(0, len(changed), ELEMENTS_MAX):
         part = changed[start : start + ELEMENTS_MAX]
@@ -100,7 +100,7 @@ def slot_changes(
 
 
 def mark_changes(table: str, name: str, held: Collection[int], wanted: Collection[int]) -> Iterator[list[Request]]:
-    """Yield the requests that turn a set of fwmarks into another; the parts may be transactions of their own."""
+    """Yield the requests that turn a set of fwmarks into another; the parts may be separate transactions."""
     gone, new = sorted(set(held) - set(wanted)), sorted(set(wanted) - set(held))
     for start in range(0, len(gone), ELEMENTS_MAX):
         yield [_delete(table, name, gone[start : start + ELEMENTS_MAX])]
@@ -109,9 +109,9 @@ def mark_changes(table: str, name: str, held: Collection[int], wanted: Collectio
 
 
 def transactions(parts: Iterable[Sequence[Request]], bytes_max: int) -> list[list[Request]]:
-    """Put parts together into as few transactions of at most `bytes_max` as keep their order; each part stays whole.
+    """Combine parts, in order, into as few transactions of at most `bytes_max` as possible; each part stays whole.
 
-    A part that is larger alone has a transaction of its own, which the kernel will refuse by name.
+    A larger part gets its own transaction, which the kernel will refuse by name.
     """
     packed: list[list[Request]] = []
     room = 0
@@ -126,7 +126,7 @@ def transactions(parts: Iterable[Sequence[Request]], bytes_max: int) -> list[lis
 
 
 def read_pairs(found: Iterable[memoryview]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """Yield keys and data of a dumped map, a stretch at a time; -1 stands for what is no 32-bit value."""
+    """Yield keys and data of a dumped map, a list at a time; -1 stands for a value that is not 32 bits."""
     for elements in _element_lists(found):
         words = _words(elements, _PAIR_READ, (_KEY_AT, _DATA_AT))
         if words is not None:
@@ -137,7 +137,7 @@ def read_pairs(found: Iterable[memoryview]) -> Iterator[tuple[Sequence[int], Seq
 
 
 def read_keys(found: Iterable[memoryview]) -> frozenset[int]:
-    """Return the keys of a dumped set; -1 stands for any that is no 32-bit value."""
+    """Return the keys of a dumped set; -1 stands for a key that is not 32 bits."""
     keys: set[int] = set()
     for elements in _element_lists(found):
         words = _words(elements, _SINGLE_READ, (_KEY_AT,))
@@ -149,7 +149,7 @@ def read_keys(found: Iterable[memoryview]) -> frozenset[int]:
 
 
 def read_counted(found: Iterable[memoryview]) -> dict[int, tuple[int, int]]:
-    """Return packets and bytes by key of a dumped set whose elements count; zeros for one that does not."""
+    """Return packets and bytes by key of a dumped set with counters; zeros for an element without one."""
     counts: dict[int, tuple[int, int]] = {}
     for elements in _element_lists(found):
         values_at = (_KEY_AT, _BYTES_AT, _BYTES_AT + 1, _PACKETS_AT, _PACKETS_AT + 1)
@@ -168,7 +168,7 @@ def read_counted(found: Iterable[memoryview]) -> dict[int, tuple[int, int]]:
 
 
 def _wide(words: "array[int]", at: int) -> Iterator[int]:
-    """Return the 64-bit numbers in network byte order that start at a place of each counting element."""
+    """Return the 64-bit numbers (network byte order) at an offset of each element with a counter."""
     pair = array(_WORD, words[at :: len(_COUNTED_READ)]), array(_WORD, words[at + 1 :: len(_COUNTED_READ)])
     if sys.byteorder == "little":
         for half in pair:
@@ -213,6 +213,6 @@ def _delete(table: str, name: str, keys: Sequence[int]) -> Request:
 
 
 def _add(table: str, name: str, words: "array[int]") -> Request:
-    # Exclusive: an element that somebody else has put there is refused with EEXIST and not taken for ours.
+    # Exclusive: another program's element causes EEXIST and is not taken over.
     body = list_request(table, name) + attribute(_LIST_ELEMENTS | _NESTED, words.tobytes())
     return Request(netfilter_message(NEW_ELEMENTS, body, flags=_CREATE_EXCLUSIVE), f"add element inet {table} {name}")

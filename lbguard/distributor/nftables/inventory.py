@@ -1,4 +1,4 @@
-"""Inventory of an nftables table, by name and handle, without the elements of its sets.
+"""Inventory of an nftables table: its objects by name and handle, without the elements of sets.
 
 libnftables 1.0.6 reads every element of every set even for `list table -t`. These dumps carry none.
 """
@@ -34,7 +34,7 @@ _Fields = dict[int, memoryview]
 
 
 class Kind(StrEnum):
-    """The kinds of objects that a stream is made of, by their word in a `delete` command."""
+    """The kinds of objects of a stream, by their keyword in a `delete` command."""
 
     MAP = "map"
     SET = "set"
@@ -45,13 +45,13 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RulesetObject:
-    """One object. Whatever is made anew gets a new handle. A rule is named after its chain."""
+    """One object. An object that is created again has a new handle. A rule has the name of its chain."""
 
     kind: Kind
     name: str
     handle: int
     size: int = 0
-    """The number of elements that a set or map has room for; 0 when it was declared without."""
+    """The declared size of a set or map; 0 when there is none."""
 
 
 class Count(NamedTuple):
@@ -62,7 +62,7 @@ class Count(NamedTuple):
 
 
 def read_inventory(kernel: Nfnetlink, table: str) -> list[RulesetObject] | None:
-    """Return all objects of a table of family inet but anonymous sets; None when there is no such table.
+    """Return all objects of a table of family inet except anonymous sets; None when there is no such table.
 
     Raises:
         NftError: the kernel refuses.
@@ -121,7 +121,7 @@ def read_counter(kernel: Nfnetlink, table: str, name: str) -> Count | None:
 
 
 def _dump(kernel: Nfnetlink, kind: int, table: str) -> Iterator[_Fields]:
-    """Yield the attributes of all objects of a kind in a table. The kernel does not sort out chains by table."""
+    """Yield the attributes of all objects of a kind in a table. The kernel does not filter chains by table."""
     for body in kernel.dump(kind, text_attribute(_TABLE, table)) or ():
         fields = dict(attributes(body))
         if _text(fields, _TABLE) == table:
@@ -133,5 +133,5 @@ def _text(fields: _Fields, kind: int) -> str:
 
 
 def _number(fields: _Fields, kind: int) -> int:
-    """Return a number in network byte order, as nf_tables has them all."""
+    """Return a number, which nf_tables has in network byte order."""
     return int.from_bytes(fields.get(kind, b""), "big")

@@ -1,13 +1,13 @@
-"""The kernel's nf_tables without a library in between: transactions and dumps over one nfnetlink socket.
+"""Transactions and dumps of nf_tables over one nfnetlink socket, without libnftables.
 
-libnftables turns text into elements and back, and holds what it read: for a table of slots that is most of the time and
-most of the memory. Elements are the simplest part of the interface, so they are packed here and by `nft_elements`.
-Declarations and rules stay with libnftables, whose errors point at the word that is wrong.
+libnftables converts elements to text and back, and keeps what it read: for a slot table that takes most of the time and
+memory. Elements are the simplest part of the interface, so this module and `elements.py` encode them. libnftables
+handles declarations and rules; its errors point at the wrong word.
 
-A transaction is one datagram: NFNL_MSG_BATCH_BEGIN, the requests, NFNL_MSG_BATCH_END. The kernel has done all of it, or
-refused all of it, before the send returns (net/netfilter/nfnetlink.c, nfnetlink_rcv_batch). The datagram must fit into
-the socket's send buffer, else EMSGSIZE. Only root of the first user namespace may raise that beyond net.core.wmem_max,
-so `transaction_bytes_max` tells what fits and callers split what is larger.
+A transaction is one datagram: NFNL_MSG_BATCH_BEGIN, the requests, NFNL_MSG_BATCH_END. The kernel has applied all of it,
+or refused all of it, before the send returns (net/netfilter/nfnetlink.c, nfnetlink_rcv_batch). The datagram must fit
+into the socket's send buffer, else EMSGSIZE. Only root of the first user namespace may raise that beyond
+net.core.wmem_max, so `transaction_bytes_max` returns the limit, and callers split larger transactions.
 """
 
 import errno
@@ -30,7 +30,7 @@ from lbguard.kernel.codec.framing import (
     messages,
     number_messages,
 )
-from lbguard.kernel.netlink import KERNEL_PORT, open_netlink
+from lbguard.kernel.sockets import KERNEL_PORT, open_netlink
 
 NFPROTO_INET: Final = 1
 # enum nf_tables_msg_types (include/uapi/linux/netfilter/nf_tables.h), beneath NFNL_SUBSYS_NFTABLES.
@@ -60,7 +60,7 @@ _NETLINK_NETFILTER: Final = 12
 SEND_BUFFER_BYTES: Final = 4 << 20
 """Requested size; the kernel grants twice that. A table of 9,973 slots takes 430 KiB when every slot changes."""
 _SEND_OVERHEAD_BYTES: Final = 32
-"""Part of the send buffer that netlink_sendmsg reserves."""
+"""Bytes of the send buffer that netlink_sendmsg reserves."""
 _RECEIVE_BYTES: Final = 65536
 _DUMP_TRIES: Final = 20
 _TIMEOUT_S: Final = 5
@@ -77,14 +77,14 @@ class NftError(DistributorError):
 
 
 class Request(NamedTuple):
-    """One message of a transaction, and what it does in words for its error."""
+    """One message of a transaction, with a description for its error."""
 
     message: bytes
     what: str
 
 
 def explain(line: str) -> str:
-    """Return an error's sentence, with a remedy where there is one."""
+    """Return the text of an error, with a remedy where there is one."""
     if os.strerror(errno.EPERM) in line:
         return f"nftables: {line}: run as root or with the capability NET_ADMIN in this network namespace"
     if os.strerror(errno.EOPNOTSUPP) in line:
@@ -102,7 +102,7 @@ def text_attribute(kind: int, text: str) -> bytes:
 def netfilter_message(
     kind: int, body: bytes, *, flags: int = 0, resource: int = 0, family: int = NFPROTO_INET
 ) -> bytes:
-    """Return a message without sequence number, which the sender sets."""
+    """Return a message; the sender sets its sequence number."""
     return message(kind, flags, _GENERIC.pack(family, 0, resource) + body)
 
 
@@ -111,19 +111,19 @@ _END: Final = netfilter_message(_BATCH_END, b"", resource=_SUBSYSTEM, family=0)
 
 
 class Datagrams(Protocol):
-    """Interface of a socket to nf_tables; tests put a working model of the kernel behind it."""
+    """Interface of a socket to nf_tables; tests implement it with a working model of the kernel."""
 
     send_buffer_bytes: int
 
     def send(self, data: bytes | bytearray) -> None:
-        """Send a datagram, which the kernel works through before this returns.
+        """Send a datagram, which the kernel processes before this method returns.
 
         Raises:
             OSError: the kernel refuses the datagram as a whole.
         """
 
     def receive(self, *, wait: bool) -> tuple[bytes, int] | None:
-        """Receive one datagram and its sender's port id; None when none is there, or none comes.
+        """Receive one datagram and its sender's port id; None when there is none, or none arrives in time.
 
         Raises:
             OSError: ENOBUFS when the kernel had to drop answers.
@@ -143,7 +143,7 @@ class NetfilterSocket:
             OSError: this kernel has no nfnetlink.
         """
         self._socket = open_netlink(_NETLINK_NETFILTER, send_buffer_bytes=send_buffer_bytes)
-        # Python's own timeout would wait in spite of MSG_DONTWAIT.
+        # Python's own timeout would wait despite MSG_DONTWAIT.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
         self.send_buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
@@ -165,7 +165,7 @@ class NetfilterSocket:
 
 
 class Nfnetlink:
-    """Blocking transactions and dumps over one socket, for the use of one thread alone."""
+    """Blocking transactions and dumps over one socket, for one thread."""
 
     def __init__(self, datagrams: Datagrams) -> None:
         self._socket = datagrams
@@ -191,7 +191,7 @@ class Nfnetlink:
             starts.append(len(datagram))
             datagram += request.message
             datagram += bytes(-len(request.message) % 4)
-        # One request is enough to ask for an answer: it speaks for the transaction when nothing has failed.
+        # One acknowledged request is enough: it confirms the transaction when nothing has failed.
         add_flags(datagram, starts[-1], _ACK)
         starts.append(len(datagram))
         datagram += _END
@@ -200,16 +200,16 @@ class Nfnetlink:
         for answer in answers:
             code = answer.error
             if code:
-                # An answer to BATCH_BEGIN is about the transaction as a whole.
+                # An answer to BATCH_BEGIN concerns the whole transaction.
                 position = answer.sequence - first
                 what = requests[position - 1].what if 1 <= position <= len(requests) else f"{requests[0].what}, ..."
                 raise NftError(explain(f"{what}: {_error_text(answer, code)}"), code)
 
     def dump(self, kind: int, body: bytes = b"") -> list[memoryview] | None:
-        """Return the attributes of every object of a dump, all of one generation; None when what it is of is absent.
+        """Return the attributes of a dump's objects, all of one generation; None when the dumped object is absent.
 
         Raises:
-            NftError: the kernel refuses, or the ruleset never stood still meanwhile.
+            NftError: the kernel refuses, or the ruleset kept changing meanwhile.
         """
         for _ in range(_DUMP_TRIES):
             found: list[memoryview] = []
@@ -254,9 +254,9 @@ class Nfnetlink:
         self._socket.close()
 
     def _exchange(self, datagram: bytes | bytearray, first: int, count: int) -> list[Message]:
-        """Send, and return all answers to the `count` sequence numbers from `first`; they wait when the send returns.
+        """Send, and return the answers to `count` sequence numbers from `first`, which exist when the send returns.
 
-        Later ones are left in peace: they carry other sequence numbers, so nobody takes them for an answer.
+        Later messages stay unread: they have other sequence numbers, so they cannot be mistaken for answers.
         """
         self._send(datagram)
         answers: list[Message] = []
@@ -286,9 +286,9 @@ class Nfnetlink:
             raise NftError(explain(what), error.errno or errno.EIO) from error
 
     def _receive(self, *, wait: bool) -> list[Message]:
-        """Return the messages of the kernel's next datagram; none when it is not there and must not be waited for.
+        """Return the messages of the kernel's next datagram; none when there is none and `wait` is false.
 
-        Other processes may send to a netlink socket too.
+        Datagrams of other processes are ignored.
         """
         while True:
             try:
@@ -306,7 +306,7 @@ class Nfnetlink:
 
 
 def _error_text(answer: Message, code: int) -> str:
-    """Return an error in words: those of the C library, and the kernel's own where it has some."""
+    """Return the text of an error: that of the C library, and the kernel's own if there is one."""
     text = os.strerror(code)
     if answer.kind == _ERROR and answer.flags & _ACK_TLVS and answer.flags & _ACK_CAPPED:
         for kind, payload in attributes(answer.data[ERROR.size + HEADER.size :]):

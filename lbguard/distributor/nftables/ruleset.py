@@ -1,37 +1,37 @@
-"""The text of the embedded distributor's nftables ruleset; pure, no kernel.
+"""Ruleset of the embedded distributor as nft text; pure, no kernel.
 
 One table `inet lbguard` holds, for each stream:
 
 - map `slots_S`: slot number to fwmark, one element a slot; no element means "no target". A map of another size is
-  made beside it as `spare_S`, filled, and takes its place (and the next one is `slots_S` again);
+  created as `spare_S`, filled, and replaces it (the next one is `slots_S` again);
 - set `active_S`: the fwmarks of the active targets, so that a target that owns no slot is still known as active;
 - counter `unserved_S`: packets to the VIPs that found no target and were dropped;
 - chain `vips_S`, hooked to prerouting before routing: packets to the stream's VIPs go to
 - chains `ipv4_S` and `ipv6_S`: the choice of hash key; and `ports4_S`, `ports6_S`: the five-tuple.
 
-S is the stream's name, encoded so that no name can break out of the syntax and no two names meet.
+S is the stream's name, encoded so that no name can inject syntax and no two names collide.
 
-How a packet is hashed (all with jhash, one seed, modulo M):
+Hash keys of packets (all with jhash, one seed, modulo M):
 
 - TCP, UDP, SCTP: source, destination, protocol, source port, destination port;
 - ICMP errors that quote a TCP, UDP or SCTP packet: the same five values of the flow, read from the quoted packet with
-  the two sides swapped. A target answered the client, and a router on the way complains to the VIP about that answer.
-  So path MTU discovery reaches the target whose packet was too big. Quoted first fragments of IPv6 are understood too;
+  the two sides swapped. A target answered the client, and a router on the path sends the error about that answer to the
+  VIP. So path MTU discovery reaches the target whose packet was too big. Quoted first fragments of IPv6 are supported;
   IPv4 options or IPv6 extension headers in the quoted packet are not: such errors are hashed by the quoted addresses;
 - everything else (echo requests, ESP, ...): source and destination.
 
-Fragments. Only the first fragment of a packet carries ports, so the whole packet must be put together before it is
+Fragments. Only the first fragment of a packet carries ports, so the whole packet must be reassembled before it is
 hashed. The kernel does that in its prerouting defragmentation hook (priority -400), which conntrack switches on, and
-which the `tproxy` expression switches on *without* conntrack. So the table holds a chain `defragment` with tproxy rules
-that nothing ever jumps to: their existence is what counts, no connection is tracked, and the load balancer stays
+which the `tproxy` expression switches on *without* conntrack. So the table has a chain `defragment` with tproxy rules
+that no rule jumps to: their existence alone enables the hook. No connection is tracked, and the load balancer stays
 stateless. The kernel fragments the packet again on the way out, as large as the largest fragment it had received. Where
-tproxy is missing, fragments do arrive here: all of them, the first included, are hashed by addresses, so that they stay
-together.
+tproxy is missing, fragments arrive here: all of them, including the first, are hashed by addresses, so that they reach
+one target.
 
-A lookup is tried twice before a packet is given up. A commit first switches the generation, then unlinks old elements,
+A lookup is tried twice before a packet is dropped. A commit first switches the generation, then unlinks old elements,
 then makes new ones valid for readers of the old generation too; a lookup that began before the switch and is suspended
-meanwhile (a virtual CPU may be) could find neither. No run has shown it, and the second lookup costs nothing unless the
-first misses.
+meanwhile (a virtual CPU may be) could find neither. No run has shown this, and the second lookup costs nothing unless
+the first misses.
 """
 
 import ipaddress
@@ -74,9 +74,9 @@ _NEIGHBOR_DISCOVERY = (
 
 
 def encode_name(name: str) -> str:
-    """Turn any stream name into characters that nft takes in an identifier; different names stay different.
+    """Encode any stream name in the characters of an nft identifier; different names stay different.
 
-    Letters, digits, `-` and `.` stand for themselves, every other byte of the UTF-8 text is `_` and two hex digits.
+    Letters, digits, `-` and `.` stay as they are; every other byte of the UTF-8 text becomes `_` and two hex digits.
 
     Raises:
         ValueError: the name is empty or too long for the kernel.
@@ -93,7 +93,7 @@ def decode_name(encoded: str) -> str:
     """Return the stream name that `encode_name` turned into this.
 
     Raises:
-        ValueError: no name is encoded like this.
+        ValueError: the text is not an encoded name.
     """
     head, *escaped = encoded.split("_")
     name = (head.encode() + b"".join(bytes.fromhex(part[:2]) + part[2:].encode() for part in escaped)).decode()
@@ -117,7 +117,7 @@ class StreamNames(NamedTuple):
 
     @property
     def chains(self) -> tuple[str, ...]:
-        """The stream's chains, each before those it goes to, so that they can be deleted in this order."""
+        """The stream's chains, each before those it jumps to, so that they can be deleted in this order."""
         return (self.vips, self.ipv4, self.ipv6, self.ports4, self.ports6)
 
 
@@ -132,9 +132,9 @@ def stream_names(stream: str) -> StreamNames:
 
 
 def declarations(names: StreamNames, map_name: str, slots: int) -> list[str]:
-    """Return the commands that make what a stream's elements and counts stand in; what exists stays as it is.
+    """Return the commands that create a stream's maps, sets and counters; existing ones stay unchanged.
 
-    `map_name` is one of the two names that a stream's map may have, `slots` is M.
+    `map_name` is one of the two possible names of the stream's map, `slots` is M.
     """
     return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: its rules are rewritten and removed by it"; }}',
@@ -147,7 +147,7 @@ def declarations(names: StreamNames, map_name: str, slots: int) -> list[str]:
 def rules(
     names: StreamNames, vips: Collection[Prefix], *, map_name: str, slots: int, seed: int, defragment: bool
 ) -> list[str]:
-    """Return the commands that make or renew a stream's chains and rules, after its declarations.
+    """Return the commands that create or renew a stream's chains and rules, after its declarations.
 
     They replace all rules; in one transaction no packet sees a state in between. `slots` is M, `seed` the seed of the
     hash (32 bits).
@@ -188,7 +188,7 @@ def _stream_rules(names: StreamNames, map_name: str, slots: int, seed: int) -> l
         f"{names.ipv4} {lookup(_FOUR_ADDRESSES)}",
         f"{names.ipv4} {lookup(_FOUR_ADDRESSES)}",
         f"{names.ipv4} {give_up}",
-        # Neighbour discovery for a VIP is between the gateway and this machine: a target must never see it.
+        # Neighbour discovery for a VIP is between the gateway and this machine: it must not reach a target.
         f"{names.ipv6} {_NEIGHBOR_DISCOVERY} accept",
         f"{names.ipv6} exthdr frag exists {lookup(_SIX_ADDRESSES)}",
         f"{names.ipv6} {_PORTS} exthdr frag missing goto {names.ports6}",
@@ -205,7 +205,7 @@ def _vip_rules(names: StreamNames, vips: Collection[Prefix]) -> list[str]:
     four = [ipaddress.IPv4Network((vip.network, vip.length)) for vip in vips if is_ipv4(vip.network)]
     six = [ipaddress.IPv6Network((vip.network, vip.length)) for vip in vips if not is_ipv4(vip.network)]
     rules = []
-    # Overlapping prefixes are refused in one set, so they are merged first.
+    # nftables refuses overlapping prefixes in one set, so they are merged first.
     if four:
         members = ", ".join(map(str, ipaddress.collapse_addresses(four)))
         rules.append(f"ip daddr {{ {members} }} goto {names.ipv4}")
@@ -224,12 +224,12 @@ def overlap(one: Prefix, other: Prefix) -> bool:
 
 
 def map_removal(map_name: str) -> str:
-    """Return the command that removes a map which no rule looks anything up in."""
+    """Return the command that removes a map that no rule uses."""
     return f"delete map {FAMILY} {TABLE} {map_name}"
 
 
 def removal(names: StreamNames, present: Collection[str]) -> list[str]:
-    """Return the commands that remove everything of a stream that is present (by identifier)."""
+    """Return the commands that remove the present objects of a stream (by identifier)."""
     chains = [chain for chain in names.chains if chain in present]
     others = (("map", names.slots), ("map", names.spare), ("set", names.active), ("counter", names.unserved))
     return [

@@ -1,8 +1,8 @@
-"""One worker thread that owns a libnftables context, so that the event loop never waits for nftables.
+"""Session of libnftables in a worker thread, so that the event loop never waits for nftables.
 
-A libnftables context is bound to the network namespace of the thread that makes it, is not safe to share between
-threads, and blocks while the kernel works on a transaction. So each session has exactly one thread, which makes the
-context, uses it and is the only one to touch it.
+A libnftables context belongs to the network namespace of the thread that creates it, is not thread-safe, and blocks
+while the kernel processes a transaction. So each session has exactly one thread, which alone creates and uses the
+context.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ LIBRARY = "libnftables.so.1"
 
 
 class NftContext:
-    """The blocking side: one libnftables context and one socket of our own, used by the worker thread alone."""
+    """One libnftables context and one nfnetlink socket, used (and blocked) by the worker thread alone."""
 
     def __init__(self, library: str, send_buffer_bytes: int = SEND_BUFFER_BYTES) -> None:
         try:
@@ -30,7 +30,7 @@ class NftContext:
                 f"the Python module nftables is missing ({error}): pip install pip-nftables"
             ) from error
         try:
-            # Nftables() would leave a half-made object behind, whose destructor complains.
+            # Nftables() would leave an incomplete object, whose destructor fails.
             ctypes.CDLL(library)
         except OSError as error:
             raise DistributorError(f"{library} cannot be loaded ({error}): apt-get install libnftables1") from error
@@ -63,7 +63,7 @@ class NftSession:
         self._send_buffer_bytes = send_buffer_bytes
         self._context: NftContext | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbguard-nft")
-        # A thread inherits the namespace of its maker, so it must start now and not at the first call.
+        # A thread inherits the namespace of its creator, so it must start now and not at the first call.
         self._executor.submit(int).result()
 
     async def call(self, work: Callable[[NftContext], T]) -> T:
@@ -80,7 +80,7 @@ class NftSession:
         return work(self._context)
 
     async def close(self) -> None:
-        """Wait for work under way and end the thread; closing twice is no error."""
+        """Wait for running work and end the thread; closing twice has no effect."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, self._release)
         except RuntimeError:
@@ -94,5 +94,5 @@ class NftSession:
 
 
 def _explain(error: str) -> str:
-    """Make one line of what libnftables printed (message, the command, carets), with a remedy where there is one."""
+    """Return libnftables' output (message, command, carets) as one line, with a remedy where there is one."""
     return explain(error.strip().splitlines()[0] if error.strip() else "unknown error")

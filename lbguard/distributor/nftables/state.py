@@ -1,4 +1,4 @@
-"""State of a stream in the kernel's table: read back, remembered, compared."""
+"""State of a stream in the kernel's nftables table, and the plan of a commit: the slots that have to change."""
 
 import contextlib
 from array import array
@@ -19,28 +19,28 @@ from lbguard.distributor.nftables.ruleset import TABLE, StreamNames
 
 @dataclass(slots=True, kw_only=True)
 class Held:
-    """State of an attached stream in the kernel, as far as we know."""
+    """Known state of an attached stream in the kernel."""
 
     stream: StreamSpec
     names: StreamNames
     calculator: TableCalculator
     map_name: str
-    """The map that packets are looked up in; that of `names.slots` or `names.spare`."""
+    """The map of the lookup: `names.slots` or `names.spare`."""
     slots: "array[int]"
-    """The mark of each slot, as in `nft_elements`."""
+    """The mark of each slot, as in `elements.py`."""
     active: frozenset[int]
     things: frozenset[RulesetObject] = frozenset()
-    """Everything of the stream but elements, since it was written last."""
+    """All objects of the stream except elements, as last written."""
     complete: bool = False
-    """Maps, sets and counters are there: only rules and elements may have to be written."""
+    """Maps, sets and counters exist: only rules and elements may have to be written."""
     unfit: bool = False
-    """The map in the kernel has another size, or holds what is no slot: the next commit puts another in its place."""
+    """The map in the kernel has another size, or an element that is not a slot: the next commit replaces it."""
     lost: str = ""
-    """Foreign change of the stream's table, until a commit has corrected it; empty: none."""
+    """Another program's change of the stream's table, until a commit has corrected it; empty: none."""
     doubtful: bool = False
     """A commit failed: read back before the next one."""
     unread: bool = False
-    """An earlier run left it, and its elements were not read yet: the first commit does."""
+    """An earlier run left it, and its elements were not read yet: the first commit reads them."""
 
     @property
     def slots_total(self) -> int:
@@ -56,7 +56,7 @@ def empty_slots(total: int) -> "array[int]":
 def unread(
     things: Collection[RulesetObject], stream: StreamSpec, calculator: TableCalculator, slots_total: int
 ) -> Held:
-    """Return the state of a stream in an inventory that shall have this number of slots: all but the elements.
+    """Return the state of a stream in an inventory, without elements, for this number of slots.
 
     Raises:
         ValueError: the stream's name is empty or too long.
@@ -84,7 +84,7 @@ def read_held(
     calculator: TableCalculator,
     slots_total: int,
 ) -> Held:
-    """Read back what the kernel holds for a stream of this inventory, where it has one map or none.
+    """Read back the kernel's state of a stream of this inventory, which has at most one map.
 
     Raises:
         NftError: the kernel refuses.
@@ -101,12 +101,12 @@ def read_held(
 
 
 def of_stream(things: Iterable[RulesetObject], names: StreamNames) -> frozenset[RulesetObject]:
-    """Return the things of one stream."""
+    """Return the objects of one stream."""
     return frozenset(thing for thing in things if thing.name in names)
 
 
 def read_slots(kernel: Nfnetlink, map_name: str, total: int) -> "array[int] | None":
-    """Return the mark of each slot of a map; None when the map is gone or holds anything else too.
+    """Return the mark of each slot of a map; None when the map is gone or has other elements.
 
     Raises:
         NftError: the kernel refuses.
@@ -118,13 +118,13 @@ def read_slots(kernel: Nfnetlink, map_name: str, total: int) -> "array[int] | No
     for keys, marks in nft_elements.read_pairs(found):
         if keys and not (0 <= min(keys) <= max(keys) < total and min(marks) >= 0):
             return None
-        # A loop over ten thousand elements takes longer than the kernel took to list them.
+        # A loop over ten thousand elements takes longer than the kernel's dump.
         deque(map(slots.__setitem__, keys, marks), maxlen=0)
     return slots
 
 
 def read_marks(kernel: Nfnetlink, names: StreamNames) -> frozenset[int] | None:
-    """Return the marks of a stream's active targets; None when the kernel knows nothing of the stream.
+    """Return the marks of a stream's active targets; None when the kernel does not have the stream.
 
     Raises:
         NftError: the kernel refuses.
@@ -149,7 +149,7 @@ def read_streams(kernel: Nfnetlink) -> frozenset[str]:
 
 
 def difference(kernel: Nfnetlink, things: Iterable[RulesetObject], held: Held) -> str:
-    """Return how the kernel's table differs from what we left there; empty when it does not.
+    """Return how the kernel's table differs from what was last written; empty when it does not.
 
     Raises:
         NftError: the kernel refuses.
@@ -179,7 +179,7 @@ class Plan:
     held: Held
     stream: StreamSpec
     map_name: str
-    """The map that packets shall be looked up in; another one than now when that is unfit."""
+    """The map of the lookup after the commit; another one when the current map is unfit."""
     before: "array[int]"
     """Current slots of that map."""
     slots: "array[int]"
@@ -187,16 +187,16 @@ class Plan:
     changed: list[int]
     """The slots that differ from those of the map."""
     renew: bool
-    """Write the rules too, and before the elements what those need."""
+    """Write the rules too, and before the elements the objects that these need."""
 
     def declarations(self) -> list[str]:
-        """Return the commands that make what the elements shall stand in, where something is missing."""
+        """Return the commands that create missing maps, sets and counters."""
         if self.held.complete and not self.held.unfit:
             return []
         return nft_ruleset.declarations(self.held.names, self.map_name, self.held.slots_total)
 
     def element_changes(self) -> Iterator[list[Request]]:
-        """Yield the slots in parts that must stay whole, then the set of active marks, which no packet goes by."""
+        """Yield the slots in parts that must stay whole, then the set of active marks, which no rule uses."""
         yield from nft_elements.slot_changes(TABLE, self.map_name, self.before, self.slots, self.changed)
         yield from nft_elements.mark_changes(TABLE, self.held.names.active, self.held.active, self.active)
 
@@ -211,13 +211,13 @@ class Plan:
 
 
 def needs_renewal(held: Held, stream: StreamSpec) -> bool:
-    """Return whether elements alone will not do: something is in doubt, or the stream looks otherwise in the rules."""
+    """Return whether rules have to be written: the state is in doubt, or the stream's rules change."""
     in_doubt = held.unread or held.doubtful or bool(held.lost)
     return in_doubt or held.unfit or _shape(stream) != _shape(held.stream)
 
 
 def make_plan(held: Held, table: StreamTable, *, renew: bool) -> Plan:
-    """Compare what a stream's table shall be with what the kernel holds."""
+    """Compare a stream's desired table with the kernel's."""
     stream = table.stream
     indexes = held.calculator.table({i - 1 for i in table.registered}, {i - 1 for i in table.active})
     wanted = wanted_slots(stream, indexes)
@@ -238,5 +238,5 @@ def make_plan(held: Held, table: StreamTable, *, renew: bool) -> Plan:
 
 
 def _shape(stream: StreamSpec) -> tuple[object, ...]:
-    """Return what of a stream shows in the rules and the size of the map."""
+    """Return the properties of a stream on which the rules and the size of the map depend."""
     return stream.max_targets, stream.vips

@@ -1,1 +1,1 @@
-"""Messages of rtnetlink, decoded and encoded without anything in between."""
+"""Lean codec of rtnetlink messages: decodes bytes into events of the core, and encodes requests."""

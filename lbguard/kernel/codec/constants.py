@@ -1,7 +1,8 @@
-"""Numbers of the kernel's routing netlink interface (include/uapi/linux: netlink.h, rtnetlink.h, neighbour.h, ...).
+"""Constants of rtnetlink (include/uapi/linux: netlink.h, rtnetlink.h, neighbour.h, ...).
 
-pyroute2 names the types of messages, the flags and the groups. The attributes, which it knows by the names of its own
-message classes only, and the fields of the fixed headers stand here, beside the reasons for which a message is ignored.
+pyroute2 names the types of messages, the flags and the groups. This module has the attributes, which pyroute2 knows
+only by the names of its message classes, the fields of the fixed headers, and the reasons for which a message is
+ignored.
 """
 
 from enum import StrEnum
@@ -109,7 +110,7 @@ FRA_DPORT_RANGE: Final = 24
 
 
 class IgnoredReason(StrEnum):
-    """Reason why a message gave no event. A bounded set: it becomes a metric label."""
+    """Reason why a message gave no event. The set is bounded: it becomes a metric label."""
 
     TRUNCATED = "truncated"
     MALFORMED = "malformed"

@@ -1,7 +1,7 @@
-"""From the bytes of a netlink datagram straight to the events of the core, with nothing in between.
+"""Decoder of netlink datagrams: bytes in, events of the core out.
 
-Pure: bytes in, values out. Here is what all messages have: headers, the end of a dump, errors; `rtnetlink` has what is
-in them. What is not for us is dropped by a named reason, and no input makes `decode` raise.
+It is pure. This module reads headers, the ends of dumps and errors; `rtnetlink.py` reads the messages themselves. A
+message that is not used is dropped for a named reason, and no input makes `decode` raise.
 """
 
 import struct
@@ -24,7 +24,7 @@ _MALFORMED: Final = IgnoredReason.MALFORMED
 
 
 class Change(NamedTuple):
-    """An event with what the mirror needs of its message header: the flags (NLM_F_*) and the sequence number."""
+    """An event with the flags (NLM_F_*) and the sequence number of its message."""
 
     event: KernelChange
     flags: int
@@ -32,7 +32,7 @@ class Change(NamedTuple):
 
 
 class Control(NamedTuple):
-    """The end of a dump or the answer to a request. `error` is an errno, 0 for success; `text` is the kernel's own."""
+    """The end of a dump or the answer to a request. `error` is an errno, 0 for success; `text` is the kernel's."""
 
     done: bool
     sequence: int
@@ -124,13 +124,13 @@ _LENGTH: Final = Struct("=I")
 _FIXED: Final = Struct("=IHH8xB7xH")
 # Message header, struct ndmsg, address, Ethernet address (padded): the order in which the kernel writes them.
 _BEGINNINGS: Final = {c.AF_INET: 16 + 12 + 8 + 12, c.AF_INET6: 16 + 12 + 20 + 12}
-# Number of probes and ages follow. Anything more says who made the entry, which `decode` has to see.
+# Number of probes and ages follow. Further attributes show which program made the entry; `decode` reads those.
 _REST: Final = Struct("=HH4xHH16x")
 _REST_HEADERS: Final = (8, c.NDA_PROBES, 20, c.NDA_CACHEINFO)
 
 
 def lone_neighbor(data: Buffer, length: int) -> NeighborSeen | None:
-    """Return the event of a datagram that is a single such notification, as `decode` gives it; None for any other.
+    """Return the event of a datagram with a single neighbour notification, as `decode` does; None for any other.
 
     Args:
         data: a buffer that starts with the datagram.
@@ -138,8 +138,8 @@ def lone_neighbor(data: Buffer, length: int) -> NeighborSeen | None:
     """
     if length < _FIXED.size:
         return None
-    told, kind, flags, family, state = _FIXED.unpack_from(data)
-    if kind != c.RTM_NEWNEIGH or state != NeighborState.REACHABLE or flags or told != length:
+    declared, kind, flags, family, state = _FIXED.unpack_from(data)
+    if kind != c.RTM_NEWNEIGH or state != NeighborState.REACHABLE or flags or declared != length:
         return None
     size = _BEGINNINGS.get(family)
     if size is None or length != size + _REST.size or _REST.unpack_from(data, size) != _REST_HEADERS:
@@ -149,7 +149,7 @@ def lone_neighbor(data: Buffer, length: int) -> NeighborSeen | None:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _event(beginning: bytes) -> NeighborSeen | None:
-    """Decode a message as if it ended here. Complete without the rest, it would be the same with it."""
+    """Decode a message as if it ended here; the rest does not change a complete event."""
     decoded = decode(_LENGTH.pack(len(beginning)) + beginning[_LENGTH.size :], len(beginning), lambda _: False)
     event = decoded.changes[0].event if decoded.changes else None
     return event if isinstance(event, NeighborSeen) and event.mac else None

@@ -1,7 +1,7 @@
-"""The dozen netlink requests that lbguard makes, as bytes. Pure: the sender fills in sequence numbers.
+"""Encoders of the netlink requests that lbguard makes. Pure: the sender fills in sequence numbers.
 
-Every request is exact: it names our protocol number, metric or priority, so that the kernel itself refuses to touch
-what somebody else made. Layouts as in rtnetlink.py; neighbour tables: include/uapi/linux/neighbour.h.
+Every request is exact: it names our protocol number, metric or priority, so that the kernel itself refuses to change
+another program's objects. Layouts as in rtnetlink.py; neighbour tables: include/uapi/linux/neighbour.h.
 """
 
 from enum import Enum
@@ -20,11 +20,11 @@ _NDMSG: Final = Struct("=BxxxiHBB")
 _IFINFO: Final = Struct("=BxHiII")
 
 _PROBES_KEPT: Final = 16_384
-"""The same entries are verified every second: their requests are made once."""
+"""Number of cached requests: the same entries are verified every second."""
 
 
 class DumpKind(Enum):
-    """The five dumps a snapshot is made of; the value is the request's message type. The order is that of asking."""
+    """The five dumps of a snapshot, in the order of the requests; the value is the request's message type."""
 
     LINKS = c.RTM_GETLINK
     ADDRESSES = c.RTM_GETADDR
@@ -34,7 +34,7 @@ class DumpKind(Enum):
 
 
 _DUMP_BODIES: Final = {
-    # Statistics make up a third of a link message and are of no use here.
+    # Statistics are a third of a link message and are not used.
     DumpKind.LINKS: _IFINFO.pack(c.AF_UNSPEC, 0, 0, 0, 0)
     + _U32_ATTRIBUTE.pack(8, c.IFLA_EXT_MASK, c.RTEXT_FILTER_SKIP_STATS),
     DumpKind.ADDRESSES: bytes(8),
@@ -53,7 +53,7 @@ def _family(ipv4: bool) -> int:
 
 
 def dump(kind: DumpKind, sequence: int) -> bytes:
-    """Request all objects of a kind, in all families (in the form that strict checking demands)."""
+    """Request all objects of a kind, in all families (in the form that strict checking requires)."""
     return message(kind.value, c.NLM_F_DUMP, _DUMP_BODIES[kind], sequence)
 
 
@@ -66,10 +66,10 @@ def _route_body(route: Route, scope: int, flags: int = 0) -> bytes:
 
 
 def add_route(route: Route, *, on_link: bool = False) -> bytes:
-    """Add a default route; where one of the same table and metric stands, whoever made it, it is refused with EEXIST.
+    """Add a default route; refused with EEXIST if any program has one of the same table and metric.
 
-    `on_link`: take our word that the gateway is on the link, where the kernel has no route that says so
-    (an address with `noprefixroute` whose prefix route is not there yet).
+    `on_link`: treat the gateway as on the link where the kernel has no route for it (an address with `noprefixroute`
+    whose prefix route is not there yet).
     """
     body = _route_body(route, c.RT_SCOPE_UNIVERSE, c.RTNH_F_ONLINK if on_link else 0)
     return message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_EXCL, body)
@@ -113,7 +113,7 @@ def _neighbor(kind: int, flags: int, ifindex: int, ip: Ip, state: int, entry_fla
 
 
 def delete_neighbor(ifindex: int, ip: Ip) -> bytes:
-    """Delete a neighbour entry, whatever its state."""
+    """Delete a neighbour entry in any state."""
     return _neighbor(c.RTM_DELNEIGH, 0, ifindex, ip, NeighborState.NONE, 0)
 
 
@@ -124,5 +124,5 @@ def resolve_neighbor(ifindex: int, ip: Ip) -> bytes:
 
 @lru_cache(maxsize=_PROBES_KEPT)
 def probe_neighbor(ifindex: int, ip: Ip) -> bytes:
-    """Make the kernel verify a resolved entry now; ENOENT or EINVAL when there is none or it has no address yet."""
+    """Make the kernel verify a resolved entry now; ENOENT: there is none, EINVAL: it has no address yet."""
     return _neighbor(c.RTM_NEWNEIGH, c.NLM_F_REPLACE, ifindex, ip, NeighborState.PROBE, 0)

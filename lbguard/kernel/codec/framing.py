@@ -1,4 +1,4 @@
-"""Frame of every netlink message: the header, and attributes padded to four bytes (include/uapi/linux/netlink.h)."""
+"""Framing of netlink messages: headers, and attributes padded to four bytes (include/uapi/linux/netlink.h)."""
 
 from collections.abc import Iterator
 from struct import Struct
@@ -27,7 +27,7 @@ class Message(NamedTuple):
     flags: int
     sequence: int
     data: memoryview
-    """Everything after the header."""
+    """The bytes after the header."""
 
     @property
     def error(self) -> int:
@@ -36,7 +36,7 @@ class Message(NamedTuple):
 
 
 class Sequences:
-    """Source of sequence numbers, none of which is 0."""
+    """Generator of sequence numbers, none of which is 0."""
 
     def __init__(self) -> None:
         self._last = 0
@@ -51,7 +51,7 @@ class Sequences:
 
 
 def message(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
-    """Return a request, which is to be padded to four bytes where another follows."""
+    """Return a request; the caller pads it to four bytes where another follows."""
     return HEADER.pack(HEADER.size + len(body), kind, flags | _NLM_F_REQUEST, sequence, 0) + body
 
 
@@ -72,7 +72,7 @@ def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def messages(datagram: memoryview) -> Iterator[Message]:
-    """Yield the messages of a datagram; the last may be cut, for an error may bring the refused request with it."""
+    """Yield the messages of a datagram; the last may be cut, since an error may quote the refused request."""
     at = 0
     while at + HEADER.size <= len(datagram):
         length, kind, flags, sequence, _port = HEADER.unpack_from(datagram, at)

@@ -1,8 +1,8 @@
 """Decoders of rtnetlink messages into events of the core: links, addresses, neighbours, routes and rules.
 
-A decoder gets a buffer, where the message's fixed part begins in it, and where the message ends. Only the fields that
-the events have are read; walking stops as soon as they are there. Layouts: include/uapi/linux/rtnetlink.h, if_link.h,
-if_addr.h, neighbour.h, fib_rules.h; all integers are in host order.
+A decoder gets a buffer, where the message's fixed part begins in it, and where the message ends. Only the fields of the
+events are read; the walk over the attributes stops when it has them. Layouts: include/uapi/linux/rtnetlink.h,
+if_link.h, if_addr.h, neighbour.h, fib_rules.h; all integers are in host order.
 """
 
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def _link_seen(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome
 
 
 def _link_gone(data: Buffer, offset: int, end: int, _: IsTargetTable) -> Outcome:
-    # A port that leaves a bridge is told as RTM_DELLINK of family AF_BRIDGE, while the link itself stays.
+    # The kernel reports a port that leaves a bridge as RTM_DELLINK of family AF_BRIDGE; the link itself stays.
     family, index, _flags = _IFINFO(data, offset)
     return LinkGone(ifindex=index) if family == c.AF_UNSPEC else IgnoredReason.OTHER_FAMILY
 
@@ -240,10 +240,10 @@ def _route(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) 
     if protocol != ROUTE_PROTOCOL and not is_target_table(table):
         return IgnoredReason.OTHER_TABLE
     if odd:
-        # Somebody else's, and of a kind or shape that ours never has; but it takes the place of one of ours.
+        # Another program's, of a type that ours never have; but it blocks the table and metric of one of ours.
         return Route(table, family == c.AF_INET, RouteKind.UNICAST, metric, b"", 0, protocol)
     if kind is RouteKind.BLACKHOLE:
-        # IPv6 names the loopback as the device of a blackhole; to us it has none.
+        # For IPv6 the kernel names the loopback as the device of a blackhole; it is left out.
         gateway, oif = b"", 0
     return Route(table, family == c.AF_INET, kind, metric, gateway, oif, protocol)
 
@@ -257,7 +257,7 @@ _ROUTE_SHAPES: Final = {
 
 
 def _on_link(data: Buffer, offset: int, end: int, dst_len: int) -> _OnLink | IgnoredReason:
-    """Read another program's route to a prefix; only one without a gateway is of interest."""
+    """Read another program's route to a prefix; only one without a gateway is used."""
     network = b""
     oif = metric = 0
     offset += 12
@@ -360,4 +360,4 @@ DECODERS: Final[dict[int, tuple[Decoder, int]]] = {
     c.RTM_NEWRULE: (_rule_seen, 28),
     c.RTM_DELRULE: (_rule_gone, 28),
 }
-"""Per message type: the decoder, and the least length of the message with its fixed part."""
+"""The decoder of each message type, and the minimum length of the message with its fixed part."""

@@ -1,1 +1,1 @@
-"""Streams and targets from the calls of nfqlb that a load balancer makes."""
+"""Source `interposer`: streams and targets from the calls of nfqlb that a load balancer makes."""

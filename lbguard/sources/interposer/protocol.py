@@ -1,8 +1,8 @@
-"""Protocol between the program `deploy/meridio/nfqlb` and lbguard: one line a message, plain words. Pure.
+"""Line protocol between the program `deploy/meridio/nfqlb` and lbguard: one line of words per message. Pure.
 
 A request is `1 ID COMMAND WORD...`: the version, the name of the FIFO that waits for the answer (a UUID), and the
-arguments as nfqlb got them. A missed call is `1 COMMAND WORD...`. An answer is `1 done` (the call is seen to: exit with
-0), `1 pass` (run the real program) or `1 fail TEXT` (exit with 1).
+arguments as nfqlb got them. A missed call is `1 COMMAND WORD...`. An answer is `1 done` (the call was carried out: exit
+with 0), `1 pass` (run the real program) or `1 fail TEXT` (exit with 1).
 
 The arguments are those that Meridio's load balancer gives (pkg/loadbalancer/nfqlb)::
 
@@ -18,11 +18,11 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lbguard.core.stream_limits import MAX_MARK, MAX_TARGETS, NAME_PATTERN
+from lbguard.core.model import MAX_MARK, MAX_TARGETS, NAME_PATTERN
 
 VERSION = "1"
 LINE_MAX = 512
-"""Longer lines are none of ours. The program keeps to less, and a pipe takes as much in one piece."""
+"""Longer lines are refused. The program sends shorter ones, and a pipe writes as much atomically."""
 
 SHM_PREFIX = "tshm-"
 
@@ -33,11 +33,11 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 class ProtocolError(Exception):
-    """A line is none of the protocol's."""
+    """A line does not follow the protocol."""
 
 
 class CallError(Exception):
-    """A call is none that Meridio makes: it is the real program's business. `request_id` says who waits, if anybody."""
+    """A call is not one of Meridio's: the real program handles it. `request_id`: the waiting caller, if any."""
 
     def __init__(self, reason: str, request_id: str = "") -> None:
         super().__init__(reason)
@@ -45,7 +45,7 @@ class CallError(Exception):
 
 
 class Command(StrEnum):
-    """The commands that are handed over."""
+    """The commands of the protocol."""
 
     INIT = "init"
     ACTIVATE = "activate"
@@ -93,7 +93,7 @@ def parse_request(line: bytes) -> Request:
 
     Raises:
         ProtocolError: it is not a request; no answer is possible.
-        CallError: the call is none of Meridio's; `request_id` is set.
+        CallError: the call is not one of Meridio's; `request_id` is set.
     """
     words = _words(line)
     if len(words) < 3 or REQUEST_ID.fullmatch(words[1]) is None:
@@ -108,8 +108,8 @@ def parse_missed(line: bytes) -> Call:
     """Read a line about a call that was missed.
 
     Raises:
-        ProtocolError: it is none.
-        CallError: the call is none of Meridio's.
+        ProtocolError: it is not such a line.
+        CallError: the call is not one of Meridio's.
     """
     words = _words(line)
     if len(words) < 2:
@@ -121,7 +121,7 @@ def parse_call(words: list[str]) -> Call:
     """Read the arguments of nfqlb, of which the first is the command.
 
     Raises:
-        CallError: they are none of Meridio's.
+        CallError: they are not those of a call of Meridio's.
     """
     try:
         command = Command(words[0])

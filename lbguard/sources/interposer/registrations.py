@@ -1,24 +1,64 @@
-"""Updates of the registry by calls: received, missed, or found in the tables; and its file for a restart."""
+"""Registrations: the registry, updated by received calls, missed calls and found tables, and saved for a restart."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetKey
 from lbguard.sources.interposer.protocol import Call, Command
 from lbguard.sources.interposer.registry import Registry, RegistryError, RegistryFile
-from lbguard.sources.interposer.view import FoundTable, Gateways
 from lbguard.sources.nsp.offsets import offset_of_table
 from lbguard.telemetry.log import fields
+
+
+class Core(Protocol):
+    """Interface to the core. No method blocks."""
+
+    @property
+    def ready(self) -> bool:
+        """Return whether the core makes decisions: it has a view of the kernel and a list."""
+
+    @property
+    def caught_up(self) -> bool:
+        """Return whether the core's view of the kernel is complete and no event waits."""
+
+    def path_lost(self, target: TargetKey, within_s: float) -> bool:
+        """Return whether a link of the target's paths is missing, down or unusable, or was within a time.
+
+        Also true while the view of the kernel is incomplete: the path is then unknown, and nothing changes.
+        """
+
+    def sound_for_s(self, target: TargetKey) -> float:
+        """Return for how long the target has been in the distributor with a good path; 0 when it is not."""
+
+
+class Gateways(Protocol):
+    """The load balancer's routes."""
+
+    known: bool
+
+    def gateways(self, table: int) -> tuple[Ip, ...]:
+        """Return the gateways of the default routes in a table, at most one per family."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundTable:
+    """A table found in the distributor: room for targets, and the mark by index, negative where inactive."""
+
+    max_targets: int
+    marks: Sequence[int]
+
 
 _log = logging.getLogger("lbguard.sources.interposer")
 
 
 class Registrations:
-    """Registered streams and targets, passed to `emit` whenever they have changed.
+    """Registered streams and targets; every change is passed to `emit`.
 
-    A target that was activated while its addresses were not known is *deferred*: it is registered once they are.
+    A target that was activated while its addresses were unknown is *deferred*: it is registered when they are known.
     """
 
     def __init__(self, file: RegistryFile, emit: Callable[[SourceSnapshot], None], routes: Gateways) -> None:
@@ -28,14 +68,14 @@ class Registrations:
         self._routes = routes
         self._owed: dict[TargetKey, Call] = {}
         self._doubted_at: dict[TargetKey, float] = {}
-        self._told: tuple[StreamSpec, ...] | None = None
+        self._reported: tuple[StreamSpec, ...] | None = None
         self._saved: bytes | None = None
         self._save_failed = ""
 
     # The start
 
     def load(self) -> None:
-        """Load what an earlier run left."""
+        """Load the registry of an earlier run."""
         try:
             self.registry = self._file.read() or Registry()
         except RegistryError as error:
@@ -43,7 +83,7 @@ class Registrations:
             _log.warning("registry of an earlier run not used", extra=what)
 
     def reset(self) -> None:
-        """Forget everything: what was missed is not known."""
+        """Forget everything: missed calls are unknown."""
         self.registry = Registry()
 
     def compare(self, found: Mapping[str, FoundTable]) -> None:
@@ -69,12 +109,12 @@ class Registrations:
     # Calls
 
     def addresses(self, call: Call) -> tuple[Ip, ...]:
-        """Return the addresses of the target of an activate: those of its routes, else what they were."""
+        """Return the addresses of the target of an activate: those of its routes, else the previous ones."""
         entry = self.registry.entry(call.stream, call.identifier)
         return self._routes.gateways(call.mark) or (entry.ips if entry is not None else ())
 
     def serves(self, stream: str) -> bool:
-        """Return whether the core was given a stream."""
+        """Return whether a stream was reported to the core."""
         known = self.registry.streams.get(stream)
         return known is not None and known.offset is not None
 
@@ -86,7 +126,7 @@ class Registrations:
         """Register the target of an activate.
 
         Raises:
-            RegistryError: it cannot be this stream's.
+            RegistryError: the target cannot belong to this stream.
         """
         self.registry.register(call.stream, call.identifier, call.mark, ips)
         self._owed.pop(TargetKey(call.stream, call.identifier), None)
@@ -97,7 +137,7 @@ class Registrations:
         self._owed.pop(TargetKey(call.stream, call.identifier), None)
 
     def apply(self, call: Call) -> None:
-        """Apply a call: the real program carries it out, or has done so."""
+        """Apply a call that the real program carries out, or has carried out."""
         match call.command:
             case Command.INIT | Command.DELETE:
                 self.registry.end(call.stream)
@@ -112,7 +152,7 @@ class Registrations:
                 self.resolve()
 
     def resolve(self) -> bool:
-        """Register the deferred targets whose addresses are known now; return whether there was any."""
+        """Register the deferred targets whose addresses are known now; return whether there were any."""
         paid = False
         for key, call in list(self._owed.items()):
             ips = self.addresses(call)
@@ -127,9 +167,9 @@ class Registrations:
         return paid
 
     def drop_unconfirmed(self, sound_for_s: Callable[[TargetKey], float], limit_s: float, now: float) -> bool:
-        """Forget unconfirmed targets with good paths that were not activated in time; return whether there was any.
+        """Forget unconfirmed targets with good paths that were not activated in time; return whether there were any.
 
-        The load balancer takes such a target for gone: it says nothing when one that it had taken out is removed.
+        For the load balancer such a target is gone: it makes no call when a target is removed that it had deactivated.
         """
         unconfirmed = [
             TargetKey(name, identifier)
@@ -147,14 +187,14 @@ class Registrations:
 
     # Telling
 
-    def tell(self, *, again: bool = False) -> None:
+    def report(self, *, again: bool = False) -> None:
         """Save the registry for a restart, and report the list if it has changed (or `again`)."""
         specs = self.registry.specs()
         content = self.registry.dump()
         if content != self._saved:
             self._save(content)
-        if again or specs != self._told:
-            self._told = specs
+        if again or specs != self._reported:
+            self._reported = specs
             self._emit(SourceSnapshot(streams=specs))
 
     def _save(self, content: bytes) -> None:

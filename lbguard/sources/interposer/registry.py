@@ -1,8 +1,8 @@
 """Registry of the targets that the load balancer has activated, and its file, which survives a restart.
 
-A target is registered from its first `activate` until it is deliberately removed. While the load balancer has taken it
-out because its path was broken it is *unconfirmed*: Meridio's tries such a target again by itself (on every link that
-appears, and each 10 s), and says nothing when the target is removed meanwhile.
+A target is registered from its first `activate` until it is deliberately removed. While the load balancer has
+deactivated it because its path was broken, it is *unconfirmed*: Meridio tries to activate such a target again (on every
+new link, and every 10 s), and makes no call when the target is removed meanwhile.
 """
 
 import functools
@@ -11,10 +11,9 @@ import os
 from dataclasses import dataclass, field
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip, why_not_unicast
-from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.core.stream_limits import MAX_TARGETS, NAME_PATTERN
+from lbguard.core.model import MAX_TARGETS, NAME_PATTERN, StreamSpec, TargetSpec
+from lbguard.sources.interposer.files import SharedDirectory
 from lbguard.sources.interposer.protocol import SHM_PREFIX
-from lbguard.sources.interposer.shared_directory import SharedDirectory
 from lbguard.sources.nsp.offsets import Range, is_possible
 
 FORMAT = 1
@@ -23,7 +22,7 @@ MAX_BYTES = 16 * 2**20
 _NAME = "registry.json"
 
 
-_text_of = functools.lru_cache(maxsize=1 << 16)(format_ip)  # all of them are written at every change
+_text_of = functools.lru_cache(maxsize=1 << 16)(format_ip)  # all addresses are written at every change
 
 
 class RegistryError(Exception):
@@ -130,7 +129,7 @@ class Registry:
         """Read the content of a file.
 
         Raises:
-            RegistryError: it is no registry, or one of another format.
+            RegistryError: it is not a registry, or has another format.
         """
         try:
             document = json.loads(content)
@@ -161,7 +160,8 @@ class Registry:
                 raise ValueError(f"{name}/{identifier}")
             if not 1 <= int(identifier) <= room:
                 raise ValueError(f"{name}/{identifier}")
-            # What an earlier version took, and no target can have, is nobody: the others stay registered.
+            # An address that an earlier version accepted and no target can have is dropped; other targets stay
+            # registered.
             if not any(why_not_unicast(ip) for ip in ips):
                 self.streams[name].targets[int(identifier)] = Entry(ips, confirmed)
 

@@ -1,16 +1,17 @@
-"""Streams and targets from the calls of nfqlb that an unmodified load balancer makes: Meridio's `stateless-lb`.
+"""Source `interposer`: streams and targets from the calls of nfqlb by an unmodified load balancer (Meridio).
 
-Its container runs `nfqlb` by name, and `deploy/meridio/nfqlb` stands there in its place. What its calls mean:
+The container of Meridio's `stateless-lb` runs `nfqlb` by name, and `deploy/meridio/nfqlb` replaces that program. The
+meaning of its calls:
 
-- `init`: a table is made anew. The real program does that; no target is registered any more.
+- `init`: a table is created again, by the real program; no target is registered any more.
 - `activate`: a target is registered. Its addresses are the gateways of the load balancer's routes in the table of its
-  mark, which it adds before. Answered when the core has put it into the distributor.
-- `deactivate`: of a target whose path is broken, or was a moment ago, a failed verification: it stays, and grace
-  applies. Of any other, a removal: the target is out of the distributor when the call returns.
+  mark, which it adds before. The answer is sent when the core has put the target into the distributor.
+- `deactivate`: for a target whose path is broken, or was just now, a failed verification: the target stays, and grace
+  applies. For any other target, a removal: it is out of the distributor when the call returns.
 - `delete`: the stream has ended.
 
-A call that we do not answer goes to the real program, and into the file `missed`, from which we take it as a fact. So
-what is registered here follows what the load balancer did, whoever did it.
+A call without an answer goes to the real program and into the file `missed`, from which it is applied as done. So the
+registrations follow every call of the load balancer, whichever program carried it out.
 """
 
 import asyncio
@@ -36,9 +37,8 @@ from lbguard.sources.interposer.protocol import (
     parse_missed,
     parse_request,
 )
-from lbguard.sources.interposer.registrations import Registrations
+from lbguard.sources.interposer.registrations import Core, FoundTable, Gateways, Registrations
 from lbguard.sources.interposer.registry import RegistryError, RegistryFile
-from lbguard.sources.interposer.view import Core, FoundTable, Gateways
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.interposer")
@@ -56,7 +56,7 @@ _NOBODY = (frozenset[int](), frozenset[int]())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterposerConfig:
-    """See `InterposerSettings`. With `passive` every call goes to the real program, and is only taken note of."""
+    """See `InterposerSettings`. With `passive` every call goes to the real program and is only recorded."""
 
     directory: Path
     answer_timeout_s: float = 0.15
@@ -74,7 +74,7 @@ class InterposerCounters:
 
 
 class _Answer(NamedTuple):
-    """Answer to a call, and its outcome in a word."""
+    """Answer to a call, and its outcome as one word."""
 
     verdict: Verdict
     outcome: str
@@ -85,9 +85,9 @@ class InterposerSource:
     """Source that answers the calls and reports the registered targets to the core.
 
     Args:
-        config: where, and how patiently.
-        emit: takes each new list, in the thread of the event loop.
-        core: what the core knows.
+        config: directory and time limits.
+        emit: receives each new list, in the thread of the event loop.
+        core: the source's view of the core.
         routes: the load balancer's routes.
         tables: reads the distributor's tables by stream; called in another thread.
     """
@@ -116,7 +116,7 @@ class InterposerSource:
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
 
-    def hear(self, events: Iterable[Event]) -> None:
+    def observe(self, events: Iterable[Event]) -> None:
         """Record the outcome of commits; other events are ignored."""
         news = False
         for event in events:
@@ -137,27 +137,27 @@ class InterposerSource:
 
     @property
     def problem(self) -> str:
-        """Return why no calls can be taken; empty: they can."""
+        """Return why no calls can be received; empty: they can."""
         return self._shared.problem
 
     def reload(self) -> None:
         """Report the list again (SIGHUP)."""
-        self.registrations.tell(again=True)
+        self.registrations.report(again=True)
 
     # Life
 
     async def run(self) -> None:
-        """Serve until cancelled; while the shared directory cannot be used, say so and try again."""
+        """Serve until cancelled; while the shared directory cannot be used, log that and retry."""
         try:
-            while not self._shared.put_right():  # noqa: ASYNC110 (nobody tells when it can be used)
+            while not self._shared.put_right():  # noqa: ASYNC110 (no event says when it can be used)
                 await asyncio.sleep(_RETRY_S)
             await self._wait_for_kernel()
             self.registrations.load()
-            if not self._take_all_missed():
+            if not self._apply_all_missed():
                 _log.warning("too many calls were missed: who is registered is taken from the tables")
                 self.registrations.reset()
             self.registrations.compare(await asyncio.to_thread(self._tables))
-            self.registrations.tell()
+            self.registrations.report()
             self._shared.put_right(self._listen)
             async with asyncio.TaskGroup() as self._group:
                 await self._tick()
@@ -166,9 +166,9 @@ class InterposerSource:
             self._stop_listening()
             self._shared.close()
 
-    def _take_all_missed(self) -> bool:
+    def _apply_all_missed(self) -> bool:
         try:
-            return self._missed.take(self._take_missed)
+            return self._missed.read(self._apply_missed)
         except OSError as error:
             _log.warning("missed calls cannot be read", extra=fields(reason=str(error)))
             return False
@@ -209,14 +209,14 @@ class InterposerSource:
             if rounds % _SWEEP_EVERY == 0:
                 self._answers.sweep()
             if changed:
-                self.registrations.tell()
+                self.registrations.report()
 
     # Calls that went to the real program
 
     def _catch_up_missed(self) -> None:
         try:
             self._missed.prepare()
-            complete = self._missed.take(self._take_missed)
+            complete = self._missed.read(self._apply_missed)
         except OSError as error:
             self.counters.dropped["missed_unreadable"] += 1
             _log.debug("missed calls cannot be read", extra=fields(reason=str(error)))
@@ -225,9 +225,9 @@ class InterposerSource:
             _log.warning("more calls were missed than are noted: who is registered may be wrong until the next init")
         if self._missed_some:
             self._missed_some = False
-            self.registrations.tell()
+            self.registrations.report()
 
-    def _take_missed(self, line: bytes) -> None:
+    def _apply_missed(self, line: bytes) -> None:
         try:
             call = parse_missed(line)
         except (ProtocolError, CallError) as error:
@@ -242,7 +242,7 @@ class InterposerSource:
     def _on_readable(self) -> None:
         lines = self._requests.read()
         if lines:
-            # What was missed happened before what is asked now.
+            # Missed calls happened before the waiting requests.
             self._catch_up_missed()
         for line in lines:
             self._begin(line)
@@ -260,12 +260,12 @@ class InterposerSource:
             self.counters.dropped[str(error)] += 1
         way_back = self._answers.open(request_id)
         if way_back is None:
-            # The caller was killed, or has run the real program and noted that in `missed`.
+            # The caller was killed, or has run the real program and recorded the call in `missed`.
             self.counters.dropped["caller_gone"] += 1
         elif request is None:
             self._answers.send(way_back, format_answer(Verdict.PASS))
         elif self._group is None or len(self._tasks) >= _CALLS_AT_ONCE:
-            # No answer of the protocol: the call is noted in `missed`.
+            # Not an answer of the protocol: the caller records the call in `missed`.
             self.counters.dropped["too_many"] += 1
             self._answers.send(way_back, b"\n")
         else:
@@ -283,14 +283,14 @@ class InterposerSource:
             sent = True
         finally:
             if not sent:
-                # We end: the call is noted in `missed`, for the next run.
+                # The service ends: the caller records the call in `missed`, for the next run.
                 self._answers.send(way_back, b"\n")
 
     async def _decide(self, call: Call, deadline: float) -> _Answer:
         await self._catch_up_core(deadline)
         if self._config.passive or not self._core.ready:
             self.registrations.apply(call)
-            self.registrations.tell()
+            self.registrations.report()
             return _Answer(Verdict.PASS, "passive" if self._config.passive else "not_ready")
         match call.command:
             case Command.ACTIVATE:
@@ -306,8 +306,8 @@ class InterposerSource:
             self.registrations.defer(call)
             return _Answer(Verdict.PASS, "address_unknown")
         if not ips:
-            # Meridio's takes this for a failed activation and tries again later, as it should: with no route left, the
-            # link went away between its two steps.
+            # Meridio treats this as a failed activation and retries later, which is correct: without a route, the link
+            # was removed between its two steps.
             return _Answer(Verdict.FAIL, "no_route", f"no route to the target in table {call.mark}")
         try:
             if call.stream not in self.registrations.registry.streams:
@@ -315,7 +315,7 @@ class InterposerSource:
             self.registrations.register(call, ips)
         except RegistryError as error:
             return self._out_of_place(call, str(error))
-        self.registrations.tell()
+        self.registrations.report()
 
         def admitted() -> bool:
             return call.identifier in self._committed.get(call.stream, _NOBODY)[1]
@@ -324,7 +324,7 @@ class InterposerSource:
             return _Answer(Verdict.DONE, "admitted")
         if call.stream in self._failing:
             return _Answer(Verdict.PASS, "distributor_failed")
-        # Not admitted yet, for a reason that the core has (damping, a path that is not good yet). It will be.
+        # Not admitted yet, for a reason of the core (damping, a path that is not good yet). It will be admitted later.
         return _Answer(Verdict.DONE, "accepted")
 
     async def _deactivate(self, call: Call, deadline: float) -> _Answer:
@@ -334,11 +334,11 @@ class InterposerSource:
         key = TargetKey(call.stream, call.identifier)
         if call.stream not in self._failing and self._core.path_lost(key, self._config.recent_loss_s):
             entry.confirmed = False
-            self.registrations.tell()
+            self.registrations.report()
             _log.info("failed verification: grace applies", extra=fields(target=str(key)))
             return _Answer(Verdict.DONE, "held")
         self.registrations.remove(call)
-        self.registrations.tell()
+        self.registrations.report()
         _log.info("target removed by the load balancer", extra=fields(target=str(key)))
 
         def removed() -> bool:
@@ -350,20 +350,20 @@ class InterposerSource:
         return _Answer(Verdict.PASS, "not_removed_in_time")
 
     async def _begin_anew(self, call: Call, deadline: float) -> _Answer:
-        """Let a stream end before its memory is made anew or deleted by the real program."""
+        """End a stream before the real program re-creates or deletes its memory."""
         served = self.registrations.serves(call.stream)
         if served:
             self._committed.pop(call.stream, None)
             self.registrations.registry.end(call.stream)
-            self.registrations.tell()
+            self.registrations.report()
             await self._wait(call.stream, lambda: self._committed.get(call.stream) == _NOBODY, deadline)
         self._failing.pop(call.stream, None)
         self.registrations.apply(call)
-        self.registrations.tell()
+        self.registrations.report()
         return _Answer(Verdict.PASS, "ended" if served else "new")
 
     def _out_of_place(self, call: Call, reason: str) -> _Answer:
-        """Answer an activate that cannot be: no where the stream is ours, else what the real program says."""
+        """Answer an impossible activate: a failure where the stream is ours, else pass it to the real program."""
         _log.warning("target not registered", extra=fields(stream=call.stream, mark=call.mark, reason=reason))
         known = self.registrations.registry.streams.get(call.stream)
         if known is None or not self.registrations.serves(call.stream) or call.identifier > known.max_targets:
@@ -371,7 +371,7 @@ class InterposerSource:
         return _Answer(Verdict.FAIL, "refused", reason)
 
     async def _learn_room(self, stream: str) -> None:
-        """Find out how large a table is that was made before our time."""
+        """Read the size of a table that was created before lbguard started."""
         table = (await asyncio.to_thread(self._tables)).get(stream)
         if table is not None and stream not in self.registrations.registry.streams:
             self.registrations.registry.begin(stream, table.max_targets)
@@ -379,7 +379,7 @@ class InterposerSource:
     # Waiting
 
     async def _catch_up_core(self, deadline: float) -> None:
-        """Let the core process the kernel's events from before the call; at most for half of the time that is left."""
+        """Let the core process the kernel's events from before the call; at most for half of the remaining time."""
         loop = asyncio.get_running_loop()
         latest = (loop.time() + deadline) / 2
         turn = 0
@@ -388,7 +388,7 @@ class InterposerSource:
             turn += 1
 
     async def _wait(self, stream: str, test: Callable[[], bool], deadline: float) -> bool:
-        """Wait until a commit makes something true; false when the time is over or the distributor fails."""
+        """Wait until a commit makes `test` true; false at the deadline or when the distributor fails."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 while not test():

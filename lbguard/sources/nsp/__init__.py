@@ -1,1 +1,1 @@
-"""Streams and targets from Meridio's registry."""
+"""Source `nsp`: streams and targets from Meridio's registry."""

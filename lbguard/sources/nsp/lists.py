@@ -1,7 +1,8 @@
-"""Reads the lists of Meridio's registry. Pure.
+"""Parser of the lists of Meridio's registry. Pure.
 
-An entry that cannot be used is skipped and named, never the whole list. What Meridio's load balancer does decides the
-rest: a target that is not ENABLED is not served, and of two targets with one identifier the last of the list counts.
+An unusable entry is skipped and reported, never the whole list. Otherwise the rules are those of Meridio's load
+balancer: a target that is not ENABLED is not served, and of two targets with one identifier the last of the list
+counts.
 """
 
 import socket
@@ -13,14 +14,13 @@ from typing import Generic, NamedTuple, TypeVar
 
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.core.addr import Ip, Prefix, parse_prefix, why_no_vip, why_not_unicast
-from lbguard.core.model import TargetKey
-from lbguard.core.stream_limits import MAX_TARGETS, NAME_PATTERN
+from lbguard.core.model import MAX_TARGETS, NAME_PATTERN, TargetKey
 
 IDENTIFIER_KEY = "identifier"
 """The key of a target's context that holds its identifier."""
 
 DEFAULT_MAX_TARGETS = 100
-"""Registries before Meridio 1.0 tell 0; its own clients take that for 100."""
+"""Registries before Meridio 1.0 report 0; Meridio's own clients read that as 100."""
 
 Value = TypeVar("Value")
 
@@ -49,7 +49,7 @@ class Reason(StrEnum):
 
 
 class Skipped(NamedTuple):
-    """One entry that was skipped, or is used in another way than it says."""
+    """One entry that was skipped, or is used with other values than its own."""
 
     reason: Reason
     what: str
@@ -72,7 +72,7 @@ class Read(Generic[Value]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetEntries:
-    """The targets of a list: those to serve with their addresses, IPv4 first, and those that only stand in it.
+    """The targets of a list: those to serve with their addresses, IPv4 first, and those that are listed only.
 
     `unreadable_keys` and `unreadable_ips` (with the stream's name) are of entries whose other half could not be read.
     """
@@ -83,7 +83,7 @@ class TargetEntries:
 
 
 def _shown(text: object) -> str:
-    """Return foreign text in a form fit for a log."""
+    """Return external text escaped for the log."""
     shown = repr(text)
     return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
 
@@ -143,7 +143,7 @@ class _TargetReader:
     unreadable_ips: set[tuple[str, tuple[Ip, ...]]] = field(default_factory=set)
     skipped: list[Skipped] = field(default_factory=list)
 
-    def take(self, target: pb.Target) -> None:
+    def add(self, target: pb.Target) -> None:
         if target.type != pb.Target.DEFAULT or target.status != pb.Target.ENABLED:
             return
         stream = target.stream.name
@@ -172,10 +172,10 @@ class _TargetReader:
 
 
 def read_targets(response: pb.TargetResponse, place: Place) -> Read[TargetEntries]:
-    """Read a list of targets. Whether their streams exist and have room for them is not looked at here."""
+    """Read a list of targets. `compose.py` checks that their streams exist and have room."""
     reader = _TargetReader(place)
     for target in response.targets:
-        reader.take(target)
+        reader.add(target)
     return Read(
         value=TargetEntries(
             served=reader.served,
@@ -191,7 +191,7 @@ def _is_identifier(text: str) -> bool:
 
 
 def _addresses(texts: Iterable[str], what: str) -> tuple[tuple[Ip, ...], Skipped | None]:
-    """Return one address a family, IPv4 first, and what is wrong with the rest."""
+    """Return one address per family, IPv4 first, and the problem of the others."""
     by_length: dict[int, Ip] = {}
     problem: Skipped | None = None
     for text in texts:
@@ -210,8 +210,8 @@ def _addresses(texts: Iterable[str], what: str) -> tuple[tuple[Ip, ...], Skipped
 def _address(text: str) -> Ip:
     """Read `address` or `address/length`: the length is that of the proxy's subnet and does not concern the target.
 
-    The C library reads addresses; `ipaddress` takes thirty times as long, which a list of thousands would let the whole
-    service feel.
+    The C library parses addresses; `ipaddress` takes thirty times as long, which would block the loop for a list of
+    thousands.
     """
     host, slash, length = text.partition("/")
     try:

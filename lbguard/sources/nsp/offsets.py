@@ -1,13 +1,13 @@
-"""Identifier offsets of streams, which the load balancer chooses: Meridio's registry has none. Pure.
+"""Identifier offsets of streams, which Meridio's registry does not have: the load balancer chooses them. Pure.
 
-How Meridio's load balancer does it: a stream gets the lowest offset, from IDENTIFIER_OFFSET_START (5000) up, at which a
-range of `max_targets` numbers meets no range of another stream. It keeps that offset, and the size it was made with,
-for as long as it is listed. Within one list, new streams get theirs in the order of the list, and before the ranges of
-streams that are gone become free. So offsets follow from the history, not from the list alone, and what the kernel and
-the distributor hold is better evidence than a calculation.
+The rule of Meridio's load balancer: a stream gets the lowest offset, from IDENTIFIER_OFFSET_START (5000) up, at which a
+range of `max_targets` numbers overlaps no range of another stream. It keeps that offset and its size while it is
+listed. Within one list, new streams get their offsets in the order of the list, before the ranges of removed streams
+are freed. So offsets depend on the history, not on the list alone, and the state of kernel and distributor is better
+evidence than a calculation.
 
-(Meridio takes offset .. offset + max_targets - 1 for the range, while its marks are offset + 1 .. offset + max_targets.
-Neighbouring ranges are shifted alike, so they still do not meet.)
+(Meridio's range is offset .. offset + max_targets - 1, while its marks are offset + 1 .. offset + max_targets.
+Neighbouring ranges have the same shift, so they do not overlap.)
 """
 
 from collections import Counter
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lbguard.core.addr import Ip
-from lbguard.core.stream_limits import DEFAULT_OFFSET, MAX_MARK, RESERVED_TABLES
+from lbguard.core.model import DEFAULT_OFFSET, MAX_MARK, RESERVED_TABLES
 
 
 class Range(NamedTuple):
-    """The offset of a stream and how many targets it was made for."""
+    """The offset of a stream and its number of targets."""
 
     offset: int
     size: int
@@ -32,14 +32,14 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assigned:
-    """Ranges of the listed streams by name. `without` got none: the marks are used up."""
+    """Ranges of the listed streams by name. `without`: streams without a range, since the marks are used up."""
 
     ranges: Mapping[str, Range]
     without: tuple[str, ...] = ()
 
 
 class OffsetAllocator:
-    """Remembers and gives out ranges.
+    """Allocator of ranges.
 
     Args:
         start: the lowest offset.
@@ -58,7 +58,7 @@ class OffsetAllocator:
 
         Args:
             streams: room for targets by name, in the order of the list.
-            seen: offsets in force, as they were read back. They count for streams that have no range yet.
+            seen: offsets in force, as read back. They are used for streams that have no range yet.
         """
         new = [name for name in streams if name not in self._ranges]
         for name in new:
@@ -76,12 +76,12 @@ class OffsetAllocator:
         return Assigned(ranges=dict(self._ranges), without=tuple(without))
 
     def forget(self, stream: str) -> None:
-        """Free the range of a stream, so that it gets another."""
+        """Free the range of a stream, so that it gets another one."""
         self._ranges.pop(stream, None)
 
     def _lowest(self, size: int) -> Range | None:
         offset = self._start
-        # In ascending order one pass is enough: a range that is passed over ends before the next candidate.
+        # In ascending order one pass is enough: a skipped range ends before the next candidate.
         for taken in sorted(self._ranges.values()):
             if Range(offset, size).meets(taken):
                 offset = taken.offset + taken.size
@@ -91,13 +91,13 @@ class OffsetAllocator:
 
 
 def is_possible(offset: int, size: int) -> bool:
-    """Return whether an offset that was read back can be one: its marks exist and none is a reserved route table."""
+    """Return whether an offset that was read back is valid: its marks exist and none is a reserved route table."""
     first, last = offset + 1, offset + size
     return offset >= 0 and last <= MAX_MARK and not (first < RESERVED_TABLES.stop and last >= RESERVED_TABLES.start)
 
 
 def offset_of_table(marks: Sequence[int]) -> int | None:
-    """Return the offset that a distributor's table shows, or None when it shows none.
+    """Return the offset that a distributor's table implies; None when it implies none.
 
     Args:
         marks: the fwmark by index, negative where inactive; index 0 is identifier 1.
@@ -109,12 +109,12 @@ def offset_of_table(marks: Sequence[int]) -> int | None:
 def offset_of_routes(
     targets: Mapping[int, Iterable[Ip]], tables: Mapping[Ip, Collection[int]], taken: Collection[int] = ()
 ) -> int | None:
-    """Return the offset that the targets' routes show, or None when they show none or several alike.
+    """Return the offset that the targets' routes imply; None when they imply none, or several equally.
 
     Args:
         targets: addresses by identifier.
         tables: route tables by gateway, without the kernel's own.
-        taken: offsets that are known to be other streams'. One target may be in several streams, with a table in each.
+        taken: known offsets of other streams. One target may be in several streams, with a table in each.
     """
     votes: Counter[int] = Counter()
     for identifier, ips in targets.items():

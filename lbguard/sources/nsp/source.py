@@ -1,7 +1,7 @@
-"""Streams and targets of one conduit from Meridio's registry (NSP).
+"""Source `nsp`: streams and targets of one conduit from Meridio's registry (NSP).
 
-Three watches (streams, VIPs, targets) make one list, once each has answered. A registry that is lost changes nothing:
-the loss is reported once, the last list stays, and removals in the first list after it wait (`removal_hold_down`).
+Three watches (streams, VIPs, targets) give one list, once each has answered. The loss of the registry changes nothing:
+it is reported once, the last list stays, and removals in the first list after it are delayed (`compose.py`).
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import grpc
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.core.stream_limits import DEFAULT_OFFSET
+from lbguard.core.model import DEFAULT_OFFSET
 from lbguard.rpc.channels import Backoff, ChannelSpec, Session, open_channel
 from lbguard.sources.nsp.compose import Composer, NspLists, SeenOffsets
 from lbguard.sources.nsp.lists import Place, Read, Skipped, count_reasons, read_streams, read_targets, read_vips
@@ -33,10 +33,10 @@ _KEEPALIVE_MAX_S = 600.0
 _TOO_MANY_PINGS = "too_many_pings"
 _WATCHES = ("streams", "vips", "targets")
 _SKIPPED_LOGGED = 10
-_LARGE_BYTES = 64 * 1024  # about 700 targets, read in 6 ms: larger lists are read beside the loop
+_LARGE_BYTES = 64 * 1024  # about 700 targets, parsed in 6 ms: larger lists are parsed in a thread
 
 _Ending = tuple[str, str]
-"""End of a session: a kind, by which two losses are equal, and a text for people."""
+"""End of a session: its kind, by which losses are compared, and a text."""
 
 Value = TypeVar("Value")
 Response = TypeVar("Response", pb.StreamResponse, pb.VipResponse, pb.TargetResponse)
@@ -46,7 +46,7 @@ Response = TypeVar("Response", pb.StreamResponse, pb.VipResponse, pb.TargetRespo
 class NspConfig:
     """Registry to watch, and its timing. Times in seconds.
 
-    `settle_s` and `settle_share`: see `RemovalHoldDown`. `recheck_s`: how often offsets in force are looked at again.
+    `settle_s` and `settle_share`: see `RemovalHoldDown`. `recheck_s`: how often offsets in force are read again.
     """
 
     place: Place
@@ -77,8 +77,8 @@ class NspSource:
         config: what to watch.
         emit: receives what is reported, in the thread of the event loop.
         seen_offsets: reads offsets back; None: they are calculated.
-        follow_offsets: take over an offset that turns out to be another one than was told. It makes the core give the
-            stream up and begin it anew, so it is only for where somebody else owns the distributor.
+        follow_offsets: adopt an offset in force that differs from the reported one. The core then ends the stream and
+            begins it again, so this is only for a distributor of another program.
         clock: seconds, monotonic.
     """
 
@@ -107,7 +107,7 @@ class NspSource:
         self._composer = Composer(config.offset_start, seen_offsets, follow=follow_offsets)
 
     def reload(self) -> None:
-        """Begin a new session now and report the list again, changed or not (SIGHUP)."""
+        """Begin a new session now and report the list even if it is unchanged (SIGHUP)."""
         self._last = None
         self._reload.set()
 
@@ -129,7 +129,7 @@ class NspSource:
     # One session
 
     async def _session(self) -> _Ending:
-        """Watch until something ends; return its kind and what to say of it."""
+        """Watch until one part ends; return the kind and the text of the end."""
         self._answered.clear()
         self._lists.begin_session()
         async with open_channel(replace(self._config.channel, keepalive_s=self._keepalive_s)) as session:
@@ -154,16 +154,16 @@ class NspSource:
                 "streams",
                 configuration.WatchStream(pb.Stream(conduit=conduit)),
                 read_streams,
-                self._lists.take_streams,
+                self._lists.apply_streams,
             ),
             self._watch(
                 session,
                 "vips",
                 configuration.WatchVip(pb.Vip(trench=conduit.trench)),
                 read_vips,
-                self._lists.take_vips,
+                self._lists.apply_vips,
             ),
-            self._watch(session, "targets", registry.Watch(wanted), read_targets, self._lists.take_targets),
+            self._watch(session, "targets", registry.Watch(wanted), read_targets, self._lists.apply_targets),
             self._compose_when_due(),
             self._await_reload(),
         )
@@ -180,7 +180,7 @@ class NspSource:
         try:
             async for response in call:
                 self.counters.lists[name] += 1
-                # Every refresh of any target makes the registry send everybody's list again.
+                # Every refresh of any target makes the registry send the whole list again.
                 if response == last:
                     continue
                 last = response
@@ -232,10 +232,10 @@ class NspSource:
         if composed.moved:
             _log.warning("marks changed under us", extra=fields(streams=", ".join(composed.moved)))
             staying = tuple(spec for spec in composed.streams if spec.name not in composed.moved)
-            self._tell(SourceSnapshot(streams=staying))
-        self._tell(SourceSnapshot(streams=composed.streams))
+            self._report(SourceSnapshot(streams=staying))
+        self._report(SourceSnapshot(streams=composed.streams))
 
-    def _tell(self, snapshot: SourceSnapshot) -> None:
+    def _report(self, snapshot: SourceSnapshot) -> None:
         if snapshot != self._last or self._lost_for is not None:
             self._last, self._lost_for = snapshot, None
             self._emit(snapshot)
@@ -251,7 +251,7 @@ class NspSource:
         if code == "RELOAD":
             return
         if _TOO_MANY_PINGS in reason.lower().replace(" ", "_"):
-            # Servers in Go take pings of an idle client for abuse, more often than each 5 minutes, unless told not to.
+            # gRPC servers in Go refuse pings of an idle client more often than every 5 minutes by default.
             self._keepalive_s = min(self._keepalive_s * 2, _KEEPALIVE_MAX_S)
         self.counters.losses += was_connected
         self._lose(code, reason)
@@ -264,7 +264,7 @@ class NspSource:
         self._emit(SourceLost(reason=reason))
 
     def _note_skipped(self, name: str, skipped: tuple[Skipped, ...]) -> None:
-        """Count and log what is skipped, each once for as long as it stays."""
+        """Count and log skipped entries, each once while it stays."""
         new = tuple(entry for entry in skipped if entry not in self._skipped.get(name, ()))
         self._skipped[name] = skipped
         self.counters.skipped.update({reason.value: count for reason, count in count_reasons(new).items()})

@@ -1,1 +1,1 @@
-"""Metrics of the service."""
+"""Metrics of the service: definitions in `guard.py`, with series of streams, targets, links and affinity beside it."""

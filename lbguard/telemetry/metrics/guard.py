@@ -1,7 +1,7 @@
-"""Every metric of lbguard, in one class that takes a registry. Importing this module registers nothing.
+"""Definitions of lbguard's metrics, in one class that takes a registry. Importing this module registers nothing.
 
-Series with a lifetime are in modules of their own: series of streams in `streams`, of targets in `targets`, of links in
-`interface_counts`.
+Series with a lifetime are in separate modules: those of streams in `streams.py`, of targets in `targets.py`, of links
+in `interface_counts.py`, and of flow affinity in `affinity.py`.
 
 Labels are bounded: streams and targets come from the source, and their series end with them; every other label is one
 of the named reasons of the code, and any other value is counted as `other`.
@@ -288,7 +288,7 @@ class Metrics:
         self.inbox_depth.set_function(depth)
 
     def record_step(self, *, duration_s: float, lags_s: Iterable[float] = ()) -> None:
-        """Note one turn of the loop.
+        """Record one turn of the loop.
 
         Args:
             duration_s: how long the engine took.
@@ -299,7 +299,7 @@ class Metrics:
             self.event_lag.observe(lag_s)
 
     def record_stall(self, duration_s: float) -> None:
-        """Count a time in which nothing was looked at."""
+        """Count a time in which the loop did not run."""
         self.stalled_seconds.inc(duration_s)
 
     def _follow(self, counter: Counter, name: str, readings: Mapping[str, int]) -> None:

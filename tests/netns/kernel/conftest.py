@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.batches import NetlinkChannel
 from lbguard.kernel.links import LinkOperations
 from lbguard.kernel.requests import KernelRequests
 from lbguard.lab.netns import Namespace, connect

@@ -7,7 +7,7 @@ import pytest
 from lbguard.core.addr import parse_ip
 from lbguard.kernel.codec import constants as c
 from lbguard.kernel.codec.decode import lone_neighbor
-from lbguard.kernel.netlink import NetlinkSocket
+from lbguard.kernel.sockets import NetlinkSocket
 from lbguard.lab.netns import Namespace
 
 

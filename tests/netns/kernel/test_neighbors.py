@@ -9,8 +9,8 @@ from lbguard.core.addr import parse_ip
 from lbguard.core.effects import FlushNeighbors, ProbeNeighbors, ResolveNeighbors
 from lbguard.core.events import NeighborSeen
 from lbguard.core.model import LinkKey, NeighborState
+from lbguard.kernel.batches import Neighbors
 from lbguard.kernel.links import LinkOperations, NeighborTimers
-from lbguard.kernel.neighbors import Neighbors
 from tests.netns.kernel.conftest import Bench
 from tests.netns.kernel.recorder import Recorder, mirrored
 

@@ -9,7 +9,7 @@ from pyroute2.netlink.rtnl import ndmsg
 from lbguard.core.events import KernelChange
 from lbguard.kernel.codec.decode import decode
 from lbguard.kernel.codec.encode import DumpKind, dump
-from lbguard.kernel.netlink import NetlinkSocket
+from lbguard.kernel.sockets import NetlinkSocket
 from lbguard.lab.netns import Namespace
 from tests.netns.kernel.conftest import Bench
 from tests.unit.kernel.reference import TARGET_TABLES, read

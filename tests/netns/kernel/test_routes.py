@@ -8,7 +8,7 @@ from lbguard.core.addr import parse_ip
 from lbguard.core.effects import ProgramRoutes, ProgramRules
 from lbguard.core.events import RouteFailed, RoutesProgrammed, RuleGone, RuleSeen
 from lbguard.core.model import BLACKHOLE_METRIC, ROUTE_METRIC, Route, RouteKind, Rule
-from lbguard.kernel.routes import RouteTable
+from lbguard.kernel.batches import RouteTable
 from tests.netns.kernel.conftest import Bench
 
 GATEWAYS = {True: "172.16.0.2", False: "fd00::2"}

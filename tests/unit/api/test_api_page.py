@@ -9,11 +9,11 @@ from pathlib import Path
 
 from grpc import StatusCode
 
+from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
 from lbguard.core.model import Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
-from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.examples import guard_status, target
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/api.md").read_text()

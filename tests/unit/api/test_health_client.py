@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from lbguard.api.feeds import DecisionLog
 from lbguard.api.health_client import unhealthy_reason
 from lbguard.api.server import ApiServer
 from lbguard.cli.main import main
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus
-from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.examples import guard_status
 
 

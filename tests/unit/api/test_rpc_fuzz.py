@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from lbguard.api.availability_server import AvailabilityServer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
@@ -30,7 +30,6 @@ from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.core.model import Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
 from lbguard.settings.verdicts import VerdictLimits
-from lbguard.telemetry.decisions import DecisionLog
 from tests.effort import examples
 from tests.unit.api.core_stand_in import Core, settled
 from tests.unit.examples import decision, guard_status, target

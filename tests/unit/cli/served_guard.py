@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from lbguard.api.feeds import DecisionLog
 from lbguard.api.server import ApiServer
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus
-from lbguard.telemetry.decisions import DecisionLog
 
 
 class ServedGuard:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from lbguard.api.client import Watched
 from lbguard.api.convert import status_from_proto
+from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
 from lbguard.cli.top import Snapshot, by_trouble, view
@@ -27,7 +28,6 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
-from lbguard.telemetry.decisions import DecisionLog
 from tests.pages import blocks
 from tests.unit.examples import decision, guard_status, target
 from tests.unit.shell import Shell
@@ -55,7 +55,7 @@ def snapshot(status: GuardStatus | None = None, *, trouble: str = "") -> Snapsho
     decisions = tuple(
         Watched(decision=item, wall_time=1_700_000_000.0 + number / 8, lost=0) for number, item in enumerate(taken)
     )
-    return Snapshot(status=status or recorded(), decisions=decisions, heard_at=HEARD_AT, trouble=trouble)
+    return Snapshot(status=status or recorded(), decisions=decisions, received_at=HEARD_AT, trouble=trouble)
 
 
 def screen(shown: Snapshot, *, later_s: float = 0.0, width: int = 120, height: int = 30) -> list[str]:

@@ -47,7 +47,7 @@ class Desk:
             heal_s=heal,
             new_mac=new_mac,
         )
-        return self.opinions.take(VerdictReported(reporter=by, verdict=verdict), self.now)
+        return self.opinions.apply(VerdictReported(reporter=by, verdict=verdict), self.now)
 
     def state(self, address: Ip = TARGET) -> VerdictState | None:
         return self.opinions.fused(address).state

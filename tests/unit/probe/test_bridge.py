@@ -24,7 +24,7 @@ def neighbor(
 
 async def view_with(neighbors: Sequence[NeighborSeen], *, bridge: str = "bridge0") -> KernelView:
     view = KernelView()
-    view.take(
+    view.observe(
         [
             KernelSnapshot(
                 links=(
@@ -91,9 +91,9 @@ async def test_a_neighbour_that_fails_or_is_forgotten_is_kept_for_a_while() -> N
     neighbors = neighbors_of(keep_s=60.0)
     view = await view_with([neighbor("172.16.0.10")])
     assert len(listed(neighbors.look(view, {}, 0.0))) == 1
-    view.take([neighbor("172.16.0.10", b"", NeighborState.FAILED)], 0.0)
+    view.observe([neighbor("172.16.0.10", b"", NeighborState.FAILED)], 0.0)
     assert listed(neighbors.look(view, {}, 30.0))[0].mac == MAC_A
-    view.take([NeighborGone(ifindex=BRIDGE, ip=ip("172.16.0.10"))], 0.0)
+    view.observe([NeighborGone(ifindex=BRIDGE, ip=ip("172.16.0.10"))], 0.0)
     assert len(listed(neighbors.look(view, {}, 60.0))) == 1
     assert listed(neighbors.look(view, {}, 60.1)) == ()
 
@@ -102,7 +102,7 @@ async def test_another_mac_is_told() -> None:
     neighbors = neighbors_of()
     view = await view_with([neighbor("172.16.0.10")])
     neighbors.look(view, {}, 0.0)
-    view.take([neighbor("172.16.0.10", MAC_B)], 0.0)
+    view.observe([neighbor("172.16.0.10", MAC_B)], 0.0)
     assert listed(neighbors.look(view, {}, 1.0))[0].mac == MAC_B
 
 

@@ -13,7 +13,7 @@ from lbguard.core.model import ConnectionSubject, TargetSubject
 from lbguard.probe.connections import Connection, ConnectionList, ConnectionsLost, Pair
 from lbguard.probe.nsm import NsmScope, NsmSource, NsmView
 from lbguard.rpc.channels import PlainDialer
-from lbguard.settings.dial_address import Endpoint, parse_dial_address
+from lbguard.settings.notation import Endpoint, parse_dial_address
 from lbguard.settings.probe import SubjectKind
 from tests.fakes.nsmgr import GARBAGE, HUGE_CONNECTIONS, FakeNsmgr, connection
 from tests.unit.kernel.fake_kernel import eventually

@@ -23,7 +23,7 @@ from lbguard.probe.report_stream import GENERATION_MAX, ReporterSettings
 from lbguard.probe.reporter import Reporter
 from lbguard.rpc.channels import Dialer, PlainDialer, TlsDialer
 from lbguard.rpc.security import CertificateFiles
-from lbguard.settings.dial_address import Endpoint, parse_report_address
+from lbguard.settings.notation import Endpoint, parse_report_address
 from lbguard.settings.verdicts import VerdictLimits
 from tests.fakes.verdict_sink import VerdictSink
 from tests.unit.kernel.fake_kernel import eventually
@@ -71,7 +71,7 @@ def value(metrics: ProbeMetrics, name: str, **labels: str) -> float:
 
 async def test_a_verdict_arrives_with_all_that_it_says(sink: VerdictSink, begin: Begin) -> None:
     reporter = begin([await sink.start()])
-    reporter.tell(verdict(state=VerdictState.HEALING, generation=7, heal_s=15.0, new_mac=b"\x02\0\0\0\0\1"))
+    reporter.submit(verdict(state=VerdictState.HEALING, generation=7, heal_s=15.0, new_mac=b"\x02\0\0\0\0\1"))
     await eventually(lambda: len(sink.arrived) == 1)
     told = sink.arrived[0].verdict
     assert sink.arrived[0].state == "HEALING"
@@ -85,7 +85,7 @@ async def test_a_verdict_arrives_with_all_that_it_says(sink: VerdictSink, begin:
 async def test_each_change_of_state_is_told_at_once_and_sequences_grow(sink: VerdictSink, begin: Begin) -> None:
     reporter = begin([await sink.start()])
     for n, state in enumerate((VerdictState.UP, VerdictState.DOWN, VerdictState.UP), start=1):
-        reporter.tell(verdict(state=state))
+        reporter.submit(verdict(state=state))
         await eventually(lambda n=n: len(sink.arrived) == n)  # type: ignore[misc]
     assert sink.states("a") == ["UP", "DOWN", "UP"]
     sequences = [item.verdict.sequence for item in sink.arrived]
@@ -94,18 +94,18 @@ async def test_each_change_of_state_is_told_at_once_and_sequences_grow(sink: Ver
 
 async def test_newer_evidence_alone_waits_for_the_renewal(sink: VerdictSink, begin: Begin) -> None:
     reporter = begin([await sink.start()])
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: len(sink.arrived) == 1)
-    reporter.tell(verdict(received=3, sequence=2))
-    reporter.tell(verdict(target_subject()))
+    reporter.submit(verdict(received=3, sequence=2))
+    reporter.submit(verdict(target_subject()))
     await eventually(lambda: len(sink.arrived) == 2)
     assert sink.last("a") is sink.arrived[0]
 
 
 async def test_a_standing_verdict_is_renewed_with_the_newest_evidence(sink: VerdictSink, begin: Begin) -> None:
     reporter = begin([await sink.start()], ReporterSettings(renew_s=0.05))
-    reporter.tell(verdict())
-    reporter.tell(verdict(received=3))
+    reporter.submit(verdict())
+    reporter.submit(verdict(received=3))
     await eventually(lambda: len(sink.arrived) >= 4)
     assert {item.state for item in sink.arrived} == {"UP"}
     assert sink.arrived[-1].verdict.evidence[0].received == 3
@@ -115,25 +115,25 @@ async def test_a_standing_verdict_is_renewed_with_the_newest_evidence(sink: Verd
 
 async def test_what_the_monitor_no_longer_confirms_is_not_renewed(sink: VerdictSink, begin: Begin) -> None:
     reporter = begin([await sink.start()], ReporterSettings(renew_s=0.02))
-    reporter.tell(verdict(lease_s=0.1))
-    reporter.tell(verdict(target_subject(), lease_s=300.0))
+    reporter.submit(verdict(lease_s=0.1))
+    reporter.submit(verdict(target_subject(), lease_s=300.0))
 
     def since_the_last_of(subject: str) -> int:
         places = [n for n, item in enumerate(sink.arrived) if item.verdict.subject.connection.id == subject]
         return len(sink.arrived) - places[-1] if places else 0
 
     await eventually(lambda: since_the_last_of("a") > 10)
-    reporter.tell(verdict(lease_s=0.1))
-    reporter.tell(verdict(target_subject("172.16.0.11")))
+    reporter.submit(verdict(lease_s=0.1))
+    reporter.submit(verdict(target_subject("172.16.0.11")))
     await eventually(lambda: sink.last("172.16.0.11") is not None)
 
 
 async def test_an_ended_subject_is_told_once_and_never_renewed(sink: VerdictSink, begin: Begin) -> None:
     reporter = begin([await sink.start()], ReporterSettings(renew_s=0.05))
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: len(sink.arrived) >= 1)
-    reporter.tell(verdict(state=VerdictState.ENDED))
-    reporter.tell(verdict(target_subject()))
+    reporter.submit(verdict(state=VerdictState.ENDED))
+    reporter.submit(verdict(target_subject()))
     await eventually(lambda: sum(item.verdict.subject.target_ip != "" for item in sink.arrived) >= 5)
     assert sum(item.state == "ENDED" for item in sink.arrived) == 1
     assert sink.states("a") == ["UP", "ENDED"]
@@ -142,12 +142,12 @@ async def test_an_ended_subject_is_told_once_and_never_renewed(sink: VerdictSink
 async def test_after_a_reconnect_the_latest_state_is_told_and_nothing_older(sink: VerdictSink, begin: Begin) -> None:
     address = await sink.start()
     reporter = begin([address])
-    reporter.tell(verdict())
-    reporter.tell(verdict(target_subject()))
+    reporter.submit(verdict())
+    reporter.submit(verdict(target_subject()))
     await eventually(lambda: len(sink.arrived) == 2)
     await sink.stop()
     for state in (VerdictState.DOWN, VerdictState.HEALING, VerdictState.DEGRADED):
-        reporter.tell(verdict(state=state))
+        reporter.submit(verdict(state=state))
     before = len(sink.arrived)
     await sink.start(address)
     await eventually(lambda: len(sink.arrived) >= before + 2)
@@ -161,10 +161,10 @@ async def test_after_a_reconnect_the_latest_state_is_told_and_nothing_older(sink
 async def test_what_was_under_way_when_a_stream_broke_is_told_again(sink: VerdictSink, begin: Begin) -> None:
     reporter = begin([await sink.start()])
     await eventually(lambda: sink.streams == 1)
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: len(sink.arrived) == 1)
     sink.fail_once("end_stream")
-    reporter.tell(verdict(state=VerdictState.DOWN))
+    reporter.submit(verdict(state=VerdictState.DOWN))
     await eventually(lambda: sink.states("a") == ["UP", "DOWN"])
     assert sink.streams == 2
 
@@ -174,7 +174,7 @@ async def test_the_load_balancer_may_come_later(
 ) -> None:
     address = f"unix:{tmp_path}/lb.sock"
     reporter = begin([address])
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: value(metrics, "report_failures_total", to=address) >= 2)
     assert value(metrics, "report_connected", to=address) == 0
     await sink.start(address)
@@ -184,7 +184,7 @@ async def test_the_load_balancer_may_come_later(
 
 async def test_an_absent_load_balancer_delays_no_other(sink: VerdictSink, begin: Begin, tmp_path: Path) -> None:
     reporter = begin([f"unix:{tmp_path}/absent.sock", await sink.start()])
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: sink.states("a") == ["UP"])
 
 
@@ -193,14 +193,14 @@ async def test_one_that_never_answers_is_dialled_anew(sink: VerdictSink, begin: 
     reporter = begin([address])
     await eventually(lambda: value(metrics, "report_connected", to=address) == 1)
     sink.fail_once("never_answer")
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: sink.streams == 2 and len(sink.arrived) == 2)
 
 
 async def test_a_refused_stream_is_tried_again(sink: VerdictSink, begin: Begin) -> None:
     sink.fail_once("refuse")
     reporter = begin([await sink.start()])
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: sink.states("a") == ["UP"])
 
 
@@ -209,7 +209,7 @@ async def test_ignored_verdicts_are_counted_by_reason(sink: VerdictSink, begin: 
     reporter = begin([address])
     await eventually(lambda: value(metrics, "report_connected", to=address) == 1)
     sink.fail_once("ignore")
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: value(metrics, "reports_ignored_total", reason="late") == 1)
 
 
@@ -219,7 +219,7 @@ async def test_memory_is_bounded_while_nobody_listens(begin: Begin, metrics: Pro
     for round_number in range(5):
         for n in range(15):
             state = VerdictState.UP if round_number % 2 else VerdictState.DOWN
-            reporter.tell(verdict(connection_subject(f"c{n}"), state))
+            reporter.submit(verdict(connection_subject(f"c{n}"), state))
     assert value(metrics, "reports_dropped_total", to=address) == 5 * 5
 
 
@@ -227,9 +227,9 @@ async def test_what_ended_gives_way_when_there_is_no_room(sink: VerdictSink, beg
     address = f"unix:{tmp_path}/lb.sock"
     reporter = begin([address], ReporterSettings(subjects_max=3, backoff_max_s=0.05))
     for n in range(10):
-        reporter.tell(verdict(connection_subject(f"c{n}")))
+        reporter.submit(verdict(connection_subject(f"c{n}")))
         if n < 8:
-            reporter.tell(verdict(connection_subject(f"c{n}"), VerdictState.ENDED))
+            reporter.submit(verdict(connection_subject(f"c{n}"), VerdictState.ENDED))
     await sink.start(address)
     await eventually(lambda: sink.states("c8") == sink.states("c9") == ["UP"])
 
@@ -239,8 +239,8 @@ async def test_a_re_created_link_is_not_forgotten_under_a_later_verdict(
 ) -> None:
     address = f"unix:{tmp_path}/lb.sock"
     reporter = begin([address])
-    reporter.tell(verdict(generation=2, new_mac=b"\x02\0\0\0\0\1"))
-    reporter.tell(verdict(generation=2, state=VerdictState.DOWN))
+    reporter.submit(verdict(generation=2, new_mac=b"\x02\0\0\0\0\1"))
+    reporter.submit(verdict(generation=2, state=VerdictState.DOWN))
     await sink.start(address)
     await eventually(lambda: len(sink.arrived) >= 1)
     assert sink.arrived[0].state == "DOWN"
@@ -262,17 +262,17 @@ async def test_each_far_end_hears_of_its_own_link_and_of_all_targets(begin: Begi
         await sinks[1].start(f"127.0.0.3:{port}")
         reporter = begin([f"link:{port}"])
         first, second = link_connection("one", "127.0.0.2"), link_connection("two", "127.0.0.3")
-        reporter.tell(verdict(first.subject))
+        reporter.submit(verdict(first.subject))
         reporter.follow([first])
         await eventually(lambda: sinks[0].states("one") == ["UP"])
         reporter.follow([first, second])
-        reporter.tell(verdict(second.subject, VerdictState.DOWN))
-        reporter.tell(verdict(target_subject(), VerdictState.DOWN))
+        reporter.submit(verdict(second.subject, VerdictState.DOWN))
+        reporter.submit(verdict(target_subject(), VerdictState.DOWN))
         await eventually(lambda: all(sink.states("172.16.0.10") == ["DOWN"] for sink in sinks))
         assert (sinks[0].states("two"), sinks[1].states("one")) == ([], [])
         assert sinks[1].states("two") == ["DOWN"]
         # A link that is closed: its far end still hears that, and then nothing any more.
-        reporter.tell(verdict(second.subject, VerdictState.ENDED))
+        reporter.submit(verdict(second.subject, VerdictState.ENDED))
         reporter.follow([first])
         await eventually(lambda: sinks[1].states("two") == ["DOWN", "ENDED"])
         await eventually(lambda: len(reporter.streams) == 1)
@@ -288,7 +288,7 @@ async def test_a_far_end_is_tried_at_its_other_address(begin: Begin) -> None:
         reporter = begin([f"link:{port}"])
         subject = ConnectionSubject(id="one", lb_ips=(ip("127.0.0.9"), ip("::1")), peer_ips=(ip("::2"),))
         reporter.follow([Connection(id="one", subject=subject, pairs=pairs_of([ip("::2")], [ip("::1")]))])
-        reporter.tell(verdict(subject))
+        reporter.submit(verdict(subject))
         await eventually(lambda: sink.states("one") == ["UP"])
     finally:
         await sink.stop()
@@ -308,7 +308,7 @@ class Guard:
 
     async def _submit(self, reporter: str, taken: Verdict) -> VerdictAnswered:
         self.reporters.add(reporter)
-        became = self.opinions.take(VerdictReported(reporter=reporter, verdict=taken), time.monotonic())
+        became = self.opinions.apply(VerdictReported(reporter=reporter, verdict=taken), time.monotonic())
         if not became.reason:
             self.taken.append(taken)
         return VerdictAnswered(ticket=0, reason=became.reason, generation=became.generation)
@@ -331,7 +331,7 @@ async def test_the_verdict_service_takes_thousands_at_its_default_limits(begin: 
         reporter = begin([f"unix:{tmp_path}/lb.sock"])
         subjects = [TargetSubject(ip=ip(f"10.1.{n >> 8}.{n & 255}")) for n in range(1, 3001)]
         for subject in subjects:
-            reporter.tell(verdict(subject))
+            reporter.submit(verdict(subject))
         await eventually(lambda: {item.subject for item in guard.taken} >= set(subjects))
         assert guard.reporters == {"unix#proxy-a"}
         assert not guard.intake.counters.limited
@@ -347,7 +347,7 @@ async def test_thousands_that_are_told_again_and_again_stay_within_the_limits(be
         reporter = begin([f"unix:{tmp_path}/lb.sock"], ReporterSettings(renew_s=0.05))
         subjects = [TargetSubject(ip=ip(f"10.1.{n >> 8}.{n & 255}")) for n in range(1, 2001)]
         for subject in subjects:
-            reporter.tell(verdict(subject, lease_s=1.0))
+            reporter.submit(verdict(subject, lease_s=1.0))
         await eventually(lambda: len(guard.taken) >= 2000)
         # To renew 2000 takes 2 s at a pace of 1000 a second: with a lease of 1 s they would run out in between.
         assert guard.taken[-1].lease_s == 6.0
@@ -355,7 +355,7 @@ async def test_thousands_that_are_told_again_and_again_stay_within_the_limits(be
         taken = len(guard.taken)
         began = asyncio.get_running_loop().time()
         for n in range(20):
-            reporter.tell(verdict(subjects[n], VerdictState.DOWN, lease_s=1.0))
+            reporter.submit(verdict(subjects[n], VerdictState.DOWN, lease_s=1.0))
             await eventually(lambda n=n: guard.state_of(subjects[n]) is VerdictState.DOWN)  # type: ignore[misc]
         spent_s = asyncio.get_running_loop().time() - began
         assert len(guard.taken) - taken <= 20 + 200 + 1000 * spent_s + 200
@@ -374,10 +374,10 @@ async def test_one_verdict_that_is_refused_silences_no_other(
         reporter = begin([address], ReporterSettings(backoff_max_s=0.05))
         good = [TargetSubject(ip=ip(f"10.1.0.{n}")) for n in range(1, 20)]
         for subject in (*good[:9], TargetSubject(ip=ip("127.0.0.1")), *good[9:]):
-            reporter.tell(verdict(subject))
+            reporter.submit(verdict(subject))
         await eventually(lambda: {item.subject for item in guard.taken} == set(good))
         await eventually(lambda: value(metrics, "reports_refused_total", to=address) == 1)
-        reporter.tell(verdict(good[0], VerdictState.DOWN))
+        reporter.submit(verdict(good[0], VerdictState.DOWN))
         await eventually(lambda: any(item.state is VerdictState.DOWN for item in guard.taken))
         assert value(metrics, "reports_refused_total", to=address) == 1
     finally:
@@ -431,7 +431,7 @@ async def test_certificates_are_shown_and_a_rotation_makes_a_new_stream(
     address = await sink.start(credentials=server_credentials(pki, "lb"))
     files = CertificateFiles(pki / "proxy.pem", pki / "proxy.key", pki / "ca.pem")
     reporter = begin([address], dialer=TlsDialer(files, server_name="lb"))
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: sink.states("a") == ["UP"])
     assert sink.streams == 1
     issue(pki, "proxy")
@@ -451,7 +451,7 @@ async def test_a_certificate_may_name_its_holder_by_a_uri(
     address = await sink.start(credentials=server_credentials(pki, "lb"))
     files = CertificateFiles(pki / "proxy.pem", pki / "proxy.key", pki / "ca.pem")
     reporter = begin([address], dialer=TlsDialer(files, server_name=pattern))
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     if heard:
         await eventually(lambda: sink.states("a") == ["UP"])
     else:
@@ -466,7 +466,7 @@ async def test_without_certificates_the_lane_waits_for_them(sink: VerdictSink, b
     address = await sink.start(credentials=server_credentials(pki, "lb"))
     files = CertificateFiles(pki / "proxy.pem", pki / "proxy.key", pki / "ca.pem")
     reporter = begin([address], dialer=TlsDialer(files, server_name="lb"))
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await asyncio.sleep(0.1)
     issue(pki, "proxy")
     await eventually(lambda: sink.states("a") == ["UP"])
@@ -482,7 +482,7 @@ async def test_a_server_with_another_name_is_not_told_anything(
     address = await sink.start(credentials=server_credentials(pki, "stranger"))
     files = CertificateFiles(pki / "proxy.pem", pki / "proxy.key", pki / "ca.pem")
     reporter = begin([address], dialer=TlsDialer(files, server_name="lb"))
-    reporter.tell(verdict())
+    reporter.submit(verdict())
     await eventually(lambda: value(metrics, "report_failures_total", to=address) >= 2)
     assert sink.arrived == []
 
@@ -534,19 +534,19 @@ async def test_a_monitor_whose_clock_was_set_back_is_heard_at_once(
     try:
         address, known, ended = f"unix:{tmp_path}/lb.sock", connection_subject("a"), connection_subject("b")
         async with stopped_after(address, metrics) as before:
-            before.tell(verdict(known, generation=AHEAD))
-            before.tell(verdict(ended, generation=AHEAD + 7, lease_s=300.0))
+            before.submit(verdict(known, generation=AHEAD))
+            before.submit(verdict(ended, generation=AHEAD + 7, lease_s=300.0))
             await eventually(lambda: len(guard.taken) == 2)
-            before.tell(verdict(ended, VerdictState.ENDED, generation=AHEAD + 7))
+            before.submit(verdict(ended, VerdictState.ENDED, generation=AHEAD + 7))
             await eventually(lambda: guard.state_of(ended) is VerdictState.ENDED)
         after = begin([address])
-        after.tell(verdict(known, VerdictState.DOWN, generation=5))
-        after.tell(verdict(ended, VerdictState.DOWN, generation=6))
+        after.submit(verdict(known, VerdictState.DOWN, generation=5))
+        after.submit(verdict(ended, VerdictState.DOWN, generation=6))
         await eventually(lambda: guard.state_of(known) is guard.state_of(ended) is VerdictState.DOWN)
         # What comes next keeps its order: generations stay raised.
-        after.tell(verdict(known, VerdictState.ENDED, generation=5))
+        after.submit(verdict(known, VerdictState.ENDED, generation=5))
         await eventually(lambda: guard.state_of(known) is VerdictState.ENDED)
-        after.tell(verdict(known, VerdictState.UP, generation=7))
+        after.submit(verdict(known, VerdictState.UP, generation=7))
         await eventually(lambda: guard.state_of(known) is VerdictState.UP)
         assert guard.intake.counters.invalid == 0
     finally:
@@ -561,11 +561,11 @@ async def test_generations_that_cannot_be_exceeded_are_waited_for(
     try:
         address, subject = f"unix:{tmp_path}/lb.sock", connection_subject("a")
         async with stopped_after(address, metrics) as before:
-            before.tell(verdict(subject, generation=GENERATION_MAX))
+            before.submit(verdict(subject, generation=GENERATION_MAX))
             await eventually(lambda: len(guard.taken) == 1)
         after = begin([address])
-        after.tell(verdict(subject, VerdictState.DOWN, generation=5))
-        after.tell(verdict(connection_subject("b"), VerdictState.DOWN, generation=5))
+        after.submit(verdict(subject, VerdictState.DOWN, generation=5))
+        after.submit(verdict(connection_subject("b"), VerdictState.DOWN, generation=5))
         await eventually(lambda: guard.state_of(connection_subject("b")) is VerdictState.DOWN)
         assert guard.state_of(subject) is VerdictState.UP
         await eventually(lambda: guard.intake.counters.ignored["late"] == 1)
@@ -580,6 +580,6 @@ async def test_a_load_balancer_that_does_not_say_what_it_heard_gets_the_same_gen
     reporter = begin([address], ReporterSettings(renew_s=0.05))
     await eventually(lambda: value(metrics, "report_connected", to=address) == 1)
     sink.fail_once("ignore")
-    reporter.tell(verdict(generation=5))
+    reporter.submit(verdict(generation=5))
     await eventually(lambda: len(sink.arrived) > 2)
     assert {item.verdict.generation for item in sink.arrived} == {5}

@@ -154,7 +154,7 @@ async def view_with_a_link(mac: bytes = OUR_MAC) -> KernelView:
     view = KernelView()
     link = LinkSeen(ifindex=4, name="nsm-0", up=True, mac=mac)
     address = AddressSeen(ifindex=4, ip=ip("10.0.0.2"), prefix_length=24)
-    view.take([KernelSnapshot(links=(link,), addresses=(address,))], 0.0)
+    view.observe([KernelSnapshot(links=(link,), addresses=(address,))], 0.0)
     return view
 
 
@@ -180,9 +180,9 @@ async def test_while_a_link_is_gone_its_mac_is_remembered_and_a_new_one_replaces
     view = await view_with_a_link()
     connections = (made("connection"),)
     assert resolve_links(connections, view)[0].mac == OUR_MAC
-    view.take([AddressGone(ifindex=4, ip=ip("10.0.0.2"), prefix_length=24), LinkGone(ifindex=4)], 0.0)
+    view.observe([AddressGone(ifindex=4, ip=ip("10.0.0.2"), prefix_length=24), LinkGone(ifindex=4)], 0.0)
     assert resolve_links(connections, view)[0].mac == OUR_MAC
-    view.take([LinkSeen(ifindex=5, name="nsm-0", up=True, mac=NEW_MAC)], 0.0)
+    view.observe([LinkSeen(ifindex=5, name="nsm-0", up=True, mac=NEW_MAC)], 0.0)
     assert resolve_links(connections, view)[0].mac == NEW_MAC
 
 
@@ -220,7 +220,7 @@ def test_a_host_name_becomes_a_name_that_the_verdict_service_takes(host: str, na
 
 
 def test_the_example_of_the_help_is_a_connections_file(tmp_path: Path) -> None:
-    from lbguard.probe.connections_file import ConnectionsFile
+    from lbguard.probe.connections import ConnectionsFile
 
     path = tmp_path / "connections.yaml"
     path.write_text("connections:\n  - {id: lb-a, local: [172.16.0.2], remote: [172.16.0.1]}\n")

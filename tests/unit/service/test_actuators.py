@@ -12,9 +12,8 @@ from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, StreamTable
 from lbguard.distributor.base import CommitResult
-from lbguard.kernel.channel import NetlinkChannel
+from lbguard.kernel.batches import NeighborFailure, NetlinkChannel
 from lbguard.kernel.links import LinkOperations, NeighborTimers
-from lbguard.kernel.neighbors import NeighborFailure
 from lbguard.kernel.requests import KernelRequests
 from lbguard.service.actuators import (
     DistributorActuator,

@@ -6,9 +6,9 @@ from lbguard.core.events import KernelOutOfSync
 from lbguard.core.model import TargetKey, TargetState
 from lbguard.service.build import make_distributor
 from lbguard.service.build_interposer import InterposerCore, find_tables, make_interposer_source
-from lbguard.service.target_routes import TargetRoutes
+from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import Settings, SettingsError, load
-from lbguard.sources.interposer.view import FoundTable
+from lbguard.sources.interposer.registrations import FoundTable
 from tests.fakes.nfqlb import make_memory
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
 

@@ -13,10 +13,10 @@ from lbguard.core.config import EngineConfig, FreezeConfig
 from lbguard.core.engine import Engine
 from lbguard.core.engine_state import EngineState
 from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.nsm.watch import WatchEvent
+from lbguard.nsm import WatchEvent
 from lbguard.service.build_nsm import MeshEvents, _Addresses
 from lbguard.settings.model import SettingsError, load
-from lbguard.settings.nsm import NsmEventSettings
+from lbguard.settings.surroundings import NsmEventSettings
 from tests.fakes.nsmgr import HUGE_CONNECTIONS, FakeNsmgr, connection
 from tests.unit.core.harness import Guard, ip
 from tests.unit.kernel.fake_kernel import eventually
@@ -171,7 +171,7 @@ async def test_a_repair_of_our_own_link_is_waited_for_whatever_is_told_first(
     manager.connections["our-end"] = state_of(pb.UP)
     async with following(manager, guard.engine, socket, heal_time=15) as followed:
         if link == "new":
-            followed.mesh.hear_kernel(came)
+            followed.mesh.observe_kernel(came)
             guard.tell(*came)
         guard.register(1)
         if first == "loss":
@@ -189,7 +189,7 @@ async def test_a_repair_of_our_own_link_is_waited_for_whatever_is_told_first(
 def test_addresses_of_ours_are_remembered_within_bounds(engine: EngineState) -> None:
     addresses = _Addresses(engine)
     seen = [ev.AddressSeen(ifindex=7, ip=number.to_bytes(4), prefix_length=24) for number in range(5000)]
-    addresses.hear_kernel(seen)
-    addresses.hear_kernel([ev.KernelSnapshot(addresses=(seen[0],))])
+    addresses.observe_kernel(seen)
+    addresses.observe_kernel([ev.KernelSnapshot(addresses=(seen[0],))])
     known = [event.ip for event in seen if addresses.is_ours(event.ip)]
     assert (len(known), known[0], known[1]) == (4096, seen[0].ip, seen[905].ip)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import BLACKHOLE_METRIC, Route, RouteKind
 from lbguard.rpc.security import CertificateFiles, CredentialsError

@@ -8,15 +8,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lbguard.announce.sender import Announcer
-from lbguard.api.availability_state import AvailabilityState
+from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.model import Route, RouteKind, Rule, StreamSpec, TargetSpec
 from lbguard.distributor.base import CommitResult
+from lbguard.kernel.batches import NeighborFailure
 from lbguard.kernel.mirror import MirrorCounters
-from lbguard.kernel.neighbors import NeighborFailure
 from lbguard.service.event_reporter import EventReporter
-from lbguard.telemetry.decisions import DecisionLog
 from lbguard.telemetry.metrics.guard import Metrics
 from tests.unit.examples import IPV4, decision
 
@@ -64,7 +63,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
 
 def test_a_decision_is_dated_by_when_it_was_taken(world: World) -> None:
     now = time.time()
-    world.event_reporter.told(fx.Record(decision=decision(at=100.0)), 160.0)
+    world.event_reporter.reported(fx.Record(decision=decision(at=100.0)), 160.0)
     [(kept, wall_time)] = world.log.last(None, 10)
     assert kept.at == 100.0
     assert now - 60.0 <= wall_time <= time.time() - 60.0
@@ -73,14 +72,14 @@ def test_a_decision_is_dated_by_when_it_was_taken(world: World) -> None:
 def test_decisions_of_one_moment_have_one_date_and_later_ones_no_earlier_one(world: World) -> None:
     # Between the engine's clock and the wall clock something else may run: half a second here.
     for at, now in ((100.0, 160.0), (100.0, 160.5), (100.2, 161.0), (100.2, 160.2)):
-        world.event_reporter.told(fx.Record(decision=decision(at=at)), now)
+        world.event_reporter.reported(fx.Record(decision=decision(at=at)), now)
     first, same, later, last = (logged.wall_time for logged in world.log.last(None, 10))
     assert first == same <= later == last
 
 
 def test_a_wall_clock_that_is_set_back_is_believed(world: World) -> None:
-    world.event_reporter.told(fx.Record(decision=decision(at=100.0)), 160.0)
-    world.event_reporter.told(fx.Record(decision=decision(at=101.0)), 160.0 + 3600.0)
+    world.event_reporter.reported(fx.Record(decision=decision(at=100.0)), 160.0)
+    world.event_reporter.reported(fx.Record(decision=decision(at=101.0)), 160.0 + 3600.0)
     before, after = (logged.wall_time for logged in world.log.last(None, 10))
     assert 3590.0 < before - after < 3600.0
 
@@ -138,28 +137,28 @@ def test_refused_neighbours_are_counted(world: World) -> None:
 
 
 def test_a_lost_view_of_the_kernel_and_its_return_are_told_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.event_reporter.kernel_heard([ev.KernelSnapshot()], in_sync=True)
-    world.event_reporter.kernel_heard([LINK], in_sync=True)
+    world.event_reporter.kernel_observed([ev.KernelSnapshot()], in_sync=True)
+    world.event_reporter.kernel_observed([LINK], in_sync=True)
     assert said(caplog) == []
-    world.event_reporter.kernel_heard([LINK, ev.KernelOutOfSync(reason="overrun")], in_sync=False)
+    world.event_reporter.kernel_observed([LINK, ev.KernelOutOfSync(reason="overrun")], in_sync=False)
     assert fields_of(caplog.records[0])["reason"] == "overrun"
-    world.event_reporter.kernel_heard([ev.KernelSnapshot(), LINK], in_sync=True)
-    world.event_reporter.kernel_heard([LINK], in_sync=True)
+    world.event_reporter.kernel_observed([ev.KernelSnapshot(), LINK], in_sync=True)
+    world.event_reporter.kernel_observed([LINK], in_sync=True)
     assert said(caplog) == ["kernel view lost: nothing is withdrawn", "kernel view whole again"]
 
 
 def test_the_source_is_told_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.event_reporter.source_heard(ev.SourceLost(reason="line 3: what is this?"))
+    world.event_reporter.source_observed(ev.SourceLost(reason="line 3: what is this?"))
     targets = (TargetSpec(identifier=1, ips=(IPV4,)), TargetSpec(identifier=2, ips=()))
-    world.event_reporter.source_heard(ev.SourceSnapshot(streams=(StreamSpec(name="a", targets=targets),)))
+    world.event_reporter.source_observed(ev.SourceSnapshot(streams=(StreamSpec(name="a", targets=targets),)))
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
     assert fields_of(caplog.records[0])["reason"] == "line 3: what is this?"
     assert fields_of(caplog.records[1]) == {"streams": 1, "targets": 2}
 
 
 def test_availability_reaches_whoever_asks(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.event_reporter.told(fx.SetAvailability(stream="a", available=False, reason="no_usable_path"), 1.0)
-    world.event_reporter.told(fx.SetAvailability(stream="a", available=True, reason="ok"), 2.0)
+    world.event_reporter.reported(fx.SetAvailability(stream="a", available=False, reason="no_usable_path"), 1.0)
+    world.event_reporter.reported(fx.SetAvailability(stream="a", available=True, reason="ok"), 2.0)
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", "stream unavailable"),
         ("INFO", "stream available"),

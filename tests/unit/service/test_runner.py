@@ -64,7 +64,7 @@ class World:
 
     # The event_reporter
 
-    def told(self, effect: Information, now: float) -> None:
+    def reported(self, effect: Information, now: float) -> None:
         self.heard.append((effect, now))
 
     def performed(self, effect: fx.Effect) -> None:

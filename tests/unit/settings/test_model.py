@@ -1,9 +1,12 @@
+""""""
+
 import os
 from pathlib import Path
 
 import pytest
 
-from lbguard.settings.model import Settings, SettingsError, load
+from lbguard.core.model import Condition
+from lbguard.settings.model import Settings, SettingsError, engine_config, load
 from lbguard.settings.sources import MAX_BYTES, MAX_PROBLEMS, leaves
 
 
@@ -262,6 +265,32 @@ def test_the_address_of_a_workload_api_is_checked(group: str) -> None:
 def test_digits_and_hosts_are_plain() -> None:
     for name, text in {"grace.window": "\uff13s", "nsp.address": "\uff10:80", "nsm.address": "a b:80"}.items():
         assert list(refused(flags={name: text})) == [name]
+
+
+def test_the_engine_gets_what_was_set() -> None:
+    settings = load(
+        flags={
+            "mode": "observe",
+            "grace.window": "2s",
+            "grace.verdict_window": "4s",
+            "freeze.limit": "90s",
+            "damping.half_life": "7s",
+            "availability.grace": "1500ms",
+            "links.superseded": "ignore",
+            "links.exclude": "eth0",
+            "neighbors.probe_interval": "0",
+            "neighbors.tune": "false",
+            "evidence.soft_budget": "0.25",
+            "evidence.neighbor_failures": "5",
+        }
+    ).settings
+    config = engine_config(settings)
+    assert config.observe
+    assert (config.grace.window_s, config.grace.by_cause_s) == (2.0, {Condition.VERDICT_DOWN: 4.0})
+    assert (config.freeze.limit_s, config.damping.half_life_s, config.availability_grace_s) == (90.0, 7.0, 1.5)
+    assert (config.superseded_link_down, config.excluded_links) == (False, ("eth0",))
+    assert config.neighbor_failures_needed == 5
+    assert (config.neighbor_probe_interval_s, config.tune_neighbors, config.soft_budget) == (0.0, False, 0.25)
 
 
 def test_off_without_quotes_in_yaml_is_off(tmp_path: Path) -> None:

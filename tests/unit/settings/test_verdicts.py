@@ -4,7 +4,7 @@ import pytest
 
 from lbguard.core.addr import parse_prefix
 from lbguard.settings.model import SettingsError, load
-from lbguard.settings.peer_rules import PeerRule
+from lbguard.settings.peers import PeerRule
 from lbguard.settings.verdicts import VerdictLimits
 
 RULES = (

@@ -7,9 +7,9 @@ from lbguard.core import events as ev
 from lbguard.core.addr import Ip
 from lbguard.core.events import SourceSnapshot
 from lbguard.core.model import ROUTE_PROTOCOL, Route, RouteKind, Rule, StreamSpec, TargetSpec
-from lbguard.service.target_routes import TargetRoutes
-from lbguard.settings.kernel_source import MarkRange, parse_range
+from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import SettingsError, load
+from lbguard.settings.surroundings import MarkRange, parse_range
 from lbguard.sources.kernel import KernelSource
 from tests.unit.core.harness import ip
 from tests.unit.kernel.fake_kernel import eventually
@@ -53,8 +53,8 @@ class Balancer:
         )
 
     def hear(self, *events: ev.Event) -> None:
-        self.routes.hear(events)
-        self.source.hear_kernel(events)
+        self.routes.observe(events)
+        self.source.observe_kernel(events)
 
     def add(self, mark: int, *gateways: Ip) -> None:
         for gateway in gateways:

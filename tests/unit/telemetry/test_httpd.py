@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from lbguard.settings.listen import ListenAddress
+from lbguard.settings.notation import ListenAddress
 from lbguard.telemetry.httpd import Health, HttpEndpoint, ListenError
 
 

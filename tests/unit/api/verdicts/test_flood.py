@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.server import ApiServer
@@ -22,7 +23,6 @@ from lbguard.core.model import Verdict
 from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.service.runner import Runner
 from lbguard.settings.verdicts import VerdictLimits
-from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import settled, verdict
 from tests.unit.api.verdicts.test_server import View
 
@@ -50,7 +50,7 @@ class NotingEngine(Engine):
 class Journal:
     """Hears everything and keeps nothing."""
 
-    def told(self, effect: Effect, now: float) -> None:
+    def reported(self, effect: Effect, now: float) -> None:
         pass
 
     def performed(self, effect: Effect) -> None:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
+from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
 from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.settings.verdicts import VerdictLimits
-from lbguard.telemetry.decisions import DecisionLog
 from tests.effort import examples
 from tests.unit.api.core_stand_in import Core, settled, verdict
 from tests.unit.api.verdicts.test_convert import VERDICTS

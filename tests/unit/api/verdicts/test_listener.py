@@ -19,8 +19,8 @@ from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.rpc.channels import REPORTER_KEY
 from lbguard.rpc.security import CertificateFiles
-from lbguard.settings.listen import ListenAddress
-from lbguard.settings.peer_rules import parse_rule
+from lbguard.settings.notation import ListenAddress
+from lbguard.settings.peers import parse_rule
 from lbguard.settings.verdicts import VerdictLimits
 from tests.unit.api.certificates import Authority, Issued
 from tests.unit.api.core_stand_in import Core, settled, subject, verdict

@@ -14,8 +14,7 @@ from lbguard.api.verdicts.policy import (
 )
 from lbguard.core.addr import Ip, parse_prefix
 from lbguard.core.model import ConnectionSubject, LinkSubject, Subject, TargetSubject
-from lbguard.settings.peer_names import is_host_name, is_spiffe_id
-from lbguard.settings.peer_rules import PeerRule, parse_rule
+from lbguard.settings.peers import PeerRule, is_host_name, is_spiffe_id, parse_rule
 
 
 def ip(text: str) -> Ip:

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from lbguard.api.client import GuardClient
+from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.server import ApiServer
@@ -16,9 +17,8 @@ from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.server import REPLACED, VerdictIntake
 from lbguard.core.model import VerdictState
 from lbguard.rpc.channels import REPORTER_KEY
-from lbguard.settings.peer_rules import parse_rule
+from lbguard.settings.peers import parse_rule
 from lbguard.settings.verdicts import VerdictLimits
-from lbguard.telemetry.decisions import DecisionLog
 from tests.unit.api.core_stand_in import Core, settled, subject, target, verdict
 from tests.unit.examples import guard_status
 

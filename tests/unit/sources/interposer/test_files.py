@@ -6,24 +6,31 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.sources.interposer.files import MISSED_MAX, Answers, Lines, Missed, RequestFifo, SharedFiles
-from lbguard.sources.interposer.shared_directory import SharedDirectory
+from lbguard.sources.interposer.files import (
+    MISSED_MAX,
+    Answers,
+    Lines,
+    Missed,
+    RequestFifo,
+    SharedDirectory,
+    SharedFiles,
+)
 
 ID = "0123abcd-4567-89ab-cdef-0123456789ab"
 
 
 def test_lines_come_in_pieces() -> None:
     lines = Lines()
-    assert lines.take(b"\none\ntw") == [b"one"]
-    assert lines.take(b"o") == []
-    assert lines.take(b"\n\n\nthree\n") == [b"two", b"three"]
+    assert lines.add(b"\none\ntw") == [b"one"]
+    assert lines.add(b"o") == []
+    assert lines.add(b"\n\n\nthree\n") == [b"two", b"three"]
 
 
 def test_an_endless_line_takes_no_room() -> None:
     lines = Lines()
     for _ in range(1000):
-        assert lines.take(b"x" * 4096) == []
-    taken = lines.take(b"\nnext\n")
+        assert lines.add(b"x" * 4096) == []
+    taken = lines.add(b"\nnext\n")
     assert taken[1:] == [b"next"]
     assert len(taken[0]) < 10_000
 
@@ -110,17 +117,17 @@ def test_missed_calls_are_taken_once_and_in_order(tmp_path: Path, shared: Shared
     path = tmp_path / "missed"
     assert path.stat().st_mode & 0o777 == 0o660
     taken: list[bytes] = []
-    assert missed.take(taken.append)
+    assert missed.read(taken.append)
     assert taken == []
     path.write_text("one\ntwo\n")
     with path.open("a") as late:
-        assert missed.take(taken.append)
+        assert missed.read(taken.append)
         assert path.stat().st_size == 0
         # Who had the file open before it was replaced writes now.
         late.write("three\n")
     path.write_text("four\n")
-    assert missed.take(taken.append)
-    assert missed.take(taken.append)
+    assert missed.read(taken.append)
+    assert missed.read(taken.append)
     assert taken == [b"one", b"two", b"three", b"four"]
     missed.prepare()
     missed.close()
@@ -132,9 +139,9 @@ def test_a_file_of_missed_calls_that_is_full_does_not_tell_all(tmp_path: Path, s
     missed.prepare()
     taken: list[bytes] = []
     (tmp_path / "missed").write_bytes(b"a\n" * (MISSED_MAX // 2))
-    assert not missed.take(taken.append)
+    assert not missed.read(taken.append)
     assert len(taken) == MISSED_MAX // 2
-    assert missed.take(taken.append)
+    assert missed.read(taken.append)
     missed.close()
 
 
@@ -143,10 +150,10 @@ def test_a_link_is_not_followed(tmp_path: Path, shared: SharedDirectory) -> None
     (tmp_path / "secret").write_text("one\n")
     (tmp_path / "missed").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError):
-        missed.take(lambda _: pytest.fail("it was read"))
+        missed.read(lambda _: pytest.fail("it was read"))
     missed.prepare()
     assert not (tmp_path / "missed").is_symlink()
-    assert missed.take(lambda _: pytest.fail("it was read"))
+    assert missed.read(lambda _: pytest.fail("it was read"))
     assert (tmp_path / "secret").read_text() == "one\n"
 
 

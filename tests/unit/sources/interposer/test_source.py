@@ -13,8 +13,8 @@ import pytest
 from lbguard.core.addr import Ip, parse_ip
 from lbguard.core.events import CommitDone, CommitFailed, DistributorLost, SourceSnapshot
 from lbguard.core.model import TargetKey
+from lbguard.sources.interposer.registrations import FoundTable
 from lbguard.sources.interposer.source import InterposerConfig, InterposerSource
-from lbguard.sources.interposer.view import FoundTable
 
 IPS = (parse_ip("172.16.1.11"), parse_ip("fd00:1::b"))
 INIT = "init --ownfw=0 --shm=tshm-a --M=1000 --N=10"
@@ -64,9 +64,9 @@ class World:
     def commit(self, snapshot: SourceSnapshot) -> None:
         listed = {spec.name: frozenset(target.identifier for target in spec.targets) for spec in snapshot.streams}
         for name in self._served - listed.keys():
-            self.source.hear([CommitDone(stream=name, registered=frozenset(), active=frozenset())])
+            self.source.observe([CommitDone(stream=name, registered=frozenset(), active=frozenset())])
         for name, who in listed.items():
-            self.source.hear([CommitDone(stream=name, registered=who, active=who)])
+            self.source.observe([CommitDone(stream=name, registered=who, active=who)])
         self._served = set(listed)
 
     async def ask(self, call: str) -> str:
@@ -157,10 +157,10 @@ async def test_activation_is_answered_when_it_is_committed(world: World, desk: D
     await until(lambda: desk.lists[-1] == {"a": {1, 2, 3}})
     await asyncio.sleep(0.02)
     assert not question.done()
-    world.source.hear([CommitDone(stream="a", registered=frozenset({1, 2, 3}), active=frozenset({1, 2}))])
+    world.source.observe([CommitDone(stream="a", registered=frozenset({1, 2, 3}), active=frozenset({1, 2}))])
     await asyncio.sleep(0.02)
     assert not question.done()
-    world.source.hear([CommitDone(stream="a", registered=frozenset({1, 2, 3}), active=frozenset({1, 2, 3}))])
+    world.source.observe([CommitDone(stream="a", registered=frozenset({1, 2, 3}), active=frozenset({1, 2, 3}))])
     assert await question == "done"
     told = len(desk.lists)
     assert await world.ask(activate(3)) == "done", "it is active already"
@@ -198,7 +198,7 @@ async def test_any_other_deactivation_is_a_removal(world: World, desk: Desk) -> 
     assert world.kept() == {"a": {2: True}}
     await asyncio.sleep(0.02)
     assert not question.done(), "it is still in the table"
-    world.source.hear([CommitDone(stream="a", registered=frozenset({2}), active=frozenset({2}))])
+    world.source.observe([CommitDone(stream="a", registered=frozenset({2}), active=frozenset({2}))])
     assert await question == "done"
     assert await world.ask(deactivate(1)) == "pass", "whom we do not know is not ours to decide"
 
@@ -221,7 +221,7 @@ async def test_a_table_is_emptied_before_it_is_made_anew_or_deleted(world: World
         await until(lambda: desk.lists[-1] == {})
         await asyncio.sleep(0.02)
         assert not question.done()
-        world.source.hear([CommitDone(stream="a", registered=frozenset(), active=frozenset())])
+        world.source.observe([CommitDone(stream="a", registered=frozenset(), active=frozenset())])
         assert await question == "pass"
         assert world.kept() == kept
         desk.on_list = world.commit
@@ -229,7 +229,7 @@ async def test_a_table_is_emptied_before_it_is_made_anew_or_deleted(world: World
 
 async def test_a_distributor_that_fails_leaves_the_calls_to_the_real_program(world: World, desk: Desk) -> None:
     desk.on_list = lambda _: None
-    world.source.hear([DistributorLost(stream="a", reason="gone"), CommitFailed(stream="a", reason="no permission")])
+    world.source.observe([DistributorLost(stream="a", reason="gone"), CommitFailed(stream="a", reason="no permission")])
     assert await world.ask(activate(3)) == "pass"
     assert await world.ask(deactivate(1)) == "pass"
     desk.lost = {2}

@@ -12,7 +12,7 @@ from lbguard.core.addr import Prefix
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.rpc.channels import ChannelSpec, open_channel
-from lbguard.settings.dial_address import parse_dial_address
+from lbguard.settings.notation import parse_dial_address
 from lbguard.sources.nsp.lists import Place
 from lbguard.sources.nsp.source import NspConfig, NspSource
 from tests.fakes.nsp import FakeNsp, conduit, stream, target, vip

@@ -1,1 +1,0 @@
-"""Connection events of a network service manager, for the probe and for the load balancer."""

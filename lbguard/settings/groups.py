@@ -1,0 +1,299 @@
+"""Groups of settings: log, grace, evidence, distributor, links, announcements, recording, affinity and others."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from lbguard.settings.fields import (
+    GROUP,
+    Duration,
+    Durations,
+    FilePath,
+    Listen,
+    OptionalDuration,
+    OptionalSocketPath,
+    Patterns,
+    number,
+    ratio,
+    seconds,
+)
+from lbguard.settings.notation import format_duration
+
+
+class LogSettings(BaseModel):
+    """Content and format of the log."""
+
+    model_config = GROUP
+    format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="JSON lines, readable text, or auto: text on a terminal and JSON otherwise."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe level logged."
+    )
+
+
+class GraceSettings(BaseModel):
+    """Time for which a target with a broken path stays in the distributor."""
+
+    model_config = GROUP
+    window: Duration = seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
+    max: Duration = seconds(30.0, "The longest hold, counted from the loss, extensions included.", high=3600)
+    neighbor_window: OptionalDuration = seconds(
+        None, "Window when the neighbour entry failed while the link is fine; unset: grace.window.", high=3600
+    )
+    verdict_window: OptionalDuration = seconds(
+        None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600
+    )
+    adaptive: bool = Field(
+        default=False,
+        description="Learn the window from the durations of past heals in a subnet; only for causes without a window of"
+        " their own.",
+    )
+    adaptive_quantile: float = ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
+
+    @model_validator(mode="after")
+    def _windows_within_max(self) -> "GraceSettings":
+        for name in ("window", "neighbor_window", "verdict_window"):
+            value = getattr(self, name)
+            if value is not None and value > self.max:
+                raise PydanticCustomError(
+                    "across",
+                    "longer than grace.max",
+                    {
+                        "setting": f"grace.{name}",
+                        "value": format_duration(value),
+                        "allowed": f"at most grace.max, which is {format_duration(self.max)}",
+                    },
+                )
+        return self
+
+
+class FreezeSettings(BaseModel):
+    """Freeze of withdrawals: when many targets break at once, the fault is probably on this node."""
+
+    model_config = GROUP
+    threshold: float = ratio(
+        0.5,
+        "No target is withdrawn while more than this share of a stream's admitted targets, and at least two,"
+        " are broken.",
+    )
+    limit: Duration = seconds(60.0, "The longest freeze.", high=3600)
+
+
+class DampingSettings(BaseModel):
+    """Delay of the re-admission of targets that were withdrawn repeatedly."""
+
+    model_config = GROUP
+    half_life: Duration = seconds(30.0, "The penalty of past losses halves in this time.", low=0.1)
+    step: Duration = seconds(2.0, "Delay per penalty above one; the first recovery never waits.", high=3600)
+    max: Duration = seconds(30.0, "The longest delay of a re-admission.", high=3600)
+
+
+class AvailabilitySettings(BaseModel):
+    """Availability of streams that routers see."""
+
+    model_config = GROUP
+    grace: Duration = seconds(
+        1.0,
+        "A stream without a usable path is reported unavailable after this time; its table does not change.",
+        high=3600,
+    )
+    socket: OptionalSocketPath = Field(
+        default=None,
+        description="Unix socket on which Meridio's frontend learns whether this load balancer can forward, in place"
+        " of Meridio's own (/var/lib/meridio/lb.sock); with TLS where nsp has certificates. Unset: not served.",
+    )
+
+
+class EvidenceSettings(BaseModel):
+    """Weight of soft evidence (failed neighbours, verdicts)."""
+
+    model_config = GROUP
+    soft_budget: float = ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
+    verdict_confirm: int = number(
+        1, "verdicts", "A reporter's DOWN counts when this many of its last verdicts are DOWN.", low=1, high=100
+    )
+    verdict_memory: int = number(
+        3, "verdicts", "Number of a reporter's last verdicts that are considered.", low=1, high=100
+    )
+    veto_window: Duration = seconds(
+        2.5,
+        "A DOWN verdict is vetoed by a neighbour that answered, or packets that arrived, less than this ago.",
+        high=3600,
+    )
+    neighbor_failures: int = number(
+        2, "failures", "A path counts as broken after this many failed resolutions in a row.", low=1, high=100
+    )
+
+
+class DistributorSettings(BaseModel):
+    """Distributor that maps packets to targets."""
+
+    model_config = GROUP
+    kind: Literal["auto", "nfqlb-shm", "nftables", "observe"] = Field(
+        default="auto",
+        description="The distributor; auto: nfqlb-shm where a stream's memory file exists, else nftables.",
+    )
+    table: Literal["anchored", "maglev"] = Field(
+        default="anchored",
+        description="anchored: withdrawing a target moves no slot of another; maglev: the table of stock nfqlb.",
+    )
+    hash_seed: int = number(
+        0, "number", "Seed of the embedded distributor; the same on every load balancer.", low=0, high=2**32 - 1
+    )
+    slots_per_target: int = number(
+        100, "slots", "Size of the embedded table: slots for each of max_targets.", low=1, high=10_000
+    )
+    shm_dir: FilePath = Field(default=Path("/dev/shm"), description="Directory of nfqlb's memory files (tshm-...).")
+
+
+class LinkSettings(BaseModel):
+    """Links to the targets."""
+
+    model_config = GROUP
+    superseded: Literal["down", "ignore"] = Field(
+        default="ignore",
+        description="Treatment of the older of two links in one subnet. ignore: do not change it. down: set it down"
+        " once if nothing else needs it, and up again when the newer link is gone.",
+    )
+    exclude: Patterns = Field(
+        default=("lo",),
+        description="Names of links (shell patterns) that never lead to targets.",
+        json_schema_extra={"unit": "list"},
+    )
+
+
+class NeighborSettings(BaseModel):
+    """Neighbour (ARP, NDP) entries of the targets and the timers of their links."""
+
+    model_config = GROUP
+    probe_interval: Duration = seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
+    tune: bool = Field(
+        default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
+    )
+    solicit: bool = Field(
+        default=True, description="Send own solicitations for unresolved targets of a new link until they answer."
+    )
+    retrans: Duration = seconds(0.2, "Time between two solicitations.", low=0.001, high=60)
+    delay_probe: Duration = seconds(0.5, "Time in DELAY before the first probe.", low=0.001, high=60)
+    base_reachable: Duration = seconds(
+        10.0, "Base of the random time that an entry stays REACHABLE.", low=0.1, high=3600
+    )
+    ucast_probes: int = number(1, "probes", "Unicast probes before the entry counts as failed.", low=1, high=100)
+    mcast_probes: int = number(15, "probes", "Broadcast or multicast probes of an unknown entry.", low=1, high=100)
+    mcast_reprobes: int = number(
+        4, "probes", "Broadcast or multicast probes after the unicast ones: finds a new MAC.", low=0, high=100
+    )
+
+
+class KernelSettings(BaseModel):
+    """The mirror of the kernel's state."""
+
+    model_config = GROUP
+    reconcile_interval: Duration = seconds(
+        10.0, "The kernel's whole state is read again this often; 0 turns it off.", high=3600
+    )
+    receive_buffer: int = number(8 * 2**20, "bytes", "Receive buffer of the netlink socket.", low=2**16, high=2**30)
+    inbox_limit: int = number(
+        65_536, "events", "The most events that wait; beyond it the whole state is read again.", low=64, high=2**24
+    )
+
+
+class MetricsSettings(BaseModel):
+    """The endpoint for Prometheus and the health checks."""
+
+    model_config = GROUP
+    listen: Listen = Field(
+        default=":9464",
+        description="Address of /metrics, /healthz and /readyz, IPv4 and IPv6; empty turns it off.",
+        json_schema_extra={"unit": "host:port"},
+    )
+
+
+class AnnounceSettings(BaseModel):
+    """Gratuitous ARP and unsolicited neighbour advertisements."""
+
+    model_config = GROUP
+    repeats: Durations = Field(
+        default=(0.0, 0.1, 1.1, 2.2),
+        max_length=16,
+        description="Times at which the addresses of a new link are announced, after its appearance; 0 first,"
+        " ascending.",
+        json_schema_extra={"unit": "list of durations"},
+    )
+    max_pending: int = number(
+        4096,
+        "addresses",
+        "The most addresses, of all links, that wait to be announced or announced again.",
+        low=1,
+        high=1_000_000,
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "AnnounceSettings":
+        if self.repeats[:1] != (0.0,) or list(self.repeats) != sorted(set(self.repeats)):
+            raise PydanticCustomError(
+                "across",
+                "does not start with 0 and ascend",
+                {
+                    "setting": "announce.repeats",
+                    "value": ",".join(format_duration(item) for item in self.repeats),
+                    "allowed": "0 and then durations in ascending order, such as 0s,100ms,1.1s,2.2s",
+                },
+            )
+        return self
+
+
+class RecordingSettings(BaseModel):
+    """Recording of the engine's inputs and decisions, in files for `lbguard replay` and `lbguard tune`."""
+
+    model_config = GROUP
+    enabled: bool = Field(
+        default=False, description="Record every input of the decisions: addresses and names, no secrets."
+    )
+    directory: FilePath = Field(
+        default=Path("/var/lib/lbguard/recording"),
+        description="Directory of the files; made if it is missing. The oldest files are deleted first. Other programs"
+        " should not use it.",
+    )
+    max_file: int = number(
+        16 * 2**20, "bytes", "The largest size of a file; a new one is begun before.", low=2**20, high=2**32
+    )
+    max_files: int = number(16, "files", "At most this many files are kept.", low=2, high=10_000)
+    flush: Duration = seconds(1.0, "Recorded entries are in the file after at most this time.", low=0.1, high=60)
+    queue_limit: int = number(
+        262_144,
+        "entries",
+        "The most entries that wait to be written; beyond it there is a gap, and a new file begins.",
+        low=1024,
+        high=2**24,
+    )
+
+
+class AffinitySettings(BaseModel):
+    """Flow affinity: new connections avoid a target that is cut off, and stay with the target that answered them."""
+
+    model_config = GROUP
+    mode: Literal["incident", "all", "off"] = Field(
+        default="off",
+        description="incident: flows that begin while a registered target is not active are remembered; all: every new"
+        " flow is. In both, the kernel gives new connections to a healthy target while theirs is cut off. Only in mode"
+        " enforce.",
+    )
+    max_flows: int = number(
+        65_536, "flows", "The most flows that are remembered, of each protocol and family.", low=1, high=2**24
+    )
+    idle: Duration = seconds(900.0, "A flow without packets is forgotten after this.", low=10, high=86_400)
+    udp: bool = Field(
+        default=False,
+        description="Remember and steer UDP too. A UDP flow that began before an incident moves when its target is cut"
+        " off, unless mode is all.",
+    )
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off_in_yaml(cls, value: object) -> object:
+        # YAML reads the word `off` without quotes as false.
+        return "off" if value is False else value
