@@ -82,8 +82,8 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>lbguard demo</title><style>{STYLE}</style></head><body>"
         "<h1>lbguard demo</h1>"
-        f'<p class="soft">{made}, outage {outage_s:g} s. Real packets through client, load balancer, proxies and '
-        "targets, each in a network namespace of its own.</p>"
+        f'<p class="soft">{made}, outage {outage_s:g} s unless a scenario has its own. Real packets through client, '
+        "load balancer, proxies and targets, each in a network namespace of its own.</p>"
         f"<p>{html_text(_headline(runs))}</p>{meridio}{nfqlb}{_table(names, runs)}"
         '<p class="soft">Disturbed: connections whose path the scenario breaks, and those that broke because others '
         "were withdrawn, which moves some slots of every target today. Broken: reset, or silent for the rest of the "
@@ -108,7 +108,21 @@ def _headline(runs: Sequence[Run]) -> str:
     missed = sum(1 for run in guarded if not run.kept)
     verdict = "kept every promise" if missed == 0 else f"missed its promise in {missed} of {len(guarded)} runs"
     shown = f"Today's behaviour broke {today} connections whose targets were there to serve them"
-    return f"{shown}; lbguard broke {broken} and {verdict}." if guarded else f"{shown}."
+    sentence = f"{shown}; lbguard broke {broken} and {verdict}." if guarded else f"{shown}."
+    return sentence + _newcomers_headline(runs)
+
+
+def _newcomers_headline(runs: Sequence[Run]) -> str:
+    with_new = [run for run in runs if run.measured.new_opened]
+    parts = []
+    for column, name in ((Column.WITHDRAW, "today"), (Column.LBGUARD, "with lbguard")):
+        measured = [run.measured for run in with_new if run.column is column]
+        if measured:
+            opened, waited, broken = (
+                sum(getattr(each, f"new_{kind}") for each in measured) for kind in ("opened", "waited", "broken")
+            )
+            parts.append(f"{name} {waited} waited and {broken} broke of {opened}")
+    return f" New connections: {', '.join(parts)}." if parts else ""
 
 
 def _table(names: Sequence[str], runs: Sequence[Run]) -> str:
