@@ -10,7 +10,7 @@ distributor) on every packet that carries the mark of a target. For each protoco
   client learns at once.
 - A new flow whose target is cut off (`fib daddr . mark oif missing`: the mark's table has nothing but its blackhole)
   or is to be avoided (the set `avoid_FAMILY`) is given to a healthy target by hash, which is looked at in the same way,
-  four times over, and is remembered. The kernel needs no word of lbguard for that.
+  eight times over, and is remembered. The kernel needs no word of lbguard for that.
 - Any other new flow is remembered where its mark is in the set `learn`: its stream is in an incident.
 - An ICMP error follows the flow that it quotes.
 
@@ -42,7 +42,7 @@ CLOSING_S: Final = 10
 """Seconds that an ended flow is remembered for, so that its last packets still find its target."""
 COUNTERS: Final = ("steered", "orphaned")
 
-_SEEDS: Final = (1, 2, 3, 4)
+_SEEDS: Final = (1, 2, 3, 4, 5, 6, 7, 8)
 _PROTOCOLS: Final = {"tcp": 6, "sctp": 132, "udp": 17}
 _TABLE: Final = f"{FAMILY} {TABLE}"
 

@@ -63,7 +63,8 @@ class Controller:
     """Starts, kills and stops the process, and keeps its log (one JSON object a line of standard error).
 
     `started_as` (command line, environment) is another process than the column's own; `name` is what errors call it.
-    `settings` are environment variables for lbguard.
+    `settings` are environment variables for lbguard. `search` is the PATH on which today's process finds nfqlb; None
+    means our own.
     """
 
     column: Column
@@ -73,6 +74,7 @@ class Controller:
     started_as: tuple[list[str], dict[str, str]] | None = None
     name: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
+    search: str | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     _said: list[dict[str, Any] | str] = field(default_factory=list)
     _process: asyncio.subprocess.Process | None = None
@@ -119,6 +121,14 @@ class Controller:
             self._process.kill()
         await self._ended()
 
+    async def suspend(self) -> None:
+        """Stop the process until `resume` (SIGSTOP)."""
+        self.send_signal(signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        """Continue a stopped process (SIGCONT)."""
+        self.send_signal(signal.SIGCONT)
+
     async def stop(self) -> None:
         """Ask the process to end (SIGTERM), and kill it when it does not."""
         if self._process is None:
@@ -159,7 +169,7 @@ class Controller:
         if self.column is Column.WITHDRAW:
             kind = "nfqlb" if self.distribution is Distribution.NFQLB else "nftables"
             module = ["-m", "lbguard.lab.baseline", "--targets", str(self.targets_file), "--distributor", kind]
-            return [sys.executable, *module], {}
+            return [sys.executable, *module], {"PATH": self.search or os.environ["PATH"]}
         kind = "nfqlb-shm" if self.distribution is Distribution.NFQLB else "nftables"
         return [sys.executable, "-m", "lbguard", "run"], {
             "LBGUARD_TARGETS_FILE": str(self.targets_file),

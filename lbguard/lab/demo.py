@@ -9,11 +9,12 @@ from pathlib import Path
 
 from lbguard.lab import meridio, nfqlb, report, sandbox
 from lbguard.lab.controller import Column, Distribution, Topology
-from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, Display, Slot, nfqlb_text
+from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, NEW_LEGEND, Display, Slot, nfqlb_text
 from lbguard.lab.meridio_scenarios import SCENARIOS, AgainstToday, select
 from lbguard.lab.play import Run, Setup, play
 from lbguard.lab.sandbox import SandboxError
-from lbguard.lab.scenarios import DEFAULT, Scenario, UnknownScenarioError
+from lbguard.lab.scenario_model import Scenario
+from lbguard.lab.scenarios import DEFAULT, UnknownScenarioError
 from lbguard.lab.topology import MAX_TARGETS, MAX_TARGETS_UNPRIVILEGED
 from lbguard.printable import printable
 from lbguard.telemetry.console import TextConsole
@@ -35,9 +36,9 @@ PROXIES_MAX = 9
 class DemoOptions:
     """Options of the demo: scenarios to play, and how to show them.
 
-    No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is
-    on PATH; no columns mean both. `outage_s` is how long a link is away (seconds). The topology `meridio` is played
-    on nfqlb alone: the real one when it is on PATH, else the lab's stand-in. lbguard records each run in a directory
+    No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is on
+    PATH; no columns mean both. `outage_s` is how long a link is away (seconds). nfqlb is the real one when it is on
+    PATH, else the lab's stand-in; the topology `meridio` is played on it alone. lbguard records each run in a directory
     of its own below `record`.
     """
 
@@ -126,8 +127,6 @@ def _distributions(options: DemoOptions) -> list[Distribution]:
         wanted = [Distribution(name) for name in dict.fromkeys(options.distributors)]
     except ValueError as error:
         raise OptionError(f"distributor: {error}; there are: {', '.join(Distribution)}") from None
-    if Distribution.NFQLB in wanted and reason:
-        raise OptionError(f"distributor nfqlb: {reason}")
     return wanted
 
 
@@ -223,6 +222,8 @@ def _side_by_side(slots: Sequence[Slot]) -> list[list[Slot]]:
 
 def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOptions, console: TextConsole) -> None:
     console.print(LEGEND, style="dim")
+    if any(scenario.newcomers for scenario in scenarios):
+        console.print(NEW_LEGEND, style="dim")
     if options.topology == Topology.MERIDIO:
         console.print(MERIDIO_LEGEND, style="dim")
     if text := nfqlb_text(runs):
@@ -251,7 +252,7 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
         option = "" if options.topology == Topology.CHAIN else f" --topology {options.topology}"
         console.print(f"More scenarios ({rest}): lbguard demo{option} --scenario all")
     if (reason := nfqlb.missing()) and not options.distributors and options.topology == Topology.CHAIN:
-        console.print(f"Played on nftables only: {reason}.", style="dim")
+        console.print(f"Played on nftables only: {reason}; `--distributor nfqlb` plays a stand-in.", style="dim")
 
 
 def _summary(options: DemoOptions, runs: Sequence[Run]) -> dict[str, object]:

@@ -35,6 +35,11 @@ class Slot:
 DECIDING_NUMBERS = ("broken", "moved", "median", "longest")
 REMOVED = "removed in"
 """Only where something is removed."""
+DECIDING_WITH_NEW = ("broken", "longest", "new ones")
+NEW_NUMBERS = ("new", "new waited", "new broken", "longest connect")
+"""Only where new connections are opened."""
+NEW_WIDTH, SEVERAL_WIDTH = 36, 18
+"""Characters that these numbers add to the width of the table, and with them the names of several distributors."""
 ALL_NUMBERS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap")
 
 
@@ -47,8 +52,12 @@ class Display:
         self._phases: dict[Slot, tuple[str, float]] = {}
         self._runs: dict[Slot, Run] = {}
         self._several = len({slot.distribution for slot in slots}) > 1
-        self._wide = console.width >= WIDE
+        with_new = any(BY_NAME[slot.scenario].newcomers for slot in slots)
+        extra = NEW_WIDTH + (SEVERAL_WIDTH if self._several else 0) if with_new else 0
+        self._wide = console.width >= WIDE + extra
         self._names = ALL_NUMBERS if self._wide else DECIDING_NUMBERS
+        if with_new:
+            self._names = (*self._names, *NEW_NUMBERS) if self._wide else DECIDING_WITH_NEW
         if any(shows_removals(slot.scenario) for slot in slots):
             self._names = (*self._names, REMOVED)
         self._started = time.monotonic()
@@ -87,6 +96,7 @@ class Display:
                 run.error
                 or f"{measured.opened} connections, {broken_text(run)} broken, {measured.moved} moved, "
                 f"median gap {measured.median_gap_s:.2f} s, longest {measured.longest_gap_s:.2f} s"
+                f"{newcomers_text(run)}"
             )
             self._console.print(f"[{elapsed:5.1f} s] {_title(slot, self._several)}: {numbers}")
 
@@ -147,7 +157,24 @@ def _numbers(run: Run) -> dict[str, str | Text]:
         "median": median,
         "longest gap": longest,
         "longest": longest,
+        **_newcomer_numbers(run),
         REMOVED: removal_text(run),
+    }
+
+
+def _newcomer_numbers(run: Run) -> dict[str, str | Text]:
+    measured = run.measured
+    if measured.new_opened == 0:
+        return dict.fromkeys((*NEW_NUMBERS, "new ones"), "-")
+    waited, broken = (
+        (str(count), "bold red" if count else "green") for count in (measured.new_waited, measured.new_broken)
+    )
+    return {
+        "new": str(measured.new_opened),
+        "new waited": Text(*waited),
+        "new broken": Text(*broken),
+        "longest connect": gap_text(measured.new_longest_connect_s),
+        "new ones": Text.assemble(waited, " waited\n", broken, " broken"),
     }
 
 
@@ -169,6 +196,17 @@ def broken_text(run: Run) -> str:
     if measured.lost_connections == 0:
         return str(measured.broken)
     return f"{measured.broken} +{measured.lost_broken} lost"
+
+
+def newcomers_text(run: Run) -> str:
+    """Return what became of the new connections, to follow other numbers; empty where none was opened."""
+    measured = run.measured
+    if measured.new_opened == 0:
+        return ""
+    return (
+        f"; {measured.new_opened} new ones, {measured.new_waited} waited (longest connect"
+        f" {measured.new_longest_connect_s:.2f} s), {measured.new_broken} broken"
+    )
 
 
 def shows_removals(scenario: str) -> bool:
@@ -210,13 +248,19 @@ removed in: from its call of `nfqlb deactivate` until the target was out of the 
 
 NFQLB_TEXTS = {
     NfqlbKind.REAL: "nfqlb: real.",
-    NfqlbKind.STAND_IN: "nfqlb: stand-in. The real one is not on PATH; the lab's own keeps the same memory layout.",
+    NfqlbKind.STAND_IN: "nfqlb: stand-in. The real one is not on PATH; the lab's own keeps the same memory layout."
+    " It is slow and queues packets: a new connection has waited where its SYN was repeated, after 1 s.",
 }
 
 LEGEND = """\
 withdraw: what a load balancer does today, it takes targets out as soon as their link is gone. lbguard: this project.
 opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks, and those
 that broke because others were withdrawn, which moves some slots of every target today.
-broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, counted apart.
+broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, or only after the
+window, counted apart.
 moved: their packets reached another target, which refused them. UDP lost: datagrams without an answer.
 median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors."""
+
+NEW_LEGEND = """\
+new: TCP connections that are opened during the scenario, one every 20 ms, and live on. new waited: took over 100 ms to
+be connected. new broken: reset, silent for the rest of the run, or answered by two targets."""

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from lbguard.lab.traffic import INTERVAL_S, OPEN, RESET, Channel, TrafficResult
+from lbguard.lab.traffic import OPEN, RESET, Channel, TrafficResult
 
 STALLED_AFTER_S = 2.0
 """A connection that had no answer in this last part of the run is stalled."""
+WAITED_OVER_S = 0.1
+"""A new connection that took longer to be connected has waited: the shortest repeat of a lost SYN comes after 1 s."""
+WAITED_FOR_SYN_S = 0.95
+"""The same where packets wait in a queue for longer: then only a repeated SYN counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,9 @@ class Measurement:
     means that the packets reached another target: it answered, or it refused (RST) what it does not know.
     `disturbed` counts the connections whose path the scenario breaks, and those that broke or moved although it does
     not, as today, where the withdrawal of one target moves slots of others: so no more are broken than are disturbed.
+    `new_opened` counts the new connections that were opened after the first step of the scenario, `new_waited` those of
+    them that took longer than `Scope.waited_over_s` to be connected or never were, and `new_broken` those that broke or
+    moved.
     `median_gap_s` is over those whose path was broken and that survived, `recovered_s` from the start of the scenario
     to the last of their first answers. `client_late_s` is how late the client itself was, at worst: gaps no longer than
     that say nothing about the network.
@@ -40,6 +47,11 @@ class Measurement:
     median_gap_s: float = 0.0
     recovered_s: float = 0.0
     client_late_s: float = 0.0
+    new_opened: int = 0
+    new_waited: int = 0
+    new_broken: int = 0
+    new_longest_connect_s: float = 0.0
+    new_longest_gap_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +71,24 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """Channels that a scenario disturbs and targets that it removes for ever. `family` None means both."""
+    """Channels that a scenario disturbs and targets that it removes for ever. `family` None means both.
+
+    `stepped` is when the scenario's first step was done: new connections count from then on (seconds since the epoch).
+    """
 
     disturbed: frozenset[int]
     lost: frozenset[int] = frozenset()
     family: int | None = None
+    stepped: float = 0.0
+    waited_over_s: float = WAITED_OVER_S
 
     def disturbs(self, channel: Channel) -> bool:
         """Return whether a channel's path is broken by the scenario."""
         return channel.target in self.disturbed and self.family in (None, channel.family)
+
+    def loses(self, channel: Channel) -> bool:
+        """Return whether a channel's target is removed for ever, for its family."""
+        return channel.target in self.lost and self.family in (None, channel.family)
 
 
 def count_decisions(records: Sequence[dict[str, Any]], since: float, lost: frozenset[int], dropped: int = 0) -> Decided:
@@ -87,6 +108,10 @@ def count_decisions(records: Sequence[dict[str, Any]], since: float, lost: froze
 
 def is_stalled(channel: Channel, ended: float) -> bool:
     """Return whether a channel that is still open had no answer at the end of the run."""
+    if channel.opened_at and not channel.answered:
+        # It waits to be connected, or for its first answer.
+        connected_at = ended if channel.connect_s is None else channel.opened_at + channel.connect_s
+        return channel.ending == OPEN and ended - connected_at >= STALLED_AFTER_S
     return channel.ending == OPEN and ended - channel.last_at >= STALLED_AFTER_S
 
 
@@ -102,17 +127,20 @@ def is_moved(channel: Channel) -> bool:
 def longest_gap(channel: Channel, since: float) -> tuple[float, float]:
     """Return the longest pause that ended after `since` as (length, end), or (interval, since) when there was none."""
     gaps = [(length, start + length) for start, length in channel.gaps if start + length > since]
-    return max(gaps, default=(INTERVAL_S, since))
+    return max(gaps, default=(channel.interval_s, since))
 
 
 def measure(result: TrafficResult, since: float, scope: Scope) -> Measurement:
     """Count what happened to the traffic from `since` (seconds since the epoch) on."""
-    kept = [c for c in result.connections if c.target not in scope.lost]
-    lost = [c for c in result.connections if c.target in scope.lost]
+    kept = [c for c in result.connections if not scope.loses(c)]
+    lost = [c for c in result.connections if scope.loses(c)]
     stalled = [c for c in kept if is_stalled(c, result.ended)]
     survived = [c for c in kept if not _is_broken(c, result.ended)]
     gaps = [longest_gap(c, since) for c in survived]
     disturbed_gaps = [longest_gap(c, since) for c in survived if scope.disturbs(c)]
+    new = newcomers(result, scope.stepped)
+    waits = [connect_s(c, result.ended) for c in new]
+    new_survived = [c for c in new if not _is_broken(c, result.ended) and c.answered]
     return Measurement(
         opened=len(result.connections),
         disturbed=_count(result.connections, lambda c: scope.disturbs(c) or is_moved(c) or _is_broken(c, result.ended)),
@@ -129,7 +157,22 @@ def measure(result: TrafficResult, since: float, scope: Scope) -> Measurement:
         median_gap_s=median(length for length, _ in disturbed_gaps) if disturbed_gaps else 0.0,
         recovered_s=max((end - since for _, end in disturbed_gaps), default=0.0),
         client_late_s=result.late_s,
+        new_opened=len(new),
+        new_waited=sum(1 for wait_s in waits if wait_s > scope.waited_over_s),
+        new_broken=_count(new, lambda c: is_moved(c) or _is_broken(c, result.ended)),
+        new_longest_connect_s=max(waits, default=0.0),
+        new_longest_gap_s=max((longest_gap(c, since)[0] for c in new_survived), default=0.0),
     )
+
+
+def newcomers(result: TrafficResult, stepped: float) -> list[Channel]:
+    """Return the new connections that were opened after a time."""
+    return [channel for channel in result.newcomers if channel.opened_at > stepped]
+
+
+def connect_s(channel: Channel, ended: float) -> float:
+    """Return how long a new connection took to be connected; one that never was, how long it waited."""
+    return (channel.ended_at or ended) - channel.opened_at if channel.connect_s is None else channel.connect_s
 
 
 def _count(channels: Sequence[Channel], condition: Callable[[Channel], bool]) -> int:

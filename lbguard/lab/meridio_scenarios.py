@@ -7,7 +7,8 @@ from lbguard.lab.controller import Topology
 from lbguard.lab.measure import Decided, Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.promise import Promise
-from lbguard.lab.scenarios import ALL, Do, Scenario, Step, UnknownScenarioError
+from lbguard.lab.scenario_model import Do, Scenario, Step
+from lbguard.lab.scenarios import ALL, UnknownScenarioError
 from lbguard.lab.scenarios import BY_NAME as CHAIN_BY_NAME
 from lbguard.lab.scenarios import select as select_of_chain
 

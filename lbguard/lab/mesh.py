@@ -20,7 +20,7 @@ from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.lab.controller import LabError
 from lbguard.lab.manager import StandInManager
-from lbguard.lab.scenarios import Do
+from lbguard.lab.scenario_model import Do
 from lbguard.lab.topology import Chain
 from lbguard.rpc.channels import REPORTER_KEY
 

@@ -44,9 +44,12 @@ def install_stand_in(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     program = directory / "nfqlb"
     sources = shlex.quote(str(Path(lbguard.__file__).parents[1]))
-    # It needs no installed packages, and starts faster when Python does not look for them.
-    python = f"{shlex.quote(sys.executable)} -S -P -m {STAND_IN_MODULE}"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={sources} exec {python} "$@"\n')
+    # Python starts faster when it does not look for installed packages, and only the packet process needs one.
+    program.write_text(
+        "#!/bin/sh\n"
+        'packages=-S; [ "$1" != flowlb ] || packages=\n'
+        f'PYTHONPATH={sources} exec {shlex.quote(sys.executable)} $packages -P -m {STAND_IN_MODULE} "$@"\n'
+    )
     program.chmod(0o755)
     return program
 

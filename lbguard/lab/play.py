@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbguard.lab.controller import LINE_LIMIT, Column, Controller, Distribution, LabError, Topology, naming_what_ended
-from lbguard.lab.measure import Decided, Measurement, Scope, count_decisions, measure
+from lbguard.lab.measure import (
+    WAITED_FOR_SYN_S,
+    WAITED_OVER_S,
+    Decided,
+    Measurement,
+    Scope,
+    count_decisions,
+    measure,
+)
 from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts
 from lbguard.lab.meridio_scenarios import AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind, NfqlbProcess, kind_here, search_path
-from lbguard.lab.scenarios import Do, Scenario, Step
+from lbguard.lab.scenario_model import Do, Scenario, Step
 from lbguard.lab.topology import LB_HOST, MAX_TARGETS, STREAM, Chain
-from lbguard.lab.traffic import TrafficResult
+from lbguard.lab.traffic import NEW_MAX, TrafficResult
 
 if TYPE_CHECKING:
     from lbguard.lab.mesh import Mesh
@@ -63,6 +71,11 @@ class Run:
     lb: LbFacts | None = None
     resets_sent: dict[str, int] = field(default_factory=dict)
     error: str = ""
+
+    @property
+    def stepped(self) -> float:
+        """Time at which the first step was done; new connections count from then on."""
+        return self.steps[0][0] if self.steps else self.started
 
     @property
     def kept(self) -> bool:
@@ -124,8 +137,9 @@ class _Player:
         self._setup = setup
         self._run = run
         self._progress = progress
-        self._chain = Chain(setup.proxies, setup.targets_per_proxy, scenario.dad, setup.max_targets)
-        self._proxies = tuple(range(1, setup.proxies + 1))
+        proxies = max(setup.proxies, scenario.proxies_min)
+        self._chain = Chain(proxies, setup.targets_per_proxy, scenario.dad, setup.max_targets)
+        self._proxies = tuple(range(1, proxies + 1))
         self._mesh: Mesh | None = None
 
     async def play(self, stack: contextlib.AsyncExitStack) -> None:
@@ -170,22 +184,22 @@ class _Player:
 
     async def _make_controller(self, stack: contextlib.AsyncExitStack, targets_file: Path) -> Controller | MeridioLb:
         setup, run, namespace = self._setup, self._run, self._chain.lb
-        recorded: dict[str, str] = {}
+        settings = dict(self._scenario.settings)
         if setup.recording is not None:
-            recorded = {
+            settings |= {
                 "LBGUARD_RECORDING__ENABLED": "true",
                 "LBGUARD_RECORDING__DIRECTORY": str(setup.recording / f"{run.scenario}-{run.distribution}"),
             }
         if run.distribution is not Distribution.NFQLB:
-            return Controller(run.column, run.distribution, namespace, targets_file, settings=recorded)
+            return Controller(run.column, run.distribution, namespace, targets_file, settings=settings)
         run.nfqlb = setup.nfqlb
         nfqlb = NfqlbProcess(namespace, STREAM, setup.max_targets, search_path(setup.nfqlb, setup.work_dir))
         stack.push_async_callback(nfqlb.stop)
         if setup.topology is Topology.MERIDIO:
             directory = setup.work_dir / "meridio"
-            return MeridioLb(run.column, nfqlb, namespace, targets_file, directory, settings=recorded)
+            return MeridioLb(run.column, nfqlb, namespace, targets_file, directory, settings=settings)
         await nfqlb.start()
-        return Controller(run.column, run.distribution, namespace, targets_file, settings=recorded)
+        return Controller(run.column, run.distribution, namespace, targets_file, settings=settings, search=nfqlb.search)
 
     def _server_argv(self) -> list[str]:
         spaces = {str(place.identifier): self._chain.target(place.identifier).name for place in self._chain.places}
@@ -194,7 +208,12 @@ class _Player:
     async def _with_traffic(self) -> None:
         setup, run = self._setup, self._run
         result_file = setup.work_dir / "result.json"
-        options = {"connections": setup.connections, "flows": setup.flows, "result": str(result_file)}
+        options = {
+            "connections": setup.connections,
+            "flows": setup.flows,
+            "newcomers": NEW_MAX if self._scenario.newcomers else 0,
+            "result": str(result_file),
+        }
         argv = [sys.executable, "-m", "lbguard.lab.traffic_client", json.dumps(options)]
         async with _process(self._chain.client.command(*argv)) as client:
             await _expect(client, "ready")
@@ -238,6 +257,7 @@ class _Player:
             Do.CUT_DATAPATH_IPV6: lambda proxy: chain.filter_datapath(proxy, "ether type ip6"),
             Do.LOSE_PACKETS: lambda proxy: chain.filter_datapath(proxy, f"numgen random mod 100 < {LOST_PERCENT}"),
             Do.MEND_DATAPATH: chain.mend_datapath,
+            Do.DISABLE_LB_IPV6: chain.disable_lb_ipv6,
             Do.CHANGE_ADDRESSES: lambda proxy: chain.change_lb_addresses(proxy, LB_HOST + 1),
         }
         commands: dict[Do, Callable[[], Awaitable[None]]] = {
@@ -247,6 +267,9 @@ class _Player:
         if isinstance(self._controller, MeridioLb):
             commands[Do.REMOVE_TARGET] = partial(self._controller.remove, step.number)
             commands[Do.ADD_TARGET] = partial(self._controller.add, step.number)
+        else:
+            commands[Do.STOP_CONTROLLER] = self._controller.suspend
+            commands[Do.CONTINUE_CONTROLLER] = self._controller.resume
         if step.do in changes:
             await asyncio.to_thread(changes[step.do], step.number)
         if step.do in commands:
@@ -261,6 +284,8 @@ class _Player:
             disturbed=behind | frozenset(scenario.targets),
             lost=self._chain.behind(scenario.lost_proxies),
             family=scenario.family,
+            stepped=self._run.stepped,
+            waited_over_s=WAITED_FOR_SYN_S if self._run.nfqlb is NfqlbKind.STAND_IN else WAITED_OVER_S,
         )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lbguard.lab.measure import Decided, Measurement
+from lbguard.lab.measure import WAITED_OVER_S, Decided, Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +12,8 @@ class Promise:
     `median_over_outage_s` bounds the median gap of the disturbed connections: at most the outage plus this many
     seconds. `longest_gap_s` is a strict bound. Lost targets are those whose path never comes back; `lost_within_s`
     bounds how long they stay in the table. `holds_max`, `withdrawals_max`: how often others may be held and withdrawn.
-    `dropped_min`: so many verdicts at least were dropped by name.
+    `dropped_min`: so many verdicts at least were dropped by name. `new_waited_max` and `new_broken_max` bound how many
+    new connections wait to be connected and how many break.
     """
 
     broken_max: int = 0
@@ -23,6 +24,8 @@ class Promise:
     holds_max: int | None = None
     withdrawals_max: int | None = None
     dropped_min: int = 0
+    new_waited_max: int | None = None
+    new_broken_max: int | None = None
 
     def misses(self, measured: Measurement, outage_s: float, decided: Decided | None = None) -> list[str]:
         """Return in words what was missed; an empty list means the promise was kept."""
@@ -39,7 +42,24 @@ class Promise:
                 missed.append(f"median gap {measured.median_gap_s:.2f} s, at most {limit:.2f} s promised")
         if self.longest_gap_s is not None and measured.longest_gap_s >= self.longest_gap_s:
             missed.append(f"longest gap {measured.longest_gap_s:.2f} s, under {self.longest_gap_s:g} s promised")
-        return missed + self._misses_of_decisions(decided or Decided())
+        return missed + self._misses_of_newcomers(measured) + self._misses_of_decisions(decided or Decided())
+
+    def _misses_of_newcomers(self, measured: Measurement) -> list[str]:
+        if self.new_waited_max is None and self.new_broken_max is None:
+            return []
+        if measured.new_opened == 0:
+            return ["no new connection was opened, so nothing was shown"]
+        missed = []
+        if self.new_waited_max is not None and measured.new_waited > self.new_waited_max:
+            missed.append(
+                f"{measured.new_waited} of {measured.new_opened} new connections waited, up to"
+                f" {measured.new_longest_connect_s:.2f} s, {self.new_waited_max} promised"
+            )
+        if self.new_broken_max is not None and measured.new_broken > self.new_broken_max:
+            missed.append(
+                f"{measured.new_broken} of {measured.new_opened} new connections broken, {self.new_broken_max} promised"
+            )
+        return missed
 
     def _misses_of_decisions(self, decided: Decided) -> list[str]:
         missed = []
@@ -74,4 +94,8 @@ class Promise:
             parts.append(f"{self.withdrawals_max} withdrawn")
         if self.dropped_min:
             parts.append(f"at least {self.dropped_min} verdicts dropped by name")
+        if self.new_waited_max is not None:
+            parts.append(f"{self.new_waited_max} new ones wait over {WAITED_OVER_S * 1000:g} ms")
+        if self.new_broken_max is not None:
+            parts.append(f"{self.new_broken_max} new ones broken")
         return ", ".join(parts)

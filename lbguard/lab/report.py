@@ -4,7 +4,15 @@ import time
 from collections.abc import Sequence
 
 from lbguard.lab.controller import Column
-from lbguard.lab.display import MERIDIO_LEGEND, broken_text, gap_text, nfqlb_text, removal_text
+from lbguard.lab.display import (
+    MERIDIO_LEGEND,
+    NEW_LEGEND,
+    broken_text,
+    gap_text,
+    newcomers_text,
+    nfqlb_text,
+    removal_text,
+)
 from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.play import Run
 from lbguard.lab.timeline import draw
@@ -56,7 +64,9 @@ HOW_TO_READ = (
     "at the bottom waits (yellow) and whether it ever breaks (red), first with today's behaviour, then with lbguard."
 )
 
-HEADINGS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap", "verdict")
+HEADINGS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap")
+NEW_HEADINGS = ("new", "new waited", "new broken", "longest connect")
+"""Only where new connections are opened."""
 
 
 def render(runs: Sequence[Run], outage_s: float) -> str:
@@ -72,17 +82,21 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>lbguard demo</title><style>{STYLE}</style></head><body>"
         "<h1>lbguard demo</h1>"
-        f'<p class="soft">{made}, outage {outage_s:g} s. Real packets through client, load balancer, proxies and '
-        "targets, each in a network namespace of its own.</p>"
+        f'<p class="soft">{made}, outage {outage_s:g} s unless a scenario has its own. Real packets through client, '
+        "load balancer, proxies and targets, each in a network namespace of its own.</p>"
         f"<p>{html_text(_headline(runs))}</p>{meridio}{nfqlb}{_table(names, runs)}"
         '<p class="soft">Disturbed: connections whose path the scenario breaks, and those that broke because others '
         "were withdrawn, which moves some slots of every target today. Broken: reset, or silent for the rest of the "
-        "run; +N lost: those of targets that never return. Moved: their packets reached another target, which refused "
-        "them. Gaps: the longest pause of each connection that survived; the median is over those whose path was "
-        "broken.</p>"
+        "run; +N lost: those of targets that never return, or only after the window. Moved: their packets reached "
+        "another target, which refused them. Gaps: the longest pause of each connection that survived; the median is "
+        f"over those whose path was broken.{html_text(_newcomers_legend(runs))}</p>"
         f'<h2>How to read the timelines</h2><p>{html_text(HOW_TO_READ)}</p><ul class="legend">{legend}</ul>'
         f"{sections}</body></html>\n"
     )
+
+
+def _newcomers_legend(runs: Sequence[Run]) -> str:
+    return f" {NEW_LEGEND[0].upper()}{NEW_LEGEND[1:]}" if any(run.measured.new_opened for run in runs) else ""
 
 
 def _headline(runs: Sequence[Run]) -> str:
@@ -94,37 +108,66 @@ def _headline(runs: Sequence[Run]) -> str:
     missed = sum(1 for run in guarded if not run.kept)
     verdict = "kept every promise" if missed == 0 else f"missed its promise in {missed} of {len(guarded)} runs"
     shown = f"Today's behaviour broke {today} connections whose targets were there to serve them"
-    return f"{shown}; lbguard broke {broken} and {verdict}." if guarded else f"{shown}."
+    sentence = f"{shown}; lbguard broke {broken} and {verdict}." if guarded else f"{shown}."
+    return sentence + _newcomers_headline(runs)
+
+
+def _newcomers_headline(runs: Sequence[Run]) -> str:
+    with_new = [run for run in runs if run.measured.new_opened]
+    parts = []
+    for column, name in ((Column.WITHDRAW, "today"), (Column.LBGUARD, "with lbguard")):
+        measured = [run.measured for run in with_new if run.column is column]
+        if measured:
+            opened, waited, broken = (
+                sum(getattr(each, f"new_{kind}") for each in measured) for kind in ("opened", "waited", "broken")
+            )
+            parts.append(f"{name} {waited} waited and {broken} broke of {opened}")
+    return f" New connections: {', '.join(parts)}." if parts else ""
 
 
 def _table(names: Sequence[str], runs: Sequence[Run]) -> str:
     rows = []
+    with_new = any(run.measured.new_opened for run in runs)
+    headings = (*HEADINGS, *(NEW_HEADINGS if with_new else ()), "verdict")
     for name in names:
         for index, run in enumerate(each for each in runs if each.scenario == name):
             link = f'<a href="#{html_text(name)}">{html_text(name)}</a>' if index == 0 else ""
             kind = ' class="first"' if index == 0 else ""
             rows.append(
                 f'<tr{kind}><td class="text">{link}</td><td class="text">{run.column}, {run.distribution}</td>'
-                f"{_cells(run)}</tr>"
+                f"{_cells(run, with_new=with_new)}</tr>"
             )
-    heads = "".join(f"<th>{name}</th>" for name in HEADINGS)
+    heads = "".join(f"<th>{name}</th>" for name in headings)
     return (
         '<div class="scroll"><table><thead><tr><th class="text">scenario</th><th class="text">column</th>'
         f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _cells(run: Run) -> str:
+def _cells(run: Run, *, with_new: bool) -> str:
     measured = run.measured
     if run.error:
-        return f'<td colspan="{len(HEADINGS)}" class="text bad">not played, see below</td>'
+        columns = len(HEADINGS) + (len(NEW_HEADINGS) if with_new else 0) + 1
+        return f'<td colspan="{columns}" class="text bad">not played, see below</td>'
     broken = "bad" if measured.broken else "good"
     moved = "bad" if measured.moved else "good"
     return (
         f"<td>{measured.opened}</td><td>{measured.disturbed}</td>"
         f'<td class="{broken}">{html_text(broken_text(run))}</td><td class="{moved}">{measured.moved}</td>'
         f"<td>{measured.udp_lost} of {measured.udp_sent}</td>"
-        f"<td>{gap_text(measured.median_gap_s)}</td><td>{gap_text(measured.longest_gap_s)}</td>{_verdict(run)}"
+        f"<td>{gap_text(measured.median_gap_s)}</td><td>{gap_text(measured.longest_gap_s)}</td>"
+        f"{_new_cells(run) if with_new else ''}{_verdict(run)}"
+    )
+
+
+def _new_cells(run: Run) -> str:
+    measured = run.measured
+    if measured.new_opened == 0:
+        return "<td>-</td>" * len(NEW_HEADINGS)
+    waited, broken = ("bad" if count else "good" for count in (measured.new_waited, measured.new_broken))
+    return (
+        f'<td>{measured.new_opened}</td><td class="{waited}">{measured.new_waited}</td>'
+        f'<td class="{broken}">{measured.new_broken}</td><td>{gap_text(measured.new_longest_connect_s)}</td>'
     )
 
 
@@ -160,7 +203,7 @@ def _result(run: Run) -> str:
         kept = measured.opened - measured.lost_connections
         return (
             f"{measured.broken} of {kept} connections of the other targets broken "
-            f"({measured.lost_broken} of {measured.lost_connections} of the lost ones)"
+            f"({measured.lost_broken} of {measured.lost_connections} of the lost ones){newcomers_text(run)}"
         )
     removed = f", removed targets out of the table in {removal_text(run)}" if run.lb and run.lb.removals_s else ""
-    return f"{measured.disturbed} connections disturbed, {measured.broken} broken{removed}"
+    return f"{measured.disturbed} connections disturbed, {measured.broken} broken{removed}{newcomers_text(run)}"

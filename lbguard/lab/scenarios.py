@@ -1,77 +1,8 @@
-"""Scenarios of the lab: each as data (what happens when, to whom) and the promise lbguard makes for it."""
+"""Scenarios of the chain, those of flow affinity included, and how they are selected."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-
+from lbguard.lab.affinity_scenarios import AFFINITY
 from lbguard.lab.promise import Promise
-
-
-class Do(StrEnum):
-    """One thing done to the chain or to the process that guards it."""
-
-    DELETE_LB_LINK = "delete-lb-link"
-    CREATE_LB_LINK = "create-lb-link"
-    DELETE_SUPERSEDED_LINK = "delete-superseded-link"
-    DELETE_TARGET_LINK = "delete-target-link"
-    CREATE_TARGET_LINK = "create-target-link"
-    BLOCK_TARGET_IPV6 = "block-target-ipv6"
-    UNBLOCK_TARGET_IPV6 = "unblock-target-ipv6"
-    KILL_CONTROLLER = "kill-controller"
-    START_CONTROLLER = "start-controller"
-    REMOVE_TARGET = "remove-target"
-    ADD_TARGET = "add-target"
-    CUT_DATAPATH = "cut-datapath"
-    CUT_DATAPATH_IPV6 = "cut-datapath-ipv6"
-    LOSE_PACKETS = "lose-packets"
-    MEND_DATAPATH = "mend-datapath"
-    CHANGE_ADDRESSES = "change-addresses"
-    TELL_MESH_HEALS = "tell-mesh-heals"
-    TELL_MESH_HEALED = "tell-mesh-healed"
-    CLOSE_CONNECTION = "close-connection"
-    REPORT_LATE = "report-late"
-    STARVE_MONITORS = "starve-monitors"
-    FEED_MONITORS = "feed-monitors"
-    LIE = "lie"
-    STOP_LYING = "stop-lying"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One action, `at_s` seconds after the scenario starts. `number` is a proxy or a target (1..), by the action."""
-
-    at_s: float
-    do: Do
-    number: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
-    """One scenario.
-
-    `proxies` and `targets` name who is disturbed; targets behind `lost_proxies` never come back. `dad` leaves IPv6
-    duplicate address detection on, as the kernel has it by default.
-    `monitored`: real monitors run in the proxies' namespaces, and report to lbguard.
-    `steps` makes the actions from the outage (seconds) and the proxies of the chain; `observe_s` is how long traffic is
-    watched after the last step.
-    """
-
-    name: str
-    sentence: str
-    promise: Promise
-    steps: Callable[[float, tuple[int, ...]], list[Step]]
-    observe_s: float
-    proxies: tuple[int, ...] | None = (1,)
-    targets: tuple[int, ...] = ()
-    family: int | None = None
-    lost_proxies: tuple[int, ...] = ()
-    dad: bool = False
-    monitored: bool = False
-
-    def disturbed_proxies(self, proxies: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the proxies whose targets are disturbed (`None` in the data means every one)."""
-        return proxies if self.proxies is None else self.proxies
-
+from lbguard.lab.scenario_model import Do, Scenario, Step, recreate
 
 HELD = Promise(median_over_outage_s=1.0)
 FLAPS = 5
@@ -90,16 +21,12 @@ CUT_NOTICED_S = 9.0
 """Two silent rounds, a neighbour that answered just before, the grace window, and what a busy machine adds."""
 
 
-def _recreate(proxy: int, at_s: float, outage_s: float) -> list[Step]:
-    return [Step(at_s, Do.DELETE_LB_LINK, proxy), Step(at_s + outage_s, Do.CREATE_LB_LINK, proxy)]
-
-
 def _lb_link(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
-    return _recreate(1, 0.0, outage_s)
+    return recreate(1, 0.0, outage_s)
 
 
 def _lb_link_all(outage_s: float, proxies: tuple[int, ...]) -> list[Step]:
-    steps = [step for proxy in proxies for step in _recreate(proxy, 0.0, outage_s)]
+    steps = [step for proxy in proxies for step in recreate(proxy, 0.0, outage_s)]
     return sorted(steps, key=lambda step: step.at_s)
 
 
@@ -113,7 +40,7 @@ def _double_link(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
 
 def _flap(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
     down_s = min(outage_s, FLAP_DOWN_MAX_S)
-    return [step for flap in range(FLAPS) for step in _recreate(1, flap * FLAP_PERIOD_S, down_s)]
+    return [step for flap in range(FLAPS) for step in recreate(1, flap * FLAP_PERIOD_S, down_s)]
 
 
 def _link_gone(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
@@ -127,7 +54,7 @@ def _one_family(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
 def _guard_crash(outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
     # Whoever supervises it starts it again at once.
     crash = [Step(outage_s / 10, Do.KILL_CONTROLLER), Step(outage_s / 10, Do.START_CONTROLLER)]
-    return sorted(_recreate(1, 0.0, outage_s) + crash, key=lambda step: step.at_s)
+    return sorted(recreate(1, 0.0, outage_s) + crash, key=lambda step: step.at_s)
 
 
 def _datapath_cut(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
@@ -168,7 +95,7 @@ def _lying_proxy(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
 
 
 def _rolling(outage_s: float, proxies: tuple[int, ...]) -> list[Step]:
-    return [step for turn, proxy in enumerate(proxies) for step in _recreate(proxy, turn * (outage_s + 2.5), outage_s)]
+    return [step for turn, proxy in enumerate(proxies) for step in recreate(proxy, turn * (outage_s + 2.5), outage_s)]
 
 
 ALL = (
@@ -318,6 +245,7 @@ ALL = (
         observe_s=4.0,
         proxies=None,
     ),
+    *AFFINITY,
 )
 BY_NAME = {scenario.name: scenario for scenario in ALL}
 DEFAULT = ("lb-link", "target-link", "link-gone")

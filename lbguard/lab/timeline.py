@@ -7,9 +7,9 @@ scenario.
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from lbguard.lab.measure import is_stalled
+from lbguard.lab.measure import WAITED_OVER_S, connect_s, is_stalled, newcomers
 from lbguard.lab.play import Run
-from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.scenario_model import Do, Step
 from lbguard.lab.traffic import BIN_S, OPEN, Channel, TrafficResult
 from lbguard.printable import html_text
 
@@ -29,7 +29,9 @@ _GOES = {
     Do.DELETE_LB_LINK: "LB link to proxy {}",
     Do.DELETE_TARGET_LINK: "link of target {}",
     Do.BLOCK_TARGET_IPV6: "IPv6 of target {}",
+    Do.DISABLE_LB_IPV6: "IPv6 of the link to proxy {}",
     Do.KILL_CONTROLLER: "controller",
+    Do.STOP_CONTROLLER: "controller",
     Do.REMOVE_TARGET: "registration of target {}",
     Do.CUT_DATAPATH: "datapath of proxy {}",
     Do.CUT_DATAPATH_IPV6: "datapath of proxy {}",
@@ -43,6 +45,7 @@ _COMES = {
     Do.CREATE_TARGET_LINK: "link of target {}",
     Do.UNBLOCK_TARGET_IPV6: "IPv6 of target {}",
     Do.START_CONTROLLER: "controller",
+    Do.CONTINUE_CONTROLLER: "controller",
     Do.ADD_TARGET: "registration of target {}",
     Do.MEND_DATAPATH: "datapath of proxy {}",
     Do.FEED_MONITORS: "CPU of the monitors",
@@ -142,6 +145,16 @@ class _Drawing:
             )
         self.y += LANE_STEP
 
+    def marks(self, marks: Iterable[Interval], y: float, height: float, start: float) -> None:
+        """Draw the marks of one connection (epoch seconds) as its line; `start` is when the scenario started."""
+        for since, until, kind in marks:
+            left, right = self.x(since - start), self.x(until - start)
+            if until > start - BEFORE_S:
+                self.parts.append(
+                    f'<rect class="g-{kind}" x="{left:.1f}" y="{y:.2f}" width="{max(right - left, 1):.1f}" '
+                    f'height="{height:.2f}"/>'
+                )
+
     def svg(self, name: str) -> str:
         height = self.y + 24
         return (
@@ -182,6 +195,10 @@ def draw(run: Run) -> str:
     drawing.y += 6
     drawing.heading("Connections, one line each")
     _gaps(drawing, traffic, run.started)
+    if new := newcomers(traffic, run.stepped):
+        drawing.y += 6
+        drawing.heading("New connections, one line each, from the moment it is opened")
+        _newcomers(drawing, new, traffic.ended, run.started)
     return drawing.svg(f"{run.scenario}, {run.column}")
 
 
@@ -224,13 +241,7 @@ def _gaps(drawing: _Drawing, traffic: TrafficResult, start: float) -> None:
     for index, channel in enumerate(channels):
         y = drawing.y + index * step
         first_of.setdefault(channel.target, y)
-        for since, until, kind in channel_marks(channel, traffic.ended):
-            left, right = drawing.x(since - start), drawing.x(until - start)
-            if until > start - BEFORE_S:
-                drawing.parts.append(
-                    f'<rect class="g-{kind}" x="{left:.1f}" y="{y:.2f}" width="{max(right - left, 1):.1f}" '
-                    f'height="{height:.2f}"/>'
-                )
+        drawing.marks(channel_marks(channel, traffic.ended), y, height, start)
     top = drawing.y
     for target, y in first_of.items():
         drawing.y = y
@@ -239,12 +250,34 @@ def _gaps(drawing: _Drawing, traffic: TrafficResult, start: float) -> None:
     drawing.y = top + GAPS_HEIGHT + 4
 
 
+def _newcomers(drawing: _Drawing, channels: Sequence[Channel], ended: float, start: float) -> None:
+    """Draw the lines of new connections from top to bottom as they were opened."""
+    top, bottom = drawing.y, drawing.y + GAPS_HEIGHT
+    step = GAPS_HEIGHT / len(channels)
+    right = WIDTH - RIGHT
+    births = " ".join(f"{drawing.x(c.opened_at - start):.1f},{top + n * step:.2f}" for n, c in enumerate(channels))
+    last = drawing.x(channels[-1].opened_at - start)
+    drawing.label(f"{len(channels)} opened", GAPS_HEIGHT)
+    drawing.parts.append(
+        f'<polygon class="gapback" points="{births} {last:.1f},{bottom:.2f} {right},{bottom:.2f} {right},{top:.2f}"/>'
+    )
+    for index, channel in enumerate(channels):
+        drawing.marks(channel_marks(channel, ended), top + index * step, max(step * 0.8, 0.4), start)
+    drawing.y = bottom + 4
+
+
 def channel_marks(channel: Channel, ended: float) -> list[Interval]:
     """Return the pauses of a connection, and the rest of the run when it broke: (from, to, kind), epoch seconds."""
     marks: list[Interval] = [(start, start + length, "gap") for start, length in channel.gaps]
+    since = channel.last_at
+    if channel.opened_at and (waited_s := connect_s(channel, ended)) > WAITED_OVER_S:
+        marks.insert(0, (channel.opened_at, channel.opened_at + waited_s, "gap"))
+    if channel.opened_at and not channel.answered:
+        since = channel.opened_at + connect_s(channel, ended)
     if channel.ending != OPEN:
-        marks.append((channel.last_at, channel.ended_at, "gap"))
+        if channel.ended_at > since:
+            marks.append((since, channel.ended_at, "gap"))
         marks.append((channel.ended_at, ended, "broken"))
     elif is_stalled(channel, ended):
-        marks.append((channel.last_at, ended, "stalled"))
+        marks.append((since, ended, "stalled"))
     return marks

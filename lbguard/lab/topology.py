@@ -255,6 +255,10 @@ class Chain:
         self.lb.delete_addresses(link, *_addresses(proxy, old))
         self.lb_hosts[proxy] = host
 
+    def disable_lb_ipv6(self, proxy: int) -> None:
+        """Switch IPv6 off on the load balancer's end of a link: the kernel removes its IPv6 addresses and routes."""
+        self.lb.sysctl(f"net.ipv6.conf.{self.lb_links[proxy]}.disable_ipv6", "1")
+
     # -- building -----------------------------------------------------------------------------------------------------
 
     def _namespace(self, name: str, sysctls: dict[str, str]) -> Namespace:

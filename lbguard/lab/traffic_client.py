@@ -1,6 +1,9 @@
 """The client: long-lived TCP connections and UDP flows to the VIPs, one request per interval on each.
 
-    python -m lbguard.lab.traffic_client '{"connections": 200, "flows": 40, "result": "/run/..."}'
+    python -m lbguard.lab.traffic_client '{"connections": 200, "flows": 40, "newcomers": 0, "result": "/run/..."}'
+
+When all of them have had an answer, it opens a new TCP connection every `NEW_EVERY_S`, `newcomers` at most, which live
+on too.
 
 It prints JSON lines: `ready` when every connection and flow has had an answer, `failed` when one never opens, and
 `progress` twice a second. The end of its standard input makes it stop sending, wait for the last answers, and write
@@ -21,13 +24,18 @@ from lbguard.lab.traffic import (
     ANSWER,
     CLOSED,
     INTERVAL_S,
+    NEW_EVERY_S,
+    NEW_INTERVAL_S,
     OPEN,
+    PAUSE_MIN_S,
     PORT,
     REQUEST,
     RESET,
     AnswerCounts,
     Channel,
     TrafficResult,
+    allow_many_files,
+    paused_s,
 )
 
 TICKS_PER_INTERVAL = 10
@@ -51,6 +59,9 @@ class Connection(asyncio.Protocol):
         """Keep the transport to send on."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if self.channel.opened_at:
+            self.channel.connect_s = time.time() - self.channel.opened_at
+            self.send()
 
     def send(self) -> None:
         """Send one request, unless the connection has ended."""
@@ -108,20 +119,24 @@ class Flow(asyncio.DatagramProtocol):
 
 
 class Client:
-    """All connections and flows of one run, half of them IPv4, half IPv6."""
+    """All connections and flows of one run, half of them IPv4, half IPv6. `newcomers`: the most new connections."""
 
-    def __init__(self, connections: int, flows: int) -> None:
+    def __init__(self, connections: int, flows: int, newcomers: int = 0) -> None:
         now = time.time()
         self.started = now
         self.tcp_counts, self.udp_counts = AnswerCounts(now), AnswerCounts(now)
         self.connections = [Connection(Channel(n, _family(n)), self.tcp_counts) for n in range(connections)]
         self.flows = [Flow(Channel(n, _family(n)), self.udp_counts) for n in range(flows)]
+        self.newcomers: list[Connection] = []
+        self._newcomers_max = newcomers
+        self._opening: set[asyncio.Task[None]] = set()
+        self._pauses: list[tuple[float, float]] = []
         self._sending = True
         self._late_s = 0.0
         self._all_answered = asyncio.Event()
 
     def channels(self) -> list[Channel]:
-        """Every channel, connections first."""
+        """Every channel but the new connections', connections first."""
         return [each.channel for each in self.connections] + [each.channel for each in self.flows]
 
     async def open(self) -> None:
@@ -150,11 +165,47 @@ class Client:
         for group in (self.connections, self.flows):
             for each in group[tick % TICKS_PER_INTERVAL :: TICKS_PER_INTERVAL]:
                 each.send()
+        turns = round(NEW_INTERVAL_S / INTERVAL_S) * TICKS_PER_INTERVAL
+        for newcomer in self.newcomers[tick % turns :: turns]:
+            newcomer.send()
         loop = asyncio.get_running_loop()
         if self._all_answered.is_set():  # while it opens, the client is busy with that
-            self._late_s = max(self._late_s, loop.time() - due)
+            self._note_late(loop.time() - due)
         due = max(due + INTERVAL_S / TICKS_PER_INTERVAL, loop.time())
         loop.call_at(due, self._tick, tick + 1, due)
+
+    def _note_late(self, late_s: float) -> None:
+        self._late_s = max(self._late_s, late_s)
+        if late_s >= PAUSE_MIN_S:
+            now = time.time()
+            self._pauses.append((now - late_s, now))
+
+    def open_newcomers(self) -> None:
+        """Open a new connection, and the next one at its time, until enough are open or `finish` is called."""
+        loop = asyncio.get_running_loop()
+        self._open_newcomer(loop.time())
+
+    def _open_newcomer(self, due: float) -> None:
+        number = len(self.newcomers)
+        if not self._sending or number >= self._newcomers_max:
+            return
+        channel = Channel(number, _family(number), interval_s=NEW_INTERVAL_S, opened_at=time.time())
+        newcomer = Connection(channel, self.tcp_counts)
+        self.newcomers.append(newcomer)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._connect(newcomer))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        due = max(due + NEW_EVERY_S, loop.time())
+        loop.call_at(due, self._open_newcomer, due)
+
+    async def _connect(self, newcomer: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.create_connection(partial(_same, newcomer), _vip(newcomer.channel.family), PORT)
+        except OSError as error:
+            refused = isinstance(error, ConnectionRefusedError)
+            newcomer.channel.end(time.time(), RESET if refused else type(error).__name__)
 
     def progress(self) -> dict[str, Any]:
         """Return how many connections answer at the moment and how many have ended."""
@@ -172,6 +223,12 @@ class Client:
         ended = time.time()
         self._sending = False
         await asyncio.sleep(LAST_ANSWERS_S)
+        for task in self._opening:
+            task.cancel()
+        for channel in (newcomer.channel for newcomer in self.newcomers):
+            if channel.connect_s is not None:
+                until = channel.opened_at + channel.connect_s
+                channel.connect_s -= paused_s(self._pauses, channel.opened_at, until)
         return TrafficResult(
             started=self.started,
             ended=ended,
@@ -180,6 +237,7 @@ class Client:
             tcp_bins=self.tcp_counts.series(ended),
             udp_bins=self.udp_counts.series(ended),
             late_s=self._late_s,
+            newcomers=[newcomer.channel for newcomer in self.newcomers],
         )
 
 
@@ -201,7 +259,7 @@ def _say(message: dict[str, Any]) -> None:
 
 async def run(options: dict[str, Any]) -> TrafficResult | None:
     """Open, send until standard input ends, and return what was measured (None: it never opened)."""
-    client = Client(options["connections"], options["flows"])
+    client = Client(options["connections"], options["flows"], options["newcomers"])
     try:
         await client.open()
     except (TimeoutError, OSError) as error:
@@ -209,6 +267,7 @@ async def run(options: dict[str, Any]) -> TrafficResult | None:
         _say({"event": "failed", "reason": f"{silent} channels got no answer ({type(error).__name__}: {error})"})
         return None
     _say({"event": "ready"})
+    client.open_newcomers()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin, ended.set)
@@ -223,6 +282,7 @@ async def run(options: dict[str, Any]) -> TrafficResult | None:
 def main() -> None:
     """Entry of the process."""
     options = json.loads(sys.argv[1])
+    allow_many_files()
     result = asyncio.run(run(options))
     if result is None:
         sys.exit(1)

@@ -16,7 +16,7 @@ from typing import cast
 
 from lbguard.lab.netns import entered
 from lbguard.lab.topology import VIP4, VIP6
-from lbguard.lab.traffic import ANSWER, PORT, REQUEST
+from lbguard.lab.traffic import ANSWER, PORT, REQUEST, allow_many_files
 
 
 class StreamAnswerer(asyncio.Protocol):
@@ -101,6 +101,7 @@ async def serve(targets: dict[int, str]) -> None:
 
 def main() -> None:
     """Entry of the process."""
+    allow_many_files()
     asyncio.run(serve({int(target): name for target, name in json.loads(sys.argv[1]).items()}))
 
 

@@ -5,7 +5,8 @@ import re
 import yaml
 
 from lbguard.api.verdicts.queue import OVERLOADED
-from lbguard.lab.scenarios import ALL, Do
+from lbguard.lab.scenario_model import Do
+from lbguard.lab.scenarios import ALL
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.verdicts import VerdictSettings
 from tests.pages import blocks, text

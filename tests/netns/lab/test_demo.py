@@ -26,6 +26,7 @@ sys.exit(run_demo(DemoOptions(
 """
 TOPOLOGIES = [
     ("chain", "nftables"),
+    ("chain", "nfqlb"),
     pytest.param(
         "meridio", "nfqlb", marks=pytest.mark.skipif(bool(meridio.missing()), reason=meridio.missing()), id="meridio"
     ),
@@ -70,9 +71,9 @@ def test_json_stands_alone_on_standard_output(sandbox: None, topology: str, dist
     (run,) = json.loads(done.stdout)["runs"]
     assert (run["scenario"], run["column"], run["distributor"]) == ("lb-link", "withdraw", distributor)
     assert (run["verdict"], run["error"], run["opened"]) == ("today", "", 12)
-    assert run["nfqlb"] == ("stand-in" if topology == "meridio" else None)
+    assert run["nfqlb"] == ("stand-in" if distributor == "nfqlb" else None)
     assert "lb-link" in done.stderr
-    assert ("nfqlb: stand-in." in done.stderr) == (topology == "meridio")
+    assert ("nfqlb: stand-in." in done.stderr) == (distributor == "nfqlb")
 
 
 @pytest.mark.parametrize(("topology", "distributor"), TOPOLOGIES)

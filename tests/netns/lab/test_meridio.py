@@ -11,7 +11,7 @@ from lbguard.lab.meridio import LbFacts
 from lbguard.lab.meridio_scenarios import BY_NAME, MERIDIO, AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run, Setup, play
-from lbguard.lab.scenarios import Do, Scenario, Step
+from lbguard.lab.scenario_model import Do, Scenario, Step
 
 MISSING = meridio.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)

@@ -7,7 +7,9 @@ import pytest
 
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.play import Run, Setup, play
-from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS, Do
+from lbguard.lab.scenario_model import Do
+from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS
+from lbguard.lab.timeline import draw
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
 from lbguard.tuning.recommendation import round_up, with_margin
@@ -116,3 +118,47 @@ async def test_what_a_scenario_recorded_recommends_a_window_just_above_its_heals
     assert tuning.recommended is None, "two losses are too few for that"
     tried = [result.variant.config.grace.window_s for result in tuning.results]
     assert round_up(with_margin(max(heals))) in tried
+
+
+async def _with_newcomers(name: str, setup: Setup, column: Column, affinity: str) -> Run:
+    scenario = replace(BY_NAME[name], observe_s=4.0)
+    scenario = replace(scenario, settings={**scenario.settings, "LBGUARD_AFFINITY__MODE": affinity})
+    run = await play(scenario, column, Distribution.NFTABLES, setup, lambda _phase, _left_s: None)
+    assert run.error == ""
+    return run
+
+
+async def test_new_connections_wait_for_a_held_target_without_affinity_and_not_with_it(setup: Setup) -> None:
+    without, steered = [await _with_newcomers("newcomers", setup, Column.LBGUARD, mode) for mode in ("off", "incident")]
+    assert without.measured.new_opened > 50
+    assert without.measured.new_waited > 10
+    assert without.measured.new_longest_connect_s > 1.0
+    # A machine that is too busy may delay one or the other.
+    assert steered.measured.new_waited < without.measured.new_waited / 4
+    for run in (without, steered):
+        assert (run.measured.broken, run.measured.new_broken) == (0, 0)
+        assert "New connections" in draw(run)
+
+
+async def test_connections_born_while_targets_are_withdrawn_are_broken_by_todays_readmission(setup: Setup) -> None:
+    today = await _with_newcomers("readmit", setup, Column.WITHDRAW, "off")
+    assert today.measured.broken == 0
+    assert today.measured.lost_broken == today.measured.lost_connections > 0
+    assert today.measured.new_broken > 10
+
+
+async def test_a_controller_that_stands_still_goes_on(setup: Setup) -> None:
+    run = await _with_newcomers("guard-stopped", setup, Column.LBGUARD, "incident")
+    assert run.traffic is not None
+    assert len(run.traffic.tcp_bins) == 6, "it has three proxies"
+    stalls = [record for record in run.records if str(record.get("event", "")).startswith("stalled")]
+    assert len(stalls) == 1
+    assert run.measured.broken == 0
+
+
+async def test_one_link_loses_its_ipv6_and_keeps_its_ipv4(setup: Setup) -> None:
+    run = await _with_newcomers("one-family-gone", setup, Column.LBGUARD, "incident")
+    assert run.measured.broken == 0
+    assert run.traffic is not None
+    lost = [channel for channel in run.traffic.connections if channel.target in (1, 2) and channel.family == 6]
+    assert len(lost) == run.measured.lost_connections == run.measured.lost_broken > 0

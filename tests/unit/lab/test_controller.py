@@ -112,3 +112,36 @@ async def test_a_killed_process_can_be_started_again_and_its_log_goes_on() -> No
     await controller.start()
     await controller.check_alive()
     await controller.stop()
+
+
+async def test_a_process_that_stands_still_is_alive_and_goes_on() -> None:
+    # It says how often it was let go on, so the line comes only after both signals.
+    controller = _controller(
+        "import signal\nsignal.signal(signal.SIGCONT, lambda *_: (say(event='continued'), sys.stderr.flush()))\n"
+        f"{ACTIVE}say(event='ready')\nsys.stderr.flush()\nwhile True: time.sleep(600)"
+    )
+    await controller.start()
+    try:
+        await controller.wait_active(frozenset({1, 2}))
+        await controller.suspend()
+        await controller.check_alive()
+        await controller.resume()
+        await controller.wait_until(lambda: controller.records[-1]["event"] == "continued", "go on")
+    finally:
+        await controller.stop()
+
+
+async def test_todays_process_finds_nfqlb_on_the_path_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shown:
+        def command(self, *argv: str) -> list[str]:
+            assert "lbguard.lab.baseline" in argv
+            program = "import json, os, sys; print(json.dumps({'path': os.environ['PATH']}), file=sys.stderr)"
+            return [sys.executable, "-c", program]
+
+    monkeypatch.setenv("PATH", "/ours")
+    for search, path in ((None, "/ours"), ("/theirs", "/theirs")):
+        controller = Controller(Column.WITHDRAW, Distribution.NFQLB, Shown(), Path("t"), search=search)  # type: ignore[arg-type]
+        await controller.start()
+        with pytest.raises(LabError, match="ended with status 0"):
+            await controller.wait_active(frozenset({1}))
+        assert controller.records == [{"path": path}]

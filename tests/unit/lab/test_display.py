@@ -3,7 +3,7 @@ import io
 import pytest
 
 from lbguard.lab.controller import Column, Distribution
-from lbguard.lab.display import WIDE, Display, Slot
+from lbguard.lab.display import NEW_WIDTH, WIDE, Display, Slot
 from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.play import Run
@@ -47,6 +47,26 @@ def test_what_decides_is_shown_at_every_width(width: int) -> None:
     for word in ("link-gone", "withdraw", "lbguard", "3 +96 lost", "0.68 s", "1.25 s", "today", "kept"):
         assert word in text
     assert ("disturbed" in text) == (width >= WIDE)
+
+
+def test_new_connections_are_shown_where_some_are_opened() -> None:
+    slots = [Slot("readmit", column, Distribution.NFTABLES) for column in Column]
+    for width in (80, WIDE, WIDE + NEW_WIDTH):
+        console, written = _console(width)
+        display = Display(slots, console)
+        for slot, (waited, broken) in zip(slots, ((71, 113), (0, 2)), strict=True):
+            measured = Measurement(
+                opened=200, new_opened=477, new_waited=waited, new_broken=broken, new_longest_connect_s=5.46
+            )
+            display.finished(slot, _run(slot, measured=measured))
+        assert "; 477 new ones, 71 waited (longest connect 5.46 s), 113 broken" in " ".join(written.getvalue().split())
+        written.truncate(0)
+        console.print(display.table())
+        text = written.getvalue()
+        for word in ("71", "113", "kept"):
+            assert word in text
+        assert ("5.46 s" in text) == (width > WIDE)
+    assert "new" not in _table(WIDE, {})
 
 
 def test_a_run_under_way_shows_its_phase_and_countdown() -> None:

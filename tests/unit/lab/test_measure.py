@@ -1,4 +1,13 @@
-from lbguard.lab.measure import Decided, Scope, count_decisions, is_moved, is_stalled, longest_gap, measure
+from lbguard.lab.measure import (
+    WAITED_FOR_SYN_S,
+    Decided,
+    Scope,
+    count_decisions,
+    is_moved,
+    is_stalled,
+    longest_gap,
+    measure,
+)
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
 
 START = 100.0
@@ -68,6 +77,13 @@ def test_connections_of_lost_targets_are_counted_apart() -> None:
     assert (measured.broken, measured.moved, measured.lost_connections, measured.lost_broken) == (0, 0, 3, 2)
 
 
+def test_a_target_lost_in_one_family_is_counted_apart_in_that_family_alone() -> None:
+    scope = Scope(disturbed=frozenset({1}), lost=frozenset({1}), family=6)
+    six = _channel(1, family=6, last_at=END - 5)
+    measured = measure(_result([six, _reset(1), _channel(2, family=6)]), START, scope)
+    assert (measured.broken, measured.lost_connections, measured.lost_broken) == (1, 1, 1)
+
+
 def test_gaps_from_before_the_start_do_not_count() -> None:
     channel = _channel(1, gaps=[(96.0, 3.0), (99.8, 0.5), (103.0, 0.3)])
     assert longest_gap(channel, START) == (0.5, 100.3)
@@ -90,6 +106,50 @@ def test_the_median_is_over_the_disturbed_survivors_and_the_longest_over_all() -
 def test_a_scope_of_one_family_disturbs_only_that_family() -> None:
     connections = [_channel(1, family=6), _channel(1, family=4), _channel(2, family=6)]
     assert measure(_result(connections), START, Scope(disturbed=frozenset({1}), family=6)).disturbed == 1
+
+
+def _newcomer(opened_at: float, connect_s: float | None = 0.01, **fields: float) -> Channel:
+    channel = Channel(0, 4, target=1, answered=9, last_at=END, opened_at=opened_at, connect_s=connect_s)
+    for name, value in fields.items():
+        setattr(channel, name, value)
+    return channel
+
+
+def _of_newcomers(*channels: Channel) -> tuple[int, int, int]:
+    result = _result([])
+    result.newcomers = list(channels)
+    measured = measure(result, START, Scope(disturbed=frozenset({1}), lost=frozenset({1}), stepped=START + 0.5))
+    return measured.new_opened, measured.new_waited, measured.new_broken
+
+
+def test_new_connections_count_from_the_first_step_on_whatever_their_target() -> None:
+    early, fine, slow = _newcomer(START + 0.4, 3.0), _newcomer(START + 0.6), _newcomer(START + 1, 0.101)
+    assert _of_newcomers(early, fine, slow) == (2, 1, 0)
+
+
+def test_where_packets_queue_only_a_repeated_syn_is_a_wait() -> None:
+    result = _result([])
+    result.newcomers = [_newcomer(START + 1, 0.9), _newcomer(START + 1, 1.01)]
+    scope = Scope(disturbed=frozenset({1}), waited_over_s=WAITED_FOR_SYN_S)
+    assert measure(result, START, scope).new_waited == 1
+
+
+def test_a_new_connection_that_never_was_connected_waits_and_is_not_broken() -> None:
+    waiting = _newcomer(END - 6, None, target=0, answered=0, last_at=0.0)
+    assert _of_newcomers(waiting, _newcomer(END - 0.05, None, target=0, answered=0, last_at=0.0)) == (2, 1, 0)
+    result = _result([])
+    result.newcomers = [waiting]
+    assert measure(result, START, Scope(disturbed=frozenset({1}))).new_longest_connect_s == 6.0
+
+
+def test_a_new_connection_is_broken_that_is_reset_silent_or_answered_by_two_targets() -> None:
+    reset = _newcomer(START + 1)
+    reset.end(START + 2, RESET)
+    wrong = _newcomer(START + 1, wrong=1)
+    silent = _newcomer(START + 1, last_at=END - 3)
+    mute = _newcomer(START + 1, answered=0, target=0, last_at=0.0)
+    fresh = _newcomer(END - 0.5, answered=0, target=0, last_at=0.0)
+    assert _of_newcomers(reset, wrong, silent, mute, fresh) == (5, 0, 4)
 
 
 def test_udp_is_lost_when_it_is_not_answered() -> None:

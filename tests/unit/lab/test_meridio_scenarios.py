@@ -7,7 +7,8 @@ from lbguard.lab.controller import Topology
 from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.meridio_scenarios import BY_NAME, MERIDIO, AgainstToday, select
-from lbguard.lab.scenarios import ALL, Do, Scenario, UnknownScenarioError
+from lbguard.lab.scenario_model import Do, Scenario
+from lbguard.lab.scenarios import ALL, UnknownScenarioError
 
 PROXIES = (1, 2, 3)
 TODAY = Measurement(opened=200, disturbed=50, broken=53)

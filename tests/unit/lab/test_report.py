@@ -7,7 +7,7 @@ from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.nfqlb import NfqlbKind
 from lbguard.lab.play import Run
-from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.scenario_model import Do, Step
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
 from tests.unit.hostile import HOSTILE
 
@@ -104,6 +104,28 @@ def test_the_page_says_what_it_shows() -> None:
     assert "lbguard broke 0 and kept every promise" in text
     assert "How to read the timelines" in text
     assert "Promise of lbguard: 0 broken, 0 moved, median gap at most 1.5 s." in text
+
+
+def test_new_connections_have_columns_and_a_band_of_their_own() -> None:
+    traffic = _traffic()
+    fine = Channel(0, 4, target=1, sent=3, answered=3, last_at=104.9, opened_at=100.2, connect_s=0.01)
+    waiting = Channel(1, 6, opened_at=102.0)
+    traffic.newcomers = [Channel(9, 4, opened_at=99.5), fine, waiting]
+    measured = Measurement(opened=2, disturbed=1, new_opened=2, new_waited=1, new_broken=0, new_longest_connect_s=3.0)
+    run = _run(Column.LBGUARD, measured, scenario="newcomers", traffic=traffic)
+    text = _read([TODAY, run]).text
+    assert "new waited" in text
+    assert "; 2 new ones, 1 waited (longest connect 3.00 s), 0 broken" in text
+    assert "New connections, one line each" in text
+    assert "2 opened" in text
+    assert "New connections: with lbguard 1 waited and 0 broke of 2." in text
+    assert "New: TCP connections that are opened during the scenario" in text
+    today = _run(Column.WITHDRAW, Measurement(opened=2, new_opened=9, new_waited=2, new_broken=3), scenario="newcomers")
+    text = _read([today, run]).text
+    assert "New connections: today 2 waited and 3 broke of 9, with lbguard 1 waited and 0 broke of 2." in text
+    without = _read([TODAY, GUARDED]).text
+    assert "new waited" not in without
+    assert "New connections" not in without
 
 
 def test_a_missed_promise_and_a_failed_run_are_named() -> None:

@@ -1,6 +1,6 @@
 from lbguard.lab.controller import Column, Distribution
 from lbguard.lab.play import Run
-from lbguard.lab.scenarios import Do, Step
+from lbguard.lab.scenario_model import Do, Step
 from lbguard.lab.timeline import BEFORE_S, answer_series, answers_top, channel_marks, draw, link_lanes, state_lanes
 from lbguard.lab.traffic import RESET, Channel, TrafficResult
 
@@ -76,6 +76,26 @@ def test_the_marks_of_a_connection_are_its_pauses_and_how_it_broke() -> None:
     assert channel_marks(fine, 110.0) == [(100.0, 100.5, "gap")]
     assert channel_marks(reset, 110.0) == [(100.0, 100.4, "gap"), (100.4, 110.0, "broken")]
     assert channel_marks(silent, 110.0) == [(101.0, 110.0, "stalled")]
+
+
+def test_the_marks_of_a_new_connection_are_its_wait_too() -> None:
+    slow = Channel(0, 4, target=1, answered=5, last_at=109.9, opened_at=101.0, connect_s=3.0)
+    waiting = Channel(1, 4, opened_at=107.0)
+    mute = Channel(2, 4, opened_at=101.0, connect_s=0.5)
+    refused = Channel(3, 4, opened_at=101.0, ending=RESET, ended_at=104.0)
+    quick = Channel(4, 4, target=1, answered=5, last_at=109.9, opened_at=101.0, connect_s=0.1)
+    assert channel_marks(slow, 110.0) == [(101.0, 104.0, "gap")]
+    assert channel_marks(waiting, 110.0) == [(107.0, 110.0, "gap")]
+    assert channel_marks(mute, 110.0) == [(101.0, 101.5, "gap"), (101.5, 110.0, "stalled")]
+    assert channel_marks(refused, 110.0) == [(101.0, 104.0, "gap"), (104.0, 110.0, "broken")]
+    assert channel_marks(quick, 110.0) == []
+
+
+def test_a_controller_that_stands_still_has_a_lane() -> None:
+    steps = [(100.0, Step(0, Do.STOP_CONTROLLER)), (105.0, Step(5, Do.CONTINUE_CONTROLLER))]
+    assert link_lanes(steps, 100.0, 9.0) == {
+        "controller": [(-BEFORE_S, 0.0, "up"), (0.0, 5.0, "away"), (5.0, 9.0, "up")]
+    }
 
 
 def test_a_run_that_failed_has_no_picture() -> None:

@@ -1,6 +1,6 @@
 import json
 
-from lbguard.lab.traffic import BIN_S, CLOSED, OPEN, RESET, AnswerCounts, Channel, TrafficResult
+from lbguard.lab.traffic import BIN_S, CLOSED, OPEN, RESET, AnswerCounts, Channel, TrafficResult, paused_s
 
 
 def test_the_first_answer_names_the_target_of_a_channel() -> None:
@@ -45,7 +45,30 @@ def test_a_result_survives_json() -> None:
     channel = Channel(0, 4)
     for now in (1.0, 2.0):
         channel.answer(now, 1)
+    waiting = Channel(1, 6, interval_s=0.2, opened_at=3.0)
+    connected = Channel(2, 4, interval_s=0.2, opened_at=3.0, connect_s=0.01)
     result = TrafficResult(
-        started=1.0, ended=9.0, connections=[channel], flows=[], tcp_bins={"1": [1, 2]}, udp_bins={}, late_s=0.5
+        started=1.0,
+        ended=9.0,
+        connections=[channel],
+        flows=[],
+        tcp_bins={"1": [1, 2]},
+        udp_bins={},
+        late_s=0.5,
+        newcomers=[waiting, connected],
     )
     assert TrafficResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_a_channel_that_sends_seldom_has_longer_hiccups() -> None:
+    channel = Channel(0, 4, interval_s=0.2)
+    for now in (10.0, 10.5, 11.2):
+        channel.answer(now, 1)
+    assert [start for start, _ in channel.gaps] == [10.5]
+
+
+def test_a_wait_is_without_the_pauses_of_the_client() -> None:
+    pauses = [(1.0, 1.5), (2.0, 2.25), (7.0, 9.0)]
+    assert paused_s(pauses, 1.25, 3.0) == 0.5
+    assert paused_s(pauses, 3.0, 7.0) == 0.0
+    assert paused_s(pauses, 7.5, 8.0) == 0.5
