@@ -35,10 +35,13 @@ def demo(
     topology: Annotated[
         str,
         typer.Option(
-            metavar="chain|meridio", help="chain: targets from a file. meridio: an unmodified load balancer, on nfqlb."
+            metavar="chain|meridio",
+            help="chain: lbguard runs the distributor. meridio: beside an unmodified Meridio load balancer (nfqlb).",
         ),
     ] = "chain",
-    outage: Annotated[str, typer.Option(metavar="DURATION", help="Duration of the loss of a link.")] = "500ms",
+    outage: Annotated[
+        str, typer.Option(metavar="DURATION", help="Time for which a link is lost (link-gone: for good).")
+    ] = "500ms",
     connections: Annotated[int, typer.Option(metavar="N", help="TCP connections to keep alive.")] = 200,
     distributors: Annotated[
         list[str] | None,
@@ -116,15 +119,15 @@ app = typer.Typer(
     First steps:
       lbguard demo                          run a demonstration in network namespaces
       lbguard check-config --host           check the settings and this machine
-      lbguard run --targets-file FILE       run the service (LBGUARD_MODE=observe: no changes)
+      lbguard run --targets-file FILE       run the service (--mode observe changes nothing)
       lbguard status                        show streams, targets and links
       lbguard top                           show the same live, until you press q
       lbguard explain stream-a/1            explain a target's state
       lbguard probe --once                  ping the datapath from a proxy's side
-      lbguard tune RECORDING                compute the best grace window
+      lbguard tune RECORDING                evaluate other settings on recorded incidents
 
     \b
-    Every command takes --help, with examples. Pages: docs/README.md.
+    Every command takes --help, with examples. Documentation: docs/README.md.
 
     \b
     Exit status: 0 done, 1 failed (or a promise was missed, or the output cannot be written), 2 wrong

@@ -50,7 +50,7 @@ def run(
     """Run the service in the foreground.
 
     Flags override environment variables (LBGUARD_GRACE__WINDOW=5s), which override the file.
-    SIGTERM stops the service and keeps the data path as it is; SIGHUP makes it read the targets again.
+    SIGTERM stops the service and keeps the data path (unless withdraw_on_exit is set); SIGHUP reads the targets again.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def run(
       lbguard run --config /etc/lbguard/lbguard.yaml --set grace.window=5s
       lbguard run --mode observe --targets-file targets.yaml     decide and log, change nothing
 
-    Exit status: 0 stopped by a signal, 1 failed or unfit machine, 2 settings refused.
+    Exit status: 0 stopped by a signal, 1 failed (perhaps the machine: check-config --host), 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
     # A killed service must restart quickly. Imports make little garbage, and the collector took a sixth of the time
     # of the start. The daemon enables the collector again.
@@ -84,7 +84,7 @@ def check_config(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every setting and where it came from, and warn.
+    """Show every setting with its source, and warnings.
 
     The command checks combinations of settings, the targets file and the probe's
     connections file. With --host it also checks this machine: kernel settings,

@@ -10,6 +10,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from lbguard.settings.notation import parse_duration, parse_listen
 from lbguard.settings.peers import check_pattern
 
+ACROSS = "across"
+"""Type of an error about a combination of settings: its context names the setting, the value and what is allowed."""
+
 GROUP = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 """The configuration of every group of settings. Its validator is built as a part of the whole model, not separately:
 that would delay the start by a tenth of a second."""

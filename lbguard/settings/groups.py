@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lbguard.settings.fields import (
+    ACROSS,
     GROUP,
     Duration,
     Durations,
@@ -59,7 +60,7 @@ class GraceSettings(BaseModel):
             value = getattr(self, name)
             if value is not None and value > self.max:
                 raise PydanticCustomError(
-                    "across",
+                    ACROSS,
                     "longer than grace.max",
                     {
                         "setting": f"grace.{name}",
@@ -235,7 +236,7 @@ class AnnounceSettings(BaseModel):
     def _ascending(self) -> "AnnounceSettings":
         if self.repeats[:1] != (0.0,) or list(self.repeats) != sorted(set(self.repeats)):
             raise PydanticCustomError(
-                "across",
+                ACROSS,
                 "does not start with 0 and ascend",
                 {
                     "setting": "announce.repeats",

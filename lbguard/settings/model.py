@@ -18,6 +18,7 @@ from lbguard import DEFAULT_SOCKET
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
 from lbguard.settings.fields import (
+    ACROSS,
     OptionalPath,
     SocketPath,
     group,
@@ -45,6 +46,7 @@ from lbguard.settings.sources import (
     ENV_PREFIX,
     EnvironmentSource,
     FileSource,
+    Given,
     NamedSource,
     SettingsError,
     explain,
@@ -132,13 +134,13 @@ class Settings(BaseSettings):
             check_place(self.nsp)
         if self.source == "kernel" and self.mode == "enforce":
             raise PydanticCustomError(
-                "across",
+                ACROSS,
                 "lbguard would read its own rules and routes back as the source",
                 {"setting": "mode", "value": "enforce", "allowed": "companion or observe with source kernel"},
             )
         if self.source == "interposer" and self.distributor.kind == "nftables":
             raise PydanticCustomError(
-                "across",
+                ACROSS,
                 "the load balancer's packets follow nfqlb's memory, so an nftables table would have no effect",
                 {
                     "setting": "distributor.kind",
@@ -177,7 +179,9 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     flag, environment = NamedSource(Settings, "flag", flags or {}), EnvironmentSource(Settings)
     file = FileSource(Settings, config)
     sources: dict[str, Any] = {_SOURCES: (flag, environment, file)}
-    given = file.given | environment.given | flag.given
+    given: dict[str, Given] = {}
+    for source in reversed(sources[_SOURCES]):
+        given |= source.given
     problems = file.problems + environment.problems + flag.problems
     try:
         settings = Settings(**sources)

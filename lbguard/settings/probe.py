@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lbguard.settings.fields import (
+    ACROSS,
     GROUP,
     Duration,
     OptionalDuration,
@@ -54,13 +55,13 @@ def _check_tls(group: str, files: Mapping[str, Path | None], *, instead: bool = 
     missing = [name for name, path in files.items() if path is None]
     if given and missing:
         raise PydanticCustomError(
-            "across",
+            ACROSS,
             f"needed with {group}.{given[0]}",
             {"setting": f"{group}.{missing[0]}", "value": "unset", "allowed": f"all of {', '.join(files)}, or none"},
         )
     if given and instead:
         raise PydanticCustomError(
-            "across",
+            ACROSS,
             "certificates come from one place only",
             {
                 "setting": f"{group}.{given[0]}",
@@ -221,7 +222,7 @@ class ProbeSettings(BaseModel):
         _check_tls("probe", tls, instead=bool(self.spiffe_socket))
         if self.timeout is not None and self.timeout > self.interval:
             raise PydanticCustomError(
-                "across",
+                ACROSS,
                 "rounds would overlap",
                 {
                     "setting": "probe.timeout",
@@ -231,7 +232,7 @@ class ProbeSettings(BaseModel):
             )
         if self.bad_rounds > self.of_rounds:
             raise PydanticCustomError(
-                "across",
+                ACROSS,
                 "more than probe.of_rounds",
                 {
                     "setting": "probe.bad_rounds",
@@ -241,7 +242,7 @@ class ProbeSettings(BaseModel):
             )
         if self.enabled and self.connections == "file" and self.connections_file is None:
             raise PydanticCustomError(
-                "across",
+                ACROSS,
                 "needed with probe.connections file",
                 {"setting": "probe.connections_file", "value": "unset", "allowed": "the YAML file of connections"},
             )

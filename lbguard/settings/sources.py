@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSourc
 
 from lbguard.errors import EXIT_REFUSED, CommandError
 from lbguard.settings.bounded_file import FileError, read_regular_file
+from lbguard.settings.fields import ACROSS
 from lbguard.settings.notation import DURATION_EXAMPLES, LISTEN_EXAMPLES, format_duration
 from lbguard.settings.yaml_file import YamlError, parse_yaml
 
@@ -342,7 +343,7 @@ def explain(error: ValidationError, model: type[BaseModel], given: Mapping[str, 
 
 def _explain_one(detail: ErrorDetails, known: Mapping[str, Leaf], given: Mapping[str, Given]) -> Problem:
     context = detail.get("ctx", {})
-    if detail["type"] == "across":
+    if detail["type"] == ACROSS:
         name = str(context["setting"])
         return Problem(
             setting=name,

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from lbguard.core.model import DEFAULT_OFFSET, MAX_MARK, NAME_PATTERN
 from lbguard.settings.fields import (
+    ACROSS,
     GROUP,
     Duration,
     FilePath,
@@ -77,7 +78,7 @@ class KernelSourceSettings(BaseModel):
         for one, other in itertools.pairwise(ranges):
             if other.first <= one.last:
                 raise PydanticCustomError(
-                    "across",
+                    ACROSS,
                     "two streams share marks",
                     {
                         "setting": "kernel_source.streams",
@@ -87,7 +88,7 @@ class KernelSourceSettings(BaseModel):
                 )
         if len({each.name for each in ranges}) < len(ranges):
             raise PydanticCustomError(
-                "across",
+                ACROSS,
                 "a stream is named twice",
                 {"setting": "kernel_source.streams", "value": ",".join(self.streams), "allowed": "one range a stream"},
             )
@@ -215,7 +216,7 @@ def check_place(settings: NspSettings) -> None:
 
 def _refusal(name: str, value: str, reason: str, allowed: str) -> PydanticCustomError:
     context = {"setting": f"nsp.{name}", "value": value, "reason": reason, "allowed": allowed}
-    return PydanticCustomError("across", "{reason}", context)
+    return PydanticCustomError(ACROSS, "{reason}", context)
 
 
 DialAddress = Annotated[str, checked(parse_dial_address)]
@@ -267,7 +268,7 @@ class NsmEventSettings(BaseModel):
         missing = [name for name, path in files.items() if path is None]
         if 0 < len(missing) < len(files):
             raise PydanticCustomError(
-                "across",
+                ACROSS,
                 "certificate, key and the manager's authorities go together",
                 {"setting": f"nsm.{missing[0]}", "value": "unset", "allowed": f"all of {', '.join(files)}, or none"},
             )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbguard.settings.fields import GROUP, Duration, Listen, OptionalPath, SpiffeAddress, number, seconds, split
+from lbguard.settings.fields import ACROSS, GROUP, Duration, Listen, OptionalPath, SpiffeAddress, number, seconds, split
 from lbguard.settings.peers import RULE_EXAMPLE, UNIX_PEER, PeerRule, parse_rule
 
 PolicyRules = Annotated[tuple[Annotated[PeerRule, BeforeValidator(parse_rule)], ...], BeforeValidator(split)]
@@ -154,5 +154,5 @@ class VerdictSettings(BaseModel):
 
 def _refuse(name: str, value: str, reason: str, allowed: str) -> None:
     raise PydanticCustomError(
-        "across", "{reason}", {"setting": f"verdicts.{name}", "value": value, "reason": reason, "allowed": allowed}
+        ACROSS, "{reason}", {"setting": f"verdicts.{name}", "value": value, "reason": reason, "allowed": allowed}
     )
