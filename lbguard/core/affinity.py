@@ -33,7 +33,7 @@ class Affinity:
         changed = []
         for name in self._changed:
             stream = streams.get(name)
-            if stream is None or not stream.adopted:
+            if stream is None:
                 continue
             steering = steering_of(stream)
             if self._reported.get(name) != steering:
@@ -50,14 +50,19 @@ class Affinity:
 
 
 def steering_of(stream: Stream) -> StreamSteering:
-    """Return the affinity of a stream as it stands."""
+    """Return the affinity of a stream as it stands.
+
+    Before the stream is adopted nobody knows which targets its table holds, and flows that an earlier run remembered
+    must not move: every target counts as admitted.
+    """
     targets = [stream.targets[identifier] for identifier in sorted(stream.targets)]
+    admitted = [target for target in targets if target.state in ADMITTED or not stream.adopted]
     return StreamSteering(
         stream=stream.spec.name,
         marks=tuple([target.mark for target in targets]),
-        served=tuple([target.mark for target in targets if target.state in ADMITTED]),
-        ipv4=_family(targets, ipv4=True),
-        ipv6=_family(targets, ipv4=False),
+        served=tuple([target.mark for target in admitted]),
+        ipv4=_family(admitted, ipv4=True),
+        ipv6=_family(admitted, ipv4=False),
         # Until the commit is confirmed, a flow may begin by the old table and go on by the new one.
         learning=any(target.state is not TargetState.ACTIVE for target in targets)
         or stream.committed != stream.desired_pair(),
@@ -69,7 +74,7 @@ def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
     avoid: list[int] = []
     for target in targets:
         conditions = [path.condition for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
-        if conditions and target.state in ADMITTED:
+        if conditions:
             well = conditions.count(Condition.OK) == len(conditions)
             (healthy if well else avoid).append(target.mark)
     # With no other target to go to, the table's choice stands.
