@@ -8,13 +8,11 @@ import pytest
 
 from lbguard.affinity.ruleset import AffinityOptions
 from lbguard.affinity.table import AffinityTable
-from lbguard.core.model import FamilySteering, StreamSteering
 from lbguard.lab.netns import Namespace
 from tests.netns.affinity import segments
 from tests.netns.distributor.conftest import CLIENT4, CLIENT6, VIP4, VIP6, WAIT_S, Lab
 from tests.netns.distributor.packets import Flow
 
-MARKS = (5001, 5002, 5003, 5004)
 FAMILIES = ("ipv4", "ipv6")
 OPTIONS = AffinityOptions(udp=True)
 
@@ -26,24 +24,6 @@ add rule inet choice prerouting ip daddr 20.0.0.0/24 meta mark set {mark}
 add rule inet choice prerouting ip6 daddr 2000::/64 icmpv6 type nd-neighbor-solicit accept
 add rule inet choice prerouting ip6 daddr 2000::/64 meta mark set {mark}
 """
-
-
-def steering(
-    name: str = "stream-a",
-    marks: tuple[int, ...] = MARKS,
-    *,
-    served: tuple[int, ...] | None = None,
-    healthy: tuple[int, ...] | None = None,
-    avoid: tuple[int, ...] = (),
-    learning: bool = True,
-) -> StreamSteering:
-    """The affinity of a stream: every target served and healthy unless it is said otherwise."""
-    served = marks if served is None else served
-    healthy = tuple(m for m in served if m not in avoid) if healthy is None else healthy
-    family = FamilySteering(healthy=healthy, avoid=avoid)
-    return StreamSteering(
-        stream=name, marks=marks, served=served, ipv4=family, ipv6=family, learning=learning
-    )
 
 
 def flows(family: str, protocol: int, count: int, first_port: int = 20000) -> list[Flow]:
