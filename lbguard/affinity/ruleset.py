@@ -1,7 +1,7 @@
 """Ruleset of flow affinity, as nftables text and as rules for pyroute2. Pure, no kernel.
 
 One table `inet lbguard-affinity` acts after the distributor (priority -150 in nfqlb's NFQUEUE rule and in the nftables
-distributor) on every packet that carries the mark of a target. For each protocol and family it holds a map
+distributor) on every packet that carries a mark. For each protocol and family it holds a map
 `flows_PROTOCOL_FAMILY` from the flow's addresses and ports to the mark of the target that answered it.
 
 - A packet of a remembered flow gets the flow's mark, as long as that target is `served`; its entry lives on. After a
@@ -186,7 +186,8 @@ def rules(options: AffinityOptions) -> list[str]:
     four = "icmp type { destination-unreachable, time-exceeded, parameter-problem } @th,64,8 0x45"
     six = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
     lines += [
-        "prerouting meta mark != @marks accept",
+        # A remembered flow is looked for whatever target the table names: it may be one that was listed this moment.
+        "prerouting meta mark 0 accept",
         f"prerouting meta nfproto . meta l4proto vmap {{ {ways} }}",
         f"prerouting {four} goto quoted_4",
         f"prerouting {six} goto quoted_6",
@@ -297,7 +298,7 @@ def change_elements(name: str, removed: Iterable[str], added: Iterable[str]) -> 
 
 def _chains(protocol: str, family: int) -> list[str]:
     kinds = (
-        *("flow", "new", "known", "avoid", "steer", "learn", "orphan"),
+        *("flow", "new", "again", "first", "known", "avoid", "steer", "learn", "orphan"),
         *("recall", "remember", "closing", "forget"),
     )
     return [f"{kind}_{protocol}_{family}" for kind in kinds]
@@ -323,6 +324,8 @@ def _flow_rules(protocol: str, family: int, *, every_flow: bool) -> list[str]:
         *[f"known_{at} {end} goto closing_{at}" for end in ends],
         f"known_{at} goto remember_{at}",
         *([f"closing_{at} update @{closed_set(family)} {{ {this} }}"] if tcp else []),
+        # With no healthy target to fall back to, its own is as good as any.
+        f"orphan_{at} meta mark @marks meta mark != @steer_{family} goto remember_{at}",
         f"orphan_{at} counter name orphaned",
         f"orphan_{at} jump forget_{at}",
         f"orphan_{at} meta mark != @marks drop",
@@ -330,11 +333,15 @@ def _flow_rules(protocol: str, family: int, *, every_flow: bool) -> list[str]:
         # The ports of an ended connection may be used again.
         *([f"new_{at} delete @{closed_set(family)} {{ {this} }}"] if tcp else []),
         # A repeated SYN goes where the first one went, unless that target is lost too.
-        f"new_{at} {entry} jump recall_{at}",
-        f"new_{at} meta mark != @served goto steer_{at}",
-        f"new_{at} fib daddr . mark oif missing goto steer_{at}",
-        f"new_{at} meta mark @avoid_{family} goto avoid_{at}",
-        f"new_{at} {'' if every_flow else 'meta mark @learn '}goto learn_{at}",
+        f"new_{at} {entry} goto again_{at}",
+        f"new_{at} meta mark != @marks accept",
+        f"new_{at} goto first_{at}",
+        f"again_{at} jump recall_{at}",
+        f"again_{at} goto first_{at}",
+        f"first_{at} meta mark != @served goto steer_{at}",
+        f"first_{at} fib daddr . mark oif missing goto steer_{at}",
+        f"first_{at} meta mark @avoid_{family} goto avoid_{at}",
+        f"first_{at} {'' if every_flow else 'meta mark @learn '}goto learn_{at}",
         f"learn_{at} jump remember_{at}",
         f"learn_{at} {entry} accept",
         f"learn_{at} counter name refused",

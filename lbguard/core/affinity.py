@@ -70,12 +70,12 @@ def steering_of(stream: Stream) -> StreamSteering:
 
 
 def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
+    """Return the affinity in one family. Who has no address of it is as good as cut off in it."""
     healthy: list[int] = []
     avoid: list[int] = []
     for target in targets:
         conditions = [path.condition for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
-        if conditions:
-            well = conditions.count(Condition.OK) == len(conditions)
-            (healthy if well else avoid).append(target.mark)
+        well = bool(conditions) and conditions.count(Condition.OK) == len(conditions)
+        (healthy if well else avoid).append(target.mark)
     # With no other target to go to, the table's choice stands.
     return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else ())

@@ -148,6 +148,38 @@ async def test_a_flow_of_a_target_that_is_served_no_more_falls_back_and_is_forgo
 
 
 @every_family
+async def test_a_flow_keeps_a_target_that_is_served_no_more_while_no_other_is_healthy(
+    lab: AffinityLab, table: AffinityTable, family: str
+) -> None:
+    await table.apply([steering()])
+    lab.choose(1)
+    some = flows(family, TCP, 10)
+    lab.begin(some)
+    lab.choose(3)
+    await table.apply([steering(served=(5003,), healthy=())])
+    assert lab.go_on(some) == [1] * 10
+    await table.apply([steering(served=(5001, 5003), healthy=(5001, 5003))])
+    assert lab.go_on(some) == [1] * 10
+
+
+@every_family
+async def test_a_remembered_flow_stays_when_the_table_names_a_target_that_nobody_told_of(
+    lab: AffinityLab, table: AffinityTable, family: str
+) -> None:
+    """A commit may be done before affinity hears of the target that it adds, or after it hears of one that is gone."""
+    await table.apply([steering(marks=(5001, 5002))])
+    lab.choose(1)
+    some = flows(family, TCP, 10)
+    lab.begin(some)
+    lab.choose(4)
+    assert lab.go_on(some) == [1] * 10
+    assert lab.begin(some) == [1] * 10
+    assert lab.begin(flows(family, TCP, 5, 30000)) == [4] * 5
+    errors = [packets.packet_too_big(FAR_ROUTERS[family], flow) for flow in some]
+    assert lab.deliver(errors) == [1] * 10
+
+
+@every_family
 async def test_a_repeated_first_packet_to_a_withdrawn_target_begins_anew(
     lab: AffinityLab, table: AffinityTable, family: str
 ) -> None:

@@ -120,10 +120,10 @@ def test_the_families_are_looked_at_each_alone() -> None:
     assert steering.ipv6 == FamilySteering(healthy=(5001,), avoid=(5002,))
 
 
-def test_a_target_without_an_address_of_a_family_takes_no_part_in_it() -> None:
+def test_a_target_without_an_address_of_a_family_gets_no_flow_of_it() -> None:
     steering = steering_of(stream_of((TargetState.ACTIVE, {V6: Condition.OK}), (TargetState.ACTIVE, WELL)))
-    assert steering.ipv4 == FamilySteering(healthy=(5002,))
-    assert steering.ipv6 == FamilySteering(healthy=(5001,))
+    assert steering.ipv4 == FamilySteering(healthy=(5002,), avoid=(5001,))
+    assert steering.ipv6 == FamilySteering(healthy=(5001,), avoid=(5002,))
 
 
 def test_two_addresses_of_a_family_have_to_be_well_both() -> None:
@@ -158,7 +158,9 @@ def test_before_a_stream_is_adopted_every_flow_keeps_its_target() -> None:
 
 def test_a_stream_without_targets_is_steered_nowhere() -> None:
     steering = steering_of(stream_of())
-    assert (steering.marks, steering.served, steering.learning) == ((), (), False)
+    assert steering == StreamSteering(
+        stream=STREAM, marks=(), served=(), ipv4=FamilySteering(), ipv6=FamilySteering(), learning=False
+    )
 
 
 # What is told of it
@@ -265,8 +267,8 @@ def test_soft_evidence_of_one_family_steers_that_family() -> None:
 def test_a_removed_target_and_a_stream_that_ends() -> None:
     guard = two_links()
     guard.source(spec(1, 2))
+    assert guard.now_steered == steering_of(guard.stream())
     assert guard.now_steered.marks == (5001, 5002)
-    assert not guard.now_steered.learning
     guard.source()
     assert guard.steered == {}
 
