@@ -13,8 +13,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
 from lbguard.affinity import ruleset
-from lbguard.affinity.ruleset import AffinityOptions
 from lbguard.affinity.contents import count_flows, read_sets_of_marks, sets_of
+from lbguard.affinity.ruleset import AffinityOptions
 from lbguard.core.model import StreamSteering
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory

@@ -57,6 +57,7 @@ class FlowAffinity:
         self._changed = asyncio.Event()
         self._applied = False
         self._problem = ""
+        metrics.affinity.flows_max.set(table.options.max_flows)
 
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
         """Take one effect over; `run` carries it out, and tries again each second what fails."""
@@ -97,7 +98,6 @@ class FlowAffinity:
                     steered=counts.steered,
                     orphaned=counts.orphaned,
                     refused=counts.refused,
-                    flows_max=self._table.options.max_flows,
                 )
         except (DistributorError, OSError) as error:
             self._failed(str(error))

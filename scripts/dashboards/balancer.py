@@ -184,6 +184,32 @@ _TARGETS = Row(
             bars=True,
         ),
         Panel(
+            title="Flow affinity",
+            about="New flows that got a healthy target instead of their own, remembered flows that fell back, new flows"
+            " without room in the map, and corrections after another program changed the table.",
+            queries=[
+                ("sum(increase(lbguard_affinity_steered_total{@lb}[$__rate_interval]))", "steered"),
+                ("sum(increase(lbguard_affinity_orphaned_total{@lb}[$__rate_interval]))", "fell back"),
+                ("sum(increase(lbguard_affinity_refused_total{@lb}[$__rate_interval]))", "no room"),
+                ("sum(increase(lbguard_affinity_mended_total{@lb}[$__rate_interval]))", "corrected"),
+            ],
+            colors={"fell back": ORANGE, "no room": RED},
+            bars=True,
+        ),
+        Panel(
+            title="Remembered flows",
+            about="Flows that stay with the target that answered them, and the room of each map.",
+            queries=[
+                ("sum by (protocol, family) (lbguard_affinity_flows{@lb})", "{{protocol}} {{family}}"),
+                ("max(lbguard_affinity_flows_max{@lb})", "room"),
+            ],
+        ),
+        Panel(
+            title="Flow affinity in force",
+            about="Shows whether the kernel has the rules of flow affinity; 0 also where it is off.",
+            queries=[("min(lbguard_affinity_in_force{@lb})", "in force")],
+        ),
+        Panel(
             title="Duration of commits",
             about="Duration of commits to the distributor.",
             queries=_quantiles("lbguard_commit_duration_seconds"),

@@ -20,7 +20,7 @@ RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class AffinityProfile:
-    """What may happen to flows in one run. `refusals`: nftables refuses at times; `flushes`: others remove the table."""
+    """What may happen in one run. `refusals`: nftables refuses at times. `flushes`: others remove the table."""
 
     max_flows: int
     idle_s: float
@@ -48,7 +48,6 @@ class AffinityWorld(World):
         self.kind = random_profile(self.chance)
         self.flows: list[Flow] = []
         self.lost_at: dict[int, float] = {}
-        self.unsettled_at: dict[str, float] = {}
         self.born = 0
         self.moved = 0
         self._emitted: dict[str, StreamSteering] = {}
@@ -66,10 +65,6 @@ class AffinityWorld(World):
         self._applying = False
         super().start_guard()
         self._look_after_table()
-
-    def crash(self, downtime_s: float) -> None:
-        super().crash(downtime_s)
-        self.unsettled_at.update(dict.fromkeys(self._behind(), self.now))
 
     def _carry_out(self, effects: list[fx.Effect]) -> None:
         for effect in effects:

@@ -1,4 +1,4 @@
-"""Text of the affinity table: names, counts and what the options change. The kernel's side is in tests/netns/affinity."""
+"""Text of the affinity table: names, counts and what the options change; tests/netns/affinity has the kernel's side."""
 
 import itertools
 import re
