@@ -1,17 +1,21 @@
 """Ruleset of flow affinity, as nftables text and as rules for pyroute2. Pure, no kernel.
 
 One table `inet lbguard-affinity` acts after the distributor (priority -150 in nfqlb's NFQUEUE rule and in the nftables
-distributor) on every packet that carries the mark of a target. For each protocol and family it holds a map
+distributor) on every packet that carries a mark. For each protocol and family it holds a map
 `flows_PROTOCOL_FAMILY` from the flow's addresses and ports to the mark of the target that answered it.
 
-- A packet of a remembered flow gets the flow's mark, as long as that target is `served`; its entry lives on. A FIN, a
-  RST or the end of an SCTP association leaves it a few seconds.
+- A packet of a remembered flow gets the flow's mark, as long as that target is `served`; its entry lives on. After a
+  FIN, a RST or the end of an SCTP association each packet leaves it a few seconds: the last ACK of a TCP connection has
+  no FIN, hence the set `closed_FAMILY`.
 - A flow whose target is served no more is forgotten, and its packet goes to a healthy target, which resets it: so the
-  client learns at once.
+  client learns at once. The packet of a target that is not registered any more is dropped, since no mark would lead it
+  anywhere; the next one takes the table's way.
 - A new flow whose target is cut off (`fib daddr . mark oif missing`: the mark's table has nothing but its blackhole)
   or is to be avoided (the set `avoid_FAMILY`) is given to a healthy target by hash, which is looked at in the same way,
   eight times over, and is remembered. The kernel needs no word of lbguard for that.
 - Any other new flow is remembered where its mark is in the set `learn`: its stream is in an incident.
+- Where the map is full, no flow is steered: a target that answered the first packet would not get the second one. The
+  first packet of a flow to a target that is cut off is dropped, as the blackhole would; an avoided target is used.
 - An ICMP error follows the flow that it quotes.
 
 Whole packets are hashed: rules of the chain `defragment`, which no packet reaches, make the kernel put fragments
@@ -20,9 +24,11 @@ together before (the reason stands in `distributor/nftables/ruleset.py`).
 libnftables 1.0.6 ends the process with an assertion at `update` of a map whose key is over 16 bytes, which every IPv6
 key is, and cannot look up the addresses that an ICMP error quotes. Those rules are given to the kernel by pyroute2
 (`raw_rules`). All of them are such that `nft list ruleset`, which others may call, can show them: it is ended by an
-assertion where the result of one lookup is looked up again.
+assertion where the result of one lookup is looked up again. `update` leaves the mark of an entry as it is, so a flow
+that gets another target is forgotten first.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,17 +40,23 @@ from lbguard.distributor.nftables.ruleset import encode_name
 
 FAMILY: Final = "inet"
 TABLE: Final = "lbguard-affinity"
-VERSION: Final = 1
+VERSION: Final = 2
 """In the table's comment; a table of another version is made anew."""
 CHOICES: Final = 1024
 """Slots among which the healthy targets of a stream are spread."""
 CLOSING_S: Final = 10
 """Seconds that an ended flow is remembered for, so that its last packets still find its target."""
-COUNTERS: Final = ("steered", "orphaned")
+COUNTERS: Final = ("steered", "orphaned", "refused")
 
 _SEEDS: Final = (1, 2, 3, 4, 5, 6, 7, 8)
+STEER_RULES: Final = 2 * len(_SEEDS) - 1
+"""Rules in each chain that chooses a target."""
+_ELEMENTS_MAX: Final = 500
+"""Elements in one command: where sockets are small, each is a transaction."""
 _PROTOCOLS: Final = {"tcp": 6, "sctp": 132, "udp": 17}
 _TABLE: Final = f"{FAMILY} {TABLE}"
+_NAME_LEN_MAX: Final = 200
+"""The kernel's own limit is 255, and prefixes need some of it."""
 
 # include/uapi/linux/netfilter/nf_tables.h; registers are numbered in steps of four bytes.
 _REGISTER: Final = 8  # NFT_REG32_00
@@ -89,14 +101,33 @@ def flow_map(protocol: str, family: int) -> str:
     return f"flows_{protocol}_{family}"
 
 
+def closed_set(family: int) -> str:
+    """Return the name of the set of TCP flows that one side has ended."""
+    return f"closed_{family}"
+
+
 def steer_chain(stream: str, family: int) -> str:
     """Return the name of the chain that chooses a healthy target of a stream."""
-    return f"steer_{family}_{encode_name(stream)}"
+    return f"steer_{family}_{_identifier(stream)}"
 
 
 def healthy_map(stream: str, family: int) -> str:
     """Return the name of the map from a slot to a healthy target of a stream."""
-    return f"healthy_{family}_{encode_name(stream)}"
+    return f"healthy_{family}_{_identifier(stream)}"
+
+
+def _identifier(stream: str) -> str:
+    """Return a stream's name as part of an identifier; of a long name, its digest, which no other name is encoded to.
+
+    nfqlb takes names that nftables does not.
+    """
+    try:
+        encoded = encode_name(stream)
+    except ValueError:
+        encoded = ""
+    if encoded and len(encoded) <= _NAME_LEN_MAX:
+        return encoded
+    return f"__{hashlib.sha256(stream.encode()).hexdigest()}"
 
 
 def key(protocol: str, family: int) -> str:
@@ -125,13 +156,18 @@ def structure(options: AffinityOptions) -> list[str]:
     for family in (4, 6):
         lines.append(f"add set {_TABLE} avoid_{family} {{ type mark; }}")
         lines.append(f"add map {_TABLE} steer_{family} {{ type mark : verdict; }}")
+        address = f"ipv{family}_addr"
         for protocol in options.protocols:
-            address = f"ipv{family}_addr"
             lines.append(
                 f"add map {_TABLE} {flow_map(protocol, family)} {{"
                 f" type {address} . {address} . inet_service . inet_service : mark;"
                 f" size {options.max_flows}; flags dynamic,timeout; timeout {options.idle_s}s; }}"
             )
+        lines.append(
+            f"add set {_TABLE} {closed_set(family)} {{"
+            f" type {address} . {address} . inet_service . inet_service;"
+            f" size {options.max_flows}; flags dynamic,timeout; timeout {CLOSING_S}s; }}"
+        )
     chains = [name for protocol in options.protocols for family in (4, 6) for name in _chains(protocol, family)]
     chains += ["quoted_4", "quoted_6", "defragment", layout_chain(options)]
     hook = "{ type filter hook prerouting priority -140; policy accept; }"
@@ -150,7 +186,8 @@ def rules(options: AffinityOptions) -> list[str]:
     four = "icmp type { destination-unreachable, time-exceeded, parameter-problem } @th,64,8 0x45"
     six = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
     lines += [
-        "prerouting meta mark != @marks accept",
+        # A remembered flow is looked for whatever target the table names: it may be one that was listed this moment.
+        "prerouting meta mark 0 accept",
         f"prerouting meta nfproto . meta l4proto vmap {{ {ways} }}",
         f"prerouting {four} goto quoted_4",
         f"prerouting {six} goto quoted_6",
@@ -253,25 +290,30 @@ def change_elements(name: str, removed: Iterable[str], added: Iterable[str]) -> 
     """Return the commands that remove and add elements of a set or map."""
     lines = []
     for verb, elements in (("delete", list(removed)), ("add", list(added))):
-        if elements:
-            lines.append(f"{verb} element {_TABLE} {name} {{ {', '.join(elements)} }}")
+        for start in range(0, len(elements), _ELEMENTS_MAX):
+            part = ", ".join(elements[start : start + _ELEMENTS_MAX])
+            lines.append(f"{verb} element {_TABLE} {name} {{ {part} }}")
     return lines
 
 
 def _chains(protocol: str, family: int) -> list[str]:
-    kinds = ("flow", "new", "known", "steer", "orphan", "recall", "remember", "closing", "forget")
+    kinds = (
+        *("flow", "new", "again", "first", "known", "avoid", "steer", "learn", "orphan"),
+        *("recall", "remember", "closing", "forget"),
+    )
     return [f"{kind}_{protocol}_{family}" for kind in kinds]
 
 
 def _flow_rules(protocol: str, family: int, *, every_flow: bool) -> list[str]:
     """Return the rules of one protocol and family, each behind the name of its chain."""
-    at = f"{protocol}_{family}"
-    entry = f"{key(protocol, family)} @{flow_map(protocol, family)}"
+    at, this = f"{protocol}_{family}", key(protocol, family)
+    entry = f"{this} @{flow_map(protocol, family)}"
     begins = {"tcp": "tcp flags & (syn | ack) == syn", "sctp": "sctp chunk init exists"}.get(protocol)
     ends = {
-        "tcp": ["tcp flags & (fin | rst) != 0"],
-        "sctp": ["sctp chunk abort exists", "sctp chunk shutdown-complete exists"],
+        "tcp": ["tcp flags & (fin | rst) != 0", f"{this} @{closed_set(family)}"],
+        "sctp": [f"sctp chunk {kind} exists" for kind in ("abort", "shutdown-ack", "shutdown-complete")],
     }.get(protocol, [])
+    tcp = protocol == "tcp"
     return [
         *([f"flow_{at} {begins} goto new_{at}"] if begins else []),
         f"flow_{at} {entry} goto known_{at}",
@@ -281,18 +323,39 @@ def _flow_rules(protocol: str, family: int, *, every_flow: bool) -> list[str]:
         f"known_{at} meta mark != @served goto orphan_{at}",
         *[f"known_{at} {end} goto closing_{at}" for end in ends],
         f"known_{at} goto remember_{at}",
+        *([f"closing_{at} update @{closed_set(family)} {{ {this} }}"] if tcp else []),
+        # With no healthy target to fall back to, its own is as good as any.
+        f"orphan_{at} meta mark @marks meta mark != @steer_{family} goto remember_{at}",
         f"orphan_{at} counter name orphaned",
         f"orphan_{at} jump forget_{at}",
+        f"orphan_{at} meta mark != @marks drop",
         f"orphan_{at} meta mark vmap @steer_{family}",
+        # The ports of an ended connection may be used again.
+        *([f"new_{at} delete @{closed_set(family)} {{ {this} }}"] if tcp else []),
         # A repeated SYN goes where the first one went, unless that target is lost too.
-        f"new_{at} {entry} jump recall_{at}",
-        f"new_{at} meta mark != @served goto orphan_{at}",
-        f"new_{at} fib daddr . mark oif missing goto steer_{at}",
-        f"new_{at} meta mark @avoid_{family} goto steer_{at}",
-        f"new_{at} {'' if every_flow else 'meta mark @learn '}goto remember_{at}",
-        f"steer_{at} counter name steered",
+        f"new_{at} {entry} goto again_{at}",
+        f"new_{at} meta mark != @marks accept",
+        f"new_{at} goto first_{at}",
+        f"again_{at} jump recall_{at}",
+        f"again_{at} goto first_{at}",
+        f"first_{at} meta mark != @served goto steer_{at}",
+        f"first_{at} fib daddr . mark oif missing goto steer_{at}",
+        f"first_{at} meta mark @avoid_{family} goto avoid_{at}",
+        f"first_{at} {'' if every_flow else 'meta mark @learn '}goto learn_{at}",
+        f"learn_{at} jump remember_{at}",
+        f"learn_{at} {entry} accept",
+        f"learn_{at} counter name refused",
+        # A target that is only doubted is used where there is no room to remember another one.
+        f"avoid_{at} jump remember_{at}",
+        f"avoid_{at} {entry} goto steer_{at}",
+        f"avoid_{at} counter name refused",
+        f"steer_{at} jump forget_{at}",
+        f"steer_{at} meta mark != @marks drop",
+        f"steer_{at} meta mark @steer_{family} counter name steered",
         f"steer_{at} meta mark vmap @steer_{family}",
-        f"steer_{at} goto remember_{at}",
+        f"steer_{at} jump remember_{at}",
+        f"steer_{at} {entry} accept",
+        f"steer_{at} counter name refused drop",
     ]
 
 

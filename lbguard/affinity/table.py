@@ -1,8 +1,11 @@
 """Flow affinity in the kernel: brings the table `inet lbguard-affinity` to what is desired, and keeps it there."""
 
+import contextlib
+import errno
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,19 +13,19 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
 from lbguard.affinity import ruleset
+from lbguard.affinity.contents import count_flows, read_sets_of_marks, sets_of
 from lbguard.affinity.ruleset import AffinityOptions
 from lbguard.core.model import StreamSteering
-from lbguard.distributor.nftables.elements import list_request
+from lbguard.distributor.base import DistributorError
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
-from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS, NftError
+from lbguard.distributor.nftables.nfnetlink import NftError
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
-from lbguard.kernel.codec.framing import attributes
 
 _log = logging.getLogger("lbguard.affinity")
 
 _NFPROTO_INET: Final = 1
-_ELEMENT_LIST: Final = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
 _OF_STREAMS: Final = ("steer_4_", "steer_6_")
+_REMOVAL: Final = f"delete table {ruleset.FAMILY} {ruleset.TABLE}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +33,14 @@ class AffinityCounts:
     """State of the flow maps. `flows`: entries by protocol and family, such as ("tcp", 4).
 
     `steered`: packets that began a flow and were given to another target. `orphaned`: packets of remembered flows whose
-    target is served no more. Both grow until somebody removes the table.
+    target is served no more. `refused`: packets that began a flow which was not remembered, for want of room. All grow
+    until somebody removes the table.
     """
 
     flows: Mapping[tuple[str, int], int]
     steered: int
     orphaned: int
+    refused: int
 
 
 @dataclass(slots=True)
@@ -80,17 +85,17 @@ class AffinityTable:
         await self._session.close()
 
     def _apply(self, nft: NftContext, desired: dict[str, StreamSteering]) -> None:
-        held = self._held
+        held, self._held = self._held, None
         if held is None:
-            # Nothing is known of what an earlier run left: its flows are kept, all else is written again.
-            if not self._intact(read_inventory(nft.kernel, ruleset.TABLE)):
-                self._build(nft)
-            nft.run("\n".join(_everything(nft, desired)))
+            # Nothing is known of what an earlier run left: its flows are kept, all else is brought to what is desired.
+            inventory = read_inventory(nft.kernel, ruleset.TABLE)
+            if not self._intact(inventory):
+                self._build(nft, anew=inventory is not None)
+            chains = {each.name for each in inventory or () if each.kind is Kind.CHAIN}
+            left = sorted(chain for chain in chains if chain.startswith(_OF_STREAMS))
+            _transact(nft, _changes({}, desired, read_sets_of_marks(nft.kernel), left))
         else:
-            changes = _changes(held.streams, desired)
-            if changes:
-                self._held = None
-                nft.run("\n".join(changes))
+            _transact(nft, _changes(held.streams, desired, sets_of(held.streams.values()), ()))
         self._held = _Held(streams=desired, generation=nft.kernel.generation())
 
     def _look(self, nft: NftContext) -> bool:
@@ -101,7 +106,11 @@ class AffinityTable:
         if generation == held.generation:
             return True
         inventory = read_inventory(nft.kernel, ruleset.TABLE)
-        in_order = self._intact(inventory) and _has_streams(inventory or [], held.streams)
+        in_order = (
+            self._intact(inventory)
+            and _has_streams(inventory or [], held.streams)
+            and read_sets_of_marks(nft.kernel) == sets_of(held.streams.values())
+        )
         if in_order:
             held.generation = generation
             return True
@@ -110,26 +119,14 @@ class AffinityTable:
         return False
 
     def _read(self, nft: NftContext) -> AffinityCounts:
-        flows = {}
-        for protocol in self.options.protocols:
-            for family in (4, 6):
-                name = ruleset.flow_map(protocol, family)
-                found = nft.kernel.dump(GET_ELEMENTS, list_request(ruleset.TABLE, name)) or ()
-                flows[protocol, family] = sum(
-                    sum(1 for _ in attributes(payload))
-                    for body in found
-                    for kind, payload in attributes(body)
-                    if kind == _ELEMENT_LIST
-                )
-        steered, orphaned = (read_counter(nft.kernel, ruleset.TABLE, name) for name in ruleset.COUNTERS)
-        return AffinityCounts(
-            flows=flows, steered=steered.packets if steered else 0, orphaned=orphaned.packets if orphaned else 0
-        )
+        flows = count_flows(nft.kernel, self.options)
+        found = {name: read_counter(nft.kernel, ruleset.TABLE, name) for name in ruleset.COUNTERS}
+        return AffinityCounts(flows=flows, **{name: count.packets if count else 0 for name, count in found.items()})
 
     def _remove(self, nft: NftContext) -> None:
         self._held = None
         if read_inventory(nft.kernel, ruleset.TABLE) is not None:
-            nft.run(f"delete table {ruleset.FAMILY} {ruleset.TABLE}")
+            nft.run(_REMOVAL)
 
     def _intact(self, inventory: list[RulesetObject] | None) -> bool:
         """Return whether the table holds what does not depend on streams, of these options and this version."""
@@ -141,12 +138,27 @@ class AffinityTable:
         rules = Counter(each.name for each in inventory if each.kind is Kind.RULE)
         return all(rules[chain] == count for chain, count in ruleset.rule_counts(self.options).items())
 
-    def _build(self, nft: NftContext) -> None:
-        """Make the table anew; what it remembered is lost."""
-        if read_inventory(nft.kernel, ruleset.TABLE) is not None:
+    def _build(self, nft: NftContext, *, anew: bool) -> None:
+        """Make the table; what an earlier one remembered is lost."""
+        if anew:
             _log.warning("affinity table made anew: remembered flows are forgotten")
-            nft.run(f"delete table {ruleset.FAMILY} {ruleset.TABLE}")
-        nft.run("\n".join(ruleset.structure(self.options)))
+            nft.run(_REMOVAL)
+        try:
+            nft.run("\n".join(ruleset.structure(self.options)))
+            self._add_raw_rules()
+            try:
+                nft.run("\n".join(ruleset.defragment()))
+            except NftError as error:
+                _log.info("fragments are not put together: %s", error)
+            # The hook comes last: until its rules are there, no packet meets a chain that is not filled.
+            nft.run("\n".join(ruleset.rules(self.options)))
+        except DistributorError:
+            # Half a table is of no use to anybody.
+            with contextlib.suppress(NftError):
+                nft.run(_REMOVAL)
+            raise
+
+    def _add_raw_rules(self) -> None:
         try:
             with NFTables(nfgen_family=_NFPROTO_INET) as library:
                 library.begin()
@@ -155,65 +167,53 @@ class AffinityTable:
                 library.commit()
         except NetlinkError as error:
             raise NftError(f"nftables: a rule of flow affinity is refused: {error.args[1]}", error.code) from None
-        try:
-            nft.run("\n".join(ruleset.defragment()))
-        except NftError as error:
-            _log.info("fragments are not put together: %s", error)
-        # The hook comes last: until its rules are there, no packet meets a chain that is not filled.
-        nft.run("\n".join(ruleset.rules(self.options)))
 
 
-def _everything(nft: NftContext, desired: dict[str, StreamSteering]) -> list[str]:
-    """Return the commands that write all streams over whatever an earlier run left."""
-    inventory = read_inventory(nft.kernel, ruleset.TABLE) or []
-    present = {each.name for each in inventory if each.kind is Kind.CHAIN and each.name.startswith(_OF_STREAMS)}
-    sets = _sets({})
-    kinds = {name: "map" if name.startswith("steer") else "set" for name in sets}
-    lines = [f"flush {kind} {ruleset.FAMILY} {ruleset.TABLE} {name}" for name, kind in kinds.items()]
-    wanted = {ruleset.steer_chain(name, family) for name in desired for family in (4, 6)}
-    for chain in sorted(present - wanted):
-        lines += ruleset.drop_steer_chain(chain)
-    return lines + _changes({}, desired)
+def _transact(nft: NftContext, parts: Sequence[list[str]]) -> None:
+    """Carry out all parts in one transaction, or, where the socket has no room for it, in as few as it has."""
+    if not parts:
+        return
+    try:
+        nft.run("\n".join(line for part in parts for line in part))
+    except NftError as error:
+        if os.strerror(errno.EMSGSIZE) not in str(error) or len(parts) == 1:
+            raise
+        middle = len(parts) // 2
+        _transact(nft, parts[:middle])
+        _transact(nft, parts[middle:])
 
 
-def _changes(held: dict[str, StreamSteering], desired: dict[str, StreamSteering]) -> list[str]:
-    """Return the commands that turn one state of all streams into another."""
-    lines = []
-    before, after = _sets(held), _sets(desired)
-    for name in sorted(desired.keys() - held.keys()):
-        lines += ruleset.stream_objects(name)
+def _changes(
+    held: Mapping[str, StreamSteering],
+    desired: Mapping[str, StreamSteering],
+    before: Mapping[str, set[str]],
+    left: Iterable[str],
+) -> list[list[str]]:
+    """Return the commands that turn one state of all streams into another, in parts that may be done one by one.
+
+    `before`: elements of the sets and maps of marks. `left`: chains of streams that an earlier run made.
+    """
+    parts = []
     for name, steering in desired.items():
         known = held.get(name)
+        lines = ruleset.stream_objects(name) if known is None else []
         for family, of_family in ((4, steering.ipv4), (6, steering.ipv6)):
             was = None if known is None else (known.ipv4 if family == 4 else known.ipv6).healthy
             if was != of_family.healthy:
                 lines += ruleset.fill_healthy(name, family, of_family.healthy)
+        if lines:
+            parts.append(lines)
+    after = sets_of(desired.values())
     for name in after:
-        lines += ruleset.change_elements(name, sorted(before[name] - after[name]), sorted(after[name] - before[name]))
-    for name in sorted(held.keys() - desired.keys()):
-        for family in (4, 6):
-            lines += ruleset.drop_steer_chain(ruleset.steer_chain(name, family))
-    return lines
-
-
-def _sets(streams: dict[str, StreamSteering]) -> dict[str, set[str]]:
-    """Return the elements of each set and of the maps from a mark to its stream's chain."""
-    sets: dict[str, set[str]] = {
-        name: set() for name in ("marks", "served", "learn", "avoid_4", "avoid_6", "steer_4", "steer_6")
-    }
-    for name, steering in streams.items():
-        sets["marks"].update(map(str, steering.marks))
-        sets["served"].update(map(str, steering.served))
-        sets["avoid_4"].update(map(str, steering.ipv4.avoid))
-        sets["avoid_6"].update(map(str, steering.ipv6.avoid))
-        if steering.learning:
-            sets["learn"].update(map(str, steering.marks))
-        for family in (4, 6):
-            chain = ruleset.steer_chain(name, family)
-            sets[f"steer_{family}"].update(f"{mark} : jump {chain}" for mark in steering.marks)
-    return sets
+        lines = ruleset.change_elements(name, sorted(before[name] - after[name]), sorted(after[name] - before[name]))
+        parts += [[line] for line in lines]
+    wanted = {ruleset.steer_chain(name, family) for name in desired for family in (4, 6)}
+    present = {ruleset.steer_chain(name, family) for name in held for family in (4, 6)}.union(left)
+    parts += [ruleset.drop_steer_chain(chain) for chain in sorted(present - wanted)]
+    return parts
 
 
 def _has_streams(inventory: list[RulesetObject], streams: Mapping[str, StreamSteering]) -> bool:
     rules = Counter(each.name for each in inventory if each.kind is Kind.RULE)
-    return all(rules[ruleset.steer_chain(name, family)] for name in streams for family in (4, 6))
+    chains = [ruleset.steer_chain(name, family) for name in streams for family in (4, 6)]
+    return all(rules[chain] == ruleset.STEER_RULES for chain in chains)

@@ -33,7 +33,7 @@ class Affinity:
         changed = []
         for name in self._changed:
             stream = streams.get(name)
-            if stream is None or not stream.adopted:
+            if stream is None:
                 continue
             steering = steering_of(stream)
             if self._reported.get(name) != steering:
@@ -50,14 +50,19 @@ class Affinity:
 
 
 def steering_of(stream: Stream) -> StreamSteering:
-    """Return the current affinity of a stream."""
+    """Return the current affinity of a stream.
+
+    Before the stream is adopted, the targets in its table are unknown, and flows that an earlier run remembered must
+    not move: every target counts as admitted.
+    """
     targets = [stream.targets[identifier] for identifier in sorted(stream.targets)]
+    admitted = [target for target in targets if target.state in ADMITTED or not stream.adopted]
     return StreamSteering(
         stream=stream.spec.name,
         marks=tuple([target.mark for target in targets]),
-        served=tuple([target.mark for target in targets if target.state in ADMITTED]),
-        ipv4=_family(targets, ipv4=True),
-        ipv6=_family(targets, ipv4=False),
+        served=tuple([target.mark for target in admitted]),
+        ipv4=_family(admitted, ipv4=True),
+        ipv6=_family(admitted, ipv4=False),
         # Until the commit is confirmed, a flow may begin by the old table and continue by the new one.
         learning=any(target.state is not TargetState.ACTIVE for target in targets)
         or stream.committed != stream.desired_pair(),
@@ -65,12 +70,12 @@ def steering_of(stream: Stream) -> StreamSteering:
 
 
 def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
+    """Return the affinity in one family. Who has no address of it is as good as cut off in it."""
     healthy: list[int] = []
     avoid: list[int] = []
     for target in targets:
         conditions = [path.condition for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
-        if conditions and target.state in ADMITTED:
-            well = conditions.count(Condition.OK) == len(conditions)
-            (healthy if well else avoid).append(target.mark)
+        well = bool(conditions) and conditions.count(Condition.OK) == len(conditions)
+        (healthy if well else avoid).append(target.mark)
     # Without another target, the table's choice stays.
     return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else ())

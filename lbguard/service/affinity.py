@@ -1,11 +1,13 @@
 """Flow affinity in the service: applies the engine's steering, restores its table, reads the counters."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from lbguard.affinity.ruleset import AffinityOptions
-from lbguard.affinity.table import AffinityTable
+from lbguard.affinity.table import AffinityCounts, AffinityTable
 from lbguard.core.effects import SteerFlows
 from lbguard.core.events import Event
 from lbguard.core.model import StreamSteering
@@ -20,45 +22,85 @@ _LOOK_S = 1.0
 _COUNT_EVERY = 5
 
 
-class FlowAffinity:
-    """Keeper of the affinity of all streams. When nftables refuses, the service works without affinity."""
+class SteeringTable(Protocol):
+    """Interface of the table to its keeper; every method raises DistributorError or OSError where it cannot."""
 
-    def __init__(self, table: AffinityTable, metrics: Metrics) -> None:
+    options: AffinityOptions
+
+    async def apply(self, streams: Iterable[StreamSteering]) -> None:
+        """Make exactly these streams' affinity effective."""
+
+    async def look(self) -> bool:
+        """Look whether somebody changed the table, and mend it. Returns whether it was in order."""
+
+    async def read(self) -> AffinityCounts:
+        """Read the counts."""
+
+    async def remove(self) -> None:
+        """Remove the table."""
+
+    async def close(self) -> None:
+        """Release what is held."""
+
+
+class FlowAffinity:
+    """Keeper of the affinity of all streams. Where nftables refuses, the service works as without affinity.
+
+    Changes that come while one is carried out are carried out together after it.
+    """
+
+    def __init__(self, table: SteeringTable, metrics: Metrics, *, look_s: float = _LOOK_S) -> None:
         self._table = table
         self._metrics = metrics
+        self._look_s = look_s
         self._desired: dict[str, StreamSteering] = {}
+        self._changed = asyncio.Event()
         self._applied = False
         self._problem = ""
+        metrics.affinity.flows_max.set(table.options.max_flows)
 
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
-        """Carry out one effect; a failure is retried each second."""
+        """Take one effect over; `run` carries it out, and tries again each second what fails."""
         for name in effect.gone:
             self._desired.pop(name, None)
         self._desired.update((steering.stream, steering) for steering in effect.streams)
-        await self._apply()
+        self._changed.set()
         return ()
 
     async def run(self) -> None:
         """Keep the table and read its counts until cancelled."""
-        rounds = 0
+        loop = asyncio.get_running_loop()
+        rounds, look_at = 0, loop.time() + self._look_s
         while True:
-            await asyncio.sleep(_LOOK_S)
-            rounds += 1
-            if not self._applied:
-                if self._desired:
-                    await self._apply()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(look_at):
+                    await self._changed.wait()
+            if self._changed.is_set():
+                await self._apply()
+            if loop.time() < look_at:
                 continue
-            try:
-                if not await self._table.look():
-                    _log.warning("affinity table was changed by others, and is written again")
-                    self._metrics.affinity.mended.inc()
-                if rounds % _COUNT_EVERY == 0:
-                    counts = await self._table.read()
-                    self._metrics.affinity.record(
-                        counts.flows, counts.steered, counts.orphaned, self._table.options.max_flows
-                    )
-            except (DistributorError, OSError) as error:
-                self._failed(str(error))
+            if self._applied:
+                await self._look(count=rounds % _COUNT_EVERY == 0)
+                rounds += 1
+            elif self._desired:
+                await self._apply()
+            look_at = loop.time() + self._look_s
+
+    async def _look(self, *, count: bool) -> None:
+        try:
+            if not await self._table.look():
+                _log.warning("affinity table was changed by others, and is written again")
+                self._metrics.affinity.mended.inc()
+            if count:
+                counts = await self._table.read()
+                self._metrics.affinity.record(
+                    counts.flows,
+                    steered=counts.steered,
+                    orphaned=counts.orphaned,
+                    refused=counts.refused,
+                )
+        except (DistributorError, OSError) as error:
+            self._failed(str(error))
 
     async def close(self, *, remove: bool) -> None:
         """Release the handle. With `remove` the kernel forgets every flow; otherwise it continues to steer."""
@@ -70,8 +112,9 @@ class FlowAffinity:
         await self._table.close()
 
     async def _apply(self) -> None:
+        self._changed.clear()
         try:
-            await self._table.apply(self._desired.values())
+            await self._table.apply(list(self._desired.values()))
         except (DistributorError, OSError) as error:
             self._failed(str(error))
             return

@@ -184,6 +184,32 @@ _TARGETS = Row(
             bars=True,
         ),
         Panel(
+            title="Flow affinity",
+            about="New flows that got a healthy target instead of their own, remembered flows that fell back, new flows"
+            " without room in the map, and corrections after another program changed the table.",
+            queries=[
+                ("sum(increase(lbguard_affinity_steered_total{@lb}[$__rate_interval]))", "steered"),
+                ("sum(increase(lbguard_affinity_orphaned_total{@lb}[$__rate_interval]))", "fell back"),
+                ("sum(increase(lbguard_affinity_refused_total{@lb}[$__rate_interval]))", "no room"),
+                ("sum(increase(lbguard_affinity_mended_total{@lb}[$__rate_interval]))", "corrected"),
+            ],
+            colors={"fell back": ORANGE, "no room": RED},
+            bars=True,
+        ),
+        Panel(
+            title="Remembered flows",
+            about="Flows that stay with the target that answered them, and the room of each map.",
+            queries=[
+                ("sum by (protocol, family) (lbguard_affinity_flows{@lb})", "{{protocol}} {{family}}"),
+                ("max(lbguard_affinity_flows_max{@lb})", "room"),
+            ],
+        ),
+        Panel(
+            title="Flow affinity in force",
+            about="Shows whether the kernel has the rules of flow affinity; 0 also where it is off.",
+            queries=[("min(lbguard_affinity_in_force{@lb})", "in force")],
+        ),
+        Panel(
             title="Duration of commits",
             about="Duration of commits to the distributor.",
             queries=_quantiles("lbguard_commit_duration_seconds"),
@@ -490,48 +516,11 @@ _SOURCE = Row(
     ],
 )
 
-_AFFINITY = Row(
-    title="Flow affinity",
-    panels=[
-        stat(
-            "In force",
-            "Shows whether the kernel holds the rules of flow affinity. No value where affinity.mode is off.",
-            "min(lbguard_affinity_in_force{@lb})",
-            values=YES_NO,
-            width=3,
-        ),
-        Panel(
-            title="Flows remembered",
-            about="Flows that stay with the target that answered them, and the room of the largest map. A full map"
-            " remembers no new flow.",
-            queries=[
-                ("sum by (protocol, family) (lbguard_affinity_flows{@lb})", "{{protocol}} {{family}}"),
-                ("max(lbguard_affinity_flows_max{@lb})", "room of each map"),
-            ],
-            colors={"room of each map": GREY},
-            width=9,
-        ),
-        Panel(
-            title="Flows steered",
-            about="New flows given to another target because theirs was cut off, packets of remembered flows whose"
-            " target was withdrawn, and repairs of the table after others changed it.",
-            queries=[
-                ("sum(increase(lbguard_affinity_steered_total{@lb}[$__rate_interval]))", "new flows steered"),
-                ("sum(increase(lbguard_affinity_orphaned_total{@lb}[$__rate_interval]))", "packets fallen back"),
-                ("sum(increase(lbguard_affinity_mended_total{@lb}[$__rate_interval]))", "table written again"),
-            ],
-            colors={"packets fallen back": ORANGE, "table written again": RED},
-            bars=True,
-            width=12,
-        ),
-    ],
-)
-
 BALANCER = Dashboard(
     uid="lbguard-balancer",
     title="lbguard: one load balancer",
     about="Targets over time, links, neighbours, announcements and the reaction time of one load balancer pod.",
     pods="lbguard_kernel_in_sync",
     one_pod=True,
-    rows=[_NOW, _TARGETS, _AFFINITY, _LINKS, _NEIGHBORS, _SPEED, _SOURCE],
+    rows=[_NOW, _TARGETS, _LINKS, _NEIGHBORS, _SPEED, _SOURCE],
 )

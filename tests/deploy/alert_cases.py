@@ -37,6 +37,8 @@ _ACTIVE = 'lbguard_target_states{stream="s",state="active"}'
 _HELD = 'lbguard_target_states{stream="s",state="held"}'
 _AVAILABLE = 'lbguard_stream_available{stream="s"}'
 _LOSSES = [f'lbguard_target_losses_total{{stream="s",identifier="{identifier}"}}' for identifier in (1, 2, 3)]
+_IN_FORCE, _FLOWS_MAX = "lbguard_affinity_in_force{}", "lbguard_affinity_flows_max{}"
+_FLOWS = 'lbguard_affinity_flows{protocol="tcp",family="ipv4"}'
 _WITHDRAWALS = 'lbguard_withdrawals_total{stream="s",cause="no_link"}'
 _RECOVERIES = 'lbguard_recoveries_total{stream="s"}'
 _READMISSIONS = 'lbguard_readmissions_total{stream="s"}'
@@ -260,6 +262,25 @@ CASES = {
         ),
         severity="critical",
         labels=STREAM,
+    ),
+    "LbguardAffinityNotInForce": Case(
+        fires={_IN_FORCE: NONE, _FLOWS_MAX: "100x60", _ACTIVE: FULL},
+        quiet=(
+            {_IN_FORCE: FULL, _FLOWS_MAX: "100x60", _ACTIVE: FULL},
+            {_IN_FORCE: NONE, _FLOWS_MAX: NONE, _ACTIVE: FULL},  # it is not wanted
+            {_IN_FORCE: NONE, _FLOWS_MAX: "100x60", _ACTIVE: NONE},  # there is no target yet
+            {_IN_FORCE: "1x38 0x0 1x20", _FLOWS_MAX: "100x60", _ACTIVE: FULL},
+        ),
+        severity="warning",
+    ),
+    "LbguardAffinityMapFull": Case(
+        fires={_FLOWS: "91x60", _FLOWS_MAX: "100x60"},
+        quiet=(
+            {_FLOWS: "90x60", _FLOWS_MAX: "100x60"},
+            {_FLOWS: "0x38 95x0 0x20", _FLOWS_MAX: "100x60"},
+        ),
+        severity="warning",
+        labels={"protocol": "tcp", "family": "ipv4"},
     ),
     "LbguardRouteErrors": Case(
         fires={'lbguard_route_errors_total{error="ENODEV"}': GROWS},

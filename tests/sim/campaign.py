@@ -1,6 +1,7 @@
 """Plays runs by seed: trouble first, then calm, then everything has to be in order."""
 
 import argparse
+import functools
 import multiprocessing
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 from lbguard.core.config import EngineConfig
 from lbguard.core.model import Condition
+from tests.sim.affinity import AffinityWorld
 from tests.sim.faults import Scenario
 from tests.sim.settled import check_settled
 from tests.sim.world import MENDED_WITHIN_S, RECONCILE_S, World
@@ -87,9 +89,9 @@ def quiet_restart(world: World) -> None:
     assert before == after, f"a restart changed {before} to {after}"
 
 
-def report(seed: int) -> str:
+def report(seed: int, make: Callable[[int], World] = World) -> str:
     """Play a run and return what went wrong, or an empty string."""
-    world = World(seed)
+    world = make(seed)
     try:
         play(world)
     except Exception:
@@ -100,8 +102,10 @@ def report(seed: int) -> str:
     return ""
 
 
-def campaign(first: int, count: int, jobs: int, tell: Callable[[str], None]) -> list[int]:
-    """Play `count` runs from seed `first` on; returns the seeds that failed."""
+def campaign(
+    first: int, count: int, jobs: int, tell: Callable[[str], None], make: Callable[[int], World] = World
+) -> list[int]:
+    """Play `count` runs from seed `first` on, in worlds that `make` makes; returns the seeds that failed."""
     failed: list[int] = []
     seeds = range(first, first + count)
     started = time.monotonic()
@@ -116,10 +120,10 @@ def campaign(first: int, count: int, jobs: int, tell: Callable[[str], None]) -> 
 
     if jobs == 1:
         for number, seed in enumerate(seeds):
-            note(number, report(seed))
+            note(number, report(seed, make))
         return failed
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for number, text in enumerate(pool.imap(report, seeds, chunksize=8)):
+        for number, text in enumerate(pool.imap(functools.partial(report, make=make), seeds, chunksize=8)):
             note(number, text)
     return failed
 
@@ -130,8 +134,10 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1000, help="how many runs")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")
+    parser.add_argument("--affinity", action="store_true", help="with clients, and flow affinity in force")
     arguments = parser.parse_args()
-    failed = campaign(arguments.first, arguments.seeds, arguments.jobs, lambda text: print(text, flush=True))
+    make = AffinityWorld if arguments.affinity else World
+    failed = campaign(arguments.first, arguments.seeds, arguments.jobs, lambda text: print(text, flush=True), make)
     print(f"{arguments.seeds} runs, {len(failed)} failed{': ' + ', '.join(map(str, failed[:50])) if failed else ''}")
     return 1 if failed else 0
 

@@ -12,21 +12,24 @@ class AffinityMetrics:
         self._counts = ForeignCounts()
         self.in_force = families.gauge("affinity_in_force", "1 while the kernel holds the rules of flow affinity.")
         self.flows = families.gauge("affinity_flows", "Flows that are remembered.", "protocol", "family")
-        self.flows_max = families.gauge("affinity_flows_max", "Flows that each map has room for.")
+        self.flows_max = families.gauge("affinity_flows_max", "Flows that each map has room for; 0 without affinity.")
         self.steered = families.counter(
             "affinity_steered", "New flows given to another target because theirs was cut off or to be avoided."
         )
         self.orphaned = families.counter(
             "affinity_orphaned", "Packets of remembered flows that fell back because their target was withdrawn."
         )
+        self.refused = families.counter(
+            "affinity_refused", "Packets that began a flow which was not remembered, because the map was full."
+        )
         self.mended = families.counter(
             "affinity_mended", "Times that lbguard wrote the table again after others changed it."
         )
 
-    def record(self, flows: Mapping[tuple[str, int], int], steered: int, orphaned: int, flows_max: int) -> None:
+    def record(self, flows: Mapping[tuple[str, int], int], *, steered: int, orphaned: int, refused: int) -> None:
         """Record a reading: entries by protocol and family (4 or 6), and counts that only grow."""
-        self.flows_max.set(flows_max)
         for (protocol, family), count in flows.items():
             self.flows.labels(protocol, f"ipv{family}").set(count)
         self.steered.inc(self._counts.grown("steered", steered))
         self.orphaned.inc(self._counts.grown("orphaned", orphaned))
+        self.refused.inc(self._counts.grown("refused", refused))

@@ -1,0 +1,245 @@
+"""Runs with flow affinity: clients open connections all the time, and no decision may break one.
+
+All that is random here comes from a generator of its own, so a run is the same as that of its seed without affinity.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from lbguard.core import effects as fx
+from lbguard.core.addr import is_ipv4
+from lbguard.core.engine_state import TargetView
+from lbguard.core.events import CommitDone, Event
+from lbguard.core.model import ADMITTED, Condition, StreamSteering
+from tests.sim.flows import Flow, SimAffinity
+from tests.sim.world import World
+
+FLOWS_MAX = 80
+RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AffinityProfile:
+    """What may happen in one run. `refusals`: nftables refuses at times. `flushes`: others remove the table."""
+
+    max_flows: int
+    idle_s: float
+    every_flow: bool
+    refusals: bool
+    flushes: bool
+
+
+def random_profile(rng: random.Random) -> AffinityProfile:
+    """Return one of many kinds of runs."""
+    return AffinityProfile(
+        max_flows=rng.choice((5, 40, 10_000, 10_000)),
+        idle_s=rng.choice((20.0, 900.0)),
+        every_flow=rng.random() < 0.2,
+        refusals=rng.random() < 0.3,
+        flushes=rng.random() < 0.2,
+    )
+
+
+class AffinityWorld(World):
+    """A world with clients, in which the guard steers flows."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(f"flows {seed}")
+        self.kind = random_profile(self.chance)
+        self.flows: list[Flow] = []
+        self.lost_at: dict[int, float] = {}
+        self.born = 0
+        self.moved = 0
+        self._emitted: dict[str, StreamSteering] = {}
+        super().__init__(seed)
+        self.affinity = SimAffinity(
+            self.kernel, self.distributor, self.kind.max_flows, self.kind.idle_s, self.kind.every_flow
+        )
+        self.after(0.05, self._clients)
+
+    # The guard's side
+
+    def start_guard(self) -> None:
+        self.config = replace(self.config, affinity=True)
+        self._desired: dict[str, StreamSteering] = {}
+        self._applying = False
+        super().start_guard()
+        self._look_after_table()
+
+    def _carry_out(self, effects: list[fx.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, fx.SteerFlows):
+                for name in effect.gone:
+                    self._desired.pop(name, None)
+                    self._emitted.pop(name, None)
+                changed = {each.stream: each for each in effect.streams}
+                self._desired |= changed
+                self._emitted |= changed
+                self._apply_soon(self.chance.choice((0.0, 0.001, 0.02)))
+        super()._carry_out(effects)
+
+    def _apply_soon(self, delay_s: float) -> None:
+        if not self._applying:
+            self._applying = True
+            self.guards(delay_s, self._apply)
+
+    def _apply(self) -> None:
+        self._applying = False
+        if self.kind.refusals and not self.calm and self.chance.random() < 0.2:
+            self.say("nftables refuses")
+            self._apply_soon(RETRY_S)
+            return
+        self.affinity.apply(self._desired)
+
+    def _look_after_table(self) -> None:
+        """Each second the keeper looks whether others changed the table."""
+        self.guards(1.0, self._look_after_table)
+        if self._desired and self.affinity.streams is None:
+            self._apply_soon(0.0)
+
+    def _decide(self) -> None:
+        super()._decide()
+        if not self.engine.running:
+            return
+        # Whoever is out of the table, or of the list, breaks his own flows.
+        kept = {target.mark: target for target in self.engine.targets()}
+        unadopted = {stream.spec.name for stream in self.engine.streams() if not stream.adopted}
+        for mark in self._marks():
+            target = kept.get(mark)
+            if target is None or (target.state not in ADMITTED and target.key.stream not in unadopted):
+                self.lost_at[mark] = self.now
+
+    def _behind(self) -> set[str]:
+        """Return the streams whose affinity in the kernel is not what the guard desires."""
+        held = self.affinity.streams or {}
+        names = self._emitted.keys() | held.keys()
+        return {name for name in names if held.get(name) != self._emitted.get(name)}
+
+    # The list and the tables: what moves flows that are not remembered
+
+    def list_targets(self, name: str, targets: dict[int, tuple[bytes, ...]]) -> None:
+        before = self.streams.get(name)
+        super().list_targets(name, targets)
+        after = self.streams[name]
+        if before is not None:
+            old = {each.identifier: each.ips for each in before.targets}
+            new = {each.identifier: each.ips for each in after.targets}
+            self.lost_at.update({after.mark(i): self.now for i in old if new.get(i) != old[i]})
+
+    def _commit(self, effect: fx.CommitTables) -> list[Event]:
+        before = {name: table.registered for name, table in self.distributor.tables.items()}
+        results = super()._commit(effect)
+        for result in results:
+            if isinstance(result, CommitDone) and before.get(result.stream) != result.registered:
+                self._excuse(result.stream, "the list changed")
+        return results
+
+    def lose_table(self, name: str) -> None:
+        super().lose_table(name)
+        self._excuse(name, "somebody replaced the table")
+
+    def _excuse(self, stream: str, reason: str, *, all_of_them: bool = False) -> None:
+        """Flows that are not remembered may move, since what they are chosen by changed for a reason of its own."""
+        for flow in self.flows:
+            if flow.stream == stream and (all_of_them or flow not in self.affinity.entries):
+                flow.excused = flow.excused or reason
+
+    # The clients' side
+
+    def _marks(self) -> set[int]:
+        return {spec.mark(i) for spec in self.streams.values() for i in range(1, spec.max_targets + 1)}
+
+    def _clients(self) -> None:
+        self.after(self.chance.choice((0.01, 0.05, 0.1, 0.4)), self._clients)
+        chance, affinity = self.chance, self.affinity
+        for flow in [flow for flow in affinity.entries if affinity.entries[flow].until <= self.now]:
+            del affinity.entries[flow]
+            flow.excused = flow.excused or "it was idle, or ended"
+        if self.kind.flushes and not self.calm and chance.random() < 0.01:
+            self.say("somebody flushes the ruleset")
+            affinity.flush()
+            for name in self.streams:
+                self._excuse(name, "somebody flushed the ruleset", all_of_them=True)
+        self.flows = [flow for flow in self.flows if not flow.closed or flow in affinity.entries][-FLOWS_MAX:]
+        affinity.entries = {flow: entry for flow, entry in affinity.entries.items() if flow in set(self.flows)}
+        for name in sorted(self.streams):
+            for _ in range(chance.randint(0, 2)):
+                self._open(name)
+        for flow in chance.sample(self.flows, min(len(self.flows), 20)):
+            self._send(flow)
+        assert len(affinity.entries) <= affinity.max_flows, "the map holds more than its bound"
+
+    def _open(self, name: str) -> None:
+        chance = self.chance
+        flow = Flow(chance.getrandbits(30), name, chance.random() < 0.5, chance.random() < 0.2, self.now)
+        before = self.affinity.chosen(flow)
+        home = self.affinity.packet(flow, self.now, begins=True)
+        if not home:
+            return
+        self._check_newcomer(flow, before, home)
+        if self.affinity.cut_off(home, flow.ipv4):
+            # Nobody answers. The client tries again, and may find the entry of the first time.
+            home = self.affinity.packet(flow, self.now, begins=True)
+            self.affinity.entries.pop(flow, None)
+            return
+        flow.home = home
+        if flow not in self.affinity.entries:
+            behind = name in self._behind() or self.affinity.streams is None
+            full = len(self.affinity.entries) >= self.affinity.max_flows
+            flow.excused = "affinity was behind" if behind else "the map was full" if full else ""
+        self.flows.append(flow)
+        self.born += 1
+
+    def _send(self, flow: Flow) -> None:
+        affinity = self.affinity
+        if flow.stream not in self.streams:
+            flow.closed = True
+            return
+        remembered = flow in affinity.entries
+        began = flow.udp and not remembered
+        mark = affinity.packet(flow, self.now, ends=self.chance.random() < 0.02)
+        if mark in (flow.home, 0) or flow.closed:
+            return
+        self.moved += 1
+        own = self.lost_at.get(flow.home, float("-inf")) >= flow.born
+        excused = own or flow.excused or began
+        assert excused, (
+            f"{'a remembered' if remembered else 'a'} flow of {flow.home} born at {flow.born:.4f} went to {mark}:"
+            f" {flow}, {affinity.streams and affinity.streams.get(flow.stream)}, table {self._table(flow)}"
+        )
+        assert not remembered or own or flow.excused, f"a remembered flow of {flow.home} went to {mark}: {flow}"
+        # Another target resets it.
+        flow.closed = True
+        affinity.entries.pop(flow, None)
+
+    def _table(self, flow: Flow) -> object:
+        table = self.distributor.tables.get(flow.stream)
+        return table and (table.registered, table.active)
+
+    def _check_newcomer(self, flow: Flow, before: int, home: int) -> None:
+        """No new flow goes to a target that is known as cut off while another is well."""
+        affinity = self.affinity
+        steering = affinity.steering_of(before)
+        if steering is None:
+            return
+        family = steering.ipv4 if flow.ipv4 else steering.ipv6
+        reachable = [mark for mark in family.healthy if not affinity.cut_off(mark, flow.ipv4)]
+        if reachable and len(reachable) == len(family.healthy):
+            assert not affinity.cut_off(home, flow.ipv4), f"{flow} waits for {home}, and {reachable} are well"
+        if flow.stream in self._behind() or not self.running or len(affinity.entries) >= affinity.max_flows:
+            return
+        engine = self.engine
+        if not engine.running or self._decision_due or self._stalled_since is not None:
+            return
+        targets = {target.mark: target for target in engine.targets() if target.key.stream == flow.stream}
+        stream = next(stream for stream in engine.streams() if stream.spec.name == flow.stream)
+        well = [m for m, t in targets.items() if (t.state in ADMITTED or not stream.adopted) and _is_well(t, flow.ipv4)]
+        if well and home in targets:
+            assert home in well, (
+                f"{flow} went to {home}, which lbguard knows as cut off, and {well} are well: {steering}"
+            )
+
+
+def _is_well(target: TargetView, ipv4: bool) -> bool:
+    conditions = [path.condition for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
+    return bool(conditions) and all(condition is Condition.OK for condition in conditions)

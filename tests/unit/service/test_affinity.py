@@ -1,0 +1,229 @@
+"""Keeper of flow affinity over a working model of the table."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from enum import StrEnum
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lbguard.affinity.ruleset import AffinityOptions
+from lbguard.affinity.table import AffinityCounts
+from lbguard.core.effects import SteerFlows
+from lbguard.core.model import StreamSteering
+from lbguard.distributor.base import DistributorError
+from lbguard.service.affinity import FlowAffinity, make_affinity
+from lbguard.settings.groups import AffinitySettings
+from lbguard.settings.model import Settings
+from lbguard.telemetry.metrics.guard import Metrics
+from tests.steering import steering
+
+LIMIT_S = 20.0
+
+
+class Fault(StrEnum):
+    """What goes wrong, each until it is taken away."""
+
+    REFUSED = "nftables: no memory"
+    NO_SOCKET = "no such device"
+    UNREADABLE = "nftables: reading the ruleset: no memory"
+
+
+class FakeTable:
+    """A table that exists in the test alone; `held` is what it was brought to, None when there is none."""
+
+    def __init__(self) -> None:
+        self.options = AffinityOptions(max_flows=100)
+        self.held: dict[str, StreamSteering] | None = None
+        self.counts = AffinityCounts(flows={("tcp", 4): 0}, steered=0, orphaned=0, refused=0)
+        self.faults: set[Fault] = set()
+        self.calls: Counter[str] = Counter()
+        self.disturbed = False
+        self.busy: asyncio.Event | None = None
+
+    async def apply(self, streams: Iterable[StreamSteering]) -> None:
+        wanted = {each.stream: each for each in streams}
+        self._begin("apply", Fault.REFUSED)
+        if self.busy is not None:
+            await self.busy.wait()
+        self.held = wanted
+
+    async def look(self) -> bool:
+        self._begin("look", Fault.UNREADABLE)
+        in_order, self.disturbed = not self.disturbed, False
+        return in_order
+
+    async def read(self) -> AffinityCounts:
+        self._begin("read", Fault.UNREADABLE)
+        return self.counts
+
+    async def remove(self) -> None:
+        self._begin("remove", Fault.REFUSED)
+        self.held = None
+
+    async def close(self) -> None:
+        self.calls["close"] += 1
+
+    def _begin(self, call: str, fault: Fault) -> None:
+        self.calls[call] += 1
+        if fault in self.faults:
+            raise DistributorError(fault)
+        if Fault.NO_SOCKET in self.faults:
+            raise OSError(Fault.NO_SOCKET)
+
+
+class Kept:
+    """A keeper that looks all the time, its table and its metrics."""
+
+    def __init__(self) -> None:
+        self.table = FakeTable()
+        self.registry = CollectorRegistry()
+        self.keeper = FlowAffinity(self.table, Metrics(self.registry), look_s=0.001)
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"lbguard_affinity_{name}", labels)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    async def looks(self, count: int = 12) -> None:
+        """Wait until the keeper has looked some times more."""
+        goal = self.table.calls["look"] + count
+        await self.until(lambda: self.table.calls["look"] >= goal)
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[Kept]:
+    kept = Kept()
+    task = asyncio.create_task(kept.keeper.run())
+    yield kept
+    assert not task.done(), "the keeper ended by itself"
+    task.cancel()
+
+
+def effect(*streams: StreamSteering, gone: tuple[str, ...] = ()) -> SteerFlows:
+    return SteerFlows(streams=streams, gone=gone)
+
+
+async def test_what_is_desired_is_carried_out_and_the_rest_kept() -> None:
+    async with running() as kept:
+        one, two = steering("one"), steering("two", (7001,))
+        await kept.keeper.perform(effect(one, two))
+        await kept.until(lambda: kept.table.held == {"one": one, "two": two})
+        changed = replace(one, learning=False)
+        await kept.keeper.perform(effect(changed))
+        await kept.until(lambda: kept.table.held == {"one": changed, "two": two})
+        await kept.keeper.perform(effect(gone=("one", "unknown")))
+        await kept.until(lambda: kept.table.held == {"two": two})
+        assert kept.metric("in_force") == 1
+
+
+async def test_without_streams_nothing_is_touched() -> None:
+    async with running() as kept:
+        await asyncio.sleep(0.02)
+        assert kept.table.held is None
+        assert not kept.table.calls
+        assert kept.metric("in_force") == 0
+
+
+async def test_what_comes_while_the_table_is_busy_is_done_at_once() -> None:
+    async with running() as kept:
+        kept.table.busy = asyncio.Event()
+        await kept.keeper.perform(effect(steering("s0")))
+        await kept.until(lambda: kept.table.calls["apply"] == 1)
+        for number in range(1, 50):
+            await kept.keeper.perform(effect(steering(f"s{number}")))
+        kept.table.busy.set()
+        await kept.until(lambda: kept.table.held is not None and len(kept.table.held) == 50)
+        assert kept.table.calls["apply"] == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.NO_SOCKET])
+async def test_what_is_refused_is_said_once_and_tried_until_it_is_done(
+    fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running() as kept:
+        kept.table.faults.add(fault)
+        await kept.keeper.perform(effect(steering()))
+        await kept.until(lambda: kept.table.calls["apply"] >= 5)
+        assert kept.metric("in_force") == 0
+        said = [record.message for record in caplog.records]
+        assert said == ["flow affinity is not in force"]
+        kept.table.faults.clear()
+        await kept.until(lambda: kept.metric("in_force") == 1)
+        assert kept.table.held == {"stream-a": steering()}
+        assert caplog.records[-1].message == "flow affinity is in force again"
+
+
+async def test_what_others_changed_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as kept:
+        await kept.keeper.perform(effect(steering()))
+        await kept.looks()
+        assert kept.metric("mended_total") == 0
+        kept.table.disturbed = True
+        await kept.until(lambda: kept.metric("mended_total") == 1)
+        await kept.looks()
+        assert kept.metric("mended_total") == 1
+        assert [r.message for r in caplog.records] == ["affinity table was changed by others, and is written again"]
+
+
+async def test_a_table_that_cannot_be_read_is_not_in_force_until_it_can() -> None:
+    async with running() as kept:
+        await kept.keeper.perform(effect(steering()))
+        await kept.looks(1)
+        kept.table.faults.add(Fault.UNREADABLE)
+        await kept.until(lambda: kept.metric("in_force") == 0)
+        applied = kept.table.calls["apply"]
+        kept.table.faults.clear()
+        await kept.until(lambda: kept.metric("in_force") == 1)
+        assert kept.table.calls["apply"] > applied, "what is not known is written again"
+
+
+async def test_the_counts_are_those_of_the_kernel() -> None:
+    async with running() as kept:
+        await kept.keeper.perform(effect(steering()))
+        flows = {("tcp", 4): 7, ("tcp", 6): 0}
+        kept.table.counts = AffinityCounts(flows=flows, steered=5, orphaned=3, refused=2)
+        await kept.until(lambda: kept.metric("flows", protocol="tcp", family="ipv4") == 7)
+        await kept.looks()
+        assert kept.metric("flows", protocol="tcp", family="ipv6") == 0
+        assert kept.metric("flows_max") == 100
+        assert kept.metric("steered_total") == 5
+        assert kept.metric("orphaned_total") == 3
+        assert kept.metric("refused_total") == 2
+        # The table was made anew, and counts from the beginning.
+        kept.table.counts = AffinityCounts(flows=flows, steered=1, orphaned=3, refused=2)
+        await kept.until(lambda: kept.metric("steered_total") == 6)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+async def test_the_table_goes_only_where_that_is_asked_for(remove: bool) -> None:
+    async with running() as kept:
+        await kept.keeper.perform(effect(steering()))
+        await kept.looks(1)
+    await kept.keeper.close(remove=remove)
+    assert (kept.table.held is None) is remove
+    assert kept.table.calls["close"] == 1
+
+
+async def test_a_table_that_cannot_be_removed_stops_nothing() -> None:
+    kept = Kept()
+    kept.table.faults.add(Fault.REFUSED)
+    await kept.keeper.close(remove=True)
+    assert kept.table.calls["close"] == 1
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+@pytest.mark.parametrize("affinity", ["incident", "all", "off"])
+def test_only_who_enforces_has_a_keeper(mode: str, affinity: str) -> None:
+    group = AffinitySettings.model_validate({"mode": affinity, "max_flows": 9, "idle": "60s", "udp": True})
+    settings = Settings.model_construct(mode=mode, affinity=group)
+    made = make_affinity(settings, Metrics(CollectorRegistry()))
+    assert (made is not None) is (mode == "enforce" and affinity != "off")
