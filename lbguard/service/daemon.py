@@ -34,7 +34,7 @@ from lbguard.service.actuators import (
     WorkQueue,
     withdraw_everything,
 )
-from lbguard.service.affinity import make_affinity
+from lbguard.service.affinity import end_earlier_affinity, make_affinity
 from lbguard.service.build import (
     make_announcer,
     make_distributor,
@@ -237,6 +237,7 @@ class Daemon:
         if holds or self._hold_file.subnets:
             self.runner.post((HoldsRemembered(holds=holds, subnets=self._hold_file.subnets),))
         await self.mirror.start()
+        await end_earlier_affinity(self.settings)
         # The collector was off until here (see `cli_run.run`); what was loaded meanwhile stays, and is no work for it.
         gc.freeze()
         gc.enable()
