@@ -18,12 +18,21 @@ from lbguard.affinity.ruleset import AffinityOptions
 from lbguard.core.model import StreamSteering
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
-from lbguard.distributor.nftables.nfnetlink import NftError
+from lbguard.distributor.nftables.nfnetlink import (
+    DELETE_TABLE,
+    NetfilterSocket,
+    Nfnetlink,
+    NftError,
+    Request,
+    netfilter_message,
+    text_attribute,
+)
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
 
 _log = logging.getLogger("lbguard.affinity")
 
 _NFPROTO_INET: Final = 1
+_TABLE_NAME: Final = 1  # NFTA_TABLE_NAME
 _OF_STREAMS: Final = ("steer_4_", "steer_6_")
 _REMOVAL: Final = f"delete table {ruleset.FAMILY} {ruleset.TABLE}"
 
@@ -167,6 +176,25 @@ class AffinityTable:
                 library.commit()
         except NetlinkError as error:
             raise NftError(f"nftables: a rule of flow affinity is refused: {error.args[1]}", error.code) from None
+
+
+def remove_left_over() -> bool:
+    """Remove the table of an earlier run, without libnftables; returns whether there was one.
+
+    Raises:
+        DistributorError, OSError: the kernel refuses, or has no nf_tables.
+    """
+    kernel = Nfnetlink(NetfilterSocket())
+    request = Request(netfilter_message(DELETE_TABLE, text_attribute(_TABLE_NAME, ruleset.TABLE)), _REMOVAL)
+    try:
+        kernel.transact([request])
+    except NftError as error:
+        if error.code == errno.ENOENT:
+            return False
+        raise
+    finally:
+        kernel.close()
+    return True
 
 
 def _transact(nft: NftContext, parts: Sequence[list[str]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from lbguard.affinity.ruleset import AffinityOptions
-from lbguard.affinity.table import AffinityCounts, AffinityTable
+from lbguard.affinity.table import AffinityCounts, AffinityTable, remove_left_over
 from lbguard.core.effects import SteerFlows
 from lbguard.core.events import Event
 from lbguard.core.model import StreamSteering
@@ -140,3 +140,14 @@ def make_affinity(settings: Settings, metrics: Metrics) -> FlowAffinity | None:
         every_flow=group.mode == "all", max_flows=group.max_flows, idle_s=round(group.idle), udp=group.udp
     )
     return FlowAffinity(AffinityTable(options), metrics)
+
+
+async def end_earlier_affinity(settings: Settings) -> None:
+    """Remove the table of an earlier run where the settings turn affinity off."""
+    if settings.mode != "enforce" or settings.affinity.mode != "off":
+        return
+    try:
+        if await asyncio.to_thread(remove_left_over):
+            _log.info("flow affinity is off: the table of an earlier run is removed")
+    except (DistributorError, OSError) as error:
+        _log.debug("no table of flow affinity can be removed: %s", error)

@@ -34,7 +34,7 @@ from lbguard.service.actuators import (
     WorkQueue,
     withdraw_everything,
 )
-from lbguard.service.affinity import make_affinity
+from lbguard.service.affinity import end_earlier_affinity, make_affinity
 from lbguard.service.build import (
     SourceEvent,
     make_announcer,
@@ -309,6 +309,7 @@ class Daemon:
         They start after the first commits, which write their rules twice if nftables changes meanwhile.
         """
         await self._servers_opened.wait()
+        await end_earlier_affinity(self.settings)
         rounds = 0
         while True:
             await asyncio.sleep(_POLL_S)

@@ -35,6 +35,7 @@ from lbguard.kernel.sockets import KERNEL_PORT, open_netlink
 NFPROTO_INET: Final = 1
 # enum nf_tables_msg_types (include/uapi/linux/netfilter/nf_tables.h), beneath NFNL_SUBSYS_NFTABLES.
 _SUBSYSTEM: Final = 10
+DELETE_TABLE: Final = _SUBSYSTEM << 8 | 2
 GET_CHAIN: Final = _SUBSYSTEM << 8 | 4
 GET_RULE: Final = _SUBSYSTEM << 8 | 7
 GET_SET: Final = _SUBSYSTEM << 8 | 10
