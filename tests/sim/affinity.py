@@ -121,7 +121,9 @@ class AffinityWorld(World):
         before = self.streams.get(name)
         super().list_targets(name, targets)
         after = self.streams[name]
-        if before is not None:
+        if before is None or not before.targets:
+            self._excuse(name, "the stream ended and is back", all_of_them=True)
+        else:
             old = {each.identifier: each.ips for each in before.targets}
             new = {each.identifier: each.ips for each in after.targets}
             self.lost_at.update({after.mark(i): self.now for i in old if new.get(i) != old[i]})
