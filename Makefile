@@ -21,10 +21,12 @@ demo: setup ## play lb-link, target-link and link-gone with real packets, today'
 check: setup lint ## lint and the quick unit tests, for daily work
 	@$(PYTHON) -m pytest -q -n 2 -m 'not slow' --hypothesis-profile=quick tests/unit
 
-# Tests of image and chart fetch what they need, and the others leave the machine's network behind: two runs.
+# Tests of image and chart fetch what they need. Tests in namespaces leave the machine's network, and threads that gRPC
+# started before stay in it, so that other tests must not share their processes: three runs.
 test: setup ## run every test
 	@$(PYTHON) -m pytest tests/deploy
-	@$(SANDBOX) $(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/deploy
+	@$(SANDBOX) $(PYTHON) -m pytest -n 2 --dist loadfile tests/unit tests/sim
+	@$(SANDBOX) $(PYTHON) -m pytest -n 2 --dist loadfile tests/netns tests/bench
 
 lint: setup ## ruff, mypy --strict and the import contracts
 	@.venv/bin/ruff check .
