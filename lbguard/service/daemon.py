@@ -34,7 +34,6 @@ from lbguard.service.actuators import (
     WorkQueue,
     withdraw_everything,
 )
-from lbguard.service.affinity import end_earlier_affinity, make_affinity
 from lbguard.service.build import (
     SourceEvent,
     make_announcer,
@@ -56,6 +55,7 @@ from lbguard.telemetry.metrics.interface_counts import labels_of
 
 if TYPE_CHECKING:
     from lbguard.nsm import WatchEvent
+    from lbguard.service.affinity import FlowAffinity
     from lbguard.service.build_nsm import MeshEvents
     from lbguard.service.servers import Servers
     from lbguard.sources.interposer.source import InterposerSource
@@ -117,7 +117,12 @@ class Daemon:
         self._distributor_queue: WorkQueue[DistributorEffect] = WorkQueue(
             "distributor", self._tables.perform, self._post, together=AttachStream
         )
-        self._affinity = make_affinity(settings, self.metrics)
+        self._affinity: FlowAffinity | None = None
+        if settings.mode == "enforce" and settings.affinity.mode != "off":
+            # Imported only where it is used, because every start would wait for it.
+            from lbguard.service.affinity import make_affinity
+
+            self._affinity = make_affinity(settings, self.metrics)
         self._work_queues: list[WorkQueue[Any]] = [kernel_queue, neighbor_queue, self._distributor_queue]
         affinity_queue: WorkQueue[SteerFlows] | None = None
         if self._affinity is not None:
@@ -309,7 +314,9 @@ class Daemon:
         They start after the first commits, which write their rules twice if nftables changes meanwhile.
         """
         await self._servers_opened.wait()
-        await end_earlier_affinity(self.settings)
+        if self._affinity is None:
+            affinity = await asyncio.to_thread(importlib.import_module, "lbguard.service.affinity")
+            await affinity.end_earlier_affinity(self.settings)
         rounds = 0
         while True:
             await asyncio.sleep(_POLL_S)
