@@ -314,13 +314,13 @@ class Daemon:
         They start after the first commits, which write their rules twice if nftables changes meanwhile.
         """
         await self._servers_opened.wait()
-        if self._affinity is None:
-            affinity = await asyncio.to_thread(importlib.import_module, "lbguard.service.affinity")
-            await affinity.end_earlier_affinity(self.settings)
         rounds = 0
         while True:
             await asyncio.sleep(_POLL_S)
             rounds += 1
+            if rounds == 1 and self._affinity is None:
+                affinity = await asyncio.to_thread(importlib.import_module, "lbguard.service.affinity")
+                await affinity.end_earlier_affinity(self.settings)
             await self._packets.follow(self.engine.keys_by_mark())
             # Later readings are compared with the first one: the counts of an earlier run continue.
             if rounds % _COUNT_EVERY == 1:
