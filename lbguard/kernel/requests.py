@@ -15,7 +15,8 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, nlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nlsocket import NetlinkRequest
-from pyroute2.netlink.rtnl import RTM_GETROUTE, RTM_SETNEIGHTBL
+from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_GETROUTE, RTM_SETNEIGHTBL
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
@@ -23,6 +24,7 @@ from lbguard.core.addr import IPV4_LEN, IPV6_LEN, Prefix
 from lbguard.kernel.codec import constants as c
 from lbguard.kernel.codec.framing import ERROR, FLAGS, FLAGS_AT, HEADER, attributes
 from lbguard.kernel.sockets import KERNEL_PORT
+from lbguard.telemetry.link_counters import decode_link_name
 
 T = TypeVar("T")
 
@@ -69,10 +71,15 @@ class KernelRequests:
             self._library = None
 
     async def link_name(self, ifindex: int) -> str:
-        """Return the name of a link."""
-        async with self._asking() as library:
-            [link] = await library.link("get", index=ifindex, ext_mask=c.RTEXT_FILTER_SKIP_STATS)
-        return str(link.get("ifname"))
+        """Return the name of a link, as the mirror writes it: the library shows a name that is not UTF-8 otherwise."""
+        request = ifinfmsg()
+        request["index"] = ifindex
+        request["attrs"] = [("IFLA_EXT_MASK", c.RTEXT_FILTER_SKIP_STATS)]
+        # Without an acknowledgement, which would come after the answer and stay in the library's queue.
+        rows: list[str] = await self._rows(request, RTM_GETLINK, NLM_F_REQUEST, _AnswerReader(_link_name))
+        if not rows:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return rows[0]
 
     async def set_link_down(self, ifindex: int) -> None:
         """Clear IFF_UP of a link and leave its other flags."""
@@ -108,15 +115,17 @@ class KernelRequests:
             row: the reader, in place of the library's own, which takes ten times as long.
         """
         for _ in range(_DUMP_TRIES):
-            reader = _DumpReader(row)
-            async with self._asking() as library:
-                flags = NLM_F_REQUEST | NLM_F_DUMP
-                sent = NetlinkRequest(library, request, msg_type=kind, msg_flags=flags, parser=reader.parse)
-                await sent.send()
-                rows = [found["row"] async for found in sent.response() if found["row"] is not None]
+            reader = _AnswerReader(row)
+            rows: list[T] = await self._rows(request, kind, NLM_F_REQUEST | NLM_F_DUMP, reader)
             if not reader.interrupted:
                 return rows
         raise OSError(errno.EINTR, f"the kernel's state changed during each of {_DUMP_TRIES} dumps")
+
+    async def _rows(self, request: nlmsg, kind: int, flags: int, reader: "_AnswerReader") -> list[Any]:
+        async with self._asking() as library:
+            sent = NetlinkRequest(library, request, msg_type=kind, msg_flags=flags, parser=reader.parse)
+            await sent.send()
+            return [found["row"] async for found in sent.response() if found["row"] is not None]
 
     @asynccontextmanager
     async def _asking(self) -> AsyncIterator[AsyncIPRoute]:
@@ -134,8 +143,8 @@ class KernelRequests:
             raise TimeoutError(errno.ETIMEDOUT, "the kernel did not answer") from None
 
 
-class _DumpReader:
-    """Parser of one dump in the form that pyroute2 requires: a mapping with a header for each message."""
+class _AnswerReader:
+    """Parser of one answer in the form that pyroute2 requires: a mapping with a header for each message."""
 
     def __init__(self, row: Row[Any]) -> None:
         self._row = row
@@ -153,6 +162,16 @@ class _DumpReader:
                 header["error"] = OSError(code, os.strerror(code))
             return {"header": header, "row": None}
         return {"header": header, "row": self._row(body)}
+
+
+_IFINFO_BYTES: Final = 16
+
+
+def _link_name(message: memoryview) -> str | None:
+    for attribute, payload in attributes(message[_IFINFO_BYTES:]):
+        if attribute == c.IFLA_IFNAME:
+            return decode_link_name(bytes(payload).rstrip(b"\0"))
+    return None
 
 
 _RTMSG: Final = Struct("=BBBBBBBBI")

@@ -1,12 +1,16 @@
 """Links are set down only when the kernel shows that nothing needs them, and get back what they lost by it."""
 
+import os
 from collections.abc import Callable
+from socket import AF_INET
 
 import pytest
-from pyroute2.netlink.rtnl.ndmsg import NTF_EXT_LEARNED
+from pyroute2.netlink.rtnl import RTM_GETNEIGH
+from pyroute2.netlink.rtnl.ndmsg import NTF_EXT_LEARNED, ndmsg
 
 from lbguard.core.model import LinkKey
-from lbguard.kernel.links import LinkOperations
+from lbguard.kernel.links import LinkOperations, NeighborTimers
+from lbguard.kernel.requests import KernelRequests
 from lbguard.lab.netns import Namespace
 from tests.netns.kernel.conftest import Bench
 
@@ -115,3 +119,26 @@ async def test_both_ends_of_a_pair_in_one_namespace_do_not_ride_on_each_other(
     with bench.lb.entered():
         outcome = await links.set_down(LinkKey(bench.lb.index("pair0"), 2), "pair0")
     assert outcome.reason == ""
+
+
+async def test_a_link_whose_name_is_not_utf_8_is_known_by_the_name_of_the_mirror(
+    bench: Bench, links: LinkOperations
+) -> None:
+    bench.lb.add_link(os.fsdecode(b"odd\xff"), "bridge")
+    index = next(link.ifindex for link in bench.lb.links() if link.name not in ("lo", "nse-a"))
+    assert await links.tune(index, r"odd\xff", NeighborTimers()) == ""
+    assert "is no longer" in await links.tune(index, "odd", NeighborTimers())
+
+
+async def test_questions_leave_nothing_in_the_library(bench: Bench) -> None:
+    requests = KernelRequests(bench.lb.name)
+    index = bench.lb.index("nse-a")
+    for _ in range(20):
+        assert await requests.link_name(index) == "nse-a"
+    await requests.set_neighbor_timers(index, AF_INET, NeighborTimers().attributes())
+    request = ndmsg()
+    assert await requests.dump(request, RTM_GETNEIGH, bytes)
+    # A message that no request waits for would stay in the library's own queue for ever.
+    assert requests._library is not None
+    assert requests._library.msg_queue.root.qsize() == 0
+    requests.close()

@@ -73,6 +73,7 @@ class Cycle:
         proxies.add_route("20.0.0.1", "10.99.0.1")
         manager = guarded.directory / "manager.sock"
         places = {
+            "LBGUARD_AFFINITY__MODE": "incident",
             "LBGUARD_RECORDING__DIRECTORY": str(guarded.directory / "recording"),
             "LBGUARD_NSM__ADDRESS": f"unix://{manager}",
         }

@@ -25,15 +25,14 @@ _REFUSED = "the kernel refuses nothing, or for a moment only"
 _OTHER_SOURCE = "the targets come from a file"
 _TOO_FAST = "it keeps up, so only a slow machine shows something"
 
-_NO_AFFINITY = "affinity.mode is off here"
+_NO_NEW_FLOWS = "no client opens a TCP connection here"
 
 ZERO: dict[Key, str] = {
-    ("load-balancer", "Flow affinity", "steered"): _NO_AFFINITY,
-    ("load-balancer", "Flow affinity", "fell back"): _NO_AFFINITY,
-    ("load-balancer", "Flow affinity", "no room"): _NO_AFFINITY,
-    ("load-balancer", "Flow affinity", "corrected"): _NO_AFFINITY,
-    ("load-balancer", "Flow affinity in force", "in force"): _NO_AFFINITY,
-    ("load-balancer", "Remembered flows", "room"): _NO_AFFINITY,
+    ("load-balancer", "Remembered flows", "{{protocol}} {{family}}"): _NO_NEW_FLOWS,
+    ("load-balancer", "Flow affinity", "steered"): _NO_NEW_FLOWS,
+    ("load-balancer", "Flow affinity", "fell back"): _NO_NEW_FLOWS,
+    ("load-balancer", "Flow affinity", "no room"): _NO_NEW_FLOWS,
+    ("load-balancer", "Flow affinity", "corrected"): _NO_NEW_FLOWS,
     ("fleet", "Not ready", ""): "it is ready before Prometheus sees it",
     ("fleet", "Operations refused by kernel or distributor", "commits"): _HEALTHY,
     ("load-balancer", "Slots and commits", "commits failed"): _HEALTHY,
@@ -70,7 +69,6 @@ EMPTY: dict[Key, str] = {
     ("load-balancer", "Announcements refused", "{{error}}"): _REFUSED,
     ("load-balancer", "Entries that cannot be used", "{{reason}}"): _OTHER_SOURCE,
     ("load-balancer", "Calls of nfqlb", "{{command}}: {{outcome}}"): _OTHER_SOURCE,
-    ("load-balancer", "Remembered flows", "{{protocol}} {{family}}"): _NO_AFFINITY,
 }
 """Queries that may have no series, because theirs begin with the first event of a kind."""
 
