@@ -1,4 +1,4 @@
-"""Contents of the affinity table: the elements that are desired, and those that the kernel holds."""
+"""Contents of the affinity table: the desired elements, and those in the kernel."""
 
 import sys
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ def sets_of(streams: Iterable[StreamSteering]) -> dict[str, set[str]]:
             sets["learn"].update(map(str, steering.marks))
         for family, of_family in ((4, steering.ipv4), (6, steering.ipv6)):
             sets[f"avoid_{family}"].update(map(str, of_family.avoid))
-            # Where no target is healthy, the mark stays as it is.
+            # Without a healthy target, the mark stays as it is.
             if of_family.healthy:
                 chain = ruleset.steer_chain(steering.stream, family)
                 sets[f"steer_{family}"].update(f"{mark} : jump {chain}" for mark in steering.marks)
@@ -41,7 +41,7 @@ def sets_of(streams: Iterable[StreamSteering]) -> dict[str, set[str]]:
 
 
 def read_sets_of_marks(kernel: Nfnetlink) -> dict[str, set[str]]:
-    """Return what the kernel holds of that which `sets_of` says; an absent set is empty."""
+    """Return the kernel's elements of the sets and maps of `sets_of`; an absent set is empty."""
     sets = {name: set(map(str, read_keys(_elements(kernel, name)))) for name in _SETS}
     return sets | {name: set(map(_jump, _each(_elements(kernel, name)))) for name in _MAPS}
 
@@ -49,7 +49,7 @@ def read_sets_of_marks(kernel: Nfnetlink) -> dict[str, set[str]]:
 def count_flows(kernel: Nfnetlink, options: AffinityOptions) -> dict[tuple[str, int], int]:
     """Return how many flows are remembered, by protocol and family.
 
-    Kernels from 6.17 on tell the number; of others every flow is read.
+    Kernels from 6.17 on report the number; on older kernels every flow is read.
     """
     counts = {}
     for body in kernel.dump(GET_SET, text_attribute(_TABLE, ruleset.TABLE)) or ():
@@ -60,8 +60,8 @@ def count_flows(kernel: Nfnetlink, options: AffinityOptions) -> dict[tuple[str, 
     for protocol in options.protocols:
         for family in (4, 6):
             name = ruleset.flow_map(protocol, family)
-            told = counts.get(name)
-            flows[protocol, family] = sum(1 for _ in _each(_elements(kernel, name))) if told is None else told
+            reported = counts.get(name)
+            flows[protocol, family] = sum(1 for _ in _each(_elements(kernel, name))) if reported is None else reported
     return flows
 
 

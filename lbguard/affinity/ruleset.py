@@ -1,31 +1,31 @@
 """Ruleset of flow affinity, as nftables text and as rules for pyroute2. Pure, no kernel.
 
-One table `inet lbguard-affinity` acts after the distributor (priority -150 in nfqlb's NFQUEUE rule and in the nftables
-distributor) on every packet that carries a mark. For each protocol and family it holds a map
+One table `inet lbguard-affinity` acts after the distributor (priority -150 in nfqlb's NFQUEUE rule and in the
+nftables distributor) on every packet that carries a mark. For each protocol and family it holds a map
 `flows_PROTOCOL_FAMILY` from the flow's addresses and ports to the mark of the target that answered it.
 
-- A packet of a remembered flow gets the flow's mark, as long as that target is `served`; its entry lives on. After a
-  FIN, a RST or the end of an SCTP association each packet leaves it a few seconds: the last ACK of a TCP connection has
-  no FIN, hence the set `closed_FAMILY`.
-- A flow whose target is served no more is forgotten, and its packet goes to a healthy target, which resets it: so the
-  client learns at once. The packet of a target that is not registered any more is dropped, since no mark would lead it
-  anywhere; the next one takes the table's way.
+- A packet of a remembered flow gets the flow's mark while that target is `served`, and renews the time-out of the
+  entry. After a FIN, a RST or the end of an SCTP association the time-out is a few seconds. The last ACK of a TCP
+  connection has no FIN, so the set `closed_FAMILY` holds the ended flows.
+- A flow whose target is no longer served is forgotten. Its packet goes to a healthy target, which resets the
+  connection, so that the client reconnects at once. A packet for a target that is no longer registered is dropped,
+  because its mark has no route; the next packet follows the distributor's table.
 - A new flow whose target is cut off (`fib daddr . mark oif missing`: the mark's table has nothing but its blackhole)
-  or is to be avoided (the set `avoid_FAMILY`) is given to a healthy target by hash, which is looked at in the same way,
-  eight times over, and is remembered. The kernel needs no word of lbguard for that.
-- Any other new flow is remembered where its mark is in the set `learn`: its stream is in an incident.
-- Where the map is full, no flow is steered: a target that answered the first packet would not get the second one. The
-  first packet of a flow to a target that is cut off is dropped, as the blackhole would; an avoided target is used.
-- An ICMP error follows the flow that it quotes.
+  or is in the set `avoid_FAMILY` is given to a healthy target by hash, and is remembered. If that target is cut off
+  too, the kernel tries another hash, up to eight in all. This works while lbguard is stopped.
+- Any other new flow is remembered if its mark is in the set `learn`: its stream is in an incident.
+- When the map is full, no flow is steered, because the second packet would not reach the target of the first one. The
+  first packet of a flow to a target that is cut off is dropped, as the blackhole route does; a target to avoid is
+  used.
+- An ICMP error gets the mark of the flow that it quotes.
 
-Whole packets are hashed: rules of the chain `defragment`, which no packet reaches, make the kernel put fragments
-together before (the reason stands in `distributor/nftables/ruleset.py`).
+Whole packets are hashed: rules of the chain `defragment`, which no packet reaches, make the kernel reassemble
+fragments first (see `distributor/nftables/ruleset.py`).
 
-libnftables 1.0.6 ends the process with an assertion at `update` of a map whose key is over 16 bytes, which every IPv6
-key is, and cannot look up the addresses that an ICMP error quotes. Those rules are given to the kernel by pyroute2
-(`raw_rules`). All of them are such that `nft list ruleset`, which others may call, can show them: it is ended by an
-assertion where the result of one lookup is looked up again. `update` leaves the mark of an entry as it is, so a flow
-that gets another target is forgotten first.
+libnftables 1.0.6 aborts at `update` of a map with a key over 16 bytes, such as every IPv6 key, and cannot look up the
+addresses that an ICMP error quotes. pyroute2 adds those rules (`raw_rules`). `nft list ruleset` of other programs
+must be able to show each of them: it aborts at a rule that looks up the result of a lookup. `update` does not change
+the mark of an entry, so a flow that gets another target is forgotten first.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from lbguard.distributor.nftables.ruleset import encode_name
 FAMILY: Final = "inet"
 TABLE: Final = "lbguard-affinity"
 VERSION: Final = 2
-"""In the table's comment; a table of another version is made anew."""
+"""A table of another version is created again."""
 CHOICES: Final = 1024
 """Slots among which the healthy targets of a stream are spread."""
 CLOSING_S: Final = 10
@@ -50,7 +50,7 @@ COUNTERS: Final = ("steered", "orphaned", "refused")
 
 _SEEDS: Final = (1, 2, 3, 4, 5, 6, 7, 8)
 STEER_RULES: Final = 2 * len(_SEEDS) - 1
-"""Rules in each chain that chooses a target."""
+"""Number of rules in each chain that chooses a target."""
 _ELEMENTS_MAX: Final = 500
 """Elements in one command: where sockets are small, each is a transaction."""
 _PROTOCOLS: Final = {"tcp": 6, "sctp": 132, "udp": 17}

@@ -78,7 +78,7 @@ class AffinityTable:
         await self._session.call(lambda nft: self._apply(nft, desired))
 
     async def look(self) -> bool:
-        """Look whether somebody changed the table, and make it anew then. Returns whether it was in order."""
+        """Check whether another program changed the table, and restore it then. Returns whether it was unchanged."""
         return await self._session.call(self._look)
 
     async def read(self) -> AffinityCounts:
@@ -90,13 +90,13 @@ class AffinityTable:
         await self._session.call(self._remove)
 
     async def close(self) -> None:
-        """End the worker thread; the kernel goes on."""
+        """End the worker thread; the kernel continues to steer."""
         await self._session.close()
 
     def _apply(self, nft: NftContext, desired: dict[str, StreamSteering]) -> None:
         held, self._held = self._held, None
         if held is None:
-            # Nothing is known of what an earlier run left: its flows are kept, all else is brought to what is desired.
+            # An earlier run may have left a table: its flows are kept, and all other contents are changed as desired.
             inventory = read_inventory(nft.kernel, ruleset.TABLE)
             if not self._intact(inventory):
                 self._build(nft, anew=inventory is not None)
@@ -148,7 +148,7 @@ class AffinityTable:
         return all(rules[chain] == count for chain, count in ruleset.rule_counts(self.options).items())
 
     def _build(self, nft: NftContext, *, anew: bool) -> None:
-        """Make the table; what an earlier one remembered is lost."""
+        """Create the table; the flows of an earlier one are lost."""
         if anew:
             _log.warning("affinity table made anew: remembered flows are forgotten")
             nft.run(_REMOVAL)
@@ -162,7 +162,7 @@ class AffinityTable:
             # The hook comes last: until its rules are there, no packet meets a chain that is not filled.
             nft.run("\n".join(ruleset.rules(self.options)))
         except DistributorError:
-            # Half a table is of no use to anybody.
+            # An incomplete table steers no flow correctly.
             with contextlib.suppress(NftError):
                 nft.run(_REMOVAL)
             raise

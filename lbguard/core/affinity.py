@@ -70,7 +70,7 @@ def steering_of(stream: Stream) -> StreamSteering:
 
 
 def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
-    """Return the affinity in one family. Who has no address of it is as good as cut off in it."""
+    """Return the affinity in one family. A target without an address of the family counts as cut off in it."""
     healthy: list[int] = []
     avoid: list[int] = []
     for target in targets:

@@ -23,7 +23,7 @@ _COUNT_EVERY = 5
 
 
 class SteeringTable(Protocol):
-    """Interface of the table to its keeper; every method raises DistributorError or OSError where it cannot."""
+    """Interface of the table to its keeper; every method raises DistributorError or OSError when it fails."""
 
     options: AffinityOptions
 
@@ -31,7 +31,7 @@ class SteeringTable(Protocol):
         """Make exactly these streams' affinity effective."""
 
     async def look(self) -> bool:
-        """Look whether somebody changed the table, and mend it. Returns whether it was in order."""
+        """Check whether another program changed the table, and restore it then. Returns whether it was unchanged."""
 
     async def read(self) -> AffinityCounts:
         """Read the counts."""
@@ -44,9 +44,9 @@ class SteeringTable(Protocol):
 
 
 class FlowAffinity:
-    """Keeper of the affinity of all streams. Where nftables refuses, the service works as without affinity.
+    """Keeper of the affinity of all streams. When nftables refuses, the service works without affinity.
 
-    Changes that come while one is carried out are carried out together after it.
+    Changes that arrive during an update are applied together after it.
     """
 
     def __init__(self, table: SteeringTable, metrics: Metrics, *, look_s: float = _LOOK_S) -> None:
@@ -60,7 +60,7 @@ class FlowAffinity:
         metrics.affinity.flows_max.set(table.options.max_flows)
 
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
-        """Take one effect over; `run` carries it out, and tries again each second what fails."""
+        """Accept one effect; `run` applies it, and retries a failure each second."""
         for name in effect.gone:
             self._desired.pop(name, None)
         self._desired.update((steering.stream, steering) for steering in effect.streams)
@@ -131,11 +131,9 @@ class FlowAffinity:
             _log.warning("flow affinity is not in force", extra=fields(reason=reason))
 
 
-def make_affinity(settings: Settings, metrics: Metrics) -> FlowAffinity | None:
-    """Build the keeper; None when affinity is off, and in observe mode."""
+def make_affinity(settings: Settings, metrics: Metrics) -> FlowAffinity:
+    """Build the keeper."""
     group = settings.affinity
-    if settings.mode != "enforce" or group.mode == "off":
-        return None
     options = AffinityOptions(
         every_flow=group.mode == "all", max_flows=group.max_flows, idle_s=round(group.idle), udp=group.udp
     )
@@ -143,8 +141,8 @@ def make_affinity(settings: Settings, metrics: Metrics) -> FlowAffinity | None:
 
 
 async def end_earlier_affinity(settings: Settings) -> None:
-    """Remove the table of an earlier run where the settings turn affinity off."""
-    if settings.mode != "enforce" or settings.affinity.mode != "off":
+    """Remove the table of an earlier run where the settings turn affinity off and allow changes."""
+    if settings.mode != "enforce" or settings.steers_flows:
         return
     try:
         if await asyncio.to_thread(remove_left_over):

@@ -35,6 +35,7 @@ from lbguard.service.actuators import (
     withdraw_everything,
 )
 from lbguard.service.build import (
+    Source,
     SourceEvent,
     make_announcer,
     make_distributor,
@@ -117,14 +118,9 @@ class Daemon:
         self._distributor_queue: WorkQueue[DistributorEffect] = WorkQueue(
             "distributor", self._tables.perform, self._post, together=AttachStream
         )
-        self._affinity: FlowAffinity | None = None
-        if settings.mode == "enforce" and settings.affinity.mode != "off":
-            # Imported only where it is used, because every start would wait for it.
-            from lbguard.service.affinity import make_affinity
-
-            self._affinity = make_affinity(settings, self.metrics)
-        self._work_queues: list[WorkQueue[Any]] = [kernel_queue, neighbor_queue, self._distributor_queue]
+        self._affinity = self._make_affinity()
         affinity_queue: WorkQueue[SteerFlows] | None = None
+        self._work_queues: list[WorkQueue[Any]] = [kernel_queue, neighbor_queue, self._distributor_queue]
         if self._affinity is not None:
             affinity_queue = WorkQueue("affinity", self._affinity.perform, self._post)
             self._work_queues.append(affinity_queue)
@@ -147,24 +143,34 @@ class Daemon:
         self._routes = TargetRoutes()
         self._interposer: InterposerSource | None = None
         self._kernel_source: KernelSource | None = None
-        if settings.source in {"interposer", "kernel"}:
-            # Loaded only where used, since it would delay every start.
-            from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
-
-            if settings.source == "interposer":
-                self._interposer = make_interposer_source(
-                    settings, self._observe_source, self.engine, lambda: self.runner.inbox_depth, self._routes
-                )
-            self._kernel_source = make_kernel_source(settings, self._observe_source, self.engine, self._routes)
-        self._source = (
-            self._interposer
-            or self._kernel_source
-            or make_source(settings, self._observe_source, self._routes_in_force)
-        )
+        self._source = self._make_source()
         self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.streams()])
         self._servers: Servers | None = None
         self._servers_opened = asyncio.Event()
         self._mesh: MeshEvents | None = None
+
+    # Parts that are imported only where they are used, because every start would wait for them
+
+    def _make_affinity(self) -> "FlowAffinity | None":
+        if not self.settings.steers_flows:
+            return None
+        from lbguard.service.affinity import make_affinity
+
+        return make_affinity(self.settings, self.metrics)
+
+    def _make_source(self) -> Source | None:
+        settings = self.settings
+        if settings.source not in {"interposer", "kernel"}:
+            return make_source(settings, self._observe_source, self._routes_in_force)
+        from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
+
+        if settings.source == "interposer":
+            self._interposer = make_interposer_source(
+                settings, self._observe_source, self.engine, lambda: self.runner.inbox_depth, self._routes
+            )
+            return self._interposer
+        self._kernel_source = make_kernel_source(settings, self._observe_source, self.engine, self._routes)
+        return self._kernel_source
 
     # Queries of the API and of the health checks
 

@@ -128,6 +128,11 @@ class Settings(BaseSettings):
         sources: tuple[PydanticBaseSettingsSource, ...] = init_settings().get(_SOURCES, (init_settings,))
         return sources
 
+    @property
+    def steers_flows(self) -> bool:
+        """Return whether the kernel gets rules of flow affinity."""
+        return self.mode == "enforce" and self.affinity.mode != "off"
+
     @model_validator(mode="after")
     def _source_is_told(self) -> "Settings":
         if self.source == "nsp":
@@ -219,7 +224,7 @@ def engine_config(settings: Settings) -> EngineConfig:
             remembered_max=settings.verdicts.max_subjects_total,
         ),
         observe=settings.mode == "observe",
-        affinity=settings.mode == "enforce" and settings.affinity.mode != "off",
+        affinity=settings.steers_flows,
         manages_paths=settings.mode != "companion",
         superseded_link_down=settings.links.superseded == "down",
         excluded_links=settings.links.exclude,

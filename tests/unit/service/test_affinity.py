@@ -16,9 +16,7 @@ from lbguard.affinity.table import AffinityCounts
 from lbguard.core.effects import SteerFlows
 from lbguard.core.model import StreamSteering
 from lbguard.distributor.base import DistributorError
-from lbguard.service.affinity import FlowAffinity, make_affinity
-from lbguard.settings.groups import AffinitySettings
-from lbguard.settings.model import Settings
+from lbguard.service.affinity import FlowAffinity
 from lbguard.telemetry.metrics.guard import Metrics
 from tests.steering import steering
 
@@ -218,12 +216,3 @@ async def test_a_table_that_cannot_be_removed_stops_nothing() -> None:
     kept.table.faults.add(Fault.REFUSED)
     await kept.keeper.close(remove=True)
     assert kept.table.calls["close"] == 1
-
-
-@pytest.mark.parametrize("mode", ["enforce", "observe"])
-@pytest.mark.parametrize("affinity", ["incident", "all", "off"])
-def test_only_who_enforces_has_a_keeper(mode: str, affinity: str) -> None:
-    group = AffinitySettings.model_validate({"mode": affinity, "max_flows": 9, "idle": "60s", "udp": True})
-    settings = Settings.model_construct(mode=mode, affinity=group)
-    made = make_affinity(settings, Metrics(CollectorRegistry()))
-    assert (made is not None) is (mode == "enforce" and affinity != "off")

@@ -296,3 +296,19 @@ def test_the_engine_gets_what_was_set() -> None:
 def test_off_without_quotes_in_yaml_is_off(tmp_path: Path) -> None:
     (tmp_path / "lbguard.yaml").write_text("affinity: {mode: off}\n")
     assert load(config=tmp_path / "lbguard.yaml").settings.affinity.mode == "off"
+
+
+@pytest.mark.parametrize(
+    ("mode", "affinity", "steers"),
+    [
+        ("enforce", "off", False),
+        ("enforce", "incident", True),
+        ("enforce", "all", True),
+        ("companion", "incident", False),
+        ("observe", "all", False),
+    ],
+)
+def test_flows_are_steered_only_in_mode_enforce(mode: str, affinity: str, steers: bool) -> None:
+    settings = load(flags={"mode": mode, "affinity.mode": affinity}).settings
+    assert settings.steers_flows is steers
+    assert engine_config(settings).affinity is steers
