@@ -17,5 +17,5 @@ def steering(
     """The affinity of a stream: every target served and healthy unless it is said otherwise."""
     served = marks if served is None else served
     healthy = tuple(m for m in served if m not in avoid) if healthy is None else healthy
-    family = FamilySteering(healthy=healthy, avoid=avoid)
-    return StreamSteering(stream=name, marks=marks, served=served, ipv4=family, ipv6=family, learning=learning)
+    family = FamilySteering(healthy=healthy, avoid=avoid, served=served)
+    return StreamSteering(stream=name, marks=marks, ipv4=family, ipv6=family, learning=learning)

@@ -28,7 +28,7 @@ def sets_of(streams: Iterable[StreamSteering]) -> dict[str, set[str]]:
     sets: dict[str, set[str]] = {name: set() for name in (*_SETS, *_MAPS)}
     for steering in streams:
         sets["marks"].update(map(str, steering.marks))
-        sets["served"].update(map(str, steering.served))
+        sets["served"].update(map(str, steering.ipv4.served))
         if steering.learning:
             sets["learn"].update(map(str, steering.marks))
         for family, of_family in ((4, steering.ipv4), (6, steering.ipv6)):

@@ -60,12 +60,13 @@ def steering_of(stream: Stream) -> StreamSteering:
     return StreamSteering(
         stream=stream.spec.name,
         marks=tuple([target.mark for target in targets]),
-        served=tuple([target.mark for target in admitted]),
         ipv4=_family(admitted, ipv4=True),
         ipv6=_family(admitted, ipv4=False),
         # Until the commit is confirmed, a flow may begin by the old table and continue by the new one.
         learning=any(target.state is not TargetState.ACTIVE for target in targets)
         or stream.committed != stream.desired_pair(),
+        observing=stream.learn_until is not None,
+        draining=tuple([target.mark for target in targets if target.unlisted]),
     )
 
 
@@ -73,9 +74,12 @@ def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
     """Return the affinity in one family. A target without an address of the family counts as cut off in it."""
     healthy: list[int] = []
     avoid: list[int] = []
+    served: list[int] = []
     for target in targets:
-        conditions = [path.condition for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
-        well = bool(conditions) and conditions.count(Condition.OK) == len(conditions)
+        paths = [path for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
+        well = bool(paths) and not target.draining and all(path.condition is Condition.OK for path in paths)
         (healthy if well else avoid).append(target.mark)
+        if not any(path.withdrawn for path in paths):
+            served.append(target.mark)
     # Without another target, the table's choice stays.
-    return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else ())
+    return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else (), served=tuple(served))

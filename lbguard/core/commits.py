@@ -89,13 +89,15 @@ class Commits:
 
     def __init__(self, config: EngineConfig, stream_registry: StreamRegistry) -> None:
         self._owns_tables = config.owns_paths
+        self._learn_s = config.learn_s if config.affinity else 0.0
+        self._learning: Deadlines[str] = Deadlines()
         self._stream_registry = stream_registry
         self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
         self._attaching: set[str] = set()
 
     def next(self) -> float | None:
-        """Return when the next failed operation is due for a retry."""
-        return self._retries.next()
+        """Return when the next failed operation is due for a retry, or the next change that waits for flows."""
+        return min((at for at in (self._retries.next(), self._learning.next()) if at is not None), default=None)
 
     def fire(self, now: float) -> None:
         """Queue the due retries, and confirm removals that need no commit.
@@ -107,6 +109,9 @@ class Commits:
             stream = self._stream_registry.streams.get(name)
             if stream is not None and stream.committed is not None and not stream.in_flight:
                 self._stream_registry.confirm(stream, stream.committed[0], now)
+        for name in self._learning.pop_due(now):
+            if name in self._stream_registry.streams:
+                self._stream_registry.review[name] = None
         for what, name in self._retries.pop_due(now):
             if name in self._stream_registry.streams:
                 (self._stream_registry.attach if what == "attach" else self._stream_registry.review)[name] = None
@@ -161,7 +166,7 @@ class Commits:
         streams = [self._stream_registry.streams[name] for name in self._stream_registry.review]
         return [(s, s.active_seen) for s in streams if not s.adopted and s.active_seen is not None]
 
-    def take_effects(self) -> list[Effect]:
+    def take_effects(self, now: float) -> list[Effect]:
         """Return the attach and commit effects that are due, once."""
         stream_registry = self._stream_registry
         effects: list[Effect] = []
@@ -178,13 +183,29 @@ class Commits:
             stream = stream_registry.streams[name]
             if not stream.adopted or stream.active_seen is None or stream.in_flight or name in self._attaching:
                 continue
-            pair = stream.desired_pair()
+            pair = self._after_learning(stream, now)
             if pair != stream.committed and not self._retries.waiting(_Attempt("commit", name)):
                 stream.in_flight = pair
                 tables.append(stream.table(pair))
         if tables:
             effects.append(CommitTables(tables=tuple(tables)))
         return effects
+
+    def _after_learning(self, stream: Stream, now: float) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the pair to be committed now.
+
+        A change of the registered targets moves flows of others. With flow affinity it waits for `learn_s`, in which
+        the kernel remembers the flows that it sees; a target that is removed gets no packets from the start.
+        """
+        pair, held = stream.desired_pair(), stream.committed
+        if not self._learn_s or held is None or not held[1] or held[0] == pair[0] or stream.removed:
+            stream.learn_until = None
+            self._learning.cancel(stream.spec.name)
+            return pair
+        if stream.learn_until is None:
+            stream.learn_until = now + self._learn_s
+            self._learning.set(stream.spec.name, stream.learn_until)
+        return pair if now >= stream.learn_until else (held[0], pair[1] & held[0])
 
     def _known(self, name: str) -> Stream | None:
         stream = self._stream_registry.streams.get(name)

@@ -69,8 +69,10 @@ class EngineConfig:
     that never count as links to targets.
     `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
     `neighbor_failures_needed`: so many failed resolutions in a row make a path `neighbor_failed`. `affinity`: report
-    the targets to which flows are steered. `solicit_neighbors`: send our own solicitations for unresolved neighbours of
-    a new link. `retry_*`: backoff of kernel and distributor operations that failed.
+    the targets to which flows are steered; then a change of a stream's registered targets is committed `learn_s` after
+    it is known, and a target that leaves the list is served for `drain_window_s` more. `solicit_neighbors`: send our
+    own solicitations for unresolved neighbours of a new link. `retry_*`: backoff of kernel and distributor operations
+    that failed.
     """
 
     grace: GraceConfig = field(default_factory=GraceConfig)
@@ -90,6 +92,8 @@ class EngineConfig:
     retry_max_s: float = 5.0
     manages_paths: bool = True
     affinity: bool = False
+    learn_s: float = 5.0
+    drain_window_s: float = 0.0
 
     @property
     def owns_paths(self) -> bool:

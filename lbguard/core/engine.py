@@ -81,7 +81,7 @@ class Engine(EngineState):
             effects += self.paths.take_repairs(now)
         # An ended stream is forgotten before one of the same name is attached.
         effects += self.stream_registry.take_forgotten()
-        effects += self._commits.take_effects()
+        effects += self._commits.take_effects(now)
         effects += self.paths.take_late_work()
         if self.running and self.config.affinity:
             effects += self.affinity.take(self.stream_registry.streams, self.stream_registry.review)
@@ -98,7 +98,8 @@ class Engine(EngineState):
         """Return when `decide` has to be called next if no event arrives before."""
         moments = [self._commits.next(), self._kernel_retries.next()]
         if self.running:
-            moments += [self.availability.next(), self.life.pardons.next(), self.paths.neighbors.next(now)]
+            moments += [self.availability.next(), self.life.pardons.next(), self.life.drains.next()]
+            moments += [self.paths.neighbors.next(now)]
             moments += [self.paths.verdict_fusion.opinions.next(), self.paths.verdict_fusion.rechecks.next()]
             deadline = self.life.deadlines.next()
             if self.in_sync and deadline is not None:
@@ -247,6 +248,12 @@ class Engine(EngineState):
         self.paths.neighbors.outdated(entries)
         self._ignore_unless(bool(entries), "neighbor_not_outdated")
 
+    def _targets_idle(self, event: ev.TargetsIdle, now: float) -> None:
+        for mark in event.marks:
+            target = self.stream_registry.by_mark.get(mark)
+            if target is not None and target.unlisted:
+                self.stream_registry.end_drain(target, now, "drain_idle")
+
     # Steps of a decision
 
     def _announcements(self) -> list[Effect]:
@@ -297,6 +304,12 @@ class Engine(EngineState):
         # Between repair and decision the target may have been removed.
         if stream is not None and stream.adopted and stream.targets.get(target.key.identifier) is target:
             self.life.judge(stream, target, now)
+            self._end_drain_of_lost(target, now)
+
+    def _end_drain_of_lost(self, target: Target, now: float) -> None:
+        """Remove a target that is not listed any more and is lost: nobody will repair it."""
+        if target.unlisted and (target.state is TargetState.WITHDRAWN or target.cut_off(now)):
+            self.stream_registry.end_drain(target, now, target.cause.value)
 
     def _expire(self, now: float) -> None:
         for key in self.life.pardons.pop_due(now) + self.paths.verdict_fusion.rechecks.pop_due(now):
@@ -313,6 +326,11 @@ class Engine(EngineState):
                 self.life.deadlines.set(key, self.observation.repaired_at)
             else:
                 self.life.expire(self.stream_registry.streams[key.stream], target, now)
+                self._end_drain_of_lost(target, now)
+        for key in self.life.drains.pop_due(now):
+            target = self.stream_registry.target(key)
+            if target is not None and target.unlisted:
+                self.stream_registry.end_drain(target, now, "drain_window")
 
     def _watch_mass_failures(self, now: float) -> None:
         # A stream may have ended since its targets moved.
@@ -397,4 +415,5 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.LinkSetDown: Engine._link_set_down,
     ev.Stalled: Engine._stalled,
     ev.HoldsRemembered: Engine._holds_remembered,
+    ev.TargetsIdle: Engine._targets_idle,
 }

@@ -88,7 +88,7 @@ class EngineState:
         self.tables = KernelTables()
         self.paths = PathRepair(config, self.view, self.tables)
         self.life = Lifecycle(config, self.paths.evidence)
-        self.stream_registry = StreamRegistry(self.view, self.paths, self.life)
+        self.stream_registry = StreamRegistry(config, self.view, self.paths, self.life)
         self.availability = Availability(config.availability_grace_s)
         self.observation = Observation(self.stream_registry.streams, self.life, self.availability)
         self.affinity = Affinity()

@@ -307,6 +307,13 @@ class HoldsRemembered:
     subnets: tuple[Prefix, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetsIdle:
+    """Draining targets, by their marks, that got no packet for the time after which a drain ends."""
+
+    marks: tuple[int, ...]
+
+
 Event = (
     KernelChange
     | KernelSnapshot
@@ -327,4 +334,5 @@ Event = (
     | NeighborsOutdated
     | Stalled
     | HoldsRemembered
+    | TargetsIdle
 )

@@ -1,7 +1,7 @@
 """State machine of a target: one literal table of transitions.
 
-A target is in one of five states (`TargetState`), or gone. `PENDING`, `WITHDRAWN`: not in the distributor. `ACTIVE`,
-`HELD`, `FROZEN`: in it (admitted). Seven inputs move it:
+A target is in one of six states (`TargetState`), or gone. `PENDING`, `WITHDRAWN`: not in the distributor. `ACTIVE`,
+`HELD`, `FROZEN`, `DRAINING`: in it (admitted). Ten inputs move it:
 
 - `PATH_OK`, `PATH_PARTIAL`, `PATH_BROKEN`: the current condition over all paths of the target. They are levels, not
   edges: one is applied after every change that concerns the target, and repeating it changes nothing. `PATH_PARTIAL`:
@@ -12,6 +12,9 @@ A target is in one of five states (`TargetState`), or gone. `PENDING`, `WITHDRAW
   broken. Then the fault is probably on this node, and withdrawing all targets helps no connection.
 - `DEADLINE_VETOED`: the same, but the loss rests on soft evidence alone and the stream's soft budget is used up. The
   evidence is ignored for a time: the target returns to ACTIVE with a pardon.
+- `DEADLINE_FAMILY`: the same for a target that lost one family, with flow affinity: this family is withdrawn alone.
+- `DRAIN`: the target is to get no new flow (with flow affinity): the source says so, or no longer lists it.
+- `RESUME`: it is listed again, and gets new flows.
 - `REMOVED`: the source no longer lists the target.
 
 The rules behind the cells:
@@ -20,12 +23,17 @@ The rules behind the cells:
    grace window ends.
 2. Recoveries apply at once: an admitted target is ACTIVE again as soon as its path is good. Only a WITHDRAWN target
   waits (damping).
-3. REMOVED applies in every state, without grace: the removal is deliberate.
+3. REMOVED applies in every state, without grace: the removal is deliberate. Where a drain is configured, it comes at
+  the end of the drain.
 4. A deadline that fires in a state without a deadline is late and changes nothing.
 5. Both families of a target are one entry of the table, so withdrawing it for the loss of one would break the healthy
    connections of the other. PATH_PARTIAL holds without a deadline (a running one is dropped when it passes: it becomes
    PATH_PARTIAL); the grace window begins when the last path is lost.
    A target that is not in the table is not admitted: new connections of the lost family would be sent to it.
+   With flow affinity the kernel serves each family by itself: the lost family gets the grace window, and is withdrawn
+   at its end (DEADLINE_FAMILY); the target stays HELD.
+6. A draining target is held like any other while its path is broken, and drains on when the path is good again. A
+   target that is not in the table is not admitted as long as it is to be drained.
 
 The engine keeps the timers. This module has no notion of time.
 """
@@ -35,7 +43,7 @@ from typing import NamedTuple
 
 from lbguard.core.model import Action, TargetState
 
-PENDING, ACTIVE, HELD, FROZEN, WITHDRAWN = TargetState
+PENDING, ACTIVE, HELD, FROZEN, WITHDRAWN, DRAINING = TargetState
 
 
 class Input(StrEnum):
@@ -47,6 +55,9 @@ class Input(StrEnum):
     DEADLINE = "deadline"
     DEADLINE_MASS = "deadline_mass"
     DEADLINE_VETOED = "deadline_vetoed"
+    DEADLINE_FAMILY = "deadline_family"
+    DRAIN = "drain"
+    RESUME = "resume"
     REMOVED = "removed"
 
 
@@ -57,7 +68,7 @@ class Transition(NamedTuple):
     action: Action
 
 
-_OK, _PARTIAL, _BROKEN, _DEADLINE, _MASS, _VETOED, _REMOVED = Input
+_OK, _PARTIAL, _BROKEN, _DEADLINE, _MASS, _VETOED, _FAMILY, _DRAIN, _RESUME, _REMOVED = Input
 
 TRANSITIONS: dict[tuple[TargetState, Input], Transition] = {
     (PENDING, _OK): Transition(ACTIVE, Action.ADMIT),
@@ -66,6 +77,9 @@ TRANSITIONS: dict[tuple[TargetState, Input], Transition] = {
     (PENDING, _DEADLINE): Transition(PENDING, Action.STAY),
     (PENDING, _MASS): Transition(PENDING, Action.STAY),
     (PENDING, _VETOED): Transition(PENDING, Action.STAY),
+    (PENDING, _FAMILY): Transition(PENDING, Action.STAY),
+    (PENDING, _DRAIN): Transition(PENDING, Action.STAY),
+    (PENDING, _RESUME): Transition(PENDING, Action.STAY),
     (PENDING, _REMOVED): Transition(None, Action.FORGET),
     (ACTIVE, _OK): Transition(ACTIVE, Action.STAY),
     (ACTIVE, _PARTIAL): Transition(HELD, Action.HOLD),
@@ -73,6 +87,9 @@ TRANSITIONS: dict[tuple[TargetState, Input], Transition] = {
     (ACTIVE, _DEADLINE): Transition(ACTIVE, Action.STAY),
     (ACTIVE, _MASS): Transition(ACTIVE, Action.STAY),
     (ACTIVE, _VETOED): Transition(ACTIVE, Action.STAY),
+    (ACTIVE, _FAMILY): Transition(ACTIVE, Action.STAY),
+    (ACTIVE, _DRAIN): Transition(DRAINING, Action.DRAIN),
+    (ACTIVE, _RESUME): Transition(ACTIVE, Action.STAY),
     (ACTIVE, _REMOVED): Transition(None, Action.REMOVE),
     (HELD, _OK): Transition(ACTIVE, Action.RECOVER),
     (HELD, _PARTIAL): Transition(HELD, Action.REVISE),
@@ -80,6 +97,9 @@ TRANSITIONS: dict[tuple[TargetState, Input], Transition] = {
     (HELD, _DEADLINE): Transition(WITHDRAWN, Action.WITHDRAW),
     (HELD, _MASS): Transition(FROZEN, Action.FREEZE),
     (HELD, _VETOED): Transition(ACTIVE, Action.PARDON),
+    (HELD, _FAMILY): Transition(HELD, Action.WITHDRAW_FAMILY),
+    (HELD, _DRAIN): Transition(HELD, Action.STAY),
+    (HELD, _RESUME): Transition(HELD, Action.STAY),
     (HELD, _REMOVED): Transition(None, Action.REMOVE),
     (FROZEN, _OK): Transition(ACTIVE, Action.RECOVER),
     (FROZEN, _PARTIAL): Transition(HELD, Action.REVISE),
@@ -87,6 +107,9 @@ TRANSITIONS: dict[tuple[TargetState, Input], Transition] = {
     (FROZEN, _DEADLINE): Transition(WITHDRAWN, Action.WITHDRAW),
     (FROZEN, _MASS): Transition(FROZEN, Action.STAY),
     (FROZEN, _VETOED): Transition(ACTIVE, Action.PARDON),
+    (FROZEN, _FAMILY): Transition(FROZEN, Action.STAY),
+    (FROZEN, _DRAIN): Transition(FROZEN, Action.STAY),
+    (FROZEN, _RESUME): Transition(FROZEN, Action.STAY),
     (FROZEN, _REMOVED): Transition(None, Action.REMOVE),
     (WITHDRAWN, _OK): Transition(WITHDRAWN, Action.WAIT),
     (WITHDRAWN, _PARTIAL): Transition(WITHDRAWN, Action.RELAPSE),
@@ -94,5 +117,18 @@ TRANSITIONS: dict[tuple[TargetState, Input], Transition] = {
     (WITHDRAWN, _DEADLINE): Transition(ACTIVE, Action.READMIT),
     (WITHDRAWN, _MASS): Transition(ACTIVE, Action.READMIT),
     (WITHDRAWN, _VETOED): Transition(ACTIVE, Action.READMIT),
+    (WITHDRAWN, _FAMILY): Transition(WITHDRAWN, Action.STAY),
+    (WITHDRAWN, _DRAIN): Transition(WITHDRAWN, Action.STAY),
+    (WITHDRAWN, _RESUME): Transition(WITHDRAWN, Action.STAY),
     (WITHDRAWN, _REMOVED): Transition(None, Action.FORGET),
+    (DRAINING, _OK): Transition(DRAINING, Action.STAY),
+    (DRAINING, _PARTIAL): Transition(HELD, Action.HOLD),
+    (DRAINING, _BROKEN): Transition(HELD, Action.HOLD),
+    (DRAINING, _DEADLINE): Transition(DRAINING, Action.STAY),
+    (DRAINING, _MASS): Transition(DRAINING, Action.STAY),
+    (DRAINING, _VETOED): Transition(DRAINING, Action.STAY),
+    (DRAINING, _FAMILY): Transition(DRAINING, Action.STAY),
+    (DRAINING, _DRAIN): Transition(DRAINING, Action.DRAIN),
+    (DRAINING, _RESUME): Transition(ACTIVE, Action.RESUME),
+    (DRAINING, _REMOVED): Transition(None, Action.REMOVE),
 }

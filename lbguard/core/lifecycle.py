@@ -17,12 +17,15 @@ _CAUSES = {
     Action.ADMIT: "path_ok",
     Action.READMIT: "path_ok",
     Action.WAIT: "damped",
+    Action.DRAIN: "source",
+    Action.RESUME: "source",
     Action.REMOVE: "source",
     Action.FORGET: "source",
 }
 """Actions whose cause is not the condition of the path."""
 
 _LEVELS = frozenset({Input.PATH_OK, Input.PATH_PARTIAL, Input.PATH_BROKEN})
+_DEADLINES = frozenset({Input.DEADLINE, Input.DEADLINE_MASS, Input.DEADLINE_VETOED})
 _JITTER_S = 0.1
 
 REPAIR_TIME_S = 0.5
@@ -35,6 +38,7 @@ class Lifecycle:
     def __init__(self, config: EngineConfig, evidence: Callable[[Target], tuple[Evidence, ...]]) -> None:
         self.deadlines: Deadlines[TargetKey] = Deadlines()
         self.pardons: Deadlines[TargetKey] = Deadlines()
+        self.drains: Deadlines[TargetKey] = Deadlines()
         self.moved: dict[str, None] = {}
         self.memory = HoldMemory()
         self._config = config
@@ -56,6 +60,10 @@ class Lifecycle:
 
     def judge(self, stream: Stream, target: Target, now: float) -> None:
         """Apply the current condition of a target's paths."""
+        if target.draining and target.state in (TargetState.PENDING, TargetState.WITHDRAWN):
+            return
+        for path in target.paths.values():
+            path.withdrawn = path.withdrawn and path.condition is not Condition.OK
         cause = target.judge(now)
         if self.pardons.get(target.key) is not None:
             # The usability of its path may change without a change of state.
@@ -63,6 +71,8 @@ class Lifecycle:
         if cause is Condition.OK:
             self.memory.forwards(target, now)
             self.apply(stream, target, Input.PATH_OK, now)
+            if target.draining and target.state is TargetState.ACTIVE:
+                self.apply(stream, target, Input.DRAIN, now)
         elif target.forwards(now):
             self.memory.forwards(target, now)
             self.apply(stream, target, Input.PATH_PARTIAL, now, cause)
@@ -79,7 +89,8 @@ class Lifecycle:
         It changes nothing. Predictions call it as well, so they match the decision.
         """
         if target.partial and target.state is TargetState.HELD:
-            return Input.PATH_PARTIAL
+            frozen = stream.mass_failure(self._config) and at < target.lost_at + self._config.freeze.limit_s
+            return Input.DEADLINE_FAMILY if self._config.affinity and not frozen else Input.PATH_PARTIAL
         # A hold that an earlier run froze has spent a part of the limit, or all of it, before it freezes again.
         limit_passed = at >= self._freeze_end(target)
         if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(self._config):
@@ -87,6 +98,24 @@ class Lifecycle:
         if target.soft and not stream.soft_withdrawal_allowed(self._config):
             return Input.DEADLINE_VETOED
         return Input.DEADLINE
+
+    def drain(self, stream: Stream, target: Target, now: float, *, until: float | None = None) -> None:
+        """Give a target no new flow, for good or until a moment."""
+        target.draining = True
+        self.moved[stream.spec.name] = None
+        if until is not None:
+            self.drains.set(target.key, until)
+        if target.state is TargetState.WITHDRAWN:
+            target.waiting = False
+            self.deadlines.cancel(target.key)
+        self.apply(stream, target, Input.DRAIN, now)
+
+    def resume(self, stream: Stream, target: Target, now: float) -> None:
+        """End a drain: the target gets new flows again."""
+        target.draining = False
+        self.moved[stream.spec.name] = None
+        self.drains.cancel(target.key)
+        self.apply(stream, target, Input.RESUME, now)
 
     def thaw(self, stream: Stream, now: float) -> None:
         """End a mass failure: targets that are still frozen get one more window, since paths heal one after another."""
@@ -109,9 +138,20 @@ class Lifecycle:
                     if deadline is not None:
                         self.deadlines.set(target.key, deadline + shift_s)
 
-    def apply(self, stream: Stream, target: Target, what: Input, now: float, cause: Condition = Condition.OK) -> None:
-        """Apply one input to a target by the table of transitions."""
+    def apply(
+        self,
+        stream: Stream,
+        target: Target,
+        what: Input,
+        now: float,
+        cause: Condition = Condition.OK,
+        *,
+        reason: str = "",
+    ) -> None:
+        """Apply one input to a target by the table of transitions. `reason`: for the record, in place of the cause."""
         state, action = TRANSITIONS[target.state, what]
+        if action is Action.STAY and what not in _LEVELS | _DEADLINES:
+            return
         before, lost_at, since = target.state, target.lost_at, target.since
         handler = _HANDLERS.get(action)
         if state is not before:
@@ -128,7 +168,7 @@ class Lifecycle:
         if speaks:
             started = lost_at if action in (Action.RECOVER, Action.WITHDRAW, Action.READMIT) else since
             why = _CAUSES.get(action) or (target.lost_to if action is Action.RECOVER else target.cause).value
-            self._record(target, action, before, why, now, now - started, gone=state is None)
+            self._record(target, action, before, reason or why, now, now - started, gone=state is None)
         if target.waiting and self.deadlines.get(target.key) is None:
             target.waiting = False
             self.apply(stream, target, Input.DEADLINE, now)
@@ -162,7 +202,7 @@ class Lifecycle:
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
         """Move the deadline of a hold after a change of its cause, or after a verdict of a repair (HEALING)."""
         if target.partial:
-            return self._revise_partial(target, cause)
+            return self._revise_partial(target, now, cause)
         before = self.deadlines.get(target.key)
         if before is not None and cause is target.cause and target.healing_end() == target.healing_until:
             return False
@@ -180,14 +220,26 @@ class Lifecycle:
         # Each renewal of HEALING moves the deadline by its transmission jitter; that is not worth a record.
         return moved_s > 0 if worth_record else moved_s > _JITTER_S
 
-    def _revise_partial(self, target: Target, cause: Condition) -> bool:
+    def _revise_partial(self, target: Target, now: float, cause: Condition) -> bool:
         """Drop the deadline of a hold when it has passed: families that come back one after another need no record."""
         news = not target.open_ended or cause is not target.cause
         self._note_cause(target, cause)
         if self.deadlines.get(target.key) is not None:
             return False
+        if self._config.affinity and target.families_lost():
+            # Several targets of the stream are broken: as in a freeze, the family is not withdrawn for one more window.
+            target.spared_until = now + self._grace.window_s(target.cause, target.lost_in)
+            self._set_grace_deadline(target)
+            return False
         target.open_ended = True
         return news
+
+    def _withdraw_family(self, target: Target, now: float, cause: Condition) -> bool:
+        """Give the flows of the lost families to other targets; the target stays in the table for the other family."""
+        for path in target.families_lost():
+            path.withdrawn = True
+        target.open_ended = True
+        return True
 
     def _begin_anew(self, target: Target, now: float, cause: Condition) -> None:
         """Begin another loss: the remaining path of a held target is lost as well."""
@@ -244,6 +296,7 @@ class Lifecycle:
     def _remove(self, target: Target, now: float, cause: Condition) -> bool:
         target.waiting = False
         self.pardons.cancel(target.key)
+        self.drains.cancel(target.key)
         self.memory.forget(target.key)
         return True
 
@@ -257,8 +310,11 @@ class Lifecycle:
         target.lost_in = None
 
     def _set_grace_deadline(self, target: Target) -> None:
-        """Set the deadline by the cause of the loss and the reported repair; none while a path still forwards."""
-        target.open_ended = target.partial
+        """Set the deadline by the cause of the loss and the reported repair.
+
+        None while a path still forwards: without flow affinity the lost family cannot be withdrawn alone.
+        """
+        target.open_ended = target.partial and not (self._config.affinity and target.families_lost())
         if target.open_ended:
             self.deadlines.cancel(target.key)
             return
@@ -281,6 +337,7 @@ class Lifecycle:
         gone: bool = False,
     ) -> None:
         self._sequence += 1
+        deadline = self.deadlines.get(target.key)
         decision = Decision(
             sequence=self._sequence,
             at=now,
@@ -289,7 +346,7 @@ class Lifecycle:
             state_from=before,
             state_to=None if gone else target.state,
             cause=cause,
-            deadline=self.deadlines.get(target.key),
+            deadline=self.drains.get(target.key) if deadline is None else deadline,
             duration_s=duration_s,
             evidence=self._evidence(target),
         )
@@ -306,6 +363,7 @@ _HANDLERS: dict[Action, Callable[[Lifecycle, Target, float, Condition], bool]] =
     Action.WAIT: Lifecycle._wait,
     Action.RELAPSE: Lifecycle._relapse,
     Action.READMIT: Lifecycle._readmit,
+    Action.WITHDRAW_FAMILY: Lifecycle._withdraw_family,
     Action.REMOVE: Lifecycle._remove,
     Action.FORGET: Lifecycle._remove,
 }

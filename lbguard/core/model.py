@@ -30,10 +30,11 @@ class LinkKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpec:
-    """A target as its source lists it: at most one IP per family."""
+    """A target as its source lists it: at most one IP per family. `draining`: it is to get no new flow."""
 
     identifier: int
     ips: tuple[Ip, ...]
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +77,10 @@ class TargetState(StrEnum):
     HELD = "held"
     FROZEN = "frozen"
     WITHDRAWN = "withdrawn"
+    DRAINING = "draining"
 
 
-ADMITTED = frozenset({TargetState.ACTIVE, TargetState.HELD, TargetState.FROZEN})
+ADMITTED = frozenset({TargetState.ACTIVE, TargetState.HELD, TargetState.FROZEN, TargetState.DRAINING})
 """The states in which a target is active in the distributor."""
 
 
@@ -161,7 +163,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Observations of one path at the moment of a decision."""
+    """Observations of one path at the moment of a decision. `withdrawn`: its family was withdrawn alone."""
 
     ip: Ip
     condition: Condition
@@ -170,6 +172,7 @@ class Evidence:
     neighbor: str = ""
     detail: str = ""
     verdict: str = ""
+    withdrawn: bool = False
 
 
 class Action(StrEnum):
@@ -183,9 +186,12 @@ class Action(StrEnum):
     FREEZE = "freeze"
     PARDON = "pardon"
     WITHDRAW = "withdraw"
+    WITHDRAW_FAMILY = "withdraw_family"
     WAIT = "wait"
     RELAPSE = "relapse"
     READMIT = "readmit"
+    DRAIN = "drain"
+    RESUME = "resume"
     REMOVE = "remove"
     FORGET = "forget"
     STAY = "stay"
@@ -280,26 +286,31 @@ class FamilySteering:
     """Targets of a stream in one family, by their fwmarks in ascending order.
 
     `healthy`: new flows may be given to them in place of a target that is cut off. `avoid`: get no new flow.
+    `served`: flows of this family stay with them; a flow of any other target falls back to the table.
     """
 
     healthy: tuple[int, ...] = ()
     avoid: tuple[int, ...] = ()
+    served: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSteering:
     """Flow affinity of one stream.
 
-    `marks`: every registered target. `served`: those whose flows stay with them; a flow of any other falls back to the
-    table. `learning`: new flows are remembered, because a registered target is not active or the table is to change.
+    `marks`: every registered target. `learning`: new flows are remembered, because a registered target is not active or
+    the table is to change. `observing`: flows that began before are remembered too when a packet of them is seen,
+    because a change of the registered targets is about to move some of them. `draining`: targets that the source no
+    longer lists; whether they still get packets is counted.
     """
 
     stream: str
     marks: tuple[int, ...]
-    served: tuple[int, ...]
     ipv4: FamilySteering
     ipv6: FamilySteering
     learning: bool
+    observing: bool = False
+    draining: tuple[int, ...] = ()
 
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")

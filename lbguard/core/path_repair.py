@@ -116,7 +116,7 @@ class PathRepair:
     def _path_evidence(self, mark: int, ip: Ip, path: Path) -> Evidence:
         link = self._view.links.get(path.link.ifindex) if path.link else None
         if link is None or link.key != path.link:
-            return Evidence(ip=ip, condition=path.condition, verdict=path.verdict)
+            return Evidence(ip=ip, condition=path.condition, verdict=path.verdict, withdrawn=path.withdrawn)
         neighbor = link.neighbors.get(ip)
         detail = format_mac(neighbor.mac) if neighbor and neighbor.mac else ""
         taken = self._tables.taken_by(mark, ip) if path.condition is Condition.ROUTE_MISSING else None
@@ -130,6 +130,7 @@ class PathRepair:
             neighbor=neighbor.state.name.lower() if neighbor else "",
             detail=detail,
             verdict=path.verdict,
+            withdrawn=path.withdrawn,
         )
 
     # Changes of the view, and repairs

@@ -30,7 +30,8 @@ class Path:
     """One path (target, IP): its condition, the link that owned it last, and the subnet that decided.
 
     `lb_ip`: our address at this end of the link. `verdict`: the fused opinion of reporters, in one word.
-    `healing_until`: the end of the time to wait for a reported repair.
+    `healing_until`: the end of the time to wait for a reported repair. `withdrawn`: the target is HELD for another
+    family, and this one was withdrawn alone.
     """
 
     condition: Condition = Condition.NO_LINK
@@ -39,6 +40,7 @@ class Path:
     lb_ip: Ip = b""
     verdict: str = ""
     healing_until: float = float("-inf")
+    withdrawn: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +53,8 @@ class Target:
     began, infinity without one. A time without observation moves these moments by its length. `partial`: one path is
     lost and another forwards. `open_ended`: HELD without a deadline, because of that.
     `waiting`: WITHDRAWN with a good path, damped. `healing_until`: the end of the repair that last moved the deadline.
-    `pardoned_until`: until then soft evidence against the target is ignored.
+    `pardoned_until`: until then soft evidence against the target is ignored. `draining`: it gets no new flow, because
+    the source says so or no longer lists it (`unlisted`).
     """
 
     key: TargetKey
@@ -72,6 +75,8 @@ class Target:
     healing_until: float = float("-inf")
     pardoned_until: float = float("-inf")
     penalty: Penalty = field(default_factory=Penalty)
+    draining: bool = False
+    unlisted: bool = False
 
     def judge(self, now: float) -> Condition:
         """Return OK, or the worst condition that makes the target broken.
@@ -95,6 +100,14 @@ class Target:
         """Return whether any path forwards: it is good, or has only soft evidence against it that is ignored."""
         pardoned = now < self.pardoned_until
         return any(p.condition is Condition.OK or (pardoned and p.condition in SOFT) for p in self.paths.values())
+
+    def cut_off(self, now: float) -> bool:
+        """Return whether no path forwards, by more than soft evidence."""
+        return not self.forwards(now) and self.judge(now) not in SOFT
+
+    def families_lost(self) -> list[Path]:
+        """Return the paths that are lost and not withdrawn yet."""
+        return [path for path in self.paths.values() if path.condition is not Condition.OK and not path.withdrawn]
 
     @property
     def usable(self) -> bool:
@@ -122,7 +135,8 @@ class Stream:
     """One stream: its targets by identifier, counts by state, the distributor's state, and availability.
 
     `active_seen`: the identifiers read back from the distributor, None until it was read. `committed`, `in_flight`:
-    the (registered, active) pair that the distributor confirmed last, and the one being committed.
+    the (registered, active) pair that the distributor confirmed last, and the one being committed. `learn_until`: a
+    change of the registered targets is not committed before, so that the flows which it moves are seen and remembered.
     """
 
     spec: StreamSpec
@@ -134,6 +148,7 @@ class Stream:
     removed: bool = False
     committed: tuple[frozenset[int], frozenset[int]] | None = None
     in_flight: tuple[frozenset[int], frozenset[int]] | None = None
+    learn_until: float | None = None
     available: bool | None = None
     was_mass: bool = False
 

@@ -30,7 +30,8 @@ class PathStatus:
     """One path: a target's IP, its condition (`ok` or a named reason), the owning link and the neighbour entry.
 
     `verdict` is the fused opinion of all reporters, in one word (empty: no opinion). `verdicts` holds the first live
-    opinions; `verdicts_left_out` is the number of the others.
+    opinions; `verdicts_left_out` is the number of the others. `withdrawn`: the target is held for another family, and
+    this one was withdrawn alone.
     """
 
     ip: str
@@ -42,6 +43,7 @@ class PathStatus:
     verdict: str = ""
     verdicts: tuple[VerdictStatus, ...] = ()
     verdicts_left_out: int = 0
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

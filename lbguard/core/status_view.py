@@ -70,9 +70,12 @@ def predict(
         target.key: prediction
         for stream in by_name.values()
         for target in stream.targets.values()
-        if (prediction := _without_deadline(config, target, now))
+        if (prediction := _without_deadline(config, target, now, life.drains.get(target.key)))
     }
-    copies = {name: replace(stream, counts=Counter(stream.counts)) for name, stream in by_name.items()}
+    copies = {
+        name: replace(stream, counts=Counter(stream.counts), targets=dict(stream.targets))
+        for name, stream in by_name.items()
+    }
     for at, key, pardon in _moments(life):
         stream = by_name.get(key.stream)
         target = stream.targets.get(key.identifier) if stream else None
@@ -82,8 +85,8 @@ def predict(
             if target.state is TargetState.ACTIVE and target.judge(math.inf) is not Condition.OK:
                 found[key] = Prediction(action=Action.HOLD, at=at)
                 copies[key.stream].move(copy.copy(target), TargetState.HELD, at)
-        elif target.partial and target.state is TargetState.HELD:
-            continue  # its deadline will be dropped
+        elif life.due(copies[key.stream], target, at) is Input.PATH_PARTIAL:
+            continue  # its deadline will be dropped, or set again
         elif held_up:
             found[key] = Prediction(action=Action.STAY, why=held_up)
         else:
@@ -117,13 +120,17 @@ def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: 
     return Prediction(action=action, at=at, until=until, why=why)
 
 
-def _without_deadline(config: EngineConfig, target: Target, now: float) -> Prediction | None:
+def _without_deadline(config: EngineConfig, target: Target, now: float, drained_at: float | None) -> Prediction | None:
     match target.state:
-        case TargetState.PENDING:
+        case TargetState.PENDING if not target.draining:
             return Prediction(action=Action.ADMIT)
         case TargetState.HELD if target.partial:
             return Prediction(action=Action.HOLD, why=_families(target))
-        case TargetState.WITHDRAWN if not target.waiting:
+        case TargetState.DRAINING:
+            return (
+                Prediction(action=Action.REMOVE, at=drained_at) if target.unlisted else Prediction(action=Action.STAY)
+            )
+        case TargetState.WITHDRAWN if not target.waiting and not target.draining:
             return Prediction(action=Action.READMIT, wait_s=target.penalty.wait_s(config.damping, now))
     return None
 
@@ -204,7 +211,7 @@ def _stream(engine: EngineState, stream: Stream) -> StreamStatus:
 
 
 def _target(engine: EngineState, target: Target, now: float, expected: Prediction | None) -> TargetStatus:
-    settled = target.state is TargetState.ACTIVE
+    settled = target.state in (TargetState.ACTIVE, TargetState.DRAINING)
     return TargetStatus(
         stream=target.key.stream,
         identifier=target.key.identifier,
@@ -212,11 +219,16 @@ def _target(engine: EngineState, target: Target, now: float, expected: Predictio
         state=target.state,
         cause="" if settled else "damped" if target.waiting else target.cause.value,
         since=target.since,
-        deadline=engine.life.deadlines.get(target.key),
+        deadline=_deadline(engine, target),
         penalty=target.penalty.current(engine.config.damping, now),
         paths=tuple(_path(engine, ip, path) for ip, path in target.paths.items()),
         prediction=expected,
     )
+
+
+def _deadline(engine: EngineState, target: Target) -> float | None:
+    deadline = engine.life.deadlines.get(target.key)
+    return engine.life.drains.get(target.key) if deadline is None else deadline
 
 
 def _path(engine: EngineState, ip: Ip, path: Path) -> PathStatus:
@@ -233,6 +245,7 @@ def _path(engine: EngineState, ip: Ip, path: Path) -> PathStatus:
         neighbor=neighbor.state.name.lower() if neighbor else "",
         mac=format_mac(neighbor.mac) if neighbor and neighbor.mac else "",
         verdict=path.verdict,
+        withdrawn=path.withdrawn,
         verdicts=_verdicts(engine, found, path),
         verdicts_left_out=left_out,
     )

@@ -4,10 +4,11 @@ from collections import Counter
 from dataclasses import replace
 
 from lbguard.core.addr import Ip
+from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Effect, ForgetStream
 from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import StreamSpec, TargetKey
+from lbguard.core.model import StreamSpec, TargetKey, TargetSpec, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Stream, Target
@@ -32,7 +33,7 @@ class StreamRegistry:
     kernel until the distributor confirmed that no packet gets them any more.
     """
 
-    def __init__(self, view: NetView, paths: PathRepair, life: Lifecycle) -> None:
+    def __init__(self, config: EngineConfig, view: NetView, paths: PathRepair, life: Lifecycle) -> None:
         self.streams: dict[str, Stream] = {}
         self.by_mark: dict[int, Target] = {}
         self.by_ip: dict[Ip, dict[Target, None]] = {}
@@ -43,6 +44,7 @@ class StreamRegistry:
         self.ignored: Counter[str] = Counter()
         self._forgotten: list[StreamSpec] = []
         self._postponed: dict[str, StreamSpec] = {}
+        self._config = config
         self._view = view
         self._paths = paths
         self._life = life
@@ -128,13 +130,45 @@ class StreamRegistry:
         self.review[name] = None
         wanted = {target.identifier: target for target in spec.targets}
         for identifier in [i for i in stream.targets if i not in wanted]:
-            self._remove_target(stream, stream.targets[identifier], now)
-        for identifier, target_spec in wanted.items():
-            target = stream.targets.get(identifier)
-            if target is None:
-                self._add_target(stream.add(target_spec, now))
-            elif tuple(target.paths) != target_spec.ips:
-                self._change_ips(target, target_spec.ips)
+            self._leave(stream, stream.targets[identifier], now)
+        for target_spec in wanted.values():
+            self._update_target(stream, target_spec, now)
+
+    def _update_target(self, stream: Stream, spec: TargetSpec, now: float) -> None:
+        target = stream.targets.get(spec.identifier)
+        if target is not None and target.unlisted and tuple(target.paths) != spec.ips:
+            self.end_drain(target, now, "identifier_used_again")
+            target = None
+        for ip in spec.ips:
+            for other in list(self.by_ip.get(ip, ())):
+                if other.unlisted and other is not target:
+                    self.end_drain(other, now, "address_used_again")
+        if target is None:
+            target = stream.add(spec, now)
+            self._add_target(target)
+        elif tuple(target.paths) != spec.ips:
+            self._change_ips(target, spec.ips)
+        drains = spec.draining and self._config.affinity
+        if spec.draining and not drains:
+            self.ignored["draining_without_affinity"] += 1
+        if target.unlisted or drains != target.draining:
+            target.unlisted = False
+            (self._life.drain if drains else self._life.resume)(stream, target, now)
+            self.dirty[target] = None
+
+    def _leave(self, stream: Stream, target: Target, now: float) -> None:
+        """Drain a target that is not listed any more, or remove it."""
+        window_s = self._config.drain_window_s if self._config.affinity else 0.0
+        if window_s <= 0 or target.state not in (TargetState.ACTIVE, TargetState.DRAINING):
+            self._remove_target(stream, target, now)
+        elif not target.unlisted:
+            target.unlisted = True
+            self._life.drain(stream, target, now, until=now + window_s)
+            self.dirty[target] = None
+
+    def end_drain(self, target: Target, now: float, reason: str) -> None:
+        """Remove a target that is not listed any more, for a named reason."""
+        self._remove_target(self.streams[target.key.stream], target, now, reason)
 
     def _marks_in_use(self, spec: StreamSpec) -> bool:
         """Return whether a stream that is served, or not gone yet, uses any of a new stream's marks."""
@@ -161,8 +195,8 @@ class StreamRegistry:
             self._unfollow(target, ip)
         self.dirty[target] = None
 
-    def _remove_target(self, stream: Stream, target: Target, now: float) -> None:
-        self._life.apply(stream, target, Input.REMOVED, now)
+    def _remove_target(self, stream: Stream, target: Target, now: float, reason: str = "") -> None:
+        self._life.apply(stream, target, Input.REMOVED, now, reason=reason)
         for ip in target.paths:
             self._unfollow(target, ip)
         self.dirty.pop(target, None)

@@ -273,6 +273,19 @@ class RecordingSettings(BaseModel):
     )
 
 
+class DrainSettings(BaseModel):
+    """Drain of a target that leaves the list: its connections go on, it gets no new ones. It needs flow affinity."""
+
+    model_config = GROUP
+    window: Duration = seconds(
+        0.0,
+        "A target that leaves the list keeps its connections for this time. 0: it is removed at once. A lost path ends"
+        " the drain.",
+        high=86_400,
+    )
+    idle: Duration = seconds(30.0, "A drain ends after this time without a packet for the target.", low=1, high=86_400)
+
+
 class AffinitySettings(BaseModel):
     """Flow affinity: new connections avoid a target that is cut off, and stay with the target that answered them."""
 
@@ -287,6 +300,12 @@ class AffinitySettings(BaseModel):
         65_536, "flows", "The most flows that are remembered, of each protocol and family.", low=1, high=2**24
     )
     idle: Duration = seconds(900.0, "A flow without packets is forgotten after this.", low=10, high=86_400)
+    learn: Duration = seconds(
+        5.0,
+        "A change of a stream's list of targets takes effect this much later; flows seen meanwhile stay with their"
+        " target.",
+        high=300,
+    )
     udp: bool = Field(
         default=False,
         description="Remember and steer UDP too. A UDP flow that began before an incident moves when its target is cut"

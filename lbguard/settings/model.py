@@ -29,6 +29,7 @@ from lbguard.settings.groups import (
     AvailabilitySettings,
     DampingSettings,
     DistributorSettings,
+    DrainSettings,
     EvidenceSettings,
     FreezeSettings,
     GraceSettings,
@@ -99,6 +100,7 @@ class Settings(BaseSettings):
     damping: DampingSettings = group()
     availability: AvailabilitySettings = group()
     affinity: AffinitySettings = group()
+    drain: DrainSettings = group()
     evidence: EvidenceSettings = group()
     distributor: DistributorSettings = group()
     links: LinkSettings = group()
@@ -225,6 +227,8 @@ def engine_config(settings: Settings) -> EngineConfig:
         ),
         observe=settings.mode == "observe",
         affinity=settings.steers_flows,
+        learn_s=settings.affinity.learn,
+        drain_window_s=settings.drain.window,
         manages_paths=settings.mode != "companion",
         superseded_link_down=settings.links.superseded == "down",
         excluded_links=settings.links.exclude,

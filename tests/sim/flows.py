@@ -93,8 +93,8 @@ class SimAffinity:
             return mark
         mark = entry.mark
         steering = self.steering_of(mark)
-        orphaned = steering is None or mark not in steering.served
-        if orphaned and (steering is None or (steering.ipv4 if flow.ipv4 else steering.ipv6).healthy):
+        family = steering and (steering.ipv4 if flow.ipv4 else steering.ipv6)
+        if steering is None or family is None or (mark not in family.served and family.healthy):
             self.orphaned += 1
             del self.entries[flow]
             return 0 if steering is None else self._choose(steering, flow, mark)
@@ -113,7 +113,7 @@ class SimAffinity:
         if steering is None:
             return 0 if self.entries.pop(flow, None) else mark
         family = steering.ipv4 if flow.ipv4 else steering.ipv6
-        if mark in steering.served and not self.cut_off(mark, flow.ipv4):
+        if mark in family.served and not self.cut_off(mark, flow.ipv4):
             if mark not in family.avoid:
                 if steering.learning or self.every_flow:
                     self._remember(flow, mark, now)

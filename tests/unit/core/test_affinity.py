@@ -88,9 +88,9 @@ WELL = {V4: Condition.OK}
 
 def test_a_stream_that_is_well_learns_nothing_and_avoids_nobody() -> None:
     steering = steering_of(stream_of((TargetState.ACTIVE, WELL), (TargetState.ACTIVE, WELL)))
-    family = FamilySteering(healthy=(5001, 5002))
+    family = FamilySteering(healthy=(5001, 5002), served=(5001, 5002))
     assert steering == StreamSteering(
-        stream=STREAM, marks=(5001, 5002), served=(5001, 5002), ipv4=family, ipv6=FamilySteering(), learning=False
+        stream=STREAM, marks=(5001, 5002), ipv4=family, ipv6=FamilySteering(served=(5001, 5002)), learning=False
     )
 
 
@@ -98,8 +98,8 @@ def test_a_stream_that_is_well_learns_nothing_and_avoids_nobody() -> None:
 def test_the_state_says_who_is_served_and_whether_flows_are_remembered(state: TargetState) -> None:
     steering = steering_of(stream_of((TargetState.ACTIVE, WELL), (state, WELL)))
     assert steering.marks == (5001, 5002)
-    assert steering.served == ((5001, 5002) if state in ADMITTED else (5001,))
-    assert steering.ipv4.healthy == steering.served
+    assert steering.ipv4.served == ((5001, 5002) if state in ADMITTED else (5001,))
+    assert steering.ipv4.healthy == steering.ipv4.served
     assert steering.ipv4.avoid == ()
     assert steering.learning is (state is not TargetState.ACTIVE)
 
@@ -135,7 +135,7 @@ def test_with_nobody_healthy_nobody_is_avoided() -> None:
     lost = {V4: Condition.NO_LINK}
     steering = steering_of(stream_of((TargetState.HELD, lost), (TargetState.FROZEN, lost)))
     assert steering.ipv4 == FamilySteering()
-    assert steering.served == (5001, 5002)
+    assert steering.ipv4.served == (5001, 5002)
 
 
 def test_flows_are_remembered_until_the_commit_is_confirmed() -> None:
@@ -150,7 +150,7 @@ def test_flows_are_remembered_until_the_commit_is_confirmed() -> None:
 def test_before_a_stream_is_adopted_every_flow_keeps_its_target() -> None:
     stream = stream_of((TargetState.PENDING, WELL), (TargetState.PENDING, {V4: Condition.NO_LINK}), adopted=False)
     steering = steering_of(stream)
-    assert steering.served == (5001, 5002)
+    assert steering.ipv4.served == (5001, 5002)
     assert steering.ipv4 == FamilySteering(healthy=(5001,), avoid=(5002,))
     assert steering.learning
 
@@ -158,7 +158,7 @@ def test_before_a_stream_is_adopted_every_flow_keeps_its_target() -> None:
 def test_a_stream_without_targets_is_steered_nowhere() -> None:
     steering = steering_of(stream_of())
     assert steering == StreamSteering(
-        stream=STREAM, marks=(), served=(), ipv4=FamilySteering(), ipv6=FamilySteering(), learning=False
+        stream=STREAM, marks=(), ipv4=FamilySteering(), ipv6=FamilySteering(), learning=False
     )
 
 
@@ -209,7 +209,7 @@ def test_a_held_target_gets_no_new_flow_and_keeps_its_own() -> None:
     guard = two_links()
     assert not guard.now_steered().learning
     guard.unlink(1)
-    assert guard.now_steered().served == (5001, 5002, 5003)
+    assert guard.now_steered().ipv4.served == (5001, 5002, 5003)
     assert guard.now_steered().ipv4 == FamilySteering(healthy=(5002, 5003), avoid=(5001,))
     assert guard.now_steered().learning
     guard.link(5)
@@ -228,13 +228,13 @@ def test_flows_of_a_withdrawn_target_fall_back_and_flows_are_remembered_until_it
     guard.unlink(1)
     guard.wait(3.1)
     assert guard.state(1) is TargetState.WITHDRAWN
-    assert guard.now_steered().served == (5002, 5003)
+    assert guard.now_steered().ipv4.served == (5002, 5003)
     assert guard.now_steered().ipv4 == FamilySteering(healthy=(5002, 5003))
     assert guard.now_steered().learning
     guard.refuse = (fx.CommitTables,)
     guard.link(5)
     assert guard.state(1) is TargetState.ACTIVE
-    assert guard.now_steered().served == (5001, 5002, 5003)
+    assert guard.now_steered().ipv4.served == (5001, 5002, 5003)
     assert guard.now_steered().learning, "the commit is not confirmed"
     guard.refuse = ()
     everyone = frozenset({1, 2, 3})
@@ -281,7 +281,7 @@ def test_a_stream_that_cannot_be_adopted_is_steered_as_if_all_were_well() -> Non
     guard.refuse = (fx.AttachStream,)
     guard.source(spec(), replace(spec(4, 5, name="two"), identifier_offset=6000))
     assert guard.steered.keys() == {STREAM, "two"}
-    assert guard.steered["two"].served == (6004, 6005)
-    assert guard.now_steered().served == (5001, 5002, 5003)
+    assert guard.steered["two"].ipv4.served == (6004, 6005)
+    assert guard.now_steered().ipv4.served == (5001, 5002, 5003)
     guard.tell(ev.DistributorSeen(stream=STREAM, active=frozenset({2, 3})))
-    assert guard.steered["two"].served == (6004, 6005)
+    assert guard.steered["two"].ipv4.served == (6004, 6005)
