@@ -230,7 +230,7 @@ class Lifecycle:
             # Several targets of the stream are broken: as in a freeze, the family is not withdrawn for one more window.
             target.spared_until = now + self._grace.window_s(target.cause, target.lost_in)
             self._set_grace_deadline(target)
-            return False
+            return target.since == now  # it was FROZEN
         target.open_ended = True
         return news
 
