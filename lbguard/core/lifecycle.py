@@ -245,7 +245,7 @@ class Lifecycle:
     def _begin_anew(self, target: Target, now: float, cause: Condition) -> None:
         """Begin another loss: the remaining path of a held target is lost as well."""
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
-        target.spared_until = now
+        target.spared_until, target.frozen_at = now, math.inf
         self.deadlines.cancel(target.key)
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:
