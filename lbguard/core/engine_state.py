@@ -28,10 +28,11 @@ from lbguard.core.stream_registry import StreamRegistry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathView:
-    """A path of a target at one moment. `lb_ip`: our address at this end of the link, empty while unknown."""
+    """A path of a target at one moment; the fields are those of `state.Path`."""
 
     condition: Condition
     lb_ip: Ip
+    withdrawn: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class TargetView:
     open_ended: bool
     waiting: bool
     pardoned_until: float
+    draining: bool
+    unlisted: bool
     paths: Mapping[Ip, PathView]
 
 
@@ -268,7 +271,12 @@ def _target_view(target: Target) -> TargetView:
         open_ended=target.open_ended,
         waiting=target.waiting,
         pardoned_until=target.pardoned_until,
-        paths={ip: PathView(condition=path.condition, lb_ip=path.lb_ip) for ip, path in target.paths.items()},
+        draining=target.draining,
+        unlisted=target.unlisted,
+        paths={
+            ip: PathView(condition=path.condition, lb_ip=path.lb_ip, withdrawn=path.withdrawn)
+            for ip, path in target.paths.items()
+        },
     )
 
 

@@ -238,6 +238,7 @@ class Lifecycle:
         """Give the flows of the lost families to other targets; the target stays in the table for the other family."""
         for path in target.families_lost():
             path.withdrawn = True
+        self.moved[target.key.stream] = None
         target.open_ended = True
         return True
 

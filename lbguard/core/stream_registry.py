@@ -159,7 +159,8 @@ class StreamRegistry:
     def _leave(self, stream: Stream, target: Target, now: float) -> None:
         """Drain a target that is not listed any more, or remove it."""
         window_s = self._config.drain_window_s if self._config.affinity else 0.0
-        if window_s <= 0 or target.state not in (TargetState.ACTIVE, TargetState.DRAINING):
+        in_table = stream.committed is None or target.key.identifier in stream.committed[1]
+        if window_s <= 0 or not in_table or target.state not in (TargetState.ACTIVE, TargetState.DRAINING):
             self._remove_target(stream, target, now)
         elif not target.unlisted:
             target.unlisted = True

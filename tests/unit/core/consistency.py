@@ -60,7 +60,7 @@ def _check_indexes(engine: Engine, targets: list[Target], by_ip: dict[Ip, set[Ta
 
 def _check_timers(engine: Engine, targets: list[Target]) -> None:
     life, keys = engine.life, {target.key for target in targets}
-    for kept in (life.deadlines, life.pardons):
+    for kept in (life.deadlines, life.pardons, life.drains):
         assert set(kept._at) <= keys, "a timer of a target that is gone"
     for target in targets:
         deadline = life.deadlines.get(target.key)
@@ -68,6 +68,8 @@ def _check_timers(engine: Engine, targets: list[Target]) -> None:
         due = held or target.state is TargetState.FROZEN or target.waiting
         assert (deadline is not None) == due, f"{target.key} is {target.state} and has deadline {deadline}"
         assert not target.waiting or target.state is TargetState.WITHDRAWN
+        assert (target.key in life.drains._at) is target.unlisted, f"{target.key} is unlisted, and no end is set"
+        assert target.draining or target.state is not TargetState.DRAINING
 
 
 def _check_members(engine: Engine, ips: set[Ip]) -> None:

@@ -28,7 +28,8 @@ CONFIG = EngineConfig(
     affinity=True,
 )
 EVERY_STATE = tuple(TargetState)
-ADMITTED = {TargetState.ACTIVE, TargetState.HELD, TargetState.FROZEN}
+ADMITTED = {TargetState.ACTIVE, TargetState.HELD, TargetState.FROZEN, TargetState.DRAINING}
+ALL = (5001, 5002, 5003)
 
 
 class Followed(Guard):
@@ -88,9 +89,13 @@ WELL = {V4: Condition.OK}
 
 def test_a_stream_that_is_well_learns_nothing_and_avoids_nobody() -> None:
     steering = steering_of(stream_of((TargetState.ACTIVE, WELL), (TargetState.ACTIVE, WELL)))
-    family = FamilySteering(healthy=(5001, 5002), served=(5001, 5002))
+    both = (5001, 5002)
     assert steering == StreamSteering(
-        stream=STREAM, marks=(5001, 5002), ipv4=family, ipv6=FamilySteering(served=(5001, 5002)), learning=False
+        stream=STREAM,
+        marks=both,
+        ipv4=FamilySteering(healthy=both, served=both),
+        ipv6=FamilySteering(served=both),
+        learning=False,
     )
 
 
@@ -115,27 +120,26 @@ def test_a_target_with_evidence_against_it_gets_no_new_flow(state: TargetState, 
 def test_the_families_are_looked_at_each_alone() -> None:
     both = {V4: Condition.OK, V6: Condition.OK}
     steering = steering_of(stream_of((TargetState.ACTIVE, both), (TargetState.HELD, both | {V6: Condition.NO_LINK})))
-    assert steering.ipv4 == FamilySteering(healthy=(5001, 5002))
-    assert steering.ipv6 == FamilySteering(healthy=(5001,), avoid=(5002,))
+    assert steering.ipv4 == FamilySteering(healthy=(5001, 5002), served=(5001, 5002))
+    assert steering.ipv6 == FamilySteering(healthy=(5001,), avoid=(5002,), served=(5001, 5002))
 
 
 def test_a_target_without_an_address_of_a_family_gets_no_flow_of_it() -> None:
     steering = steering_of(stream_of((TargetState.ACTIVE, {V6: Condition.OK}), (TargetState.ACTIVE, WELL)))
-    assert steering.ipv4 == FamilySteering(healthy=(5002,), avoid=(5001,))
-    assert steering.ipv6 == FamilySteering(healthy=(5001,), avoid=(5002,))
+    assert steering.ipv4 == FamilySteering(healthy=(5002,), avoid=(5001,), served=(5001, 5002))
+    assert steering.ipv6 == FamilySteering(healthy=(5001,), avoid=(5002,), served=(5001, 5002))
 
 
 def test_two_addresses_of_a_family_have_to_be_well_both() -> None:
     two = {V4: Condition.OK, ipv4_of(9): Condition.NEIGHBOR_FAILED}
     steering = steering_of(stream_of((TargetState.ACTIVE, WELL), (TargetState.ACTIVE, two)))
-    assert steering.ipv4 == FamilySteering(healthy=(5001,), avoid=(5002,))
+    assert steering.ipv4 == FamilySteering(healthy=(5001,), avoid=(5002,), served=(5001, 5002))
 
 
 def test_with_nobody_healthy_nobody_is_avoided() -> None:
     lost = {V4: Condition.NO_LINK}
     steering = steering_of(stream_of((TargetState.HELD, lost), (TargetState.FROZEN, lost)))
-    assert steering.ipv4 == FamilySteering()
-    assert steering.ipv4.served == (5001, 5002)
+    assert steering.ipv4 == FamilySteering(served=(5001, 5002))
 
 
 def test_flows_are_remembered_until_the_commit_is_confirmed() -> None:
@@ -150,8 +154,7 @@ def test_flows_are_remembered_until_the_commit_is_confirmed() -> None:
 def test_before_a_stream_is_adopted_every_flow_keeps_its_target() -> None:
     stream = stream_of((TargetState.PENDING, WELL), (TargetState.PENDING, {V4: Condition.NO_LINK}), adopted=False)
     steering = steering_of(stream)
-    assert steering.ipv4.served == (5001, 5002)
-    assert steering.ipv4 == FamilySteering(healthy=(5001,), avoid=(5002,))
+    assert steering.ipv4 == FamilySteering(healthy=(5001,), avoid=(5002,), served=(5001, 5002))
     assert steering.learning
 
 
@@ -209,16 +212,14 @@ def test_a_held_target_gets_no_new_flow_and_keeps_its_own() -> None:
     guard = two_links()
     assert not guard.now_steered().learning
     guard.unlink(1)
-    assert guard.now_steered().ipv4.served == (5001, 5002, 5003)
-    assert guard.now_steered().ipv4 == FamilySteering(healthy=(5002, 5003), avoid=(5001,))
+    assert guard.now_steered().ipv4 == FamilySteering(healthy=(5002, 5003), avoid=(5001,), served=ALL)
     assert guard.now_steered().learning
     guard.link(5)
     assert guard.now_steered() == StreamSteering(
         stream=STREAM,
-        marks=(5001, 5002, 5003),
-        served=(5001, 5002, 5003),
-        ipv4=FamilySteering(healthy=(5001, 5002, 5003)),
-        ipv6=FamilySteering(),
+        marks=ALL,
+        ipv4=FamilySteering(healthy=ALL, served=ALL),
+        ipv6=FamilySteering(served=ALL),
         learning=False,
     )
 
@@ -228,8 +229,7 @@ def test_flows_of_a_withdrawn_target_fall_back_and_flows_are_remembered_until_it
     guard.unlink(1)
     guard.wait(3.1)
     assert guard.state(1) is TargetState.WITHDRAWN
-    assert guard.now_steered().ipv4.served == (5002, 5003)
-    assert guard.now_steered().ipv4 == FamilySteering(healthy=(5002, 5003))
+    assert guard.now_steered().ipv4 == FamilySteering(healthy=(5002, 5003), served=(5002, 5003))
     assert guard.now_steered().learning
     guard.refuse = (fx.CommitTables,)
     guard.link(5)
@@ -257,10 +257,10 @@ def test_soft_evidence_of_one_family_steers_that_family() -> None:
     guard = two_links(ipv6=True)
     guard.fail_neighbor(ipv6_of(1), 2)
     assert guard.state(1) is TargetState.ACTIVE
-    assert guard.now_steered().ipv4 == FamilySteering(healthy=(5001, 5002, 5003))
-    assert guard.now_steered().ipv6 == FamilySteering(healthy=(5002, 5003), avoid=(5001,))
+    assert guard.now_steered().ipv4 == FamilySteering(healthy=ALL, served=ALL)
+    assert guard.now_steered().ipv6 == FamilySteering(healthy=(5002, 5003), avoid=(5001,), served=ALL)
     guard.neighbor(ipv6_of(1), NeighborState.REACHABLE)
-    assert guard.now_steered().ipv6 == FamilySteering(healthy=(5001, 5002, 5003))
+    assert guard.now_steered().ipv6 == FamilySteering(healthy=ALL, served=ALL)
 
 
 def test_a_removed_target_and_a_stream_that_ends() -> None:

@@ -466,7 +466,7 @@ class World:
 
 def in_state(state: str, budget: float) -> World:
     """Target 1 in a state, brought there by verdicts; of 4 targets 2 may be broken before it is a mass failure."""
-    guard = Guard(config(budget=budget, threshold=0.5), targets=4)
+    guard = Guard(replace(config(budget=budget, threshold=0.5), affinity=True), targets=4)
     guard.wait(60.0)
     world = World(guard, Reporter(guard))
     if state == "pending":
@@ -476,6 +476,9 @@ def in_state(state: str, budget: float) -> World:
         guard.source(StreamSpec(name=STREAM, targets=tuple(listed.values())))
     if state in ("held", "withdrawn"):
         world.down(1)
+    if state == "draining":
+        listed = tuple(TargetSpec(identifier=i, ips=(ipv4_of(i),), draining=i == 1) for i in (1, 2, 3, 4))
+        guard.source(StreamSpec(name=STREAM, targets=listed))
     if state == "frozen":
         world.down(1, 2, 3)
     if state in ("frozen", "withdrawn"):

@@ -13,6 +13,9 @@ CELLS = [
     ("pending", "deadline", "pending", "stay"),
     ("pending", "deadline_mass", "pending", "stay"),
     ("pending", "deadline_vetoed", "pending", "stay"),
+    ("pending", "deadline_family", "pending", "stay"),
+    ("pending", "drain", "pending", "stay"),
+    ("pending", "resume", "pending", "stay"),
     ("pending", "removed", "gone", "forget"),
     ("active", "path_ok", "active", "stay"),
     ("active", "path_partial", "held", "hold"),
@@ -20,6 +23,9 @@ CELLS = [
     ("active", "deadline", "active", "stay"),
     ("active", "deadline_mass", "active", "stay"),
     ("active", "deadline_vetoed", "active", "stay"),
+    ("active", "deadline_family", "active", "stay"),
+    ("active", "drain", "draining", "drain"),
+    ("active", "resume", "active", "stay"),
     ("active", "removed", "gone", "remove"),
     ("held", "path_ok", "active", "recover"),
     ("held", "path_partial", "held", "revise"),
@@ -27,6 +33,9 @@ CELLS = [
     ("held", "deadline", "withdrawn", "withdraw"),
     ("held", "deadline_mass", "frozen", "freeze"),
     ("held", "deadline_vetoed", "active", "pardon"),
+    ("held", "deadline_family", "held", "withdraw_family"),
+    ("held", "drain", "held", "stay"),
+    ("held", "resume", "held", "stay"),
     ("held", "removed", "gone", "remove"),
     ("frozen", "path_ok", "active", "recover"),
     ("frozen", "path_partial", "held", "revise"),
@@ -34,6 +43,9 @@ CELLS = [
     ("frozen", "deadline", "withdrawn", "withdraw"),
     ("frozen", "deadline_mass", "frozen", "stay"),
     ("frozen", "deadline_vetoed", "active", "pardon"),
+    ("frozen", "deadline_family", "frozen", "stay"),
+    ("frozen", "drain", "frozen", "stay"),
+    ("frozen", "resume", "frozen", "stay"),
     ("frozen", "removed", "gone", "remove"),
     ("withdrawn", "path_ok", "withdrawn", "wait"),
     ("withdrawn", "path_partial", "withdrawn", "relapse"),
@@ -41,12 +53,25 @@ CELLS = [
     ("withdrawn", "deadline", "active", "readmit"),
     ("withdrawn", "deadline_mass", "active", "readmit"),
     ("withdrawn", "deadline_vetoed", "active", "readmit"),
+    ("withdrawn", "deadline_family", "withdrawn", "stay"),
+    ("withdrawn", "drain", "withdrawn", "stay"),
+    ("withdrawn", "resume", "withdrawn", "stay"),
     ("withdrawn", "removed", "gone", "forget"),
+    ("draining", "path_ok", "draining", "stay"),
+    ("draining", "path_partial", "held", "hold"),
+    ("draining", "path_broken", "held", "hold"),
+    ("draining", "deadline", "draining", "stay"),
+    ("draining", "deadline_mass", "draining", "stay"),
+    ("draining", "deadline_vetoed", "draining", "stay"),
+    ("draining", "deadline_family", "draining", "stay"),
+    ("draining", "drain", "draining", "drain"),
+    ("draining", "resume", "active", "resume"),
+    ("draining", "removed", "gone", "remove"),
 ]
 
 
 def test_the_table_has_exactly_these_cells() -> None:
-    assert len(CELLS) == 35 == len(TargetState) * len(Input)
+    assert len(CELLS) == 60 == len(TargetState) * len(Input)
     assert {(TargetState(state), Input(what)) for state, what, _, _ in CELLS} == set(TRANSITIONS)
 
 

@@ -54,6 +54,8 @@ def in_state(state: str, cause: Condition = Condition.NO_LINK) -> Case:
     if state == "withdrawn":
         life.deadlines.pop_due(43.0)
         life.apply(stream, target, Input.DEADLINE, 43.0, cause)
+    if state == "draining":
+        life.drain(stream, target, 40.0)
     assert target.state.value == state
     life.take_records()
     life.moved.clear()
@@ -66,6 +68,11 @@ DEADLINES: dict[tuple[str, str], float] = {
     ("held", "path_partial"): 43.0,
     ("held", "path_broken"): 40.0 + 7.0,  # another cause has another window, counted from the loss
     ("held", "deadline_mass"): NOW + LIMIT,
+    ("held", "drain"): 43.0,
+    ("held", "resume"): 43.0,
+    ("frozen", "drain"): 43.0 + LIMIT,
+    ("frozen", "resume"): 43.0 + LIMIT,
+    ("draining", "path_broken"): NOW + WINDOW,
     ("frozen", "path_broken"): 43.0 + LIMIT,
     ("frozen", "deadline_mass"): 43.0 + LIMIT,
 }
