@@ -9,20 +9,20 @@ from collections.abc import Iterable, Mapping
 from lbguard.core.addr import is_ipv4
 from lbguard.core.effects import SteerFlows
 from lbguard.core.model import ADMITTED, Condition, FamilySteering, StreamSteering, TargetKey, TargetState
-from lbguard.core.state import Stream, Target
+from lbguard.core.state import Path, Stream, Target
 
 
 class Affinity:
     """Tracks targets and streams, and reports the streams whose affinity changed."""
 
     def __init__(self) -> None:
-        self._conditions: dict[TargetKey, tuple[Condition, ...]] = {}
+        self._conditions: dict[TargetKey, tuple[tuple[Condition, bool], ...]] = {}
         self._reported: dict[str, StreamSteering] = {}
         self._changed: dict[str, None] = {}
 
     def evaluated(self, target: Target) -> None:
         """Record the condition of a target's paths."""
-        conditions = tuple([path.condition for path in target.paths.values()])
+        conditions = tuple([(path.condition, path.unanswered) for path in target.paths.values()])
         if self._conditions.get(target.key) != conditions:
             self._conditions[target.key] = conditions
             self._changed[target.key.stream] = None
@@ -77,9 +77,14 @@ def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
     served: list[int] = []
     for target in targets:
         paths = [path for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
-        well = bool(paths) and not target.draining and all(path.condition is Condition.OK for path in paths)
+        well = bool(paths) and not target.draining and all(map(_answers, paths))
         (healthy if well else avoid).append(target.mark)
         if not any(path.withdrawn for path in paths):
             served.append(target.mark)
     # Without another target, the table's choice stays.
     return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else (), served=tuple(served))
+
+
+def _answers(path: Path) -> bool:
+    """Return whether a path is good for new flows. To avoid a path costs nothing, so a first doubt is enough."""
+    return path.condition is Condition.OK and not path.unanswered

@@ -39,6 +39,11 @@ class Neighbor:
     failures: int = 0
     confirmed_at: float = float("-inf")
 
+    @property
+    def resolved(self) -> bool:
+        """Return whether the entry has a link-layer address that packets are sent to."""
+        return bool(self.state & _VALID)
+
     def seen(self, event: NeighborSeen, now: float) -> None:
         """Record the kernel's state of the entry."""
         if event.state == NeighborState.FAILED:

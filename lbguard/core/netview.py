@@ -84,6 +84,13 @@ class NetView:
         neighbor = link.neighbors.get(ip)
         return neighbor is not None and neighbor.failures >= self._failures_needed
 
+    def neighbor_unanswered(self, link: Link, ip: Ip, *, awaited: bool) -> bool:
+        """Return whether the last resolution of an address failed, or none succeeded yet while an answer is awaited."""
+        neighbor = link.neighbors.get(ip)
+        if self.foreign_neighbor(link.ifindex, ip):
+            return False
+        return awaited if neighbor is None else neighbor.failures > 0 or (awaited and not neighbor.resolved)
+
     def foreign_neighbor(self, ifindex: int, ip: Ip) -> bool:
         """Return whether a link's neighbour entry of an address, followed or not, is foreign."""
         return ip in self._foreign.get(ifindex, ())
@@ -243,11 +250,11 @@ class NetView:
         neighbor = link.neighbors.get(event.ip)
         if neighbor is None:
             neighbor = link.neighbors[event.ip] = Neighbor(NeighborState.NONE)
-        failures, mac = neighbor.failures, neighbor.mac
+        failures, mac, resolved = neighbor.failures, neighbor.mac, neighbor.resolved
         neighbor.seen(event, now)
         if mac and neighbor.mac != mac:
             self.changes.moved_neighbors.append((event.ifindex, event.ip, mac, neighbor.mac))
-        if failures != neighbor.failures:
+        if failures != neighbor.failures or (neighbor.resolved and not resolved):
             self.changes.ips[event.ip] = None
 
     def neighbor_gone(self, event: NeighborGone) -> None:
