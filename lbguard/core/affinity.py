@@ -4,12 +4,12 @@ The kernel steers the packets (`lbguard/affinity`). This module computes the ste
 whose steering changed since the last effect.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lbguard.core.addr import is_ipv4
 from lbguard.core.effects import SteerFlows
 from lbguard.core.model import ADMITTED, Condition, FamilySteering, StreamSteering, TargetKey, TargetState
-from lbguard.core.state import Path, Stream, Target
+from lbguard.core.state import Stream, Target
 
 
 class Affinity:
@@ -70,21 +70,19 @@ def steering_of(stream: Stream) -> StreamSteering:
     )
 
 
-def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
-    """Return the affinity in one family. A target without an address of the family counts as cut off in it."""
-    healthy: list[int] = []
-    avoid: list[int] = []
-    served: list[int] = []
-    for target in targets:
-        paths = [path for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
-        well = bool(paths) and not target.draining and all(map(_answers, paths))
-        (healthy if well else avoid).append(target.mark)
-        if not any(path.withdrawn for path in paths):
-            served.append(target.mark)
-    # Without another target, the table's choice stays.
-    return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else (), served=tuple(served))
+def _family(targets: Sequence[Target], *, ipv4: bool) -> FamilySteering:
+    """Return the affinity in one family. A target without an address of the family counts as cut off in it.
 
-
-def _answers(path: Path) -> bool:
-    """Return whether a path is good for new flows. To avoid a path costs nothing, so a first doubt is enough."""
-    return path.condition is Condition.OK and not path.unanswered
+    To avoid a target costs nothing. So one that may not answer is avoided at once, as long as another one answers.
+    """
+    paths = {t.mark: [path for ip, path in t.paths.items() if is_ipv4(ip) is ipv4] for t in targets}
+    draining = {target.mark for target in targets if target.draining}
+    well = [m for m in paths if m not in draining and paths[m] and all(p.condition is Condition.OK for p in paths[m])]
+    healthy = [mark for mark in well if not any(path.unanswered for path in paths[mark])] or well
+    spared = set(healthy)
+    return FamilySteering(
+        healthy=tuple(healthy),
+        # Without another target, the table's choice stays.
+        avoid=tuple([mark for mark in paths if mark not in spared]) if healthy else (),
+        served=tuple([mark for mark, own in paths.items() if not any(path.withdrawn for path in own)]),
+    )
