@@ -53,13 +53,13 @@ def steering_of(stream: Stream) -> StreamSteering:
     """Return the current affinity of a stream.
 
     Before the stream is adopted, the targets in its table are unknown, and flows that an earlier run remembered must
-    not move: every target counts as admitted.
+    not move: every target counts as admitted. A removed target counts as withdrawn until the table has no slot of it.
     """
     targets = [stream.targets[identifier] for identifier in sorted(stream.targets)]
     admitted = [target for target in targets if target.state in ADMITTED or not stream.adopted]
     return StreamSteering(
         stream=stream.spec.name,
-        marks=tuple([target.mark for target in targets]),
+        marks=tuple(sorted({target.mark for target in targets} | _still_in_table(stream))),
         ipv4=_family(admitted, ipv4=True),
         ipv6=_family(admitted, ipv4=False),
         # Until the commit is confirmed, a flow may begin by the old table and continue by the new one.
@@ -68,6 +68,12 @@ def steering_of(stream: Stream) -> StreamSteering:
         observing=stream.learn_until is not None,
         draining=tuple([target.mark for target in targets if target.unlisted]),
     )
+
+
+def _still_in_table(stream: Stream) -> set[int]:
+    """Return the marks that packets may get by a table which is confirmed or being committed."""
+    pairs = (stream.committed, stream.in_flight)
+    return {stream.spec.mark(identifier) for pair in pairs if pair for identifier in pair[1]}
 
 
 def _family(targets: Sequence[Target], *, ipv4: bool) -> FamilySteering:
