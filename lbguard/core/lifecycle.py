@@ -230,7 +230,7 @@ class Lifecycle:
             # Several targets of the stream are broken: as in a freeze, the family is not withdrawn for one more window.
             target.spared_until = now + self._grace.window_s(target.cause, target.lost_in)
             self._set_grace_deadline(target)
-            return False
+            return target.since == now  # it was FROZEN
         target.open_ended = True
         return news
 
@@ -245,7 +245,7 @@ class Lifecycle:
     def _begin_anew(self, target: Target, now: float, cause: Condition) -> None:
         """Begin another loss: the remaining path of a held target is lost as well."""
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
-        target.spared_until = now
+        target.spared_until, target.frozen_at = now, math.inf
         self.deadlines.cancel(target.key)
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:

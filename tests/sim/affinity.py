@@ -4,13 +4,15 @@ All that is random here comes from a generator of its own, so a run is the same 
 """
 
 import random
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from lbguard.core import effects as fx
-from lbguard.core.addr import is_ipv4
+from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.engine_state import TargetView
-from lbguard.core.events import CommitDone, Event
-from lbguard.core.model import ADMITTED, Condition, StreamSteering
+from lbguard.core.events import CommitDone, Event, TargetsIdle
+from lbguard.core.model import ADMITTED, SOFT, Action, Condition, StreamSteering, TargetKey, TargetState
 from tests.sim.flows import Flow, SimAffinity
 from tests.sim.world import World
 
@@ -20,13 +22,22 @@ RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class AffinityProfile:
-    """What may happen in one run. `refusals`: nftables refuses at times. `flushes`: others remove the table."""
+    """What may happen in one run.
+
+    `refusals`: nftables refuses at times. `flushes`: others remove the table. `learn_s`, `drain_window_s`: as in
+    `EngineConfig`. `drain_idle_s`: a drain without packets ends after this. `drains`: the source lists targets as
+    draining.
+    """
 
     max_flows: int
     idle_s: float
     every_flow: bool
     refusals: bool
     flushes: bool
+    learn_s: float = 0.0
+    drain_window_s: float = 0.0
+    drain_idle_s: float = 3.0
+    drains: bool = False
 
 
 def random_profile(rng: random.Random) -> AffinityProfile:
@@ -37,36 +48,47 @@ def random_profile(rng: random.Random) -> AffinityProfile:
         every_flow=rng.random() < 0.2,
         refusals=rng.random() < 0.3,
         flushes=rng.random() < 0.2,
+        learn_s=rng.choice((0.0, 0.5, 2.0)),
+        drain_window_s=rng.choice((0.0, 1.0, 6.0)),
+        drain_idle_s=rng.choice((1.0, 3.0)),
+        drains=rng.random() < 0.5,
     )
 
 
 class AffinityWorld(World):
     """A world with clients, in which the guard steers flows."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kind: AffinityProfile | None = None) -> None:
         self.chance = random.Random(f"flows {seed}")
-        self.kind = random_profile(self.chance)
+        self.kind = kind or random_profile(self.chance)
         self.flows: list[Flow] = []
-        self.lost_at: dict[int, float] = {}
+        self.lost_at: dict[tuple[int, bool], float] = {}
         self.born = 0
         self.moved = 0
+        self.drained: Counter[str] = Counter()
+        self._draining: set[tuple[str, int]] = set()
         self._emitted: dict[str, StreamSteering] = {}
         super().__init__(seed)
         self.affinity = SimAffinity(
             self.kernel, self.distributor, self.kind.max_flows, self.kind.idle_s, self.kind.every_flow
         )
         self.after(0.05, self._clients)
+        self.after(1.0, self._change_drains)
 
     # The guard's side
 
     def start_guard(self) -> None:
-        self.config = replace(self.config, affinity=True)
+        self.config = replace(
+            self.config, affinity=True, learn_s=self.kind.learn_s, drain_window_s=self.kind.drain_window_s
+        )
+        self._left_at: dict[TargetKey, float] = {}
         self._desired: dict[str, StreamSteering] = {}
         self._applying = False
         super().start_guard()
         self._look_after_table()
 
     def _carry_out(self, effects: list[fx.Effect]) -> None:
+        self._carry_records(effects)
         for effect in effects:
             if isinstance(effect, fx.SteerFlows):
                 for name in effect.gone:
@@ -92,13 +114,25 @@ class AffinityWorld(World):
         self.affinity.apply(self._desired)
 
     def _look_after_table(self) -> None:
-        """Each second the keeper looks whether others changed the table."""
+        """Each second the keeper looks whether others changed the table, and which draining targets are idle."""
         self.guards(1.0, self._look_after_table)
+        idle = self.affinity.idle(self.now, self.kind.drain_idle_s) if self._desired else ()
+        if idle:
+            self.deliver(TargetsIdle(marks=idle))
         if self._desired and self.affinity.streams is None:
             self._apply_soon(0.0)
 
+    def followed(self) -> set[Ip]:
+        """Return the target addresses that the engine follows: those of draining targets are not listed."""
+        return self._told_streams | {ip for target in self.engine.targets() for ip in target.paths}
+
+    def take_in(self, event: Event) -> None:
+        super().take_in(event)
+        self.belief.forget_others()
+
     def _decide(self) -> None:
         super()._decide()
+        self.belief.forget_others()
         if not self.engine.running:
             return
         # Whoever is out of the table, or of the list, breaks his own flows.
@@ -106,8 +140,27 @@ class AffinityWorld(World):
         unadopted = {stream.spec.name for stream in self.engine.streams() if not stream.adopted}
         for mark in self._marks():
             target = kept.get(mark)
-            if target is None or (target.state not in ADMITTED and target.key.stream not in unadopted):
-                self.lost_at[mark] = self.now
+            lost = target is None or (target.state not in ADMITTED and target.key.stream not in unadopted)
+            for ipv4 in (True, False):
+                if lost or (target is not None and _is_withdrawn(target, ipv4)):
+                    self.lost_at[mark, ipv4] = self.now
+        self._check_drains(kept.values())
+
+    def _check_drains(self, targets: Iterable[TargetView]) -> None:
+        """A target that left the list is gone when its window ends or its path is lost."""
+        unlisted = {target.key: target for target in targets if target.unlisted}
+        self._left_at = {key: self._left_at.get(key, self.now) for key in unlisted}
+        for key, target in unlisted.items():
+            assert self.now < self._left_at[key] + self.kind.drain_window_s, f"{key} drains beyond its window"
+            hard = [p for p in target.paths.values() if p.condition is not Condition.OK and p.condition not in SOFT]
+            assert len(hard) < len(target.paths), f"{key} is lost, and drains on"
+            assert target.state is not TargetState.WITHDRAWN, f"{key} is withdrawn, and drains on"
+
+    def _carry_records(self, effects: list[fx.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, fx.Record):
+                decision = effect.decision
+                self.drained[decision.cause if decision.action is Action.REMOVE else decision.action.value] += 1
 
     def _behind(self) -> set[str]:
         """Return the streams whose affinity in the kernel is not what the guard desires."""
@@ -120,13 +173,36 @@ class AffinityWorld(World):
     def list_targets(self, name: str, targets: dict[int, tuple[bytes, ...]]) -> None:
         before = self.streams.get(name)
         super().list_targets(name, targets)
+        self._mark_draining(name)
         after = self.streams[name]
         if before is None or not before.targets:
             self._excuse(name, "the stream ended and is back", all_of_them=True)
         else:
             old = {each.identifier: each.ips for each in before.targets}
             new = {each.identifier: each.ips for each in after.targets}
-            self.lost_at.update({after.mark(i): self.now for i in old if new.get(i) != old[i]})
+            changed = [after.mark(i) for i in old if new.get(i, old[i]) != old[i]]
+            self.lost_at.update({(mark, ipv4): self.now for mark in changed for ipv4 in (True, False)})
+
+    def _mark_draining(self, name: str) -> None:
+        spec = self.streams[name]
+        targets = [replace(each, draining=(name, each.identifier) in self._draining) for each in spec.targets]
+        self.streams[name] = replace(spec, targets=tuple(targets))
+
+    def _change_drains(self) -> None:
+        """The source lists a target as draining, or as one of the others again; in the end none drains."""
+        self.after(self.chance.choice((0.5, 2.0, 5.0)), self._change_drains)
+        names = sorted(name for name in self.streams if self.streams[name].targets)
+        before = set(self._draining)
+        if self.calm:
+            self._draining.clear()
+        elif self.kind.drains and names:
+            name = self.chance.choice(names)
+            self._draining ^= {(name, self.chance.choice(self.streams[name].targets).identifier)}
+        if before != self._draining:
+            for name in names:
+                self._mark_draining(name)
+            self.say(f"draining: {sorted(self._draining)}")
+            self.tell_source()
 
     def _commit(self, effect: fx.CommitTables) -> list[Event]:
         before = {name: table.registered for name, table in self.distributor.tables.items()}
@@ -203,7 +279,7 @@ class AffinityWorld(World):
         if mark in (flow.home, 0) or flow.closed:
             return
         self.moved += 1
-        own = self.lost_at.get(flow.home, float("-inf")) >= flow.born
+        own = self.lost_at.get((flow.home, flow.ipv4), float("-inf")) >= flow.born
         excused = own or flow.excused or began
         assert excused, (
             f"{'a remembered' if remembered else 'a'} flow of {flow.home} born at {flow.born:.4f} went to {mark}:"
@@ -244,4 +320,8 @@ class AffinityWorld(World):
 
 def _is_well(target: TargetView, ipv4: bool) -> bool:
     conditions = [path.condition for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
-    return bool(conditions) and all(condition is Condition.OK for condition in conditions)
+    return bool(conditions) and not target.draining and all(condition is Condition.OK for condition in conditions)
+
+
+def _is_withdrawn(target: TargetView, ipv4: bool) -> bool:
+    return any(path.withdrawn for ip, path in target.paths.items() if is_ipv4(ip) is ipv4)

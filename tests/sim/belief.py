@@ -320,7 +320,11 @@ class Belief:
         self.rules = {rule for rule in event.rules if rule.protocol == ROUTE_PROTOCOL}
 
     def _SourceSnapshot(self, event: ev.SourceSnapshot) -> None:  # noqa: N802
-        followed = {ip for stream in event.streams for target in stream.targets for ip in target.ips}
+        self.forget_others()
+
+    def forget_others(self) -> None:
+        """Forget the neighbours that are not targets any more."""
+        followed = self._followed()
         for link in self.links.values():
             for kept in (link.states, link.failures, link.macs, link.confirmed_at):
                 for ip in kept.keys() - followed:

@@ -44,7 +44,8 @@ class Entry:
 class SimAffinity:
     """The table in the kernel. `streams`: what was carried out last; None: there is no table.
 
-    `max_flows`: entries of the map. `idle_s`: an entry without packets lives so long.
+    `max_flows`: entries of the map. `idle_s`: an entry without packets lives so long. `seen`: when a mark got its last
+    packet.
     """
 
     kernel: SimKernel
@@ -54,6 +55,8 @@ class SimAffinity:
     every_flow: bool = False
     streams: dict[str, StreamSteering] | None = None
     entries: dict[Flow, Entry] = field(default_factory=dict)
+    seen: dict[int, float] = field(default_factory=dict)
+    drains_since: dict[int, float] = field(default_factory=dict)
     steered: int = 0
     orphaned: int = 0
     refused: int = 0
@@ -83,6 +86,18 @@ class SimAffinity:
 
     def packet(self, flow: Flow, now: float, *, begins: bool = False, ends: bool = False) -> int:
         """Return the mark that a packet leaves with; 0: it is dropped."""
+        mark = self._packet(flow, now, begins=begins, ends=ends)
+        self.seen[mark] = now
+        return mark
+
+    def idle(self, now: float, idle_s: float) -> tuple[int, ...]:
+        """Return the draining marks that got no packet for a time, or since they drain if that is longer."""
+        draining = {mark for each in (self.streams or {}).values() for mark in each.draining}
+        self.drains_since = {mark: self.drains_since.get(mark, now) for mark in draining}
+        last = {mark: max(since, self.seen.get(mark, since)) for mark, since in self.drains_since.items()}
+        return tuple(sorted(mark for mark, at in last.items() if now >= at + idle_s))
+
+    def _packet(self, flow: Flow, now: float, *, begins: bool, ends: bool) -> int:
         mark = self.chosen(flow)
         entry = self.entries.get(flow)
         if not mark or self.streams is None:
@@ -90,10 +105,13 @@ class SimAffinity:
         if begins or (flow.udp and entry is None):
             return self._begin(flow, mark, now)
         if entry is None:
+            steering = self.steering_of(mark)
+            if steering is not None and steering.observing:
+                self._remember(flow, mark, now)
             return mark
         mark = entry.mark
         steering = self.steering_of(mark)
-        family = steering and (steering.ipv4 if flow.ipv4 else steering.ipv6)
+        family = None if steering is None else (steering.ipv4 if flow.ipv4 else steering.ipv6)
         if steering is None or family is None or (mark not in family.served and family.healthy):
             self.orphaned += 1
             del self.entries[flow]

@@ -286,6 +286,8 @@ class Watch:
             self._follow_hold(record)
         if d.action is Action.WITHDRAW:
             self._check_withdrawal(record)
+        if d.action is Action.WITHDRAW_FAMILY:
+            self._check_family_withdrawal(record)
         softly_out = self._softly_out.setdefault(d.target.stream, set())
         softly_out.discard(d.target.identifier)
         if d.action is Action.WITHDRAW and d.cause in SOFT:
@@ -338,7 +340,7 @@ class Watch:
             self._check_window(d.target, loss)
             states = Counter(state for key, state in self._states.items() if key.stream == d.target.stream)
             broken = states[TargetState.HELD] + states[TargetState.FROZEN]
-            mass = self._is_mass(broken, broken + states[TargetState.ACTIVE])
+            mass = self._is_mass(broken, broken + states[TargetState.ACTIVE] + states[TargetState.DRAINING])
             limit_passed = world.now >= self._froze_at.get(d.target, math.inf) + world.config.freeze.limit_s - EPSILON_S
             assert not mass or limit_passed, f"{d.target} was withdrawn although {broken} are broken"
             return
@@ -348,6 +350,25 @@ class Watch:
             world.now >= self._frozen[d.target] + limit_s - EPSILON_S
             or world.now >= self._over_since(d.target.stream) + one_more_s - EPSILON_S
         ), f"{d.target} was withdrawn in the middle of a mass failure"
+
+    def _check_family_withdrawal(self, record: fx.Record) -> None:
+        """Only a family that is lost is withdrawn alone, after its window; the other forwards."""
+        world, d = self._world, record.decision
+        target = world.engine.target(d.target)
+        assert world.belief.in_sync, f"a family of {d.target} was withdrawn while out of sync"
+        assert world.config.affinity
+        assert d.state_to is TargetState.HELD
+        assert target is not None
+        for evidence in d.evidence:
+            lost = evidence.condition is not Condition.OK and evidence.condition not in SOFT
+            assert evidence.withdrawn <= (evidence.condition is not Condition.OK)
+            assert evidence.withdrawn or not lost
+        assert self._one_family_lost(target), f"{d.target} lost a family that is not lost"
+        grace = world.config.grace
+        shortest_s = min(grace.window_s, grace.max_s, *grace.by_cause_s.values())
+        blind_s = sum(max(0.0, end - max(begin, target.since)) for begin, end in self._blind)
+        spent_s = world.now - min(target.lost_at, target.since)
+        assert spent_s + blind_s >= shortest_s - EPSILON_S, f"{d.target} lost a family after {spent_s:.3f}s"
 
     def _over_since(self, name: str) -> float:
         """Return since when the stream has known no mass failure, but for one that ends in this very decision."""
@@ -369,12 +390,15 @@ class Watch:
     def _check_target(self, target: TargetView) -> None:
         world, state = self._world, target.state
         condition, now = self._judgement(target), self._world.now
-        believed_ok = {TargetState.ACTIVE, TargetState.WITHDRAWN}
+        if target.draining and state in (TargetState.PENDING, TargetState.WITHDRAWN):
+            return
+        believed_ok = {TargetState.DRAINING if target.draining else TargetState.ACTIVE, TargetState.WITHDRAWN}
         if condition is Condition.OK:
             assert state in believed_ok, f"{target.key} has a good path and is {state}"
             assert state is not TargetState.WITHDRAWN or target.waiting, f"{target.key} is out and waits for nothing"
         elif not (condition in SOFT and now < target.pardoned_until):
-            assert state is not TargetState.ACTIVE, f"{target.key} is active, its path is {condition}"
+            well = state in (TargetState.ACTIVE, TargetState.DRAINING)
+            assert not well, f"{target.key} is {state}, its path is {condition}"
         if world.belief.regained != self._regained:
             self._regained, self._regained_at = world.belief.regained, now
         if condition is not Condition.OK and self._one_family_lost(target):

@@ -7,7 +7,17 @@ import pytest
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig, GraceConfig
-from lbguard.core.model import ROUTE_METRIC, Action, Route, RouteKind, StreamSpec, TargetKey, TargetSpec
+from lbguard.core.model import (
+    ROUTE_METRIC,
+    Action,
+    NeighborState,
+    Route,
+    RouteKind,
+    StreamSpec,
+    StreamSteering,
+    TargetKey,
+    TargetSpec,
+)
 from tests.unit.core.harness import STREAM, Guard, ipv4_of, ipv6_of
 
 WINDOW_S, LEARN_S, DRAIN_S, LIMIT_S = 3.0, 5.0, 20.0, 60.0
@@ -37,8 +47,13 @@ def three(config: EngineConfig = CONFIG) -> Guard:
     return guard
 
 
-def steering(guard: Guard) -> fx.StreamSteering:
+def steering(guard: Guard) -> StreamSteering:
     return guard.engine.affinity._reported[STREAM]
+
+
+def table(guard: Guard) -> tuple[set[int], set[int]]:
+    registered, active = guard.tables[STREAM]
+    return set(registered), set(active)
 
 
 # A target that leaves the list
@@ -62,10 +77,10 @@ def test_a_removed_target_keeps_its_place_for_the_drain_window_and_gets_no_new_f
     [decision] = guard.decisions()
     assert (decision.action, decision.cause) == (Action.REMOVE, "drain_window")
     assert guard.active() == {1, 2}
-    assert guard.tables[STREAM][0] == {1, 2, 3}, "flows of the others are seen before the table changes"
+    assert table(guard)[0] == {1, 2, 3}, "flows of the others are seen before the table changes"
     assert guard.route(3) is not None
     guard.wait(LEARN_S)
-    assert guard.tables[STREAM] == ({1, 2}, {1, 2})
+    assert table(guard) == ({1, 2}, {1, 2})
     assert guard.route(3) is None
 
 
@@ -207,7 +222,7 @@ def test_a_draining_target_that_was_withdrawn_stays_out() -> None:
     guard.fail_neighbor(ipv4_of(3))
     guard.wait(WINDOW_S + 0.1)
     assert guard.states()[3] == "withdrawn"
-    guard.neighbor(ipv4_of(3), ev.NeighborState.REACHABLE)
+    guard.neighbor(ipv4_of(3), NeighborState.REACHABLE)
     guard.wait(40.0)
     assert guard.states()[3] == "withdrawn"
     guard.source(listed(1, 2, 3))
@@ -255,12 +270,12 @@ def test_a_new_target_is_committed_after_the_flows_were_seen() -> None:
     guard = three()
     guard.source(listed(1, 2, 3, 4))
     assert guard.states()[4] == "active"
-    assert guard.tables[STREAM] == ({1, 2, 3}, {1, 2, 3})
+    assert table(guard) == ({1, 2, 3}, {1, 2, 3})
     assert steering(guard).observing
     guard.wait(LEARN_S - 0.01)
-    assert guard.tables[STREAM] == ({1, 2, 3}, {1, 2, 3})
+    assert table(guard) == ({1, 2, 3}, {1, 2, 3})
     guard.wait(0.02)
-    assert guard.tables[STREAM] == ({1, 2, 3, 4}, {1, 2, 3, 4})
+    assert table(guard) == ({1, 2, 3, 4}, {1, 2, 3, 4})
     assert not steering(guard).observing
 
 
@@ -270,7 +285,7 @@ def test_changes_that_follow_each_other_wait_once() -> None:
     guard.wait(LEARN_S - 1.0)
     guard.source(listed(1, 2, 3, 4, 5))
     guard.wait(1.1)
-    assert guard.tables[STREAM] == ({1, 2, 3, 4, 5}, {1, 2, 3, 4, 5})
+    assert table(guard) == ({1, 2, 3, 4, 5}, {1, 2, 3, 4, 5})
 
 
 def test_a_change_taken_back_in_time_changes_no_table() -> None:
@@ -287,16 +302,16 @@ def test_a_loss_is_committed_while_flows_are_seen() -> None:
     guard.source(listed(1, 2, 3, 4))
     guard.fail_neighbor(ipv4_of(2))
     guard.wait(WINDOW_S + 0.1)
-    assert guard.tables[STREAM] == ({1, 2, 3}, {1, 3})
+    assert table(guard) == ({1, 2, 3}, {1, 3})
     guard.wait(LEARN_S)
-    assert guard.tables[STREAM] == ({1, 2, 3, 4}, {1, 3, 4})
+    assert table(guard) == ({1, 2, 3, 4}, {1, 3, 4})
 
 
 def test_the_first_targets_of_a_stream_wait_for_nothing() -> None:
     guard = Guard(CONFIG, targets=0)
     guard.source(listed())
     guard.source(listed(1, 2))
-    assert guard.tables[STREAM] == ({1, 2}, {1, 2})
+    assert table(guard) == ({1, 2}, {1, 2})
 
 
 # One family of a target

@@ -468,6 +468,20 @@ def test_a_family_that_is_back_ends_a_freeze() -> None:
     assert guard.active() == {1, 2}
 
 
+def test_a_loss_after_a_freeze_that_ended_is_frozen_anew() -> None:
+    """The limit of a freeze counts from its own beginning: an earlier one, long over, uses none of it up."""
+    guard = dual()
+    guard.unlink(1)
+    guard.unlink(2)
+    guard.wait(3.1)
+    guard.link(5)
+    guard.wait(100.0)
+    assert guard.states() == {1: "held", 2: "held", 3: "withdrawn", 4: "withdrawn", 5: "withdrawn"}
+    guard.unlink(5)
+    guard.wait(3.1)
+    assert guard.states() == {1: "frozen", 2: "frozen", 3: "withdrawn", 4: "withdrawn", 5: "withdrawn"}
+
+
 def test_a_target_that_is_out_waits_for_both_families() -> None:
     guard = dual()
     guard.unlink(1)

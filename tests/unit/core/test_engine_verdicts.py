@@ -477,8 +477,8 @@ def in_state(state: str, budget: float) -> World:
     if state in ("held", "withdrawn"):
         world.down(1)
     if state == "draining":
-        listed = tuple(TargetSpec(identifier=i, ips=(ipv4_of(i),), draining=i == 1) for i in (1, 2, 3, 4))
-        guard.source(StreamSpec(name=STREAM, targets=listed))
+        drained = tuple(TargetSpec(identifier=i, ips=(ipv4_of(i),), draining=i == 1) for i in (1, 2, 3, 4))
+        guard.source(StreamSpec(name=STREAM, targets=drained))
     if state == "frozen":
         world.down(1, 2, 3)
     if state in ("frozen", "withdrawn"):

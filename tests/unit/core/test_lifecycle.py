@@ -116,7 +116,7 @@ def test_cell(state: str, what: str, follows: str, action: str, lost_to: Conditi
     assert case.stream.soft_withdrawn == (soft and follows == "withdrawn")
     pardoned = NOW + LIMIT if action == "pardon" else None
     assert case.life.pardons.get(key) == pardoned
-    changed = gone or follows != state
+    changed = gone or follows != state or action == "withdraw_family"
     assert list(case.life.moved) == (["s"] if changed else [])
 
 
