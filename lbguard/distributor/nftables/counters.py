@@ -98,7 +98,7 @@ class FallbackCounters:
 def _structure() -> list[str]:
     """Return commands that renew the rule and keep existing counts.
 
-    Earlier versions had the chain `prerouting`, at the priority of flow affinity, so that their order was open.
+    Earlier versions had the chain `prerouting` at the priority of flow affinity, and acted before it or after it.
     """
     return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
