@@ -14,6 +14,7 @@ from lbguard.affinity.table import AffinityCounts, AffinityTable, remove_left_ov
 from lbguard.core.effects import SteerFlows
 from lbguard.core.events import Event, TargetsIdle
 from lbguard.core.model import StreamSteering
+from lbguard.core.status import AffinityStatus, FlowMap
 from lbguard.distributor.base import DistributorError
 from lbguard.service.drains import DrainWatch
 from lbguard.settings.model import Settings
@@ -81,7 +82,22 @@ class FlowAffinity:
         self._changed = asyncio.Event()
         self._applied = False
         self._problem = ""
+        self._flows: Mapping[tuple[str, int], int] = {}
         metrics.affinity.flows_max.set(table.options.max_flows)
+
+    def status(self) -> AffinityStatus:
+        """Return what is in force, and the flows as last counted."""
+        options = self._table.options
+        return AffinityStatus(
+            mode="all" if options.every_flow else "incident",
+            in_force=self._applied,
+            problem=self._problem,
+            flows_max=options.max_flows,
+            maps=tuple(
+                FlowMap(protocol=protocol, ipv4=family == 4, flows=count)
+                for (protocol, family), count in sorted(self._flows.items())
+            ),
+        )
 
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
         """Accept one effect; `run` applies it, and retries a failure each second."""
@@ -125,6 +141,7 @@ class FlowAffinity:
                 self._metrics.affinity.mended.inc()
             if count:
                 counts = await self._table.read()
+                self._flows = counts.flows
                 self._metrics.affinity.record(
                     counts.flows,
                     steered=counts.steered,
