@@ -7,7 +7,7 @@ stream): of up to SWEEP_STEPS healthy targets, one that is not cut off is always
 off too gets there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lbguard.affinity.names import IN_TABLE, healthy_map, steer_chain
@@ -31,9 +31,15 @@ def sweep_rules() -> list[str]:
     ]
 
 
-def ring(marks: Sequence[int]) -> list[str]:
-    """Return the elements of `next_FAMILY` for one stream: each healthy target with the one after it."""
-    return [f"{mark} : {after}" for mark, after in zip(marks, [*marks[1:], *marks[:1]], strict=True) if mark != after]
+def ring(marks: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the elements of `next_FAMILY` for one stream: each healthy target with the one after it."""
+    return ((mark, after) for mark, after in zip(marks, [*marks[1:], *marks[:1]], strict=True) if mark != after)
+
+
+def shares(marks: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return the ranges of slots of a stream's healthy targets: the first slot, the one after the last, the mark."""
+    edges = [CHOICES * n // len(marks) for n in range(len(marks) + 1)] if marks else []
+    return [(first, end, mark) for first, end, mark in zip(edges, edges[1:], marks, strict=False) if end > first]
 
 
 def stream_objects(stream: str) -> list[str]:
@@ -58,18 +64,3 @@ def drop_steer_chain(chain: str) -> list[str]:
     """Return the commands that remove a chain of `stream_objects` and its map; no mark may lead there any more."""
     healthy = chain.replace("steer_", "healthy_", 1)
     return [f"flush chain {IN_TABLE} {chain}", f"delete chain {IN_TABLE} {chain}", f"delete map {IN_TABLE} {healthy}"]
-
-
-def fill_healthy(stream: str, family: int, marks: Sequence[int]) -> list[str]:
-    """Return the commands that spread a stream's slots over these targets, in place of all before."""
-    healthy = healthy_map(stream, family)
-    lines = [f"flush map {IN_TABLE} {healthy}"]
-    if marks:
-        edges = [CHOICES * n // len(marks) for n in range(len(marks) + 1)]
-        shares = ", ".join(
-            f"{first}-{end - 1} : {mark}" if end - first > 1 else f"{first} : {mark}"
-            for first, end, mark in zip(edges, edges[1:], marks, strict=False)
-            if end > first
-        )
-        lines.append(f"add element {IN_TABLE} {healthy} {{ {shares} }}")
-    return lines

@@ -1,44 +1,34 @@
 """Contents of the affinity table that follow from the steering of streams: desired, and as the kernel has them."""
 
-import sys
 from collections.abc import Iterable
-from typing import Final
 
 from lbguard.affinity import choice
+from lbguard.affinity.elements import Element, read_jumps
 from lbguard.affinity.names import TABLE, steer_chain
 from lbguard.affinity.ruleset import MARK_SETS, NEXT_MAPS, STEER_MAPS
 from lbguard.core.model import FamilySteering, StreamSteering
 from lbguard.distributor.nftables.elements import list_request, read_keys, read_pairs
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS, Nfnetlink
-from lbguard.kernel.codec.framing import attributes
-
-# include/uapi/linux/netfilter/nf_tables.h
-_ELEMENT_LIST: Final = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
-_KEY, _DATA = 1, 2
-_VALUE, _VERDICT, _VERDICT_CHAIN = 1, 2, 2
-
-_NOTHING: Final = memoryview(b"")
 
 
-def sets_of(streams: Iterable[StreamSteering]) -> dict[str, set[str]]:
+def sets_of(streams: Iterable[StreamSteering]) -> dict[str, set[Element]]:
     """Return the elements of each set and map whose keys are marks."""
-    sets: dict[str, set[str]] = {name: set() for name in (*MARK_SETS, *STEER_MAPS, *NEXT_MAPS)}
+    sets: dict[str, set[Element]] = {name: set() for name in (*MARK_SETS, *STEER_MAPS, *NEXT_MAPS)}
     for steering in streams:
-        marks = list(map(str, steering.marks))
-        sets["marks"].update(marks)
+        sets["marks"].update(steering.marks)
         if steering.learning:
-            sets["learn"].update(marks)
+            sets["learn"].update(steering.marks)
         if steering.observing:
-            sets["observe"].update(marks)
+            sets["observe"].update(steering.marks)
         for family, of_family in ((4, steering.ipv4), (6, steering.ipv6)):
-            sets[f"served_{family}"].update(map(str, of_family.served))
-            sets[f"avoid_{family}"].update(map(str, of_family.avoid))
-            sets[f"fallen_{family}"].update(map(str, _fallen(steering, of_family)))
+            sets[f"served_{family}"].update(of_family.served)
+            sets[f"avoid_{family}"].update(of_family.avoid)
+            sets[f"fallen_{family}"].update(_fallen(steering, of_family))
             sets[f"next_{family}"].update(choice.ring(of_family.healthy))
             # Without a healthy target, the mark stays as it is.
             if of_family.healthy:
                 chain = steer_chain(steering.stream, family)
-                sets[f"steer_{family}"].update([f"{mark} : jump {chain}" for mark in marks])
+                sets[f"steer_{family}"].update([(mark, chain) for mark in steering.marks])
     return sets
 
 
@@ -61,13 +51,13 @@ def owners_of(streams: Iterable[StreamSteering]) -> dict[int, str]:
     return {mark: steering.stream for steering in streams for mark in steering.marks}
 
 
-def read_sets(kernel: Nfnetlink) -> dict[str, set[str]]:
+def read_sets(kernel: Nfnetlink) -> dict[str, set[Element]]:
     """Return the kernel's elements of the sets and maps of `sets_of`; an absent set is empty."""
-    sets = {name: set(map(str, read_keys(_elements(kernel, name)))) for name in MARK_SETS}
-    sets |= {name: set(map(_jump, _each(_elements(kernel, name)))) for name in STEER_MAPS}
+    sets: dict[str, set[Element]] = {name: set(read_keys(_elements(kernel, name))) for name in MARK_SETS}
+    sets |= {name: set(read_jumps(_elements(kernel, name))) for name in STEER_MAPS}
     for name in NEXT_MAPS:
-        pairs = [pair for keys, marks in read_pairs(_elements(kernel, name)) for pair in zip(keys, marks, strict=True)]
-        sets[name] = {f"{mark} : {after}" for mark, after in pairs}
+        pairs = read_pairs(_elements(kernel, name))
+        sets[name] = {pair for keys, marks in pairs for pair in zip(keys, marks, strict=True)}
     return sets
 
 
@@ -78,19 +68,3 @@ def _fallen(steering: StreamSteering, of_family: FamilySteering) -> set[int]:
 
 def _elements(kernel: Nfnetlink, name: str) -> list[memoryview]:
     return kernel.dump(GET_ELEMENTS, list_request(TABLE, name)) or []
-
-
-def _each(found: Iterable[memoryview]) -> Iterable[memoryview]:
-    for body in found:
-        for kind, payload in attributes(body):
-            if kind == _ELEMENT_LIST:
-                yield from (element for _, element in attributes(payload))
-
-
-def _jump(element: memoryview) -> str:
-    """Return an element of a verdict map as nft writes it."""
-    fields = dict(attributes(element))
-    mark = dict(attributes(fields.get(_KEY, _NOTHING))).get(_VALUE, _NOTHING)
-    verdict = dict(attributes(dict(attributes(fields.get(_DATA, _NOTHING))).get(_VERDICT, _NOTHING)))
-    chain = bytes(verdict.get(_VERDICT_CHAIN, b"")).rstrip(b"\0").decode(errors="replace")
-    return f"{int.from_bytes(mark, sys.byteorder)} : jump {chain}"

@@ -55,8 +55,6 @@ MARK_SETS: Final = ("marks", "served_4", "served_6", *EXCEPTIONAL_SETS)
 STEER_MAPS: Final = ("steer_4", "steer_6")
 NEXT_MAPS: Final = ("next_4", "next_6")
 
-_ELEMENTS_MAX: Final = 500
-"""Elements in one command: where sockets are small, each is a transaction."""
 _BEGINS: Final = {"tcp": "tcp flags & (syn | ack) == syn", "sctp": "sctp chunk init exists"}
 """First packets. Nothing tells the first packet of a UDP flow from the others."""
 
@@ -162,16 +160,6 @@ def defragment() -> list[str]:
         f"add rule {IN_TABLE} defragment meta l4proto tcp tproxy ip to 127.0.0.1:1",
         f"add rule {IN_TABLE} defragment meta l4proto tcp tproxy ip6 to [::1]:1",
     ]
-
-
-def change_elements(name: str, removed: Iterable[str], added: Iterable[str]) -> list[str]:
-    """Return the commands that remove and add elements of a set or map."""
-    lines = []
-    for verb, elements in (("delete", list(removed)), ("add", list(added))):
-        for start in range(0, len(elements), _ELEMENTS_MAX):
-            part = ", ".join(elements[start : start + _ELEMENTS_MAX])
-            lines.append(f"{verb} element {IN_TABLE} {name} {{ {part} }}")
-    return lines
 
 
 def _chains(protocol: str, family: int) -> list[str]:

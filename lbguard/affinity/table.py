@@ -5,21 +5,23 @@ import errno
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
-from lbguard.affinity import choice, ruleset
+from lbguard.affinity import choice, elements, ruleset
 from lbguard.affinity.contents import filled_of, owners_of, read_sets, sets_of
+from lbguard.affinity.elements import Element
 from lbguard.affinity.flows import count_flows, forget_flows
 from lbguard.affinity.names import (
     COUNTERS,
     IN_TABLE,
     TABLE,
     AffinityOptions,
+    healthy_map,
     is_of_stream,
     layout_chain,
     steer_chain,
@@ -27,6 +29,7 @@ from lbguard.affinity.names import (
 from lbguard.affinity.raw_rules import raw_rules
 from lbguard.core.model import FamilySteering, StreamSteering
 from lbguard.distributor.base import DistributorError
+from lbguard.distributor.nftables.elements import transactions
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
 from lbguard.distributor.nftables.nfnetlink import (
     DELETE_TABLE,
@@ -72,6 +75,8 @@ class _Held:
     streams: Mapping[str, StreamSteering] = field(default_factory=dict)
     chains: frozenset[str] = frozenset()
     """Chains of streams."""
+    complete: frozenset[str] = frozenset()
+    """Those of them that have their rules."""
     filled: frozenset[str] | None = None
     """The exceptional sets that have elements, and so the rules that look in them; None: unknown."""
     generation: int = -1
@@ -135,7 +140,7 @@ class AffinityTable:
 
     def _adopt(
         self, nft: NftContext, desired: Mapping[str, StreamSteering]
-    ) -> tuple[_Held, dict[str, set[str]] | None]:
+    ) -> tuple[_Held, dict[str, set[Element]] | None]:
         """Return the state that the kernel has, and the elements of its sets.
 
         An earlier run may have left a table: its flows are kept, and all other contents are changed as desired.
@@ -144,36 +149,34 @@ class AffinityTable:
         if inventory is None or not self._intact(inventory):
             self._build(nft, anew=inventory is not None)
             return _Held(), None
-        elements = read_sets(nft.kernel)
+        found = read_sets(nft.kernel)
         if not self._owners:
-            self._owners = _earlier_owners(elements, desired)
-        chains = frozenset(each.name for each in inventory if each.kind is Kind.CHAIN)
-        return _Held(chains=frozenset(filter(is_of_stream, chains))), elements
+            self._owners = _earlier_owners(found, desired)
+        chains = frozenset(e.name for e in inventory if e.kind is Kind.CHAIN and is_of_stream(e.name))
+        return _Held(chains=chains, complete=_complete(inventory, chains)), found
 
     def _change(
         self,
         nft: NftContext,
         held: _Held,
         desired: Mapping[str, StreamSteering],
-        found: Mapping[str, set[str]] | None,
+        found: Mapping[str, set[Element]] | None,
     ) -> _Held:
         """Turn one state of all streams into another, and return it. `found`: the kernel's elements where known."""
         changed = [steering for name, steering in desired.items() if held.streams.get(name) != steering]
         before = found or sets_of(s for name, s in held.streams.items() if desired.get(name) != s)
         after = sets_of(changed)
         filled = filled_of(desired.values())
-        chains = frozenset(steer_chain(name, family) for name in desired for family in (4, 6))
-        parts = [lines for each in changed if (lines := _stream_lines(held.streams.get(each.stream), each))]
+        chains = frozenset(chain for name in desired for chain in _chains_of(name))
+        _run(nft, [choice.stream_objects(name) for name in desired if not _chains_of(name) <= held.complete])
+        parts = [renewal for each in changed for renewal in _renewals(held.streams.get(each.stream), each)]
         for name in after:
-            lines = ruleset.change_elements(
-                name, sorted(before[name] - after[name]), sorted(after[name] - before[name])
-            )
-            parts += [[line] for line in lines]
-        if filled != held.filled:
-            parts.append(ruleset.exceptional_rules(self.options, filled))
-        parts += [choice.drop_steer_chain(chain) for chain in sorted(held.chains - chains)]
-        _transact(nft, parts)
-        return _Held(streams=desired, chains=chains, filled=filled)
+            parts += elements.changes(name, before[name], after[name])
+        for requests in transactions(parts, nft.kernel.transaction_bytes_max):
+            nft.kernel.transact(requests)
+        renewed = [] if filled == held.filled else [ruleset.exceptional_rules(self.options, filled)]
+        _run(nft, renewed + [choice.drop_steer_chain(chain) for chain in sorted(held.chains - chains)])
+        return _Held(streams=desired, chains=chains, complete=chains, filled=filled)
 
     def _look(self, nft: NftContext) -> bool:
         held = self._held
@@ -186,7 +189,7 @@ class AffinityTable:
         in_order = (
             inventory is not None
             and self._intact(inventory, held.filled)
-            and _has_chains(inventory, held.chains)
+            and _complete(inventory, held.chains) == held.chains
             and read_sets(nft.kernel) == sets_of(held.streams.values())
         )
         if in_order:
@@ -266,8 +269,8 @@ def remove_left_over() -> bool:
     return True
 
 
-def _transact(nft: NftContext, parts: Sequence[list[str]]) -> None:
-    """Carry out all parts in one transaction, or, where the socket has no room for it, in as few as it has."""
+def _run(nft: NftContext, parts: Sequence[list[str]]) -> None:
+    """Run all parts in one transaction, or, where the socket has no room for it, in as few as it has."""
     if not parts:
         return
     try:
@@ -276,18 +279,16 @@ def _transact(nft: NftContext, parts: Sequence[list[str]]) -> None:
         if os.strerror(errno.EMSGSIZE) not in str(error) or len(parts) == 1:
             raise
         middle = len(parts) // 2
-        _transact(nft, parts[:middle])
-        _transact(nft, parts[middle:])
+        _run(nft, parts[:middle])
+        _run(nft, parts[middle:])
 
 
-def _stream_lines(known: StreamSteering | None, steering: StreamSteering) -> list[str]:
-    """Return the commands that make a stream's chains and maps as desired, given how they were left."""
-    lines = choice.stream_objects(steering.stream) if known is None else []
+def _renewals(known: StreamSteering | None, steering: StreamSteering) -> Iterator[list[Request]]:
+    """Yield the requests that spread the slots of a stream over its healthy targets, given how it was left."""
     for family in (4, 6):
         was, wanted = (None if s is None else (s.ipv4 if family == 4 else s.ipv6).healthy for s in (known, steering))
         if was != wanted:
-            lines += choice.fill_healthy(steering.stream, family, wanted or ())
-    return lines
+            yield elements.renewal(healthy_map(steering.stream, family), choice.shares(wanted or ()))
 
 
 def _without(streams: Mapping[str, StreamSteering], marks: frozenset[int]) -> dict[str, StreamSteering]:
@@ -305,19 +306,24 @@ def _without(streams: Mapping[str, StreamSteering], marks: frozenset[int]) -> di
     }
 
 
-def _earlier_owners(elements: Mapping[str, set[str]], desired: Mapping[str, StreamSteering]) -> dict[int, str]:
+def _earlier_owners(found: Mapping[str, set[Element]], desired: Mapping[str, StreamSteering]) -> dict[int, str]:
     """Return the stream that each mark had in an earlier run, as far as its table says."""
     streams = {steer_chain(name, family): name for name in desired for family in (4, 6)}
-    jumps = [element.split(" : jump ") for name in ruleset.STEER_MAPS for element in elements[name]]
+    jumps = [element for name in ruleset.STEER_MAPS for element in found[name] if isinstance(element, tuple)]
     # Flows may be left of a stream that ended before the earlier run did.
-    unused = {mark: "" for mark in owners_of(desired.values()) if str(mark) not in elements["marks"]}
-    return unused | {int(mark): streams.get(chain, chain) for mark, chain in jumps}
+    unused = {mark: "" for mark in owners_of(desired.values()) if mark not in found["marks"]}
+    return unused | {mark: streams.get(str(chain), str(chain)) for mark, chain in jumps}
 
 
 def _rules_by_chain(inventory: Iterable[RulesetObject]) -> Counter[str]:
     return Counter(each.name for each in inventory if each.kind is Kind.RULE)
 
 
-def _has_chains(inventory: Iterable[RulesetObject], chains: Iterable[str]) -> bool:
+def _complete(inventory: Iterable[RulesetObject], chains: Iterable[str]) -> frozenset[str]:
+    """Return the chains of streams that have all of their rules."""
     rules = _rules_by_chain(inventory)
-    return all(rules[chain] == choice.STEER_RULES for chain in chains)
+    return frozenset(chain for chain in chains if rules[chain] == choice.STEER_RULES)
+
+
+def _chains_of(stream: str) -> frozenset[str]:
+    return frozenset(steer_chain(stream, family) for family in (4, 6))
