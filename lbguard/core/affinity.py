@@ -4,6 +4,7 @@ The kernel steers the packets (`lbguard/affinity`). This module computes the ste
 whose steering changed since the last effect.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from lbguard.core.addr import is_ipv4
@@ -26,6 +27,15 @@ class Affinity:
         if self._conditions.get(target.key) != conditions:
             self._conditions[target.key] = conditions
             self._changed[target.key.stream] = None
+
+    def avoids(self, target: Target, *, ipv4: bool) -> bool:
+        """Return whether new flows of a family are given to another target, by what was reported last."""
+        steering = self._reported.get(target.key.stream)
+        if steering is None:
+            return False
+        avoid = (steering.ipv4 if ipv4 else steering.ipv6).avoid
+        place = bisect_left(avoid, target.mark)
+        return place < len(avoid) and avoid[place] == target.mark
 
     def take(self, streams: Mapping[str, Stream], moved: Iterable[str]) -> list[SteerFlows]:
         """Return the changes since the last call, in one effect. `moved`: streams with targets that changed state."""
