@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from lbguard.affinity.ruleset import AffinityOptions
+from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts, AffinityTable, remove_left_over
 from lbguard.core.effects import SteerFlows
 from lbguard.core.events import Event

@@ -11,7 +11,7 @@ from enum import StrEnum
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lbguard.affinity.ruleset import AffinityOptions
+from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts
 from lbguard.core.effects import SteerFlows
 from lbguard.core.model import StreamSteering
