@@ -8,6 +8,7 @@ from typing import Protocol
 
 from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts, AffinityTable, remove_left_over
+from lbguard.affinity.trial import refusal
 from lbguard.core.effects import SteerFlows
 from lbguard.core.events import Event
 from lbguard.core.model import StreamSteering
@@ -150,11 +151,19 @@ class FlowAffinity:
 
 def make_affinity(settings: Settings, metrics: Metrics) -> FlowAffinity:
     """Build the keeper."""
+    return FlowAffinity(AffinityTable(_options(settings)), metrics)
+
+
+def affinity_refusal(settings: Settings) -> str:
+    """Return why the kernel refuses the rules of flow affinity; empty: it takes them. Nothing is changed."""
+    return refusal(_options(settings))
+
+
+def _options(settings: Settings) -> AffinityOptions:
     group = settings.affinity
-    options = AffinityOptions(
+    return AffinityOptions(
         every_flow=group.mode == "all", max_flows=group.max_flows, idle_s=round(group.idle), udp=group.udp
     )
-    return FlowAffinity(AffinityTable(options), metrics)
 
 
 async def end_earlier_affinity(settings: Settings) -> None:
