@@ -157,7 +157,7 @@ class Daemon:
             return None
         from lbguard.service.affinity import make_affinity
 
-        return make_affinity(self.settings, self.metrics)
+        return make_affinity(self.settings, self.metrics, self._packets.read_marks, self._post)
 
     def _make_source(self) -> Source | None:
         settings = self.settings

@@ -95,9 +95,31 @@ async def test_a_table_that_was_removed_is_made_again(lab: Lab, counters: Fallba
     lab.balancer.run("nft", "flush ruleset")
     assert await counters.read() == NOTHING
     assert await counters.read_hits() == NOTHING
-    lab.balancer.run("nft", "flush chain inet lbguard-counters prerouting")
+    lab.balancer.run("nft", "flush chain inet lbguard-counters marked")
     await counters.ensure(MARKS)
     assert "@fallback" in lab.balancer.run("nft", "list ruleset")
+
+
+async def test_the_chain_of_an_earlier_version_gives_way_and_its_counts_stay(
+    lab: Lab, counters: FallbackCounters
+) -> None:
+    """It had the priority of flow affinity, which may change marks after it."""
+    old = "add chain inet lbguard-counters prerouting { type filter hook prerouting priority -140; }"
+    lab.balancer.run("nft", "delete chain inet lbguard-counters marked")
+    lab.balancer.run("nft", old)
+    lab.balancer.run("nft", "add rule inet lbguard-counters prerouting meta mark @hits")
+    lab.balancer.run("nft", "add table ip other")
+    lab.balancer.run("nft", "add chain ip other c { type filter hook prerouting priority mangle; }")
+    lab.balancer.run("nft", f"add rule ip other c ip daddr {VIP4} meta mark set 5003")
+    lab.deliver([packets.flow_packet(flow) for flow in FLOWS[:5]])
+    await counters.ensure(MARKS)
+    assert "prerouting {" not in lab.balancer.run("nft", "list table inet lbguard-counters")
+    # Flow affinity made anew comes last among the chains of its priority, and still acts before the counters.
+    lab.balancer.run("nft", "add chain ip other later { type filter hook prerouting priority -140; }")
+    lab.balancer.run("nft", f"add rule ip other later ip daddr {VIP4} meta mark set 5004")
+    lab.deliver([packets.flow_packet(flow) for flow in FLOWS[:7]])
+    hits = await until(counters.read_hits, 12)
+    assert (hits[5003].packets, hits[5004].packets) == (5, 7)
 
 
 async def test_no_mark_is_allowed(lab: Lab, counters: FallbackCounters) -> None:
