@@ -114,6 +114,12 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
             )
         case Action.STAY if at is not None:
             text = f"It stays frozen, for at most {span} after the next {left}, unless the path comes back: {why}."
+        case Action.HOLD if at is None and until is not None:
+            text = (
+                f"The lost family is withdrawn after {span} more (freeze.limit), or one grace window after the mass"
+                f" failure ends, if that is sooner, unless its path comes back: {why}, more than freeze.threshold"
+                " allows."
+            )
         case Action.HOLD if at is None:
             text = (
                 f"It is held without a deadline: {why}, and both families are one entry of the table, so withdrawing it"

@@ -107,6 +107,12 @@ MOST = "6 of 10 targets are broken"
             "It is held without a deadline: IPv6 is lost, IPv4 is ok, and both families are one entry of the table",
         ),
         (
+            "held",
+            Prediction(action=Action.HOLD, until=140.0, why=MOST),
+            f"The lost family is withdrawn after 40.0 s more (freeze.limit), or one grace window after the mass failure"
+            f" ends, if that is sooner, unless its path comes back: {MOST}",
+        ),
+        (
             "frozen",
             Prediction(action=Action.WITHDRAW, at=130.0, why=MOST),
             "It is withdrawn in 30.0 s (freeze.limit), or one grace window after the mass failure ends",
