@@ -59,7 +59,7 @@ class Engine(EngineState):
             return []
         effects = self._announcements()
         self._adopt(now)
-        self.view.changes.ips |= self.paths.verdict_fusion.expire(now)
+        self.view.changes.ips |= self.paths.verdict_fusion.expire(now) | self.paths.neighbors.expire(now)
         self._mark_changed()
         for target in self.stream_registry.take_dirty():
             self._evaluate(target, now)

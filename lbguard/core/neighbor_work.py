@@ -80,6 +80,10 @@ class ProbeWheel:
 PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 """Pauses before each solicitation, from the previous one (the first from the link's arrival)."""
 
+ANSWER_AWAITED_S = 3.0
+"""An address that did not answer so long after its link arrived gets new flows all the same: the link may need no
+neighbour entries."""
+
 _PER_ROUND = 512
 
 
@@ -134,6 +138,7 @@ class NeighborWork:
         self._view = view
         self._wheel = ProbeWheel(0.0 if config.observe else config.neighbor_probe_interval_s)
         self._solicitation = NeighborSolicitation()
+        self._awaited: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
         self._flush: dict[tuple[int, Ip], None] = {}
         self._resolve: dict[tuple[int, Ip], None] = {}
         self._tuned: dict[int, LinkKey] = {}
@@ -174,12 +179,17 @@ class NeighborWork:
         if link is not None and self._tuned.get(ifindex) == link.key and link not in self._to_tune:
             self._to_tune.append(link)
 
-    def arrived(self, link: Link, ip: Ip, now: float, *, same_link: bool) -> None:
-        """Act on a link that took over a path: resolve the neighbour at once, flush entries from before a loss."""
+    def arrived(self, link: Link, ip: Ip, now: float, *, before: LinkKey | None) -> None:
+        """Act on a link that took over a path: resolve the neighbour at once, flush entries from before a loss.
+
+        `before` is the link that the path had, None for a path that is new.
+        """
         if self._config.observe:
             return
         entry = (link.ifindex, ip)
-        if same_link and ip in link.neighbors and link.neighbors[ip].mac:
+        if before is not None:
+            self._awaited.set((link.key, ip), now + ANSWER_AWAITED_S)
+        if before == link.key and ip in link.neighbors and link.neighbors[ip].mac:
             self._flush[entry] = None
         self._resolve[entry] = None
         if self._config.solicit_neighbors:
@@ -189,10 +199,18 @@ class NeighborWork:
             if link not in self._to_tune:
                 self._to_tune.append(link)
 
+    def awaits(self, link: LinkKey, ip: Ip) -> bool:
+        """Return whether a link arrived so short a time ago that an address may not have answered there yet."""
+        return self._awaited.get((link, ip)) is not None
+
+    def expire(self, now: float) -> dict[Ip, None]:
+        """Return the addresses whose first answer on a link is not awaited any more."""
+        return dict.fromkeys(ip for _, ip in self._awaited.pop_due(now))
+
     def next(self, now: float) -> float | None:
         """Return when neighbour work is due next."""
-        moments = [moment for moment in (self._wheel.next(now), self._solicitation.next()) if moment is not None]
-        return min(moments, default=None)
+        moments = (self._wheel.next(now), self._solicitation.next(), self._awaited.next())
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def take_flushes(self) -> list[Effect]:
         """Return the effects that precede the routes: flushes of outdated entries."""

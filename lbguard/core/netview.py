@@ -84,6 +84,13 @@ class NetView:
         neighbor = link.neighbors.get(ip)
         return neighbor is not None and neighbor.failures >= self._failures_needed
 
+    def neighbor_unanswered(self, link: Link, ip: Ip, *, awaited: bool) -> bool:
+        """Return whether the last resolution of an address failed, or none succeeded yet while an answer is awaited."""
+        neighbor = link.neighbors.get(ip)
+        if self.foreign_neighbor(link.ifindex, ip):
+            return False
+        return awaited if neighbor is None else neighbor.failures > 0 or (awaited and not neighbor.resolved)
+
     def foreign_neighbor(self, ifindex: int, ip: Ip) -> bool:
         """Return whether a link's neighbour entry of an address, followed or not, is foreign."""
         return ip in self._foreign.get(ifindex, ())
@@ -230,7 +237,7 @@ class NetView:
                 self._ownership.release(event.prefix, link, remains=True)
             self._ownership.elect(event.prefix)
 
-    def neighbor_seen(self, event: NeighborSeen, now: float) -> None:
+    def neighbor_seen(self, event: NeighborSeen, now: float, *, dumped: bool = False) -> None:
         """Record the state of a target's neighbour entry; of others only whether they are foreign matters."""
         if event.foreign:
             self._foreign.setdefault(event.ifindex, set()).add(event.ip)
@@ -243,11 +250,11 @@ class NetView:
         neighbor = link.neighbors.get(event.ip)
         if neighbor is None:
             neighbor = link.neighbors[event.ip] = Neighbor(NeighborState.NONE)
-        failures, mac = neighbor.failures, neighbor.mac
-        neighbor.seen(event, now)
+        failures, mac, resolved = neighbor.failures, neighbor.mac, neighbor.resolved
+        neighbor.seen(event, now, dumped=dumped)
         if mac and neighbor.mac != mac:
             self.changes.moved_neighbors.append((event.ifindex, event.ip, mac, neighbor.mac))
-        if failures != neighbor.failures:
+        if failures != neighbor.failures or (neighbor.resolved and not resolved):
             self.changes.ips[event.ip] = None
 
     def neighbor_gone(self, event: NeighborGone) -> None:
@@ -316,7 +323,7 @@ class NetView:
             known = self.links[entry.ifindex].neighbors.get(entry.ip) if entry.ifindex in self.links else None
             # A dump that repeats a failure does not count it again.
             if known is None or known.state != entry.state or entry.foreign or entry.mac not in (b"", known.mac):
-                self.neighbor_seen(entry, now)
+                self.neighbor_seen(entry, now, dumped=True)
 
     def _paths_changed(self, ips: dict[Ip, None]) -> None:
         self.changes.ips.update(ips)

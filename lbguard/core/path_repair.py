@@ -90,9 +90,10 @@ class PathRepair:
             elif view.neighbor_failed(link, ip):
                 condition = Condition.NEIGHBOR_FAILED
             if path.link != link.key or before in _SAME_LINK_WAS_CUT:
-                self.neighbors.arrived(link, ip, now, same_link=path.link == link.key)
+                self.neighbors.arrived(link, ip, now, before=path.link)
                 path.link = link.key
             path.condition = condition
+            path.unanswered = view.neighbor_unanswered(link, ip, awaited=self.neighbors.awaits(link.key, ip))
         if len(target.paths) < 2 and owns:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
                 self._tables.drop_family(target.mark, ipv4=ipv4)

@@ -31,7 +31,8 @@ class Path:
 
     `lb_ip`: our address at this end of the link. `verdict`: the fused opinion of reporters, in one word.
     `healing_until`: the end of the time to wait for a reported repair. `withdrawn`: the target is HELD for another
-    family, and this one was withdrawn alone.
+    family, and this one was withdrawn alone. `unanswered`: the neighbour's last resolution failed, or it did not answer
+    yet on a link that arrived; new flows go elsewhere meanwhile, for that costs nothing.
     """
 
     condition: Condition = Condition.NO_LINK
@@ -41,6 +42,7 @@ class Path:
     verdict: str = ""
     healing_until: float = float("-inf")
     withdrawn: bool = False
+    unanswered: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Scenarios of flow affinity: new connections are opened during an outage, and live on."""
+"""Scenarios of flow affinity: new connections are opened during an outage or a change of the list, and live on."""
 
 from lbguard.lab.promise import Promise
 from lbguard.lab.scenario_model import Do, Scenario, Step, recreate
@@ -8,6 +8,15 @@ LONG_OUTAGE_S = 4.0
 PATIENT_S, HASTY_S = 10.0, 1.0
 """Grace windows: longer and shorter than the long outage."""
 FEW_FLOWS = 20
+DRAIN_S = 5.0
+LEARN_S = 5.0
+"""Default of `affinity.learn`: the table follows a change of the list so much later."""
+AFTER_S = 3.0
+"""Time for which connections are watched after the last change of the table; longer than that of a silent one."""
+DECIDED_WITHIN_S = 2.0
+"""Delay of a decision after its deadline on a busy machine."""
+JOINS = 4
+"""Target that joins the others."""
 
 
 def _long_outage(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
@@ -35,6 +44,14 @@ def _affinity_restart(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]
 
 def _one_family_gone(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
     return [Step(0.0, Do.DISABLE_LB_IPV6, 1)]
+
+
+def _removed(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.REMOVE_TARGET, 1)]
+
+
+def _added(_outage_s: float, _proxies: tuple[int, ...]) -> list[Step]:
+    return [Step(0.0, Do.ADD_TARGET, JOINS)]
 
 
 def _with_affinity(window_s: float, **others: str) -> dict[str, str]:
@@ -105,12 +122,44 @@ AFFINITY = (
     Scenario(
         name="one-family-gone",
         sentence="One link of the load balancer loses its IPv6 for good while its IPv4 works.",
-        promise=Promise(new_waited_max=0, new_broken_max=0),
+        promise=Promise(
+            new_waited_max=0, new_broken_max=0, lost_within_s=HASTY_S + DECIDED_WITHIN_S, lost_silent_max=0
+        ),
         steps=_one_family_gone,
         observe_s=9.0,
         family=6,
         lost_proxies=(1,),
         newcomers=True,
         settings=_with_affinity(HASTY_S),
+    ),
+    Scenario(
+        name="removed",
+        sentence="One target leaves the list; it keeps its connections for five seconds.",
+        promise=Promise(
+            new_waited_max=0,
+            new_broken_max=0,
+            new_on_removed_max=0,
+            lost_within_s=DRAIN_S + DECIDED_WITHIN_S,
+            lost_silent_max=0,
+        ),
+        steps=_removed,
+        observe_s=DRAIN_S + LEARN_S + AFTER_S,
+        proxies=(),
+        targets=(1,),
+        lost_targets=(1,),
+        drain_s=DRAIN_S,
+        newcomers=True,
+        settings=_with_affinity(PATIENT_S, LBGUARD_DRAIN__WINDOW=f"{DRAIN_S:g}s"),
+    ),
+    Scenario(
+        name="added",
+        sentence="A target joins the list.",
+        promise=Promise(new_waited_max=0, new_broken_max=0, new_on_added_min=1),
+        steps=_added,
+        observe_s=LEARN_S + AFTER_S + 1.0,
+        proxies=(),
+        unlisted=(JOINS,),
+        newcomers=True,
+        settings=_with_affinity(PATIENT_S),
     ),
 )

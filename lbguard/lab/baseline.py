@@ -2,8 +2,9 @@
 
 It does what Meridio 1.2's stateless-lb does: link events are coalesced for 100 ms, and every 10 s it looks anyway; each
 target that misses a route is taken out of the distributor (table `maglev`) and its rules and routes are deleted;
-targets that are out are tried again at each look; when two links share a subnet the older one is set down. Nothing is
-held, no neighbour entry is touched and nothing is announced.
+targets that are out are tried again at each look; when two links share a subnet the older one is set down. SIGHUP makes
+it read the list again: a target that left it is taken out at once. Nothing is held, no neighbour entry is touched and
+nothing is announced.
 
     python -m lbguard.lab.baseline --targets FILE --distributor nftables|nfqlb
 
@@ -31,9 +32,10 @@ def default_tables(network: Network) -> set[tuple[bool, int]]:
 class Baseline:
     """One stream's targets, in or out."""
 
-    def __init__(self, stream: StreamSpec, distributor: Distributor) -> None:
+    def __init__(self, targets_file: Path, distributor: Distributor) -> None:
         self._network = Network()
-        self._stream = stream
+        self._targets_file = targets_file
+        self._stream = _read(targets_file)
         self._distributor = distributor
         self._active: set[int] = set()
 
@@ -44,7 +46,14 @@ class Baseline:
         await self.look()
 
     async def reread(self) -> None:
-        """Do nothing: the list is what it was at the start."""
+        """Take the list anew: remove who left it, add who came."""
+        stream = _read(self._targets_file)
+        left = [target for target in self._stream.targets if target not in stream.targets]
+        self._stream = stream
+        for target in left:
+            if target.identifier in self._active:
+                await self._remove(target, "remove", None)
+        await self.look()
 
     async def look(self) -> None:
         """Withdraw every target that misses a route, and try those that are out."""
@@ -54,17 +63,17 @@ class Baseline:
             table = self._stream.mark(target.identifier)
             whole = all((is_ipv4(ip), table) in present for ip in target.ips)
             if target.identifier in self._active and not whole:
-                await self._withdraw(target, table)
+                await self._remove(target, "withdraw", "withdrawn")
             elif target.identifier not in self._active and self._program(target, table):
                 self._active.add(target.identifier)
                 await self._commit()
                 self._say(target, "readmit", "active")
 
-    async def _withdraw(self, target: TargetSpec, table: int) -> None:
+    async def _remove(self, target: TargetSpec, action: str, state: str | None) -> None:
         self._active.discard(target.identifier)
         await self._commit()
-        self._unprogram(target, table)
-        self._say(target, "withdraw", "withdrawn")
+        self._unprogram(target, self._stream.mark(target.identifier))
+        self._say(target, action, state)
 
     def _program(self, target: TargetSpec, table: int) -> bool:
         """Add rules and routes, by gateway alone as today; all or nothing."""
@@ -90,14 +99,19 @@ class Baseline:
             if result.error:
                 raise DistributorError(result.error)
 
-    def _say(self, target: TargetSpec, action: str, state: str) -> None:
+    def _say(self, target: TargetSpec, action: str, state: str | None) -> None:
         log("decision", action=action, identifier=target.identifier, stream=self._stream.name, state_to=state)
 
 
-async def run(stream: StreamSpec, distributor: Distributor) -> None:
+async def run(targets_file: Path, distributor: Distributor) -> None:
     """Look after one stream until SIGTERM; leave everything as it is."""
-    await follow(Baseline(stream, distributor))
+    await follow(Baseline(targets_file, distributor))
     await distributor.close()
+
+
+def _read(targets_file: Path) -> StreamSpec:
+    (stream,) = TargetsFile(targets_file).read()
+    return stream
 
 
 def make_distributor(kind: str) -> Distributor:
@@ -123,8 +137,7 @@ def main() -> None:
     parser.add_argument("--targets", type=Path, required=True)
     parser.add_argument("--distributor", default="nftables")
     arguments = parser.parse_args()
-    (stream,) = TargetsFile(arguments.targets).read()
-    asyncio.run(run(stream, make_distributor(arguments.distributor)))
+    asyncio.run(run(arguments.targets, make_distributor(arguments.distributor)))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,16 @@ class Controller:
         """Continue a stopped process (SIGCONT)."""
         self.send_signal(signal.SIGCONT)
 
+    async def reread_without(self, identifier: int) -> None:
+        """Have the process read the list of targets, which a target left, and wait until that one is not active."""
+        self.send_signal(signal.SIGHUP)
+        await self.wait_until(lambda: not self.is_active(frozenset({identifier})), f"remove target {identifier}")
+
+    async def reread_with(self, identifier: int) -> None:
+        """Have the process read the list of targets, which has a new one, and wait until that one is active."""
+        self.send_signal(signal.SIGHUP)
+        await self.wait_active(frozenset({identifier}))
+
     async def stop(self) -> None:
         """Ask the process to end (SIGTERM), and kill it when it does not."""
         if self._process is None:

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import lbguard
 from lbguard.lab.controller import READY_TIMEOUT_S, Column, Controller, Distribution, LabError
 from lbguard.lab.netns import Namespace
@@ -113,7 +111,7 @@ class MeridioLb:
         column: with lbguard or without.
         nfqlb: the packet process; the stand-in for Meridio's process makes its memory.
         namespace: the load balancer's.
-        targets_file: the registry's list; rewritten by `set_registered`.
+        targets_file: the registry's list.
         directory: for the program and the volume that both containers share; emptied.
     """
 
@@ -129,10 +127,8 @@ class MeridioLb:
     ) -> None:
         self._nfqlb = nfqlb
         self._targets_file = targets_file
-        self._listed = yaml.safe_load(targets_file.read_text())
         self._shared = directory / "shared"
         self._killed_at: float | None = None
-        self._gone: set[int] = set()
         shutil.rmtree(directory, ignore_errors=True)
         self._shared.mkdir(parents=True)
         search = nfqlb.search
@@ -203,30 +199,18 @@ class MeridioLb:
             await self._guard.check_alive()
         await self._lb.check_alive()
 
-    async def remove(self, identifier: int) -> None:
-        """Take a target out of the registry's list, notify the load balancer, and wait until it has removed it."""
-        self._gone.add(identifier)
-        await self._tell()
+    async def reread_without(self, identifier: int) -> None:
+        """Notify the load balancer that a target left the registry's list, and wait until it has removed it."""
+        self._lb.send_signal(signal.SIGHUP)
         # Removed is what it says last of a removal; the record of how long it took comes before.
         await self._lb.wait_until(
             lambda: not self._lb.is_active(frozenset({identifier})), f"remove target {identifier}"
         )
 
-    async def add(self, identifier: int) -> None:
-        """Put a target back into the registry's list, notify the load balancer, and wait until it has activated it."""
-        self._gone.discard(identifier)
-        await self._tell()
-        await self._lb.wait_active(frozenset({identifier}))
-
-    async def _tell(self) -> None:
-        streams = [
-            {**stream, "targets": [each for each in stream["targets"] if each["identifier"] not in self._gone]}
-            for stream in self._listed["streams"]
-        ]
-        news = self._targets_file.with_suffix(".new")
-        await asyncio.to_thread(news.write_text, yaml.safe_dump({"streams": streams}, sort_keys=False))
-        news.replace(self._targets_file)
+    async def reread_with(self, identifier: int) -> None:
+        """Notify the load balancer that a target came into the registry's list, and wait until it has activated it."""
         self._lb.send_signal(signal.SIGHUP)
+        await self._lb.wait_active(frozenset({identifier}))
 
     async def _guard_listens(self, guard: Controller) -> None:
         try:

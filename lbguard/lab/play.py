@@ -25,6 +25,7 @@ from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts
 from lbguard.lab.meridio_scenarios import AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind, NfqlbProcess, kind_here, search_path
 from lbguard.lab.scenario_model import Do, Scenario, Step
+from lbguard.lab.target_list import TargetList
 from lbguard.lab.topology import LB_HOST, MAX_TARGETS, STREAM, Chain
 from lbguard.lab.traffic import NEW_MAX, TrafficResult
 
@@ -150,13 +151,15 @@ class _Player:
         setup.work_dir.mkdir(parents=True, exist_ok=True)
         targets_file = setup.work_dir / "targets.yaml"
         self._chain.write_targets_file(targets_file)
+        self._targets = TargetList(targets_file)
+        await self._targets.remove(*self._scenario.unlisted)
         self._controller = await self._make_controller(stack, targets_file)
         self._progress(f"starting {run.column}", 0)
         server = await stack.enter_async_context(_process(self._server_argv()))
         stack.push_async_callback(self._controller.stop)
         async with naming_what_ended(self._controller):
             await self._controller.start()
-            await self._controller.wait_active(frozenset(place.identifier for place in self._chain.places))
+            await self._controller.wait_active(self._listed())
             await _expect(server, "ready")
             await self._start_mesh(stack)
             self._progress("opening connections", 0)
@@ -221,10 +224,10 @@ class _Player:
             await _expect(client, "done", finish=True)
         run.traffic = TrafficResult.from_json(json.loads(await asyncio.to_thread(result_file.read_text)))
         run.ended = run.traffic.ended
+        run.records = list(self._controller.records)
         run.measured = measure(run.traffic, run.started, self._scope())
         if isinstance(self._controller, MeridioLb):
-            everybody = frozenset(place.identifier for place in self._chain.places)
-            run.lb = gather_facts(self._controller.lb_records, run.traffic, everybody)
+            run.lb = gather_facts(self._controller.lb_records, run.traffic, self._listed())
 
     async def _act(self) -> None:
         """Do every step at its time, then watch."""
@@ -263,11 +266,10 @@ class _Player:
         commands: dict[Do, Callable[[], Awaitable[None]]] = {
             Do.KILL_CONTROLLER: self._controller.kill,
             Do.START_CONTROLLER: self._controller.start,
+            Do.REMOVE_TARGET: partial(self._remove, step.number),
+            Do.ADD_TARGET: partial(self._add, step.number),
         }
-        if isinstance(self._controller, MeridioLb):
-            commands[Do.REMOVE_TARGET] = partial(self._controller.remove, step.number)
-            commands[Do.ADD_TARGET] = partial(self._controller.add, step.number)
-        else:
+        if not isinstance(self._controller, MeridioLb):
             commands[Do.STOP_CONTROLLER] = self._controller.suspend
             commands[Do.CONTINUE_CONTROLLER] = self._controller.resume
         if step.do in changes:
@@ -277,16 +279,35 @@ class _Player:
         if self._mesh is not None:
             await self._mesh.do(step.do, step.number)
 
+    async def _remove(self, identifier: int) -> None:
+        await self._targets.remove(identifier)
+        await self._controller.reread_without(identifier)
+
+    async def _add(self, identifier: int) -> None:
+        await self._targets.add(identifier)
+        await self._controller.reread_with(identifier)
+
+    def _listed(self) -> frozenset[int]:
+        """Return the targets that are in the list at the start."""
+        return frozenset(place.identifier for place in self._chain.places) - frozenset(self._scenario.unlisted)
+
     def _scope(self) -> Scope:
         scenario = self._scenario
         behind = self._chain.behind(scenario.disturbed_proxies(self._proxies))
         return Scope(
             disturbed=behind | frozenset(scenario.targets),
-            lost=self._chain.behind(scenario.lost_proxies),
+            lost=self._chain.behind(scenario.lost_proxies) | frozenset(scenario.lost_targets),
+            lost_from=self._drain_began() + scenario.drain_s,
+            relisted=scenario.relisted(self._setup.outage_s, self._proxies),
             family=scenario.family,
             stepped=self._run.stepped,
             waited_over_s=WAITED_FOR_SYN_S if self._run.nfqlb is NfqlbKind.STAND_IN else WAITED_OVER_S,
         )
+
+    def _drain_began(self) -> float:
+        """Return when the process that decides began to drain a target; without one, when the scenario started."""
+        began = (record["ts"] for record in self._run.records if record.get("action") == "drain")
+        return next(began, self._run.started)
 
 
 @contextlib.asynccontextmanager

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lbguard.lab.measure import WAITED_OVER_S, Decided, Measurement
+from lbguard.lab.measure import AT_ONCE_S, WAITED_OVER_S, Decided, Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,9 +11,11 @@ class Promise:
 
     `median_over_outage_s` bounds the median gap of the disturbed connections: at most the outage plus this many
     seconds. `longest_gap_s` is a strict bound. Lost targets are those whose path never comes back; `lost_within_s`
-    bounds how long they stay in the table. `holds_max`, `withdrawals_max`: how often others may be held and withdrawn.
+    bounds how long they stay in the table, and `lost_silent_max` how many of their connections get neither an answer
+    nor a reset. `holds_max`, `withdrawals_max`: how often others may be held and withdrawn.
     `dropped_min`: so many verdicts at least were dropped by name. `new_waited_max` and `new_broken_max` bound how many
-    new connections wait to be connected and how many break.
+    new connections wait to be connected and how many break. `new_on_removed_max` bounds how many of them reach a target
+    that left the list, `new_on_added_min` is how many at least reach one that joined it.
     """
 
     broken_max: int = 0
@@ -21,16 +23,19 @@ class Promise:
     median_over_outage_s: float | None = None
     longest_gap_s: float | None = None
     lost_within_s: float | None = None
+    lost_silent_max: int | None = None
     holds_max: int | None = None
     withdrawals_max: int | None = None
     dropped_min: int = 0
     new_waited_max: int | None = None
     new_broken_max: int | None = None
+    new_on_removed_max: int | None = None
+    new_on_added_min: int | None = None
 
     def misses(self, measured: Measurement, outage_s: float, decided: Decided | None = None) -> list[str]:
         """Return in words what was missed; an empty list means the promise was kept."""
         missed = []
-        if measured.opened == 0 or measured.disturbed == 0:
+        if measured.opened == 0 or (measured.disturbed == 0 and self.new_on_added_min is None):
             missed.append("no connection was disturbed, so nothing was shown")
         if measured.broken > self.broken_max:
             missed.append(f"{measured.broken} connections broken, {self.broken_max} promised")
@@ -42,6 +47,11 @@ class Promise:
                 missed.append(f"median gap {measured.median_gap_s:.2f} s, at most {limit:.2f} s promised")
         if self.longest_gap_s is not None and measured.longest_gap_s >= self.longest_gap_s:
             missed.append(f"longest gap {measured.longest_gap_s:.2f} s, under {self.longest_gap_s:g} s promised")
+        if self.lost_silent_max is not None and measured.lost_silent > self.lost_silent_max:
+            missed.append(
+                f"{measured.lost_silent} of {measured.lost_connections} connections of lost targets got no reset,"
+                f" {self.lost_silent_max} promised"
+            )
         return missed + self._misses_of_newcomers(measured) + self._misses_of_decisions(decided or Decided())
 
     def _misses_of_newcomers(self, measured: Measurement) -> list[str]:
@@ -58,6 +68,16 @@ class Promise:
         if self.new_broken_max is not None and measured.new_broken > self.new_broken_max:
             missed.append(
                 f"{measured.new_broken} of {measured.new_opened} new connections broken, {self.new_broken_max} promised"
+            )
+        reached = measured.new_on_relisted
+        if self.new_on_removed_max is not None and reached > self.new_on_removed_max:
+            missed.append(
+                f"{reached} new connections reached the removed target later than {AT_ONCE_S * 1000:g} ms,"
+                f" {self.new_on_removed_max} promised"
+            )
+        if self.new_on_added_min is not None and reached < self.new_on_added_min:
+            missed.append(
+                f"{reached} new connections reached the added target, at least {self.new_on_added_min} promised"
             )
         return missed
 
@@ -88,6 +108,8 @@ class Promise:
             parts.append(f"longest gap under {self.longest_gap_s:g} s")
         if self.lost_within_s is not None:
             parts.append(f"lost targets withdrawn within {self.lost_within_s:g} s")
+        if self.lost_silent_max is not None:
+            parts.append(f"{self.lost_silent_max} connections of lost targets without a reset")
         if self.holds_max is not None:
             parts.append(f"{self.holds_max} held")
         if self.withdrawals_max is not None:
@@ -98,4 +120,8 @@ class Promise:
             parts.append(f"{self.new_waited_max} new ones wait over {WAITED_OVER_S * 1000:g} ms")
         if self.new_broken_max is not None:
             parts.append(f"{self.new_broken_max} new ones broken")
+        if self.new_on_removed_max is not None:
+            parts.append(f"{self.new_on_removed_max} new ones reach the removed target after {AT_ONCE_S * 1000:g} ms")
+        if self.new_on_added_min is not None:
+            parts.append("new ones reach the added target")
         return ", ".join(parts)

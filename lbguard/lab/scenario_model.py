@@ -52,8 +52,9 @@ class Step:
 class Scenario:
     """One scenario.
 
-    `proxies` and `targets` name who is disturbed. Targets behind `lost_proxies` never come back in the disturbed
-    `family`, or only after the grace window. `dad` leaves IPv6 duplicate address detection on, as the
+    `proxies` and `targets` name who is disturbed. Targets behind `lost_proxies` and `lost_targets` never come back in
+    the disturbed `family`, or only after the grace window; `drain_s` is how long the latter keep their connections.
+    `unlisted` targets are not in the list at the start. `dad` leaves IPv6 duplicate address detection on, as the
     kernel has it by default.
     `monitored`: real monitors run in the proxies' namespaces, and report to lbguard.
     `newcomers`: a new connection is opened every 20 ms, beside the long-lived ones. `settings` are environment
@@ -71,6 +72,9 @@ class Scenario:
     targets: tuple[int, ...] = ()
     family: int | None = None
     lost_proxies: tuple[int, ...] = ()
+    lost_targets: tuple[int, ...] = ()
+    drain_s: float = 0.0
+    unlisted: tuple[int, ...] = ()
     dad: bool = False
     monitored: bool = False
     newcomers: bool = False
@@ -80,6 +84,11 @@ class Scenario:
     def disturbed_proxies(self, proxies: tuple[int, ...]) -> tuple[int, ...]:
         """Return the proxies whose targets are disturbed (`None` in the data means every one)."""
         return proxies if self.proxies is None else self.proxies
+
+    def relisted(self, outage_s: float, proxies: tuple[int, ...]) -> frozenset[int]:
+        """Return the targets that leave the list or join it."""
+        changes = (Do.REMOVE_TARGET, Do.ADD_TARGET)
+        return frozenset(step.number for step in self.steps(outage_s, proxies) if step.do in changes)
 
 
 def recreate(proxy: int, at_s: float, outage_s: float) -> list[Step]:
