@@ -10,7 +10,7 @@ from lbguard.core.effects import Effect, ForgetStream
 from lbguard.core.events import OpenDrain
 from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import StreamSpec, TargetKey, TargetSpec, TargetState
+from lbguard.core.model import ADMITTED, StreamSpec, TargetKey, TargetSpec
 from lbguard.core.netview import NetView
 from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Stream, Target
@@ -70,8 +70,7 @@ class StreamRegistry:
         for name, stream in self.streams.items():
             if name not in listed and not stream.removed:
                 self._remove_stream(stream, now)
-        for spec in specs:
-            self._update_stream(spec, now)
+        self._update_streams(specs, now)
         self._drain_on(now)
 
     def remember_drains(self, drains: Iterable[OpenDrain], now: float) -> None:
@@ -110,8 +109,7 @@ class StreamRegistry:
             self.attach.pop(name, None)
             self._forgotten.append(stream.spec)
             postponed, self._postponed = self._postponed, {}
-            for spec in postponed.values():
-                self._update_stream(spec, now)
+            self._update_streams(postponed.values(), now)
 
     def take_forgotten(self) -> list[Effect]:
         """Return a ForgetStream effect for each stream that ended since the last call."""
@@ -134,7 +132,15 @@ class StreamRegistry:
                 # It is out of the table since the earlier run: there is nothing to drain.
                 self._remove_target(stream, target, now)
 
-    def _update_stream(self, spec: StreamSpec, now: float) -> None:
+    def _update_streams(self, specs: Iterable[StreamSpec], now: float) -> None:
+        """Apply lists: first what leaves them, as an address that another stream takes ends a drain."""
+        accepted = [stream for spec in specs if (stream := self._accept(spec, now)) is not None]
+        for stream in accepted:
+            for target in {target.identifier: target for target in stream.spec.targets}.values():
+                self._update_target(stream, target, now)
+
+    def _accept(self, spec: StreamSpec, now: float) -> Stream | None:
+        """Apply the list of a stream except for its targets that are new or changed; None: it has to wait."""
         name = spec.name
         stream = self.streams.get(name)
         if stream is None:
@@ -142,14 +148,14 @@ class StreamRegistry:
                 # Another stream uses these marks until it is gone: packets of one would reach targets of the other.
                 self.ignored["marks_in_use"] += 1
                 self._postponed[name] = spec
-                return
+                return None
             stream = self.streams[name] = Stream(spec)
             self.attach[name] = None
         elif _identity(stream.spec) != _identity(spec):
             if stream.removed:
                 # It is added as a new stream once the old one is gone.
                 self._postponed[name] = spec
-                return
+                return None
             # The size and the marks of a table are fixed when it is made; half a change would misdirect packets.
             # Changes of the targets that fit are applied: a removal always counts.
             self.ignored["stream_identity_changed"] += 1
@@ -158,11 +164,10 @@ class StreamRegistry:
             self.attach[name] = None
         stream.spec, stream.removed = spec, False
         self.review[name] = None
-        wanted = {target.identifier: target for target in spec.targets}
+        wanted = {target.identifier for target in spec.targets}
         for identifier in [i for i in stream.targets if i not in wanted]:
             self._leave(stream, stream.targets[identifier], now)
-        for target_spec in wanted.values():
-            self._update_target(stream, target_spec, now)
+        return stream
 
     def _update_target(self, stream: Stream, spec: TargetSpec, now: float) -> None:
         target = stream.targets.get(spec.identifier)
@@ -173,7 +178,7 @@ class StreamRegistry:
         had = () if target is None else tuple(target.paths)
         for ip in [ip for ip in spec.ips if ip not in had]:
             for other in list(self.by_ip.get(ip, ())):
-                if other.unlisted and other is not target:
+                if other.unlisted:
                     self.end_drain(other, now, "address_used_again")
         if target is None:
             target = stream.add(spec, now)
@@ -194,7 +199,7 @@ class StreamRegistry:
             return
         window_s = self._config.drain_window_s if self._config.affinity else 0.0
         in_table = stream.committed is None or target.key.identifier in stream.committed[1]
-        if window_s <= 0 or not in_table or target.state not in (TargetState.ACTIVE, TargetState.DRAINING):
+        if window_s <= 0 or not in_table or target.state not in ADMITTED or not target.forwards(now):
             self._remove_target(stream, target, now)
         else:
             target.unlisted = True

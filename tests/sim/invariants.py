@@ -26,6 +26,7 @@ from lbguard.core.model import (
     SOFT,
     Action,
     Condition,
+    Decision,
     LinkKey,
     Route,
     RouteKind,
@@ -47,7 +48,15 @@ _ORDER = list(Condition)
 _ADDS = (Action.ADMIT, Action.ADOPT, Action.READMIT)
 _BROKEN = (TargetState.HELD, TargetState.FROZEN)
 _TAKES = (Action.WITHDRAW, Action.REMOVE)
-_AT_A_MOMENT = (Action.WITHDRAW, Action.FREEZE, Action.PARDON, Action.READMIT, Action.HOLD)
+_AT_A_MOMENT = (
+    Action.WITHDRAW,
+    Action.WITHDRAW_FAMILY,
+    Action.FREEZE,
+    Action.PARDON,
+    Action.READMIT,
+    Action.HOLD,
+    Action.REMOVE,
+)
 
 
 @dataclass(slots=True)
@@ -109,7 +118,12 @@ class Watch:
     def _check_foreseen(self, effects: Iterable[fx.Effect]) -> None:
         """What a deadline brought is what was predicted, in every stream of which nothing else was decided."""
         foreseen, self._foreseen = self._foreseen, {}
-        done = {effect.decision.target: effect.decision for effect in effects if isinstance(effect, fx.Record)}
+        done: dict[TargetKey, Decision] = {}
+        for effect in effects:
+            if isinstance(effect, fx.Record):
+                # What follows from a decision at once, such as the removal of a withdrawn target that drained, is not
+                # foreseen.
+                done.setdefault(effect.decision.target, effect.decision)
         # A path may change in the same decision: a lease ends at that moment too.
         surprised = {key.stream for key, d in done.items() if key not in foreseen or d.action not in _AT_A_MOMENT}
         for key, what in foreseen.items():
