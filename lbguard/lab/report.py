@@ -157,7 +157,7 @@ def _table(names: Sequence[str], runs: Sequence[Run]) -> str:
 
 def _heads(*, with_new: bool) -> str:
     """Return the rows of headings; long-lived and new connections have a group each."""
-    groups = [("long-lived connections", HEADINGS, "")]
+    groups: list[tuple[str, Sequence[str], str]] = [("long-lived connections", HEADINGS, "")]
     if with_new:
         groups.append(("new connections", NEW_HEADINGS, "new"))
     over = "".join(f'<th class="group {kind}" colspan="{len(names)}">{name}</th>' for name, names, kind in groups)
