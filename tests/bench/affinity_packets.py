@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lbguard.affinity.names import IN_TABLE, AffinityOptions
 from lbguard.affinity.table import AffinityTable
 from lbguard.core.model import StreamTable
+from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.distributor.nftables.session import LIBRARY, NftContext
@@ -51,7 +52,7 @@ SIZES = {
 async def packet_rows(benchmark: str, scale: Scale, say: Say) -> list[Row]:
     """Measure packets of unknown, new and remembered flows in both families."""
     with path("affinity", TARGETS, "tcp dport 443") as (client, built):
-        trial = _Trial(benchmark, SIZES[scale], say, client, built)
+        trial = Trial(benchmark, SIZES[scale], say, client, built)
         await trial.start()
         try:
             return [row for family in (4, 6) for row in await _of_family(trial, family)]
@@ -59,7 +60,7 @@ async def packet_rows(benchmark: str, scale: Scale, say: Say) -> list[Row]:
             await trial.stop()
 
 
-async def _of_family(trial: "_Trial", family: int) -> list[Row]:
+async def _of_family(trial: "Trial", family: int) -> list[Row]:
     name = f"IPv{family}"
     await trial.remember(family, 0)
     rows = [
@@ -75,23 +76,30 @@ async def _of_family(trial: "_Trial", family: int) -> list[Row]:
     return rows
 
 
-class _Trial:
+class Trial:
+    """A load balancer with four targets, the distributor of one stream, and a client that floods it."""
+
+    where = ""
+    beside = "a packet with the distributor alone"
+
     def __init__(self, benchmark: str, size: Size, say: Say, client: Namespace, built: Pair) -> None:
         self.size = size
+        self.lb, self.peer = built.lb, built.peer
         self._benchmark = benchmark
         self._say = say
         self._client = client
         self._macs = client.link("lb").mac, built.lb.link("client").mac
         with built.lb.entered():
-            self._distributor = NftDistributor(TableKind.ANCHORED)
             self._nft = NftContext(LIBRARY)
             self._table = AffinityTable(AffinityOptions())
+        self._distributor: Distributor | None = None
         self._sender_ns = 0.0
 
     async def start(self) -> None:
-        """Make the distributor's table, and measure the sender alone."""
+        """Let the distributor work, and measure the sender alone."""
         active = frozenset(range(1, TARGETS + 1))
         stream = commit.stream()
+        self._distributor = await self.distribute()
         await self._distributor.attach(stream)
         (result,) = await self._distributor.commit([StreamTable(stream=stream, registered=active, active=active)])
         if result.error:
@@ -101,11 +109,21 @@ class _Trial:
             self._sender_ns = statistics.median([flood.send(self.size.packets) for _ in range(self.size.pairs)])
         self._nft.run("delete table netdev early")
 
+    async def distribute(self) -> Distributor:
+        """Return the distributor."""
+        with self.lb.entered():
+            return NftDistributor(TableKind.ANCHORED)
+
     async def stop(self) -> None:
         """Release what was opened; the namespaces go with all the rest."""
         await self._table.close()
-        await self._distributor.close()
+        if self._distributor is not None:
+            await self._distributor.close()
         self._nft.close()
+
+    def send(self, flood: Flood, count: int) -> float:
+        """Send so many packets and wait until they have left; return the processor time of each, in nanoseconds."""
+        return flood.send(count)
 
     async def remember(self, family: int, count: int) -> None:
         """Let exactly so many flows of a family be remembered."""
@@ -114,7 +132,7 @@ class _Trial:
         await self._table.apply([steering("stream-0", marks)])
         if count:
             with self._flood(family, 0, count, begin=True) as flood:
-                flood.send(count)
+                self.send(flood, count)
         await self._table.apply([steering("stream-0", marks, learning=False)])
         found = (await self._table.read()).flows["tcp", family]
         if found != count:
@@ -133,14 +151,14 @@ class _Trial:
         low, _, high = statistics.quantiles(added, n=4)
         return Row(
             benchmark=self._benchmark,
-            what=f"added to a packet: {what}",
+            what=f"added to a packet{self.where}: {what}",
             unit="ns",
             # A difference may be lost in the noise of few packets.
             measured=max(0.0, more),
             repetitions=len(added),
             aim=AIM * base,
             reference=base,
-            reference_what="a packet with the distributor alone",
+            reference_what=self.beside,
             details={
                 "packets": 2 * self.size.pairs * self.size.packets,
                 "added_ns_quartiles": [low, high],
@@ -151,8 +169,8 @@ class _Trial:
 
     def _measure(self, flood: Flood, flags: str) -> float:
         self._nft.run(f"add table {IN_TABLE} {{ {flags} }}")
-        flood.send(self.size.packets // 16)
-        return flood.send(self.size.packets)
+        self.send(flood, self.size.packets // 16)
+        return self.send(flood, self.size.packets)
 
     def _flood(self, family: int, first: int, count: int, *, begin: bool) -> Flood:
         client, gateway = self._macs
