@@ -1,7 +1,6 @@
 """Flow affinity: what it adds to a packet, packets lost while it changes, memory of a flow, and the time of changes.
 
-Beside nfqlb nothing is measured without a real one on PATH: its packets pass through a process of its own, which takes
-many times as long as the nftables distributor.
+Beside nfqlb it is measured where a real one is on PATH.
 """
 
 import asyncio
@@ -18,8 +17,10 @@ from lbguard.core.model import StreamSteering
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.distributor.nftables.session import LIBRARY, NftContext
+from lbguard.lab import nfqlb
 from lbguard.lab.netns import Namespace
 from tests.bench import commit, flood
+from tests.bench.affinity_nfqlb import nfqlb_rows
 from tests.bench.affinity_packets import SIZES, packet_rows
 from tests.bench.packet_flood import Flood, tcp_frames
 from tests.bench.results import Row, Say, Scale
@@ -45,6 +46,11 @@ def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
 
 async def _run(scale: Scale, say: Say) -> list[Row]:
     rows = await packet_rows(NAME, scale, say)
+    reason = nfqlb.missing()
+    if reason:
+        say(f"beside nfqlb not measured: {reason}")
+    else:
+        rows += await nfqlb_rows(NAME, scale, say)
     with path("affinity-loss", commit.TARGETS, f"udp dport {flood.PORT}") as (client, built):
         rows += await _loss(scale, say, client, built)
     with path("affinity-memory", commit.TARGETS, "tcp dport 443") as (client, built):
