@@ -108,8 +108,9 @@ class Target:
         return not self.forwards(now) and self.judge(now) not in SOFT
 
     def families_lost(self) -> list[Path]:
-        """Return the paths that are lost and not withdrawn yet."""
-        return [path for path in self.paths.values() if path.condition is not Condition.OK and not path.withdrawn]
+        """Return the paths that are lost, by more than soft evidence, and not withdrawn yet."""
+        well = SOFT | {Condition.OK}
+        return [path for path in self.paths.values() if path.condition not in well and not path.withdrawn]
 
     @property
     def usable(self) -> bool:
