@@ -84,8 +84,8 @@ SETTLES_S = 0.25
 """Time in which the other end of a new link may send to the link-layer address of the earlier one. It learns the new
 one from our announcements: the first may be lost, and the second comes 0.1 s later."""
 ANSWER_AWAITED_S = 3.0
-"""An address that did not answer so long after its link arrived gets new flows all the same: the link may need no
-neighbour entries."""
+"""An address that did not answer for so long after its link arrived gets new flows too: the link may need no neighbour
+entries."""
 
 _PER_ROUND = 512
 
