@@ -26,19 +26,17 @@ STYLE = """
   --card: #1c2226; --ok: #4bb27c; --held: #f0b92c; --frozen: #6aa8e6; --out: #ec6a5e; --pending: #646e75;
   --answers: #6aa6d6; --gap: #f0b92c; --wait: #ff9a4d; --broken: #ec6a5e; --stalled: #b884cf; --draining: #55c0c0;
   --gapback: #303b41; } }
-@media print { :root { color-scheme: light; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  body { max-width: none; padding: 0; font-size: 12px; } th, td { padding: 3px 5px; } svg { min-width: 0; }
-  .card, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 24px 20px 60px; background: var(--bg); color: var(--fg);
+body { margin: 0 auto; max-width: 1300px; padding: 24px 20px 60px; background: var(--bg); color: var(--fg);
   font: 15px/1.5 system-ui, sans-serif; }
 a { color: var(--answers); }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 2px; }
 h3 { font-size: 15px; margin: 0 0 8px; font-weight: 600; } p { margin: 4px 0 10px; } .soft { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; margin: 14px 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: right; padding: 5px 7px; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { white-space: nowrap; font-size: 14px; } tr.why td { white-space: normal; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; } .text { text-align: left; }
-tr.first td { border-top: 2px solid var(--line); } tr.why td { border-top: 0; } th.group { text-align: center; }
+tr.first td { border-top: 2px solid var(--line); } th.group { text-align: center; }
 .new { border-left: 2px solid var(--line); } tr.has-why td { border-bottom: 0; }
 .bad { color: var(--out); font-weight: 600; } .good { color: var(--ok); font-weight: 600; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 14px 6px;
@@ -54,6 +52,11 @@ svg text { fill: var(--fg); } svg .label, svg .tick { fill: var(--soft); } svg .
 .legend { display: flex; flex-wrap: wrap; gap: 6px 18px; margin: 8px 0 0; padding: 0; list-style: none; }
 .legend i { display: inline-block; width: 14px; height: 12px; border-radius: 2px; margin-right: 6px; }
 pre { white-space: pre-wrap; }
+@page { size: A4 landscape; margin: 10mm; }
+@media print { :root { color-scheme: light; --bg: #ffffff; print-color-adjust: exact; }
+  body { max-width: none; padding: 0; font-size: 12px; } th, td { padding: 3px 4px; font-size: 10.5px; }
+  svg { min-width: 0; max-height: 150mm; } .scroll { overflow: visible; } .card, tr { break-inside: avoid; }
+  h2, h3, h2 + p { break-after: avoid; } }
 """
 
 LEGEND = (
@@ -157,7 +160,7 @@ def _table(names: Sequence[str], runs: Sequence[Run]) -> str:
 
 def _heads(*, with_new: bool) -> str:
     """Return the rows of headings; long-lived and new connections have a group each."""
-    groups: list[tuple[str, Sequence[str], str]] = [("long-lived connections", HEADINGS, "")]
+    groups: list[tuple[str, tuple[str, ...], str]] = [("long-lived connections", HEADINGS, "")]
     if with_new:
         groups.append(("new connections", NEW_HEADINGS, "new"))
     over = "".join(f'<th class="group {kind}" colspan="{len(names)}">{name}</th>' for name, names, kind in groups)
