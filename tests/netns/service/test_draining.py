@@ -1,8 +1,12 @@
 """Drains and families in the real service, as the targets file, a restart, the API and the metrics have them."""
 
+import asyncio
+
 import pytest
 
 from lbguard.core.model import Action
+from tests.fakes.nsp import FakeNsp, target, vip
+from tests.fakes.nsp import stream as stream_of_registry
 from tests.netns.service.guarded import TARGETS, Guarded, ips_of, stream, targets_yaml, wait_until
 
 pytestmark = pytest.mark.netns
@@ -25,9 +29,9 @@ def test_a_target_drains_for_as_long_as_the_file_says_so(guarded: Guarded) -> No
             status, story = client.status(), client.explain("1").story
         assert status.affinity is not None
         assert status.affinity.in_force
-        (target,) = [target for target in status.targets if target.identifier == 1]
-        assert (target.draining, target.unlisted, target.deadline) == (True, False, None)
-        assert all(path.steered for path in target.paths)
+        (drained,) = [each for each in status.targets if each.identifier == 1]
+        assert (drained.draining, drained.unlisted, drained.deadline) == (True, False, None)
+        assert all(path.steered for path in drained.paths)
         assert "It drains for as long as the source lists it as draining." in story
         wait_until(lambda: guarded.metric('lbguard_target_states{state="draining",stream="stream-a"}') == 1)
         assert guarded.slots() == table
@@ -61,10 +65,10 @@ def test_a_killed_service_drains_on_for_the_time_that_is_left(guarded: Guarded) 
         guarded.wait_for(t1="draining", t2="active", t3="active", t4="active")
         with guarded.client() as client:
             status = client.status()
-        (target,) = [target for target in status.targets if target.identifier == 1]
-        assert target.unlisted
-        assert target.deadline is not None
-        assert 0 < target.deadline - status.now < 3600
+        (drained,) = [each for each in status.targets if each.identifier == 1]
+        assert drained.unlisted
+        assert drained.deadline is not None
+        assert 0 < drained.deadline - status.now < 3600
         assert guarded.slots() == table
         guarded.delete_link("nse-a")
         wait_until(lambda: 1 not in guarded.states(), "its path is lost")
@@ -92,3 +96,40 @@ def test_a_family_that_is_withdrawn_alone_is_shown(guarded: Guarded) -> None:
             (True, 0, 0),
             (False, 0, 2),
         ]
+
+
+async def test_targets_of_meridios_registry_drain_when_they_are_unregistered(guarded: Guarded) -> None:
+    """Stream and identifier are the target; with other addresses it is another one."""
+    entries = {i: target(i, *ips_of(i)) for i in TARGETS}
+    registry = FakeNsp()
+    registry.configure([stream_of_registry("stream-a", 10)], [vip("vip-a", "20.0.0.1/32")])
+    registry.put(*entries.values())
+    settings = {
+        "LBGUARD_SOURCE": "nsp",
+        "LBGUARD_TARGETS_FILE": "",
+        "LBGUARD_NSP__ADDRESS": await registry.start(f"unix:{guarded.directory}/nsp.sock"),
+        "LBGUARD_NSP__TRENCH": "trench-a",
+        "LBGUARD_NSP__CONDUIT": "load-balancer",
+    }
+    loop = asyncio.get_running_loop()
+
+    def in_a_service() -> None:
+        with guarded.service(settings | ON | LONG):
+            table = guarded.slots()
+            loop.call_soon_threadsafe(registry.remove, entries[1])
+            guarded.wait_for(t1="draining", t2="active")
+            assert guarded.slots() == table
+            loop.call_soon_threadsafe(registry.put, entries[1])
+            guarded.wait_for(t1="active")
+            assert guarded.slots() == table
+            loop.call_soon_threadsafe(registry.remove, entries[1])
+            guarded.wait_for(t1="draining")
+            loop.call_soon_threadsafe(registry.put, target(1, "172.16.1.99", "fd00:1::99"))
+            wait_until(lambda: guarded.states()[1] != "draining", "another target has its identifier")
+            last = [d for d in guarded.decisions() if d.target.identifier == 1 and d.action is Action.REMOVE][-1]
+            assert last.cause == "identifier_used_again"
+
+    try:
+        await asyncio.to_thread(in_a_service)
+    finally:
+        await registry.stop()
