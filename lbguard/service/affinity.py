@@ -11,6 +11,7 @@ from typing import Protocol
 
 from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts, AffinityTable, remove_left_over
+from lbguard.affinity.trial import refusal
 from lbguard.core.effects import SteerFlows
 from lbguard.core.events import Event, TargetsIdle
 from lbguard.core.model import StreamSteering
@@ -197,11 +198,20 @@ class FlowAffinity:
 
 def make_affinity(settings: Settings, metrics: Metrics, packets: Packets, post: Post) -> FlowAffinity:
     """Build the keeper, with the reader of packet counts and the receiver of its events."""
+    table = AffinityTable(_options(settings))
+    return FlowAffinity(table, metrics, packets=packets, post=post, drain_idle_s=settings.drain.idle)
+
+
+def affinity_refusal(settings: Settings) -> str:
+    """Return why the kernel refuses the rules of flow affinity; empty: it takes them. Nothing is changed."""
+    return refusal(_options(settings))
+
+
+def _options(settings: Settings) -> AffinityOptions:
     group = settings.affinity
-    options = AffinityOptions(
+    return AffinityOptions(
         every_flow=group.mode == "all", max_flows=group.max_flows, idle_s=round(group.idle), udp=group.udp
     )
-    return FlowAffinity(AffinityTable(options), metrics, packets=packets, post=post, drain_idle_s=settings.drain.idle)
 
 
 async def end_earlier_affinity(settings: Settings) -> None:
