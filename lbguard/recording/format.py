@@ -17,8 +17,8 @@ its kind:
     ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many
     ["w", OFFSET]           wall clock (seconds since the epoch) minus the engine's clock
 
-Version 2 knows drains, families that are withdrawn alone, and changes of the list that wait for flows. Version 1 is read
-as well: what it does not know did not happen.
+Version 2 knows drains, families that are withdrawn alone, and changes of the list that wait for flows. Version 1 is
+read as well: what it does not know did not happen.
 """
 
 import datetime

@@ -13,9 +13,10 @@ from lbguard.core.model import Condition
 from lbguard.settings.model import Settings, SettingsError, engine_config, load
 from lbguard.settings.notation import format_duration
 from lbguard.settings.sources import Problem, leaves, nearest
-from lbguard.tuning.cost import Cost
+from lbguard.tuning.cost import Cost, Remembered
 
 WINDOW = "grace.window"
+AFFINITY = "affinity.mode"
 VARIANTS_MAX = 64
 MARGIN_SHARE, MARGIN_MIN_S = 0.25, 0.5
 """Margin of a window above the longest heal that it covers: a share of that heal, and a minimum in seconds."""
@@ -31,11 +32,15 @@ _LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One set of values: the requested ones by dotted name (as text of a setting), and the resulting configuration."""
+    """One set of values: the requested ones by dotted name (as text of a setting), and the resulting configuration.
+
+    `remembered`: the flows that are remembered, which is not the engine's concern.
+    """
 
     values: tuple[tuple[str, str], ...]
     config: EngineConfig
     recorded: bool = False
+    remembered: Remembered = Remembered.NONE
 
     @property
     def label(self) -> str:
@@ -57,8 +62,11 @@ class Candidate:
         return tuple((name, value) for name, value in self.values if name != WINDOW)
 
 
-def settings_of(config: EngineConfig) -> dict[str, str]:
-    """Return the settings, as flags take them, that make this configuration."""
+def settings_of(config: EngineConfig, remembered: Remembered = Remembered.INCIDENTS) -> dict[str, str]:
+    """Return the settings, as flags take them, that make this configuration.
+
+    `remembered` is the mode of flow affinity where it is on: the configuration does not tell.
+    """
     grace = config.grace
     values: dict[str, Any] = {
         "mode": "observe" if config.observe else "enforce" if config.manages_paths else "companion",
@@ -74,6 +82,9 @@ def settings_of(config: EngineConfig) -> dict[str, str]:
         "damping.step": config.damping.step_s,
         "damping.max": config.damping.max_s,
         "availability.grace": config.availability_grace_s,
+        "affinity.mode": str(remembered) if config.affinity else "off",
+        "affinity.learn": config.learn_s,
+        "drain.window": config.drain_window_s,
         "evidence.soft_budget": config.soft_budget,
         "evidence.neighbor_failures": config.neighbor_failures_needed,
         "evidence.verdict_confirm": config.evidence.confirm_k,
@@ -86,6 +97,13 @@ def settings_of(config: EngineConfig) -> dict[str, str]:
         "neighbors.solicit": config.solicit_neighbors,
     }
     return {name: _LEAVES[name].show(value) for name, value in values.items()}
+
+
+def remembered_with(config: EngineConfig, mode: str) -> Remembered:
+    """Return which flows are remembered with a configuration and a mode of flow affinity (empty: unknown)."""
+    if not config.affinity:
+        return Remembered.NONE
+    return Remembered.ALL if mode == Remembered.ALL else Remembered.INCIDENTS
 
 
 def config_with(recorded: EngineConfig, values: Mapping[str, str]) -> EngineConfig:
@@ -147,8 +165,8 @@ def parse_choices(assignments: Sequence[str]) -> dict[str, list[str]]:
     return choices
 
 
-def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) -> list[Candidate]:
-    """Return the recorded settings, and every combination of the values.
+def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]], affinity: str = "") -> list[Candidate]:
+    """Return the recorded settings, and every combination of the values. `affinity`: the recorded mode, if known.
 
     Raises:
         ValueError: too many combinations.
@@ -157,18 +175,21 @@ def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) ->
     count = math.prod(len(values) for values in choices.values())
     if count > VARIANTS_MAX:
         raise ValueError(f"{count} combinations of values; at most {VARIANTS_MAX} are tried in one go")
-    variants = [Candidate(values=_values(recorded, choices), config=recorded, recorded=True)]
+    variants = [_candidate(recorded, affinity, choices, recorded=True)]
     for combination in itertools.product(*choices.values()):
-        config = config_with(recorded, dict(zip(choices, combination, strict=True)))
-        if config not in (variant.config for variant in variants):
-            variants.append(Candidate(values=_values(config, choices), config=config))
+        values = dict(zip(choices, combination, strict=True))
+        tried = _candidate(config_with(recorded, values), values.get(AFFINITY, affinity), choices)
+        if all((tried.config, tried.remembered) != (variant.config, variant.remembered) for variant in variants):
+            variants.append(tried)
     return variants
 
 
-def _values(config: EngineConfig, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return values by name in the settings' own form."""
-    values = settings_of(config)
-    return tuple((name, values.get(name, "")) for name in names)
+def _candidate(config: EngineConfig, affinity: str, names: Iterable[str], *, recorded: bool = False) -> Candidate:
+    """Return a candidate, with the values of the named settings in the settings' own form."""
+    remembered = remembered_with(config, affinity)
+    settings = settings_of(config, remembered)
+    values = tuple((name, settings.get(name, "")) for name in names)
+    return Candidate(values=values, config=config, recorded=recorded, remembered=remembered)
 
 
 def with_margin(heal_s: float) -> float:
