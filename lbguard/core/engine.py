@@ -133,6 +133,7 @@ class Engine(EngineState):
     def _holds_remembered(self, event: ev.HoldsRemembered, now: float) -> None:
         self.life.memory.remember(event.holds, now)
         self.view.remember_subnets(event.subnets)
+        self.stream_registry.remember_drains(event.drains, now)
 
     def _link_seen(self, event: ev.LinkSeen, now: float) -> None:
         self.view.link_seen(event)

@@ -32,7 +32,7 @@ class Path:
     `lb_ip`: our address at this end of the link. `verdict`: the fused opinion of reporters, in one word.
     `healing_until`: the end of the time to wait for a reported repair. `withdrawn`: the target is HELD for another
     family, and this one was withdrawn alone. `unanswered`: the neighbour's last resolution failed, or it did not answer
-    yet on a link that arrived; new flows go elsewhere meanwhile, for that costs nothing.
+    yet on a link that arrived a moment ago; new flows go elsewhere meanwhile, for that costs nothing.
     """
 
     condition: Condition = Condition.NO_LINK

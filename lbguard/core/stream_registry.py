@@ -7,6 +7,7 @@ from dataclasses import replace
 from lbguard.core.addr import Ip
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Effect, ForgetStream
+from lbguard.core.events import OpenDrain
 from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.model import ADMITTED, StreamSpec, TargetKey, TargetSpec
@@ -45,6 +46,7 @@ class StreamRegistry:
         self.ignored: Counter[str] = Counter()
         self._forgotten: list[StreamSpec] = []
         self._postponed: dict[str, StreamSpec] = {}
+        self._remembered: dict[OpenDrain, float] = {}
         self._config = config
         self._view = view
         self._paths = paths
@@ -69,6 +71,30 @@ class StreamRegistry:
             if name not in listed and not stream.removed:
                 self._remove_stream(stream, now)
         self._update_streams(specs, now)
+        self._drain_on(now)
+
+    def remember_drains(self, drains: Iterable[OpenDrain], now: float) -> None:
+        """Adopt the drains that an earlier run left open; the first list decides which of them go on."""
+        if self._config.affinity and self._config.drain_window_s > 0:
+            self._remembered = {drain: now + drain.left_s for drain in drains}
+
+    def _drain_on(self, now: float) -> None:
+        """Register the targets of remembered drains again, unless the list has their identifiers or addresses."""
+        remembered, self._remembered = self._remembered, {}
+        for drain, until in remembered.items():
+            stream = self.streams.get(drain.stream)
+            if stream is None or stream.adopted or now >= until or self._used_again(stream, drain):
+                continue
+            target = stream.add(TargetSpec(identifier=drain.identifier, ips=drain.ips), now)
+            target.draining = target.unlisted = True
+            self._life.drains.set(target.key, until)
+            self._add_target(target)
+
+    def _used_again(self, stream: Stream, drain: OpenDrain) -> bool:
+        """Return whether the list has a target with the identifier of a remembered drain, or with its address."""
+        users = (target for ip in drain.ips for target in self.by_ip.get(ip, ()))
+        used = drain.identifier in stream.targets or any(user.key.stream == drain.stream for user in users)
+        return used or not 1 <= drain.identifier <= stream.spec.max_targets
 
     def confirm(self, stream: Stream, registered: frozenset[int], now: float) -> None:
         """Record that the distributor holds exactly these registered identifiers: the marks of others are freed."""
@@ -98,10 +124,13 @@ class StreamRegistry:
             if not 1 <= identifier <= stream.spec.max_targets:
                 continue
             self.retiring.setdefault(stream.spec.mark(identifier), (stream.spec.name, identifier))
-        for identifier, target in stream.targets.items():
+        for identifier, target in list(stream.targets.items()):
+            self.dirty[target] = None
             if identifier in active:
                 self._life.adopt(stream, target, now)
-            self.dirty[target] = None
+            elif target.unlisted:
+                # It is out of the table since the earlier run: there is nothing to drain.
+                self._remove_target(stream, target, now)
 
     def _update_streams(self, specs: Iterable[StreamSpec], now: float) -> None:
         """Apply lists: first what leaves them, as an address that another stream takes ends a drain."""
@@ -145,8 +174,9 @@ class StreamRegistry:
         if target is not None and target.unlisted and tuple(target.paths) != spec.ips:
             self.end_drain(target, now, "identifier_used_again")
             target = None
-        # A machine may be a target of several streams: only an address that somebody takes newly ends a drain.
-        for ip in [ip for ip in spec.ips if target is None or ip not in target.paths]:
+        # A target may have had its address all along: with Meridio, one address is a target of several streams.
+        had = () if target is None else tuple(target.paths)
+        for ip in [ip for ip in spec.ips if ip not in had]:
             for other in list(self.by_ip.get(ip, ())):
                 if other.unlisted:
                     self.end_drain(other, now, "address_used_again")
@@ -165,11 +195,13 @@ class StreamRegistry:
 
     def _leave(self, stream: Stream, target: Target, now: float) -> None:
         """Drain a target that is not listed any more, or remove it."""
+        if target.unlisted:
+            return
         window_s = self._config.drain_window_s if self._config.affinity else 0.0
         in_table = stream.committed is None or target.key.identifier in stream.committed[1]
         if window_s <= 0 or not in_table or target.state not in ADMITTED or not target.forwards(now):
             self._remove_target(stream, target, now)
-        elif not target.unlisted:
+        else:
             target.unlisted = True
             self._life.drain(stream, target, now, until=now + window_s)
             self.dirty[target] = None

@@ -128,7 +128,9 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
         stream=STREAM, identifier=2, ips=(ipv4_of(2),), cause=Condition.NO_LINK, broken_s=0.5, frozen_s=None
     )
     yield ev.HoldsRemembered(
-        holds=(hold, dataclasses.replace(hold, stream="stream-b", frozen_s=0.25)), subnets=(parse_prefix("10.0.0.0/8"),)
+        holds=(hold, dataclasses.replace(hold, stream="stream-b", frozen_s=0.25)),
+        subnets=(parse_prefix("10.0.0.0/8"),),
+        drains=(ev.OpenDrain(stream=STREAM, identifier=3, ips=(ipv4_of(3),), left_s=5.0),),
     )
     yield ev.KernelOutOfSync(reason="overrun")
     yield ev.KernelSnapshot(
