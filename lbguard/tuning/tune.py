@@ -14,16 +14,14 @@ from lbguard.recording.format import RecordingError
 from lbguard.recording.reader import Began, ClockSet, Committed, Decided, Ended, PacketsRead, Told
 from lbguard.recording.replay import Continuity, items_of, restore_engine
 from lbguard.settings.notation import format_duration, parse_duration
+from lbguard.tuning.candidates import AFFINITY, WINDOW, Candidate, candidate_windows, variants_of
 from lbguard.tuning.cost import Cost, CostAccount, Loss, Remembered, Traffic
 from lbguard.tuning.recommendation import (
-    AFFINITY,
-    WINDOW,
-    Candidate,
     Result,
-    candidate_windows,
+    changes_of_list,
     choose,
     reasons_for,
-    variants_of,
+    saved_by_affinity,
     what_happened,
 )
 from lbguard.tuning.slots import Slots
@@ -37,13 +35,15 @@ class TuneReport:
     """Result. `recommended` is an index into `results`; None if the recording does not suffice for a recommendation.
 
     `heals_s`: durations of the losses that healed, ascending. `real`: the recorded decisions, for comparison with the
-    model. `with_affinity`: cost of the recorded settings with flow affinity, where it was off and is not among the
-    values tried. `settings_changed`: a later run was recorded with other settings than the first.
+    model. `remarks`: what changes of the list cost, and what flow affinity would have saved. `with_affinity`: cost of
+    the recorded settings with flow affinity, where it was off and is not among the values tried. `settings_changed`: a
+    later run was recorded with other settings than the first.
     """
 
     results: tuple[Result, ...]
     recommended: int | None
     reasons: tuple[str, ...]
+    remarks: tuple[str, ...]
     heals_s: tuple[float, ...]
     lost: int
     real: Cost
@@ -268,6 +268,7 @@ def tune(
         results=tuple(results),
         recommended=chosen,
         reasons=(*what_happened(heals, len(losses)), *why),
+        remarks=tuple(_about_affinity(results, others)),
         heals_s=tuple(heals),
         lost=len(losses) - len(heals),
         real=tuner.real(broken_cost_s),
@@ -279,6 +280,13 @@ def tune(
         with_affinity=others[0].cost if others else None,
         settings_changed=tuner.settings_changed,
     )
+
+
+def _about_affinity(results: Sequence[Result], with_affinity: Sequence[Result]) -> list[str]:
+    """Return what changes of the list cost with the recorded settings, and what flow affinity would have saved."""
+    recorded = next(result.cost for result in results if result.variant.recorded)
+    saved = [sentence for other in with_affinity for sentence in saved_by_affinity(recorded, other.cost)]
+    return [*changes_of_list(recorded), *saved]
 
 
 def _with_affinity(recorded: EngineConfig) -> Candidate:
