@@ -222,7 +222,7 @@ def saved_by_affinity(without: Cost, with_affinity: Cost) -> list[str]:
         for amount, text in (
             (round(moved), f"{moved:.0f} connections of each 1000 not moved"),
             (round(by_list), f"{by_list:.0f} of each 1000 not moved by changes of the list"),
-            (round(waited_s, 1), f"the new connections of {waited_s:.1f} s not held up"),
+            (round(waited_s, 1), f"the new connections that a stream gets in {waited_s:.1f} s not held up"),
         )
         if amount > 0
     ]
