@@ -52,6 +52,8 @@ def choose(
 def recommend(results: Sequence[Result], *, by_window: bool) -> int | None:
     """Return the index of the result with the lowest cost; among equals the shortest window or the current one.
 
+    The cost does not include new connections, which wait without flow affinity: among equals it is better on.
+
     None: all costs are equal, so something else decided. A window of zero needs a lower cost than every other.
     """
     good = _cheapest(results, range(len(results)))
@@ -69,7 +71,11 @@ def _cheapest(results: Sequence[Result], indices: Sequence[int]) -> list[int]:
 
 def _shortest(results: Sequence[Result], indices: Sequence[int]) -> int:
     held = [index for index in indices if _window_s(results[index]) > 0]
-    return min(held or indices, key=lambda index: (_window_s(results[index]), index))
+
+    def order(index: int) -> tuple[bool, float, int]:
+        return results[index].variant.remembered is Remembered.NONE, _window_s(results[index]), index
+
+    return min(held or indices, key=order)
 
 
 def _window_s(result: Result) -> float:

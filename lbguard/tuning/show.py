@@ -13,7 +13,7 @@ from lbguard.recording.format import local_time
 from lbguard.settings.model import Settings
 from lbguard.settings.sources import leaves
 from lbguard.telemetry.console import TextConsole
-from lbguard.tuning.cost import Cost
+from lbguard.tuning.cost import Cost, Remembered
 from lbguard.tuning.recommendation import Result, counted
 from lbguard.tuning.tune import TuneReport
 
@@ -66,6 +66,7 @@ COLUMNS: dict[str, Callable[[Cost], str]] = {
     "FROZEN": lambda cost: str(cost.frozen),
     "WASTED": lambda cost: f"{cost.vain_s:.1f} s",
     "FALLBACK": fallback_text,
+    "NEW WAIT": lambda cost: f"{cost.new_waited_s:.1f} s",
     "MOVED": lambda cost: f"{cost.moved:.0f}",
     "COST": lambda cost: f"{cost.total_s:.0f}",
 }
@@ -74,9 +75,13 @@ _FEWER = (("IN TIME", "TOO SOON", "LOST", "MOVED", "COST"), ("IN TIME", "COST"))
 
 
 def columns_of(report: TuneReport) -> tuple[str, ...]:
-    """Return the headings of all columns; that of families only where one was withdrawn alone."""
-    families = any(result.cost.families for result in report.results)
-    return tuple(name for name in COLUMNS if families or name != "FAMILIES")
+    """Return the headings of all columns; those of flow affinity only where they tell something."""
+    left_out = set()
+    if not any(result.cost.families for result in report.results):
+        left_out.add("FAMILIES")
+    if all(result.variant.remembered is Remembered.NONE for result in report.results):
+        left_out.add("NEW WAIT")
+    return tuple(name for name in COLUMNS if name not in left_out)
 
 
 def _width_of(columns: Sequence[str]) -> int:
@@ -130,6 +135,7 @@ def meanings(report: TuneReport) -> dict[str, str]:
         "FROZEN": "withdrawals that a mass failure suppressed",
         "WASTED": "wasted hold time: how long withdrawn targets were held",
         "FALLBACK": "packets dropped while held, at most (- where none were counted)",
+        "NEW WAIT": "the new connections that a stream gets in this time waited for held targets (not in the cost)",
         "MOVED": "connections that got another target, of each 1000 of a stream; who is moved twice counts twice",
         "COST": "seconds of waiting of 1000 connections altogether, a broken one counted as "
         f"{report.broken_cost_s:g} s",
