@@ -12,7 +12,7 @@ from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS
 from lbguard.lab.timeline import draw
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
-from lbguard.tuning.recommendation import round_up, with_margin
+from lbguard.tuning.candidates import round_up, with_margin
 from lbguard.tuning.tune import tune
 
 FEW = Setup(connections=24, flows=4)
