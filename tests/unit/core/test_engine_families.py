@@ -135,6 +135,15 @@ def test_a_family_withdrawn_long_after_its_loss_says_how_long_it_was_held() -> N
     assert found.duration_s == pytest.approx(WINDOW_S)
 
 
+def test_a_stream_of_which_every_target_lost_one_family_is_unavailable() -> None:
+    guard = dual(2)
+    lose(guard, 1, 2, ipv4=False)
+    guard.wait(CONFIG.availability_grace_s + 0.1)
+    assert guard.engine.available(STREAM) is False
+    give(guard, 2, ipv4=False)
+    assert guard.engine.available(STREAM) is True
+
+
 def test_a_target_that_lost_one_family_drains_for_the_other() -> None:
     guard = dual(3)
     lose(guard, 3, ipv4=False)
