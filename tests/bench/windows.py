@@ -27,9 +27,8 @@ from lbguard.lab.traffic import OPEN, Channel
 from lbguard.settings.notation import format_duration, parse_duration
 
 GONE = "gone"
-_WATCHED_MIN_S = 6.0
-_REPEATS = 1.0
-"""A sender that waited repeats its packet after at most as long again as the link was away."""
+_WATCHED_MIN_S, _WATCHED_MORE_S = 6.0, 4.0
+"""A sender that waited repeats its packet after at most as long again as it waited, and some time is watched then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +82,13 @@ async def _measure(options: argparse.Namespace) -> int:
                 outcomes.append(await _play(affinity, parse_duration(window), away_s, options))
                 if options.output is not None:
                     options.output.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
-    Console().print(_table(outcomes))
+    Console(width=120).print(_table(outcomes))
     return int(any(outcome.error for outcome in outcomes))
 
 
 async def _play(affinity: str, window_s: float, away_s: float | None, options: argparse.Namespace) -> Outcome:
-    watched_s = max(_WATCHED_MIN_S, window_s + 2.0 if away_s is None else away_s * _REPEATS + 4.0)
+    waited_s = 2 * window_s if away_s is None else away_s
+    watched_s = max(_WATCHED_MIN_S, waited_s + _WATCHED_MORE_S)
     scenario = Scenario(
         name=f"{affinity}-{format_duration(window_s)}-{GONE if away_s is None else format_duration(away_s)}",
         sentence="One link is away.",
@@ -150,7 +150,7 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     table = Table(box=None, pad_edge=False)
     headings = ("away", "own broken", "own pause", "others broken", "new broken", "new waited", "longest wait")
     for heading in ("affinity", "window", *headings):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in outcomes:
         table.add_row(
             one.affinity,
