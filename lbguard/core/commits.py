@@ -141,6 +141,8 @@ class Commits:
         if stream is None:
             return
         self._retries.succeeded(_Attempt("commit", event.stream))
+        if event.active and not (stream.committed or (None, stream.active_seen))[1]:
+            stream.serves_since = now
         stream.committed, stream.in_flight = (event.registered, event.active), None
         self._stream_registry.review[event.stream] = None
         self._stream_registry.confirm(stream, event.registered, now)
@@ -195,10 +197,13 @@ class Commits:
         """Return the pair to be committed now.
 
         A change of the registered targets moves flows of others. With flow affinity it waits for `learn_s`, in which
-        the kernel remembers the flows that it sees; a target that is removed gets no packets from the start.
+        the kernel remembers the flows that it sees; a target that is removed gets no packets from the start. A stream
+        that serves for a shorter time does not wait: its targets come one after another, and the first one must not get
+        all flows.
         """
         pair, held = stream.desired_pair(), stream.committed
-        if not self._learn_s or held is None or not held[1] or held[0] == pair[0] or stream.removed:
+        young = now < stream.serves_since + self._learn_s
+        if not self._learn_s or held is None or not held[1] or held[0] == pair[0] or stream.removed or young:
             stream.learn_until = None
             self._learning.cancel(stream.spec.name)
             return pair

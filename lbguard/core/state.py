@@ -142,6 +142,7 @@ class Stream:
     `active_seen`: the identifiers read back from the distributor, None until it was read. `committed`, `in_flight`:
     the (registered, active) pair that the distributor confirmed last, and the one being committed. `learn_until`: a
     change of the registered targets is not committed before, so that the flows which it moves are seen and remembered.
+    `serves_since`: when its first targets were committed; minus infinity for a table that was there at the start.
     `halved`: the number of such targets.
     """
 
@@ -155,6 +156,7 @@ class Stream:
     committed: tuple[frozenset[int], frozenset[int]] | None = None
     in_flight: tuple[frozenset[int], frozenset[int]] | None = None
     learn_until: float | None = None
+    serves_since: float = float("-inf")
     halved: int = 0
     available: bool | None = None
     was_mass: bool = False

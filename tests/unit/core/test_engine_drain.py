@@ -44,6 +44,7 @@ def three(config: EngineConfig = CONFIG) -> Guard:
     """Targets 1 to 3 behind link 1, IPv4 alone, all active."""
     guard = Guard(config, targets=3)
     assert guard.states() == {1: "active", 2: "active", 3: "active"}
+    guard.wait(LEARN_S)
     return guard
 
 
@@ -311,6 +312,22 @@ def test_the_first_targets_of_a_stream_wait_for_nothing() -> None:
     guard = Guard(CONFIG, targets=0)
     guard.source(listed())
     guard.source(listed(1, 2))
+    assert table(guard) == ({1, 2}, {1, 2})
+    guard.wait(LEARN_S - 0.01)
+    guard.source(listed(1, 2, 3))
+    assert table(guard) == ({1, 2, 3}, {1, 2, 3}), "they come one after another"
+    guard.wait(0.02)
+    guard.source(listed(1, 2, 3, 4))
+    assert table(guard) == ({1, 2, 3}, {1, 2, 3})
+
+
+def test_a_table_that_was_there_at_the_start_is_no_young_one() -> None:
+    guard = Guard(CONFIG, start=False)
+    guard.tables[STREAM] = (frozenset({1, 2}), frozenset({1, 2}))
+    guard.tell(ev.KernelSnapshot())
+    guard.link(1)
+    guard.source(listed(1, 2))
+    guard.source(listed(1, 2, 3))
     assert table(guard) == ({1, 2}, {1, 2})
 
 
