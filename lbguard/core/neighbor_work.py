@@ -187,7 +187,8 @@ class NeighborWork:
         if self._config.observe:
             return
         entry = (link.ifindex, ip)
-        if before is not None:
+        # With parking, packets of a target that an earlier run held wait for the answer too.
+        if before is not None or self._config.parking:
             self._awaited.set((link.key, ip), now + ANSWER_AWAITED_S)
         if before == link.key and ip in link.neighbors and link.neighbors[ip].mac:
             self._flush[entry] = None

@@ -93,6 +93,7 @@ class PathRepair:
                 self.neighbors.arrived(link, ip, now, before=path.link)
                 path.link = link.key
             path.condition = condition
+            path.silent = view.neighbor_silent(link, ip)
             path.unanswered = view.neighbor_unanswered(link, ip, awaited=self.neighbors.awaits(link.key, ip))
         if len(target.paths) < 2 and owns:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:

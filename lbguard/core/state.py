@@ -33,6 +33,7 @@ class Path:
     `healing_until`: the end of the time to wait for a reported repair. `withdrawn`: the target is HELD for another
     family, and this one was withdrawn alone. `unanswered`: the neighbour's last resolution failed, or it did not answer
     yet on a link that arrived; new flows go elsewhere meanwhile, for that costs nothing.
+    `silent`: the neighbour's last resolution failed, so that packets to it are lost.
     """
 
     condition: Condition = Condition.NO_LINK
@@ -43,6 +44,7 @@ class Path:
     healing_until: float = float("-inf")
     withdrawn: bool = False
     unanswered: bool = False
+    silent: bool = False
 
 
 @dataclass(slots=True, eq=False)
