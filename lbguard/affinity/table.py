@@ -5,18 +5,31 @@ import errno
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
-from lbguard.affinity import ruleset
-from lbguard.affinity.contents import count_flows, read_sets_of_marks, sets_of
-from lbguard.affinity.ruleset import AffinityOptions
-from lbguard.core.model import StreamSteering
+from lbguard.affinity import choice, elements, ruleset
+from lbguard.affinity.contents import filled_of, owners_of, read_sets, sets_of
+from lbguard.affinity.elements import Element
+from lbguard.affinity.flows import count_flows, forget_flows
+from lbguard.affinity.names import (
+    COUNTERS,
+    IN_TABLE,
+    TABLE,
+    AffinityOptions,
+    healthy_map,
+    is_of_stream,
+    layout_chain,
+    steer_chain,
+)
+from lbguard.affinity.raw_rules import raw_rules
+from lbguard.core.model import FamilySteering, StreamSteering
 from lbguard.distributor.base import DistributorError
+from lbguard.distributor.nftables.elements import transactions
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
 from lbguard.distributor.nftables.nfnetlink import (
     DELETE_TABLE,
@@ -28,35 +41,44 @@ from lbguard.distributor.nftables.nfnetlink import (
     text_attribute,
 )
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
+from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.affinity")
 
 _NFPROTO_INET: Final = 1
 _TABLE_NAME: Final = 1  # NFTA_TABLE_NAME
-_OF_STREAMS: Final = ("steer_4_", "steer_6_")
-_REMOVAL: Final = f"delete table {ruleset.FAMILY} {ruleset.TABLE}"
+_REMOVAL: Final = f"delete table {IN_TABLE}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AffinityCounts:
     """State of the flow maps. `flows`: entries by protocol and family, such as ("tcp", 4).
 
-    `steered`: packets that began a flow and were given to another target. `orphaned`: packets of remembered flows whose
-    target is served no more. `refused`: packets that began a flow which was not remembered, for want of room. All grow
-    until somebody removes the table.
+    The others count packets since the table was made. `steered`: began a flow and were given to another target.
+    `learned`: began a flow that was remembered with the table's target. `observed`: belonged to a flow that was
+    remembered because the table was about to change. `orphaned`: belonged to a flow whose target is served no more.
+    `refused`: their flow was not remembered, for want of room.
     """
 
     flows: Mapping[tuple[str, int], int]
-    steered: int
-    orphaned: int
-    refused: int
+    steered: int = 0
+    learned: int = 0
+    observed: int = 0
+    orphaned: int = 0
+    refused: int = 0
 
 
 @dataclass(slots=True)
 class _Held:
     """State of the table as we left it."""
 
-    streams: dict[str, StreamSteering] = field(default_factory=dict)
+    streams: Mapping[str, StreamSteering] = field(default_factory=dict)
+    chains: frozenset[str] = frozenset()
+    """Chains of streams."""
+    complete: frozenset[str] = frozenset()
+    """Those of them that have their rules."""
+    filled: frozenset[str] | None = None
+    """The exceptional sets that have elements, and so the rules that look in them; None: unknown."""
     generation: int = -1
 
 
@@ -71,9 +93,14 @@ class AffinityTable:
         self.options = options
         self._session = NftSession(library)
         self._held: _Held | None = None
+        # The last stream of each mark, also of marks that are not in use any more.
+        self._owners: dict[int, str] = {}
 
     async def apply(self, streams: Iterable[StreamSteering]) -> None:
-        """Make exactly these streams' affinity effective. Flows that are remembered stay remembered."""
+        """Make exactly these streams' affinity effective. Flows that are remembered stay remembered.
+
+        The flows of a mark that another stream had before are forgotten.
+        """
         desired = {each.stream: each for each in streams}
         await self._session.call(lambda nft: self._apply(nft, desired))
 
@@ -93,19 +120,63 @@ class AffinityTable:
         """End the worker thread; the kernel continues to steer."""
         await self._session.close()
 
-    def _apply(self, nft: NftContext, desired: dict[str, StreamSteering]) -> None:
+    def _apply(self, nft: NftContext, desired: Mapping[str, StreamSteering]) -> None:
         held, self._held = self._held, None
+        found = None
         if held is None:
-            # An earlier run may have left a table: its flows are kept, and all other contents are changed as desired.
-            inventory = read_inventory(nft.kernel, ruleset.TABLE)
-            if not self._intact(inventory):
-                self._build(nft, anew=inventory is not None)
-            chains = {each.name for each in inventory or () if each.kind is Kind.CHAIN}
-            left = sorted(chain for chain in chains if chain.startswith(_OF_STREAMS))
-            _transact(nft, _changes({}, desired, read_sets_of_marks(nft.kernel), left))
-        else:
-            _transact(nft, _changes(held.streams, desired, sets_of(held.streams.values()), ()))
-        self._held = _Held(streams=desired, generation=nft.kernel.generation())
+            held, found = self._adopt(nft, desired)
+        owners = owners_of(desired.values())
+        moved = frozenset(mark for mark, stream in owners.items() if self._owners.get(mark, stream) != stream)
+        if moved:
+            # Their flows are those of another stream: its VIPs may be unknown to these targets, which would not answer.
+            held, found = self._change(nft, held, _without(desired, moved), found), None
+            count = forget_flows(nft.kernel, self.options, moved)
+            if count:
+                _log.info("flows of an earlier stream are forgotten", extra=fields(targets=len(moved), flows=count))
+        self._owners |= owners
+        held = self._change(nft, held, desired, found)
+        held.generation = nft.kernel.generation()
+        self._held = held
+
+    def _adopt(
+        self, nft: NftContext, desired: Mapping[str, StreamSteering]
+    ) -> tuple[_Held, dict[str, set[Element]] | None]:
+        """Return the state that the kernel has, and the elements of its sets.
+
+        An earlier run may have left a table: its flows are kept, and all other contents are changed as desired.
+        """
+        inventory = read_inventory(nft.kernel, TABLE)
+        if inventory is None or not self._intact(inventory):
+            self._build(nft, anew=inventory is not None)
+            return _Held(), None
+        found = read_sets(nft.kernel)
+        if not self._owners:
+            self._owners = _earlier_owners(found, desired)
+        chains = frozenset(e.name for e in inventory if e.kind is Kind.CHAIN and is_of_stream(e.name))
+        return _Held(chains=chains, complete=_complete(inventory, chains)), found
+
+    def _change(
+        self,
+        nft: NftContext,
+        held: _Held,
+        desired: Mapping[str, StreamSteering],
+        found: Mapping[str, set[Element]] | None,
+    ) -> _Held:
+        """Turn one state of all streams into another, and return it. `found`: the kernel's elements where known."""
+        changed = [steering for name, steering in desired.items() if held.streams.get(name) != steering]
+        before = found or sets_of(s for name, s in held.streams.items() if desired.get(name) != s)
+        after = sets_of(changed)
+        filled = filled_of(desired.values())
+        chains = frozenset(chain for name in desired for chain in _chains_of(name))
+        _run(nft, [choice.stream_objects(name) for name in desired if not _chains_of(name) <= held.complete])
+        parts = [renewal for each in changed for renewal in _renewals(held.streams.get(each.stream), each)]
+        for name in after:
+            parts += elements.changes(name, before[name], after[name])
+        for requests in transactions(parts, nft.kernel.transaction_bytes_max):
+            nft.kernel.transact(requests)
+        renewed = [] if filled == held.filled else [ruleset.exceptional_rules(self.options, filled)]
+        _run(nft, renewed + [choice.drop_steer_chain(chain) for chain in sorted(held.chains - chains)])
+        return _Held(streams=desired, chains=chains, complete=chains, filled=filled)
 
     def _look(self, nft: NftContext) -> bool:
         held = self._held
@@ -114,11 +185,12 @@ class AffinityTable:
         generation = nft.kernel.generation()
         if generation == held.generation:
             return True
-        inventory = read_inventory(nft.kernel, ruleset.TABLE)
+        inventory = read_inventory(nft.kernel, TABLE)
         in_order = (
-            self._intact(inventory)
-            and _has_streams(inventory or [], held.streams)
-            and read_sets_of_marks(nft.kernel) == sets_of(held.streams.values())
+            inventory is not None
+            and self._intact(inventory, held.filled)
+            and _complete(inventory, held.chains) == held.chains
+            and read_sets(nft.kernel) == sets_of(held.streams.values())
         )
         if in_order:
             held.generation = generation
@@ -128,27 +200,27 @@ class AffinityTable:
         return False
 
     def _read(self, nft: NftContext) -> AffinityCounts:
-        flows = count_flows(nft.kernel, self.options)
-        found = {name: read_counter(nft.kernel, ruleset.TABLE, name) for name in ruleset.COUNTERS}
-        return AffinityCounts(flows=flows, **{name: count.packets if count else 0 for name, count in found.items()})
+        found = {name: read_counter(nft.kernel, TABLE, name) for name in COUNTERS}
+        counts = {name: count.packets if count else 0 for name, count in found.items()}
+        return AffinityCounts(flows=count_flows(nft.kernel, self.options), **counts)
 
     def _remove(self, nft: NftContext) -> None:
         self._held = None
-        if read_inventory(nft.kernel, ruleset.TABLE) is not None:
+        self._owners.clear()
+        if read_inventory(nft.kernel, TABLE) is not None:
             nft.run(_REMOVAL)
 
-    def _intact(self, inventory: list[RulesetObject] | None) -> bool:
+    def _intact(self, inventory: list[RulesetObject], filled: frozenset[str] | None = None) -> bool:
         """Return whether the table holds what does not depend on streams, of these options and this version."""
-        if inventory is None:
-            return False
         chains = {each.name for each in inventory if each.kind is Kind.CHAIN}
-        if ruleset.layout_chain(self.options) not in chains:
+        if layout_chain(self.options) not in chains:
             return False
-        rules = Counter(each.name for each in inventory if each.kind is Kind.RULE)
-        return all(rules[chain] == count for chain, count in ruleset.rule_counts(self.options).items())
+        rules = _rules_by_chain(inventory)
+        return all(rules[chain] == count for chain, count in ruleset.rule_counts(self.options, filled).items())
 
     def _build(self, nft: NftContext, *, anew: bool) -> None:
         """Create the table; the flows of an earlier one are lost."""
+        self._owners.clear()
         if anew:
             _log.warning("affinity table made anew: remembered flows are forgotten")
             nft.run(_REMOVAL)
@@ -171,8 +243,8 @@ class AffinityTable:
         try:
             with NFTables(nfgen_family=_NFPROTO_INET) as library:
                 library.begin()
-                for rule in ruleset.raw_rules(self.options):
-                    library.rule("add", table=ruleset.TABLE, chain=rule.chain, expressions=(rule.expressions,))
+                for rule in raw_rules(self.options):
+                    library.rule("add", table=TABLE, chain=rule.chain, expressions=(rule.expressions,))
                 library.commit()
         except NetlinkError as error:
             raise NftError(f"nftables: a rule of flow affinity is refused: {error.args[1]}", error.code) from None
@@ -185,7 +257,7 @@ def remove_left_over() -> bool:
         DistributorError, OSError: the kernel refuses, or has no nf_tables.
     """
     kernel = Nfnetlink(NetfilterSocket())
-    request = Request(netfilter_message(DELETE_TABLE, text_attribute(_TABLE_NAME, ruleset.TABLE)), _REMOVAL)
+    request = Request(netfilter_message(DELETE_TABLE, text_attribute(_TABLE_NAME, TABLE)), _REMOVAL)
     try:
         kernel.transact([request])
     except NftError as error:
@@ -197,8 +269,8 @@ def remove_left_over() -> bool:
     return True
 
 
-def _transact(nft: NftContext, parts: Sequence[list[str]]) -> None:
-    """Carry out all parts in one transaction, or, where the socket has no room for it, in as few as it has."""
+def _run(nft: NftContext, parts: Sequence[list[str]]) -> None:
+    """Run all parts in one transaction, or, where the socket has no room for it, in as few as it has."""
     if not parts:
         return
     try:
@@ -207,41 +279,51 @@ def _transact(nft: NftContext, parts: Sequence[list[str]]) -> None:
         if os.strerror(errno.EMSGSIZE) not in str(error) or len(parts) == 1:
             raise
         middle = len(parts) // 2
-        _transact(nft, parts[:middle])
-        _transact(nft, parts[middle:])
+        _run(nft, parts[:middle])
+        _run(nft, parts[middle:])
 
 
-def _changes(
-    held: Mapping[str, StreamSteering],
-    desired: Mapping[str, StreamSteering],
-    before: Mapping[str, set[str]],
-    left: Iterable[str],
-) -> list[list[str]]:
-    """Return the commands that turn one state of all streams into another, in parts that may be done one by one.
-
-    `before`: elements of the sets and maps of marks. `left`: chains of streams that an earlier run made.
-    """
-    parts = []
-    for name, steering in desired.items():
-        known = held.get(name)
-        lines = ruleset.stream_objects(name) if known is None else []
-        for family, of_family in ((4, steering.ipv4), (6, steering.ipv6)):
-            was = None if known is None else (known.ipv4 if family == 4 else known.ipv6).healthy
-            if was != of_family.healthy:
-                lines += ruleset.fill_healthy(name, family, of_family.healthy)
-        if lines:
-            parts.append(lines)
-    after = sets_of(desired.values())
-    for name in after:
-        lines = ruleset.change_elements(name, sorted(before[name] - after[name]), sorted(after[name] - before[name]))
-        parts += [[line] for line in lines]
-    wanted = {ruleset.steer_chain(name, family) for name in desired for family in (4, 6)}
-    present = {ruleset.steer_chain(name, family) for name in held for family in (4, 6)}.union(left)
-    parts += [ruleset.drop_steer_chain(chain) for chain in sorted(present - wanted)]
-    return parts
+def _renewals(known: StreamSteering | None, steering: StreamSteering) -> Iterator[list[Request]]:
+    """Yield the requests that spread the slots of a stream over its healthy targets, given how it was left."""
+    for family in (4, 6):
+        was, wanted = (None if s is None else (s.ipv4 if family == 4 else s.ipv6).healthy for s in (known, steering))
+        if was != wanted:
+            yield elements.renewal(healthy_map(steering.stream, family), choice.shares(wanted or ()))
 
 
-def _has_streams(inventory: list[RulesetObject], streams: Mapping[str, StreamSteering]) -> bool:
-    rules = Counter(each.name for each in inventory if each.kind is Kind.RULE)
-    chains = [ruleset.steer_chain(name, family) for name in streams for family in (4, 6)]
-    return all(rules[chain] == ruleset.STEER_RULES for chain in chains)
+def _without(streams: Mapping[str, StreamSteering], marks: frozenset[int]) -> dict[str, StreamSteering]:
+    """Return the steering of all streams without some targets."""
+
+    def rest(some: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(mark for mark in some if mark not in marks)
+
+    def of_family(family: FamilySteering) -> FamilySteering:
+        return FamilySteering(healthy=rest(family.healthy), avoid=rest(family.avoid), served=rest(family.served))
+
+    return {
+        name: replace(each, marks=rest(each.marks), ipv4=of_family(each.ipv4), ipv6=of_family(each.ipv6))
+        for name, each in streams.items()
+    }
+
+
+def _earlier_owners(found: Mapping[str, set[Element]], desired: Mapping[str, StreamSteering]) -> dict[int, str]:
+    """Return the stream that each mark had in an earlier run, as far as its table says."""
+    streams = {steer_chain(name, family): name for name in desired for family in (4, 6)}
+    jumps = [element for name in ruleset.STEER_MAPS for element in found[name] if isinstance(element, tuple)]
+    # Flows may be left of a stream that ended before the earlier run did.
+    unused = {mark: "" for mark in owners_of(desired.values()) if mark not in found["marks"]}
+    return unused | {mark: streams.get(str(chain), str(chain)) for mark, chain in jumps}
+
+
+def _rules_by_chain(inventory: Iterable[RulesetObject]) -> Counter[str]:
+    return Counter(each.name for each in inventory if each.kind is Kind.RULE)
+
+
+def _complete(inventory: Iterable[RulesetObject], chains: Iterable[str]) -> frozenset[str]:
+    """Return the chains of streams that have all of their rules."""
+    rules = _rules_by_chain(inventory)
+    return frozenset(chain for chain in chains if rules[chain] == choice.STEER_RULES)
+
+
+def _chains_of(stream: str) -> frozenset[str]:
+    return frozenset(steer_chain(stream, family) for family in (4, 6))

@@ -6,6 +6,9 @@ from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState, VerdictState
 from lbguard.core.status import (
+    AffinityStatus,
+    FamilyStatus,
+    FlowMap,
     GuardStatus,
     LinkStatus,
     PathStatus,
@@ -21,6 +24,7 @@ _TO_STATE = {
     TargetState.HELD: pb.TARGET_STATE_HELD,
     TargetState.FROZEN: pb.TARGET_STATE_FROZEN,
     TargetState.WITHDRAWN: pb.TARGET_STATE_WITHDRAWN,
+    TargetState.DRAINING: pb.TARGET_STATE_DRAINING,
 }
 _FROM_STATE = {number: state for state, number in _TO_STATE.items()}
 
@@ -48,6 +52,7 @@ def status_to_proto(status: GuardStatus) -> pb.Status:
             )
             for link in status.links
         ],
+        affinity=None if status.affinity is None else _affinity_to_proto(status.affinity),
     )
 
 
@@ -78,6 +83,27 @@ def status_from_proto(message: pb.Status) -> GuardStatus:
             )
             for link in message.links
         ),
+        affinity=_affinity_from_proto(message.affinity) if message.HasField("affinity") else None,
+    )
+
+
+def _affinity_to_proto(affinity: AffinityStatus) -> pb.Affinity:
+    return pb.Affinity(
+        mode=affinity.mode,
+        in_force=affinity.in_force,
+        problem=affinity.problem,
+        flows_max=affinity.flows_max,
+        maps=[pb.FlowMap(protocol=each.protocol, ipv4=each.ipv4, flows=each.flows) for each in affinity.maps],
+    )
+
+
+def _affinity_from_proto(message: pb.Affinity) -> AffinityStatus:
+    return AffinityStatus(
+        mode=message.mode,
+        in_force=message.in_force,
+        problem=message.problem,
+        flows_max=message.flows_max,
+        maps=tuple(FlowMap(protocol=each.protocol, ipv4=each.ipv4, flows=each.flows) for each in message.maps),
     )
 
 
@@ -92,6 +118,7 @@ def _stream_to_proto(stream: StreamStatus) -> pb.Stream:
         counts=[pb.StateCount(state=_TO_STATE[state], count=count) for state, count in stream.counts.items()],
         table_committed=stream.table_committed,
         local_vips=stream.local_vips,
+        families=[pb.Family(ipv4=each.ipv4, held=each.held, withdrawn=each.withdrawn) for each in stream.families],
     )
 
 
@@ -108,6 +135,9 @@ def _stream_from_proto(message: pb.Stream) -> StreamStatus:
         counts=counts,
         table_committed=message.table_committed,
         local_vips=tuple(message.local_vips),
+        families=tuple(
+            FamilyStatus(ipv4=each.ipv4, held=each.held, withdrawn=each.withdrawn) for each in message.families
+        ),
     )
 
 
@@ -133,10 +163,14 @@ def target_to_proto(target: TargetStatus) -> pb.Target:
                 verdict=path.verdict,
                 verdicts=[_verdict_to_proto(verdict) for verdict in path.verdicts],
                 verdicts_left_out=path.verdicts_left_out,
+                withdrawn=path.withdrawn,
+                steered=path.steered,
             )
             for path in target.paths
         ],
         prediction=_prediction_to_proto(target.prediction),
+        draining=target.draining,
+        unlisted=target.unlisted,
     )
 
 
@@ -212,10 +246,14 @@ def target_from_proto(message: pb.Target) -> TargetStatus:
                 verdict=path.verdict,
                 verdicts=tuple(_verdict_from_proto(verdict) for verdict in path.verdicts),
                 verdicts_left_out=path.verdicts_left_out,
+                withdrawn=path.withdrawn,
+                steered=path.steered,
             )
             for path in message.paths
         ),
         prediction=_prediction_from_proto(message.prediction) if message.HasField("prediction") else None,
+        draining=message.draining,
+        unlisted=message.unlisted,
     )
 
 
@@ -246,6 +284,7 @@ def decision_to_proto(decision: Decision, wall_time: float) -> pb.Decision:
                 neighbor=item.neighbor,
                 detail=item.detail,
                 verdict=item.verdict,
+                withdrawn=item.withdrawn,
             )
             for item in decision.evidence
         ],
@@ -281,6 +320,7 @@ def decision_from_proto(message: pb.Decision) -> tuple[Decision, float]:
                 neighbor=item.neighbor,
                 detail=item.detail,
                 verdict=item.verdict,
+                withdrawn=item.withdrawn,
             )
             for item in message.evidence
         ),

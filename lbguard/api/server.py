@@ -142,7 +142,9 @@ class _GuardService(pb_grpc.GuardServiceServicer):
         for target in status.targets:
             if (target.stream, target.identifier) == key:
                 response.target.CopyFrom(target_to_proto(target))
-                response.story = target_story(target, status.now, recent, observe=status.observe)
+                response.story = target_story(
+                    target, status.now, recent, observe=status.observe, affinity=status.affinity
+                )
         return response
 
     async def WatchDecisions(  # noqa: N802

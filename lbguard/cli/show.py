@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from lbguard.cli.status_words import (
+    STATE_COLOURS,
+    TROUBLE_FIRST,
+    age,
+    condition,
+    headline,
+    local_vips_note,
+    new_flows,
+    then,
+    until,
+)
 from lbguard.core.addr import format_ip, is_ipv4
-from lbguard.core.model import Action, Decision, FamilyEvidence, TargetState
-from lbguard.core.status import GuardStatus, PathStatus, StreamStatus, TargetStatus
+from lbguard.core.model import Decision, FamilyEvidence, TargetState
+from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
 from lbguard.printable import printable, printable_values
 from lbguard.telemetry.console import TextConsole
 from lbguard.telemetry.log import decision_fields
-from lbguard.telemetry.sentences import decision_sentence, seconds
+from lbguard.telemetry.sentences import decision_sentence
 
 if TYPE_CHECKING:
     from lbguard.api.client import Explanation
@@ -25,35 +36,8 @@ if TYPE_CHECKING:
     from lbguard.settings.check import ConfigWarning
     from lbguard.settings.model import Loaded
 
-NOT_YET = "starting"
-"""The engine's reason before the first state of the kernel, or of the source."""
-
 TARGETS_SHOWN = 200
 _LEFT_OUT_SHOWN = 10
-TROUBLE_FIRST = [
-    TargetState.WITHDRAWN,
-    TargetState.FROZEN,
-    TargetState.HELD,
-    TargetState.PENDING,
-    TargetState.ACTIVE,
-]
-STATE_COLOURS = {
-    TargetState.WITHDRAWN: "red",
-    TargetState.FROZEN: "blue",
-    TargetState.HELD: "yellow",
-    TargetState.PENDING: "dim",
-    TargetState.ACTIVE: "green",
-}
-
-
-_THEN = {
-    Action.WITHDRAW: "withdrawn",
-    Action.FREEZE: "frozen",
-    Action.STAY: "frozen",
-    Action.PARDON: "pardoned",
-    Action.READMIT: "active",
-    Action.HOLD: "held",
-}
 
 
 def _table(*columns: str) -> Table:
@@ -204,37 +188,6 @@ def target_json(target: TargetStatus, now: float) -> dict[str, object]:
     return values
 
 
-def until(target: TargetStatus, clock: float) -> str:
-    """Return how long a target's state lasts if nothing changes; empty: that is not a matter of time."""
-    prediction = target.prediction
-    at = prediction.at if prediction is not None else target.deadline
-    if at is None:
-        return "no end" if prediction is not None and prediction.action in (Action.STAY, Action.HOLD) else ""
-    return f"in {seconds(at - clock)}" if at > clock else "now"
-
-
-def then(target: TargetStatus) -> str:
-    """Return in one word the result of the deadline."""
-    prediction = target.prediction
-    if prediction is None or prediction.at is None:
-        return ""
-    return _THEN.get(prediction.action, str(prediction.action))
-
-
-def headline(status: GuardStatus) -> Text:
-    """Return one line about the service as a whole."""
-    mode = "observing: no decision is carried out" if status.observe else "enforcing"
-    sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason}), nothing is withdrawn"
-    source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
-    if not status.source_ok and not status.streams:
-        source = f"NO TARGETS ({status.source_reason}), waiting for a list"
-    if status.sync_reason == NOT_YET:
-        sync = "kernel not read yet"
-    if status.source_reason == NOT_YET:
-        source = "source not read yet"
-    return Text(f"{mode} · {sync} · {source}", "" if status.in_sync and status.source_ok else "bold yellow")
-
-
 def show_status(status: GuardStatus, *, show_all: bool) -> None:
     """Print streams, targets (troubled ones first) and links."""
     console = TextConsole()
@@ -270,8 +223,9 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
     targets = sorted(status.targets, key=lambda item: (TROUBLE_FIRST.index(item.state), item.stream, item.identifier))
     shown = targets if show_all else targets[:TARGETS_SHOWN]
     judged = any(path.verdicts for target in shown for path in target.paths)
-    columns = ("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "IP", "PATH", "LINK", "NEIGHBOUR")
-    table = _table(*columns, *(["VERDICT"] if judged else []))
+    columns = ["TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "IP", "PATH"]
+    columns += ["NEW FLOWS"] if status.affinity is not None else []
+    table = _table(*columns, "LINK", "NEIGHBOUR", *(["VERDICT"] if judged else []))
     for target in shown:
         paths = target.paths
         _row(
@@ -283,7 +237,8 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
             then(target),
             "" if target.state is TargetState.ACTIVE else target.cause,
             "\n".join(path.ip for path in paths),
-            "\n".join(path.condition for path in paths),
+            "\n".join(condition(path) for path in paths),
+            *(["\n".join(new_flows(target, status.affinity))] if status.affinity is not None else []),
             "\n".join(path.ifname or "-" for path in paths),
             "\n".join(f"{path.neighbor or '-'} {path.mac if path.mac != '-' else ''}".strip() for path in paths),
             *(["\n".join(_verdicts(path, status.now) for path in paths)] if judged else []),
@@ -317,22 +272,6 @@ def _show_links(console: TextConsole, status: GuardStatus) -> None:
             *([" ".join(link.addresses)]),
         )
     console.print(table if status.links else "No links that face targets.")
-
-
-def local_vips_note(stream: StreamStatus) -> str:
-    """Return which VIPs of a stream are the load balancer's own addresses; empty: none."""
-    if not stream.local_vips:
-        return ""
-    return f"VIP {', '.join(stream.local_vips)} is an address of this machine: no packet to it reaches a target"
-
-
-def age(age_s: float) -> str:
-    """Write how long ago something was, in the unit that suits it."""
-    if age_s < 120:
-        return seconds(max(0.0, age_s))
-    if age_s < 7200:
-        return f"{age_s / 60:.0f} min"
-    return f"{age_s / 3600:.0f} h" if age_s < 172_800 else f"{age_s / 86_400:.0f} d"
 
 
 # Decisions

@@ -25,7 +25,17 @@ from rich.table import Table
 from rich.text import Text
 
 from lbguard.api.client import ClientError, GuardClient, ServiceNotRunning, Watched
-from lbguard.cli.show import STATE_COLOURS, TROUBLE_FIRST, age, headline, local_vips_note, then, until
+from lbguard.cli.status_words import (
+    STATE_COLOURS,
+    TROUBLE_FIRST,
+    age,
+    condition,
+    headline,
+    local_vips_note,
+    new_flows,
+    then,
+    until,
+)
 from lbguard.core.model import Action, TargetState
 from lbguard.core.status import GuardStatus, LinkStatus, StreamStatus, TargetStatus
 from lbguard.printable import printable, printable_values
@@ -84,7 +94,7 @@ def view(snapshot: Snapshot, *, now: float, width: int, height: int, hint: str =
     rows = _share(height - len(head), len(status.streams), len(status.targets), len(status.links))
     parts = [
         _streams(status.streams, rows[0], width),
-        _targets(status.targets, clock, rows[1], width),
+        _targets(status, clock, rows[1], width),
         _links(status.links, rows[2], width),
         _decisions(snapshot.decisions, rows[3]),
     ]
@@ -192,15 +202,16 @@ def by_trouble(target: TargetStatus) -> tuple[int, float, str, int]:
     return TROUBLE_FIRST.index(target.state), deadline, target.stream, target.identifier
 
 
-def _targets(targets: Sequence[TargetStatus], clock: float, lines: int, width: int) -> Table | None:
+def _targets(status: GuardStatus, clock: float, lines: int, width: int) -> Table | None:
     if width >= _FULL_WIDTH:
-        table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "PATHS")
+        steered = ["NEW FLOWS"] if status.affinity is not None else []
+        table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", *steered, "PATHS")
     elif width >= _TINY_WIDTH:
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE")
     else:
         table = _table("TARGET", "STATE", "UNTIL")
     rows: list[Sequence[str | Text]] = []
-    for target in sorted(targets, key=by_trouble):
+    for target in sorted(status.targets, key=by_trouble):
         cells: dict[str, str | Text] = {
             "TARGET": f"{target.stream}/{target.identifier}",
             "STATE": Text(target.state, STATE_COLOURS[target.state]),
@@ -208,7 +219,8 @@ def _targets(targets: Sequence[TargetStatus], clock: float, lines: int, width: i
             "UNTIL": _left(target, clock),
             "THEN": then(target),
             "CAUSE": "" if target.state is TargetState.ACTIVE else target.cause,
-            "PATHS": "  ".join(f"{path.ip} {path.condition} {path.ifname or '-'}" for path in target.paths),
+            "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, status.affinity))),
+            "PATHS": "  ".join(f"{path.ip} {condition(path)} {path.ifname or '-'}" for path in target.paths),
         }
         rows.append([cells[str(column.header)] for column in table.columns])
     return _fill(table, rows, lines, "targets")

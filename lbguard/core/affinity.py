@@ -4,12 +4,13 @@ The kernel steers the packets (`lbguard/affinity`). This module computes the ste
 whose steering changed since the last effect.
 """
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 
 from lbguard.core.addr import is_ipv4
 from lbguard.core.effects import SteerFlows
 from lbguard.core.model import ADMITTED, Condition, FamilySteering, StreamSteering, TargetKey, TargetState
-from lbguard.core.state import Path, Stream, Target
+from lbguard.core.state import Stream, Target
 
 
 class Affinity:
@@ -26,6 +27,15 @@ class Affinity:
         if self._conditions.get(target.key) != conditions:
             self._conditions[target.key] = conditions
             self._changed[target.key.stream] = None
+
+    def avoids(self, target: Target, *, ipv4: bool) -> bool:
+        """Return whether new flows of a family are given to another target, by what was reported last."""
+        steering = self._reported.get(target.key.stream)
+        if steering is None:
+            return False
+        avoid = (steering.ipv4 if ipv4 else steering.ipv6).avoid
+        place = bisect_left(avoid, target.mark)
+        return place < len(avoid) and avoid[place] == target.mark
 
     def take(self, streams: Mapping[str, Stream], moved: Iterable[str]) -> list[SteerFlows]:
         """Return the changes since the last call, in one effect. `moved`: streams with targets that changed state."""
@@ -53,13 +63,13 @@ def steering_of(stream: Stream) -> StreamSteering:
     """Return the current affinity of a stream.
 
     Before the stream is adopted, the targets in its table are unknown, and flows that an earlier run remembered must
-    not move: every target counts as admitted.
+    not move: every target counts as admitted. A removed target counts as withdrawn until the table has no slot of it.
     """
     targets = [stream.targets[identifier] for identifier in sorted(stream.targets)]
     admitted = [target for target in targets if target.state in ADMITTED or not stream.adopted]
     return StreamSteering(
         stream=stream.spec.name,
-        marks=tuple([target.mark for target in targets]),
+        marks=tuple(sorted({target.mark for target in targets} | _still_in_table(stream))),
         ipv4=_family(admitted, ipv4=True),
         ipv6=_family(admitted, ipv4=False),
         # Until the commit is confirmed, a flow may begin by the old table and continue by the new one.
@@ -70,21 +80,25 @@ def steering_of(stream: Stream) -> StreamSteering:
     )
 
 
-def _family(targets: Iterable[Target], *, ipv4: bool) -> FamilySteering:
-    """Return the affinity in one family. A target without an address of the family counts as cut off in it."""
-    healthy: list[int] = []
-    avoid: list[int] = []
-    served: list[int] = []
-    for target in targets:
-        paths = [path for ip, path in target.paths.items() if is_ipv4(ip) is ipv4]
-        well = bool(paths) and not target.draining and all(map(_answers, paths))
-        (healthy if well else avoid).append(target.mark)
-        if not any(path.withdrawn for path in paths):
-            served.append(target.mark)
-    # Without another target, the table's choice stays.
-    return FamilySteering(healthy=tuple(healthy), avoid=tuple(avoid) if healthy else (), served=tuple(served))
+def _still_in_table(stream: Stream) -> set[int]:
+    """Return the marks that packets may get by a table which is confirmed or being committed."""
+    pairs = (stream.committed, stream.in_flight)
+    return {stream.spec.mark(identifier) for pair in pairs if pair for identifier in pair[1]}
 
 
-def _answers(path: Path) -> bool:
-    """Return whether a path is good for new flows. To avoid a path costs nothing, so a first doubt is enough."""
-    return path.condition is Condition.OK and not path.unanswered
+def _family(targets: Sequence[Target], *, ipv4: bool) -> FamilySteering:
+    """Return the affinity in one family. A target without an address of the family counts as cut off in it.
+
+    To avoid a target costs nothing. So one that may not answer is avoided at once, as long as another one answers.
+    """
+    paths = {t.mark: [path for ip, path in t.paths.items() if is_ipv4(ip) is ipv4] for t in targets}
+    draining = {target.mark for target in targets if target.draining}
+    well = [m for m in paths if m not in draining and paths[m] and all(p.condition is Condition.OK for p in paths[m])]
+    healthy = [mark for mark in well if not any(path.unanswered for path in paths[mark])] or well
+    spared = set(healthy)
+    return FamilySteering(
+        healthy=tuple(healthy),
+        # Without another target, the table's choice stays.
+        avoid=tuple([mark for mark in paths if mark not in spared]) if healthy else (),
+        served=tuple([mark for mark, own in paths.items() if not any(path.withdrawn for path in own)]),
+    )

@@ -60,6 +60,7 @@ class StreamView:
 
     `adopted`: its table in the distributor was read. `removed`: the source no longer lists it. `admitted`, `broken`:
     the number of such targets. `active`: the identifiers that are active in the distributor, None before the read-back.
+    `learns`: a change of the registered targets waits, so that the flows are seen which it would move.
     """
 
     spec: StreamSpec
@@ -68,6 +69,7 @@ class StreamView:
     admitted: int
     broken: int
     active: frozenset[int] | None
+    learns: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +261,7 @@ def _stream_view(stream: Stream) -> StreamView:
         admitted=stream.admitted,
         broken=stream.broken,
         active=stream.committed[1] if stream.committed else stream.active_seen,
+        learns=stream.learn_until is not None,
     )
 
 

@@ -44,10 +44,11 @@ class Neighbor:
         """Return whether the entry has a link-layer address that packets are sent to."""
         return bool(self.state & _VALID)
 
-    def seen(self, event: NeighborSeen, now: float) -> None:
-        """Record the kernel's state of the entry."""
-        if event.state == NeighborState.FAILED:
-            # The kernel notifies once for each failed resolution, not for each attempt.
+    def seen(self, event: NeighborSeen, now: float, *, dumped: bool) -> None:
+        """Record the kernel's state of the entry, notified or `dumped`."""
+        if event.state == NeighborState.FAILED or (event.state == NeighborState.INCOMPLETE and not dumped):
+            # The kernel notifies once for each failed resolution, not for each attempt. It notifies INCOMPLETE where a
+            # packet made it try again before the notification was written (net/core/neighbour.c, neigh_timer_handler).
             self.failures += 1
         elif event.state & _VALID:
             self.failures = 0

@@ -243,7 +243,7 @@ class NetView:
                 self._ownership.release(event.prefix, link, remains=True)
             self._ownership.elect(event.prefix)
 
-    def neighbor_seen(self, event: NeighborSeen, now: float) -> None:
+    def neighbor_seen(self, event: NeighborSeen, now: float, *, dumped: bool = False) -> None:
         """Record the state of a target's neighbour entry; of others only whether they are foreign matters."""
         if event.foreign:
             self._foreign.setdefault(event.ifindex, set()).add(event.ip)
@@ -257,7 +257,7 @@ class NetView:
         if neighbor is None:
             neighbor = link.neighbors[event.ip] = Neighbor(NeighborState.NONE)
         failures, mac, resolved = neighbor.failures, neighbor.mac, neighbor.resolved
-        neighbor.seen(event, now)
+        neighbor.seen(event, now, dumped=dumped)
         if mac and neighbor.mac != mac:
             self.changes.moved_neighbors.append((event.ifindex, event.ip, mac, neighbor.mac))
         if failures != neighbor.failures or (neighbor.resolved and not resolved):
@@ -329,7 +329,7 @@ class NetView:
             known = self.links[entry.ifindex].neighbors.get(entry.ip) if entry.ifindex in self.links else None
             # A dump that repeats a failure does not count it again.
             if known is None or known.state != entry.state or entry.foreign or entry.mac not in (b"", known.mac):
-                self.neighbor_seen(entry, now)
+                self.neighbor_seen(entry, now, dumped=True)
 
     def _paths_changed(self, ips: dict[Ip, None]) -> None:
         self.changes.ips.update(ips)

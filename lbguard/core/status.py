@@ -31,7 +31,7 @@ class PathStatus:
 
     `verdict` is the fused opinion of all reporters, in one word (empty: no opinion). `verdicts` holds the first live
     opinions; `verdicts_left_out` is the number of the others. `withdrawn`: the target is held for another family, and
-    this one was withdrawn alone.
+    this one was withdrawn alone. `steered`: flow affinity gives new flows of this family to another target.
     """
 
     ip: str
@@ -44,6 +44,7 @@ class PathStatus:
     verdicts: tuple[VerdictStatus, ...] = ()
     verdicts_left_out: int = 0
     withdrawn: bool = False
+    steered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,8 @@ class Prediction:
 class TargetStatus:
     """One target. `since` is when its state began, `deadline` when its state is decided again unless its paths change.
 
-    `prediction` is the next action; None: the target is active and no action is due.
+    `prediction` is the next action; None: the target is active and no action is due. `draining`: it is to get no new
+    flow, because the source says so, or no longer lists it (`unlisted`).
     """
 
     stream: str
@@ -82,11 +84,25 @@ class TargetStatus:
     penalty: float
     paths: tuple[PathStatus, ...]
     prediction: Prediction | None = None
+    draining: bool = False
+    unlisted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyStatus:
+    """One family of a stream. `held`: number of targets in the table whose path of this family is broken.
+
+    `withdrawn`: number of targets in the table of which this family was withdrawn alone; they are not among the held.
+    """
+
+    ipv4: bool
+    held: int
+    withdrawn: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamStatus:
-    """One stream: availability and the number of targets in each state.
+    """One stream: availability, the number of targets in each state, and both families.
 
     `local_vips` are VIPs (`address/length`) that contain an address of the load balancer itself: the kernel delivers
     their packets locally, whatever the mark.
@@ -101,6 +117,7 @@ class StreamStatus:
     counts: dict[TargetState, int]
     table_committed: bool
     local_vips: tuple[str, ...] = ()
+    families: tuple[FamilyStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +134,32 @@ class LinkStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlowMap:
+    """One map of remembered flows, and the number of flows in it."""
+
+    protocol: str
+    ipv4: bool
+    flows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffinityStatus:
+    """Flow affinity in the kernel.
+
+    `mode` is the setting. `in_force`: the kernel has the rules; otherwise `problem` says why (empty: not yet tried).
+    `maps` are as last counted, each with room for `flows_max` flows.
+    """
+
+    mode: str
+    in_force: bool
+    problem: str
+    flows_max: int
+    maps: tuple[FlowMap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuardStatus:
-    """The whole state at one moment."""
+    """The whole state at one moment. `affinity` None: flow affinity is off."""
 
     now: float
     observe: bool
@@ -129,3 +170,4 @@ class GuardStatus:
     streams: tuple[StreamStatus, ...]
     targets: tuple[TargetStatus, ...]
     links: tuple[LinkStatus, ...]
+    affinity: AffinityStatus | None = None

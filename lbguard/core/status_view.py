@@ -34,6 +34,7 @@ from lbguard.core.model import (
 from lbguard.core.opinions import Opinion, Source
 from lbguard.core.state import Path, Stream, Target
 from lbguard.core.status import (
+    FamilyStatus,
     GuardStatus,
     LinkStatus,
     PathStatus,
@@ -207,7 +208,21 @@ def _stream(engine: EngineState, stream: Stream) -> StreamStatus:
         mass_failure=stream.mass_failure(engine.config),
         counts={state: stream.counts[state] for state in TargetState},
         table_committed=stream.committed == stream.desired_pair(),
+        families=_families_of(stream),
     )
+
+
+def _families_of(stream: Stream) -> tuple[FamilyStatus, ...]:
+    held: Counter[bool] = Counter()
+    withdrawn: Counter[bool] = Counter()
+    for target in stream.targets.values() if stream.broken else ():
+        if target.state in (TargetState.HELD, TargetState.FROZEN):
+            for ip, path in target.paths.items():
+                if path.condition is not Condition.OK:
+                    # Once the other family is lost too, the target is held as a whole.
+                    alone = path.withdrawn and target.partial
+                    (withdrawn if alone else held)[is_ipv4(ip)] += 1
+    return tuple(FamilyStatus(ipv4=ipv4, held=held[ipv4], withdrawn=withdrawn[ipv4]) for ipv4 in (True, False))
 
 
 def _target(engine: EngineState, target: Target, now: float, expected: Prediction | None) -> TargetStatus:
@@ -221,8 +236,10 @@ def _target(engine: EngineState, target: Target, now: float, expected: Predictio
         since=target.since,
         deadline=_deadline(engine, target),
         penalty=target.penalty.current(engine.config.damping, now),
-        paths=tuple(_path(engine, ip, path) for ip, path in target.paths.items()),
+        paths=tuple(_path(engine, target, ip, path) for ip, path in target.paths.items()),
         prediction=expected,
+        draining=target.draining,
+        unlisted=target.unlisted,
     )
 
 
@@ -231,7 +248,7 @@ def _deadline(engine: EngineState, target: Target) -> float | None:
     return engine.life.drains.get(target.key) if deadline is None else deadline
 
 
-def _path(engine: EngineState, ip: Ip, path: Path) -> PathStatus:
+def _path(engine: EngineState, target: Target, ip: Ip, path: Path) -> PathStatus:
     link = engine.view.links.get(path.link.ifindex) if path.link else None
     if link is not None and link.key != path.link:
         link = None
@@ -246,6 +263,7 @@ def _path(engine: EngineState, ip: Ip, path: Path) -> PathStatus:
         mac=format_mac(neighbor.mac) if neighbor and neighbor.mac else "",
         verdict=path.verdict,
         withdrawn=path.withdrawn,
+        steered=engine.affinity.avoids(target, ipv4=is_ipv4(ip)),
         verdicts=_verdicts(engine, found, path),
         verdicts_left_out=left_out,
     )

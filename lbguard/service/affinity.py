@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from lbguard.affinity.ruleset import AffinityOptions
+from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts, AffinityTable, remove_left_over
 from lbguard.core.effects import SteerFlows
 from lbguard.core.events import Event
 from lbguard.core.model import StreamSteering
+from lbguard.core.status import AffinityStatus, FlowMap
 from lbguard.distributor.base import DistributorError
 from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
@@ -57,7 +58,22 @@ class FlowAffinity:
         self._changed = asyncio.Event()
         self._applied = False
         self._problem = ""
+        self._flows: Mapping[tuple[str, int], int] = {}
         metrics.affinity.flows_max.set(table.options.max_flows)
+
+    def status(self) -> AffinityStatus:
+        """Return what is in force, and the flows as last counted."""
+        options = self._table.options
+        return AffinityStatus(
+            mode="all" if options.every_flow else "incident",
+            in_force=self._applied,
+            problem=self._problem,
+            flows_max=options.max_flows,
+            maps=tuple(
+                FlowMap(protocol=protocol, ipv4=family == 4, flows=count)
+                for (protocol, family), count in sorted(self._flows.items())
+            ),
+        )
 
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
         """Accept one effect; `run` applies it, and retries a failure each second."""
@@ -93,6 +109,7 @@ class FlowAffinity:
                 self._metrics.affinity.mended.inc()
             if count:
                 counts = await self._table.read()
+                self._flows = counts.flows
                 self._metrics.affinity.record(
                     counts.flows,
                     steered=counts.steered,

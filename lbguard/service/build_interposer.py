@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from lbguard.core.engine_state import EngineState
 from lbguard.core.events import SourceSnapshot
-from lbguard.core.model import Condition, StreamSpec, TargetKey, TargetState
+from lbguard.core.model import ADMITTED, Condition, StreamSpec, TargetKey, TargetState
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory
@@ -62,6 +62,16 @@ class InterposerCore:
         if known is None or known.state is not TargetState.ACTIVE or not self._engine.in_sync:
             return 0.0
         return self._clock() - known.since
+
+    def drains(self, target: TargetKey) -> bool:
+        """See `Core`."""
+        known = self._engine.target(target)
+        return known is not None and known.unlisted and known.state in ADMITTED
+
+    def learns(self, stream: str) -> bool:
+        """See `Core`."""
+        known = self._engine.stream(stream)
+        return known is not None and known.learns
 
 
 def find_tables(settings: Settings) -> Mapping[str, FoundTable]:

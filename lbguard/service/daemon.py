@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
@@ -188,7 +189,8 @@ class Daemon:
         """Return the whole current state; events are processed while it is built."""
         for status in self.engine.status_in_parts(time.monotonic()):
             if status is not None:
-                return self._local_vips.add_to(status)
+                affinity = None if self._affinity is None else self._affinity.status()
+                return replace(self._local_vips.add_to(status), affinity=affinity)
             await asyncio.sleep(0)
         raise AssertionError("a status that never ends")
 

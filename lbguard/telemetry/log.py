@@ -30,7 +30,7 @@ _CLOSE_LIMIT_S = 3.0
 _STALL_LIMIT_S = 1.0
 
 _decisions = logging.getLogger("lbguard.decision")
-_SERIOUS = frozenset({Action.HOLD, Action.FREEZE, Action.WITHDRAW})
+_SERIOUS = frozenset({Action.HOLD, Action.FREEZE, Action.WITHDRAW, Action.WITHDRAW_FAMILY})
 _COLOURS = {"DEBUG": "\x1b[2m", "INFO": "\x1b[32m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 _PLAIN = "\x1b[0m"
 
@@ -77,6 +77,7 @@ def decision_fields(decision: Decision) -> dict[str, object]:
                 "neighbor": item.neighbor,
                 "detail": item.detail,
                 "verdict": item.verdict,
+                "withdrawn": item.withdrawn,
             }
             for item in decision.evidence
         ],

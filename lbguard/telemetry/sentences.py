@@ -1,10 +1,10 @@
 """Sentences about decisions and states, for the log, `lbguard events` and `lbguard explain`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from lbguard.core.addr import format_ip
-from lbguard.core.model import ADMITTED, Action, Condition, Decision, Evidence, TargetState
-from lbguard.core.status import PathStatus, Prediction, TargetStatus, VerdictStatus
+from lbguard.core.addr import Ip, format_ip, is_ipv4
+from lbguard.core.model import ADMITTED, SOFT, Action, Condition, Decision, Evidence, TargetState
+from lbguard.core.status import AffinityStatus, PathStatus, Prediction, TargetStatus, VerdictStatus
 
 _WHAT_HELPS = {
     Condition.NO_LINK: "no link reaches the subnet of {ip}; it comes back when the mesh re-creates the link",
@@ -26,6 +26,15 @@ _WEIGHTS = {
 }
 
 
+_REMOVALS = {
+    "drain_window": "the drain window is over",
+    "drain_idle": "no packet came for drain.idle",
+    "identifier_used_again": "the source lists another target by its identifier",
+    "address_used_again": "the source lists another target with its address",
+}
+"""Ends of drains, by the cause of the removal; another cause is the condition of a lost path."""
+
+
 def seconds(value: float) -> str:
     """Format a duration for people: one decimal, more digits below a tenth of a second."""
     return f"{value:.1f} s" if value >= 0.1 or value == 0 else f"{value * 1000:.1f} ms"
@@ -41,6 +50,23 @@ def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
         via = f" via {item.ifname}" if item.ifname else ""
         parts.append(f"{condition}{format_ip(item.ip)}{via}{detail}")
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def family_of(ip: Ip | str) -> str:
+    """Return the name of an address's family."""
+    ipv4 = ":" not in ip if isinstance(ip, str) else is_ipv4(ip)
+    return "IPv4" if ipv4 else "IPv6"
+
+
+def _families(ips: Iterable[Ip | str]) -> str:
+    return " and ".join(sorted({family_of(ip) for ip in ips}))
+
+
+def _drain_end(decision: Decision) -> str:
+    """Return why a removal ended a drain; empty: it did not."""
+    if decision.cause in _REMOVALS:
+        return f", {_REMOVALS[decision.cause]}"
+    return ", a lost path ends the drain" if decision.cause in set(Condition) else ""
 
 
 def decision_sentence(decision: Decision) -> str:
@@ -63,6 +89,17 @@ def decision_sentence(decision: Decision) -> str:
             tail = f", path back after {lasted}"
         case Action.WITHDRAW if lasted is not None:
             tail = f", held for {lasted}"
+        case Action.WITHDRAW_FAMILY:
+            out = [item.ip for item in decision.evidence if item.withdrawn]
+            tail = f", {_families(out)} is withdrawn, the target stays in the table for its other family"
+        case Action.DRAIN if left is not None:
+            tail = f", no new connections, removed in {seconds(left)} at the latest"
+        case Action.DRAIN:
+            tail = ", no new connections for as long as the source lists it as draining"
+        case Action.RESUME:
+            tail = ", new connections again"
+        case Action.REMOVE:
+            tail = _drain_end(decision)
         case Action.READMIT if lasted is not None:
             tail = f", {lasted} after the loss"
         case Action.PARDON:
@@ -82,6 +119,53 @@ def _path_sentence(path: PathStatus) -> str:
     return f"The path to {path.ip} is broken{via}: {path.condition} - {reason}{neighbor}."
 
 
+def new_connections(target: TargetStatus, path: PathStatus, affinity: AffinityStatus | None) -> str:
+    """Return what new connections get that the table gives to a path: `elsewhere`, `wait`, or empty (the path).
+
+    Args:
+        target: the path's target.
+        path: the path.
+        affinity: flow affinity; None: it is off.
+    """
+    if target.state not in ADMITTED:
+        return ""
+    if path.steered and affinity is not None and affinity.in_force:
+        return "elsewhere"
+    return "wait" if path.condition not in (Condition.OK, *SOFT) else ""
+
+
+def _new_connections_sentence(target: TargetStatus, path: PathStatus, affinity: AffinityStatus | None) -> str:
+    """Return what new connections get; empty: the path, as usual."""
+    what, family = new_connections(target, path, affinity), family_of(path.ip)
+    if what == "elsewhere":
+        return f"New {family} connections are given to another target at once."
+    avoided = path.condition != Condition.OK or target.draining
+    if target.state not in ADMITTED or not avoided:
+        return ""
+    follow = "wait for the path" if what == "wait" else "still go to it"
+    if affinity is None:
+        return f"New {family} connections {follow}."
+    if path.steered:
+        return f"New {family} connections {follow}: flow affinity is not in force ({affinity.problem or 'starting'})."
+    return f"New {family} connections {follow}: no other target of the stream has a good {family} path."
+
+
+def _drain_sentence(target: TargetStatus) -> str:
+    """Return what a drain means for a target that does not simply drain; empty: it does, or is not to be drained."""
+    if not target.draining:
+        return ""
+    match target.state:
+        case TargetState.DRAINING:
+            return "The source no longer lists it." if target.unlisted else "The source lists it as draining."
+        case TargetState.PENDING:
+            return "The source lists it as draining, so it is not admitted."
+        case TargetState.WITHDRAWN:
+            return "The source lists it as draining, so it is not re-admitted."
+        case _:
+            whose = "The source no longer lists it" if target.unlisted else "The source lists it as draining"
+            return f"{whose}: it drains on when its path is back."
+
+
 def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
     age, left = seconds(max(0.0, now - verdict.at)), seconds(max(0.0, verdict.expires_at - now))
     return (
@@ -90,8 +174,29 @@ def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
     )
 
 
-def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: float) -> str:
-    """Return the next decision, and the condition for it."""
+def _one_family_sentence(target: TargetStatus, why: str, *, affinity: bool) -> str:
+    """Return how a target is held that lost one family for good, or for as long as many targets are broken."""
+    out = [path.ip for path in target.paths if path.withdrawn]
+    if out:
+        serves = _families(path.ip for path in target.paths if not path.withdrawn)
+        return (
+            f"{_families(out)} is withdrawn; {serves} serves. {_families(out)} gets connections again as soon as its"
+            f" path is ok. When {serves} is lost too, the grace window begins."
+        )
+    if affinity:
+        return (
+            f"{why}: the lost family is withdrawn alone, one grace window after the mass failure ends, or at"
+            " freeze.limit, if that is sooner."
+        )
+    return (
+        f"It is held without a deadline: {why}, and both families are one entry of the table, so withdrawing it"
+        " would break the healthy connections. Connections of the lost family to it may get no answer"
+        " until that path is back. When the other path breaks too, the grace window begins."
+    )
+
+
+def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: float, *, affinity: bool) -> str:
+    """Return the next decision, and the condition for it. `affinity`: flow affinity is on."""
     at, until, why = prediction.at, prediction.until, prediction.why
     left = "" if at is None else seconds(max(0.0, at - now))
     span = "" if until is None else seconds(max(0.0, until - (now if at is None else max(at, now))))
@@ -114,12 +219,18 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
             )
         case Action.STAY if at is not None:
             text = f"It stays frozen, for at most {span} after the next {left}, unless the path comes back: {why}."
+        case Action.WITHDRAW_FAMILY:
+            lost = _families(path.ip for path in target.paths if path.condition != Condition.OK and not path.withdrawn)
+            text = f"{lost} is withdrawn in {left} unless its path comes back; the target stays for its other family."
         case Action.HOLD if at is None:
+            text = _one_family_sentence(target, why, affinity=affinity)
+        case Action.REMOVE:
             text = (
-                f"It is held without a deadline: {why}, and both families are one entry of the table, so withdrawing it"
-                " would break the healthy connections. Connections of the lost family to it may get no answer"
-                " until that path is back. When the other path breaks too, the grace window begins."
+                f"It is removed in {left} at the latest; sooner if it gets no packet for drain.idle, if its path"
+                " breaks, or if the source lists another target by its identifier or address."
             )
+        case Action.STAY if target.state is TargetState.DRAINING:
+            text = "It drains for as long as the source lists it as draining."
         case Action.STAY:
             text = f"Its deadline has no effect while {why}."
         case Action.HOLD:
@@ -136,7 +247,12 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
 
 
 def target_story(
-    target: TargetStatus, now: float, recent: Sequence[tuple[Decision, float]], *, observe: bool = False
+    target: TargetStatus,
+    now: float,
+    recent: Sequence[tuple[Decision, float]],
+    *,
+    observe: bool = False,
+    affinity: AffinityStatus | None = None,
 ) -> str:
     """Return in a few sentences a target's state, the reason for it, and what happens next.
 
@@ -145,6 +261,7 @@ def target_story(
         now: the engine's clock at that status, seconds.
         recent: its last decisions with wall time, oldest first.
         observe: no decision is carried out.
+        affinity: flow affinity; None: it is off.
     """
     name, age = f"{target.stream}/{target.identifier}", seconds(max(0.0, now - target.since))
     if observe:
@@ -160,15 +277,19 @@ def target_story(
             f"{name} has been frozen for {age} because of {target.cause}: too many targets broke at once."
         ),
         TargetState.WITHDRAWN: f"{name} has been withdrawn for {age} because of {target.cause}.",
+        TargetState.DRAINING: f"{name} has been draining for {age}: its connections go on.",
     }[target.state]
     story = [opening, f"{table} (fwmark and route table {target.mark})."]
     for path in target.paths:
         story.append(_path_sentence(path))
+        if not observe:
+            story.append(_new_connections_sentence(target, path, affinity))
         story += [_verdict_sentence(verdict, now) for verdict in path.verdicts]
         if path.verdicts_left_out:
             story.append(f"{path.verdicts_left_out} more verdicts concern this path.")
+    story.append(_drain_sentence(target))
     if target.prediction is not None:
-        story.append(_prediction_sentence(target, target.prediction, now))
+        story.append(_prediction_sentence(target, target.prediction, now, affinity=affinity is not None))
     # Each loss adds one, which decays; only the part above one delays a re-admission.
     if target.penalty > 1:
         story.append(
@@ -180,4 +301,4 @@ def target_story(
         out = sum(decision.action is Action.WITHDRAW for decision, _ in recent)
         what = "one was a hold" if losses == 1 else f"{losses} were holds"
         story.append(f"Of its last {len(recent)} decisions, {what}; {kept} ended in recovery, {out} in withdrawal.")
-    return " ".join(story)
+    return " ".join(sentence for sentence in story if sentence)

@@ -131,7 +131,10 @@ class AffinityWorld(World):
         self.belief.forget_others()
 
     def _decide(self) -> None:
+        reading = self.now < self._reading_until
         super()._decide()
+        if reading:
+            return
         self.belief.forget_others()
         if not self.engine.running:
             return

@@ -226,12 +226,15 @@ class Belief:
             self.links[event.ifindex].addresses.pop((event.ip, event.prefix_length), None)
 
     def _NeighborSeen(self, event: ev.NeighborSeen) -> None:  # noqa: N802
+        self._neighbor_told(event, failed=event.state in (NeighborState.FAILED, NeighborState.INCOMPLETE))
+
+    def _neighbor_told(self, event: ev.NeighborSeen, *, failed: bool) -> None:
         (self._somebodys.add if event.foreign else self._somebodys.discard)((event.ifindex, event.ip))
         link = self.links.get(event.ifindex)
         if link is None or event.ip not in self._followed():
             return
         link.states[event.ip] = event.state
-        if event.state is NeighborState.FAILED:
+        if failed:
             link.failures[event.ip] = link.failures.get(event.ip, 0) + 1
         elif event.state not in _SILENT:
             link.failures[event.ip] = 0
@@ -314,7 +317,7 @@ class Belief:
                 continue
             moved = neighbor.mac not in (b"", known.macs.get(neighbor.ip, b""))
             if neighbor.foreign or known.states.get(neighbor.ip) is not neighbor.state or moved:
-                self._NeighborSeen(neighbor)
+                self._neighbor_told(neighbor, failed=neighbor.state is NeighborState.FAILED)
         self.foreign = {(r.table, r.ipv4, r.metric): r for r in event.routes if r.protocol != ROUTE_PROTOCOL}
         self.routes = {(r.table, r.ipv4, r.metric): r for r in event.routes if r.protocol == ROUTE_PROTOCOL}
         self.rules = {rule for rule in event.rules if rule.protocol == ROUTE_PROTOCOL}

@@ -75,6 +75,7 @@ class Watch:
         self._world = world
         self._outdated: set[Route] = set()
         self._losses: dict[TargetKey, Loss] = {}
+        self._losses_of_gone: dict[TargetKey, Loss] = {}
         self._frozen: dict[TargetKey, float] = {}
         self._regained = 0
         self._regained_at = float("-inf")
@@ -265,8 +266,8 @@ class Watch:
             milder = _ORDER.index(cause) > _ORDER.index(loss.cause)
             loss.window_s = max(loss.window_s, window_s) if milder else window_s
             loss.cause, loss.longest_s = cause, max(loss.longest_s, window_s)
-        for key in self._losses.keys() - alive:
-            del self._losses[key]
+        # Of a target that is gone the records of this decision are checked still.
+        self._losses_of_gone = {key: self._losses.pop(key) for key in self._losses.keys() - alive}
 
     def _named_cause(self, target: TargetView) -> Condition:
         """Return the engine's own name for what is wrong: the oracle does not tell the ways of having no link apart."""
@@ -334,7 +335,7 @@ class Watch:
     def _check_withdrawal(self, record: fx.Record) -> None:
         world, d = self._world, record.decision
         assert world.belief.in_sync, f"{d.target} was withdrawn while out of sync"
-        loss = self._losses.get(d.target)
+        loss = self._losses.get(d.target) or self._losses_of_gone.get(d.target)
         assert loss is not None, f"{d.target} was withdrawn although a path forwards"
         if d.state_from is TargetState.HELD:
             self._check_window(d.target, loss)

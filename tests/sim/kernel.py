@@ -155,6 +155,12 @@ class SimKernel:
                 self._tell(RouteGone(route=route))
             self.others = self.foreign()
 
+    def begin_to_resolve(self, ifindex: int, ip: Ip) -> None:
+        """Mark an entry as INCOMPLETE, of which the kernel notifies nobody."""
+        link = self.links.get(ifindex)
+        if link is not None and link.admin_up:
+            link.neighbors[ip] = (NeighborState.INCOMPLETE, b"")
+
     def set_neighbor(self, ifindex: int, ip: Ip, state: NeighborState, mac: bytes) -> None:
         link = self.links.get(ifindex)
         if link is not None and link.admin_up:

@@ -32,6 +32,8 @@ READING_S = 0.003
 HOLDS_KEPT_S = 60.0
 PROXY_HOST = b"\xfa"
 """The last byte of the proxies' own addresses."""
+TRIED_AGAIN = 0.3
+"""Share of the failed resolutions that the kernel notifies as INCOMPLETE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +372,7 @@ class World:
             return
         if ip in self.silent:
             if known[0] is not NeighborState.INCOMPLETE:
-                self.kernel.set_neighbor(ifindex, ip, NeighborState.INCOMPLETE, b"")
+                self.kernel.begin_to_resolve(ifindex, ip)
                 self.after(1.0, lambda: self._resolution_failed(link, ip))
         elif verify or known != (NeighborState.REACHABLE, self._mac_of(ip)):
             self.kernel.set_neighbor(ifindex, ip, NeighborState.REACHABLE, self._mac_of(ip))
@@ -381,7 +383,12 @@ class World:
     def _resolution_failed(self, link: SimLink, ip: Ip) -> None:
         incomplete = link.neighbors.get(ip, (None, b""))[0] is NeighborState.INCOMPLETE
         if self.kernel.links.get(link.ifindex) is link and incomplete:
-            self.kernel.set_neighbor(link.ifindex, ip, NeighborState.FAILED, b"")
+            # A packet may make the kernel try again before the notification is written.
+            tried_again = self.random.random() < TRIED_AGAIN
+            state = NeighborState.INCOMPLETE if tried_again else NeighborState.FAILED
+            self.kernel.set_neighbor(link.ifindex, ip, state, b"")
+            if tried_again:
+                self.after(1.0, lambda: self._resolution_failed(link, ip))
 
     # The shell
 

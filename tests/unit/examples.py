@@ -3,7 +3,16 @@
 from ipaddress import ip_address
 
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, Prediction, StreamStatus, TargetStatus
+from lbguard.core.status import (
+    AffinityStatus,
+    FlowMap,
+    GuardStatus,
+    LinkStatus,
+    PathStatus,
+    Prediction,
+    StreamStatus,
+    TargetStatus,
+)
 
 IPV4 = ip_address("172.16.1.10").packed
 IPV6 = ip_address("fd00:1::10").packed
@@ -35,10 +44,31 @@ def decision(
     )
 
 
-def path(ip: str = "172.16.1.10", condition: str = "ok", ifname: str = "lb-a") -> PathStatus:
+def path(
+    ip: str = "172.16.1.10",
+    condition: str = "ok",
+    ifname: str = "lb-a",
+    *,
+    withdrawn: bool = False,
+    steered: bool = False,
+) -> PathStatus:
     """Return one path."""
-    mac = "02:00:00:00:00:01" if condition == "ok" else "-"
-    return PathStatus(ip=ip, condition=condition, ifname=ifname, ifindex=7, neighbor="reachable", mac=mac)
+    return PathStatus(
+        ip=ip,
+        condition=condition,
+        ifname=ifname,
+        ifindex=7,
+        neighbor="reachable",
+        mac="02:00:00:00:00:01" if condition == "ok" else "-",
+        withdrawn=withdrawn,
+        steered=steered,
+    )
+
+
+def affinity(*, in_force: bool = True, problem: str = "", tcp4: int = 12) -> AffinityStatus:
+    """Return the status of flow affinity, with maps of 100 flows."""
+    maps = (FlowMap(protocol="tcp", ipv4=True, flows=tcp4), FlowMap(protocol="tcp", ipv4=False, flows=3))
+    return AffinityStatus(mode="incident", in_force=in_force, problem=problem, flows_max=100, maps=maps)
 
 
 def target(
@@ -50,6 +80,8 @@ def target(
     penalty: float = 0.0,
     paths: tuple[PathStatus, ...] = (path(),),
     prediction: Prediction | None = None,
+    draining: bool = False,
+    unlisted: bool = False,
 ) -> TargetStatus:
     """Return the status of target stream-a/IDENTIFIER."""
     return TargetStatus(
@@ -63,10 +95,14 @@ def target(
         penalty=penalty,
         paths=paths,
         prediction=prediction,
+        draining=draining,
+        unlisted=unlisted,
     )
 
 
-def guard_status(*targets: TargetStatus, now: float = 100.0, available: bool = True) -> GuardStatus:
+def guard_status(
+    *targets: TargetStatus, now: float = 100.0, available: bool = True, affinity: AffinityStatus | None = None
+) -> GuardStatus:
     """Return a status of one stream with these targets."""
     counts = {state: sum(item.state is state for item in targets) for state in TargetState}
     return GuardStatus(
@@ -100,4 +136,5 @@ def guard_status(*targets: TargetStatus, now: float = 100.0, available: bool = T
                 role="owner",
             ),
         ),
+        affinity=affinity,
     )

@@ -34,6 +34,12 @@ class Core(Protocol):
     def sound_for_s(self, target: TargetKey) -> float:
         """Return for how long the target has been in the distributor with a good path; 0 when it is not."""
 
+    def drains(self, target: TargetKey) -> bool:
+        """Return whether the target stays in the distributor although it is not registered any more."""
+
+    def learns(self, stream: str) -> bool:
+        """Return whether a change of the registered targets waits, so that the flows are seen which it would move."""
+
 
 class Gateways(Protocol):
     """The load balancer's routes."""

@@ -7,7 +7,7 @@ meaning of its calls:
 - `activate`: a target is registered. Its addresses are the gateways of the load balancer's routes in the table of its
   mark, which it adds before. The answer is sent when the core has put the target into the distributor.
 - `deactivate`: for a target whose path is broken, or was just now, a failed verification: the target stays, and grace
-  applies. For any other target, a removal: it is out of the distributor when the call returns.
+  applies. For any other target, a removal: when the call returns, it is out of the distributor, or it drains.
 - `delete`: the stream has ended.
 
 A call without an answer goes to the real program and into the file `missed`, from which it is applied as done. So the
@@ -317,21 +317,29 @@ class InterposerSource:
             return self._out_of_place(call, str(error))
         self.registrations.report()
 
+        await self._catch_up_core(deadline)
+
         def admitted() -> bool:
             return call.identifier in self._committed.get(call.stream, _NOBODY)[1]
 
-        if await self._wait(call.stream, admitted, deadline):
-            return _Answer(Verdict.DONE, "admitted")
+        def answered() -> bool:
+            # The load balancer activates one target after the other, and must not wait for `affinity.learn` each time.
+            return admitted() or self._core.learns(call.stream)
+
+        if await self._wait(call.stream, answered, deadline):
+            return _Answer(Verdict.DONE, "admitted" if admitted() else "accepted")
         if call.stream in self._failing:
             return _Answer(Verdict.PASS, "distributor_failed")
         # Not admitted yet, for a reason of the core (damping, a path that is not good yet). It will be admitted later.
         return _Answer(Verdict.DONE, "accepted")
 
     async def _deactivate(self, call: Call, deadline: float) -> _Answer:
+        key = TargetKey(call.stream, call.identifier)
         entry = self.registrations.registry.entry(call.stream, call.identifier)
+        if entry is None and self._core.drains(key):
+            return _Answer(Verdict.DONE, "draining")
         if entry is None:
             return _Answer(Verdict.PASS, "unknown")
-        key = TargetKey(call.stream, call.identifier)
         if call.stream not in self._failing and self._core.path_lost(key, self._config.recent_loss_s):
             entry.confirmed = False
             self.registrations.report()
@@ -341,12 +349,16 @@ class InterposerSource:
         self.registrations.report()
         _log.info("target removed by the load balancer", extra=fields(target=str(key)))
 
-        def removed() -> bool:
-            committed = self._committed.get(call.stream)
-            return committed is not None and call.identifier not in committed[0] | committed[1]
+        await self._catch_up_core(deadline)
 
-        if await self._wait(call.stream, removed, deadline):
-            return _Answer(Verdict.DONE, "removed")
+        def removed() -> bool:
+            # An inactive target gets no packets; that it is not registered any more is committed later.
+            registered, active = self._committed.get(call.stream) or (None, _NOBODY[1])
+            learns = self._core.learns(call.stream)
+            return registered is not None and call.identifier not in (active if learns else registered | active)
+
+        if await self._wait(call.stream, lambda: self._core.drains(key) or removed(), deadline):
+            return _Answer(Verdict.DONE, "removed" if removed() else "draining")
         return _Answer(Verdict.PASS, "not_removed_in_time")
 
     async def _begin_anew(self, call: Call, deadline: float) -> _Answer:

@@ -15,6 +15,7 @@ _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20,
 
 
 STATES, AVAILABLE, MASS_FAILURE = "lbguard_target_states", "lbguard_stream_available", "lbguard_stream_mass_failure"
+FAMILIES = "lbguard_target_families"
 
 STATE_SPECS = (
     MetricSpec(name=STATES, kind="gauge", labels=("stream", "state"), help="Targets in each state."),
@@ -30,6 +31,12 @@ STATE_SPECS = (
         labels=("stream",),
         help="1 while so many targets of the stream are broken that withdrawals are suppressed.",
     ),
+    MetricSpec(
+        name=FAMILIES,
+        kind="gauge",
+        labels=("stream", "family", "state"),
+        help="Targets in the table whose path of a family is broken: held, or withdrawn alone (with flow affinity).",
+    ),
 )
 
 
@@ -42,7 +49,7 @@ class StreamStates(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the gauges; called by the thread that serves a scrape."""
         streams = self.streams
-        states, available, mass_failure = (
+        states, available, mass_failure, families = (
             GaugeMetricFamily(spec.name, spec.help, labels=spec.labels) for spec in STATE_SPECS
         )
         for stream in streams:
@@ -50,7 +57,11 @@ class StreamStates(Collector):
                 states.add_metric((stream.name, state), stream.counts.get(state, 0))
             available.add_metric((stream.name,), stream.available)
             mass_failure.add_metric((stream.name,), stream.mass_failure)
-        yield from (states, available, mass_failure)
+            for family in stream.families:
+                name = "ipv4" if family.ipv4 else "ipv6"
+                families.add_metric((stream.name, name, "held"), family.held)
+                families.add_metric((stream.name, name, "withdrawn"), family.withdrawn)
+        yield from (states, available, mass_failure, families)
 
 
 class CommitOutcome(Protocol):
@@ -84,6 +95,7 @@ class StreamMetrics:
     def __init__(self, families: MetricFamilies, place: Mapping[str, str]) -> None:
         self._present: set[str] = set()
         self._lost_for: dict[TargetKey, str] = {}
+        self._family_lost: set[TargetKey] = set()
         self._states = StreamStates()
         families.add(self._states, STATE_SPECS)
         self._define_decisions(families)
@@ -109,6 +121,12 @@ class StreamMetrics:
         )
         self.withdrawals = families.counter(
             "withdrawals", "Targets withdrawn because their path did not come back.", "stream", "cause"
+        )
+        self.family_withdrawals = families.counter(
+            "family_withdrawals",
+            "Families withdrawn alone because their path did not come back; the target serves the other family.",
+            "stream",
+            "cause",
         )
         self.freezes = families.counter(
             "freezes", "Targets frozen: their deadline passed during a mass failure.", "stream"
@@ -139,21 +157,31 @@ class StreamMetrics:
         match decision.action:
             case Action.HOLD:
                 self.holds.labels(stream, cause).inc()
+            case Action.RECOVER if decision.target in self._family_lost:
+                # Its hold ended as the family was withdrawn.
+                self._family_lost.discard(decision.target)
+                self._observe_heal(decision, cause)
             case Action.RECOVER:
                 self.recoveries.labels(stream).inc()
                 self._observe_hold(decision)
                 self._observe_heal(decision, cause)
+            case Action.WITHDRAW_FAMILY:
+                self.family_withdrawals.labels(stream, cause).inc()
+                self._family_lost.add(decision.target)
+                self._observe_hold(decision)
             case Action.FREEZE:
                 self.freezes.labels(stream).inc()
             case Action.WITHDRAW:
                 self.withdrawals.labels(stream, cause).inc()
                 self._observe_hold(decision)
                 self._lost_for[decision.target] = cause
+                self._family_lost.discard(decision.target)
             case Action.READMIT:
                 self.readmissions.labels(stream).inc()
                 self._observe_heal(decision, self._lost_for.pop(decision.target, "other"))
             case Action.REMOVE | Action.FORGET:
                 self._lost_for.pop(decision.target, None)
+                self._family_lost.discard(decision.target)
 
     def record_states(self, streams: Sequence[StreamStatus]) -> None:
         """Show the state of the moment; streams that are gone lose their series."""
@@ -191,12 +219,14 @@ class StreamMetrics:
             if cause is not Condition.OK:
                 self.holds.labels(name, cause)
                 self.withdrawals.labels(name, cause)
+                self.family_withdrawals.labels(name, cause)
 
     def _forget_stream(self, name: str) -> None:
         for metric in (
             self.holds,
             self.recoveries,
             self.withdrawals,
+            self.family_withdrawals,
             self.freezes,
             self.readmissions,
             self.commit_errors,
@@ -204,4 +234,5 @@ class StreamMetrics:
         ):
             metric.remove_by_labels({"stream": name})
         self._lost_for = {key: cause for key, cause in self._lost_for.items() if key.stream != name}
+        self._family_lost = {key for key in self._family_lost if key.stream != name}
         self._timeline.forget_stream(name)

@@ -96,7 +96,7 @@ STATE, LOSSES = "lbguard_target_state_code", "lbguard_target_losses_total"
 TIMELINE_METRICS = {
     STATE: (
         "gauge",
-        "State of a target: 1 active, 2 held, 3 frozen, 4 withdrawn; a target that was never admitted has none.",
+        "State of a target: 1 active, 2 held, 3 frozen, 4 withdrawn, 5 draining; one that was never admitted has none.",
     ),
     LOSSES: ("counter", "Times that the path of a target broke while it was admitted."),
 }

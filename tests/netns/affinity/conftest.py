@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from lbguard.affinity.ruleset import AffinityOptions
+from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityTable
 from lbguard.lab.netns import Namespace
 from tests.netns.affinity import segments

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from lbguard.affinity.ruleset import AffinityOptions
+from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityTable
 from tests.netns.affinity import segments
 from tests.netns.affinity.conftest import FAMILIES, AffinityLab, flows

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.affinity.ruleset import AffinityOptions, steer_chain
+from lbguard.affinity.names import AffinityOptions, steer_chain
 from lbguard.affinity.table import AffinityTable
 from lbguard.distributor.base import DistributorError
 from tests.netns.affinity import segments
@@ -100,8 +100,8 @@ async def test_no_packet_of_a_remembered_flow_goes_astray_while_keepers_come_and
         "flush chain inet lbguard-affinity prerouting",
         "flush chain inet lbguard-affinity known_tcp_4",
         "flush chain inet lbguard-affinity steer_4_stream-a",
-        "flush chain inet lbguard-affinity recall_tcp_6",
-        "flush set inet lbguard-affinity served",
+        "flush chain inet lbguard-affinity remember_tcp_6",
+        "flush set inet lbguard-affinity served_4",
         "flush map inet lbguard-affinity steer_4",
         "delete element inet lbguard-affinity marks { 5002 }",
         "add element inet lbguard-affinity avoid_4 { 5002 }",

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ from tests.fakes.stateless_lb import OFFSET, StatelessLb
 LIMIT_S = 30.0
 OURS = 152
 SHM = Path("/dev/shm")
+VIP = "20.0.0.1"
+_MARKING = """
+add table inet marking
+add chain inet marking prerouting {{ type filter hook prerouting priority -150; }}
+add rule inet marking prerouting ip daddr {vip} meta mark set {mark}
+"""
 PATIENT = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h"}
 
 
@@ -143,6 +150,29 @@ class Balancer:
         """Return the gateway of a packet to a VIP with the mark of a target; empty when it goes nowhere."""
         route = self.lb.route_to("20.0.0.1", mark=OFFSET + identifier)
         return route.gateway if route else ""
+
+    def mark_everything(self, identifier: int) -> None:
+        """Mark every packet to the VIP for a target, as nfqlb does with the packets of a target's slots."""
+        self.lb.run("nft", _MARKING.format(vip=VIP, mark=OFFSET + identifier))
+
+    def avoided(self) -> set[int]:
+        """Return the targets that get no new IPv4 connections."""
+        listed = json.loads(self.lb.run("nft", "-j", "list", "set", "inet", "lbguard-affinity", "avoid_4"))
+        found = next(thing["set"] for thing in listed["nftables"] if "set" in thing)
+        return {mark - OFFSET for mark in found.get("elem", ())}
+
+    def steered(self) -> int:
+        """Return the number of connections that were given to another target."""
+        shown = self.lb.run("nft", "list", "counter", "inet", "lbguard-affinity", "steered")
+        return int(shown.split("packets ")[1].split()[0])
+
+    def begin_connection(self) -> None:
+        """Send the first packet of a TCP connection to the VIP, from the second proxy, and wait for no answer."""
+        self.proxies.add_route(f"{VIP}/32", "172.16.2.1")
+        with self.proxies.entered():
+            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        with client, contextlib.suppress(BlockingIOError):
+            client.connect((VIP, 80))
 
     def close(self) -> None:
         if self._service is not None and self._service.process is not None:

@@ -7,6 +7,8 @@ from tests.netns.interposer.balancer import OURS, PATIENT, Balancer, wait_until
 
 pytestmark = pytest.mark.netns
 
+AFFINITY = {"LBGUARD_AFFINITY__MODE": "incident", "LBGUARD_AFFINITY__LEARN": "0s"}
+
 
 def test_activated_targets_are_admitted_when_the_call_returns(balancer: Balancer) -> None:
     with balancer.service():
@@ -63,6 +65,51 @@ def test_a_deliberate_removal_is_done_when_the_call_returns(balancer: Balancer) 
         assert balancer.active() == {1, 5}
         assert balancer.registered() == {1: True, 5: True}
         assert balancer.states() == {1: "active", 5: "active"}
+
+
+def test_new_connections_of_a_target_that_is_cut_off_go_elsewhere(balancer: Balancer) -> None:
+    """The rules of flow affinity follow the marks that nfqlb sets; here a rule of the test sets them."""
+    with balancer.service(**PATIENT, **AFFINITY):
+        balancer.serve(1, 5)
+        wait_until(lambda: balancer.active() == {1, 5}, "both are in the table")
+        balancer.mark_everything(1)
+        balancer.cut(1)
+        balancer.wait_for(t1="held", t5="active")
+        wait_until(lambda: balancer.avoided() == {1}, "target 1 is avoided")
+        assert balancer.steered() == 0
+        balancer.begin_connection()
+        wait_until(lambda: balancer.steered() == 1, "the connection is given to target 5")
+
+
+def test_a_removed_target_drains_and_the_call_returns_at_once(balancer: Balancer) -> None:
+    """The load balancer deletes its rules and routes after the call, and the drain goes on."""
+    drain = {"LBGUARD_DRAIN__WINDOW": "1h", "LBGUARD_DRAIN__IDLE": "1h"}
+    with balancer.service(**PATIENT, **AFFINITY, **drain):
+        balancer.serve(1, 2, 5)
+        table = balancer.table()
+        balancer.give(1, 5)
+        assert balancer.registered() == {1: True, 5: True}
+        balancer.wait_for(t1="active", t2="draining", t5="active")
+        wait_until(lambda: balancer.avoided() == {2}, "target 2 gets no new connection")
+        wait_until(lambda: balancer.rules(2) == ([3000], []), "the load balancer's rule is gone, and ours is there")
+        wait_until(lambda: balancer.next_hop(2) == "172.16.1.12", "our route is there")
+        assert balancer.table() == table
+        assert balancer.states() == {1: "active", 2: "draining", 5: "active"}
+        balancer.give(1, 2, 5)
+        balancer.wait_for(t1="active", t2="active", t5="active")
+        assert balancer.table() == table
+    assert balancer.meridio.refused == []
+
+
+def test_a_target_whose_removal_waits_for_flows_is_out_when_the_call_returns(balancer: Balancer) -> None:
+    with balancer.service(**PATIENT, **AFFINITY | {"LBGUARD_AFFINITY__LEARN": "2s"}):
+        balancer.serve(1, 2, 5)
+        wait_until(lambda: balancer.active() == {1, 2, 5}, "all are in the table")
+        balancer.give(1, 5)
+        assert balancer.active() == {1, 5}
+        assert balancer.registered() == {1: True, 5: True}
+        wait_until(lambda: balancer.rules(2) == ([], []), "its rules stay until the change is committed")
+        assert balancer.active() == {1, 5}
 
 
 def test_a_target_that_is_not_activated_again_is_removed(balancer: Balancer) -> None:

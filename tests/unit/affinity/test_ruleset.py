@@ -7,7 +7,7 @@ import pytest
 
 from lbguard.affinity import ruleset
 from lbguard.affinity.contents import sets_of
-from lbguard.affinity.ruleset import AffinityOptions
+from lbguard.affinity.names import AffinityOptions
 from tests.steering import steering
 
 OPTIONS = [

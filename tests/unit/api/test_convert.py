@@ -5,7 +5,17 @@ from hypothesis import strategies as st
 from lbguard.api.convert import decision_from_proto, decision_to_proto, status_from_proto, status_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
-from lbguard.core.status import GuardStatus, LinkStatus, PathStatus, Prediction, StreamStatus, TargetStatus
+from lbguard.core.status import (
+    AffinityStatus,
+    FamilyStatus,
+    FlowMap,
+    GuardStatus,
+    LinkStatus,
+    PathStatus,
+    Prediction,
+    StreamStatus,
+    TargetStatus,
+)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 number = st.integers(0, 2**31 - 1)
@@ -33,12 +43,32 @@ decisions = st.builds(
             ifindex=number,
             neighbor=text,
             detail=text,
+            withdrawn=st.booleans(),
         ),
         max_size=3,
     ).map(tuple),
 )
 
-paths = st.builds(PathStatus, ip=text, condition=text, ifname=text, ifindex=number, neighbor=text, mac=text)
+paths = st.builds(
+    PathStatus,
+    ip=text,
+    condition=text,
+    ifname=text,
+    ifindex=number,
+    neighbor=text,
+    mac=text,
+    withdrawn=st.booleans(),
+    steered=st.booleans(),
+)
+families = st.builds(FamilyStatus, ipv4=st.booleans(), held=number, withdrawn=number)
+affinities = st.builds(
+    AffinityStatus,
+    mode=text,
+    in_force=st.booleans(),
+    problem=text,
+    flows_max=number,
+    maps=st.lists(st.builds(FlowMap, protocol=text, ipv4=st.booleans(), flows=number), max_size=2).map(tuple),
+)
 statuses = st.builds(
     GuardStatus,
     now=moment,
@@ -59,6 +89,7 @@ statuses = st.builds(
             counts=st.fixed_dictionaries(dict.fromkeys(TargetState, number)),
             table_committed=st.booleans(),
             local_vips=st.lists(text, max_size=2).map(tuple),
+            families=st.lists(families, max_size=2).map(tuple),
         ),
         max_size=2,
     ).map(tuple),
@@ -83,6 +114,8 @@ statuses = st.builds(
                 wait_s=moment,
                 why=text,
             ),
+            draining=st.booleans(),
+            unlisted=st.booleans(),
         ),
         max_size=2,
     ).map(tuple),
@@ -99,6 +132,7 @@ statuses = st.builds(
         ),
         max_size=2,
     ).map(tuple),
+    affinity=st.none() | affinities,
 )
 
 
@@ -125,3 +159,8 @@ def test_a_state_of_a_newer_service_is_refused_by_number() -> None:
     message = pb.Status(targets=[pb.Target(state=99)])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="99"):
         status_from_proto(message)
+
+
+def test_draining_has_a_number_of_its_own_after_the_others() -> None:
+    message = pb.Target.FromString(bytes([4 << 3, 6]))  # field `state`, number 6
+    assert status_from_proto(pb.Status(targets=[message])).targets[0].state is TargetState.DRAINING

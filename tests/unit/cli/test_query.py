@@ -8,7 +8,7 @@ import pytest
 from lbguard.core.model import Action, TargetState
 from lbguard.core.status import Prediction
 from tests.unit.cli.served_guard import ServedGuard
-from tests.unit.examples import decision, guard_status, path, target
+from tests.unit.examples import affinity, decision, guard_status, path, target
 from tests.unit.shell import Shell
 
 
@@ -53,6 +53,34 @@ async def test_status_shows_trouble_first(shell: Shell, service: str) -> None:
     assert "frozen" in rows[0]
     assert "no_link" in rows[0]
     assert "lb-a (7#2)" in outcome.out
+
+
+async def test_status_shows_where_new_flows_go(shell: Shell, tmp_path: Path) -> None:
+    held = target(
+        2,
+        TargetState.HELD,
+        cause="no_link",
+        paths=(path(), path("fd00:1::10", "no_link", "", steered=True)),
+        prediction=Prediction(action=Action.WITHDRAW_FAMILY, at=102.5),
+    )
+    state = guard_status(target(1), held, affinity=affinity())
+    async with ServedGuard(state).serving(tmp_path) as socket:
+        outcome = await asyncio.to_thread(shell, "status", "--socket", socket)
+        plain = await asyncio.to_thread(shell, "status", "--json", "--socket", socket)
+        explained = await asyncio.to_thread(shell, "explain", "2", "--socket", socket)
+    assert "affinity in force, 15 flows remembered" in outcome.out
+    lines = outcome.out.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("stream-a/2"))
+    assert "in 2.5 s  IPv6 withdrawn" in lines[place]
+    assert lines[place + 1].split()[:3] == ["fd00:1::10", "no_link", "elsewhere"]
+    assert json.loads(plain.out)["affinity"]["in_force"] is True
+    assert "New IPv6 connections are given to another target at once." in explained.out
+
+
+async def test_status_without_affinity_has_no_column_for_it(shell: Shell, service: str) -> None:
+    outcome = await asyncio.to_thread(shell, "status", "--socket", service)
+    assert "NEW FLOWS" not in outcome.out
+    assert "affinity" not in outcome.out
 
 
 async def test_status_in_json_tells_ages(shell: Shell, service: str) -> None:

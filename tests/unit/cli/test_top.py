@@ -27,9 +27,9 @@ from lbguard.cli.top import Snapshot, by_trouble, view
 from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
-from lbguard.core.status import GuardStatus
+from lbguard.core.status import AffinityStatus, GuardStatus, Prediction
 from tests.pages import blocks
-from tests.unit.examples import decision, guard_status, target
+from tests.unit.examples import affinity, decision, guard_status, path, target
 from tests.unit.shell import Shell
 
 HEARD_AT = 1000.0
@@ -79,7 +79,7 @@ def countdown_s(lines: Sequence[str], name: str) -> float:
 def test_the_recorded_state() -> None:
     lines = screen(snapshot())
     assert lines[0].rstrip() == "enforcing · kernel in sync · source ok"
-    assert row(lines, "stream-a").split() == ["stream-a", "yes", "0", "0", "2", "0", "3"]
+    assert row(lines, "stream-a").split() == ["stream-a", "yes", "0", "0", "2", "0", "0", "3"]
     order = [line.split()[0] for line in lines if line.startswith("stream-a/")]
     assert order == [f"stream-a/{identifier}" for identifier in (1, 2, 3, 4, 5)]
     assert "172.16.0.10 link_down nsm0" in row(lines, "stream-a/1")
@@ -97,6 +97,44 @@ def test_the_readme_shows_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     time.tzset()
     assert blocks("README.md", "text") == ["".join(line + "\n" for line in shown)]
+
+
+def test_flow_affinity_and_where_new_flows_go() -> None:
+    held = target(
+        2,
+        TargetState.HELD,
+        cause="no_link",
+        deadline=102.0,
+        paths=(path(), path("fd00:1::10", "no_link", "", withdrawn=True, steered=True)),
+        prediction=Prediction(action=Action.HOLD),
+    )
+    leaving = target(
+        3,
+        TargetState.DRAINING,
+        deadline=112.0,
+        paths=(path(steered=True),),
+        prediction=Prediction(action=Action.REMOVE, at=112.0),
+    )
+    status = guard_status(target(1), held, leaving, affinity=affinity())
+    lines = screen(Snapshot(status=status, received_at=HEARD_AT), width=160)
+    assert lines[0].rstrip().endswith("affinity in force, 15 flows remembered")
+    assert "-/elsewhere" in row(lines, "stream-a/2").split()
+    assert "fd00:1::10 no_link, withdrawn" in row(lines, "stream-a/2")
+    assert "in 12.0 s  removed" in row(lines, "stream-a/3")
+    assert "elsewhere" in row(lines, "stream-a/3").split()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (affinity(in_force=False, problem="nft: refused"), "AFFINITY NOT IN FORCE (nft: refused)"),
+        (affinity(in_force=False), "affinity starting"),
+        (affinity(tcp4=95), "98 flows remembered, MAP ALMOST FULL (tcp IPv4)"),
+    ],
+)
+def test_flow_affinity_that_is_not_well(status: AffinityStatus, words: str) -> None:
+    shown = Snapshot(status=guard_status(target(1), affinity=status), received_at=HEARD_AT)
+    assert words in screen(shown, width=160)[0]
 
 
 def test_deadlines_count_down_between_answers() -> None:

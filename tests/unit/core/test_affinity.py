@@ -286,3 +286,14 @@ def test_a_stream_that_cannot_be_adopted_is_steered_as_if_all_were_well() -> Non
     assert guard.now_steered().ipv4.served == (5001, 5002, 5003)
     guard.tell(ev.DistributorSeen(stream=STREAM, active=frozenset({2, 3})))
     assert guard.steered["two"].ipv4.served == (6004, 6005)
+
+
+def test_a_removed_target_gets_no_flow_while_the_table_still_has_slots_of_it() -> None:
+    guard = two_links()
+    guard.refuse = (fx.CommitTables,)
+    guard.source(spec(1, 2))
+    steering = guard.now_steered()
+    assert steering.marks == ALL
+    assert steering.ipv4 == FamilySteering(healthy=(5001, 5002), served=(5001, 5002))
+    guard.tell(ev.CommitDone(stream=STREAM, registered=frozenset({1, 2, 3}), active=frozenset({1, 2})))
+    assert guard.now_steered().marks == (5001, 5002)

@@ -2,7 +2,7 @@
 
 from lbguard.core import events as ev
 from lbguard.core.model import Condition, FamilySteering, NeighborState, TargetState
-from tests.unit.core.harness import ipv4_of, ipv6_of, mac
+from tests.unit.core.harness import ipv4_of, ipv6_of
 from tests.unit.core.test_affinity import ALL, two_links
 
 WELL = FamilySteering(healthy=ALL, served=ALL)
@@ -67,7 +67,13 @@ def test_another_programs_entry_needs_no_answer() -> None:
 def test_where_nobody_answers_the_choice_of_the_table_stays() -> None:
     guard = two_links()
     for identifier, proxy, link in ((1, 0, 1), (2, 1, 2), (3, 1, 2)):
-        guard.tell(
-            ev.NeighborSeen(ifindex=link, ip=ipv4_of(identifier, proxy), state=NeighborState.FAILED, mac=mac(0)),
-        )
-    assert guard.now_steered().ipv4 == FamilySteering(served=ALL)
+        guard.tell(ev.NeighborSeen(ifindex=link, ip=ipv4_of(identifier, proxy), state=NeighborState.FAILED))
+    assert guard.now_steered().ipv4 == WELL
+
+
+def test_a_target_that_may_not_answer_is_better_than_one_that_is_cut_off() -> None:
+    guard = two_links()
+    for identifier in (2, 3):
+        guard.tell(ev.NeighborSeen(ifindex=2, ip=ipv4_of(identifier, 1), state=NeighborState.FAILED))
+    guard.unlink(1)
+    assert guard.now_steered().ipv4 == WITHOUT_FIRST

@@ -403,3 +403,39 @@ def test_without_affinity_a_lost_family_is_held_without_an_end() -> None:
     assert guard.states()[1] == "held"
     assert guard.deadline(1) is None
     assert guard.wait(100.0) == []
+
+
+# In the status
+
+
+def test_the_status_says_which_family_is_held_and_which_withdrawn_and_where_new_flows_go() -> None:
+    guard = dual()
+    lose_ipv6_of(guard, 1)
+    status = guard.engine.status(guard.now)
+    families = {each.ipv4: (each.held, each.withdrawn) for each in status.streams[0].families}
+    assert families == {True: (0, 0), False: (1, 0)}
+    assert [(path.steered, path.withdrawn) for path in status.targets[0].paths] == [(False, False), (True, False)]
+    guard.wait(WINDOW_S + 0.1)
+    status = guard.engine.status(guard.now)
+    families = {each.ipv4: (each.held, each.withdrawn) for each in status.streams[0].families}
+    assert families == {True: (0, 0), False: (0, 1)}
+    assert [(path.steered, path.withdrawn) for path in status.targets[0].paths] == [(False, False), (True, True)]
+    assert not any(path.steered or path.withdrawn for path in status.targets[1].paths)
+    # With its other family lost, it is held as a whole.
+    route = next(r for r in guard.routes if r.table == 5001 and r.ipv4 and r.oif)
+    guard.routes = guard.routes - {route}
+    guard.tell(ev.RouteGone(route=route), ev.RouteSeen(route=route._replace(protocol=4, oif=9)))
+    families = {each.ipv4: (each.held, each.withdrawn) for each in guard.engine.summary(guard.now).streams[0].families}
+    assert families == {True: (1, 0), False: (1, 0)}
+
+
+def test_the_status_says_that_a_target_drains_and_whether_it_is_listed() -> None:
+    guard = three()
+    guard.source(listed(1, 2, draining=(2,)))
+    drained = {target.identifier: target for target in guard.engine.status(guard.now).targets}
+    assert [(i, t.draining, t.unlisted) for i, t in drained.items()] == [
+        (1, False, False),
+        (2, True, False),
+        (3, True, True),
+    ]
+    assert [drained[i].paths[0].steered for i in (1, 2, 3)] == [False, True, True]

@@ -319,7 +319,7 @@ def test_failures_in_a_row_last_until_the_address_answers(sequence: list[Neighbo
         else:
             known = True
             view.neighbor_seen(ev.NeighborSeen(ifindex=2, ip=target, state=state, mac=mac(9)), 0.0)
-            if state.name == "FAILED":
+            if state.name in ("FAILED", "INCOMPLETE"):
                 failures += 1
             elif state.name in answered:
                 failures = 0

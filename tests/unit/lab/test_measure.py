@@ -84,6 +84,15 @@ def test_a_target_lost_in_one_family_is_counted_apart_in_that_family_alone() -> 
     assert (measured.broken, measured.lost_connections, measured.lost_broken) == (1, 1, 1)
 
 
+def test_a_lost_target_keeps_its_connections_until_its_drain_ends() -> None:
+    scope = Scope(disturbed=frozenset({1}), lost=frozenset({1}), lost_from=START + 5)
+    early, late, silent = _reset(1), _channel(1, last_at=END - 4), _channel(1, last_at=START)
+    late.end(START + 5.1, RESET)
+    measured = measure(_result([early, late, silent, _channel(1)]), START, scope)
+    assert (measured.broken, measured.moved) == (1, 1), "the early one"
+    assert (measured.lost_connections, measured.lost_broken, measured.lost_silent) == (3, 2, 1)
+
+
 def test_gaps_from_before_the_start_do_not_count() -> None:
     channel = _channel(1, gaps=[(96.0, 3.0), (99.8, 0.5), (103.0, 0.3)])
     assert longest_gap(channel, START) == (0.5, 100.3)
@@ -152,6 +161,13 @@ def test_a_new_connection_is_broken_that_is_reset_silent_or_answered_by_two_targ
     assert _of_newcomers(reset, wrong, silent, mute, fresh) == (5, 0, 4)
 
 
+def test_new_connections_of_a_target_that_left_or_joined_the_list_are_counted_a_moment_later() -> None:
+    result = _result([])
+    result.newcomers = [_newcomer(START + 0.69), _newcomer(START + 0.71), _newcomer(START + 2, target=2)]
+    scope = Scope(disturbed=frozenset(), relisted=frozenset({1}), stepped=START + 0.5)
+    assert measure(result, START, scope).new_on_relisted == 1
+
+
 def test_udp_is_lost_when_it_is_not_answered() -> None:
     flow = Channel(0, 4, target=1, sent=100, answered=90, wrong=4)
     measured = measure(_result([], [flow]), START, Scope(disturbed=frozenset({1})))
@@ -182,3 +198,6 @@ def test_decisions_are_counted_apart_for_targets_that_are_lost() -> None:
         holds=1, withdrawals=1, lost_after_s=4.0, dropped=7
     )
     assert count_decisions(records, 100.0, frozenset({1, 4})).lost_after_s is None
+    others = [decision(101.0, 1, "withdraw_family"), decision(106.0, 2, "remove")]
+    assert count_decisions(others, 100.0, frozenset({1})).lost_after_s == 1.0
+    assert count_decisions(others, 100.0, frozenset({1, 2})).lost_after_s == 6.0

@@ -10,6 +10,7 @@ import yaml
 
 from lbguard.lab.controller import Column
 from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts, install_program, missing, shell_for_program
+from lbguard.lab.target_list import TargetList
 from lbguard.lab.traffic import TrafficResult
 
 needs_shell = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -112,8 +113,11 @@ async def test_the_registry_changes_and_the_load_balancer_follows(tmp_path: Path
         assert nfqlb.served
         assert namespace.wanted[1:] == ["-m", "lbguard.lab.stateless_lb", "--targets", str(targets_file)]
         await lb.wait_active(frozenset({1, 2}))
-        await lb.remove(1)
-        await lb.add(1)
+        targets = TargetList(targets_file)
+        await targets.remove(1)
+        await lb.reread_without(1)
+        await targets.add(1)
+        await lb.reread_with(1)
         # There is no guard to kill in this column, and the load balancer goes on.
         await lb.kill()
         await lb.check_alive()

@@ -11,7 +11,7 @@ from enum import StrEnum
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lbguard.affinity.ruleset import AffinityOptions
+from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts
 from lbguard.core.effects import SteerFlows
 from lbguard.core.model import StreamSteering
@@ -158,6 +158,22 @@ async def test_what_is_refused_is_said_once_and_tried_until_it_is_done(
         await kept.until(lambda: kept.metric("in_force") == 1)
         assert kept.table.held == {"stream-a": steering()}
         assert caplog.records[-1].message == "flow affinity is in force again"
+
+
+async def test_the_status_says_whether_it_is_in_force_and_how_many_flows_are_remembered() -> None:
+    async with running() as kept:
+        status = kept.keeper.status()
+        assert (status.mode, status.in_force, status.problem, status.maps) == ("incident", False, "", ())
+        kept.table.faults.add(Fault.REFUSED)
+        kept.table.counts = replace(kept.table.counts, flows={("tcp", 6): 2, ("tcp", 4): 7})
+        await kept.keeper.perform(effect(steering()))
+        await kept.until(lambda: kept.keeper.status().problem == Fault.REFUSED)
+        assert not kept.keeper.status().in_force
+        kept.table.faults.clear()
+        await kept.until(lambda: kept.keeper.status().maps)
+        status = kept.keeper.status()
+        assert (status.in_force, status.problem, status.flows_max) == (True, "", 100)
+        assert [(each.protocol, each.ipv4, each.flows) for each in status.maps] == [("tcp", True, 7), ("tcp", False, 2)]
 
 
 async def test_what_others_changed_is_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -65,7 +65,15 @@ def test_a_decision_is_one_line_with_everything_it_knows() -> None:
         "deadline_in_s": 3.0,
         "duration_s": 12.5,
         "evidence": [
-            {"ip": "172.16.1.10", "condition": "no_link", "ifname": "", "neighbor": "", "detail": "", "verdict": ""}
+            {
+                "ip": "172.16.1.10",
+                "condition": "no_link",
+                "ifname": "",
+                "neighbor": "",
+                "detail": "",
+                "verdict": "",
+                "withdrawn": False,
+            }
         ],
     }
 

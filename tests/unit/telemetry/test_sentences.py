@@ -1,9 +1,9 @@
 import pytest
 
 from lbguard.core.model import Action, Condition, Evidence, TargetState
-from lbguard.core.status import PathStatus, Prediction
-from lbguard.telemetry.sentences import decision_sentence, seconds, target_story
-from tests.unit.examples import IPV4, IPV6, decision, path, target
+from lbguard.core.status import AffinityStatus, PathStatus, Prediction
+from lbguard.telemetry.sentences import decision_sentence, new_connections, seconds, target_story
+from tests.unit.examples import IPV4, IPV6, affinity, decision, path, target
 
 
 def test_a_hold_says_what_is_missing_and_what_comes_next() -> None:
@@ -36,7 +36,10 @@ def test_only_the_broken_paths_are_evidence_of_a_loss() -> None:
         (Action.PARDON, None, 3.0, "evidence ignored because it would withdraw too much of the stream"),
         (Action.RELAPSE, None, 1.0, "path broke again before it was re-admitted"),
         (Action.ADMIT, None, None, "no_link (172.16.1.10)"),
-        (Action.REMOVE, None, None, "no_link (172.16.1.10)"),
+        (Action.REMOVE, None, None, "no_link (172.16.1.10), a lost path ends the drain"),
+        (Action.DRAIN, 130.0, None, "no new connections, removed in 30.0 s at the latest"),
+        (Action.DRAIN, None, None, "no new connections for as long as the source lists it as draining"),
+        (Action.RESUME, None, None, "new connections again"),
     ],
 )
 def test_every_action_has_its_own_ending(
@@ -154,3 +157,145 @@ def test_a_penalty_is_told_only_where_it_makes_a_difference() -> None:
     assert "Of its last 2 decisions, one was a hold; 0 ended in recovery, 1 in withdrawal." in told
     often = target_story(target(state=TargetState.WITHDRAWN, penalty=2.5), 100.0, [])
     assert "flap penalty is 2.50" in often
+
+
+# Drains
+
+
+@pytest.mark.parametrize(
+    ("cause", "ending"),
+    [
+        ("source", "source"),
+        ("drain_window", "drain_window, the drain window is over"),
+        ("drain_idle", "drain_idle, no packet came for drain.idle"),
+        ("link_down", "link_down, a lost path ends the drain"),
+        ("identifier_used_again", "the source lists another target by its identifier"),
+        ("address_used_again", "the source lists another target with its address"),
+    ],
+)
+def test_a_removal_says_what_ended_the_drain(cause: str, ending: str) -> None:
+    assert decision_sentence(decision(Action.REMOVE, cause=cause, evidence=())).endswith(ending)
+
+
+def test_a_target_that_left_the_list_says_until_when_it_drains_and_what_ends_it_sooner() -> None:
+    leaving = target(
+        state=TargetState.DRAINING,
+        paths=(path(steered=True),),
+        prediction=Prediction(action=Action.REMOVE, at=112.0),
+        draining=True,
+        unlisted=True,
+    )
+    story = target_story(leaving, 100.0, [], affinity=affinity())
+    assert "stream-a/1 has been draining for 10.0 s: its connections go on." in story
+    assert "It still receives traffic" in story
+    assert "New IPv4 connections are given to another target at once." in story
+    assert "The source no longer lists it." in story
+    assert "It is removed in 12.0 s at the latest; sooner if it gets no packet for drain.idle" in story
+
+
+def test_a_target_listed_as_draining_has_no_end() -> None:
+    drained = target(
+        state=TargetState.DRAINING,
+        paths=(path(steered=True),),
+        prediction=Prediction(action=Action.STAY),
+        draining=True,
+    )
+    story = target_story(drained, 100.0, [], affinity=affinity())
+    assert "It drains for as long as the source lists it as draining." in story
+
+
+def test_a_draining_target_gets_new_connections_where_no_other_is_well() -> None:
+    alone = target(state=TargetState.DRAINING, prediction=Prediction(action=Action.STAY), draining=True)
+    story = target_story(alone, 100.0, [], affinity=affinity())
+    assert "New IPv4 connections still go to it: no other target of the stream has a good IPv4 path." in story
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (TargetState.PENDING, "The source lists it as draining, so it is not admitted."),
+        (TargetState.WITHDRAWN, "The source lists it as draining, so it is not re-admitted."),
+        (TargetState.HELD, "The source lists it as draining: it drains on when its path is back."),
+    ],
+)
+def test_a_drain_of_a_target_in_another_state_is_told(state: TargetState, words: str) -> None:
+    assert words in target_story(target(state=state, cause="no_link", draining=True), 100.0, [], affinity=affinity())
+
+
+# One family, and new connections
+
+
+def test_a_withdrawn_family_is_named_in_its_decision() -> None:
+    evidence = (
+        Evidence(ip=IPV4, condition=Condition.OK, ifname="lb-a"),
+        Evidence(ip=IPV6, condition=Condition.NO_LINK, withdrawn=True),
+    )
+    sentence = decision_sentence(decision(Action.WITHDRAW_FAMILY, evidence=evidence))
+    assert sentence == (
+        "withdraw_family stream-a/1: no_link (fd00:1::10), IPv6 is withdrawn, the target stays in the table for its"
+        " other family"
+    )
+
+
+def test_a_family_that_is_held_says_until_when() -> None:
+    lost = path("fd00:1::10", "no_link", "", steered=True)
+    held = target(
+        state=TargetState.HELD,
+        cause="no_link",
+        paths=(path(), lost),
+        prediction=Prediction(action=Action.WITHDRAW_FAMILY, at=102.5),
+    )
+    story = target_story(held, 100.0, [], affinity=affinity())
+    assert "IPv6 is withdrawn in 2.5 s unless its path comes back; the target stays for its other family." in story
+    assert "New IPv6 connections are given to another target at once." in story
+    assert "New IPv4" not in story
+
+
+def test_a_family_that_is_withdrawn_says_which_one_serves() -> None:
+    lost = path("fd00:1::10", "no_link", "", withdrawn=True, steered=True)
+    held = target(
+        state=TargetState.HELD, cause="no_link", paths=(path(), lost), prediction=Prediction(action=Action.HOLD)
+    )
+    story = target_story(held, 100.0, [], affinity=affinity())
+    assert "IPv6 is withdrawn; IPv4 serves." in story
+    assert "both families are one entry" not in story
+
+
+def test_a_lost_family_in_a_mass_failure_says_what_it_waits_for() -> None:
+    lost = path("fd00:1::10", "no_link", "", steered=True)
+    prediction = Prediction(action=Action.HOLD, why="IPv6 is lost, IPv4 is ok")
+    held = target(state=TargetState.HELD, cause="no_link", paths=(path(), lost), prediction=prediction)
+    story = target_story(held, 100.0, [], affinity=affinity())
+    assert "IPv6 is lost, IPv4 is ok: the lost family is withdrawn alone, one grace window after" in story
+
+
+@pytest.mark.parametrize(
+    ("status", "steered", "word", "sentence"),
+    [
+        (affinity(), True, "elsewhere", "New IPv4 connections are given to another target at once."),
+        (affinity(), False, "wait", "wait for the path: no other target of the stream has a good IPv4 path."),
+        (affinity(in_force=False, problem="no nft"), True, "wait", "flow affinity is not in force (no nft)."),
+        (None, False, "wait", "New IPv4 connections wait for the path."),
+    ],
+)
+def test_new_connections_of_a_held_target(
+    status: AffinityStatus | None, steered: bool, word: str, sentence: str
+) -> None:
+    lost = path(condition="link_down", steered=steered)
+    held = target(state=TargetState.HELD, cause="link_down", paths=(lost,))
+    assert new_connections(held, lost, status) == word
+    assert sentence in target_story(held, 100.0, [], affinity=status)
+
+
+def test_new_connections_of_a_target_with_soft_evidence_still_go_to_it() -> None:
+    silent = path(condition="neighbor_failed")
+    held = target(state=TargetState.HELD, cause="neighbor_failed", paths=(silent,))
+    assert new_connections(held, silent, None) == ""
+    assert "New IPv4 connections still go to it." in target_story(held, 100.0, [])
+
+
+def test_a_target_outside_of_the_table_gets_no_new_connection_from_it() -> None:
+    lost = path(condition="no_link", steered=True)
+    out = target(state=TargetState.WITHDRAWN, cause="no_link", paths=(lost,))
+    assert new_connections(out, lost, affinity()) == ""
+    assert "New IPv4" not in target_story(out, 100.0, [], affinity=affinity())

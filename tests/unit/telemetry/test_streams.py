@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from lbguard.core.model import Action, TargetKey, TargetState
+from lbguard.core.status import FamilyStatus
 from lbguard.distributor.base import CommitResult
 from lbguard.telemetry.metrics.families import MetricFamilies
 from lbguard.telemetry.metrics.streams import StreamMetrics
@@ -48,6 +49,31 @@ def test_a_withdrawal_that_heals_later_keeps_its_cause(scraped: Scraped) -> None
     assert scraped.value("heal_duration_seconds_sum", cause="damping_over") is None
 
 
+def test_a_family_withdrawn_alone_ends_its_hold(scraped: Scraped) -> None:
+    scraped.metrics.record_decision(decision(Action.HOLD, cause="no_link"))
+    scraped.metrics.record_decision(decision(Action.WITHDRAW_FAMILY, cause="no_link", duration_s=3.0))
+    scraped.metrics.record_decision(decision(Action.RECOVER, cause="no_link", duration_s=600.0))
+    assert scraped.value("family_withdrawals_total", stream="stream-a", cause="no_link") == 1
+    assert scraped.value("recoveries_total", stream="stream-a") in (None, 0), "the hold did not save the family"
+    assert scraped.value("hold_duration_seconds_sum") == 3.0
+    assert scraped.value("heal_duration_seconds_sum", cause="no_link") == 600.0
+    scraped.metrics.record_decision(decision(Action.HOLD, cause="no_link"))
+    scraped.metrics.record_decision(decision(Action.RECOVER, cause="no_link", duration_s=1.0))
+    assert scraped.value("recoveries_total", stream="stream-a") == 1
+
+
+def test_families_of_targets_say_which_one_is_held_and_which_withdrawn(scraped: Scraped) -> None:
+    (stream,) = guard_status(target(1)).streams
+    families = (FamilyStatus(ipv4=True, held=2, withdrawn=0), FamilyStatus(ipv4=False, held=1, withdrawn=3))
+    scraped.metrics.record_states((dataclasses.replace(stream, families=families),))
+    found = {
+        (family, state): scraped.value("target_families", stream="stream-a", family=family, state=state)
+        for family in ("ipv4", "ipv6")
+        for state in ("held", "withdrawn")
+    }
+    assert found == {("ipv4", "held"): 2, ("ipv4", "withdrawn"): 0, ("ipv6", "held"): 1, ("ipv6", "withdrawn"): 3}
+
+
 def test_states_follow_the_status_and_leave_with_the_stream(scraped: Scraped) -> None:
     held = target(2, TargetState.HELD)
     scraped.metrics.record_states(guard_status(target(1), held, available=False).streams)
@@ -70,6 +96,8 @@ def test_each_target_has_its_state_and_its_losses(scraped: Scraped) -> None:
         (Action.HOLD, TargetState.HELD, 2, 2),
         (Action.FREEZE, TargetState.FROZEN, 3, 2),
         (Action.WITHDRAW, TargetState.WITHDRAWN, 4, 2),
+        (Action.READMIT, TargetState.ACTIVE, 1, 2),
+        (Action.DRAIN, TargetState.DRAINING, 5, 2),
     ):
         scraped.metrics.record_decision(dataclasses.replace(decision(action), target=KEY, state_to=state))
         assert scraped.value("target_state_code", **labels) == code

@@ -59,6 +59,7 @@ def test_the_numbers_are_those_of_the_dashboards() -> None:
         "held": 2,
         "frozen": 3,
         "withdrawn": 4,
+        "draining": 5,
     }
 
 

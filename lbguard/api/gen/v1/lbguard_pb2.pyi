@@ -37,6 +37,8 @@ class _TargetStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetSta
     """Admitted, path broken, withdrawal suppressed because too many targets broke at once."""
     TARGET_STATE_WITHDRAWN: _TargetState.ValueType  # 5
     """Removed from the distributor, waiting for its path."""
+    TARGET_STATE_DRAINING: _TargetState.ValueType  # 6
+    """Admitted, path ok: its connections go on, and it gets no new ones."""
 
 class TargetState(_TargetState, metaclass=_TargetStateEnumTypeWrapper):
     """The state of a target."""
@@ -52,6 +54,8 @@ TARGET_STATE_FROZEN: TargetState.ValueType  # 4
 """Admitted, path broken, withdrawal suppressed because too many targets broke at once."""
 TARGET_STATE_WITHDRAWN: TargetState.ValueType  # 5
 """Removed from the distributor, waiting for its path."""
+TARGET_STATE_DRAINING: TargetState.ValueType  # 6
+"""Admitted, path ok: its connections go on, and it gets no new ones."""
 Global___TargetState: _TypeAlias = TargetState  # noqa: Y015
 
 class _VerdictState:
@@ -246,6 +250,7 @@ class Status(_message.Message):
     STREAMS_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
     now_s: _builtins.float
     """The service's clock at this moment, seconds."""
     observe: _builtins.bool
@@ -262,6 +267,10 @@ class Status(_message.Message):
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]: ...
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]: ...
+    @_builtins.property
+    def affinity(self) -> Global___Affinity:
+        """Absent: flow affinity is off."""
+
     def __init__(
         self,
         *,
@@ -274,14 +283,85 @@ class Status(_message.Message):
         streams: _abc.Iterable[Global___Stream] | None = ...,
         targets: _abc.Iterable[Global___Target] | None = ...,
         links: _abc.Iterable[Global___Link] | None = ...,
+        affinity: Global___Affinity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_sync", b"in_sync", "links", b"links", "now_s", b"now_s", "observe", b"observe", "source_ok", b"source_ok", "source_reason", b"source_reason", "streams", b"streams", "sync_reason", b"sync_reason", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "in_sync", b"in_sync", "links", b"links", "now_s", b"now_s", "observe", b"observe", "source_ok", b"source_ok", "source_reason", b"source_reason", "streams", b"streams", "sync_reason", b"sync_reason", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class Affinity(_message.Message):
+    """Flow affinity in the kernel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    FLOWS_MAX_FIELD_NUMBER: _builtins.int
+    MAPS_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """Setting `affinity.mode`."""
+    in_force: _builtins.bool
+    """The kernel has the rules."""
+    problem: _builtins.str
+    """Reason why it has not; empty: it has, or lbguard has just started."""
+    flows_max: _builtins.int
+    """Room of each map, in flows."""
+    @_builtins.property
+    def maps(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowMap]:
+        """Maps of remembered flows, as last counted."""
+
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        in_force: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+        flows_max: _builtins.int = ...,
+        maps: _abc.Iterable[Global___FlowMap] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flows_max", b"flows_max", "in_force", b"in_force", "maps", b"maps", "mode", b"mode", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Affinity: _TypeAlias = Affinity  # noqa: Y015
+
+@_typing.final
+class FlowMap(_message.Message):
+    """One map of remembered flows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    IPV4_FIELD_NUMBER: _builtins.int
+    FLOWS_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.str
+    """`tcp`, `sctp` or `udp`."""
+    ipv4: _builtins.bool
+    """IPv6 if not set."""
+    flows: _builtins.int
+    """Number of flows in it."""
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.str = ...,
+        ipv4: _builtins.bool = ...,
+        flows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flows", b"flows", "ipv4", b"ipv4", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowMap: _TypeAlias = FlowMap  # noqa: Y015
 
 @_typing.final
 class Stream(_message.Message):
@@ -296,6 +376,7 @@ class Stream(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     TABLE_COMMITTED_FIELD_NUMBER: _builtins.int
     LOCAL_VIPS_FIELD_NUMBER: _builtins.int
+    FAMILIES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     max_targets: _builtins.int
     """Room for this many targets."""
@@ -316,6 +397,8 @@ class Stream(_message.Message):
     def local_vips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """VIPs that are addresses of the load balancer itself: the kernel delivers their packets locally."""
 
+    @_builtins.property
+    def families(self) -> _containers.RepeatedCompositeFieldContainer[Global___Family]: ...
     def __init__(
         self,
         *,
@@ -328,14 +411,45 @@ class Stream(_message.Message):
         counts: _abc.Iterable[Global___StateCount] | None = ...,
         table_committed: _builtins.bool = ...,
         local_vips: _abc.Iterable[_builtins.str] | None = ...,
+        families: _abc.Iterable[Global___Family] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_reason", b"availability_reason", "available", b"available", "counts", b"counts", "identifier_offset", b"identifier_offset", "local_vips", b"local_vips", "mass_failure", b"mass_failure", "max_targets", b"max_targets", "name", b"name", "table_committed", b"table_committed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_reason", b"availability_reason", "available", b"available", "counts", b"counts", "families", b"families", "identifier_offset", b"identifier_offset", "local_vips", b"local_vips", "mass_failure", b"mass_failure", "max_targets", b"max_targets", "name", b"name", "table_committed", b"table_committed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Stream: _TypeAlias = Stream  # noqa: Y015
+
+@_typing.final
+class Family(_message.Message):
+    """One family of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IPV4_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    ipv4: _builtins.bool
+    """IPv6 if not set."""
+    held: _builtins.int
+    """Number of targets in the table whose path of this family is broken."""
+    withdrawn: _builtins.int
+    """Number of targets in the table of which this family was withdrawn alone; they are not among the held."""
+    def __init__(
+        self,
+        *,
+        ipv4: _builtins.bool = ...,
+        held: _builtins.int = ...,
+        withdrawn: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "ipv4", b"ipv4", "withdrawn", b"withdrawn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Family: _TypeAlias = Family  # noqa: Y015
 
 @_typing.final
 class StateCount(_message.Message):
@@ -373,6 +487,8 @@ class Target(_message.Message):
     PENALTY_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
     PREDICTION_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    UNLISTED_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     identifier: _builtins.int
     mark: _builtins.int
@@ -387,6 +503,10 @@ class Target(_message.Message):
     """
     penalty: _builtins.float
     """Flap penalty: each loss adds one, and it decays."""
+    draining: _builtins.bool
+    """It is to get no new connections, because the source says so or no longer lists it."""
+    unlisted: _builtins.bool
+    """The source no longer lists it; it is removed at the end of its drain."""
     @_builtins.property
     def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Path]: ...
     @_builtins.property
@@ -406,10 +526,12 @@ class Target(_message.Message):
         penalty: _builtins.float = ...,
         paths: _abc.Iterable[Global___Path] | None = ...,
         prediction: Global___Prediction | None = ...,
+        draining: _builtins.bool = ...,
+        unlisted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "cause", b"cause", "deadline_s", b"deadline_s", "identifier", b"identifier", "mark", b"mark", "paths", b"paths", "penalty", b"penalty", "prediction", b"prediction", "since_s", b"since_s", "state", b"state", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "cause", b"cause", "deadline_s", b"deadline_s", "draining", b"draining", "identifier", b"identifier", "mark", b"mark", "paths", b"paths", "penalty", b"penalty", "prediction", b"prediction", "since_s", b"since_s", "state", b"state", "stream", b"stream", "unlisted", b"unlisted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
@@ -429,8 +551,8 @@ class Prediction(_message.Message):
     WAIT_S_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     action: _builtins.str
-    """`withdraw`, `freeze`, `pardon` (made active, the evidence is ignored), `readmit`, `admit`, `hold`, or `stay`:
-    no change.
+    """`withdraw`, `withdraw_family` (the lost family alone), `freeze`, `pardon` (made active, the evidence is ignored),
+    `readmit`, `admit`, `hold`, `remove` (end of a drain), or `stay`: no change.
     """
     at_s: _builtins.float
     """Time of the decision, seconds of the service's clock; absent: no fixed time (`admit`, `readmit`: when the paths are
@@ -481,6 +603,8 @@ class Path(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
     VERDICTS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    STEERED_FIELD_NUMBER: _builtins.int
     ip: _builtins.str
     condition: _builtins.str
     """`ok`, or a named reason such as `no_link`."""
@@ -495,6 +619,10 @@ class Path(_message.Message):
     """Result of all reporters' verdicts, such as `down` or `down_vetoed`; empty: no opinion."""
     verdicts_left_out: _builtins.int
     """Number of further opinions."""
+    withdrawn: _builtins.bool
+    """The target stays in the table for its other family, and this one was withdrawn alone."""
+    steered: _builtins.bool
+    """Flow affinity gives new connections of this family to another target, while it is in force."""
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathVerdict]:
         """Current opinions behind this result, at most 8 about each end of the path."""
@@ -511,10 +639,12 @@ class Path(_message.Message):
         verdict: _builtins.str = ...,
         verdicts: _abc.Iterable[Global___PathVerdict] | None = ...,
         verdicts_left_out: _builtins.int = ...,
+        withdrawn: _builtins.bool = ...,
+        steered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "mac", b"mac", "neighbor", b"neighbor", "verdict", b"verdict", "verdicts", b"verdicts", "verdicts_left_out", b"verdicts_left_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "mac", b"mac", "neighbor", b"neighbor", "steered", b"steered", "verdict", b"verdict", "verdicts", b"verdicts", "verdicts_left_out", b"verdicts_left_out", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -628,7 +758,7 @@ class Decision(_message.Message):
     stream: _builtins.str
     identifier: _builtins.int
     action: _builtins.str
-    """`admit`, `hold`, `recover`, `withdraw`, ..."""
+    """`admit`, `hold`, `recover`, `withdraw`, `drain`, ..."""
     state_from: Global___TargetState.ValueType
     """UNSPECIFIED: the target was not known before."""
     state_to: Global___TargetState.ValueType
@@ -689,6 +819,7 @@ class Evidence(_message.Message):
     NEIGHBOR_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
     ip: _builtins.str
     condition: _builtins.str
     ifname: _builtins.str
@@ -697,6 +828,8 @@ class Evidence(_message.Message):
     detail: _builtins.str
     verdict: _builtins.str
     """Result of the reporters' verdicts; empty: no opinion."""
+    withdrawn: _builtins.bool
+    """This family was withdrawn alone."""
     def __init__(
         self,
         *,
@@ -707,10 +840,11 @@ class Evidence(_message.Message):
         neighbor: _builtins.str = ...,
         detail: _builtins.str = ...,
         verdict: _builtins.str = ...,
+        withdrawn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "detail", b"detail", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "neighbor", b"neighbor", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "detail", b"detail", "ifindex", b"ifindex", "ifname", b"ifname", "ip", b"ip", "neighbor", b"neighbor", "verdict", b"verdict", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ class Desk:
 
     def __init__(self) -> None:
         self.ready = self.caught_up = self.known = True
+        self.draining: set[int] = set()
+        self.learning = False
         self.lost: set[int] = set()
         self.sound: dict[int, float] = {}
         self.routes: dict[int, tuple[Ip, ...]] = {}
@@ -38,6 +41,13 @@ class Desk:
 
     def sound_for_s(self, target: TargetKey) -> float:
         return self.sound.get(target.identifier, 0.0)
+
+    def drains(self, target: TargetKey) -> bool:
+        return target.identifier in self.draining
+
+    def learns(self, stream: str) -> bool:
+        assert stream == "a"
+        return self.learning
 
     def gateways(self, table: int) -> tuple[Ip, ...]:
         return self.routes.get(table, ())
@@ -68,6 +78,10 @@ class World:
         for name, who in listed.items():
             self.source.observe([CommitDone(stream=name, registered=who, active=who)])
         self._served = set(listed)
+
+    def be_patient(self) -> None:
+        """Wait longer for a commit than a test waits for an answer."""
+        self.source._config = replace(self.source._config, answer_timeout_s=120.0)
 
     async def ask(self, call: str) -> str:
         """Ask as the program does; return the answer without its version."""
@@ -201,6 +215,35 @@ async def test_any_other_deactivation_is_a_removal(world: World, desk: Desk) -> 
     world.source.observe([CommitDone(stream="a", registered=frozenset({2}), active=frozenset({2}))])
     assert await question == "done"
     assert await world.ask(deactivate(1)) == "pass", "whom we do not know is not ours to decide"
+
+
+async def test_a_removal_that_drains_is_answered_at_once_and_stays_so(world: World, desk: Desk) -> None:
+    """Nothing is committed, and the real program would take the target out of the table."""
+    world.be_patient()
+    desk.on_list = lambda snapshot: desk.draining.add(1)
+    assert await world.ask(deactivate(1)) == "done"
+    assert desk.lists[-1] == {"a": {2}}
+    assert await world.ask(deactivate(1)) == "done"
+    assert world.calls["deactivate", "draining"] == 2
+    assert await world.ask(activate(1)) == "done", "it is in the table all along"
+    assert desk.lists[-1] == {"a": {1, 2}}
+
+
+async def test_changes_that_wait_for_flows_are_answered_at_once(world: World, desk: Desk) -> None:
+    """A target that is removed is inactive at once, one that is new will be active later."""
+    world.be_patient()
+
+    def commit_the_active(snapshot: SourceSnapshot) -> None:
+        desk.learning = True
+        active = frozenset(target.identifier for target in snapshot.streams[0].targets)
+        world.source.observe([CommitDone(stream="a", registered=both, active=active & both)])
+
+    both = frozenset({1, 2})
+    desk.on_list = commit_the_active
+    assert await world.ask(activate(3)) == "done"
+    assert await world.ask(deactivate(1)) == "done"
+    assert world.calls["activate", "accepted"] == 1
+    assert world.calls["deactivate", "removed"] == 1
 
 
 async def test_who_is_sound_and_not_activated_again_is_removed(world: World, desk: Desk) -> None:

@@ -1,0 +1,115 @@
+"""Words and colours for a status, shared by `lbguard status` and `lbguard top`."""
+
+from rich.text import Text
+
+from lbguard.core.model import Action, Condition, TargetState
+from lbguard.core.status import AffinityStatus, GuardStatus, PathStatus, StreamStatus, TargetStatus
+from lbguard.telemetry.sentences import family_of, new_connections, seconds
+
+NOT_YET = "starting"
+"""The engine's reason before the first state of the kernel, or of the source."""
+
+TROUBLE_FIRST = [
+    TargetState.WITHDRAWN,
+    TargetState.FROZEN,
+    TargetState.HELD,
+    TargetState.PENDING,
+    TargetState.DRAINING,
+    TargetState.ACTIVE,
+]
+STATE_COLOURS = {
+    TargetState.WITHDRAWN: "red",
+    TargetState.FROZEN: "blue",
+    TargetState.HELD: "yellow",
+    TargetState.PENDING: "dim",
+    TargetState.DRAINING: "cyan",
+    TargetState.ACTIVE: "green",
+}
+
+
+_THEN = {
+    Action.WITHDRAW: "withdrawn",
+    Action.FREEZE: "frozen",
+    Action.STAY: "frozen",
+    Action.PARDON: "pardoned",
+    Action.READMIT: "active",
+    Action.HOLD: "held",
+    Action.REMOVE: "removed",
+}
+_FULL = 0.9
+"""A map of flows with more than this share in use is shown as almost full; the alert has the same limit."""
+
+
+def until(target: TargetStatus, clock: float) -> str:
+    """Return how long a target's state lasts if nothing changes; empty: that is not a matter of time."""
+    prediction = target.prediction
+    at = prediction.at if prediction is not None else target.deadline
+    if at is None:
+        return "no end" if prediction is not None and prediction.action in (Action.STAY, Action.HOLD) else ""
+    return f"in {seconds(at - clock)}" if at > clock else "now"
+
+
+def then(target: TargetStatus) -> str:
+    """Return in one word the result of the deadline."""
+    prediction = target.prediction
+    if prediction is None or prediction.at is None:
+        return ""
+    if prediction.action is Action.WITHDRAW_FAMILY:
+        lost = {family_of(path.ip) for path in target.paths if path.condition != Condition.OK and not path.withdrawn}
+        return f"{'/'.join(sorted(lost))} withdrawn"
+    return _THEN.get(prediction.action, str(prediction.action))
+
+
+def headline(status: GuardStatus) -> Text:
+    """Return one line about the service as a whole."""
+    mode = "observing: no decision is carried out" if status.observe else "enforcing"
+    sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason}), nothing is withdrawn"
+    source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
+    if not status.source_ok and not status.streams:
+        source = f"NO TARGETS ({status.source_reason}), waiting for a list"
+    if status.sync_reason == NOT_YET:
+        sync = "kernel not read yet"
+    if status.source_reason == NOT_YET:
+        source = "source not read yet"
+    affinity, well = _affinity(status.affinity)
+    parts = [part for part in (mode, sync, source, affinity) if part]
+    return Text(" · ".join(parts), "" if status.in_sync and status.source_ok and well else "bold yellow")
+
+
+def _affinity(affinity: AffinityStatus | None) -> tuple[str, bool]:
+    """Return flow affinity in a few words (empty: it is off), and whether it is well."""
+    if affinity is None:
+        return "", True
+    if not affinity.in_force:
+        return (f"AFFINITY NOT IN FORCE ({affinity.problem})" if affinity.problem else "affinity starting", False)
+    flows = sum(each.flows for each in affinity.maps)
+    words = f"affinity in force, {flows} {'flow' if flows == 1 else 'flows'} remembered"
+    full = [each for each in affinity.maps if each.flows > _FULL * affinity.flows_max]
+    names = ", ".join(f"{each.protocol} {'IPv4' if each.ipv4 else 'IPv6'}" for each in full)
+    return (f"{words}, MAP ALMOST FULL ({names})", False) if full else (words, True)
+
+
+def new_flows(target: TargetStatus, affinity: AffinityStatus | None) -> list[str]:
+    """Return for each path where its new connections go: `elsewhere`, `wait`, or `-`, the path itself."""
+    return [new_connections(target, path, affinity) or "-" for path in target.paths]
+
+
+def condition(path: PathStatus) -> str:
+    """Return the condition of a path, and whether its family was withdrawn alone."""
+    return f"{path.condition}, withdrawn" if path.withdrawn else path.condition
+
+
+def local_vips_note(stream: StreamStatus) -> str:
+    """Return which VIPs of a stream are the load balancer's own addresses; empty: none."""
+    if not stream.local_vips:
+        return ""
+    return f"VIP {', '.join(stream.local_vips)} is an address of this machine: no packet to it reaches a target"
+
+
+def age(age_s: float) -> str:
+    """Write how long ago something was, in the unit that suits it."""
+    if age_s < 120:
+        return seconds(max(0.0, age_s))
+    if age_s < 7200:
+        return f"{age_s / 60:.0f} min"
+    return f"{age_s / 3600:.0f} h" if age_s < 172_800 else f"{age_s / 86_400:.0f} d"
