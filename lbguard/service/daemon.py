@@ -20,6 +20,7 @@ from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, S
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.distributor.base import CommitResult, Distributor
+from lbguard.distributor.nftables.counters import FallbackCounters
 from lbguard.kernel.batches import NetlinkChannel
 from lbguard.kernel.links import LinkOperations
 from lbguard.kernel.requests import KernelRequests
@@ -102,7 +103,11 @@ class Daemon:
         self._requests = KernelRequests()
         links = LinkOperations(self._requests)
         self._distributor = make(settings)
-        self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
+        self._packets = PacketCounts(
+            self.metrics,
+            FallbackCounters(parking=settings.parks_packets),
+            on_read=self._recording.packets_read,
+        )
         self._announcer = make_announcer(settings, self.engine.holds_address)
         self._kernel = KernelActuator(self._channel, links)
         neighbors = NeighborActuator(
