@@ -13,9 +13,19 @@ def steering(
     healthy: tuple[int, ...] | None = None,
     avoid: tuple[int, ...] = (),
     learning: bool = True,
+    observing: bool = False,
+    draining: tuple[int, ...] = (),
 ) -> StreamSteering:
-    """The affinity of a stream: every target served and healthy unless it is said otherwise."""
+    """The affinity of a stream, the same in both families: every target served and healthy unless said otherwise."""
     served = marks if served is None else served
     healthy = tuple(m for m in served if m not in avoid) if healthy is None else healthy
     family = FamilySteering(healthy=healthy, avoid=avoid, served=served)
-    return StreamSteering(stream=name, marks=marks, ipv4=family, ipv6=family, learning=learning)
+    return StreamSteering(
+        stream=name,
+        marks=marks,
+        ipv4=family,
+        ipv6=family,
+        learning=learning,
+        observing=observing,
+        draining=draining,
+    )

@@ -35,7 +35,7 @@ _RANGES_MAX: Final = 1024
 _LENGTH: Final = struct.Struct("=H")
 _KEY_AT: Final = 3 * ATTRIBUTE.size
 _CHAIN_AT: Final = _KEY_AT + 4 + 2 * ATTRIBUTE.size + len(attribute(_CODE, _JUMP)) + ATTRIBUTE.size
-"""Where the name of the chain begins in an element of a map to verdicts: after the key and the verdict's code."""
+"""Offset of the chain's name in an element of a map to verdicts: after the key and the verdict's code."""
 
 
 def changes(name: str, held: Collection[Element], wanted: Collection[Element]) -> Iterator[list[Request]]:

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import logging
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,8 +95,10 @@ class AffinityTable:
         self.options = options
         self._session = NftSession(library)
         self._held: _Held | None = None
-        # The last stream of each mark, also of marks that are not in use any more.
+        # The last stream of each mark, also of marks that are not in use any more. Until the moment (monotonic), flows
+        # may be left of streams that ended before this process began.
         self._owners: dict[int, str] = {}
+        self._earlier_until = -math.inf
 
     async def apply(self, streams: Iterable[StreamSteering]) -> None:
         """Make exactly these streams' affinity effective. Flows that are remembered stay remembered.
@@ -126,7 +130,8 @@ class AffinityTable:
         if held is None:
             held, found = self._adopt(nft, desired)
         owners = owners_of(desired.values())
-        moved = frozenset(mark for mark, stream in owners.items() if self._owners.get(mark, stream) != stream)
+        earlier = time.monotonic() < self._earlier_until
+        moved = frozenset(m for m, name in owners.items() if self._owners.get(m, "" if earlier else name) != name)
         if moved:
             # Their flows are those of another stream: its VIPs may be unknown to these targets, which would not answer.
             held, found = self._change(nft, held, _without(desired, moved), found), None
@@ -152,6 +157,7 @@ class AffinityTable:
         found = read_sets(nft.kernel)
         if not self._owners:
             self._owners = _earlier_owners(found, desired)
+            self._earlier_until = time.monotonic() + self.options.idle_s
         chains = frozenset(e.name for e in inventory if e.kind is Kind.CHAIN and is_of_stream(e.name))
         return _Held(chains=chains, complete=_complete(inventory, chains)), found
 
@@ -206,7 +212,7 @@ class AffinityTable:
 
     def _remove(self, nft: NftContext) -> None:
         self._held = None
-        self._owners.clear()
+        self._owners, self._earlier_until = {}, -math.inf
         if read_inventory(nft.kernel, TABLE) is not None:
             nft.run(_REMOVAL)
 
@@ -220,7 +226,7 @@ class AffinityTable:
 
     def _build(self, nft: NftContext, *, anew: bool) -> None:
         """Create the table; the flows of an earlier one are lost."""
-        self._owners.clear()
+        self._owners, self._earlier_until = {}, -math.inf
         if anew:
             _log.warning("affinity table made anew: remembered flows are forgotten")
             nft.run(_REMOVAL)
@@ -310,9 +316,9 @@ def _earlier_owners(found: Mapping[str, set[Element]], desired: Mapping[str, Str
     """Return the stream that each mark had in an earlier run, as far as its table says."""
     streams = {steer_chain(name, family): name for name in desired for family in (4, 6)}
     jumps = [element for name in ruleset.STEER_MAPS for element in found[name] if isinstance(element, tuple)]
-    # Flows may be left of a stream that ended before the earlier run did.
-    unused = {mark: "" for mark in owners_of(desired.values()) if mark not in found["marks"]}
-    return unused | {mark: streams.get(str(chain), str(chain)) for mark, chain in jumps}
+    # A mark without a healthy target jumps nowhere.
+    unclear = {mark: name for mark, name in owners_of(desired.values()).items() if mark in found["marks"]}
+    return unclear | {mark: streams.get(str(chain), str(chain)) for mark, chain in jumps}
 
 
 def _rules_by_chain(inventory: Iterable[RulesetObject]) -> Counter[str]:

@@ -65,6 +65,7 @@ class Host:
         root: root directory of its file system.
         can_load: returns whether a shared library can be loaded.
         local: returns the prefixes whose packets the kernel delivers locally.
+        refuses_affinity: returns why the kernel refuses the rules of flow affinity, empty if it takes them.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Host:
         root: Path = Path("/"),
         can_load: Callable[[str], bool] = _can_load,
         local: Callable[[], Iterable[Prefix]] = local_prefixes,
+        refuses_affinity: Callable[[], str] = str,
     ) -> None:
         self.root = root
         self.can_load = can_load
+        self.refuses_affinity = refuses_affinity
         self._local = local
 
     def path(self, path: Path | str) -> Path:
@@ -230,12 +233,27 @@ def check_nftables(host: Host, settings: Settings, streams: Sequence[StreamSpec]
         return
     needed = settings.distributor.kind == "nftables" and settings.mode == "enforce"
     lost = "the embedded distributor" if settings.distributor.kind in {"nftables", "auto"} else "packet counters"
+    flows = " and flow affinity" if settings.steers_flows else ""
     yield Finding(
         id="no_nftables",
         severity="error" if needed else "warning",
-        what=f"{NFTABLES_LIBRARY} cannot be loaded: {lost} will not work",
+        what=f"{NFTABLES_LIBRARY} cannot be loaded: {lost}{flows} will not work",
         remedy="apt-get install libnftables1",
     )
+
+
+def check_affinity(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Check whether the kernel takes the rules of flow affinity, by a transaction that has no effect."""
+    if not settings.steers_flows or not host.can_load(NFTABLES_LIBRARY):
+        return
+    why = host.refuses_affinity()
+    if why:
+        yield Finding(
+            id="affinity_refused",
+            severity="warning",
+            what=f"the kernel refuses the rules of flow affinity ({why}): new connections will wait for held targets",
+            remedy="load the kernel modules nf_tables, nft_fib_inet and nft_hash, or set affinity.mode to off",
+        )
 
 
 def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
@@ -405,6 +423,7 @@ CHECKS: tuple[Check, ...] = (
     check_recording,
     check_interposer,
     check_nftables,
+    check_affinity,
     check_memory,
     check_forwarding,
     check_rp_filter,

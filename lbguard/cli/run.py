@@ -99,12 +99,13 @@ def check_config(
     Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 settings refused.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.cli import show
-    from lbguard.settings.check import ConfigWarning, check_settings
+    from lbguard.settings.check import ConfigWarning, check_settings, check_targets
 
     loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
     streams, problems = _streams(loaded.settings)
     warnings = [ConfigWarning(name="environment", what=note, remedy="correct or unset it") for note in loaded.notes]
     warnings += check_settings(loaded.settings)
+    warnings += check_targets(loaded.settings, streams)
     warnings += [
         ConfigWarning(name="targets-file", what=f"{loaded.settings.targets_file}: {problem}", remedy="correct the file")
         for problem in problems
@@ -119,9 +120,12 @@ def check_config(
     ]
     findings: Sequence[Finding] = ()
     if host:
-        from lbguard.cli.host_check import check_host
+        from lbguard.cli.host_check import Host, check_host
+        from lbguard.service.affinity import affinity_refusal
 
-        findings = check_host(loaded.settings, streams)
+        findings = check_host(
+            loaded.settings, streams, Host(refuses_affinity=lambda: affinity_refusal(loaded.settings))
+        )
     if as_json:
         print_json(show.config_json(loaded, warnings, findings))
     else:

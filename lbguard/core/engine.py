@@ -136,6 +136,7 @@ class Engine(EngineState):
     def _holds_remembered(self, event: ev.HoldsRemembered, now: float) -> None:
         self.life.memory.remember(event.holds, now)
         self.view.remember_subnets(event.subnets)
+        self.stream_registry.remember_drains(event.drains, now)
 
     def _link_seen(self, event: ev.LinkSeen, now: float) -> None:
         self.view.link_seen(event)
@@ -333,7 +334,8 @@ class Engine(EngineState):
                 self.life.expire(self.stream_registry.streams[key.stream], target, now)
                 if self.config.parking:
                     self.parking.touch(target)
-                self._end_drain_of_lost(target, now)
+                # Of a target that was pardoned, another family may be lost, or it is to be drained.
+                self._judge(target, now)
         for key in self.life.drains.pop_due(now):
             target = self.stream_registry.target(key)
             if target is not None and target.unlisted:

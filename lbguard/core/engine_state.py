@@ -139,6 +139,16 @@ class EngineState:
         seen_until = now if self.in_sync else self.observation.blind_since
         return self.life.memory.open_holds(self.stream_registry.streams.values(), self.life.deadlines, seen_until, now)
 
+    def open_drains(self, now: float) -> tuple[ev.OpenDrain, ...]:
+        """Return the drains of targets that are not listed any more, which a later run continues if this one ends."""
+        return tuple(
+            ev.OpenDrain(
+                stream=key.stream, identifier=key.identifier, ips=tuple(target.paths), left_s=max(0.0, until - now)
+            )
+            for until, key in self.life.drains.in_order()
+            if (target := self.stream_registry.target(key)) is not None
+        )
+
     def subnets_to_remember(self) -> tuple[Prefix, ...]:
         """Return the subnets of targets for which a later run must not use a wider subnet."""
         return self.view.subnets_to_remember()

@@ -300,11 +300,25 @@ class OpenHold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenDrain:
+    """A drain that has not ended, of a target that the source no longer lists. `left_s`: the time left to its end."""
+
+    stream: str
+    identifier: int
+    ips: tuple[Ip, ...]
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HoldsRemembered:
-    """An earlier run left these holds open and had lost these subnets. This event precedes the first full view."""
+    """An earlier run left these holds and drains open, and had lost these subnets.
+
+    This event precedes the first full view.
+    """
 
     holds: tuple[OpenHold, ...]
     subnets: tuple[Prefix, ...] = ()
+    drains: tuple[OpenDrain, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

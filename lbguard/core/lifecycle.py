@@ -24,6 +24,9 @@ _CAUSES = {
 }
 """Actions whose cause is not the condition of the path."""
 
+_SINCE_THE_LOSS = frozenset({Action.RECOVER, Action.WITHDRAW, Action.WITHDRAW_FAMILY, Action.READMIT})
+"""Actions whose record says how long the loss lasted, not the state."""
+
 _LEVELS = frozenset({Input.PATH_OK, Input.PATH_PARTIAL, Input.PATH_BROKEN})
 _DEADLINES = frozenset({Input.DEADLINE, Input.DEADLINE_MASS, Input.DEADLINE_VETOED})
 _JITTER_S = 0.1
@@ -90,7 +93,7 @@ class Lifecycle:
         """
         if target.partial and target.state is TargetState.HELD:
             frozen = stream.mass_failure(self._config) and at < target.lost_at + self._config.freeze.limit_s
-            return Input.DEADLINE_FAMILY if self._config.affinity and not frozen else Input.PATH_PARTIAL
+            return Input.DEADLINE_FAMILY if self.family_waits(target) and not frozen else Input.PATH_PARTIAL
         # A hold that an earlier run froze has spent a part of the limit, or all of it, before it freezes again.
         limit_passed = at >= self._freeze_end(target)
         if target.state is not TargetState.WITHDRAWN and not limit_passed and stream.mass_failure(self._config):
@@ -99,11 +102,17 @@ class Lifecycle:
             return Input.DEADLINE_VETOED
         return Input.DEADLINE
 
+    def family_waits(self, target: Target) -> bool:
+        """Return whether a lost family of a target is to be withdrawn alone, which needs flow affinity."""
+        return self._config.affinity and bool(target.families_lost())
+
     def drain(self, stream: Stream, target: Target, now: float, *, until: float | None = None) -> None:
         """Give a target no new flow, for good or until a moment."""
         target.draining = True
         self.moved[stream.spec.name] = None
-        if until is not None:
+        if until is None:
+            self.drains.cancel(target.key)
+        else:
             self.drains.set(target.key, until)
         if target.state is TargetState.WITHDRAWN:
             target.waiting = False
@@ -165,8 +174,8 @@ class Lifecycle:
                 self._begin_anew(target, now, cause)
             target.partial = what is Input.PATH_PARTIAL
         speaks = handler(self, target, now, cause) if handler else True
-        if speaks:
-            started = lost_at if action in (Action.RECOVER, Action.WITHDRAW, Action.READMIT) else since
+        if speaks or state is not before:
+            started = lost_at if action in _SINCE_THE_LOSS else since
             why = _CAUSES.get(action) or (target.lost_to if action is Action.RECOVER else target.cause).value
             self._record(target, action, before, reason or why, now, now - started, gone=state is None)
         if target.waiting and self.deadlines.get(target.key) is None:
@@ -201,11 +210,13 @@ class Lifecycle:
 
     def _revise(self, target: Target, now: float, cause: Condition) -> bool:
         """Move the deadline of a hold after a change of its cause, or after a verdict of a repair (HEALING)."""
-        if target.partial:
-            return self._revise_partial(target, now, cause)
+        if target.partial and not self.family_waits(target):
+            return self._revise_partial(target, cause)
         before = self.deadlines.get(target.key)
         if before is not None and cause is target.cause and target.healing_end() == target.healing_until:
             return False
+        if before is None and target.partial:
+            return self._let_family_wait(target, now, cause)
         if BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]:
             # The path is coming back (its link exists, its route not yet): a milder cause never shortens the deadline.
             target.spared_until = before if before is not None else now
@@ -220,18 +231,24 @@ class Lifecycle:
         # Each renewal of HEALING moves the deadline by its transmission jitter; that is not worth a record.
         return moved_s > 0 if worth_record else moved_s > _JITTER_S
 
-    def _revise_partial(self, target: Target, now: float, cause: Condition) -> bool:
+    def _revise_partial(self, target: Target, cause: Condition) -> bool:
         """Drop the deadline of a hold when it has passed: families that come back one after another need no record."""
         news = not target.open_ended or cause is not target.cause
         self._note_cause(target, cause)
         if self.deadlines.get(target.key) is not None:
             return False
-        if self._config.affinity and target.families_lost():
-            # Several targets of the stream are broken: as in a freeze, the family is not withdrawn for one more window.
-            target.spared_until = now + self._grace.window_s(target.cause, target.lost_in)
-            self._set_grace_deadline(target)
-            return target.since == now  # it was FROZEN
         target.open_ended = True
+        return news
+
+    def _let_family_wait(self, target: Target, now: float, cause: Condition) -> bool:
+        """Give a lost family a window: another family than the withdrawn one is lost, or a mass failure goes on."""
+        news = target.open_ended
+        if news:
+            self._begin_anew(target, now, cause)
+        self._note_cause(target, cause)
+        # In a mass failure a family is not withdrawn for one more window, again and again, as in a freeze.
+        target.spared_until = now + self._grace.window_s(target.cause, target.lost_in)
+        self._set_grace_deadline(target)
         return news
 
     def _withdraw_family(self, target: Target, now: float, cause: Condition) -> bool:
@@ -303,7 +320,8 @@ class Lifecycle:
 
     def _note_cause(self, target: Target, cause: Condition) -> None:
         target.cause = cause
-        target.soft = cause in SOFT
+        # With one family lost for good, soft evidence against the other alone decides whether the target is withdrawn.
+        target.soft = cause in SOFT or any(path.condition in SOFT for path in target.paths.values())
 
     def _learn(self, target: Target, now: float) -> None:
         """Record how long a loss took to heal, once a loss; heals after the window count too."""
@@ -315,7 +333,7 @@ class Lifecycle:
 
         None while a path still forwards: without flow affinity the lost family cannot be withdrawn alone.
         """
-        target.open_ended = target.partial and not (self._config.affinity and target.families_lost())
+        target.open_ended = target.partial and not self.family_waits(target)
         if target.open_ended:
             self.deadlines.cancel(target.key)
             return

@@ -80,9 +80,12 @@ class ProbeWheel:
 PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 """Pauses before each solicitation, from the previous one (the first from the link's arrival)."""
 
+SETTLES_S = 0.25
+"""Time in which the other end of a new link may send to the link-layer address of the earlier one. It learns the new
+one from our announcements: the first may be lost, and the second comes 0.1 s later."""
 ANSWER_AWAITED_S = 3.0
-"""An address that did not answer so long after its link arrived gets new flows all the same: the link may need no
-neighbour entries."""
+"""An address that did not answer for so long after its link arrived gets new flows too: the link may need no neighbour
+entries."""
 
 _PER_ROUND = 512
 
@@ -138,6 +141,7 @@ class NeighborWork:
         self._view = view
         self._wheel = ProbeWheel(0.0 if config.observe else config.neighbor_probe_interval_s)
         self._solicitation = NeighborSolicitation()
+        self._settling: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
         self._awaited: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
         self._flush: dict[tuple[int, Ip], None] = {}
         self._resolve: dict[tuple[int, Ip], None] = {}
@@ -187,8 +191,10 @@ class NeighborWork:
         if self._config.observe:
             return
         entry = (link.ifindex, ip)
+        if before is not None and self._config.affinity:
+            self._settling.set((link.key, ip), now + SETTLES_S)
         # With parking, packets of a target that an earlier run held wait for the answer too.
-        if before is not None or self._config.parking:
+        if self._config.parking or (before is not None and self._config.affinity):
             self._awaited.set((link.key, ip), now + ANSWER_AWAITED_S)
         if before == link.key and ip in link.neighbors and link.neighbors[ip].mac:
             self._flush[entry] = None
@@ -200,17 +206,22 @@ class NeighborWork:
             if link not in self._to_tune:
                 self._to_tune.append(link)
 
-    def awaits(self, link: LinkKey, ip: Ip) -> bool:
-        """Return whether a link arrived so short a time ago that an address may not have answered there yet."""
-        return self._awaited.get((link, ip)) is not None
+    def unanswered(self, link: Link, ip: Ip) -> bool:
+        """Return whether an address may not answer on a link that arrived, or did not when it was resolved last."""
+        return self._settling.get((link.key, ip)) is not None or self.unresolved(link, ip)
+
+    def unresolved(self, link: Link, ip: Ip) -> bool:
+        """Return whether an address has not answered on a link that arrived, or did not when it was resolved last."""
+        awaited = self._awaited.get((link.key, ip)) is not None
+        return self._view.neighbor_unanswered(link, ip, awaited=awaited)
 
     def expire(self, now: float) -> dict[Ip, None]:
-        """Return the addresses whose first answer on a link is not awaited any more."""
-        return dict.fromkeys(ip for _, ip in self._awaited.pop_due(now))
+        """Return the addresses on a link that arrived for which a time to wait is over."""
+        return dict.fromkeys(ip for due in (self._settling, self._awaited) for _, ip in due.pop_due(now))
 
     def next(self, now: float) -> float | None:
         """Return when neighbour work is due next."""
-        moments = (self._wheel.next(now), self._solicitation.next(), self._awaited.next())
+        moments = (self._wheel.next(now), self._solicitation.next(), self._settling.next(), self._awaited.next())
         return min((moment for moment in moments if moment is not None), default=None)
 
     def take_flushes(self) -> list[Effect]:

@@ -80,7 +80,7 @@ class Parking:
                 changed[key] = self._lanes[key] = lane
 
     def _lane(self, key: _Key, path: Path, before: ParkingLane | None) -> ParkingLane:
-        good = path.condition is Condition.OK and not path.unanswered
+        good = path.condition is Condition.OK and not path.unresolved
         return ParkingLane(
             mark=key[0],
             ipv4=key[1],

@@ -93,8 +93,10 @@ class PathRepair:
                 self.neighbors.arrived(link, ip, now, before=path.link)
                 path.link = link.key
             path.condition = condition
-            path.silent = view.neighbor_silent(link, ip)
-            path.unanswered = view.neighbor_unanswered(link, ip, awaited=self.neighbors.awaits(link.key, ip))
+            path.unanswered = self.neighbors.unanswered(link, ip)
+            if self._config.parking:
+                path.silent = view.neighbor_silent(link, ip)
+                path.unresolved = self.neighbors.unresolved(link, ip)
         if len(target.paths) < 2 and owns:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
                 self._tables.drop_family(target.mark, ipv4=ipv4)

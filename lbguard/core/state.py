@@ -32,8 +32,9 @@ class Path:
     `lb_ip`: our address at this end of the link. `verdict`: the fused opinion of reporters, in one word.
     `healing_until`: the end of the time to wait for a reported repair. `withdrawn`: the target is HELD for another
     family, and this one was withdrawn alone. `unanswered`: the neighbour's last resolution failed, or it did not answer
-    yet on a link that arrived; new flows go elsewhere meanwhile, for that costs nothing.
-    `silent`: the neighbour's last resolution failed, so that packets to it are lost.
+    yet on a link that arrived a moment ago; new flows go elsewhere meanwhile, for that costs nothing. `unresolved`: it
+    has not answered on a link that arrived, or did not when it was resolved last. `silent`: the latter. Both are kept
+    with parking only.
     """
 
     condition: Condition = Condition.NO_LINK
@@ -44,6 +45,7 @@ class Path:
     healing_until: float = float("-inf")
     withdrawn: bool = False
     unanswered: bool = False
+    unresolved: bool = False
     silent: bool = False
 
 
@@ -110,8 +112,9 @@ class Target:
         return not self.forwards(now) and self.judge(now) not in SOFT
 
     def families_lost(self) -> list[Path]:
-        """Return the paths that are lost and not withdrawn yet."""
-        return [path for path in self.paths.values() if path.condition is not Condition.OK and not path.withdrawn]
+        """Return the paths that are lost, by more than soft evidence, and not withdrawn yet."""
+        well = SOFT | {Condition.OK}
+        return [path for path in self.paths.values() if path.condition not in well and not path.withdrawn]
 
     @property
     def usable(self) -> bool:

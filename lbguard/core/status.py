@@ -54,7 +54,8 @@ class Prediction:
     Attributes:
         action: the next action; STAY: none.
         at: its time; None: no time is set. ADMIT and READMIT then wait for the paths, HOLD continues.
-        until: when a FREEZE or PARDON that begins at `at` ends; with STAY, when the running one ends.
+        until: when a FREEZE or PARDON that begins at `at` ends; with STAY, when the running one ends; with HOLD, when a
+            lost family no longer waits for the end of a mass failure.
         wait_s: how long a re-admission waits once the paths are ok, seconds.
         why: text that says why it is not withdrawn at once; empty: only because of the grace window.
     """

@@ -1,8 +1,8 @@
 """Builds the values of `status.py` from the engine's state, with the predictions in them.
 
-A prediction applies the future deadlines to a copy of the streams' counts. `Lifecycle.due` gives the input of each
-deadline, as in the real decision, and `Stream.move` keeps the counts. So a prediction holds as long as no path and no
-list changes.
+A prediction applies the future deadlines and ends of drains to a copy of the streams' counts. `Lifecycle.due` gives the
+input of each deadline, as in the real decision, and `Stream.move` keeps the counts. So a prediction holds as long as no
+path and no list changes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from lbguard.core.addr import Ip, format_ip, format_mac, is_ipv4
@@ -67,43 +68,76 @@ def predict(
         acts_at: returns when a target's deadline takes effect, at or after a moment.
     """
     by_name = {stream.spec.name: stream for stream in streams}
-    found = {
-        target.key: prediction
-        for stream in by_name.values()
-        for target in stream.targets.values()
-        if (prediction := _without_deadline(config, target, now, life.drains.get(target.key)))
-    }
+    targets = {target.key: target for stream in by_name.values() for target in stream.targets.values()}
+    found = {key: what for key, target in targets.items() if (what := _without_deadline(config, target, now))}
     copies = {
         name: replace(stream, counts=Counter(stream.counts), targets=dict(stream.targets))
         for name, stream in by_name.items()
     }
-    for at, key, pardon in _moments(life):
-        stream = by_name.get(key.stream)
-        target = stream.targets.get(key.identifier) if stream else None
-        if target is None:
+    # A target may have a deadline and the end of a drain: the first one is predicted, the second one counts for others.
+    moved: dict[TargetKey, Target] = {}
+    timed: set[TargetKey] = set()
+    for at, kind, key in _moments(life, targets, now, acts_at):
+        stream, target = copies[key.stream], moved.setdefault(key, copy.copy(targets[key]))
+        if key.identifier not in stream.targets:
             continue
-        if pardon:
-            if target.state is TargetState.ACTIVE and target.judge(math.inf) is not Condition.OK:
-                found[key] = Prediction(action=Action.HOLD, at=at)
-                copies[key.stream].move(copy.copy(target), TargetState.HELD, at)
-        elif life.due(copies[key.stream], target, at) is Input.PATH_PARTIAL:
-            continue  # its deadline will be dropped, or set again
-        elif held_up:
-            found[key] = Prediction(action=Action.STAY, why=held_up)
+        if kind is _Timer.DEADLINE and held_up:
+            what = Prediction(action=Action.STAY, why=held_up)
         else:
-            found[key] = _at_deadline(config, life, copies[key.stream], target, acts_at(target, max(at, now)))
+            what = _HAPPENS[kind](config, life, stream, target, at)
+        if what is not None and key not in timed:
+            found[key] = what
+            if what.at is not None:
+                timed.add(key)
     return found
 
 
-def _moments(life: Lifecycle) -> list[tuple[float, TargetKey, bool]]:
-    """Return all deadlines and ends of pardons in the order in which they take effect."""
-    pardons = [(at, key, True) for at, key in life.pardons.in_order()]
-    return sorted(pardons + [(at, key, False) for at, key in life.deadlines.in_order()], key=lambda moment: moment[0])
+class _Timer(IntEnum):
+    """Timers of a target, in the order in which those of one moment take effect."""
+
+    PARDON = 0
+    DEADLINE = 1
+    DRAIN = 2
 
 
-def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: Target, at: float) -> Prediction:
-    """Return the action of a deadline, and apply it to the copy of the stream."""
+def _moments(
+    life: Lifecycle, targets: Mapping[TargetKey, Target], now: float, acts_at: Callable[[Target, float], float]
+) -> list[tuple[float, _Timer, TargetKey]]:
+    """Return all deadlines and ends of pardons and drains, in the order in which they take effect."""
+    moments = [(max(at, now), _Timer.PARDON, key) for at, key in life.pardons.in_order() if key in targets]
+    moments += [
+        (acts_at(targets[key], max(at, now)), _Timer.DEADLINE, key)
+        for at, key in life.deadlines.in_order()
+        if key in targets
+    ]
+    moments += [(max(at, now), _Timer.DRAIN, key) for at, key in life.drains.in_order() if key in targets]
+    return sorted(moments, key=lambda moment: moment[:2])
+
+
+def _at_end_of_pardon(
+    config: EngineConfig, life: Lifecycle, stream: Stream, target: Target, at: float
+) -> Prediction | None:
+    if target.state not in (TargetState.ACTIVE, TargetState.DRAINING) or target.judge(math.inf) is Condition.OK:
+        return None
+    stream.move(target, TargetState.HELD, at)
+    return Prediction(action=Action.HOLD, at=at)
+
+
+def _at_end_of_drain(
+    config: EngineConfig, life: Lifecycle, stream: Stream, target: Target, at: float
+) -> Prediction | None:
+    stream.move(target, None, at)
+    return Prediction(action=Action.REMOVE, at=at)
+
+
+def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: Target, at: float) -> Prediction | None:
+    """Return the action of a deadline, and apply it to the copy of the stream; None: nothing is decided."""
     what = life.due(stream, target, at)
+    broken = f"{stream.broken} of {stream.admitted} targets are broken"
+    if what is Input.PATH_PARTIAL:
+        # Its deadline is dropped, or, in a mass failure, set again.
+        limit = target.lost_at + config.freeze.limit_s
+        return Prediction(action=Action.HOLD, until=limit, why=broken) if life.family_waits(target) else None
     state, action = TRANSITIONS[target.state, what]
     why = ""
     until = None
@@ -111,26 +145,32 @@ def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: 
         # A freeze that an earlier run began continues.
         until = (min(at, target.frozen_at) if action is Action.FREEZE else at) + config.freeze.limit_s
     if what is Input.DEADLINE_MASS or (target.state is TargetState.FROZEN and stream.mass_failure(config)):
-        why = f"{stream.broken} of {stream.admitted} targets are broken"
+        why = broken
         if action is Action.STAY:
             until = target.frozen_at + config.freeze.limit_s
     elif what is Input.DEADLINE_VETOED:
         why = "soft evidence would withdraw too much of the stream"
     if state is not target.state:
-        stream.move(copy.copy(target), state, at)
+        # A target that is not listed any more is removed as soon as it is withdrawn.
+        stream.move(target, None if target.unlisted and state is TargetState.WITHDRAWN else state, at)
     return Prediction(action=action, at=at, until=until, why=why)
 
 
-def _without_deadline(config: EngineConfig, target: Target, now: float, drained_at: float | None) -> Prediction | None:
+_HAPPENS: dict[_Timer, Callable[[EngineConfig, Lifecycle, Stream, Target, float], Prediction | None]] = {
+    _Timer.PARDON: _at_end_of_pardon,
+    _Timer.DEADLINE: _at_deadline,
+    _Timer.DRAIN: _at_end_of_drain,
+}
+
+
+def _without_deadline(config: EngineConfig, target: Target, now: float) -> Prediction | None:
     match target.state:
         case TargetState.PENDING if not target.draining:
             return Prediction(action=Action.ADMIT)
         case TargetState.HELD if target.partial:
             return Prediction(action=Action.HOLD, why=_families(target))
         case TargetState.DRAINING:
-            return (
-                Prediction(action=Action.REMOVE, at=drained_at) if target.unlisted else Prediction(action=Action.STAY)
-            )
+            return Prediction(action=Action.STAY)
         case TargetState.WITHDRAWN if not target.waiting and not target.draining:
             return Prediction(action=Action.READMIT, wait_s=target.penalty.wait_s(config.damping, now))
     return None

@@ -1,14 +1,16 @@
 """Registry of the streams and targets that the source lists, found by name, mark and address."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from lbguard.core.addr import Ip
 from lbguard.core.config import EngineConfig
 from lbguard.core.effects import Effect, ForgetStream
+from lbguard.core.events import OpenDrain
 from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import StreamSpec, TargetKey, TargetSpec, TargetState
+from lbguard.core.model import ADMITTED, StreamSpec, TargetKey, TargetSpec
 from lbguard.core.netview import NetView
 from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Stream, Target
@@ -44,6 +46,7 @@ class StreamRegistry:
         self.ignored: Counter[str] = Counter()
         self._forgotten: list[StreamSpec] = []
         self._postponed: dict[str, StreamSpec] = {}
+        self._remembered: dict[OpenDrain, float] = {}
         self._config = config
         self._view = view
         self._paths = paths
@@ -67,8 +70,31 @@ class StreamRegistry:
         for name, stream in self.streams.items():
             if name not in listed and not stream.removed:
                 self._remove_stream(stream, now)
-        for spec in specs:
-            self._update_stream(spec, now)
+        self._update_streams(specs, now)
+        self._drain_on(now)
+
+    def remember_drains(self, drains: Iterable[OpenDrain], now: float) -> None:
+        """Adopt the drains that an earlier run left open; the first list decides which of them go on."""
+        if self._config.affinity and self._config.drain_window_s > 0:
+            self._remembered = {drain: now + drain.left_s for drain in drains}
+
+    def _drain_on(self, now: float) -> None:
+        """Register the targets of remembered drains again, unless the list has their identifiers or addresses."""
+        remembered, self._remembered = self._remembered, {}
+        for drain, until in remembered.items():
+            stream = self.streams.get(drain.stream)
+            if stream is None or stream.adopted or now >= until or self._used_again(stream, drain):
+                continue
+            target = stream.add(TargetSpec(identifier=drain.identifier, ips=drain.ips), now)
+            target.draining = target.unlisted = True
+            self._life.drains.set(target.key, until)
+            self._add_target(target)
+
+    def _used_again(self, stream: Stream, drain: OpenDrain) -> bool:
+        """Return whether the list has a target with the identifier of a remembered drain, or with its address."""
+        users = (target for ip in drain.ips for target in self.by_ip.get(ip, ()))
+        used = drain.identifier in stream.targets or any(user.key.stream == drain.stream for user in users)
+        return used or not 1 <= drain.identifier <= stream.spec.max_targets
 
     def confirm(self, stream: Stream, registered: frozenset[int], now: float) -> None:
         """Record that the distributor holds exactly these registered identifiers: the marks of others are freed."""
@@ -83,8 +109,7 @@ class StreamRegistry:
             self.attach.pop(name, None)
             self._forgotten.append(stream.spec)
             postponed, self._postponed = self._postponed, {}
-            for spec in postponed.values():
-                self._update_stream(spec, now)
+            self._update_streams(postponed.values(), now)
 
     def take_forgotten(self) -> list[Effect]:
         """Return a ForgetStream effect for each stream that ended since the last call."""
@@ -99,12 +124,23 @@ class StreamRegistry:
             if not 1 <= identifier <= stream.spec.max_targets:
                 continue
             self.retiring.setdefault(stream.spec.mark(identifier), (stream.spec.name, identifier))
-        for identifier, target in stream.targets.items():
+        for identifier, target in list(stream.targets.items()):
+            self.dirty[target] = None
             if identifier in active:
                 self._life.adopt(stream, target, now)
-            self.dirty[target] = None
+            elif target.unlisted:
+                # It is out of the table since the earlier run: there is nothing to drain.
+                self._remove_target(stream, target, now)
 
-    def _update_stream(self, spec: StreamSpec, now: float) -> None:
+    def _update_streams(self, specs: Iterable[StreamSpec], now: float) -> None:
+        """Apply lists: first what leaves them, as an address that another stream takes ends a drain."""
+        accepted = [stream for spec in specs if (stream := self._accept(spec, now)) is not None]
+        for stream in accepted:
+            for target in {target.identifier: target for target in stream.spec.targets}.values():
+                self._update_target(stream, target, now)
+
+    def _accept(self, spec: StreamSpec, now: float) -> Stream | None:
+        """Apply the list of a stream except for its targets that are new or changed; None: it has to wait."""
         name = spec.name
         stream = self.streams.get(name)
         if stream is None:
@@ -112,14 +148,14 @@ class StreamRegistry:
                 # Another stream uses these marks until it is gone: packets of one would reach targets of the other.
                 self.ignored["marks_in_use"] += 1
                 self._postponed[name] = spec
-                return
+                return None
             stream = self.streams[name] = Stream(spec)
             self.attach[name] = None
         elif _identity(stream.spec) != _identity(spec):
             if stream.removed:
                 # It is added as a new stream once the old one is gone.
                 self._postponed[name] = spec
-                return
+                return None
             # The size and the marks of a table are fixed when it is made; half a change would misdirect packets.
             # Changes of the targets that fit are applied: a removal always counts.
             self.ignored["stream_identity_changed"] += 1
@@ -128,20 +164,21 @@ class StreamRegistry:
             self.attach[name] = None
         stream.spec, stream.removed = spec, False
         self.review[name] = None
-        wanted = {target.identifier: target for target in spec.targets}
+        wanted = {target.identifier for target in spec.targets}
         for identifier in [i for i in stream.targets if i not in wanted]:
             self._leave(stream, stream.targets[identifier], now)
-        for target_spec in wanted.values():
-            self._update_target(stream, target_spec, now)
+        return stream
 
     def _update_target(self, stream: Stream, spec: TargetSpec, now: float) -> None:
         target = stream.targets.get(spec.identifier)
         if target is not None and target.unlisted and tuple(target.paths) != spec.ips:
             self.end_drain(target, now, "identifier_used_again")
             target = None
-        for ip in spec.ips:
+        # A target may have had its address all along: with Meridio, one address is a target of several streams.
+        had = () if target is None else tuple(target.paths)
+        for ip in [ip for ip in spec.ips if ip not in had]:
             for other in list(self.by_ip.get(ip, ())):
-                if other.unlisted and other is not target:
+                if other.unlisted:
                     self.end_drain(other, now, "address_used_again")
         if target is None:
             target = stream.add(spec, now)
@@ -158,11 +195,13 @@ class StreamRegistry:
 
     def _leave(self, stream: Stream, target: Target, now: float) -> None:
         """Drain a target that is not listed any more, or remove it."""
+        if target.unlisted:
+            return
         window_s = self._config.drain_window_s if self._config.affinity else 0.0
         in_table = stream.committed is None or target.key.identifier in stream.committed[1]
-        if window_s <= 0 or not in_table or target.state not in (TargetState.ACTIVE, TargetState.DRAINING):
+        if window_s <= 0 or not in_table or target.state not in ADMITTED or not target.forwards(now):
             self._remove_target(stream, target, now)
-        elif not target.unlisted:
+        else:
             target.unlisted = True
             self._life.drain(stream, target, now, until=now + window_s)
             self.dirty[target] = None

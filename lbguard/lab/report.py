@@ -21,20 +21,23 @@ from lbguard.printable import html_text
 STYLE = """
 :root { color-scheme: light dark; --bg: #fbfbfa; --fg: #1d2327; --soft: #5c666d; --line: #d9dcde; --card: #ffffff;
   --ok: #2f8f5b; --held: #e0a100; --frozen: #3d7fc4; --out: #c2372e; --pending: #a9b1b6; --answers: #4a86b8;
-  --gap: #e0a100; --broken: #c2372e; --stalled: #8a4fa3; --gapback: #eef2ef; }
-@media (prefers-color-scheme: dark) { :root { --bg: #15191c; --fg: #e4e8ea; --soft: #9aa5ac; --line: #333a3f;
+  --gap: #e0a100; --wait: #d9650b; --broken: #c2372e; --stalled: #8a4fa3; --draining: #2f9c9c; --gapback: #e6ece8; }
+@media screen and (prefers-color-scheme: dark) { :root { --bg: #15191c; --fg: #e4e8ea; --soft: #9aa5ac; --line: #333a3f;
   --card: #1c2226; --ok: #4bb27c; --held: #f0b92c; --frozen: #6aa8e6; --out: #ec6a5e; --pending: #646e75;
-  --answers: #6aa6d6; --gap: #f0b92c; --broken: #ec6a5e; --stalled: #b884cf; --gapback: #20282b; } }
+  --answers: #6aa6d6; --gap: #f0b92c; --wait: #ff9a4d; --broken: #ec6a5e; --stalled: #b884cf; --draining: #55c0c0;
+  --gapback: #303b41; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 24px 20px 60px; background: var(--bg); color: var(--fg);
+body { margin: 0 auto; max-width: 1300px; padding: 24px 20px 60px; background: var(--bg); color: var(--fg);
   font: 15px/1.5 system-ui, sans-serif; }
 a { color: var(--answers); }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 2px; }
 h3 { font-size: 15px; margin: 0 0 8px; font-weight: 600; } p { margin: 4px 0 10px; } .soft { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; margin: 14px 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: right; padding: 5px 7px; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { white-space: nowrap; font-size: 14px; } tr.why td { white-space: normal; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; } .text { text-align: left; }
-tr.first td { border-top: 2px solid var(--line); }
+tr.first td { border-top: 2px solid var(--line); } th.group { text-align: center; }
+.new { border-left: 2px solid var(--line); } tr.has-why td { border-bottom: 0; }
 .bad { color: var(--out); font-weight: 600; } .good { color: var(--ok); font-weight: 600; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 14px 6px;
   margin: 12px 0; } .scroll { overflow-x: auto; }
@@ -43,11 +46,17 @@ svg text { fill: var(--fg); } svg .label, svg .tick { fill: var(--soft); } svg .
 .grid { stroke: var(--line); stroke-width: 1; } .zero { stroke: var(--fg); stroke-width: 1; stroke-dasharray: 3 3; }
 .base { stroke: var(--line); } .s-up, .s-active { fill: var(--ok); } .s-away, .s-withdrawn { fill: var(--out); }
 .s-held { fill: var(--held); } .s-frozen { fill: var(--frozen); } .s-pending, .s-removed { fill: var(--pending); }
+.s-draining { fill: var(--draining); } .g-wait { fill: var(--wait); }
 .answers { fill: var(--answers); } .gapback { fill: var(--gapback); } .g-gap { fill: var(--gap); }
 .g-broken { fill: var(--broken); } .g-stalled { fill: var(--stalled); }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 18px; margin: 8px 0 0; padding: 0; list-style: none; }
 .legend i { display: inline-block; width: 14px; height: 12px; border-radius: 2px; margin-right: 6px; }
 pre { white-space: pre-wrap; }
+@page { size: A4 landscape; margin: 10mm; }
+@media print { :root { color-scheme: light; --bg: #ffffff; print-color-adjust: exact; }
+  body { max-width: none; padding: 0; font-size: 12px; } th, td { padding: 3px 4px; font-size: 10.5px; }
+  svg { min-width: 0; max-height: 150mm; } .scroll { overflow: visible; } .card, tr { break-inside: avoid; }
+  h2, h3, h2 + p { break-after: avoid; } }
 """
 
 LEGEND = (
@@ -55,6 +64,9 @@ LEGEND = (
     ("--out", "link away, target withdrawn, or connection broken by a reset"),
     ("--held", "target held in the table, or a connection waiting for an answer"),
     ("--frozen", "target frozen (withdrawal suppressed)"),
+    ("--draining", "target draining (keeps its connections, gets no new ones)"),
+    ("--pending", "target not in the list, or not admitted yet"),
+    ("--wait", "new connection waiting to be connected"),
     ("--stalled", "connection silent for the rest of the run"),
     ("--answers", "answers a tenth of a second, TCP and UDP"),
 )
@@ -63,9 +75,13 @@ HOW_TO_READ = (
     "Time runs from left to right and the dashed line is the moment the scenario starts: look how long each connection "
     "at the bottom waits (yellow) and whether it ever breaks (red), first with today's behaviour, then with lbguard."
 )
+HOW_TO_READ_NEW = (
+    " New connections have a band of their own at the bottom. Each line begins when its connection is opened, and is "
+    "orange until it is connected."
+)
 
 HEADINGS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap")
-NEW_HEADINGS = ("new", "new waited", "new broken", "longest connect")
+NEW_HEADINGS = ("opened", "waited", "broken", "longest connect")
 """Only where new connections are opened."""
 
 
@@ -76,6 +92,7 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
     sections = "".join(_section(name, [run for run in runs if run.scenario == name], outage_s) for name in names)
     meridio = f"<p>{html_text(MERIDIO_LEGEND)}</p>" if any(run.lb for run in runs) else ""
     nfqlb = f"<p>{html_text(nfqlb_text(runs))}</p>" if nfqlb_text(runs) else ""
+    how_new = HOW_TO_READ_NEW if any(run.measured.new_opened for run in runs) else ""
     made = time.strftime("%Y-%m-%d %H:%M")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -90,7 +107,7 @@ def render(runs: Sequence[Run], outage_s: float) -> str:
         "run; +N lost: those of targets that never return, or only after the window. Moved: their packets reached "
         "another target, which refused them. Gaps: the longest pause of each connection that survived; the median is "
         f"over those whose path was broken.{html_text(_newcomers_legend(runs))}</p>"
-        f'<h2>How to read the timelines</h2><p>{html_text(HOW_TO_READ)}</p><ul class="legend">{legend}</ul>'
+        f'<h2>How to read the timelines</h2><p>{html_text(HOW_TO_READ + how_new)}</p><ul class="legend">{legend}</ul>'
         f"{sections}</body></html>\n"
     )
 
@@ -128,27 +145,43 @@ def _newcomers_headline(runs: Sequence[Run]) -> str:
 def _table(names: Sequence[str], runs: Sequence[Run]) -> str:
     rows = []
     with_new = any(run.measured.new_opened for run in runs)
-    headings = (*HEADINGS, *(NEW_HEADINGS if with_new else ()), "verdict")
     for name in names:
         for index, run in enumerate(each for each in runs if each.scenario == name):
             link = f'<a href="#{html_text(name)}">{html_text(name)}</a>' if index == 0 else ""
-            kind = ' class="first"' if index == 0 else ""
+            kinds = ("first" if index == 0 else "", "has-why" if run.misses else "")
             rows.append(
-                f'<tr{kind}><td class="text">{link}</td><td class="text">{run.column}, {run.distribution}</td>'
-                f"{_cells(run, with_new=with_new)}</tr>"
+                f'<tr class="{" ".join(kinds).strip()}"><td class="text">{link}</td>'
+                f'<td class="text">{run.column}, {run.distribution}</td>{_cells(run, with_new=with_new)}</tr>'
+                f"{_why_row(run, with_new=with_new)}"
             )
-    heads = "".join(f"<th>{name}</th>" for name in headings)
-    return (
-        '<div class="scroll"><table><thead><tr><th class="text">scenario</th><th class="text">column</th>'
-        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    heads = _heads(with_new=with_new)
+    return f'<div class="scroll"><table><thead>{heads}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _heads(*, with_new: bool) -> str:
+    """Return the rows of headings; long-lived and new connections have a group each."""
+    groups: list[tuple[str, tuple[str, ...], str]] = [("long-lived connections", HEADINGS, "")]
+    if with_new:
+        groups.append(("new connections", NEW_HEADINGS, "new"))
+    over = "".join(f'<th class="group {kind}" colspan="{len(names)}">{name}</th>' for name, names, kind in groups)
+    heads = "".join(
+        f'<th class="{kind if name == names[0] else ""}">{name}</th>' for _, names, kind in groups for name in names
     )
+    return (
+        f'<tr><th colspan="2"></th>{over}<th></th></tr>'
+        f'<tr><th class="text">scenario</th><th class="text">column</th>{heads}<th>verdict</th></tr>'
+    )
+
+
+def _columns(*, with_new: bool) -> int:
+    """Return the number of columns after the names, the verdict included."""
+    return len(HEADINGS) + (len(NEW_HEADINGS) if with_new else 0) + 1
 
 
 def _cells(run: Run, *, with_new: bool) -> str:
     measured = run.measured
     if run.error:
-        columns = len(HEADINGS) + (len(NEW_HEADINGS) if with_new else 0) + 1
-        return f'<td colspan="{columns}" class="text bad">not played, see below</td>'
+        return f'<td colspan="{_columns(with_new=with_new)}" class="text bad">not played, see below</td>'
     broken = "bad" if measured.broken else "good"
     moved = "bad" if measured.moved else "good"
     return (
@@ -163,10 +196,10 @@ def _cells(run: Run, *, with_new: bool) -> str:
 def _new_cells(run: Run) -> str:
     measured = run.measured
     if measured.new_opened == 0:
-        return "<td>-</td>" * len(NEW_HEADINGS)
+        return '<td class="new">-</td>' + "<td>-</td>" * (len(NEW_HEADINGS) - 1)
     waited, broken = ("bad" if count else "good" for count in (measured.new_waited, measured.new_broken))
     return (
-        f'<td>{measured.new_opened}</td><td class="{waited}">{measured.new_waited}</td>'
+        f'<td class="new">{measured.new_opened}</td><td class="{waited}">{measured.new_waited}</td>'
         f'<td class="{broken}">{measured.new_broken}</td><td>{gap_text(measured.new_longest_connect_s)}</td>'
     )
 
@@ -174,9 +207,18 @@ def _new_cells(run: Run) -> str:
 def _verdict(run: Run) -> str:
     if run.column is Column.WITHDRAW:
         return '<td class="soft">today</td>'
-    if run.kept:
-        return '<td class="good">kept</td>'
-    return f'<td class="bad">MISSED: {html_text("; ".join(run.misses))}</td>'
+    return '<td class="good">kept</td>' if run.kept else '<td class="bad">MISSED</td>'
+
+
+def _why_row(run: Run, *, with_new: bool) -> str:
+    """Return a row that names what a run missed; empty for one that kept its promise."""
+    if not run.misses:
+        return ""
+    columns = _columns(with_new=with_new) + 1
+    return (
+        f'<tr class="why"><td></td><td colspan="{columns}" class="text bad">'
+        f"MISSED: {html_text('; '.join(run.misses))}</td></tr>"
+    )
 
 
 def _section(name: str, runs: Sequence[Run], outage_s: float) -> str:

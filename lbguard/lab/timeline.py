@@ -59,7 +59,7 @@ def link_lanes(steps: Sequence[tuple[float, Step]], start: float, end_s: float) 
     present: dict[str, tuple[float, str]] = {}
 
     def change(name: str, at_s: float, state: str) -> None:
-        since, before = present.get(name, (-BEFORE_S, "up"))
+        since, before = present.get(name, (-BEFORE_S, "away" if state == "up" else "up"))
         lanes.setdefault(name, []).append((since, at_s, before))
         present[name] = (at_s, state)
 
@@ -198,7 +198,7 @@ def draw(run: Run) -> str:
     if new := newcomers(traffic, run.stepped):
         drawing.y += 6
         drawing.heading("New connections, one line each, from the moment it is opened")
-        _newcomers(drawing, new, traffic.ended, run.started)
+        _newcomers(drawing, new, traffic.ended, run)
     return drawing.svg(f"{run.scenario}, {run.column}")
 
 
@@ -250,14 +250,17 @@ def _gaps(drawing: _Drawing, traffic: TrafficResult, start: float) -> None:
     drawing.y = top + GAPS_HEIGHT + 4
 
 
-def _newcomers(drawing: _Drawing, channels: Sequence[Channel], ended: float, start: float) -> None:
+def _newcomers(drawing: _Drawing, channels: Sequence[Channel], ended: float, run: Run) -> None:
     """Draw the lines of new connections from top to bottom as they were opened."""
+    start, measured = run.started, run.measured
     top, bottom = drawing.y, drawing.y + GAPS_HEIGHT
     step = GAPS_HEIGHT / len(channels)
     right = WIDTH - RIGHT
     births = " ".join(f"{drawing.x(c.opened_at - start):.1f},{top + n * step:.2f}" for n, c in enumerate(channels))
     last = drawing.x(channels[-1].opened_at - start)
-    drawing.label(f"{len(channels)} opened", GAPS_HEIGHT)
+    for text in (f"{len(channels)} opened", f"{measured.new_waited} waited", f"{measured.new_broken} broken"):
+        drawing.label(text, LANE)
+        drawing.y += LANE
     drawing.parts.append(
         f'<polygon class="gapback" points="{births} {last:.1f},{bottom:.2f} {right},{bottom:.2f} {right},{top:.2f}"/>'
     )
@@ -267,11 +270,14 @@ def _newcomers(drawing: _Drawing, channels: Sequence[Channel], ended: float, sta
 
 
 def channel_marks(channel: Channel, ended: float) -> list[Interval]:
-    """Return the pauses of a connection, and the rest of the run when it broke: (from, to, kind), epoch seconds."""
+    """Return the pauses of a connection, and the rest of the run when it broke: (from, to, kind), epoch seconds.
+
+    The kinds: `wait` until a new connection is connected, `gap` between two answers, `broken`, `stalled`.
+    """
     marks: list[Interval] = [(start, start + length, "gap") for start, length in channel.gaps]
     since = channel.last_at
     if channel.opened_at and (waited_s := connect_s(channel, ended)) > WAITED_OVER_S:
-        marks.insert(0, (channel.opened_at, channel.opened_at + waited_s, "gap"))
+        marks.insert(0, (channel.opened_at, channel.opened_at + waited_s, "wait"))
     if channel.opened_at and not channel.answered:
         since = channel.opened_at + connect_s(channel, ended)
     if channel.ending != OPEN:

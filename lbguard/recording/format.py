@@ -16,6 +16,9 @@ its kind:
     ["k", [STREAM, IDENTIFIER, PACKETS, HELD]...]   packet totals of targets, and those dropped while held
     ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many
     ["w", OFFSET]           wall clock (seconds since the epoch) minus the engine's clock
+
+Version 2 knows drains, families that are withdrawn alone, and changes of the list that wait for flows. Version 1 is
+read as well: what it does not know did not happen.
 """
 
 import datetime
@@ -28,7 +31,9 @@ from typing import Any
 from lbguard.errors import EXIT_REFUSED, CommandError
 
 FORMAT = "lbguard-recording"
-VERSION = 1
+VERSION = 2
+VERSION_WITHOUT_LEARNING = 1
+"""The version in which flow affinity delayed no change of the list; it is also the oldest one that is read."""
 SUFFIX = ".jsonl.gz"
 PATTERN = re.compile(r"lbguard-\d{8}T\d{6}Z-[0-9a-f]{8}-(\d{6})\.jsonl\.gz")
 
@@ -61,7 +66,7 @@ class Header:
     `series`, `number`: the run of the service, and the number of the file in it (from 1). `begins`: `start`, `goes_on`
     or `after_loss`; then `lost` entries are missing before it. `now` and `offset`: the engine's clock at its beginning,
     and the wall clock minus that, seconds. `core`: digest of the core that decided. `facts`: the host, and the
-    distributor's kind of table.
+    distributor's kind of table, and the mode of flow affinity. `version`: of the format.
     """
 
     lbguard: str
@@ -72,6 +77,7 @@ class Header:
     now: float
     offset: float
     lost: int = 0
+    version: int = VERSION
     facts: dict[str, Any] = field(default_factory=dict)
     types: dict[str, list[str]] = field(default_factory=dict)
 
@@ -82,7 +88,7 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """Return the line as plain values."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return {"format": FORMAT, **asdict(self)}
 
     @staticmethod
     def from_json(values: Any, path: Path) -> "Header":
@@ -93,13 +99,14 @@ class Header:
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise RecordingError(f"{path}: not a recording of lbguard; give files made with recording.enabled=true")
-        if values.get("version") != VERSION:
+        if values.get("version") not in range(VERSION_WITHOUT_LEARNING, VERSION + 1):
             raise RecordingError(
-                f"{path}: format version {values.get('version')}, and this lbguard reads version {VERSION}; read it "
+                f"{path}: format version {values.get('version')}, and this lbguard reads versions "
+                f"{VERSION_WITHOUT_LEARNING} to {VERSION}; read it "
                 f"with lbguard {values.get('lbguard', 'of the version that wrote it')} or newer"
             )
         try:
-            header = Header(**{name: values[name] for name in values if name not in ("format", "version")})
+            header = Header(**{name: values[name] for name in values if name != "format"})
             header.check()
             return header
         except (TypeError, ValueError) as error:
@@ -117,7 +124,7 @@ class Header:
             raise ValueError("a name that is not text")
         if not all(type(time) in (int, float) and math.isfinite(time) for time in times):
             raise ValueError("a time that is not a number")
-        if not all(type(count) is int for count in (self.number, self.lost)):
+        if not all(type(count) is int for count in (self.number, self.lost, self.version)):
             raise ValueError("a count that is not a whole number")
         if self.begins not in (START, GOES_ON, AFTER_LOSS):
             raise ValueError(f"it begins {self.begins!r}")

@@ -1,5 +1,6 @@
 """Reads recordings as a stream of typed items: a file of any size takes a few hundred kilobytes of memory."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,7 +13,15 @@ from lbguard.core.checkpoint import CheckpointError, Node
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event, KernelSnapshot
 from lbguard.recording.codec import CodecError, Decoder, decode_item, decode_nodes
-from lbguard.recording.format import GZIP, NS, SUFFIX, EmptyFileError, Header, RecordingError
+from lbguard.recording.format import (
+    GZIP,
+    NS,
+    SUFFIX,
+    VERSION_WITHOUT_LEARNING,
+    EmptyFileError,
+    Header,
+    RecordingError,
+)
 from lbguard.recording.writer import SNAPSHOT_ITEMS
 from lbguard.settings.bounded_file import FileError, open_regular_file
 
@@ -215,6 +224,8 @@ class _Parser:
         config = self._decode(next(rows, None))
         if not isinstance(config, EngineConfig):
             raise self._lines.damaged("the configuration of the engine is missing")
+        if self._header.version == VERSION_WITHOUT_LEARNING:
+            config = dataclasses.replace(config, learn_s=0.0)
         nodes: list[list[Any]] = []
         begun = False
         # A `decide` is complete when the next line is not an `=`.

@@ -264,6 +264,7 @@ class ServiceRecording:
                 "host": socket.gethostname(),
                 "distributor": settings.distributor.kind,
                 "table": settings.distributor.table,
+                "affinity": settings.affinity.mode if settings.steers_flows else "off",
             }
             writer = RecordingWriter(wanted.directory, self._config, limits=limits, facts=facts)
             self._recorder = Recorder(writer, queue_limit=wanted.queue_limit, flush_s=wanted.flush)

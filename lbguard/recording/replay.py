@@ -3,13 +3,16 @@
 import datetime
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, assert_never
 
+from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.checkpoint import CheckpointError, restore
 from lbguard.core.engine import Engine
+from lbguard.core.model import Action, Decision, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.recording.codec import core_digest, said_of
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, EmptyFileError, Header, RecordingError, local_time
@@ -50,7 +53,8 @@ class ReplayReport:
 
     `core_differs`: versions of lbguard whose core is not this one; then a difference may be a change of behaviour.
     `torn`: files without a proper end. `lost`: entries that the service could not record. `hosts`: where it was
-    recorded, as far as the files tell; a service of one is replayed after that of another.
+    recorded, as far as the files tell; a service of one is replayed after that of another. `drained`: how often each
+    target began to drain. `families`: how often each family (`IPv4`, `IPv6`) of a target was withdrawn alone.
     """
 
     files: int = 0
@@ -64,6 +68,8 @@ class ReplayReport:
     torn: list[Path] = field(default_factory=list)
     core_differs: set[str] = field(default_factory=set)
     hosts: set[str] = field(default_factory=set)
+    drained: Counter[TargetKey] = field(default_factory=Counter)
+    families: Counter[tuple[TargetKey, str]] = field(default_factory=Counter)
     difference: Difference | None = None
 
 
@@ -193,9 +199,19 @@ class Replayer:
         else:
             self.engine = restore_engine(item)
 
+    def _count(self, decision: Decision) -> None:
+        if decision.action is Action.DRAIN:
+            self.report.drained[decision.target] += 1
+        elif decision.action is Action.WITHDRAW_FAMILY:
+            lost = {_family(evidence.ip) for evidence in decision.evidence if evidence.withdrawn}
+            self.report.families.update((decision.target, family) for family in lost)
+
     def _compare(self, item: Decided) -> Difference | None:
         said = said_of(self._engine().decide(item.now))
         self.report.decisions += len(item.said)
+        for decision in item.said:
+            if isinstance(decision, Decision):
+                self._count(decision)
         if said == item.said:
             return None
         both = zip(item.said + [None] * len(said), said + [None] * len(item.said), strict=False)
@@ -203,6 +219,10 @@ class Replayer:
         return Difference(
             path=self._path, now=item.now, wall_time=item.now + self.offset, recorded=recorded, replayed=replayed
         )
+
+
+def _family(ip: Ip) -> str:
+    return "IPv4" if is_ipv4(ip) else "IPv6"
 
 
 def items_of(files: Sequence[Path], on_read: Callable[[int], None] | None = None) -> Iterator[Item]:

@@ -50,6 +50,7 @@ def report_text(report: ReplayReport) -> str:
     if report.core_differs:
         versions = ", ".join(sorted(report.core_differs))
         lines.append(f"recorded by another version of the core (lbguard {versions}): a difference may be a change")
+    lines += _happened(report)
     if report.difference is None and not report.decisions:
         lines.append("nothing was decided in it")
     elif report.difference is None:
@@ -57,6 +58,21 @@ def report_text(report: ReplayReport) -> str:
     else:
         lines += _difference_lines(report.difference)
     return "\n".join(lines)
+
+
+_NAMED = 8
+"""So many targets are named in a line of the text; the JSON form has all."""
+
+
+def _happened(report: ReplayReport) -> list[str]:
+    """Return which targets drained, and which families were withdrawn alone."""
+    families = [f"{family} of {target}" for target, family in report.families]
+    lines = []
+    for what, names in (("began to drain", list(map(str, report.drained))), ("withdrawn alone", families)):
+        if names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            lines.append(f"{what}: {', '.join(names[:_NAMED])}{more}")
+    return lines
 
 
 def _difference_lines(difference: Difference) -> list[str]:
@@ -88,6 +104,11 @@ def report_json(report: ReplayReport) -> dict[str, Any]:
         "lost": report.lost,
         "torn": [str(path) for path in report.torn],
         "hosts": sorted(host for host in report.hosts if host),
+        "drained": {str(target): count for target, count in report.drained.items()},
+        "families_withdrawn": [
+            {"target": str(target), "family": family, "count": count}
+            for (target, family), count in report.families.items()
+        ],
         "core_differs": sorted(report.core_differs),
         "difference": None
         if difference is None

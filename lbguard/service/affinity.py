@@ -1,18 +1,23 @@
-"""Flow affinity in the service: applies the engine's steering, restores its table, reads the counters."""
+"""Flow affinity in the service: applies the engine's steering, restores its table, reads the counters.
+
+While targets drain, it tells the engine which of them get no packets any more.
+"""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts, AffinityTable, remove_left_over
+from lbguard.affinity.trial import refusal
 from lbguard.core.effects import SteerFlows
-from lbguard.core.events import Event
+from lbguard.core.events import Event, TargetsIdle
 from lbguard.core.model import StreamSteering
 from lbguard.core.status import AffinityStatus, FlowMap
 from lbguard.distributor.base import DistributorError
+from lbguard.service.drains import DrainWatch
 from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
@@ -21,6 +26,12 @@ _log = logging.getLogger("lbguard.service.affinity")
 
 _LOOK_S = 1.0
 _COUNT_EVERY = 5
+_ROOM_AGAIN = 0.9
+"""A full map is reported again only after it was below this share of its room."""
+
+Packets = Callable[[], Awaitable[Mapping[int, int]]]
+"""Reads how many packets each mark got; a mark that is not counted is absent."""
+Post = Callable[[Sequence[Event]], None]
 
 
 class SteeringTable(Protocol):
@@ -50,10 +61,24 @@ class FlowAffinity:
     Changes that arrive during an update are applied together after it.
     """
 
-    def __init__(self, table: SteeringTable, metrics: Metrics, *, look_s: float = _LOOK_S) -> None:
+    def __init__(
+        self,
+        table: SteeringTable,
+        metrics: Metrics,
+        *,
+        packets: Packets,
+        post: Post,
+        drain_idle_s: float,
+        look_s: float = _LOOK_S,
+    ) -> None:
+        """Set the table, the reader of packet counts, and the receiver of events."""
         self._table = table
         self._metrics = metrics
+        self._packets = packets
+        self._post = post
+        self._drains = DrainWatch(drain_idle_s)
         self._look_s = look_s
+        self._full: frozenset[tuple[str, int]] = frozenset()
         self._desired: dict[str, StreamSteering] = {}
         self._changed = asyncio.Event()
         self._applied = False
@@ -100,7 +125,15 @@ class FlowAffinity:
                 rounds += 1
             elif self._desired:
                 await self._apply()
+            await self._watch_drains(loop.time())
             look_at = loop.time() + self._look_s
+
+    async def _watch_drains(self, now: float) -> None:
+        marks = [mark for steering in self._desired.values() for mark in steering.draining]
+        packets = await self._packets() if marks else {}
+        idle = self._drains.observe(marks, packets, now)
+        if idle:
+            self._post([TargetsIdle(marks=idle)])
 
     async def _look(self, *, count: bool) -> None:
         try:
@@ -113,9 +146,12 @@ class FlowAffinity:
                 self._metrics.affinity.record(
                     counts.flows,
                     steered=counts.steered,
+                    learned=counts.learned,
+                    observed=counts.observed,
                     orphaned=counts.orphaned,
                     refused=counts.refused,
                 )
+                self._report_full(counts.flows)
         except (DistributorError, OSError) as error:
             self._failed(str(error))
 
@@ -140,21 +176,42 @@ class FlowAffinity:
         self._applied, self._problem = True, ""
         self._metrics.affinity.in_force.set(1)
 
+    def _report_full(self, flows: Mapping[tuple[str, int], int]) -> None:
+        room = self._table.options.max_flows
+        still = {of for of in self._full if flows.get(of, 0) > _ROOM_AGAIN * room}
+        full = {of for of, count in flows.items() if count >= room}
+        for protocol, family in sorted(full - still):
+            _log.warning(
+                "affinity map is full: new flows are not remembered",
+                extra=fields(protocol=protocol, family=f"ipv{family}", max_flows=room),
+            )
+        self._full = frozenset(still | full)
+
     def _failed(self, reason: str) -> None:
         self._applied = False
+        self._metrics.affinity.errors.inc()
         self._metrics.affinity.in_force.set(0)
         if reason != self._problem:
             self._problem = reason
             _log.warning("flow affinity is not in force", extra=fields(reason=reason))
 
 
-def make_affinity(settings: Settings, metrics: Metrics) -> FlowAffinity:
-    """Build the keeper."""
+def make_affinity(settings: Settings, metrics: Metrics, packets: Packets, post: Post) -> FlowAffinity:
+    """Build the keeper, with the reader of packet counts and the receiver of its events."""
+    table = AffinityTable(_options(settings))
+    return FlowAffinity(table, metrics, packets=packets, post=post, drain_idle_s=settings.drain.idle)
+
+
+def affinity_refusal(settings: Settings) -> str:
+    """Return why the kernel refuses the rules of flow affinity; empty: it takes them. Nothing is changed."""
+    return refusal(_options(settings))
+
+
+def _options(settings: Settings) -> AffinityOptions:
     group = settings.affinity
-    options = AffinityOptions(
+    return AffinityOptions(
         every_flow=group.mode == "all", max_flows=group.max_flows, idle_s=round(group.idle), udp=group.udp
     )
-    return FlowAffinity(AffinityTable(options), metrics)
 
 
 async def end_earlier_affinity(settings: Settings) -> None:

@@ -165,7 +165,7 @@ class Daemon:
             return None
         from lbguard.service.affinity import make_affinity
 
-        return make_affinity(self.settings, self.metrics)
+        return make_affinity(self.settings, self.metrics, self._packets.read_marks, self._post)
 
     def _make_parking(self) -> "PacketParking | None":
         if not self.settings.parks_packets:
@@ -234,7 +234,9 @@ class Daemon:
                 tasks = [group.create_task(queue.run()) for queue in self._work_queues]
                 parts = (self.runner.run(), self.mirror.wait(), self._poll(), self._local_vips.run())
                 tasks += map(group.create_task, parts)
-                tasks.append(group.create_task(self._hold_file.keep(self._open_holds, self.engine.subnets_to_remember)))
+                engine = self.engine
+                keep = self._hold_file.keep(self._open_holds, engine.subnets_to_remember, engine.open_drains)
+                tasks.append(group.create_task(keep))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
                 if self._affinity is not None:
@@ -264,8 +266,11 @@ class Daemon:
         holds = self._hold_file.load(time.monotonic())
         if holds:
             _log.info("open holds of an earlier run go on", extra=fields(targets=len(holds)))
-        if holds or self._hold_file.subnets:
-            self.runner.post((HoldsRemembered(holds=holds, subnets=self._hold_file.subnets),))
+        subnets, drains = self._hold_file.subnets, self._hold_file.drains
+        if drains:
+            _log.info("drains of an earlier run go on", extra=fields(targets=len(drains)))
+        if holds or subnets or drains:
+            self.runner.post((HoldsRemembered(holds=holds, subnets=subnets, drains=drains),))
         await self.mirror.start()
         # The collector was off until here (see `cli_run.run`); objects created meanwhile stay, and it does not traverse
         # them.
@@ -293,8 +298,10 @@ class Daemon:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
                 if (holds := self._open_holds()) is not None:
-                    holds, subnets = ((), ()) if withdraw else (holds, self.engine.subnets_to_remember())
-                    await asyncio.to_thread(self._hold_file.save, holds, time.monotonic(), subnets)
+                    now, left = time.monotonic(), (holds, self.engine.subnets_to_remember())
+                    holds, subnets = ((), ()) if withdraw else left
+                    drains = () if withdraw else self.engine.open_drains(now)
+                    await asyncio.to_thread(self._hold_file.save, holds, now, subnets, drains)
                 if self._affinity is not None:
                     await self._affinity.close(remove=withdraw)
                 await self._distributor.close()

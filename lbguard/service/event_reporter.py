@@ -48,6 +48,7 @@ class EventReporter:
         metrics.follow_inbox(inbox_depth)
         self._availability = availability
         self._kernel_lost = False
+        self._draining_reported = False
         self._dated = (-math.inf, -math.inf)
         self._remind_at = time.monotonic() + _REMIND_S
 
@@ -68,6 +69,16 @@ class EventReporter:
                 _log.error(
                     "a stream's marks, size or memory changed in the list",
                     extra=fields(remedy="remove the stream, then list it anew; until then the old values stay"),
+                )
+            case Ignored(reason="draining_without_affinity") if not self._draining_reported:
+                # Each list would say it again.
+                self._draining_reported = True
+                _log.warning(
+                    "targets are listed as draining, but flow affinity is off: they get new connections",
+                    extra=fields(
+                        targets=effect.count,
+                        remedy="set affinity.mode to incident, in mode enforce; or remove the targets from the list",
+                    ),
                 )
             case NeighborMoved():
                 _log.info(

@@ -1,10 +1,10 @@
-"""File of open holds beside the API's socket, so that holds survive a crash and do not begin again.
+"""File of open holds and drains beside the API's socket, so that they survive a crash and do not begin again.
 
-It is written while a hold is open or a subnet is lost that targets were reached by, and removed with the last one. A
-later run reads in it that a wider subnet, such as the pod's own network, does not lead to those targets. It is valid
-for the same boot and network namespace, and for a minute: a supervisor restarts the process within that time; after a
-longer absence a loss may have healed and occurred again, and forgetting it costs at most one more window. A file with
-any error is ignored, with a line in the log.
+It is written while a hold or a drain is open or a subnet is lost that targets were reached by, and removed with the
+last one. A later run reads in it that a wider subnet, such as the pod's own network, does not lead to those targets,
+and which targets drain that the source no longer lists. It is valid for the same boot and network namespace, and for a
+minute: a supervisor restarts the process within that time; after a longer absence a loss may have healed and occurred
+again, and forgetting it costs at most one more window. A file with any error is ignored, with a line in the log.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lbguard.core.addr import Prefix, format_ip, parse_ip, parse_prefix
-from lbguard.core.events import OpenHold
+from lbguard.core.addr import Ip, Prefix, format_ip, parse_ip, parse_prefix
+from lbguard.core.events import OpenDrain, OpenHold
 from lbguard.core.model import Condition
 from lbguard.telemetry.log import fields
 
@@ -32,7 +32,7 @@ MAX_AGE_S = 60.0
 MAX_BYTES = 8 * 2**20
 _SAVE_EVERY_S = 0.25
 _REFRESH_S = 15.0
-"""With lost subnets alone, the file is written at this interval to stay valid."""
+"""With lost subnets and drains alone, the file is written at this interval to stay valid."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NAMESPACE = "/proc/self/ns/net"
 
@@ -40,7 +40,7 @@ _NAMESPACE = "/proc/self/ns/net"
 class HoldFile:
     """One file of open holds, `<socket>.holds`; the clock is the monotonic one. Nothing here raises.
 
-    `subnets`: the lost subnets, as last read or written.
+    `subnets`, `drains`: the lost subnets and the open drains, as last read or written.
 
     The directory is opened for each use, and the file relative to it: no symbolic link is followed except in the
     configured path.
@@ -52,6 +52,7 @@ class HoldFile:
         self._written = False
         self._refused = False
         self.subnets: tuple[Prefix, ...] = ()
+        self.drains: tuple[OpenDrain, ...] = ()
         self._saved_at = -math.inf
         self._saving = threading.Lock()
 
@@ -59,6 +60,7 @@ class HoldFile:
         self,
         open_holds: Callable[[], Sequence[OpenHold] | None],
         subnets_to_remember: Callable[[], tuple[Prefix, ...]] = tuple,
+        open_drains: Callable[[float], tuple[OpenDrain, ...]] = lambda _: (),
     ) -> None:
         """Save the open holds repeatedly until cancelled; None: they are not known yet."""
         held = True
@@ -67,11 +69,12 @@ class HoldFile:
             holds, now = open_holds(), time.monotonic()
             if holds is None:
                 continue
-            subnets = subnets_to_remember()
-            waits = not holds and not held and subnets == self.subnets and now < self._saved_at + _REFRESH_S
-            if (holds or subnets or self._written) and not waits:
+            subnets, drains = subnets_to_remember(), open_drains(now)
+            same = subnets == self.subnets and [*map(_whom, drains)] == [*map(_whom, self.drains)]
+            waits = not holds and not held and same and now < self._saved_at + _REFRESH_S
+            if (holds or subnets or drains or self._written) and not waits:
                 held = bool(holds)
-                await asyncio.to_thread(self.save, holds, now, subnets)
+                await asyncio.to_thread(self.save, holds, now, subnets, drains)
 
     def load(self, now: float) -> tuple[OpenHold, ...]:
         """Return the holds that an earlier run left open; empty when there are none or the file is not valid."""
@@ -88,19 +91,28 @@ class HoldFile:
             )
             return ()
 
-    def save(self, holds: Sequence[OpenHold], now: float, subnets: tuple[Prefix, ...] = ()) -> None:
-        """Replace the file; without holds and lost subnets, remove it."""
-        if not holds and not subnets and not self._written:
+    def save(
+        self,
+        holds: Sequence[OpenHold],
+        now: float,
+        subnets: tuple[Prefix, ...] = (),
+        drains: tuple[OpenDrain, ...] = (),
+    ) -> None:
+        """Replace the file; without holds, drains and lost subnets, remove it."""
+        content = bool(holds or subnets or drains)
+        if not content and not self._written:
             return
-        self.subnets, self._saved_at = subnets, now
+        self.subnets, self.drains, self._saved_at = subnets, drains, now
         try:
             with self._saving, _directory(self.path) as directory:
-                if holds or subnets:
-                    _replace(self.path.name, directory, json.dumps(self._document(holds, subnets, now)).encode())
+                if content:
+                    _replace(
+                        self.path.name, directory, json.dumps(self._document(holds, now, subnets, drains)).encode()
+                    )
                 else:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.path.name, dir_fd=directory)
-            self._written, self._refused = bool(holds or subnets), False
+            self._written, self._refused = content, False
         except OSError as error:
             if not self._refused:
                 self._refused = True
@@ -113,7 +125,13 @@ class HoldFile:
                     ),
                 )
 
-    def _document(self, holds: Sequence[OpenHold], subnets: tuple[Prefix, ...], now: float) -> dict[str, object]:
+    def _document(
+        self, holds: Sequence[OpenHold], now: float, subnets: tuple[Prefix, ...], drains: tuple[OpenDrain, ...]
+    ) -> dict[str, object]:
+        draining = [
+            [drain.stream, drain.identifier, [format_ip(ip) for ip in drain.ips], round(drain.left_s, 3)]
+            for drain in drains
+        ]
         rows = [
             [
                 hold.stream,
@@ -126,7 +144,8 @@ class HoldFile:
             ]
             for hold in holds
         ]
-        return {"format": FORMAT, **self._whose, "at": now, "holds": rows, "subnets": [*map(str, subnets)]}
+        lost = [*map(str, subnets)]
+        return {"format": FORMAT, **self._whose, "at": now, "holds": rows, "subnets": lost, "drains": draining}
 
     def _holds(self, document: Any, now: float) -> tuple[OpenHold, ...]:
         """Return the holds in a document.
@@ -143,18 +162,35 @@ class HoldFile:
             _log.info("open holds of an earlier run are too old", extra=fields(path=str(self.path)))
             return ()
         holds = tuple(_hold(*row) for row in document["holds"])
+        # The time of a drain runs on while lbguard does not.
+        drains = tuple(_drain(*row, age_s=age_s) for row in document.get("drains", ()))
         self.subnets = tuple(parse_prefix(subnet) for subnet in document["subnets"])
+        self.drains = drains
         return holds
 
 
-def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, frozen_s: Any, left_s: Any) -> OpenHold:
+def _whom(drain: OpenDrain) -> tuple[str, int, tuple[Ip, ...]]:
+    return drain.stream, drain.identifier, drain.ips
+
+
+def _ips(stream: Any, identifier: Any, ips: Any) -> tuple[Ip, ...]:
+    """Return the addresses of a row, whose first values have to have the types of a target's."""
     texts = isinstance(ips, list) and all(isinstance(text, str) for text in (stream, *ips))
     if not texts or type(identifier) is not int:
-        raise TypeError("a hold of another form")
+        raise TypeError("a target of another form")
+    return tuple(parse_ip(ip) for ip in ips)
+
+
+def _drain(stream: Any, identifier: Any, ips: Any, left_s: Any, *, age_s: float) -> OpenDrain:
+    left = max(0.0, _seconds(left_s) - age_s)
+    return OpenDrain(stream=stream, identifier=identifier, ips=_ips(stream, identifier, ips), left_s=left)
+
+
+def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, frozen_s: Any, left_s: Any) -> OpenHold:
     return OpenHold(
         stream=stream,
         identifier=identifier,
-        ips=tuple(parse_ip(ip) for ip in ips),
+        ips=_ips(stream, identifier, ips),
         cause=Condition(cause),
         broken_s=_seconds(broken_s),
         frozen_s=None if frozen_s is None else _seconds(frozen_s),

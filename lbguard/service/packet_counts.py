@@ -66,6 +66,17 @@ class PacketCounts:
         self._metrics.packets.record(given, fallen)
         self._on_read(given, fallen)
 
+    async def read_marks(self) -> dict[int, int]:
+        """Return the packets of each mark that is counted; empty when the counts cannot be read."""
+        if not self._counted:
+            return {}
+        try:
+            hits = await self._counters.read_hits()
+        except (DistributorError, OSError) as error:
+            self._complain(str(error))
+            return {}
+        return {mark: count.packets for mark, count in hits.items()}
+
     async def remove(self) -> None:
         """Remove the counters from the kernel."""
         try:

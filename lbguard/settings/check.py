@@ -1,11 +1,13 @@
 """Warnings about combinations of settings that are valid but rarely intended, each with a name and a remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lbguard.core.model import StreamSpec
 from lbguard.settings.model import Settings
 from lbguard.settings.notation import format_duration
 
+_TARGETS_SHOWN = 5
 _RELEASE_MARGIN_S = 5.0
 """Time between the end of a request and the release of its address, for the Close that follows."""
 
@@ -23,6 +25,7 @@ def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
     """Return the warnings about valid settings, in a fixed order."""
     return (
         *_mode_and_distributor(settings),
+        *_affinity(settings),
         *_grace(settings),
         *_mesh(settings),
         *_neighbors(settings),
@@ -80,6 +83,44 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
             what="withdraw_on_exit is true: every restart or upgrade of lbguard withdraws every target",
             remedy="leave withdraw_on_exit false unless the load balancer stops together with lbguard",
         )
+
+
+def _affinity(settings: Settings) -> Iterator[ConfigWarning]:
+    affinity, drain = settings.affinity, settings.drain
+    if affinity.mode != "off" and settings.mode != "enforce":
+        yield ConfigWarning(
+            name="affinity-without-effect",
+            what=(
+                f"affinity.mode is {affinity.mode}, but in mode {settings.mode} new connections go where the load"
+                " balancer's table says, and no flow is remembered"
+            ),
+            remedy="set mode to enforce (source interposer for an unmodified load balancer), or affinity.mode to off",
+        )
+    if drain.window > 0 and not settings.steers_flows:
+        yield ConfigWarning(
+            name="drain-without-affinity",
+            what=(
+                f"drain.window is {format_duration(drain.window)}, but flow affinity is off: a target that leaves the"
+                " list is removed at once, and its connections are reset"
+            ),
+            remedy="set affinity.mode to incident or all, in mode enforce; or drain.window to 0s",
+        )
+
+
+def check_targets(settings: Settings, streams: Sequence[StreamSpec]) -> tuple[ConfigWarning, ...]:
+    """Return the warnings about targets that the settings do not serve as their list says."""
+    draining = [f"{stream.name}/{each.identifier}" for stream in streams for each in stream.targets if each.draining]
+    if not draining or settings.steers_flows:
+        return ()
+    shown = ", ".join(draining[:_TARGETS_SHOWN])
+    more = f" and {len(draining) - _TARGETS_SHOWN} more" if len(draining) > _TARGETS_SHOWN else ""
+    return (
+        ConfigWarning(
+            name="draining-without-affinity",
+            what=f"flow affinity is off, so targets that are listed as draining get new connections: {shown}{more}",
+            remedy="set affinity.mode to incident or all, in mode enforce; or remove the targets from the list",
+        ),
+    )
 
 
 def _grace(settings: Settings) -> Iterator[ConfigWarning]:

@@ -12,7 +12,7 @@ differs from their appearance: `010` (8), `1:30` (90), `2026-01-01` (a date) and
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,13 @@ def read_yaml(path: Path) -> bytes:
     return read_regular_file(path, MAX_BYTES)
 
 
-def parse_yaml(content: bytes, *, switches: bool = True) -> Any:
+def parse_yaml(content: bytes, *, switches: Collection[str] | None = None) -> Any:
     """Return the value of YAML content: mappings with text keys, lists, text, numbers, switches and None.
 
     Args:
         content: UTF-8, with or without a byte order mark.
-        switches: whether `yes`, `off` and similar words are switches; otherwise they are refused, since they are meant
-        as names.
+        switches: the keys whose value may be `true`, `no` or a similar word; elsewhere such a word is refused, since it
+        is meant as a name. None: any value may be.
 
     Raises:
         YamlError: it is refused. No content raises another exception.
@@ -169,7 +169,7 @@ def _check_text(content: bytes) -> None:
 class _Builder:
     """Converts events to values. `_open` has the collections that are not ended yet, outermost first."""
 
-    def __init__(self, switches: bool) -> None:
+    def __init__(self, switches: Collection[str] | None) -> None:
         self._switches = switches
         self._open: list[dict[str, Any] | list[Any]] = []
         self._keys: list[str | None] = []
@@ -255,7 +255,7 @@ class _Builder:
         if text in _NULL:
             return None
         if text in _TRUE or text in _FALSE:
-            if not self._switches:
+            if self._switches is not None and (not self._keys or self._keys[-1] not in self._switches):
                 means = "true" if text in _TRUE else "false"
                 raise _refusal(event, f"{text} means {means} in YAML, and no switch is here; quote it if it is a name")
             return text in _TRUE

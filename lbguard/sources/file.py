@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainValidator,
+    StrictBool,
     TypeAdapter,
     ValidationError,
 )
@@ -95,6 +96,7 @@ Number = Annotated[int, BeforeValidator(_no_bool)]
 class _Target(YamlMapping):
     identifier: Number
     ips: tuple[Annotated[bytes, PlainValidator(_ip)], ...] = Field(fail_fast=True)
+    draining: StrictBool = False
 
 
 class _Stream(YamlMapping):
@@ -115,6 +117,7 @@ class _Document(YamlMapping):
 _VIPS = TypeAdapter(tuple[Annotated[Prefix, PlainValidator(_vip)], ...])
 _TARGETS = TypeAdapter(tuple[_Target, ...])
 _AT_ONCE = 1000
+_SWITCHES = ("draining",)
 
 
 class TargetsFile:
@@ -142,7 +145,7 @@ class TargetsFile:
             TargetsFileError: it cannot be used; every problem is listed. No content raises another exception.
         """
         try:
-            streams, problems = _read(parse_yaml(content, switches=False))
+            streams, problems = _read(parse_yaml(content, switches=_SWITCHES))
             problems = problems or list(islice(_problems(streams), MAX_PROBLEMS))
         except YamlError as error:
             problems = [str(error)]
@@ -203,7 +206,10 @@ def _spec(stream: _Stream) -> StreamSpec:
         identifier_offset=stream.identifier_offset,
         vips=stream.vips,
         shm_name=stream.shm_name or f"tshm-{stream.name}",
-        targets=tuple(TargetSpec(identifier=target.identifier, ips=target.ips) for target in stream.targets),
+        targets=tuple(
+            TargetSpec(identifier=target.identifier, ips=target.ips, draining=target.draining)
+            for target in stream.targets
+        ),
     )
 
 
@@ -222,6 +228,7 @@ def _explain(
         "missing": "is missing",
         "extra_forbidden": "unknown key",
         "tuple_type": "must be a list",
+        "bool_type": "must be true or false",
         "int_type": "must be a whole number",
         "int_parsing": "must be a whole number",
         "int_from_float": "must be a whole number",

@@ -1,5 +1,6 @@
 """One load balancer: its targets over time, links, neighbours, announcements, table, and how fast it reacts."""
 
+from dashboards.affinity import BALANCER_FLOWS
 from dashboards.grafana import (
     BLUE,
     GREEN,
@@ -137,6 +138,10 @@ _TARGETS = Row(
             queries=[
                 ("sum by (cause) (increase(lbguard_holds_total{@stream}[$__rate_interval]))", "held: {{cause}}"),
                 ("sum by (cause) (increase(lbguard_withdrawals_total{@stream}[$__rate_interval]))", "lost: {{cause}}"),
+                (
+                    "sum by (cause) (increase(lbguard_family_withdrawals_total{@stream}[$__rate_interval]))",
+                    "lost one family: {{cause}}",
+                ),
             ],
             below="^lost.*",
             minimum=None,
@@ -182,32 +187,6 @@ _TARGETS = Row(
             ],
             colors={"commits failed": RED},
             bars=True,
-        ),
-        Panel(
-            title="Flow affinity",
-            about="New flows that got a healthy target instead of their own, remembered flows that fell back, new flows"
-            " without room in the map, and corrections after another program changed the table.",
-            queries=[
-                ("sum(increase(lbguard_affinity_steered_total{@lb}[$__rate_interval]))", "steered"),
-                ("sum(increase(lbguard_affinity_orphaned_total{@lb}[$__rate_interval]))", "fell back"),
-                ("sum(increase(lbguard_affinity_refused_total{@lb}[$__rate_interval]))", "no room"),
-                ("sum(increase(lbguard_affinity_mended_total{@lb}[$__rate_interval]))", "corrected"),
-            ],
-            colors={"fell back": ORANGE, "no room": RED},
-            bars=True,
-        ),
-        Panel(
-            title="Remembered flows",
-            about="Flows that stay with the target that answered them, and the room of each map.",
-            queries=[
-                ("sum by (protocol, family) (lbguard_affinity_flows{@lb})", "{{protocol}} {{family}}"),
-                ("max(lbguard_affinity_flows_max{@lb})", "room"),
-            ],
-        ),
-        Panel(
-            title="Flow affinity in force",
-            about="Shows whether the kernel has the rules of flow affinity; 0 also where it is off.",
-            queries=[("min(lbguard_affinity_in_force{@lb})", "in force")],
         ),
         Panel(
             title="Duration of commits",
@@ -522,5 +501,5 @@ BALANCER = Dashboard(
     about="Targets over time, links, neighbours, announcements and the reaction time of one load balancer pod.",
     pods="lbguard_kernel_in_sync",
     one_pod=True,
-    rows=[_NOW, _TARGETS, _LINKS, _NEIGHBORS, _SPEED, _SOURCE],
+    rows=[_NOW, _TARGETS, BALANCER_FLOWS, _LINKS, _NEIGHBORS, _SPEED, _SOURCE],
 )

@@ -1,5 +1,6 @@
 """All load balancers at a glance: what is held, what was lost, what it was worth, and whether streams are available."""
 
+from dashboards.affinity import FLEET_FLOWS
 from dashboards.grafana import (
     ALARM,
     GREEN,
@@ -369,5 +370,5 @@ FLEET = Dashboard(
     title="lbguard: all load balancers",
     about="Holds, withdrawals, saved and lost targets, and availability of every load balancer pod.",
     pods="lbguard_kernel_in_sync",
-    rows=[_NOW, _AVAILABILITY, _EVENTS, _WORTH, _HEALTH],
+    rows=[_NOW, _AVAILABILITY, _EVENTS, FLEET_FLOWS, _WORTH, _HEALTH],
 )

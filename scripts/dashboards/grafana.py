@@ -19,13 +19,26 @@ _GRID = 24
 _STEP = "1m"
 _TAG = "lbguard"
 
-GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "yellow", "orange", "red", "blue", "#808080"
+GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#808080"
 
 YES_NO = {0: ("no", RED), 1: ("yes", GREEN)}
 ALARM = {0: ("no", GREEN), 1: ("yes", RED)}
-TARGET_STATES = {1: ("active", GREEN), 2: ("held", YELLOW), 3: ("frozen", BLUE), 4: ("withdrawn", RED)}
+TARGET_STATES = {
+    1: ("active", GREEN),
+    2: ("held", YELLOW),
+    3: ("frozen", BLUE),
+    4: ("withdrawn", RED),
+    5: ("draining", PURPLE),
+}
 
-STATE_COLORS = {"pending": GREY, "active": GREEN, "held": YELLOW, "frozen": BLUE, "withdrawn": RED}
+STATE_COLORS = {
+    "pending": GREY,
+    "active": GREEN,
+    "held": YELLOW,
+    "frozen": BLUE,
+    "withdrawn": RED,
+    "draining": PURPLE,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from rich.table import Table
 from lbguard.lab.sandbox import SandboxError, require_tools, run_isolated
 from tests.bench import (
     addresses,
+    affinity,
     codec,
     commit,
     growth,
@@ -41,6 +42,7 @@ _BENCHMARKS: dict[str, Benchmark] = {
         repair,
         commit,
         loss,
+        affinity,
         storm,
         verdicts,
         probing,

@@ -10,12 +10,10 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbguard.core.addr import format_ip
 from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
@@ -23,12 +21,11 @@ from lbguard.distributor.nftables.distributor import NftDistributor
 from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, stream_names
 from lbguard.distributor.nftables.session import LIBRARY, NftContext
 from lbguard.lab import nfqlb
-from lbguard.lab.netns import Namespace, connect
+from lbguard.lab.netns import Namespace
 from lbguard.lab.stock_nfqlb import StockCommands
 from tests.bench import commit, flood
 from tests.bench.results import Row, Say, Scale
-from tests.bench.world import LINK, PEER_BRIDGE, Pair, mark_of, pair, target_ips
-from tests.nft_counter import read_counter
+from tests.bench.world import Pair, arrived, path
 
 NAME = "loss"
 _COMMITS_PER_S = 40.0
@@ -61,7 +58,7 @@ class _Outcome:
 def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
     """Send the same load once without commits and once for each way of committing."""
     load = _LOADS[scale]
-    with _path() as (client, built):
+    with path("loss", commit.TARGETS, f"udp dport {flood.PORT}") as (client, built):
         return asyncio.run(_Trial(load, say, client, built).nftables()) + asyncio.run(
             _Trial(load, say, client, built).nfqlb()
         )
@@ -151,7 +148,7 @@ class _Trial:
         return _Outcome(sent, sent - (self._received() - before), commits, took_s)
 
     def _received(self) -> int:
-        return read_counter(self._peer, "count", "arrived")[0]
+        return arrived(self._peer)
 
 
 def _row(what: str, outcome: _Outcome, beside: _Outcome | None, beside_what: str) -> Row:
@@ -169,34 +166,3 @@ def _row(what: str, outcome: _Outcome, beside: _Outcome | None, beside_what: str
         reference_what=beside_what and f"lost in {beside.commits if beside else 0} times {beside_what}",
         details=details,
     )
-
-
-@contextmanager
-def _path() -> Iterator[tuple[Namespace, Pair]]:
-    """Lead packets from a client through the load balancer to the targets, which count and drop them."""
-    with pair("loss", commit.TARGETS) as built, Namespace("loss-client") as client:
-        client.sysctl("net.ipv6.conf.default.accept_dad", "0")
-        connect(client, "lb", built.lb, "client")
-        client.add_addresses("lb", "10.0.0.2/24", "fd01::2/64")
-        built.lb.add_addresses("client", "10.0.0.1/24", "fd01::1/64")
-        client.add_route("default", "10.0.0.1")
-        client.add_route("default", "fd01::1")
-        mac = built.peer.link(PEER_BRIDGE).mac
-        with built.lb.batch():
-            for number in range(commit.TARGETS):
-                mark = mark_of(number)
-                for ip in map(format_ip, target_ips(number)):
-                    # Resolution is not what is measured here.
-                    built.lb.replace_neighbor(ip, LINK, mac)
-                    built.lb.add_route("default", ip, LINK, table=mark)
-                    built.lb.add_rule(mark, mark, ipv4="." in ip, priority=3000)
-        with built.peer.entered():
-            counting = NftContext(LIBRARY)
-        counting.run(
-            "add table inet count\n"
-            "add counter inet count arrived\n"
-            "add chain inet count in { type filter hook prerouting priority raw; }\n"
-            f'add rule inet count in udp dport {flood.PORT} counter name "arrived" drop'
-        )
-        counting.close()
-        yield client, built

@@ -15,6 +15,7 @@ ROWS = {
     "repair": {"ms"},
     "commit": {"ms"},
     "loss": {"packets"},
+    "affinity": {"ns", "packets", "bytes", "ms"},
     "storm": {"events/s", ""},
     "verdicts": {"ms", "verdicts/s", "MiB"},
     "probing": {"% of a core", "", "s"},

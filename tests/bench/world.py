@@ -11,7 +11,9 @@ from typing import Self
 import yaml
 
 from lbguard.core.addr import Ip, format_ip, parse_ip
+from lbguard.distributor.nftables.session import LIBRARY, NftContext
 from lbguard.lab.netns import Namespace, connect
+from tests.nft_counter import read_counter
 
 STREAM_SIZE = 100
 VIP4, VIP6 = "20.0.0.{}/32", "2000::{:x}/128"
@@ -106,6 +108,45 @@ def pair(name: str, targets: int, *, prefix4: int = 16, prefix6: int = 64) -> It
         peer.add_addresses(PEER_BRIDGE, *(f"{format_ip(six)}/{prefix6}" for _, six in both))
         lb.add_addresses(LINK, f"{OUR_IP4}/{prefix4}", f"{OUR_IP6}/{prefix6}")
         yield Pair(lb, peer)
+
+
+@contextlib.contextmanager
+def path(name: str, targets: int, counted: str) -> Iterator[tuple[Namespace, Pair]]:
+    """Lead packets from a client through the load balancer to the targets, which count and drop them.
+
+    `counted` is the nftables expression of the packets that are counted.
+    """
+    with pair(name, targets) as built, Namespace(f"{name}-client") as client:
+        client.sysctl("net.ipv6.conf.default.accept_dad", "0")
+        connect(client, "lb", built.lb, "client")
+        client.add_addresses("lb", "10.0.0.2/24", "fd01::2/64")
+        built.lb.add_addresses("client", "10.0.0.1/24", "fd01::1/64")
+        client.add_route("default", "10.0.0.1")
+        client.add_route("default", "fd01::1")
+        mac = built.peer.link(PEER_BRIDGE).mac
+        with built.lb.batch():
+            for number in range(targets):
+                mark = mark_of(number)
+                for ip in map(format_ip, target_ips(number)):
+                    # Resolution is not what is measured here.
+                    built.lb.replace_neighbor(ip, LINK, mac)
+                    built.lb.add_route("default", ip, LINK, table=mark)
+                    built.lb.add_rule(mark, mark, ipv4="." in ip, priority=3000)
+        with built.peer.entered():
+            counting = NftContext(LIBRARY)
+        counting.run(
+            "add table inet count\n"
+            "add counter inet count arrived\n"
+            "add chain inet count in { type filter hook prerouting priority raw; }\n"
+            f'add rule inet count in {counted} counter name "arrived" drop'
+        )
+        counting.close()
+        yield client, built
+
+
+def arrived(peer: Namespace) -> int:
+    """Return how many packets the targets of a `path` have counted."""
+    return read_counter(peer, "count", "arrived")[0]
 
 
 class LinkSwitch:

@@ -39,6 +39,9 @@ _AVAILABLE = 'lbguard_stream_available{stream="s"}'
 _LOSSES = [f'lbguard_target_losses_total{{stream="s",identifier="{identifier}"}}' for identifier in (1, 2, 3)]
 _IN_FORCE, _FLOWS_MAX = "lbguard_affinity_in_force{}", "lbguard_affinity_flows_max{}"
 _FLOWS = 'lbguard_affinity_flows{protocol="tcp",family="ipv4"}'
+_WITHDRAWN_4, _WITHDRAWN_6 = (
+    f'lbguard_target_families{{stream="s",family="{family}",state="withdrawn"}}' for family in ("ipv4", "ipv6")
+)
 _WITHDRAWALS = 'lbguard_withdrawals_total{stream="s",cause="no_link"}'
 _RECOVERIES = 'lbguard_recoveries_total{stream="s"}'
 _READMISSIONS = 'lbguard_readmissions_total{stream="s"}'
@@ -113,7 +116,19 @@ CASES = {
         severity="warning",
         labels=STREAM,
     ),
-    "LbguardTargetsHeld": _state("lbguard_target_states", "warning", STREAM | {"state": "held"}),
+    "LbguardTargetsHeld": Case(
+        fires={_HELD: "2x60", _WITHDRAWN_4: NONE, _WITHDRAWN_6: FULL},
+        quiet=(
+            {_HELD: NONE, _WITHDRAWN_4: NONE, _WITHDRAWN_6: NONE},
+            {_HELD: "2x60", _WITHDRAWN_4: FULL, _WITHDRAWN_6: FULL},  # each serves its other family
+            {_HELD: "0x39 2x0 0x20", _WITHDRAWN_4: NONE, _WITHDRAWN_6: NONE},
+        ),
+        severity="warning",
+        labels=STREAM,
+    ),
+    "LbguardFamilyWithdrawn": _state(
+        "lbguard_target_families", "warning", {"stream": "s", "family": "ipv6", "state": "withdrawn"}
+    ),
     "LbguardTargetsWithdrawn": _state(
         "lbguard_target_states", "warning", {"stream": "s", "state": "withdrawn"}, bad="2x60"
     ),
@@ -281,6 +296,33 @@ CASES = {
         ),
         severity="warning",
         labels={"protocol": "tcp", "family": "ipv4"},
+    ),
+    "LbguardFlowsRefused": Case(
+        fires={"lbguard_affinity_refused_total{}": "0x35 9x30"},
+        quiet=(
+            {"lbguard_affinity_refused_total{}": STANDS},
+            {"lbguard_affinity_refused_total{}": "0x5 9x55"},
+            {"lbguard_affinity_refused_total{}": BEGINS_ANEW},
+        ),
+        severity="warning",
+    ),
+    "LbguardFlowsFellBack": Case(
+        fires={"lbguard_affinity_orphaned_total{}": "0x35 9x30"},
+        quiet=(
+            {"lbguard_affinity_orphaned_total{}": STANDS},
+            {"lbguard_affinity_orphaned_total{}": "0x15 9x45"},
+            {"lbguard_affinity_orphaned_total{}": BEGINS_ANEW},
+        ),
+        severity="info",
+    ),
+    "LbguardAffinityChanged": Case(
+        fires={"lbguard_affinity_mended_total{}": "0x35 1x30"},
+        quiet=(
+            {"lbguard_affinity_mended_total{}": STANDS},
+            {"lbguard_affinity_mended_total{}": "0x5 1x55"},
+            {"lbguard_affinity_mended_total{}": BEGINS_ANEW},
+        ),
+        severity="warning",
     ),
     "LbguardRouteErrors": Case(
         fires={'lbguard_route_errors_total{error="ENODEV"}': GROWS},

@@ -3,6 +3,8 @@ from collections.abc import Callable
 
 import pytest
 
+from lbguard.affinity.names import IN_TABLE, AffinityOptions
+from lbguard.affinity.trial import refusal
 from lbguard.cli.host_check import check_host
 from lbguard.core.addr import parse_prefix
 from lbguard.core.model import StreamSpec
@@ -82,3 +84,12 @@ def test_a_local_table_of_many_addresses_is_read_whole(namespace: Namespace) -> 
     namespace.add_addresses("lo", *(f"20.{n >> 8}.{n & 255}.1/32" for n in range(3000)))
     with namespace.entered():
         assert len([prefix for prefix in local_prefixes() if prefix.length == 32 and prefix.network[0] == 20]) == 3000
+
+
+def test_the_rules_of_flow_affinity_are_tried_and_nothing_is_left(namespace: Namespace) -> None:
+    options = AffinityOptions(udp=True)
+    with namespace.entered():
+        assert refusal(options) == ""
+        # This kernel has no `queue` of nftables, as another one may lack what flow affinity needs.
+        assert "No such file" in refusal(options, more=(f"add rule {IN_TABLE} prerouting queue num 3",))
+    assert namespace.run("nft", "list", "ruleset") == ""

@@ -17,6 +17,7 @@ from lbguard.core.events import (
     KernelOutOfSync,
     KernelSnapshot,
     OpenHold,
+    SourceSnapshot,
     Stalled,
     VerdictReported,
 )
@@ -25,6 +26,7 @@ from lbguard.core.model import (
     SOFT,
     Action,
     Condition,
+    Decision,
     LinkKey,
     Route,
     RouteKind,
@@ -46,7 +48,15 @@ _ORDER = list(Condition)
 _ADDS = (Action.ADMIT, Action.ADOPT, Action.READMIT)
 _BROKEN = (TargetState.HELD, TargetState.FROZEN)
 _TAKES = (Action.WITHDRAW, Action.REMOVE)
-_AT_A_MOMENT = (Action.WITHDRAW, Action.FREEZE, Action.PARDON, Action.READMIT, Action.HOLD)
+_AT_A_MOMENT = (
+    Action.WITHDRAW,
+    Action.WITHDRAW_FAMILY,
+    Action.FREEZE,
+    Action.PARDON,
+    Action.READMIT,
+    Action.HOLD,
+    Action.REMOVE,
+)
 
 
 @dataclass(slots=True)
@@ -74,6 +84,7 @@ class Watch:
     def __init__(self, world: World) -> None:
         self._world = world
         self._outdated: set[Route] = set()
+        self._listed: dict[int, tuple[Ip, ...]] = {}
         self._losses: dict[TargetKey, Loss] = {}
         self._losses_of_gone: dict[TargetKey, Loss] = {}
         self._frozen: dict[TargetKey, float] = {}
@@ -107,7 +118,12 @@ class Watch:
     def _check_foreseen(self, effects: Iterable[fx.Effect]) -> None:
         """What a deadline brought is what was predicted, in every stream of which nothing else was decided."""
         foreseen, self._foreseen = self._foreseen, {}
-        done = {effect.decision.target: effect.decision for effect in effects if isinstance(effect, fx.Record)}
+        done: dict[TargetKey, Decision] = {}
+        for effect in effects:
+            if isinstance(effect, fx.Record):
+                # What follows from a decision at once, such as the removal of a withdrawn target that drained, is not
+                # foreseen.
+                done.setdefault(effect.decision.target, effect.decision)
         # A path may change in the same decision: a lease ends at that moment too.
         surprised = {key.stream for key, d in done.items() if key not in foreseen or d.action not in _AT_A_MOMENT}
         for key, what in foreseen.items():
@@ -161,6 +177,8 @@ class Watch:
         match event:
             case HoldsRemembered(holds=holds):
                 self._remembered = {TargetKey(hold.stream, hold.identifier): hold for hold in holds}
+            case SourceSnapshot(streams=streams):
+                self._listed |= {stream.mark(t.identifier): t.ips for stream in streams for t in stream.targets}
             case KernelOutOfSync() if world.engine.in_sync:
                 self._lost_sight_at = now
             case KernelSnapshot() if self._lost_sight_at > -math.inf and not world.engine.in_sync:
@@ -315,6 +333,8 @@ class Watch:
         d, now = record.decision, self._world.now
         self._froze_at.pop(d.target, None)
         target = self._world.engine.target(d.target)
+        if target is not None and target.since == now and self._one_family_lost(target):
+            return  # what is remembered is a loss of all paths
         hold = self._remembered.pop(d.target, None)
         if target is None or target.since != now:
             return
@@ -482,7 +502,9 @@ class Watch:
         for route in effect.delete:
             key = self._world.engine.target_by_mark(route.table)
             target = self._world.engine.target(key) if key else None
-            if target is not None and route.kind is RouteKind.UNICAST and route.gateway not in target.paths:
+            # One that drained may have gone in this very decision.
+            ips: Iterable[Ip] = self._listed.get(route.table, ()) if target is None else target.paths
+            if route.kind is RouteKind.UNICAST and route.gateway not in ips:
                 self._outdated.add(route)
             elif route not in self._outdated:
                 self._check_unused(route.table)

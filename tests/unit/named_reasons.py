@@ -114,7 +114,7 @@ def named_reasons() -> dict[str, set[str]]:
     mirror = "kernel/mirror.py"
     losses = _found(_argument("_lose"), mirror) | _found(_argument("_abandon"), mirror)
     losses |= _found(_argument("KernelOutOfSync", keyword="reason"), "**/*.py")
-    causes = _found(_argument("_record", 3), core) | _lifecycle_causes()
+    causes = _found(_argument("_record", 3), core) | _found(_argument("end_drain", 2), core) | _lifecycle_causes()
     availability = "core/commits.py"
     available = _found(_assigned_to("reason"), "core/engine.py") | _found(_argument("_set", 2), availability)
     available |= _found(_argument("get", 1), availability)

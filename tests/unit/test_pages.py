@@ -161,7 +161,8 @@ def test_the_table_of_states_says_what_follows() -> None:
         "path ok": {Input.PATH_OK},
         "one family lost": {Input.PATH_PARTIAL},
         "path broken": {Input.PATH_BROKEN},
-        "deadline passed": {Input.DEADLINE, Input.DEADLINE_MASS, Input.DEADLINE_VETOED},
+        "deadline passed": {Input.DEADLINE, Input.DEADLINE_MASS, Input.DEADLINE_VETOED, Input.DEADLINE_FAMILY},
+        "to be drained": {Input.DRAIN, Input.RESUME},
         "removed from the source": {Input.REMOVED},
     }
     lines = text("docs/concepts.md").partition("| state |")[2].splitlines()[2 : 2 + len(TargetState)]

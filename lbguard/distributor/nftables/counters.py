@@ -2,10 +2,10 @@
 
 A held target's route table has only its blackhole route, and the kernel does not count packets there. So an nftables
 table of our own checks each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both
-act at priority -150, this at -140) by a route lookup: `fib daddr . mark oif missing` is true when the mark's table
-ends in a blackhole, or no route matches the packet. (`fib ... type` does not help: the kernel looks it up in the
-local table only.) With parking the mark's table has a route to the parking link before the blackhole. The counters
-are in the elements of two sets, which survive the service.
+act at priority -150) and after flow affinity (at -140) by a route lookup: `fib daddr . mark oif missing` is true when
+the mark's table ends in a blackhole, or no route matches the packet. (`fib ... type` does not help: the kernel looks
+it up in the local table only.) With parking the mark's table has a route to the parking link before the blackhole.
+The counters are in the elements of two sets, which survive the service.
 """
 
 from collections.abc import Collection, Iterable
@@ -64,7 +64,7 @@ class FallbackCounters:
         return await self._session.call(lambda nft: self._read(nft, _FALLBACK))
 
     async def read_hits(self) -> dict[int, HeldCount]:
-        """Return, for each mark, all packets that the distributor marked; otherwise as `read`.
+        """Return, for each mark, all packets that have it after flow affinity; otherwise as `read`.
 
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
@@ -101,16 +101,22 @@ class FallbackCounters:
 
 
 def _structure(*, parking: bool) -> list[str]:
-    """Return commands that renew the rule and keep existing counts."""
+    """Return commands that renew the rules and keep existing counts.
+
+    Earlier versions had the chain `prerouting` at the priority of flow affinity, and acted before it or after it.
+    """
     # A second lookup in the set of hits would count a packet twice.
-    rule = f"add rule {FAMILY} {TABLE} prerouting"
+    rule = f"add rule {FAMILY} {TABLE} marked"
     parked = f'{rule} meta mark != 0 fib daddr . mark oifname "{PARKING_LINK}" meta mark @{_FALLBACK}'
     return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
         f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_FALLBACK} {{ type mark; counter; }}",
-        f"add chain {FAMILY} {TABLE} prerouting {{ type filter hook prerouting priority -140; policy accept; }}",
+        f"add chain {FAMILY} {TABLE} prerouting",
         f"flush chain {FAMILY} {TABLE} prerouting",
+        f"delete chain {FAMILY} {TABLE} prerouting",
+        f"add chain {FAMILY} {TABLE} marked {{ type filter hook prerouting priority -139; policy accept; }}",
+        f"flush chain {FAMILY} {TABLE} marked",
         f"{rule} meta mark @{_HITS} fib daddr . mark oif missing meta mark @{_FALLBACK}",
         *([parked] if parking else []),
     ]

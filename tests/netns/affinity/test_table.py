@@ -7,14 +7,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lbguard.affinity.names import AffinityOptions, steer_chain
+from lbguard.affinity.names import VERSION, AffinityOptions, layout_chain, steer_chain
 from lbguard.affinity.table import AffinityTable
 from lbguard.distributor.base import DistributorError
 from tests.netns.affinity import segments
-from tests.netns.affinity.conftest import FAMILIES, AffinityLab, flows
+from tests.netns.affinity.conftest import FAMILIES, OPTIONS, AffinityLab, flows
 from tests.netns.distributor.packets import SCTP, TCP, UDP
 from tests.steering import steering
 
@@ -100,6 +101,11 @@ async def test_no_packet_of_a_remembered_flow_goes_astray_while_keepers_come_and
         "flush chain inet lbguard-affinity prerouting",
         "flush chain inet lbguard-affinity known_tcp_4",
         "flush chain inet lbguard-affinity steer_4_stream-a",
+        "flush chain inet lbguard-affinity sweep_6",
+        "flush chain inet lbguard-affinity first_tcp_4",
+        "flush set inet lbguard-affinity learn",
+        "delete element inet lbguard-affinity next_6 { 5001 }",
+        "add element inet lbguard-affinity observe { 5001 }",
         "flush chain inet lbguard-affinity remember_tcp_6",
         "flush set inet lbguard-affinity served_4",
         "flush map inet lbguard-affinity steer_4",
@@ -120,6 +126,18 @@ async def test_what_others_change_is_mended(lab: AffinityLab, table: AffinityTab
     assert lab.begin(some) == [1] * 10
     lab.choose(2)
     assert lab.go_on(some) == [1] * 10
+
+
+async def test_the_rules_of_an_incident_are_mended_too(lab: AffinityLab, table: AffinityTable) -> None:
+    await table.apply([steering(observing=True, learning=False)])
+    lab.balancer.run("nft", "flush chain inet lbguard-affinity missed_sctp_4")
+    assert not await table.look()
+    assert await table.look()
+    lab.choose(1)
+    some = flows("ipv4", SCTP, 5)
+    lab.go_on(some)
+    lab.choose(2)
+    assert lab.go_on(some) == [1] * 5
 
 
 async def test_what_others_do_next_door_is_no_change(lab: AffinityLab, table: AffinityTable) -> None:
@@ -167,6 +185,22 @@ async def test_other_options_make_the_table_anew(
     await second.close()
 
 
+async def test_a_table_of_an_earlier_version_is_made_anew(lab: AffinityLab, table: AffinityTable) -> None:
+    await table.apply([steering()])
+    lab.choose(1)
+    some = flows("ipv4", TCP, 10)
+    lab.begin(some)
+    earlier = layout_chain(OPTIONS).replace(f"layout-{VERSION}", f"layout-{VERSION - 1}")
+    lab.balancer.run("nft", f"delete chain inet lbguard-affinity {layout_chain(OPTIONS)}")
+    lab.balancer.run("nft", f"add chain inet lbguard-affinity {earlier}")
+    second = lab.keeper()
+    await second.apply([steering()])
+    assert earlier not in lab.balancer.run("nft", "list", "table", "inet", "lbguard-affinity")
+    assert not any((await second.read()).flows.values())
+    assert await second.look()
+    await second.close()
+
+
 async def test_half_a_table_is_made_anew(lab: AffinityLab) -> None:
     """A service was killed after it had made the chains and before it filled them."""
     first = lab.keeper()
@@ -184,7 +218,7 @@ async def test_half_a_table_is_made_anew(lab: AffinityLab) -> None:
 
 async def test_nft_lists_the_table_while_it_holds_flows(lab: AffinityLab, table: AffinityTable) -> None:
     """libnftables 1.0.6 is ended by an assertion at some rules that the kernel takes."""
-    await table.apply([steering(avoid=(5004,))])
+    await table.apply([steering(avoid=(5004,), served=(5002, 5003, 5004), observing=True)])
     lab.choose(1)
     for family in FAMILIES:
         for protocol in (TCP, UDP, SCTP):
@@ -195,6 +229,32 @@ async def test_nft_lists_the_table_while_it_holds_flows(lab: AffinityLab, table:
     text = lab.balancer.run("nft", "list", "ruleset")
     assert text.count("expires") >= 30
     assert json.loads(lab.balancer.run("nft", "-j", "list", "ruleset"))["nftables"]
+
+
+async def test_nft_shows_the_elements_that_are_meant(lab: AffinityLab, table: AffinityTable) -> None:
+    """They are written and read without nft, which says here what they are."""
+
+    def elements(kind: str, name: str) -> list[Any]:
+        shown = json.loads(lab.balancer.run("nft", "-j", "list", kind, "inet", "lbguard-affinity", name))
+        (found,) = [thing[kind] for thing in shown["nftables"] if kind in thing]
+        return sorted(found.get("elem", []), key=json.dumps)
+
+    await table.apply([steering(avoid=(5001,), learning=False), steering("b", (7001, 0xFFFFFFFE), learning=True)])
+    assert elements("set", "marks") == sorted([5001, 5002, 5003, 5004, 7001, 0xFFFFFFFE], key=json.dumps)
+    assert elements("set", "avoid_6") == [5001]
+    assert elements("set", "learn") == sorted([7001, 0xFFFFFFFE], key=json.dumps)
+    assert elements("map", "next_4") == sorted(
+        [[5002, 5003], [5003, 5004], [5004, 5002], [7001, 0xFFFFFFFE], [0xFFFFFFFE, 7001]], key=json.dumps
+    )
+    assert [5001, {"jump": {"target": "steer_6_stream-a"}}] in elements("map", "steer_6")
+    slots = elements("map", "healthy_4_stream-a")
+    assert sorted(mark for _, mark in slots) == [5002, 5003, 5004]
+    assert sorted(keys["range"] for keys, _ in slots) == [[0, 340], [341, 681], [682, 1023]]
+    await table.apply([steering("b", (7001,), learning=False)])
+    assert elements("set", "marks") == [7001]
+    assert elements("map", "next_4") == []
+    assert elements("map", "steer_4") == [[7001, {"jump": {"target": "steer_4_b"}}]]
+    assert elements("map", "healthy_6_b") == [[{"range": [0, 1023]}, 7001]]
 
 
 async def test_the_table_is_removed_and_an_absent_one_is_no_error(lab: AffinityLab, table: AffinityTable) -> None:

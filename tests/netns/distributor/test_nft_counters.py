@@ -117,9 +117,47 @@ async def test_a_table_that_was_removed_is_made_again(lab: Lab, counters: Fallba
     lab.balancer.run("nft", "flush ruleset")
     assert await counters.read() == NOTHING
     assert await counters.read_hits() == NOTHING
-    lab.balancer.run("nft", "flush chain inet lbguard-counters prerouting")
+    lab.balancer.run("nft", "flush chain inet lbguard-counters marked")
     await counters.ensure(MARKS)
     assert "@fallback" in lab.balancer.run("nft", "list ruleset")
+
+
+def mark_at(lab: Lab, table: str, priority: str, mark: int) -> None:
+    """Let a table of someone else mark all packets to the VIP, in place of all before."""
+    lab.balancer.run("nft", f"add table ip {table}")
+    lab.balancer.run("nft", f"add chain ip {table} c {{ type filter hook prerouting priority {priority}; }}")
+    lab.balancer.run("nft", f"add rule ip {table} c ip daddr {VIP4} meta mark set {mark}")
+
+
+@pytest.mark.parametrize("affinity_first", [True, False])
+async def test_counted_is_the_mark_that_flow_affinity_leaves(
+    lab: Lab, counters: FallbackCounters, affinity_first: bool
+) -> None:
+    """Among chains of one priority the newest comes first, so counters of the same one would see either mark."""
+    await counters.remove()
+    mark_at(lab, "distributor", "mangle", 5003)
+    if affinity_first:
+        mark_at(lab, "affinity", "-140", 5004)
+    await counters.ensure(MARKS)
+    if not affinity_first:
+        mark_at(lab, "affinity", "-140", 5004)
+    lab.deliver([packets.flow_packet(flow) for flow in FLOWS[:7]])
+    assert (await until(counters.read_hits, 7))[5004].packets == 7
+
+
+async def test_the_chain_of_an_earlier_version_gives_way_and_its_counts_stay(
+    lab: Lab, counters: FallbackCounters
+) -> None:
+    old = "add chain inet lbguard-counters prerouting { type filter hook prerouting priority -140; }"
+    lab.balancer.run("nft", "delete chain inet lbguard-counters marked")
+    lab.balancer.run("nft", old)
+    lab.balancer.run("nft", "add rule inet lbguard-counters prerouting meta mark @hits")
+    mark_at(lab, "distributor", "mangle", 5003)
+    lab.deliver([packets.flow_packet(flow) for flow in FLOWS[:5]])
+    await counters.ensure(MARKS)
+    assert "prerouting {" not in lab.balancer.run("nft", "list table inet lbguard-counters")
+    lab.deliver([packets.flow_packet(flow) for flow in FLOWS[:7]])
+    assert (await until(counters.read_hits, 12))[5003].packets == 12
 
 
 async def test_no_mark_is_allowed(lab: Lab, counters: FallbackCounters) -> None:

@@ -162,3 +162,46 @@ async def test_one_link_loses_its_ipv6_and_keeps_its_ipv4(setup: Setup) -> None:
     assert run.traffic is not None
     lost = [channel for channel in run.traffic.connections if channel.target in (1, 2) and channel.family == 6]
     assert len(lost) == run.measured.lost_connections == run.measured.lost_broken > 0
+
+
+SHORT = {"LBGUARD_DRAIN__WINDOW": "2s", "LBGUARD_AFFINITY__LEARN": "2s"}
+
+
+async def _with_another_list(name: str, setup: Setup, column: Column, kind: Distribution) -> Run:
+    scenario = replace(BY_NAME[name], observe_s=8.0)
+    drain_s = 2.0 if scenario.drain_s else 0.0
+    scenario = replace(scenario, settings={**scenario.settings, **SHORT}, drain_s=drain_s)
+    run = await play(scenario, column, kind, setup, lambda _phase, _left_s: None)
+    assert run.error == ""
+    return run
+
+
+@pytest.mark.parametrize("kind", Distribution)
+async def test_a_removed_target_keeps_its_connections_for_the_drain_and_gets_no_new_ones(
+    setup: Setup, kind: Distribution
+) -> None:
+    run = await _with_another_list("removed", setup, Column.LBGUARD, kind)
+    states = [r["state_to"] for r in run.records if r.get("event") == "decision" and r["identifier"] == 1]
+    assert states[-2:] == ["draining", None]
+    measured = run.measured
+    assert (measured.broken, measured.moved, measured.new_broken, measured.new_on_relisted) == (0, 0, 0, 0)
+    assert measured.lost_broken == measured.lost_connections > 0
+    assert measured.lost_silent == 0
+
+
+@pytest.mark.parametrize("kind", Distribution)
+async def test_a_target_that_joins_the_list_moves_no_connection_and_gets_new_ones(
+    setup: Setup, kind: Distribution
+) -> None:
+    run = await _with_another_list("added", setup, Column.LBGUARD, kind)
+    measured = run.measured
+    assert (measured.disturbed, measured.broken, measured.moved, measured.new_broken) == (0, 0, 0, 0)
+    assert measured.new_on_relisted > 0
+    assert "registration of target 4" in draw(run)
+
+
+@pytest.mark.parametrize("name", ["removed", "added"])
+async def test_today_a_change_of_the_list_breaks_connections(setup: Setup, name: str) -> None:
+    run = await _with_another_list(name, setup, Column.WITHDRAW, Distribution.NFTABLES)
+    assert run.measured.broken > 0
+    assert run.measured.lost_connections == 0

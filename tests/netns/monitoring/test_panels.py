@@ -28,11 +28,19 @@ _TOO_FAST = "it keeps up, so only a slow machine shows something"
 _NO_NEW_FLOWS = "no client opens a TCP connection here"
 
 ZERO: dict[Key, str] = {
+    ("load-balancer", "Connections given to another target", "steered"): _NO_NEW_FLOWS,
+    ("load-balancer", "Flows remembered by reason", "steered"): _NO_NEW_FLOWS,
+    ("load-balancer", "Flows remembered by reason", "{{reason}}"): _NO_NEW_FLOWS,
+    ("load-balancer", "Flows that fell back", "fell back"): _NO_NEW_FLOWS,
     ("load-balancer", "Remembered flows", "{{protocol}} {{family}}"): _NO_NEW_FLOWS,
-    ("load-balancer", "Flow affinity", "steered"): _NO_NEW_FLOWS,
-    ("load-balancer", "Flow affinity", "fell back"): _NO_NEW_FLOWS,
-    ("load-balancer", "Flow affinity", "no room"): _NO_NEW_FLOWS,
-    ("load-balancer", "Flow affinity", "corrected"): _NO_NEW_FLOWS,
+    ("load-balancer", "Map fill", "{{protocol}} {{family}}"): _NO_NEW_FLOWS,
+    ("load-balancer", "Flows not remembered", "no room"): _NO_NEW_FLOWS,
+    ("load-balancer", "Corrections and refusals", "corrected"): _HEALTHY,
+    ("load-balancer", "Corrections and refusals", "refused"): _HEALTHY,
+    ("load-balancer", "Holds and withdrawals by cause", "lost one family: {{cause}}"): _HEALTHY,
+    ("fleet", "Connections given to other targets", "{{pod}}"): _NO_NEW_FLOWS,
+    ("fleet", "Connections that fell back", "{{pod}}"): _NO_NEW_FLOWS,
+    ("fleet", "Fullest map of flows", "{{pod}}"): _NO_NEW_FLOWS,
     ("fleet", "Not ready", ""): "it is ready before Prometheus sees it",
     ("fleet", "Operations refused by kernel or distributor", "commits"): _HEALTHY,
     ("load-balancer", "Slots and commits", "commits failed"): _HEALTHY,

@@ -1,11 +1,20 @@
 """Flow affinity in the real service: in force, kept over restarts, corrected, and removed when it is off."""
 
+import json
+import socket
+import threading
+import time
+
 import pytest
 
-from tests.netns.service.guarded import PATIENT, Guarded, wait_until
+from lbguard.core.model import Action
+from tests.netns.affinity import segments
+from tests.netns.distributor.packets import TCP, Flow
+from tests.netns.service.guarded import LINKS, PATIENT, Guarded, stream, targets_yaml, wait_until
 
 pytestmark = pytest.mark.netns
 
+LINKS_FAR_END = f"lb-{LINKS['nse-b']}"
 ON = {"LBGUARD_AFFINITY__MODE": "incident"}
 
 
@@ -21,7 +30,7 @@ def there(guarded: Guarded) -> bool:
 
 def test_an_incident_is_followed_and_a_restart_keeps_the_table(guarded: Guarded) -> None:
     with guarded.service(ON | PATIENT):
-        wait_until(lambda: marks(guarded, "served") == {5001, 5002, 5003, 5004})
+        wait_until(lambda: marks(guarded, "served_4") == marks(guarded, "served_6") == {5001, 5002, 5003, 5004})
         wait_until(lambda: not marks(guarded, "learn"))
         wait_until(lambda: guarded.metric("lbguard_affinity_in_force") == 1)
         guarded.delete_link("nse-a")
@@ -37,7 +46,7 @@ def test_an_incident_is_followed_and_a_restart_keeps_the_table(guarded: Guarded)
         guarded.make_link("nse-a")
         wait_until(lambda: not marks(guarded, "avoid_4") and not marks(guarded, "learn"))
         guarded.lb.run("nft", "delete table inet lbguard-affinity")
-        wait_until(lambda: marks(guarded, "served") == {5001, 5002, 5003, 5004})
+        wait_until(lambda: marks(guarded, "served_4") == {5001, 5002, 5003, 5004})
         wait_until(lambda: guarded.metric("lbguard_affinity_mended_total") == 1)
 
 
@@ -54,3 +63,74 @@ def test_a_withdrawing_stop_removes_the_table(guarded: Guarded) -> None:
         wait_until(lambda: there(guarded))
         assert service.terminate() == 0
     assert not there(guarded)
+
+
+def vip_packets(guarded: Guarded, stop: threading.Event) -> None:
+    """Send packets in the middle of TCP flows to the VIPs, through the link of the second proxy, until told to stop."""
+    destination = bytes.fromhex(guarded.lb.link("nse-b").mac.replace(":", ""))
+    some = [Flow("172.16.2.9", "20.0.0.1", TCP, 20000 + n, 443) for n in range(60)]
+    with guarded.proxies.entered():
+        sender = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+    with sender:
+        while not stop.wait(0.05):
+            for flow in some:
+                sender.sendto(segments.go_on(flow), (LINKS_FAR_END, 0x0800, 0, 0, destination))
+
+
+def removed(guarded: Guarded) -> dict[int, str]:
+    return {d.target.identifier: d.cause for d in guarded.decisions() if d.action is Action.REMOVE}
+
+
+def test_a_drained_target_stays_while_it_gets_packets_and_goes_when_it_gets_none(guarded: Guarded) -> None:
+    drain = ON | {"LBGUARD_DRAIN__WINDOW": "1h", "LBGUARD_DRAIN__IDLE": "2s", "LBGUARD_AFFINITY__LEARN": "1s"}
+    stop = threading.Event()
+    with guarded.service(drain):
+        sender = threading.Thread(target=vip_packets, args=(guarded, stop))
+        sender.start()
+        try:
+            guarded.write_targets(targets_yaml(stream("stream-a", 2, 3, 4)))
+            guarded.wait_for(t1="draining")
+            wait_until(lambda: marks(guarded, "avoid_4") == {5001})
+            # The sixty flows of all targets are seen while the target drains; those of target 1 keep it there.
+            time.sleep(5)
+            assert guarded.states()[1] == "draining"
+            assert removed(guarded) == {}
+        finally:
+            stop.set()
+            sender.join()
+        wait_until(lambda: removed(guarded) == {1: "drain_idle"})
+        wait_until(lambda: marks(guarded, "marks") == {5002, 5003, 5004})
+        assert sorted(guarded.states()) == [2, 3, 4]
+
+
+def test_flows_are_observed_before_a_change_of_the_list_is_committed(guarded: Guarded) -> None:
+    stop = threading.Event()
+    settings = ON | {"LBGUARD_AFFINITY__LEARN": "3s"}
+    with guarded.service(settings, targets=targets_yaml(stream("stream-a", 2, 3, 4)), admitted=3):
+        sender = threading.Thread(target=vip_packets, args=(guarded, stop))
+        sender.start()
+        try:
+            guarded.write_targets(targets_yaml())
+            wait_until(lambda: marks(guarded, "observe") >= {5002, 5003, 5004})
+            wait_until(lambda: guarded.metric('lbguard_affinity_remembered_total{reason="observed"}') == 60)
+            guarded.wait_for_table(4)
+            wait_until(lambda: not marks(guarded, "observe") and not marks(guarded, "learn"))
+        finally:
+            stop.set()
+            sender.join()
+        entries = json.dumps(guarded.nft("map", "inet", "lbguard-affinity", "flows_tcp_4"))
+        assert "5001" not in entries, "a flow that began before was given to the target that was added"
+
+
+def test_a_family_that_is_withdrawn_alone_is_served_no_more(guarded: Guarded) -> None:
+    with guarded.service(ON):
+        wait_until(lambda: marks(guarded, "served_4") == marks(guarded, "served_6") == {5001, 5002, 5003, 5004})
+        guarded.lb.delete_addresses("nse-a", "fd00:1::1/64")
+        wait_until(lambda: marks(guarded, "served_6") == {5003, 5004})
+        assert marks(guarded, "fallen_6") == {5001, 5002}
+        assert marks(guarded, "served_4") == {5001, 5002, 5003, 5004}
+        assert guarded.states()[1] == "held"
+        assert guarded.active().keys() == {1, 2, 3, 4}
+        guarded.lb.add_addresses("nse-a", "fd00:1::1/64")
+        wait_until(lambda: marks(guarded, "served_6") == {5001, 5002, 5003, 5004})
+        assert not marks(guarded, "fallen_6")

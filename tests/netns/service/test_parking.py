@@ -97,7 +97,11 @@ class Parked(Guarded):
     def forwards(self) -> None:
         """Wait until packets of both families come through."""
         for family in VIPS:
-            wait_until(lambda family=family: (self.send(family, "try"), time.sleep(0.05), self.received(family))[2])  # type: ignore[misc]
+            deadline = time.monotonic() + LIMIT_S
+            while not self.received(family):
+                assert time.monotonic() < deadline, f"no packet of IPv{family} comes through"
+                self.send(family, "try")
+                time.sleep(0.05)
 
     @contextmanager
     def parking(self, settings: dict[str, str] | None = None, *, targets: str = ONE) -> Iterator[Process]:

@@ -21,6 +21,7 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.libraries = True
+        self.affinity_refused = ""
         self.local: tuple[Prefix, ...] = ()
         self.write("proc/thread-self/status", f"Name:\tx\nCapPrm:\t0\n{ALL_CAPABILITIES}\n")
         self.write("proc/thread-self/net/unix", "Num RefCount\n0: 2 0 0 1 1 5 @other\n")
@@ -49,7 +50,8 @@ class Machine:
 
     def findings(self, **flags: str) -> tuple[Finding, ...]:
         settings: Settings = load(flags={name.replace("__", "."): value for name, value in flags.items()}).settings
-        return check_host(settings, (STREAM,), Host(self.root, lambda library: self.libraries, lambda: self.local))
+        host = Host(self.root, lambda library: self.libraries, lambda: self.local, lambda: self.affinity_refused)
+        return check_host(settings, (STREAM,), host)
 
     def ids(self, **flags: str) -> list[str]:
         return [finding.id for finding in self.findings(**flags)]
@@ -304,3 +306,19 @@ def test_certificates_that_cannot_be_read(machine: Machine) -> None:
     nsp = {"nsp__tls_cert": "/tls/cert", "nsp__tls_key": "/tls/none", "nsp__tls_ca": "/tls/cert"}
     (finding,) = machine.findings(**nsp)
     assert (finding.id, finding.severity) == ("certificate_unreadable", "warning")
+
+
+def test_a_kernel_that_refuses_flow_affinity_is_named_where_it_is_wanted(machine: Machine) -> None:
+    machine.affinity_refused = "nftables: Error: Could not process rule: No such file or directory"
+    assert machine.ids() == []
+    assert machine.ids(mode="observe", affinity__mode="incident") == []
+    (finding,) = machine.findings(affinity__mode="incident")
+    assert (finding.id, finding.severity) == ("affinity_refused", "warning")
+    assert "Could not process rule" in finding.what
+    assert "nft_fib_inet" in finding.remedy
+    machine.affinity_refused = ""
+    assert machine.ids(affinity__mode="incident") == []
+    machine.libraries = False
+    (finding,) = machine.findings(affinity__mode="incident", distributor__kind="nfqlb-shm", mode="enforce")[:1]
+    assert finding.id == "no_nftables"
+    assert "flow affinity will not work" in finding.what

@@ -89,3 +89,12 @@ def test_the_service_does_not_start_where_it_could_not_work(shell: Shell, tmp_pa
 def test_garbage_is_collected_again_when_the_service_did_not_start(shell: Shell) -> None:
     assert shell("run", "--mode", "off").status == 2
     assert gc.isenabled()
+
+
+def test_check_config_names_targets_that_cannot_drain(shell: Shell, tmp_path: Path) -> None:
+    targets = tmp_path / "targets.yaml"
+    targets.write_text("streams: [{name: a, targets: [{identifier: 7, ips: [10.0.0.1], draining: true}]}]")
+    outcome = shell("check-config", "--targets-file", str(targets))
+    assert "warning draining-without-affinity: flow affinity is off" in " ".join(outcome.out.split())
+    outcome = shell("check-config", "--targets-file", str(targets), "--set", "affinity.mode=incident")
+    assert "draining-without-affinity" not in outcome.out

@@ -216,6 +216,7 @@ def test_a_held_target_gets_no_new_flow_and_keeps_its_own() -> None:
     assert guard.now_steered().learning
     guard.link(5)
     guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=5)
+    guard.wait(1.0)
     assert guard.now_steered() == StreamSteering(
         stream=STREAM,
         marks=ALL,

@@ -7,7 +7,7 @@ from tests.unit.core.test_affinity import ALL, two_links
 
 WELL = FamilySteering(healthy=ALL, served=ALL)
 WITHOUT_FIRST = FamilySteering(healthy=(5002, 5003), avoid=(5001,), served=ALL)
-LONG_S = 60.0
+SECOND_ANNOUNCEMENT_S, SETTLED_S, LONG_S = 0.1, 0.5, 60.0
 
 
 def test_one_failed_resolution_steers_new_flows_and_is_no_reason_to_hold() -> None:
@@ -33,7 +33,20 @@ def test_a_target_on_a_new_link_gets_new_flows_when_it_answers_there() -> None:
     assert guard.now_steered().ipv4 == WITHOUT_FIRST
     guard.neighbor(ipv4_of(2, 1), NeighborState.REACHABLE, link=2)
     assert guard.now_steered().ipv4 == WITHOUT_FIRST, "another target answered"
+    guard.wait(SETTLED_S)
+    assert guard.now_steered().ipv4 == WITHOUT_FIRST
     guard.neighbor(ipv4_of(1), NeighborState.STALE, link=5)
+    assert guard.now_steered().ipv4 == WELL
+
+
+def test_an_answer_is_too_early_while_the_other_end_may_not_know_our_new_address() -> None:
+    guard = two_links()
+    guard.unlink(1)
+    guard.link(5)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=5)
+    guard.wait(SECOND_ANNOUNCEMENT_S)
+    assert guard.now_steered().ipv4 == WITHOUT_FIRST
+    guard.wait(SETTLED_S)
     assert guard.now_steered().ipv4 == WELL
 
 
@@ -45,6 +58,7 @@ def test_a_link_that_was_down_is_awaited_as_a_new_one() -> None:
     assert guard.state(1) is TargetState.ACTIVE
     assert guard.now_steered().ipv4 == WITHOUT_FIRST
     guard.neighbor(ipv4_of(1), NeighborState.REACHABLE)
+    guard.wait(SETTLED_S)
     assert guard.now_steered().ipv4 == WELL
 
 
@@ -61,6 +75,7 @@ def test_another_programs_entry_needs_no_answer() -> None:
     guard.unlink(1)
     seen = ev.NeighborSeen(ifindex=5, ip=ipv4_of(1), state=NeighborState.FAILED, foreign=True)
     guard.tell(guard.link_seen(5), guard.address(5, "172.16.0.5/24"), seen)
+    guard.wait(SETTLED_S)
     assert guard.now_steered().ipv4 == WELL
 
 

@@ -405,6 +405,109 @@ def test_without_affinity_a_lost_family_is_held_without_an_end() -> None:
     assert guard.wait(100.0) == []
 
 
+def test_a_target_of_several_streams_drains_in_the_one_that_it_left() -> None:
+    """With Meridio, one address is a target of each stream that its pod has opened."""
+    guard = three()
+    other = StreamSpec(name="other", identifier_offset=6000, targets=listed(1, 2, 3).targets)
+    guard.source(listed(1, 2, 3), other)
+    guard.source(listed(1, 2), other)
+    assert guard.states()[3] == "draining"
+    guard.source(listed(1, 2), replace(other, vips=()))
+    assert guard.states()[3] == "draining"
+
+
+def test_the_same_list_again_changes_nothing_of_a_drain() -> None:
+    guard = three()
+    guard.source(listed(1, 2))
+    guard.fail_neighbor(ipv4_of(3))
+    assert guard.states()[3] == "held"
+    guard.source(listed(1, 2))
+    assert guard.states()[3] == "held"
+
+
+# A restart while a target drains
+
+
+def restarted(drains: tuple[ev.OpenDrain, ...], *specs: StreamSpec, config: EngineConfig = CONFIG) -> Guard:
+    """Another run, that finds the targets 1 to 3 in the table."""
+    guard = Guard(config, start=False)
+    guard.tables[STREAM] = (frozenset({1, 2, 3}), frozenset({1, 2, 3}))
+    guard.tell(ev.HoldsRemembered(holds=(), drains=drains))
+    guard.tell(ev.KernelSnapshot())
+    guard.link(1)
+    guard.source(*(specs or (listed(1, 2),)))
+    return guard
+
+
+def left_open() -> tuple[ev.OpenDrain, ...]:
+    """Return the drains of a run that ends half a window after target 3 left the list."""
+    guard = three()
+    guard.source(listed(1, 2))
+    guard.wait(DRAIN_S / 2)
+    drains = guard.engine.open_drains(guard.now)
+    assert [(drain.identifier, drain.left_s) for drain in drains] == [(3, DRAIN_S / 2)]
+    return drains
+
+
+def test_a_drain_goes_on_after_a_restart_for_the_time_that_is_left() -> None:
+    guard = restarted(left_open())
+    assert guard.states() == {1: "active", 2: "active", 3: "draining"}
+    assert guard.active() == {1, 2, 3}
+    assert steering(guard).ipv4.avoid == (5003,)
+    assert steering(guard).draining == (5003,)
+    assert guard.engine.open_drains(guard.now)[0].left_s == pytest.approx(DRAIN_S / 2)
+    guard.wait(DRAIN_S / 2 - 0.01)
+    assert guard.states()[3] == "draining"
+    guard.wait(0.02)
+    assert guard.states() == {1: "active", 2: "active"}
+    assert guard.decisions()[-1].cause == "drain_window"
+
+
+def test_without_a_remembered_drain_a_target_that_is_not_listed_goes_at_the_start() -> None:
+    assert restarted(()).states() == {1: "active", 2: "active"}
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, drain_window_s=0.0), replace(CONFIG, affinity=False)])
+def test_a_drain_ends_at_a_start_that_has_none(config: EngineConfig) -> None:
+    guard = restarted(left_open(), config=config)
+    assert guard.states() == {1: "active", 2: "active"}
+    assert guard.active() == {1, 2}
+
+
+def test_a_target_listed_again_meanwhile_is_active() -> None:
+    guard = restarted(left_open(), listed(1, 2, 3))
+    assert guard.states() == {1: "active", 2: "active", 3: "active"}
+    guard.wait(2 * DRAIN_S)
+    assert guard.states()[3] == "active"
+
+
+def test_an_address_used_again_meanwhile_is_not_drained() -> None:
+    spec = listed(1, 2)
+    newcomer = TargetSpec(identifier=7, ips=(ipv4_of(3),))
+    guard = restarted(left_open(), replace(spec, targets=(*spec.targets, newcomer)))
+    assert 3 not in guard.states()
+
+
+def test_a_target_that_is_not_in_the_table_any_more_is_not_drained() -> None:
+    guard = Guard(CONFIG, start=False)
+    guard.tables[STREAM] = (frozenset({1, 2}), frozenset({1, 2}))
+    guard.tell(ev.HoldsRemembered(holds=(), drains=left_open()))
+    guard.tell(ev.KernelSnapshot())
+    guard.link(1)
+    guard.source(listed(1, 2))
+    assert guard.states() == {1: "active", 2: "active"}
+    assert guard.active() == {1, 2}
+    guard.wait(2 * DRAIN_S)
+    assert guard.route(3) is None
+
+
+def test_a_stream_that_is_not_listed_any_more_does_not_drain() -> None:
+    other = StreamSpec(name="other", identifier_offset=6000)
+    guard = restarted(left_open(), other)
+    guard.source(other, listed(1, 2))
+    assert guard.states() == {1: "active", 2: "active"}
+
+
 # In the status
 
 

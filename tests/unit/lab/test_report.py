@@ -114,17 +114,17 @@ def test_new_connections_have_columns_and_a_band_of_their_own() -> None:
     measured = Measurement(opened=2, disturbed=1, new_opened=2, new_waited=1, new_broken=0, new_longest_connect_s=3.0)
     run = _run(Column.LBGUARD, measured, scenario="newcomers", traffic=traffic)
     text = _read([TODAY, run]).text
-    assert "new waited" in text
+    assert "long-lived connections" in text
     assert "; 2 new ones, 1 waited (longest connect 3.00 s), 0 broken" in text
     assert "New connections, one line each" in text
-    assert "2 opened" in text
+    assert "2 opened1 waited0 broken" in text
     assert "New connections: with lbguard 1 waited and 0 broke of 2." in text
     assert "New: TCP connections that are opened during the scenario" in text
     today = _run(Column.WITHDRAW, Measurement(opened=2, new_opened=9, new_waited=2, new_broken=3), scenario="newcomers")
     text = _read([today, run]).text
     assert "New connections: today 2 waited and 3 broke of 9, with lbguard 1 waited and 0 broke of 2." in text
     without = _read([TODAY, GUARDED]).text
-    assert "new waited" not in without
+    assert "new connections" not in without
     assert "New connections" not in without
 
 

@@ -84,10 +84,10 @@ def test_the_marks_of_a_new_connection_are_its_wait_too() -> None:
     mute = Channel(2, 4, opened_at=101.0, connect_s=0.5)
     refused = Channel(3, 4, opened_at=101.0, ending=RESET, ended_at=104.0)
     quick = Channel(4, 4, target=1, answered=5, last_at=109.9, opened_at=101.0, connect_s=0.1)
-    assert channel_marks(slow, 110.0) == [(101.0, 104.0, "gap")]
-    assert channel_marks(waiting, 110.0) == [(107.0, 110.0, "gap")]
-    assert channel_marks(mute, 110.0) == [(101.0, 101.5, "gap"), (101.5, 110.0, "stalled")]
-    assert channel_marks(refused, 110.0) == [(101.0, 104.0, "gap"), (104.0, 110.0, "broken")]
+    assert channel_marks(slow, 110.0) == [(101.0, 104.0, "wait")]
+    assert channel_marks(waiting, 110.0) == [(107.0, 110.0, "wait")]
+    assert channel_marks(mute, 110.0) == [(101.0, 101.5, "wait"), (101.5, 110.0, "stalled")]
+    assert channel_marks(refused, 110.0) == [(101.0, 104.0, "wait"), (104.0, 110.0, "broken")]
     assert channel_marks(quick, 110.0) == []
 
 
@@ -95,6 +95,12 @@ def test_a_controller_that_stands_still_has_a_lane() -> None:
     steps = [(100.0, Step(0, Do.STOP_CONTROLLER)), (105.0, Step(5, Do.CONTINUE_CONTROLLER))]
     assert link_lanes(steps, 100.0, 9.0) == {
         "controller": [(-BEFORE_S, 0.0, "up"), (0.0, 5.0, "away"), (5.0, 9.0, "up")]
+    }
+
+
+def test_a_target_that_joins_the_list_was_not_in_it_before() -> None:
+    assert link_lanes([(101.0, Step(1, Do.ADD_TARGET, 4))], 100.0, 9.0) == {
+        "registration of target 4": [(-BEFORE_S, 1.0, "away"), (1.0, 9.0, "up")]
     }
 
 

@@ -12,15 +12,26 @@ from lbguard.core.addr import parse_prefix
 from lbguard.core.checkpoint import CheckpointError, freeze, restore
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import KernelSnapshot, SourceSnapshot
-from lbguard.core.model import Condition, LinkKey, NeighborState, TargetSubject, Verdict, VerdictState
+from lbguard.core.model import (
+    Condition,
+    LinkKey,
+    NeighborState,
+    StreamSpec,
+    TargetKey,
+    TargetSpec,
+    TargetSubject,
+    Verdict,
+    VerdictState,
+)
 from lbguard.recording.codec import decode_nodes, encode_nodes
 from lbguard.recording.format import GOES_ON, Header, Limits, RecordingError
 from lbguard.recording.reader import Ended, find_files
 from lbguard.recording.recorder import RecordedEngine
 from lbguard.recording.replay import Continuity, Replayer, items_of, replay
+from lbguard.recording.show import report_json, report_text
 from lbguard.recording.writer import RecordingWriter
 from tests.fakes.direct_tape import DirectTape
-from tests.unit.core.harness import STREAM, Guard, ipv4_of, mac
+from tests.unit.core.harness import STREAM, Guard, ipv4_of, ipv6_of, mac
 
 CONFIG = EngineConfig(neighbor_probe_interval_s=0.0, solicit_neighbors=False)
 
@@ -100,7 +111,11 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     yield ev.CommitDone(stream=STREAM, registered=frozenset({1, 2}), active=frozenset({1, 2}))
     yield ev.StreamsPruned()
     yield ev.SourceLost(reason="registry away")
-    yield ev.SourceSnapshot(streams=(guard.stream().spec,))
+    spec = guard.stream().spec
+    yield ev.SourceSnapshot(streams=(spec,))
+    yield ev.SourceSnapshot(streams=(dataclasses.replace(spec, targets=spec.targets[:1]),))
+    yield ev.TargetsIdle(marks=(spec.mark(2),))
+    yield ev.SourceSnapshot(streams=(spec,))
     yield guard.link_seen(2)
     yield guard.address(2, "172.16.0.2/24")
     prefix = parse_prefix("172.16.9.0/24")
@@ -113,7 +128,9 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
         stream=STREAM, identifier=2, ips=(ipv4_of(2),), cause=Condition.NO_LINK, broken_s=0.5, frozen_s=None
     )
     yield ev.HoldsRemembered(
-        holds=(hold, dataclasses.replace(hold, stream="stream-b", frozen_s=0.25)), subnets=(parse_prefix("10.0.0.0/8"),)
+        holds=(hold, dataclasses.replace(hold, stream="stream-b", frozen_s=0.25)),
+        subnets=(parse_prefix("10.0.0.0/8"),),
+        drains=(ev.OpenDrain(stream=STREAM, identifier=3, ips=(ipv4_of(3),), left_s=5.0),),
     )
     yield ev.KernelOutOfSync(reason="overrun")
     yield ev.KernelSnapshot(
@@ -128,10 +145,11 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
 
 def test_every_kind_of_event_is_replayed_to_the_same_state(tmp_path: Path) -> None:
     """After each event a new file begins; from every one of them the replay ends in the very state of the engine."""
-    guard = Guard(CONFIG, start=False)
-    writer = RecordingWriter(tmp_path, CONFIG, limits=Limits(files=100), wall_offset=lambda: 1e9)
+    config = dataclasses.replace(CONFIG, affinity=True, drain_window_s=20.0)
+    guard = Guard(config, start=False)
+    writer = RecordingWriter(tmp_path, config, limits=Limits(files=100), wall_offset=lambda: 1e9)
     tape = _Tape(writer)
-    guard.engine = RecordedEngine(CONFIG, tape)
+    guard.engine = RecordedEngine(config, tape)
     guard.tell(ev.KernelSnapshot())
     guard.link(1)
     guard.register(1, 2)
@@ -154,6 +172,36 @@ def test_every_kind_of_event_is_replayed_to_the_same_state(tmp_path: Path) -> No
         assert replayer.engine is not None
         assert list(encode_nodes(freeze(replayer.engine))) == state, files[first]
     assert guard.states() == {1: "withdrawn", 2: "withdrawn"}
+
+
+def test_what_drained_and_which_family_was_withdrawn_is_told(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, affinity=True, drain_window_s=20.0)
+    guard = Guard(config, start=False)
+    writer = RecordingWriter(tmp_path, config, wall_offset=lambda: 1e9)
+    guard.engine = RecordedEngine(config, DirectTape(writer))
+    guard.tell(ev.KernelSnapshot())
+    guard.link(1)
+    guard.tell(guard.link_seen(2), guard.address(2, "fd00:0::2/64"))
+    targets = (
+        TargetSpec(identifier=1, ips=(ipv4_of(1), ipv6_of(1))),
+        *(TargetSpec(identifier=i, ips=(ipv4_of(i),)) for i in (2, 3, 4)),
+    )
+    guard.source(StreamSpec(name=STREAM, targets=targets))
+    guard.unlink(2)
+    guard.wait(10.0)
+    guard.source(StreamSpec(name=STREAM, targets=targets[:3]))
+    guard.wait(30.0)
+    writer.close()
+    report = replay(find_files([tmp_path]))
+    assert report.difference is None
+    assert report.drained == {TargetKey(STREAM, 4): 1}
+    assert report.families == {(TargetKey(STREAM, 1), "IPv6"): 1}
+    text = report_text(report)
+    assert "began to drain: stream-a/4" in text
+    assert "withdrawn alone: IPv6 of stream-a/1" in text
+    values = report_json(report)
+    assert values["drained"] == {"stream-a/4": 1}
+    assert values["families_withdrawn"] == [{"target": "stream-a/1", "family": "IPv6", "count": 1}]
 
 
 def test_a_state_of_another_core_is_not_guessed_at(two_files: list[Path]) -> None:

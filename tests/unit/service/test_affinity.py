@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts
 from lbguard.core.effects import SteerFlows
+from lbguard.core.events import Event, TargetsIdle
 from lbguard.core.model import StreamSteering
 from lbguard.distributor.base import DistributorError
 from lbguard.service.affinity import FlowAffinity
@@ -21,6 +22,7 @@ from lbguard.telemetry.metrics.guard import Metrics
 from tests.steering import steering
 
 LIMIT_S = 20.0
+IDLE_S = 0.05
 
 
 class Fault(StrEnum):
@@ -37,7 +39,7 @@ class FakeTable:
     def __init__(self) -> None:
         self.options = AffinityOptions(max_flows=100)
         self.held: dict[str, StreamSteering] | None = None
-        self.counts = AffinityCounts(flows={("tcp", 4): 0}, steered=0, orphaned=0, refused=0)
+        self.counts = AffinityCounts(flows={("tcp", 4): 0})
         self.faults: set[Fault] = set()
         self.calls: Counter[str] = Counter()
         self.disturbed = False
@@ -80,7 +82,21 @@ class Kept:
     def __init__(self) -> None:
         self.table = FakeTable()
         self.registry = CollectorRegistry()
-        self.keeper = FlowAffinity(self.table, Metrics(self.registry), look_s=0.001)
+        self.packets: dict[int, int] = {}
+        self.readings = 0
+        self.events: list[Event] = []
+        self.keeper = FlowAffinity(
+            self.table,
+            Metrics(self.registry),
+            packets=self._read,
+            post=self.events.extend,
+            drain_idle_s=IDLE_S,
+            look_s=0.001,
+        )
+
+    async def _read(self) -> dict[int, int]:
+        self.readings += 1
+        return dict(self.packets)
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"lbguard_affinity_{name}", labels)
@@ -154,6 +170,7 @@ async def test_what_is_refused_is_said_once_and_tried_until_it_is_done(
         assert kept.metric("in_force") == 0
         said = [record.message for record in caplog.records]
         assert said == ["flow affinity is not in force"]
+        assert (kept.metric("errors_total") or 0) >= 5
         kept.table.faults.clear()
         await kept.until(lambda: kept.metric("in_force") == 1)
         assert kept.table.held == {"stream-a": steering()}
@@ -204,7 +221,7 @@ async def test_the_counts_are_those_of_the_kernel() -> None:
     async with running() as kept:
         await kept.keeper.perform(effect(steering()))
         flows = {("tcp", 4): 7, ("tcp", 6): 0}
-        kept.table.counts = AffinityCounts(flows=flows, steered=5, orphaned=3, refused=2)
+        kept.table.counts = AffinityCounts(flows=flows, steered=5, learned=9, observed=4, orphaned=3, refused=2)
         await kept.until(lambda: kept.metric("flows", protocol="tcp", family="ipv4") == 7)
         await kept.looks()
         assert kept.metric("flows", protocol="tcp", family="ipv6") == 0
@@ -212,9 +229,58 @@ async def test_the_counts_are_those_of_the_kernel() -> None:
         assert kept.metric("steered_total") == 5
         assert kept.metric("orphaned_total") == 3
         assert kept.metric("refused_total") == 2
+        assert kept.metric("remembered_total", reason="new") == 9
+        assert kept.metric("remembered_total", reason="observed") == 4
         # The table was made anew, and counts from the beginning.
         kept.table.counts = AffinityCounts(flows=flows, steered=1, orphaned=3, refused=2)
         await kept.until(lambda: kept.metric("steered_total") == 6)
+
+
+async def test_a_full_map_is_said_once_until_it_has_room_again(caplog: pytest.LogCaptureFixture) -> None:
+    def full() -> list[str]:
+        said = [vars(record)["fields"] for record in caplog.records if "map is full" in record.message]
+        return [f"{each['protocol']} {each['family']} {each['max_flows']}" for each in said]
+
+    async def filled(tcp: int, sctp: int) -> None:
+        kept.table.counts = AffinityCounts(flows={("tcp", 4): tcp, ("sctp", 6): sctp})
+        await kept.looks()
+
+    async with running() as kept:
+        await kept.keeper.perform(effect(steering()))
+        await filled(99, 0)
+        assert full() == []
+        await filled(100, 3)
+        await filled(99, 100)
+        await filled(100, 100)
+        assert full() == ["tcp ipv4 100", "sctp ipv6 100"]
+        await filled(90, 100)
+        await filled(100, 100)
+        assert full() == ["tcp ipv4 100", "sctp ipv6 100", "tcp ipv4 100"]
+
+
+async def test_a_draining_target_without_packets_is_told_once() -> None:
+    async with running() as kept:
+        kept.packets = {5001: 7, 5002: 3, 5003: 1}
+        await kept.keeper.perform(effect(steering(draining=(5001, 5002))))
+        await kept.until(lambda: kept.events)
+        await kept.looks(200)
+        told = [mark for event in kept.events if isinstance(event, TargetsIdle) for mark in event.marks]
+        assert sorted(told) == [5001, 5002]
+        assert len(told) == len({*told})
+
+
+async def test_packets_of_no_draining_target_are_not_read() -> None:
+    async with running() as kept:
+        await kept.keeper.perform(effect(steering()))
+        await kept.looks()
+        assert kept.readings == 0
+        await kept.keeper.perform(effect(steering(draining=(5001,))))
+        await kept.until(lambda: kept.readings)
+        await kept.keeper.perform(effect(gone=("stream-a",)))
+        await kept.looks(2)
+        readings = kept.readings
+        await kept.looks()
+        assert kept.readings == readings
 
 
 @pytest.mark.parametrize("remove", [False, True])

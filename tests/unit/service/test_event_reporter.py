@@ -186,3 +186,11 @@ def test_what_the_service_waits_for_is_said_from_time_to_time(world: World, capl
     assert said(caplog) == []
     world.event_reporter.waited("kernel_not_in_sync: overrun", now + 1031)
     assert said(caplog) == ["not ready: waiting"]
+
+
+def test_targets_that_cannot_drain_are_told_once_with_a_remedy(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        world.event_reporter.reported(fx.Ignored(reason="draining_without_affinity", count=2), time.monotonic())
+    assert said(caplog) == ["targets are listed as draining, but flow affinity is off: they get new connections"]
+    assert "affinity.mode" in str(fields_of(caplog.records[0])["remedy"])
+    assert world.metric("lbguard_events_ignored_total", reason="draining_without_affinity") == 6

@@ -5,13 +5,14 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lbguard.core.addr import Prefix, parse_ip, parse_prefix
-from lbguard.core.events import OpenHold
+from lbguard.core.events import OpenDrain, OpenHold
 from lbguard.core.model import Condition
 from lbguard.service.hold_file import MAX_AGE_S, MAX_BYTES, HoldFile
 from tests.unit.kernel.fake_kernel import eventually
@@ -27,6 +28,8 @@ HOLDS = (
     ),
     OpenHold(stream="b", identifier=2, ips=(), cause=Condition.NEIGHBOR_FAILED, broken_s=61.0, frozen_s=58.0),
 )
+
+DRAIN = OpenDrain(stream="stream-a", identifier=3, ips=(parse_ip("172.16.0.13"),), left_s=30.0)
 
 
 @pytest.fixture
@@ -195,6 +198,46 @@ async def test_lost_subnets_are_kept_without_a_hold_and_read_again(socket: Path)
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_drains_are_kept_and_their_time_runs_on_while_nobody_runs(socket: Path) -> None:
+    file = HoldFile(socket)
+    drains: tuple[OpenDrain, ...] = (DRAIN,)
+    keeping = asyncio.create_task(file.keep(tuple, tuple, lambda _: drains))
+    try:
+        await eventually(file.path.exists)
+        at = json.loads(file.path.read_text())["at"]
+        later = HoldFile(socket)
+        assert later.load(at + 20.0) == ()
+        assert later.drains == (replace(DRAIN, left_s=10.0),)
+        assert later.load(at + 40.0) == ()
+        assert later.drains == (replace(DRAIN, left_s=0.0),)
+        drains = ()
+        await eventually(lambda: not file.path.exists())
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+def test_a_file_without_drains_is_that_of_an_earlier_version(socket: Path) -> None:
+    path = written(socket)
+    document = json.loads(path.read_text())
+    del document["drains"]
+    path.write_text(json.dumps(document))
+    later = HoldFile(socket)
+    assert later.load(1000.5) == HOLDS
+    assert later.drains == ()
+
+
+@pytest.mark.parametrize("row", [["a", 1, ["172.16.0.1"]], ["a", "1", [], 1.0], ["a", 1, ["x"], 1.0], 7])
+def test_a_damaged_drain_makes_the_file_useless(socket: Path, row: object) -> None:
+    path = written(socket)
+    document = json.loads(path.read_text())
+    document["drains"] = [row]
+    path.write_text(json.dumps(document))
+    later = HoldFile(socket)
+    assert later.load(1000.5) == ()
+    assert later.drains == ()
 
 
 async def test_what_an_earlier_run_left_stays_until_it_is_known_what_is_open(socket: Path) -> None:

@@ -144,3 +144,15 @@ def test_only_links_that_face_targets_are_read() -> None:
     assert seen.rx_packets >= 0
     guard.tell(LinkGone(ifindex=1))
     assert read_traffic(guard.engine.links_facing_targets()) == []
+
+
+async def test_the_packets_of_each_mark_are_those_of_the_kernel(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    assert await world.counts.read_marks() == {}
+    assert world.counters.calls == [], "counters of an earlier run are touched before they are followed"
+    await world.counts.follow(MARKS)
+    world.counters.hits = {5001: HeldCount(7, 700)}
+    assert await world.counts.read_marks() == {5001: 7, 5002: 0}
+    world.counters.broken = "nftables: no memory"
+    assert await world.counts.read_marks() == {}
+    assert [record.message for record in caplog.records] == ["packets are not counted"]

@@ -1,6 +1,7 @@
 import pytest
 
-from lbguard.settings.check import check_settings
+from lbguard.core.model import StreamSpec, TargetSpec
+from lbguard.settings.check import check_settings, check_targets
 from lbguard.settings.model import load
 
 TARGETS = {"targets_file": "/etc/lbguard/targets.yaml"}
@@ -18,6 +19,8 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
     [
         ("observe-mode-writes-nothing", {"mode": "observe", "distributor.kind": "nftables"}),
         ("companion-decides-nothing", {"mode": "companion"}),
+        ("affinity-without-effect", {"mode": "observe", "affinity.mode": "incident"}),
+        ("drain-without-affinity", {"drain.window": "1m"}),
         ("nothing-to-withdraw", {"mode": "observe", "withdraw_on_exit": "true"}),
         ("heal-time-beyond-grace-max", {"nsm.enabled": "true", "nsm.heal_time": "40s"}),
         ("heal-path-beyond-grace-window", {"mesh.request_timeout": "2s", "mesh.max_backoff": "1100ms"}),
@@ -69,3 +72,42 @@ def test_a_source_of_its_own_needs_no_file_of_targets() -> None:
 )
 def test_a_long_heal_path_is_no_trouble_for_who_hears_of_repairs_or_waits(flags: dict[str, object]) -> None:
     assert check_settings(load(flags=TARGETS | MESH | flags).settings) == ()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"affinity.mode": "incident", "drain.window": "1m"},
+        {"affinity.mode": "all", "drain.window": "1m", "drain.idle": "2m"},
+    ],
+)
+def test_a_drain_with_affinity_raises_no_warning(flags: dict[str, object]) -> None:
+    assert check_settings(load(flags=TARGETS | flags).settings) == ()
+
+
+def test_affinity_works_beside_an_unmodified_load_balancer() -> None:
+    settings = load(flags={"source": "interposer", "affinity.mode": "incident", "drain.window": "1m"}).settings
+    assert check_settings(settings) == ()
+    assert settings.steers_flows
+
+
+def listed(*draining: int) -> StreamSpec:
+    targets = (TargetSpec(identifier=i, ips=(bytes([10, 0, 0, i]),), draining=i in draining) for i in range(1, 10))
+    return StreamSpec(name="a", targets=tuple(targets))
+
+
+@pytest.mark.parametrize("flags", [{}, {"mode": "companion", "affinity.mode": "incident"}])
+def test_targets_listed_as_draining_without_affinity_are_named(flags: dict[str, object]) -> None:
+    settings = load(flags=TARGETS | flags).settings
+    (warning,) = check_targets(settings, [listed(2, 3)])
+    assert warning.name == "draining-without-affinity"
+    assert warning.what.endswith("get new connections: a/2, a/3")
+    assert "affinity.mode" in warning.remedy
+    (warning,) = check_targets(settings, [listed(*range(1, 8))])
+    assert warning.what.endswith("a/4, a/5 and 2 more")
+
+
+def test_targets_listed_as_draining_with_affinity_are_as_they_should_be() -> None:
+    settings = load(flags=TARGETS | {"affinity.mode": "incident"}).settings
+    assert check_targets(settings, [listed(2)]) == ()
+    assert check_targets(load(flags=TARGETS).settings, [listed()]) == ()

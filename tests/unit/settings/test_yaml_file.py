@@ -4,6 +4,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ PLENTY_S = 30.0
 """On a busy machine; a parser whose time grows with the square of the input would need hours."""
 
 
-def refusal(content: bytes | str, *, switches: bool = True) -> str:
+def refusal(content: bytes | str, *, switches: Collection[str] | None = None) -> str:
     with pytest.raises(YamlError) as caught:
         parse_yaml(content if isinstance(content, bytes) else content.encode(), switches=switches)
     return str(caught.value)
@@ -119,8 +120,11 @@ def test_what_is_refused_and_where(content: str | bytes, words: str) -> None:
 
 
 def test_a_word_for_a_switch_is_refused_where_it_must_be_a_name() -> None:
-    assert "line 1, column 7: no means false in YAML" in refusal("name: no", switches=False)
-    assert parse_yaml(b"name: 'no'", switches=False) == {"name": "no"}
+    assert "line 1, column 7: no means false in YAML" in refusal("name: no", switches=())
+    assert parse_yaml(b"name: 'no'", switches=()) == {"name": "no"}
+    assert parse_yaml(b"{name: a, used: yes}", switches=["used"]) == {"name": "a", "used": True}
+    assert "yes means true in YAML" in refusal("{used: [yes]}", switches=["used"])
+    assert "yes means true in YAML" in refusal("{used: {yes: 1}}", switches=["used"])
 
 
 def test_foreign_text_in_an_error_is_short_and_printable() -> None:

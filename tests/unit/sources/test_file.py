@@ -49,6 +49,18 @@ def stream(name: str = "a", *, targets: str = "[]", more: str = "") -> str:
     return f"  - {{name: {name}, targets: {targets}{', ' + more if more else ''}}}\n"
 
 
+@pytest.mark.parametrize(("text", "draining"), [("", False), (", draining: true", True), (", draining: false", False)])
+def test_a_target_may_be_listed_as_draining(text: str, draining: bool) -> None:
+    (spec,) = parse("streams:\n" + stream(targets="[{identifier: 1, ips: [10.0.0.1]" + text + "}]"))
+    assert spec.targets == (TargetSpec(identifier=1, ips=(packed("10.0.0.1"),), draining=draining),)
+
+
+@pytest.mark.parametrize("value", ["1", "'true'", "on-hold", "[]", "null"])
+def test_draining_is_true_or_false(value: str) -> None:
+    text = "streams:\n" + stream(targets="[{identifier: 1, ips: [10.0.0.1], draining: " + value + "}]")
+    assert problems_of(text) == ("stream 'a': target 1: draining must be true or false",)
+
+
 def test_the_documented_example() -> None:
     assert parse(GOOD) == (
         StreamSpec(

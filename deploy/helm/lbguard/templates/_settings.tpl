@@ -23,7 +23,10 @@
 - {"name": "affinity.mode", "variable": "LBGUARD_AFFINITY__MODE", "default": "off"}
 - {"name": "affinity.max_flows", "variable": "LBGUARD_AFFINITY__MAX_FLOWS", "default": "65536"}
 - {"name": "affinity.idle", "variable": "LBGUARD_AFFINITY__IDLE", "default": "15m", "low": 10.0, "high": 86400.0, "allowed": "10s to 1440m"}
+- {"name": "affinity.learn", "variable": "LBGUARD_AFFINITY__LEARN", "default": "5s", "low": 0.0, "high": 300.0, "allowed": "0s to 5m"}
 - {"name": "affinity.udp", "variable": "LBGUARD_AFFINITY__UDP", "default": "false"}
+- {"name": "drain.window", "variable": "LBGUARD_DRAIN__WINDOW", "default": "0s", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
+- {"name": "drain.idle", "variable": "LBGUARD_DRAIN__IDLE", "default": "30s", "low": 1.0, "high": 86400.0, "allowed": "1s to 1440m"}
 - {"name": "evidence.soft_budget", "variable": "LBGUARD_EVIDENCE__SOFT_BUDGET", "default": "0.5"}
 - {"name": "evidence.verdict_confirm", "variable": "LBGUARD_EVIDENCE__VERDICT_CONFIRM", "default": "1"}
 - {"name": "evidence.verdict_memory", "variable": "LBGUARD_EVIDENCE__VERDICT_MEMORY", "default": "3"}
