@@ -19,7 +19,7 @@ _LATER: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Outcome(Enum):
-    """What became of a packet that was given back."""
+    """Outcome of giving a packet back."""
 
     SENT = auto()
     LATER = auto()
