@@ -1,10 +1,14 @@
 """Buffer of parked packets, with bounds. Pure.
 
-Packets wait in lanes, one for each family of a target, in the order of their arrival.
+Packets wait in queues in the order of their arrival. Each family of a target (a lane) has two: one of TCP segments, one
+of other packets.
+
+- Segments are given back first and faster: their number is bounded by the windows of TCP, and senders react to loss.
+  Other packets may be many for one socket, whose buffer must not overflow.
 
 - Of a TCP segment only the newest copy is kept, at the place of the first one, so that a flow stays in order. Of the
   pure acknowledgements of a flow only the newest is kept.
-- When the buffer is full, the oldest packet of the lane that uses the most makes room, unless the new packet's own lane
+- When the buffer is full, the oldest packet of the queue that uses the most makes room, unless the new packet's own queue
   uses more than an equal share; then its own oldest packet does. So no target takes the room of another.
 - A packet that is older than `max_age_s` is dropped.
 - A packet that comes back after it was given back, because its target's route was missing for an instant, waits for a
@@ -27,8 +31,8 @@ TRIES_MAX: Final = 3
 _RETURN_S: Final = 1.0
 """A packet that comes back later than this was sent anew."""
 
-LaneKey = tuple[int, bool]
-"""Mark, and whether the family is IPv4."""
+QueueKey = tuple[int, bool, bool]
+"""Mark, whether the family is IPv4, and whether the packets are TCP segments."""
 
 
 class Dropped(StrEnum):
@@ -70,7 +74,7 @@ class Waiting:
 
 
 @dataclass(slots=True, eq=False)
-class _Lane:
+class _Queue:
     mode: ParkingMode
     term: int
     packets: OrderedDict[Hashable, Waiting] = field(default_factory=OrderedDict)
@@ -95,25 +99,27 @@ class ParkingBuffer:
         self.parked = 0
         self.dropped: Counter[str] = Counter()
         self.crowded: Counter[int] = Counter()
-        """By mark: packets that made room for others of the same lane. The reader resets it."""
-        self._lanes: dict[LaneKey, _Lane] = {}
-        self._filled: dict[_Lane, LaneKey] = {}
-        self._ready: OrderedDict[LaneKey, None] = OrderedDict()
-        self._largest: _Lane | None = None
+        """By mark: packets that made room for others of the same queue. The reader resets it."""
+        self._queues: dict[QueueKey, _Queue] = {}
+        self._filled: dict[_Queue, QueueKey] = {}
+        self._ready: dict[bool, OrderedDict[QueueKey, None]] = {True: OrderedDict(), False: OrderedDict()}
+        self._largest: _Queue | None = None
         self._number = 0
 
     def set_lane(self, lane: ParkingLane) -> None:
         """Treat the packets of a lane so from now on."""
-        key = (lane.mark, lane.ipv4)
-        known = self._lanes.get(key)
+        for segments in (True, False):
+            self._set_queue((lane.mark, lane.ipv4, segments), lane)
+
+    def _set_queue(self, key: QueueKey, lane: ParkingLane) -> None:
+        known = self._queues.get(key)
         if known is not None and (lane.mode is ParkingMode.DROP or known.term != lane.term):
             self._clear(known, lane.reason)
         if lane.mode is ParkingMode.DROP:
-            self._lanes.pop(key, None)
-            self._ready.pop(key, None)
+            self._queues.pop(key, None)
             return
         if known is None:
-            known = self._lanes[key] = _Lane(lane.mode, lane.term)
+            known = self._queues[key] = _Queue(lane.mode, lane.term)
         if known.mode is not lane.mode or known.term != lane.term:
             known.mode, known.term = lane.mode, lane.term
             known.given.clear()
@@ -121,14 +127,14 @@ class ParkingBuffer:
 
     def put(self, parked: ParkedPacket, now: float) -> None:
         """Keep a packet, if its lane is known. `now`: seconds of a monotonic clock."""
-        key = (parked.mark, parked.ipv4)
-        lane = self._lanes.get(key)
-        if lane is None:
+        key = _key(parked)
+        queue = self._queues.get(key)
+        if queue is None:
             self.dropped[Dropped.NOT_A_TARGET] += 1
             return
         waiting = Waiting(parked, now)
-        if lane.mode is ParkingMode.GIVE_BACK:
-            waiting.ready_at, waiting.tries = now + RETRY_S, lane.last_tries(parked.packet, now)
+        if queue.mode is ParkingMode.GIVE_BACK:
+            waiting.ready_at, waiting.tries = now + RETRY_S, queue.last_tries(parked.packet, now)
             if waiting.tries >= TRIES_MAX:
                 self.dropped[Dropped.CAME_BACK] += 1
                 return
@@ -137,118 +143,134 @@ class ParkingBuffer:
         if not name:
             self._number += 1
             name = self._number
-        before = lane.packets.get(name)
-        lane.packets[name] = waiting
-        self._count(lane, 1, waiting.size)
+        before = queue.packets.get(name)
+        queue.packets[name] = waiting
+        self._count(queue, 1, waiting.size)
         if before is not None:
-            self._count(lane, -1, -before.size)
+            self._count(queue, -1, -before.size)
             self.dropped[Dropped.NEWER_COPY] += 1
-        elif len(lane.packets) == 1:
-            self._filled[lane] = key
-            self._update_ready(key, lane)
+        elif len(queue.packets) == 1:
+            self._filled[queue] = key
+            self._update_ready(key, queue)
         while self.packets > self.bounds.packets or self.memory_bytes > self.bounds.memory_bytes:
-            self._make_room(lane)
+            self._make_room(queue)
 
-    def take(self, now: float, count: int) -> list[Waiting]:
-        """Remove and return at most `count` packets that may be given back, in the order of each lane."""
+    def take(self, now: float, segments: int, others: int) -> list[Waiting]:
+        """Remove and return packets that may be given back, in the order of each queue.
+
+        Args:
+            now: seconds of a monotonic clock.
+            segments: at most so many packets, TCP segments first.
+            others: at most so many of them are no TCP segments.
+        """
+        taken = self._take(now, segments, self._ready[True])
+        return taken + self._take(now, min(others, segments - len(taken)), self._ready[False])
+
+    def _take(self, now: float, count: int, ready: OrderedDict[QueueKey, None]) -> list[Waiting]:
         taken: list[Waiting] = []
-        for key in list(self._ready):
-            lane = self._lanes[key]
-            while lane.packets and len(taken) < count:
-                name, waiting = next(iter(lane.packets.items()))
+        for key in list(ready) if count > 0 else ():
+            queue = self._queues[key]
+            while queue.packets and len(taken) < count:
+                name, waiting = next(iter(queue.packets.items()))
                 too_old = now - waiting.since > self.bounds.max_age_s
                 if waiting.ready_at > now and not too_old:
                     break
-                self._remove(lane, name)
+                self._remove(queue, name)
                 if too_old:
                     self.dropped[Dropped.TOO_OLD] += 1
                 else:
                     waiting.tries += 1
                     taken.append(waiting)
-                    if len(lane.given) >= self.bounds.packets:
-                        lane.given.clear()
-                    lane.given[waiting.parked.packet] = waiting.tries
-                    lane.given_at = now
+                    if len(queue.given) >= self.bounds.packets:
+                        queue.given.clear()
+                    queue.given[waiting.parked.packet] = waiting.tries
+                    queue.given_at = now
             if len(taken) >= count:
-                # The next pass begins with another lane.
-                if key in self._ready:
-                    self._ready.move_to_end(key)
+                # The next pass begins with another queue.
+                if key in ready:
+                    ready.move_to_end(key)
                 break
         return taken
 
     def put_back(self, waiting: Waiting) -> None:
-        """Keep a packet that `take` returned and that could not be sent now, before all others of its lane."""
-        key = (waiting.parked.mark, waiting.parked.ipv4)
-        lane = self._lanes.get(key)
-        if lane is None:
+        """Keep a packet that `take` returned and that could not be sent now, before all others of its queue."""
+        key = _key(waiting.parked)
+        queue = self._queues.get(key)
+        if queue is None:
             self.dropped[Dropped.NOT_A_TARGET] += 1
             return
         waiting.tries -= 1
         self._number += 1
         name: Hashable = waiting.parked.segment or self._number
-        if name in lane.packets:
+        if name in queue.packets:
             self.dropped[Dropped.NEWER_COPY] += 1
             return
-        lane.packets[name] = waiting
-        lane.packets.move_to_end(name, last=False)
-        self._count(lane, 1, waiting.size)
-        self._filled[lane] = key
-        self._update_ready(key, lane)
+        queue.packets[name] = waiting
+        queue.packets.move_to_end(name, last=False)
+        self._count(queue, 1, waiting.size)
+        self._filled[queue] = key
+        self._update_ready(key, queue)
 
     def next_at(self) -> float | None:
         """Return when a packet may be given back next; None when none waits for that."""
-        heads = (next(iter(self._lanes[key].packets.values())) for key in self._ready)
+        keys = (key for ready in self._ready.values() for key in ready)
+        heads = (next(iter(self._queues[key].packets.values())) for key in keys)
         return min((head.ready_at for head in heads), default=None)
 
     def expire(self, now: float) -> None:
         """Drop the packets that are too old."""
         oldest = now - self.bounds.max_age_s
-        for lane in list(self._filled):
-            for name in [name for name, waiting in lane.packets.items() if waiting.since < oldest]:
-                self._remove(lane, name)
+        for queue in list(self._filled):
+            for name in [name for name, waiting in queue.packets.items() if waiting.since < oldest]:
+                self._remove(queue, name)
                 self.dropped[Dropped.TOO_OLD] += 1
 
     def clear(self, reason: str) -> None:
         """Drop all packets, for a named reason."""
-        for lane in list(self._filled):
-            self._clear(lane, reason)
+        for queue in list(self._filled):
+            self._clear(queue, reason)
 
-    def _make_room(self, newcomer: _Lane) -> None:
-        """Drop the oldest packet of the newcomer's lane if that uses more than its share, else of the largest lane."""
+    def _make_room(self, newcomer: _Queue) -> None:
+        """Drop the oldest packet of the newcomer's queue if that uses more than its share, else of the largest."""
         share = 1 / max(1, len(self._filled))
         if self._use(newcomer) > share or len(self._filled) == 1:
             victim, reason = newcomer, Dropped.SHARE_USED
             self.crowded[self._filled[newcomer][0]] += 1
         else:
-            # One that was the largest is taken until it is down to its share: looking at all lanes each time is slow.
+            # One that was the largest is taken until it is down to its share: looking at all queues each time is slow.
             if self._largest not in self._filled or self._use(self._largest) <= share:
                 self._largest = max(self._filled, key=self._use)
             victim, reason = self._largest, Dropped.FULL
         self._remove(victim, next(iter(victim.packets)))
         self.dropped[reason] += 1
 
-    def _use(self, lane: _Lane) -> float:
-        return max(len(lane.packets) / self.bounds.packets, lane.used_bytes / self.bounds.memory_bytes)
+    def _use(self, queue: _Queue) -> float:
+        return max(len(queue.packets) / self.bounds.packets, queue.used_bytes / self.bounds.memory_bytes)
 
-    def _remove(self, lane: _Lane, name: Hashable) -> None:
-        waiting = lane.packets.pop(name)
-        self._count(lane, -1, -waiting.size)
-        if not lane.packets:
-            self._ready.pop(self._filled.pop(lane), None)
+    def _remove(self, queue: _Queue, name: Hashable) -> None:
+        waiting = queue.packets.pop(name)
+        self._count(queue, -1, -waiting.size)
+        if not queue.packets:
+            key = self._filled.pop(queue)
+            self._ready[key[2]].pop(key, None)
 
-    def _clear(self, lane: _Lane, reason: str) -> None:
-        self.dropped[reason] += len(lane.packets)
-        for name in list(lane.packets):
-            self._remove(lane, name)
-        lane.given.clear()
+    def _clear(self, queue: _Queue, reason: str) -> None:
+        self.dropped[reason] += len(queue.packets)
+        for name in list(queue.packets):
+            self._remove(queue, name)
+        queue.given.clear()
 
-    def _count(self, lane: _Lane, packets: int, size: int) -> None:
+    def _count(self, queue: _Queue, packets: int, size: int) -> None:
         self.packets += packets
         self.memory_bytes += size
-        lane.used_bytes += size
+        queue.used_bytes += size
 
-    def _update_ready(self, key: LaneKey, lane: _Lane) -> None:
-        if lane.packets and lane.mode is ParkingMode.GIVE_BACK:
-            self._ready.setdefault(key)
+    def _update_ready(self, key: QueueKey, queue: _Queue) -> None:
+        if queue.packets and queue.mode is ParkingMode.GIVE_BACK:
+            self._ready[key[2]].setdefault(key)
         else:
-            self._ready.pop(key, None)
+            self._ready[key[2]].pop(key, None)
+
+
+def _key(parked: ParkedPacket) -> QueueKey:
+    return parked.mark, parked.ipv4, bool(parked.segment)

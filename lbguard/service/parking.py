@@ -31,6 +31,8 @@ _log = logging.getLogger("lbguard.service.parking")
 
 _FRAMES_PER_TURN: Final = 64
 _PACKETS_PER_PASS: Final = 64
+_OTHERS_PER_PASS: Final = 16
+"""Packets other than TCP segments: the socket of an ordinary receiver has room for about 250."""
 _PAUSE_S: Final = 0.001
 """Time between two passes."""
 _IPV6_OFF: Final = Path(f"/proc/sys/net/ipv6/conf/{PARKING_LINK}/disable_ipv6")
@@ -218,7 +220,7 @@ class PacketParking:
         if self._sender is None:
             return
         now = time.monotonic()
-        taken = self._buffer.take(now, _PACKETS_PER_PASS)
+        taken = self._buffer.take(now, _PACKETS_PER_PASS, _OTHERS_PER_PASS)
         for n, waiting in enumerate(taken):
             match self._sender.send(waiting.parked):
                 case Outcome.SENT:

@@ -47,14 +47,14 @@ def test_packets_wait_and_are_given_back_in_order_once() -> None:
     made = buffer()
     for number in range(100):
         made.put(udp(number), 1.0)
-    assert (made.take(2.0, ALL), made.next_at()) == ([], None)
+    assert (made.take(2.0, ALL, ALL), made.next_at()) == ([], None)
     made.set_lane(lane(mode=GIVE_BACK))
     assert made.next_at() is not None
-    first = made.take(2.0, 30)
-    rest = made.take(2.0, ALL)
+    first = made.take(2.0, 30, 30)
+    rest = made.take(2.0, ALL, ALL)
     assert [number_of(each) for each in first + rest] == list(range(100))
     assert {each.since for each in first} == {1.0}
-    assert (made.take(2.0, ALL), made.packets, made.memory_bytes, made.next_at()) == ([], 0, 0, None)
+    assert (made.take(2.0, ALL, ALL), made.packets, made.memory_bytes, made.next_at()) == ([], 0, 0, None)
     assert (made.parked, made.dropped) == (100, Counter())
 
 
@@ -65,7 +65,7 @@ def test_the_families_of_a_target_are_two_lanes() -> None:
     made.set_lane(lane(ipv4=False, mode=GIVE_BACK))
     made.put(parked(ipv6(UDP, datagram())), 1.0)
     made.put(udp(1), 1.0)
-    assert [each.parked.ipv4 for each in made.take(2.0, ALL)] == [False]
+    assert [each.parked.ipv4 for each in made.take(2.0, ALL, ALL)] == [False]
 
 
 def test_a_packet_for_nobody_is_dropped() -> None:
@@ -80,7 +80,7 @@ def test_of_a_segment_the_newest_copy_is_kept_at_the_place_of_the_first() -> Non
         made.put(parked(ipv4(TCP, segment(sequence, b"0123456789"))), 1.0)
     made.put(parked(ipv4(TCP, segment(1, b"9876543210", ack=5))), 2.0)
     made.set_lane(lane(mode=GIVE_BACK))
-    taken = made.take(3.0, ALL)
+    taken = made.take(3.0, ALL, ALL)
     assert [each.parked.packet[24:28] for each in taken] == [n.to_bytes(4, "big") for n in (1, 11, 21)]
     assert taken[0].parked.packet.endswith(b"9876543210")
     assert [each.since for each in taken] == [2.0, 1.0, 1.0]
@@ -93,7 +93,7 @@ def test_of_pure_acknowledgements_the_newest_is_kept() -> None:
         made.put(parked(ipv4(TCP, segment(1, ack=ack))), 1.0)
     made.put(parked(ipv4(TCP, segment(1, flags=ACK | FIN))), 1.0)
     made.set_lane(lane(mode=GIVE_BACK))
-    acks = [int.from_bytes(each.parked.packet[28:32], "big") for each in made.take(2.0, ALL)]
+    acks = [int.from_bytes(each.parked.packet[28:32], "big") for each in made.take(2.0, ALL, ALL)]
     assert acks == [49, 0]
 
 
@@ -104,7 +104,7 @@ def test_old_packets_are_dropped() -> None:
     made.expire(12.0)
     assert (made.packets, made.dropped) == (1, {"too_old": 1})
     made.set_lane(lane(mode=GIVE_BACK))
-    assert made.take(20.0, ALL) == []
+    assert made.take(20.0, ALL, ALL) == []
     assert (made.packets, made.dropped) == (0, {"too_old": 2})
 
 
@@ -112,12 +112,12 @@ def test_a_new_term_and_a_dropped_lane_end_what_was_kept() -> None:
     made = buffer()
     made.put(udp(1), 1.0)
     made.set_lane(lane(mode=GIVE_BACK, term=2, reason="address_changed"))
-    assert made.take(2.0, ALL) == []
+    assert made.take(2.0, ALL, ALL) == []
     made.put(udp(2), 2.0)
     made.set_lane(lane(mode=DROP, term=2, reason="withdrawn"))
     made.put(udp(3), 2.0)
     made.set_lane(lane(mode=GIVE_BACK, term=3))
-    assert (made.take(3.0, ALL), made.packets) == ([], 0)
+    assert (made.take(3.0, ALL, ALL), made.packets) == ([], 0)
     assert made.dropped == {"address_changed": 1, "withdrawn": 1, "not_a_target": 1}
 
 
@@ -127,14 +127,14 @@ def test_a_packet_that_comes_back_waits_and_is_dropped_after_a_few_tries() -> No
     made.put(udp(1), 1.0)
     tries, now = 0, 1.0
     while made.packets and tries < 100:
-        assert made.take(now + 0.005, ALL) == [], "given back at once, it would loop"
-        (waiting,) = made.take(now + 0.01, ALL)
+        assert made.take(now + 0.005, ALL, ALL) == [], "given back at once, it would loop"
+        (waiting,) = made.take(now + 0.01, ALL, ALL)
         tries, now = tries + 1, now + 0.01
         made.put(waiting.parked, now)
     assert (tries, made.dropped) == (3, {"came_back": 1})
     # The same bytes, sent much later, are another packet.
     made.put(udp(1), now + 60)
-    assert len(made.take(now + 61, ALL)) == 1
+    assert len(made.take(now + 61, ALL, ALL)) == 1
 
 
 def test_a_packet_that_could_not_be_sent_is_first_again() -> None:
@@ -142,10 +142,10 @@ def test_a_packet_that_could_not_be_sent_is_first_again() -> None:
     for number in range(4):
         made.put(udp(number), 1.0)
     made.set_lane(lane(mode=GIVE_BACK))
-    taken = made.take(2.0, 2)
+    taken = made.take(2.0, 2, 2)
     for waiting in reversed(taken):
         made.put_back(waiting)
-    assert [number_of(each) for each in made.take(2.0, ALL)] == [0, 1, 2, 3]
+    assert [number_of(each) for each in made.take(2.0, ALL, ALL)] == [0, 1, 2, 3]
     made.set_lane(lane(mode=DROP))
     made.put_back(taken[0])
     assert made.packets == 0
@@ -161,9 +161,31 @@ def test_a_full_buffer_makes_room_with_the_oldest_of_the_largest_lane() -> None:
     assert made.dropped == {"share_used": 50, "full": 10}
     for mark in (5001, 5002):
         made.set_lane(lane(mark, GIVE_BACK))
-    taken = made.take(2.0, ALL)
+    taken = made.take(2.0, ALL, ALL)
     assert [number_of(each) for each in taken if each.parked.mark == 5001] == list(range(60, 150))
     assert [number_of(each) for each in taken if each.parked.mark == 5002] == list(range(10))
+
+
+def test_segments_come_first_and_others_are_paced() -> None:
+    made = buffer()
+    for number in range(20):
+        made.put(udp(number), 1.0)
+        made.put(parked(ipv4(TCP, segment(number, b"x"))), 1.0)
+    made.set_lane(lane(mode=GIVE_BACK))
+    passes = [made.take(2.0, 16, 4) for _ in range(7)]
+    kinds = ["".join("t" if each.parked.segment else "u" for each in taken) for taken in passes]
+    assert kinds == ["t" * 16, "ttttuuuu", "uuuu", "uuuu", "uuuu", "uuuu", ""]
+    assert [number_of(each) for taken in passes for each in taken if not each.parked.segment] == list(range(20))
+
+
+def test_a_flood_of_datagrams_takes_no_room_of_the_targets_own_segments() -> None:
+    made = buffer(packets=100)
+    for number in range(10):
+        made.put(parked(ipv4(TCP, segment(number, b"x"))), 1.0)
+    for number in range(1000):
+        made.put(udp(number), 1.0)
+    made.set_lane(lane(mode=GIVE_BACK))
+    assert sum(bool(each.parked.segment) for each in made.take(2.0, ALL, ALL)) == 10
 
 
 def test_lanes_take_turns() -> None:
@@ -172,7 +194,7 @@ def test_lanes_take_turns() -> None:
         for number in range(30):
             made.put(udp(number, mark), 1.0)
         made.set_lane(lane(mark, GIVE_BACK))
-    marks = [waiting.parked.mark for _ in range(6) for waiting in made.take(2.0, 10)]
+    marks = [waiting.parked.mark for _ in range(6) for waiting in made.take(2.0, 10, 10)]
     assert marks[:10] != marks[10:20]
     assert Counter(marks) == {5001: 30, 5002: 30}
 
@@ -197,7 +219,7 @@ def test_bounds_hold_order_holds_and_every_packet_is_accounted_for(
     dropped = sum(made.dropped.values())
     for target in range(4):
         made.set_lane(lane(5001 + target, GIVE_BACK))
-    taken = made.take(2.0, ALL)
+    taken = made.take(2.0, ALL, ALL)
     for target in range(4):
         numbers = [number_of(each) for each in taken if each.parked.mark == 5001 + target]
         assert numbers == sorted(numbers)
@@ -216,7 +238,7 @@ def test_a_flood_takes_no_room_of_a_target_below_its_share(order: list[int], few
             made.put(udp(numbers.pop(), 5005), 1.0)
         made.put(udp(n, 5001 + target), 1.0)
     made.set_lane(lane(5005, GIVE_BACK))
-    assert len(made.take(2.0, ALL)) == few
+    assert len(made.take(2.0, ALL, ALL)) == few
 
 
 def test_the_memory_that_is_counted_is_no_less_than_what_is_used() -> None:
