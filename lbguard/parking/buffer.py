@@ -8,8 +8,8 @@ of other packets.
 
 - Of a TCP segment only the newest copy is kept, at the place of the first one, so that a flow stays in order. Of the
   pure acknowledgements of a flow only the newest is kept.
-- When the buffer is full, the oldest packet of the queue that uses the most makes room, unless the new packet's own queue
-  uses more than an equal share; then its own oldest packet does. So no target takes the room of another.
+- When the buffer is full, the oldest packet of the queue that uses the most makes room, unless the new packet's own
+  queue uses more than an equal share; then its own oldest packet does. So no target takes the room of another.
 - A packet that is older than `max_age_s` is dropped.
 - A packet that comes back after it was given back, because its target's route was missing for an instant, waits for a
   moment and is given back again, a few times at most.

@@ -12,12 +12,14 @@ KEEP, GIVE_BACK, DROP = ParkingMode.KEEP, ParkingMode.GIVE_BACK, ParkingMode.DRO
 class ParkingGuard(Guard):
     """A guard that keeps what was last said of each lane, and every lane that was named."""
 
-    def __init__(self, *, ipv6: bool = False, parking: bool = True, affinity: bool = False) -> None:
+    def __init__(
+        self, *, ipv6: bool = False, parking: bool = True, affinity: bool = False, solicit: bool = False
+    ) -> None:
         self.lanes: dict[tuple[int, bool], ParkingLane] = {}
         self.named: list[ParkingLane] = []
         config = EngineConfig(
             neighbor_probe_interval_s=0.0,
-            solicit_neighbors=False,
+            solicit_neighbors=solicit,
             parking=parking,
             affinity=affinity,
             grace=GraceConfig(window_s=3.0),
@@ -186,3 +188,14 @@ def target_spec(number: int) -> TargetSpec:
 
 def spec(*numbers: int) -> StreamSpec:
     return StreamSpec(name=STREAM, targets=tuple(target_spec(number) for number in numbers))
+
+
+def test_a_target_that_answers_on_a_new_link_is_solicited_from_our_own_address_once_more() -> None:
+    guard = ParkingGuard(solicit=True)
+    guard.unlink(1)
+    guard.link(5)
+    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=5)
+    asked = [pair for effect in guard.of(fx.SolicitNeighbors) for pair in effect.pairs]
+    assert asked == [(ip("172.16.0.5"), ipv4_of(1))]
+    guard.neighbor(ipv4_of(1), NeighborState.STALE, link=5)
+    assert not guard.of(fx.SolicitNeighbors)
