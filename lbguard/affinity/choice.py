@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lbguard.affinity.names import IN_TABLE, healthy_map, steer_chain
+from lbguard.core.model import PARKING_LINK
 
 CHOICES: Final = 1024
 """Slots among which the healthy targets of a stream are spread."""
@@ -19,7 +20,7 @@ SWEEP_STEPS: Final = 64
 _SEEDS: Final = (1, 2, 3, 4)
 STEER_RULES: Final = len(_SEEDS) + 1
 """Number of rules in each chain that chooses a target."""
-_REACHABLE: Final = "fib daddr . mark oif exists"
+_REACHABLE: Final = f'fib daddr . mark oif exists fib daddr . mark oifname != "{PARKING_LINK}"'
 
 
 def sweep_rules() -> list[str]:

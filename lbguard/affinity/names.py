@@ -9,7 +9,7 @@ from lbguard.distributor.nftables.ruleset import encode_name
 FAMILY: Final = "inet"
 TABLE: Final = "lbguard-affinity"
 IN_TABLE: Final = f"{FAMILY} {TABLE}"
-VERSION: Final = 3
+VERSION: Final = 4
 """A table of another version is created again."""
 CLOSING_S: Final = 10
 """Seconds that an ended flow is remembered for, so that its last packets still find its target."""

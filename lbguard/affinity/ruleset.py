@@ -10,9 +10,9 @@ nftables distributor) on every packet that carries a mark. For each protocol and
 - A flow whose target is no longer served is forgotten. Its packet goes to a healthy target, which resets the
   connection, so that the client reconnects at once. A packet for a target that is no longer registered is dropped,
   because its mark has no route; the next packet follows the distributor's table.
-- A new flow whose target is cut off (`fib daddr . mark oif missing`: the mark's table has nothing but its blackhole)
-  or is in the set `avoid_FAMILY` is given to a healthy target (`choice.py`), and is remembered. This works while
-  lbguard is stopped.
+- A new flow whose target is cut off (`fib daddr . mark oif missing`: the mark's table has nothing but its blackhole;
+  with parking, its route leads to the parking link) or is in the set `avoid_FAMILY` is given to a healthy target
+  (`choice.py`), and is remembered. This works while lbguard is stopped.
 - Any other new flow is remembered if its mark is in the set `learn`: its stream is in an incident.
 - A packet in the middle of a flow that is not remembered follows the distributor's table, with two exceptions. If the
   mark is in the set `observe`, the flow is remembered with it: the table is about to change. If the mark is in the set
@@ -48,6 +48,7 @@ from lbguard.affinity.names import (
     layout_chain,
 )
 from lbguard.affinity.raw_rules import raw_rules
+from lbguard.core.model import PARKING_LINK
 
 EXCEPTIONAL_SETS: Final = ("learn", "observe", "avoid_4", "avoid_6", "fallen_4", "fallen_6")
 """Sets that are empty in quiet times: rules look in them only while they have elements."""
@@ -144,6 +145,7 @@ def exceptional_rules(options: AffinityOptions, filled: Iterable[str]) -> list[s
             renew(
                 f"first_{at}",
                 (True, f"fib daddr . mark oif missing goto steer_{at}"),
+                (True, f'fib daddr . mark oifname "{PARKING_LINK}" goto steer_{at}'),
                 (avoid in present, f"meta mark @{avoid} goto avoid_{at}"),
                 (options.every_flow, f"goto learn_{at}"),
                 (not options.every_flow and "learn" in present, f"meta mark @learn goto learn_{at}"),

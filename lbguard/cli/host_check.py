@@ -22,6 +22,7 @@ from lbguard.telemetry.link_counters import decode_link_name
 INSTANCE_NAME = "@lbguard.instance"
 """The abstract unix socket that a running instance holds, as /proc/net/unix shows it."""
 
+TUN_DEVICE = "/dev/net/tun"
 NFTABLES_LIBRARY = "libnftables.so.1"
 
 # include/uapi/linux/capability.h
@@ -256,6 +257,21 @@ def check_affinity(host: Host, settings: Settings, streams: Sequence[StreamSpec]
         )
 
 
+def check_parking(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Check whether the device for parking can be opened; that alone makes no link."""
+    if not settings.parks_packets:
+        return
+    try:
+        os.close(os.open(host.path(TUN_DEVICE), os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        yield Finding(
+            id="no_tun_device",
+            severity="warning",
+            what=f"{TUN_DEVICE} cannot be opened ({error.strerror}): packets of held targets are dropped, not parked",
+            remedy="load the kernel module tun; in a container, mount the device; or set parking.enabled to false",
+        )
+
+
 def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
     """Check the memory files of nfqlb: one per stream, or all existing ones if the streams are not known yet."""
     kind, directory = settings.distributor.kind, settings.distributor.shm_dir
@@ -424,6 +440,7 @@ CHECKS: tuple[Check, ...] = (
     check_interposer,
     check_nftables,
     check_affinity,
+    check_parking,
     check_memory,
     check_forwarding,
     check_rp_filter,

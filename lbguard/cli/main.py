@@ -55,6 +55,9 @@ def demo(
         Path | None,
         typer.Option("--record", metavar="DIR", help="Write recordings for replay and tune."),
     ] = None,
+    parking: Annotated[
+        bool, typer.Option("--parking", help="lbguard keeps packets of held targets and gives them back.")
+    ] = False,
     list_scenarios: Annotated[bool, typer.Option("--list", help="List the scenarios and end.")] = False,
 ) -> None:
     """Break links in a lab, and count the broken connections.
@@ -100,6 +103,7 @@ def demo(
         json_output=as_json,
         report=report,
         record=record,
+        parking=parking,
     )
     raise typer.Exit(run_demo(options))
 

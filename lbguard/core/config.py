@@ -70,7 +70,8 @@ class EngineConfig:
     `neighbor_probe_interval_s`: each target's neighbour entry is verified this often, 0 = never.
     `neighbor_failures_needed`: so many failed resolutions in a row make a path `neighbor_failed`. `affinity`: report
     the targets to which flows are steered; then a change of a stream's registered targets is committed `learn_s` after
-    it is known, and a target that leaves the list is served for `drain_window_s` more. `solicit_neighbors`: send our
+    it is known, and a target that leaves the list is served for `drain_window_s` more. `parking`:
+    report which targets' packets are kept, given back or dropped. `solicit_neighbors`: send our
     own solicitations for unresolved neighbours of a new link. `retry_*`: backoff of kernel and distributor operations
     that failed.
     """
@@ -92,6 +93,7 @@ class EngineConfig:
     retry_max_s: float = 5.0
     manages_paths: bool = True
     affinity: bool = False
+    parking: bool = False
     learn_s: float = 5.0
     drain_window_s: float = 0.0
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip
-from lbguard.core.model import Decision, LinkKey, Route, Rule, StreamSpec, StreamSteering, StreamTable
+from lbguard.core.model import Decision, LinkKey, ParkingLane, Route, Rule, StreamSpec, StreamSteering, StreamTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +142,13 @@ class SteerFlows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParkPackets:
+    """Treat the packets of these lanes so from now on. Packets of a lane that was never named are dropped."""
+
+    lanes: tuple[ParkingLane, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborMoved:
     """A target's neighbour entry changed its link-layer address (for the metrics and explanations)."""
 
@@ -195,6 +202,7 @@ Effect = (
     | PruneStreams
     | SetAvailability
     | SteerFlows
+    | ParkPackets
     | NeighborMoved
     | Record
     | VerdictAnswered

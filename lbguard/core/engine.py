@@ -85,6 +85,9 @@ class Engine(EngineState):
         effects += self.paths.take_late_work()
         if self.running and self.config.affinity:
             effects += self.affinity.take(self.stream_registry.streams, self.stream_registry.review)
+        if self.running and self.config.parking:
+            registry = self.stream_registry
+            effects += self.parking.take(registry.by_mark, registry.streams, relisted=bool(registry.review))
         if self.running:
             effects += self._report_availability(now)
         effects += self.life.take_records()
@@ -299,6 +302,8 @@ class Engine(EngineState):
         self.paths.evaluate(target, now)
         if self.config.affinity:
             self.affinity.evaluated(target)
+        if self.config.parking:
+            self.parking.touch(target)
 
     def _judge(self, target: Target, now: float) -> None:
         stream = self.stream_registry.streams.get(target.key.stream)
@@ -327,6 +332,8 @@ class Engine(EngineState):
                 self.life.deadlines.set(key, self.observation.repaired_at)
             else:
                 self.life.expire(self.stream_registry.streams[key.stream], target, now)
+                if self.config.parking:
+                    self.parking.touch(target)
                 # Of a target that was pardoned, another family may be lost, or it is to be drained.
                 self._judge(target, now)
         for key in self.life.drains.pop_due(now):

@@ -19,6 +19,7 @@ from lbguard.core.link import Address, Link
 from lbguard.core.model import Condition, LinkKey, Route, StreamSpec, TargetKey, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.observation import Observation
+from lbguard.core.parking import Parking
 from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Stream, Target
 from lbguard.core.status import GuardStatus, Prediction
@@ -97,6 +98,7 @@ class EngineState:
         self.availability = Availability(config.availability_grace_s)
         self.observation = Observation(self.stream_registry.streams, self.life, self.availability)
         self.affinity = Affinity()
+        self.parking = Parking()
         self.snapshot_seen = False
         self.source_read = False
 

@@ -131,6 +131,18 @@ ROUTE_METRIC = 2048
 BLACKHOLE_METRIC = 4294967295
 """The worst metric: the kernel uses the fallback as soon as the target route is gone."""
 
+PARKING_LINK = "lbguard-park"
+"""The link of our own that leads the packets of a target without a path back to us; the core does not see it."""
+
+PARKING_METRIC = BLACKHOLE_METRIC - 1
+"""Metric of the routes to the parking link: the kernel uses them before the fallback."""
+
+DIVERTING_METRIC = ROUTE_METRIC - 1023
+"""Metric of the routes to the parking link that precede a target's own route, whose neighbour does not answer. It is
+worse than the default of both families, as that of the target's own route is."""
+
+PARKING_METRICS = frozenset({PARKING_METRIC, DIVERTING_METRIC})
+
 RULE_PRIORITY = 3000
 """Priority of our fwmark rules: before the main table (32766)."""
 
@@ -311,6 +323,31 @@ class StreamSteering:
     learning: bool
     observing: bool = False
     draining: tuple[int, ...] = ()
+
+
+class ParkingMode(StrEnum):
+    """Treatment of the packets of one family of a target that meet the parking link."""
+
+    KEEP = "keep"
+    GIVE_BACK = "give_back"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkingLane:
+    """Packets of one family of a target, which is named by its fwmark.
+
+    `term`: packets that were kept in an earlier term must not reach the target any more, for the named `reason`, by
+    which that term ended.
+    `divert`: the target's own route exists and does not lead to it, so its packets must be kept from that route.
+    """
+
+    mark: int
+    ipv4: bool
+    mode: ParkingMode
+    term: int
+    reason: str = ""
+    divert: bool = False
 
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")

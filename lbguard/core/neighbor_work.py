@@ -143,6 +143,7 @@ class NeighborWork:
         self._solicitation = NeighborSolicitation()
         self._settling: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
         self._awaited: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
+        self._introduce: dict[tuple[LinkKey, Ip], None] = {}
         self._flush: dict[tuple[int, Ip], None] = {}
         self._resolve: dict[tuple[int, Ip], None] = {}
         self._tuned: dict[int, LinkKey] = {}
@@ -193,6 +194,8 @@ class NeighborWork:
         entry = (link.ifindex, ip)
         if before is not None and self._config.affinity:
             self._settling.set((link.key, ip), now + SETTLES_S)
+        # With parking, packets of a target that an earlier run held wait for the answer too.
+        if self._config.parking or (before is not None and self._config.affinity):
             self._awaited.set((link.key, ip), now + ANSWER_AWAITED_S)
         if before == link.key and ip in link.neighbors and link.neighbors[ip].mac:
             self._flush[entry] = None
@@ -206,9 +209,21 @@ class NeighborWork:
 
     def unanswered(self, link: Link, ip: Ip) -> bool:
         """Return whether an address may not answer on a link that arrived, or did not when it was resolved last."""
-        key = (link.key, ip)
-        awaited = self._awaited.get(key) is not None
-        return self._settling.get(key) is not None or self._view.neighbor_unanswered(link, ip, awaited=awaited)
+        return self._settling.get((link.key, ip)) is not None or self.unresolved(link, ip)
+
+    def unresolved(self, link: Link, ip: Ip) -> bool:
+        """Return whether an address has not answered on a link that arrived, or did not when it was resolved last."""
+        awaited = self._awaited.get((link.key, ip)) is not None
+        return self._view.neighbor_unanswered(link, ip, awaited=awaited)
+
+    def introduce(self, link: Link, ip: Ip) -> None:
+        """Solicit an address once more, which has just answered, so that it knows our link-layer address.
+
+        The kernel solicits from its link-local address for IPv6. The target may then send its replies to the link-layer
+        address of an earlier link until an announcement arrives.
+        """
+        if self._config.solicit_neighbors and not self._config.observe:
+            self._introduce[link.key, ip] = None
 
     def expire(self, now: float) -> dict[Ip, None]:
         """Return the addresses on a link that arrived for which a time to wait is over."""
@@ -271,6 +286,11 @@ class NeighborWork:
             source = our_address(link, subnet)
             if source:
                 pairs.setdefault(key, []).append((source, ip))
+        for key, ip in self._introduce:
+            link, subnet, _ = self._view.locate(ip) if self._view.follows(ip) else (None, None, None)
+            if link is not None and link.key == key and (source := our_address(link, subnet)):
+                pairs.setdefault(key, []).append((source, ip))
+        self._introduce.clear()
         links = self._view.links
         return [
             SolicitNeighbors(link=key, mac=links[key.ifindex].mac, pairs=tuple(found)) for key, found in pairs.items()

@@ -27,7 +27,7 @@ from lbguard.core.events import (
     TrafficSeen,
 )
 from lbguard.core.link import Address, Link, Neighbor, ViewChanges
-from lbguard.core.model import Condition, LinkKey, NeighborState
+from lbguard.core.model import PARKING_LINK, Condition, LinkKey, NeighborState
 from lbguard.core.ownership import Ownership
 
 
@@ -91,6 +91,11 @@ class NetView:
             return False
         return awaited if neighbor is None else neighbor.failures > 0 or (awaited and not neighbor.resolved)
 
+    def neighbor_silent(self, link: Link, ip: Ip) -> bool:
+        """Return whether the last resolution of an address failed, so that packets to it are lost."""
+        neighbor = link.neighbors.get(ip)
+        return neighbor is not None and neighbor.failures > 0 and not self.foreign_neighbor(link.ifindex, ip)
+
     def foreign_neighbor(self, ifindex: int, ip: Ip) -> bool:
         """Return whether a link's neighbour entry of an address, followed or not, is foreign."""
         return ip in self._foreign.get(ifindex, ())
@@ -134,7 +139,8 @@ class NetView:
 
     def link_seen(self, event: LinkSeen) -> None:
         """Apply a link's attributes; an unknown ifindex or a new MAC is a new incarnation."""
-        excluded = any(fnmatch.fnmatchcase(event.name, pattern) for pattern in self._excluded_links)
+        patterns = (PARKING_LINK, *self._excluded_links)
+        excluded = any(fnmatch.fnmatchcase(event.name, pattern) for pattern in patterns)
         if excluded and event.ifindex not in self._excluded:
             self._exclude(event)
         elif not excluded and event.ifindex not in self.links:

@@ -94,6 +94,12 @@ class PathRepair:
                 path.link = link.key
             path.condition = condition
             path.unanswered = self.neighbors.unanswered(link, ip)
+            if self._config.parking:
+                path.silent = view.neighbor_silent(link, ip)
+                unresolved = self.neighbors.unresolved(link, ip)
+                if path.unresolved and not unresolved:
+                    self.neighbors.introduce(link, ip)
+                path.unresolved = unresolved
         if len(target.paths) < 2 and owns:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
                 self._tables.drop_family(target.mark, ipv4=ipv4)

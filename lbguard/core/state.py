@@ -32,7 +32,9 @@ class Path:
     `lb_ip`: our address at this end of the link. `verdict`: the fused opinion of reporters, in one word.
     `healing_until`: the end of the time to wait for a reported repair. `withdrawn`: the target is HELD for another
     family, and this one was withdrawn alone. `unanswered`: the neighbour's last resolution failed, or it did not answer
-    yet on a link that arrived a moment ago; new flows go elsewhere meanwhile, for that costs nothing.
+    yet on a link that arrived a moment ago; new flows go elsewhere meanwhile, for that costs nothing. `unresolved`: it
+    has not answered on a link that arrived, or did not when it was resolved last. `silent`: the latter. Both are kept
+    with parking only.
     """
 
     condition: Condition = Condition.NO_LINK
@@ -43,6 +45,8 @@ class Path:
     healing_until: float = float("-inf")
     withdrawn: bool = False
     unanswered: bool = False
+    unresolved: bool = False
+    silent: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -86,6 +86,13 @@ class KernelRequests:
         async with self._asking() as library:
             await library.link("set", index=ifindex, state="down")
 
+    async def set_up_without_addresses(self, ifindex: int, *, mtu: int, queue_frames: int) -> None:
+        """Set a link up, with this MTU and length of its queue, to which the kernel adds no link-local address."""
+        mode = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", c.IN6_ADDR_GEN_MODE_NONE)]})]}
+        async with self._asking() as library:
+            await library.link("set", index=ifindex, mtu=mtu, txqlen=queue_frames, IFLA_AF_SPEC=mode)
+            await library.link("set", index=ifindex, state="up")
+
     async def set_neighbor_timers(self, ifindex: int, family: int, parameters: dict[str, int]) -> None:
         """Set neighbour timers of a link for one family (net/core/neighbour.c, neightbl_set).
 

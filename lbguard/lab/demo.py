@@ -39,7 +39,7 @@ class DemoOptions:
     No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is on
     PATH; no columns mean both. `outage_s` is how long a link is away (seconds). nfqlb is the real one when it is on
     PATH, else the lab's stand-in; the topology `meridio` is played on it alone. lbguard records each run in a directory
-    of its own below `record`.
+    of its own below `record`. `parking`: lbguard parks packets.
     """
 
     topology: str = Topology.CHAIN
@@ -52,6 +52,7 @@ class DemoOptions:
     json_output: bool = False
     report: Path | None = None
     record: Path | None = None
+    parking: bool = False
 
 
 class OptionError(Exception):
@@ -66,6 +67,8 @@ def run_demo(options: DemoOptions) -> int:
     """
     try:
         scenarios = select(_topology(options), list(options.scenarios))
+        if options.parking:
+            scenarios = [scenario.with_parking() for scenario in scenarios]
         distributions = _distributions(options)
         columns = _columns(options)
         _check(options)

@@ -1,7 +1,7 @@
 """Form of a scenario: as data, what happens when and to whom, and the promise lbguard makes for it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from lbguard.lab.promise import Promise
@@ -58,7 +58,7 @@ class Scenario:
     kernel has it by default.
     `monitored`: real monitors run in the proxies' namespaces, and report to lbguard.
     `newcomers`: a new connection is opened every 20 ms, beside the long-lived ones. `settings` are environment
-    variables for lbguard. `proxies_min`: the chain has so many proxies at least.
+    variables for lbguard. `proxies_min`: the chain has so many proxies at least. `parked`: the promise with parking.
     `steps` makes the actions from the outage (seconds) and the proxies of the chain; `observe_s` is how long traffic is
     watched after the last step.
     """
@@ -80,6 +80,12 @@ class Scenario:
     newcomers: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     proxies_min: int = 0
+    parked: Promise | None = None
+
+    def with_parking(self) -> "Scenario":
+        """Return the scenario with parking, and with the promise for that."""
+        settings = {**self.settings, "LBGUARD_PARKING__ENABLED": "true"}
+        return replace(self, settings=settings, promise=self.parked or self.promise)
 
     def disturbed_proxies(self, proxies: tuple[int, ...]) -> tuple[int, ...]:
         """Return the proxies whose targets are disturbed (`None` in the data means every one)."""

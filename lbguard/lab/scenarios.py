@@ -5,6 +5,9 @@ from lbguard.lab.promise import Promise
 from lbguard.lab.scenario_model import Do, Scenario, Step, recreate
 
 HELD = Promise(median_over_outage_s=1.0)
+UDP_IN_FLIGHT = 10
+"""Replies that a link loses when it is cut never reach the load balancer, which therefore cannot keep them."""
+PARKED = Promise(median_over_outage_s=0.1, udp_lost_max=UDP_IN_FLIGHT)
 FLAPS = 5
 FLAP_PERIOD_S = 0.8
 FLAP_DOWN_MAX_S = 0.4
@@ -103,6 +106,7 @@ ALL = (
         name="lb-link",
         sentence="One link of the load balancer is re-created: same addresses, new MAC.",
         promise=HELD,
+        parked=PARKED,
         steps=_lb_link,
         observe_s=9.0,
     ),
@@ -127,6 +131,7 @@ ALL = (
         name="lb-link-all",
         sentence="Every link of the load balancer is re-created at once.",
         promise=HELD,
+        parked=PARKED,
         steps=_lb_link_all,
         observe_s=9.0,
         proxies=None,
@@ -150,6 +155,7 @@ ALL = (
         name="flap",
         sentence="One link of the load balancer goes and comes back five times in four seconds.",
         promise=HELD,
+        parked=PARKED,
         steps=_flap,
         observe_s=9.0,
     ),
@@ -174,6 +180,7 @@ ALL = (
         name="rolling",
         sentence="The links to the proxies are re-created one after another, as in an upgrade of the mesh.",
         promise=HELD,
+        parked=PARKED,
         steps=_rolling,
         observe_s=9.0,
         proxies=None,

@@ -15,11 +15,12 @@ from prometheus_client import CollectorRegistry
 from lbguard import __version__
 from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.verdicts.queue import VerdictQueue
-from lbguard.core.effects import Announce, AttachStream, SolicitNeighbors, SteerFlows
+from lbguard.core.effects import Announce, AttachStream, ParkPackets, SolicitNeighbors, SteerFlows
 from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
 from lbguard.core.model import Decision, Route, TargetKey
 from lbguard.core.status import GuardStatus
 from lbguard.distributor.base import CommitResult, Distributor
+from lbguard.distributor.nftables.counters import FallbackCounters
 from lbguard.kernel.batches import NetlinkChannel
 from lbguard.kernel.links import LinkOperations
 from lbguard.kernel.requests import KernelRequests
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from lbguard.nsm import WatchEvent
     from lbguard.service.affinity import FlowAffinity
     from lbguard.service.build_nsm import MeshEvents
+    from lbguard.service.parking import PacketParking
     from lbguard.service.servers import Servers
     from lbguard.sources.interposer.source import InterposerSource
     from lbguard.sources.kernel import KernelSource
@@ -101,7 +103,11 @@ class Daemon:
         self._requests = KernelRequests()
         links = LinkOperations(self._requests)
         self._distributor = make(settings)
-        self._packets = PacketCounts(self.metrics, on_read=self._recording.packets_read)
+        self._packets = PacketCounts(
+            self.metrics,
+            FallbackCounters(parking=settings.parks_packets),
+            on_read=self._recording.packets_read,
+        )
         self._announcer = make_announcer(settings, self.engine.holds_address)
         self._kernel = KernelActuator(self._channel, links)
         neighbors = NeighborActuator(
@@ -121,6 +127,7 @@ class Daemon:
         )
         self._affinity = self._make_affinity()
         affinity_queue: WorkQueue[SteerFlows] | None = None
+        self._parking = self._make_parking()
         self._work_queues: list[WorkQueue[Any]] = [kernel_queue, neighbor_queue, self._distributor_queue]
         if self._affinity is not None:
             affinity_queue = WorkQueue("affinity", self._affinity.perform, self._post)
@@ -134,6 +141,7 @@ class Daemon:
             distributor=self._distributor_queue,
             event_reporter=self._event_reporter,
             affinity=affinity_queue,
+            park=self._park,
             resync=self.mirror.request_resync,
             caught_up=self.mirror.caught_up,
             answer=lambda effect: self.verdicts.answered(effect),
@@ -158,6 +166,13 @@ class Daemon:
         from lbguard.service.affinity import make_affinity
 
         return make_affinity(self.settings, self.metrics, self._packets.read_marks, self._post)
+
+    def _make_parking(self) -> "PacketParking | None":
+        if not self.settings.parks_packets:
+            return None
+        from lbguard.service.parking import PacketParking
+
+        return PacketParking(self.settings, self.metrics, self._channel, self._requests)
 
     def _make_source(self) -> Source | None:
         settings = self.settings
@@ -226,6 +241,8 @@ class Daemon:
                     tasks.append(group.create_task(self._count_packets()))
                 if self._affinity is not None:
                     tasks.append(group.create_task(self._affinity.run()))
+                if self._parking is not None:
+                    tasks.append(group.create_task(self._parking.run()))
                 if self.settings.nsm.enabled:
                     tasks.append(group.create_task(self._follow_mesh()))
                 if self._source is not None:
@@ -357,6 +374,8 @@ class Daemon:
         self._event_reporter.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
         self._recording.count(self.metrics)
+        if self._parking is not None:
+            self._parking.count()
         if self._servers is not None:
             self._servers.count(self.metrics)
         if self._mesh is not None:
@@ -433,6 +452,10 @@ class Daemon:
     def _committed(self, result: CommitResult) -> None:
         self._event_reporter.committed(result)
         self._recording.committed(result)
+
+    def _park(self, effect: ParkPackets) -> None:
+        if self._parking is not None:
+            self._parking.perform(effect)
 
     def _announce(self, effect: Announce | SolicitNeighbors) -> None:
         if self._announcer is None:

@@ -17,6 +17,7 @@ from lbguard.core.effects import (
     ForgetStream,
     Ignored,
     NeighborMoved,
+    ParkPackets,
     ProbeNeighbors,
     ProgramRoutes,
     ProgramRules,
@@ -84,6 +85,7 @@ class Runner:
         distributor: WorkQueue[DistributorEffect],
         event_reporter: EventReports,
         affinity: WorkQueue[SteerFlows] | None = None,
+        park: Callable[[ParkPackets], None] = lambda effect: None,
         resync: Callable[[str], None],
         caught_up: Callable[[], bool] = lambda: True,
         answer: Callable[[VerdictAnswered], None] = lambda answer: None,
@@ -98,6 +100,7 @@ class Runner:
         self._neighbors = neighbors
         self._distributor = distributor
         self._affinity = affinity
+        self._park = park
         self._event_reporter = event_reporter
         self._resync = resync
         self._caught_up = caught_up
@@ -246,6 +249,8 @@ class Runner:
             case SteerFlows():
                 if self._affinity is not None:
                     self._affinity.put(effect)
+            case ParkPackets():
+                self._park(effect)
             case _:
                 assert_never(effect)
         self._event_reporter.performed(effect)

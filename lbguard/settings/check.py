@@ -71,6 +71,12 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
             what=f"source is {settings.source}, so targets_file is not read",
             remedy="set source to file, or leave targets_file unset",
         )
+    if settings.parking.enabled and settings.mode != "enforce":
+        yield ConfigWarning(
+            name="parking-without-enforce",
+            what=f"parking.enabled is true, but in mode {settings.mode} lbguard keeps no packets",
+            remedy="set mode to enforce, or leave parking.enabled false",
+        )
     if settings.withdraw_on_exit and settings.mode != "enforce":
         yield ConfigWarning(
             name="nothing-to-withdraw",

@@ -273,6 +273,27 @@ class RecordingSettings(BaseModel):
     )
 
 
+class ParkingSettings(BaseModel):
+    """Parking: packets of a target whose path is broken are kept, and given back when the path is repaired."""
+
+    model_config = GROUP
+    enabled: bool = Field(
+        default=False,
+        description="Keep packets of held targets and give them back. It needs /dev/net/tun. Only in mode enforce.",
+    )
+    bytes: int = number(
+        16 * 2**20,
+        "bytes",
+        "The most memory for kept packets, of all targets together.",
+        low=2**16,
+        high=2**32,
+    )
+    packets: int = number(
+        16_384, "packets", "The most packets that are kept, of all targets together.", low=16, high=2**20
+    )
+    max_age: Duration = seconds(15.0, "A packet that was kept this long is dropped.", low=0.1, high=300)
+
+
 class DrainSettings(BaseModel):
     """Drain of a target that leaves the list: its connections go on, it gets no new ones. It needs flow affinity."""
 

@@ -38,6 +38,7 @@ from lbguard.settings.groups import (
     LogSettings,
     MetricsSettings,
     NeighborSettings,
+    ParkingSettings,
     RecordingSettings,
 )
 from lbguard.settings.probe import ProbeSettings
@@ -101,6 +102,7 @@ class Settings(BaseSettings):
     availability: AvailabilitySettings = group()
     affinity: AffinitySettings = group()
     drain: DrainSettings = group()
+    parking: ParkingSettings = group()
     evidence: EvidenceSettings = group()
     distributor: DistributorSettings = group()
     links: LinkSettings = group()
@@ -134,6 +136,11 @@ class Settings(BaseSettings):
     def steers_flows(self) -> bool:
         """Return whether the kernel gets rules of flow affinity."""
         return self.mode == "enforce" and self.affinity.mode != "off"
+
+    @property
+    def parks_packets(self) -> bool:
+        """Return whether packets of held targets are kept."""
+        return self.mode == "enforce" and self.parking.enabled
 
     @model_validator(mode="after")
     def _source_is_told(self) -> "Settings":
@@ -227,6 +234,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         ),
         observe=settings.mode == "observe",
         affinity=settings.steers_flows,
+        parking=settings.parks_packets,
         learn_s=settings.affinity.learn,
         drain_window_s=settings.drain.window,
         manages_paths=settings.mode != "companion",

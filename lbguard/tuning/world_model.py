@@ -222,6 +222,7 @@ class WorldModel:
                     | fx.SetLinkUp()
                     | fx.SetAvailability()
                     | fx.SteerFlows()
+                    | fx.ParkPackets()
                     | fx.NeighborMoved()
                     | fx.VerdictAnswered()
                     | fx.Ignored()

@@ -16,6 +16,7 @@ from dashboards.grafana import (
     Row,
     stat,
 )
+from dashboards.parking import BALANCER_PARKING
 
 
 def _count(metric: str, label: str, selector: str = "@lb") -> tuple[str, str]:
@@ -501,5 +502,5 @@ BALANCER = Dashboard(
     about="Targets over time, links, neighbours, announcements and the reaction time of one load balancer pod.",
     pods="lbguard_kernel_in_sync",
     one_pod=True,
-    rows=[_NOW, _TARGETS, BALANCER_FLOWS, _LINKS, _NEIGHBORS, _SPEED, _SOURCE],
+    rows=[_NOW, _TARGETS, BALANCER_FLOWS, BALANCER_PARKING, _LINKS, _NEIGHBORS, _SPEED, _SOURCE],
 )

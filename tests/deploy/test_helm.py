@@ -242,6 +242,18 @@ def test_recordings_have_a_volume_that_they_cannot_fill(helm4: Helm) -> None:
     assert {mount["name"] for mount in mounts} == {"lbguard-run", "lbguard-shm", "disk"}
 
 
+def test_the_device_for_parking_is_mounted_where_it_is_used(helm4: Helm) -> None:
+    parking = "settings.parking.enabled=true"
+    objects = helm4.objects(parking)
+    pod = pod_of(patch_of(objects, "guard"))
+    assert named(pod["volumes"], "lbguard-tun")["hostPath"] == {"path": "/dev/net/tun", "type": "CharDevice"}
+    mounts = named(pod["containers"], "lbguard")["volumeMounts"]
+    assert named(mounts, "lbguard-tun")["mountPath"] == "/dev/net/tun"
+    for without in ((), (parking, "settings.mode=observe")):
+        pod = pod_of(patch_of(helm4.objects(*without), "guard"))
+        assert "lbguard-tun" not in {volume["name"] for volume in pod["volumes"]}
+
+
 NSP = ("settings.source=nsp", "settings.nsp.trench=a", "settings.nsp.conduit=b")
 SOCKETS = [
     ("availability.socket", ("settings.availability.socket=/var/lib/meridio/lb.sock",)),

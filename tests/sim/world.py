@@ -423,6 +423,7 @@ class World:
                     | fx.Record()
                     | fx.SetAvailability()
                     | fx.SteerFlows()
+                    | fx.ParkPackets()
                     | fx.NeighborMoved()
                     | fx.VerdictAnswered()
                     | fx.Ignored()

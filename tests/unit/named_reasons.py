@@ -12,6 +12,7 @@ from lbguard.core.model import Condition
 from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
 from lbguard.service.event_reporter import RESYNC_REASONS
+from lbguard.service.parking import DROP_REASONS as PARKING_DROP_REASONS
 from lbguard.sources.nsp.lists import Reason
 from lbguard.telemetry.metrics.guard import UNREADY_REASONS
 
@@ -149,6 +150,7 @@ def named_reasons() -> dict[str, set[str]]:
         "Entries of the registry that are skipped": {str(reason) for reason in Reason},
         "Answers to calls of nfqlb": _found(_argument("_Answer", 1), "sources/interposer/source.py")
         | _found(_key_of("calls"), "sources/interposer/source.py"),
+        "Parked packets that are dropped": set(PARKING_DROP_REASONS),
         "Findings of the host check": _found(_argument("Finding", keyword="id"), "cli/host_check.py"),
     }
 

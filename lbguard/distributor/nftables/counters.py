@@ -1,15 +1,17 @@
 """Packet counters per target, and of packets dropped while held, for any distributor.
 
 A held target's route table has only its blackhole route, and the kernel does not count packets there. So an nftables
-table of our own checks each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both act
-at priority -150) and after flow affinity (at -140) by a route lookup: `fib daddr . mark oif missing` is true when the
-mark's table ends in a blackhole, or no route matches the packet. (`fib ... type` does not help: the kernel looks it up
-in the local table only.) The counters are in the elements of two sets, which survive the service.
+table of our own checks each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both
+act at priority -150) and after flow affinity (at -140) by a route lookup: `fib daddr . mark oif missing` is true when
+the mark's table ends in a blackhole, or no route matches the packet. (`fib ... type` does not help: the kernel looks
+it up in the local table only.) With parking the mark's table has a route to the parking link before the blackhole.
+The counters are in the elements of two sets, which survive the service.
 """
 
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from lbguard.core.model import PARKING_LINK
 from lbguard.distributor.nftables import elements as nft_elements
 from lbguard.distributor.nftables.inventory import read_sets
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS
@@ -32,10 +34,13 @@ class HeldCount(NamedTuple):
 class FallbackCounters:
     """Packet counters per fwmark, in the network namespace of the thread that constructs this.
 
-    Counts survive a restart of the service; they start at zero again when another program removes the table.
+    Counts survive a restart of the service; they start at zero again when another program removes the table. With
+    `parking`, packets that leave through the parking link count as those that the fallback dropped: this costs another
+    route lookup for each packet.
     """
 
-    def __init__(self, *, library: str = LIBRARY) -> None:
+    def __init__(self, *, library: str = LIBRARY, parking: bool = False) -> None:
+        self._parking = parking
         self._session = NftSession(library)
         self._marks: frozenset[int] = frozenset()
 
@@ -81,7 +86,7 @@ class FallbackCounters:
 
     def _ensure(self, nft: NftContext) -> None:
         counted = _elements(nft, _FALLBACK), _elements(nft, _HITS)
-        lines = _structure()
+        lines = _structure(parking=self._parking)
         for name, held in zip((_FALLBACK, _HITS), counted, strict=True):
             lines += _changes("delete", name, (held or {}).keys() - self._marks)
             lines += _changes("add", name, self._marks - (held or {}).keys())
@@ -95,11 +100,14 @@ class FallbackCounters:
         return counts
 
 
-def _structure() -> list[str]:
-    """Return commands that renew the rule and keep existing counts.
+def _structure(*, parking: bool) -> list[str]:
+    """Return commands that renew the rules and keep existing counts.
 
     Earlier versions had the chain `prerouting` at the priority of flow affinity, and acted before it or after it.
     """
+    # A second lookup in the set of hits would count a packet twice.
+    rule = f"add rule {FAMILY} {TABLE} marked"
+    parked = f'{rule} meta mark != 0 fib daddr . mark oifname "{PARKING_LINK}" meta mark @{_FALLBACK}'
     return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
         f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",
@@ -109,7 +117,8 @@ def _structure() -> list[str]:
         f"delete chain {FAMILY} {TABLE} prerouting",
         f"add chain {FAMILY} {TABLE} marked {{ type filter hook prerouting priority -139; policy accept; }}",
         f"flush chain {FAMILY} {TABLE} marked",
-        f"add rule {FAMILY} {TABLE} marked meta mark @{_HITS} fib daddr . mark oif missing meta mark @{_FALLBACK}",
+        f"{rule} meta mark @{_HITS} fib daddr . mark oif missing meta mark @{_FALLBACK}",
+        *([parked] if parking else []),
     ]
 
 

@@ -55,6 +55,7 @@ IFLA_ADDRESS: Final = 1
 IFLA_IFNAME: Final = 3
 IFLA_EXT_MASK: Final = 29
 RTEXT_FILTER_SKIP_STATS: Final = 8
+IN6_ADDR_GEN_MODE_NONE: Final = 1
 
 IFA_ADDRESS: Final = 1
 IFA_LOCAL: Final = 2
@@ -125,6 +126,7 @@ class IgnoredReason(StrEnum):
     ROUTE_MULTIPATH = "route_multipath"
     ROUTE_NEXTHOP_OBJECT = "route_nexthop_object"
     ROUTE_VIA_OTHER_FAMILY = "route_via_other_family"
+    ROUTE_TO_PARKING = "route_to_parking"
     NOT_FWMARK_RULE = "not_fwmark_rule"
     DUMP_ABANDONED = "dump_abandoned"
     WHILE_DRAINING = "while_draining"

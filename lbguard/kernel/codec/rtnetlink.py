@@ -25,7 +25,7 @@ from lbguard.core.events import (
     RuleGone,
     RuleSeen,
 )
-from lbguard.core.model import ROUTE_PROTOCOL, NeighborState, Route, RouteKind, Rule
+from lbguard.core.model import PARKING_METRICS, ROUTE_PROTOCOL, NeighborState, Route, RouteKind, Rule
 from lbguard.kernel.codec import constants as c
 from lbguard.kernel.codec.constants import IgnoredReason
 
@@ -235,6 +235,8 @@ def _route(data: Buffer, offset: int, end: int, is_target_table: IsTargetTable) 
         elif attribute in _ROUTE_SHAPES:
             odd = odd or _ROUTE_SHAPES[attribute]
         offset += (length + 3) & -4
+    if protocol == ROUTE_PROTOCOL and metric in PARKING_METRICS:
+        return IgnoredReason.ROUTE_TO_PARKING
     if odd and (protocol == ROUTE_PROTOCOL or not is_target_table(table)):
         return odd
     if protocol != ROUTE_PROTOCOL and not is_target_table(table):

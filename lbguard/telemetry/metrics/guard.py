@@ -1,7 +1,7 @@
 """Definitions of lbguard's metrics, in one class that takes a registry. Importing this module registers nothing.
 
 Series with a lifetime are in separate modules: those of streams in `streams.py`, of targets in `targets.py`, of links
-in `interface_counts.py`, and of flow affinity in `affinity.py`.
+in `interface_counts.py`; those of flow affinity in `affinity.py`, and of parking in `parking.py`.
 
 Labels are bounded: streams and targets come from the source, and their series end with them; every other label is one
 of the named reasons of the code, and any other value is counted as `other`.
@@ -27,6 +27,7 @@ from lbguard.core.status import GuardStatus
 from lbguard.telemetry.metrics.affinity import AffinityMetrics
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, ForeignCounts, MetricFamilies, MetricSpec, reason_label
 from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
+from lbguard.telemetry.metrics.parking import ParkingMetrics
 from lbguard.telemetry.metrics.streams import StreamMetrics
 from lbguard.telemetry.metrics.targets import PACKET_SPECS, TargetPackets
 
@@ -53,6 +54,7 @@ class Metrics:
         build.labels(__version__, platform.python_version()).set(1)
         self.streams = StreamMetrics(families, place or {})
         self.affinity = AffinityMetrics(families)
+        self.parking = ParkingMetrics(families)
         self._define_repair(families)
         self._define_kernel(families)
         self._define_work(families)

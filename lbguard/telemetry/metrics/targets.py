@@ -30,13 +30,13 @@ PACKET_SPECS = (
         name="lbguard_held_packets_total",
         kind="counter",
         labels=("stream", "identifier"),
-        help="Packets to a target that were dropped while it was held with a broken path.",
+        help="Packets to a target that met its broken path while it was held: dropped, or kept with parking.",
     ),
     MetricSpec(
         name="lbguard_held_bytes_total",
         kind="counter",
         labels=("stream", "identifier"),
-        help="Bytes (with IP header) of the packets dropped while held.",
+        help="Bytes (with IP header) of the packets that met a broken path while their target was held.",
     ),
 )
 

@@ -8,6 +8,7 @@ import pytest
 
 from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityTable
+from lbguard.lab.netns import connect
 from tests.netns.affinity import segments
 from tests.netns.affinity.conftest import FAMILIES, AffinityLab, flows
 from tests.netns.distributor import packets
@@ -52,6 +53,26 @@ async def test_new_flows_of_a_target_that_is_cut_off_get_another_one_at_once(
     assert lab.go_on(some[20:]) == homes, "the return of the target moves flows"
     assert set(lab.begin(flows(family, PROTOCOLS[protocol], 5, 40000))) == {1}
     assert (await table.read()).flows[protocol, int(family[-1])] == 40
+
+
+@every_family
+async def test_a_route_to_the_parking_link_counts_as_none(lab: AffinityLab, table: AffinityTable, family: str) -> None:
+    """The first two substitutes lead there too."""
+    await table.apply([steering(learning=False)])
+    lab.choose(1)
+    connect(lab.balancer, "lbguard-park", lab.targets[1], "elsewhere")
+    for target in (1, 2, 3):
+        lab.sever(target)
+        for ip in ("-4", "-6"):
+            lab.balancer.run(
+                *("ip", ip, "route", "add", "default", "dev", "lbguard-park"),
+                *("metric", "4294967294", "table", str(5000 + target)),
+            )
+    some = flows(family, TCP, 40)
+    assert lab.begin(some) == [4] * 40
+    for target in (1, 2, 3):
+        lab.repair(target)
+    assert lab.go_on(some) == [4] * 40
 
 
 @every_family

@@ -9,6 +9,7 @@ import pytest
 
 from lbguard.distributor.nftables.counters import FallbackCounters, HeldCount
 from lbguard.distributor.nftables.distributor import NftDistributor
+from lbguard.lab.netns import connect
 from tests.netns.distributor import packets
 from tests.netns.distributor.conftest import CLIENT4, CLIENT6, TARGETS, VIP4, VIP6, WAIT_S, Lab, spec, table
 from tests.netns.distributor.packets import UDP, Flow
@@ -63,6 +64,27 @@ async def test_hits_and_held_packets_are_counted_per_target(
     assert lab.deliver(sent) == homes
     assert (await counters.read())[5002] == hits[5002]
     assert (await counters.read_hits())[5001].packets == 3 * homes.count(1)
+
+
+async def test_packets_on_the_parking_link_count_as_held_where_parking_is_on(
+    lab: Lab, distributor: NftDistributor, counters: FallbackCounters
+) -> None:
+    connect(lab.balancer, "lbguard-park", lab.targets[1], "elsewhere")
+    lab.sever(2)
+    for family in ("-4", "-6"):
+        lab.balancer.run(
+            *("ip", family, "route", "add", "default", "dev", "lbguard-park"),
+            *("metric", "4294967294", "table", "5002"),
+        )
+    with lab.balancer.entered():
+        parking = FallbackCounters(parking=True)
+    await parking.ensure(MARKS)
+    sent = [packets.flow_packet(flow) for flow in FLOWS]
+    lab.send(sent)
+    hits = await until(parking.read_hits, len(sent))
+    assert hits[5002].packets > 0
+    assert await parking.read() == NOTHING | {5002: hits[5002]}
+    await parking.close()
 
 
 async def test_marks_of_any_origin_are_counted(lab: Lab, counters: FallbackCounters) -> None:

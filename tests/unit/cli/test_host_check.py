@@ -322,3 +322,13 @@ def test_a_kernel_that_refuses_flow_affinity_is_named_where_it_is_wanted(machine
     (finding,) = machine.findings(affinity__mode="incident", distributor__kind="nfqlb-shm", mode="enforce")[:1]
     assert finding.id == "no_nftables"
     assert "flow affinity will not work" in finding.what
+
+
+def test_a_missing_device_is_named_where_packets_are_to_be_parked(machine: Machine) -> None:
+    assert machine.ids(parking__enabled="false") == []
+    assert machine.ids(mode="observe", parking__enabled="true") == []
+    (finding,) = machine.findings(parking__enabled="true")
+    assert (finding.id, finding.severity) == ("no_tun_device", "warning")
+    assert "No such file" in finding.what
+    machine.write("dev/net/tun", "")
+    assert machine.ids(parking__enabled="true") == []

@@ -91,6 +91,10 @@ and in the load balancer's own container (env has something in it with settings.
 - name: lbguard-recording
   mountPath: {{ .root.Values.settings.recording.directory }}
 {{- end }}
+{{- if include "lbguard.parks" .root }}
+- name: lbguard-tun
+  mountPath: /dev/net/tun
+{{- end }}
 {{- end }}
 {{- with (get .root.Values .component).extraVolumeMounts }}
 {{ toYaml . }}
@@ -145,6 +149,12 @@ httpGet:
 - name: lbguard-recording
   emptyDir:
     sizeLimit: {{ include "lbguard.recordingVolume" .root }}
+{{- end }}
+{{- if include "lbguard.parks" .root }}
+- name: lbguard-tun
+  hostPath:
+    path: /dev/net/tun
+    type: CharDevice
 {{- end }}
 {{- with include "lbguard.targetsConfigMap" .root }}
 - name: lbguard-targets

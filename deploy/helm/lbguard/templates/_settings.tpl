@@ -27,6 +27,10 @@
 - {"name": "affinity.udp", "variable": "LBGUARD_AFFINITY__UDP", "default": "false"}
 - {"name": "drain.window", "variable": "LBGUARD_DRAIN__WINDOW", "default": "0s", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
 - {"name": "drain.idle", "variable": "LBGUARD_DRAIN__IDLE", "default": "30s", "low": 1.0, "high": 86400.0, "allowed": "1s to 1440m"}
+- {"name": "parking.enabled", "variable": "LBGUARD_PARKING__ENABLED", "default": "false"}
+- {"name": "parking.bytes", "variable": "LBGUARD_PARKING__BYTES", "default": "16777216"}
+- {"name": "parking.packets", "variable": "LBGUARD_PARKING__PACKETS", "default": "16384"}
+- {"name": "parking.max_age", "variable": "LBGUARD_PARKING__MAX_AGE", "default": "15s", "low": 0.1, "high": 300.0, "allowed": "100ms to 5m"}
 - {"name": "evidence.soft_budget", "variable": "LBGUARD_EVIDENCE__SOFT_BUDGET", "default": "0.5"}
 - {"name": "evidence.verdict_confirm", "variable": "LBGUARD_EVIDENCE__VERDICT_CONFIRM", "default": "1"}
 - {"name": "evidence.verdict_memory", "variable": "LBGUARD_EVIDENCE__VERDICT_MEMORY", "default": "3"}

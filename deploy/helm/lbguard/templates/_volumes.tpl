@@ -18,6 +18,11 @@
 {{- end -}}
 {{- end }}
 
+{{/* Whether the device for parking is mounted. */}}
+{{- define "lbguard.parks" -}}
+{{- if and .Values.settings.parking.enabled (eq .Values.settings.mode "enforce") }}yes{{ end -}}
+{{- end }}
+
 {{/*
 Refuse sockets of others that no volume leads to: lbguard would wait for them for ever. Takes (dict "root" . "component"
 "guard").
