@@ -4,9 +4,9 @@ A map may hold millions of elements, so they are read at fixed offsets: the key 
 """
 
 import errno
-import struct
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from lbguard.affinity.names import TABLE, AffinityOptions, flow_map
@@ -28,10 +28,10 @@ _TABLE, _SET_NAME, _SET_COUNT = 1, 2, 20
 _ELEMENT_LIST: Final = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
 _ELEMENT, _KEY, _VALUE = 1, 1, 1
 _NESTED: Final = 0x8000  # NLA_F_NESTED
-_HEADERS: Final = 3 * ATTRIBUTE.size
-"""Headers of the element, of its key and of the key's value."""
-_KEY_BYTES: Final = {4: 16, 6: 40}
-_LENGTH: Final = struct.Struct("=H")
+_WORD: Final = "I"
+_KEY_AT: Final = 3
+"""Words before the key: headers of the element, of its key and of the key's value. Two more precede the mark."""
+_KEY_WORDS: Final = {4: 4, 6: 10}
 _REMOVED_TOGETHER: Final = 500
 _TRIES: Final = 10
 
@@ -50,7 +50,9 @@ def count_flows(kernel: Nfnetlink, options: AffinityOptions) -> dict[tuple[str, 
     for protocol in options.protocols:
         for family in (4, 6):
             reported = counts.get(flow_map(protocol, family))
-            flows[protocol, family] = sum(1 for _ in _read(kernel, protocol, family)) if reported is None else reported
+            if reported is None:
+                reported = sum(len(_starts(words)) for words in _lists(kernel, protocol, family))
+            flows[protocol, family] = reported
     return flows
 
 
@@ -68,8 +70,15 @@ def forget_flows(kernel: Nfnetlink, options: AffinityOptions, marks: Collection[
 
 
 def _forget(kernel: Nfnetlink, protocol: str, family: int, marks: frozenset[int]) -> int:
+    key_end = _KEY_AT + _KEY_WORDS[family]
+    mark_at = key_end + 2
     for tries_left in reversed(range(_TRIES)):
-        keys = [key for key, mark in _read(kernel, protocol, family) if mark in marks]
+        keys = [
+            words[start + _KEY_AT : start + key_end].tobytes()
+            for words in _lists(kernel, protocol, family)
+            for start in _starts(words)
+            if words[start + mark_at] in marks
+        ]
         try:
             for start in range(0, len(keys), _REMOVED_TOGETHER):
                 kernel.transact([_removal(flow_map(protocol, family), keys[start : start + _REMOVED_TOGETHER])])
@@ -82,24 +91,34 @@ def _forget(kernel: Nfnetlink, protocol: str, family: int, marks: frozenset[int]
     raise AssertionError("the last try returns or raises")
 
 
-def _read(kernel: Nfnetlink, protocol: str, family: int) -> Iterator[tuple[bytes, int]]:
-    """Yield key and mark of each remembered flow."""
-    size = _KEY_BYTES[family]
-    data_at = _HEADERS + size
-    mark_at = data_at + 2 * ATTRIBUTE.size
-    for elements in _lists(kernel.dump(GET_ELEMENTS, list_request(TABLE, flow_map(protocol, family))) or ()):
-        content = bytes(elements)
-        at = 0
-        while at + mark_at + 4 <= len(content):
-            (length,) = _LENGTH.unpack_from(content, at)
-            mark = int.from_bytes(content[at + mark_at : at + mark_at + 4], sys.byteorder)
-            yield content[at + _HEADERS : at + data_at], mark
-            at += max(ATTRIBUTE.size, length + 3 & ~3)
+def _lists(kernel: Nfnetlink, protocol: str, family: int) -> "Iterator[array[int]]":
+    """Yield the elements of a flow map, many at a time, as words of four bytes."""
+    for body in kernel.dump(GET_ELEMENTS, list_request(TABLE, flow_map(protocol, family))) or ():
+        for kind, payload in attributes(body):
+            if kind == _ELEMENT_LIST:
+                words = array(_WORD)
+                words.frombytes(payload[: len(payload) & ~3])
+                yield words
 
 
-def _lists(found: Iterable[memoryview]) -> Iterator[memoryview]:
-    for body in found:
-        yield from (payload for kind, payload in attributes(body) if kind == _ELEMENT_LIST)
+def _starts(words: "array[int]") -> Sequence[int]:
+    """Return where each element begins, in words. Nearly always all have the same length."""
+    if not words:
+        return ()
+    stride = _words_of(words[0])
+    if len(words) % stride == 0 and words[::stride].count(words[0]) == len(words) // stride:
+        return range(0, len(words), stride)
+    starts, at = [], 0
+    while at < len(words):
+        starts.append(at)
+        at += _words_of(words[at])
+    return starts
+
+
+def _words_of(header: int) -> int:
+    """Return the length of an element, from the header of its attribute."""
+    length, _ = ATTRIBUTE.unpack(header.to_bytes(ATTRIBUTE.size, sys.byteorder))
+    return max(1, (int(length) + 3) // 4)
 
 
 def _removal(name: str, keys: Iterable[bytes]) -> Request:

@@ -56,8 +56,11 @@ MARK_SETS: Final = ("marks", "served_4", "served_6", *EXCEPTIONAL_SETS)
 STEER_MAPS: Final = ("steer_4", "steer_6")
 NEXT_MAPS: Final = ("next_4", "next_6")
 
-_BEGINS: Final = {"tcp": "tcp flags & (syn | ack) == syn", "sctp": "sctp chunk init exists"}
+# TCP's flags, FIN 1, SYN 2, RST 4 and ACK 16, without the test of the protocol that nft adds to `tcp flags`.
+_TCP_FLAGS: Final = "@th,104,8"
+_BEGINS: Final = {"tcp": f"{_TCP_FLAGS} & 0x12 == 0x02", "sctp": "sctp chunk init exists"}
 """First packets. Nothing tells the first packet of a UDP flow from the others."""
+_TCP_ENDS: Final = f"{_TCP_FLAGS} & 0x05 != 0"
 
 
 def key(protocol: str, family: int) -> str:
@@ -225,24 +228,24 @@ def _udp_rules(at: str, family: int) -> list[str]:
 
 
 def _tcp_rules(at: str, family: int) -> list[str]:
-    this, ended = key("tcp", family), "tcp flags & (fin | rst) != 0"
+    this = key("tcp", family)
     return [
         f"flow_{at} {_BEGINS['tcp']} goto new_{at}",
         f"flow_{at} goto missed_{at}",
-        f"known_{at} tcp flags & (fin | syn | rst) != 0 goto flagged_{at}",
+        f"known_{at} {_TCP_FLAGS} & 0x07 != 0 goto flagged_{at}",
         f"known_{at} meta mark != @served_{family} goto orphan_{at}",
         f"known_{at} {this} @{closed_set(family)} goto closing_{at}",
         f"known_{at} goto remember_{at}",
         f"flagged_{at} {_BEGINS['tcp']} goto again_{at}",
         f"flagged_{at} meta mark != @served_{family} goto orphan_{at}",
-        f"flagged_{at} {ended} goto closing_{at}",
+        f"flagged_{at} {_TCP_ENDS} goto closing_{at}",
         f"flagged_{at} goto remember_{at}",
         f"closing_{at} update @{closed_set(family)} {{ {this} }}",
         # The ports of an ended connection may be used again.
         f"again_{at} delete @{closed_set(family)} {{ {this} }}",
         f"begin_{at} delete @{closed_set(family)} {{ {this} }}",
         f"begin_{at} goto remember_{at}",
-        f"observe_{at} {ended} goto closing_{at}",
+        f"observe_{at} {_TCP_ENDS} goto closing_{at}",
         *_missed_flow_rules("tcp", family),
     ]
 

@@ -166,8 +166,8 @@ def tune(
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.recording.reader import find_files
     from lbguard.settings.notation import DURATION_EXAMPLES, parse_duration
-    from lbguard.tuning import show
-    from lbguard.tuning.recommendation import parse_choices
+    from lbguard.tuning import page, show
+    from lbguard.tuning.candidates import parse_choices
     from lbguard.tuning.tune import tune as try_values
 
     try:
@@ -191,7 +191,7 @@ def tune(
     if report is None:
         return
     try:
-        report.write_text(show.render(outcome), encoding="utf-8")
+        report.write_text(page.render(outcome), encoding="utf-8")
     except OSError as error:
         raise typer.BadParameter(f"{printable(str(report))}: {error.strerror}", param_hint="--report") from None
     if not as_json:

@@ -74,7 +74,7 @@ class HoldMemory:
                 left_s=max(0.0, (deadlines.get(target.key) or seen_until) - seen_until),
             )
             for stream in streams
-            if stream.broken
+            if stream.held
             for target in stream.targets.values()
             if target.state in _BROKEN and not target.partial
         ]

@@ -136,7 +136,7 @@ class Lifecycle:
     def unseen(self, streams: Iterable[Stream], duration_s: float, now: float) -> None:
         """Exclude a time without observation that ends now: the deadlines of broken targets move by it."""
         for stream in streams:
-            for target in stream.targets.values() if stream.broken else ():
+            for target in stream.targets.values() if stream.held else ():
                 if target.state in (TargetState.HELD, TargetState.FROZEN):
                     # A verdict may have started the hold while the view of the kernel was lost.
                     shift_s = min(duration_s, now - target.since)
@@ -174,6 +174,9 @@ class Lifecycle:
                 self._begin_anew(target, now, cause)
             target.partial = what is Input.PATH_PARTIAL
         speaks = handler(self, target, now, cause) if handler else True
+        if target.state is TargetState.HELD:
+            alone = target.partial and any(path.withdrawn for path in target.paths.values())
+            stream.halve(target, halved=alone and not target.families_lost())
         if speaks or state is not before:
             started = lost_at if action in _SINCE_THE_LOSS else since
             why = _CAUSES.get(action) or (target.lost_to if action is Action.RECOVER else target.cause).value

@@ -60,7 +60,8 @@ class Target:
     lost and another forwards. `open_ended`: HELD without a deadline, because of that.
     `waiting`: WITHDRAWN with a good path, damped. `healing_until`: the end of the repair that last moved the deadline.
     `pardoned_until`: until then soft evidence against the target is ignored. `draining`: it gets no new flow, because
-    the source says so or no longer lists it (`unlisted`).
+    the source says so or no longer lists it (`unlisted`). `halved`: HELD for one family, since the other was withdrawn
+    alone; nothing more is waited for, so it does not count as broken.
     """
 
     key: TargetKey
@@ -83,6 +84,7 @@ class Target:
     penalty: Penalty = field(default_factory=Penalty)
     draining: bool = False
     unlisted: bool = False
+    halved: bool = False
 
     def judge(self, now: float) -> Condition:
         """Return OK, or the worst condition that makes the target broken.
@@ -144,6 +146,7 @@ class Stream:
     `active_seen`: the identifiers read back from the distributor, None until it was read. `committed`, `in_flight`:
     the (registered, active) pair that the distributor confirmed last, and the one being committed. `learn_until`: a
     change of the registered targets is not committed before, so that the flows which it moves are seen and remembered.
+    `halved`: the number of such targets.
     """
 
     spec: StreamSpec
@@ -156,6 +159,7 @@ class Stream:
     committed: tuple[frozenset[int], frozenset[int]] | None = None
     in_flight: tuple[frozenset[int], frozenset[int]] | None = None
     learn_until: float | None = None
+    halved: int = 0
     available: bool | None = None
     was_mass: bool = False
 
@@ -166,7 +170,12 @@ class Stream:
 
     @property
     def broken(self) -> int:
-        """Return the number of admitted targets that are broken."""
+        """Return the number of admitted targets that are broken: it may turn out that they are to be withdrawn."""
+        return self.held - self.halved
+
+    @property
+    def held(self) -> int:
+        """Return the number of targets that are held or frozen."""
         return self.counts[TargetState.HELD] + self.counts[TargetState.FROZEN]
 
     def mass_failure(self, config: EngineConfig) -> bool:
@@ -190,6 +199,8 @@ class Stream:
         self.counts[target.state] -= 1
         if target.state is TargetState.WITHDRAWN and target.soft:
             self.soft_withdrawn -= 1
+        if state is not TargetState.HELD:
+            self.halve(target, halved=False)
         if state is None:
             del self.targets[target.key.identifier]
             return
@@ -198,6 +209,11 @@ class Stream:
         self.counts[state] += 1
         if state is TargetState.WITHDRAWN and target.soft:
             self.soft_withdrawn += 1
+
+    def halve(self, target: Target, *, halved: bool) -> None:
+        """Record whether a target is held for one family alone."""
+        self.halved += halved - target.halved
+        target.halved = halved
 
     def add(self, spec: TargetSpec, now: float) -> Target:
         """Register a target, PENDING."""

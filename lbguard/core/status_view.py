@@ -150,6 +150,8 @@ def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: 
             until = target.frozen_at + config.freeze.limit_s
     elif what is Input.DEADLINE_VETOED:
         why = "soft evidence would withdraw too much of the stream"
+    if action is Action.WITHDRAW_FAMILY:
+        stream.halve(target, halved=True)
     if state is not target.state:
         # A target that is not listed any more is removed as soon as it is withdrawn.
         stream.move(target, None if target.unlisted and state is TargetState.WITHDRAWN else state, at)
@@ -255,7 +257,7 @@ def _stream(engine: EngineState, stream: Stream) -> StreamStatus:
 def _families_of(stream: Stream) -> tuple[FamilyStatus, ...]:
     held: Counter[bool] = Counter()
     withdrawn: Counter[bool] = Counter()
-    for target in stream.targets.values() if stream.broken else ():
+    for target in stream.targets.values() if stream.held else ():
         if target.state in (TargetState.HELD, TargetState.FROZEN):
             for ip, path in target.paths.items():
                 if path.condition is not Condition.OK:

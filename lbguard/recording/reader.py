@@ -224,7 +224,7 @@ class _Parser:
         config = self._decode(next(rows, None))
         if not isinstance(config, EngineConfig):
             raise self._lines.damaged("the configuration of the engine is missing")
-        if self._header.version == VERSION_WITHOUT_LEARNING:
+        if self._header.version == VERSION_WITHOUT_LEARNING and config.affinity:
             config = dataclasses.replace(config, learn_s=0.0)
         nodes: list[list[Any]] = []
         begun = False

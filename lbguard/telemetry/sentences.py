@@ -174,8 +174,8 @@ def _verdict_sentence(verdict: VerdictStatus, now: float) -> str:
     )
 
 
-def _one_family_sentence(target: TargetStatus, why: str, *, affinity: bool) -> str:
-    """Return how a target is held that lost one family for good, or for as long as many targets are broken."""
+def _one_family_sentence(target: TargetStatus, why: str, span: str) -> str:
+    """Return how a target is held that lost one family: without an end, or (`span`) while many targets are broken."""
     out = [path.ip for path in target.paths if path.withdrawn]
     if out:
         serves = _families(path.ip for path in target.paths if not path.withdrawn)
@@ -183,10 +183,11 @@ def _one_family_sentence(target: TargetStatus, why: str, *, affinity: bool) -> s
             f"{_families(out)} is withdrawn; {serves} serves. {_families(out)} gets connections again as soon as its"
             f" path is ok. When {serves} is lost too, the grace window begins."
         )
-    if affinity:
+    if span:
+        lost = _families(path.ip for path in target.paths if path.condition != Condition.OK)
         return (
-            f"{why}: the lost family is withdrawn alone, one grace window after the mass failure ends, or at"
-            " freeze.limit, if that is sooner."
+            f"{lost} is withdrawn after at most {span} more (freeze.limit), or one grace window after the mass failure"
+            f" ends, if that is sooner, unless its path comes back: {why}, more than freeze.threshold allows."
         )
     return (
         f"It is held without a deadline: {why}, and both families are one entry of the table, so withdrawing it"
@@ -195,8 +196,8 @@ def _one_family_sentence(target: TargetStatus, why: str, *, affinity: bool) -> s
     )
 
 
-def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: float, *, affinity: bool) -> str:
-    """Return the next decision, and the condition for it. `affinity`: flow affinity is on."""
+def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: float) -> str:
+    """Return the next decision, and the condition for it."""
     at, until, why = prediction.at, prediction.until, prediction.why
     left = "" if at is None else seconds(max(0.0, at - now))
     span = "" if until is None else seconds(max(0.0, until - (now if at is None else max(at, now))))
@@ -223,7 +224,7 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
             lost = _families(path.ip for path in target.paths if path.condition != Condition.OK and not path.withdrawn)
             text = f"{lost} is withdrawn in {left} unless its path comes back; the target stays for its other family."
         case Action.HOLD if at is None:
-            text = _one_family_sentence(target, why, affinity=affinity)
+            text = _one_family_sentence(target, why, span)
         case Action.REMOVE:
             text = (
                 f"It is removed in {left} at the latest; sooner if it gets no packet for drain.idle, if its path"
@@ -289,7 +290,7 @@ def target_story(
             story.append(f"{path.verdicts_left_out} more verdicts concern this path.")
     story.append(_drain_sentence(target))
     if target.prediction is not None:
-        story.append(_prediction_sentence(target, target.prediction, now, affinity=affinity is not None))
+        story.append(_prediction_sentence(target, target.prediction, now))
     # Each loss adds one, which decays; only the part above one delays a re-admission.
     if target.penalty > 1:
         story.append(

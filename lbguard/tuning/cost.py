@@ -1,18 +1,23 @@
-"""Cost of one set of values: holds, withdrawals, packets in the fallback, connections moved; traffic rates for it."""
+"""Cost of one set of values: holds, withdrawals, packets in the fallback, connections moved; traffic rates for it.
 
-from collections.abc import Callable
+`docs/tuning.md` explains the model. Without flow affinity a target is one whole: while it is held, its part of the
+stream's connections waits, and each commit that withdraws or re-admits it moves the connections of all slots that
+change. With flow affinity
+
+- a family is counted by itself: while one of two families is lost, half of the target's connections wait, and they are
+  moved when that family is withdrawn;
+- a withdrawal moves the connections of the withdrawn target, and of no other one whose flows are remembered;
+- a re-admission moves none: every connection in its slots began during the incident, and is remembered.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
-from lbguard.core.model import Action, Decision, StreamTable, TargetKey
-from lbguard.distributor.maglev import (
-    NO_TARGET,
-    ImplicitPermutations,
-    TableCalculator,
-    TableKind,
-    largest_prime_at_most,
-)
+from lbguard.core.model import Action, Condition, Decision, Evidence, StreamTable, TargetKey
+from lbguard.tuning.slots import Pair, Slots
 
-_ENDS_TROUBLE = frozenset({Action.RECOVER, Action.READMIT, Action.ADMIT, Action.ADOPT, Action.PARDON})
+_ENDS_TROUBLE = frozenset({Action.RECOVER, Action.READMIT, Action.ADMIT, Action.ADOPT, Action.PARDON, Action.RESUME})
 
 
 @dataclass(slots=True)
@@ -37,7 +42,7 @@ class Traffic:
         """Record a decision of the recording: the interval around it does not show the usual traffic."""
         if decision.action in _ENDS_TROUBLE:
             self._troubled.pop(decision.target, None)
-        elif decision.action is Action.HOLD:
+        elif decision.action in (Action.HOLD, Action.DRAIN):
             self._troubled[decision.target] = None
         counted = self._targets.get(decision.target)
         if counted is not None:
@@ -66,14 +71,22 @@ class Traffic:
         return counted.rate if counted else None
 
 
-_TABLES_KEPT = 64
+class Remembered(StrEnum):
+    """Flows that the kernel remembers, by the values of `affinity.mode`."""
+
+    NONE = "off"
+    INCIDENTS = "incident"
+    ALL = "all"
 
 
 @dataclass(slots=True, kw_only=True)
 class Loss:
     """One loss of a target. `share`: its part of the stream's slots then; `rate`: packets a second, if counted.
 
-    `ended_at`: when it left the table or recovered. `back_at`: when its path was back, however late.
+    `ended_at`: when it left the table or recovered, or its family was withdrawn. `back_at`: when its path was back,
+    however late. `part`: the part of its connections whose family is lost and not withdrawn; `fallen`: the part whose
+    family was withdrawn. `silent_s`: how long its connections waited, on average over them; `new_waited_s`: the same
+    of new connections of the stream. Both are counted up to `counted_at`.
     """
 
     target: TargetKey
@@ -84,6 +97,11 @@ class Loss:
     ended_at: float | None = None
     back_at: float | None = None
     outcome: str = ""
+    part: float = 1.0
+    fallen: float = 0.0
+    silent_s: float = 0.0
+    new_waited_s: float = 0.0
+    counted_at: float = 0.0
 
     @property
     def held_s(self) -> float:
@@ -101,11 +119,15 @@ class Cost:
     """Cost of one set of values over a recording.
 
     `in_time`: holds that recovered. `withdrawn`: withdrawn targets; of these `in_vain` never came back, `too_soon` did.
-    `frozen`: losses whose withdrawal a mass failure suppressed. `vain_s`: hold time of targets that were then
-    withdrawn. `fallback`: packets dropped while held, None without counters. `moved`: connections moved to another
-    target, per 1000 of the stream (withdrawals and re-admissions, summed over streams). `stalled_s`: seconds that
-    connections waited, per 1000. `total_s`: `stalled_s` plus `moved` times the cost of a broken connection, in
-    connection-seconds.
+    `families`: families withdrawn alone, of which `families_too_soon` came back. `frozen`: losses whose withdrawal a
+    mass failure suppressed. `vain_s`: hold time of targets and families that were then withdrawn. `fallback`: packets
+    dropped while held, None without counters. `moved`: connections moved to another target, per 1000 of the stream
+    (withdrawals and re-admissions, summed over streams). `stalled_s`: seconds that connections waited, per 1000.
+    `total_s`: `stalled_s` plus `moved` times the cost of a broken connection, in connection-seconds.
+
+    Not part of `total_s`: `moved_by_list`, connections moved by changes of the list, per 1000; `drains`, targets that
+    left the list and drained, of which `drained` were idle at the end; `new_waited_s`, seconds: the new connections
+    that a stream gets in this time waited for a held target.
     """
 
     losses: int
@@ -113,92 +135,79 @@ class Cost:
     withdrawn: int
     in_vain: int
     too_soon: int
+    families: int
+    families_too_soon: int
     frozen: int
     unfinished: int
+    drains: int
+    drained: int
     vain_s: float
     held_s: float
     fallback: int | None
     slots_moved: int
     moved: float
+    moved_by_list: float
+    new_waited_s: float
     stalled_s: float
     total_s: float
-
-
-class Slots:
-    """Slot tables of streams, and how many slots differ between two of them."""
-
-    def __init__(self, kind: TableKind) -> None:
-        self.kind = kind
-        self._sizes: dict[str, int] = {}
-        self._calculators: dict[tuple[str, int], TableCalculator] = {}
-        self._tables: dict[tuple[str, int, frozenset[int], frozenset[int]], list[int]] = {}
-
-    def learn_size(self, stream: str, slots: int) -> None:
-        """Record a table's real size, from a recorded commit."""
-        if slots > 0:
-            self._sizes[stream] = slots
-
-    def moved(
-        self, stream: str, max_targets: int, registered: frozenset[int], before: frozenset[int], after: frozenset[int]
-    ) -> tuple[int, int]:
-        """Return how many slots change their target between two active sets, and how many slots there are."""
-        size = self._size(stream, max_targets)
-        one, other = self._table(stream, size, registered, before), self._table(stream, size, registered, after)
-        return sum(a != b and a != NO_TARGET for a, b in zip(one, other, strict=True)), size
-
-    def _size(self, stream: str, max_targets: int) -> int:
-        known = self._sizes.get(stream, 0)
-        return largest_prime_at_most(max(known or 100 * max_targets, 3))
-
-    def _table(self, stream: str, size: int, registered: frozenset[int], active: frozenset[int]) -> list[int]:
-        key = (stream, size, registered, active)
-        table = self._tables.get(key)
-        if table is None:
-            calculator = self._calculators.get((stream, size))
-            if calculator is None:
-                calculator = TableCalculator(ImplicitPermutations(stream, size), self.kind)
-                self._calculators[stream, size] = calculator
-            if len(self._tables) >= _TABLES_KEPT:
-                self._tables.pop(next(iter(self._tables)))
-            table = calculator.table({i - 1 for i in registered}, {i - 1 for i in active})
-            self._tables[key] = table
-        return table
 
 
 class CostAccount:
     """Follows the decisions and commits of one engine."""
 
     def __init__(
-        self, slots: Slots, rate: Callable[[TargetKey], float | None], share: Callable[[TargetKey], float]
+        self,
+        slots: Slots,
+        rate: Callable[[TargetKey], float | None],
+        share: Callable[[TargetKey], float],
+        *,
+        remembered: Remembered = Remembered.NONE,
+        learns: bool = True,
+        has_healthy: Callable[[str], bool] = lambda stream: True,
     ) -> None:
-        """Set the sources of slot tables, of a target's packet rate and of its share of the stream."""
+        """Set the sources of slot tables, of a target's packet rate and of its share of the stream.
+
+        `learns`: a change of the list waits for the flows that it would move. `has_healthy`: whether a stream has a
+        target with every path.
+        """
         self._slots = slots
         self._rate = rate
         self._share = share
+        self._remembered = remembered
+        self._learns = learns
+        self._has_healthy = has_healthy
         self.losses: list[Loss] = []
         self._open: dict[TargetKey, Loss] = {}
-        self._frozen = 0
+        self._left: dict[TargetKey, bool] = {}
+        self._draining: dict[TargetKey, None] = {}
+        self._new_wait: dict[str, bool] = {}
+        self._frozen = self._drains = self._drained = 0
         self._slots_moved = 0
         self._moved = 0.0
+        self._moved_by_list = 0.0
 
     def decided(self, decision: Decision) -> None:
         """Record a decision."""
         key, at = decision.target, decision.at
+        self._count_waits(key.stream, at)
+        self._count_drains(decision)
         loss = self._open.get(key)
         match decision.action:
             case Action.HOLD:
-                opened = Loss(
-                    target=key, cause=decision.cause, lost_at=at, share=self._share(key), rate=self._rate(key)
-                )
-                self._open[key] = opened
-                self.losses.append(opened)
+                self._begin(decision)
             case Action.FREEZE:
                 self._frozen += 1
+            case Action.REVISE if loss is not None:
+                self._revised(loss, decision)
+            case Action.WITHDRAW_FAMILY if loss is not None:
+                self._moved += loss.share * loss.part
+                loss.ended_at, loss.outcome = at, "family"
+                loss.part, loss.fallen = 0.0, loss.fallen + loss.part
             case Action.RECOVER | Action.PARDON if loss is not None:
-                loss.ended_at = loss.back_at = at
-                self._close(key, "in_time")
+                loss.ended_at, loss.back_at = at if loss.ended_at is None else loss.ended_at, at
+                self._close(key, loss.outcome or "in_time")
             case Action.WITHDRAW if loss is not None:
-                loss.ended_at, loss.outcome = at, "withdrawn"
+                loss.ended_at, loss.outcome, loss.part = at, "withdrawn", 0.0
             case Action.WAIT | Action.READMIT if loss is not None:
                 loss.back_at = at if loss.back_at is None else loss.back_at
                 if decision.action is Action.READMIT:
@@ -206,47 +215,169 @@ class CostAccount:
             case Action.REMOVE | Action.FORGET if loss is not None:
                 loss.ended_at = at if loss.ended_at is None else loss.ended_at
                 self._close(key, loss.outcome or "removed")
+        steers = self._remembered is not Remembered.NONE
+        self._new_wait[key.stream] = not (steers and self._has_healthy(key.stream))
 
     def committed(self, table: StreamTable, registered: frozenset[int], active: frozenset[int], at: float) -> None:
-        """Record a commit; slots moved by changes of the source do not count."""
-        if table.registered == registered and active and table.active != active:
-            name, targets = table.stream.name, table.stream.max_targets
-            moved, size = self._slots.moved(name, targets, registered, active, table.active)
-            self._slots_moved += moved
-            self._moved += moved / size
+        """Record a commit. What a change of the list moves is counted by itself."""
+        before, after = Pair(registered, active), Pair(table.registered, table.active)
+        if not active:
+            return
+        if self._remembered is not Remembered.NONE:
+            self._committed_with_affinity(table, before, after)
+            return
+        moved = self._slots.moved(table.stream.name, table.stream.max_targets, before, after)
+        if before.registered == after.registered:
+            self._slots_moved += moved.total
+            self._moved += moved.total / moved.slots
+        else:
+            self._moved_by_list += moved.total / moved.slots
 
     def interrupted(self, at: float) -> None:
         """Record the end of the engine: open holds are not followed further."""
+        for stream in {key.stream for key in self._open}:
+            self._count_waits(stream, at)
         for key, loss in list(self._open.items()):
             loss.ended_at = at if loss.ended_at is None else loss.ended_at
             self._close(key, loss.outcome or "unfinished")
+        self._left.clear()
+        self._draining.clear()
 
     def cost(self, broken_cost_s: float) -> Cost:
         """Return the sums, after `interrupted`; a broken connection costs `broken_cost_s` seconds of waiting."""
-        held = [(loss, loss.held_s) for loss in self.losses]
-        withdrawn = [(loss, held_s) for loss, held_s in held if loss.outcome == "withdrawn"]
+        withdrawn = [loss for loss in self.losses if loss.outcome == "withdrawn"]
+        families = [loss for loss in self.losses if loss.outcome == "family"]
         # Where the first reading came after the loss, what came later has to do.
-        rates = [(self._rate(loss.target) if loss.rate is None else loss.rate, held_s) for loss, held_s in held]
-        known = [rate * held_s for rate, held_s in rates if rate is not None]
-        stalled_s = 1000 * sum(loss.share * held_s for loss, held_s in held)
+        rates = [(loss, self._rate(loss.target) if loss.rate is None else loss.rate) for loss in self.losses]
+        known = [rate * self._silent_s(loss) for loss, rate in rates if rate is not None]
+        stalled_s = 1000 * sum(loss.share * self._silent_s(loss) for loss in self.losses)
         in_time = sum(loss.outcome == "in_time" for loss in self.losses)
-        too_soon = sum(loss.back_at is not None for loss, _ in withdrawn)
+        too_soon = sum(loss.back_at is not None for loss in withdrawn)
         return Cost(
             losses=len(self.losses),
             in_time=in_time,
             withdrawn=len(withdrawn),
             in_vain=len(withdrawn) - too_soon,
             too_soon=too_soon,
+            families=len(families),
+            families_too_soon=sum(loss.back_at is not None for loss in families),
             frozen=self._frozen,
-            unfinished=len(self.losses) - in_time - len(withdrawn),
-            vain_s=sum(held_s for _, held_s in withdrawn),
-            held_s=sum(held_s for _, held_s in held),
+            unfinished=len(self.losses) - in_time - len(withdrawn) - len(families),
+            drains=self._drains,
+            drained=self._drained,
+            vain_s=sum(loss.held_s for loss in (*withdrawn, *families)),
+            held_s=sum(loss.held_s for loss in self.losses),
             fallback=round(sum(known)) if known else None,
             slots_moved=self._slots_moved,
             moved=1000 * self._moved,
+            moved_by_list=1000 * self._moved_by_list,
+            new_waited_s=sum(loss.new_waited_s for loss in self.losses),
             stalled_s=stalled_s,
             total_s=stalled_s + 1000 * self._moved * broken_cost_s,
         )
 
+    # Losses
+
+    def _begin(self, decision: Decision, fallen: float = 0.0) -> None:
+        key, at = decision.target, decision.at
+        loss = Loss(
+            target=key,
+            cause=decision.cause,
+            lost_at=at,
+            share=self._share(key),
+            rate=self._rate(key),
+            part=_part_lost(decision.evidence),
+            fallen=fallen,
+            counted_at=at,
+        )
+        self._open[key] = loss
+        self.losses.append(loss)
+
+    def _revised(self, loss: Loss, decision: Decision) -> None:
+        """Record which families are lost now; the loss of the other family after a withdrawal is another loss."""
+        part = _part_lost(decision.evidence)
+        if loss.outcome == "family" and part > 0:
+            self._close(decision.target, "family")
+            self._begin(decision, loss.fallen)
+        else:
+            loss.part = part
+
     def _close(self, key: TargetKey, outcome: str) -> None:
         self._open.pop(key).outcome = outcome
+
+    def _count_waits(self, stream: str, at: float) -> None:
+        """Add the time since the last decision on a stream to what its connections waited."""
+        for key, loss in self._open.items():
+            if key.stream == stream:
+                waited_s = loss.part * max(0.0, at - loss.counted_at)
+                loss.silent_s += waited_s
+                if self._new_wait.get(stream, True):
+                    loss.new_waited_s += loss.share * waited_s
+                loss.counted_at = at
+
+    def _silent_s(self, loss: Loss) -> float:
+        """Return how long the connections of a lost target waited, on average."""
+        return loss.held_s if self._remembered is Remembered.NONE else loss.silent_s
+
+    # Changes of the list, and commits with flow affinity
+
+    def _count_drains(self, decision: Decision) -> None:
+        key = decision.target
+        match decision.action:
+            case Action.DRAIN:
+                self._drains += key not in self._draining
+                self._draining[key] = None
+            case Action.RESUME:
+                self._draining.pop(key, None)
+            case Action.REMOVE | Action.FORGET:
+                drained = key in self._draining or decision.cause in _DRAINED
+                self._drained += decision.cause == "drain_idle"
+                self._draining.pop(key, None)
+                self._left[key] = drained
+            case Action.ADMIT | Action.ADOPT:
+                self._left.pop(key, None)
+
+    def _committed_with_affinity(self, table: StreamTable, before: Pair, after: Pair) -> None:
+        """Count, step by step: targets that were withdrawn, targets that left the list, and the rest of its change."""
+        name = table.stream.name
+        leaving = before.active - after.active
+        left = {identifier for identifier in leaving if TargetKey(name, identifier) in self._left}
+        without_withdrawn = Pair(before.registered, before.active - (leaving - left))
+        slots, moved = self._moved_by_leaving(table, before, without_withdrawn)
+        self._slots_moved += slots
+        self._moved += moved
+        without_left = Pair(before.registered, without_withdrawn.active - left)
+        self._moved_by_list += self._moved_by_leaving(table, without_withdrawn, without_left)[1]
+        if before.registered != after.registered and not self._learns and self._remembered is not Remembered.ALL:
+            moved_slots = self._slots.moved(name, table.stream.max_targets, without_left, after)
+            self._moved_by_list += moved_slots.total / moved_slots.slots
+
+    def _moved_by_leaving(self, table: StreamTable, before: Pair, after: Pair) -> tuple[int, float]:
+        """Return how many slots change as targets leave a table, and the connections moved, a part of the stream.
+
+        Those of the leaving targets are moved, except for those that drained or whose family was withdrawn before.
+        Those of other targets (in tables of kind maglev) are moved unless every flow is remembered.
+        """
+        moved = self._slots.moved(table.stream.name, table.stream.max_targets, before, after)
+        slots, connections = 0, 0.0
+        for identifier, count in moved.by_owner.items():
+            key = TargetKey(table.stream.name, identifier)
+            if identifier in after.active:
+                part = 0.0 if self._remembered is Remembered.ALL else 1.0
+            elif key in self._left:
+                part = 0.0 if self._left.pop(key) else 1.0
+            else:
+                part = 1.0 - self._open[key].fallen if key in self._open else 1.0
+            slots += count
+            connections += part * count / moved.slots
+        return slots, connections
+
+
+_DRAINED = frozenset({"drain_idle", "drain_window"})
+"""Causes of the removal of a target whose drain ended by itself."""
+
+
+def _part_lost(evidence: Sequence[Evidence]) -> float:
+    """Return the part of a target's families that is lost and not withdrawn."""
+    lost = sum(item.condition is not Condition.OK and not item.withdrawn for item in evidence)
+    return lost / len(evidence) if evidence else 1.0

@@ -1,211 +1,12 @@
-"""Candidate settings from `--set NAME=VALUE,VALUE`, and the recommendation of one of them, with its reasons; pure."""
+"""Recommendation of one of the candidates by their costs, with its reasons in sentences; pure."""
 
-import dataclasses
-import itertools
-import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from lbguard.core.config import EngineConfig
-from lbguard.core.model import Condition
-from lbguard.settings.model import Settings, SettingsError, engine_config, load
 from lbguard.settings.notation import format_duration
-from lbguard.settings.sources import Problem, leaves, nearest
-from lbguard.tuning.cost import Cost
-
-WINDOW = "grace.window"
-VARIANTS_MAX = 64
-MARGIN_SHARE, MARGIN_MIN_S = 0.25, 0.5
-"""Margin of a window above the longest heal that it covers: a share of that heal, and a minimum in seconds."""
-
-_HAIR = 1e-9
-"""Tolerance of comparisons: less than any written duration, more than rounding errors of a sum."""
-
-NOT_TUNABLE = frozenset({"mode", "neighbors.probe_interval", "neighbors.tune", "neighbors.solicit"})
-"""Settings without an effect on a recording, whose neighbours behave as recorded."""
-
-_LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One set of values: the requested ones by dotted name (as text of a setting), and the resulting configuration."""
-
-    values: tuple[tuple[str, str], ...]
-    config: EngineConfig
-    recorded: bool = False
-
-    @property
-    def label(self) -> str:
-        """Return the values as text; a single one without its name."""
-        if not self.values:
-            return "as recorded"
-        if len(self.values) == 1:
-            return self.values[0][1]
-        return self.named
-
-    @property
-    def named(self) -> str:
-        """Return the values with their names, for a sentence."""
-        return " ".join(f"{name}={value}" for name, value in self.values)
-
-    @property
-    def besides_window(self) -> tuple[tuple[str, str], ...]:
-        """The values but that of the grace window."""
-        return tuple((name, value) for name, value in self.values if name != WINDOW)
-
-
-def settings_of(config: EngineConfig) -> dict[str, str]:
-    """Return the settings, as flags take them, that make this configuration."""
-    grace = config.grace
-    values: dict[str, Any] = {
-        "mode": "observe" if config.observe else "enforce" if config.manages_paths else "companion",
-        "grace.window": grace.window_s,
-        "grace.max": grace.max_s,
-        "grace.neighbor_window": grace.by_cause_s.get(Condition.NEIGHBOR_FAILED),
-        "grace.verdict_window": grace.by_cause_s.get(Condition.VERDICT_DOWN),
-        "grace.adaptive": grace.adaptive,
-        "grace.adaptive_quantile": grace.adaptive_quantile,
-        "freeze.threshold": config.freeze.threshold,
-        "freeze.limit": config.freeze.limit_s,
-        "damping.half_life": config.damping.half_life_s,
-        "damping.step": config.damping.step_s,
-        "damping.max": config.damping.max_s,
-        "availability.grace": config.availability_grace_s,
-        "evidence.soft_budget": config.soft_budget,
-        "evidence.neighbor_failures": config.neighbor_failures_needed,
-        "evidence.verdict_confirm": config.evidence.confirm_k,
-        "evidence.verdict_memory": config.evidence.confirm_n,
-        "evidence.veto_window": config.evidence.veto_window_s,
-        "links.superseded": "down" if config.superseded_link_down else "ignore",
-        "links.exclude": config.excluded_links,
-        "neighbors.probe_interval": config.neighbor_probe_interval_s,
-        "neighbors.tune": config.tune_neighbors,
-        "neighbors.solicit": config.solicit_neighbors,
-    }
-    return {name: _LEAVES[name].show(value) for name, value in values.items()}
-
-
-def config_with(recorded: EngineConfig, values: Mapping[str, str]) -> EngineConfig:
-    """Return a recorded configuration with some settings changed.
-
-    Raises:
-        SettingsError: a setting is unknown, its value is wrong, or it is none that decisions rest on.
-    """
-    known = settings_of(recorded)
-    for name, value in values.items():
-        if name in _LEAVES and (name not in known or name in NOT_TUNABLE):
-            raise SettingsError(
-                [
-                    Problem(
-                        setting=name,
-                        value=value,
-                        origin="--set",
-                        reason="the effect of this setting cannot be computed from a recording",
-                        allowed=", ".join(setting for setting in known if setting not in NOT_TUNABLE),
-                    )
-                ]
-            )
-    before, after = (engine_config(load(flags={**known, **some, "source": "file"}).settings) for some in ({}, values))
-    changed: EngineConfig = _changed(recorded, before, after)
-    return changed
-
-
-def _changed(recorded: Any, before: Any, after: Any) -> Any:
-    """Return a recorded value with what differs between two others; what no setting reaches stays as it was."""
-    if before == after:
-        return recorded
-    if isinstance(after, dict):
-        kept = {key: value for key, value in recorded.items() if key in after or key not in before}
-        return kept | {key: value for key, value in after.items() if before.get(key) != value}
-    if not dataclasses.is_dataclass(after) or isinstance(after, type):
-        return after
-    names = [field.name for field in dataclasses.fields(after)]
-    return dataclasses.replace(
-        recorded, **{name: _changed(*(getattr(one, name) for one in (recorded, before, after))) for name in names}
-    )
-
-
-def parse_choices(assignments: Sequence[str]) -> dict[str, list[str]]:
-    """Read `NAME=VALUE,VALUE` texts.
-
-    Raises:
-        ValueError: a text has another form.
-    """
-    choices: dict[str, list[str]] = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        values = [value.strip() for value in text.split(",") if value.strip()]
-        if not equals or not name.strip() or not values:
-            raise ValueError(f"{assignment!r} is not NAME=VALUE,VALUE, such as {WINDOW}=1s,2s,5s")
-        if name.strip() not in _LEAVES:
-            hint = nearest(name.strip(), list(_LEAVES))
-            raise ValueError(f"{name.strip()} is not a setting{f'; {hint}' if hint else ''}")
-        choices.setdefault(name.strip(), []).extend(values)
-    return choices
-
-
-def variants_of(recorded: EngineConfig, choices: Mapping[str, Sequence[str]]) -> list[Candidate]:
-    """Return the recorded settings, and every combination of the values.
-
-    Raises:
-        ValueError: too many combinations.
-        SettingsError: a value is wrong.
-    """
-    count = math.prod(len(values) for values in choices.values())
-    if count > VARIANTS_MAX:
-        raise ValueError(f"{count} combinations of values; at most {VARIANTS_MAX} are tried in one go")
-    variants = [Candidate(values=_values(recorded, choices), config=recorded, recorded=True)]
-    for combination in itertools.product(*choices.values()):
-        config = config_with(recorded, dict(zip(choices, combination, strict=True)))
-        if config not in (variant.config for variant in variants):
-            variants.append(Candidate(values=_values(config, choices), config=config))
-    return variants
-
-
-def _values(config: EngineConfig, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return values by name in the settings' own form."""
-    values = settings_of(config)
-    return tuple((name, values.get(name, "")) for name in names)
-
-
-def with_margin(heal_s: float) -> float:
-    """Return the shortest window (seconds) with a margin above a heal: a quarter of it, at least half a second.
-
-    The next heal may be slower than the slowest recorded one, and a heal just after the window costs as much as a real
-    loss.
-    """
-    return heal_s + max(MARGIN_SHARE * heal_s, MARGIN_MIN_S)
-
-
-def has_margin(window_s: float, heals_s: Sequence[float]) -> bool:
-    """Return whether a window leaves the margin above every heal that it is long enough for."""
-    return all(window_s >= with_margin(heal) - _HAIR for heal in heals_s if heal <= window_s)
-
-
-def candidate_windows(heals_s: Sequence[float], max_s: float, limit: int = 10) -> list[float]:
-    """Return grace windows worth trying: none, and those with a margin above one of the heals; at most `limit`."""
-    above = sorted({min(round_up(with_margin(heal)), max_s) for heal in heals_s})
-    # Those that have it above every heal they cover come first: only they are recommended.
-    fit = _spread([window for window in above if has_margin(window, heals_s)], limit - 1)
-    others = _spread([window for window in above if window not in fit], limit - 1 - len(fit))
-    return [0.0, *sorted([*fit, *others])]
-
-
-def _spread(windows: Sequence[float], count: int) -> list[float]:
-    """Return at most `count` of ascending windows, evenly spread; the longest is among them."""
-    count = min(count, len(windows))
-    return [windows[-1 - place * len(windows) // count] for place in range(count)]
-
-
-def round_up(seconds: float) -> float:
-    """Round a duration up to a readable value: steps of 0.1 s below 5 s, 0.5 s below 20 s, 1 s above."""
-    per_second = 10 if seconds < 5 else 2 if seconds < 20 else 1
-    # A hair less, so that 1.2 does not become 1.3 for the sake of its last bit.
-    return math.ceil(seconds * per_second - _HAIR) / per_second
-
+from lbguard.tuning.candidates import AFFINITY, Candidate, has_margin, round_up, with_margin
+from lbguard.tuning.cost import Cost, Remembered
 
 SAME_COST = 0.02
 """Costs that differ by no more than this share count as equal: then the shorter window is better."""
@@ -251,6 +52,8 @@ def choose(
 def recommend(results: Sequence[Result], *, by_window: bool) -> int | None:
     """Return the index of the result with the lowest cost; among equals the shortest window or the current one.
 
+    The cost does not include new connections, which wait without flow affinity: among equals it is better on.
+
     None: all costs are equal, so something else decided. A window of zero needs a lower cost than every other.
     """
     good = _cheapest(results, range(len(results)))
@@ -268,7 +71,11 @@ def _cheapest(results: Sequence[Result], indices: Sequence[int]) -> list[int]:
 
 def _shortest(results: Sequence[Result], indices: Sequence[int]) -> int:
     held = [index for index in indices if _window_s(results[index]) > 0]
-    return min(held or indices, key=lambda index: (_window_s(results[index]), index))
+
+    def order(index: int) -> tuple[bool, float, int]:
+        return results[index].variant.remembered is Remembered.NONE, _window_s(results[index]), index
+
+    return min(held or indices, key=order)
 
 
 def _window_s(result: Result) -> float:
@@ -289,6 +96,11 @@ def reasons_for(results: Sequence[Result], chosen: int, heals: Sequence[float]) 
         were = "withdrawal was" if cost.frozen == 1 else "withdrawals were"
         reasons.append(
             f"{cost.frozen} {were} suppressed as mass failures (freeze.threshold); the window has no part in those."
+        )
+    if cost.families:
+        reasons.append(
+            f"{counted(cost.families, 'family is', 'families are')} withdrawn alone, and {cost.families_too_soon} of "
+            "them although the path comes back; the other family of the target is not touched."
         )
     longest_s = best.variant.config.grace.max_s
     beyond = sum(heal > longest_s for heal in heals)
@@ -388,6 +200,39 @@ def _next_windows(results: Sequence[Result], best: Result) -> list[str]:
                 f"With {near.variant.named}, no more would be kept; a real loss would only be noticed later."
             )
     return reasons
+
+
+def changes_of_list(cost: Cost) -> list[str]:
+    """Return what the changes of the list cost; nothing where they cost nothing."""
+    sentences = []
+    if cost.drains:
+        sentences.append(
+            f"{counted(cost.drains, 'target', 'targets')} drained, {cost.drained} of them until no packet came any "
+            "more."
+        )
+    if round(cost.moved_by_list):
+        sentences.append(
+            f"Changes of the list moved {cost.moved_by_list:.0f} connections of each 1000; the cost does not include "
+            "them."
+        )
+    return sentences
+
+
+def saved_by_affinity(without: Cost, with_affinity: Cost) -> list[str]:
+    """Return what flow affinity would have saved with the recorded settings; nothing where it is nothing."""
+    moved = without.moved - with_affinity.moved
+    by_list = without.moved_by_list - with_affinity.moved_by_list
+    waited_s = without.new_waited_s - with_affinity.new_waited_s
+    saved = [
+        text
+        for amount, text in (
+            (round(moved), f"{moved:.0f} connections of each 1000 not moved"),
+            (round(by_list), f"{by_list:.0f} of each 1000 not moved by changes of the list"),
+            (round(waited_s, 1), f"the new connections that a stream gets in {waited_s:.1f} s not held up"),
+        )
+        if amount > 0
+    ]
+    return [f"With {AFFINITY}={Remembered.INCIDENTS} and the recorded settings: {', '.join(saved)}."] if saved else []
 
 
 def what_happened(heals: Sequence[float], losses: int) -> list[str]:

@@ -1,8 +1,10 @@
 """Replays recordings under several sets of values side by side, weighs them, and recommends one."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lbguard.core.config import EngineConfig
 from lbguard.core.events import Event
@@ -12,17 +14,17 @@ from lbguard.recording.format import RecordingError
 from lbguard.recording.reader import Began, ClockSet, Committed, Decided, Ended, PacketsRead, Told
 from lbguard.recording.replay import Continuity, items_of, restore_engine
 from lbguard.settings.notation import format_duration, parse_duration
-from lbguard.tuning.cost import Cost, CostAccount, Loss, Slots, Traffic
+from lbguard.tuning.candidates import AFFINITY, WINDOW, Candidate, candidate_windows, variants_of
+from lbguard.tuning.cost import Cost, CostAccount, Loss, Remembered, Traffic
 from lbguard.tuning.recommendation import (
-    WINDOW,
-    Candidate,
     Result,
-    candidate_windows,
+    changes_of_list,
     choose,
     reasons_for,
-    variants_of,
+    saved_by_affinity,
     what_happened,
 )
+from lbguard.tuning.slots import Slots
 from lbguard.tuning.world_model import WorldModel
 
 OnRead = Callable[[int], None] | None
@@ -33,12 +35,15 @@ class TuneReport:
     """Result. `recommended` is an index into `results`; None if the recording does not suffice for a recommendation.
 
     `heals_s`: durations of the losses that healed, ascending. `real`: the recorded decisions, for comparison with the
-    model. `settings_changed`: a later run was recorded with other settings than the first.
+    model. `remarks`: what changes of the list cost, and what flow affinity would have saved. `with_affinity`: cost of
+    the recorded settings with flow affinity, where it was off and is not among the values tried. `settings_changed`: a
+    later run was recorded with other settings than the first.
     """
 
     results: tuple[Result, ...]
     recommended: int | None
     reasons: tuple[str, ...]
+    remarks: tuple[str, ...]
     heals_s: tuple[float, ...]
     lost: int
     real: Cost
@@ -47,22 +52,33 @@ class TuneReport:
     ended: float
     events: int
     broken_cost_s: float
+    with_affinity: Cost | None = None
     settings_changed: bool = False
 
 
-def survey(files: Sequence[Path], on_read: OnRead = None) -> tuple[EngineConfig, list[Loss]]:
+class Survey(NamedTuple):
+    """Settings of the first run, its mode of flow affinity (empty: unknown), and all losses."""
+
+    config: EngineConfig
+    affinity: str
+    losses: list[Loss]
+
+
+def survey(files: Sequence[Path], on_read: OnRead = None) -> Survey:
     """Read which losses a recording holds, without an engine.
 
     Raises:
         RecordingError: a file cannot be read, or nothing is in it.
     """
     config: EngineConfig | None = None
+    affinity = ""
     account = CostAccount(Slots(TableKind.ANCHORED), lambda key: None, lambda key: 0.0)
     continuity = Continuity()
     now = 0.0
     for item in items_of(files, on_read):
         if isinstance(item, Began):
-            config = config or item.config
+            if config is None:
+                config, affinity = item.config, str(item.header.facts.get("affinity", ""))
             if not continuity.begins(item.header):
                 account.interrupted(now)
         elif isinstance(item, Ended):
@@ -75,7 +91,7 @@ def survey(files: Sequence[Path], on_read: OnRead = None) -> tuple[EngineConfig,
     account.interrupted(now)
     if config is None:
         raise RecordingError(f"{files[0]}: no engine ran in it; give a recording that is longer")
-    return config, account.losses
+    return Survey(config, affinity, account.losses)
 
 
 class _World:
@@ -83,12 +99,23 @@ class _World:
 
     def __init__(self, variant: Candidate, slots: Slots, traffic: Traffic) -> None:
         self.variant = variant
-        self.account = CostAccount(slots, traffic.rate, self._share)
+        self.account = CostAccount(
+            slots,
+            traffic.rate,
+            self._share,
+            remembered=variant.remembered,
+            learns=variant.config.learn_s > 0,
+            has_healthy=self._has_healthy,
+        )
         self.shell = WorldModel(variant.config, self.account.decided, self.account.committed)
 
     def _share(self, key: TargetKey) -> float:
         stream = self.shell.engine.stream(key.stream)
         return 1 / max(1, stream.admitted) if stream else 0.0
+
+    def _has_healthy(self, name: str) -> bool:
+        stream = self.shell.engine.stream(name)
+        return stream is not None and stream.admitted > stream.broken
 
 
 class Tuner:
@@ -105,7 +132,12 @@ class Tuner:
         self._slots = Slots(TableKind.ANCHORED)
         self._variants = variants
         self._worlds: list[_World] = []
-        self._real = CostAccount(self._slots, self.traffic.rate, self._real_share)
+        self._real = CostAccount(
+            self._slots,
+            self.traffic.rate,
+            self._real_share,
+            remembered=variants[0].remembered if variants else Remembered.NONE,
+        )
         self._pending: list[Event] = []
         self._continuity = Continuity()
         self._host = ""
@@ -217,14 +249,17 @@ def tune(
         RecordingError: a file cannot be read.
         SettingsError, ValueError: a value is wrong, or there are too many.
     """
-    config, losses = survey(files, on_read)
+    config, affinity, losses = survey(files, on_read)
     heals = sorted(loss.healed_s for loss in losses if loss.healed_s is not None)
     if not choices:
         windows = candidate_windows(heals, config.grace.max_s)
         choices = {WINDOW: [format_duration(window) for window in windows]}
-    tuner = Tuner(config, variants_of(config, choices))
+    variants = variants_of(config, choices, affinity)
+    compared = [] if config.affinity or AFFINITY in choices or not config.owns_paths else [_with_affinity(config)]
+    tuner = Tuner(config, [*variants, *compared])
     tuner.run(files, on_read)
-    results = tuner.results(broken_cost_s)
+    all_results = tuner.results(broken_cost_s)
+    results, others = all_results[: len(variants)], all_results[len(variants) :]
     if list(choices) == [WINDOW]:
         results.sort(key=lambda result: result.variant.config.grace.window_s)
     chosen, why_not = choose(results, heals, len(losses), by_window=WINDOW in choices)
@@ -233,6 +268,7 @@ def tune(
         results=tuple(results),
         recommended=chosen,
         reasons=(*what_happened(heals, len(losses)), *why),
+        remarks=tuple(_about_affinity(results, others)),
         heals_s=tuple(heals),
         lost=len(losses) - len(heals),
         real=tuner.real(broken_cost_s),
@@ -241,8 +277,22 @@ def tune(
         ended=tuner.ended,
         events=tuner.events,
         broken_cost_s=broken_cost_s,
+        with_affinity=others[0].cost if others else None,
         settings_changed=tuner.settings_changed,
     )
+
+
+def _about_affinity(results: Sequence[Result], with_affinity: Sequence[Result]) -> list[str]:
+    """Return what changes of the list cost with the recorded settings, and what flow affinity would have saved."""
+    recorded = next(result.cost for result in results if result.variant.recorded)
+    saved = [sentence for other in with_affinity for sentence in saved_by_affinity(recorded, other.cost)]
+    return [*changes_of_list(recorded), *saved]
+
+
+def _with_affinity(recorded: EngineConfig) -> Candidate:
+    """Return the recorded settings with flow affinity."""
+    config = dataclasses.replace(recorded, affinity=True)
+    return Candidate(values=(), config=config, remembered=Remembered.INCIDENTS)
 
 
 def windows_of(results: Sequence[Result]) -> list[float] | None:

@@ -21,7 +21,7 @@ from tests.bench.results import Row, Say, Scale
 from tests.bench.world import path
 
 _SIZES = {
-    Scale.FULL: Size(60, 2048, 1000),
+    Scale.FULL: Size(40, 2048, 1000),
     Scale.QUICK: Size(20, 1024, 1000),
     Scale.SMOKE: Size(2, 128, 64),
 }

@@ -43,7 +43,7 @@ class Size:
 
 
 SIZES = {
-    Scale.FULL: Size(60, 8192, 65_536),
+    Scale.FULL: Size(40, 8192, 65_536),
     Scale.QUICK: Size(25, 4096, 65_536),
     Scale.SMOKE: Size(2, 128, 64),
 }

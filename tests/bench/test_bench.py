@@ -141,3 +141,25 @@ def test_an_aim_is_a_limit(measured: float, aim: float, at_least: bool, met: boo
 
 def test_without_an_aim_nothing_is_met_or_missed() -> None:
     assert Row(benchmark="b", what="w", unit="ms", measured=1.0).met is None
+
+
+@pytest.mark.netns
+def test_windows_are_played_with_real_connections(tmp_path: Path) -> None:
+    output = tmp_path / "windows.json"
+    arguments = ["--affinity", "incident", "--window", "20s", "--away", "500ms", "--connections", "20"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.windows", *arguments, "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    if "refuses" in done.stderr and "namespaces" in done.stderr:
+        pytest.skip(f"network namespaces cannot be made here: {done.stderr}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [outcome] = json.loads(output.read_text())
+    assert outcome["own"] + outcome["others"] == 20
+    assert outcome["own_broken"] == outcome["others_broken"] == outcome["new_broken"] == 0
+    assert outcome["own_longest_s"] >= 0.4
+    assert outcome["new"] > 0

@@ -1,9 +1,10 @@
-"""`python -m tests.bench.windows`: play a lost link in the lab for each grace window and each time that it is away.
+"""`python -m tests.bench.windows`: play lost links in the lab for each grace window and each time that they are away.
 
-Clients keep connections alive and open a new one every 20 ms. Half of them reach targets behind the lost link: their
-own target is held. Told of each run: how many of these broke and how long the others of them paused, and how many
-connections of other targets, and new ones, broke or waited. `gone` is a link that never comes back: then all of its
-connections break, and the pause is how long the last of them waited for its reset.
+Clients keep connections alive and open a new one every 20 ms. One of two links is lost, or with `--lost N` so many of
+N + 1 at once: connections to targets behind them are their own targets' (`own`). Told of each run: how many of these
+broke and how long the others of them paused, and how many connections of other targets, and new ones, broke or waited.
+`gone` is a link that never comes back: then all of its connections break, and the pause is how long the last of them
+waited for its reset.
 """
 
 import argparse
@@ -27,9 +28,8 @@ from lbguard.lab.traffic import OPEN, Channel
 from lbguard.settings.notation import format_duration, parse_duration
 
 GONE = "gone"
-_WATCHED_MIN_S = 6.0
-_REPEATS = 1.0
-"""A sender that waited repeats its packet after at most as long again as the link was away."""
+_WATCHED_MIN_S, _WATCHED_MORE_S = 6.0, 4.0
+"""A sender that waited repeats its packet after at most as long again as it waited, and some time is watched then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +55,10 @@ class Outcome:
 def main(argv: Sequence[str] | None = None) -> int:
     """Play every combination; the exit status is 1 when a run failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.windows", description=__doc__)
-    parser.add_argument("--window", default="1s,3s,10s,20s")
+    parser.add_argument("--window", default="3s,10s,20s")
     parser.add_argument("--away", default=f"500ms,2s,4s,8s,15s,{GONE}", help="how long the link is away")
     parser.add_argument("--affinity", default="off,incident")
+    parser.add_argument("--lost", type=int, default=1, help="how many links are lost at once; one more stays")
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--output", type=Path, help="write the results as JSON to this file")
     parser.add_argument("--record", type=Path, help="write recordings to this directory")
@@ -83,36 +84,39 @@ async def _measure(options: argparse.Namespace) -> int:
                 outcomes.append(await _play(affinity, parse_duration(window), away_s, options))
                 if options.output is not None:
                     options.output.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
-    Console().print(_table(outcomes))
+    Console(width=120).print(_table(outcomes))
     return int(any(outcome.error for outcome in outcomes))
 
 
 async def _play(affinity: str, window_s: float, away_s: float | None, options: argparse.Namespace) -> Outcome:
-    watched_s = max(_WATCHED_MIN_S, window_s + 2.0 if away_s is None else away_s * _REPEATS + 4.0)
+    waited_s = 2 * window_s if away_s is None else away_s
+    watched_s = max(_WATCHED_MIN_S, waited_s + _WATCHED_MORE_S)
     scenario = Scenario(
         name=f"{affinity}-{format_duration(window_s)}-{GONE if away_s is None else format_duration(away_s)}",
         sentence="One link is away.",
         promise=Promise(),
-        steps=lambda _outage_s, _proxies: _steps(away_s),
+        steps=lambda _outage_s, proxies: _steps(away_s, proxies[:-1]),
         observe_s=watched_s,
         newcomers=True,
         settings={"LBGUARD_AFFINITY__MODE": affinity, "LBGUARD_GRACE__WINDOW": format_duration(window_s)},
     )
-    setup = Setup(connections=options.connections, flows=0, recording=options.record)
+    setup = Setup(connections=options.connections, flows=0, proxies=options.lost + 1, recording=options.record)
     run = await play(scenario, Column.LBGUARD, Distribution.NFTABLES, setup, lambda _phase, _left_s: None)
-    return _outcome(run, affinity, window_s, away_s)
+    return _outcome(run, affinity, window_s, away_s, options.lost * setup.targets_per_proxy)
 
 
-def _steps(away_s: float | None) -> list[Step]:
-    return [Step(0.0, Do.DELETE_LB_LINK, 1)] if away_s is None else recreate(1, 0.0, away_s)
+def _steps(away_s: float | None, lost: Sequence[int]) -> list[Step]:
+    if away_s is None:
+        return [Step(0.0, Do.DELETE_LB_LINK, proxy) for proxy in lost]
+    return sorted((step for proxy in lost for step in recreate(proxy, 0.0, away_s)), key=lambda step: step.at_s)
 
 
-def _outcome(run: Run, affinity: str, window_s: float, away_s: float | None) -> Outcome:
+def _outcome(run: Run, affinity: str, window_s: float, away_s: float | None, lost_targets: int) -> Outcome:
     traffic = run.traffic
     channels = traffic.connections if traffic else []
-    # The lab's first proxy has targets 1 and 2 behind it.
-    own = [channel for channel in channels if channel.target in (1, 2)]
-    others = [channel for channel in channels if channel.target not in (1, 2)]
+    # Targets are numbered by proxy, and the first links are lost.
+    own = [channel for channel in channels if channel.target <= lost_targets]
+    others = [channel for channel in channels if channel.target > lost_targets]
     new = newcomers(traffic, run.stepped) if traffic else []
     waits = [connect_s(channel, run.ended) for channel in new]
     return Outcome(
@@ -150,7 +154,7 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     table = Table(box=None, pad_edge=False)
     headings = ("away", "own broken", "own pause", "others broken", "new broken", "new waited", "longest wait")
     for heading in ("affinity", "window", *headings):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in outcomes:
         table.add_row(
             one.affinity,

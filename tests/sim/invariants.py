@@ -360,8 +360,14 @@ class Watch:
         if d.state_from is TargetState.HELD:
             self._check_window(d.target, loss)
             states = Counter(state for key, state in self._states.items() if key.stream == d.target.stream)
-            broken = states[TargetState.HELD] + states[TargetState.FROZEN]
-            mass = self._is_mass(broken, broken + states[TargetState.ACTIVE] + states[TargetState.DRAINING])
+            broken = states[TargetState.HELD] + states[TargetState.FROZEN] - self._halved(d.target.stream)
+            mass = self._is_mass(
+                broken,
+                states[TargetState.HELD]
+                + states[TargetState.FROZEN]
+                + states[TargetState.ACTIVE]
+                + states[TargetState.DRAINING],
+            )
             limit_passed = world.now >= self._froze_at.get(d.target, math.inf) + world.config.freeze.limit_s - EPSILON_S
             assert not mass or limit_passed, f"{d.target} was withdrawn although {broken} are broken"
             return
@@ -371,6 +377,16 @@ class Watch:
             world.now >= self._frozen[d.target] + limit_s - EPSILON_S
             or world.now >= self._over_since(d.target.stream) + one_more_s - EPSILON_S
         ), f"{d.target} was withdrawn in the middle of a mass failure"
+
+    def _halved(self, stream: str) -> int:
+        """Return how many targets are held for one family alone: the other was withdrawn, and nothing is waited for."""
+        held = [t for t in self._world.engine.targets() if t.key.stream == stream and t.state is TargetState.HELD]
+        return sum(
+            any(path.withdrawn for path in target.paths.values())
+            and all(path.withdrawn or path.condition in (*SOFT, Condition.OK) for path in target.paths.values())
+            and self._one_family_lost(target)
+            for target in held
+        )
 
     def _check_family_withdrawal(self, record: fx.Record) -> None:
         """Only a family that is lost is withdrawn alone, after its window; the other forwards."""

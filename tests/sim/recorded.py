@@ -6,6 +6,7 @@ from pathlib import Path
 from lbguard.recording.recorder import RecordedEngine
 from lbguard.recording.writer import RecordingWriter
 from tests.fakes.direct_tape import DirectTape
+from tests.sim.affinity import AffinityWorld
 from tests.sim.invariants import Watch
 from tests.sim.world import World
 
@@ -23,8 +24,8 @@ class RestlessTape(DirectTape):
         return 2 if self._random.random() < self._share else 0
 
 
-class RecordedWorld(World):
-    """A run that leaves recordings in a directory; the service's restarts begin new ones."""
+class _Recorded(World):
+    """Leaves recordings of a run in a directory; the service's restarts begin new ones."""
 
     def __init__(self, seed: int, directory: Path, checkpoints: float) -> None:
         self._directory = directory
@@ -45,3 +46,11 @@ class RecordedWorld(World):
     def finish(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+class RecordedWorld(_Recorded):
+    """A run that is recorded."""
+
+
+class RecordedAffinityWorld(_Recorded, AffinityWorld):
+    """A run with flow affinity that is recorded: targets drain, families are withdrawn alone, changes wait."""

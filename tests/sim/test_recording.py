@@ -11,18 +11,26 @@ from lbguard.recording.reader import find_files, read_header
 from lbguard.recording.replay import replay
 from lbguard.recording.show import report_text
 from tests.sim.campaign import play
-from tests.sim.recorded import RecordedWorld
+from tests.sim.recorded import RecordedAffinityWorld, RecordedWorld
 
-RUNS = 200
+RUNS, AFFINITY_RUNS = 200, 60
 CHUNK = 20
 
 
-@pytest.mark.parametrize("first", range(1, RUNS + 1, CHUNK))
-def test_a_replay_decides_the_same_bit_for_bit(first: int, tmp_path: Path) -> None:
-    decisions = continued = 0
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [
+        *((RecordedWorld, first) for first in range(1, RUNS + 1, CHUNK)),
+        *((RecordedAffinityWorld, first) for first in range(1, AFFINITY_RUNS + 1, CHUNK)),
+    ],
+)
+def test_a_replay_decides_the_same_bit_for_bit(
+    kind: type[RecordedWorld | RecordedAffinityWorld], first: int, tmp_path: Path
+) -> None:
+    decisions = continued = drained = families = 0
     for seed in range(first, first + CHUNK):
         directory = tmp_path / str(seed)
-        world = RecordedWorld(seed, directory, checkpoints=0.01)
+        world = kind(seed, directory, checkpoints=0.01)
         # What has to hold in a run is the campaign's business; a run that ends early is replayed all the same.
         with contextlib.suppress(AssertionError):
             play(world)
@@ -33,7 +41,10 @@ def test_a_replay_decides_the_same_bit_for_bit(first: int, tmp_path: Path) -> No
             assert report.difference is None, f"seed {seed}: {report_text(report)}"
             assert not report.torn
             decisions += report.decisions
+            drained += report.drained.total()
+            families += report.families.total()
         continued += sum(read_header(file).begins != START for file in files)
         shutil.rmtree(directory)
     assert decisions > 300
     assert continued > 10
+    assert (drained > 0) is (families > 0) is (kind is RecordedAffinityWorld)

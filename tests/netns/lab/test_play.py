@@ -12,7 +12,7 @@ from lbguard.lab.scenarios import BY_NAME, LATE_REPORTS
 from lbguard.lab.timeline import draw
 from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
-from lbguard.tuning.recommendation import round_up, with_margin
+from lbguard.tuning.candidates import round_up, with_margin
 from lbguard.tuning.tune import tune
 
 FEW = Setup(connections=24, flows=4)
@@ -205,3 +205,23 @@ async def test_today_a_change_of_the_list_breaks_connections(setup: Setup, name:
     run = await _with_another_list(name, setup, Column.WITHDRAW, Distribution.NFTABLES)
     assert run.measured.broken > 0
     assert run.measured.lost_connections == 0
+
+
+async def test_a_target_that_is_silent_for_long_is_held_and_new_connections_go_elsewhere_before(setup: Setup) -> None:
+    """Packets keep coming for it, so the kernel notifies its second failed resolution as one under way."""
+    scenario = replace(
+        BY_NAME["target-link"],
+        newcomers=True,
+        settings={"LBGUARD_AFFINITY__MODE": "incident", "LBGUARD_GRACE__WINDOW": "20s"},
+    )
+    long = replace(setup, connections=60, outage_s=12.0)
+    run = await play(scenario, Column.LBGUARD, Distribution.NFTABLES, long, lambda _phase, _left_s: None)
+    assert run.error == ""
+    held = [r for r in run.records if r.get("action") == "hold" and r["ts"] >= run.started]
+    assert [(r["identifier"], r["cause"]) for r in held] == [(1, "neighbor_failed")]
+    assert run.traffic is not None
+    # The hold needs a second failure, some three seconds after the first.
+    before = held[0]["ts"] - 0.5
+    late = [c for c in run.traffic.newcomers if before - 1.5 < c.opened_at < before]
+    assert len(late) > 20
+    assert all(c.connect_s is not None and c.connect_s < 0.9 and c.target != 1 for c in late)

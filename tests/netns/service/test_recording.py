@@ -7,7 +7,7 @@ import pytest
 from lbguard.recording.format import RecordingError
 from lbguard.recording.reader import find_files, read_header
 from lbguard.recording.replay import replay, state_at
-from lbguard.tuning.recommendation import round_up, with_margin
+from lbguard.tuning.candidates import round_up, with_margin
 from lbguard.tuning.tune import tune
 from tests.netns.service.guarded import PATIENT, Guarded, wait_until
 

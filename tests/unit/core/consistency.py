@@ -44,6 +44,9 @@ def _check_counts(stream: Stream) -> None:
     name, counts = stream.spec.name, Counter(target.state for target in stream.targets.values())
     assert +stream.counts == counts, f"{name}: counts {stream.counts}, recounted {counts}"
     assert min(stream.counts.values(), default=0) >= 0, f"{name}: counts {stream.counts}"
+    halved = [t for t in stream.targets.values() if t.halved]
+    assert stream.halved == len(halved), f"{name}: halved {stream.halved}, not {len(halved)}"
+    assert all(t.state is TargetState.HELD and t.partial for t in halved), f"{name}: {halved}"
     soft = sum(target.state is TargetState.WITHDRAWN and target.soft for target in stream.targets.values())
     assert stream.soft_withdrawn == soft, f"{name}: soft budget {stream.soft_withdrawn}, not {soft}"
 

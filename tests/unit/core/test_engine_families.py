@@ -135,6 +135,40 @@ def test_a_family_withdrawn_long_after_its_loss_says_how_long_it_was_held() -> N
     assert found.duration_s == pytest.approx(WINDOW_S)
 
 
+def test_targets_held_for_one_family_alone_make_no_mass_failure_of_a_later_loss() -> None:
+    guard = dual(5)
+    for identifier in (1, 2, 3):
+        lose(guard, identifier, ipv4=False)
+        guard.wait(WINDOW_S + 0.1)
+    assert steering(guard).ipv6.served == (5004, 5005)
+    lose(guard, 4, ipv4=True)
+    lose(guard, 4, ipv4=False)
+    foreseen = prediction(guard, 4)
+    assert foreseen is not None
+    assert foreseen.action is Action.WITHDRAW
+    guard.wait(WINDOW_S + 0.1)
+    assert guard.states() == {1: "held", 2: "held", 3: "held", 4: "withdrawn", 5: "active"}
+
+
+def test_a_target_held_for_one_family_alone_counts_as_broken_when_that_is_lost_too() -> None:
+    guard = dual(3)
+    lose(guard, 1, ipv4=False)
+    guard.wait(WINDOW_S + 0.1)
+    lose(guard, 1, 2, ipv4=True)
+    lose(guard, 2, ipv4=False)
+    guard.wait(WINDOW_S + 0.1)
+    assert guard.states() == {1: "frozen", 2: "frozen", 3: "active"}
+
+
+def test_a_stream_of_which_every_target_lost_one_family_is_unavailable() -> None:
+    guard = dual(2)
+    lose(guard, 1, 2, ipv4=False)
+    guard.wait(CONFIG.availability_grace_s + 0.1)
+    assert guard.engine.available(STREAM) is False
+    give(guard, 2, ipv4=False)
+    assert guard.engine.available(STREAM) is True
+
+
 def test_a_target_that_lost_one_family_drains_for_the_other() -> None:
     guard = dual(3)
     lose(guard, 3, ipv4=False)

@@ -263,10 +263,11 @@ def test_a_family_that_is_withdrawn_says_which_one_serves() -> None:
 
 def test_a_lost_family_in_a_mass_failure_says_what_it_waits_for() -> None:
     lost = path("fd00:1::10", "no_link", "", steered=True)
-    prediction = Prediction(action=Action.HOLD, why="IPv6 is lost, IPv4 is ok")
+    prediction = Prediction(action=Action.HOLD, until=140.0, why=MOST)
     held = target(state=TargetState.HELD, cause="no_link", paths=(path(), lost), prediction=prediction)
     story = target_story(held, 100.0, [], affinity=affinity())
-    assert "IPv6 is lost, IPv4 is ok: the lost family is withdrawn alone, one grace window after" in story
+    assert "IPv6 is withdrawn after at most 40.0 s more (freeze.limit), or one grace window after" in story
+    assert f"unless its path comes back: {MOST}, more than freeze.threshold allows." in story
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lbguard.recording.reader import find_files
 from lbguard.recording.replay import replay
 from lbguard.settings.model import load
 from lbguard.settings.notation import parse_duration
-from lbguard.tuning import show
+from lbguard.tuning import page, show
 from lbguard.tuning.recommendation import Result, recommend
 from lbguard.tuning.tune import TuneReport, tune
 from tests.unit.tuning.incidents import CONFIG, PACKETS_PER_S, WALL, Outage, record
@@ -106,7 +106,7 @@ def test_without_losses_nothing_is_recommended(tmp_path: Path) -> None:
     report = tune(record(tmp_path, []), {})
     assert report.recommended is None
     assert "nothing to choose by" in report.reasons[0]
-    assert "<svg" in show.render(report)
+    assert "<svg" in page.render(report)
 
 
 def test_where_the_window_decides_nothing_none_is_recommended(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_where_nothing_healed_nothing_is_recommended(tmp_path: Path) -> None:
     assert report.results[0].cost.in_vain == 1
     assert report.reasons[0].startswith("1 loss, which did not heal")
     assert show.report_json(report)["helm_values"] is None
-    assert "<svg" in show.render(report)
+    assert "<svg" in page.render(report)
 
 
 def test_no_target_is_said_never_to_come_back_that_did(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_settings_that_changed_are_told(tmp_path: Path) -> None:
     record(tmp_path, [Outage(1, 0.5)], changed, began=WALL + 5000)
     report = tune(find_files([tmp_path]), {})
     assert any("settings changed" in warning for warning in show.warnings_of(report))
-    assert "settings changed" in show.render(report)
+    assert "settings changed" in page.render(report)
 
 
 @pytest.mark.parametrize("columns", [40, 60, 76, 80, 90, 100, 120, 200])
@@ -252,11 +252,11 @@ def test_the_values_fragment_is_what_the_chart_and_the_settings_take(mixed: list
 @pytest.mark.parametrize("choices", [{}, {"grace.window": ["1s", "2s"], "damping.step": ["1s", "4s"]}])
 def test_the_picture_is_one_page_that_needs_nothing(mixed: list[Path], choices: dict[str, list[str]]) -> None:
     report = tune(mixed, choices)
-    page = show.render(report)
-    assert not re.search(r"(src|href)=|url\(|@import|<script", page)
-    (svg,) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    html = page.render(report)
+    assert not re.search(r"(src|href)=|url\(|@import|<script", html)
+    (svg,) = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     root = ElementTree.fromstring(svg)
-    assert "recommended" in page
+    assert "recommended" in html
     if not choices:
         places = [float(line.attrib["x1"]) for line in root.iter("line") if line.attrib.get("class") == "heal"]
         (best,) = [float(line.attrib["x1"]) for line in root.iter("line") if line.attrib.get("class") == "best"]

@@ -559,7 +559,9 @@ class Prediction(_message.Message):
     ok; `hold`: without an end).
     """
     until_s: _builtins.float
-    """End of the resulting state (`freeze`, `pardon`) or of the current one (`stay`), seconds of the service's clock."""
+    """End of the resulting state (`freeze`, `pardon`) or of the current one (`stay`; `hold`: of the time for which a lost
+    family is not withdrawn because too many targets are broken), seconds of the service's clock.
+    """
     wait_s: _builtins.float
     """Delay of a re-admission after the paths are ok, seconds."""
     why: _builtins.str

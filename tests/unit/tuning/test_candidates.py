@@ -5,7 +5,7 @@ import pytest
 from lbguard.core.config import EngineConfig, GraceConfig
 from lbguard.core.model import Condition
 from lbguard.settings.model import SettingsError, engine_config, load
-from lbguard.tuning.recommendation import (
+from lbguard.tuning.candidates import (
     candidate_windows,
     config_with,
     has_margin,
