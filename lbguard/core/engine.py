@@ -86,6 +86,8 @@ class Engine(EngineState):
         if self.running and self.config.affinity:
             effects += self.affinity.take(self.stream_registry.streams, self.stream_registry.review)
         if self.running and self.config.parking:
+            # Where a target has just answered, our addresses are announced before it gets its packets.
+            effects += self._announcements()
             registry = self.stream_registry
             effects += self.parking.take(registry.by_mark, registry.streams, relisted=bool(registry.review))
         if self.running:

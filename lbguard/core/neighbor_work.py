@@ -143,7 +143,6 @@ class NeighborWork:
         self._solicitation = NeighborSolicitation()
         self._settling: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
         self._awaited: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
-        self._introduce: dict[tuple[LinkKey, Ip], None] = {}
         self._flush: dict[tuple[int, Ip], None] = {}
         self._resolve: dict[tuple[int, Ip], None] = {}
         self._tuned: dict[int, LinkKey] = {}
@@ -216,15 +215,6 @@ class NeighborWork:
         awaited = self._awaited.get((link.key, ip)) is not None
         return self._view.neighbor_unanswered(link, ip, awaited=awaited)
 
-    def introduce(self, link: Link, ip: Ip) -> None:
-        """Solicit an address once more, which has just answered, so that it knows our link-layer address.
-
-        The kernel solicits from its link-local address for IPv6. The target may then send its replies to the link-layer
-        address of an earlier link until an announcement arrives.
-        """
-        if self._config.solicit_neighbors and not self._config.observe:
-            self._introduce[link.key, ip] = None
-
     def expire(self, now: float) -> dict[Ip, None]:
         """Return the addresses on a link that arrived for which a time to wait is over."""
         return dict.fromkeys(ip for due in (self._settling, self._awaited) for _, ip in due.pop_due(now))
@@ -286,11 +276,6 @@ class NeighborWork:
             source = our_address(link, subnet)
             if source:
                 pairs.setdefault(key, []).append((source, ip))
-        for key, ip in self._introduce:
-            link, subnet, _ = self._view.locate(ip) if self._view.follows(ip) else (None, None, None)
-            if link is not None and link.key == key and (source := our_address(link, subnet)):
-                pairs.setdefault(key, []).append((source, ip))
-        self._introduce.clear()
         links = self._view.links
         return [
             SolicitNeighbors(link=key, mac=links[key.ifindex].mac, pairs=tuple(found)) for key, found in pairs.items()

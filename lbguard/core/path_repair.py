@@ -40,6 +40,7 @@ class PathRepair:
         self._subnets_down: dict[LinkKey, tuple[int, tuple[Prefix, ...]]] = {}
         self._moved: list[NeighborMoved] = []
         self._asked: dict[Route, int] = {}
+        self._answered: dict[int, tuple[LinkKey, set[bool]]] = {}
 
     # Targets come and go
 
@@ -98,11 +99,25 @@ class PathRepair:
                 path.silent = view.neighbor_silent(link, ip)
                 unresolved = self.neighbors.unresolved(link, ip)
                 if path.unresolved and not unresolved:
-                    self.neighbors.introduce(link, ip)
+                    self._announce_again(link, ipv4=is_ipv4(ip))
                 path.unresolved = unresolved
         if len(target.paths) < 2 and owns:
             for ipv4 in {True, False} - {is_ipv4(ip) for ip in target.paths}:
                 self._tables.drop_family(target.mark, ipv4=ipv4)
+
+    def _announce_again(self, link: Link, *, ipv4: bool) -> None:
+        """Announce our addresses once more when the first target answers on a link, before it gets the kept packets.
+
+        The first announcement may be lost, because the other end did not forward yet. Replies to the packets would then
+        go to the link-layer address of an earlier link.
+        """
+        answered = self._answered.get(link.ifindex)
+        if answered is None or answered[0] != link.key:
+            answered = self._answered[link.ifindex] = (link.key, set())
+        if ipv4 not in answered[1]:
+            answered[1].add(ipv4)
+            ours = [ip for ip in link.ready if is_ipv4(ip) is ipv4]
+            self._view.changes.ready.setdefault(link.key, []).extend(ours)
 
     def _routed(self, mark: int, ip: Ip, link: Link) -> bool:
         """Desire the route of a path, and return whether its packets are forwarded now."""

@@ -12,14 +12,12 @@ KEEP, GIVE_BACK, DROP = ParkingMode.KEEP, ParkingMode.GIVE_BACK, ParkingMode.DRO
 class ParkingGuard(Guard):
     """A guard that keeps what was last said of each lane, and every lane that was named."""
 
-    def __init__(
-        self, *, ipv6: bool = False, parking: bool = True, affinity: bool = False, solicit: bool = False
-    ) -> None:
+    def __init__(self, *, ipv6: bool = False, parking: bool = True, affinity: bool = False) -> None:
         self.lanes: dict[tuple[int, bool], ParkingLane] = {}
         self.named: list[ParkingLane] = []
         config = EngineConfig(
             neighbor_probe_interval_s=0.0,
-            solicit_neighbors=solicit,
+            solicit_neighbors=False,
             parking=parking,
             affinity=affinity,
             grace=GraceConfig(window_s=3.0),
@@ -44,6 +42,9 @@ class ParkingGuard(Guard):
     def answer(self, target: int, *, link: int = 1) -> None:
         for address in (ipv4_of(target), ipv6_of(target)):
             self.neighbor(address, NeighborState.REACHABLE, link=link)
+
+    def answer_one(self, target: int, *, link: int) -> None:
+        self.neighbor(ipv4_of(target), NeighborState.REACHABLE, link=link)
 
     def mode(self, target: int, *, ipv4: bool = True) -> ParkingMode:
         return self.lanes[5000 + target, ipv4].mode
@@ -190,12 +191,16 @@ def spec(*numbers: int) -> StreamSpec:
     return StreamSpec(name=STREAM, targets=tuple(target_spec(number) for number in numbers))
 
 
-def test_a_target_that_answers_on_a_new_link_is_solicited_from_our_own_address_once_more() -> None:
-    guard = ParkingGuard(solicit=True)
+def test_our_addresses_are_announced_again_when_the_first_target_answers_on_a_new_link() -> None:
+    guard = ParkingGuard()
     guard.unlink(1)
     guard.link(5)
-    guard.neighbor(ipv4_of(1), NeighborState.REACHABLE, link=5)
-    asked = [pair for effect in guard.of(fx.SolicitNeighbors) for pair in effect.pairs]
-    assert asked == [(ip("172.16.0.5"), ipv4_of(1))]
-    guard.neighbor(ipv4_of(1), NeighborState.STALE, link=5)
-    assert not guard.of(fx.SolicitNeighbors)
+    assert len(guard.of(fx.Announce)) == 1
+    guard.answer_one(1, link=5)
+    effects = [effect for effect in guard.effects if isinstance(effect, fx.Announce | fx.ParkPackets)]
+    announced, given_back = effects
+    assert isinstance(announced, fx.Announce)
+    assert isinstance(given_back, fx.ParkPackets)
+    assert (announced.link.ifindex, announced.addresses) == (5, (ip("172.16.0.5"),))
+    guard.answer_one(2, link=5)
+    assert not guard.of(fx.Announce), "one answer shows that the link forwards"
