@@ -61,7 +61,8 @@ def quiet_restart(world: World) -> None:
     """Restart the guard while the world stands still: no slot and no route may change.
 
     Only when nothing is pending that a restart would do at once: a damped re-admission (a new start knows no penalty),
-    a repair that waits for its retry, a commit, a leftover that the next full view ends. Soft evidence is forgotten
+    a repair that waits for its retry, a commit, a leftover that the next full view ends, a drain (the next process is
+    told of it by a file that is not here). Soft evidence is forgotten
     too, so runs with any are out.
     And which of two links of one subnet is the newer is told by their ifindexes after a restart.
     """
@@ -76,7 +77,7 @@ def quiet_restart(world: World) -> None:
         and by_age == sorted(by_age, key=lambda link: link.seen.ifindex)
         and set(engine.stream_names()) == set(world.streams)
         and at_rest(engine)
-        and not any(target.waiting for target in targets)
+        and not any(target.waiting or target.unlisted for target in targets)
         and not any(belief.target(t.mark, tuple(t.paths)) is Condition.ROUTE_MISSING for t in targets)
     )
     if not settled:
