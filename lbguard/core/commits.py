@@ -79,6 +79,10 @@ _ATTACHES_OF_REMOVED = 3
 """After so many failures in a row to attach, the table of a removed stream counts as gone."""
 
 
+_FILLING_S = 1.0
+"""A load balancer that starts registers its targets one after another in this time."""
+
+
 class _Attempt(NamedTuple):
     what: str
     stream: str
@@ -198,11 +202,11 @@ class Commits:
 
         A change of the registered targets moves flows of others. With flow affinity it waits for `learn_s`, in which
         the kernel remembers the flows that it sees; a target that is removed gets no packets from the start. A stream
-        that serves for a shorter time does not wait: its targets come one after another, and the first one must not get
+        that has just begun to serve does not wait: its targets come one after another, and the first one must not get
         all flows.
         """
         pair, held = stream.desired_pair(), stream.committed
-        young = now < stream.serves_since + self._learn_s
+        young = now < stream.serves_since + _FILLING_S
         if not self._learn_s or held is None or not held[1] or held[0] == pair[0] or stream.removed or young:
             stream.learn_until = None
             self._learning.cancel(stream.spec.name)
