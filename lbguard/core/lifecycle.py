@@ -102,6 +102,11 @@ class Lifecycle:
             return Input.DEADLINE_VETOED
         return Input.DEADLINE
 
+    def ends_at(self, key: TargetKey) -> float | None:
+        """Return when the state of a target is decided again: its deadline, or else the end of its drain."""
+        deadline = self.deadlines.get(key)
+        return self.drains.get(key) if deadline is None else deadline
+
     def family_waits(self, target: Target) -> bool:
         """Return whether a lost family of a target is to be withdrawn alone, which needs flow affinity."""
         return self._config.affinity and bool(target.families_lost())
@@ -359,7 +364,6 @@ class Lifecycle:
         gone: bool = False,
     ) -> None:
         self._sequence += 1
-        deadline = self.deadlines.get(target.key)
         decision = Decision(
             sequence=self._sequence,
             at=now,
@@ -368,7 +372,7 @@ class Lifecycle:
             state_from=before,
             state_to=None if gone else target.state,
             cause=cause,
-            deadline=self.drains.get(target.key) if deadline is None else deadline,
+            deadline=self.ends_at(target.key),
             duration_s=duration_s,
             evidence=self._evidence(target),
         )

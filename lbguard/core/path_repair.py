@@ -113,6 +113,8 @@ class PathRepair:
         """
         answered = self._answered.get(link.ifindex)
         if answered is None or answered[0] != link.key:
+            # Each heal may bring a link with a new ifindex: those that are gone are not kept.
+            self._answered = {index: known for index, known in self._answered.items() if index in self._view.links}
             answered = self._answered[link.ifindex] = (link.key, set())
         if ipv4 not in answered[1]:
             answered[1].add(ipv4)

@@ -276,18 +276,13 @@ def _target(engine: EngineState, target: Target, now: float, expected: Predictio
         state=target.state,
         cause="" if settled else "damped" if target.waiting else target.cause.value,
         since=target.since,
-        deadline=_deadline(engine, target),
+        deadline=engine.life.ends_at(target.key),
         penalty=target.penalty.current(engine.config.damping, now),
         paths=tuple(_path(engine, target, ip, path) for ip, path in target.paths.items()),
         prediction=expected,
         draining=target.draining,
         unlisted=target.unlisted,
     )
-
-
-def _deadline(engine: EngineState, target: Target) -> float | None:
-    deadline = engine.life.deadlines.get(target.key)
-    return engine.life.drains.get(target.key) if deadline is None else deadline
 
 
 def _path(engine: EngineState, target: Target, ip: Ip, path: Path) -> PathStatus:

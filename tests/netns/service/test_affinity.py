@@ -107,7 +107,7 @@ def test_flows_are_observed_before_a_change_of_the_list_is_committed(guarded: Gu
     stop = threading.Event()
     settings = ON | {"LBGUARD_AFFINITY__LEARN": "3s"}
     with guarded.service(settings, targets=targets_yaml(stream("stream-a", 2, 3, 4)), admitted=3):
-        time.sleep(3.0)  # a stream that serves for less than that changes its list at once
+        time.sleep(1.0)  # a stream changes its list at once in its first second
         sender = threading.Thread(target=vip_packets, args=(guarded, stop))
         sender.start()
         try:

@@ -204,3 +204,15 @@ def test_our_addresses_are_announced_again_when_the_first_target_answers_on_a_ne
     assert (announced.link.ifindex, announced.addresses) == (5, (ip("172.16.0.5"),))
     guard.answer_one(2, link=5)
     assert not guard.of(fx.Announce), "one answer shows that the link forwards"
+
+
+def test_links_that_are_gone_are_not_kept() -> None:
+    """Each heal may bring a link with a new ifindex."""
+    guard = ParkingGuard()
+    guard.unlink(1)
+    for number in range(5, 25):
+        guard.link(number)
+        guard.answer_one(1, link=number)
+        assert guard.of(fx.Announce)
+        guard.unlink(number)
+    assert len(guard.engine.paths._answered) == 1
