@@ -74,6 +74,7 @@ class Cycle:
         manager = guarded.directory / "manager.sock"
         places = {
             "LBGUARD_AFFINITY__MODE": "incident",
+            "LBGUARD_PARKING__ENABLED": "true",
             "LBGUARD_RECORDING__DIRECTORY": str(guarded.directory / "recording"),
             "LBGUARD_NSM__ADDRESS": f"unix://{manager}",
         }
