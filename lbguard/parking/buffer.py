@@ -60,10 +60,14 @@ class Bounds:
 
 @dataclass(slots=True)
 class Waiting:
-    """A packet that waits: since when, from when on it may be given back, and how often it was."""
+    """A packet that waits: since when, from when on it may be given back, and how often it was.
+
+    `first_copy_at`: when the first copy of its TCP segment arrived.
+    """
 
     parked: ParkedPacket
     since: float
+    first_copy_at: float
     ready_at: float = 0.0
     tries: int = 0
 
@@ -132,7 +136,7 @@ class ParkingBuffer:
         if queue is None:
             self.dropped[Dropped.NOT_A_TARGET] += 1
             return
-        waiting = Waiting(parked, now)
+        waiting = Waiting(parked, now, now)
         if queue.mode is ParkingMode.GIVE_BACK:
             waiting.ready_at, waiting.tries = now + RETRY_S, queue.last_tries(parked.packet, now)
             if waiting.tries >= TRIES_MAX:
@@ -147,6 +151,7 @@ class ParkingBuffer:
         queue.packets[name] = waiting
         self._count(queue, 1, waiting.size)
         if before is not None:
+            waiting.first_copy_at = before.first_copy_at
             self._count(queue, -1, -before.size)
             self.dropped[Dropped.NEWER_COPY] += 1
         elif len(queue.packets) == 1:

@@ -17,11 +17,13 @@ from lbguard.core.model import PARKING_LINK, ParkingLane, ParkingMode
 from lbguard.core.parking import ADDRESS_CHANGED, REMOVED, WITHDRAWN
 from lbguard.kernel.batches import NetlinkChannel, describe_error
 from lbguard.kernel.requests import KernelRequests
+from lbguard.parking.backoff import Unreachable
 from lbguard.parking.buffer import Bounds, Dropped, ParkingBuffer
 from lbguard.parking.device import MTU, QUEUE_FRAMES, ParkingLink, remedy_for
 from lbguard.parking.frames import read_frame
 from lbguard.parking.routes import ParkingRoute, ParkingRoutes
 from lbguard.parking.sender import Outcome, ParkedPacketSender
+from lbguard.service.backoff_notices import BackoffNotices
 from lbguard.settings.model import Settings
 from lbguard.telemetry.link_counters import parse_net_dev, read_net_dev
 from lbguard.telemetry.log import fields
@@ -54,6 +56,7 @@ class PacketParking:
         self._buffer = ParkingBuffer(
             Bounds(packets=parking.packets, memory_bytes=parking.bytes, max_age_s=parking.max_age)
         )
+        self._notices = BackoffNotices(parking.packets if parking.revert_backoff else 0, self._send_error)
         self._metrics = metrics.parking
         self._channel = channel
         self._requests = requests
@@ -73,6 +76,8 @@ class PacketParking:
         """Apply one effect at once; `run` programs the routes."""
         for lane in effect.lanes:
             self._buffer.set_lane(lane)
+            if lane.mode is not ParkingMode.GIVE_BACK:
+                self._notices.discard(lane.mark, ipv4=lane.ipv4)
             if lane.mode is ParkingMode.DROP:
                 self._lanes.pop((lane.mark, lane.ipv4), None)
             else:
@@ -104,6 +109,7 @@ class PacketParking:
             bytes_used=self._buffer.memory_bytes,
             parked=self._buffer.parked,
             given_back=self._given_back,
+            unreachables=self._notices.sent,
             dropped=dropped,
         )
 
@@ -226,6 +232,7 @@ class PacketParking:
                 case Outcome.SENT:
                     self._given_back += 1
                     self._metrics.age.observe(now - waiting.since)
+                    self._notices.given_back(waiting.parked, waiting.first_copy_at, now)
                 case Outcome.LATER:
                     for rest in reversed(taken[n:]):
                         self._buffer.put_back(rest)
@@ -235,3 +242,7 @@ class PacketParking:
                 case Outcome.REFUSED:
                     self._buffer.dropped[Dropped.REFUSED] += 1
         self._plan_pass()
+        self._notices.plan()
+
+    def _send_error(self, error: Unreachable) -> Outcome:
+        return Outcome.REFUSED if self._sender is None else self._sender.send_error(error)
