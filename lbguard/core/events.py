@@ -92,6 +92,13 @@ class NeighborSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborsProbed:
+    """The kernel was asked to verify these entries (ifindex, address). It is reported with parking only."""
+
+    entries: tuple[tuple[int, Ip], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborGone:
     """The kernel dropped a neighbour entry."""
 
@@ -330,6 +337,7 @@ class TargetsIdle:
 
 Event = (
     KernelChange
+    | NeighborsProbed
     | KernelSnapshot
     | KernelOutOfSync
     | SourceSnapshot

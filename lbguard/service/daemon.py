@@ -117,6 +117,7 @@ class Daemon:
             self._event_reporter.neighbors_refused,
             self.engine.foreign_neighbor,
             lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
+            report_probes=settings.parks_packets,
         )
         self._tables = DistributorActuator(self._distributor, self._committed)
         kernel_queue: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +63,7 @@ class PacketParking:
         self._requests = requests
         self._again_s = settings.kernel.reconcile_interval
         self._lanes: dict[tuple[int, bool], ParkingLane] = {}
+        self._returning: dict[tuple[int, bool], ParkingLane] = {}
         self._changed = asyncio.Event()
         self._link: ParkingLink | None = None
         self._sender: ParkedPacketSender | None = None
@@ -73,15 +75,25 @@ class PacketParking:
         self._problem = ""
 
     def perform(self, effect: ParkPackets) -> None:
-        """Apply one effect at once; `run` programs the routes."""
+        """Apply one effect at once; `run` programs the routes.
+
+        Packets that were diverted are given back when that route is gone: until then they would come back.
+        """
         for lane in effect.lanes:
-            self._buffer.set_lane(lane)
+            key = (lane.mark, lane.ipv4)
+            before = self._lanes.get(key)
+            diverted = before is not None and (before.divert or key in self._returning)
+            self._returning.pop(key, None)
+            if lane.mode is ParkingMode.GIVE_BACK and diverted and self._link is not None:
+                self._returning[key] = lane
+            else:
+                self._buffer.set_lane(lane)
             if lane.mode is not ParkingMode.GIVE_BACK:
                 self._notices.discard(lane.mark, ipv4=lane.ipv4)
             if lane.mode is ParkingMode.DROP:
-                self._lanes.pop((lane.mark, lane.ipv4), None)
+                self._lanes.pop(key, None)
             else:
-                self._lanes[lane.mark, lane.ipv4] = lane
+                self._lanes[key] = lane
         self._changed.set()
         self._plan_pass()
 
@@ -139,6 +151,7 @@ class PacketParking:
             self._link = self._sender = None
             self._metrics.in_force.set(0)
             self._buffer.clear("link_lost")
+            self._return(list(self._returning.items()))
 
     async def _keep_routes(self, routes: ParkingRoutes) -> None:
         loop = asyncio.get_running_loop()
@@ -148,7 +161,9 @@ class PacketParking:
             if again:
                 again_at = loop.time() + self._again_s
             self._changed.clear()
+            returning = list(self._returning.items())
             refused = await routes.program(self._wanted(), again=again)
+            self._return(returning)
             if refused:
                 self._complain("routes to the parking link refused", refused, "see the reason")
             else:
@@ -160,6 +175,14 @@ class PacketParking:
                 async with asyncio.timeout(_ROUND_S):
                     await self._changed.wait()
             self._buffer.expire(time.monotonic())
+
+    def _return(self, lanes: Sequence[tuple[tuple[int, bool], ParkingLane]]) -> None:
+        """Give the packets of lanes back whose diverting routes are gone, unless they changed again meanwhile."""
+        for key, lane in lanes:
+            if self._returning.get(key) is lane:
+                del self._returning[key]
+                self._buffer.set_lane(lane)
+        self._plan_pass()
 
     def _wanted(self) -> list[ParkingRoute]:
         wanted = [ParkingRoute(mark, ipv4) for mark, ipv4 in self._lanes]
