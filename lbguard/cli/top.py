@@ -31,6 +31,7 @@ from lbguard.cli.status_words import (
     age,
     condition,
     headline,
+    kept_packets,
     local_vips_note,
     new_flows,
     then,
@@ -205,6 +206,7 @@ def by_trouble(target: TargetStatus) -> tuple[int, float, str, int]:
 def _targets(status: GuardStatus, clock: float, lines: int, width: int) -> Table | None:
     if width >= _FULL_WIDTH:
         steered = ["NEW FLOWS"] if status.affinity is not None else []
+        steered += ["KEPT"] if status.parking is not None else []
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", *steered, "PATHS")
     elif width >= _TINY_WIDTH:
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE")
@@ -220,6 +222,7 @@ def _targets(status: GuardStatus, clock: float, lines: int, width: int) -> Table
             "THEN": then(target),
             "CAUSE": "" if target.state is TargetState.ACTIVE else target.cause,
             "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, status.affinity))),
+            "KEPT": "/".join(dict.fromkeys(kept_packets(target, status.parking))),
             "PATHS": "  ".join(f"{path.ip} {condition(path)} {path.ifname or '-'}" for path in target.paths),
         }
         rows.append([cells[str(column.header)] for column in table.columns])

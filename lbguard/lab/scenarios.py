@@ -7,7 +7,10 @@ from lbguard.lab.scenario_model import Do, Scenario, Step, recreate
 HELD = Promise(median_over_outage_s=1.0)
 UDP_IN_FLIGHT = 10
 """Replies that a link loses when it is cut never reach the load balancer, which therefore cannot keep them."""
-PARKED = Promise(median_over_outage_s=0.1, udp_lost_max=UDP_IN_FLIGHT)
+PARKED = Promise(median_over_outage_s=0.1, longest_over_outage_s=0.3, udp_lost_max=UDP_IN_FLIGHT)
+PARKED_SILENT = Promise(moved_max=None, median_over_outage_s=0.2, longest_over_outage_s=0.5)
+"""A silent target is noticed after 0.25 s at most; a connection that sent nothing between that and the end of a short
+outage goes on with its next retransmission."""
 FLAPS = 5
 FLAP_PERIOD_S = 0.8
 FLAP_DOWN_MAX_S = 0.4
@@ -114,6 +117,7 @@ ALL = (
         name="target-link",
         sentence="One target's link is re-created: same IPs, new MAC; the load balancer's links stay.",
         promise=Promise(moved_max=None, longest_gap_s=3.0),
+        parked=PARKED_SILENT,
         steps=_target_link,
         observe_s=9.0,
         proxies=(),

@@ -19,7 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from lbguard.core.model import ParkingLane, ParkingMode
 from lbguard.parking.frames import ParkedPacket
@@ -56,6 +56,25 @@ class Bounds:
     packets: int
     memory_bytes: int
     max_age_s: float
+
+
+class Usage(NamedTuple):
+    """Kept packets of one family of a target: their number, their memory, and when the first one arrived."""
+
+    mark: int
+    ipv4: bool
+    packets: int
+    memory_bytes: int
+    since: float
+    mode: ParkingMode
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Return both together."""
+        return self._replace(
+            packets=self.packets + other.packets,
+            memory_bytes=self.memory_bytes + other.memory_bytes,
+            since=min(self.since, other.since),
+        )
 
 
 @dataclass(slots=True)
@@ -221,6 +240,16 @@ class ParkingBuffer:
         keys = (key for ready in self._ready.values() for key in ready)
         heads = (next(iter(self._queues[key].packets.values())) for key in keys)
         return min((head.ready_at for head in heads), default=None)
+
+    def usage(self) -> list[Usage]:
+        """Return what is kept, by target and family."""
+        found: dict[tuple[int, bool], Usage] = {}
+        for queue, (mark, ipv4, _) in self._filled.items():
+            oldest = next(iter(queue.packets.values())).first_copy_at
+            known = found.get((mark, ipv4))
+            more = Usage(mark, ipv4, len(queue.packets), queue.used_bytes, oldest, queue.mode)
+            found[mark, ipv4] = more if known is None else known.plus(more)
+        return list(found.values())
 
     def expire(self, now: float) -> None:
         """Drop the packets that are too old."""

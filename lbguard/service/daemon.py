@@ -196,7 +196,8 @@ class Daemon:
         for status in self.engine.status_in_parts(time.monotonic()):
             if status is not None:
                 affinity = None if self._affinity is None else self._affinity.status()
-                return replace(self._local_vips.add_to(status), affinity=affinity)
+                parking = None if self._parking is None else self._parking.status()
+                return replace(self._local_vips.add_to(status), affinity=affinity, parking=parking)
             await asyncio.sleep(0)
         raise AssertionError("a status that never ends")
 

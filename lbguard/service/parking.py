@@ -16,6 +16,7 @@ from typing import Final
 from lbguard.core.effects import ParkPackets
 from lbguard.core.model import PARKING_LINK, ParkingLane, ParkingMode
 from lbguard.core.parking import ADDRESS_CHANGED, REMOVED, WITHDRAWN
+from lbguard.core.status import ParkedPackets, ParkingStatus
 from lbguard.kernel.batches import NetlinkChannel, describe_error
 from lbguard.kernel.requests import KernelRequests
 from lbguard.parking.backoff import Unreachable
@@ -73,6 +74,8 @@ class PacketParking:
         self._window_ends = 0.0
         self._given_back = 0
         self._problem = ""
+        self._in_force = False
+        self._metrics.packets_max.set(parking.packets)
 
     def perform(self, effect: ParkPackets) -> None:
         """Apply one effect at once; `run` programs the routes.
@@ -125,6 +128,34 @@ class PacketParking:
             dropped=dropped,
         )
 
+    def status(self) -> ParkingStatus:
+        """Return what is kept, and whether packets are kept at all."""
+        bounds = self._buffer.bounds
+        return ParkingStatus(
+            in_force=self._in_force,
+            problem=self._problem,
+            packets=self._buffer.packets,
+            memory_bytes=self._buffer.memory_bytes,
+            packets_max=bounds.packets,
+            bytes_max=bounds.memory_bytes,
+            max_age_s=bounds.max_age_s,
+            parked=tuple(
+                ParkedPackets(
+                    mark=used.mark,
+                    ipv4=used.ipv4,
+                    packets=used.packets,
+                    memory_bytes=used.memory_bytes,
+                    since=used.since,
+                    given_back=used.mode is ParkingMode.GIVE_BACK,
+                )
+                for used in self._buffer.usage()
+            ),
+        )
+
+    def _set_in_force(self, in_force: bool) -> None:
+        self._in_force = in_force
+        self._metrics.in_force.set(in_force)
+
     # The link
 
     async def _open(self, stack: contextlib.ExitStack) -> tuple[ParkingLink, ParkedPacketSender]:
@@ -149,7 +180,7 @@ class PacketParking:
         finally:
             loop.remove_reader(link.fileno())
             self._link = self._sender = None
-            self._metrics.in_force.set(0)
+            self._set_in_force(False)
             self._buffer.clear("link_lost")
             self._return(list(self._returning.items()))
 
@@ -167,7 +198,7 @@ class PacketParking:
             if refused:
                 self._complain("routes to the parking link refused", refused, "see the reason")
             else:
-                self._metrics.in_force.set(1)
+                self._set_in_force(True)
                 if self._problem:
                     _log.info("packets are parked again")
                 self._problem = ""
@@ -191,7 +222,7 @@ class PacketParking:
         ]
 
     def _complain(self, what: str, reason: str, remedy: str) -> None:
-        self._metrics.in_force.set(0)
+        self._set_in_force(False)
         if reason != self._problem:
             self._problem = reason
             _log.warning(what, extra=fields(reason=reason, remedy=remedy))

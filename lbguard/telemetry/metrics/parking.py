@@ -13,6 +13,7 @@ class ParkingMetrics:
     def __init__(self, families: MetricFamilies) -> None:
         self._counts = ForeignCounts()
         self.in_force = families.gauge("parking_in_force", "1 while packets of held targets are kept.")
+        self.packets_max = families.gauge("parking_packets_max", "Setting parking.packets; 0: parking is off.")
         self.packets = families.gauge("parking_packets", "Packets that are kept now.")
         self.bytes = families.gauge("parking_bytes", "Memory that the kept packets count for, in bytes.")
         self.parked = families.counter("parking_packets_parked", "Packets that were kept.")
