@@ -1,5 +1,7 @@
 """Scenarios of the chain, those of flow affinity included, and how they are selected."""
 
+from dataclasses import replace
+
 from lbguard.lab.affinity_scenarios import AFFINITY
 from lbguard.lab.promise import Promise
 from lbguard.lab.scenario_model import Do, Scenario, Step, recreate
@@ -159,7 +161,7 @@ ALL = (
         name="flap",
         sentence="One link of the load balancer goes and comes back five times in four seconds.",
         promise=HELD,
-        parked=PARKED,
+        parked=replace(PARKED, udp_lost_max=FLAPS * UDP_IN_FLIGHT),
         steps=_flap,
         observe_s=9.0,
     ),

@@ -3,12 +3,14 @@
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from lbguard.kernel.codec.checksum import checksum
 from lbguard.lab.netns import Namespace, connect
 from tests.netns.service.guarded import LIMIT_S, PATIENT, Guarded, Process, stream, targets_yaml, wait_until
 
@@ -18,6 +20,7 @@ ON = {"LBGUARD_PARKING__ENABLED": "true"}
 VIPS = {4: "20.0.0.1", 6: "2000::1"}
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 PORT = 4000
+ICMP = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 ONE = targets_yaml(stream("stream-a", 1))
 TWO = targets_yaml(stream("stream-a", 1, 3))
 PARKING = "lbguard-park"
@@ -176,6 +179,41 @@ def test_fragments_are_given_back_and_put_together_by_the_target(lab: Parked) ->
         lab.make_link("nse-a")
         for family in VIPS:
             assert lab.arrive(family, 1) == ["x" * 4000]
+
+
+@pytest.mark.parametrize("family", VIPS)
+@pytest.mark.parametrize("protocol", ["sctp", "icmp"])
+def test_packets_of_other_protocols_are_given_back(lab: Parked, family: int, protocol: str) -> None:
+    number = socket.IPPROTO_SCTP if protocol == "sctp" else ICMP[family]
+    with lab.proxies.entered():
+        receiver = socket.socket(FAMILIES[family], socket.SOCK_RAW, number)
+    with lab.client_side.entered():
+        sender = socket.socket(FAMILIES[family], socket.SOCK_RAW, number)
+    with receiver, sender, lab.parking():
+        receiver.settimeout(LIMIT_S)
+        lab.delete_link("nse-a")
+        lab.wait_for(t1="held")
+        packets = [other_packet(protocol, family, number) for number in range(20)]
+        for packet in packets:
+            sender.sendto(packet, (VIPS[family], 0))
+        wait_until(lambda: (lab.metric("lbguard_parking_packets") or 0) >= 20, "20 packets parked")
+        lab.make_link("nse-a")
+        found: list[bytes] = []
+        while len(found) < 20:
+            data = receiver.recv(65536)
+            body = data[20:] if family == 4 else data
+            if body[12:] in {packet[12:] for packet in packets}:
+                found.append(body[12:])
+        assert found == [packet[12:] for packet in packets]
+
+
+def other_packet(protocol: str, family: int, number: int) -> bytes:
+    """Return a packet of a protocol, without checksums: an SCTP DATA chunk, or an ICMP echo request."""
+    text = b"numbered %4d" % number
+    if protocol == "sctp":
+        return struct.pack("!HHIIBBH", 5000, PORT, 7, 0, 0, 3, 4 + len(text)) + text
+    head = struct.pack("!BBHHH", 8 if family == 4 else 128, 0, 0, 7, number) + bytes(4) + text
+    return head[:2] + checksum(head).to_bytes(2) + head[4:] if family == 4 else head
 
 
 @pytest.mark.parametrize("family", VIPS)
