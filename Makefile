@@ -15,7 +15,7 @@ help: ## list the targets
 setup: ## make .venv ready with the locked versions, and install missing Debian packages
 	@scripts/setup
 
-demo: setup ## play lb-link, target-link and link-gone with real packets, today's behaviour beside lbguard's
+demo: setup ## play eight scenarios with real packets, today's behaviour beside lbguard's (about five minutes)
 	@.venv/bin/lbguard demo
 
 check: setup lint ## lint and the quick unit tests, for daily work

@@ -252,7 +252,8 @@ def check_affinity(host: Host, settings: Settings, streams: Sequence[StreamSpec]
         yield Finding(
             id="affinity_refused",
             severity="warning",
-            what=f"the kernel refuses the rules of flow affinity ({why}): new connections will wait for held targets",
+            what=f"the kernel refuses the rules of flow affinity ({why}): new connections will wait for held"
+            " targets, and a change of the list will move connections, as without flow affinity",
             remedy="load the kernel modules nf_tables, nft_fib_inet and nft_hash, or set affinity.mode to off",
         )
 

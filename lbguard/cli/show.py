@@ -16,6 +16,7 @@ from lbguard.cli.status_words import (
     age,
     condition,
     headline,
+    list_change_note,
     local_vips_note,
     new_flows,
     then,
@@ -167,21 +168,28 @@ def status_json(status: GuardStatus) -> dict[str, object]:
     """Return a status as plain values; moments become ages and times left, in seconds."""
     values: dict[str, Any] = asdict(status)
     del values["now"]
+    for stream in values["streams"]:
+        stream["commit_in_s"] = _left_s(stream.pop("commit_at"), status.now)
     values["targets"] = [target_json(target, status.now) for target in status.targets]
     return values
+
+
+def _left_s(at: float | None, now: float) -> float | None:
+    return None if at is None else round(at - now, 3)
 
 
 def target_json(target: TargetStatus, now: float) -> dict[str, object]:
     """Return a target as plain values; moments become ages and times left, in seconds."""
     values: dict[str, Any] = asdict(target)
-    del values["since"], values["deadline"]
+    del values["since"], values["deadline"], values["commit_at"]
     values["age_s"] = round(now - target.since, 3)
-    values["deadline_in_s"] = None if target.deadline is None else round(target.deadline - now, 3)
+    values["deadline_in_s"] = _left_s(target.deadline, now)
+    values["commit_in_s"] = _left_s(target.commit_at, now)
     prediction = target.prediction
     values["prediction"] = prediction and {
         "action": str(prediction.action),
-        "in_s": None if prediction.at is None else round(prediction.at - now, 3),
-        "until_in_s": None if prediction.until is None else round(prediction.until - now, 3),
+        "in_s": _left_s(prediction.at, now),
+        "until_in_s": _left_s(prediction.until, now),
         "wait_s": round(prediction.wait_s, 3),
         "why": prediction.why,
     }
@@ -208,6 +216,7 @@ def _show_streams(console: TextConsole, status: GuardStatus) -> None:
             for text in (
                 "" if stream.available else stream.availability_reason,
                 "mass failure: targets are frozen, not withdrawn" if stream.mass_failure else "",
+                list_change_note(stream, status.now),
                 local_vips_note(stream),
             )
             if text

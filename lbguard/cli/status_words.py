@@ -44,6 +44,8 @@ def until(target: TargetStatus, clock: float) -> str:
     """Return how long a target's state lasts if nothing changes; empty: that is not a matter of time."""
     prediction = target.prediction
     at = prediction.at if prediction is not None else target.deadline
+    if at is None and prediction is None:
+        at = target.commit_at
     if at is None:
         return "no end" if prediction is not None and prediction.action in (Action.STAY, Action.HOLD) else ""
     return f"in {seconds(at - clock)}" if at > clock else "now"
@@ -52,6 +54,8 @@ def until(target: TargetStatus, clock: float) -> str:
 def then(target: TargetStatus) -> str:
     """Return in one word the result of the deadline."""
     prediction = target.prediction
+    if prediction is None and target.commit_at is not None:
+        return "in the table"
     if prediction is None or prediction.at is None:
         return ""
     if prediction.action is Action.WITHDRAW_FAMILY:
@@ -97,6 +101,13 @@ def new_flows(target: TargetStatus, affinity: AffinityStatus | None) -> list[str
 def condition(path: PathStatus) -> str:
     """Return the condition of a path, and whether its family was withdrawn alone."""
     return f"{path.condition}, withdrawn" if path.withdrawn else path.condition
+
+
+def list_change_note(stream: StreamStatus, clock: float) -> str:
+    """Return when a change of a stream's list is committed that waits for flows; empty: none waits."""
+    if stream.commit_at is None:
+        return ""
+    return f"list change in {seconds(max(0.0, stream.commit_at - clock))} (affinity.learn)"
 
 
 def local_vips_note(stream: StreamStatus) -> str:

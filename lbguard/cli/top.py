@@ -31,6 +31,7 @@ from lbguard.cli.status_words import (
     age,
     condition,
     headline,
+    list_change_note,
     local_vips_note,
     new_flows,
     then,
@@ -93,7 +94,7 @@ def view(snapshot: Snapshot, *, now: float, width: int, height: int, hint: str =
     clock = status.now if snapshot.trouble else status.now + elapsed_s
     rows = _share(height - len(head), len(status.streams), len(status.targets), len(status.links))
     parts = [
-        _streams(status.streams, rows[0], width),
+        _streams(status, clock, rows[0], width),
         _targets(status, clock, rows[1], width),
         _links(status.links, rows[2], width),
         _decisions(snapshot.decisions, rows[3]),
@@ -167,8 +168,8 @@ def _streams_in_few_columns(streams: Sequence[StreamStatus], lines: int) -> Tabl
     return _fill(_table("STREAM", "AVAIL", "TARGETS"), rows, lines, "streams")
 
 
-def _streams(unsorted: Sequence[StreamStatus], lines: int, width: int) -> Table | None:
-    streams = sorted(unsorted, key=lambda item: (item.available, not item.mass_failure, item.name))
+def _streams(status: GuardStatus, clock: float, lines: int, width: int) -> Table | None:
+    streams = sorted(status.streams, key=lambda item: (item.available, not item.mass_failure, item.name))
     if width < _TINY_WIDTH:
         return _streams_in_few_columns(streams, lines)
     names = [state.value.upper() if width >= _FULL_WIDTH else state.value[:4].upper() for state in TROUBLE_FIRST]
@@ -178,7 +179,7 @@ def _streams(unsorted: Sequence[StreamStatus], lines: int, width: int) -> Table 
         notes = [
             "" if stream.available else stream.availability_reason,
             "mass failure: targets are frozen, not withdrawn" if stream.mass_failure else "",
-            "" if stream.table_committed else "table changing",
+            list_change_note(stream, clock) or ("" if stream.table_committed else "table changing"),
             local_vips_note(stream),
         ]
         rows.append(

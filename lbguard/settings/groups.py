@@ -312,7 +312,7 @@ class AffinitySettings(BaseModel):
 
     model_config = GROUP
     mode: Literal["incident", "all", "off"] = Field(
-        default="off",
+        default="incident",
         description="incident: flows that begin while a registered target is not active are remembered; all: every new"
         " flow is. In both, the kernel gives new connections to a healthy target while theirs is cut off. Only in mode"
         " enforce.",

@@ -150,6 +150,16 @@ def _new_connections_sentence(target: TargetStatus, path: PathStatus, affinity: 
     return f"New {family} connections {follow}: no other target of the stream has a good {family} path."
 
 
+def _added_sentence(target: TargetStatus, now: float) -> str:
+    """Return when the table gets a target that was added to the list; empty: it does not wait for that."""
+    if target.commit_at is None:
+        return ""
+    return (
+        f"The table gets it in {seconds(max(0.0, target.commit_at - now))} (fwmark and route table {target.mark}):"
+        " flows that are seen before stay with their targets (affinity.learn)."
+    )
+
+
 def _drain_sentence(target: TargetStatus) -> str:
     """Return what a drain means for a target that does not simply drain; empty: it does, or is not to be drained."""
     if not target.draining:
@@ -280,7 +290,7 @@ def target_story(
         TargetState.WITHDRAWN: f"{name} has been withdrawn for {age} because of {target.cause}.",
         TargetState.DRAINING: f"{name} has been draining for {age}: its connections go on.",
     }[target.state]
-    story = [opening, f"{table} (fwmark and route table {target.mark})."]
+    story = [opening, _added_sentence(target, now) or f"{table} (fwmark and route table {target.mark})."]
     for path in target.paths:
         story.append(_path_sentence(path))
         if not observe:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ async def test_status_shows_where_new_flows_go(shell: Shell, tmp_path: Path) -> 
     assert lines[place + 1].split()[:3] == ["fd00:1::10", "no_link", "elsewhere"]
     assert json.loads(plain.out)["affinity"]["in_force"] is True
     assert "New IPv6 connections are given to another target at once." in explained.out
+
+
+async def test_status_says_when_a_change_of_the_list_is_committed(shell: Shell, tmp_path: Path) -> None:
+    state = guard_status(target(1), target(2, commit_at=103.2), affinity=affinity())
+    state = replace(state, streams=(replace(state.streams[0], table_committed=False, commit_at=103.2),))
+    async with ServedGuard(state).serving(tmp_path) as socket:
+        outcome = await asyncio.to_thread(shell, "status", "--socket", socket)
+        plain = await asyncio.to_thread(shell, "status", "--json", "--socket", socket)
+    lines = {line.split()[0]: line for line in outcome.out.splitlines() if line}
+    assert "list change in 3.2 s (affinity.learn)" in lines["stream-a"]
+    assert "in 3.2 s  in the table" in lines["stream-a/2"]
+    values = json.loads(plain.out)
+    assert (values["streams"][0]["commit_in_s"], values["targets"][1]["commit_in_s"]) == (3.2, 3.2)
+    assert values["targets"][0]["commit_in_s"] is None
 
 
 async def test_status_without_affinity_has_no_column_for_it(shell: Shell, service: str) -> None:

@@ -183,6 +183,15 @@ def test_what_is_wrong_with_streams_and_service_is_said() -> None:
     assert stream.rstrip().endswith("no usable path; mass failure: targets are frozen, not withdrawn; table changing")
 
 
+def test_a_change_of_the_list_that_waits_is_noted_with_its_end() -> None:
+    status = guard_status(target(1), target(2, commit_at=103.2), affinity=affinity())
+    status = replace(status, streams=(replace(status.streams[0], table_committed=False, commit_at=103.2),))
+    lines = screen(Snapshot(status=status, received_at=HEARD_AT), width=160)
+    assert row(lines, "stream-a").rstrip().endswith("list change in 3.2 s (affinity.learn)")
+    assert "in 3.2 s in the table" in " ".join(row(lines, "stream-a/2").split())
+    assert "in the table" not in row(lines, "stream-a/1")
+
+
 def test_a_local_vip_is_noted() -> None:
     status = guard_status(target(1))
     status = replace(status, streams=(replace(status.streams[0], local_vips=("20.0.0.1/32",)),))

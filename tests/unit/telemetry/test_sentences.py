@@ -87,6 +87,12 @@ def test_every_state_has_a_story(state: TargetState, words: str) -> None:
     assert words in target_story(target(state=state, cause="link_down"), 100.0, [])
 
 
+def test_a_target_that_was_added_says_when_the_table_gets_it() -> None:
+    story = target_story(target(commit_at=103.2), 100.0, [])
+    assert "The table gets it in 3.2 s (fwmark and route table 5001): flows that are seen before stay with" in story
+    assert "receives traffic" not in story
+
+
 MOST = "6 of 10 targets are broken"
 
 
