@@ -259,7 +259,7 @@ DEFAULT = (
     *("lb-link", "target-link", "link-gone"),
     *("newcomers", "readmit", "one-family-gone", "removed", "added"),
 )
-"""What a first visitor sees: what a link does to long-lived connections, then new ones and changes of the list."""
+"""Scenarios of a plain `lbguard demo`: losses of links, then new connections and changes of the list."""
 
 
 class UnknownScenarioError(Exception):
