@@ -78,7 +78,7 @@ def countdown_s(lines: Sequence[str], name: str) -> float:
 
 def test_the_recorded_state() -> None:
     lines = screen(snapshot())
-    assert lines[0].rstrip() == "enforcing · kernel in sync · source ok"
+    assert lines[0].rstrip() == "enforcing · kernel in sync · source ok · affinity in force, 0 flows remembered"
     assert row(lines, "stream-a").split() == ["stream-a", "yes", "0", "0", "2", "0", "0", "3"]
     order = [line.split()[0] for line in lines if line.startswith("stream-a/")]
     assert order == [f"stream-a/{identifier}" for identifier in (1, 2, 3, 4, 5)]
