@@ -13,7 +13,7 @@ from lbguard.errors import EXIT_FAILED
 from lbguard.telemetry.output import print_json
 
 if TYPE_CHECKING:
-    from lbguard.cli.host_check import Finding
+    from lbguard.cli.host import Finding
     from lbguard.core.model import StreamSpec
     from lbguard.settings.model import Loaded, Settings
 
@@ -120,7 +120,8 @@ def check_config(
     ]
     findings: Sequence[Finding] = ()
     if host:
-        from lbguard.cli.host_check import Host, check_host
+        from lbguard.cli.host import Host
+        from lbguard.cli.host_check import check_host
         from lbguard.service.affinity import affinity_refusal
 
         findings = check_host(

@@ -31,7 +31,7 @@ from lbguard.telemetry.sentences import decision_sentence
 
 if TYPE_CHECKING:
     from lbguard.api.client import Explanation
-    from lbguard.cli.host_check import Finding
+    from lbguard.cli.host import Finding
     from lbguard.probe.once import OnceReport
     from lbguard.settings.check import ConfigWarning
     from lbguard.settings.model import Loaded
