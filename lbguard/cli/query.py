@@ -129,8 +129,9 @@ def explain(
 ) -> None:
     """Explain why a target is in its state, and what happens next.
 
-    The output lists its state, its paths, the verdicts of reporters, the time of its withdrawal or re-admission, and
-    its last decisions. An identifier or an IP alone suffices if only one target has it.
+    The output lists its state, its paths, the verdicts of reporters, the time of its withdrawal or re-admission, what
+    its new and its open connections get and until when, which settings would change it, and its last decisions. An
+    identifier or an IP alone suffices if only one target has it.
 
     \b
     Examples:

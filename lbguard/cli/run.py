@@ -83,16 +83,19 @@ def check_config(
     host: Annotated[bool, typer.Option("--host", help="Check this machine too.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
     as_json: JsonOption = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show settings that have their default too.")] = False,
 ) -> None:
-    """Show every setting with its source, and warnings.
+    """Show problems, then the settings that are given.
 
     The command checks combinations of settings, the targets file and the probe's
     connections file. With --host it also checks this machine: kernel settings,
-    capabilities, nfqlb's memory, directories, certificates, addresses.
+    capabilities, nfqlb's memory, directories, certificates, addresses. --all shows
+    every setting, its source and its meaning; --json always has them all.
 
     \b
     Examples:
       lbguard check-config --config lbguard.yaml
+      lbguard check-config --all
       lbguard check-config --host --strict
       LBGUARD_GRACE__WINDOW=5s lbguard check-config --json
 
@@ -130,7 +133,7 @@ def check_config(
     if as_json:
         print_json(show.config_json(loaded, warnings, findings))
     else:
-        show.show_config(loaded, warnings, findings)
+        show.show_config(loaded, warnings, findings, show_all=show_all)
     failed = any(finding.severity == "error" for finding in findings)
     if failed or (strict and (warnings or findings)):
         raise typer.Exit(EXIT_FAILED)

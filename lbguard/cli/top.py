@@ -39,7 +39,7 @@ _UNFILTERED = Browse()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What a screen has room for.
+    """Parts of the view that fit on a screen.
 
     Attributes:
         head: its first lines.
