@@ -84,7 +84,11 @@ class Daemon:
         self.engine = self._recording.make_engine()
         self.decision_log = DecisionLog()
         labels = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit}
-        self.metrics = Metrics(CollectorRegistry(), {name: value for name, value in labels.items() if value})
+        self.metrics = Metrics(
+            CollectorRegistry(),
+            {name: value for name, value in labels.items() if value},
+            settings.metrics.per_target,
+        )
         self.availability = AvailabilityState()
         self._enforcing = settings.mode == "enforce"
         self._event_reporter = EventReporter(

@@ -211,6 +211,13 @@ class MetricsSettings(BaseModel):
         description="Address of /metrics, /healthz and /readyz, IPv4 and IPv6; empty turns it off.",
         json_schema_extra={"unit": "host:port"},
     )
+    per_target: Literal["off", "active", "all"] = Field(
+        default="all",
+        description=(
+            "Targets with series of their own (six each). all: each; active: each from its first loss on; off: none."
+            " Streams have their sums in any case."
+        ),
+    )
 
 
 class AnnounceSettings(BaseModel):

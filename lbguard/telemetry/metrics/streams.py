@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState
 from lbguard.core.status import StreamStatus
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
-from lbguard.telemetry.metrics.targets import TIMELINE_LABELS, TIMELINE_METRICS, TargetTimeline
+from lbguard.telemetry.metrics.targets import TIMELINE_LABELS, TIMELINE_METRICS, PerTarget, TargetTimeline
 
 _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
 
@@ -90,9 +90,10 @@ class StreamMetrics:
     Args:
         families: where they are declared.
         place: labels that every series of a single target has (trench, conduit).
+        per_target: the targets that have series of their own.
     """
 
-    def __init__(self, families: MetricFamilies, place: Mapping[str, str]) -> None:
+    def __init__(self, families: MetricFamilies, place: Mapping[str, str], per_target: PerTarget = "all") -> None:
         self._present: set[str] = set()
         self._lost_for: dict[TargetKey, str] = {}
         self._family_lost: set[TargetKey] = set()
@@ -100,9 +101,9 @@ class StreamMetrics:
         families.add(self._states, STATE_SPECS)
         self._define_decisions(families)
         self._define_commits(families)
-        self._timeline = TargetTimeline(place)
+        self.timeline = TargetTimeline(place, per_target)
         families.add(
-            self._timeline,
+            self.timeline,
             [
                 MetricSpec(name=name, kind=kind, labels=TIMELINE_LABELS, help=help_text)
                 for name, (kind, help_text) in TIMELINE_METRICS.items()
@@ -152,7 +153,7 @@ class StreamMetrics:
     def record_decision(self, decision: Decision) -> None:
         """Count a decision and the hold or freeze that it ended."""
         stream, cause = decision.target.stream, reason_label(decision.cause)
-        self._timeline.record(decision)
+        self.timeline.record(decision)
         self.decisions.labels(decision.action).inc()
         match decision.action:
             case Action.HOLD:
@@ -235,4 +236,4 @@ class StreamMetrics:
             metric.remove_by_labels({"stream": name})
         self._lost_for = {key: cause for key, cause in self._lost_for.items() if key.stream != name}
         self._family_lost = {key for key in self._family_lost if key.stream != name}
-        self._timeline.forget_stream(name)
+        self.timeline.forget_stream(name)
