@@ -208,7 +208,7 @@ class MetricsSettings(BaseModel):
     model_config = GROUP
     listen: Listen = Field(
         default=":9464",
-        description="Address of /metrics, /healthz and /readyz, IPv4 and IPv6; empty turns it off.",
+        description="Address of /metrics, /healthz, /readyz and a page for people, IPv4 and IPv6; empty turns it off.",
         json_schema_extra={"unit": "host:port"},
     )
     per_target: Literal["off", "active", "all"] = Field(
