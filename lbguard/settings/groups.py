@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from lbguard.settings.fields import (
     ACROSS,
     GROUP,
+    CollectorAddress,
     Duration,
     Durations,
     FilePath,
@@ -20,7 +21,7 @@ from lbguard.settings.fields import (
     ratio,
     seconds,
 )
-from lbguard.settings.notation import format_duration
+from lbguard.settings.notation import COLLECTOR_EXAMPLES, format_duration
 
 
 class LogSettings(BaseModel):
@@ -217,6 +218,20 @@ class MetricsSettings(BaseModel):
             "Targets with series of their own (six each). all: each; active: each from its first loss on; off: none."
             " Streams have their sums in any case."
         ),
+    )
+
+
+class TracingSettings(BaseModel):
+    """Traces of incidents for OpenTelemetry; needs the extra `otel`."""
+
+    model_config = GROUP
+    endpoint: CollectorAddress = Field(
+        default="",
+        description=(
+            "Collector that gets a trace of each incident (OTLP over gRPC); https verifies it by the system's"
+            " authorities. Empty: no traces."
+        ),
+        json_schema_extra={"unit": "address", "allowed": COLLECTOR_EXAMPLES},
     )
 
 

@@ -64,6 +64,22 @@ class StreamStates(Collector):
         yield from (states, available, mass_failure, families)
 
 
+_EXEMPLAR_MAX = 128
+"""Characters of an exemplar's names and values together (OpenMetrics 1.0)."""
+
+
+def exemplar_of(decision: Decision, trace: str) -> dict[str, str]:
+    """Return what leads from an observation to its decision: target, sequence and trace, as far as there is room."""
+    exemplar: dict[str, str] = {}
+    named = {"trace_id": trace, "sequence": str(decision.sequence), "target": str(decision.target)}
+    room = _EXEMPLAR_MAX
+    for name, value in named.items():
+        room -= len(name) + len(value)
+        if value and room >= 0:
+            exemplar[name] = value
+    return exemplar
+
+
 class CommitOutcome(Protocol):
     """Outcome of one stream's commit (`CommitResult` of the distributors)."""
 
@@ -95,6 +111,7 @@ class StreamMetrics:
 
     def __init__(self, families: MetricFamilies, place: Mapping[str, str], per_target: PerTarget = "all") -> None:
         self._present: set[str] = set()
+        self._exemplar: dict[str, str] = {}
         self._lost_for: dict[TargetKey, str] = {}
         self._family_lost: set[TargetKey] = set()
         self._states = StreamStates()
@@ -150,8 +167,14 @@ class StreamMetrics:
         self.commit_errors = families.counter("commit_errors", "Commits that did not take effect.", "stream")
         self.slots_changed = families.counter("slots_changed", "Slots of the table given to another target.", "stream")
 
-    def record_decision(self, decision: Decision) -> None:
-        """Count a decision and the hold or freeze that it ended."""
+    def record_decision(self, decision: Decision, trace: str = "") -> None:
+        """Count a decision and the hold or freeze that it ended.
+
+        Args:
+            decision: the decision.
+            trace: identifier of its trace, for the exemplars of histograms; empty: it has none.
+        """
+        self._exemplar = exemplar_of(decision, trace)
         stream, cause = decision.target.stream, reason_label(decision.cause)
         self.timeline.record(decision)
         self.decisions.labels(decision.action).inc()
@@ -206,11 +229,11 @@ class StreamMetrics:
 
     def _observe_hold(self, decision: Decision) -> None:
         if decision.duration_s is not None:
-            self.hold_duration.observe(decision.duration_s)
+            self.hold_duration.observe(decision.duration_s, self._exemplar)
 
     def _observe_heal(self, decision: Decision, cause: str) -> None:
         if decision.duration_s is not None:
-            self.heal_duration.labels(cause).observe(decision.duration_s)
+            self.heal_duration.labels(cause).observe(decision.duration_s, self._exemplar)
 
     def _begin_stream(self, name: str) -> None:
         # A counter that appears with its first increment hides that increment from rate(), so it appears with 0.

@@ -119,7 +119,7 @@ def rules_are_in_order(cycle: Cycle) -> None:
 
 def variables_have_values(cycle: Cycle) -> None:
     """What can be chosen in the dashboards is what there is."""
-    expected = {"namespace": {"trench-a"}, "pod": {"lb-0"}, "stream": {"stream-a"}, "identifier": {"1", "2", "3"}}
+    expected = {"namespace": {"trench-a"}, "pod": {"lb-0"}, "stream": {"stream-a"}, "identifier": {"1", "2", "3", "4"}}
     for name, dashboard in DASHBOARDS.items():
         for variable in dashboard["templating"]["list"][1:]:
             if variable["type"] == "textbox":
