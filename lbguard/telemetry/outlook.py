@@ -26,7 +26,7 @@ def _connections(target: TargetStatus, now: float, in_force: bool) -> Iterator[s
         case TargetState.PENDING:
             yield "New connections go to other targets until it is admitted."
         case TargetState.WITHDRAWN:
-            yield f"New connections go to other targets. Of its open connections {_RESET}."
+            yield "New connections go to other targets. Another target gets the packets of open ones, and resets them."
             if in_force:
                 yield "Connections that began elsewhere meanwhile stay there when it is re-admitted."
             else:
@@ -62,6 +62,8 @@ def _end(target: TargetStatus, path: PathStatus, now: float) -> str:
     latest = "" if prediction.until is None else seconds(max(0.0, prediction.until - now))
     broken = path.condition != Condition.OK
     match prediction.action:
+        case Action.WITHDRAW if not prediction.why:
+            return f"; in {left} {_RESET}"
         case Action.WITHDRAW | Action.REMOVE:
             return f"; in {left} at the latest {_RESET}"
         case Action.WITHDRAW_FAMILY if broken:

@@ -29,7 +29,7 @@ def test_an_active_target_serves_all() -> None:
 @pytest.mark.parametrize(
     ("status", "first"),
     [
-        (held(), f"is back; in 2.0 s at the latest {RESET}."),
+        (held(), f"is back; in 2.0 s {RESET}."),
         (held(LOST, LOST_V6), "Open IPv4 and IPv6 connections wait, and go on with their next retransmission"),
         (
             held(prediction=Prediction(action=Action.FREEZE, at=102.0, until=162.0, why="2 of 2 are broken")),
@@ -52,7 +52,11 @@ def test_an_active_target_serves_all() -> None:
             f"Open IPv6 connections were given up: {RESET}.",
         ),
         (
-            target(state=TargetState.FROZEN, paths=(LOST,), prediction=Prediction(action=Action.WITHDRAW, at=130.0)),
+            target(
+                state=TargetState.FROZEN,
+                paths=(LOST,),
+                prediction=Prediction(action=Action.WITHDRAW, at=130.0, why="2 of 2"),
+            ),
             f"is back; in 30.0 s at the latest {RESET}.",
         ),
         (
@@ -61,7 +65,10 @@ def test_an_active_target_serves_all() -> None:
         ),
         (target(state=TargetState.DRAINING, draining=True), "Open IPv4 connections go on."),
         (target(state=TargetState.PENDING), "New connections go to other targets until it is admitted."),
-        (target(state=TargetState.WITHDRAWN), f"New connections go to other targets. Of its open connections {RESET}."),
+        (
+            target(state=TargetState.WITHDRAWN),
+            "New connections go to other targets. Another target gets the packets of open ones, and resets them.",
+        ),
     ],
 )
 def test_what_connections_get_and_until_when(status: TargetStatus, first: str) -> None:

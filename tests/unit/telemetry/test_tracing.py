@@ -2,6 +2,8 @@
 
 import dataclasses
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -160,3 +162,20 @@ def test_a_collector_that_is_away_holds_nothing_up() -> None:
             export.incidents.decided(dataclasses.replace(decision(Action.HOLD), target=key), T0)
             export.incidents.decided(dataclasses.replace(decision(Action.RECOVER), target=key), T0 + 1)
         export.close()
+
+
+def test_without_the_extra_it_is_refused_with_a_remedy() -> None:
+    program = (
+        "import sys; sys.modules['opentelemetry.exporter'] = None\n"
+        "from lbguard.telemetry.tracing import make_trace_export\n"
+        "make_trace_export('http://collector:4317', {})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert "StartError: tracing.endpoint = http://collector:4317: needs the extra otel" in done.stderr
+    assert "pip install 'lbguard[otel]'" in done.stderr
+
+
+def test_a_service_without_traces_loads_nothing_of_the_library() -> None:
+    program = "import sys, lbguard.service.daemon; print([name for name in sys.modules if 'opentelemetry' in name])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
