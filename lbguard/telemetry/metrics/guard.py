@@ -62,7 +62,7 @@ class Metrics:
         self._define_kernel(families)
         self._define_work(families)
         self._define_verdicts(families)
-        self.packets = TargetPackets(place or {}, self.streams.timeline.shows)
+        self.packets = TargetPackets(place or {}, self.streams.shows)
         families.add(self.packets, (*PACKET_SPECS, *STREAM_SPECS))
         self.interfaces = InterfaceTotals(place or {})
         families.add(

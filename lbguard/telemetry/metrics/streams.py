@@ -118,9 +118,9 @@ class StreamMetrics:
         families.add(self._states, STATE_SPECS)
         self._define_decisions(families)
         self._define_commits(families)
-        self.timeline = TargetTimeline(place, per_target)
+        self._timeline = TargetTimeline(place, per_target)
         families.add(
-            self.timeline,
+            self._timeline,
             [
                 MetricSpec(name=name, kind=kind, labels=TIMELINE_LABELS, help=help_text)
                 for name, (kind, help_text) in TIMELINE_METRICS.items()
@@ -176,7 +176,7 @@ class StreamMetrics:
         """
         self._exemplar = exemplar_of(decision, trace)
         stream, cause = decision.target.stream, reason_label(decision.cause)
-        self.timeline.record(decision)
+        self._timeline.record(decision)
         self.decisions.labels(decision.action).inc()
         match decision.action:
             case Action.HOLD:
@@ -206,6 +206,10 @@ class StreamMetrics:
             case Action.REMOVE | Action.FORGET:
                 self._lost_for.pop(decision.target, None)
                 self._family_lost.discard(decision.target)
+
+    def shows(self, key: TargetKey) -> bool:
+        """Tell whether a target has series of its own."""
+        return self._timeline.shows(key)
 
     def record_states(self, streams: Sequence[StreamStatus]) -> None:
         """Show the state of the moment; streams that are gone lose their series."""
@@ -259,4 +263,4 @@ class StreamMetrics:
             metric.remove_by_labels({"stream": name})
         self._lost_for = {key: cause for key, cause in self._lost_for.items() if key.stream != name}
         self._family_lost = {key for key in self._family_lost if key.stream != name}
-        self.timeline.forget_stream(name)
+        self._timeline.forget_stream(name)
