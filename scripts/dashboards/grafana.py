@@ -22,6 +22,8 @@ _GRID = 24
 # scrape an event would be counted in four of them; with steps of a minute it is rarely counted in two.
 _STEP = "1m"
 _TAG = "lbguard"
+_BY_NUMBER = 3
+"""Grafana's order of the values of a variable: by number, ascending."""
 
 RUNBOOK = "docs/runbook.md"
 """Address of the runbook until another is set: a path in the repository. The chart puts its own value here."""
@@ -183,7 +185,7 @@ def _variables(dashboard: Dashboard) -> Iterator[Json]:
         yield _variable("stream", "Stream", streams, many=not dashboard.one_target)
     if dashboard.one_target:
         identifiers = expression("label_values(lbguard_target_state_code{@stream}, identifier)")
-        yield _variable("identifier", "Identifier", identifiers, many=False)
+        yield _variable("identifier", "Identifier", identifiers, many=False) | {"sort": _BY_NUMBER}
     if any(anchor(panel.title) for row in dashboard.rows for panel in row.panels):
         yield {"name": "runbook", "label": "Runbook at", "type": "textbox", "query": RUNBOOK, "current": _text(RUNBOOK)}
 
