@@ -25,14 +25,14 @@ from lbguard.cli.status_words import (
 from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import Decision, FamilyEvidence, TargetState
 from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
-from lbguard.printable import printable, printable_values
+from lbguard.printable import printable, printable_lines, printable_values
 from lbguard.telemetry.console import TextConsole
 from lbguard.telemetry.log import decision_fields
 from lbguard.telemetry.sentences import decision_sentence
 
 if TYPE_CHECKING:
     from lbguard.api.client import Explanation
-    from lbguard.cli.host_check import Finding
+    from lbguard.cli.host import Finding
     from lbguard.probe.once import OnceReport
     from lbguard.settings.check import ConfigWarning
     from lbguard.settings.model import Loaded
@@ -83,29 +83,49 @@ def config_json(
     }
 
 
-def show_config(loaded: "Loaded", warnings: "Sequence[ConfigWarning]", findings: "Sequence[Finding]") -> None:
-    """Print every setting, and after them what deserves a look."""
+def show_config(
+    loaded: "Loaded",
+    warnings: "Sequence[ConfigWarning]",
+    findings: "Sequence[Finding]",
+    *,
+    show_all: bool = False,
+) -> None:
+    """Print what deserves a look, and after it the settings that a source gives (or all of them)."""
     from lbguard.settings.model import Settings
     from lbguard.settings.sources import leaves
 
     console = TextConsole()
-    table = _table("SETTING", "VALUE", "FROM", "MEANING")
-    for leaf in leaves(Settings):
+    _show_problems(console, warnings, findings)
+    every = list(leaves(Settings))
+    given = [leaf for leaf in every if loaded.origins[leaf.name] != "default"]
+    shown = every if show_all else given
+    table = _table("SETTING", "VALUE", "DEFAULT", "FROM", "MEANING")
+    for leaf in shown:
         origin = loaded.origins[leaf.name]
-        value = printable(leaf.show(_value(loaded, leaf.name))) or "-"
-        _row(table, leaf.name, value, printable(origin), leaf.help, style="dim" if origin == "default" else "")
-    console.print(table)
-    console.print()
+        value, default = (printable(leaf.show(what)) or "-" for what in (_value(loaded, leaf.name), leaf.default))
+        style = "dim" if show_all and origin == "default" else ""
+        _row(table, leaf.name, value, default, printable(origin), leaf.help, style=style)
+    if shown:
+        console.print()
+        console.print(table)
+    if not show_all:
+        console.print()
+        others = len(every) - len(given)
+        console.print(
+            f"{others} {'other settings have' if given else 'settings have'} their default: --all shows them."
+        )
+
+
+def _show_problems(console: TextConsole, warnings: "Sequence[ConfigWarning]", findings: "Sequence[Finding]") -> None:
+    """Print errors, then warnings, each with its remedy."""
+    said = [("warning", warning.name, warning.what, warning.remedy) for warning in warnings]
+    said += [(str(finding.severity), finding.id, finding.what, finding.remedy) for finding in findings]
     # In a file or a pipe each takes one line, however long.
     soft_wrap = not console.is_terminal
-    for warning in printable_values(list(warnings)):
-        console.print(f"warning {warning.name}: {warning.what}", style="yellow", soft_wrap=soft_wrap)
-        console.print(f"        -> {warning.remedy}", soft_wrap=soft_wrap)
-    for finding in printable_values(list(findings)):
-        what = f"{finding.severity} {finding.id}: {finding.what}"
-        console.print(what, style=_severity_style(finding.severity), soft_wrap=soft_wrap)
-        console.print(f"        -> {finding.remedy}", soft_wrap=soft_wrap)
-    if not warnings and not findings:
+    for severity, name, what, remedy in sorted(printable_values(said), key=lambda each: each[0] != "error"):
+        console.print(f"{severity} {name}: {what}", style=_severity_style(severity), soft_wrap=soft_wrap)
+        console.print(f"        -> {remedy}", soft_wrap=soft_wrap)
+    if not said:
         console.print("Nothing to warn of.", style="green")
 
 
@@ -320,7 +340,7 @@ def explanation_json(explanation: "Explanation") -> dict[str, object]:
 def show_explanation(explanation: "Explanation") -> None:
     """Print the description and the decisions behind it."""
     console = TextConsole()
-    console.print(printable(explanation.story), soft_wrap=not console.is_terminal)
+    console.print(printable_lines(explanation.story), soft_wrap=not console.is_terminal)
     console.print()
     for decision, wall_time in explanation.decisions:
         console.print(decision_line(decision, wall_time), soft_wrap=True)

@@ -66,6 +66,12 @@ def then(target: TargetStatus) -> str:
 
 def headline(status: GuardStatus) -> Text:
     """Return one line about the service as a whole."""
+    parts, style = headline_parts(status)
+    return Text(" · ".join(parts), style)
+
+
+def headline_parts(status: GuardStatus) -> tuple[list[str], str]:
+    """Return what is to say about the service as a whole, and its style."""
     mode = "observing: no decision is carried out" if status.observe else "enforcing"
     sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason}), nothing is withdrawn"
     source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
@@ -77,7 +83,7 @@ def headline(status: GuardStatus) -> Text:
         source = "source not read yet"
     affinity, well = _affinity(status.affinity)
     parts = [part for part in (mode, sync, source, affinity) if part]
-    return Text(" · ".join(parts), "" if status.in_sync and status.source_ok and well else "bold yellow")
+    return parts, "" if status.in_sync and status.source_ok and well else "bold yellow"
 
 
 def _affinity(affinity: AffinityStatus | None) -> tuple[str, bool]:

@@ -55,6 +55,7 @@ from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
+from lbguard.telemetry.tracing import make_trace_export
 
 if TYPE_CHECKING:
     from lbguard.nsm import WatchEvent
@@ -84,7 +85,9 @@ class Daemon:
         self.engine = self._recording.make_engine()
         self.decision_log = DecisionLog()
         labels = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit}
-        self.metrics = Metrics(CollectorRegistry(), {name: value for name, value in labels.items() if value})
+        place = {name: value for name, value in labels.items() if value}
+        self.metrics = Metrics(CollectorRegistry(), place, settings.metrics.per_target)
+        self._traces = make_trace_export(settings.tracing.endpoint, place) if settings.tracing.endpoint else None
         self.availability = AvailabilityState()
         self._enforcing = settings.mode == "enforce"
         self._event_reporter = EventReporter(
@@ -93,6 +96,7 @@ class Daemon:
             observe=not self._enforcing,
             inbox_depth=lambda: self.runner.inbox_depth,
             availability=self.availability,
+            tracer=None if self._traces is None else self._traces.incidents,
         )
         self._stop = asyncio.Event()
         self._started_at = time.monotonic()
@@ -306,6 +310,8 @@ class Daemon:
                     await self._affinity.close(remove=withdraw)
                 await self._distributor.close()
                 await self._packets.close()
+                if self._traces is not None:
+                    await asyncio.to_thread(self._traces.close)
         except TimeoutError:
             self.stuck = True
             _log.error("something hangs, and is left behind", extra=fields(withdrawing=withdraw))

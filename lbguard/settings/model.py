@@ -40,6 +40,7 @@ from lbguard.settings.groups import (
     NeighborSettings,
     ParkingSettings,
     RecordingSettings,
+    TracingSettings,
 )
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.sources import (
@@ -110,6 +111,7 @@ class Settings(BaseSettings):
     announce: AnnounceSettings = group()
     kernel: KernelSettings = group()
     metrics: MetricsSettings = group()
+    tracing: TracingSettings = group()
     verdicts: VerdictSettings = group()
     nsp: NspSettings = group()
     interposer: InterposerSettings = group()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from lbguard.core.addr import Ip, format_ip, is_ipv4
 from lbguard.core.model import ADMITTED, SOFT, Action, Condition, Decision, Evidence, TargetState
 from lbguard.core.status import AffinityStatus, PathStatus, Prediction, TargetStatus, VerdictStatus
+from lbguard.printable import printable
 
 _WHAT_HELPS = {
     Condition.NO_LINK: "no link reaches the subnet of {ip}; it comes back when the mesh re-creates the link",
@@ -265,7 +266,7 @@ def target_story(
     observe: bool = False,
     affinity: AffinityStatus | None = None,
 ) -> str:
-    """Return in a few sentences a target's state, the reason for it, and what happens next.
+    """Return in a few sentences, one a line, a target's state, the reason for it, and what happens next.
 
     Args:
         target: its status.
@@ -312,4 +313,5 @@ def target_story(
         out = sum(decision.action is Action.WITHDRAW for decision, _ in recent)
         what = "one was a hold" if losses == 1 else f"{losses} were holds"
         story.append(f"Of its last {len(recent)} decisions, {what}; {kept} ended in recovery, {out} in withdrawal.")
-    return " ".join(sentence for sentence in story if sentence)
+    # Names of reporters and links come from outside: a newline in one must not look like a sentence.
+    return "\n".join(printable(sentence) for sentence in story if sentence)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lbguard.cli.host_check import Finding, Host, check_host
+from lbguard.cli.host import Finding, Host
+from lbguard.cli.host_check import check_host
 from lbguard.core.addr import Prefix, parse_ip, parse_prefix
 from lbguard.core.model import StreamSpec, TargetSpec
 from lbguard.settings.model import Settings, load

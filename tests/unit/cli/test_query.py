@@ -129,6 +129,12 @@ async def test_explain_tells_the_story(shell: Shell, service: str) -> None:
     assert outcome.status == 0
     assert "stream-a/2 has been held for 10.0 s because of no_link." in outcome.out
     assert "In 2.5 s it is frozen, not withdrawn, for at most 60.0 s" in outcome.out
+    lines = outcome.out.splitlines()
+    assert "New IPv4 connections wait for the path." in lines
+    assert [
+        line for line in lines if line.startswith("Open IPv4 connections wait") and "in 62.5 s at the latest" in line
+    ]
+    assert "With affinity.mode incident or all, new connections would not wait for it." in lines
     assert "hold stream-a/2: no_link" in outcome.out
     outcome = await asyncio.to_thread(shell, "explain", "2", "--json", "--socket", service)
     explained = json.loads(outcome.out)

@@ -58,6 +58,8 @@
 - {"name": "kernel.receive_buffer", "variable": "LBGUARD_KERNEL__RECEIVE_BUFFER", "default": "8388608"}
 - {"name": "kernel.inbox_limit", "variable": "LBGUARD_KERNEL__INBOX_LIMIT", "default": "65536"}
 - {"name": "metrics.listen", "variable": "LBGUARD_METRICS__LISTEN", "default": ":9464", "listens": true}
+- {"name": "metrics.per_target", "variable": "LBGUARD_METRICS__PER_TARGET", "default": "all"}
+- {"name": "tracing.endpoint", "variable": "LBGUARD_TRACING__ENDPOINT", "default": ""}
 - {"name": "verdicts.listen", "variable": "LBGUARD_VERDICTS__LISTEN", "default": "", "listens": true}
 - {"name": "verdicts.policy", "variable": "LBGUARD_VERDICTS__POLICY", "default": ""}
 - {"name": "verdicts.tls_cert", "variable": "LBGUARD_VERDICTS__TLS_CERT", "default": ""}
