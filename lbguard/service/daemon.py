@@ -101,7 +101,7 @@ class Daemon:
         self.stuck = False
         self._channel = NetlinkChannel()
         self._requests = KernelRequests()
-        links = LinkOperations(self._requests)
+        self._links = links = LinkOperations(self._requests)
         self._distributor = make(settings)
         self._packets = PacketCounts(
             self.metrics,
@@ -297,6 +297,7 @@ class Daemon:
                     except OSError as error:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
+                    await self._links.restore()
                 if (holds := self._open_holds()) is not None:
                     now, left = time.monotonic(), (holds, self.engine.subnets_to_remember())
                     holds, subnets = ((), ()) if withdraw else left
