@@ -144,12 +144,14 @@ def test_an_offer_that_another_caller_has_claimed_is_left_to_it(
 ) -> None:
     first = min((container.shared / "offers").iterdir())
     claim = first.with_name(f".{first.name}")
-    {
-        "file": claim.touch,
-        "link": lambda: claim.symlink_to("/nowhere"),
-        "fifo": lambda: os.mkfifo(claim),
-        "directory": claim.mkdir,
-    }[taken]()
+    if taken == "link":
+        claim.symlink_to("/nowhere")
+    elif taken == "fifo":
+        os.mkfifo(claim)
+    elif taken == "directory":
+        claim.mkdir()
+    else:
+        claim.touch()
     assert container.run(*ACTIVATE) == (0, "")
     assert first.exists()
     assert os.path.lexists(claim)
