@@ -73,6 +73,7 @@ _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _SERVERS_LATEST_S = 1.0
+_SERVERS_LATEST_WHILE_ADOPTING_S = 5.0
 
 
 class Daemon:
@@ -397,7 +398,7 @@ class Daemon:
         unready = self.unready_reason()
         if self._servers is not None:
             await self._servers.report_readiness(unready)
-        elif not unready or time.monotonic() - self._started_at > _SERVERS_LATEST_S:
+        elif not unready or time.monotonic() - self._started_at > self._servers_latest_s():
             self._servers = await self._open_servers()
             await self._servers.report_readiness(unready)
         self._event_reporter.waited(unready, time.monotonic())
@@ -407,6 +408,14 @@ class Daemon:
             streams, targets = len(self.engine.stream_names()), len(self.engine.keys_by_mark())
             _log.info("ready", extra=fields(streams=streams, targets=targets, after_s=after_s))
             GarbageCalmer().start()
+
+    def _servers_latest_s(self) -> float:
+        """Return when API and HTTP endpoint are opened at the latest, in seconds from the start.
+
+        While tables are read and paths are programmed, loading their libraries would take the processor from that.
+        """
+        adopting = self.engine.in_sync and self.engine.running
+        return _SERVERS_LATEST_WHILE_ADOPTING_S if adopting else _SERVERS_LATEST_S
 
     async def _open_servers(self) -> "Servers":
         """Open API and HTTP endpoint. Their libraries take long to load, so the repairs come first."""
