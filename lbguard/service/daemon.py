@@ -74,6 +74,7 @@ _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _SERVERS_LATEST_S = 1.0
+_SERVERS_LATEST_WHILE_ADOPTING_S = 5.0
 
 
 class Daemon:
@@ -105,7 +106,7 @@ class Daemon:
         self.stuck = False
         self._channel = NetlinkChannel()
         self._requests = KernelRequests()
-        links = LinkOperations(self._requests)
+        self._links = links = LinkOperations(self._requests)
         self._distributor = make(settings)
         self._packets = PacketCounts(
             self.metrics,
@@ -301,6 +302,7 @@ class Daemon:
                     except OSError as error:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
+                    await self._links.restore()
                 if (holds := self._open_holds()) is not None:
                     now, left = time.monotonic(), (holds, self.engine.subnets_to_remember())
                     holds, subnets = ((), ()) if withdraw else left
@@ -402,7 +404,7 @@ class Daemon:
         unready = self.unready_reason()
         if self._servers is not None:
             await self._servers.report_readiness(unready)
-        elif not unready or time.monotonic() - self._started_at > _SERVERS_LATEST_S:
+        elif not unready or time.monotonic() - self._started_at > self._servers_latest_s():
             self._servers = await self._open_servers()
             await self._servers.report_readiness(unready)
         self._event_reporter.waited(unready, time.monotonic())
@@ -412,6 +414,14 @@ class Daemon:
             streams, targets = len(self.engine.stream_names()), len(self.engine.keys_by_mark())
             _log.info("ready", extra=fields(streams=streams, targets=targets, after_s=after_s))
             GarbageCalmer().start()
+
+    def _servers_latest_s(self) -> float:
+        """Return when API and HTTP endpoint are opened at the latest, in seconds from the start.
+
+        While tables are read and paths are programmed, loading their libraries would take the processor from that.
+        """
+        adopting = self.engine.in_sync and self.engine.running
+        return _SERVERS_LATEST_WHILE_ADOPTING_S if adopting else _SERVERS_LATEST_S
 
     async def _open_servers(self) -> "Servers":
         """Open API and HTTP endpoint. Their libraries take long to load, so the repairs come first."""

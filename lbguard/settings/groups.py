@@ -173,7 +173,9 @@ class NeighborSettings(BaseModel):
     model_config = GROUP
     probe_interval: Duration = seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
     tune: bool = Field(
-        default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
+        default=True,
+        description="On links that face targets, set the kernel's neighbour timers (below) and arp_notify: the kernel"
+        " announces their IPv4 addresses as they come up.",
     )
     solicit: bool = Field(
         default=True, description="Send own solicitations for unresolved targets of a new link until they answer."
