@@ -426,6 +426,7 @@ class World:
                     | fx.ParkPackets()
                     | fx.NeighborMoved()
                     | fx.VerdictAnswered()
+                    | fx.OverrideAnswered()
                     | fx.Ignored()
                 ):
                     pass  # changes nothing in this world
