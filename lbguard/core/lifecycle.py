@@ -115,7 +115,12 @@ class Lifecycle:
         It changes nothing. Predictions call it as well, so they match the decision.
         """
         broken = target.state in (TargetState.HELD, TargetState.FROZEN)
-        if broken and target.override is not None and target.overridden(ManualAction.HOLD) and at < target.override.until:
+        if (
+            broken
+            and target.override is not None
+            and target.overridden(ManualAction.HOLD)
+            and at < target.override.until
+        ):
             return Input.DEADLINE_KEPT
         if target.partial and target.state is TargetState.HELD:
             frozen = stream.mass_failure(self._config) and at < target.lost_at + self._config.freeze.limit_s
