@@ -141,6 +141,9 @@ class Engine(EngineState):
         self.view.remember_subnets(event.subnets)
         self.stream_registry.remember_drains(event.drains, now)
         self.manual.remember(event.overrides, now)
+        for target in self.stream_registry.by_mark.values() if event.overrides else ():
+            self.manual.listed(target)
+            self.stream_registry.dirty[target] = None
 
     def _override_requested(self, event: ev.OverrideRequested, now: float) -> Effect:
         answer = self.manual.request(event, self.stream_registry.streams, now)

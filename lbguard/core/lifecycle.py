@@ -194,7 +194,7 @@ class Lifecycle:
     def thaw(self, stream: Stream, now: float) -> None:
         """End a mass failure: targets that are still frozen get one more window, since paths heal one after another."""
         for target in stream.targets.values():
-            if target.state is TargetState.FROZEN:
+            if target.state is TargetState.FROZEN and not target.kept:
                 window = self._grace.window_s(target.cause, target.lost_in)
                 self.deadlines.set(target.key, min(self._freeze_end(target), now + window))
 
@@ -289,7 +289,8 @@ class Lifecycle:
             return self._let_family_wait(target, now, cause)
         if BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]:
             # The path is coming back (its link exists, its route not yet): a milder cause never shortens the deadline.
-            target.spared_until = before if before is not None else now
+            # That of an operator's hold is no deadline of the loss.
+            target.spared_until = now if before is None or target.kept else before
         elif cause is not target.cause:
             target.spared_until = now
         worth_record = before is None or cause is not target.cause

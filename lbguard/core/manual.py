@@ -206,6 +206,8 @@ class ManualControl:
         before, target.override = target.override, None
         self._forget(target.key)
         if before is not None:
+            if before.action is ManualAction.HOLD:
+                self._life.keep_no_longer(target, now)
             self._life.note(target, Action.RELEASE, cause, now, before)
             self._undo(stream, target, before, cause, now)
 

@@ -159,6 +159,18 @@ def test_release_within_the_window_leaves_the_window() -> None:
     assert guard.states() == {1: "withdrawn"}
 
 
+def test_a_milder_cause_does_not_lengthen_a_loss_by_the_time_of_the_hold() -> None:
+    guard = Guard(CONFIG, targets=1)
+    accepted(guard, HOLD, 1)
+    guard.cut(1)
+    guard.wait(WINDOW_S + 2)
+    guard.tell(guard.address_gone(1, "172.16.0.1/24"))
+    guard.tell(guard.link_seen(1))
+    assert (guard.state(1), guard.target(1).cause) == ("held", "no_address")
+    accepted(guard, RELEASE, 1)
+    assert guard.states() == {1: "withdrawn"}
+
+
 def test_a_longer_hold_takes_the_place_of_a_shorter_one() -> None:
     guard = Guard(CONFIG, targets=1)
     accepted(guard, HOLD, 1, for_s=10.0)
