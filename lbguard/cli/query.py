@@ -13,7 +13,7 @@ from lbguard.telemetry.output import is_read, print_error, print_json, print_tex
 
 _INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.1, 60.0
 
-_DEFAULT_SOCKET = Path(DEFAULT_SOCKET)
+DEFAULT_SOCKET_PATH = Path(DEFAULT_SOCKET)
 
 SocketOption = Annotated[
     Path, typer.Option("--socket", envvar="LBGUARD_SOCKET", metavar="PATH", help="Socket of the running service.")
@@ -21,7 +21,7 @@ SocketOption = Annotated[
 
 
 def status(
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     as_json: JsonOption = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show every target, not only the first 200.")] = False,
 ) -> None:
@@ -48,7 +48,7 @@ def status(
 
 
 def top(
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     interval: Annotated[
         str, typer.Option("--interval", metavar="DURATION", help="Time between two updates, 100ms to 1m.")
     ] = "1s",
@@ -86,7 +86,7 @@ def top(
 
 
 def events(
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     last: Annotated[
         int, typer.Option("--last", metavar="N", min=0, max=10_000, help="Show this many past decisions first.")
     ] = 20,
@@ -124,7 +124,7 @@ def events(
 
 def explain(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="STREAM/IDENTIFIER, an identifier, or an IP.")],
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     as_json: JsonOption = False,
 ) -> None:
     """Explain why a target is in its state, and what happens next.
@@ -152,7 +152,7 @@ def explain(
 
 
 def health(
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     ready: Annotated[bool, typer.Option("--ready/--live", help="Ready: all inputs are read. Live: it answers.")] = True,
 ) -> None:
     """Query whether the service is ready, or alive.

@@ -27,8 +27,8 @@ from lbguard.core.model import Decision, FamilyEvidence, TargetState
 from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
 from lbguard.printable import printable, printable_lines, printable_values
 from lbguard.telemetry.console import TextConsole
-from lbguard.telemetry.log import decision_fields
-from lbguard.telemetry.sentences import decision_sentence
+from lbguard.telemetry.log import decision_fields, override_fields
+from lbguard.telemetry.sentences import decision_sentence, given_by, span
 
 if TYPE_CHECKING:
     from lbguard.api.client import Explanation
@@ -213,6 +213,7 @@ def target_json(target: TargetStatus, now: float) -> dict[str, object]:
         "wait_s": round(prediction.wait_s, 3),
         "why": prediction.why,
     }
+    values["override"] = None if target.override is None else override_fields(target.override, now)
     return values
 
 
@@ -254,7 +255,8 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
     judged = any(path.verdicts for target in shown for path in target.paths)
     columns = ["TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "IP", "PATH"]
     columns += ["NEW FLOWS"] if status.affinity is not None else []
-    table = _table(*columns, "LINK", "NEIGHBOUR", *(["VERDICT"] if judged else []))
+    by_hand = any(target.override is not None for target in shown)
+    table = _table(*columns, "LINK", "NEIGHBOUR", *(["VERDICT"] if judged else []), *(["BY HAND"] if by_hand else []))
     for target in shown:
         paths = target.paths
         _row(
@@ -271,11 +273,20 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
             "\n".join(path.ifname or "-" for path in paths),
             "\n".join(f"{path.neighbor or '-'} {path.mac if path.mac != '-' else ''}".strip() for path in paths),
             *(["\n".join(_verdicts(path, status.now) for path in paths)] if judged else []),
+            *([_by_hand(target, status.now)] if by_hand else []),
         )
     console.print(table if targets else "No targets.")
     if len(shown) < len(targets):
         console.print(f"... and {len(targets) - len(shown)} more: lbguard status --all")
     console.print()
+
+
+def _by_hand(target: TargetStatus, now: float) -> str:
+    """Return an operator's override in a few words; empty: there is none."""
+    override = target.override
+    if override is None:
+        return ""
+    return f"{override.action} for {span(override.until - now)} more{given_by(override)}"
 
 
 def _verdicts(path: PathStatus, now: float) -> str:

@@ -35,6 +35,8 @@ _THEN = {
     Action.READMIT: "active",
     Action.HOLD: "held",
     Action.REMOVE: "removed",
+    Action.KEEP: "kept",
+    Action.RELEASE: "released",
 }
 _FULL = 0.9
 """A map of flows with more than this share in use is shown as almost full; the alert has the same limit."""

@@ -12,6 +12,8 @@ from lbguard.core.model import (
     SOFT,
     Condition,
     LinkKey,
+    ManualAction,
+    Override,
     StreamSpec,
     StreamTable,
     TargetKey,
@@ -66,7 +68,8 @@ class Target:
     `waiting`: WITHDRAWN with a good path, damped. `healing_until`: the end of the repair that last moved the deadline.
     `pardoned_until`: until then soft evidence against the target is ignored. `draining`: it gets no new flow, because
     the source says so or no longer lists it (`unlisted`). `halved`: HELD for one family, since the other was withdrawn
-    alone; nothing more is waited for, so it does not count as broken.
+    alone; nothing more is waited for, so it does not count as broken. `source_drains`: the source lists it as draining.
+    `override`: what an operator ordered. `kept`: the current loss has outlasted its deadline, by an operator's hold.
     """
 
     key: TargetKey
@@ -90,6 +93,13 @@ class Target:
     draining: bool = False
     unlisted: bool = False
     halved: bool = False
+    source_drains: bool = False
+    override: Override | None = None
+    kept: bool = False
+
+    def overridden(self, action: ManualAction) -> bool:
+        """Return whether an operator ordered this."""
+        return self.override is not None and self.override.action is action
 
     def judge(self, now: float) -> Condition:
         """Return OK, or the worst condition that makes the target broken.

@@ -45,10 +45,12 @@ from lbguard.service.build import (
     make_source,
     neighbor_timers,
 )
+from lbguard.service.control import OperatorControl
 from lbguard.service.event_reporter import EventReporter
 from lbguard.service.foreign_routes import LocalVips, TargetRoutes
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
+from lbguard.service.override_file import OverrideFile
 from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
 from lbguard.settings.model import Settings
@@ -150,10 +152,12 @@ class Daemon:
             resync=self.mirror.request_resync,
             caught_up=self.mirror.caught_up,
             answer=lambda effect: self.verdicts.answered(effect),
+            answer_operator=lambda effect: self.control.answered(effect),
             inbox_limit=settings.kernel.inbox_limit,
         )
         self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
+        self.control = OperatorControl(self.engine, self.runner.post, OverrideFile(settings.socket))
         self._routes = TargetRoutes()
         self._interposer: InterposerSource | None = None
         self._kernel_source: KernelSource | None = None
@@ -242,6 +246,8 @@ class Daemon:
                 engine = self.engine
                 keep = self._hold_file.keep(self._open_holds, engine.subnets_to_remember, engine.open_drains)
                 tasks.append(group.create_task(keep))
+                if self.settings.control.enabled:
+                    tasks.append(group.create_task(self.control.keep()))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
                 if self._affinity is not None:
@@ -274,8 +280,12 @@ class Daemon:
         subnets, drains = self._hold_file.subnets, self._hold_file.drains
         if drains:
             _log.info("drains of an earlier run go on", extra=fields(targets=len(drains)))
-        if holds or subnets or drains:
-            self.runner.post((HoldsRemembered(holds=holds, subnets=subnets, drains=drains),))
+        overrides = self.control.load(time.monotonic(), go_on=self.settings.control.enabled)
+        if overrides:
+            _log.info("overrides of an earlier run go on", extra=fields(targets=len(overrides)))
+        if holds or subnets or drains or overrides:
+            remembered = HoldsRemembered(holds=holds, subnets=subnets, drains=drains, overrides=overrides)
+            self.runner.post((remembered,))
         await self.mirror.start()
         # The collector was off until here (see `cli_run.run`); objects created meanwhile stay, and it does not traverse
         # them.
@@ -382,6 +392,7 @@ class Daemon:
         self._event_reporter.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
         self._recording.count(self.metrics)
+        self.metrics.control.record(self.engine.stream_names(), self.engine.overrides(), self.control.requests)
         if self._parking is not None:
             self._parking.count()
         if self._servers is not None:

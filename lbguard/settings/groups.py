@@ -331,6 +331,33 @@ class DrainSettings(BaseModel):
     idle: Duration = seconds(30.0, "A drain ends after this time without a packet for the target.", low=1, high=86_400)
 
 
+class ControlSettings(BaseModel):
+    """Commands of operators on the unix socket: drain, hold, withdraw and release targets, each with an end."""
+
+    model_config = GROUP
+    enabled: bool = Field(
+        default=True,
+        description="Take the commands `lbguard drain`, `hold`, `withdraw` and `release` on the unix socket. Whoever"
+        " may open the socket (mode 0660) may give them. Off: commands that an earlier run left open end at the start.",
+    )
+    duration: Duration = seconds(600.0, "Time to the end of a command that names none.", low=1, high=604_800)
+    max_duration: Duration = seconds(28_800.0, "The longest time to the end of a command.", low=1, high=604_800)
+
+    @model_validator(mode="after")
+    def _duration_within_max(self) -> "ControlSettings":
+        if self.duration > self.max_duration:
+            raise PydanticCustomError(
+                ACROSS,
+                "longer than control.max_duration",
+                {
+                    "setting": "control.duration",
+                    "value": format_duration(self.duration),
+                    "allowed": f"at most control.max_duration, which is {format_duration(self.max_duration)}",
+                },
+            )
+        return self
+
+
 class AffinitySettings(BaseModel):
     """Flow affinity: new connections avoid a target that is cut off, and stay with the target that answered them."""
 

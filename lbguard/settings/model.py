@@ -27,6 +27,7 @@ from lbguard.settings.groups import (
     AffinitySettings,
     AnnounceSettings,
     AvailabilitySettings,
+    ControlSettings,
     DampingSettings,
     DistributorSettings,
     DrainSettings,
@@ -103,6 +104,7 @@ class Settings(BaseSettings):
     availability: AvailabilitySettings = group()
     affinity: AffinitySettings = group()
     drain: DrainSettings = group()
+    control: ControlSettings = group()
     parking: ParkingSettings = group()
     evidence: EvidenceSettings = group()
     distributor: DistributorSettings = group()

@@ -25,6 +25,7 @@ from lbguard.core.effects import (
 from lbguard.core.model import VerdictState
 from lbguard.core.status import GuardStatus
 from lbguard.telemetry.metrics.affinity import AffinityMetrics
+from lbguard.telemetry.metrics.control import ControlMetrics
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, ForeignCounts, MetricFamilies, MetricSpec, reason_label
 from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
 from lbguard.telemetry.metrics.parking import ParkingMetrics
@@ -62,6 +63,7 @@ class Metrics:
         self._define_kernel(families)
         self._define_work(families)
         self._define_verdicts(families)
+        self.control = ControlMetrics(families)
         self.packets = TargetPackets(place or {}, self.streams.shows)
         families.add(self.packets, (*PACKET_SPECS, *STREAM_SPECS))
         self.interfaces = InterfaceTotals(place or {})

@@ -114,6 +114,7 @@ class StreamMetrics:
         self._exemplar: dict[str, str] = {}
         self._lost_for: dict[TargetKey, str] = {}
         self._family_lost: set[TargetKey] = set()
+        self._taken_out: set[TargetKey] = set()
         self._states = StreamStates()
         families.add(self._states, STATE_SPECS)
         self._define_decisions(families)
@@ -202,8 +203,17 @@ class StreamMetrics:
                 self._family_lost.discard(decision.target)
             case Action.READMIT:
                 self.readmissions.labels(stream).inc()
-                self._observe_heal(decision, self._lost_for.pop(decision.target, "other"))
+                if decision.target in self._taken_out:
+                    # An operator had withdrawn it: nothing healed.
+                    self._taken_out.discard(decision.target)
+                else:
+                    self._observe_heal(decision, self._lost_for.pop(decision.target, "other"))
+            case Action.TAKE_OUT:
+                self._lost_for.pop(decision.target, None)
+                self._family_lost.discard(decision.target)
+                self._taken_out.add(decision.target)
             case Action.REMOVE | Action.FORGET:
+                self._taken_out.discard(decision.target)
                 self._lost_for.pop(decision.target, None)
                 self._family_lost.discard(decision.target)
 
@@ -263,4 +273,5 @@ class StreamMetrics:
             metric.remove_by_labels({"stream": name})
         self._lost_for = {key: cause for key, cause in self._lost_for.items() if key.stream != name}
         self._family_lost = {key for key in self._family_lost if key.stream != name}
+        self._taken_out = {key for key in self._taken_out if key.stream != name}
         self._timeline.forget_stream(name)

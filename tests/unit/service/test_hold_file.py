@@ -14,7 +14,8 @@ import pytest
 from lbguard.core.addr import Prefix, parse_ip, parse_prefix
 from lbguard.core.events import OpenDrain, OpenHold
 from lbguard.core.model import Condition
-from lbguard.service.hold_file import MAX_AGE_S, MAX_BYTES, HoldFile
+from lbguard.service.hold_file import MAX_AGE_S, HoldFile
+from lbguard.service.state_file import MAX_BYTES
 from tests.unit.kernel.fake_kernel import eventually
 
 HOLDS = (

@@ -27,6 +27,9 @@
 - {"name": "affinity.udp", "variable": "LBGUARD_AFFINITY__UDP", "default": "false"}
 - {"name": "drain.window", "variable": "LBGUARD_DRAIN__WINDOW", "default": "0s", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
 - {"name": "drain.idle", "variable": "LBGUARD_DRAIN__IDLE", "default": "30s", "low": 1.0, "high": 86400.0, "allowed": "1s to 1440m"}
+- {"name": "control.enabled", "variable": "LBGUARD_CONTROL__ENABLED", "default": "true"}
+- {"name": "control.duration", "variable": "LBGUARD_CONTROL__DURATION", "default": "10m", "low": 1.0, "high": 604800.0, "allowed": "1s to 10080m"}
+- {"name": "control.max_duration", "variable": "LBGUARD_CONTROL__MAX_DURATION", "default": "480m", "low": 1.0, "high": 604800.0, "allowed": "1s to 10080m"}
 - {"name": "parking.enabled", "variable": "LBGUARD_PARKING__ENABLED", "default": "false"}
 - {"name": "parking.bytes", "variable": "LBGUARD_PARKING__BYTES", "default": "16777216"}
 - {"name": "parking.packets", "variable": "LBGUARD_PARKING__PACKETS", "default": "16384"}
