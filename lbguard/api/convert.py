@@ -137,6 +137,7 @@ def _stream_to_proto(stream: StreamStatus) -> pb.Stream:
         table_committed=stream.table_committed,
         local_vips=stream.local_vips,
         families=[pb.Family(ipv4=each.ipv4, held=each.held, withdrawn=each.withdrawn) for each in stream.families],
+        commit_at_s=stream.commit_at,
     )
 
 
@@ -156,6 +157,7 @@ def _stream_from_proto(message: pb.Stream) -> StreamStatus:
         families=tuple(
             FamilyStatus(ipv4=each.ipv4, held=each.held, withdrawn=each.withdrawn) for each in message.families
         ),
+        commit_at=message.commit_at_s if message.HasField("commit_at_s") else None,
     )
 
 
@@ -189,6 +191,7 @@ def target_to_proto(target: TargetStatus) -> pb.Target:
         prediction=_prediction_to_proto(target.prediction),
         draining=target.draining,
         unlisted=target.unlisted,
+        commit_at_s=target.commit_at,
         override=_override_to_proto(target.override),
     )
 
@@ -292,6 +295,7 @@ def target_from_proto(message: pb.Target) -> TargetStatus:
         prediction=_prediction_from_proto(message.prediction) if message.HasField("prediction") else None,
         draining=message.draining,
         unlisted=message.unlisted,
+        commit_at=message.commit_at_s if message.HasField("commit_at_s") else None,
         override=_override_from_proto(message.override) if message.HasField("override") else None,
     )
 

@@ -21,6 +21,7 @@ from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.errors import StartError
 from lbguard.rpc.unix_socket import ServedSocket, SocketError
 from lbguard.settings.peers import UNIX_PEER
+from lbguard.telemetry.outlook import connections_outlook
 from lbguard.telemetry.sentences import target_story
 
 SOCKET_MODE = 0o660
@@ -88,6 +89,10 @@ class _GuardService(pb_grpc.GuardServiceServicer):
                 response.story = target_story(
                     target, status.now, recent, observe=status.observe, affinity=status.affinity
                 )
+                if not status.observe:
+                    response.story = "\n".join(
+                        [response.story, *connections_outlook(target, status.now, status.affinity)]
+                    )
         return response
 
     async def WatchDecisions(  # noqa: N802

@@ -56,8 +56,9 @@ def top(
 ) -> None:
     """Watch streams, targets, links and decisions live.
 
-    Deadlines count down; targets that are not active come first. Leave with q or Ctrl-C. The view waits while the
-    service does not run, and continues when it is back. Without a terminal it is printed once, as with --once.
+    Deadlines count down; targets that are not active come first. The arrow keys and PgUp, PgDn, Home and End scroll
+    through the targets, / filters them by words (`held nsm0`), ? shows every key, q or Ctrl-C leaves. The view waits
+    while the service does not run, and continues when it is back. Without a terminal it is printed once.
 
     \b
     Examples:
@@ -79,7 +80,7 @@ def top(
         ) from None
     # gRPC would print its own messages over the view when the service ends. It reads this variable when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from lbguard.cli.top import run_top
+    from lbguard.cli.top_terminal import run_top
 
     run_top(socket, interval_s, once=once)
 
@@ -128,8 +129,9 @@ def explain(
 ) -> None:
     """Explain why a target is in its state, and what happens next.
 
-    The output lists its state, its paths, the verdicts of reporters, the time of its withdrawal or re-admission, and
-    its last decisions. An identifier or an IP alone suffices if only one target has it.
+    The output lists its state, its paths, the verdicts of reporters, the time of its withdrawal or re-admission, what
+    its new and its open connections get and until when, which settings would change it, and its last decisions. An
+    identifier or an IP alone suffices if only one target has it.
 
     \b
     Examples:

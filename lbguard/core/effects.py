@@ -84,7 +84,7 @@ class ProbeNeighbors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneLink:
-    """Set the neighbour timers of a link that faces targets."""
+    """Set the neighbour timers and `arp_notify` of a link that faces targets."""
 
     link: LinkKey
     ifname: str

@@ -273,6 +273,9 @@ class Engine(EngineState):
             if target is not None and target.unlisted:
                 self.stream_registry.end_drain(target, now, "drain_idle")
 
+    def _affinity_reported(self, event: ev.AffinityReported, now: float) -> None:
+        self._commits.steered(event.in_force)
+
     # Steps of a decision
 
     def _announcements(self) -> list[Effect]:
@@ -444,5 +447,6 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.Stalled: Engine._stalled,
     ev.HoldsRemembered: Engine._holds_remembered,
     ev.TargetsIdle: Engine._targets_idle,
+    ev.AffinityReported: Engine._affinity_reported,
     ev.OverrideRequested: Engine._override_requested,
 }

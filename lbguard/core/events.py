@@ -297,7 +297,8 @@ class OpenHold:
 
     `broken_s`: the observed duration of the loss. `frozen_s`: the part of it spent frozen, None when it never was.
     `left_s`: the time left to its deadline, which may depend on evidence that a new run does not have yet (a verdict
-    HEALING).
+    HEALING). `lost`: the addresses of the lost family, while the target is served by its other one; empty: it is lost
+    as a whole. A family that was withdrawn alone has no time left.
     """
 
     stream: str
@@ -307,6 +308,7 @@ class OpenHold:
     broken_s: float
     frozen_s: float | None = None
     left_s: float = 0.0
+    lost: tuple[Ip, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,6 +374,13 @@ class TargetsIdle:
     marks: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffinityReported:
+    """The kernel has the rules of flow affinity, or (not `in_force`) refuses them. Until the first report it has."""
+
+    in_force: bool
+
+
 Event = (
     KernelChange
     | KernelSnapshot
@@ -393,5 +402,6 @@ Event = (
     | Stalled
     | HoldsRemembered
     | TargetsIdle
+    | AffinityReported
     | OverrideRequested
 )

@@ -62,7 +62,7 @@ class Lifecycle:
         self.pardons: Deadlines[TargetKey] = Deadlines()
         self.drains: Deadlines[TargetKey] = Deadlines()
         self.moved: dict[str, None] = {}
-        self.memory = HoldMemory()
+        self.memory = HoldMemory(families=config.affinity)
         self._config = config
         self._evidence = evidence
         self._grace = Grace(config.grace)
@@ -259,8 +259,8 @@ class Lifecycle:
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
         target.spared_until, target.frozen_at, target.kept = now, math.inf, False
         target.penalty.add_loss(self._config.damping, now)
-        # A target with one forwarding path is held without a deadline: there is no remembered time to continue.
-        before = None if target.partial else self.memory.take(target, now)
+        # Without flow affinity one forwarding path means a hold without a deadline: there is no time to continue.
+        before = None if target.partial and not self.family_waits(target) else self.memory.take(target, now)
         if before is not None:
             self._go_on(target, before, now)
         self._set_grace_deadline(target)

@@ -72,8 +72,9 @@ class TargetStatus:
     """One target. `since` is when its state began, `deadline` when its state is decided again unless its paths change.
 
     `prediction` is the next action; None: the target is active and no action is due. `draining`: it is to get no new
-    flow, because the source says so, an operator does, or the source no longer lists it (`unlisted`). `override`: what
-    an operator ordered.
+    flow, because the source says so, an operator does, or the source no longer lists it (`unlisted`). `commit_at`: it
+    was added to the list and is not in the table before, because the change waits for `affinity.learn`; None: it does
+    not wait. `override`: what an operator ordered.
     """
 
     stream: str
@@ -88,6 +89,7 @@ class TargetStatus:
     prediction: Prediction | None = None
     draining: bool = False
     unlisted: bool = False
+    commit_at: float | None = None
     override: Override | None = None
 
 
@@ -108,7 +110,8 @@ class StreamStatus:
     """One stream: availability, the number of targets in each state, and both families.
 
     `local_vips` are VIPs (`address/length`) that contain an address of the load balancer itself: the kernel delivers
-    their packets locally, whatever the mark.
+    their packets locally, whatever the mark. `commit_at`: when a change of its list, which waits for `affinity.learn`,
+    is committed; None: no change waits.
     """
 
     name: str
@@ -121,6 +124,7 @@ class StreamStatus:
     table_committed: bool
     local_vips: tuple[str, ...] = ()
     families: tuple[FamilyStatus, ...] = ()
+    commit_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

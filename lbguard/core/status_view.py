@@ -262,6 +262,7 @@ def _stream(engine: EngineState, stream: Stream) -> StreamStatus:
         counts={state: stream.counts[state] for state in TargetState},
         table_committed=stream.committed == stream.desired_pair(),
         families=_families_of(stream),
+        commit_at=stream.learn_until,
     )
 
 
@@ -296,6 +297,7 @@ def _target(engine: EngineState, target: Target, now: float, expected: Predictio
         prediction=expected,
         draining=target.draining,
         unlisted=target.unlisted,
+        commit_at=engine.stream_registry.streams[target.key.stream].commit_at(target),
         override=target.override,
     )
 

@@ -57,6 +57,7 @@ from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
+from lbguard.telemetry.tracing import make_trace_export
 
 if TYPE_CHECKING:
     from lbguard.nsm import WatchEvent
@@ -75,6 +76,7 @@ _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _SERVERS_LATEST_S = 1.0
+_SERVERS_LATEST_WHILE_ADOPTING_S = 5.0
 
 
 class Daemon:
@@ -86,7 +88,9 @@ class Daemon:
         self.engine = self._recording.make_engine()
         self.decision_log = DecisionLog()
         labels = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit}
-        self.metrics = Metrics(CollectorRegistry(), {name: value for name, value in labels.items() if value})
+        place = {name: value for name, value in labels.items() if value}
+        self.metrics = Metrics(CollectorRegistry(), place, settings.metrics.per_target)
+        self._traces = make_trace_export(settings.tracing.endpoint, place) if settings.tracing.endpoint else None
         self.availability = AvailabilityState()
         self._enforcing = settings.mode == "enforce"
         self._event_reporter = EventReporter(
@@ -95,6 +99,7 @@ class Daemon:
             observe=not self._enforcing,
             inbox_depth=lambda: self.runner.inbox_depth,
             availability=self.availability,
+            tracer=None if self._traces is None else self._traces.incidents,
         )
         self._stop = asyncio.Event()
         self._started_at = time.monotonic()
@@ -103,7 +108,7 @@ class Daemon:
         self.stuck = False
         self._channel = NetlinkChannel()
         self._requests = KernelRequests()
-        links = LinkOperations(self._requests)
+        self._links = links = LinkOperations(self._requests)
         self._distributor = make(settings)
         self._packets = PacketCounts(
             self.metrics,
@@ -307,6 +312,7 @@ class Daemon:
                     except OSError as error:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
+                    await self._links.restore()
                 if (holds := self._open_holds()) is not None:
                     now, left = time.monotonic(), (holds, self.engine.subnets_to_remember())
                     holds, subnets = ((), ()) if withdraw else left
@@ -316,6 +322,8 @@ class Daemon:
                     await self._affinity.close(remove=withdraw)
                 await self._distributor.close()
                 await self._packets.close()
+                if self._traces is not None:
+                    await asyncio.to_thread(self._traces.close)
         except TimeoutError:
             self.stuck = True
             _log.error("something hangs, and is left behind", extra=fields(withdrawing=withdraw))
@@ -407,7 +415,7 @@ class Daemon:
         unready = self.unready_reason()
         if self._servers is not None:
             await self._servers.report_readiness(unready)
-        elif not unready or time.monotonic() - self._started_at > _SERVERS_LATEST_S:
+        elif not unready or time.monotonic() - self._started_at > self._servers_latest_s():
             self._servers = await self._open_servers()
             await self._servers.report_readiness(unready)
         self._event_reporter.waited(unready, time.monotonic())
@@ -417,6 +425,14 @@ class Daemon:
             streams, targets = len(self.engine.stream_names()), len(self.engine.keys_by_mark())
             _log.info("ready", extra=fields(streams=streams, targets=targets, after_s=after_s))
             GarbageCalmer().start()
+
+    def _servers_latest_s(self) -> float:
+        """Return when API and HTTP endpoint are opened at the latest, in seconds from the start.
+
+        While tables are read and paths are programmed, loading their libraries would take the processor from that.
+        """
+        adopting = self.engine.in_sync and self.engine.running
+        return _SERVERS_LATEST_WHILE_ADOPTING_S if adopting else _SERVERS_LATEST_S
 
     async def _open_servers(self) -> "Servers":
         """Open API and HTTP endpoint. Their libraries take long to load, so the repairs come first."""

@@ -146,6 +146,7 @@ class HoldFile:
                 round(hold.broken_s, 3),
                 None if hold.frozen_s is None else round(hold.frozen_s, 3),
                 round(hold.left_s, 3),
+                [format_ip(ip) for ip in hold.lost],
             ]
             for hold in holds
         ]
@@ -183,7 +184,16 @@ def _drain(stream: Any, identifier: Any, ips: Any, left_s: Any, *, age_s: float)
     return OpenDrain(stream=stream, identifier=identifier, ips=addresses_of(stream, identifier, ips), left_s=left)
 
 
-def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, frozen_s: Any, left_s: Any) -> OpenHold:
+def _hold(
+    stream: Any,
+    identifier: Any,
+    ips: Any,
+    cause: Any,
+    broken_s: Any,
+    frozen_s: Any,
+    left_s: Any,
+    lost: Any = None,
+) -> OpenHold:
     return OpenHold(
         stream=stream,
         identifier=identifier,
@@ -192,4 +202,6 @@ def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, fro
         broken_s=seconds_of(broken_s),
         frozen_s=None if frozen_s is None else seconds_of(frozen_s),
         left_s=seconds_of(left_s),
+        # Earlier versions did not write them.
+        lost=() if lost is None else addresses_of(stream, identifier, lost),
     )

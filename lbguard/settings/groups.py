@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from lbguard.settings.fields import (
     ACROSS,
     GROUP,
+    CollectorAddress,
     Duration,
     Durations,
     FilePath,
@@ -20,7 +21,7 @@ from lbguard.settings.fields import (
     ratio,
     seconds,
 )
-from lbguard.settings.notation import format_duration
+from lbguard.settings.notation import COLLECTOR_EXAMPLES, format_duration
 
 
 class LogSettings(BaseModel):
@@ -172,7 +173,9 @@ class NeighborSettings(BaseModel):
     model_config = GROUP
     probe_interval: Duration = seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
     tune: bool = Field(
-        default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
+        default=True,
+        description="On links that face targets, set the kernel's neighbour timers (below) and arp_notify: the kernel"
+        " announces their IPv4 addresses as they come up.",
     )
     solicit: bool = Field(
         default=True, description="Send own solicitations for unresolved targets of a new link until they answer."
@@ -208,8 +211,29 @@ class MetricsSettings(BaseModel):
     model_config = GROUP
     listen: Listen = Field(
         default=":9464",
-        description="Address of /metrics, /healthz and /readyz, IPv4 and IPv6; empty turns it off.",
+        description="Address of /metrics, /healthz, /readyz and a page for people, IPv4 and IPv6; empty turns it off.",
         json_schema_extra={"unit": "host:port"},
+    )
+    per_target: Literal["off", "active", "all"] = Field(
+        default="all",
+        description=(
+            "Targets with series of their own (six each). all: each; active: each from its first loss on; off: none."
+            " Streams have their sums in any case."
+        ),
+    )
+
+
+class TracingSettings(BaseModel):
+    """Traces of incidents for OpenTelemetry; needs the extra `otel`."""
+
+    model_config = GROUP
+    endpoint: CollectorAddress = Field(
+        default="",
+        description=(
+            "Collector that gets a trace of each incident (OTLP over gRPC); https verifies it by the system's"
+            " authorities. Empty: no traces."
+        ),
+        json_schema_extra={"unit": "address", "allowed": COLLECTOR_EXAMPLES},
     )
 
 
@@ -340,7 +364,7 @@ class AffinitySettings(BaseModel):
 
     model_config = GROUP
     mode: Literal["incident", "all", "off"] = Field(
-        default="off",
+        default="incident",
         description="incident: flows that begin while a registered target is not active are remembered; all: every new"
         " flow is. In both, the kernel gives new connections to a healthy target while theirs is cut off. Only in mode"
         " enforce.",

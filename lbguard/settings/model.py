@@ -41,6 +41,7 @@ from lbguard.settings.groups import (
     NeighborSettings,
     ParkingSettings,
     RecordingSettings,
+    TracingSettings,
 )
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.sources import (
@@ -112,6 +113,7 @@ class Settings(BaseSettings):
     announce: AnnounceSettings = group()
     kernel: KernelSettings = group()
     metrics: MetricsSettings = group()
+    tracing: TracingSettings = group()
     verdicts: VerdictSettings = group()
     nsp: NspSettings = group()
     interposer: InterposerSettings = group()

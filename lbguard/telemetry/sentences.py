@@ -17,6 +17,7 @@ from lbguard.core.model import (
     TargetState,
 )
 from lbguard.core.status import AffinityStatus, PathStatus, Prediction, TargetStatus, VerdictStatus
+from lbguard.printable import printable
 from lbguard.settings.notation import format_duration
 
 _WHAT_HELPS = {
@@ -210,6 +211,16 @@ def _new_connections_sentence(target: TargetStatus, path: PathStatus, affinity: 
     return f"New {family} connections {follow}: no other target of the stream has a good {family} path."
 
 
+def _added_sentence(target: TargetStatus, now: float) -> str:
+    """Return when the table gets a target that was added to the list; empty: it does not wait for that."""
+    if target.commit_at is None:
+        return ""
+    return (
+        f"The table gets it in {seconds(max(0.0, target.commit_at - now))} (fwmark and route table {target.mark}):"
+        " flows that are seen before stay with their targets (affinity.learn)."
+    )
+
+
 def _override_sentence(target: TargetStatus, now: float) -> str:
     """Return what an operator ordered, when it ends, and how to end it now; empty: nothing."""
     override = target.override
@@ -340,7 +351,7 @@ def target_story(
     observe: bool = False,
     affinity: AffinityStatus | None = None,
 ) -> str:
-    """Return in a few sentences a target's state, the reason for it, and what happens next.
+    """Return in a few sentences, one a line, a target's state, the reason for it, and what happens next.
 
     Args:
         target: its status.
@@ -365,7 +376,7 @@ def target_story(
         TargetState.WITHDRAWN: f"{name} has been withdrawn for {age} because of {target.cause}.",
         TargetState.DRAINING: f"{name} has been draining for {age}: its connections go on.",
     }[target.state]
-    story = [opening, f"{table} (fwmark and route table {target.mark})."]
+    story = [opening, _added_sentence(target, now) or f"{table} (fwmark and route table {target.mark})."]
     for path in target.paths:
         story.append(_path_sentence(path))
         if not observe:
@@ -388,4 +399,5 @@ def target_story(
         out = sum(decision.action is Action.WITHDRAW for decision, _ in recent)
         what = "one was a hold" if losses == 1 else f"{losses} were holds"
         story.append(f"Of its last {len(recent)} decisions, {what}; {kept} ended in recovery, {out} in withdrawal.")
-    return " ".join(sentence for sentence in story if sentence)
+    # Names of reporters and links come from outside: a newline in one must not look like a sentence.
+    return "\n".join(printable(sentence) for sentence in story if sentence)

@@ -48,8 +48,8 @@ _WITHDRAWN_4, _WITHDRAWN_6 = (
 _WITHDRAWALS = 'lbguard_withdrawals_total{stream="s",cause="no_link"}'
 _RECOVERIES = 'lbguard_recoveries_total{stream="s"}'
 _READMISSIONS = 'lbguard_readmissions_total{stream="s"}'
-_PACKETS = 'lbguard_target_packets_total{stream="s",identifier="1"}'
-_FALLBACK = 'lbguard_held_packets_total{stream="s",identifier="1"}'
+_PACKETS = 'lbguard_stream_packets_total{stream="s"}'
+_FALLBACK = 'lbguard_stream_held_packets_total{stream="s"}'
 
 
 def _state(name: str, severity: str, labels: dict[str, str], bad: str = FULL, good: str = NONE) -> Case:

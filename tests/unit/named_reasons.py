@@ -155,7 +155,9 @@ def named_reasons() -> dict[str, set[str]]:
         "Answers to calls of nfqlb": _found(_argument("_Answer", 1), "sources/interposer/source.py")
         | _found(_key_of("calls"), "sources/interposer/source.py"),
         "Parked packets that are dropped": set(PARKING_DROP_REASONS),
-        "Findings of the host check": _found(_argument("Finding", keyword="id"), "cli/host_check.py"),
+        "Findings of the host check": _found(
+            _argument("Finding", keyword="id"), "cli/host_files.py", "cli/host_kernel.py"
+        ),
     }
 
 

@@ -89,6 +89,12 @@ def test_every_state_has_a_story(state: TargetState, words: str) -> None:
     assert words in target_story(target(state=state, cause="link_down"), 100.0, [])
 
 
+def test_a_target_that_was_added_says_when_the_table_gets_it() -> None:
+    story = target_story(target(commit_at=103.2), 100.0, [])
+    assert "The table gets it in 3.2 s (fwmark and route table 5001): flows that are seen before stay with" in story
+    assert "receives traffic" not in story
+
+
 MOST = "6 of 10 targets are broken"
 
 
@@ -355,3 +361,9 @@ def test_a_story_says_how_to_end_what_an_operator_ordered(state: TargetState, ac
     assert what in story
     assert "since 1m: rack 7. That ends in 9m; `lbguard release stream-a/1` ends it now." in story
     assert "The source" not in story
+
+
+def test_a_newline_in_a_name_makes_no_sentence() -> None:
+    forged = path(condition="link_down", ifname="lb\nstream-a/1 has been active")
+    story = target_story(target(state=TargetState.HELD, cause="link_down", paths=(forged,)), 100.0, [])
+    assert not [line for line in story.splitlines() if line.startswith("stream-a/1 has been active")]

@@ -407,6 +407,7 @@ class Stream(_message.Message):
     TABLE_COMMITTED_FIELD_NUMBER: _builtins.int
     LOCAL_VIPS_FIELD_NUMBER: _builtins.int
     FAMILIES_FIELD_NUMBER: _builtins.int
+    COMMIT_AT_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     max_targets: _builtins.int
     """Room for this many targets."""
@@ -419,6 +420,8 @@ class Stream(_message.Message):
     """So many targets are broken that withdrawals are suppressed."""
     table_committed: _builtins.bool
     """The distributor has the table that lbguard computed."""
+    commit_at_s: _builtins.float
+    """When a change of its list, which waits for affinity.learn, is committed; absent: no change waits."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateCount]:
         """Number of targets in each state; states without targets may be absent."""
@@ -442,12 +445,15 @@ class Stream(_message.Message):
         table_committed: _builtins.bool = ...,
         local_vips: _abc.Iterable[_builtins.str] | None = ...,
         families: _abc.Iterable[Global___Family] | None = ...,
+        commit_at_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s", "commit_at_s", b"commit_at_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_reason", b"availability_reason", "available", b"available", "counts", b"counts", "families", b"families", "identifier_offset", b"identifier_offset", "local_vips", b"local_vips", "mass_failure", b"mass_failure", "max_targets", b"max_targets", "name", b"name", "table_committed", b"table_committed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s", "availability_reason", b"availability_reason", "available", b"available", "commit_at_s", b"commit_at_s", "counts", b"counts", "families", b"families", "identifier_offset", b"identifier_offset", "local_vips", b"local_vips", "mass_failure", b"mass_failure", "max_targets", b"max_targets", "name", b"name", "table_committed", b"table_committed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__commit_at_s: _TypeAlias = _typing.Literal["commit_at_s"]  # noqa: Y015
+    _WhichOneofArgType__commit_at_s: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__commit_at_s) -> _WhichOneofReturnType__commit_at_s | None: ...
 
 Global___Stream: _TypeAlias = Stream  # noqa: Y015
 
@@ -519,6 +525,7 @@ class Target(_message.Message):
     PREDICTION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     UNLISTED_FIELD_NUMBER: _builtins.int
+    COMMIT_AT_S_FIELD_NUMBER: _builtins.int
     OVERRIDE_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     identifier: _builtins.int
@@ -538,6 +545,8 @@ class Target(_message.Message):
     """It is to get no new connections, because the source says so or no longer lists it."""
     unlisted: _builtins.bool
     """The source no longer lists it; it is removed at the end of its drain."""
+    commit_at_s: _builtins.float
+    """It was added to the list, and is not in the table before this moment (affinity.learn); absent: it does not wait."""
     @_builtins.property
     def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Path]: ...
     @_builtins.property
@@ -563,14 +572,20 @@ class Target(_message.Message):
         prediction: Global___Prediction | None = ...,
         draining: _builtins.bool = ...,
         unlisted: _builtins.bool = ...,
+        commit_at_s: _builtins.float | None = ...,
         override: Global___Override | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "override", b"override", "prediction", b"prediction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s", "_deadline_s", b"_deadline_s", "commit_at_s", b"commit_at_s", "deadline_s", b"deadline_s", "override", b"override", "prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "cause", b"cause", "deadline_s", b"deadline_s", "draining", b"draining", "identifier", b"identifier", "mark", b"mark", "override", b"override", "paths", b"paths", "penalty", b"penalty", "prediction", b"prediction", "since_s", b"since_s", "state", b"state", "stream", b"stream", "unlisted", b"unlisted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s", "_deadline_s", b"_deadline_s", "cause", b"cause", "commit_at_s", b"commit_at_s", "deadline_s", b"deadline_s", "draining", b"draining", "identifier", b"identifier", "mark", b"mark", "override", b"override", "paths", b"paths", "penalty", b"penalty", "prediction", b"prediction", "since_s", b"since_s", "state", b"state", "stream", b"stream", "unlisted", b"unlisted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__commit_at_s: _TypeAlias = _typing.Literal["commit_at_s"]  # noqa: Y015
+    _WhichOneofArgType__commit_at_s: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s"]  # noqa: Y015
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__commit_at_s) -> _WhichOneofReturnType__commit_at_s | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_s) -> _WhichOneofReturnType__deadline_s | None: ...
 
 Global___Target: _TypeAlias = Target  # noqa: Y015
