@@ -337,8 +337,9 @@ class ControlSettings(BaseModel):
     model_config = GROUP
     enabled: bool = Field(
         default=True,
-        description="Take the commands `lbguard drain`, `hold`, `withdraw` and `release` on the unix socket. Whoever"
-        " may open the socket (mode 0660) may give them. Off: commands that an earlier run left open end at the start.",
+        description="Take the commands `lbguard drain`, `hold`, `withdraw` and `release` on the unix socket. Every"
+        " process that may open the socket (mode 0660) may give them. Off: commands that an earlier run left open end"
+        " at the start.",
     )
     duration: Duration = seconds(600.0, "Time to the end of a command that names none.", low=1, high=604_800)
     max_duration: Duration = seconds(28_800.0, "The longest time to the end of a command.", low=1, high=604_800)

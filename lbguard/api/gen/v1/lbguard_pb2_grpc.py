@@ -203,8 +203,8 @@ class GuardService:
 
 
 class ControlServiceStub:
-    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
-    open the socket may give commands.
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true. Every process
+    that may open the socket may give commands.
 
     A request is carried out whole or refused whole:
     INVALID_ARGUMENT: a field is wrong, or a text names several targets.
@@ -226,8 +226,8 @@ class ControlServiceStub:
 
 
 class ControlServiceServicer:
-    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
-    open the socket may give commands.
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true. Every process
+    that may open the socket may give commands.
 
     A request is carried out whole or refused whole:
     INVALID_ARGUMENT: a field is wrong, or a text names several targets.
@@ -259,8 +259,8 @@ def add_ControlServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ControlService:
-    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
-    open the socket may give commands.
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true. Every process
+    that may open the socket may give commands.
 
     A request is carried out whole or refused whole:
     INVALID_ARGUMENT: a field is wrong, or a text names several targets.

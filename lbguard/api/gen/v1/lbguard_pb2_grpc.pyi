@@ -103,8 +103,8 @@ class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_GuardServiceServicer_to_server(servicer: GuardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class ControlServiceStub:
-    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
-    open the socket may give commands.
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true. Every process
+    that may open the socket may give commands.
 
     A request is carried out whole or refused whole:
     INVALID_ARGUMENT: a field is wrong, or a text names several targets.
@@ -121,8 +121,8 @@ class ControlServiceStub:
 
 @_typing.type_check_only
 class ControlServiceAsyncStub(ControlServiceStub):
-    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
-    open the socket may give commands.
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true. Every process
+    that may open the socket may give commands.
 
     A request is carried out whole or refused whole:
     INVALID_ARGUMENT: a field is wrong, or a text names several targets.
@@ -135,8 +135,8 @@ class ControlServiceAsyncStub(ControlServiceStub):
     """Drain, hold, withdraw or release targets. A newer command about a target replaces an older one."""
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
-    open the socket may give commands.
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true. Every process
+    that may open the socket may give commands.
 
     A request is carried out whole or refused whole:
     INVALID_ARGUMENT: a field is wrong, or a text names several targets.
