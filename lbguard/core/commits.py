@@ -29,6 +29,13 @@ class Availability:
         self._losing: Deadlines[str] = Deadlines()
         self._reasons: dict[str, str] = {}
 
+    def configure(self, config: EngineConfig, now: float) -> None:
+        """Use another delay from now on, also for losses that wait: counted from the loss, and not before now."""
+        longer_s, self._grace_s = config.availability_grace_s - self._grace_s, config.availability_grace_s
+        if longer_s:
+            for until, name in self._losing.in_order():
+                self._losing.set(name, max(now, until + longer_s))
+
     def get(self, name: str) -> tuple[bool | None, str]:
         """Return whether a stream is available, and the reason."""
         return self._state.get(name, (None, "starting"))
@@ -98,6 +105,15 @@ class Commits:
         self._stream_registry = stream_registry
         self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
         self._attaching: set[str] = set()
+
+    def configure(self, config: EngineConfig, now: float) -> None:
+        """Use another delay of changed lists from now on, also for those that wait."""
+        before_s, self._learn_s = self._learn_s, config.learn_s if config.affinity else 0.0
+        for until, name in self._learning.in_order() if self._learn_s != before_s else ():
+            stream = self._stream_registry.streams.get(name)
+            if stream is not None:
+                stream.learn_until = max(now, until - before_s + self._learn_s)
+                self._learning.set(name, stream.learn_until)
 
     def next(self) -> float | None:
         """Return when the next failed operation is due for a retry, or the next change that waits for flows."""

@@ -1,6 +1,6 @@
 """Configuration of the engine. Times are seconds, shares are ratios; `settings/model.py` fills it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lbguard.core.model import Condition
 
@@ -101,3 +101,21 @@ class EngineConfig:
     def owns_paths(self) -> bool:
         """Return whether routes, rules, links and tables are programmed."""
         return self.manages_paths and not self.observe
+
+    def with_live(self, wanted: "EngineConfig") -> "EngineConfig":
+        """Return this configuration with those values of another that a running engine can take over."""
+        return replace(
+            self,
+            grace=wanted.grace,
+            freeze=wanted.freeze,
+            damping=wanted.damping,
+            evidence=replace(
+                wanted.evidence, opinions_max=self.evidence.opinions_max, remembered_max=self.evidence.remembered_max
+            ),
+            availability_grace_s=wanted.availability_grace_s,
+            soft_budget=wanted.soft_budget,
+            neighbor_probe_interval_s=wanted.neighbor_probe_interval_s,
+            neighbor_failures_needed=wanted.neighbor_failures_needed,
+            learn_s=wanted.learn_s,
+            drain_window_s=wanted.drain_window_s,
+        )

@@ -23,6 +23,7 @@ from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, Verdic
 from lbguard.core.engine_state import EngineState
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import RouteKey, RuleKey, route_key, rule_key
+from lbguard.core.live_config import LiveConfig
 from lbguard.core.model import NeighborState, Rule, TargetState
 from lbguard.core.observation import unseen_s
 from lbguard.core.state import Target
@@ -35,6 +36,9 @@ class Engine(EngineState):
         super().__init__(config)
         self._commits = Commits(config, self.stream_registry)
         self._kernel_retries: Retries[RouteKey | RuleKey] = Retries(config.retry_min_s, config.retry_max_s)
+        self._live_config = LiveConfig(
+            self.view, self.paths, self.life, self.stream_registry, self.availability, self._commits
+        )
         self._prune_due = False
         self._foreign_streams_pruned = False
         self._final_availability: list[Effect] = []
@@ -260,6 +264,10 @@ class Engine(EngineState):
             if target is not None and target.unlisted:
                 self.stream_registry.end_drain(target, now, "drain_idle")
 
+    def _settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
+        before, self.config = self.config, self.config.with_live(event.config)
+        self._live_config.change(before, self.config, now)
+
     # Steps of a decision
 
     def _announcements(self) -> list[Effect]:
@@ -427,4 +435,5 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.Stalled: Engine._stalled,
     ev.HoldsRemembered: Engine._holds_remembered,
     ev.TargetsIdle: Engine._targets_idle,
+    ev.SettingsChanged: Engine._settings_changed,
 }

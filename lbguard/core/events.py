@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip, Prefix, prefix_of
+from lbguard.core.config import EngineConfig
 from lbguard.core.model import Condition, LinkKey, NeighborState, Route, Rule, StreamSpec, Verdict
 
 
@@ -328,6 +329,13 @@ class TargetsIdle:
     marks: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChanged:
+    """The configuration is another one from now on, in the fields that `EngineConfig.with_live` names."""
+
+    config: EngineConfig
+
+
 Event = (
     KernelChange
     | KernelSnapshot
@@ -349,4 +357,5 @@ Event = (
     | Stalled
     | HoldsRemembered
     | TargetsIdle
+    | SettingsChanged
 )

@@ -52,6 +52,10 @@ class StreamRegistry:
         self._paths = paths
         self._life = life
 
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
+
     def target(self, key: TargetKey) -> Target | None:
         """Return a target by its key."""
         stream = self.streams.get(key.stream)

@@ -108,16 +108,25 @@ def group() -> Any:
     return Field(default_factory=dict, validate_default=True)
 
 
-def seconds(default: float | None, help_text: str, *, low: float = 0.0, high: float = DAY_S) -> Any:
+def unit(name: str, *, live: bool = False) -> dict[str, Any]:
+    """Return the declaration of a unit. `live`: the running service takes a change over, without a restart."""
+    return {"unit": name, "live": live}
+
+
+LIVE: dict[str, Any] = {"live": True}
+"""Declares that the running service takes a change over, of a setting without a unit."""
+
+
+def seconds(default: float | None, help_text: str, *, low: float = 0.0, high: float = DAY_S, live: bool = False) -> Any:
     """Declare a duration."""
-    return Field(default, ge=low, le=high, description=help_text, json_schema_extra={"unit": "duration"})
+    return Field(default, ge=low, le=high, description=help_text, json_schema_extra=unit("duration", live=live))
 
 
-def ratio(default: float, help_text: str, *, low: float = 0.0) -> Any:
+def ratio(default: float, help_text: str, *, low: float = 0.0, live: bool = False) -> Any:
     """Declare a ratio between `low` and 1."""
-    return Field(default, ge=low, le=1, description=help_text, json_schema_extra={"unit": "ratio"})
+    return Field(default, ge=low, le=1, description=help_text, json_schema_extra=unit("ratio", live=live))
 
 
-def number(default: int, unit: str, help_text: str, *, low: int, high: int) -> Any:
+def number(default: int, of: str, help_text: str, *, low: int, high: int, live: bool = False) -> Any:
     """Declare a count of something, or another number with a unit."""
-    return Field(default, ge=low, le=high, description=help_text, json_schema_extra={"unit": unit})
+    return Field(default, ge=low, le=high, description=help_text, json_schema_extra=unit(of, live=live))

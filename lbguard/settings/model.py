@@ -19,6 +19,7 @@ from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, Fre
 from lbguard.core.model import Condition
 from lbguard.settings.fields import (
     ACROSS,
+    LIVE,
     OptionalPath,
     SocketPath,
     group,
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     withdraw_on_exit: bool = Field(
         default=False,
         description="Withdraw every target and remove routes and rules at exit; off: leave everything in place.",
+        json_schema_extra=LIVE,
     )
     log: LogSettings = group()
     grace: GraceSettings = group()

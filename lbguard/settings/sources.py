@@ -112,13 +112,17 @@ class SettingsError(CommandError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """One setting: dotted name, environment variable, default, unit, allowed values, help."""
+    """One setting: dotted name, environment variable, default, unit, allowed values, help.
+
+    `live`: the running service takes a change over; another setting changes with its restart.
+    """
 
     name: str
     default: Any
     unit: str
     allowed: str
     help: str
+    live: bool = False
 
     @property
     def variable(self) -> str:
@@ -154,8 +158,14 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Leaf]:
             yield from _walk(kind, f"{prefix}{name}.")
         else:
             unit, allowed = _unit_and_bounds(field)
+            extra = field.json_schema_extra
             yield Leaf(
-                name=prefix + name, default=field.default, unit=unit, allowed=allowed, help=field.description or ""
+                name=prefix + name,
+                default=field.default,
+                unit=unit,
+                allowed=allowed,
+                help=field.description or "",
+                live=isinstance(extra, dict) and bool(extra.get("live")),
             )
 
 
