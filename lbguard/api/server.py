@@ -13,6 +13,7 @@ from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_pr
 from lbguard.api.feeds import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.api.settings_server import SettingsService, SettingsView
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, unix_names
 from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Decision, TargetKey
@@ -197,19 +198,27 @@ async def _refuse(
 
 
 class ApiServer:
-    """Serves GuardService, VerdictService and the standard health service on a unix socket.
+    """Serves GuardService, SettingsService, VerdictService and the standard health service on a unix socket.
 
     Args:
         path: the socket; its directory is made when missing.
         view: what to show.
         feed: new decisions.
         verdicts: where verdicts go; None: VerdictService is not served.
+        settings: the settings in force; None: SettingsService is not served.
     """
 
     def __init__(
-        self, path: Path, view: GuardView, feed: DecisionFeed, *, verdicts: VerdictIntake | None = None
+        self,
+        path: Path,
+        view: GuardView,
+        feed: DecisionFeed,
+        *,
+        verdicts: VerdictIntake | None = None,
+        settings: SettingsView | None = None,
     ) -> None:
         self._verdicts = verdicts
+        self._settings = None if settings is None else SettingsService(settings)
         self._service = _GuardService(view, feed)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self.socket = ServedSocket(path, "socket", SOCKET_MODE, self._make_server)
@@ -241,6 +250,8 @@ class ApiServer:
         if verdicts is not None:
             server.add_generic_rpc_handlers((verdicts.handlers(unix_names),))
         pb_grpc.add_GuardServiceServicer_to_server(self._service, server)
+        if self._settings is not None:
+            pb_grpc.add_SettingsServiceServicer_to_server(self._settings, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
 

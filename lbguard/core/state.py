@@ -57,11 +57,12 @@ class Target:
     latest condition. `lost_in`: the subnet in which it began, until it has healed. `spared_until`: the deadline is not
     before this moment, which a worse cause before this one allowed. `frozen_at`: when the freeze of the current loss
     began, infinity without one; `thawed_at`: when the mass failure ended, infinity before. A time without observation
-    moves these moments by its length. `partial`: one path is lost and another forwards. `open_ended`: HELD without a
-    deadline, because of that. `waiting`: WITHDRAWN with a good path, damped since `waiting_since`. `healing_until`: the
-    end of the repair that last moved the deadline. `pardoned_until`: until then soft evidence against the target is ignored. `draining`: it gets no new flow, because
-    the source says so or no longer lists it (`unlisted`). `halved`: HELD for one family, since the other was withdrawn
-    alone; nothing more is waited for, so it does not count as broken.
+    moves these moments by its length. `partial`: one path is lost and another forwards. `open_ended`: HELD without
+    a deadline, because of that. `waiting`: WITHDRAWN with a good path, damped since `waiting_since`.
+    `healing_until`: the end of the repair that last moved the deadline. `pardoned_until`: until then soft evidence
+    against the target is ignored. `draining`: it gets no new flow, because the source says so or no longer lists it
+    (`unlisted`). `halved`: HELD for one family, since the other was withdrawn alone; nothing more is waited for, so
+    it does not count as broken.
     """
 
     key: TargetKey

@@ -10,6 +10,7 @@ from typing import Protocol
 from lbguard.api.availability_server import AvailabilityServer
 from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.server import ApiServer, GuardView
+from lbguard.api.settings_server import SettingsView
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
 from lbguard.api.verdicts.queue import IGNORED_REASONS, Limit, VerdictQueue
@@ -34,6 +35,10 @@ class ServiceContext(GuardView, Protocol):
     availability: AvailabilityState
     verdicts: VerdictQueue
 
+    @property
+    def live_settings(self) -> SettingsView | None:
+        """Return the follower of the settings file; None where the sources of the settings are not known."""
+
 
 class Servers:
     """The unix sockets and ports that the service serves."""
@@ -43,7 +48,13 @@ class Servers:
         self._health = Health()
         verdicts = context.settings.verdicts
         self._intake = VerdictIntake(context.verdicts.submit, Policy(verdicts.policy), verdicts.limits)
-        self._api = ApiServer(context.settings.socket, context, context.decision_log, verdicts=self._intake)
+        self._api = ApiServer(
+            context.settings.socket,
+            context,
+            context.decision_log,
+            verdicts=self._intake,
+            settings=context.live_settings,
+        )
         self._listener: VerdictListener | None = None
         self._following: asyncio.Task[None] | None = None
         self._http: HttpEndpoint | None = None

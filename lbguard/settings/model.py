@@ -6,7 +6,7 @@ Priority: flags (`--set key=value`), environment (`LBGUARD_GRACE__WINDOW`), YAML
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,21 +171,33 @@ class Settings(BaseSettings):
 class Loaded:
     """Settings, and the source of each value by dotted name (`default`, or text such as `flag --set`).
 
-    `notes` are warnings for the operator, such as an unknown environment variable.
+    `notes` are warnings for the operator, such as an unknown environment variable. `flags` are those that `load` got.
     """
 
     settings: Settings
     origins: Mapping[str, str]
     notes: tuple[str, ...]
     config_path: Path | None
+    flags: Mapping[str, object] = field(default_factory=dict)
+
+    def again(self, content: bytes, path: Path | None = None) -> "Loaded":
+        """Read all sources again, with this content of the file. `path`: for the errors; None: the same as before.
+
+        Raises:
+            SettingsError: see `load`.
+        """
+        return load(config=path or self.config_path, flags=self.flags, content=content)
 
 
-def load(*, config: Path | None = None, flags: Mapping[str, object] | None = None) -> Loaded:
+def load(
+    *, config: Path | None = None, flags: Mapping[str, object] | None = None, content: bytes | None = None
+) -> Loaded:
     """Read all sources and validate them once.
 
     Args:
         config: the YAML file; None takes the one that LBGUARD_CONFIG names, if any.
         flags: values by dotted name, such as `{"grace.window": "5s"}`.
+        content: of the file, where it was read already.
 
     Raises:
         SettingsError: a source cannot be read, or a setting is unknown, invalid or contradicts another.
@@ -193,7 +205,7 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     if config is None and os.environ.get(CONFIG_VARIABLE):
         config = Path(os.environ[CONFIG_VARIABLE])
     flag, environment = NamedSource(Settings, "flag", flags or {}), EnvironmentSource(Settings)
-    file = FileSource(Settings, config)
+    file = FileSource(Settings, config, content)
     sources: dict[str, Any] = {_SOURCES: (flag, environment, file)}
     given: dict[str, Given] = {}
     for source in reversed(sources[_SOURCES]):
@@ -206,7 +218,9 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     if problems:
         raise SettingsError(problems)
     origins = {leaf.name: given.get(leaf.name, DEFAULT).origin for leaf in leaves(Settings)}
-    return Loaded(settings=settings, origins=origins, notes=environment.notes, config_path=config)
+    return Loaded(
+        settings=settings, origins=origins, notes=environment.notes, config_path=config, flags=dict(flags or {})
+    )
 
 
 def engine_config(settings: Settings) -> EngineConfig:

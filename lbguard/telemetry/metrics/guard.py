@@ -25,6 +25,7 @@ from lbguard.core.effects import (
 from lbguard.core.model import VerdictState
 from lbguard.core.status import GuardStatus
 from lbguard.telemetry.metrics.affinity import AffinityMetrics
+from lbguard.telemetry.metrics.config import ConfigMetrics
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, ForeignCounts, MetricFamilies, MetricSpec, reason_label
 from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
 from lbguard.telemetry.metrics.parking import ParkingMetrics
@@ -55,6 +56,7 @@ class Metrics:
         self.streams = StreamMetrics(families, place or {})
         self.affinity = AffinityMetrics(families)
         self.parking = ParkingMetrics(families)
+        self.config = ConfigMetrics(families)
         self._define_repair(families)
         self._define_kernel(families)
         self._define_work(families)

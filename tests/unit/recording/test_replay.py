@@ -278,7 +278,9 @@ def changed(tmp_path: Path) -> list[Path]:
     guard.tell(ev.SettingsChanged(config=longer))
     tape.due = True
     guard.tell()
-    guard.wait(10.0)
+    guard.wait(3.0)
+    guard.tell()
+    guard.wait(7.0)
     assert [decision.duration_s for decision in guard.decisions()] == [8.0]
     writer.close()
     return find_files([tmp_path])
