@@ -51,7 +51,8 @@ def run(
     """Run the service in the foreground.
 
     Flags override environment variables (LBGUARD_GRACE__WINDOW=5s), which override the file.
-    SIGTERM stops the service and keeps the data path (unless withdraw_on_exit is set); SIGHUP reads the targets again.
+    SIGTERM stops the service and keeps the data path (unless withdraw_on_exit is set). A changed file of settings
+    takes effect while the service runs, as far as its settings are live. SIGHUP reads it and the targets again.
 
     \b
     Examples:

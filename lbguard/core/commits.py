@@ -20,6 +20,27 @@ from lbguard.core.state import Stream
 from lbguard.core.stream_registry import StreamRegistry
 
 
+def availability_reason(stream: Stream, usable: int, config: EngineConfig, *, available: bool | None) -> str:
+    """Return `ok`, or why a stream is not available.
+
+    The quorum is never more than the targets that the source lists, or a stream with few of them would never be
+    available. With hysteresis, a stream that flaps around its quorum makes one transition.
+
+    Args:
+        stream: the stream.
+        usable: number of its targets that get new traffic.
+        config: has quorum and hysteresis.
+        available: as last reported.
+    """
+    if usable == 0:
+        return "no_usable_path" if stream.targets else "no_targets"
+    listed = sum(not target.unlisted for target in stream.targets.values())
+    needed = max(1, config.availability_quorum.of(listed))
+    if available is False:
+        needed += config.availability_hysteresis.of(listed)
+    return "ok" if usable >= min(needed, listed) else "below_quorum"
+
+
 class Availability:
     """Availability by stream name. A stream is unknown (None) until its first verdict."""
 

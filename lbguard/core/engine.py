@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lbguard.core import events as ev
-from lbguard.core.commits import Commits
+from lbguard.core.commits import Commits, availability_reason
 from lbguard.core.config import EngineConfig
 from lbguard.core.deadlines import Retries
 from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, VerdictAnswered
@@ -390,11 +390,12 @@ class Engine(EngineState):
         for name in self.stream_registry.review:
             stream = self.stream_registry.streams[name]
             if stream.adopted:
-                usable = stream.counts[TargetState.ACTIVE] > 0
+                usable = stream.counts[TargetState.ACTIVE]
                 if usable and len(self.life.pardons):
                     # A pardon keeps the table unchanged, but availability follows the evidence.
-                    usable = any(target.usable for target in stream.targets.values())
-                reason = "ok" if usable else "no_usable_path" if stream.targets else "no_targets"
+                    usable = sum(target.usable for target in stream.targets.values())
+                available = self.availability.get(name)[0]
+                reason = availability_reason(stream, usable, self.config, available=available)
                 effects += self.availability.update(name, reason, now)
         self.stream_registry.review.clear()
         effects += self.availability.expire(now)

@@ -1,6 +1,7 @@
 """Life of `lbguard run`: starts the parts of the service, polls what sends no notifications, and ends them."""
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import logging
@@ -69,6 +70,7 @@ class Daemon(ServiceParts):
                 if self.live_settings is not None:
                     tasks.append(group.create_task(self.live_settings.run()))
                 await self._stop.wait()
+                await self._announce_end()
                 _log.info("stopping", extra=fields(withdraw=self.settings.withdraw_on_exit))
                 for task in tasks:
                     task.cancel()
@@ -78,7 +80,7 @@ class Daemon(ServiceParts):
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop.set)
+            loop.add_signal_handler(signum, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._source is None:
             self._observe_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
@@ -139,6 +141,22 @@ class Daemon(ServiceParts):
         """Return the open holds; None while only those of an earlier run are known."""
         return self.engine.open_holds(time.monotonic()) if self.engine.running else None
 
+    def _end(self) -> None:
+        """Begin to stop; a second signal ends the wait before it."""
+        (self._stop_at_once if self._stop.is_set() else self._stop).set()
+
+    async def _announce_end(self) -> None:
+        """Report that this load balancer is unavailable, and give others the time to take its traffic over."""
+        wait_s = self.settings.availability.lame_duck
+        if wait_s <= 0:
+            return
+        _log.info("unavailable until the stop", extra=fields(lame_duck_s=wait_s))
+        self.availability.stop()
+        await self._report_health()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._stop_at_once.wait()
+
     def _reload(self) -> None:
         _log.info("reloading targets and settings")
         if self.live_settings is not None:
@@ -193,7 +211,7 @@ class Daemon(ServiceParts):
         """Update gauges, and record the counters that adapters keep themselves."""
         self.availability.retain(self.engine.stream_names())
         self.metrics.record_status(self.engine.summary(time.monotonic()))
-        self.metrics.record_readiness(self.unready_reason())
+        self.metrics.record_readiness(self.unready_reason() or self.gate_reason())
         self._event_reporter.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
         self._recording.count(self.metrics)
@@ -218,10 +236,10 @@ class Daemon(ServiceParts):
     async def _report_health(self) -> None:
         unready = self.unready_reason()
         if self._servers is not None:
-            await self._servers.report_readiness(unready)
+            await self._servers.report_readiness(unready or self.gate_reason())
         elif not unready or time.monotonic() - self._started_at > _SERVERS_LATEST_S:
             self._servers = await self._open_servers()
-            await self._servers.report_readiness(unready)
+            await self._servers.report_readiness(unready or self.gate_reason())
         self._event_reporter.waited(unready, time.monotonic())
         if not self._ready_told and not unready:
             self._ready_told = True

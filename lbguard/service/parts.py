@@ -102,6 +102,7 @@ class ServiceParts:
             availability=self.availability,
         )
         self._stop = asyncio.Event()
+        self._stop_at_once = asyncio.Event()
         self._started_at = time.monotonic()
         self._ready_told = False
         self.started = False
@@ -233,6 +234,14 @@ class ServiceParts:
         return (
             f"socket_not_served: {self._servers.problem}" if self._servers is not None and self._servers.problem else ""
         )
+
+    def gate_reason(self) -> str:
+        """Return why a service whose inputs are read asks for no traffic; empty when it does."""
+        if self._stop.is_set():
+            return "stopping: it ends soon"
+        if self.settings.availability.readyz and self.availability.value is False:
+            return "not_available: no stream can forward"
+        return ""
 
     # Wiring
 

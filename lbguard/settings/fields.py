@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from lbguard.settings.notation import parse_duration, parse_listen
+from lbguard.settings.notation import AMOUNT_EXAMPLES, parse_amount, parse_duration, parse_listen
 from lbguard.settings.peers import check_pattern
 
 ACROSS = "across"
@@ -61,6 +61,16 @@ def check_socket_path(value: object) -> object:
     return _path_of(value, SOCKET_PATH_BYTES_MAX)
 
 
+def check_amount(value: object) -> object:
+    """Refuse what is neither a number of targets nor a share; return it as text.
+
+    Raises:
+        ValueError: see `parse_amount`.
+    """
+    parse_amount(value)
+    return str(value).strip()
+
+
 def check_spiffe_address(text: str) -> None:
     """Refuse text that is not an address of a SPIFFE Workload API; empty means none.
 
@@ -100,6 +110,7 @@ Patterns = Annotated[tuple[str, ...], BeforeValidator(split)]
 Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValidator(split)]
 SpiffeAddress = Annotated[str, checked(check_spiffe_address)]
 Listen = Annotated[str, checked(parse_listen)]
+AmountText = Annotated[str, BeforeValidator(check_amount)]
 PeerPattern = Annotated[str, checked(check_pattern)]
 
 
@@ -125,6 +136,15 @@ def seconds(default: float | None, help_text: str, *, low: float = 0.0, high: fl
 def ratio(default: float, help_text: str, *, low: float = 0.0, live: bool = False) -> Any:
     """Declare a ratio between `low` and 1."""
     return Field(default, ge=low, le=1, description=help_text, json_schema_extra=unit("ratio", live=live))
+
+
+def amount(default: str, help_text: str) -> Any:
+    """Declare a number of targets, or a share of a stream's. It is live."""
+    return Field(
+        default,
+        description=help_text,
+        json_schema_extra={"unit": "number or share", "allowed": AMOUNT_EXAMPLES, "live": True},
+    )
 
 
 def number(default: int, of: str, help_text: str, *, low: int, high: int, live: bool = False) -> Any:

@@ -10,6 +10,7 @@ from lbguard.settings.fields import (
     ACROSS,
     GROUP,
     LIVE,
+    AmountText,
     Duration,
     Durations,
     FilePath,
@@ -17,6 +18,7 @@ from lbguard.settings.fields import (
     OptionalDuration,
     OptionalSocketPath,
     Patterns,
+    amount,
     number,
     ratio,
     seconds,
@@ -109,9 +111,27 @@ class AvailabilitySettings(BaseModel):
     model_config = GROUP
     grace: Duration = seconds(
         1.0,
-        "A stream without a usable path is reported unavailable after this time; its table does not change.",
+        "A stream below its quorum is reported unavailable after this time; its table does not change.",
         high=3600,
         live=True,
+    )
+    quorum: AmountText = amount(
+        "1", "A stream is available while so many of its targets, or this share of them, get new traffic; at most all."
+    )
+    hysteresis: AmountText = amount(
+        "0", "A stream that is unavailable needs so many targets more than the quorum, or all, to be available again."
+    )
+    lame_duck: Duration = seconds(
+        0.0,
+        "At SIGTERM lbguard first reports that it is unavailable and not ready, and stops this much later; a second"
+        " signal stops it at once.",
+        high=3600,
+        live=True,
+    )
+    readyz: bool = Field(
+        default=False,
+        description="/readyz and `health --ready` say no while no stream is available.",
+        json_schema_extra=LIVE,
     )
     socket: OptionalSocketPath = Field(
         default=None,

@@ -42,6 +42,7 @@ from lbguard.settings.groups import (
     ParkingSettings,
     RecordingSettings,
 )
+from lbguard.settings.notation import parse_amount
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.sources import (
     DEFAULT,
@@ -240,6 +241,8 @@ def engine_config(settings: Settings) -> EngineConfig:
             half_life_s=settings.damping.half_life, step_s=settings.damping.step, max_s=settings.damping.max
         ),
         availability_grace_s=settings.availability.grace,
+        availability_quorum=parse_amount(settings.availability.quorum),
+        availability_hysteresis=parse_amount(settings.availability.hysteresis),
         soft_budget=settings.evidence.soft_budget,
         evidence=EvidenceConfig(
             confirm_k=settings.evidence.verdict_confirm,

@@ -370,6 +370,17 @@ CASES = {
         severity="warning",
         at_min=30,
     ),
+    "LbguardConfigRefused": Case(
+        fires={"lbguard_config_refused{}": FULL},
+        quiet=({"lbguard_config_refused{}": NONE}, {"lbguard_config_refused{}": "0x35 1x3 0x22"}),
+        severity="warning",
+    ),
+    "LbguardConfigRestartNeeded": Case(
+        fires={"lbguard_config_restart_needed{}": "2x60"},
+        quiet=({"lbguard_config_restart_needed{}": NONE}, {"lbguard_config_restart_needed{}": "0x35 2x3 0x22"}),
+        severity="info",
+        at_min=20,
+    ),
     "LbguardRecordingGaps": _count("lbguard_recording_dropped_total", "info", {"reason": "full"}),
     "LbguardReportersGone": Case(
         fires={"lbguard_verdict_streams{}": "2x5 0x55"},

@@ -32,8 +32,16 @@ from lbguard.telemetry.metrics.parking import ParkingMetrics
 from lbguard.telemetry.metrics.streams import StreamMetrics
 from lbguard.telemetry.metrics.targets import PACKET_SPECS, TargetPackets
 
-UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
-"""Reasons for which the service is not ready (`Daemon.unready_reason`)."""
+UNREADY_REASONS = (
+    "calls_not_taken",
+    "kernel_not_in_sync",
+    "not_available",
+    "socket_not_served",
+    "source_not_read",
+    "stopping",
+    "tables_not_read",
+)
+"""Reasons for which the service is not ready (`ServiceParts.unready_reason`, `gate_reason`)."""
 
 
 class Metrics:

@@ -6,7 +6,7 @@ import pytest
 
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
-from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
+from lbguard.core.config import Amount, DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Action, Condition, StreamSpec, TargetSpec
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
 
@@ -227,3 +227,13 @@ def test_a_change_of_the_list_waits_for_flows_by_the_new_time() -> None:
     assert guard.tables[STREAM][0] == {1, 2, 3, 4}
     guard.wait(0.2)
     assert guard.tables[STREAM][0] == {2, 3, 4, 5}
+
+
+def test_another_quorum_counts_at_once() -> None:
+    guard = two_proxies(replace(CONFIG, availability_grace_s=0.0))
+    guard.unlink(1)
+    assert guard.of(fx.SetAvailability) == []
+    change(guard, replace(CONFIG, availability_grace_s=0.0, availability_quorum=Amount(share=1.0)))
+    assert [(e.available, e.reason) for e in guard.of(fx.SetAvailability)] == [(False, "below_quorum")]
+    change(guard, replace(CONFIG, availability_grace_s=0.0))
+    assert [(e.available, e.reason) for e in guard.of(fx.SetAvailability)] == [(True, "ok")]
