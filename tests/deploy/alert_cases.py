@@ -42,6 +42,8 @@ _FLOWS = 'lbguard_affinity_flows{protocol="tcp",family="ipv4"}'
 _WITHDRAWN_4, _WITHDRAWN_6 = (
     f'lbguard_target_families{{stream="s",family="{family}",state="withdrawn"}}' for family in ("ipv4", "ipv6")
 )
+_DIGEST = 'lbguard_stream_table_digest{stream="s"}'
+_DIGEST_OF_OTHER = 'lbguard_stream_table_digest{stream="s",pod="lb-1",instance="lb-1:9464"}'
 _WITHDRAWALS = 'lbguard_withdrawals_total{stream="s",cause="no_link"}'
 _RECOVERIES = 'lbguard_recoveries_total{stream="s"}'
 _READMISSIONS = 'lbguard_readmissions_total{stream="s"}'
@@ -238,6 +240,18 @@ CASES = {
         labels={"namespace": "trench-a"},
         pod=False,
         at_min=80,
+    ),
+    "LbguardTablesDiffer": Case(
+        fires={_DIGEST: "7x60", _DIGEST_OF_OTHER: "281474976710655x60"},
+        quiet=(
+            {_DIGEST: "281474976710654x60", _DIGEST_OF_OTHER: "281474976710654x60"},
+            {_DIGEST: "7x60"},
+            {_DIGEST: "7x60", _DIGEST_OF_OTHER: "7x30 8x10 7x20"},  # it held, and the other one withdrew
+            {_DIGEST: "7x60", 'lbguard_stream_table_digest{stream="t",pod="lb-1",instance="lb-1:9464"}': "8x60"},
+        ),
+        severity="warning",
+        labels={"namespace": "trench-a", "stream": "s"},
+        pod=False,
     ),
     "LbguardSourceLost": _state("lbguard_source_ok", "warning", {}, bad=NONE, good=FULL),
     "LbguardSourceEntriesSkipped": _count(
