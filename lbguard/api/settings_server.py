@@ -41,22 +41,19 @@ class SettingsService(pb_grpc.SettingsServiceServicer):
         request_iterator: AsyncIterator[pb.CompareSettingsRequest],
         context: grpc.aio.ServicerContext[pb.CompareSettingsRequest, pb.CompareSettingsResponse],
     ) -> pb.CompareSettingsResponse:
-        content, name = bytearray(), ""
-        try:
-            async with asyncio.timeout(REQUEST_WITHIN_S):
-                async for request in request_iterator:
-                    if isinstance(request, InvalidField):
-                        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request))
-                    content += request.content
-                    name = name or request.name
-                    if len(content) > MAX_BYTES:
-                        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _TOO_LARGE)
-        except TimeoutError:
+        reading = asyncio.ensure_future(_read_all(request_iterator))
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may not be awaited any more
+        # After the time the read goes on: gRPC ends it together with the call, and does not survive its cancellation.
+        done, _ = await asyncio.wait({reading}, timeout=REQUEST_WITHIN_S)
+        if not done:
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"the file did not arrive within {REQUEST_WITHIN_S:g} s"
             )
+        content, name, problem = await reading
+        if problem:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
         try:
-            found = await self._view.compare(bytes(content), Path(name or "settings"))
+            found = await self._view.compare(content, Path(name or "settings"))
         except SettingsError as error:
             return pb.CompareSettingsResponse(problems=error.lines)
         return pb.CompareSettingsResponse(
@@ -65,3 +62,21 @@ class SettingsService(pb_grpc.SettingsServiceServicer):
                 for each in found
             ]
         )
+
+
+async def _read_all(requests: AsyncIterator[pb.CompareSettingsRequest]) -> tuple[bytes, str, str]:
+    """Return content and name of a file, and why it is refused.
+
+    All is read, also of a file that is refused: a client that still writes may not see the reason otherwise.
+    """
+    content, name, problem = bytearray(), "", ""
+    async for request in requests:
+        if isinstance(request, InvalidField):
+            problem = problem or str(request)
+            continue
+        name = name or request.name
+        content += request.content
+        if len(content) > MAX_BYTES:
+            problem = problem or _TOO_LARGE
+            content.clear()
+    return bytes(content), name, problem

@@ -14,7 +14,7 @@ from typing import assert_never
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip, is_ipv4, is_link_local
-from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
+from lbguard.core.config import Amount, DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Action, Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
 from lbguard.core.observation import LOOK_S
@@ -75,6 +75,8 @@ def random_config(rng: random.Random, profile: Profile) -> EngineConfig:
         neighbor_probe_interval_s=2.0 if profile.soft or (profile.verdicts and rng.random() < 0.5) else 0.0,
         neighbor_failures_needed=rng.choice((1, 2, 3)),
         retry_max_s=2.0,
+        availability_quorum=rng.choice((Amount(count=1), Amount(count=1), Amount(count=2), Amount(share=0.5))),
+        availability_hysteresis=rng.choice((Amount(), Amount(count=1))),
     )
 
 
