@@ -149,7 +149,7 @@ class Daemon:
         )
         self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
-        self._routes = TargetRoutes()
+        self._routes = TargetRoutes(follow=settings.source == "interposer")
         self._interposer: InterposerSource | None = None
         self._kernel_source: KernelSource | None = None
         self._source = self._make_source()

@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -108,6 +108,11 @@ class InterposerSettings(BaseModel):
         default=Path("/run/lbguard/interposer"),
         description="The directory shared with the program nfqlb in the load balancer's container (LBGUARD_NFQLB_DIR).",
     )
+    flavour: Literal["auto", "meridio", "meridio-2"] = Field(
+        default="auto",
+        description="The load balancer that makes the calls. auto: a memory named tshm-STREAM is Meridio's, any other"
+        " Meridio-2's.",
+    )
     answer_timeout: Duration = seconds(
         0.15,
         "The longest time until a call is answered; the caller waits 200 ms.",
@@ -115,7 +120,9 @@ class InterposerSettings(BaseModel):
         high=0.19,
     )
     recent_loss: Duration = seconds(
-        1.0, "A deactivate counts as a failed verification when the path was broken within this time.", high=60
+        1.0,
+        "A deactivate by Meridio counts as a failed verification when the path was broken within this time.",
+        high=60,
     )
     confirm_timeout: Duration = seconds(
         15.0,
