@@ -41,9 +41,9 @@ class TargetSpec:
 class StreamSpec:
     """One load-balanced service: a distributor table with room for `max_targets` targets.
 
-    The identifiers of its targets begin at `first_identifier`: 1, or 0 as in Meridio-2. The fwmark of a target, which is
-    also its route table, is `identifier_offset + identifier`. `shm_name` is the name of nfqlb's memory under /dev/shm.
-    `vips` are the addresses that the embedded distributor matches.
+    The identifiers of its targets begin at `first_identifier`: 1, or 0 as in Meridio-2. The fwmark of a target, which
+    is also its route table, is `identifier_offset + identifier`. `shm_name` is the name of nfqlb's memory under
+    /dev/shm. `vips` are the addresses that the embedded distributor matches.
     """
 
     name: str

@@ -94,9 +94,7 @@ def find_tables(settings: Settings) -> Mapping[str, FoundTable]:
         except DistributorError:
             continue
         try:
-            found[name] = FoundTable(
-                max_targets=memory.layout.targets, marks=memory.active(), flavour=flavour
-            )
+            found[name] = FoundTable(max_targets=memory.layout.targets, marks=memory.active(), flavour=flavour)
         except DistributorError:
             continue
         finally:

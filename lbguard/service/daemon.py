@@ -39,6 +39,7 @@ from lbguard.service.actuators import (
 from lbguard.service.build import (
     Source,
     SourceEvent,
+    assumed_queue,
     make_announcer,
     make_distributor,
     make_mirror,
@@ -105,7 +106,7 @@ class Daemon:
         self._distributor = make(settings)
         self._packets = PacketCounts(
             self.metrics,
-            FallbackCounters(parking=settings.parks_packets),
+            FallbackCounters(parking=settings.parks_packets, queue_at_least=assumed_queue(settings)),
             on_read=self._recording.packets_read,
         )
         self._announcer = make_announcer(settings, self.engine.holds_address)

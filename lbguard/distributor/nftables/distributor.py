@@ -290,7 +290,9 @@ class NftDistributor:
             raise DistributorError(f"stream {stream.name} is not attached")
         outside = [i for i in table.registered | table.active if i not in stream.identifiers]
         if outside:
-            raise DistributorError(f"identifiers {sorted(outside)} are outside {stream.identifiers[0]}..{stream.identifiers[-1]}")
+            raise DistributorError(
+                f"identifiers {sorted(outside)} are outside {stream.identifiers[0]}..{stream.identifiers[-1]}"
+            )
         renew = needs_renewal(held, stream)
         if renew:
             held = self._read(nft, stream)

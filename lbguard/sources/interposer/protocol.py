@@ -39,7 +39,7 @@ class ProtocolError(Exception):
 
 
 class CallError(Exception):
-    """A call is not one of the load balancer's: the real program handles it. `request_id`: the waiting caller, if any."""
+    """A call is not one of the load balancer's: the real program handles it. `request_id`: who waits for it, if any."""
 
     def __init__(self, reason: str, request_id: str = "") -> None:
         super().__init__(reason)

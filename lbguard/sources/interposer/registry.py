@@ -159,7 +159,7 @@ class Registry:
         if not 1 <= room <= MAX_TARGETS or not (_is_whole(offset) or (offset is None and not targets)):
             raise ValueError(name)
         # Earlier versions knew Meridio alone.
-        self.begin(name, room, Flavour(stream.get("flavour", Flavour.MERIDIO)))
+        self.begin(name, room, Flavour(str(stream.get("flavour", Flavour.MERIDIO))))
         known = self.streams[name]
         if isinstance(offset, int):
             self._check_offset(name, offset, known)

@@ -1,7 +1,7 @@
 """Source `interposer`: streams and targets from the calls of nfqlb by an unmodified load balancer.
 
-The load balancers of Meridio and of Meridio-2 run `nfqlb` by name, and `deploy/meridio/nfqlb` replaces that program. The
-meaning of the calls:
+The load balancers of Meridio and of Meridio-2 run `nfqlb` by name, and `deploy/meridio/nfqlb` replaces that program.
+The meaning of the calls:
 
 - `init`: a table is created again, by the real program; no target is registered any more.
 - `activate`: a target is registered. Its addresses are the gateways of the load balancer's routes in the table of its

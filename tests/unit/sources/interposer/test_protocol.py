@@ -131,9 +131,7 @@ def test_answers() -> None:
 def test_calls_of_meridio_2_have_plain_names_and_identifiers_from_0() -> None:
     for wanted in (None, Flavour.MERIDIO_2):
         call = parse_call(["activate", "--index=0", "--shm=web", "5000"], wanted)
-        assert call == Call(
-            command=Command.ACTIVATE, stream="web", flavour=Flavour.MERIDIO_2, identifier=0, mark=5000
-        )
+        assert call == Call(command=Command.ACTIVATE, stream="web", flavour=Flavour.MERIDIO_2, identifier=0, mark=5000)
     assert parse_call(["delete", "--shm=web"]).flavour.memory("web") == "web"
 
 
