@@ -20,7 +20,7 @@ from lbguard.distributor.nftables.nfnetlink import (
 )
 from lbguard.distributor.nftables.queueing import MANGLE
 from lbguard.kernel.codec.framing import attribute
-from lbguard.lab.netns import Namespace
+from lbguard.lab.netns import CurrentNamespace, Namespace
 
 TABLE = "lab-nfqueue"
 # include/uapi/linux/netfilter/nf_tables.h and nf_tables_compat.h
@@ -38,7 +38,7 @@ class QueueingError(Exception):
 
 
 def send_to_queues(
-    namespace: Namespace,
+    namespace: Namespace | CurrentNamespace,
     vips: dict[str, str],
     first: int,
     last: int,
