@@ -36,7 +36,7 @@ def demo(
         str,
         typer.Option(
             metavar="chain|meridio|meridio2",
-            help="chain: lbguard runs the distributor. meridio, meridio2: beside the unmodified load balancer of Meridio"
+            help="chain: lbguard runs the distributor. meridio, meridio2: beside an unmodified load balancer of Meridio"
             " or Meridio-2 (nfqlb).",
         ),
     ] = "chain",

@@ -1,9 +1,9 @@
-"""The topologies `meridio` and `meridio2`: a load balancer that is not modified, and lbguard's program before its `nfqlb`.
+"""The topologies `meridio` and `meridio2`: an unmodified load balancer, and lbguard's program before its `nfqlb`.
 
 Both columns run the same stand-in for the load balancer's process (`stateless_lb.py`, `meridio_2_lb.py`) with the real
-`nfqlb`, or with the one of the lab (`nfqlb_stand_in.py`). In the column `withdraw` it finds nfqlb itself on its PATH. In the column `lbguard` the
-program of `deploy/meridio` comes first there, run by the shell that the real container has, and `lbguard run` with the
-source `interposer` works beside it.
+`nfqlb`, or with the one of the lab (`nfqlb_stand_in.py`). In the column `withdraw` it finds nfqlb itself on its PATH.
+In the column `lbguard` the program of `deploy/meridio` comes first there, run by the shell that the real container has,
+and `lbguard run` with the source `interposer` works beside it.
 """
 
 import asyncio

@@ -1,16 +1,16 @@
 """A stand-in for the load balancer process of Meridio-2, not modified for lbguard: it runs `nfqlb` by name.
 
-In the order of the real one (July 2026). At its start it deletes every rule with a mark of 5000 or above and the default
-route of that table, starts nfqlb's packet process, makes its nftables table, and removes its readiness files. Then each
-reconcile:
+In the order of the real one (July 2026). At its start it deletes every rule with a mark of 5000 or above and the
+default route of that table, starts nfqlb's packet process, and removes its readiness files. Then each reconcile:
 
 1. The memory is made if this process has not made it (`init`).
 2. Targets that are not listed, or not ready, are deactivated; then their rules and routes are deleted.
 3. Each listed target gets a rule (unless one of that mark and table exists) and a route by gateway alone, replaced, for
    each address. If the addresses changed, the neighbour entries of the earlier ones are deleted first, and their rules
-   and routes. Only a target that is new, or had a failed step, is activated. If a route is refused, the rule is deleted.
+   and routes. Only a target that is new, or had a failed step, is activated. If a route is refused, its rule is
+   deleted.
 4. `lb-ready-STREAM` exists while one of them was activated without an error.
-5. Flows are declared, and packets of the VIPs are queued.
+5. Flows are declared, and packets of the VIPs are queued, at priority filter.
 
 It follows no link. A reconcile happens when the list changes (SIGHUP), and after a failure with a growing delay.
 
@@ -21,7 +21,6 @@ The list has identifiers from 1, those here begin at 0. It logs as `stateless_lb
 
 import argparse
 import asyncio
-import contextlib
 import ctypes
 import signal
 import threading
@@ -45,7 +44,7 @@ QUEUES = (0, 3)
 READY_PREFIX = "lb-ready-"
 RETRY_S, RETRY_MAX_S = 0.005, 60.0
 NEVER_S = 3600.0
-_FLOWS_WITHIN_S = 10.0
+_FLOW_TRIES = 100
 _PR_SET_PDEATHSIG = 1
 
 
@@ -122,7 +121,8 @@ class LoadBalancer:
             if ip not in ips:
                 self._delete_path(mark, ip)
         self._targets[identifier] = ips
-        done = all([self._create_path(mark, ip) for ip in ips])
+        paths = [self._create_path(mark, ip) for ip in ips]
+        done = all(paths)
         if done and activate:
             done = self._nfqlb.activate(identifier, mark)
             if done:
@@ -146,10 +146,9 @@ class LoadBalancer:
 
     def _create_path(self, mark: int, ip: str) -> bool:
         network, ipv4 = self._network, ":" not in ip
-        rules = network.rules(ipv4=ipv4)
-        if not any((rule.mark, rule.table) == (mark, mark) for rule in rules):
-            if not accepted(network.add_rule, mark, mark, ipv4=ipv4):
-                return False
+        there = any((rule.mark, rule.table) == (mark, mark) for rule in network.rules(ipv4=ipv4))
+        if not there and not accepted(network.add_rule, mark, mark, ipv4=ipv4):
+            return False
         if accepted(network.replace_route, "default", ip, table=mark):
             return True
         accepted(network.delete_rule, mark, mark, ipv4=ipv4)
@@ -168,15 +167,14 @@ class LoadBalancer:
     async def _declare_flows(self) -> bool:
         name = self._stream.name
         options = (f"--name={name}", f"--target={name}", f"--dsts={VIP4}/32,{VIP6}/128", "--prio=1")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FLOWS_WITHIN_S):
-                while not self._nfqlb.set_flow("--protocols=tcp,udp", *options):
-                    await asyncio.sleep(0.05)
+        for _ in range(_FLOW_TRIES):
+            if self._nfqlb.set_flow("--protocols=tcp,udp", *options):
                 here = CurrentNamespace()
-                here.run("nft", f"add table ip {TABLE}; delete table ip {TABLE}")
-                here.run("nft", f"add table ip6 {TABLE}; delete table ip6 {TABLE}")
+                for family in ("ip", "ip6"):
+                    here.run("nft", f"add table {family} {TABLE}; delete table {family} {TABLE}")
                 send_to_queues(here, {"ip": VIP4, "ip6": VIP6}, *QUEUES, priority=FILTER, table=TABLE)
                 return True
+            await asyncio.sleep(0.05)
         return False
 
 

@@ -67,7 +67,9 @@ def read_stream(targets_file: Path) -> StreamSpec:
 def log(event: str, **fields: object) -> None:
     """Write a line on standard error in the form of the service's own log."""
     line = {"ts": time.time(), "level": "info", "event": event, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+    # In one piece: another thread may log at the same time.
+    sys.stderr.write(json.dumps(line) + "\n")
+    sys.stderr.flush()
 
 
 class StandIn(Protocol):

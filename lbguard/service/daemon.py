@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
@@ -248,6 +249,8 @@ class Daemon:
                     tasks.append(group.create_task(self._follow_mesh()))
                 if self._source is not None:
                     tasks.append(group.create_task(self._source.run()))
+                if self.settings.readiness.directory is not None:
+                    tasks.append(group.create_task(self._keep_readiness(self.settings.readiness.directory)))
                 await self._stop.wait()
                 _log.info("stopping", extra=fields(withdraw=self.settings.withdraw_on_exit))
                 for task in tasks:
@@ -358,6 +361,12 @@ class Daemon:
             # Later readings are compared with the first one: the counts of an earlier run continue.
             if rounds % _COUNT_EVERY == 1:
                 await self._packets.read()
+
+    async def _keep_readiness(self, directory: Path) -> None:
+        """Keep the files by which the router of Meridio-2 learns what is ready."""
+        readiness = await asyncio.to_thread(importlib.import_module, "lbguard.service.readiness")
+        available = self.availability.of if self._enforcing else lambda stream: None
+        await readiness.ReadinessFiles(directory, self.settings.readiness.balancer, available).run()
 
     async def _follow_mesh(self) -> None:
         """Follow a mesh manager after the repairs of the start: its library takes long to load."""

@@ -133,6 +133,31 @@ class InterposerSettings(BaseModel):
     )
 
 
+class ReadinessSettings(BaseModel):
+    """Readiness files for the router of Meridio-2, in place of those of its load balancer."""
+
+    model_config = GROUP
+    directory: OptionalPath = Field(
+        default=None,
+        description="Directory for files lb-ready-STREAM, for the router (its MERIDIO_READINESS_DIR)."
+        " A file exists while the load balancer's own does and the stream is available. Unset: no files.",
+    )
+    balancer: FilePath = Field(
+        default=Path("/var/run/meridio"),
+        description="Directory of the load balancer's own files (MERIDIO_READINESS_DIR of its container).",
+    )
+
+    @model_validator(mode="after")
+    def _two_directories(self) -> "ReadinessSettings":
+        if self.directory == self.balancer:
+            raise PydanticCustomError(
+                ACROSS,
+                "the load balancer removes every file of its directory when it starts",
+                {"setting": "readiness.directory", "value": str(self.directory), "allowed": "a directory of its own"},
+            )
+        return self
+
+
 ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"
 
 NspAddress = Annotated[str, checked(parse_dial_address)]

@@ -72,6 +72,11 @@ class SharedDirectory:
         except FileNotFoundError:
             return None
 
+    def names(self, limit: int) -> list[str]:
+        """Return the names of the entries, at most so many."""
+        with os.scandir(self._descriptor) as entries:
+            return [entry.name for entry in islice(entries, limit)]
+
     def is_same(self, name: str, descriptor: int) -> bool:
         """Return whether the entry at a name is the open file."""
         status = self.status(name)
