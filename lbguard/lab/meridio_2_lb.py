@@ -25,11 +25,10 @@ import ctypes
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from lbguard.core.addr import format_ip
-from lbguard.core.model import TargetSpec
 from lbguard.distributor.nftables.queueing import FILTER
 from lbguard.lab.netns import CurrentNamespace
 from lbguard.lab.network import Network
@@ -48,48 +47,17 @@ _FLOW_TRIES = 100
 _PR_SET_PDEATHSIG = 1
 
 
-class LoadBalancer:
-    """One stream's targets, by their identifiers: their addresses, and those with a failed step."""
+class Targets:
+    """The targets of one stream, by their identifiers: their addresses, and those with a failed step."""
 
-    def __init__(self, targets_file: Path, shm_dir: Path, readiness: Path) -> None:
-        self._network = Network()
-        self._targets_file = targets_file
-        self._stream = read_stream(targets_file)
-        self._nfqlb = NfqlbCalls(self._stream, self._stream.name, shm_dir, first=0)
-        self._ready_file = readiness / f"{READY_PREFIX}{self._stream.name}"
+    def __init__(self, network: Network, nfqlb: NfqlbCalls) -> None:
+        self._network = network
+        self._nfqlb = nfqlb
         self._targets: dict[int, tuple[str, ...]] = {}
         self._broken: set[int] = set()
-        self._initialised = self._has_flows = False
 
-    async def start(self) -> None:
-        """Do what comes before the first reconcile."""
-        self._sweep()
-        first, last = QUEUES
-        await asyncio.create_subprocess_exec(
-            *("nfqlb", "flowlb", "--promiscuous_ping", f"--queue={first}:{last}", "--qlength=1024"),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            # It ends with its container.
-            preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
-        )
-        self._ready_file.parent.mkdir(parents=True, exist_ok=True)
-        for file in self._ready_file.parent.glob(f"{READY_PREFIX}*"):
-            file.unlink(missing_ok=True)
-
-    async def reconcile(self) -> bool:
-        """Follow the list; return whether every step succeeded."""
-        if not self._initialised:
-            self._initialised = self._nfqlb.init()
-        if not self._initialised:
-            return False
-        done = self._reconcile_targets(read_stream(self._targets_file).targets)
-        if done and not self._has_flows:
-            self._has_flows = done = await self._declare_flows()
-        log("reconciled", done=done)
-        return done
-
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Delete every rule of a mark from the first offset on, and the default route of its table."""
         network = self._network
         for rule in network.rules():
             if rule.mark >= OFFSET:
@@ -97,23 +65,18 @@ class LoadBalancer:
                 accepted(network.delete_route, default, table=rule.mark)
                 accepted(network.delete_rule, rule.mark, rule.table, ipv4=rule.ipv4)
 
-    def _reconcile_targets(self, listed: Sequence[TargetSpec]) -> bool:
-        wanted = {target.identifier - 1: tuple(map(format_ip, target.ips)) for target in listed if not target.draining}
-        done = True
+    def reconcile(self, wanted: Mapping[int, tuple[str, ...]]) -> tuple[bool, bool]:
+        """Follow the list; return whether every step succeeded, and whether a target was activated without error."""
+        done, ready = True, False
         for identifier in [known for known in self._targets if known not in wanted]:
-            done &= self._delete_target(identifier)
-        ready = False
+            done &= self._delete(identifier)
         for identifier, ips in wanted.items():
-            added = self._add_target(identifier, tuple(sorted(ips)))
+            added = self._add(identifier, tuple(sorted(ips)))
             done &= added
             ready |= added
-        if ready:
-            self._ready_file.touch()
-        else:
-            self._ready_file.unlink(missing_ok=True)
-        return done
+        return done, ready
 
-    def _add_target(self, identifier: int, ips: tuple[str, ...]) -> bool:
+    def _add(self, identifier: int, ips: tuple[str, ...]) -> bool:
         mark, known = OFFSET + identifier, self._targets.get(identifier)
         activate = known is None or identifier in self._broken
         for ip in known if known is not None and known != ips else ():
@@ -130,7 +93,7 @@ class LoadBalancer:
         (self._broken.discard if done else self._broken.add)(identifier)
         return done
 
-    def _delete_target(self, identifier: int) -> bool:
+    def _delete(self, identifier: int) -> bool:
         started = time.monotonic()
         if not self._nfqlb.deactivate(identifier):
             self._broken.add(identifier)
@@ -163,6 +126,52 @@ class LoadBalancer:
         for entry in self._network.neighbors():
             if entry.ip == ip:
                 self._network.delete_neighbor(ip, entry.link)
+
+
+class LoadBalancer:
+    """The process: its packet process, flows and readiness file, beside the targets."""
+
+    def __init__(self, targets_file: Path, shm_dir: Path, readiness: Path) -> None:
+        self._targets_file = targets_file
+        self._stream = read_stream(targets_file)
+        self._nfqlb = NfqlbCalls(self._stream, self._stream.name, shm_dir, first=0)
+        self._targets = Targets(Network(), self._nfqlb)
+        self._ready_file = readiness / f"{READY_PREFIX}{self._stream.name}"
+        self._initialised = self._has_flows = False
+
+    async def start(self) -> None:
+        """Do what comes before the first reconcile."""
+        self._targets.sweep()
+        first, last = QUEUES
+        await asyncio.create_subprocess_exec(
+            *("nfqlb", "flowlb", "--promiscuous_ping", f"--queue={first}:{last}", "--qlength=1024"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            # It ends with its container.
+            preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        )
+        self._ready_file.parent.mkdir(parents=True, exist_ok=True)
+        for file in self._ready_file.parent.glob(f"{READY_PREFIX}*"):
+            file.unlink(missing_ok=True)
+
+    async def reconcile(self) -> bool:
+        """Follow the list; return whether every step succeeded."""
+        if not self._initialised:
+            self._initialised = self._nfqlb.init()
+        if not self._initialised:
+            return False
+        listed = read_stream(self._targets_file).targets
+        wanted = {target.identifier - 1: tuple(map(format_ip, target.ips)) for target in listed if not target.draining}
+        done, ready = self._targets.reconcile(wanted)
+        if ready:
+            self._ready_file.touch()
+        else:
+            self._ready_file.unlink(missing_ok=True)
+        if done and not self._has_flows:
+            self._has_flows = done = await self._declare_flows()
+        log("reconciled", done=done)
+        return done
 
     async def _declare_flows(self) -> bool:
         name = self._stream.name

@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from lbguard.core.model import StreamSpec
@@ -18,9 +19,23 @@ LOOK_AGAIN_S = 0.001
 
 
 class NfqlbCalls:
-    """Calls about one memory. `stream` gives its size, `shm` is its name, `first` the identifier at index 0."""
+    """Calls about one memory. `stream` gives its size, `shm` is its name, `first` the identifier at index 0.
 
-    def __init__(self, stream: StreamSpec, shm: str, shm_dir: Path, first: int) -> None:
+    `environment`: that of the calls; None means our own.
+    """
+
+    def __init__(
+        self,
+        stream: StreamSpec,
+        shm: str,
+        shm_dir: Path,
+        first: int,
+        *,
+        program: str = "nfqlb",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._program = program
+        self._environment = environment
         self._stream = stream
         self._shm = shm
         self._shm_dir = shm_dir
@@ -62,7 +77,9 @@ class NfqlbCalls:
         return True
 
     def _call(self, *arguments: str, expected: bool = True) -> bool:
-        done = subprocess.run(["nfqlb", *arguments], check=False, capture_output=True, text=True)
+        done = subprocess.run(
+            [self._program, *arguments], check=False, capture_output=True, text=True, env=self._environment
+        )
         if done.returncode != 0 and expected:
             log("refused", call=" ".join(arguments), reason=(done.stderr or done.stdout).strip())
         return done.returncode == 0

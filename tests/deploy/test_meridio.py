@@ -11,7 +11,7 @@ import yaml
 
 from lbguard.settings.surroundings import InterposerSettings, ReadinessSettings
 from lbguard.sources.interposer.source import InterposerConfig
-from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, patch_of, patched, pod_of, validate
+from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, pod_of, validate
 
 
 @pytest.fixture
@@ -84,19 +84,6 @@ def test_the_component_for_meridio_2(tools: Path, tmp_path: Path) -> None:
     assert mounts[1][ours] == mounts[2][ours] == "lbguard-ready"
     assert guard["securityContext"]["runAsUser"] == 10005
     assert balancer["securityContext"]["capabilities"]["add"] == ["NET_ADMIN", "IPC_LOCK", "IPC_OWNER"]
-
-
-def test_the_patch_for_meridio_2_is_taken_away_without_a_trace(helm4: Helm, tools: Path, tmp_path: Path) -> None:
-    pod = HERE / "pods/meridio2.yaml"
-    chart = helm4.objects(case("meridio2"))
-    with_guard = tmp_path / "with.yaml"
-    with_guard.write_text(yaml.safe_dump(patched(tools, pod, patch_of(chart, "guard"), tmp_path)))
-    without = patched(tools, with_guard, patch_of(chart, "guard", "remove.yaml"), tmp_path)
-    before = yaml.safe_load(pod.read_text())
-    assert pod_of(without)["volumes"] == pod_of(before)["volumes"]
-    for container in pod_of(before)["containers"]:
-        rest = named(pod_of(without)["containers"], container["name"])
-        assert {name: value for name, value in rest.items() if value} == container
 
 
 @pytest.mark.parametrize("name", ["meridio", "meridio2"])
