@@ -76,7 +76,7 @@ class Flavour(StrEnum):
 
     @property
     def verifies_paths(self) -> bool:
-        """Whether it deactivates a target when its path is lost, and activates it again later."""
+        """Return whether it deactivates a target when its path is lost, and activates it again later."""
         return self is Flavour.MERIDIO
 
     def memory(self, stream: str) -> str:
