@@ -138,12 +138,14 @@ class LoadBalancer:
         self._targets = Targets(Network(), self._nfqlb)
         self._ready_file = readiness / f"{READY_PREFIX}{self._stream.name}"
         self._initialised = self._has_flows = False
+        self._flowlb: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Do what comes before the first reconcile."""
         self._targets.sweep()
         first, last = QUEUES
-        await asyncio.create_subprocess_exec(
+        # Kept, because asyncio kills the process of an object that is collected.
+        self._flowlb = await asyncio.create_subprocess_exec(
             *("nfqlb", "flowlb", "--promiscuous_ping", f"--queue={first}:{last}", "--qlength=1024"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,

@@ -83,8 +83,12 @@ def wanted_flavour(settings: Settings) -> Flavour | None:
 def find_tables(settings: Settings) -> Mapping[str, FoundTable]:
     """Read nfqlb's memories, by stream; one that cannot be read, or is not the load balancer's, is left out."""
     found: dict[str, FoundTable] = {}
+    try:
+        paths = list(settings.distributor.shm_dir.iterdir())
+    except OSError:
+        return found
     # Of two memories of one stream, that with the prefix comes last and counts.
-    for path in sorted(settings.distributor.shm_dir.iterdir(), key=lambda path: path.name.startswith(SHM_PREFIX)):
+    for path in sorted(paths, key=lambda path: path.name.startswith(SHM_PREFIX)):
         flavour = flavour_of(path.name, wanted_flavour(settings))
         name = stream_of(path.name, flavour)
         if name is None:
