@@ -8,6 +8,7 @@ import logging
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbguard import __version__
@@ -70,6 +71,8 @@ class Daemon(ServiceParts):
                     tasks.append(group.create_task(self._follow_mesh()))
                 if self._source is not None:
                     tasks.append(group.create_task(self._source.run()))
+                if self.settings.readiness.directory is not None:
+                    tasks.append(group.create_task(self._keep_readiness(self.settings.readiness.directory)))
                 if self.live_settings is not None:
                     tasks.append(group.create_task(self.live_settings.run()))
                 await self._stop.wait()
@@ -208,6 +211,12 @@ class Daemon(ServiceParts):
             # Later readings are compared with the first one: the counts of an earlier run continue.
             if rounds % _COUNT_EVERY == 1:
                 await self._packets.read()
+
+    async def _keep_readiness(self, directory: Path) -> None:
+        """Keep the files by which the router of Meridio-2 learns what is ready."""
+        readiness = await asyncio.to_thread(importlib.import_module, "lbguard.service.readiness")
+        available = self.availability.of if self._enforcing else lambda stream: None
+        await readiness.ReadinessFiles(directory, self.settings.readiness.balancer, available).run()
 
     async def _follow_mesh(self) -> None:
         """Follow a mesh manager after the repairs of the start: its library takes long to load."""
