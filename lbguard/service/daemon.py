@@ -46,16 +46,19 @@ from lbguard.service.build import (
     make_source,
     neighbor_timers,
 )
+from lbguard.service.control import OperatorControl
 from lbguard.service.event_reporter import EventReporter
 from lbguard.service.foreign_routes import LocalVips, TargetRoutes
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
+from lbguard.service.override_file import OverrideFile
 from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
 from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
+from lbguard.telemetry.tracing import make_trace_export
 
 if TYPE_CHECKING:
     from lbguard.nsm import WatchEvent
@@ -87,7 +90,9 @@ class Daemon:
         self.engine = self._recording.make_engine()
         self.decision_log = DecisionLog()
         labels = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit}
-        self.metrics = Metrics(CollectorRegistry(), {name: value for name, value in labels.items() if value})
+        place = {name: value for name, value in labels.items() if value}
+        self.metrics = Metrics(CollectorRegistry(), place, settings.metrics.per_target)
+        self._traces = make_trace_export(settings.tracing.endpoint, place) if settings.tracing.endpoint else None
         self.availability = AvailabilityState()
         self._enforcing = settings.mode == "enforce"
         self._event_reporter = EventReporter(
@@ -97,6 +102,7 @@ class Daemon:
             inbox_depth=lambda: self.runner.inbox_depth,
             availability=self.availability,
             on_loss=lambda: self._target_lost.set(),
+            tracer=None if self._traces is None else self._traces.incidents,
         )
         self._target_lost = asyncio.Event()
         self._stop = asyncio.Event()
@@ -150,10 +156,12 @@ class Daemon:
             resync=self.mirror.request_resync,
             caught_up=self.mirror.caught_up,
             answer=lambda effect: self.verdicts.answered(effect),
+            answer_operator=lambda effect: self.control.answered(effect),
             inbox_limit=settings.kernel.inbox_limit,
         )
         self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
+        self.control = OperatorControl(self.engine, self.runner.post, OverrideFile(settings.socket))
         self._routes = TargetRoutes()
         self._interposer: InterposerSource | None = None
         self._kernel_source: KernelSource | None = None
@@ -242,6 +250,8 @@ class Daemon:
                 engine = self.engine
                 keep = self._hold_file.keep(self._open_holds, engine.subnets_to_remember, engine.open_drains)
                 tasks.append(group.create_task(keep))
+                if self.settings.control.enabled:
+                    tasks.append(group.create_task(self.control.keep()))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
                 if self._affinity is not None:
@@ -274,8 +284,12 @@ class Daemon:
         subnets, drains = self._hold_file.subnets, self._hold_file.drains
         if drains:
             _log.info("drains of an earlier run go on", extra=fields(targets=len(drains)))
-        if holds or subnets or drains:
-            self.runner.post((HoldsRemembered(holds=holds, subnets=subnets, drains=drains),))
+        overrides = self.control.load(time.monotonic(), go_on=self.settings.control.enabled)
+        if overrides:
+            _log.info("overrides of an earlier run go on", extra=fields(targets=len(overrides)))
+        if holds or subnets or drains or overrides:
+            remembered = HoldsRemembered(holds=holds, subnets=subnets, drains=drains, overrides=overrides)
+            self.runner.post((remembered,))
         await self.mirror.start()
         # The collector was off until here (see `cli_run.run`); objects created meanwhile stay, and it does not traverse
         # them.
@@ -312,6 +326,8 @@ class Daemon:
                     await self._affinity.close(remove=withdraw)
                 await self._distributor.close()
                 await self._packets.close()
+                if self._traces is not None:
+                    await asyncio.to_thread(self._traces.close)
         except TimeoutError:
             self.stuck = True
             _log.error("something hangs, and is left behind", extra=fields(withdrawing=withdraw))
@@ -352,17 +368,18 @@ class Daemon:
         They start after the first commits, which write their rules twice if nftables changes meanwhile.
         """
         await self._servers_opened.wait()
+        await asyncio.sleep(_POLL_S)
         if self._affinity is None:
             affinity = await asyncio.to_thread(importlib.import_module, "lbguard.service.affinity")
             await affinity.end_earlier_affinity(self.settings)
         rounds = 0
         while True:
-            await self._follow_losses(time.monotonic() + _POLL_S)
             await self._packets.follow(self.engine.keys_by_mark(), self.engine.suspected_marks())
             # Later readings are compared with the first one: the counts of an earlier run continue.
             if rounds % _COUNT_EVERY == 0:
                 await self._packets.read()
             rounds += 1
+            await self._follow_losses(time.monotonic() + _POLL_S)
 
     async def _follow_losses(self, until: float) -> None:
         """Let the kernel count what it drops of lost targets, soon after each loss: packets before are not counted."""
@@ -391,6 +408,7 @@ class Daemon:
         self._event_reporter.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
         self._recording.count(self.metrics)
+        self.metrics.control.record(self.engine.stream_names(), self.engine.overrides(), self.control.requests)
         if self._parking is not None:
             self._parking.count()
         if self._servers is not None:
