@@ -63,6 +63,8 @@ lock: setup ## lock the newest allowed versions
 		--generate-hashes --no-header --upgrade --quiet --output-file requirements-dev.lock
 	@.venv/bin/uv pip compile pyproject.toml --extra spiffe --universal --python-version 3.11 \
 		--generate-hashes --no-header --quiet --constraint requirements-dev.lock --output-file requirements.lock
+	@.venv/bin/uv pip compile --group docs --universal --python-version 3.11 \
+		--generate-hashes --no-header --upgrade --quiet --output-file requirements-docs.lock
 
 clean: ## remove what the other targets made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis

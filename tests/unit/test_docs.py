@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_committed_pages_are_what_the_code_says(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(ROOT / "scripts/generate-docs"), "--out", str(tmp_path)], check=True)
-    for page in ("settings.md", "metrics.md", "concepts.md", "api.md"):
+    for page in ("settings.md", "metrics.md", "concepts.md", "api.md", "targets-file.md", "targets.schema.json"):
         assert (ROOT / "docs" / page).read_text() == (tmp_path / page).read_text(), f"{page}: run scripts/generate-docs"
 
 
