@@ -51,6 +51,9 @@ def demo(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with timelines.")
     ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE.svg", help="Write a picture of the first scenario.")
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option("--record", metavar="DIR", help="Write recordings for replay and tune."),
@@ -102,6 +105,7 @@ def demo(
         connections=connections,
         json_output=as_json,
         report=report,
+        svg=svg,
         record=record,
         parking=parking,
     )
