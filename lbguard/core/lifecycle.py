@@ -179,7 +179,7 @@ class Lifecycle:
                 self._begin_anew(target, now, cause)
             target.partial = what is Input.PATH_PARTIAL
         speaks = handler(self, target, now, cause) if handler else True
-        if target.state is TargetState.HELD:
+        if state is TargetState.HELD:
             alone = target.partial and any(path.withdrawn for path in target.paths.values())
             stream.halve(target, halved=alone and not target.families_lost())
         if speaks or state is not before:

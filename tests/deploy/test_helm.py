@@ -32,7 +32,7 @@ from tests.deploy.charts import (
     validate,
 )
 
-pytestmark = pytest.mark.timeout(300)  # the first test may have to get Helm
+pytestmark = pytest.mark.timeout(900)  # the first test may have to get Helm
 
 LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 UPDATE = os.environ.get("LBGUARD_UPDATE_GOLDEN") == "1"

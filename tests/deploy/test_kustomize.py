@@ -23,7 +23,7 @@ from tests.deploy.charts import (
     validate,
 )
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 SETTING_PATCH = """\
 apiVersion: apps/v1

@@ -33,7 +33,7 @@ def objects(tools: Path, tmp_path: Path) -> list[Object]:
     return parse(done.stdout)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_component(objects: list[Object], tmp_path: Path) -> None:
     validate(objects, tmp_path)
     program = (ROOT / "deploy/meridio/nfqlb").read_text()

@@ -19,7 +19,7 @@ from lbguard.lab.netns import Namespace, connect
 from lbguard.lab.network_objects import Route, Rule
 from tests.bench.service import Service
 
-LIMIT_S = 30.0
+LIMIT_S = 90.0
 LINKS = {"nse-a": 1, "nse-b": 2}
 """The links to the two proxies, and the number of the subnet of each: 172.16.N.0/24 and fd00:N::/64."""
 

@@ -21,7 +21,7 @@ from lbguard.service.affinity import FlowAffinity
 from lbguard.telemetry.metrics.guard import Metrics
 from tests.steering import steering
 
-LIMIT_S = 20.0
+LIMIT_S = 90.0
 IDLE_S = 0.05
 
 
