@@ -57,7 +57,7 @@ def draw(runs: Sequence[Run]) -> str:
 
 def _draw(runs: Sequence[Run]) -> str:
     end_s = min(run.traffic.ended - run.started for run in runs if run.traffic is not None)
-    end_s = min(end_s, max(at - run.started for run in runs for at, _ in run.steps or [(run.started, None)]) + AFTER_S)
+    end_s = min(end_s, max((at - run.started for run in runs for at, _ in run.steps), default=0.0) + AFTER_S)
     height = TOP + PANEL * len(runs) + BOTTOM
     scenario = BY_NAME[runs[0].scenario]
     parts = [f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>']
