@@ -53,6 +53,7 @@ docs: setup ## write the generated parts of docs/, of the dashboards and of the 
 	@$(PYTHON) scripts/generate-docs
 	@$(PYTHON) scripts/generate-dashboards
 	@$(PYTHON) scripts/generate-helm
+	@$(PYTHON) scripts/generate-man
 
 proto: setup ## write the generated protobuf code
 	@$(PYTHON) scripts/generate-proto
