@@ -193,9 +193,11 @@ def completion(
     """  # noqa: D301 (\b keeps the lines of a block)
     if shell not in COMPLETED_SHELLS:
         raise typer.BadParameter(f"{shell!r}: there are {', '.join(COMPLETED_SHELLS)}", param_hint="SHELL")
-    from typer.completion import get_completion_script
+    from typer import completion as scripts
 
-    script = get_completion_script(prog_name="lbguard", complete_var=COMPLETION_VARIABLE, shell=shell)
+    script = scripts.get_completion_script(  # type: ignore[attr-defined] # typer marks nothing of it as public
+        prog_name="lbguard", complete_var=COMPLETION_VARIABLE, shell=shell
+    )
     for line in script.splitlines():
         print_text(line)
 
@@ -237,9 +239,9 @@ def _run(argv: Sequence[str] | None) -> int:
 def _command(argv: Sequence[str] | None) -> int:
     try:
         if COMPLETION_VARIABLE in os.environ:
-            from typer.completion import completion_init
+            from typer import completion as scripts
 
-            completion_init()
+            scripts.completion_init()  # type: ignore[attr-defined]
         outcome = app(args=None if argv is None else list(argv), prog_name="lbguard", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
     except OutputError:
