@@ -68,15 +68,9 @@ and in the load balancer's own container (env has something in it with settings.
   restartPolicy: Always
   {{- end }}
   args: [{{ .command }}]
-  {{- $environment := include "lbguard.environment" . | trim }}
-  {{- if or $environment $values.extraEnv }}
+  {{- with include "lbguard.env" . | trim }}
   env:
-    {{- with $environment }}
     {{- . | nindent 4 }}
-    {{- end }}
-    {{- with $values.extraEnv }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
   {{- end }}
   {{- with $ports }}
   ports:
@@ -108,6 +102,14 @@ and in the load balancer's own container (env has something in it with settings.
   volumeMounts:
     {{- . | nindent 4 }}
   {{- end }}
+{{- end }}
+
+{{/* All variables of a component's container: of its settings, and those of extraEnv. */}}
+{{- define "lbguard.env" -}}
+{{- include "lbguard.environment" . | trim -}}
+{{- with (get .root.Values .component).extraEnv }}
+{{ toYaml . }}
+{{- end -}}
 {{- end }}
 
 {{- define "lbguard.volumeMounts" -}}
