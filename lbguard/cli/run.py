@@ -13,7 +13,7 @@ from lbguard.errors import EXIT_FAILED
 from lbguard.telemetry.output import print_json
 
 if TYPE_CHECKING:
-    from lbguard.cli.host_check import Finding
+    from lbguard.cli.host import Finding
     from lbguard.core.model import StreamSpec
     from lbguard.settings.model import Loaded, Settings
 
@@ -83,16 +83,19 @@ def check_config(
     host: Annotated[bool, typer.Option("--host", help="Check this machine too.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
     as_json: JsonOption = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show settings that have their default too.")] = False,
 ) -> None:
-    """Show every setting with its source, and warnings.
+    """Show problems, then the settings that are given.
 
     The command checks combinations of settings, the targets file and the probe's
     connections file. With --host it also checks this machine: kernel settings,
-    capabilities, nfqlb's memory, directories, certificates, addresses.
+    capabilities, nfqlb's memory, directories, certificates, addresses. --all shows
+    every setting, its source and its meaning; --json always has them all.
 
     \b
     Examples:
       lbguard check-config --config lbguard.yaml
+      lbguard check-config --all
       lbguard check-config --host --strict
       LBGUARD_GRACE__WINDOW=5s lbguard check-config --json
 
@@ -120,7 +123,8 @@ def check_config(
     ]
     findings: Sequence[Finding] = ()
     if host:
-        from lbguard.cli.host_check import Host, check_host
+        from lbguard.cli.host import Host
+        from lbguard.cli.host_check import check_host
         from lbguard.service.affinity import affinity_refusal
 
         findings = check_host(
@@ -129,7 +133,7 @@ def check_config(
     if as_json:
         print_json(show.config_json(loaded, warnings, findings))
     else:
-        show.show_config(loaded, warnings, findings)
+        show.show_config(loaded, warnings, findings, show_all=show_all)
     failed = any(finding.severity == "error" for finding in findings)
     if failed or (strict and (warnings or findings)):
         raise typer.Exit(EXIT_FAILED)

@@ -95,6 +95,7 @@ class Commits:
         self._owns_tables = config.owns_paths
         self._learn_s = config.learn_s if config.affinity else 0.0
         self._learning: Deadlines[str] = Deadlines()
+        self._steered = True
         self._stream_registry = stream_registry
         self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
         self._attaching: set[str] = set()
@@ -167,6 +168,13 @@ class Commits:
             self._retries.succeeded(attempt)
             self._stream_registry.confirm(stream, frozenset(), now)
 
+    def steered(self, in_force: bool) -> None:
+        """Record whether the kernel remembers flows. If it does not, no change of a list waits for that."""
+        self._steered = in_force
+        if not in_force:
+            waiting = [name for name, stream in self._stream_registry.streams.items() if stream.learn_until is not None]
+            self._stream_registry.review.update(dict.fromkeys(waiting))
+
     def adoptable(self) -> list[tuple[Stream, frozenset[int]]]:
         """Return the streams that were read back and are not adopted yet, with their active identifiers."""
         streams = [self._stream_registry.streams[name] for name in self._stream_registry.review]
@@ -203,11 +211,12 @@ class Commits:
         A change of the registered targets moves flows of others. With flow affinity it waits for `learn_s`, in which
         the kernel remembers the flows that it sees; a target that is removed gets no packets from the start. A stream
         that has just begun to serve does not wait: its targets come one after another, and the first one must not get
-        all flows.
+        all flows. Nor does a change that leaves none of the earlier targets: it moves no flow that could stay.
         """
         pair, held = stream.desired_pair(), stream.committed
+        waits = self._learn_s > 0 and self._steered and not stream.removed
         young = now < stream.serves_since + _FILLING_S
-        if not self._learn_s or held is None or not held[1] or held[0] == pair[0] or stream.removed or young:
+        if not waits or held is None or held[0] == pair[0] or not pair[1] & held[1] or young:
             stream.learn_until = None
             self._learning.cancel(stream.spec.name)
             return pair

@@ -104,6 +104,7 @@ class Engine(EngineState):
         moments = [self._commits.next(), self._kernel_retries.next()]
         if self.running:
             moments += [self.availability.next(), self.life.pardons.next(), self.life.drains.next()]
+            moments += [self.manual.next()]
             moments += [self.paths.neighbors.next(now)]
             moments += [self.paths.verdict_fusion.opinions.next(), self.paths.verdict_fusion.rechecks.next()]
             deadline = self.life.deadlines.next()
@@ -139,6 +140,18 @@ class Engine(EngineState):
         self.life.memory.remember(event.holds, now)
         self.view.remember_subnets(event.subnets)
         self.stream_registry.remember_drains(event.drains, now)
+        self.manual.remember(event.overrides, now)
+        for target in self.stream_registry.by_mark.values() if event.overrides else ():
+            self.manual.listed(target)
+            self.stream_registry.dirty[target] = None
+
+    def _override_requested(self, event: ev.OverrideRequested, now: float) -> Effect:
+        answer = self.manual.request(event, self.stream_registry.streams, now)
+        for key in answer.changed:
+            target = self.stream_registry.target(key)
+            if target is not None:
+                self.stream_registry.dirty[target] = None
+        return answer
 
     def _link_seen(self, event: ev.LinkSeen, now: float) -> None:
         self.view.link_seen(event)
@@ -260,6 +273,9 @@ class Engine(EngineState):
             if target is not None and target.unlisted:
                 self.stream_registry.end_drain(target, now, "drain_idle")
 
+    def _affinity_reported(self, event: ev.AffinityReported, now: float) -> None:
+        self._commits.steered(event.in_force)
+
     # Steps of a decision
 
     def _announcements(self) -> list[Effect]:
@@ -320,6 +336,10 @@ class Engine(EngineState):
             self.stream_registry.end_drain(target, now, target.cause.value)
 
     def _expire(self, now: float) -> None:
+        # Before the deadlines: one that an operator's hold outlasted applies at its end.
+        for released in self.manual.expire(self.stream_registry.streams, now):
+            self._evaluate(released, now)
+            self._judge(released, now)
         for key in self.life.pardons.pop_due(now) + self.paths.verdict_fusion.rechecks.pop_due(now):
             target = self.stream_registry.target(key)
             if target is not None:
@@ -427,4 +447,6 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.Stalled: Engine._stalled,
     ev.HoldsRemembered: Engine._holds_remembered,
     ev.TargetsIdle: Engine._targets_idle,
+    ev.AffinityReported: Engine._affinity_reported,
+    ev.OverrideRequested: Engine._override_requested,
 }

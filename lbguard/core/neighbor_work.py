@@ -252,15 +252,19 @@ class NeighborWork:
     def _probe_due(self, now: float) -> list[tuple[int, Ip]]:
         """Return the entries to verify now; entries that the kernel does not have are resolved instead."""
         probe = []
+        locate, foreign = self._view.locate, self._view.foreign_neighbor
         for ip in self._wheel.due(now):
-            link, _, _ = self._view.locate(ip)
-            if link is None or self._view.foreign_neighbor(link.ifindex, ip):
+            link = locate(ip)[0]
+            if link is None:
+                continue
+            entry = (link.ifindex, ip)
+            if foreign(*entry):
                 continue
             neighbor = link.neighbors.get(ip)
             if neighbor is None or neighbor.state in _UNKNOWN:
-                self._resolve[link.ifindex, ip] = None
+                self._resolve[entry] = None
             elif neighbor.state != NeighborState.INCOMPLETE:
-                probe.append((link.ifindex, ip))
+                probe.append(entry)
         return probe
 
     def _solicit_due(self, now: float) -> list[Effect]:

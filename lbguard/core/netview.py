@@ -250,11 +250,11 @@ class NetView:
         elif event.ifindex in self._foreign:
             self._foreign[event.ifindex].discard(event.ip)
         link = self.links.get(event.ifindex)
-        if link is None or not self.follows(event.ip):
-            self.changes.ignored["neighbor_of_no_target"] += 1
-            return
-        neighbor = link.neighbors.get(event.ip)
+        neighbor = link.neighbors.get(event.ip) if link is not None else None
         if neighbor is None:
+            if link is None or not self.follows(event.ip):
+                self.changes.ignored["neighbor_of_no_target"] += 1
+                return
             neighbor = link.neighbors[event.ip] = Neighbor(NeighborState.NONE)
         failures, mac, resolved = neighbor.failures, neighbor.mac, neighbor.resolved
         neighbor.seen(event, now, dumped=dumped)

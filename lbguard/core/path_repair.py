@@ -94,7 +94,8 @@ class PathRepair:
                 self.neighbors.arrived(link, ip, now, before=path.link)
                 path.link = link.key
             path.condition = condition
-            path.unanswered = self.neighbors.unanswered(link, ip)
+            if self._config.affinity:
+                path.unanswered = self.neighbors.unanswered(link, ip)
             if self._config.parking:
                 path.silent = view.neighbor_silent(link, ip)
                 unresolved = self.neighbors.unresolved(link, ip)
@@ -131,7 +132,8 @@ class PathRepair:
 
     def _still_forwards(self, mark: int, ip: Ip) -> bool:
         """Return whether the route of a path still leads through another working link, until it moves."""
-        return self._view.forwards(self._tables.forwarding_link(mark, ip), ip)
+        ifindex = self._tables.forwarding_link(mark, ip)
+        return ifindex != 0 and self._view.forwards(ifindex, ip)
 
     def evidence(self, target: Target) -> tuple[Evidence, ...]:
         """Return the evidence of each path, for a decision record."""

@@ -105,6 +105,8 @@ def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
     takers = sorted(active)
     if not takers:
         return table
+    if len(takers) == 1:
+        return takers * size
     free = bytearray(b"\1") * size
     # Each row is consumed once: a skipped slot is taken, and no slot becomes free again. `filter` reads `free` when the
     # next item is requested, so it yields the next free slot, at C speed.
@@ -176,6 +178,8 @@ def _adopt(base: list[int], registered: frozenset[int], active: frozenset[int]) 
     """
     if not active:
         return [NO_TARGET] * len(base)
+    if active == registered:
+        return list(base)
     prime = next(filter(_is_prime, itertools.count(max(registered) + 1)))
     shifts = min(prime, 1 + _RINGS // prime)
     reciprocals = [pow(number, -1, prime) if number else 0 for number in range(prime)]

@@ -45,16 +45,19 @@ from lbguard.service.build import (
     make_source,
     neighbor_timers,
 )
+from lbguard.service.control import OperatorControl
 from lbguard.service.event_reporter import EventReporter
 from lbguard.service.foreign_routes import LocalVips, TargetRoutes
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
+from lbguard.service.override_file import OverrideFile
 from lbguard.service.packet_counts import PacketCounts, read_traffic
 from lbguard.service.runner import Runner
 from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
 from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
+from lbguard.telemetry.tracing import make_trace_export
 
 if TYPE_CHECKING:
     from lbguard.nsm import WatchEvent
@@ -73,6 +76,7 @@ _COUNT_EVERY = 5
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _SERVERS_LATEST_S = 1.0
+_SERVERS_LATEST_WHILE_ADOPTING_S = 5.0
 
 
 class Daemon:
@@ -84,7 +88,9 @@ class Daemon:
         self.engine = self._recording.make_engine()
         self.decision_log = DecisionLog()
         labels = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit}
-        self.metrics = Metrics(CollectorRegistry(), {name: value for name, value in labels.items() if value})
+        place = {name: value for name, value in labels.items() if value}
+        self.metrics = Metrics(CollectorRegistry(), place, settings.metrics.per_target)
+        self._traces = make_trace_export(settings.tracing.endpoint, place) if settings.tracing.endpoint else None
         self.availability = AvailabilityState()
         self._enforcing = settings.mode == "enforce"
         self._event_reporter = EventReporter(
@@ -93,6 +99,7 @@ class Daemon:
             observe=not self._enforcing,
             inbox_depth=lambda: self.runner.inbox_depth,
             availability=self.availability,
+            tracer=None if self._traces is None else self._traces.incidents,
         )
         self._stop = asyncio.Event()
         self._started_at = time.monotonic()
@@ -101,7 +108,7 @@ class Daemon:
         self.stuck = False
         self._channel = NetlinkChannel()
         self._requests = KernelRequests()
-        links = LinkOperations(self._requests)
+        self._links = links = LinkOperations(self._requests)
         self._distributor = make(settings)
         self._packets = PacketCounts(
             self.metrics,
@@ -145,10 +152,12 @@ class Daemon:
             resync=self.mirror.request_resync,
             caught_up=self.mirror.caught_up,
             answer=lambda effect: self.verdicts.answered(effect),
+            answer_operator=lambda effect: self.control.answered(effect),
             inbox_limit=settings.kernel.inbox_limit,
         )
         self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
+        self.control = OperatorControl(self.engine, self.runner.post, OverrideFile(settings.socket))
         self._routes = TargetRoutes()
         self._interposer: InterposerSource | None = None
         self._kernel_source: KernelSource | None = None
@@ -237,6 +246,8 @@ class Daemon:
                 engine = self.engine
                 keep = self._hold_file.keep(self._open_holds, engine.subnets_to_remember, engine.open_drains)
                 tasks.append(group.create_task(keep))
+                if self.settings.control.enabled:
+                    tasks.append(group.create_task(self.control.keep()))
                 if self.settings.mode != "observe":
                     tasks.append(group.create_task(self._count_packets()))
                 if self._affinity is not None:
@@ -269,8 +280,12 @@ class Daemon:
         subnets, drains = self._hold_file.subnets, self._hold_file.drains
         if drains:
             _log.info("drains of an earlier run go on", extra=fields(targets=len(drains)))
-        if holds or subnets or drains:
-            self.runner.post((HoldsRemembered(holds=holds, subnets=subnets, drains=drains),))
+        overrides = self.control.load(time.monotonic(), go_on=self.settings.control.enabled)
+        if overrides:
+            _log.info("overrides of an earlier run go on", extra=fields(targets=len(overrides)))
+        if holds or subnets or drains or overrides:
+            remembered = HoldsRemembered(holds=holds, subnets=subnets, drains=drains, overrides=overrides)
+            self.runner.post((remembered,))
         await self.mirror.start()
         # The collector was off until here (see `cli_run.run`); objects created meanwhile stay, and it does not traverse
         # them.
@@ -297,6 +312,7 @@ class Daemon:
                     except OSError as error:
                         _log.error("rules and routes not removed", extra=fields(reason=str(error)))
                     await self._packets.remove()
+                    await self._links.restore()
                 if (holds := self._open_holds()) is not None:
                     now, left = time.monotonic(), (holds, self.engine.subnets_to_remember())
                     holds, subnets = ((), ()) if withdraw else left
@@ -306,6 +322,8 @@ class Daemon:
                     await self._affinity.close(remove=withdraw)
                 await self._distributor.close()
                 await self._packets.close()
+                if self._traces is not None:
+                    await asyncio.to_thread(self._traces.close)
         except TimeoutError:
             self.stuck = True
             _log.error("something hangs, and is left behind", extra=fields(withdrawing=withdraw))
@@ -374,6 +392,7 @@ class Daemon:
         self._event_reporter.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
         self._recording.count(self.metrics)
+        self.metrics.control.record(self.engine.stream_names(), self.engine.overrides(), self.control.requests)
         if self._parking is not None:
             self._parking.count()
         if self._servers is not None:
@@ -396,7 +415,7 @@ class Daemon:
         unready = self.unready_reason()
         if self._servers is not None:
             await self._servers.report_readiness(unready)
-        elif not unready or time.monotonic() - self._started_at > _SERVERS_LATEST_S:
+        elif not unready or time.monotonic() - self._started_at > self._servers_latest_s():
             self._servers = await self._open_servers()
             await self._servers.report_readiness(unready)
         self._event_reporter.waited(unready, time.monotonic())
@@ -406,6 +425,14 @@ class Daemon:
             streams, targets = len(self.engine.stream_names()), len(self.engine.keys_by_mark())
             _log.info("ready", extra=fields(streams=streams, targets=targets, after_s=after_s))
             GarbageCalmer().start()
+
+    def _servers_latest_s(self) -> float:
+        """Return when API and HTTP endpoint are opened at the latest, in seconds from the start.
+
+        While tables are read and paths are programmed, loading their libraries would take the processor from that.
+        """
+        adopting = self.engine.in_sync and self.engine.running
+        return _SERVERS_LATEST_WHILE_ADOPTING_S if adopting else _SERVERS_LATEST_S
 
     async def _open_servers(self) -> "Servers":
         """Open API and HTTP endpoint. Their libraries take long to load, so the repairs come first."""

@@ -8,6 +8,8 @@ import asyncio
 from typing import Protocol
 
 from lbguard.api.availability_server import AvailabilityServer
+from lbguard.api.commands import Control
+from lbguard.api.control_server import ControlService
 from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.server import ApiServer, GuardView
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
@@ -34,6 +36,10 @@ class ServiceContext(GuardView, Protocol):
     availability: AvailabilityState
     verdicts: VerdictQueue
 
+    @property
+    def control(self) -> Control:
+        """Way of operators' commands to the core."""
+
 
 class Servers:
     """The unix sockets and ports that the service serves."""
@@ -41,9 +47,13 @@ class Servers:
     def __init__(self, context: ServiceContext) -> None:
         self._context = context
         self._health = Health()
-        verdicts = context.settings.verdicts
+        settings = context.settings
+        verdicts = settings.verdicts
         self._intake = VerdictIntake(context.verdicts.submit, Policy(verdicts.policy), verdicts.limits)
-        self._api = ApiServer(context.settings.socket, context, context.decision_log, verdicts=self._intake)
+        control = (
+            ControlService(context.status, context.control, settings.control) if settings.control.enabled else None
+        )
+        self._api = ApiServer(settings.socket, context, context.decision_log, verdicts=self._intake, control=control)
         self._listener: VerdictListener | None = None
         self._following: asyncio.Task[None] | None = None
         self._http: HttpEndpoint | None = None

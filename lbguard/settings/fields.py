@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from lbguard.settings.notation import parse_duration, parse_listen
+from lbguard.settings.notation import check_collector_address, parse_duration, parse_listen
 from lbguard.settings.peers import check_pattern
 
 ACROSS = "across"
@@ -100,6 +100,7 @@ Patterns = Annotated[tuple[str, ...], BeforeValidator(split)]
 Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValidator(split)]
 SpiffeAddress = Annotated[str, checked(check_spiffe_address)]
 Listen = Annotated[str, checked(parse_listen)]
+CollectorAddress = Annotated[str, checked(check_collector_address)]
 PeerPattern = Annotated[str, checked(check_pattern)]
 
 

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from lbguard.settings.fields import (
     ACROSS,
     GROUP,
+    CollectorAddress,
     Duration,
     Durations,
     FilePath,
@@ -20,7 +21,7 @@ from lbguard.settings.fields import (
     ratio,
     seconds,
 )
-from lbguard.settings.notation import format_duration
+from lbguard.settings.notation import COLLECTOR_EXAMPLES, format_duration
 
 
 class LogSettings(BaseModel):
@@ -172,7 +173,9 @@ class NeighborSettings(BaseModel):
     model_config = GROUP
     probe_interval: Duration = seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
     tune: bool = Field(
-        default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
+        default=True,
+        description="On links that face targets, set the kernel's neighbour timers (below) and arp_notify: the kernel"
+        " announces their IPv4 addresses as they come up.",
     )
     solicit: bool = Field(
         default=True, description="Send own solicitations for unresolved targets of a new link until they answer."
@@ -208,8 +211,29 @@ class MetricsSettings(BaseModel):
     model_config = GROUP
     listen: Listen = Field(
         default=":9464",
-        description="Address of /metrics, /healthz and /readyz, IPv4 and IPv6; empty turns it off.",
+        description="Address of /metrics, /healthz, /readyz and a page for people, IPv4 and IPv6; empty turns it off.",
         json_schema_extra={"unit": "host:port"},
+    )
+    per_target: Literal["off", "active", "all"] = Field(
+        default="all",
+        description=(
+            "Targets with series of their own (six each). all: each; active: each from its first loss on; off: none."
+            " Streams have their sums in any case."
+        ),
+    )
+
+
+class TracingSettings(BaseModel):
+    """Traces of incidents for OpenTelemetry; needs the extra `otel`."""
+
+    model_config = GROUP
+    endpoint: CollectorAddress = Field(
+        default="",
+        description=(
+            "Collector that gets a trace of each incident (OTLP over gRPC); https verifies it by the system's"
+            " authorities. Empty: no traces."
+        ),
+        json_schema_extra={"unit": "address", "allowed": COLLECTOR_EXAMPLES},
     )
 
 
@@ -307,12 +331,39 @@ class DrainSettings(BaseModel):
     idle: Duration = seconds(30.0, "A drain ends after this time without a packet for the target.", low=1, high=86_400)
 
 
+class ControlSettings(BaseModel):
+    """Commands of operators on the unix socket: drain, hold, withdraw and release targets, each with an end."""
+
+    model_config = GROUP
+    enabled: bool = Field(
+        default=True,
+        description="Take the commands `lbguard drain`, `hold`, `withdraw` and `release` on the unix socket. Whoever"
+        " may open the socket (mode 0660) may give them. Off: commands that an earlier run left open end at the start.",
+    )
+    duration: Duration = seconds(600.0, "Time to the end of a command that names none.", low=1, high=604_800)
+    max_duration: Duration = seconds(28_800.0, "The longest time to the end of a command.", low=1, high=604_800)
+
+    @model_validator(mode="after")
+    def _duration_within_max(self) -> "ControlSettings":
+        if self.duration > self.max_duration:
+            raise PydanticCustomError(
+                ACROSS,
+                "longer than control.max_duration",
+                {
+                    "setting": "control.duration",
+                    "value": format_duration(self.duration),
+                    "allowed": f"at most control.max_duration, which is {format_duration(self.max_duration)}",
+                },
+            )
+        return self
+
+
 class AffinitySettings(BaseModel):
     """Flow affinity: new connections avoid a target that is cut off, and stay with the target that answered them."""
 
     model_config = GROUP
     mode: Literal["incident", "all", "off"] = Field(
-        default="off",
+        default="incident",
         description="incident: flows that begin while a registered target is not active are remembered; all: every new"
         " flow is. In both, the kernel gives new connections to a healthy target while theirs is cut off. Only in mode"
         " enforce.",

@@ -27,6 +27,7 @@ from lbguard.settings.groups import (
     AffinitySettings,
     AnnounceSettings,
     AvailabilitySettings,
+    ControlSettings,
     DampingSettings,
     DistributorSettings,
     DrainSettings,
@@ -40,6 +41,7 @@ from lbguard.settings.groups import (
     NeighborSettings,
     ParkingSettings,
     RecordingSettings,
+    TracingSettings,
 )
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.sources import (
@@ -102,6 +104,7 @@ class Settings(BaseSettings):
     availability: AvailabilitySettings = group()
     affinity: AffinitySettings = group()
     drain: DrainSettings = group()
+    control: ControlSettings = group()
     parking: ParkingSettings = group()
     evidence: EvidenceSettings = group()
     distributor: DistributorSettings = group()
@@ -110,6 +113,7 @@ class Settings(BaseSettings):
     announce: AnnounceSettings = group()
     kernel: KernelSettings = group()
     metrics: MetricsSettings = group()
+    tracing: TracingSettings = group()
     verdicts: VerdictSettings = group()
     nsp: NspSettings = group()
     interposer: InterposerSettings = group()

@@ -95,6 +95,10 @@ DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1
 """Examples in errors about managers' addresses."""
 
 
+COLLECTOR_EXAMPLES = "http://otel-collector:4317, https://[fd00::1]:4317, or empty for off"
+"""Examples in errors about collectors' addresses."""
+
+
 class Endpoint(NamedTuple):
     """Address of a gRPC service: `path` of a unix socket, or `host` and `port`; empty host: every link's far end."""
 
@@ -136,6 +140,20 @@ def parse_dial_address(text: str) -> Endpoint:
         ValueError: it is none of these.
     """
     return _parse_dial(text.strip().removeprefix("tcp://"), DIAL_EXAMPLES)
+
+
+def check_collector_address(text: str) -> None:
+    """Refuse text that is not the address of a collector: `http://HOST:PORT` or `https://HOST:PORT`; empty means none.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    scheme, slashes, place = text.strip().partition("://")
+    if not text.strip():
+        return
+    if not slashes or scheme not in {"http", "https"} or place.startswith("unix:"):
+        raise ValueError(f"not the address of a collector, such as {COLLECTOR_EXAMPLES}")
+    _parse_dial(place.rstrip("/"), COLLECTOR_EXAMPLES)
 
 
 def _parse_dial(text: str, examples: str) -> Endpoint:

@@ -36,6 +36,9 @@ STREAM = {"stream": "s"}
 _ACTIVE = 'lbguard_target_states{stream="s",state="active"}'
 _HELD = 'lbguard_target_states{stream="s",state="held"}'
 _AVAILABLE = 'lbguard_stream_available{stream="s"}'
+_DRAINED, _TAKEN_OUT, _HELD_BY_HAND = (
+    f'lbguard_overrides{{stream="s",action="{action}"}}' for action in ("drain", "withdraw", "hold")
+)
 _LOSSES = [f'lbguard_target_losses_total{{stream="s",identifier="{identifier}"}}' for identifier in (1, 2, 3)]
 _IN_FORCE, _FLOWS_MAX = "lbguard_affinity_in_force{}", "lbguard_affinity_flows_max{}"
 _FLOWS = 'lbguard_affinity_flows{protocol="tcp",family="ipv4"}'
@@ -45,8 +48,8 @@ _WITHDRAWN_4, _WITHDRAWN_6 = (
 _WITHDRAWALS = 'lbguard_withdrawals_total{stream="s",cause="no_link"}'
 _RECOVERIES = 'lbguard_recoveries_total{stream="s"}'
 _READMISSIONS = 'lbguard_readmissions_total{stream="s"}'
-_PACKETS = 'lbguard_target_packets_total{stream="s",identifier="1"}'
-_FALLBACK = 'lbguard_held_packets_total{stream="s",identifier="1"}'
+_PACKETS = 'lbguard_stream_packets_total{stream="s"}'
+_FALLBACK = 'lbguard_stream_held_packets_total{stream="s"}'
 
 
 def _state(name: str, severity: str, labels: dict[str, str], bad: str = FULL, good: str = NONE) -> Case:
@@ -94,6 +97,15 @@ CASES = {
         severity="critical",
         labels={"namespace": "trench-a", "stream": "s"},
         pod=False,
+    ),
+    "LbguardOverrideBlocksStream": Case(
+        fires={_AVAILABLE: NONE, _DRAINED: FULL, _TAKEN_OUT: NONE},
+        quiet=(
+            {_AVAILABLE: NONE, _DRAINED: NONE, _TAKEN_OUT: NONE, _HELD_BY_HAND: FULL},
+            {_AVAILABLE: FULL, _DRAINED: FULL, _TAKEN_OUT: FULL},
+        ),
+        severity="warning",
+        labels=STREAM,
     ),
     "LbguardStreamUnavailable": Case(
         fires={_AVAILABLE: NONE, _HELD: "4x60"},

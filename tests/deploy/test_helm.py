@@ -388,6 +388,8 @@ REFUSED = [
     ("settings.links.exclude=lo", "settings.links.exclude"),
     ("image.digest=sha256:abc", "image.digest"),
     ("guard.enable=true", "enable"),
+    ("prometheusRule.alerts.LbguardHeldInVane.enabled=false", "LbguardHeldInVane"),
+    ("prometheusRule.alerts.LbguardFlapping.for=soon", "prometheusRule.alerts.LbguardFlapping.for"),
     ("podMonitor.enabled=true", "guard.podSelector: the labels of the pods are needed for podMonitor"),
 ]
 

@@ -179,10 +179,16 @@ class World:
         self._ever_told: set[Ip] = set()
         holds, left_at = self._left
         self._left = ((), 0.0)
-        if holds and self.now < left_at + HOLDS_KEPT_S:
-            self.guards(0.0, lambda: self.deliver(ev.HoldsRemembered(holds=holds)))
+        holds = holds if self.now < left_at + HOLDS_KEPT_S else ()
+        overrides = self.overrides_left()
+        if holds or overrides:
+            self.guards(0.0, lambda: self.deliver(ev.HoldsRemembered(holds=holds, overrides=overrides)))
         self.guards(self.random.uniform(0.0, 0.3), self._full_view)
         self.guards(self.random.uniform(0.0, 0.3), self.tell_source)
+
+    def overrides_left(self) -> tuple[ev.OpenOverride, ...]:
+        """Return the overrides of operators that an earlier guard left open: here are no operators."""
+        return ()
 
     def crash(self, downtime_s: float) -> None:
         """Kill the guard: what it had not carried out yet is lost."""
@@ -426,6 +432,7 @@ class World:
                     | fx.ParkPackets()
                     | fx.NeighborMoved()
                     | fx.VerdictAnswered()
+                    | fx.OverrideAnswered()
                     | fx.Ignored()
                 ):
                     pass  # changes nothing in this world

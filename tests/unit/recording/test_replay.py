@@ -115,6 +115,8 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     yield ev.SourceSnapshot(streams=(spec,))
     yield ev.SourceSnapshot(streams=(dataclasses.replace(spec, targets=spec.targets[:1]),))
     yield ev.TargetsIdle(marks=(spec.mark(2),))
+    yield ev.AffinityReported(in_force=False)
+    yield ev.AffinityReported(in_force=True)
     yield ev.SourceSnapshot(streams=(spec,))
     yield guard.link_seen(2)
     yield guard.address(2, "172.16.0.2/24")

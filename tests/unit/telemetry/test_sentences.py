@@ -87,6 +87,12 @@ def test_every_state_has_a_story(state: TargetState, words: str) -> None:
     assert words in target_story(target(state=state, cause="link_down"), 100.0, [])
 
 
+def test_a_target_that_was_added_says_when_the_table_gets_it() -> None:
+    story = target_story(target(commit_at=103.2), 100.0, [])
+    assert "The table gets it in 3.2 s (fwmark and route table 5001): flows that are seen before stay with" in story
+    assert "receives traffic" not in story
+
+
 MOST = "6 of 10 targets are broken"
 
 
@@ -300,3 +306,9 @@ def test_a_target_outside_of_the_table_gets_no_new_connection_from_it() -> None:
     out = target(state=TargetState.WITHDRAWN, cause="no_link", paths=(lost,))
     assert new_connections(out, lost, affinity()) == ""
     assert "New IPv4" not in target_story(out, 100.0, [], affinity=affinity())
+
+
+def test_a_newline_in_a_name_makes_no_sentence() -> None:
+    forged = path(condition="link_down", ifname="lb\nstream-a/1 has been active")
+    story = target_story(target(state=TargetState.HELD, cause="link_down", paths=(forged,)), 100.0, [])
+    assert not [line for line in story.splitlines() if line.startswith("stream-a/1 has been active")]

@@ -202,6 +202,100 @@ class GuardService:
             _registered_method=True)
 
 
+class ControlServiceStub:
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
+    open the socket may give commands.
+
+    A request is carried out whole or refused whole:
+    INVALID_ARGUMENT: a field is wrong, or a text names several targets.
+    NOT_FOUND: no such target, stream or link.
+    FAILED_PRECONDITION: it is refused; the text has the reason and what to do.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Override = channel.unary_unary(
+                '/lbguard.v1.ControlService/Override',
+                request_serializer=lbguard_dot_v1_dot_lbguard__pb2.OverrideRequest.SerializeToString,
+                response_deserializer=lbguard_dot_v1_dot_lbguard__pb2.OverrideResponse.FromString,
+                _registered_method=True)
+
+
+class ControlServiceServicer:
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
+    open the socket may give commands.
+
+    A request is carried out whole or refused whole:
+    INVALID_ARGUMENT: a field is wrong, or a text names several targets.
+    NOT_FOUND: no such target, stream or link.
+    FAILED_PRECONDITION: it is refused; the text has the reason and what to do.
+    """
+
+    def Override(self, request, context):
+        """Drain, hold, withdraw or release targets. A newer command about a target replaces an older one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ControlServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Override': grpc.unary_unary_rpc_method_handler(
+                    servicer.Override,
+                    request_deserializer=lbguard_dot_v1_dot_lbguard__pb2.OverrideRequest.FromString,
+                    response_serializer=lbguard_dot_v1_dot_lbguard__pb2.OverrideResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'lbguard.v1.ControlService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('lbguard.v1.ControlService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ControlService:
+    """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true: whoever may
+    open the socket may give commands.
+
+    A request is carried out whole or refused whole:
+    INVALID_ARGUMENT: a field is wrong, or a text names several targets.
+    NOT_FOUND: no such target, stream or link.
+    FAILED_PRECONDITION: it is refused; the text has the reason and what to do.
+    """
+
+    @staticmethod
+    def Override(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lbguard.v1.ControlService/Override',
+            lbguard_dot_v1_dot_lbguard__pb2.OverrideRequest.SerializeToString,
+            lbguard_dot_v1_dot_lbguard__pb2.OverrideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class VerdictServiceStub:
     """Service for programs that test the datapath (proxies, sidecars of targets). It is served on the unix socket and, with
     mutual TLS, over TCP.
