@@ -253,7 +253,7 @@ def _targets(
             "FOR": age(clock - target.since),
             "UNTIL": _left(target, clock),
             "THEN": then(target),
-            "CAUSE": "" if target.state is TargetState.ACTIVE else target.cause,
+            "CAUSE": _cause(target),
             "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, affinity))),
             "PATHS": "  ".join(f"{path.ip} {condition(path)} {path.ifname or '-'}" for path in target.paths),
         }
@@ -263,6 +263,13 @@ def _targets(
         span = f"targets {first + 1} to {first + page.rows}" if page.rows else "no room for targets,"
         return _noted(table, f"{span} of {total}")
     return table
+
+
+def _cause(target: TargetStatus) -> str:
+    """Return why a target is in its state, and what an operator ordered."""
+    cause = "" if target.state is TargetState.ACTIVE else target.cause
+    by_hand = "" if target.override is None else f"{target.override.action} by hand"
+    return ", ".join(part for part in (cause, by_hand) if part)
 
 
 def _left(target: TargetStatus, clock: float) -> Text:
