@@ -56,6 +56,10 @@ class StreamRegistry:
         self._life = life
         self._manual = manual
 
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
+
     def target(self, key: TargetKey) -> Target | None:
         """Return a target by its key."""
         stream = self.streams.get(key.stream)

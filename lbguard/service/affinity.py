@@ -101,6 +101,10 @@ class FlowAffinity:
             ),
         )
 
+    def configure(self, *, drain_idle_s: float) -> None:
+        """Use another time without a packet that ends a drain, from now on."""
+        self._drains.configure(drain_idle_s)
+
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
         """Accept one effect; `run` applies it, and retries a failure each second."""
         for name in effect.gone:

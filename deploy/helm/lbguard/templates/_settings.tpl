@@ -19,6 +19,10 @@
 - {"name": "damping.step", "variable": "LBGUARD_DAMPING__STEP", "default": "2s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "damping.max", "variable": "LBGUARD_DAMPING__MAX", "default": "30s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "availability.grace", "variable": "LBGUARD_AVAILABILITY__GRACE", "default": "1s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "availability.quorum", "variable": "LBGUARD_AVAILABILITY__QUORUM", "default": "1"}
+- {"name": "availability.hysteresis", "variable": "LBGUARD_AVAILABILITY__HYSTERESIS", "default": "0"}
+- {"name": "availability.lame_duck", "variable": "LBGUARD_AVAILABILITY__LAME_DUCK", "default": "0s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "availability.readyz", "variable": "LBGUARD_AVAILABILITY__READYZ", "default": "false"}
 - {"name": "availability.socket", "variable": "LBGUARD_AVAILABILITY__SOCKET", "default": ""}
 - {"name": "affinity.mode", "variable": "LBGUARD_AFFINITY__MODE", "default": "incident"}
 - {"name": "affinity.max_flows", "variable": "LBGUARD_AFFINITY__MAX_FLOWS", "default": "65536"}
