@@ -43,7 +43,7 @@ class Distributor(Protocol):
         """
 
     async def read_active(self, stream: StreamSpec) -> frozenset[int]:
-        """Return the identifiers (1..max_targets) that are active in a stream's table.
+        """Return the identifiers that are active in a stream's table.
 
         Raises:
             DistributorError: the table cannot be read.

@@ -36,6 +36,7 @@ from lbguard.service.actuators import (
 from lbguard.service.build import (
     Source,
     SourceEvent,
+    assumed_queue,
     make_announcer,
     make_distributor,
     make_mirror,
@@ -98,8 +99,10 @@ class ServiceParts:
             observe=not self._enforcing,
             inbox_depth=lambda: self.runner.inbox_depth,
             availability=self.availability,
+            on_loss=lambda: self._target_lost.set(),
             tracer=None if self._traces is None else self._traces.incidents,
         )
+        self._target_lost = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
         self._started_at = time.monotonic()
@@ -112,7 +115,7 @@ class ServiceParts:
         self._distributor = make(settings)
         self._packets = PacketCounts(
             self.metrics,
-            FallbackCounters(parking=settings.parks_packets),
+            FallbackCounters(parking=settings.parks_packets, queue_at_least=assumed_queue(settings)),
             on_read=self._recording.packets_read,
         )
         self._announcer = make_announcer(settings, self.engine.holds_address)
@@ -158,7 +161,7 @@ class ServiceParts:
         self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
         self.control = OperatorControl(self.engine, self.runner.post, OverrideFile(settings.socket))
-        self._routes = TargetRoutes()
+        self._routes = TargetRoutes(follow=settings.source == "interposer")
         self._interposer: InterposerSource | None = None
         self._kernel_source: KernelSource | None = None
         self._source = self._make_source()

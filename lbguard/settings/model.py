@@ -64,6 +64,7 @@ from lbguard.settings.surroundings import (
     MeshSettings,
     NsmEventSettings,
     NspSettings,
+    ReadinessSettings,
     check_place,
 )
 from lbguard.settings.verdicts import VerdictSettings
@@ -120,6 +121,7 @@ class Settings(BaseSettings):
     verdicts: VerdictSettings = group()
     nsp: NspSettings = group()
     interposer: InterposerSettings = group()
+    readiness: ReadinessSettings = group()
     kernel_source: KernelSourceSettings = group()
     nsm: NsmEventSettings = group()
     mesh: MeshSettings = group()

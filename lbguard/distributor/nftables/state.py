@@ -168,7 +168,7 @@ def difference(kernel: Nfnetlink, things: Iterable[RulesetObject], held: Held) -
 def wanted_slots(stream: StreamSpec, indexes: Iterable[int]) -> "array[int]":
     """Return the mark of each slot for the target index (or NO_TARGET, -1) of each slot."""
     # The last entry is the one at index -1.
-    marks = [*range(stream.mark(1), stream.mark(stream.max_targets) + 1), NO_MARK]
+    marks = [*map(stream.mark, stream.identifiers), NO_MARK]
     return array(SLOT_CODE, map(marks.__getitem__, indexes))
 
 
@@ -221,7 +221,7 @@ def needs_renewal(held: Held, stream: StreamSpec) -> bool:
 def make_plan(held: Held, table: StreamTable, *, renew: bool) -> Plan:
     """Compare a stream's desired table with the kernel's."""
     stream = table.stream
-    indexes = held.calculator.table({i - 1 for i in table.registered}, {i - 1 for i in table.active})
+    indexes = held.calculator.table(set(map(stream.index, table.registered)), set(map(stream.index, table.active)))
     wanted = wanted_slots(stream, indexes)
     map_name, before = held.map_name, held.slots
     if held.unfit:

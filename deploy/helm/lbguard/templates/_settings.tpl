@@ -100,9 +100,12 @@
 - {"name": "nsp.settle_time", "variable": "LBGUARD_NSP__SETTLE_TIME", "default": "1m", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "nsp.settle_share", "variable": "LBGUARD_NSP__SETTLE_SHARE", "default": "0.5"}
 - {"name": "interposer.directory", "variable": "LBGUARD_INTERPOSER__DIRECTORY", "default": "/run/lbguard/interposer"}
+- {"name": "interposer.flavour", "variable": "LBGUARD_INTERPOSER__FLAVOUR", "default": "auto"}
 - {"name": "interposer.answer_timeout", "variable": "LBGUARD_INTERPOSER__ANSWER_TIMEOUT", "default": "150ms", "low": 0.02, "high": 0.19, "allowed": "20ms to 190ms"}
 - {"name": "interposer.recent_loss", "variable": "LBGUARD_INTERPOSER__RECENT_LOSS", "default": "1s", "low": 0.0, "high": 60.0, "allowed": "0s to 1m"}
 - {"name": "interposer.confirm_timeout", "variable": "LBGUARD_INTERPOSER__CONFIRM_TIMEOUT", "default": "15s", "low": 1.0, "high": 3600.0, "allowed": "1s to 60m"}
+- {"name": "readiness.directory", "variable": "LBGUARD_READINESS__DIRECTORY", "default": ""}
+- {"name": "readiness.balancer", "variable": "LBGUARD_READINESS__BALANCER", "default": "/var/run/meridio"}
 - {"name": "kernel_source.streams", "variable": "LBGUARD_KERNEL_SOURCE__STREAMS", "default": ""}
 - {"name": "kernel_source.keep", "variable": "LBGUARD_KERNEL_SOURCE__KEEP", "default": "10m", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
 - {"name": "nsm.enabled", "variable": "LBGUARD_NSM__ENABLED", "default": "false"}
