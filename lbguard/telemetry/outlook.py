@@ -84,6 +84,8 @@ def _changes(target: TargetStatus, affinity: AffinityStatus | None) -> Iterator[
 
 def _state_changes(target: TargetStatus) -> str:
     prediction = target.prediction
+    if target.override is not None:
+        return ""  # Its end, and the command that ends it now, are told with it.
     match target.state:
         case TargetState.HELD if prediction is not None and prediction.action is Action.HOLD:
             return ""
