@@ -50,6 +50,7 @@ def test_every_documented_combination_renders_as_recorded(helm: Helm, name: str)
 
 
 PODS = {
+    "meridio2": "meridio2",
     "existing-memory": "own-memory",
     "interposer": "meridio",
     "companion": "meridio",
