@@ -15,7 +15,7 @@ help: ## list the targets
 setup: ## make .venv ready with the locked versions, and install missing Debian packages
 	@scripts/setup
 
-demo: setup ## play lb-link, target-link and link-gone with real packets, today's behaviour beside lbguard's
+demo: setup ## play eight scenarios with real packets, today's behaviour beside lbguard's (about five minutes)
 	@.venv/bin/lbguard demo
 
 check: setup lint ## lint and the quick unit tests, for daily work
@@ -61,7 +61,7 @@ lock: setup ## lock the newest allowed versions
 	@$(PYTHON) -m pip install --quiet uv
 	@.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --upgrade --quiet --output-file requirements-dev.lock
-	@.venv/bin/uv pip compile pyproject.toml --extra spiffe --universal --python-version 3.11 \
+	@.venv/bin/uv pip compile pyproject.toml --extra spiffe --extra otel --universal --python-version 3.11 \
 		--generate-hashes --no-header --quiet --constraint requirements-dev.lock --output-file requirements.lock
 
 clean: ## remove what the other targets made

@@ -248,8 +248,8 @@ class AffinityTable:
         """Create the table; the flows of an earlier one are lost."""
         self._owners, self._earlier_until = {}, -math.inf
         if anew:
-            _log.warning("affinity table made anew: remembered flows are forgotten")
             nft.run(_REMOVAL)
+            _log.warning("affinity table made anew: remembered flows are forgotten")
         try:
             nft.run("\n".join(ruleset.structure(self.options, priority)))
             self._add_raw_rules()

@@ -13,6 +13,7 @@ import typer
 
 from lbguard import __version__
 from lbguard.cli import JsonOption
+from lbguard.cli import control as cli_control
 from lbguard.cli import query as cli_query
 from lbguard.cli import recording as cli_recording
 from lbguard.cli import run as cli_run
@@ -129,6 +130,7 @@ app = typer.Typer(
       lbguard status                        show streams, targets and links
       lbguard top                           show the same live, until you press q
       lbguard explain stream-a/1            explain a target's state
+      lbguard drain --link nsm0 --for 30m   take a node's targets out of service, by hand
       lbguard probe --once                  ping the datapath from a proxy's side
       lbguard tune RECORDING                evaluate other settings on recorded incidents
 
@@ -148,6 +150,10 @@ for command in (
     cli_query.top,
     cli_query.events,
     cli_query.explain,
+    cli_control.drain,
+    cli_control.hold,
+    cli_control.withdraw,
+    cli_control.release,
     cli_run.probe,
     demo,
     cli_query.health,

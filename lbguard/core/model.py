@@ -218,6 +218,34 @@ class Action(StrEnum):
     REMOVE = "remove"
     FORGET = "forget"
     STAY = "stay"
+    OVERRIDE = "override"
+    RELEASE = "release"
+    KEEP = "keep"
+    TAKE_OUT = "take_out"
+
+
+class ManualAction(StrEnum):
+    """Commands of an operator about a target. RELEASE ends the others."""
+
+    DRAIN = "drain"
+    HOLD = "hold"
+    WITHDRAW = "withdraw"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """Drain, hold or withdrawal of a target by an operator, with an end.
+
+    `since`, `until`: when it was given and when it ends, seconds of the engine's clock. `who`: the operator, as the
+    client names itself. `reason`: text of the operator.
+    """
+
+    action: ManualAction
+    since: float
+    until: float
+    who: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +253,7 @@ class Decision:
     """One decision record: action, cause, time, deadline and evidence.
 
     `at` and `deadline` are seconds of the engine's clock (monotonic in the service); `duration_s` is how long the
-    previous state lasted.
+    previous state lasted. `override`: the one in force, or the one that this decision ends.
     """
 
     sequence: int
@@ -238,6 +266,7 @@ class Decision:
     deadline: float | None = None
     duration_s: float | None = None
     evidence: tuple[Evidence, ...] = field(default=())
+    override: Override | None = None
 
 
 class VerdictState(StrEnum):

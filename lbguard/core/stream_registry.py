@@ -10,7 +10,8 @@ from lbguard.core.effects import Effect, ForgetStream
 from lbguard.core.events import OpenDrain
 from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import ADMITTED, StreamSpec, TargetKey, TargetSpec
+from lbguard.core.manual import ManualControl
+from lbguard.core.model import ADMITTED, ManualAction, StreamSpec, TargetKey, TargetSpec
 from lbguard.core.netview import NetView
 from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Stream, Target
@@ -35,7 +36,9 @@ class StreamRegistry:
     kernel until the distributor confirmed that no packet gets them any more.
     """
 
-    def __init__(self, config: EngineConfig, view: NetView, paths: PathRepair, life: Lifecycle) -> None:
+    def __init__(
+        self, config: EngineConfig, view: NetView, paths: PathRepair, life: Lifecycle, manual: ManualControl
+    ) -> None:
         self.streams: dict[str, Stream] = {}
         self.by_mark: dict[int, Target] = {}
         self.by_ip: dict[Ip, dict[Target, None]] = {}
@@ -51,6 +54,11 @@ class StreamRegistry:
         self._view = view
         self._paths = paths
         self._life = life
+        self._manual = manual
+
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
 
     def target(self, key: TargetKey) -> Target | None:
         """Return a target by its key."""
@@ -185,8 +193,10 @@ class StreamRegistry:
             self._add_target(target)
         elif tuple(target.paths) != spec.ips:
             self._change_ips(target, spec.ips)
-        drains = spec.draining and self._config.affinity
-        if spec.draining and not drains:
+            self._manual.addresses_changed(stream, target, now)
+        target.source_drains = spec.draining and self._config.affinity
+        drains = target.source_drains or target.overridden(ManualAction.DRAIN)
+        if spec.draining and not self._config.affinity:
             self.ignored["draining_without_affinity"] += 1
         if target.unlisted or drains != target.draining:
             target.unlisted = False
@@ -222,6 +232,7 @@ class StreamRegistry:
         for ip in target.paths:
             self._follow(target, ip)
         self._paths.register(target)
+        self._manual.listed(target)
         self.dirty[target] = None
 
     def _change_ips(self, target: Target, ips: tuple[Ip, ...]) -> None:

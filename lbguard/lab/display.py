@@ -257,7 +257,7 @@ withdraw: what a load balancer does today, it takes targets out as soon as their
 opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks, and those
 that broke because others were withdrawn, which moves some slots of every target today.
 broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, or only after the
-window, counted apart.
+window, or that left the list, once their drain is over: counted apart.
 moved: their packets reached another target, which refused them. UDP lost: datagrams without an answer.
 median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors."""
 

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -144,16 +145,23 @@ class TargetsFile:
         Raises:
             TargetsFileError: it cannot be used; every problem is listed. No content raises another exception.
         """
-        try:
-            streams, problems = _read(parse_yaml(content, switches=_SWITCHES))
-            problems = problems or list(islice(_problems(streams), MAX_PROBLEMS))
-        except YamlError as error:
-            problems = [str(error)]
-        except Exception as error:  # on any error the last good list stays in force
-            problems = [f"cannot be used: {type(error).__name__}: {str(error)[:200]}"]
+        streams, problems = _parsed(content)
         if problems:
-            raise TargetsFileError(self.path, problems)
-        return tuple(_spec(stream) for stream in streams)
+            raise TargetsFileError(self.path, list(problems))
+        return streams
+
+
+@lru_cache(maxsize=1)
+def _parsed(content: bytes) -> tuple[tuple[StreamSpec, ...], tuple[str, ...]]:
+    """Return streams and problems; the check of the host and the source read the same file at the start."""
+    try:
+        streams, problems = _read(parse_yaml(content, switches=_SWITCHES))
+        problems = problems or list(islice(_problems(streams), MAX_PROBLEMS))
+    except YamlError as error:
+        problems = [str(error)]
+    except Exception as error:  # on any error the last good list stays in force
+        problems = [f"cannot be used: {type(error).__name__}: {str(error)[:200]}"]
+    return () if problems else tuple(_spec(stream) for stream in streams), tuple(problems)
 
 
 def _read(raw: Any) -> tuple[list[_Stream], list[str]]:

@@ -42,7 +42,7 @@ class Traffic:
         """Record a decision of the recording: the interval around it does not show the usual traffic."""
         if decision.action in _ENDS_TROUBLE:
             self._troubled.pop(decision.target, None)
-        elif decision.action in (Action.HOLD, Action.DRAIN):
+        elif decision.action in (Action.HOLD, Action.DRAIN, Action.TAKE_OUT):
             self._troubled[decision.target] = None
         counted = self._targets.get(decision.target)
         if counted is not None:
@@ -212,7 +212,7 @@ class CostAccount:
                 loss.back_at = at if loss.back_at is None else loss.back_at
                 if decision.action is Action.READMIT:
                     self._close(key, "withdrawn")
-            case Action.REMOVE | Action.FORGET if loss is not None:
+            case Action.REMOVE | Action.FORGET | Action.TAKE_OUT if loss is not None:
                 loss.ended_at = at if loss.ended_at is None else loss.ended_at
                 self._close(key, loss.outcome or "removed")
         steers = self._remembered is not Remembered.NONE

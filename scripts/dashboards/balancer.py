@@ -96,9 +96,17 @@ _TARGETS = Row(
     panels=[
         Panel(
             title="Timeline of targets",
-            about="The state of each target that was ever admitted. A hold shorter than the scrape interval is"
-            " missing here, but is counted among the losses below.",
-            queries=[("max by (stream, identifier) (lbguard_target_state_code{@stream})", "{{stream}}/{{identifier}}")],
+            about="The forty targets with the worst state in the chosen time, of those that were ever admitted. A hold"
+            " shorter than the scrape interval is missing here, but is counted among the losses below. A click on a"
+            " target leads to its own page.",
+            queries=[
+                (
+                    """max by (stream, identifier) (lbguard_target_state_code{@stream}) and on (stream, identifier)
+                    topk(40, max by (stream, identifier)
+                    (max_over_time(lbguard_target_state_code{@stream}[$__range] @ end())))""",
+                    "{{stream}}/{{identifier}}",
+                )
+            ],
             kind="state-timeline",
             values=TARGET_STATES,
             width=24,

@@ -11,7 +11,7 @@ import yaml
 from tests.deploy.charts import CASES, CHART, HERE, ROOT, Object, named, parse, pod_of
 from tests.pages import run_blocks
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 PAGE = (ROOT / "docs/deployment.md").read_text()
 

@@ -28,7 +28,7 @@ from tests.deploy.charts import (
     validate,
 )
 
-pytestmark = pytest.mark.timeout(300)  # the first test may have to get Helm
+pytestmark = pytest.mark.timeout(900)  # the first test may have to get Helm
 
 LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 UPDATE = os.environ.get("LBGUARD_UPDATE_GOLDEN") == "1"
@@ -373,6 +373,8 @@ REFUSED = [
     ("settings.links.exclude=lo", "settings.links.exclude"),
     ("image.digest=sha256:abc", "image.digest"),
     ("guard.enable=true", "enable"),
+    ("prometheusRule.alerts.LbguardHeldInVane.enabled=false", "LbguardHeldInVane"),
+    ("prometheusRule.alerts.LbguardFlapping.for=soon", "prometheusRule.alerts.LbguardFlapping.for"),
     ("podMonitor.enabled=true", "guard.podSelector: the labels of the pods are needed for podMonitor"),
 ]
 

@@ -13,7 +13,7 @@ from lbguard.settings.model import Settings, SettingsError, load
 from lbguard.settings.sources import Leaf, leaves
 from tests.deploy.charts import CASES, CHART, ROOT, Helm, case, named, patch_of, pod_of
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 

@@ -10,7 +10,7 @@ import yaml
 
 from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, patch_of, patched, pod_of, validate
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 SETTING_PATCH = """\
 apiVersion: apps/v1

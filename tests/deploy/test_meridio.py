@@ -38,7 +38,7 @@ def built(tools: Path, tmp_path: Path, pod: str) -> list[Object]:
     return parse(done.stdout)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_component(objects: list[Object], tmp_path: Path) -> None:
     validate(objects, tmp_path)
     program = (ROOT / "deploy/meridio/nfqlb").read_text()

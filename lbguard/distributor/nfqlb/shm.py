@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.base import CommitResult, DistributorError
-from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.maglev import TableKind, table_digest
 from lbguard.distributor.nfqlb.memory import SHM_DIR, StreamMemory, check_identifiers, check_room, memory_path
 
 Result = TypeVar("Result")
@@ -117,13 +117,15 @@ class NfqlbShmDistributor:
                 marks[table.stream.index(identifier)] = table.stream.mark(identifier)
             registered = frozenset(map(table.stream.index, table.registered))
             active = frozenset(map(table.stream.index, table.active))
-            changed = memory.write(memory.table(registered, active), marks)
+            lookup = memory.table(registered, active)
+            changed = memory.write(lookup, marks)
         except DistributorError as error:
             return CommitResult(stream=name, error=str(error), duration_s=time.perf_counter() - started)
         return CommitResult(
             stream=name,
             slots_changed=changed,
             slots_total=memory.layout.slots,
+            digest=table_digest(lookup),
             duration_s=time.perf_counter() - started,
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.base import CommitResult
-from lbguard.distributor.maglev import TableCalculator
+from lbguard.distributor.maglev import TableCalculator, table_digest
 from lbguard.distributor.nftables import elements as nft_elements
 from lbguard.distributor.nftables import ruleset as nft_ruleset
 from lbguard.distributor.nftables.elements import NO_MARK, SLOT_CODE
@@ -186,6 +186,7 @@ class Plan:
     active: frozenset[int]
     changed: list[int]
     """The slots that differ from those of the map."""
+    digest: int
     renew: bool
     """Write the rules too, and before the elements the objects that these need."""
 
@@ -207,6 +208,7 @@ class Plan:
             slots_changed=len(self.changed),
             slots_total=self.held.slots_total,
             duration_s=duration_s,
+            digest=self.digest,
         )
 
 
@@ -233,6 +235,7 @@ def make_plan(held: Held, table: StreamTable, *, renew: bool) -> Plan:
         slots=wanted,
         active=frozenset(map(stream.mark, table.active)),
         changed=nft_elements.differing(before, wanted),
+        digest=table_digest(indexes),
         renew=renew,
     )
 

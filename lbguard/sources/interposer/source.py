@@ -307,6 +307,8 @@ class InterposerSource:
             self.counters.calls[call.command, answer.outcome] += 1
             self._answers.send(way_back, format_answer(answer.verdict, answer.text))
             sent = True
+            with contextlib.suppress(OSError):  # `put_right` tries again and reports it.
+                self._answers.offer()
         finally:
             if not sent:
                 # The service ends: the caller records the call in `missed`, for the next run.

@@ -17,7 +17,7 @@ from lbguard.lab.netns import Namespace
 from lbguard.lab.topology import IDENTIFIER_OFFSET, Chain
 from tests.bench.service import Service
 
-LIMIT_S = 40.0
+LIMIT_S = 90.0
 OURS = "proto 152"
 MAX_TARGETS = 20
 _ROOT = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ from tests.bench.service import Service
 from tests.fakes.interposed import Interposed
 from tests.fakes.stateless_lb import OFFSET, StatelessLb
 
-LIMIT_S = 30.0
+LIMIT_S = 90.0
 OURS = 152
 SHM = Path("/dev/shm")
 VIP = "20.0.0.1"

@@ -16,7 +16,7 @@ from tests.unit.kernel.reference import TARGET_TABLES, read
 
 pytestmark = pytest.mark.netns
 
-LIMIT_S = 20.0
+LIMIT_S = 90.0
 NTF_EXT_MANAGED = 1
 STATIC, OURS = 4, 152
 

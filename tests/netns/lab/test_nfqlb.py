@@ -15,7 +15,7 @@ from lbguard.lab.nfqlb import NfqlbKind, NfqlbProcess, search_path
 from lbguard.lab.topology import VIP4, VIP6
 
 SOCKETS = 60
-LIMIT_S = 30.0
+LIMIT_S = 90.0
 SHM = Path("/dev/shm")
 NO_REAL = nfqlb.missing()
 # Three datagrams from each of the ports: a port stands for a connection.

@@ -16,7 +16,7 @@ from tests.netns.service.conftest import guarded
 from tests.netns.service.guarded import Guarded
 
 __all__ = ["guarded"]
-pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SAMPLES = 120
 """An hour of them, one each 30 seconds."""

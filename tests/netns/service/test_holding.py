@@ -67,7 +67,7 @@ def test_the_loss_of_one_family_keeps_the_other_familys_connections(guarded: Gua
         guarded.lb.flush_addresses("nse-a", ipv6_only=True)
         guarded.wait_for(t1="held", t2="held", t3="active", t4="active")
         assert "172.16.1.11" in guarded.gateways(1)
-        # A window that begins later ends, so this one would have.
+        # A window that begins later ends, so this one has ended.
         guarded.delete_link("nse-b")
         guarded.wait_for(t1="held", t2="held", t3="withdrawn", t4="withdrawn")
         wait_until(lambda: set(guarded.active()) == {1, 2}, "targets 3 and 4 out of the table")
@@ -75,7 +75,7 @@ def test_the_loss_of_one_family_keeps_the_other_familys_connections(guarded: Gua
         assert kept.items() <= guarded.slots().items()
         with guarded.client() as client:
             story = client.explain("stream-a/1").story
-        assert "It is held without a deadline: IPv6 is lost, IPv4 is ok" in story
+        assert "IPv6 is withdrawn; IPv4 serves." in story
         guarded.delete_link("nse-a")
         guarded.wait_for(t1="withdrawn", t2="withdrawn")
 

@@ -28,7 +28,7 @@ PROXY = "spiffe://example.org/ns/red/proxy"
 STRANGER = "spiffe://example.org/ns/blue/proxy"
 PORT = 7443
 MANAGEMENT = "10.9.0.1"
-LIMIT_S = 30.0
+LIMIT_S = 90.0
 CONNECTION_OF = {"nse-a": "conn-a", "nse-b": "conn-b"}
 
 SERVICE = {

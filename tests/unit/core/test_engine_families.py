@@ -160,6 +160,21 @@ def test_a_target_held_for_one_family_alone_counts_as_broken_when_that_is_lost_t
     assert guard.states() == {1: "frozen", 2: "frozen", 3: "active"}
 
 
+def test_a_target_held_for_one_family_alone_that_is_removed_is_forgotten_by_its_stream() -> None:
+    guard = Guard(replace(CONFIG, drain_window_s=0.0), targets=0)
+    for identifier in (1, 2, 3, 4):
+        give(guard, identifier, ipv4=True)
+        give(guard, identifier, ipv4=False)
+    guard.source(listed(1, 2, 3, 4))
+    lose(guard, 1, ipv4=False)
+    guard.wait(WINDOW_S + 0.1)
+    guard.source(listed(2, 3, 4))
+    lose(guard, 2, 3, ipv4=True)
+    lose(guard, 2, 3, ipv4=False)
+    guard.wait(WINDOW_S + 0.1)
+    assert guard.states() == {2: "frozen", 3: "frozen", 4: "active"}
+
+
 def test_a_stream_of_which_every_target_lost_one_family_is_unavailable() -> None:
     guard = dual(2)
     lose(guard, 1, 2, ipv4=False)

@@ -103,7 +103,7 @@ class World:
                     await asyncio.sleep(0.002)
         finally:
             os.close(waiting)
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def miss(self, *calls: str) -> None:
         with (self.directory / "missed").open("a") as file:
