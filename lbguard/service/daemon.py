@@ -228,8 +228,13 @@ class Daemon(ServiceParts):
     async def _keep_readiness(self, directory: Path) -> None:
         """Keep the files by which the router of Meridio-2 learns what is ready."""
         readiness = await asyncio.to_thread(importlib.import_module, "lbguard.service.readiness")
-        available = self.availability.of if self._enforcing else lambda stream: None
-        await readiness.ReadinessFiles(directory, self.settings.readiness.balancer, available).run()
+        known = self.availability
+        available = known.of if self._enforcing else lambda stream: None
+        balancer = self.settings.readiness.balancer
+        files = readiness.ReadinessFiles(
+            directory, balancer, available, at_end=lambda stream: False if known.stopped else None
+        )
+        await files.run()
 
     async def _follow_mesh(self) -> None:
         """Follow a mesh manager after the repairs of the start: its library takes long to load."""
