@@ -1,4 +1,4 @@
-"""What the service for operators needs of lbguard. It imports no gRPC, which takes long to load."""
+"""Interface between the service for operators and the core. It imports no gRPC, which takes long to load."""
 
 from dataclasses import dataclass
 from typing import Protocol

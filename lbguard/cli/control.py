@@ -32,11 +32,10 @@ ForOption = Annotated[
         "--for", metavar="DURATION", help="Time to the end; default: control.duration, at most control.max_duration."
     ),
 ]
-ReasonOption = Annotated[
-    str, typer.Option("--reason", metavar="TEXT", help="Why, for those who read events and status.")
-]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, shown in events and status.")]
 ByOption = Annotated[
-    str, typer.Option("--by", metavar="NAME", help="Who gives the command; default: the user. Nothing proves it.")
+    str,
+    typer.Option("--by", metavar="NAME", help="Name of the operator, shown in events and status; default: the user."),
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Also when a stream keeps no active target for new connections.")
@@ -83,7 +82,7 @@ def hold(
     socket: SocketOption = DEFAULT_SOCKET_PATH,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep targets in the table, whatever the evidence says.
+    """Keep targets in the table against all evidence.
 
     Use it when a path is expected to be away for longer than the grace window, and to come back. Packets to a target
     without a path are dropped meanwhile. A target that is not in the table is admitted by the usual rules first. When
@@ -224,7 +223,7 @@ def _user() -> str:
 
 _DONE = {
     "drain": "gets no new connections",
-    "hold": "stays in the table whatever the evidence says",
+    "hold": "stays in the table against all evidence",
     "withdraw": "is out of the table",
 }
 

@@ -37,8 +37,9 @@ def demo(
     topology: Annotated[
         str,
         typer.Option(
-            metavar="chain|meridio",
-            help="chain: lbguard runs the distributor. meridio: beside an unmodified Meridio load balancer (nfqlb).",
+            metavar="chain|meridio|meridio2",
+            help="chain: lbguard runs the distributor. meridio, meridio2: beside an unmodified load balancer of Meridio"
+            " or Meridio-2 (nfqlb).",
         ),
     ] = "chain",
     outage: Annotated[
@@ -77,6 +78,7 @@ def demo(
       lbguard demo --scenario all --report demo.html
       lbguard demo --scenario flap --outage 2s --connections 50
       lbguard demo --topology meridio
+      lbguard demo --topology meridio2 --scenario lb-restart
       lbguard demo --scenario lb-link --outage 2s --record recordings
 
     Exit status: 0 every promise kept, 1 a promise missed, 2 not run (the message says why).

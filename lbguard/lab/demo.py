@@ -38,8 +38,9 @@ class DemoOptions:
 
     No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is on
     PATH; no columns mean both. `outage_s` is how long a link is away (seconds). nfqlb is the real one when it is on
-    PATH, else the lab's stand-in; the topology `meridio` is played on it alone. lbguard records each run in a directory
-    of its own below `record`. `parking`: lbguard parks packets. `report` and `svg` are files to write.
+    PATH, else the lab's stand-in; the topologies `meridio` and `meridio2` are played on it alone. lbguard records each
+    run in a directory of its own below `record`. `parking`: lbguard parks packets. `report` and `svg` are files that are
+    written.
     """
 
     topology: str = Topology.CHAIN
@@ -121,11 +122,13 @@ def _topology(options: DemoOptions) -> Topology:
 
 def _distributions(options: DemoOptions) -> list[Distribution]:
     reason = nfqlb.missing()
-    if options.topology == Topology.MERIDIO:
+    if options.topology != Topology.CHAIN:
         if reason := meridio.missing():
-            raise OptionError(f"topology meridio is not played here: {reason}")
+            raise OptionError(f"topology {options.topology} is not played here: {reason}")
         if set(options.distributors) - {Distribution.NFQLB}:
-            raise OptionError("topology meridio: its load balancer calls nfqlb, so that is the only distributor")
+            raise OptionError(
+                f"topology {options.topology}: its load balancer calls nfqlb, so that is the only distributor"
+            )
         return [Distribution.NFQLB]
     if not options.distributors:
         return [Distribution.NFTABLES] if reason else [Distribution.NFTABLES, Distribution.NFQLB]
@@ -243,7 +246,7 @@ def _explain(scenarios: Sequence[Scenario], runs: Sequence[Run], options: DemoOp
     console.print(LEGEND, style="dim")
     if any(scenario.newcomers for scenario in scenarios):
         console.print(NEW_LEGEND, style="dim")
-    if options.topology == Topology.MERIDIO:
+    if options.topology != Topology.CHAIN:
         console.print(MERIDIO_LEGEND, style="dim")
     if text := nfqlb_text(runs):
         console.print(text, style="dim")

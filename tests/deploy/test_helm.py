@@ -54,6 +54,7 @@ def test_every_documented_combination_renders_as_recorded(helm: Helm, name: str)
 
 
 PODS = {
+    "meridio2": "meridio2",
     "existing-memory": "own-memory",
     "admission": "meridio",
     "interposer": "meridio",

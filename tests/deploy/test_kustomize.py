@@ -13,6 +13,7 @@ from tests.deploy.charts import (
     ROOT,
     Helm,
     Object,
+    case,
     find,
     named,
     parse,
@@ -64,10 +65,12 @@ CHART_VALUES = {
     "interposer": ("settings.source=interposer", "fullnameOverride=lbguard"),
     "probe": ("guard.enabled=false", "probe.enabled=true"),
 }
+MERIDIO_2 = (case("meridio2"), "fullnameOverride=lbguard")
 
 
 @pytest.mark.parametrize(
-    ("component", "workload"), [("guard", "load-balancer"), ("interposer", "meridio"), ("probe", "proxy")]
+    ("component", "workload"),
+    [("guard", "load-balancer"), ("interposer", "meridio"), ("interposer", "meridio2"), ("probe", "proxy")],
 )
 def test_the_components_make_the_pods_that_the_chart_makes(
     tools: Path, helm4: Helm, tmp_path: Path, component: str, workload: str
@@ -76,7 +79,7 @@ def test_the_components_make_the_pods_that_the_chart_makes(
     *config_maps, built = build(
         tools, tmp_path, {"resources": [f"{workload}.yaml"], "components": [f"../components/{component}"]}
     )
-    chart = helm4.objects(*CHART_VALUES[component])
+    chart = helm4.objects(*(MERIDIO_2 if workload == "meridio2" else CHART_VALUES[component]))
     by_chart = patched(tools, file, patch_of(chart, "probe" if component == "probe" else "guard"), tmp_path)
     for config_map in config_maps:
         assert find(chart, "ConfigMap", config_map["metadata"]["name"])["data"] == config_map["data"]

@@ -1,11 +1,11 @@
 """Packet counters per target, and of packets dropped while held, for any distributor.
 
 A held target's route table has only its blackhole route, and the kernel does not count packets there. So an nftables
-table of our own checks each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both
-act at priority -150) and after flow affinity (at -140) by a route lookup: `fib daddr . mark oif missing` is true when
-the mark's table ends in a blackhole, or no route matches the packet. (`fib ... type` does not help: the kernel looks
-it up in the local table only.) With parking the mark's table has a route to the parking link before the blackhole.
-The counters are in the elements of two sets, which survive the service.
+table of our own checks each marked packet after the distributor (`queueing.py`) and after flow affinity by a route
+lookup: `fib daddr . mark oif missing` is true when the mark's table ends in a blackhole, or no route matches the
+packet. (`fib ... type` does not help: the kernel looks it up in the local table only.) With parking the mark's table
+has a route to the parking link before the blackhole. The counters are in the elements of two sets, which survive the
+service.
 """
 
 from collections.abc import Collection, Iterable
@@ -15,6 +15,7 @@ from lbguard.core.model import PARKING_LINK
 from lbguard.distributor.nftables import elements as nft_elements
 from lbguard.distributor.nftables.inventory import read_sets
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS
+from lbguard.distributor.nftables.queueing import COUNTERS_AFTER, MANGLE, LastQueue
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
 
 FAMILY = "inet"
@@ -36,11 +37,13 @@ class FallbackCounters:
 
     Counts survive a restart of the service; they start at zero again when another program removes the table. With
     `parking`, packets that leave through the parking link count as those that the fallback dropped: this costs another
-    route lookup for each packet.
+    route lookup for each packet. `queue_at_least`: see `LastQueue`.
     """
 
-    def __init__(self, *, library: str = LIBRARY, parking: bool = False) -> None:
+    def __init__(self, *, library: str = LIBRARY, parking: bool = False, queue_at_least: int = MANGLE) -> None:
         self._parking = parking
+        self._queue = LastQueue(queue_at_least)
+        self._placed_after: int | None = None
         self._session = NftSession(library)
         self._marks: frozenset[int] = frozenset()
 
@@ -86,24 +89,28 @@ class FallbackCounters:
 
     def _ensure(self, nft: NftContext) -> None:
         counted = _elements(nft, _FALLBACK), _elements(nft, _HITS)
-        lines = _structure(parking=self._parking)
+        after = self._queue.look(nft.kernel)
+        lines = _structure(after + COUNTERS_AFTER, parking=self._parking)
         for name, held in zip((_FALLBACK, _HITS), counted, strict=True):
             lines += _changes("delete", name, (held or {}).keys() - self._marks)
             lines += _changes("add", name, self._marks - (held or {}).keys())
         nft.run("\n".join(lines))
+        self._placed_after = after
 
     def _read(self, nft: NftContext, name: str) -> dict[int, HeldCount]:
         counts = _elements(nft, name)
-        if counts is None or counts.keys() != self._marks:
+        misplaced = self._queue.look(nft.kernel) != self._placed_after
+        if counts is None or counts.keys() != self._marks or misplaced:
             self._ensure(nft)
             counts = _elements(nft, name) or {}
         return counts
 
 
-def _structure(*, parking: bool) -> list[str]:
+def _structure(priority: int, *, parking: bool) -> list[str]:
     """Return commands that renew the rules and keep existing counts.
 
-    Earlier versions had the chain `prerouting` at the priority of flow affinity, and acted before it or after it.
+    The priority of a chain cannot be changed, so the chain is made again. Earlier versions had the chain `prerouting`
+    at the priority of flow affinity, and acted before it or after it.
     """
     # A second lookup in the set of hits would count a packet twice.
     rule = f"add rule {FAMILY} {TABLE} marked"
@@ -112,11 +119,12 @@ def _structure(*, parking: bool) -> list[str]:
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
         f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_FALLBACK} {{ type mark; counter; }}",
-        f"add chain {FAMILY} {TABLE} prerouting",
-        f"flush chain {FAMILY} {TABLE} prerouting",
-        f"delete chain {FAMILY} {TABLE} prerouting",
-        f"add chain {FAMILY} {TABLE} marked {{ type filter hook prerouting priority -139; policy accept; }}",
-        f"flush chain {FAMILY} {TABLE} marked",
+        *(
+            f"{verb} chain {FAMILY} {TABLE} {n}"
+            for n in ("prerouting", "marked")
+            for verb in ("add", "flush", "delete")
+        ),
+        f"add chain {FAMILY} {TABLE} marked {{ type filter hook prerouting priority {priority}; policy accept; }}",
         f"{rule} meta mark @{_HITS} fib daddr . mark oif missing meta mark @{_FALLBACK}",
         *([parked] if parking else []),
     ]

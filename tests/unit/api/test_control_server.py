@@ -14,7 +14,6 @@ from lbguard.api.control_server import REASON_MAX, TARGETS_MAX, WHO_MAX, Control
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.server import ApiServer
-from lbguard.api.verdicts.listener import VerdictListener
 from lbguard.core.effects import OverrideAnswered
 from lbguard.core.events import OverrideRequested
 from lbguard.core.manual import REFUSALS
@@ -177,9 +176,3 @@ async def test_an_action_that_nobody_knows_is_refused(served: Served) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Override(pb.OverrideRequest(action=number, targets=["1"]))  # type: ignore[arg-type]
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-def test_no_listener_on_tcp_serves_commands() -> None:
-    import inspect
-
-    assert "Control" not in inspect.getsource(inspect.getmodule(VerdictListener))  # type: ignore[arg-type]

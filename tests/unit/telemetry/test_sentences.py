@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from lbguard.core.model import Action, Condition, Evidence, TargetState
+from lbguard.core.model import Action, Condition, Evidence, ManualAction, Override, TargetState
 from lbguard.core.status import AffinityStatus, PathStatus, Prediction
 from lbguard.telemetry.sentences import decision_sentence, new_connections, seconds, target_story
 from tests.unit.examples import IPV4, IPV6, affinity, decision, path, target
@@ -306,6 +308,59 @@ def test_a_target_outside_of_the_table_gets_no_new_connection_from_it() -> None:
     out = target(state=TargetState.WITHDRAWN, cause="no_link", paths=(lost,))
     assert new_connections(out, lost, affinity()) == ""
     assert "New IPv4" not in target_story(out, 100.0, [], affinity=affinity())
+
+
+ORDER = Override(action=ManualAction.WITHDRAW, since=100.0, until=700.0, who="anna", reason="rack 7")
+
+
+@pytest.mark.parametrize(
+    ("action", "cause", "at", "sentence"),
+    [
+        (Action.OVERRIDE, "manual_withdraw", 100.0, "manual_withdraw for 10m by anna (rack 7)"),
+        (Action.TAKE_OUT, "manual_withdraw", 100.0, "manual_withdraw, out of the table at once"),
+        (
+            Action.KEEP,
+            "manual_hold",
+            200.0,
+            "manual_hold, its deadline passed and it stays in the table for 500s more",
+        ),
+        (
+            Action.RELEASE,
+            "manual_released",
+            160.0,
+            "manual_released, an operator released it, withdraw by anna (rack 7) 1m ago",
+        ),
+        (
+            Action.RELEASE,
+            "manual_expired",
+            700.0,
+            "manual_expired, its time is over, withdraw by anna (rack 7) 10m ago",
+        ),
+    ],
+)
+def test_a_decision_says_who_ordered_it_why_and_until_when(
+    action: Action, cause: str, at: float, sentence: str
+) -> None:
+    told = decision_sentence(replace(decision(action, cause=cause, at=at), override=ORDER))
+    assert told == f"{action} stream-a/1: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("state", "action", "what"),
+    [
+        (TargetState.WITHDRAWN, ManualAction.WITHDRAW, "anna withdrew it by hand"),
+        (TargetState.ACTIVE, ManualAction.HOLD, "anna holds it by hand"),
+        (TargetState.DRAINING, ManualAction.DRAIN, "anna drains it by hand"),
+        (TargetState.PENDING, ManualAction.HOLD, "It is not in the table, and is admitted by the usual rules first."),
+        (TargetState.WITHDRAWN, ManualAction.WITHDRAW, "It is not admitted before."),
+    ],
+)
+def test_a_story_says_how_to_end_what_an_operator_ordered(state: TargetState, action: ManualAction, what: str) -> None:
+    overridden = replace(target(1, state), override=replace(ORDER, action=action), draining=state == "draining")
+    story = target_story(overridden, 160.0, [])
+    assert what in story
+    assert "since 1m: rack 7. That ends in 9m; `lbguard release stream-a/1` ends it now." in story
+    assert "The source" not in story
 
 
 def test_a_newline_in_a_name_makes_no_sentence() -> None:

@@ -119,6 +119,9 @@ and in the load balancer's own container (env has something in it with settings.
 {{- with include "lbguard.sharedMounts" .root | trim }}
 {{ . }}
 {{- end }}
+{{- with include "lbguard.readiness.guardMounts" .root | trim }}
+{{ . }}
+{{- end }}
 {{- if include "lbguard.targetsConfigMap" .root }}
 - name: lbguard-targets
   mountPath: /etc/lbguard/targets
@@ -181,6 +184,9 @@ httpGet:
   emptyDir:
     medium: Memory
     sizeLimit: {{ $values.interposer.sizeLimit }}
+{{- end }}
+{{- with include "lbguard.readiness.volume" .root | trim }}
+{{ . }}
 {{- end }}
 {{- if include "lbguard.recordingVolume" .root }}
 - name: lbguard-recording
