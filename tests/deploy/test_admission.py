@@ -27,6 +27,7 @@ from tests.deploy.charts import (
 pytestmark = pytest.mark.timeout(300)
 
 INTERPOSER = ("admission.policy=kubernetes", "guard.podSelector.app=stateless-lb-frontend")
+MERIDIO_2 = ("admission.policy=kubernetes", "guard.podSelector.app=stateless-load-balancer")
 OWN_MEMORY = ("guard.podSelector.app=load-balancer", "admission.policy=kubernetes")
 
 
@@ -101,6 +102,7 @@ VOLUMES = ("settings.parking.enabled=true", "settings.affinity.mode=all", "setti
 POLICIES: list[tuple[str, str, tuple[str, ...]]] = [
     ("admission", "meridio", ()),
     ("owner", "meridio", INTERPOSER),
+    ("meridio2", "meridio2", MERIDIO_2),
     ("existing-memory", "own-memory", OWN_MEMORY),
     ("container", "load-balancer", PLAIN),
     ("tuned", "load-balancer", (*PLAIN, *VOLUMES)),

@@ -19,14 +19,30 @@ any:
           {{- include "lbguard.admissionSelector" . | nindent 10 }}
 {{- end }}
 
-{{- define "lbguard.kyvernoPolicy" -}}
-{{- $root := .root -}}
-{{- $env := "" -}}
-{{- $mounts := "" -}}
+{{/* What the pod's other containers get, as a list of containers: the load balancer's, and that of its router. */}}
+{{- define "lbguard.otherContainers" -}}
 {{- if eq .component "guard" -}}
-{{- $env = include "lbguard.guard.loadBalancerEnv" $root -}}
-{{- $mounts = include "lbguard.guard.loadBalancerMounts" $root | trim -}}
-{{- end -}}
+{{- $env := include "lbguard.guard.loadBalancerEnv" .root -}}
+{{- $mounts := include "lbguard.guard.loadBalancerMounts" .root | trim -}}
+{{- if or $env $mounts }}
+- name: {{ .root.Values.guard.loadBalancerContainer }}
+  {{- with $env }}
+  env:
+    {{- . | nindent 4 }}
+  {{- end }}
+  {{- with $mounts }}
+  volumeMounts:
+    {{- . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{ include "lbguard.readiness.router" .root }}
+{{- end }}
+{{- end }}
+
+{{- define "lbguard.kyvernoPolicy" -}}
+{{- $given := . -}}
+{{- $root := .root -}}
+{{- $others := include "lbguard.otherContainers" . | fromYamlArray -}}
 apiVersion: kyverno.io/v1
 kind: Policy
 metadata:
@@ -39,22 +55,22 @@ metadata:
 spec:
   failurePolicy: {{ $root.Values.admission.failurePolicy }}
   rules:
-    {{- if or $env $mounts }}
-    - name: load-balancer
+    {{- range $container := $others }}
+    - name: container-{{ $container.name }}
       match:
-        {{- include "lbguard.kyvernoMatch" . | nindent 8 }}
+        {{- include "lbguard.kyvernoMatch" $given | nindent 8 }}
       mutate:
         patchStrategicMerge:
           spec:
             containers:
-              - (name): {{ $root.Values.guard.loadBalancerContainer }}
-                {{- with $env }}
+              - (name): {{ $container.name }}
+                {{- with $container.env }}
                 env:
-                  {{- . | nindent 18 }}
+                  {{- toYaml . | nindent 18 }}
                 {{- end }}
-                {{- with $mounts }}
+                {{- with $container.volumeMounts }}
                 volumeMounts:
-                  {{- . | nindent 18 }}
+                  {{- toYaml . | nindent 18 }}
                 {{- end }}
     {{- end }}
     - name: lbguard
@@ -91,12 +107,12 @@ spec:
 {{- $field := include "lbguard.containersField" . -}}
 {{- $container := include "lbguard.containerForField" . | fromYamlArray -}}
 {{- $patches := list -}}
-{{- if eq .component "guard" -}}
-{{- $balancer := dict "of" "object.spec.containers[variables.balancer]" "path" "\"/spec/containers/\" + string(variables.balancer)" -}}
-{{- $env := include "lbguard.guard.loadBalancerEnv" $root | fromYamlArray -}}
-{{- $mounts := include "lbguard.guard.loadBalancerMounts" $root | fromYamlArray -}}
-{{- $patches = append $patches (merge (dict "items" $env "key" "name" "field" "env" "type" "Object.spec.containers.env") $balancer) -}}
-{{- $patches = append $patches (merge (dict "items" $mounts "key" "mountPath" "field" "volumeMounts" "type" "Object.spec.containers.volumeMounts") $balancer) -}}
+{{- $others := include "lbguard.otherContainers" . | fromYamlArray -}}
+{{- range $number, $other := $others -}}
+{{- $place := printf "variables.container%d" $number -}}
+{{- $of := dict "of" (printf "object.spec.containers[%s]" $place) "path" (printf "\"/spec/containers/\" + string(%s)" $place) -}}
+{{- $patches = append $patches (merge (dict "items" $other.env "key" "name" "field" "env" "type" "Object.spec.containers.env") $of) -}}
+{{- $patches = append $patches (merge (dict "items" $other.volumeMounts "key" "mountPath" "field" "volumeMounts" "type" "Object.spec.containers.volumeMounts") $of) -}}
 {{- end -}}
 {{- $volumes := include "lbguard.admissionVolumes" . | fromYamlArray -}}
 {{- range $field, $items := dict $field $container "volumes" $volumes "imagePullSecrets" $root.Values.image.pullSecrets -}}
@@ -122,13 +138,17 @@ spec:
       expression: >-
         !object.spec.containers.exists(c, c.name == "lbguard") &&
         !(has(object.spec.initContainers) && object.spec.initContainers.exists(c, c.name == "lbguard"))
-    {{- if eq .component "guard" }}
-    - name: has-load-balancer
-      expression: object.spec.containers.exists(c, c.name == {{ $root.Values.guard.loadBalancerContainer | toJson }})
-  variables:
-    - name: balancer
-      expression: object.spec.containers.map(c, c.name).indexOf({{ $root.Values.guard.loadBalancerContainer | toJson }})
+    {{- range $number, $other := $others }}
+    - name: has-container-{{ $number }}
+      expression: object.spec.containers.exists(c, c.name == {{ $other.name | toJson }})
     {{- end }}
+  {{- with $others }}
+  variables:
+    {{- range $number, $other := . }}
+    - name: container{{ $number }}
+      expression: object.spec.containers.map(c, c.name).indexOf({{ $other.name | toJson }})
+    {{- end }}
+  {{- end }}
   mutations:
     # JSON patches: an apply configuration may set no lists without keys, such as args and capabilities.
     {{- range $patch := $patches }}
