@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,15 +11,18 @@ from typing import NoReturn, Self
 import grpc
 from grpc.experimental import ChannelOptions
 
-from lbguard.api.convert import decision_from_proto, status_from_proto, target_from_proto
+from lbguard.api.convert import TO_MANUAL, decision_from_proto, state_from_proto, status_from_proto, target_from_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.core.model import Decision, TargetKey
+from lbguard.core.model import Decision, ManualAction, TargetKey, TargetState
 from lbguard.core.status import GuardStatus, TargetStatus
-from lbguard.errors import CommandError
+from lbguard.errors import EXIT_REFUSED, CommandError
+from lbguard.settings.difference import Difference
 from lbguard.settings.notation import unix_target
 
 CALL_TIMEOUT_S = 10.0
+_PIECE_BYTES = 4096
+"""Content of one message with a file. The server's limit of a message is for verdicts, and a file may be larger."""
 _ANSWER_BYTES_MAX = 256 * 2**20
 
 
@@ -31,6 +34,21 @@ class ServiceNotRunning(ClientError):  # noqa: N818 (it names the state)
     """The service is not running: nothing listens on its socket."""
 
 
+class FileRefused(CommandError):  # noqa: N818 (it names the state)
+    """The service would refuse a settings file; `lines` has the reasons."""
+
+    exit_status = EXIT_REFUSED
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self._problems = tuple(problems)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the problems."""
+        return self._problems
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """One target explained. `target` is None when the source no longer lists it; `decisions` are oldest first."""
@@ -40,6 +58,39 @@ class Explanation:
     now: float
     decisions: tuple[tuple[Decision, float], ...]
     story: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Command of an operator about targets, streams and links, by name. `duration_s` 0: the service's default."""
+
+    action: ManualAction
+    targets: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    all: bool = False
+    duration_s: float = 0.0
+    reason: str = ""
+    who: str = ""
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overridden:
+    """A target of a command. `state`: the present one, None when it is gone. `changed`: there was something to do."""
+
+    key: TargetKey
+    state: TargetState | None
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """A command that was carried out. `not_remembered`: why a restart would forget it; empty: it would not."""
+
+    targets: tuple[Overridden, ...]
+    duration_s: float
+    not_remembered: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +120,7 @@ class GuardClient:
             ],
         )
         self._stub = pb_grpc.GuardServiceStub(self._channel)
+        self._control = pb_grpc.ControlServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         _check_socket(self._path)
@@ -104,6 +156,60 @@ class GuardClient:
             now=response.now_s,
             decisions=tuple(decision_from_proto(decision) for decision in response.decisions),
             story=response.story,
+        )
+
+    def override(self, command: Command) -> Carried:
+        """Give a command of an operator."""
+        request = pb.OverrideRequest(
+            action=TO_MANUAL[command.action],
+            targets=command.targets,
+            streams=command.streams,
+            links=command.links,
+            all=command.all,
+            duration_s=command.duration_s,
+            reason=command.reason,
+            who=command.who,
+            force=command.force,
+        )
+        try:
+            response = self._control.Override(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise ClientError(
+                    "the service takes no commands: control.enabled is false, or it is an older version; set"
+                    " control.enabled=true and restart it"
+                ) from None
+            self._fail(error)
+        return Carried(
+            targets=tuple(
+                Overridden(
+                    key=TargetKey(each.stream, each.identifier),
+                    state=state_from_proto(each.state) if each.state else None,
+                    changed=each.changed,
+                )
+                for each in response.targets
+            ),
+            duration_s=response.duration_s,
+            not_remembered=response.not_remembered,
+        )
+
+    def compare_settings(self, content: bytes, name: str) -> tuple[Difference, ...]:
+        """Return what a settings file would change if it were the service's.
+
+        Raises:
+            FileRefused: the service would refuse it.
+        """
+        pieces = range(0, max(1, len(content)), _PIECE_BYTES)
+        requests = (pb.CompareSettingsRequest(name=name, content=content[at : at + _PIECE_BYTES]) for at in pieces)
+        try:
+            response = pb_grpc.SettingsServiceStub(self._channel).CompareSettings(requests, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            self._fail(error)
+        if response.problems:
+            raise FileRefused(response.problems)
+        return tuple(
+            Difference(name=each.name, running=each.running, wanted=each.wanted, live=each.live)
+            for each in response.differences
         )
 
     def watch(self, history: int, *, follow: bool) -> Iterator[Watched]:

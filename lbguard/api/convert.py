@@ -4,7 +4,17 @@ import math
 
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.core.addr import format_ip, parse_ip
-from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState, VerdictState
+from lbguard.core.model import (
+    Action,
+    Condition,
+    Decision,
+    Evidence,
+    ManualAction,
+    Override,
+    TargetKey,
+    TargetState,
+    VerdictState,
+)
 from lbguard.core.status import (
     AffinityStatus,
     FamilyStatus,
@@ -29,6 +39,14 @@ _TO_STATE = {
     TargetState.DRAINING: pb.TARGET_STATE_DRAINING,
 }
 _FROM_STATE = {number: state for state, number in _TO_STATE.items()}
+
+TO_MANUAL = {
+    ManualAction.DRAIN: pb.MANUAL_ACTION_DRAIN,
+    ManualAction.HOLD: pb.MANUAL_ACTION_HOLD,
+    ManualAction.WITHDRAW: pb.MANUAL_ACTION_WITHDRAW,
+    ManualAction.RELEASE: pb.MANUAL_ACTION_RELEASE,
+}
+FROM_MANUAL = {number: action for action, number in TO_MANUAL.items()}
 
 
 def status_to_proto(status: GuardStatus) -> pb.Status:
@@ -169,6 +187,7 @@ def _stream_to_proto(stream: StreamStatus) -> pb.Stream:
         table_committed=stream.table_committed,
         local_vips=stream.local_vips,
         families=[pb.Family(ipv4=each.ipv4, held=each.held, withdrawn=each.withdrawn) for each in stream.families],
+        commit_at_s=stream.commit_at,
     )
 
 
@@ -188,6 +207,7 @@ def _stream_from_proto(message: pb.Stream) -> StreamStatus:
         families=tuple(
             FamilyStatus(ipv4=each.ipv4, held=each.held, withdrawn=each.withdrawn) for each in message.families
         ),
+        commit_at=message.commit_at_s if message.HasField("commit_at_s") else None,
     )
 
 
@@ -221,7 +241,28 @@ def target_to_proto(target: TargetStatus) -> pb.Target:
         prediction=_prediction_to_proto(target.prediction),
         draining=target.draining,
         unlisted=target.unlisted,
+        commit_at_s=target.commit_at,
+        override=_override_to_proto(target.override),
     )
+
+
+def _override_to_proto(override: Override | None) -> pb.Override | None:
+    if override is None:
+        return None
+    return pb.Override(
+        action=TO_MANUAL[override.action],
+        since_s=override.since,
+        until_s=override.until,
+        who=override.who,
+        reason=override.reason,
+    )
+
+
+def _override_from_proto(message: pb.Override) -> Override | None:
+    action = FROM_MANUAL.get(message.action)
+    if action is None:
+        return None  # of a newer service
+    return Override(action=action, since=message.since_s, until=message.until_s, who=message.who, reason=message.reason)
 
 
 def _prediction_to_proto(prediction: Prediction | None) -> pb.Prediction | None:
@@ -304,6 +345,8 @@ def target_from_proto(message: pb.Target) -> TargetStatus:
         prediction=_prediction_from_proto(message.prediction) if message.HasField("prediction") else None,
         draining=message.draining,
         unlisted=message.unlisted,
+        commit_at=message.commit_at_s if message.HasField("commit_at_s") else None,
+        override=_override_from_proto(message.override) if message.HasField("override") else None,
     )
 
 
@@ -338,6 +381,7 @@ def decision_to_proto(decision: Decision, wall_time: float) -> pb.Decision:
             )
             for item in decision.evidence
         ],
+        override=_override_to_proto(decision.override),
     )
     nanos = round(wall_time * 1e9)
     message.time.seconds, message.time.nanos = math.floor(nanos // 10**9), nanos % 10**9
@@ -374,8 +418,23 @@ def decision_from_proto(message: pb.Decision) -> tuple[Decision, float]:
             )
             for item in message.evidence
         ),
+        override=_override_from_proto(message.override) if message.HasField("override") else None,
     )
     return decision, message.time.seconds + message.time.nanos / 1e9
+
+
+def state_to_proto(state: TargetState) -> "pb.TargetState.ValueType":
+    """Return the number of a state."""
+    return _TO_STATE[state]
+
+
+def state_from_proto(number: "pb.TargetState.ValueType") -> TargetState:
+    """Return the state of a number.
+
+    Raises:
+        ValueError: this version does not know it.
+    """
+    return _state(number)
 
 
 def _state(number: "pb.TargetState.ValueType") -> TargetState:

@@ -1,4 +1,4 @@
-"""gRPC server of the running service on its unix socket: status, decisions, and the intake of verdicts."""
+"""gRPC server of the running service on its unix socket: status, decisions, intake of verdicts, and commands."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -9,17 +9,20 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from lbguard.api.calls import CallRooms
+from lbguard.api.control_server import ControlService
 from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
 from lbguard.api.feeds import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.api.settings_server import SettingsService, SettingsView
+from lbguard.api.targets import TargetUnclear, find_target, identifier_of, only
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, unix_names
-from lbguard.core.addr import format_ip, parse_ip
 from lbguard.core.model import Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.errors import StartError
 from lbguard.rpc.unix_socket import ServedSocket, SocketError
 from lbguard.settings.peers import UNIX_PEER
+from lbguard.telemetry.outlook import connections_outlook
 from lbguard.telemetry.sentences import target_story
 
 SOCKET_MODE = 0o660
@@ -27,9 +30,6 @@ LIVENESS, READINESS = "Liveness", "Readiness"
 
 _REQUEST_BYTES_MAX = 64 * 1024
 _CALLS_PER_CONNECTION = 100
-_NAMES_SHOWN = 5
-_TEXT_SHOWN = 100
-_DIGITS_MAX = 10
 
 
 class ApiError(StartError):
@@ -51,61 +51,6 @@ class DecisionFeed(Protocol):
 
     def subscribe(self) -> Subscription:
         """Return a feed of the decisions from now on."""
-
-
-class TargetUnclear(Exception):  # noqa: N818 (it names the answer)
-    """No target, or several, are meant by a text; `found` holds how many."""
-
-    def __init__(self, text: str, found: int) -> None:
-        super().__init__(text)
-        self.found = found
-
-
-def find_target(text: str, targets: Sequence[TargetStatus]) -> TargetKey:
-    """Find the target that a text names.
-
-    Args:
-        text: `stream/identifier`, or an identifier or IP address that only one target has.
-        targets: the known targets.
-
-    Raises:
-        TargetUnclear: none or several are meant; the text says which.
-    """
-    stream, slash, number = text.rpartition("/")
-    identifier = _identifier(number)
-    if slash and identifier is not None and ":" not in stream and "." not in stream[:1]:
-        key = TargetKey(stream, identifier)
-        if any((target.stream, target.identifier) == key for target in targets):
-            return key
-    if not slash and identifier is not None:
-        found = [target for target in targets if target.identifier == identifier]
-    else:
-        try:
-            ip = format_ip(parse_ip(text))
-        except ValueError:
-            hint = "write stream/identifier, an identifier or an IP"
-            raise TargetUnclear(f"no target {_shown(text)}; {hint}", 0) from None
-        found = [target for target in targets if any(path.ip == ip for path in target.paths)]
-    return _only(text, [TargetKey(target.stream, target.identifier) for target in found])
-
-
-def _only(text: str, keys: Sequence[TargetKey]) -> TargetKey:
-    if len(keys) == 1:
-        return keys[0]
-    if not keys:
-        raise TargetUnclear(f"no target {_shown(text)}", 0)
-    names = ", ".join(map(str, keys[:_NAMES_SHOWN])) + (", ..." if len(keys) > _NAMES_SHOWN else "")
-    raise TargetUnclear(f"{_shown(text)} is the name of {len(keys)} targets: {names}", len(keys))
-
-
-def _identifier(text: str) -> int | None:
-    """Read an identifier; what has more digits than any is none, and no work is put into it."""
-    return int(text) if len(text) <= _DIGITS_MAX and text.isascii() and text.isdigit() else None
-
-
-def _shown(text: str) -> str:
-    """Quote a name from a request, shortened to the size limit of a status."""
-    return repr(text) if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]!r}..."
 
 
 class _GuardService(pb_grpc.GuardServiceServicer):
@@ -150,6 +95,10 @@ class _GuardService(pb_grpc.GuardServiceServicer):
                     affinity=status.affinity,
                     parking=status.parking,
                 )
+                if not status.observe:
+                    response.story = "\n".join(
+                        [response.story, *connections_outlook(target, status.now, status.affinity)]
+                    )
         return response
 
     async def WatchDecisions(  # noqa: N802
@@ -178,12 +127,12 @@ class _GuardService(pb_grpc.GuardServiceServicer):
             gone = [] if unclear.found else self._gone(text)
             if not gone:
                 raise
-            return _only(text, gone)
+            return only(text, gone)
 
     def _gone(self, text: str) -> list[TargetKey]:
         """Return the targets of a name, or of an identifier alone, that decisions are kept of."""
         stream, slash, number = text.rpartition("/")
-        identifier = _identifier(number)
+        identifier = identifier_of(number)
         if identifier is None:
             return []
         if slash:
@@ -202,19 +151,30 @@ async def _refuse(
 
 
 class ApiServer:
-    """Serves GuardService, VerdictService and the standard health service on a unix socket.
+    """Serves the services of the API and the standard health service on a unix socket.
 
     Args:
         path: the socket; its directory is made when missing.
         view: what to show.
         feed: new decisions.
         verdicts: where verdicts go; None: VerdictService is not served.
+        control: takes the commands of operators; None: ControlService is not served.
+        settings: the settings in force; None: SettingsService is not served.
     """
 
     def __init__(
-        self, path: Path, view: GuardView, feed: DecisionFeed, *, verdicts: VerdictIntake | None = None
+        self,
+        path: Path,
+        view: GuardView,
+        feed: DecisionFeed,
+        *,
+        verdicts: VerdictIntake | None = None,
+        control: ControlService | None = None,
+        settings: SettingsView | None = None,
     ) -> None:
         self._verdicts = verdicts
+        self._control = control
+        self._settings = None if settings is None else SettingsService(settings)
         self._service = _GuardService(view, feed)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self.socket = ServedSocket(path, "socket", SOCKET_MODE, self._make_server)
@@ -246,6 +206,10 @@ class ApiServer:
         if verdicts is not None:
             server.add_generic_rpc_handlers((verdicts.handlers(unix_names),))
         pb_grpc.add_GuardServiceServicer_to_server(self._service, server)
+        if self._control is not None:
+            pb_grpc.add_ControlServiceServicer_to_server(self._control, server)
+        if self._settings is not None:
+            pb_grpc.add_SettingsServiceServicer_to_server(self._settings, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
 

@@ -13,7 +13,7 @@ from lbguard.telemetry.output import is_read, print_error, print_json, print_tex
 
 _INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.1, 60.0
 
-_DEFAULT_SOCKET = Path(DEFAULT_SOCKET)
+DEFAULT_SOCKET_PATH = Path(DEFAULT_SOCKET)
 
 SocketOption = Annotated[
     Path, typer.Option("--socket", envvar="LBGUARD_SOCKET", metavar="PATH", help="Socket of the running service.")
@@ -21,7 +21,7 @@ SocketOption = Annotated[
 
 
 def status(
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     as_json: JsonOption = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show every target, not only the first 200.")] = False,
 ) -> None:
@@ -48,7 +48,7 @@ def status(
 
 
 def top(
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     interval: Annotated[
         str, typer.Option("--interval", metavar="DURATION", help="Time between two updates, 100ms to 1m.")
     ] = "1s",
@@ -56,8 +56,9 @@ def top(
 ) -> None:
     """Watch streams, targets, links and decisions live.
 
-    Deadlines count down; targets that are not active come first. Leave with q or Ctrl-C. The view waits while the
-    service does not run, and continues when it is back. Without a terminal it is printed once, as with --once.
+    Deadlines count down; targets that are not active come first. The arrow keys and PgUp, PgDn, Home and End scroll
+    through the targets, / filters them by words (`held nsm0`), ? shows every key, q or Ctrl-C leaves. The view waits
+    while the service does not run, and continues when it is back. Without a terminal it is printed once.
 
     \b
     Examples:
@@ -79,13 +80,13 @@ def top(
         ) from None
     # gRPC would print its own messages over the view when the service ends. It reads this variable when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from lbguard.cli.top import run_top
+    from lbguard.cli.top_terminal import run_top
 
     run_top(socket, interval_s, once=once)
 
 
 def events(
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     last: Annotated[
         int, typer.Option("--last", metavar="N", min=0, max=10_000, help="Show this many past decisions first.")
     ] = 20,
@@ -123,13 +124,14 @@ def events(
 
 def explain(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="STREAM/IDENTIFIER, an identifier, or an IP.")],
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     as_json: JsonOption = False,
 ) -> None:
     """Explain why a target is in its state, and what happens next.
 
-    The output lists its state, its paths, the verdicts of reporters, the time of its withdrawal or re-admission, and
-    its last decisions. An identifier or an IP alone suffices if only one target has it.
+    The output lists its state, its paths, the verdicts of reporters, the time of its withdrawal or re-admission, what
+    its new and its open connections get and until when, which settings would change it, and its last decisions. An
+    identifier or an IP alone suffices if only one target has it.
 
     \b
     Examples:
@@ -150,7 +152,7 @@ def explain(
 
 
 def health(
-    socket: SocketOption = _DEFAULT_SOCKET,
+    socket: SocketOption = DEFAULT_SOCKET_PATH,
     ready: Annotated[bool, typer.Option("--ready/--live", help="Ready: all inputs are read. Live: it answers.")] = True,
 ) -> None:
     """Query whether the service is ready, or alive.

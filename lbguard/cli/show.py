@@ -17,6 +17,7 @@ from lbguard.cli.status_words import (
     condition,
     headline,
     kept_packets,
+    list_change_note,
     local_vips_note,
     new_flows,
     then,
@@ -25,14 +26,14 @@ from lbguard.cli.status_words import (
 from lbguard.core.addr import format_ip, is_ipv4
 from lbguard.core.model import Decision, FamilyEvidence, TargetState
 from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
-from lbguard.printable import printable, printable_values
+from lbguard.printable import printable, printable_lines, printable_values
 from lbguard.telemetry.console import TextConsole
-from lbguard.telemetry.log import decision_fields
-from lbguard.telemetry.sentences import decision_sentence
+from lbguard.telemetry.log import decision_fields, override_fields
+from lbguard.telemetry.sentences import decision_sentence, given_by, span
 
 if TYPE_CHECKING:
     from lbguard.api.client import Explanation
-    from lbguard.cli.host_check import Finding
+    from lbguard.cli.host import Finding
     from lbguard.probe.once import OnceReport
     from lbguard.settings.check import ConfigWarning
     from lbguard.settings.model import Loaded
@@ -83,29 +84,49 @@ def config_json(
     }
 
 
-def show_config(loaded: "Loaded", warnings: "Sequence[ConfigWarning]", findings: "Sequence[Finding]") -> None:
-    """Print every setting, and after them what deserves a look."""
+def show_config(
+    loaded: "Loaded",
+    warnings: "Sequence[ConfigWarning]",
+    findings: "Sequence[Finding]",
+    *,
+    show_all: bool = False,
+) -> None:
+    """Print what deserves a look, and after it the settings that a source gives (or all of them)."""
     from lbguard.settings.model import Settings
     from lbguard.settings.sources import leaves
 
     console = TextConsole()
-    table = _table("SETTING", "VALUE", "FROM", "MEANING")
-    for leaf in leaves(Settings):
+    _show_problems(console, warnings, findings)
+    every = list(leaves(Settings))
+    given = [leaf for leaf in every if loaded.origins[leaf.name] != "default"]
+    shown = every if show_all else given
+    table = _table("SETTING", "VALUE", "DEFAULT", "FROM", "MEANING")
+    for leaf in shown:
         origin = loaded.origins[leaf.name]
-        value = printable(leaf.show(_value(loaded, leaf.name))) or "-"
-        _row(table, leaf.name, value, printable(origin), leaf.help, style="dim" if origin == "default" else "")
-    console.print(table)
-    console.print()
+        value, default = (printable(leaf.show(what)) or "-" for what in (_value(loaded, leaf.name), leaf.default))
+        style = "dim" if show_all and origin == "default" else ""
+        _row(table, leaf.name, value, default, printable(origin), leaf.help, style=style)
+    if shown:
+        console.print()
+        console.print(table)
+    if not show_all:
+        console.print()
+        others = len(every) - len(given)
+        console.print(
+            f"{others} {'other settings have' if given else 'settings have'} their default: --all shows them."
+        )
+
+
+def _show_problems(console: TextConsole, warnings: "Sequence[ConfigWarning]", findings: "Sequence[Finding]") -> None:
+    """Print errors, then warnings, each with its remedy."""
+    said = [("warning", warning.name, warning.what, warning.remedy) for warning in warnings]
+    said += [(str(finding.severity), finding.id, finding.what, finding.remedy) for finding in findings]
     # In a file or a pipe each takes one line, however long.
     soft_wrap = not console.is_terminal
-    for warning in printable_values(list(warnings)):
-        console.print(f"warning {warning.name}: {warning.what}", style="yellow", soft_wrap=soft_wrap)
-        console.print(f"        -> {warning.remedy}", soft_wrap=soft_wrap)
-    for finding in printable_values(list(findings)):
-        what = f"{finding.severity} {finding.id}: {finding.what}"
-        console.print(what, style=_severity_style(finding.severity), soft_wrap=soft_wrap)
-        console.print(f"        -> {finding.remedy}", soft_wrap=soft_wrap)
-    if not warnings and not findings:
+    for severity, name, what, remedy in sorted(printable_values(said), key=lambda each: each[0] != "error"):
+        console.print(f"{severity} {name}: {what}", style=_severity_style(severity), soft_wrap=soft_wrap)
+        console.print(f"        -> {remedy}", soft_wrap=soft_wrap)
+    if not said:
         console.print("Nothing to warn of.", style="green")
 
 
@@ -168,24 +189,32 @@ def status_json(status: GuardStatus) -> dict[str, object]:
     """Return a status as plain values; moments become ages and times left, in seconds."""
     values: dict[str, Any] = asdict(status)
     del values["now"]
+    for stream in values["streams"]:
+        stream["commit_in_s"] = _left_s(stream.pop("commit_at"), status.now)
     values["targets"] = [target_json(target, status.now) for target in status.targets]
     return values
+
+
+def _left_s(at: float | None, now: float) -> float | None:
+    return None if at is None else round(at - now, 3)
 
 
 def target_json(target: TargetStatus, now: float) -> dict[str, object]:
     """Return a target as plain values; moments become ages and times left, in seconds."""
     values: dict[str, Any] = asdict(target)
-    del values["since"], values["deadline"]
+    del values["since"], values["deadline"], values["commit_at"]
     values["age_s"] = round(now - target.since, 3)
-    values["deadline_in_s"] = None if target.deadline is None else round(target.deadline - now, 3)
+    values["deadline_in_s"] = _left_s(target.deadline, now)
+    values["commit_in_s"] = _left_s(target.commit_at, now)
     prediction = target.prediction
     values["prediction"] = prediction and {
         "action": str(prediction.action),
-        "in_s": None if prediction.at is None else round(prediction.at - now, 3),
-        "until_in_s": None if prediction.until is None else round(prediction.until - now, 3),
+        "in_s": _left_s(prediction.at, now),
+        "until_in_s": _left_s(prediction.until, now),
         "wait_s": round(prediction.wait_s, 3),
         "why": prediction.why,
     }
+    values["override"] = None if target.override is None else override_fields(target.override, now)
     return values
 
 
@@ -209,6 +238,7 @@ def _show_streams(console: TextConsole, status: GuardStatus) -> None:
             for text in (
                 "" if stream.available else stream.availability_reason,
                 "mass failure: targets are frozen, not withdrawn" if stream.mass_failure else "",
+                list_change_note(stream, status.now),
                 local_vips_note(stream),
             )
             if text
@@ -227,7 +257,8 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
     columns = ["TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "IP", "PATH"]
     columns += ["NEW FLOWS"] if status.affinity is not None else []
     columns += ["KEPT"] if status.parking is not None else []
-    table = _table(*columns, "LINK", "NEIGHBOUR", *(["VERDICT"] if judged else []))
+    by_hand = any(target.override is not None for target in shown)
+    table = _table(*columns, "LINK", "NEIGHBOUR", *(["VERDICT"] if judged else []), *(["BY HAND"] if by_hand else []))
     for target in shown:
         paths = target.paths
         _row(
@@ -245,11 +276,20 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
             "\n".join(path.ifname or "-" for path in paths),
             "\n".join(f"{path.neighbor or '-'} {path.mac if path.mac != '-' else ''}".strip() for path in paths),
             *(["\n".join(_verdicts(path, status.now) for path in paths)] if judged else []),
+            *([_by_hand(target, status.now)] if by_hand else []),
         )
     console.print(table if targets else "No targets.")
     if len(shown) < len(targets):
         console.print(f"... and {len(targets) - len(shown)} more: lbguard status --all")
     console.print()
+
+
+def _by_hand(target: TargetStatus, now: float) -> str:
+    """Return an operator's override in a few words; empty: there is none."""
+    override = target.override
+    if override is None:
+        return ""
+    return f"{override.action} for {span(override.until - now)} more{given_by(override)}"
 
 
 def _verdicts(path: PathStatus, now: float) -> str:
@@ -314,7 +354,7 @@ def explanation_json(explanation: "Explanation") -> dict[str, object]:
 def show_explanation(explanation: "Explanation") -> None:
     """Print the description and the decisions behind it."""
     console = TextConsole()
-    console.print(printable(explanation.story), soft_wrap=not console.is_terminal)
+    console.print(printable_lines(explanation.story), soft_wrap=not console.is_terminal)
     console.print()
     for decision, wall_time in explanation.decisions:
         console.print(decision_line(decision, wall_time), soft_wrap=True)

@@ -35,6 +35,8 @@ _THEN = {
     Action.READMIT: "active",
     Action.HOLD: "held",
     Action.REMOVE: "removed",
+    Action.KEEP: "kept",
+    Action.RELEASE: "released",
 }
 _FULL = 0.9
 """A map of flows with more than this share in use is shown as almost full; the alert has the same limit."""
@@ -44,6 +46,8 @@ def until(target: TargetStatus, clock: float) -> str:
     """Return how long a target's state lasts if nothing changes; empty: that is not a matter of time."""
     prediction = target.prediction
     at = prediction.at if prediction is not None else target.deadline
+    if at is None and prediction is None:
+        at = target.commit_at
     if at is None:
         return "no end" if prediction is not None and prediction.action in (Action.STAY, Action.HOLD) else ""
     return f"in {seconds(at - clock)}" if at > clock else "now"
@@ -52,6 +56,8 @@ def until(target: TargetStatus, clock: float) -> str:
 def then(target: TargetStatus) -> str:
     """Return in one word the result of the deadline."""
     prediction = target.prediction
+    if prediction is None and target.commit_at is not None:
+        return "in the table"
     if prediction is None or prediction.at is None:
         return ""
     if prediction.action is Action.WITHDRAW_FAMILY:
@@ -62,6 +68,12 @@ def then(target: TargetStatus) -> str:
 
 def headline(status: GuardStatus) -> Text:
     """Return one line about the service as a whole."""
+    parts, style = headline_parts(status)
+    return Text(" · ".join(parts), style)
+
+
+def headline_parts(status: GuardStatus) -> tuple[list[str], str]:
+    """Return what is to say about the service as a whole, and its style."""
     mode = "observing: no decision is carried out" if status.observe else "enforcing"
     sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason}), nothing is withdrawn"
     source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
@@ -74,7 +86,7 @@ def headline(status: GuardStatus) -> Text:
     affinity, well = _affinity(status.affinity)
     parking, parks = _parking(status.parking)
     parts = [part for part in (mode, sync, source, affinity, parking) if part]
-    return Text(" · ".join(parts), "" if status.in_sync and status.source_ok and well and parks else "bold yellow")
+    return parts, "" if status.in_sync and status.source_ok and well and parks else "bold yellow"
 
 
 def _parking(parking: ParkingStatus | None) -> tuple[str, bool]:
@@ -115,6 +127,13 @@ def new_flows(target: TargetStatus, affinity: AffinityStatus | None) -> list[str
 def condition(path: PathStatus) -> str:
     """Return the condition of a path, and whether its family was withdrawn alone."""
     return f"{path.condition}, withdrawn" if path.withdrawn else path.condition
+
+
+def list_change_note(stream: StreamStatus, clock: float) -> str:
+    """Return when a change of a stream's list is committed that waits for flows; empty: none waits."""
+    if stream.commit_at is None:
+        return ""
+    return f"list change in {seconds(max(0.0, stream.commit_at - clock))} (affinity.learn)"
 
 
 def local_vips_note(stream: StreamStatus) -> str:

@@ -1,81 +1,84 @@
-"""`lbguard top`: a live view in the terminal.
+"""`lbguard top`: the view of a state, built from plain values. It uses no clock, socket or terminal."""
 
-`view` builds the view from plain values and uses no clock, socket or terminal. `Feed` asks the service in a thread of
-its own, so that a hung or restarting service stops neither the countdowns nor the keyboard. `run_top` owns the
-terminal.
-"""
-
-import os
-import select
-import signal
-import sys
-import termios
-import threading
+import textwrap
 import time
-import tty
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import FrameType
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lbguard.api.client import ClientError, GuardClient, ServiceNotRunning, Watched
+from lbguard.api.client import Watched
 from lbguard.cli.status_words import (
     STATE_COLOURS,
     TROUBLE_FIRST,
     age,
     condition,
-    headline,
+    headline_parts,
     kept_packets,
+    list_change_note,
     local_vips_note,
     new_flows,
     then,
     until,
 )
+from lbguard.cli.top_browse import Browse, matching
+from lbguard.cli.top_feed import Snapshot
+from lbguard.cli.top_help import help_view
 from lbguard.core.model import Action, TargetState
 from lbguard.core.status import GuardStatus, LinkStatus, StreamStatus, TargetStatus
-from lbguard.printable import printable, printable_values
-from lbguard.telemetry.console import TextConsole
 from lbguard.telemetry.sentences import decision_sentence
 
-DECISIONS_KEPT = 50
-REDRAW_S = 0.2
-PLAIN_SIZE = (160, 60)
-"""Columns and lines without a terminal."""
-_CALL_TIMEOUT_S = 5.0
 _FULL_WIDTH = 100
 """From this width on (characters) every column is shown; on a narrower terminal only those that decide."""
 _TINY_WIDTH = 60
 _LOW = 12
 """Below so many lines, parts are left out."""
+_SEPARATOR = " · "
+_UNFILTERED = Browse()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """Latest data received from the service.
+class Page:
+    """Parts of the view that fit on a screen.
 
     Attributes:
-        status: its state; None: it was never reached.
-        decisions: the last ones, oldest first.
-        received_at: when that came, seconds of the reader's monotonic clock.
-        trouble: why nothing newer came; empty: the service answers.
+        head: its first lines.
+        streams: all, or with a filter those of the targets that match.
+        targets: the targets that match the filter, the worst state first.
+        rows: the number of them on the screen.
+        lines: lines of streams, targets, links and decisions, with their headings.
     """
 
-    status: GuardStatus | None = None
-    decisions: tuple[Watched, ...] = ()
-    received_at: float = 0.0
-    trouble: str = ""
+    head: tuple[Text, ...]
+    streams: Sequence[StreamStatus]
+    targets: Sequence[TargetStatus]
+    rows: int
+    lines: tuple[int, int, int, int]
 
 
-# The view
+def arrange(
+    snapshot: Snapshot, *, now: float, width: int, height: int, hint: str = "", browse: Browse = _UNFILTERED
+) -> Page:
+    """Return what a screen of that many characters and lines has room for; arguments as those of `view`."""
+    status = snapshot.status
+    head = _head(snapshot, max(0.0, now - snapshot.received_at), hint, width, max(1, height // 4))
+    if status is None:
+        return Page(head=head, streams=(), targets=(), rows=0, lines=(0, 0, 0, 0))
+    targets = matching(status.targets, browse.words)
+    names = {target.stream for target in targets}
+    streams = [stream for stream in status.streams if not browse.words or stream.name in names]
+    if height > len(head) + 1 and (browse.typing or browse.words):
+        head += (_filter_line(browse, len(targets), len(status.targets)),)
+    lines = _share(height - len(head), len(streams), len(targets), len(status.links))
+    rows = len(targets) if len(targets) < lines[1] else max(0, lines[1] - 2)
+    return Page(head=head, streams=streams, targets=targets, rows=rows, lines=lines)
 
 
-def view(snapshot: Snapshot, *, now: float, width: int, height: int, hint: str = "") -> RenderableType:
+def view(
+    snapshot: Snapshot, *, now: float, width: int, height: int, hint: str = "", browse: Browse = _UNFILTERED
+) -> RenderableType:
     """Return the whole screen; it is never higher than `height` lines nor wider than `width` characters.
 
     Args:
@@ -83,23 +86,24 @@ def view(snapshot: Snapshot, *, now: float, width: int, height: int, hint: str =
         now: the reader's monotonic clock, seconds. Deadlines count down with it while the service answers.
         width: characters in a line.
         height: lines.
-        hint: how to leave.
+        hint: the keys to know.
+        browse: scroll position and filter.
     """
-    elapsed_s = max(0.0, now - snapshot.received_at)
-    head: list[RenderableType] = [_first_line(snapshot, elapsed_s, hint)]
+    if browse.help:
+        return help_view(height)
+    page = arrange(snapshot, now=now, width=width, height=height, hint=hint, browse=browse)
     status = snapshot.status
     if status is None:
-        return Group(*head)
+        return Group(*page.head)
     # A stopped service withdraws nothing, so the countdowns stop.
-    clock = status.now if snapshot.trouble else status.now + elapsed_s
-    rows = _share(height - len(head), len(status.streams), len(status.targets), len(status.links))
+    clock = status.now if snapshot.trouble else status.now + max(0.0, now - snapshot.received_at)
     parts = [
-        _streams(status.streams, rows[0], width),
-        _targets(status, clock, rows[1], width),
-        _links(status.links, rows[2], width),
-        _decisions(snapshot.decisions, rows[3]),
+        _streams(page.streams, clock, page.lines[0], width),
+        _targets(status, page, browse.first, clock, width),
+        _links(status.links, page.lines[2], width),
+        _decisions(snapshot.decisions, page.lines[3]),
     ]
-    return Group(*head, *(part for part in parts if part is not None))
+    return Group(*page.head, *(part for part in parts if part is not None))
 
 
 def _share(lines: int, streams: int, targets: int, links: int) -> tuple[int, int, int, int]:
@@ -116,16 +120,45 @@ def _share(lines: int, streams: int, targets: int, links: int) -> tuple[int, int
     return streams_lines, targets_lines, links_lines, decisions_lines + left - targets_lines
 
 
-def _first_line(snapshot: Snapshot, elapsed_s: float, hint: str) -> Text:
+def _head(snapshot: Snapshot, elapsed_s: float, hint: str, width: int, lines_max: int) -> tuple[Text, ...]:
+    """Return the lines about the service as a whole, cut between their parts where one line is too short."""
     if snapshot.trouble:
         heard = f" (last answer {age(elapsed_s)} ago)" if snapshot.status is not None else ""
-        line = Text(f"{snapshot.trouble}{heard}", "bold yellow")
+        parts, style = [f"{snapshot.trouble}{heard}"], "bold yellow"
     elif snapshot.status is None:
-        line = Text("asking the service ...", "dim")
+        parts, style = ["asking the service ..."], "dim"
     else:
-        line = headline(snapshot.status)
-    line.append(f"  {hint}" if hint else "", "dim")
-    return _one_line(line)
+        parts, style = headline_parts(snapshot.status)
+    lines = _wrapped(parts, width, lines_max)
+    if hint and len(lines) < lines_max and len(lines[-1]) + 2 + len(hint) > width:
+        lines.append("")
+    texts = [Text(line, style) for line in lines]
+    if hint:
+        texts[-1].append(f"  {hint}" if lines[-1] else hint, "dim")
+    return tuple(_one_line(text) for text in texts)
+
+
+def _wrapped(parts: Sequence[str], width: int, lines_max: int) -> list[str]:
+    """Return lines of at most `width` characters, cut between parts, or else between words; the last may be longer."""
+    lines = [""]
+    for part in parts:
+        for piece in textwrap.wrap(part, width, break_on_hyphens=False) or [""]:
+            joined = lines[-1] + (_SEPARATOR if lines[-1] and part.startswith(piece) else " ") + piece
+            if not lines[-1]:
+                lines[-1] = piece
+            elif len(lines) < lines_max and len(joined) > width:
+                lines.append(piece)
+            else:
+                lines[-1] = joined
+    return lines
+
+
+def _filter_line(browse: Browse, matched: int, total: int) -> Text:
+    text = Text("filter: ", "bold").append(browse.words, "bold cyan")
+    if browse.typing:
+        text.append("_", "bold cyan blink")
+    text.append(f"  {matched} of {total} targets; ", "dim")
+    return _one_line(text.append("Enter: keep, Esc: clear" if browse.typing else "Esc: clear", "dim"))
 
 
 def _one_line(text: Text) -> Text:
@@ -143,19 +176,22 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _fill(table: Table, rows: Sequence[Sequence[str | Text]], lines: int, what: str) -> Table | None:
+def _fill(table: Table, rows: Sequence[Sequence[str | Text]], lines: int, what: str) -> RenderableType | None:
     """Put rows into a table of at most `lines` lines, with its head, and note how many rows are left out."""
     if lines < 2:
         return None
     shown = len(rows) if len(rows) < lines else lines - 2
     for row in rows[:shown]:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    if shown < len(rows):
-        table.add_row(Text(f"... {len(rows) - shown} more {what}", "dim"))
-    return table
+    return table if shown == len(rows) else _noted(table, f"{len(rows) - shown} more {what}")
 
 
-def _streams_in_few_columns(streams: Sequence[StreamStatus], lines: int) -> Table | None:
+def _noted(table: Table, what_is_left_out: str) -> RenderableType:
+    # A line of its own: a row would widen the first column.
+    return Group(table, _one_line(Text(f"... {what_is_left_out}", "dim")))
+
+
+def _streams_in_few_columns(streams: Sequence[StreamStatus], lines: int) -> RenderableType | None:
     """Return the streams with the counts in one column, those of troubled states first, and none that is zero."""
     rows = [
         (
@@ -168,7 +204,7 @@ def _streams_in_few_columns(streams: Sequence[StreamStatus], lines: int) -> Tabl
     return _fill(_table("STREAM", "AVAIL", "TARGETS"), rows, lines, "streams")
 
 
-def _streams(unsorted: Sequence[StreamStatus], lines: int, width: int) -> Table | None:
+def _streams(unsorted: Sequence[StreamStatus], clock: float, lines: int, width: int) -> RenderableType | None:
     streams = sorted(unsorted, key=lambda item: (item.available, not item.mass_failure, item.name))
     if width < _TINY_WIDTH:
         return _streams_in_few_columns(streams, lines)
@@ -179,7 +215,7 @@ def _streams(unsorted: Sequence[StreamStatus], lines: int, width: int) -> Table 
         notes = [
             "" if stream.available else stream.availability_reason,
             "mass failure: targets are frozen, not withdrawn" if stream.mass_failure else "",
-            "" if stream.table_committed else "table changing",
+            list_change_note(stream, clock) or ("" if stream.table_committed else "table changing"),
             local_vips_note(stream),
         ]
         rows.append(
@@ -197,13 +233,9 @@ def _count(state: TargetState, count: int) -> Text:
     return Text(str(count), STATE_COLOURS[state] if count else "dim")
 
 
-def by_trouble(target: TargetStatus) -> tuple[int, float, str, int]:
-    """Return a key that sorts the worst state first, and within a state the nearest deadline."""
-    deadline = float("inf") if target.deadline is None else target.deadline
-    return TROUBLE_FIRST.index(target.state), deadline, target.stream, target.identifier
-
-
-def _targets(status: GuardStatus, clock: float, lines: int, width: int) -> Table | None:
+def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: int) -> RenderableType | None:
+    if page.lines[1] < 2:
+        return None
     if width >= _FULL_WIDTH:
         steered = ["NEW FLOWS"] if status.affinity is not None else []
         steered += ["KEPT"] if status.parking is not None else []
@@ -212,21 +244,33 @@ def _targets(status: GuardStatus, clock: float, lines: int, width: int) -> Table
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE")
     else:
         table = _table("TARGET", "STATE", "UNTIL")
-    rows: list[Sequence[str | Text]] = []
-    for target in sorted(status.targets, key=by_trouble):
+    total = len(page.targets)
+    first = min(first, total - page.rows)
+    for target in page.targets[first : first + page.rows]:
         cells: dict[str, str | Text] = {
             "TARGET": f"{target.stream}/{target.identifier}",
             "STATE": Text(target.state, STATE_COLOURS[target.state]),
             "FOR": age(clock - target.since),
             "UNTIL": _left(target, clock),
             "THEN": then(target),
-            "CAUSE": "" if target.state is TargetState.ACTIVE else target.cause,
+            "CAUSE": _cause(target),
             "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, status.affinity))),
             "KEPT": "/".join(dict.fromkeys(kept_packets(target, status.parking))),
             "PATHS": "  ".join(f"{path.ip} {condition(path)} {path.ifname or '-'}" for path in target.paths),
         }
-        rows.append([cells[str(column.header)] for column in table.columns])
-    return _fill(table, rows, lines, "targets")
+        row = [cells[str(column.header)] for column in table.columns]
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    if page.rows < total:
+        span = f"targets {first + 1} to {first + page.rows}" if page.rows else "no room for targets,"
+        return _noted(table, f"{span} of {total}")
+    return table
+
+
+def _cause(target: TargetStatus) -> str:
+    """Return why a target is in its state, and what an operator ordered."""
+    cause = "" if target.state is TargetState.ACTIVE else target.cause
+    by_hand = "" if target.override is None else f"{target.override.action} by hand"
+    return ", ".join(part for part in (cause, by_hand) if part)
 
 
 def _left(target: TargetStatus, clock: float) -> Text:
@@ -236,7 +280,7 @@ def _left(target: TargetStatus, clock: float) -> Text:
     return Text(until(target, clock), "bold red" if last else "")
 
 
-def _links(links: Sequence[LinkStatus], lines: int, width: int) -> Table | None:
+def _links(links: Sequence[LinkStatus], lines: int, width: int) -> RenderableType | None:
     columns = ["LINK", "ROLE", "STATE", "ADDRESSES"]
     table = _table(*columns)
     rows = [
@@ -264,138 +308,3 @@ def _decisions(decisions: Sequence[Watched], lines: int) -> RenderableType | Non
     if len(shown) == 1:
         shown.append(Text("none yet", "dim"))
     return Group(*shown)
-
-
-# The service
-
-
-class Feed:
-    """Poller of the service, in a thread of its own; use it as a context manager.
-
-    Args:
-        socket: its socket.
-        interval_s: seconds between two questions.
-    """
-
-    def __init__(self, socket: Path, interval_s: float) -> None:
-        self._snapshot = Snapshot()  # replaced as a whole, so that another thread may read it
-        self._socket = socket
-        self._interval_s = interval_s
-        self._ended = threading.Event()
-        self._fault: BaseException | None = None
-        # A call that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-
-    def __enter__(self) -> "Feed":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-
-    def latest(self) -> Snapshot:
-        """Return the latest snapshot; raise the error that ended the thread, if any."""
-        if self._fault is not None:
-            raise self._fault
-        return self._snapshot
-
-    def _run(self) -> None:
-        try:
-            self._ask_for_ever()
-        except BaseException as error:
-            self._fault = error  # raised where it can be seen, not printed over the view
-
-    def _ask_for_ever(self) -> None:
-        while not self._ended.is_set():
-            try:
-                # A new connection after each failure: gRPC's own backoff would be slower to notice a new service.
-                with GuardClient(self._socket, timeout_s=_CALL_TIMEOUT_S) as client:
-                    while not self._ended.is_set():
-                        self._snapshot = ask(client)
-                        self._ended.wait(self._interval_s)
-            except ServiceNotRunning:
-                self._snapshot = replace(self._snapshot, trouble="not running, waiting")
-            except ClientError as error:
-                self._snapshot = replace(self._snapshot, trouble=f"{printable(str(error))}; trying again")
-            self._ended.wait(self._interval_s)
-
-
-def ask(client: GuardClient) -> Snapshot:
-    """Return the state and the last decisions.
-
-    Raises:
-        ClientError: the service does not answer.
-    """
-    decisions = tuple(client.watch(DECISIONS_KEPT, follow=False))
-    status, decisions = printable_values((client.status(), decisions))
-    return Snapshot(status=status, decisions=decisions, received_at=time.monotonic())
-
-
-# The terminal
-
-
-def run_top(socket: Path, interval_s: float, *, once: bool = False) -> None:
-    """Show the live view until `q` or Ctrl-C; print it once without a terminal, or with `once`.
-
-    Raises:
-        ClientError: it is to be printed once, and the service does not run or does not answer.
-    """
-    console = TextConsole()
-    if once or not console.is_terminal or console.is_dumb_terminal:
-        with GuardClient(socket, timeout_s=_CALL_TIMEOUT_S) as client:
-            snapshot = ask(client)
-        width, height = console.size if console.is_terminal else PLAIN_SIZE
-        plain = TextConsole(width=width)
-        plain.print(view(snapshot, now=snapshot.received_at, width=width, height=height - 1))
-        return
-    screen = Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop")
-    with Feed(socket, interval_s) as feed, _keyboard() as quit_pressed, _ended_by_signal(), screen:
-        while True:
-            width, height = console.size
-            shown = view(feed.latest(), now=time.monotonic(), width=width, height=height, hint="q: quit")
-            screen.update(shown, refresh=True)
-            if quit_pressed(REDRAW_S):
-                return
-
-
-@contextmanager
-def _keyboard() -> Iterator[Callable[[float], bool]]:
-    """Take single keys without echo; yield a wait (seconds) that tells whether it was ended by `q`."""
-    if not sys.stdin.isatty():
-
-        def wait(timeout_s: float) -> bool:
-            time.sleep(timeout_s)
-            return False
-
-        yield wait
-        return
-    keys = sys.stdin.fileno()
-    before = termios.tcgetattr(keys)
-
-    def wait_for_key(timeout_s: float) -> bool:
-        if not select.select([keys], [], [], timeout_s)[0]:
-            return False
-        pressed = os.read(keys, 64)
-        return not pressed or b"q" in pressed.lower()  # nothing to read: the terminal is gone
-
-    try:
-        tty.setcbreak(keys)
-        yield wait_for_key
-    finally:
-        termios.tcsetattr(keys, termios.TCSADRAIN, before)
-
-
-@contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """Make SIGTERM, SIGHUP and SIGINT end the block, so that the terminal is given back as it was."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(0 if number == signal.SIGINT else 128 + number)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, end) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)

@@ -20,6 +20,27 @@ from lbguard.core.state import Stream
 from lbguard.core.stream_registry import StreamRegistry
 
 
+def availability_reason(stream: Stream, usable: int, config: EngineConfig, *, available: bool | None) -> str:
+    """Return `ok`, or why a stream is not available.
+
+    The quorum is never more than the targets that the source lists, or a stream with few of them would never be
+    available. With hysteresis, a stream that flaps around its quorum makes one transition.
+
+    Args:
+        stream: the stream.
+        usable: number of its targets that get new traffic.
+        config: has quorum and hysteresis.
+        available: as last reported.
+    """
+    if usable == 0:
+        return "no_usable_path" if stream.targets else "no_targets"
+    listed = sum(not target.unlisted for target in stream.targets.values())
+    needed = max(1, config.availability_quorum.of(listed))
+    if available is False:
+        needed += config.availability_hysteresis.of(listed)
+    return "ok" if usable >= min(needed, listed) else "below_quorum"
+
+
 class Availability:
     """Availability by stream name. A stream is unknown (None) until its first verdict."""
 
@@ -28,6 +49,13 @@ class Availability:
         self._state: dict[str, tuple[bool, str]] = {}
         self._losing: Deadlines[str] = Deadlines()
         self._reasons: dict[str, str] = {}
+
+    def configure(self, config: EngineConfig, now: float) -> None:
+        """Use another delay from now on, also for losses that wait: counted from the loss, and not before now."""
+        longer_s, self._grace_s = config.availability_grace_s - self._grace_s, config.availability_grace_s
+        if longer_s:
+            for until, name in self._losing.in_order():
+                self._losing.set(name, max(now, until + longer_s))
 
     def get(self, name: str) -> tuple[bool | None, str]:
         """Return whether a stream is available, and the reason."""
@@ -95,9 +123,19 @@ class Commits:
         self._owns_tables = config.owns_paths
         self._learn_s = config.learn_s if config.affinity else 0.0
         self._learning: Deadlines[str] = Deadlines()
+        self._steered = True
         self._stream_registry = stream_registry
         self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
         self._attaching: set[str] = set()
+
+    def configure(self, config: EngineConfig, now: float) -> None:
+        """Use another delay of changed lists from now on, also for those that wait."""
+        before_s, self._learn_s = self._learn_s, config.learn_s if config.affinity else 0.0
+        for until, name in self._learning.in_order() if self._learn_s != before_s else ():
+            stream = self._stream_registry.streams.get(name)
+            if stream is not None:
+                stream.learn_until = max(now, until - before_s + self._learn_s)
+                self._learning.set(name, stream.learn_until)
 
     def next(self) -> float | None:
         """Return when the next failed operation is due for a retry, or the next change that waits for flows."""
@@ -167,6 +205,13 @@ class Commits:
             self._retries.succeeded(attempt)
             self._stream_registry.confirm(stream, frozenset(), now)
 
+    def steered(self, in_force: bool) -> None:
+        """Record whether the kernel remembers flows. If it does not, no change of a list waits for that."""
+        self._steered = in_force
+        if not in_force:
+            waiting = [name for name, stream in self._stream_registry.streams.items() if stream.learn_until is not None]
+            self._stream_registry.review.update(dict.fromkeys(waiting))
+
     def adoptable(self) -> list[tuple[Stream, frozenset[int]]]:
         """Return the streams that were read back and are not adopted yet, with their active identifiers."""
         streams = [self._stream_registry.streams[name] for name in self._stream_registry.review]
@@ -203,11 +248,12 @@ class Commits:
         A change of the registered targets moves flows of others. With flow affinity it waits for `learn_s`, in which
         the kernel remembers the flows that it sees; a target that is removed gets no packets from the start. A stream
         that has just begun to serve does not wait: its targets come one after another, and the first one must not get
-        all flows.
+        all flows. Nor does a change that leaves none of the earlier targets: it moves no flow that could stay.
         """
         pair, held = stream.desired_pair(), stream.committed
+        waits = self._learn_s > 0 and self._steered and not stream.removed
         young = now < stream.serves_since + _FILLING_S
-        if not self._learn_s or held is None or not held[1] or held[0] == pair[0] or stream.removed or young:
+        if not waits or held is None or held[0] == pair[0] or not pair[1] & held[1] or young:
             stream.learn_until = None
             self._learning.cancel(stream.spec.name)
             return pair

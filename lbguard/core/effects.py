@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip
-from lbguard.core.model import Decision, LinkKey, ParkingLane, Route, Rule, StreamSpec, StreamSteering, StreamTable
+from lbguard.core.model import (
+    Decision,
+    LinkKey,
+    ParkingLane,
+    Route,
+    Rule,
+    StreamSpec,
+    StreamSteering,
+    StreamTable,
+    TargetKey,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +84,7 @@ class ProbeNeighbors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneLink:
-    """Set the neighbour timers of a link that faces targets."""
+    """Set the neighbour timers and `arp_notify` of a link that faces targets."""
 
     link: LinkKey
     ifname: str
@@ -178,6 +188,20 @@ class VerdictAnswered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OverrideAnswered:
+    """A request of an operator was carried out, or refused as a whole.
+
+    `refused`: a named reason (`manual.py`); empty: it was carried out. `concerns`: the names of the streams or targets
+    that the refusal is about. `changed`: the targets whose override is another one now.
+    """
+
+    ticket: int
+    refused: str = ""
+    concerns: tuple[str, ...] = ()
+    changed: tuple[TargetKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ignored:
     """Events had no effect, for a named reason (a bounded set: it becomes a metric label)."""
 
@@ -206,5 +230,6 @@ Effect = (
     | NeighborMoved
     | Record
     | VerdictAnswered
+    | OverrideAnswered
     | Ignored
 )

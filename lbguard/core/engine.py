@@ -16,13 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 from lbguard.core import events as ev
-from lbguard.core.commits import Commits
+from lbguard.core.commits import Commits, availability_reason
 from lbguard.core.config import EngineConfig
 from lbguard.core.deadlines import Retries
 from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, VerdictAnswered
 from lbguard.core.engine_state import EngineState
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import RouteKey, RuleKey, route_key, rule_key
+from lbguard.core.live_config import LiveConfig
 from lbguard.core.model import NeighborState, Rule, TargetState
 from lbguard.core.observation import unseen_s
 from lbguard.core.state import Target
@@ -35,6 +36,9 @@ class Engine(EngineState):
         super().__init__(config)
         self._commits = Commits(config, self.stream_registry)
         self._kernel_retries: Retries[RouteKey | RuleKey] = Retries(config.retry_min_s, config.retry_max_s)
+        self._live_config = LiveConfig(
+            self.view, self.paths, self.life, self.stream_registry, self.availability, self._commits
+        )
         self._prune_due = False
         self._foreign_streams_pruned = False
         self._final_availability: list[Effect] = []
@@ -104,6 +108,7 @@ class Engine(EngineState):
         moments = [self._commits.next(), self._kernel_retries.next()]
         if self.running:
             moments += [self.availability.next(), self.life.pardons.next(), self.life.drains.next()]
+            moments += [self.manual.next()]
             moments += [self.paths.neighbors.next(now)]
             moments += [self.paths.verdict_fusion.opinions.next(), self.paths.verdict_fusion.rechecks.next()]
             deadline = self.life.deadlines.next()
@@ -140,6 +145,18 @@ class Engine(EngineState):
         self.life.memory.remember(event.holds, now)
         self.view.remember_subnets(event.subnets)
         self.stream_registry.remember_drains(event.drains, now)
+        self.manual.remember(event.overrides, now)
+        for target in self.stream_registry.by_mark.values() if event.overrides else ():
+            self.manual.listed(target)
+            self.stream_registry.dirty[target] = None
+
+    def _override_requested(self, event: ev.OverrideRequested, now: float) -> Effect:
+        answer = self.manual.request(event, self.stream_registry.streams, now)
+        for key in answer.changed:
+            target = self.stream_registry.target(key)
+            if target is not None:
+                self.stream_registry.dirty[target] = None
+        return answer
 
     def _link_seen(self, event: ev.LinkSeen, now: float) -> None:
         self.view.link_seen(event)
@@ -264,6 +281,13 @@ class Engine(EngineState):
             if target is not None and target.unlisted:
                 self.stream_registry.end_drain(target, now, "drain_idle")
 
+    def _affinity_reported(self, event: ev.AffinityReported, now: float) -> None:
+        self._commits.steered(event.in_force)
+
+    def _settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
+        before, self.config = self.config, self.config.with_live(event.config)
+        self._live_config.change(before, self.config, now)
+
     # Steps of a decision
 
     def _announcements(self) -> list[Effect]:
@@ -324,6 +348,10 @@ class Engine(EngineState):
             self.stream_registry.end_drain(target, now, target.cause.value)
 
     def _expire(self, now: float) -> None:
+        # Before the deadlines: one that an operator's hold outlasted applies at its end.
+        for released in self.manual.expire(self.stream_registry.streams, now):
+            self._evaluate(released, now)
+            self._judge(released, now)
         for key in self.life.pardons.pop_due(now) + self.paths.verdict_fusion.rechecks.pop_due(now):
             target = self.stream_registry.target(key)
             if target is not None:
@@ -386,11 +414,12 @@ class Engine(EngineState):
         for name in self.stream_registry.review:
             stream = self.stream_registry.streams[name]
             if stream.adopted:
-                usable = stream.counts[TargetState.ACTIVE] > 0
+                usable = stream.counts[TargetState.ACTIVE]
                 if usable and len(self.life.pardons):
                     # A pardon keeps the table unchanged, but availability follows the evidence.
-                    usable = any(target.usable for target in stream.targets.values())
-                reason = "ok" if usable else "no_usable_path" if stream.targets else "no_targets"
+                    usable = sum(target.usable for target in stream.targets.values())
+                available = self.availability.get(name)[0]
+                reason = availability_reason(stream, usable, self.config, available=available)
                 effects += self.availability.update(name, reason, now)
         self.stream_registry.review.clear()
         effects += self.availability.expire(now)
@@ -432,4 +461,7 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.Stalled: Engine._stalled,
     ev.HoldsRemembered: Engine._holds_remembered,
     ev.TargetsIdle: Engine._targets_idle,
+    ev.AffinityReported: Engine._affinity_reported,
+    ev.OverrideRequested: Engine._override_requested,
+    ev.SettingsChanged: Engine._settings_changed,
 }

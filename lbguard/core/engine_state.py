@@ -16,7 +16,8 @@ from lbguard.core.events import Event
 from lbguard.core.kernel_tables import KernelTables
 from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.link import Address, Link
-from lbguard.core.model import Condition, LinkKey, Route, StreamSpec, TargetKey, TargetState
+from lbguard.core.manual import ManualControl
+from lbguard.core.model import Condition, LinkKey, Override, Route, StreamSpec, TargetKey, TargetState
 from lbguard.core.netview import NetView
 from lbguard.core.observation import Observation
 from lbguard.core.parking import Parking
@@ -51,6 +52,7 @@ class TargetView:
     pardoned_until: float
     draining: bool
     unlisted: bool
+    override: Override | None
     paths: Mapping[Ip, PathView]
 
 
@@ -94,7 +96,8 @@ class EngineState:
         self.tables = KernelTables()
         self.paths = PathRepair(config, self.view, self.tables)
         self.life = Lifecycle(config, self.paths.evidence)
-        self.stream_registry = StreamRegistry(config, self.view, self.paths, self.life)
+        self.manual = ManualControl(config, self.life)
+        self.stream_registry = StreamRegistry(config, self.view, self.paths, self.life, self.manual)
         self.availability = Availability(config.availability_grace_s)
         self.observation = Observation(self.stream_registry.streams, self.life, self.availability)
         self.affinity = Affinity()
@@ -148,6 +151,14 @@ class EngineState:
             for until, key in self.life.drains.in_order()
             if (target := self.stream_registry.target(key)) is not None
         )
+
+    def open_overrides(self, now: float) -> tuple[ev.OpenOverride, ...]:
+        """Return the overrides of operators that a later run continues if this one ends."""
+        return self.manual.open_overrides(now)
+
+    def overrides(self) -> dict[TargetKey, Override]:
+        """Return the overrides in force, also of targets that are not listed at present."""
+        return self.manual.in_force()
 
     def subnets_to_remember(self) -> tuple[Prefix, ...]:
         """Return the subnets of targets for which a later run must not use a wider subnet."""
@@ -227,6 +238,19 @@ class EngineState:
         """Return all targets by their marks."""
         return {mark: target.key for mark, target in self.stream_registry.by_mark.items()}
 
+    def suspected_marks(self) -> list[int]:
+        """Return the marks of the targets that are not active: no path of theirs may forward.
+
+        Costs only the streams that have such targets.
+        """
+        return [
+            target.mark
+            for stream in self.stream_registry.streams.values()
+            if stream.counts[TargetState.ACTIVE] < len(stream.targets)
+            for target in stream.targets.values()
+            if target.state is not TargetState.ACTIVE
+        ]
+
     def next_target_deadline(self) -> float | None:
         """Return the next deadline of a target; None while out of sync, when no deadline has an effect."""
         return self.life.deadlines.next() if self.in_sync else None
@@ -288,6 +312,7 @@ def _target_view(target: Target) -> TargetView:
         pardoned_until=target.pardoned_until,
         draining=target.draining,
         unlisted=target.unlisted,
+        override=target.override,
         paths={
             ip: PathView(condition=path.condition, lb_ip=path.lb_ip, withdrawn=path.withdrawn)
             for ip, path in target.paths.items()

@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip, Prefix, prefix_of
-from lbguard.core.model import Condition, LinkKey, NeighborState, Route, Rule, StreamSpec, Verdict
+from lbguard.core.config import EngineConfig
+from lbguard.core.model import (
+    Condition,
+    LinkKey,
+    ManualAction,
+    NeighborState,
+    Route,
+    Rule,
+    StreamSpec,
+    TargetKey,
+    Verdict,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +305,8 @@ class OpenHold:
 
     `broken_s`: the observed duration of the loss. `frozen_s`: the part of it spent frozen, None when it never was.
     `left_s`: the time left to its deadline, which may depend on evidence that a new run does not have yet (a verdict
-    HEALING).
+    HEALING). `lost`: the addresses of the lost family, while the target is served by its other one; empty: it is lost
+    as a whole. A family that was withdrawn alone has no time left.
     """
 
     stream: str
@@ -304,6 +316,7 @@ class OpenHold:
     broken_s: float
     frozen_s: float | None = None
     left_s: float = 0.0
+    lost: tuple[Ip, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,8 +330,41 @@ class OpenDrain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenOverride:
+    """An override that has not ended: the target with its addresses, who gave it and why.
+
+    `age_s`: the time since it was given. `left_s`: the time left to its end.
+    """
+
+    stream: str
+    identifier: int
+    ips: tuple[Ip, ...]
+    action: ManualAction
+    age_s: float
+    left_s: float
+    who: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverrideRequested:
+    """An operator drains, holds, withdraws or releases targets; `ticket` identifies the waiting request.
+
+    `duration_s`: the time to the end. `force`: it may leave a stream without a target that gets new connections.
+    """
+
+    action: ManualAction
+    targets: tuple[TargetKey, ...]
+    duration_s: float = 0.0
+    who: str = ""
+    reason: str = ""
+    force: bool = False
+    ticket: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HoldsRemembered:
-    """An earlier run left these holds and drains open, and had lost these subnets.
+    """An earlier run left these holds, drains and overrides open, and had lost these subnets.
 
     This event precedes the first full view.
     """
@@ -326,6 +372,7 @@ class HoldsRemembered:
     holds: tuple[OpenHold, ...]
     subnets: tuple[Prefix, ...] = ()
     drains: tuple[OpenDrain, ...] = ()
+    overrides: tuple[OpenOverride, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,6 +380,20 @@ class TargetsIdle:
     """Draining targets, by their marks, that got no packet for the time after which a drain ends."""
 
     marks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffinityReported:
+    """The kernel has the rules of flow affinity, or (not `in_force`) refuses them. Until the first report it has."""
+
+    in_force: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChanged:
+    """The configuration is another one from now on, in the fields that `EngineConfig.with_live` names."""
+
+    config: EngineConfig
 
 
 Event = (
@@ -357,4 +418,7 @@ Event = (
     | Stalled
     | HoldsRemembered
     | TargetsIdle
+    | AffinityReported
+    | OverrideRequested
+    | SettingsChanged
 )

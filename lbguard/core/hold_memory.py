@@ -5,6 +5,8 @@ target its whole window again, so a process that crashes more often than the win
 which the loss was observed counts: the state while lbguard did not run is unknown.
 
 - A target that is broken at its first evaluation continues its hold with the time spent and left.
+- With flow affinity the same is true of a target that lost one family: the family is held for the time left, or
+  withdrawn again at once.
 - A target that is not broken has healed, and its record is dropped. Soft evidence is the exception: after a start it
   arrives only within seconds; until then its absence proves nothing.
 """
@@ -24,9 +26,10 @@ _BROKEN = (TargetState.HELD, TargetState.FROZEN)
 
 
 class HoldMemory:
-    """The holds of an earlier run, each until its target is evaluated."""
+    """The holds of an earlier run, each until its target is evaluated. `families`: those of one family as well."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, families: bool) -> None:
+        self._families = families
         self._holds: dict[TargetKey, tuple[OpenHold, float]] = {}
 
     def remember(self, holds: Iterable[OpenHold], now: float) -> None:
@@ -35,16 +38,18 @@ class HoldMemory:
             self._holds[TargetKey(hold.stream, hold.identifier)] = hold, now + _KEPT_S
 
     def take(self, target: Target, now: float) -> OpenHold | None:
-        """Return, once, the remembered hold of a target that is broken now."""
+        """Return, once, the remembered hold of a target that is broken now, in the same family or as a whole."""
         hold, until = self._holds.pop(target.key, (None, now))
         if hold is None or now >= until or set(hold.ips) != target.paths.keys():
+            return None
+        if target.lost_alone() != set(hold.lost):
             return None
         return hold
 
     def forwards(self, target: Target, now: float) -> None:
         """Record that a target has a path that forwards now."""
         hold, until = self._holds.get(target.key, (None, now))
-        if hold is None:
+        if hold is None or (hold.lost and any(path.lost for path in target.paths.values())):
             return
         if hold.cause in SOFT and now < until:
             self._holds[target.key] = hold, min(until, now + _SOFT_EVIDENCE_S)
@@ -72,10 +77,11 @@ class HoldMemory:
                 broken_s=max(0.0, seen_until - target.lost_at),
                 frozen_s=max(0.0, seen_until - target.frozen_at) if target.froze else None,
                 left_s=max(0.0, (deadlines.get(target.key) or seen_until) - seen_until),
+                lost=tuple(sorted(target.lost_alone())),
             )
             for stream in streams
             if stream.held
             for target in stream.targets.values()
-            if target.state in _BROKEN and not target.partial
+            if target.state in _BROKEN and (not target.partial or (self._families and target.lost_alone()))
         ]
         return (*remembered, *broken)

@@ -13,6 +13,7 @@ A key is unmanaged until a value is desired for it, and an unmanaged key is neve
 """
 
 from collections.abc import Hashable, Iterable, Mapping
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 from lbguard.core.addr import Ip, is_ipv4
@@ -135,6 +136,14 @@ def rule_key(rule: Rule) -> RuleKey:
     return RuleKey(rule.mark, rule.ipv4)
 
 
+@lru_cache(maxsize=16_384)
+def _path_objects(mark: int, ip: Ip, ifindex: int) -> tuple[RouteKey, RuleKey, Route]:
+    """Return the keys and the route of a path through a link: they are compared at each evaluation."""
+    ipv4 = is_ipv4(ip)
+    route = Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, ifindex)
+    return RouteKey(mark, ipv4, ROUTE_METRIC), RuleKey(mark, ipv4), route
+
+
 class RouteChanges(NamedTuple):
     """Routes to add, to replace and to delete."""
 
@@ -174,12 +183,14 @@ class KernelTables:
 
     def want_path(self, mark: int, ip: Ip, ifindex: int) -> bool:
         """Desire a path's route through its owning link; return whether the kernel has both rule and route."""
-        ipv4 = is_ipv4(ip)
-        key = RouteKey(mark, ipv4, ROUTE_METRIC)
-        self.routes.want(key, Route(mark, ipv4, RouteKind.UNICAST, ROUTE_METRIC, ip, ifindex))
+        key, rule, route = _path_objects(mark, ip, ifindex)
+        self.routes.want(key, route)
         foreign = self._foreign.get(key)
-        routed = self.routes.satisfied(key) if foreign is None else (foreign.gateway, foreign.oif) == (ip, ifindex)
-        return routed and self.rules.satisfied(RuleKey(mark, ipv4))
+        if foreign is None:
+            routed = self.routes.actual.get(key) == route
+        else:
+            routed = (foreign.gateway, foreign.oif) == (ip, ifindex)
+        return routed and self.rules.satisfied(rule)
 
     def taken_by(self, mark: int, ip: Ip) -> Route | None:
         """Return another program's route that has the table and metric of a path's route."""
@@ -189,8 +200,9 @@ class KernelTables:
         """Return the ifindex through which a path's packets leave now; 0 when they are not forwarded."""
         ipv4 = is_ipv4(ip)
         route = self.routes.actual.get(RouteKey(mark, ipv4, ROUTE_METRIC))
-        ruled = self.rules.satisfied(RuleKey(mark, ipv4))
-        return route.oif if route is not None and route.gateway == ip and ruled else 0
+        if route is None or route.gateway != ip:
+            return 0
+        return route.oif if self.rules.satisfied(RuleKey(mark, ipv4)) else 0
 
     def leave_path(self, mark: int, ip: Ip) -> None:
         """Leave the route of a path without an owner unchanged, unless it leads to another address."""

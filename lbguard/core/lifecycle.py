@@ -10,8 +10,25 @@ from lbguard.core.events import OpenHold
 from lbguard.core.fsm import TRANSITIONS, Input
 from lbguard.core.grace import Grace
 from lbguard.core.hold_memory import HoldMemory
-from lbguard.core.model import SOFT, Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.model import (
+    SOFT,
+    Action,
+    Condition,
+    Decision,
+    Evidence,
+    ManualAction,
+    Override,
+    TargetKey,
+    TargetState,
+)
 from lbguard.core.state import BAD_TO_GOOD, Stream, Target
+
+MANUAL_CAUSES = {
+    ManualAction.DRAIN: "manual_drain",
+    ManualAction.HOLD: "manual_hold",
+    ManualAction.WITHDRAW: "manual_withdraw",
+}
+"""Cause of a decision that follows from an operator's override."""
 
 _CAUSES = {
     Action.ADMIT: "path_ok",
@@ -21,6 +38,8 @@ _CAUSES = {
     Action.RESUME: "source",
     Action.REMOVE: "source",
     Action.FORGET: "source",
+    Action.KEEP: MANUAL_CAUSES[ManualAction.HOLD],
+    Action.TAKE_OUT: MANUAL_CAUSES[ManualAction.WITHDRAW],
 }
 """Actions whose cause is not the condition of the path."""
 
@@ -28,7 +47,7 @@ _SINCE_THE_LOSS = frozenset({Action.RECOVER, Action.WITHDRAW, Action.WITHDRAW_FA
 """Actions whose record says how long the loss lasted, not the state."""
 
 _LEVELS = frozenset({Input.PATH_OK, Input.PATH_PARTIAL, Input.PATH_BROKEN})
-_DEADLINES = frozenset({Input.DEADLINE, Input.DEADLINE_MASS, Input.DEADLINE_VETOED})
+_DEADLINES = frozenset({Input.DEADLINE, Input.DEADLINE_MASS, Input.DEADLINE_VETOED, Input.DEADLINE_KEPT})
 _JITTER_S = 0.1
 
 REPAIR_TIME_S = 0.5
@@ -43,12 +62,17 @@ class Lifecycle:
         self.pardons: Deadlines[TargetKey] = Deadlines()
         self.drains: Deadlines[TargetKey] = Deadlines()
         self.moved: dict[str, None] = {}
-        self.memory = HoldMemory()
+        self.memory = HoldMemory(families=config.affinity)
         self._config = config
         self._evidence = evidence
         self._grace = Grace(config.grace)
         self._records: list[Record] = []
         self._sequence = 0
+
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on; `LiveConfig` moves the deadlines that run."""
+        self._config = config
+        self._grace.configure(config.grace)
 
     def take_records(self) -> list[Record]:
         """Return the decision records since the last call."""
@@ -63,6 +87,10 @@ class Lifecycle:
 
     def judge(self, stream: Stream, target: Target, now: float) -> None:
         """Apply the current condition of a target's paths."""
+        if target.overridden(ManualAction.WITHDRAW):
+            # After a restart it may still be in the table.
+            self.take_out(stream, target, now)
+            return
         if target.draining and target.state in (TargetState.PENDING, TargetState.WITHDRAWN):
             return
         for path in target.paths.values():
@@ -75,7 +103,7 @@ class Lifecycle:
             self.memory.forwards(target, now)
             self.apply(stream, target, Input.PATH_OK, now)
             if target.draining and target.state is TargetState.ACTIVE:
-                self.apply(stream, target, Input.DRAIN, now)
+                self.apply(stream, target, Input.DRAIN, now, reason=_drain_cause(target))
         elif target.forwards(now):
             self.memory.forwards(target, now)
             self.apply(stream, target, Input.PATH_PARTIAL, now, cause)
@@ -91,6 +119,14 @@ class Lifecycle:
 
         It changes nothing. Predictions call it as well, so they match the decision.
         """
+        broken = target.state in (TargetState.HELD, TargetState.FROZEN)
+        if (
+            broken
+            and target.override is not None
+            and target.overridden(ManualAction.HOLD)
+            and at < target.override.until
+        ):
+            return Input.DEADLINE_KEPT
         if target.partial and target.state is TargetState.HELD:
             frozen = stream.mass_failure(self._config) and at < target.lost_at + self._config.freeze.limit_s
             return Input.DEADLINE_FAMILY if self.family_waits(target) and not frozen else Input.PATH_PARTIAL
@@ -122,21 +158,51 @@ class Lifecycle:
         if target.state is TargetState.WITHDRAWN:
             target.waiting = False
             self.deadlines.cancel(target.key)
-        self.apply(stream, target, Input.DRAIN, now)
+        self.apply(stream, target, Input.DRAIN, now, reason=_drain_cause(target))
 
-    def resume(self, stream: Stream, target: Target, now: float) -> None:
-        """End a drain: the target gets new flows again."""
+    def resume(self, stream: Stream, target: Target, now: float, *, reason: str = "") -> None:
+        """End a drain: the target gets new flows again. `reason`: for the record, if it is not the source."""
         target.draining = False
         self.moved[stream.spec.name] = None
         self.drains.cancel(target.key)
-        self.apply(stream, target, Input.RESUME, now)
+        self.apply(stream, target, Input.RESUME, now, reason=reason)
+
+    def take_out(self, stream: Stream, target: Target, now: float) -> None:
+        """Take a target out of the table, because an operator withdraws it."""
+        if target.state is TargetState.WITHDRAWN and target.waiting:
+            target.waiting = False
+            self.deadlines.cancel(target.key)
+        self.apply(stream, target, Input.WITHDRAW, now)
+
+    def take_back(self, target: Target, now: float) -> None:
+        """End a withdrawal by hand: from now on the evidence says why the target is not in the table."""
+        if target.state is TargetState.WITHDRAWN:
+            target.cause = target.judge(now)
+
+    def keep_no_longer(self, target: Target, now: float) -> None:
+        """End a hold by hand: a deadline that it outlasted applies now."""
+        if not target.kept:
+            return
+        target.kept = False
+        if target.state is TargetState.HELD:
+            self._set_grace_deadline(target)
+        elif target.state is TargetState.FROZEN:
+            self.deadlines.set(target.key, self._freeze_end(target))
+        deadline = self.deadlines.get(target.key)
+        if deadline is not None and deadline < now:
+            self.deadlines.set(target.key, now)
+
+    def note(self, target: Target, action: Action, cause: str, now: float, override: Override) -> None:
+        """Record that an operator's override begins or ends."""
+        self._record(target, action, target.state, cause, now, override=override)
 
     def thaw(self, stream: Stream, now: float) -> None:
         """End a mass failure: targets that are still frozen get one more window, since paths heal one after another."""
         for target in stream.targets.values():
             if target.state is TargetState.FROZEN:
-                window = self._grace.window_s(target.cause, target.lost_in)
-                self.deadlines.set(target.key, min(self._freeze_end(target), now + window))
+                target.thawed_at = now
+                if not target.kept:
+                    self.deadlines.set(target.key, self.frozen_deadline(target))
 
     def unseen(self, streams: Iterable[Stream], duration_s: float, now: float) -> None:
         """Exclude a time without observation that ends now: the deadlines of broken targets move by it."""
@@ -148,6 +214,7 @@ class Lifecycle:
                     target.lost_at += shift_s
                     target.spared_until += shift_s
                     target.frozen_at += shift_s
+                    target.thawed_at += shift_s
                     deadline = self.deadlines.get(target.key)
                     if deadline is not None:
                         self.deadlines.set(target.key, deadline + shift_s)
@@ -171,6 +238,8 @@ class Lifecycle:
         if state is not before:
             if action in (Action.HOLD, Action.WITHDRAW):
                 self._note_cause(target, cause)
+            elif action is Action.TAKE_OUT:
+                self._note_taken_out(target, now)
             stream.move(target, state, now)
             self.moved[stream.spec.name] = None
             self.deadlines.cancel(target.key)
@@ -195,10 +264,10 @@ class Lifecycle:
     def _hold(self, target: Target, now: float, cause: Condition) -> bool:
         """Begin a hold: record the loss, and set the deadline to the end of the grace window."""
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
-        target.spared_until, target.frozen_at = now, math.inf
+        target.spared_until, target.frozen_at, target.kept = now, math.inf, False
         target.penalty.add_loss(self._config.damping, now)
-        # A target with one forwarding path is held without a deadline: there is no remembered time to continue.
-        before = None if target.partial else self.memory.take(target, now)
+        # Without flow affinity one forwarding path means a hold without a deadline: there is no time to continue.
+        before = None if target.partial and not self.family_waits(target) else self.memory.take(target, now)
         if before is not None:
             self._go_on(target, before, now)
         self._set_grace_deadline(target)
@@ -207,7 +276,7 @@ class Lifecycle:
     def _go_on(self, target: Target, before: OpenHold, now: float) -> None:
         """Count an earlier run's observation of a loss; a path that came back meanwhile gets a repair's time."""
         target.lost_at = now - before.broken_s
-        window = self._grace.window_s(target.cause, target.lost_in)
+        window = self.window_s(target)
         # The time of a repair is granted once over all runs, however short each is.
         repaired_at = min(now + REPAIR_TIME_S, target.lost_at + window + REPAIR_TIME_S)
         target.spared_until = min(max(now + before.left_s, repaired_at), target.lost_at + self._config.grace.max_s)
@@ -227,7 +296,8 @@ class Lifecycle:
             return self._let_family_wait(target, now, cause)
         if BAD_TO_GOOD[cause] > BAD_TO_GOOD[target.cause]:
             # The path is coming back (its link exists, its route not yet): a milder cause never shortens the deadline.
-            target.spared_until = before if before is not None else now
+            # That of an operator's hold is no deadline of the loss.
+            target.spared_until = now if before is None or target.kept else before
         elif cause is not target.cause:
             target.spared_until = now
         worth_record = before is None or cause is not target.cause
@@ -255,7 +325,7 @@ class Lifecycle:
             self._begin_anew(target, now, cause)
         self._note_cause(target, cause)
         # In a mass failure a family is not withdrawn for one more window, again and again, as in a freeze.
-        target.spared_until = now + self._grace.window_s(target.cause, target.lost_in)
+        target.spared_until = now + self.window_s(target)
         self._set_grace_deadline(target)
         return news
 
@@ -270,7 +340,7 @@ class Lifecycle:
     def _begin_anew(self, target: Target, now: float, cause: Condition) -> None:
         """Begin another loss: the remaining path of a held target is lost as well."""
         target.lost_at, target.lost_to, target.lost_in = now, cause, target.lost_subnet()
-        target.spared_until, target.frozen_at = now, math.inf
+        target.spared_until, target.frozen_at, target.kept = now, math.inf, False
         self.deadlines.cancel(target.key)
 
     def _recover(self, target: Target, now: float, cause: Condition) -> bool:
@@ -278,10 +348,18 @@ class Lifecycle:
         return True
 
     def _freeze(self, target: Target, now: float, cause: Condition) -> bool:
+        target.thawed_at = math.inf
         if not target.froze:
             target.frozen_at = now
         self.deadlines.set(target.key, self._freeze_end(target))
         return True
+
+    def _keep(self, target: Target, now: float, cause: Condition) -> bool:
+        """Keep a target in the table, whose deadline has passed, until the operator's hold ends."""
+        assert target.override is not None
+        news, target.kept = not target.kept, True
+        self.deadlines.set(target.key, target.override.until)
+        return news
 
     def _stay(self, target: Target, now: float, cause: Condition) -> bool:
         if target.state is TargetState.FROZEN:
@@ -293,14 +371,13 @@ class Lifecycle:
         return False
 
     def _pardon(self, target: Target, now: float, cause: Condition) -> bool:
-        target.pardoned_until = now + self._config.freeze.limit_s
-        self.pardons.set(target.key, target.pardoned_until)
+        self.pardon_until(target, now + self._config.freeze.limit_s)
         return True
 
     def _wait(self, target: Target, now: float, cause: Condition) -> bool:
         if target.waiting:
             return False
-        target.waiting = True
+        target.waiting, target.waiting_since = True, now
         self._learn(target, now)
         wait_s = target.penalty.wait_s(self._config.damping, now)
         if wait_s > 0:
@@ -331,6 +408,12 @@ class Lifecycle:
         # With one family lost for good, soft evidence against the other alone decides whether the target is withdrawn.
         target.soft = cause in SOFT or any(path.condition in SOFT for path in target.paths.values())
 
+    def _note_taken_out(self, target: Target, now: float) -> None:
+        """Record that no evidence takes a target out: it counts against no budget, and teaches nothing about heals."""
+        target.soft, target.lost_in = False, None
+        if target.state in (TargetState.ACTIVE, TargetState.DRAINING):
+            target.lost_at = now
+
     def _learn(self, target: Target, now: float) -> None:
         """Record how long a loss took to heal, once a loss; heals after the window count too."""
         self._grace.learn(target.lost_in, target.lost_to, target.lost_at, now - target.lost_at)
@@ -346,8 +429,26 @@ class Lifecycle:
             self.deadlines.cancel(target.key)
             return
         target.healing_until = target.healing_end()
+        self.deadlines.set(target.key, self.grace_deadline(target))
+
+    def grace_deadline(self, target: Target) -> float:
+        """Return when a target that is held is withdrawn."""
         deadline = self._grace.deadline(target.lost_at, target.cause, target.lost_in, target.healing_until)
-        self.deadlines.set(target.key, max(deadline, target.spared_until))
+        kept_until = target.override.until if target.kept and target.override is not None else -math.inf
+        return max(deadline, target.spared_until, kept_until)
+
+    def window_s(self, target: Target) -> float:
+        """Return the grace window of a target's loss, in seconds."""
+        return self._grace.window_s(target.cause, target.lost_in)
+
+    def pardon_until(self, target: Target, until: float) -> None:
+        """Ignore soft evidence against a target until a moment."""
+        target.pardoned_until = until
+        self.pardons.set(target.key, until)
+
+    def frozen_deadline(self, target: Target) -> float:
+        """Return when a target that is frozen is decided again: one window after the end of the mass failure."""
+        return min(self._freeze_end(target), target.thawed_at + self.window_s(target))
 
     def _freeze_end(self, target: Target) -> float:
         return target.frozen_at + self._config.freeze.limit_s
@@ -362,6 +463,7 @@ class Lifecycle:
         duration_s: float | None = None,
         *,
         gone: bool = False,
+        override: Override | None = None,
     ) -> None:
         self._sequence += 1
         decision = Decision(
@@ -375,8 +477,15 @@ class Lifecycle:
             deadline=self.ends_at(target.key),
             duration_s=duration_s,
             evidence=self._evidence(target),
+            override=override or target.override,
         )
         self._records.append(Record(decision=decision))
+
+
+def _drain_cause(target: Target) -> str:
+    """Return the cause of a drain that an operator ordered; empty: the source did."""
+    by_hand = target.overridden(ManualAction.DRAIN) and not (target.source_drains or target.unlisted)
+    return MANUAL_CAUSES[ManualAction.DRAIN] if by_hand else ""
 
 
 _HANDLERS: dict[Action, Callable[[Lifecycle, Target, float, Condition], bool]] = {
@@ -384,6 +493,7 @@ _HANDLERS: dict[Action, Callable[[Lifecycle, Target, float, Condition], bool]] =
     Action.REVISE: Lifecycle._revise,
     Action.RECOVER: Lifecycle._recover,
     Action.FREEZE: Lifecycle._freeze,
+    Action.KEEP: Lifecycle._keep,
     Action.STAY: Lifecycle._stay,
     Action.PARDON: Lifecycle._pardon,
     Action.WAIT: Lifecycle._wait,

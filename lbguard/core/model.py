@@ -9,7 +9,7 @@ from lbguard.core.addr import Ip, Prefix
 
 
 class TargetKey(NamedTuple):
-    """A target by the name of its stream and its identifier (1..max_targets)."""
+    """A target by the name of its stream and its identifier."""
 
     stream: str
     identifier: int
@@ -41,8 +41,9 @@ class TargetSpec:
 class StreamSpec:
     """One load-balanced service: a distributor table with room for `max_targets` targets.
 
-    The fwmark of a target, which is also its route table, is `identifier_offset + identifier`. `shm_name` is the name
-    of nfqlb's memory under /dev/shm. `vips` are the addresses that the embedded distributor matches.
+    The identifiers of its targets begin at `first_identifier`: 1, or 0 as in Meridio-2. The fwmark of a target, which
+    is also its route table, is `identifier_offset + identifier`. `shm_name` is the name of nfqlb's memory under
+    /dev/shm. `vips` are the addresses that the embedded distributor matches.
     """
 
     name: str
@@ -51,6 +52,16 @@ class StreamSpec:
     vips: tuple[Prefix, ...] = ()
     shm_name: str = ""
     targets: tuple[TargetSpec, ...] = ()
+    first_identifier: int = 1
+
+    @property
+    def identifiers(self) -> range:
+        """The identifiers that its targets can have."""
+        return range(self.first_identifier, self.first_identifier + self.max_targets)
+
+    def index(self, identifier: int) -> int:
+        """Return the index of a target in the distributor's table, from 0."""
+        return identifier - self.first_identifier
 
     def mark(self, identifier: int) -> int:
         """Return the fwmark (and route table) of a target."""
@@ -207,6 +218,34 @@ class Action(StrEnum):
     REMOVE = "remove"
     FORGET = "forget"
     STAY = "stay"
+    OVERRIDE = "override"
+    RELEASE = "release"
+    KEEP = "keep"
+    TAKE_OUT = "take_out"
+
+
+class ManualAction(StrEnum):
+    """Commands of an operator about a target. RELEASE ends the others."""
+
+    DRAIN = "drain"
+    HOLD = "hold"
+    WITHDRAW = "withdraw"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """Drain, hold or withdrawal of a target by an operator, with an end.
+
+    `since`, `until`: when it was given and when it ends, seconds of the engine's clock. `who`: the operator, as the
+    client names itself. `reason`: text of the operator.
+    """
+
+    action: ManualAction
+    since: float
+    until: float
+    who: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +253,7 @@ class Decision:
     """One decision record: action, cause, time, deadline and evidence.
 
     `at` and `deadline` are seconds of the engine's clock (monotonic in the service); `duration_s` is how long the
-    previous state lasted.
+    previous state lasted. `override`: the one in force, or the one that this decision ends.
     """
 
     sequence: int
@@ -227,6 +266,7 @@ class Decision:
     deadline: float | None = None
     duration_s: float | None = None
     evidence: tuple[Evidence, ...] = field(default=())
+    override: Override | None = None
 
 
 class VerdictState(StrEnum):

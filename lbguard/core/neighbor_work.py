@@ -52,6 +52,11 @@ class ProbeWheel:
             return self._interval_s / _SLICES
         return min(self._interval_s, max(self._quick_s, len(self._slice_of) / _QUICK_PROBES_PER_S)) / _SLICES
 
+    def set_interval(self, interval_s: float) -> None:
+        """Probe at another interval from now on; the next slice is due one step later."""
+        self._interval_s = interval_s
+        self._at = float("-inf")
+
     def add(self, ip: Ip) -> None:
         """Probe an address from now on; a known address keeps its slice."""
         if ip not in self._slice_of:
@@ -183,6 +188,12 @@ class NeighborWork:
         self._tuned: dict[int, LinkKey] = {}
         self._to_tune: list[Link] = []
 
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        if config.neighbor_probe_interval_s != self._config.neighbor_probe_interval_s and not config.observe:
+            self._wheel.set_interval(config.neighbor_probe_interval_s)
+        self._config = config
+
     def follow(self, ip: Ip) -> None:
         """Verify an address from time to time from now on."""
         self._wheel.add(ip)
@@ -309,15 +320,19 @@ class NeighborWork:
     def _probe_due(self, now: float) -> list[tuple[int, Ip]]:
         """Return the entries to verify now; entries that the kernel does not have are resolved instead."""
         probe = []
+        locate, foreign = self._view.locate, self._view.foreign_neighbor
         for ip in self._wheel.due(now):
-            link, _, _ = self._view.locate(ip)
-            if link is None or self._view.foreign_neighbor(link.ifindex, ip):
+            link = locate(ip)[0]
+            if link is None:
+                continue
+            entry = (link.ifindex, ip)
+            if foreign(*entry):
                 continue
             neighbor = link.neighbors.get(ip)
             if neighbor is None or neighbor.state in _UNKNOWN:
-                self._resolve[link.ifindex, ip] = None
+                self._resolve[entry] = None
             elif neighbor.state != NeighborState.INCOMPLETE:
-                probe.append((link.ifindex, ip))
+                probe.append(entry)
                 if self._config.parking:
                     self._answers.asking(link.key, ip, now)
         return probe

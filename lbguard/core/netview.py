@@ -39,7 +39,7 @@ class NetView:
         self.changes = ViewChanges()
         self._excluded_links = excluded_links
         self._excluded: dict[int, Link] = {}
-        self._failures_needed = failures_needed
+        self.failures_needed = failures_needed
         self._generation = 0
         self._complete = False
         self._foreign: dict[int, set[Ip]] = {}
@@ -82,7 +82,7 @@ class NetView:
     def neighbor_failed(self, link: Link, ip: Ip) -> bool:
         """Return whether the kernel failed to resolve an address often enough in a row to count as evidence."""
         neighbor = link.neighbors.get(ip)
-        return neighbor is not None and neighbor.failures >= self._failures_needed
+        return neighbor is not None and neighbor.failures >= self.failures_needed
 
     def neighbor_unanswered(self, link: Link, ip: Ip, *, awaited: bool) -> bool:
         """Return whether the last resolution of an address failed, or none succeeded yet while an answer is awaited."""
@@ -259,11 +259,11 @@ class NetView:
         elif event.ifindex in self._foreign:
             self._foreign[event.ifindex].discard(event.ip)
         link = self.links.get(event.ifindex)
-        if link is None or not self.follows(event.ip):
-            self.changes.ignored["neighbor_of_no_target"] += 1
-            return
-        neighbor = link.neighbors.get(event.ip)
+        neighbor = link.neighbors.get(event.ip) if link is not None else None
         if neighbor is None:
+            if link is None or not self.follows(event.ip):
+                self.changes.ignored["neighbor_of_no_target"] += 1
+                return
             neighbor = link.neighbors[event.ip] = Neighbor(NeighborState.NONE)
         failures, mac, resolved, overdue = neighbor.failures, neighbor.mac, neighbor.resolved, neighbor.overdue
         neighbor.seen(event, now, dumped=dumped)

@@ -42,6 +42,12 @@ class PathRepair:
         self._asked: dict[Route, int] = {}
         self._answered: dict[int, tuple[LinkKey, set[bool]]] = {}
 
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
+        self.verdict_fusion.configure(config.evidence)
+        self.neighbors.configure(config)
+
     # Targets come and go
 
     def register(self, target: Target) -> None:
@@ -94,7 +100,8 @@ class PathRepair:
                 self.neighbors.arrived(link, ip, now, before=path.link)
                 path.link = link.key
             path.condition = condition
-            path.unanswered = self.neighbors.unanswered(link, ip)
+            if self._config.affinity:
+                path.unanswered = self.neighbors.unanswered(link, ip)
             if self._config.parking:
                 path.silent = view.neighbor_silent(link, ip)
                 unresolved = self.neighbors.unresolved(link, ip)
@@ -131,7 +138,8 @@ class PathRepair:
 
     def _still_forwards(self, mark: int, ip: Ip) -> bool:
         """Return whether the route of a path still leads through another working link, until it moves."""
-        return self._view.forwards(self._tables.forwarding_link(mark, ip), ip)
+        ifindex = self._tables.forwarding_link(mark, ip)
+        return ifindex != 0 and self._view.forwards(ifindex, ip)
 
     def evidence(self, target: Target) -> tuple[Evidence, ...]:
         """Return the evidence of each path, for a decision record."""

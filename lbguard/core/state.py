@@ -12,6 +12,8 @@ from lbguard.core.model import (
     SOFT,
     Condition,
     LinkKey,
+    ManualAction,
+    Override,
     StreamSpec,
     StreamTable,
     TargetKey,
@@ -48,6 +50,11 @@ class Path:
     unresolved: bool = False
     silent: bool = False
 
+    @property
+    def lost(self) -> bool:
+        """Return whether it is lost, by more than soft evidence."""
+        return self.condition is not Condition.OK and self.condition not in SOFT
+
 
 @dataclass(slots=True, eq=False)
 class Target:
@@ -56,12 +63,14 @@ class Target:
     `lost_at`, `lost_to`: when and by which condition the current loss began (HELD, FROZEN, WITHDRAWN); `cause`: the
     latest condition. `lost_in`: the subnet in which it began, until it has healed. `spared_until`: the deadline is not
     before this moment, which a worse cause before this one allowed. `frozen_at`: when the freeze of the current loss
-    began, infinity without one. A time without observation moves these moments by its length. `partial`: one path is
-    lost and another forwards. `open_ended`: HELD without a deadline, because of that.
-    `waiting`: WITHDRAWN with a good path, damped. `healing_until`: the end of the repair that last moved the deadline.
-    `pardoned_until`: until then soft evidence against the target is ignored. `draining`: it gets no new flow, because
-    the source says so or no longer lists it (`unlisted`). `halved`: HELD for one family, since the other was withdrawn
-    alone; nothing more is waited for, so it does not count as broken.
+    began, infinity without one; `thawed_at`: when the mass failure ended, infinity before. A time without observation
+    moves these moments by its length. `partial`: one path is lost and another forwards. `open_ended`: HELD without
+    a deadline, because of that. `waiting`: WITHDRAWN with a good path, damped since `waiting_since`.
+    `healing_until`: the end of the repair that last moved the deadline. `pardoned_until`: until then soft evidence
+    against the target is ignored. `draining`: it gets no new flow, because the source says so or no longer lists it
+    (`unlisted`). `halved`: HELD for one family, since the other was withdrawn alone; nothing more is waited for, so
+    it does not count as broken. `source_drains`: the source lists it as draining. `override`: what an operator ordered.
+    `kept`: the current loss has outlasted its deadline, by an operator's hold.
     """
 
     key: TargetKey
@@ -76,15 +85,24 @@ class Target:
     lost_in: Prefix | None = None
     spared_until: float = 0.0
     frozen_at: float = math.inf
+    thawed_at: float = math.inf
     partial: bool = False
     open_ended: bool = False
     waiting: bool = False
+    waiting_since: float = 0.0
     healing_until: float = float("-inf")
     pardoned_until: float = float("-inf")
     penalty: Penalty = field(default_factory=Penalty)
     draining: bool = False
     unlisted: bool = False
     halved: bool = False
+    source_drains: bool = False
+    override: Override | None = None
+    kept: bool = False
+
+    def overridden(self, action: ManualAction) -> bool:
+        """Return whether an operator ordered this."""
+        return self.override is not None and self.override.action is action
 
     def judge(self, now: float) -> Condition:
         """Return OK, or the worst condition that makes the target broken.
@@ -115,8 +133,11 @@ class Target:
 
     def families_lost(self) -> list[Path]:
         """Return the paths that are lost, by more than soft evidence, and not withdrawn yet."""
-        well = SOFT | {Condition.OK}
-        return [path for path in self.paths.values() if path.condition not in well and not path.withdrawn]
+        return [path for path in self.paths.values() if path.lost and not path.withdrawn]
+
+    def lost_alone(self) -> frozenset[Ip]:
+        """Return the addresses whose paths are lost while another path forwards; empty: none does, or none is lost."""
+        return frozenset([ip for ip, path in self.paths.items() if path.lost] if self.partial else ())
 
     @property
     def usable(self) -> bool:
@@ -229,6 +250,12 @@ class Stream:
         """Return the registered and the active identifiers that the distributor should hold."""
         active = frozenset(i for i, target in self.targets.items() if target.state in ADMITTED)
         return frozenset(self.targets), active
+
+    def commit_at(self, target: Target) -> float | None:
+        """Return when the table gets an admitted target that was added to the list; None: it does not wait for that."""
+        if self.committed is None or target.state not in ADMITTED or target.key.identifier in self.committed[0]:
+            return None
+        return self.learn_until
 
     def table(self, pair: tuple[frozenset[int], frozenset[int]]) -> StreamTable:
         """Return the desired table of the stream."""

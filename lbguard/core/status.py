@@ -6,7 +6,7 @@ snapshot, so that a reader can compute ages and time left.
 
 from dataclasses import dataclass
 
-from lbguard.core.model import Action, TargetState, VerdictState
+from lbguard.core.model import Action, Override, TargetState, VerdictState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Prediction:
         action: the next action; STAY: none.
         at: its time; None: no time is set. ADMIT and READMIT then wait for the paths, HOLD continues.
         until: when a FREEZE or PARDON that begins at `at` ends; with STAY, when the running one ends; with HOLD, when a
-            lost family no longer waits for the end of a mass failure.
+            lost family no longer waits for the end of a mass failure; with KEEP, when the operator's hold ends.
         wait_s: how long a re-admission waits once the paths are ok, seconds.
         why: text that says why it is not withdrawn at once; empty: only because of the grace window.
     """
@@ -72,7 +72,9 @@ class TargetStatus:
     """One target. `since` is when its state began, `deadline` when its state is decided again unless its paths change.
 
     `prediction` is the next action; None: the target is active and no action is due. `draining`: it is to get no new
-    flow, because the source says so, or no longer lists it (`unlisted`).
+    flow, because the source says so, an operator does, or the source no longer lists it (`unlisted`). `commit_at`: it
+    was added to the list and is not in the table before, because the change waits for `affinity.learn`; None: it does
+    not wait. `override`: what an operator ordered.
     """
 
     stream: str
@@ -87,6 +89,8 @@ class TargetStatus:
     prediction: Prediction | None = None
     draining: bool = False
     unlisted: bool = False
+    commit_at: float | None = None
+    override: Override | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +110,8 @@ class StreamStatus:
     """One stream: availability, the number of targets in each state, and both families.
 
     `local_vips` are VIPs (`address/length`) that contain an address of the load balancer itself: the kernel delivers
-    their packets locally, whatever the mark.
+    their packets locally, whatever the mark. `commit_at`: when a change of its list, which waits for `affinity.learn`,
+    is committed; None: no change waits.
     """
 
     name: str
@@ -119,6 +124,7 @@ class StreamStatus:
     table_committed: bool
     local_vips: tuple[str, ...] = ()
     families: tuple[FamilyStatus, ...] = ()
+    commit_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lbguard.core.addr import Ip, format_ip, format_mac, is_ipv4
 from lbguard.core.config import EngineConfig
 from lbguard.core.fsm import TRANSITIONS, Input
-from lbguard.core.lifecycle import Lifecycle
+from lbguard.core.lifecycle import MANUAL_CAUSES, Lifecycle
 from lbguard.core.link import Link
 from lbguard.core.model import (
     SOFT,
@@ -26,6 +26,7 @@ from lbguard.core.model import (
     Condition,
     ConnectionSubject,
     LinkSubject,
+    ManualAction,
     Subject,
     TargetKey,
     TargetState,
@@ -144,6 +145,8 @@ def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: 
     if action in (Action.FREEZE, Action.PARDON):
         # A freeze that an earlier run began continues.
         until = (min(at, target.frozen_at) if action is Action.FREEZE else at) + config.freeze.limit_s
+    elif action is Action.KEEP and target.override is not None:
+        return Prediction(action=action, at=at, until=target.override.until)
     if what is Input.DEADLINE_MASS or (target.state is TargetState.FROZEN and stream.mass_failure(config)):
         why = broken
         if action is Action.STAY:
@@ -165,7 +168,15 @@ _HAPPENS: dict[_Timer, Callable[[EngineConfig, Lifecycle, Stream, Target, float]
 }
 
 
+_ENDS_WITH_OVERRIDE = (TargetState.PENDING, TargetState.WITHDRAWN, TargetState.DRAINING)
+
+
 def _without_deadline(config: EngineConfig, target: Target, now: float) -> Prediction | None:
+    by_hand = target.overridden(ManualAction.WITHDRAW) or (
+        target.overridden(ManualAction.DRAIN) and not (target.source_drains or target.unlisted)
+    )
+    if by_hand and target.override is not None and target.state in _ENDS_WITH_OVERRIDE:
+        return Prediction(action=Action.RELEASE, at=max(now, target.override.until))
     match target.state:
         case TargetState.PENDING if not target.draining:
             return Prediction(action=Action.ADMIT)
@@ -251,6 +262,7 @@ def _stream(engine: EngineState, stream: Stream) -> StreamStatus:
         counts={state: stream.counts[state] for state in TargetState},
         table_committed=stream.committed == stream.desired_pair(),
         families=_families_of(stream),
+        commit_at=stream.learn_until,
     )
 
 
@@ -269,12 +281,15 @@ def _families_of(stream: Stream) -> tuple[FamilyStatus, ...]:
 
 def _target(engine: EngineState, target: Target, now: float, expected: Prediction | None) -> TargetStatus:
     settled = target.state in (TargetState.ACTIVE, TargetState.DRAINING)
+    cause = "" if settled else "damped" if target.waiting else target.cause.value
+    if target.overridden(ManualAction.WITHDRAW):
+        cause = MANUAL_CAUSES[ManualAction.WITHDRAW]
     return TargetStatus(
         stream=target.key.stream,
         identifier=target.key.identifier,
         mark=target.mark,
         state=target.state,
-        cause="" if settled else "damped" if target.waiting else target.cause.value,
+        cause=cause,
         since=target.since,
         deadline=engine.life.ends_at(target.key),
         penalty=target.penalty.current(engine.config.damping, now),
@@ -282,6 +297,8 @@ def _target(engine: EngineState, target: Target, now: float, expected: Predictio
         prediction=expected,
         draining=target.draining,
         unlisted=target.unlisted,
+        commit_at=engine.stream_registry.streams[target.key.stream].commit_at(target),
+        override=target.override,
     )
 
 

@@ -10,20 +10,21 @@ from lbguard.core.effects import Effect, ForgetStream
 from lbguard.core.events import OpenDrain
 from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import ADMITTED, StreamSpec, TargetKey, TargetSpec
+from lbguard.core.manual import ManualControl
+from lbguard.core.model import ADMITTED, ManualAction, StreamSpec, TargetKey, TargetSpec
 from lbguard.core.netview import NetView
 from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Stream, Target
 
 
-def _identity(spec: StreamSpec) -> tuple[int, int, str]:
+def _identity(spec: StreamSpec) -> tuple[int, int, int, str]:
     """Return the properties that must not change while a stream is served: table size, marks and memory."""
-    return spec.max_targets, spec.identifier_offset, spec.shm_name
+    return spec.max_targets, spec.first_identifier, spec.identifier_offset, spec.shm_name
 
 
 def _with_identity_of(kept: StreamSpec, listed: StreamSpec) -> StreamSpec:
     """Return a stream as listed now, with the table size and the marks of the kept one."""
-    targets = tuple(target for target in listed.targets if target.identifier <= kept.max_targets)
+    targets = tuple(target for target in listed.targets if target.identifier in kept.identifiers)
     return replace(kept, vips=listed.vips, targets=targets)
 
 
@@ -35,7 +36,9 @@ class StreamRegistry:
     kernel until the distributor confirmed that no packet gets them any more.
     """
 
-    def __init__(self, config: EngineConfig, view: NetView, paths: PathRepair, life: Lifecycle) -> None:
+    def __init__(
+        self, config: EngineConfig, view: NetView, paths: PathRepair, life: Lifecycle, manual: ManualControl
+    ) -> None:
         self.streams: dict[str, Stream] = {}
         self.by_mark: dict[int, Target] = {}
         self.by_ip: dict[Ip, dict[Target, None]] = {}
@@ -51,6 +54,11 @@ class StreamRegistry:
         self._view = view
         self._paths = paths
         self._life = life
+        self._manual = manual
+
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
 
     def target(self, key: TargetKey) -> Target | None:
         """Return a target by its key."""
@@ -94,7 +102,7 @@ class StreamRegistry:
         """Return whether the list has a target with the identifier of a remembered drain, or with its address."""
         users = (target for ip in drain.ips for target in self.by_ip.get(ip, ()))
         used = drain.identifier in stream.targets or any(user.key.stream == drain.stream for user in users)
-        return used or not 1 <= drain.identifier <= stream.spec.max_targets
+        return used or drain.identifier not in stream.spec.identifiers
 
     def confirm(self, stream: Stream, registered: frozenset[int], now: float) -> None:
         """Record that the distributor holds exactly these registered identifiers: the marks of others are freed."""
@@ -121,7 +129,7 @@ class StreamRegistry:
         stream.adopted = True
         # Beyond max_targets the marks may be another stream's; the first commit removes such entries.
         for identifier in sorted(active - stream.targets.keys()):
-            if not 1 <= identifier <= stream.spec.max_targets:
+            if identifier not in stream.spec.identifiers:
                 continue
             self.retiring.setdefault(stream.spec.mark(identifier), (stream.spec.name, identifier))
         for identifier, target in list(stream.targets.items()):
@@ -185,8 +193,10 @@ class StreamRegistry:
             self._add_target(target)
         elif tuple(target.paths) != spec.ips:
             self._change_ips(target, spec.ips)
-        drains = spec.draining and self._config.affinity
-        if spec.draining and not drains:
+            self._manual.addresses_changed(stream, target, now)
+        target.source_drains = spec.draining and self._config.affinity
+        drains = target.source_drains or target.overridden(ManualAction.DRAIN)
+        if spec.draining and not self._config.affinity:
             self.ignored["draining_without_affinity"] += 1
         if target.unlisted or drains != target.draining:
             target.unlisted = False
@@ -212,11 +222,9 @@ class StreamRegistry:
 
     def _marks_in_use(self, spec: StreamSpec) -> bool:
         """Return whether a stream that is served, or not gone yet, uses any of a new stream's marks."""
-        return any(
-            spec.mark(1) <= other.spec.mark(other.spec.max_targets)
-            and other.spec.mark(1) <= spec.mark(spec.max_targets)
-            for other in self.streams.values()
-        )
+        first, last = spec.mark(spec.identifiers[0]), spec.mark(spec.identifiers[-1])
+        others = [(other.spec, other.spec.identifiers) for other in self.streams.values()]
+        return any(first <= other.mark(all_[-1]) and other.mark(all_[0]) <= last for other, all_ in others)
 
     def _add_target(self, target: Target) -> None:
         self.by_mark[target.mark] = target
@@ -224,6 +232,7 @@ class StreamRegistry:
         for ip in target.paths:
             self._follow(target, ip)
         self._paths.register(target)
+        self._manual.listed(target)
         self.dirty[target] = None
 
     def _change_ips(self, target: Target, ips: tuple[Ip, ...]) -> None:

@@ -34,6 +34,11 @@ class VerdictFusion:
         self._view = view
         self.down: dict[Ip, None] = {}
 
+    def configure(self, config: EvidenceConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
+        self.opinions.configure(config)
+
     def apply(self, event: VerdictReported, now: float) -> tuple[Taken, dict[Ip, None], list[tuple[int, Ip]]]:
         """Apply a verdict.
 
@@ -92,6 +97,10 @@ class VerdictFusion:
 
     def weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:
         """Record the fused opinion on a path and return whether it makes the path down."""
+        if not self.opinions:
+            path.verdict, path.healing_until = "", _NEVER
+            self.down.pop(ip, None)
+            return False
         down = self._weigh(target, path, ip, link, now)
         if down:
             self.down[ip] = None
@@ -100,9 +109,6 @@ class VerdictFusion:
         return down
 
     def _weigh(self, target: Target, path: Path, ip: Ip, link: Link | None, now: float) -> bool:
-        if not self.opinions:
-            path.verdict, path.healing_until = "", _NEVER
-            return False
         of_link = self.opinions.fused(path.lb_ip)
         of_target = self.opinions.fused(ip)
         path.healing_until = max(of_link.healing_until, of_target.healing_until)

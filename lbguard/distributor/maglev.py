@@ -32,13 +32,15 @@ import functools
 import hashlib
 import itertools
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from typing import Protocol
 
 NO_TARGET = -1
 """Value of a slot without a target."""
+
+_DIGEST_BYTES = 6
 
 _RINGS = 500
 """Approximate number of rings for the orders of the slots: more rings spread better, and share less of a walk."""
@@ -105,6 +107,8 @@ def maglev(permutations: Permutations, active: Iterable[int]) -> list[int]:
     takers = sorted(active)
     if not takers:
         return table
+    if len(takers) == 1:
+        return takers * size
     free = bytearray(b"\1") * size
     # Each row is consumed once: a skipped slot is taken, and no slot becomes free again. `filter` reads `free` when the
     # next item is requested, so it yields the next free slot, at C speed.
@@ -145,6 +149,15 @@ class TableCalculator:
         return _adopt(self._base, everyone, frozenset(active))
 
 
+def table_digest(indexes: Sequence[int]) -> int:
+    """Return a number of 48 bits for a table: load balancers that spread packets alike have the same one.
+
+    A metric holds it exactly. It does not depend on the marks, which may differ between load balancers.
+    """
+    digest = hashlib.blake2b(struct.pack(f"<{len(indexes)}i", *indexes), digest_size=_DIGEST_BYTES)
+    return int.from_bytes(digest.digest(), "big")
+
+
 def largest_prime_at_most(number: int) -> int:
     """Return the largest prime that is at most a number.
 
@@ -176,6 +189,8 @@ def _adopt(base: list[int], registered: frozenset[int], active: frozenset[int]) 
     """
     if not active:
         return [NO_TARGET] * len(base)
+    if active == registered:
+        return list(base)
     prime = next(filter(_is_prime, itertools.count(max(registered) + 1)))
     shifts = min(prime, 1 + _RINGS // prime)
     reciprocals = [pow(number, -1, prime) if number else 0 for number in range(prime)]

@@ -1,4 +1,4 @@
-"""Operations on links (down, up, neighbour timers), and the uses of a link that prevent setting it down.
+"""Operations on links (down, up, neighbour timers, arp_notify), and the uses of a link that prevent setting it down.
 
 Nothing is cached, so the answer is current. The kernel does not show a link in another network namespace that is
 stacked on this one.
@@ -31,6 +31,7 @@ _IFA_F_NODAD: Final = 0x02
 _IFA_F_PERMANENT: Final = 0x80
 _IFA_F_NOPREFIXROUTE: Final = 0x200
 _EXISTS: Final = 17
+_FAMILIES: Final = (AF_INET, AF_INET6)
 
 Message = Any
 """A message as pyroute2 decodes it: `get` finds a field or an attribute by name."""
@@ -287,15 +288,16 @@ class NeighborTimers:
 
 
 class LinkOperations:
-    """Sets superseded links down and up again, and tunes neighbour timers.
+    """Sets superseded links down and up again, and tunes the links that face targets.
 
     The addresses that a link loses by being set down are remembered until it is set up again, or until the end of this
-    process.
+    process. So are the links for which the kernel announces because of `tune`.
     """
 
     def __init__(self, requests: KernelRequests) -> None:
         self._requests = requests
         self._lost: dict[LinkKey, tuple[LostAddress, ...]] = {}
+        self._notifying: dict[int, str] = {}
 
     async def set_down(self, link: LinkKey, ifname: str) -> LinkSetDown:
         """Set a link down, unless something needs it or its ifindex now belongs to a link of another name.
@@ -321,15 +323,31 @@ class LinkOperations:
         return await asyncio.to_thread(lambda: LinkNeeds(link.ifindex).set_up(lost))
 
     async def tune(self, ifindex: int, ifname: str, timers: NeighborTimers) -> str:
-        """Set the neighbour timers of a link for both families. Returns the error; empty on success."""
+        """Set what makes a link to targets recover fast. Returns the first error; empty on success.
+
+        Neighbour timers for both families; and `arp_notify`: the kernel announces the link's IPv4 addresses in the
+        moment in which the link comes up, before any process knows of it.
+        """
         reason = await self._mismatch(ifindex, ifname)
         if reason:
             return reason
-        for family in (AF_INET, AF_INET6):
-            reason = await _why_not(self._requests.set_neighbor_timers(ifindex, family, timers.attributes()))
-            if reason:
-                return reason
-        return ""
+        # A link may lack one family: each step is tried.
+        reasons = [await _why_not(self._notify(ifindex, ifname))]
+        for family in _FAMILIES:
+            reasons.append(await _why_not(self._requests.set_neighbor_timers(ifindex, family, timers.attributes())))
+        return next(filter(None, reasons), "")
+
+    async def _notify(self, ifindex: int, ifname: str) -> None:
+        if not await self._requests.arp_notify(ifindex):
+            await self._requests.set_arp_notify(ifindex, on=True)
+            self._notifying[ifindex] = ifname
+
+    async def restore(self) -> None:
+        """Clear `arp_notify` of each link on which `tune` has set it and that still exists."""
+        while self._notifying:
+            ifindex, ifname = self._notifying.popitem()
+            if not await self._mismatch(ifindex, ifname):
+                await _why_not(self._requests.set_arp_notify(ifindex, on=False))
 
     def _ask(self, link: LinkKey) -> str:
         """Return what needs a link (empty: nothing), and remember the addresses it loses when set down."""

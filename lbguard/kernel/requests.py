@@ -12,10 +12,10 @@ from struct import Struct
 from typing import Any, Final, TypeVar
 
 from pyroute2 import AsyncIPRoute
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, nlmsg
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, nla, nlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nlsocket import NetlinkRequest
-from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_GETROUTE, RTM_SETNEIGHTBL
+from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_GETROUTE, RTM_SETLINK, RTM_SETNEIGHTBL
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -54,6 +54,26 @@ class _NeighborTable(ndtmsg):  # type: ignore[misc]
         nla_map = (*ndtmsg.parms.nla_map, ("NDTPA_MCAST_REPROBES", "uint32"))
 
 
+class _LinkIpv4Conf(nlmsg):  # type: ignore[misc]
+    """IPv4 parameters of one link, which pyroute2 only reads (net/ipv4/devinet.c, inet_set_link_af)."""
+
+    __slots__ = ()
+    fields = ifinfmsg.fields
+    nla_map = ((c.IFLA_AF_SPEC, "IFLA_AF_SPEC", "families"),)
+
+    class families(nla):  # type: ignore[misc]  # noqa: N801 (the library looks for this name)
+        __slots__ = ()
+        nla_map = ((c.AF_INET, "AF_INET", "ipv4"),)
+
+        class ipv4(nla):  # type: ignore[misc]  # noqa: N801
+            __slots__ = ()
+            nla_map = ((c.IFLA_INET_CONF, "IFLA_INET_CONF", "conf"),)
+
+            class conf(nla):  # type: ignore[misc]  # noqa: N801
+                __slots__ = ()
+                nla_map = ((c.IPV4_DEVCONF_ARP_NOTIFY, "IPV4_DEVCONF_ARP_NOTIFY", "uint32"),)
+
+
 class KernelRequests:
     """Requests from one event loop, in a network namespace by name or, without one, in that of the calling thread.
 
@@ -81,6 +101,22 @@ class KernelRequests:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         return rows[0]
 
+    async def arp_notify(self, ifindex: int) -> bool:
+        """Return whether the kernel announces a link's IPv4 addresses when the link comes up (net.ipv4.conf.*)."""
+        request = ifinfmsg()
+        request["index"] = ifindex
+        request["attrs"] = [("IFLA_EXT_MASK", c.RTEXT_FILTER_SKIP_STATS)]
+        rows: list[int] = await self._rows(request, RTM_GETLINK, NLM_F_REQUEST, _AnswerReader(_arp_notify))
+        return bool(rows and rows[0])
+
+    async def set_arp_notify(self, ifindex: int, *, on: bool) -> None:
+        """Set whether the kernel announces a link's IPv4 addresses when the link comes up."""
+        conf = {"attrs": [("IPV4_DEVCONF_ARP_NOTIFY", int(on))]}
+        request = _LinkIpv4Conf()
+        request["index"] = ifindex
+        request["attrs"] = [("IFLA_AF_SPEC", {"attrs": [("AF_INET", {"attrs": [("IFLA_INET_CONF", conf)]})]})]
+        await self._carry_out(request, RTM_SETLINK)
+
     async def set_link_down(self, ifindex: int) -> None:
         """Clear IFF_UP of a link and leave its other flags."""
         async with self._asking() as library:
@@ -107,11 +143,7 @@ class KernelRequests:
             ("NDTA_NAME", "arp_cache" if family == c.AF_INET else "ndisc_cache"),
             ("NDTA_PARMS", {"attrs": [("NDTPA_IFINDEX", ifindex), *parameters.items()]}),
         ]
-        async with self._asking() as library:
-            sent = NetlinkRequest(library, request, msg_type=RTM_SETNEIGHTBL, msg_flags=NLM_F_REQUEST | NLM_F_ACK)
-            await sent.send()
-            async for _ in sent.response():
-                pass
+        await self._carry_out(request, RTM_SETNEIGHTBL)
 
     async def dump(self, request: nlmsg, kind: int, row: Row[T]) -> list[T]:
         """Return the values that `row` reads of a dump's messages; a dump flagged as interrupted is repeated.
@@ -127,6 +159,13 @@ class KernelRequests:
             if not reader.interrupted:
                 return rows
         raise OSError(errno.EINTR, f"the kernel's state changed during each of {_DUMP_TRIES} dumps")
+
+    async def _carry_out(self, request: nlmsg, kind: int) -> None:
+        async with self._asking() as library:
+            sent = NetlinkRequest(library, request, msg_type=kind, msg_flags=NLM_F_REQUEST | NLM_F_ACK)
+            await sent.send()
+            async for _ in sent.response():
+                pass
 
     async def _rows(self, request: nlmsg, kind: int, flags: int, reader: "_AnswerReader") -> list[Any]:
         async with self._asking() as library:
@@ -179,6 +218,22 @@ def _link_name(message: memoryview) -> str | None:
         if attribute == c.IFLA_IFNAME:
             return decode_link_name(bytes(payload).rstrip(b"\0"))
     return None
+
+
+_VALUE: Final = Struct("=I")
+
+
+def _arp_notify(message: memoryview) -> int | None:
+    """Return arp_notify of a link; None when the link has no IPv4."""
+    payload = message[_IFINFO_BYTES:]
+    for wanted in (c.IFLA_AF_SPEC, c.AF_INET, c.IFLA_INET_CONF):
+        found = [value for attribute, value in attributes(payload) if attribute == wanted]
+        if not found:
+            return None
+        payload = found[0]
+    at = (c.IPV4_DEVCONF_ARP_NOTIFY - 1) * _VALUE.size
+    value: int = _VALUE.unpack_from(payload, at)[0] if len(payload) >= at + _VALUE.size else 0
+    return value
 
 
 _RTMSG: Final = Struct("=BBBBBBBBI")

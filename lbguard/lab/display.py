@@ -242,7 +242,7 @@ def verdict_text(run: Run) -> Text:
 
 
 MERIDIO_LEGEND = """\
-Here both columns run the same stand-in for Meridio's load balancer process, not modified, with the same nfqlb. In the
+Here both columns run the same stand-in for the load balancer's process, not modified, with the same nfqlb. In the
 column lbguard, deploy/meridio/nfqlb comes first on its PATH, and lbguard runs beside it with the source interposer.
 removed in: from its call of `nfqlb deactivate` until the target was out of the table, the middle one of them."""
 
@@ -257,7 +257,7 @@ withdraw: what a load balancer does today, it takes targets out as soon as their
 opened: long-lived TCP connections, one message every 50 ms. disturbed: those whose path the scenario breaks, and those
 that broke because others were withdrawn, which moves some slots of every target today.
 broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, or only after the
-window, counted apart.
+window, or that left the list, once their drain is over: counted apart.
 moved: their packets reached another target, which refused them. UDP lost: datagrams without an answer.
 median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors."""
 

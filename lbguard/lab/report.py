@@ -17,47 +17,35 @@ from lbguard.lab.meridio_scenarios import BY_NAME, AgainstToday
 from lbguard.lab.play import Run
 from lbguard.lab.timeline import draw
 from lbguard.printable import html_text
+from lbguard.telemetry.page_style import BASE_STYLE
 
-STYLE = """
-:root { color-scheme: light dark; --bg: #fbfbfa; --fg: #1d2327; --soft: #5c666d; --line: #d9dcde; --card: #ffffff;
-  --ok: #2f8f5b; --held: #e0a100; --frozen: #3d7fc4; --out: #c2372e; --pending: #a9b1b6; --answers: #4a86b8;
-  --gap: #e0a100; --wait: #d9650b; --broken: #c2372e; --stalled: #8a4fa3; --draining: #2f9c9c; --gapback: #e6ece8; }
-@media screen and (prefers-color-scheme: dark) { :root { --bg: #15191c; --fg: #e4e8ea; --soft: #9aa5ac; --line: #333a3f;
-  --card: #1c2226; --ok: #4bb27c; --held: #f0b92c; --frozen: #6aa8e6; --out: #ec6a5e; --pending: #646e75;
-  --answers: #6aa6d6; --gap: #f0b92c; --wait: #ff9a4d; --broken: #ec6a5e; --stalled: #b884cf; --draining: #55c0c0;
-  --gapback: #303b41; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1300px; padding: 24px 20px 60px; background: var(--bg); color: var(--fg);
-  font: 15px/1.5 system-ui, sans-serif; }
-a { color: var(--answers); }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 2px; }
-h3 { font-size: 15px; margin: 0 0 8px; font-weight: 600; } p { margin: 4px 0 10px; } .soft { color: var(--soft); }
-table { border-collapse: collapse; width: 100%; margin: 14px 0; font-variant-numeric: tabular-nums; }
+STYLE = (
+    BASE_STYLE
+    + """
+body { max-width: 1300px; } h2 { font-size: 20px; margin: 40px 0 2px; }
+h3 { font-size: 15px; margin: 0 0 8px; font-weight: 600; } p { margin: 4px 0 10px; } table { margin: 14px 0; }
 th, td { text-align: right; padding: 5px 7px; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { white-space: nowrap; font-size: 14px; } tr.why td { white-space: normal; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; } .text { text-align: left; }
 tr.first td { border-top: 2px solid var(--line); } th.group { text-align: center; }
 .new { border-left: 2px solid var(--line); } tr.has-why td { border-bottom: 0; }
 .bad { color: var(--out); font-weight: 600; } .good { color: var(--ok); font-weight: 600; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 14px 6px;
-  margin: 12px 0; } .scroll { overflow-x: auto; }
+.card { padding: 14px 14px 6px; margin: 12px 0; }
 svg { width: 100%; min-width: 760px; height: auto; display: block; font: 12px system-ui, sans-serif; }
 svg text { fill: var(--fg); } svg .label, svg .tick { fill: var(--soft); } svg .head { font-weight: 600; }
+svg .scale { fill: var(--soft); font-size: 10px; } svg .in { font-size: 11px; pointer-events: none; }
+svg .on-ok, svg .on-out, svg .on-draining { fill: #ffffff; } svg .on-held, svg .on-frozen { fill: #1d2327; }
 .grid { stroke: var(--line); stroke-width: 1; } .zero { stroke: var(--fg); stroke-width: 1; stroke-dasharray: 3 3; }
 .base { stroke: var(--line); } .s-up, .s-active { fill: var(--ok); } .s-away, .s-withdrawn { fill: var(--out); }
 .s-held { fill: var(--held); } .s-frozen { fill: var(--frozen); } .s-pending, .s-removed { fill: var(--pending); }
 .s-draining { fill: var(--draining); } .g-wait { fill: var(--wait); }
-.answers { fill: var(--answers); } .gapback { fill: var(--gapback); } .g-gap { fill: var(--gap); }
-.g-broken { fill: var(--broken); } .g-stalled { fill: var(--stalled); }
+.answers { fill: var(--answers); } .gapback { fill: var(--back); } .g-gap { fill: var(--held); }
+.g-broken { fill: var(--out); } .g-stalled { fill: var(--stalled); }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 18px; margin: 8px 0 0; padding: 0; list-style: none; }
 .legend i { display: inline-block; width: 14px; height: 12px; border-radius: 2px; margin-right: 6px; }
-pre { white-space: pre-wrap; }
-@page { size: A4 landscape; margin: 10mm; }
-@media print { :root { color-scheme: light; --bg: #ffffff; print-color-adjust: exact; }
-  body { max-width: none; padding: 0; font-size: 12px; } th, td { padding: 3px 4px; font-size: 10.5px; }
-  svg { min-width: 0; max-height: 150mm; } .scroll { overflow: visible; } .card, tr { break-inside: avoid; }
-  h2, h3, h2 + p { break-after: avoid; } }
+@media print { th, td { padding: 3px 4px; font-size: 10.5px; } }
 """
+)
 
 LEGEND = (
     ("--ok", "link there, target active"),
@@ -68,16 +56,17 @@ LEGEND = (
     ("--pending", "target not in the list, or not admitted yet"),
     ("--wait", "new connection waiting to be connected"),
     ("--stalled", "connection silent for the rest of the run"),
-    ("--answers", "answers a tenth of a second, TCP and UDP"),
+    ("--answers", "answers a second, TCP and UDP"),
 )
 
 HOW_TO_READ = (
     "Time runs from left to right and the dashed line is the moment the scenario starts: look how long each connection "
-    "at the bottom waits (yellow) and whether it ever breaks (red), first with today's behaviour, then with lbguard."
+    "at the bottom waits (yellow) and whether it ever breaks (dark orange), first with today's behaviour, then with "
+    "lbguard."
 )
 HOW_TO_READ_NEW = (
     " New connections have a band of their own at the bottom. Each line begins when its connection is opened, and is "
-    "orange until it is connected."
+    "violet until it is connected."
 )
 
 HEADINGS = ("opened", "disturbed", "broken", "moved", "UDP lost", "median gap", "longest gap")

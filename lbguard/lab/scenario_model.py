@@ -28,6 +28,8 @@ class Do(StrEnum):
     LOSE_PACKETS = "lose-packets"
     MEND_DATAPATH = "mend-datapath"
     CHANGE_ADDRESSES = "change-addresses"
+    MOVE_TARGET = "move-target"
+    RESTART_LB = "restart-lb"
     DISABLE_LB_IPV6 = "disable-lb-ipv6"
     TELL_MESH_HEALS = "tell-mesh-heals"
     TELL_MESH_HEALED = "tell-mesh-healed"
@@ -37,6 +39,8 @@ class Do(StrEnum):
     FEED_MONITORS = "feed-monitors"
     LIE = "lie"
     STOP_LYING = "stop-lying"
+    DRAIN_LINK = "drain-link"
+    RELEASE_ALL = "release-all"
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,7 +261,11 @@ ALL = (
     *AFFINITY,
 )
 BY_NAME = {scenario.name: scenario for scenario in ALL}
-DEFAULT = ("lb-link", "target-link", "link-gone")
+DEFAULT = (
+    *("lb-link", "target-link", "link-gone"),
+    *("newcomers", "readmit", "one-family-gone", "removed", "added"),
+)
+"""Scenarios of a plain `lbguard demo`: losses of links, then new connections and changes of the list."""
 
 
 class UnknownScenarioError(Exception):

@@ -4,6 +4,7 @@ Colours are CSS classes that the page defines, so the picture follows light and 
 scenario.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 
@@ -21,6 +22,23 @@ LANE = 16
 LANE_STEP = 20
 ANSWERS_HEIGHT = 30
 GAPS_HEIGHT = 130
+
+SCALE_WIDTH = 52
+"""Room for the numbers of a scale, between a label and the picture."""
+
+_CHARACTER = 6.5
+"""Width of a character in a lane; a little more than most take."""
+
+_COLOUR_OF = {
+    "up": "ok",
+    "active": "ok",
+    "away": "out",
+    "withdrawn": "out",
+    "held": "held",
+    "frozen": "frozen",
+    "draining": "draining",
+}
+"""Colours of the states whose names are written into their lanes."""
 
 Interval = tuple[float, float, str]
 """From, to (seconds after the start of the scenario) and the CSS class of what was then."""
@@ -126,9 +144,13 @@ class _Drawing:
         self.parts.append(f'<text class="head" x="4" y="{self.y + 11:.0f}">{html_text(text)}</text>')
         self.y += LANE_STEP
 
-    def label(self, text: str, height: float = LANE) -> None:
+    def scale(self, text: str, y: float) -> None:
+        """Write a value of a vertical scale beside its place."""
+        self.parts.append(f'<text class="scale" x="{LEFT - 4}" y="{y:.1f}" text-anchor="end">{html_text(text)}</text>')
+
+    def label(self, text: str, height: float = LANE, right: float = LEFT - 8) -> None:
         self.parts.append(
-            f'<text class="label" x="{LEFT - 8}" y="{self.y + height / 2 + 4:.1f}" text-anchor="end">'
+            f'<text class="label" x="{right}" y="{self.y + height / 2 + 4:.1f}" text-anchor="end">'
             f"{html_text(text)}</text>"
         )
 
@@ -143,6 +165,11 @@ class _Drawing:
                 f'<rect class="s-{html_text(state)}" x="{left:.1f}" y="{self.y:.1f}" '
                 f'width="{max(right - left, 1.5):.1f}" height="{LANE}" rx="2"><title>{title}</title></rect>'
             )
+            # The word tells states apart without colours, where it fits.
+            if state in _COLOUR_OF and right - left > _CHARACTER * (len(state) + 1):
+                self.parts.append(
+                    f'<text class="in on-{_COLOUR_OF[state]}" x="{left + 5:.1f}" y="{self.y + 12:.1f}">{state}</text>'
+                )
         self.y += LANE_STEP
 
     def marks(self, marks: Iterable[Interval], y: float, height: float, start: float) -> None:
@@ -156,7 +183,7 @@ class _Drawing:
                 )
 
     def svg(self, name: str) -> str:
-        height = self.y + 24
+        height = self.y + 40
         return (
             f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html_text(name)}">'
             f"{self._grid(self.y)}{''.join(self.parts)}</svg>"
@@ -169,6 +196,9 @@ class _Drawing:
             kind = "zero" if second == 0 else "grid"
             parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom:.0f}"/>')
             parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 15:.0f}" text-anchor="middle">{second} s</text>')
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        title = "time since the scenario began (seconds)"
+        parts.append(f'<text class="tick" x="{middle}" y="{bottom + 32:.0f}" text-anchor="middle">{title}</text>')
         return "".join(parts)
 
 
@@ -188,7 +218,7 @@ def draw(run: Run) -> str:
     for identifier, intervals in state_lanes(run, series, end_s).items():
         drawing.lane(f"target {identifier}", intervals)
     drawing.y += 6
-    drawing.heading("Answers per target")
+    drawing.heading("Answers per target and second, peaks above the scale cut off")
     top = answers_top(series, traffic, run.started)
     for identifier, counts in series.items():
         _answers(drawing, identifier, counts, traffic.started - run.started, top)
@@ -213,8 +243,10 @@ def answers_top(series: dict[int, list[int]], traffic: TrafficResult, start: flo
 
 
 def _answers(drawing: _Drawing, identifier: int, counts: Sequence[int], offset_s: float, top: float) -> None:
-    drawing.label(f"target {identifier}", ANSWERS_HEIGHT)
+    drawing.label(f"target {identifier}", ANSWERS_HEIGHT, LEFT - SCALE_WIDTH)
     base = drawing.y + ANSWERS_HEIGHT
+    drawing.scale(f"{top / BIN_S:.0f}/s", drawing.y + 9)
+    drawing.scale("0/s", base)
     points = []
     # The last bin is not whole, it would look like a loss.
     for index, count in enumerate(counts[:-1]):
@@ -243,9 +275,10 @@ def _gaps(drawing: _Drawing, traffic: TrafficResult, start: float) -> None:
         first_of.setdefault(channel.target, y)
         drawing.marks(channel_marks(channel, traffic.ended), y, height, start)
     top = drawing.y
+    counts = Counter(channel.target for channel in channels)
     for target, y in first_of.items():
         drawing.y = y
-        drawing.label(f"of target {target}", LANE)
+        drawing.label(f"{counts[target]} of target {target}", LANE)
         drawing.parts.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     drawing.y = top + GAPS_HEIGHT + 4
 

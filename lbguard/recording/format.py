@@ -5,6 +5,7 @@ and `zcat FILE | head` shows the content. The first line is an object (`Header`)
 its kind:
 
     ["LinkSeen", ...]       an event, as the engine received it: type name and fields; see `codec.py`
+    ["EngineConfig", ...]   the configuration: of the beginning as the second line, later an event (SettingsChanged)
     ["t", TIME]             the time of the following lines by the engine's clock: an integer is nanoseconds since
                             the last time (of the header at first), a number with a point is seconds
     ["r"]  ["d"]            the engine was called: `repair`, `decide`
@@ -17,8 +18,8 @@ its kind:
     ["c", STREAM, CHANGED, TOTAL, SECONDS, ERROR]   a commit to the distributor: slots changed, of how many
     ["w", OFFSET]           wall clock (seconds since the epoch) minus the engine's clock
 
-Version 2 knows drains, families that are withdrawn alone, and changes of the list that wait for flows. Version 1 is
-read as well: what it does not know did not happen.
+Version 2 knows drains, families that are withdrawn alone, and changes of the list that wait for flows; version 3 knows
+commands of operators. Earlier versions are read as well: what they do not know did not happen.
 """
 
 import datetime
@@ -31,7 +32,7 @@ from typing import Any
 from lbguard.errors import EXIT_REFUSED, CommandError
 
 FORMAT = "lbguard-recording"
-VERSION = 2
+VERSION = 3
 VERSION_WITHOUT_LEARNING = 1
 """The version in which flow affinity delayed no change of the list; it is also the oldest one that is read."""
 SUFFIX = ".jsonl.gz"

@@ -216,7 +216,7 @@ class NeighborActuator:
                 case TuneLink():
                     reason = await self._links.tune(effect.link.ifindex, effect.ifname, self._timers)
                     if reason:
-                        _log.warning("neighbour timers not set", extra=fields(link=effect.ifname, reason=reason))
+                        _log.warning("link not tuned", extra=fields(link=effect.ifname, reason=reason))
                 case _:
                     assert_never(effect)
         except OSError as error:

@@ -1,6 +1,6 @@
 """Flow affinity in the service: applies the engine's steering, restores its table, reads the counters.
 
-While targets drain, it tells the engine which of them get no packets any more.
+It reports to the engine whether the rules are in force and, while targets drain, which of them get no packets any more.
 """
 
 import asyncio
@@ -13,10 +13,11 @@ from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts, AffinityTable, remove_left_over
 from lbguard.affinity.trial import refusal
 from lbguard.core.effects import SteerFlows
-from lbguard.core.events import Event, TargetsIdle
+from lbguard.core.events import AffinityReported, Event, TargetsIdle
 from lbguard.core.model import StreamSteering
 from lbguard.core.status import AffinityStatus, FlowMap
 from lbguard.distributor.base import DistributorError
+from lbguard.service.build import assumed_queue
 from lbguard.service.drains import DrainWatch
 from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
@@ -82,6 +83,7 @@ class FlowAffinity:
         self._desired: dict[str, StreamSteering] = {}
         self._changed = asyncio.Event()
         self._applied = False
+        self._reported = True
         self._problem = ""
         self._flows: Mapping[tuple[str, int], int] = {}
         metrics.affinity.flows_max.set(table.options.max_flows)
@@ -99,6 +101,10 @@ class FlowAffinity:
                 for (protocol, family), count in sorted(self._flows.items())
             ),
         )
+
+    def configure(self, *, drain_idle_s: float) -> None:
+        """Use another time without a packet that ends a drain, from now on."""
+        self._drains.configure(drain_idle_s)
 
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
         """Accept one effect; `run` applies it, and retries a failure each second."""
@@ -175,6 +181,13 @@ class FlowAffinity:
             _log.info("flow affinity is in force again")
         self._applied, self._problem = True, ""
         self._metrics.affinity.in_force.set(1)
+        self._report()
+
+    def _report(self) -> None:
+        """Report a change to the engine, which takes the rules for in force at first."""
+        if self._reported is not self._applied:
+            self._reported = self._applied
+            self._post([AffinityReported(in_force=self._applied)])
 
     def _report_full(self, flows: Mapping[tuple[str, int], int]) -> None:
         room = self._table.options.max_flows
@@ -191,6 +204,7 @@ class FlowAffinity:
         self._applied = False
         self._metrics.affinity.errors.inc()
         self._metrics.affinity.in_force.set(0)
+        self._report()
         if reason != self._problem:
             self._problem = reason
             _log.warning("flow affinity is not in force", extra=fields(reason=reason))
@@ -198,7 +212,7 @@ class FlowAffinity:
 
 def make_affinity(settings: Settings, metrics: Metrics, packets: Packets, post: Post) -> FlowAffinity:
     """Build the keeper, with the reader of packet counts and the receiver of its events."""
-    table = AffinityTable(_options(settings))
+    table = AffinityTable(_options(settings), queue_at_least=assumed_queue(settings))
     return FlowAffinity(table, metrics, packets=packets, post=post, drain_idle_s=settings.drain.idle)
 
 

@@ -10,11 +10,13 @@ from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
 from lbguard.core.events import Event, KernelOutOfSync, RouteFailed, RuleFailed, SourceLost, SourceSnapshot
+from lbguard.core.model import TargetState
 from lbguard.distributor.base import CommitResult
 from lbguard.kernel.batches import NeighborFailure
 from lbguard.kernel.mirror import MirrorCounters
 from lbguard.telemetry.log import fields, log_decision
 from lbguard.telemetry.metrics.guard import Metrics
+from lbguard.telemetry.tracing import IncidentTracer
 
 _log = logging.getLogger("lbguard.service.event_reporter")
 
@@ -41,7 +43,11 @@ class EventReporter:
         observe: bool,
         inbox_depth: Callable[[], int],
         availability: AvailabilityState,
+        tracer: IncidentTracer | None = None,
+        on_loss: Callable[[], None] = lambda: None,
     ) -> None:
+        self._tracer = tracer
+        self._on_loss = on_loss
         self._metrics = metrics
         self._decisions = decisions
         self._observe = observe
@@ -54,10 +60,15 @@ class EventReporter:
 
     def reported(self, effect: Record | Ignored | NeighborMoved | SetAvailability, now: float) -> None:
         """Record an event."""
-        self._metrics.record_effect(effect)
+        if not isinstance(effect, Record):
+            self._metrics.record_effect(effect)
         match effect:
             case Record(decision=decision):
+                if decision.state_from is TargetState.ACTIVE and decision.state_to is not TargetState.ACTIVE:
+                    self._on_loss()
                 wall_time = self._date(decision.at, now)
+                trace = "" if self._tracer is None else self._tracer.decided(decision, wall_time)
+                self._metrics.streams.record_decision(decision, trace)
                 self._decisions.add(decision, wall_time)
                 log_decision(decision, wall_time, observe=self._observe)
             case SetAvailability():
@@ -106,6 +117,8 @@ class EventReporter:
     def performed(self, effect: Effect) -> None:
         """Record an effect that was dispatched."""
         self._metrics.record_effect(effect)
+        if self._tracer is not None:
+            self._tracer.performed(effect, time.time())
 
     def stepped(self, events: int, lag_s: float, duration_s: float) -> None:
         """Record one round."""
@@ -123,6 +136,8 @@ class EventReporter:
     def committed(self, result: CommitResult) -> None:
         """Record a commit of one stream."""
         self._metrics.streams.record_commits((result,))
+        if self._tracer is not None:
+            self._tracer.committed(result, time.time())
 
     def refused(self, events: Sequence[Event]) -> None:
         """Record the refused kernel operations among the results of one effect, in one log line."""

@@ -13,28 +13,33 @@ import json
 import logging
 import math
 import os
-import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lbguard.core.addr import Ip, Prefix, format_ip, parse_ip, parse_prefix
+from lbguard.core.addr import Ip, Prefix, format_ip, parse_prefix
 from lbguard.core.events import OpenDrain, OpenHold
 from lbguard.core.model import Condition
+from lbguard.service.state_file import (
+    addresses_of,
+    identity,
+    opened_directory,
+    read_private,
+    reason_of,
+    replace_file,
+    seconds_of,
+)
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.hold_file")
 
 FORMAT = "lbguard-holds-1"
 MAX_AGE_S = 60.0
-MAX_BYTES = 8 * 2**20
 _SAVE_EVERY_S = 0.25
 _REFRESH_S = 15.0
 """With lost subnets and drains alone, the file is written at this interval to stay valid."""
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_NAMESPACE = "/proc/self/ns/net"
 
 
 class HoldFile:
@@ -48,7 +53,7 @@ class HoldFile:
 
     def __init__(self, socket: Path) -> None:
         self.path = socket.with_name(f"{socket.name}.holds")
-        self._whose = _whose()
+        self._whose = identity()
         self._written = False
         self._refused = False
         self.subnets: tuple[Prefix, ...] = ()
@@ -79,15 +84,15 @@ class HoldFile:
     def load(self, now: float) -> tuple[OpenHold, ...]:
         """Return the holds that an earlier run left open; empty when there are none or the file is not valid."""
         try:
-            with _directory(self.path) as directory:
-                text = _read(self.path.name, directory)
+            with opened_directory(self.path) as directory:
+                text = read_private(self.path.name, directory)
             self._written = True
             return self._holds(json.loads(text), now)
         except FileNotFoundError:
             return ()
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             _log.warning(
-                "open holds of an earlier run are ignored", extra=fields(path=str(self.path), reason=_reason(error))
+                "open holds of an earlier run are ignored", extra=fields(path=str(self.path), reason=reason_of(error))
             )
             return ()
 
@@ -104,9 +109,9 @@ class HoldFile:
             return
         self.subnets, self.drains, self._saved_at = subnets, drains, now
         try:
-            with self._saving, _directory(self.path) as directory:
+            with self._saving, opened_directory(self.path) as directory:
                 if content:
-                    _replace(
+                    replace_file(
                         self.path.name, directory, json.dumps(self._document(holds, now, subnets, drains)).encode()
                     )
                 else:
@@ -120,7 +125,7 @@ class HoldFile:
                     "open holds cannot be written: a restart gives each its whole window again",
                     extra=fields(
                         path=str(self.path),
-                        reason=_reason(error),
+                        reason=reason_of(error),
                         remedy="make the directory of the socket writable for lbguard",
                     ),
                 )
@@ -141,6 +146,7 @@ class HoldFile:
                 round(hold.broken_s, 3),
                 None if hold.frozen_s is None else round(hold.frozen_s, 3),
                 round(hold.left_s, 3),
+                [format_ip(ip) for ip in hold.lost],
             ]
             for hold in holds
         ]
@@ -155,7 +161,7 @@ class HoldFile:
         """
         if document["format"] != FORMAT:
             raise ValueError(f"not {FORMAT}")
-        age_s = now - _seconds(document["at"])
+        age_s = now - seconds_of(document["at"])
         known = all(document[name] == value for name, value in self._whose.items())
         if not known or not 0 <= age_s <= MAX_AGE_S:
             # That is not a fault: the host booted, the pod was re-created, or lbguard did not run for long.
@@ -173,82 +179,29 @@ def _whom(drain: OpenDrain) -> tuple[str, int, tuple[Ip, ...]]:
     return drain.stream, drain.identifier, drain.ips
 
 
-def _ips(stream: Any, identifier: Any, ips: Any) -> tuple[Ip, ...]:
-    """Return the addresses of a row, whose first values have to have the types of a target's."""
-    texts = isinstance(ips, list) and all(isinstance(text, str) for text in (stream, *ips))
-    if not texts or type(identifier) is not int:
-        raise TypeError("a target of another form")
-    return tuple(parse_ip(ip) for ip in ips)
-
-
 def _drain(stream: Any, identifier: Any, ips: Any, left_s: Any, *, age_s: float) -> OpenDrain:
-    left = max(0.0, _seconds(left_s) - age_s)
-    return OpenDrain(stream=stream, identifier=identifier, ips=_ips(stream, identifier, ips), left_s=left)
+    left = max(0.0, seconds_of(left_s) - age_s)
+    return OpenDrain(stream=stream, identifier=identifier, ips=addresses_of(stream, identifier, ips), left_s=left)
 
 
-def _hold(stream: Any, identifier: Any, ips: Any, cause: Any, broken_s: Any, frozen_s: Any, left_s: Any) -> OpenHold:
+def _hold(
+    stream: Any,
+    identifier: Any,
+    ips: Any,
+    cause: Any,
+    broken_s: Any,
+    frozen_s: Any,
+    left_s: Any,
+    lost: Any = None,
+) -> OpenHold:
     return OpenHold(
         stream=stream,
         identifier=identifier,
-        ips=_ips(stream, identifier, ips),
+        ips=addresses_of(stream, identifier, ips),
         cause=Condition(cause),
-        broken_s=_seconds(broken_s),
-        frozen_s=None if frozen_s is None else _seconds(frozen_s),
-        left_s=_seconds(left_s),
+        broken_s=seconds_of(broken_s),
+        frozen_s=None if frozen_s is None else seconds_of(frozen_s),
+        left_s=seconds_of(left_s),
+        # Earlier versions did not write them.
+        lost=() if lost is None else addresses_of(stream, identifier, lost),
     )
-
-
-def _seconds(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise ValueError("a time that is not a number of seconds")
-    return float(value)
-
-
-def _whose() -> dict[str, object]:
-    """Return the identity that a valid file has to have: this boot and this network namespace."""
-    try:
-        namespace = Path(_NAMESPACE).stat()
-        return {"boot": Path(_BOOT_ID).read_text().strip(), "namespace": [namespace.st_dev, namespace.st_ino]}
-    except OSError:
-        # Without this identity, no file is valid.
-        return {"boot": f"unknown {os.getpid()}", "namespace": []}
-
-
-@contextlib.contextmanager
-def _directory(path: Path) -> Iterator[int]:
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _read(name: str, directory: int) -> bytes:
-    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(name, flags, dir_fd=directory)
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("not a regular file")
-        if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
-            raise ValueError("others may write it")
-        text = file.read(MAX_BYTES + 1)
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"longer than {MAX_BYTES} bytes")
-    return text
-
-
-def _replace(name: str, directory: int, content: bytes) -> None:
-    """Replace the file as a whole. A leftover of an earlier attempt is removed first."""
-    beside = f"{name}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(beside, dir_fd=directory)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(beside, flags, 0o600, dir_fd=directory), "wb") as file:
-        file.write(content)
-    os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

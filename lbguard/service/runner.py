@@ -17,6 +17,7 @@ from lbguard.core.effects import (
     ForgetStream,
     Ignored,
     NeighborMoved,
+    OverrideAnswered,
     ParkPackets,
     ProbeNeighbors,
     ProgramRoutes,
@@ -89,6 +90,7 @@ class Runner:
         resync: Callable[[str], None],
         caught_up: Callable[[], bool] = lambda: True,
         answer: Callable[[VerdictAnswered], None] = lambda answer: None,
+        answer_operator: Callable[[OverrideAnswered], None] = lambda answer: None,
         inbox_limit: int = 65_536,
         verdicts_limit: int = VERDICTS_WAITING_MAX,
         clock: Callable[[], float] = time.monotonic,
@@ -105,6 +107,7 @@ class Runner:
         self._resync = resync
         self._caught_up = caught_up
         self._answer = answer
+        self._answer_operator = answer_operator
         self._inbox_limit = inbox_limit
         self._verdicts_limit = verdicts_limit
         self._verdicts: deque[VerdictReported] = deque()
@@ -237,6 +240,9 @@ class Runner:
                 return
             case VerdictAnswered():
                 self._answer(effect)
+                return
+            case OverrideAnswered():
+                self._answer_operator(effect)
                 return
             case Announce() | SolicitNeighbors():
                 self._announce(effect)

@@ -8,8 +8,11 @@ import asyncio
 from typing import Protocol
 
 from lbguard.api.availability_server import AvailabilityServer
+from lbguard.api.commands import Control
+from lbguard.api.control_server import ControlService
 from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.server import ApiServer, GuardView
+from lbguard.api.settings_server import SettingsView
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
 from lbguard.api.verdicts.queue import IGNORED_REASONS, Limit, VerdictQueue
@@ -34,6 +37,14 @@ class ServiceContext(GuardView, Protocol):
     availability: AvailabilityState
     verdicts: VerdictQueue
 
+    @property
+    def control(self) -> Control:
+        """Way of operators' commands to the core."""
+
+    @property
+    def live_settings(self) -> SettingsView | None:
+        """Return the follower of the settings file; None where the sources of the settings are not known."""
+
 
 class Servers:
     """The unix sockets and ports that the service serves."""
@@ -41,9 +52,20 @@ class Servers:
     def __init__(self, context: ServiceContext) -> None:
         self._context = context
         self._health = Health()
-        verdicts = context.settings.verdicts
+        settings = context.settings
+        verdicts = settings.verdicts
         self._intake = VerdictIntake(context.verdicts.submit, Policy(verdicts.policy), verdicts.limits)
-        self._api = ApiServer(context.settings.socket, context, context.decision_log, verdicts=self._intake)
+        control = (
+            ControlService(context.status, context.control, settings.control) if settings.control.enabled else None
+        )
+        self._api = ApiServer(
+            settings.socket,
+            context,
+            context.decision_log,
+            verdicts=self._intake,
+            control=control,
+            settings=context.live_settings,
+        )
         self._listener: VerdictListener | None = None
         self._following: asyncio.Task[None] | None = None
         self._http: HttpEndpoint | None = None

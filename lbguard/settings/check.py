@@ -93,7 +93,9 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
 
 def _affinity(settings: Settings) -> Iterator[ConfigWarning]:
     affinity, drain = settings.affinity, settings.drain
-    if affinity.mode != "off" and settings.mode != "enforce":
+    # The default alone is no wish of the user's.
+    wanted = "mode" in affinity.model_fields_set and affinity.mode != "off"
+    if wanted and settings.mode != "enforce":
         yield ConfigWarning(
             name="affinity-without-effect",
             what=(

@@ -9,6 +9,9 @@ from pydantic_core import PydanticCustomError
 from lbguard.settings.fields import (
     ACROSS,
     GROUP,
+    LIVE,
+    AmountText,
+    CollectorAddress,
     Duration,
     Durations,
     FilePath,
@@ -16,11 +19,13 @@ from lbguard.settings.fields import (
     OptionalDuration,
     OptionalSocketPath,
     Patterns,
+    amount,
     number,
     ratio,
     seconds,
+    unit,
 )
-from lbguard.settings.notation import format_duration
+from lbguard.settings.notation import COLLECTOR_EXAMPLES, format_duration
 
 
 class LogSettings(BaseModel):
@@ -31,7 +36,7 @@ class LogSettings(BaseModel):
         default="auto", description="JSON lines, readable text, or auto: text on a terminal and JSON otherwise."
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least severe level logged."
+        default="info", description="The least severe level logged.", json_schema_extra=LIVE
     )
 
 
@@ -39,20 +44,28 @@ class GraceSettings(BaseModel):
     """Time for which a target with a broken path stays in the distributor."""
 
     model_config = GROUP
-    window: Duration = seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
-    max: Duration = seconds(30.0, "The longest hold, counted from the loss, extensions included.", high=3600)
+    window: Duration = seconds(
+        3.0, "A target is held this long after its path broke, then withdrawn.", high=3600, live=True
+    )
+    max: Duration = seconds(30.0, "The longest hold, counted from the loss, extensions included.", high=3600, live=True)
     neighbor_window: OptionalDuration = seconds(
-        None, "Window when the neighbour entry failed while the link is fine; unset: grace.window.", high=3600
+        None,
+        "Window when the neighbour entry failed while the link is fine; unset: grace.window.",
+        high=3600,
+        live=True,
     )
     verdict_window: OptionalDuration = seconds(
-        None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600
+        None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600, live=True
     )
     adaptive: bool = Field(
         default=False,
         description="Learn the window from the durations of past heals in a subnet; only for causes without a window of"
         " their own.",
+        json_schema_extra=LIVE,
     )
-    adaptive_quantile: float = ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
+    adaptive_quantile: float = ratio(
+        0.95, "The share of past heals that the adaptive window covers.", low=0.5, live=True
+    )
 
     @model_validator(mode="after")
     def _windows_within_max(self) -> "GraceSettings":
@@ -79,17 +92,18 @@ class FreezeSettings(BaseModel):
         0.5,
         "No target is withdrawn while more than this share of a stream's admitted targets, and at least two,"
         " are broken.",
+        live=True,
     )
-    limit: Duration = seconds(60.0, "The longest freeze.", high=3600)
+    limit: Duration = seconds(60.0, "The longest freeze.", high=3600, live=True)
 
 
 class DampingSettings(BaseModel):
     """Delay of the re-admission of targets that were withdrawn repeatedly."""
 
     model_config = GROUP
-    half_life: Duration = seconds(30.0, "The penalty of past losses halves in this time.", low=0.1)
-    step: Duration = seconds(2.0, "Delay per penalty above one; the first recovery never waits.", high=3600)
-    max: Duration = seconds(30.0, "The longest delay of a re-admission.", high=3600)
+    half_life: Duration = seconds(30.0, "The penalty of past losses halves in this time.", low=0.1, live=True)
+    step: Duration = seconds(2.0, "Delay per penalty above one; the first recovery never waits.", high=3600, live=True)
+    max: Duration = seconds(30.0, "The longest delay of a re-admission.", high=3600, live=True)
 
 
 class AvailabilitySettings(BaseModel):
@@ -98,8 +112,27 @@ class AvailabilitySettings(BaseModel):
     model_config = GROUP
     grace: Duration = seconds(
         1.0,
-        "A stream without a usable path is reported unavailable after this time; its table does not change.",
+        "A stream below its quorum is reported unavailable after this time; its table does not change.",
         high=3600,
+        live=True,
+    )
+    quorum: AmountText = amount(
+        "1", "A stream is available while so many of its targets, or this share of them, get new traffic; at most all."
+    )
+    hysteresis: AmountText = amount(
+        "0", "A stream that is unavailable needs so many targets more than the quorum, or all, to be available again."
+    )
+    lame_duck: Duration = seconds(
+        0.0,
+        "At SIGTERM lbguard first reports that it is unavailable and not ready, and stops this much later; a second"
+        " signal stops it at once.",
+        high=3600,
+        live=True,
+    )
+    readyz: bool = Field(
+        default=False,
+        description="/readyz and `health --ready` say no while no stream is available.",
+        json_schema_extra=LIVE,
     )
     socket: OptionalSocketPath = Field(
         default=None,
@@ -112,20 +145,33 @@ class EvidenceSettings(BaseModel):
     """Weight of soft evidence (failed neighbours, verdicts)."""
 
     model_config = GROUP
-    soft_budget: float = ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
+    soft_budget: float = ratio(
+        0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.", live=True
+    )
     verdict_confirm: int = number(
-        1, "verdicts", "A reporter's DOWN counts when this many of its last verdicts are DOWN.", low=1, high=100
+        1,
+        "verdicts",
+        "A reporter's DOWN counts when this many of its last verdicts are DOWN.",
+        low=1,
+        high=100,
+        live=True,
     )
     verdict_memory: int = number(
-        3, "verdicts", "Number of a reporter's last verdicts that are considered.", low=1, high=100
+        3, "verdicts", "Number of a reporter's last verdicts that are considered.", low=1, high=100, live=True
     )
     veto_window: Duration = seconds(
         2.5,
         "A DOWN verdict is vetoed by a neighbour that answered, or packets that arrived, less than this ago.",
         high=3600,
+        live=True,
     )
     neighbor_failures: int = number(
-        2, "failures", "A path counts as broken after this many failed resolutions in a row.", low=1, high=100
+        2,
+        "failures",
+        "A path counts as broken after this many failed resolutions in a row.",
+        low=1,
+        high=100,
+        live=True,
     )
 
 
@@ -170,9 +216,13 @@ class NeighborSettings(BaseModel):
     """Neighbour (ARP, NDP) entries of the targets and the timers of their links."""
 
     model_config = GROUP
-    probe_interval: Duration = seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
+    probe_interval: Duration = seconds(
+        1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600, live=True
+    )
     tune: bool = Field(
-        default=True, description="Set the kernel's neighbour timers (below) on links that face targets."
+        default=True,
+        description="On links that face targets, set the kernel's neighbour timers (below) and arp_notify: the kernel"
+        " announces their IPv4 addresses as they come up.",
     )
     solicit: bool = Field(
         default=True, description="Send own solicitations for unresolved targets of a new link until they answer."
@@ -208,8 +258,29 @@ class MetricsSettings(BaseModel):
     model_config = GROUP
     listen: Listen = Field(
         default=":9464",
-        description="Address of /metrics, /healthz and /readyz, IPv4 and IPv6; empty turns it off.",
+        description="Address of /metrics, /healthz, /readyz and a page for people, IPv4 and IPv6; empty turns it off.",
         json_schema_extra={"unit": "host:port"},
+    )
+    per_target: Literal["off", "active", "all"] = Field(
+        default="all",
+        description=(
+            "Targets with series of their own (six each). all: each; active: each from its first loss on; off: none."
+            " Streams have their sums in any case."
+        ),
+    )
+
+
+class TracingSettings(BaseModel):
+    """Traces of incidents for OpenTelemetry; needs the extra `otel`."""
+
+    model_config = GROUP
+    endpoint: CollectorAddress = Field(
+        default="",
+        description=(
+            "Collector that gets a trace of each incident (OTLP over gRPC); https verifies it by the system's"
+            " authorities. Empty: no traces."
+        ),
+        json_schema_extra={"unit": "address", "allowed": COLLECTOR_EXAMPLES},
     )
 
 
@@ -222,7 +293,7 @@ class AnnounceSettings(BaseModel):
         max_length=16,
         description="Times at which the addresses of a new link are announced, after its appearance; 0 first,"
         " ascending.",
-        json_schema_extra={"unit": "list of durations"},
+        json_schema_extra=unit("list of durations", live=True),
     )
     max_pending: int = number(
         4096,
@@ -230,6 +301,7 @@ class AnnounceSettings(BaseModel):
         "The most addresses, of all links, that wait to be announced or announced again.",
         low=1,
         high=1_000_000,
+        live=True,
     )
 
     @model_validator(mode="after")
@@ -287,11 +359,12 @@ class ParkingSettings(BaseModel):
         "The most memory for kept packets, of all targets together.",
         low=2**16,
         high=2**32,
+        live=True,
     )
     packets: int = number(
-        16_384, "packets", "The most packets that are kept, of all targets together.", low=16, high=2**20
+        16_384, "packets", "The most packets that are kept, of all targets together.", low=16, high=2**20, live=True
     )
-    max_age: Duration = seconds(15.0, "A packet that was kept this long is dropped.", low=0.1, high=300)
+    max_age: Duration = seconds(15.0, "A packet that was kept this long is dropped.", low=0.1, high=300, live=True)
     revert_backoff: bool = Field(
         default=True,
         description="Tell the target of each TCP connection whose packets are given back by ICMP (destination"
@@ -308,8 +381,39 @@ class DrainSettings(BaseModel):
         "A target that leaves the list keeps its connections for this time. 0: it is removed at once. A lost path ends"
         " the drain.",
         high=86_400,
+        live=True,
     )
-    idle: Duration = seconds(30.0, "A drain ends after this time without a packet for the target.", low=1, high=86_400)
+    idle: Duration = seconds(
+        30.0, "A drain ends after this time without a packet for the target.", low=1, high=86_400, live=True
+    )
+
+
+class ControlSettings(BaseModel):
+    """Commands of operators on the unix socket: drain, hold, withdraw and release targets, each with an end."""
+
+    model_config = GROUP
+    enabled: bool = Field(
+        default=True,
+        description="Take the commands `lbguard drain`, `hold`, `withdraw` and `release` on the unix socket. Every"
+        " process that may open the socket (mode 0660) may give them. Off: commands that an earlier run left open end"
+        " at the start.",
+    )
+    duration: Duration = seconds(600.0, "Time to the end of a command that names none.", low=1, high=604_800)
+    max_duration: Duration = seconds(28_800.0, "The longest time to the end of a command.", low=1, high=604_800)
+
+    @model_validator(mode="after")
+    def _duration_within_max(self) -> "ControlSettings":
+        if self.duration > self.max_duration:
+            raise PydanticCustomError(
+                ACROSS,
+                "longer than control.max_duration",
+                {
+                    "setting": "control.duration",
+                    "value": format_duration(self.duration),
+                    "allowed": f"at most control.max_duration, which is {format_duration(self.max_duration)}",
+                },
+            )
+        return self
 
 
 class AffinitySettings(BaseModel):
@@ -317,7 +421,7 @@ class AffinitySettings(BaseModel):
 
     model_config = GROUP
     mode: Literal["incident", "all", "off"] = Field(
-        default="off",
+        default="incident",
         description="incident: flows that begin while a registered target is not active are remembered; all: every new"
         " flow is. In both, the kernel gives new connections to a healthy target while theirs is cut off. Only in mode"
         " enforce.",
@@ -331,6 +435,7 @@ class AffinitySettings(BaseModel):
         "A change of a stream's list of targets takes effect this much later; flows seen meanwhile stay with their"
         " target.",
         high=300,
+        live=True,
     )
     udp: bool = Field(
         default=False,

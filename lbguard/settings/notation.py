@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from lbguard.core.config import Amount
+
 _FACTORS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_AMOUNT = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(%)?", re.ASCII)
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(us|ms|s|m|h)?", re.ASCII)
 
 DURATION_EXAMPLES = "500ms, 3s, 2m"
@@ -48,6 +51,35 @@ def format_duration(seconds: float) -> str:
     if seconds >= 60 and seconds % 60 == 0:
         return f"{seconds / 60:g}m"
     return f"{round(seconds, 6):.10g}s"
+
+
+AMOUNT_EXAMPLES = "a number such as 2, or a share such as 50%"
+"""Examples in errors about amounts."""
+
+
+def parse_amount(value: object) -> Amount:
+    """Parse a number of targets, or a share of a stream's.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise ValueError("neither a number of targets nor a share")
+    number = float(match[1])
+    if not match[2]:
+        if number != int(number):
+            raise ValueError("neither a whole number nor a share")
+        return Amount(count=int(number))
+    if number > 100:
+        raise ValueError("more than 100%")
+    return Amount(share=number / 100)
+
+
+def format_amount(amount: Amount) -> str:
+    """Return an amount as text from which `parse_amount` returns the same value."""
+    return f"{amount.share * 100:.10g}%" if amount.share else str(amount.count)
 
 
 LISTEN_EXAMPLES = ":9464, 127.0.0.1:9464, [::1]:9464, or empty for off"
@@ -95,6 +127,10 @@ DIAL_EXAMPLES = "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://127.0.0.1
 """Examples in errors about managers' addresses."""
 
 
+COLLECTOR_EXAMPLES = "http://otel-collector:4317, https://[fd00::1]:4317, or empty for off"
+"""Examples in errors about collectors' addresses."""
+
+
 class Endpoint(NamedTuple):
     """Address of a gRPC service: `path` of a unix socket, or `host` and `port`; empty host: every link's far end."""
 
@@ -136,6 +172,20 @@ def parse_dial_address(text: str) -> Endpoint:
         ValueError: it is none of these.
     """
     return _parse_dial(text.strip().removeprefix("tcp://"), DIAL_EXAMPLES)
+
+
+def check_collector_address(text: str) -> None:
+    """Refuse text that is not the address of a collector: `http://HOST:PORT` or `https://HOST:PORT`; empty means none.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    scheme, slashes, place = text.strip().partition("://")
+    if not text.strip():
+        return
+    if not slashes or scheme not in {"http", "https"} or place.startswith("unix:"):
+        raise ValueError(f"not the address of a collector, such as {COLLECTOR_EXAMPLES}")
+    _parse_dial(place.rstrip("/"), COLLECTOR_EXAMPLES)
 
 
 def _parse_dial(text: str, examples: str) -> Endpoint:

@@ -1,4 +1,4 @@
-"""HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for supervisors and routers.
+"""HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for supervisors and routers, / for people.
 
 It runs on threads of its own, so that a slow scrape never delays a decision, and a hung event loop is detected. Another
 thread makes the metrics, so that health requests are always answered.
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from lbguard.errors import StartError
 from lbguard.settings.notation import ListenAddress
 from lbguard.telemetry.http_server import HttpServer, Request, Response
+from lbguard.telemetry.landing_page import PAGES, landing_page
 
 HEARTBEAT_LIMIT_S = 5.0
 """The loop counts as hung when its last heartbeat is older than this."""
@@ -87,8 +88,10 @@ class HttpEndpoint:
                 return _verdict(self._health.not_alive())
             case "/readyz":
                 return _verdict(self._health.not_ready())
+            case "/":
+                return _html(landing_page(self._health.not_alive(), self._health.not_ready()))
             case _:
-                return _json("404 Not Found", {"error": "no such page", "pages": ["/metrics", "/healthz", "/readyz"]})
+                return _json("404 Not Found", {"error": "no such page", "pages": list(PAGES)})
 
     def _show_metrics(self, request: Request) -> Response:
         status = ""
@@ -117,6 +120,15 @@ def _verdict(reasons: tuple[str, ...]) -> Response:
 
 def _json(status: str, body: dict[str, object]) -> Response:
     return Response(status, (("Content-Type", "application/json"),), json.dumps(body).encode() + b"\n")
+
+
+def _html(page: bytes) -> Response:
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    }
+    return Response("200 OK", tuple(headers.items()), page)
 
 
 def _open(address: ListenAddress) -> socket.socket:

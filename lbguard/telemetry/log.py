@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from lbguard.core.addr import format_ip
-from lbguard.core.model import Action, Decision
+from lbguard.core.model import Action, Decision, Override
 from lbguard.printable import json_text, printable
 from lbguard.telemetry.sentences import decision_sentence
 
@@ -30,7 +30,9 @@ _CLOSE_LIMIT_S = 3.0
 _STALL_LIMIT_S = 1.0
 
 _decisions = logging.getLogger("lbguard.decision")
-_SERIOUS = frozenset({Action.HOLD, Action.FREEZE, Action.WITHDRAW, Action.WITHDRAW_FAMILY})
+_SERIOUS = frozenset(
+    {Action.HOLD, Action.FREEZE, Action.WITHDRAW, Action.WITHDRAW_FAMILY, Action.TAKE_OUT, Action.KEEP}
+)
 _COLOURS = {"DEBUG": "\x1b[2m", "INFO": "\x1b[32m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 _PLAIN = "\x1b[0m"
 
@@ -81,6 +83,17 @@ def decision_fields(decision: Decision) -> dict[str, object]:
             }
             for item in decision.evidence
         ],
+    } | ({} if decision.override is None else {"override": override_fields(decision.override, decision.at)})
+
+
+def override_fields(override: Override, now: float) -> dict[str, object]:
+    """Return an override as plain values for JSON; times are relative to a moment, in seconds."""
+    return {
+        "action": str(override.action),
+        "who": override.who,
+        "reason": override.reason,
+        "age_s": round(now - override.since, 3),
+        "ends_in_s": round(max(0.0, override.until - now), 3),
     }
 
 
@@ -245,9 +258,14 @@ def setup_logging(
     stream = sys.stderr if stream is None else stream
     terminal = stream.isatty()
     as_text = log_format == "text" or (log_format == "auto" and terminal)
-    logging.getLogger().setLevel(level.upper())
+    set_level(level)
     formatter = TextFormatter(colour=terminal) if as_text else JsonFormatter()
     return Logging(_BoundedQueueHandler(queue_limit), formatter, stream)
+
+
+def set_level(level: str) -> None:
+    """Write records of this level (debug, info, warning or error) and above from now on."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def _writer(stream: TextIO) -> Callable[[str], None]:

@@ -3,8 +3,22 @@
 from collections.abc import Iterable, Sequence
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4
-from lbguard.core.model import ADMITTED, SOFT, Action, Condition, Decision, Evidence, TargetState
+from lbguard.core.lifecycle import MANUAL_CAUSES
+from lbguard.core.manual import EXPIRED, OTHER_TARGET, RELEASED
+from lbguard.core.model import (
+    ADMITTED,
+    SOFT,
+    Action,
+    Condition,
+    Decision,
+    Evidence,
+    ManualAction,
+    Override,
+    TargetState,
+)
 from lbguard.core.status import AffinityStatus, ParkingStatus, PathStatus, Prediction, TargetStatus, VerdictStatus
+from lbguard.printable import printable
+from lbguard.settings.notation import format_duration
 
 _WHAT_HELPS = {
     Condition.NO_LINK: "no link reaches the subnet of {ip}; it comes back when the mesh re-creates the link",
@@ -33,6 +47,18 @@ _REMOVALS = {
     "address_used_again": "the source lists another target with its address",
 }
 """Ends of drains, by the cause of the removal; another cause is the condition of a lost path."""
+
+
+_RELEASES = {
+    RELEASED: "an operator released it",
+    EXPIRED: "its time is over",
+    OTHER_TARGET: "the identifier has other addresses now",
+}
+_DONE_BY_HAND = {
+    ManualAction.DRAIN: "drains it by hand",
+    ManualAction.HOLD: "holds it by hand",
+    ManualAction.WITHDRAW: "withdrew it by hand",
+}
 
 
 def seconds(value: float) -> str:
@@ -69,6 +95,37 @@ def _drain_end(decision: Decision) -> str:
     return ", a lost path ends the drain" if decision.cause in set(Condition) else ""
 
 
+def span(value: float) -> str:
+    """Format a longer duration for people, in whole seconds: `9m30s`."""
+    return format_duration(max(0.0, round(value)))
+
+
+def given_by(override: Override) -> str:
+    """Return who gave an override and why, each if known: ` by anna (rack 7)`."""
+    who = f" by {override.who}" if override.who else ""
+    return f"{who} ({override.reason})" if override.reason else who
+
+
+def _override_tail(decision: Decision) -> str:
+    """Return what a decision says about the operator's override behind it."""
+    override = decision.override
+    if override is None:
+        return ""
+    match decision.action:
+        case Action.OVERRIDE:
+            return f" for {span(override.until - override.since)}{given_by(override)}"
+        case Action.RELEASE:
+            after = span(decision.at - override.since)
+            return (
+                f", {_RELEASES.get(decision.cause, decision.cause)}, {override.action}{given_by(override)} {after} ago"
+            )
+        case Action.KEEP:
+            return f", its deadline passed and it stays in the table for {span(override.until - decision.at)} more"
+        case Action.TAKE_OUT:
+            return ", out of the table at once"
+    return ""
+
+
 def decision_sentence(decision: Decision) -> str:
     """Return one sentence about a decision: action, reason and next step."""
     left = None if decision.deadline is None else max(0.0, decision.deadline - decision.at)
@@ -92,6 +149,10 @@ def decision_sentence(decision: Decision) -> str:
         case Action.WITHDRAW_FAMILY:
             out = [item.ip for item in decision.evidence if item.withdrawn]
             tail = f", {_families(out)} is withdrawn, the target stays in the table for its other family"
+        case Action.OVERRIDE | Action.RELEASE | Action.KEEP | Action.TAKE_OUT:
+            return f"{decision.action} {decision.target}: {decision.cause}{_override_tail(decision)}"
+        case Action.DRAIN if decision.cause == MANUAL_CAUSES[ManualAction.DRAIN]:
+            tail = ", no new connections until an operator's drain ends"
         case Action.DRAIN if left is not None:
             tail = f", no new connections, removed in {seconds(left)} at the latest"
         case Action.DRAIN:
@@ -172,9 +233,38 @@ def _parked_sentence(target: TargetStatus, path: PathStatus, parking: ParkingSta
     )
 
 
+def _added_sentence(target: TargetStatus, now: float) -> str:
+    """Return when the table gets a target that was added to the list; empty: it does not wait for that."""
+    if target.commit_at is None:
+        return ""
+    return (
+        f"The table gets it in {seconds(max(0.0, target.commit_at - now))} (fwmark and route table {target.mark}):"
+        " flows that are seen before stay with their targets (affinity.learn)."
+    )
+
+
+def _override_sentence(target: TargetStatus, now: float) -> str:
+    """Return what an operator ordered, when it ends, and how to end it now; empty: nothing."""
+    override = target.override
+    if override is None:
+        return ""
+    who, done = override.who or "An operator", _DONE_BY_HAND.get(override.action, str(override.action))
+    why = f": {override.reason}" if override.reason else ""
+    means = ""
+    if override.action is ManualAction.HOLD and target.state not in ADMITTED:
+        means = " It is not in the table, and is admitted by the usual rules first."
+    elif override.action is ManualAction.WITHDRAW:
+        means = " It is not admitted before."
+    return (
+        f"{who} {done} since {span(now - override.since)}{why}. That ends in {span(override.until - now)}; `lbguard"
+        f" release {target.stream}/{target.identifier}` ends it now.{means}"
+    )
+
+
 def _drain_sentence(target: TargetStatus) -> str:
     """Return what a drain means for a target that does not simply drain; empty: it does, or is not to be drained."""
-    if not target.draining:
+    by_hand = target.override is not None and target.override.action is ManualAction.DRAIN
+    if not target.draining or (by_hand and not target.unlisted):
         return ""
     match target.state:
         case TargetState.DRAINING:
@@ -225,6 +315,12 @@ def _prediction_sentence(target: TargetStatus, prediction: Prediction, now: floa
     span = "" if until is None else seconds(max(0.0, until - (now if at is None else max(at, now))))
     text = ""
     match prediction.action:
+        case Action.KEEP:
+            text = f"In {left} its grace window ends, and it stays in the table for {span} more, until its hold ends."
+        case Action.RELEASE if target.state is TargetState.DRAINING:
+            text = "Then it gets new connections again."
+        case Action.RELEASE:
+            text = "Then the usual rules apply: it is admitted when all its paths are ok."
         case Action.WITHDRAW if why:
             sooner = "one grace window after the mass failure ends, if that is sooner"
             text = f"It is withdrawn in {left} (freeze.limit), or {sooner}, unless the path comes back."
@@ -278,7 +374,7 @@ def target_story(
     affinity: AffinityStatus | None = None,
     parking: ParkingStatus | None = None,
 ) -> str:
-    """Return in a few sentences a target's state, the reason for it, and what happens next.
+    """Return in a few sentences, one a line, a target's state, the reason for it, and what happens next.
 
     Args:
         target: its status.
@@ -304,7 +400,7 @@ def target_story(
         TargetState.WITHDRAWN: f"{name} has been withdrawn for {age} because of {target.cause}.",
         TargetState.DRAINING: f"{name} has been draining for {age}: its connections go on.",
     }[target.state]
-    story = [opening, f"{table} (fwmark and route table {target.mark})."]
+    story = [opening, _added_sentence(target, now) or f"{table} (fwmark and route table {target.mark})."]
     for path in target.paths:
         story.append(_path_sentence(path))
         if not observe:
@@ -313,6 +409,7 @@ def target_story(
         story += [_verdict_sentence(verdict, now) for verdict in path.verdicts]
         if path.verdicts_left_out:
             story.append(f"{path.verdicts_left_out} more verdicts concern this path.")
+    story.append(_override_sentence(target, now))
     story.append(_drain_sentence(target))
     if target.prediction is not None:
         story.append(_prediction_sentence(target, target.prediction, now))
@@ -327,4 +424,5 @@ def target_story(
         out = sum(decision.action is Action.WITHDRAW for decision, _ in recent)
         what = "one was a hold" if losses == 1 else f"{losses} were holds"
         story.append(f"Of its last {len(recent)} decisions, {what}; {kept} ended in recovery, {out} in withdrawal.")
-    return " ".join(sentence for sentence in story if sentence)
+    # Names of reporters and links come from outside: a newline in one must not look like a sentence.
+    return "\n".join(printable(sentence) for sentence in story if sentence)

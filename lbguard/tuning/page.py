@@ -5,37 +5,32 @@ from collections.abc import Sequence
 
 from lbguard.printable import html_text
 from lbguard.recording.format import local_time
+from lbguard.telemetry.page_style import BASE_STYLE
 from lbguard.tuning.show import APPROXIMATE, COLUMNS, helm_values, label_of, meanings, warnings_of
 from lbguard.tuning.tune import TuneReport, windows_of
 
 _WIDTH, _HEIGHT = 900, 380
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 18, 74
+_LEFT, _RIGHT, _TOP, _BOTTOM = 96, 24, 18, 74
 _TICKS_MAX = 6
 _LABEL_WIDTH = 34
 
-_STYLE = """
-:root { color-scheme: light dark; --bg: #fbfbfa; --fg: #1d2327; --soft: #5c666d; --line: #d9dcde; --card: #ffffff;
-  --wait: #e0a100; --broken: #c2372e; --best: #2f8f5b; --heal: #3d7fc4; }
-@media (prefers-color-scheme: dark) { :root { --bg: #15191c; --fg: #e4e8ea; --soft: #9aa5ac; --line: #333a3f;
-  --card: #1c2226; --wait: #f0b92c; --broken: #ec6a5e; --best: #4bb27c; --heal: #6aa8e6; } }
-body { margin: 0 auto; max-width: 1000px; padding: 24px 20px 60px; background: var(--bg); color: var(--fg);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 28px 0 4px; } .soft { color: var(--soft); }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+_STYLE = (
+    BASE_STYLE
+    + """
+body { max-width: 1000px; } h2 { font-size: 18px; margin: 28px 0 4px; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-size: 13px; } .text { text-align: left; }
-tr.best td { color: var(--best); font-weight: 600; }
-.scroll { overflow-x: auto; } .nowrap { white-space: nowrap; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px; overflow-x: auto; }
+tr.best td { color: var(--ok); font-weight: 600; } .nowrap { white-space: nowrap; } .card { overflow-x: auto; }
 svg { width: 100%; min-width: 640px; height: auto; font: 12px system-ui, sans-serif; }
-svg text { fill: var(--soft); } .grid { stroke: var(--line); } .wait { fill: var(--wait); opacity: .75; }
-.broken { fill: var(--broken); opacity: .75; } .total { fill: none; stroke: var(--fg); stroke-width: 1.5; }
+svg text { fill: var(--soft); } .grid { stroke: var(--line); } .wait { fill: var(--held); opacity: .8; }
+.broken { fill: var(--out); opacity: .8; } .total { fill: none; stroke: var(--fg); stroke-width: 1.5; }
 .dot { fill: var(--fg); stroke: var(--fg); stroke-width: 1.5; } .recorded { fill: var(--card); }
-.best { stroke: var(--best); stroke-width: 2; stroke-dasharray: 5 4; }
-svg .besttext { fill: var(--best); font-weight: 600; } .heal { stroke: var(--heal); stroke-width: 2; opacity: .6; }
-svg .healtext { fill: var(--heal); } pre { background: var(--card); border: 1px solid var(--line); padding: 10px; }
+.best { stroke: var(--ok); stroke-width: 2; stroke-dasharray: 5 4; }
+svg .besttext { fill: var(--ok); font-weight: 600; } .heal { stroke: var(--draining); stroke-width: 2; opacity: .7; }
+pre { background: var(--card); border: 1px solid var(--line); padding: 10px; }
 i { display: inline-block; width: 14px; height: 12px; border-radius: 2px; margin: 0 6px 0 14px; }
 """
+)
 
 
 class _Scale:
@@ -66,8 +61,8 @@ def render(report: TuneReport) -> str:
     ticks = ""
     if windows is not None:
         ticks = (
-            " Blue ticks: how long losses took to heal. Dots: the windows that were tried; the hollow one is the "
-            "recorded one."
+            " Short lines below the axis: how long losses took to heal. Dots: the windows that were tried; the hollow "
+            "one is the recorded one."
         )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -75,8 +70,8 @@ def render(report: TuneReport) -> str:
         f"<title>lbguard tune</title><style>{_STYLE}</style></head><body><h1>lbguard tune</h1>"
         f'<p class="soft">{html_text(period)}.</p>'
         f'<p class="soft">Cost: seconds of waiting of 1000 connections altogether. The lower, the better.{ticks}<br>'
-        '<span class="nowrap"><i style="background:var(--wait)"></i>waiting for a held target</span> '
-        '<span class="nowrap"><i style="background:var(--broken)"></i>broken because moved '
+        '<span class="nowrap"><i style="background:var(--held)"></i>waiting for a held target</span> '
+        '<span class="nowrap"><i style="background:var(--out)"></i>broken because moved '
         f"({report.broken_cost_s:g} s each)</span></p>"
         f'<div class="card">{svg}</div><h2>Why</h2><ul>{reasons}</ul>{values}'
         f"<h2>Numbers</h2>{_table(report)}<h2>What is approximate</h2>"
@@ -84,14 +79,19 @@ def render(report: TuneReport) -> str:
     )
 
 
-def _axis(scale: _Scale, title: str) -> list[str]:
-    parts = []
+def _axes(scale: _Scale, title: str) -> list[str]:
+    """Draw both axes: the cost from bottom to top, and below it what was tried, as `title` says with its unit."""
+    high = (_TOP + _HEIGHT - _BOTTOM) / 2
+    parts = [
+        f'<text x="16" y="{high:.0f}" text-anchor="middle" transform="rotate(-90 16 {high:.0f})">'
+        "cost of 1000 connections (s)</text>"
+    ]
     step = _step(scale.y_max)
     for tick in range(math.floor(scale.y_max / step) + 1):
         value = step * tick
         y = scale.y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g} s</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{html_text(title)}</text>')
     return parts
@@ -108,7 +108,7 @@ def _curve(report: TuneReport, windows: Sequence[float]) -> str:
     scale = _Scale(max(windows) * 1.03, max(cost.total_s for cost in costs) * 1.05)
     waits = [(scale.x(window), scale.y(cost.stalled_s)) for window, cost in zip(windows, costs, strict=True)]
     totals = [(scale.x(window), scale.y(cost.total_s)) for window, cost in zip(windows, costs, strict=True)]
-    parts = _axis(scale, "grace.window")
+    parts = _axes(scale, "grace.window (duration)")
     floor = [(waits[-1][0], scale.y(0)), (waits[0][0], scale.y(0))]
     parts.append(f'<polygon class="wait" points="{_points([*waits, *floor])}"/>')
     parts.append(f'<polygon class="broken" points="{_points([*totals, *reversed(waits)])}"/>')
@@ -156,7 +156,7 @@ def _window_labels(report: TuneReport, places: Sequence[float]) -> list[str]:
 
 def _bars(report: TuneReport) -> str:
     scale = _Scale(len(report.results), max(result.cost.total_s for result in report.results) * 1.05)
-    parts = _axis(scale, ", ".join(name for name, _ in report.results[0].variant.values))
+    parts = _axes(scale, ", ".join(name for name, _ in report.results[0].variant.values))
     for index, result in enumerate(report.results):
         left, right = scale.x(index + 0.15), scale.x(index + 0.85)
         cost = result.cost

@@ -225,6 +225,7 @@ class WorldModel:
                     | fx.ParkPackets()
                     | fx.NeighborMoved()
                     | fx.VerdictAnswered()
+                    | fx.OverrideAnswered()
                     | fx.Ignored()
                 ):
                     pass  # nothing here answers them

@@ -96,9 +96,17 @@ _TARGETS = Row(
     panels=[
         Panel(
             title="Timeline of targets",
-            about="The state of each target that was ever admitted. A hold shorter than the scrape interval is"
-            " missing here, but is counted among the losses below.",
-            queries=[("max by (stream, identifier) (lbguard_target_state_code{@stream})", "{{stream}}/{{identifier}}")],
+            about="The forty targets with the worst state in the chosen time, of those that were ever admitted. A hold"
+            " shorter than the scrape interval is missing here, but is counted among the losses below. A click on a"
+            " target leads to its own page.",
+            queries=[
+                (
+                    """max by (stream, identifier) (lbguard_target_state_code{@stream}) and on (stream, identifier)
+                    topk(40, max by (stream, identifier)
+                    (max_over_time(lbguard_target_state_code{@stream}[$__range] @ end())))""",
+                    "{{stream}}/{{identifier}}",
+                )
+            ],
             kind="state-timeline",
             values=TARGET_STATES,
             width=24,
@@ -430,12 +438,21 @@ _SOURCE = Row(
             ],
             bars=True,
             none="No calls",
+            width=6,
+        ),
+        Panel(
+            title="Targets under a command",
+            about="Targets that an operator drains, holds or withdraws by hand.",
+            queries=[("sum by (action) (lbguard_overrides{@stream})", "{{action}}")],
+            decimals=0,
+            width=6,
         ),
         Panel(
             title="Recording",
             about="Bytes written to recordings (recording.enabled).",
             queries=[("sum(rate(lbguard_recording_bytes_total{@lb}[$__rate_interval]))", "written")],
             unit="Bps",
+            width=6,
         ),
         Panel(
             title="Gaps in the recording",
@@ -443,6 +460,7 @@ _SOURCE = Row(
             queries=[_count("lbguard_recording_dropped_total", "reason")],
             bars=True,
             none="None",
+            width=6,
         ),
         Panel(
             title="Processor",

@@ -249,8 +249,8 @@ _WORTH = Row(
             about="Packets that the distributors gave to targets, and packets dropped because the path was broken."
             " TCP sends these again.",
             queries=[
-                ("sum(rate(lbguard_target_packets_total{@stream}[$__rate_interval]))", "to targets"),
-                ("sum(rate(lbguard_held_packets_total{@stream}[$__rate_interval]))", "dropped while held"),
+                ("sum(rate(lbguard_stream_packets_total{@stream}[$__rate_interval]))", "to targets"),
+                ("sum(rate(lbguard_stream_held_packets_total{@stream}[$__rate_interval]))", "dropped while held"),
             ],
             colors={"to targets": GREEN, "dropped while held": RED},
             unit="pps",
@@ -260,8 +260,8 @@ _WORTH = Row(
             about="By load balancer. A persistent share means that targets are held for too long.",
             queries=[
                 (
-                    """sum by (pod) (rate(lbguard_held_packets_total{@stream}[$__rate_interval]))
-                    / (sum by (pod) (rate(lbguard_target_packets_total{@stream}[$__rate_interval])) > 0)""",
+                    """sum by (pod) (rate(lbguard_stream_held_packets_total{@stream}[$__rate_interval]))
+                    / (sum by (pod) (rate(lbguard_stream_packets_total{@stream}[$__rate_interval])) > 0)""",
                     "{{pod}}",
                 )
             ],

@@ -1,16 +1,20 @@
 """Parts of a dashboard, and its JSON as Grafana imports it (schema version 39, Grafana 10.4 and later).
 
-In expressions `@lb` stands for the labels that choose a pod, and `@stream` for those and the stream.
+In expressions `@lb` stands for the labels that choose a pod, `@stream` for those and the stream, `@target` for
+those and the target.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dashboards.runbook import anchor
+
 Json = dict[str, Any]
 
 _LB = 'namespace=~"$namespace",pod=~"$pod"'
-_SELECTORS = {"@stream": f'{_LB},stream=~"$stream"', "@lb": _LB}
+_STREAM = f'{_LB},stream=~"$stream"'
+_SELECTORS = {"@target": f'{_STREAM},identifier=~"$identifier"', "@stream": _STREAM, "@lb": _LB}
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _GRID = 24
 
@@ -18,6 +22,22 @@ _GRID = 24
 # scrape an event would be counted in four of them; with steps of a minute it is rarely counted in two.
 _STEP = "1m"
 _TAG = "lbguard"
+_BY_NUMBER = 3
+"""Grafana's order of the values of a variable: by number, ascending."""
+
+RUNBOOK = "docs/runbook.md"
+"""Address of the runbook until another is set: a path in the repository. The chart puts its own value here."""
+
+TARGET_PAGE = "lbguard-target"
+"""Identifier of the dashboard of one target."""
+
+_STREAM_OF, _IDENTIFIER_OF = "${__field.labels.stream}", "${__field.labels.identifier}"
+_TO_TARGET = {
+    "title": f"Target {_STREAM_OF}/{_IDENTIFIER_OF}",
+    "url": f"/d/{TARGET_PAGE}?${{datasource:queryparam}}&${{namespace:queryparam}}&${{pod:queryparam}}"
+    f"&var-stream={_STREAM_OF}&var-identifier={_IDENTIFIER_OF}&${{__url_time_range}}",
+    "targetBlank": False,
+}
 
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#808080"
 
@@ -47,7 +67,8 @@ class Panel:
 
     `unit` is one of Grafana's; `thresholds` are pairs of a value and the colour from there on, below all of them it is
     green; `values` name numbers and give them colours; `colors` gives colours by legend. `none` is shown while there is
-    no data, for panels whose series begin with the first event. `below`: legends drawn below the axis.
+    no data, for panels whose series begin with the first event. `below`: legends drawn below the axis. A series that
+    has the labels of a target leads to its page.
     """
 
     title: str
@@ -79,7 +100,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dashboard:
-    """A dashboard. `pods`: the metric whose pods can be chosen (`one_pod`: one of them); `streams`: streams as well."""
+    """A dashboard. `pods`: the metric whose pods can be chosen (`one_pod`: one of them); `streams`: streams as well.
+
+    `one_target`: it is about one target of a stream.
+    """
 
     uid: str
     title: str
@@ -88,6 +112,7 @@ class Dashboard:
     pods: str
     one_pod: bool = False
     streams: bool = True
+    one_target: bool = False
 
 
 def stat(title: str, about: str, expr: str, **more: Any) -> Panel:
@@ -157,7 +182,16 @@ def _variables(dashboard: Dashboard) -> Iterator[Json]:
     yield _variable("pod", "Pod", pods, many=not dashboard.one_pod)
     if dashboard.streams:
         streams = expression("label_values(lbguard_stream_available{@lb}, stream)")
-        yield _variable("stream", "Stream", streams)
+        yield _variable("stream", "Stream", streams, many=not dashboard.one_target)
+    if dashboard.one_target:
+        identifiers = expression("label_values(lbguard_target_state_code{@stream}, identifier)")
+        yield _variable("identifier", "Identifier", identifiers, many=False) | {"sort": _BY_NUMBER}
+    if any(anchor(panel.title) for row in dashboard.rows for panel in row.panels):
+        yield {"name": "runbook", "label": "Runbook at", "type": "textbox", "query": RUNBOOK, "current": _text(RUNBOOK)}
+
+
+def _text(text: str) -> Json:
+    return {"text": text, "value": text}
 
 
 def _variable(name: str, label: str, query: str, *, many: bool = True) -> Json:
@@ -201,6 +235,7 @@ def _panel(panel: Panel, number: int, place: Json) -> Json:
         "description": panel.about,
         "datasource": _DATASOURCE,
         "gridPos": place,
+        "links": _links(panel),
         **({"interval": _STEP} if any("increase(" in expr for expr, _ in panel.queries) and not now else {}),
         "fieldConfig": {"defaults": _defaults(panel), "overrides": list(_overrides(panel))},
         "options": _options(panel),
@@ -219,6 +254,11 @@ def _panel(panel: Panel, number: int, place: Json) -> Json:
     }
 
 
+def _links(panel: Panel) -> list[Json]:
+    there = anchor(panel.title)
+    return [{"title": "Runbook", "url": f"${{runbook}}#{there}", "targetBlank": True}] if there else []
+
+
 def _defaults(panel: Panel) -> Json:
     steps = [{"color": GREEN, "value": None}, *({"color": color, "value": at} for at, color in panel.thresholds)]
     colored = panel.kind != "timeseries"
@@ -228,6 +268,7 @@ def _defaults(panel: Panel) -> Json:
         "thresholds": {"mode": "absolute", "steps": steps},
         "mappings": _mappings(panel.values or {}),
         "custom": _custom(panel),
+        "links": [_TO_TARGET] if any("{{identifier}}" in legend for _, legend in panel.queries) else [],
     }
     bounds = {"min": panel.minimum, "max": panel.maximum, "decimals": panel.decimals, "noValue": panel.none or None}
     return defaults | {name: value for name, value in bounds.items() if value is not None}

@@ -18,7 +18,7 @@ from typing import Any
 from lbguard.core.model import Verdict, VerdictState
 from lbguard.probe.failure_detector import DetectorSettings
 from lbguard.probe.monitor import Monitor
-from tests.bench import fping
+from tests.bench import bfd, fping
 from tests.bench.detectors import Situation, connections_of, joined_ends, simulate
 from tests.bench.nsm_rule import Judge
 from tests.bench.results import Row, Say, Scale
@@ -39,6 +39,7 @@ def run(scale: Scale, say: Say, directory: Path) -> Iterator[Row]:
     sizes, settle_s, watch_s = _SIZES[scale]
     if fping.missing():
         say(f"{fping.missing()}: nothing is told of it")
+    beside_bfd = _beside_bfd(say, settle_s, watch_s)
     for pairs in sizes:
         reference: dict[str, Any] = {}
         if not fping.missing():
@@ -60,7 +61,24 @@ def run(scale: Scale, say: Say, directory: Path) -> Iterator[Row]:
                 details=details,
                 **({} if dual_stack else reference),
             )
+        yield Row(
+            benchmark=NAME,
+            what=f"monitor, {pairs} pairs: a ping and its reply",
+            unit="us",
+            measured=details["cpu_us_per_ping"],
+            aim=beside_bfd.get("reference"),
+            **beside_bfd,
+        )
     yield from _judges(scale, say)
+
+
+def _beside_bfd(say: Say, settle_s: float, watch_s: float) -> dict[str, Any]:
+    """Measure what a BFD daemon takes for a packet that it sends and one that it receives."""
+    if bfd.missing():
+        say(f"{bfd.missing()}: nothing is told of it")
+        return {}
+    say(f"bfdd, {bfd.SESSIONS} sessions")
+    return {"reference": bfd.measure(settle_s, watch_s), "reference_what": f"bfdd, {bfd.SESSIONS} sessions, a packet"}
 
 
 def _judges(scale: Scale, say: Say) -> Iterator[Row]:

@@ -6,6 +6,9 @@ namespace, and for the routes when a netlink listener has read the notification 
 
 Both have a lower bound in the same run, in a second pair of namespaces that takes turns with the first: the kernel's
 own announcement (`arp_notify`), and the same routes sent in ready-made messages by a loop that does nothing else.
+
+Of IPv6, the time from the end of duplicate address detection to lbguard's advertisement is measured. The kernel's own
+advertisement (`ndisc_notify`), on the same wire, marks that end.
 """
 
 import socket
@@ -16,21 +19,34 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbguard.core.addr import is_ipv4
+from lbguard.core.addr import is_ipv4, parse_ip
 from lbguard.core.model import ROUTE_METRIC, Route, RouteKind
 from lbguard.kernel.codec.encode import replace_route
 from lbguard.lab.netns import Namespace
 from tests.bench.results import Row, Say, Scale
 from tests.bench.service import Service
-from tests.bench.world import LINK, LinkSwitch, RouteListener, Wire, mark_of, pair, target_ips, targets_yaml
+from tests.bench.world import (
+    LINK,
+    OUR_IP6,
+    LinkSwitch,
+    RouteListener,
+    Wire,
+    mark_of,
+    pair,
+    target_ips,
+    targets_yaml,
+)
 
 NAME = "repair"
-_GARP_AIM_MS = 2.0
+_GARP_AIM_MS = 0.7
 _ROUTES_AIM_MS = {1000: 50.0}
 _CHUNK = 128
 _DOWN_S = 0.5  # the outage of the report that lbguard was born from
 _SETTLE_S = {1000: 0.5}  # after a repair, until the service has digested what the kernel told of it
 _BARE_DOWN_S = 0.05
+_NA_AIM_MS = 0.7
+_ADVERTISED_AGAIN_S = 2.5
+_ADVERTISED = {Scale.FULL: 10, Scale.QUICK: 5, Scale.SMOKE: 1}
 
 _SIZES = {
     Scale.FULL: {1: 25, 100: 25, 1000: 15},
@@ -48,7 +64,7 @@ class _Side:
 
 
 def run(scale: Scale, say: Say, directory: Path) -> Iterator[Row]:
-    """Measure each number of targets behind the link."""
+    """Measure each number of targets behind the link, then the advertisements of IPv6."""
     for targets, repetitions in _SIZES[scale].items():
         say(f"{targets} targets behind the link, {repetitions} times link up, in turns with the kernel's arp_notify")
         guard, bare = _measure(targets, repetitions, directory)
@@ -71,6 +87,36 @@ def run(scale: Scale, say: Say, directory: Path) -> Iterator[Row]:
                 **_reference(bare.restored, "same routes, ready-made"),
             ),
         )
+    say("advertisements after duplicate address detection")
+    yield Row.of(
+        NAME,
+        "IPv6 address usable to its first advertisement by lbguard",
+        "ms",
+        _measure_advertisements(_ADVERTISED[scale], directory),
+        aim=_NA_AIM_MS,
+    )
+
+
+def _measure_advertisements(repetitions: int, directory: Path) -> list[float]:
+    took: list[float] = []
+    with ExitStack() as stack:
+        built = stack.enter_context(pair("advertise", 1))
+        for key in ("accept_dad", "dad_transmits", "ndisc_notify"):
+            for link in ("all", LINK):
+                built.lb.sysctl(f"net.ipv6.conf.{link}.{key}", "1")
+        stack.enter_context(Service(built.lb, directory, targets_yaml(1)))
+        wire = stack.enter_context(Wire(built.peer))
+        switch = stack.enter_context(LinkSwitch(built.lb))
+        for number in range(repetitions + 1):
+            switch.set(up=False)
+            time.sleep(_DOWN_S)
+            wire.gratuitous()
+            switch.set(up=True)
+            kernels, ours, *_ = wire.await_advertisements(parse_ip(OUR_IP6), 2)
+            if number:
+                took.append((ours - kernels) / 1e6)
+            time.sleep(_ADVERTISED_AGAIN_S)
+    return took
 
 
 def _reference(samples: list[float], what: str) -> dict[str, object]:

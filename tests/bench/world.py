@@ -4,7 +4,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,7 +24,9 @@ _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMPNS = 35
 _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
 _ETH_P_ALL = 3
-_ARP = b"\x08\x06"
+_ARP, _IPV6 = b"\x08\x06", b"\x86\xdd"
+_ARP_BYTES = 42
+_ADVERTISEMENT = b"\x88"
 _RTM_NEWLINK, _RTM_NEWROUTE = 16, 24
 _REQUEST_ACK = 0x1 | 0x4
 _IFF_UP = 1
@@ -176,7 +178,7 @@ class LinkSwitch:
 
 
 class Wire:
-    """Captures ARP at the peer's port, with the kernel's time stamps."""
+    """Captures announcements at the peer's port, with the kernel's time stamps."""
 
     def __init__(self, peer: Namespace) -> None:
         with peer.entered():
@@ -196,16 +198,8 @@ class Wire:
 
     def gratuitous(self) -> list[int]:
         """Return when (epoch, ns) each gratuitous ARP since the last call arrived, in order."""
-        found: list[int] = []
-        while True:
-            try:
-                frame, ancillary, _, _ = self._socket.recvmsg(128, 128)
-            except BlockingIOError:
-                return found
-            # Gratuitous: sender and target protocol address are the same (RFC 5227, section 3).
-            if frame[12:14] == _ARP and frame[28:32] == frame[38:42]:
-                seconds, nanoseconds = struct.unpack("=qq", ancillary[0][2])
-                found.append(seconds * 10**9 + nanoseconds)
+        # Gratuitous: sender and target protocol address are the same (RFC 5227, section 3).
+        return self._arrived(lambda frame: frame[12:14] == _ARP and frame[28:32] == frame[38:42])
 
     def await_gratuitous(self, after_ns: int, limit_s: float = 10.0) -> int:
         """Wait for the first gratuitous ARP that arrived after a moment (epoch, ns) and return when it did."""
@@ -216,6 +210,30 @@ class Wire:
                     return at
             time.sleep(0.0005)
         raise TimeoutError("no gratuitous ARP came")
+
+    def await_advertisements(self, ip: Ip, count: int, limit_s: float = 10.0) -> list[int]:
+        """Wait for so many neighbour advertisements of an address; return when (epoch, ns) each arrived."""
+        found: list[int] = []
+        deadline = time.monotonic() + limit_s
+        while len(found) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(found)} of {count} neighbour advertisements came")
+            found += self._arrived(
+                lambda frame: frame[12:14] == _IPV6 and frame[54:55] == _ADVERTISEMENT and frame[62:78] == ip
+            )
+            time.sleep(0.01)
+        return found
+
+    def _arrived(self, wanted: Callable[[bytes], bool]) -> list[int]:
+        found: list[int] = []
+        while True:
+            try:
+                frame, ancillary, _, _ = self._socket.recvmsg(128, 128)
+            except BlockingIOError:
+                return found
+            if len(frame) >= _ARP_BYTES and wanted(frame):
+                seconds, nanoseconds = struct.unpack("=qq", ancillary[0][2])
+                found.append(seconds * 10**9 + nanoseconds)
 
 
 class RouteListener:

@@ -36,6 +36,9 @@ STREAM = {"stream": "s"}
 _ACTIVE = 'lbguard_target_states{stream="s",state="active"}'
 _HELD = 'lbguard_target_states{stream="s",state="held"}'
 _AVAILABLE = 'lbguard_stream_available{stream="s"}'
+_DRAINED, _TAKEN_OUT, _HELD_BY_HAND = (
+    f'lbguard_overrides{{stream="s",action="{action}"}}' for action in ("drain", "withdraw", "hold")
+)
 _LOSSES = [f'lbguard_target_losses_total{{stream="s",identifier="{identifier}"}}' for identifier in (1, 2, 3)]
 _IN_FORCE, _FLOWS_MAX = "lbguard_affinity_in_force{}", "lbguard_affinity_flows_max{}"
 _PARKING, _PARKING_MAX = "lbguard_parking_in_force{}", "lbguard_parking_packets_max{}"
@@ -43,11 +46,13 @@ _FLOWS = 'lbguard_affinity_flows{protocol="tcp",family="ipv4"}'
 _WITHDRAWN_4, _WITHDRAWN_6 = (
     f'lbguard_target_families{{stream="s",family="{family}",state="withdrawn"}}' for family in ("ipv4", "ipv6")
 )
+_DIGEST = 'lbguard_stream_table_digest{stream="s"}'
+_DIGEST_OF_OTHER = 'lbguard_stream_table_digest{stream="s",pod="lb-1",instance="lb-1:9464"}'
 _WITHDRAWALS = 'lbguard_withdrawals_total{stream="s",cause="no_link"}'
 _RECOVERIES = 'lbguard_recoveries_total{stream="s"}'
 _READMISSIONS = 'lbguard_readmissions_total{stream="s"}'
-_PACKETS = 'lbguard_target_packets_total{stream="s",identifier="1"}'
-_FALLBACK = 'lbguard_held_packets_total{stream="s",identifier="1"}'
+_PACKETS = 'lbguard_stream_packets_total{stream="s"}'
+_FALLBACK = 'lbguard_stream_held_packets_total{stream="s"}'
 
 
 def _state(name: str, severity: str, labels: dict[str, str], bad: str = FULL, good: str = NONE) -> Case:
@@ -95,6 +100,15 @@ CASES = {
         severity="critical",
         labels={"namespace": "trench-a", "stream": "s"},
         pod=False,
+    ),
+    "LbguardOverrideBlocksStream": Case(
+        fires={_AVAILABLE: NONE, _DRAINED: FULL, _TAKEN_OUT: NONE},
+        quiet=(
+            {_AVAILABLE: NONE, _DRAINED: NONE, _TAKEN_OUT: NONE, _HELD_BY_HAND: FULL},
+            {_AVAILABLE: FULL, _DRAINED: FULL, _TAKEN_OUT: FULL},
+        ),
+        severity="warning",
+        labels=STREAM,
     ),
     "LbguardStreamUnavailable": Case(
         fires={_AVAILABLE: NONE, _HELD: "4x60"},
@@ -239,6 +253,18 @@ CASES = {
         labels={"namespace": "trench-a"},
         pod=False,
         at_min=80,
+    ),
+    "LbguardTablesDiffer": Case(
+        fires={_DIGEST: "7x60", _DIGEST_OF_OTHER: "281474976710655x60"},
+        quiet=(
+            {_DIGEST: "281474976710654x60", _DIGEST_OF_OTHER: "281474976710654x60"},
+            {_DIGEST: "7x60"},
+            {_DIGEST: "7x60", _DIGEST_OF_OTHER: "7x30 8x10 7x20"},  # it held, and the other one withdrew
+            {_DIGEST: "7x60", 'lbguard_stream_table_digest{stream="t",pod="lb-1",instance="lb-1:9464"}': "8x60"},
+        ),
+        severity="warning",
+        labels={"namespace": "trench-a", "stream": "s"},
+        pod=False,
     ),
     "LbguardSourceLost": _state("lbguard_source_ok", "warning", {}, bad=NONE, good=FULL),
     "LbguardSourceEntriesSkipped": _count(
@@ -389,6 +415,17 @@ CASES = {
         ),
         severity="warning",
         at_min=30,
+    ),
+    "LbguardConfigRefused": Case(
+        fires={"lbguard_config_refused{}": FULL},
+        quiet=({"lbguard_config_refused{}": NONE}, {"lbguard_config_refused{}": "0x35 1x3 0x22"}),
+        severity="warning",
+    ),
+    "LbguardConfigRestartNeeded": Case(
+        fires={"lbguard_config_restart_needed{}": "2x60"},
+        quiet=({"lbguard_config_restart_needed{}": NONE}, {"lbguard_config_restart_needed{}": "0x35 2x3 0x22"}),
+        severity="info",
+        at_min=20,
     ),
     "LbguardRecordingGaps": _count("lbguard_recording_dropped_total", "info", {"reason": "full"}),
     "LbguardReportersGone": Case(

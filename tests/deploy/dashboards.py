@@ -22,7 +22,7 @@ SPECS = {spec.name: spec for spec in (*list_metrics(), *list_probe_metrics())} |
 SCRAPED = {"namespace", "pod", "instance", "job"}
 """Labels that a scrape adds."""
 
-VARIABLES = ("datasource", "namespace", "pod", "stream")
+VARIABLES = ("datasource", "namespace", "pod", "stream", "identifier", "runbook")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from tests.deploy.charts import ROOT
 from tests.deploy.dashboards import DASHBOARDS, SCRAPED, SPECS, VARIABLES, Query, panels, queries, spec_of
 
 QUERIES = list(queries())
-EXPECTED = ["fleet", "load-balancer", "verdicts"]
+EXPECTED = ["fleet", "load-balancer", "target", "verdicts"]
 
 
 def test_the_committed_files_are_what_the_data_says(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_it_can_be_imported_anywhere(name: str) -> None:
     assert variables[0] == "datasource"
     text = json.dumps(dashboard)
     assert set(re.findall(r'"type": "prometheus", "uid": "([^"]*)"', text)) == {"${datasource}"}
-    used = set(re.findall(r"\$\{?(\w+)", text)) - {"__rate_interval", "__range", "__all"}
+    used = {name for name in re.findall(r"\$\{?(\w+)", text) if not name.startswith("__")}
     assert used == set(variables), "a variable is used that is not there, or is there for nothing"
 
 
@@ -113,7 +113,10 @@ def test_counters_are_asked_for_their_growth_and_gauges_for_their_value() -> Non
         for metric, window in re.findall(r"((?:lbguard|process)_\w+)\{[^}]*\}(\[)?", query.expr):
             counts = spec_of(metric).kind != "gauge" or metric.endswith("_total")
             # The presence of a link is read from a counter's mere existence.
-            assert bool(window) == counts or query.panel == "Links that face targets", (query.panel, metric)
+            special = {"Links that face targets"} | (
+                {"Timeline of targets"} if "max_over_time(" in query.expr else set()
+            )
+            assert bool(window) == counts or query.panel in special, (query.panel, metric)
 
 
 @pytest.mark.parametrize("page", ["runbook.md", "troubleshooting.md"])
@@ -135,6 +138,42 @@ def test_an_event_is_not_counted_in_one_step_after_another(name: str) -> None:
     for panel in panels(name):
         grows = any("increase(" in target["expr"] for target in panel["targets"])
         assert panel.get("interval") == ("1m" if grows and panel["type"] != "stat" else None), panel["title"]
+
+
+def test_panels_lead_to_headings_of_the_runbook() -> None:
+    headings = re.findall(r"(?m)^#+ (.*)$", (ROOT / "docs/runbook.md").read_text())
+    anchors = {"-".join(heading.lower().split()) for heading in headings}
+    titles = set()
+    for name in EXPECTED:
+        for panel in panels(name):
+            for link in panel["links"]:
+                base, _, anchor = link["url"].partition("#")
+                assert (base, anchor in anchors) == ("${runbook}", True), (panel["title"], link)
+                titles.add(panel["title"])
+    assert len(titles) > 50
+
+
+def test_panels_about_targets_lead_to_the_page_of_one() -> None:
+    page = DASHBOARDS["target"]
+    chosen = {variable["name"] for variable in page["templating"]["list"] if not variable.get("multi")}
+    assert {"stream", "identifier"} <= chosen
+    leading = 0
+    for name in EXPECTED:
+        for panel in panels(name):
+            links = panel["fieldConfig"]["defaults"]["links"]
+            by_target = any("{{identifier}}" in target["legendFormat"] for target in panel["targets"])
+            assert bool(links) == by_target, panel["title"]
+            for link in links:
+                leading += 1
+                assert link["url"].startswith(f"/d/{page['uid']}?")
+                assert "var-stream=${__field.labels.stream}&var-identifier=${__field.labels.identifier}" in link["url"]
+    assert leading >= 4
+
+
+def test_panels_by_target_are_bounded() -> None:
+    for query in QUERIES:
+        if "{{identifier}}" in query.legend:
+            assert "topk(" in query.expr, query.panel
 
 
 def test_nothing_is_well_while_nothing_is_scraped() -> None:
@@ -159,7 +198,6 @@ def test_no_metric_is_left_out_without_saying_so() -> None:
 
 
 NOT_SHOWN = {
-    "lbguard_held_bytes_total",  # packets tell the same
-    "lbguard_target_bytes_total",
     "lbguard_recording_entries_total",  # bytes do
+    "lbguard_override_commands_total",  # the log has each command, and events what followed
 }

@@ -93,7 +93,13 @@ def fill(descriptor: int) -> None:
 
 
 def left_behind(container: Interposed) -> list[str]:
-    return [path.name for path in (container.shared / "answers").iterdir()]
+    """Return the FIFOs of callers, and their claims of offers."""
+    claims = [path.name for path in (container.shared / "offers").iterdir() if path.name.startswith(".")]
+    return claims + [path.name for path in (container.shared / "answers").iterdir()]
+
+
+def offered(container: Interposed) -> int:
+    return sum(not path.name.startswith(".") for path in (container.shared / "offers").iterdir())
 
 
 def test_it_is_plain_posix_shell_without_eval() -> None:
@@ -120,6 +126,36 @@ def test_answers(container: Interposed) -> None:
     assert told(container.real) == ["[init][--ownfw=0][--shm=tshm-a][--M=10000][--N=100]", "[delete][--shm=tshm-a]"]
     assert missed(container) == []
     assert left_behind(container) == []
+
+
+def test_offers_are_used_first(container: Interposed, obliging: Guard) -> None:
+    ready = offered(container)
+    assert ready == 8
+    for number in range(1, ready + 3):
+        assert container.run(*ACTIVATE) == (0, "")
+        assert offered(container) == max(0, ready - number)
+        assert left_behind(container) == []
+    assert len(obliging.asked) == ready + 2
+
+
+@pytest.mark.parametrize("taken", ["file", "link", "fifo", "directory"])
+def test_an_offer_that_another_caller_has_claimed_is_left_to_it(
+    container: Interposed, obliging: Guard, taken: str
+) -> None:
+    first = min((container.shared / "offers").iterdir())
+    claim = first.with_name(f".{first.name}")
+    if taken == "link":
+        claim.symlink_to("/nowhere")
+    elif taken == "fifo":
+        os.mkfifo(claim)
+    elif taken == "directory":
+        claim.mkdir()
+    else:
+        claim.touch()
+    assert container.run(*ACTIVATE) == (0, "")
+    assert first.exists()
+    assert os.path.lexists(claim)
+    assert offered(container) == 7
 
 
 @pytest.mark.parametrize("answer", ["", "1", "2 done", "1 donee", "done", "1 fail", "1 done; echo hello"])

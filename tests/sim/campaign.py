@@ -12,6 +12,7 @@ from lbguard.core.config import EngineConfig
 from lbguard.core.model import Condition
 from tests.sim.affinity import AffinityWorld
 from tests.sim.faults import Scenario
+from tests.sim.manual import ManualWorld
 from tests.sim.settled import check_settled
 from tests.sim.world import MENDED_WITHIN_S, RECONCILE_S, World
 from tests.unit.core.consistency import at_rest
@@ -62,7 +63,7 @@ def quiet_restart(world: World) -> None:
 
     Only when nothing is pending that a restart would do at once: a damped re-admission (a new start knows no penalty),
     a repair that waits for its retry, a commit, a leftover that the next full view ends, a drain (the next process is
-    told of it by a file that is not here). Soft evidence is forgotten
+    told of it by a file that is not here), the end of an operator's override. Soft evidence is forgotten
     too, so runs with any are out.
     And which of two links of one subnet is the newer is told by their ifindexes after a restart.
     """
@@ -78,6 +79,7 @@ def quiet_restart(world: World) -> None:
         and set(engine.stream_names()) == set(world.streams)
         and at_rest(engine)
         and not any(target.waiting or target.unlisted for target in targets)
+        and not any(override.until < world.now + 1.0 for override in engine.overrides().values())
         and not any(belief.target(t.mark, tuple(t.paths)) is Condition.ROUTE_MISSING for t in targets)
     )
     if not settled:
@@ -135,9 +137,12 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1000, help="how many runs")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")
+    parser.add_argument("--manual", action="store_true", help="with operators that steer targets, and flow affinity")
     parser.add_argument("--affinity", action="store_true", help="with clients, and flow affinity in force")
     arguments = parser.parse_args()
-    make = AffinityWorld if arguments.affinity else World
+    make: Callable[[int], World] = AffinityWorld if arguments.affinity else World
+    if arguments.manual:
+        make = ManualWorld
     failed = campaign(arguments.first, arguments.seeds, arguments.jobs, lambda text: print(text, flush=True), make)
     print(f"{arguments.seeds} runs, {len(failed)} failed{': ' + ', '.join(map(str, failed[:50])) if failed else ''}")
     return 1 if failed else 0

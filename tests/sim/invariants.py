@@ -17,6 +17,7 @@ from lbguard.core.events import (
     KernelOutOfSync,
     KernelSnapshot,
     OpenHold,
+    SettingsChanged,
     SourceSnapshot,
     Stalled,
     VerdictReported,
@@ -28,6 +29,7 @@ from lbguard.core.model import (
     Condition,
     Decision,
     LinkKey,
+    ManualAction,
     Route,
     RouteKind,
     Rule,
@@ -47,7 +49,7 @@ REPAIR_TIME_S = 0.5
 _ORDER = list(Condition)
 _ADDS = (Action.ADMIT, Action.ADOPT, Action.READMIT)
 _BROKEN = (TargetState.HELD, TargetState.FROZEN)
-_TAKES = (Action.WITHDRAW, Action.REMOVE)
+_TAKES = (Action.WITHDRAW, Action.TAKE_OUT, Action.REMOVE)
 _AT_A_MOMENT = (
     Action.WITHDRAW,
     Action.WITHDRAW_FAMILY,
@@ -56,6 +58,7 @@ _AT_A_MOMENT = (
     Action.READMIT,
     Action.HOLD,
     Action.REMOVE,
+    Action.KEEP,
 )
 
 
@@ -185,6 +188,12 @@ class Watch:
                 self._was_blind(now - self._lost_sight_at)
             case Stalled(duration_s=duration_s) if world.engine.in_sync:
                 self._was_blind(duration_s)
+            case SettingsChanged():
+                # Each loss has the new window now, counted from its beginning.
+                grace = world.config.grace
+                for loss in self._losses.values():
+                    loss.window_s = min(grace.by_cause_s.get(loss.cause, grace.window_s), grace.max_s)
+                    loss.longest_s = max(loss.longest_s, loss.window_s)
 
     def _was_blind(self, duration_s: float) -> None:
         now = self._world.now
@@ -429,6 +438,9 @@ class Watch:
         condition, now = self._judgement(target), self._world.now
         if target.draining and state in (TargetState.PENDING, TargetState.WITHDRAWN):
             return
+        if target.override is not None and target.override.action is ManualAction.WITHDRAW:
+            return  # `manual.py` checks these
+        held_by_hand = target.override is not None and target.override.action is ManualAction.HOLD
         believed_ok = {TargetState.DRAINING if target.draining else TargetState.ACTIVE, TargetState.WITHDRAWN}
         if condition is Condition.OK:
             assert state in believed_ok, f"{target.key} has a good path and is {state}"
@@ -441,7 +453,7 @@ class Watch:
         if condition is not Condition.OK and self._one_family_lost(target):
             assert state is not TargetState.FROZEN, f"{target.key} is frozen although a path forwards"
             return
-        if not world.belief.in_sync or now < self._regained_at + REPAIR_TIME_S + EPSILON_S:
+        if not world.belief.in_sync or now < self._regained_at + REPAIR_TIME_S + EPSILON_S or held_by_hand:
             return
         config = world.config
         if state is TargetState.HELD:

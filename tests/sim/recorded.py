@@ -8,6 +8,7 @@ from lbguard.recording.writer import RecordingWriter
 from tests.fakes.direct_tape import DirectTape
 from tests.sim.affinity import AffinityWorld
 from tests.sim.invariants import Watch
+from tests.sim.manual import ManualWorld
 from tests.sim.world import World
 
 
@@ -50,6 +51,10 @@ class _Recorded(World):
 
 class RecordedWorld(_Recorded):
     """A run that is recorded."""
+
+
+class RecordedManualWorld(_Recorded, ManualWorld):
+    """A run with operators that is recorded."""
 
 
 class RecordedAffinityWorld(_Recorded, AffinityWorld):

@@ -104,6 +104,7 @@ def target(
     prediction: Prediction | None = None,
     draining: bool = False,
     unlisted: bool = False,
+    commit_at: float | None = None,
 ) -> TargetStatus:
     """Return the status of target stream-a/IDENTIFIER."""
     return TargetStatus(
@@ -119,6 +120,7 @@ def target(
         prediction=prediction,
         draining=draining,
         unlisted=unlisted,
+        commit_at=commit_at,
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from lbguard.announce.sender import Suppressed
 from lbguard.api.verdicts.policy import DenyReason
 from lbguard.api.verdicts.queue import IGNORED_REASONS, OVERLOADED, Limit
+from lbguard.core.lifecycle import MANUAL_CAUSES
+from lbguard.core.manual import ENDS, REFUSALS
 from lbguard.core.model import Condition
 from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
@@ -116,12 +118,16 @@ def named_reasons() -> dict[str, set[str]]:
     losses = _found(_argument("_lose"), mirror) | _found(_argument("_abandon"), mirror)
     losses |= _found(_argument("KernelOutOfSync", keyword="reason"), "**/*.py")
     causes = _found(_argument("_record", 3), core) | _found(_argument("end_drain", 2), core) | _lifecycle_causes()
+    causes |= {*ENDS, *MANUAL_CAUSES.values()}
     availability = "core/commits.py"
-    available = _found(_assigned_to("reason"), "core/engine.py") | _found(_argument("_set", 2), availability)
+    available = _found(_returned_by("availability_reason"), availability) | _found(_argument("_set", 2), availability)
     available |= _found(_argument("get", 1), availability)
     recorder = "recording/recorder.py"
     missing = _found(_argument("_fail"), recorder) | _found(_argument("_lost_here"), recorder)
-    unready = _words(_found(_returned_by("unready_reason"), "service/daemon.py"))
+    unready = _words(
+        _found(_returned_by("unready_reason"), "service/parts.py")
+        | _found(_returned_by("gate_reason"), "service/parts.py")
+    )
     assert unready == set(UNREADY_REASONS)
     assert _words(dropped) | {OVERLOADED} == set(IGNORED_REASONS)
     # A mirror that failed reads nothing any more.
@@ -130,6 +136,7 @@ def named_reasons() -> dict[str, set[str]]:
     return {
         "Conditions and causes of holds": {condition.value for condition in Condition if condition is not Condition.OK},
         "Other causes of decisions": _words(causes),
+        "Commands that are refused": set(REFUSALS),
         "Why a stream is not available": _words(available) - {"ok"},
         "Why the service is not ready or not alive": unready
         | _words(
@@ -151,7 +158,9 @@ def named_reasons() -> dict[str, set[str]]:
         "Answers to calls of nfqlb": _found(_argument("_Answer", 1), "sources/interposer/source.py")
         | _found(_key_of("calls"), "sources/interposer/source.py"),
         "Parked packets that are dropped": set(PARKING_DROP_REASONS),
-        "Findings of the host check": _found(_argument("Finding", keyword="id"), "cli/host_check.py"),
+        "Findings of the host check": _found(
+            _argument("Finding", keyword="id"), "cli/host_files.py", "cli/host_kernel.py"
+        ),
     }
 
 

@@ -99,7 +99,9 @@ def decode(data: Buffer, length: int, is_target_table: IsTargetTable) -> Decoded
         entry = DECODERS.get(kind)
         outcome: Outcome | Control
         try:
-            if entry is not None:
+            if flags & c.NLM_F_MULTI and kind in _DUMPED_AGAIN:
+                outcome = _dumped(kind, bytes(data[offset + _HEADER_LENGTH : end]), is_target_table)
+            elif entry is not None:
                 decoder, least = entry
                 outcome = decoder(data, offset + _HEADER_LENGTH, end, is_target_table) if size >= least else _MALFORMED
             elif kind in (c.NLMSG_DONE, c.NLMSG_ERROR):
@@ -119,6 +121,16 @@ def decode(data: Buffer, length: int, is_target_table: IsTargetTable) -> Decoded
 
 
 _REMEMBERED: Final = 16_384
+_DUMPED_AGAIN: Final = frozenset({c.RTM_NEWROUTE, c.RTM_NEWRULE})
+
+
+@lru_cache(maxsize=2 * _REMEMBERED)
+def _dumped(kind: int, body: bytes, is_target_table: IsTargetTable) -> Outcome:
+    """Decode a record of a dump: each reconcile reads the same routes and rules again, and then shares their events."""
+    decoder, least = DECODERS[kind]
+    return decoder(body, 0, len(body), is_target_table) if _HEADER_LENGTH + len(body) >= least else _MALFORMED
+
+
 _LENGTH: Final = Struct("=I")
 # Of the message header: length, type, flags; of struct ndmsg: family, state.
 _FIXED: Final = Struct("=IHH8xB7xH")

@@ -19,8 +19,9 @@ _RTMSG: Final = Struct("=BBBBBBBBI")
 _NDMSG: Final = Struct("=BxxxiHBB")
 _IFINFO: Final = Struct("=BxHiII")
 
-_PROBES_KEPT: Final = 16_384
-"""Number of cached requests: the same entries are verified every second."""
+_REQUESTS_KEPT: Final = 16_384
+"""Number of cached requests of a kind: the same entries are verified every second, and a heal restores the routes that
+the loss took."""
 
 
 class DumpKind(Enum):
@@ -65,6 +66,7 @@ def _route_body(route: Route, scope: int, flags: int = 0) -> bytes:
     return body + attribute(c.RTA_GATEWAY, route.gateway) + _u32(c.RTA_OIF, route.oif)
 
 
+@lru_cache(maxsize=_REQUESTS_KEPT)
 def add_route(route: Route, *, on_link: bool = False) -> bytes:
     """Add a default route; refused with EEXIST if any program has one of the same table and metric.
 
@@ -75,6 +77,7 @@ def add_route(route: Route, *, on_link: bool = False) -> bytes:
     return message(c.RTM_NEWROUTE, c.NLM_F_CREATE | c.NLM_F_EXCL, body)
 
 
+@lru_cache(maxsize=_REQUESTS_KEPT)
 def replace_route(route: Route, *, on_link: bool = False) -> bytes:
     """Add a default route, or change the one of the same table and metric, in one atomic step; see `add_route`."""
     body = _route_body(route, c.RT_SCOPE_UNIVERSE, c.RTNH_F_ONLINK if on_link else 0)
@@ -122,7 +125,7 @@ def resolve_neighbor(ifindex: int, ip: Ip) -> bytes:
     return _neighbor(c.RTM_NEWNEIGH, c.NLM_F_CREATE, ifindex, ip, NeighborState.NONE, c.NTF_USE)
 
 
-@lru_cache(maxsize=_PROBES_KEPT)
+@lru_cache(maxsize=_REQUESTS_KEPT)
 def probe_neighbor(ifindex: int, ip: Ip) -> bytes:
     """Make the kernel verify a resolved entry now; ENOENT: there is none, EINVAL: it has no address yet."""
     return _neighbor(c.RTM_NEWNEIGH, c.NLM_F_REPLACE, ifindex, ip, NeighborState.PROBE, 0)

@@ -25,14 +25,24 @@ from lbguard.core.effects import (
 from lbguard.core.model import VerdictState
 from lbguard.core.status import GuardStatus
 from lbguard.telemetry.metrics.affinity import AffinityMetrics
+from lbguard.telemetry.metrics.config import ConfigMetrics
+from lbguard.telemetry.metrics.control import ControlMetrics
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, ForeignCounts, MetricFamilies, MetricSpec, reason_label
 from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
 from lbguard.telemetry.metrics.parking import ParkingMetrics
 from lbguard.telemetry.metrics.streams import StreamMetrics
-from lbguard.telemetry.metrics.targets import PACKET_SPECS, TargetPackets
+from lbguard.telemetry.metrics.targets import PACKET_SPECS, STREAM_SPECS, PerTarget, TargetPackets
 
-UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
-"""Reasons for which the service is not ready (`Daemon.unready_reason`)."""
+UNREADY_REASONS = (
+    "calls_not_taken",
+    "kernel_not_in_sync",
+    "not_available",
+    "socket_not_served",
+    "source_not_read",
+    "stopping",
+    "tables_not_read",
+)
+"""Reasons for which the service is not ready (`ServiceParts.unready_reason`, `gate_reason`)."""
 
 
 class Metrics:
@@ -41,9 +51,12 @@ class Metrics:
     Args:
         registry: the registry of the metrics.
         place: labels for the counters of targets and links (trench, conduit), if the source knows them.
+        per_target: the targets that have series of their own.
     """
 
-    def __init__(self, registry: CollectorRegistry, place: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, place: Mapping[str, str] | None = None, per_target: PerTarget = "all"
+    ) -> None:
         families = MetricFamilies(registry)
         self.registry = registry
         self.specs = families.specs
@@ -52,15 +65,17 @@ class Metrics:
             "build_info", "1, with the version of lbguard and Python as labels.", "version", "python"
         )
         build.labels(__version__, platform.python_version()).set(1)
-        self.streams = StreamMetrics(families, place or {})
+        self.streams = StreamMetrics(families, place or {}, per_target)
         self.affinity = AffinityMetrics(families)
         self.parking = ParkingMetrics(families)
+        self.config = ConfigMetrics(families)
         self._define_repair(families)
         self._define_kernel(families)
         self._define_work(families)
         self._define_verdicts(families)
-        self.packets = TargetPackets(place or {})
-        families.add(self.packets, PACKET_SPECS)
+        self.control = ControlMetrics(families)
+        self.packets = TargetPackets(place or {}, self.streams.shows)
+        families.add(self.packets, (*PACKET_SPECS, *STREAM_SPECS))
         self.interfaces = InterfaceTotals(place or {})
         families.add(
             self.interfaces,

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from lbguard.core.model import Action, Condition, Decision, TargetKey, TargetState
 from lbguard.core.status import StreamStatus
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, MetricFamilies, MetricSpec, reason_label
-from lbguard.telemetry.metrics.targets import TIMELINE_LABELS, TIMELINE_METRICS, TargetTimeline
+from lbguard.telemetry.metrics.targets import TIMELINE_LABELS, TIMELINE_METRICS, PerTarget, TargetTimeline
 
 _OUTAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
 
@@ -64,6 +64,22 @@ class StreamStates(Collector):
         yield from (states, available, mass_failure, families)
 
 
+_EXEMPLAR_MAX = 128
+"""Characters of an exemplar's names and values together (OpenMetrics 1.0)."""
+
+
+def exemplar_of(decision: Decision, trace: str) -> dict[str, str]:
+    """Return what leads from an observation to its decision: target, sequence and trace, as far as there is room."""
+    exemplar: dict[str, str] = {}
+    named = {"trace_id": trace, "sequence": str(decision.sequence), "target": str(decision.target)}
+    room = _EXEMPLAR_MAX
+    for name, value in named.items():
+        room -= len(name) + len(value)
+        if value and room >= 0:
+            exemplar[name] = value
+    return exemplar
+
+
 class CommitOutcome(Protocol):
     """Outcome of one stream's commit (`CommitResult` of the distributors)."""
 
@@ -83,6 +99,10 @@ class CommitOutcome(Protocol):
     def error(self) -> str:
         """Empty on success."""
 
+    @property
+    def digest(self) -> int | None:
+        """Return the digest of the table; None when it is not known."""
+
 
 class StreamMetrics:
     """Metrics of decisions, commits and the states of targets. The methods belong to one thread.
@@ -90,17 +110,20 @@ class StreamMetrics:
     Args:
         families: where they are declared.
         place: labels that every series of a single target has (trench, conduit).
+        per_target: the targets that have series of their own.
     """
 
-    def __init__(self, families: MetricFamilies, place: Mapping[str, str]) -> None:
+    def __init__(self, families: MetricFamilies, place: Mapping[str, str], per_target: PerTarget = "all") -> None:
         self._present: set[str] = set()
+        self._exemplar: dict[str, str] = {}
         self._lost_for: dict[TargetKey, str] = {}
         self._family_lost: set[TargetKey] = set()
+        self._taken_out: set[TargetKey] = set()
         self._states = StreamStates()
         families.add(self._states, STATE_SPECS)
         self._define_decisions(families)
         self._define_commits(families)
-        self._timeline = TargetTimeline(place)
+        self._timeline = TargetTimeline(place, per_target)
         families.add(
             self._timeline,
             [
@@ -148,9 +171,20 @@ class StreamMetrics:
         )
         self.commit_errors = families.counter("commit_errors", "Commits that did not take effect.", "stream")
         self.slots_changed = families.counter("slots_changed", "Slots of the table given to another target.", "stream")
+        self.table_digest = families.gauge(
+            "stream_table_digest",
+            "Digest of the stream's table, 48 bits: load balancers that spread packets alike have the same number.",
+            "stream",
+        )
 
-    def record_decision(self, decision: Decision) -> None:
-        """Count a decision and the hold or freeze that it ended."""
+    def record_decision(self, decision: Decision, trace: str = "") -> None:
+        """Count a decision and the hold or freeze that it ended.
+
+        Args:
+            decision: the decision.
+            trace: identifier of its trace, for the exemplars of histograms; empty: it has none.
+        """
+        self._exemplar = exemplar_of(decision, trace)
         stream, cause = decision.target.stream, reason_label(decision.cause)
         self._timeline.record(decision)
         self.decisions.labels(decision.action).inc()
@@ -178,10 +212,23 @@ class StreamMetrics:
                 self._family_lost.discard(decision.target)
             case Action.READMIT:
                 self.readmissions.labels(stream).inc()
-                self._observe_heal(decision, self._lost_for.pop(decision.target, "other"))
-            case Action.REMOVE | Action.FORGET:
+                if decision.target in self._taken_out:
+                    # An operator had withdrawn it: nothing healed.
+                    self._taken_out.discard(decision.target)
+                else:
+                    self._observe_heal(decision, self._lost_for.pop(decision.target, "other"))
+            case Action.TAKE_OUT:
                 self._lost_for.pop(decision.target, None)
                 self._family_lost.discard(decision.target)
+                self._taken_out.add(decision.target)
+            case Action.REMOVE | Action.FORGET:
+                self._taken_out.discard(decision.target)
+                self._lost_for.pop(decision.target, None)
+                self._family_lost.discard(decision.target)
+
+    def shows(self, key: TargetKey) -> bool:
+        """Tell whether a target has series of its own."""
+        return self._timeline.shows(key)
 
     def record_states(self, streams: Sequence[StreamStatus]) -> None:
         """Show the state of the moment; streams that are gone lose their series."""
@@ -202,14 +249,16 @@ class StreamMetrics:
             else:
                 self.commit_duration.observe(result.duration_s)
                 self.slots_changed.labels(result.stream).inc(result.slots_changed)
+                if result.digest is not None:
+                    self.table_digest.labels(result.stream).set(result.digest)
 
     def _observe_hold(self, decision: Decision) -> None:
         if decision.duration_s is not None:
-            self.hold_duration.observe(decision.duration_s)
+            self.hold_duration.observe(decision.duration_s, self._exemplar)
 
     def _observe_heal(self, decision: Decision, cause: str) -> None:
         if decision.duration_s is not None:
-            self.heal_duration.labels(cause).observe(decision.duration_s)
+            self.heal_duration.labels(cause).observe(decision.duration_s, self._exemplar)
 
     def _begin_stream(self, name: str) -> None:
         # A counter that appears with its first increment hides that increment from rate(), so it appears with 0.
@@ -231,8 +280,10 @@ class StreamMetrics:
             self.readmissions,
             self.commit_errors,
             self.slots_changed,
+            self.table_digest,
         ):
             metric.remove_by_labels({"stream": name})
         self._lost_for = {key: cause for key, cause in self._lost_for.items() if key.stream != name}
         self._family_lost = {key for key in self._family_lost if key.stream != name}
+        self._taken_out = {key for key in self._taken_out if key.stream != name}
         self._timeline.forget_stream(name)

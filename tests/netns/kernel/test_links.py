@@ -1,6 +1,11 @@
-"""Links are set down only when the kernel shows that nothing needs them, and get back what they lost by it."""
+"""Links are set down only when the kernel shows that nothing needs them, and get back what they lost by it.
+
+On a link that is tuned the kernel announces the IPv4 addresses by itself.
+"""
 
 import os
+import socket
+import time
 from collections.abc import Callable
 from socket import AF_INET
 
@@ -142,3 +147,45 @@ async def test_questions_leave_nothing_in_the_library(bench: Bench) -> None:
     assert requests._library is not None
     assert requests._library.msg_queue.root.qsize() == 0
     requests.close()
+
+
+def gratuitous_arp(bench: Bench, within_s: float) -> bool:
+    """Set the link down and up, with nothing of ours at work; return whether the peer hears its address announced."""
+    with bench.peer.entered():
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    with wire:
+        bench.lb.set_link("nse-a", up=False)
+        wire.bind(("lb-a", 0x0806))
+        bench.lb.set_link("nse-a", up=True)
+        deadline = time.monotonic() + within_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            wire.settimeout(left_s)
+            try:
+                frame = wire.recv(128)
+            except (TimeoutError, OSError):
+                continue
+            if frame[28:32] == frame[38:42] == socket.inet_aton("172.16.0.1"):
+                return True
+    return False
+
+
+async def test_the_kernel_announces_a_tuned_link_until_that_is_undone(bench: Bench, links: LinkOperations) -> None:
+    assert not gratuitous_arp(bench, 0.3)
+    assert await links.tune(bench.lb.index("nse-a"), "nse-a", NeighborTimers()) == ""
+    assert gratuitous_arp(bench, 10.0)
+    await links.restore()
+    assert not gratuitous_arp(bench, 0.3)
+
+
+async def test_an_announcement_that_others_asked_for_is_not_undone(bench: Bench, links: LinkOperations) -> None:
+    bench.lb.sysctl("net.ipv4.conf.nse-a.arp_notify", "1")
+    assert await links.tune(bench.lb.index("nse-a"), "nse-a", NeighborTimers()) == ""
+    await links.restore()
+    assert gratuitous_arp(bench, 10.0)
+
+
+async def test_a_link_without_ipv6_is_tuned_for_ipv4(bench: Bench, links: LinkOperations) -> None:
+    bench.lb.set_link("nse-a", mtu=1000)
+    assert await links.tune(bench.lb.index("nse-a"), "nse-a", NeighborTimers()) != ""
+    assert bench.lb.run("cat", "/proc/sys/net/ipv4/conf/nse-a/arp_notify").strip() == "1"
+    assert bench.lb.run("cat", "/proc/sys/net/ipv4/neigh/nse-a/ucast_solicit").strip() == "1"

@@ -41,7 +41,7 @@ def test_a_target_drains_for_as_long_as_the_file_says_so(guarded: Guarded) -> No
 
 
 def test_without_flow_affinity_a_target_listed_as_draining_is_active_and_the_log_says_so(guarded: Guarded) -> None:
-    with guarded.service(targets=listed(*TARGETS, draining=(1,))) as service:
+    with guarded.service({"LBGUARD_AFFINITY__MODE": "off"}, targets=listed(*TARGETS, draining=(1,))) as service:
         line = service.wait_for_log(
             "targets are listed as draining, but flow affinity is off: they get new connections"
         )

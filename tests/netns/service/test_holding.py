@@ -28,6 +28,21 @@ def test_start(guarded: Guarded) -> None:
         wait_until(lambda: guarded.metric('lbguard_target_states{state="active",stream="stream-a"}') == 4, "the gauge")
 
 
+def test_drops_are_counted_for_targets_that_are_lost(guarded: Guarded) -> None:
+    def suspected() -> set[int]:
+        [found] = [
+            thing["set"] for thing in guarded.nft("set", "inet", "lbguard-counters", "suspected") if "set" in thing
+        ]
+        return set(found.get("elem", ()))
+
+    with guarded.service(PATIENT):
+        wait_until(lambda: suspected() == set(), "no target is lost")
+        guarded.delete_link("nse-a")
+        wait_until(lambda: suspected() == {5001, 5002}, "drops of the lost targets are counted")
+        guarded.make_link("nse-a")
+        wait_until(lambda: suspected() == set(), "all are active again")
+
+
 def test_a_link_that_comes_back_changes_no_slot(guarded: Guarded) -> None:
     with guarded.service(PATIENT):
         slots, routes, rules = guarded.slots(), guarded.routes(), guarded.rules()
@@ -67,7 +82,7 @@ def test_the_loss_of_one_family_keeps_the_other_familys_connections(guarded: Gua
         guarded.lb.flush_addresses("nse-a", ipv6_only=True)
         guarded.wait_for(t1="held", t2="held", t3="active", t4="active")
         assert "172.16.1.11" in guarded.gateways(1)
-        # A window that begins later ends, so this one would have.
+        # A window that begins later ends, so this one has ended.
         guarded.delete_link("nse-b")
         guarded.wait_for(t1="held", t2="held", t3="withdrawn", t4="withdrawn")
         wait_until(lambda: set(guarded.active()) == {1, 2}, "targets 3 and 4 out of the table")
@@ -75,7 +90,7 @@ def test_the_loss_of_one_family_keeps_the_other_familys_connections(guarded: Gua
         assert kept.items() <= guarded.slots().items()
         with guarded.client() as client:
             story = client.explain("stream-a/1").story
-        assert "It is held without a deadline: IPv6 is lost, IPv4 is ok" in story
+        assert "IPv6 is withdrawn; IPv4 serves." in story
         guarded.delete_link("nse-a")
         guarded.wait_for(t1="withdrawn", t2="withdrawn")
 

@@ -170,6 +170,20 @@ def test_withdraw_on_exit(guarded: Guarded, phase: str) -> None:
         assert changed == set(), {name: after[name] for name in changed}
 
 
+def test_the_kernel_announces_links_to_targets_until_everything_is_withdrawn(guarded: Guarded) -> None:
+    def notifies(link: str) -> str:
+        return guarded.lb.run("cat", f"/proc/sys/net/ipv4/conf/{link}/arp_notify").strip()
+
+    for withdraw, left in (("false", "1"), ("true", "0")):
+        guarded.delete_link("nse-a")
+        guarded.make_link("nse-a")
+        with guarded.service({"LBGUARD_WITHDRAW_ON_EXIT": withdraw}) as service:
+            wait_until(lambda: notifies("nse-a") == "1", "the kernel announces the link")
+            assert notifies("lo") == "0"
+            service.terminate()
+        assert notifies("nse-a") == left
+
+
 def test_a_fault_withdraws_nothing(guarded: Guarded) -> None:
     """withdraw_on_exit is for those who stop the service; one that cannot go on leaves the data path alone."""
     with guarded.service() as service:

@@ -114,6 +114,7 @@ statuses = st.builds(
             table_committed=st.booleans(),
             local_vips=st.lists(text, max_size=2).map(tuple),
             families=st.lists(families, max_size=2).map(tuple),
+            commit_at=st.none() | moment,
         ),
         max_size=2,
     ).map(tuple),
@@ -127,6 +128,7 @@ statuses = st.builds(
             cause=text,
             since=moment,
             deadline=st.none() | moment,
+            commit_at=st.none() | moment,
             penalty=moment,
             paths=st.lists(paths, max_size=2).map(tuple),
             prediction=st.none()

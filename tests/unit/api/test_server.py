@@ -13,7 +13,8 @@ from lbguard.api.client import ClientError, GuardClient, ServiceNotRunning
 from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.server import ApiError, ApiServer, TargetUnclear, find_target
+from lbguard.api.server import ApiError, ApiServer
+from lbguard.api.targets import TargetUnclear, find_target
 from lbguard.core.model import Action, Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
 from tests.unit.examples import decision, guard_status, path, target

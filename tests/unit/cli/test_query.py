@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,20 @@ async def test_status_shows_where_new_flows_go(shell: Shell, tmp_path: Path) -> 
     assert "New IPv6 connections are given to another target at once." in explained.out
 
 
+async def test_status_says_when_a_change_of_the_list_is_committed(shell: Shell, tmp_path: Path) -> None:
+    state = guard_status(target(1), target(2, commit_at=103.2), affinity=affinity())
+    state = replace(state, streams=(replace(state.streams[0], table_committed=False, commit_at=103.2),))
+    async with ServedGuard(state).serving(tmp_path) as socket:
+        outcome = await asyncio.to_thread(shell, "status", "--socket", socket)
+        plain = await asyncio.to_thread(shell, "status", "--json", "--socket", socket)
+    lines = {line.split()[0]: line for line in outcome.out.splitlines() if line}
+    assert "list change in 3.2 s (affinity.learn)" in lines["stream-a"]
+    assert "in 3.2 s  in the table" in lines["stream-a/2"]
+    values = json.loads(plain.out)
+    assert (values["streams"][0]["commit_in_s"], values["targets"][1]["commit_in_s"]) == (3.2, 3.2)
+    assert values["targets"][0]["commit_in_s"] is None
+
+
 async def test_status_without_affinity_has_no_column_for_it(shell: Shell, service: str) -> None:
     outcome = await asyncio.to_thread(shell, "status", "--socket", service)
     assert "NEW FLOWS" not in outcome.out
@@ -114,6 +129,12 @@ async def test_explain_tells_the_story(shell: Shell, service: str) -> None:
     assert outcome.status == 0
     assert "stream-a/2 has been held for 10.0 s because of no_link." in outcome.out
     assert "In 2.5 s it is frozen, not withdrawn, for at most 60.0 s" in outcome.out
+    lines = outcome.out.splitlines()
+    assert "New IPv4 connections wait for the path." in lines
+    assert [
+        line for line in lines if line.startswith("Open IPv4 connections wait") and "in 62.5 s at the latest" in line
+    ]
+    assert "With affinity.mode incident or all, new connections would not wait for it." in lines
     assert "hold stream-a/2: no_link" in outcome.out
     outcome = await asyncio.to_thread(shell, "explain", "2", "--json", "--socket", service)
     explained = json.loads(outcome.out)

@@ -1,5 +1,6 @@
 import gc
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,32 @@ def test_check_config_explains_every_value(shell: Shell, targets_file: Path, mon
     outcome = shell("check-config", "--set", "grace.window=5s", "--targets-file", str(targets_file))
     assert outcome.status == 0
     rows = {line.split()[0]: line.split() for line in outcome.out.splitlines() if "." in line.split(" ")[0]}
-    assert rows["grace.window"][1:3] == ["5s", "flag"]
-    assert rows["grace.max"][1:4] == ["20s", "environment", "LBGUARD_GRACE__MAX"]
-    assert rows["freeze.threshold"][1:3] == ["0.5", "default"]
-    assert "Nothing to warn of." in outcome.out
+    assert rows["grace.max"][1:2] + rows["grace.max"][3:5] == ["20s", "environment", "LBGUARD_GRACE__MAX"]
+    assert rows["grace.window"][1:4] == ["5s", "3s", "flag"]
+    assert "freeze.threshold" not in rows, "what is left at its default is not listed"
+    assert re.search(r"^\d+ other settings have their default: --all shows them\.$", outcome.out, re.MULTILINE)
+    assert outcome.out.startswith("Nothing to warn of.")
+    assert len(outcome.out.splitlines()) < 20
+
+
+def test_check_config_shows_every_setting_on_demand(shell: Shell, targets_file: Path) -> None:
+    outcome = shell("check-config", "--all", "--set", "grace.window=5s", "--targets-file", str(targets_file))
+    rows = {line.split()[0]: line.split() for line in outcome.out.splitlines() if "." in line.split(" ")[0]}
+    assert rows["freeze.threshold"][1:4] == ["0.5", "0.5", "default"]
+    assert rows["grace.window"][3] == "flag"
+    assert len(rows) > 100
+
+
+def test_check_config_of_defaults_alone(shell: Shell) -> None:
+    out = shell("check-config").out
+    assert "SETTING" not in out
+    assert re.search(r"^\d+ settings have their default", out, re.MULTILINE)
+
+
+def test_problems_come_before_the_settings(shell: Shell, targets_file: Path) -> None:
+    outcome = shell("check-config", "--targets-file", str(targets_file), "--set", "freeze.threshold=1")
+    assert outcome.out.startswith("warning freeze-off")
+    assert outcome.out.index("->") < outcome.out.index("SETTING")
 
 
 def test_check_config_in_json(shell: Shell, targets_file: Path) -> None:
@@ -94,7 +117,7 @@ def test_garbage_is_collected_again_when_the_service_did_not_start(shell: Shell)
 def test_check_config_names_targets_that_cannot_drain(shell: Shell, tmp_path: Path) -> None:
     targets = tmp_path / "targets.yaml"
     targets.write_text("streams: [{name: a, targets: [{identifier: 7, ips: [10.0.0.1], draining: true}]}]")
-    outcome = shell("check-config", "--targets-file", str(targets))
+    outcome = shell("check-config", "--targets-file", str(targets), "--set", "affinity.mode=off")
     assert "warning draining-without-affinity: flow affinity is off" in " ".join(outcome.out.split())
-    outcome = shell("check-config", "--targets-file", str(targets), "--set", "affinity.mode=incident")
+    outcome = shell("check-config", "--targets-file", str(targets))
     assert "draining-without-affinity" not in outcome.out

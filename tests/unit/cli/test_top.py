@@ -23,10 +23,12 @@ from lbguard.api.convert import status_from_proto
 from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
-from lbguard.cli.top import Snapshot, by_trouble, view
+from lbguard.cli.top import view
+from lbguard.cli.top_browse import Browse, by_trouble
+from lbguard.cli.top_feed import Snapshot
 from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
-from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.model import Action, Condition, Decision, Evidence, ManualAction, Override, TargetKey, TargetState
 from lbguard.core.status import AffinityStatus, GuardStatus, ParkingStatus, Prediction
 from tests.pages import blocks
 from tests.unit.examples import affinity, decision, guard_status, parking, path, target
@@ -58,10 +60,12 @@ def snapshot(status: GuardStatus | None = None, *, trouble: str = "") -> Snapsho
     return Snapshot(status=status or recorded(), decisions=decisions, received_at=HEARD_AT, trouble=trouble)
 
 
-def screen(shown: Snapshot, *, later_s: float = 0.0, width: int = 120, height: int = 30) -> list[str]:
+def screen(
+    shown: Snapshot, *, later_s: float = 0.0, width: int = 120, height: int = 30, browse: Browse | None = None
+) -> list[str]:
     console = Console(width=width, height=height, highlight=False, markup=False, color_system=None)
     with console.capture() as captured:
-        console.print(view(shown, now=HEARD_AT + later_s, width=width, height=height))
+        console.print(view(shown, now=HEARD_AT + later_s, width=width, height=height, browse=browse or Browse()))
     return captured.get().rstrip("\n").split("\n")
 
 
@@ -78,7 +82,7 @@ def countdown_s(lines: Sequence[str], name: str) -> float:
 
 def test_the_recorded_state() -> None:
     lines = screen(snapshot())
-    assert lines[0].rstrip() == "enforcing · kernel in sync · source ok"
+    assert lines[0].rstrip() == "enforcing · kernel in sync · source ok · affinity in force, 0 flows remembered"
     assert row(lines, "stream-a").split() == ["stream-a", "yes", "0", "0", "2", "0", "0", "3"]
     order = [line.split()[0] for line in lines if line.startswith("stream-a/")]
     assert order == [f"stream-a/{identifier}" for identifier in (1, 2, 3, 4, 5)]
@@ -206,6 +210,15 @@ def test_what_is_wrong_with_streams_and_service_is_said() -> None:
     assert stream.rstrip().endswith("no usable path; mass failure: targets are frozen, not withdrawn; table changing")
 
 
+def test_a_change_of_the_list_that_waits_is_noted_with_its_end() -> None:
+    status = guard_status(target(1), target(2, commit_at=103.2), affinity=affinity())
+    status = replace(status, streams=(replace(status.streams[0], table_committed=False, commit_at=103.2),))
+    lines = screen(Snapshot(status=status, received_at=HEARD_AT), width=160)
+    assert row(lines, "stream-a").rstrip().endswith("list change in 3.2 s (affinity.learn)")
+    assert "in 3.2 s in the table" in " ".join(row(lines, "stream-a/2").split())
+    assert "in the table" not in row(lines, "stream-a/1")
+
+
 def test_a_local_vip_is_noted() -> None:
     status = guard_status(target(1))
     status = replace(status, streams=(replace(status.streams[0], local_vips=("20.0.0.1/32",)),))
@@ -255,7 +268,7 @@ def test_what_does_not_fit_is_counted() -> None:
     lines = screen(snapshot(status), width=80, height=24)
     shown = sum(line.startswith("stream-a/") for line in lines)
     assert shown >= 8
-    assert any(line.startswith(f"... {300 - shown} more targets") for line in lines)
+    assert any(line.startswith(f"... targets 1 to {shown} of 300") for line in lines)
 
 
 def test_a_narrow_terminal_keeps_what_decides() -> None:
@@ -266,18 +279,60 @@ def test_a_narrow_terminal_keeps_what_decides() -> None:
     assert row(lines, "stream-a").split() == ["stream-a", "yes", "2", "held", "3", "active"]
 
 
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_the_heading_stays_whole_on_a_narrow_terminal(width: int) -> None:
+    status = guard_status(*(target(number + 1) for number in range(300)), affinity=affinity(tcp4=95))
+    status = replace(status, in_sync=False, sync_reason="overrun")
+    lines = screen(snapshot(status), width=width, height=30)
+    heading = lines[: next(number for number, line in enumerate(lines) if line.startswith("STREAM"))]
+    whole = " ".join(line.strip() for line in heading)
+    assert "KERNEL OUT OF SYNC (overrun), nothing is withdrawn" in whole
+    assert "source ok" in whole
+    assert whole.endswith("98 flows remembered, MAP ALMOST FULL (tcp IPv4)")
+
+
+def test_a_filter_shows_its_targets_and_their_streams() -> None:
+    held = target(77, TargetState.HELD, cause="no_link")
+    status = guard_status(*(target(number + 1) for number in range(70)), held)
+    other = replace(status.streams[0], name="stream-b")
+    shown = snapshot(replace(status, streams=(*status.streams, other)))
+    lines = screen(shown, browse=Browse(words="held"))
+    assert "filter: held  1 of 71 targets" in lines[1]
+    assert [line.split()[0] for line in lines if line.startswith("stream-")] == ["stream-a", "stream-a/77"]
+    assert "0 of 71 targets" in screen(shown, browse=Browse(words="nothing"))[1]
+
+
+def test_what_an_operator_ordered_is_shown() -> None:
+    given = Override(action=ManualAction.HOLD, since=90.0, until=200.0, who="anna")
+    held = target(1, TargetState.HELD, cause="no_link")
+    status = guard_status(replace(held, override=given), replace(target(2), override=given))
+    lines = screen(snapshot(status))
+    assert "no_link, hold by hand" in row(lines, "stream-a/1")
+    assert "hold by hand" in row(lines, "stream-a/2")
+
+
+def test_help_fits_80_columns() -> None:
+    lines = screen(snapshot(), width=80, height=24, browse=Browse(help=True))
+    assert lines[0].startswith("KEYS")
+    assert not [line for line in lines if "…" in line]
+    assert lines[-1].startswith("What happens to one target")
+
+
 # On a terminal
 
 
 class Guard:
-    """A service with one held target, whose window never seems to end."""
+    """A service with one held target, whose window never seems to end, and some active ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: int = 0) -> None:
+        self.others = others
         self.log = DecisionLog()
         self.log.add(decision(Action.HOLD, sequence=1), 1_700_000_000.0)
 
     async def status(self) -> GuardStatus:
-        return guard_status(target(1, TargetState.HELD, cause="no_link", deadline=130.0))
+        held = target(1, TargetState.HELD, cause="no_link", deadline=130.0)
+        others = (target(number + 2) for number in range(self.others))
+        return guard_status(held, *others, affinity=affinity() if self.others else None)
 
     def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
         return self.log.last(target, limit)
@@ -351,8 +406,8 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     running.close()
 
 
-async def serve(tmp_path: Path) -> ApiServer:
-    guard = Guard()
+async def serve(tmp_path: Path, others: int = 0) -> ApiServer:
+    guard = Guard(others)
     server = ApiServer(tmp_path / "lbguard.sock", guard, guard.log)
     await server.start()
     return server
@@ -392,6 +447,31 @@ async def test_a_window_of_another_size(terminal: Terminal, tmp_path: Path) -> N
     await terminal.until(lambda text: "PATHS" in text)
     termios.tcsetwinsize(terminal._its, (20, 50))
     await terminal.until(lambda text: "stream-a/1" in text and "UNTIL" in text and "PATHS" not in text)
+    await server.stop(0)
+
+
+async def test_scroll_filter_and_help_by_keys(terminal: Terminal, tmp_path: Path) -> None:
+    termios.tcsetwinsize(terminal._its, (24, 80))
+    server = await serve(tmp_path, others=299)
+    text = await terminal.until(lambda text: "of 300" in text and "?: help" in text)
+    assert "affinity in force, 15 flows remembered" in text, "the heading is whole at 80 columns"
+    assert "stream-a/300 " not in text
+    terminal.press(b"\x1b[F")
+    await terminal.until(lambda text: "stream-a/300 " in text and "to 300 of 300" in text)
+    terminal.press(b"\x1b[5")
+    terminal.press(b"~")  # a sequence in two pieces is one key
+    await terminal.until(lambda text: re.search(r"targets 2\d\d to 2\d\d of 300", text) is not None)
+    terminal.press(b"/active /29q")
+    terminal.press(b"\x7f")
+    await terminal.until(lambda text: "filter: active /29_" in text and "11 of 300 targets" in text)
+    terminal.press(b"\r")
+    text = await terminal.until(lambda text: "11 of 300 targets; Esc: clear" in text and "stream-a/299 " in text)
+    terminal.press(b"?")
+    await terminal.until(lambda text: "KEYS" in text and "What happens to one target" in text)
+    terminal.press(b"x\x1b")
+    await terminal.until(lambda text: "targets 1 to " in text)
+    terminal.press(b"q")
+    assert await terminal.ended() == 0
     await server.stop(0)
 
 

@@ -331,6 +331,40 @@ def test_a_table_that_was_there_at_the_start_is_no_young_one() -> None:
     assert table(guard) == ({1, 2}, {1, 2})
 
 
+def test_no_change_waits_for_flows_that_the_kernel_does_not_remember() -> None:
+    guard = three()
+    guard.source(listed(1, 2, 3, 4))
+    guard.tell(ev.AffinityReported(in_force=False))
+    assert table(guard) == ({1, 2, 3, 4}, {1, 2, 3, 4}), "the one that waits is committed when nftables refuses"
+    assert not steering(guard).observing
+    guard.source(listed(1, 2, 3, 4, 5))
+    assert table(guard) == ({1, 2, 3, 4, 5}, {1, 2, 3, 4, 5})
+    guard.tell(ev.AffinityReported(in_force=True))
+    guard.source(listed(1, 2, 3, 4, 5, 6))
+    assert table(guard) == ({1, 2, 3, 4, 5}, {1, 2, 3, 4, 5})
+
+
+def test_a_list_of_other_targets_alone_does_not_wait() -> None:
+    guard = three(replace(CONFIG, drain_window_s=0.0))
+    guard.source(listed(4, 5))
+    assert table(guard) == ({4, 5}, {4, 5}), "no flow could stay with its target"
+
+
+def test_the_status_says_when_a_change_of_the_list_is_committed() -> None:
+    guard = three()
+    assert guard.engine.status(guard.now).streams[0].commit_at is None
+    guard.source(listed(1, 2, 3, 4))
+    until = guard.now + LEARN_S
+    guard.wait(1.0)
+    status = guard.engine.status(guard.now)
+    assert status.streams[0].commit_at == until
+    assert {target.identifier: target.commit_at for target in status.targets} == {1: None, 2: None, 3: None, 4: until}
+    guard.wait(LEARN_S)
+    status = guard.engine.status(guard.now)
+    assert status.streams[0].commit_at is None
+    assert not any(target.commit_at for target in status.targets)
+
+
 # One family of a target
 
 

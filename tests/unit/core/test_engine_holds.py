@@ -18,7 +18,7 @@ from lbguard.core.model import (
     Verdict,
     VerdictState,
 )
-from tests.unit.core.harness import STREAM, Guard, ipv4_of
+from tests.unit.core.harness import STREAM, Guard, ipv4_of, ipv6_of
 
 CONFIG = EngineConfig(
     grace=GraceConfig(window_s=3.0, max_s=30.0),
@@ -31,7 +31,9 @@ CONFIG = EngineConfig(
 class Lives:
     """One load balancer whose guard is killed and started again: target 1 behind link 1, the others behind link 2."""
 
-    def __init__(self, *, targets: int = 4, behind_link_2: bool = True) -> None:
+    def __init__(self, *, targets: int = 4, behind_link_2: bool = True, config: EngineConfig = CONFIG) -> None:
+        self.config = config
+        self.ipv6_links: set[int] = set()
         proxies = {i: 1 if i > 1 and behind_link_2 else 0 for i in range(1, targets + 1)}
         listed = tuple(TargetSpec(identifier=i, ips=(ipv4_of(i, proxy),)) for i, proxy in proxies.items())
         self.spec = StreamSpec(name=STREAM, targets=listed)
@@ -45,7 +47,7 @@ class Lives:
 
     def start(self, *, holds: tuple[ev.OpenHold, ...] | None = None) -> Guard:
         """Start a guard over what is there, with the holds that the last one left."""
-        guard = Guard(CONFIG, start=False)
+        guard = Guard(self.config, start=False)
         guard.now, guard.tables, guard.routes, guard.rules = self.now, self.tables, self.routes, self.rules
         left = self.holds if holds is None else holds
         if left:
@@ -53,7 +55,8 @@ class Lives:
         guard.tell(
             ev.KernelSnapshot(
                 links=tuple(guard.link_seen(number) for number in self.links),
-                addresses=tuple(guard.address(n, f"172.16.{p}.{n}/24") for n, p in self.links.items()),
+                addresses=tuple(guard.address(n, f"172.16.{p}.{n}/24") for n, p in self.links.items())
+                + tuple(guard.address(n, f"fd00:{self.links[n]}::{n}/64") for n in sorted(self.ipv6_links)),
                 routes=tuple(self.routes),
                 rules=tuple(self.rules),
             )
@@ -237,3 +240,74 @@ def test_out_of_sync_a_hold_has_spent_what_was_seen() -> None:
     lives.kill(after_s=10.0)
     [hold] = lives.holds
     assert hold.broken_s == pytest.approx(1.0)
+
+
+# A hold of one family
+
+
+class DualLives(Lives):
+    """The same with IPv6 as well, and with flow affinity, which withdraws a family alone."""
+
+    def __init__(self) -> None:
+        super().__init__(config=dataclasses.replace(CONFIG, affinity=True))
+        targets = [
+            TargetSpec(identifier=each.identifier, ips=(*each.ips, ipv6_of(each.identifier, int(each.identifier > 1))))
+            for each in self.spec.targets
+        ]
+        self.spec = dataclasses.replace(self.spec, targets=tuple(targets))
+        self.ipv6_links = {1, 2}
+        self.start()
+        assert set(self.guard.states().values()) == {"active"}
+
+    def lose_ipv6(self, number: int) -> None:
+        self.ipv6_links.remove(number)
+        self.guard.tell(self.guard.address_gone(number, f"fd00:{self.links[number]}::{number}/64"))
+
+    @property
+    def withdrawn(self) -> list[bool]:
+        return [path.withdrawn for path in self.guard.target(1).paths.values()]
+
+
+def test_a_crash_loop_holds_a_family_no_longer_than_its_window() -> None:
+    lives = DualLives()
+    lives.lose_ipv6(1)
+    withdrawn_in = []
+    for number in range(1, 6):
+        lives.kill(after_s=0.8)
+        if any(lives.withdrawn):
+            withdrawn_in.append(number)
+        lives.start()
+    # 3 s of 0.8 s each are in the fourth life; afterwards the family is out, and stays out.
+    assert withdrawn_in == [4, 5]
+    assert lives.withdrawn == [False, True]
+    assert lives.guard.states()[1] == "held"
+
+
+def test_a_family_that_is_back_after_a_restart_serves_and_has_its_whole_window_again() -> None:
+    lives = DualLives()
+    lives.lose_ipv6(1)
+    lives.kill(after_s=4.0)
+    lives.ipv6_links.add(1)
+    assert lives.start().states()[1] == "active"
+    lives.lose_ipv6(1)
+    assert lives.guard.deadline(1) == pytest.approx(lives.guard.now + 3.0)
+
+
+def test_the_hold_of_a_family_is_not_that_of_the_whole_target() -> None:
+    lives = DualLives()
+    lives.lose_ipv6(1)
+    lives.kill(after_s=2.0)
+    [hold] = lives.holds
+    assert hold.lost == (ipv6_of(1),)
+    del lives.links[1]
+    guard = lives.start()
+    assert guard.deadline(1) == pytest.approx(guard.now + 3.0), "it is another loss"
+
+
+def test_without_affinity_a_lost_family_is_not_remembered() -> None:
+    lives = DualLives()
+    lives.config = CONFIG
+    lives.start()
+    lives.lose_ipv6(1)
+    lives.kill(after_s=2.0)
+    assert lives.holds == ()

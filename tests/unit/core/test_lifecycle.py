@@ -8,13 +8,23 @@ from lbguard.core.addr import Ip
 from lbguard.core.config import DampingConfig, EngineConfig, FreezeConfig, GraceConfig
 from lbguard.core.fsm import Input
 from lbguard.core.lifecycle import Lifecycle
-from lbguard.core.model import Action, Condition, Evidence, StreamSpec, TargetSpec, TargetState
+from lbguard.core.model import (
+    Action,
+    Condition,
+    Evidence,
+    ManualAction,
+    Override,
+    StreamSpec,
+    TargetSpec,
+    TargetState,
+)
 from lbguard.core.state import Stream, Target
 from tests.unit.core.test_fsm import CELLS
 
 NOW = 50.0
 WINDOW = 3.0
 LIMIT = 60.0
+HELD_BY_HAND = 500.0
 CONFIG = EngineConfig(
     grace=GraceConfig(window_s=WINDOW, max_s=30.0, by_cause_s={Condition.NEIGHBOR_FAILED: 7.0}),
     freeze=FreezeConfig(limit_s=LIMIT),
@@ -73,6 +83,8 @@ DEADLINES: dict[tuple[str, str], float] = {
     ("frozen", "drain"): 43.0 + LIMIT,
     ("frozen", "resume"): 43.0 + LIMIT,
     ("draining", "path_broken"): NOW + WINDOW,
+    ("held", "deadline_kept"): NOW + HELD_BY_HAND,
+    ("frozen", "deadline_kept"): NOW + HELD_BY_HAND,
     ("frozen", "path_broken"): 43.0 + LIMIT,
     ("frozen", "deadline_mass"): 43.0 + LIMIT,
 }
@@ -94,6 +106,8 @@ def test_cell(state: str, what: str, follows: str, action: str, lost_to: Conditi
     cause = Condition.NEIGHBOR_FAILED if state == "held" and what == "path_broken" else lost_to
     if what.startswith("deadline"):
         case.life.deadlines.pop_due(NOW + 1000)
+    if what == "deadline_kept":
+        case.target.override = Override(action=ManualAction.HOLD, since=NOW, until=NOW + HELD_BY_HAND)
     case.life.apply(case.stream, case.target, Input(what), NOW, Condition.OK if what == "path_ok" else cause)
 
     follows, action = AT_ONCE.get((state, what), (follows, action))
@@ -113,7 +127,8 @@ def test_cell(state: str, what: str, follows: str, action: str, lost_to: Conditi
         assert decision.deadline == case.deadline
         assert decision.evidence == evidence(case.target)
     soft = lost_to is Condition.VERDICT_DOWN
-    assert case.stream.soft_withdrawn == (soft and follows == "withdrawn")
+    by_hand = action == "take_out"
+    assert case.stream.soft_withdrawn == (soft and follows == "withdrawn" and not by_hand)
     pardoned = NOW + LIMIT if action == "pardon" else None
     assert case.life.pardons.get(key) == pardoned
     changed = gone or follows != state or action == "withdraw_family"

@@ -8,7 +8,7 @@ from lbguard.lab.measure import Measurement
 from lbguard.lab.meridio import LbFacts
 from lbguard.lab.meridio_scenarios import BY_NAME, MERIDIO, AgainstToday, select
 from lbguard.lab.scenario_model import Do, Scenario
-from lbguard.lab.scenarios import ALL, UnknownScenarioError
+from lbguard.lab.scenarios import ALL, DEFAULT, UnknownScenarioError
 
 PROXIES = (1, 2, 3)
 TODAY = Measurement(opened=200, disturbed=50, broken=53)
@@ -102,7 +102,7 @@ def test_the_promise_in_words() -> None:
 
 def test_each_topology_has_its_own_scenarios() -> None:
     assert select(Topology.CHAIN, ["all"]) == list(ALL)
-    assert [scenario.name for scenario in select(Topology.CHAIN, [])] == ["lb-link", "target-link", "link-gone"]
+    assert {scenario.name for scenario in select(Topology.CHAIN, [])} == set(DEFAULT)
     assert select(Topology.MERIDIO, []) == select(Topology.MERIDIO, ["all"]) == list(MERIDIO)
     chosen = select(Topology.MERIDIO, ["guard-dies", "lb-link"])
     assert [scenario.name for scenario in chosen] == ["lb-link", "guard-dies"]
@@ -110,3 +110,25 @@ def test_each_topology_has_its_own_scenarios() -> None:
         select(Topology.MERIDIO, ["flap"])
     with pytest.raises(UnknownScenarioError, match="no scenario guard-dies"):
         select(Topology.CHAIN, ["guard-dies"])
+
+
+def test_meridio_2_has_scenarios_of_its_own() -> None:
+    names = [scenario.name for scenario in select(Topology.MERIDIO_2, [])]
+    assert names == [
+        "lb-link",
+        "target-link",
+        "link-gone",
+        "lb-restart",
+        "pod-not-ready",
+        "address-change",
+        "guard-dies",
+        "newcomers",
+    ]
+    (chosen,) = select(Topology.MERIDIO_2, ["guard-dies"])
+    # Its load balancer restores no route, so targets behind a link that came back serve nobody without lbguard.
+    assert chosen.promise == AgainstToday(all_serve=False)
+    silent = LbFacts(silent=(1, 2))
+    assert chosen.promise.misses_of(silent) == []
+    assert AgainstToday().misses_of(silent) != []
+    with pytest.raises(UnknownScenarioError):
+        select(Topology.MERIDIO_2, ["deliberate-removal"])

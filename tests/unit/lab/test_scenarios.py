@@ -157,7 +157,9 @@ def test_the_crash_comes_in_the_middle_of_the_hold_and_ends_at_once() -> None:
 
 
 def test_selecting_nothing_means_the_default_and_all_means_all() -> None:
-    assert [scenario.name for scenario in select([])] == ["lb-link", "target-link", "link-gone"]
+    of_links = ["lb-link", "target-link", "link-gone"]
+    of_affinity = ["newcomers", "readmit", "one-family-gone", "removed", "added"]
+    assert [scenario.name for scenario in select([])] == of_links + of_affinity
     assert select(["all"]) == list(ALL)
     assert [scenario.name for scenario in select(["rolling", "lb-link"])] == ["lb-link", "rolling"]
 

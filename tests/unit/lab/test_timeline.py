@@ -114,3 +114,25 @@ def test_the_scale_of_answers_follows_what_was_before_and_not_the_peak_of_a_back
     series = {1: opening + [10] * 10 + [0] * 5 + [500], 2: opening + [5] * 16}
     assert answers_top(series, traffic, 100.0) == 16.0
     assert answers_top({}, traffic, 100.0) == 1.0
+
+
+def test_every_axis_has_a_scale_with_its_unit() -> None:
+    fine = [Channel(number, 4, target=1, answered=5, first_at=99.0, last_at=104.9) for number in range(3)]
+    traffic = TrafficResult(
+        started=99.0, ended=105.0, connections=fine, flows=[], tcp_bins={"1": [2] * 60}, udp_bins={}
+    )
+    steps = [(100.0, Step(0, Do.DELETE_LB_LINK, 1)), (103.0, Step(3, Do.CREATE_LB_LINK, 1))]
+    picture = draw(_run(traffic=traffic, steps=steps))
+    assert "time since the scenario began (seconds)" in picture
+    assert ">0 s</text>" in picture
+    assert ">32/s</text>" in picture, "1.6 times 2 answers in a tenth of a second"
+    assert ">0/s</text>" in picture
+    assert ">3 of target 1</text>" in picture
+
+
+def test_states_are_written_into_their_lanes_where_they_fit() -> None:
+    steps = [(100.0, Step(0, Do.DELETE_LB_LINK, 1)), (100.05, Step(0.05, Do.CREATE_LB_LINK, 1))]
+    traffic = TrafficResult(started=99.0, ended=105.0, connections=[], flows=[], tcp_bins={"1": [2] * 60}, udp_bins={})
+    picture = draw(_run(traffic=traffic, steps=steps))
+    assert ">up</text>" in picture
+    assert ">away</text>" not in picture, "a twentieth of a second has no room for a word"

@@ -268,3 +268,12 @@ def test_what_is_kept_is_told_by_target_and_family() -> None:
     assert (segments.since, segments.first_copy_at) == (3.0, 2.0)
     made.take(4.0, 1, 1)
     assert made.usage() == []
+
+
+def test_lower_bounds_count_with_the_next_packet() -> None:
+    kept = buffer(packets=10)
+    for number in range(5):
+        kept.put(udp(number), 100.0)
+    kept.bounds = Bounds(packets=2, memory_bytes=2**24, max_age_s=15.0)
+    kept.put(udp(9), 100.0)
+    assert kept.packets == 2

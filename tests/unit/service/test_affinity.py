@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from lbguard.affinity.names import AffinityOptions
 from lbguard.affinity.table import AffinityCounts
 from lbguard.core.effects import SteerFlows
-from lbguard.core.events import Event, TargetsIdle
+from lbguard.core.events import AffinityReported, Event, TargetsIdle
 from lbguard.core.model import StreamSteering
 from lbguard.distributor.base import DistributorError
 from lbguard.service.affinity import FlowAffinity
@@ -298,3 +298,25 @@ async def test_a_table_that_cannot_be_removed_stops_nothing() -> None:
     kept.table.faults.add(Fault.REFUSED)
     await kept.keeper.close(remove=True)
     assert kept.table.calls["close"] == 1
+
+
+async def test_the_engine_is_told_when_the_kernel_refuses_and_when_it_takes_the_rules_again() -> None:
+    async with running() as kept:
+        kept.table.faults.add(Fault.REFUSED)
+        await kept.keeper.perform(effect(steering("one")))
+        await kept.until(lambda: kept.table.calls["apply"] > 2)
+        assert kept.events == [AffinityReported(in_force=False)]
+        kept.table.faults.clear()
+        await kept.until(lambda: len(kept.events) > 1)
+        assert kept.events[1:] == [AffinityReported(in_force=True)]
+
+
+async def test_rules_that_are_taken_at_once_are_not_reported() -> None:
+    async with running() as kept:
+        await kept.keeper.perform(effect(steering("one")))
+        await kept.until(lambda: kept.table.held is not None)
+        await kept.looks()
+        assert kept.events == []
+        kept.table.faults.add(Fault.UNREADABLE)
+        await kept.until(lambda: kept.events)
+        assert kept.events[0] == AffinityReported(in_force=False)

@@ -14,7 +14,8 @@ import pytest
 from lbguard.core.addr import Prefix, parse_ip, parse_prefix
 from lbguard.core.events import OpenDrain, OpenHold
 from lbguard.core.model import Condition
-from lbguard.service.hold_file import MAX_AGE_S, MAX_BYTES, HoldFile
+from lbguard.service.hold_file import MAX_AGE_S, HoldFile
+from lbguard.service.state_file import MAX_BYTES
 from tests.unit.kernel.fake_kernel import eventually
 
 HOLDS = (
@@ -27,6 +28,14 @@ HOLDS = (
         left_s=0.5,
     ),
     OpenHold(stream="b", identifier=2, ips=(), cause=Condition.NEIGHBOR_FAILED, broken_s=61.0, frozen_s=58.0),
+    OpenHold(
+        stream="stream-a",
+        identifier=4,
+        ips=(parse_ip("172.16.0.14"), parse_ip("fd00::14")),
+        cause=Condition.NO_ADDRESS,
+        broken_s=9.0,
+        lost=(parse_ip("fd00::14"),),
+    ),
 )
 
 DRAIN = OpenDrain(stream="stream-a", identifier=3, ips=(parse_ip("172.16.0.13"),), left_s=30.0)
@@ -117,7 +126,9 @@ BAD: dict[str, Callable[[Path], None]] = {
     "nested": _text(lambda _: b"[" * 100_000),
     "long": _text(lambda _: b" " * (MAX_BYTES + 1)),
     "a short row": _row(*GOOD[:-1]),
-    "a long row": _row(*GOOD, 1),
+    "a long row": _row(*GOOD, [], 1),
+    "lost addresses that are text": _row(*GOOD, "172.16.0.11"),
+    "a lost address that is none": _row(*GOOD, ["here"]),
     "an identifier that is true": _row("stream-a", True, *GOOD[2:]),
     "a stream without a name": _row(None, *GOOD[1:]),
     "an address that is a number": _row("stream-a", 1, [5], *GOOD[3:]),

@@ -20,7 +20,7 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
         ("observe-mode-writes-nothing", {"mode": "observe", "distributor.kind": "nftables"}),
         ("companion-decides-nothing", {"mode": "companion"}),
         ("affinity-without-effect", {"mode": "observe", "affinity.mode": "incident"}),
-        ("drain-without-affinity", {"drain.window": "1m"}),
+        ("drain-without-affinity", {"affinity.mode": "off", "drain.window": "1m"}),
         ("nothing-to-withdraw", {"mode": "observe", "withdraw_on_exit": "true"}),
         ("heal-time-beyond-grace-max", {"nsm.enabled": "true", "nsm.heal_time": "40s"}),
         ("heal-path-beyond-grace-window", {"mesh.request_timeout": "2s", "mesh.max_backoff": "1100ms"}),
@@ -77,6 +77,7 @@ def test_a_long_heal_path_is_no_trouble_for_who_hears_of_repairs_or_waits(flags:
 @pytest.mark.parametrize(
     "flags",
     [
+        {"drain.window": "1m"},
         {"affinity.mode": "incident", "drain.window": "1m"},
         {"affinity.mode": "all", "drain.window": "1m", "drain.idle": "2m"},
     ],
@@ -86,9 +87,22 @@ def test_a_drain_with_affinity_raises_no_warning(flags: dict[str, object]) -> No
 
 
 def test_affinity_works_beside_an_unmodified_load_balancer() -> None:
-    settings = load(flags={"source": "interposer", "affinity.mode": "incident", "drain.window": "1m"}).settings
+    settings = load(flags={"source": "interposer", "drain.window": "1m"}).settings
     assert check_settings(settings) == ()
     assert settings.steers_flows
+
+
+@pytest.mark.parametrize("mode", ["companion", "observe"])
+def test_the_default_of_affinity_is_no_wish_of_the_users_where_it_has_no_effect(mode: str) -> None:
+    def named(flags: dict[str, object]) -> bool:
+        settings = load(flags=TARGETS | {"mode": mode} | flags).settings
+        assert not settings.steers_flows
+        return any(warning.name == "affinity-without-effect" for warning in check_settings(settings))
+
+    assert not named({})
+    assert not named({"affinity.max_flows": "100"})
+    assert not named({"affinity.mode": "off"})
+    assert named({"affinity.mode": "incident"})
 
 
 def listed(*draining: int) -> StreamSpec:
@@ -96,7 +110,7 @@ def listed(*draining: int) -> StreamSpec:
     return StreamSpec(name="a", targets=tuple(targets))
 
 
-@pytest.mark.parametrize("flags", [{}, {"mode": "companion", "affinity.mode": "incident"}])
+@pytest.mark.parametrize("flags", [{"affinity.mode": "off"}, {"mode": "companion", "affinity.mode": "incident"}])
 def test_targets_listed_as_draining_without_affinity_are_named(flags: dict[str, object]) -> None:
     settings = load(flags=TARGETS | flags).settings
     (warning,) = check_targets(settings, [listed(2, 3)])
@@ -108,6 +122,6 @@ def test_targets_listed_as_draining_without_affinity_are_named(flags: dict[str, 
 
 
 def test_targets_listed_as_draining_with_affinity_are_as_they_should_be() -> None:
-    settings = load(flags=TARGETS | {"affinity.mode": "incident"}).settings
+    settings = load(flags=TARGETS).settings
     assert check_targets(settings, [listed(2)]) == ()
     assert check_targets(load(flags=TARGETS).settings, [listed()]) == ()

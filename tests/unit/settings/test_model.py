@@ -262,6 +262,23 @@ def test_the_address_of_a_workload_api_is_checked(group: str) -> None:
         load(flags={name: text})
 
 
+def test_the_address_of_a_collector_is_checked() -> None:
+    for text in (
+        "collector:4317",
+        "grpc://x:1",
+        "http://",
+        "http://x",
+        "http://x:0",
+        "http://a b:1",
+        "http://unix:/a",
+        "x",
+    ):
+        (why,) = refused(flags={"tracing.endpoint": text}).values()
+        assert "http://otel-collector:4317" in why
+    for text in ("", "http://collector:4317", "https://[fd00::1]:4317", "http://127.0.0.1:4317/"):
+        load(flags={"tracing.endpoint": text})
+
+
 def test_digits_and_hosts_are_plain() -> None:
     for name, text in {"grace.window": "\uff13s", "nsp.address": "\uff10:80", "nsm.address": "a b:80"}.items():
         assert list(refused(flags={name: text})) == [name]

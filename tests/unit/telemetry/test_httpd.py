@@ -2,12 +2,14 @@ import contextlib
 import gzip
 import http.client
 import json
+import re
 import socket
 from collections.abc import Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from lbguard import __version__
 from lbguard.settings.notation import ListenAddress
 from lbguard.telemetry.httpd import Health, HttpEndpoint, ListenError
 
@@ -81,9 +83,37 @@ def test_readiness_names_what_is_missing(endpoint: HttpEndpoint, health: Health)
 
 
 def test_other_pages_and_methods_are_refused(endpoint: HttpEndpoint) -> None:
-    assert get(endpoint, "/")[0] == 404
+    assert get(endpoint, "/nonsense")[0] == 404
     assert get(endpoint, "/metrics/../etc")[0] == 404
     assert get(endpoint, "/metrics", method="POST")[0] == 405
+
+
+def test_the_first_page_leads_to_the_others_and_tells_the_state(endpoint: HttpEndpoint, health: Health) -> None:
+    health.beat("source_not_read: <script>alert(1)</script>")
+    status, text = get(endpoint, "/")
+    assert status == 200
+    assert __version__ in text
+    links = re.findall(r'href="(/[^"]*)"', text)
+    assert links == ["/metrics", "/healthz", "/readyz"]
+    assert json.loads(get(endpoint, "/nonsense")[1])["pages"] == links
+    for link in links:
+        assert get(endpoint, link)[0] in {200, 503}
+    assert "source_not_read: &lt;script&gt;" in text, "a reason is text, whatever it holds"
+    assert "<script" not in text
+    health.beat("")
+    assert text.count('<span class="bad">no</span>') == 1
+    assert '<span class="bad">' not in get(endpoint, "/")[1]
+
+
+def test_the_first_page_loads_nothing_from_elsewhere(endpoint: HttpEndpoint) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=30)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    page = response.read().decode()
+    connection.close()
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert not re.search(r"src=|url\(|@import|<script", page)
 
 
 def test_metrics_are_compressed_and_selected_where_that_is_asked_for(endpoint: HttpEndpoint) -> None:

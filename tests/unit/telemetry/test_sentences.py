@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from lbguard.core.model import Action, Condition, Evidence, TargetState
+from lbguard.core.model import Action, Condition, Evidence, ManualAction, Override, TargetState
 from lbguard.core.status import AffinityStatus, PathStatus, Prediction
 from lbguard.telemetry.sentences import decision_sentence, new_connections, seconds, target_story
 from tests.unit.examples import IPV4, IPV6, affinity, decision, parking, path, target
@@ -85,6 +87,12 @@ def test_the_story_of_a_held_target() -> None:
 )
 def test_every_state_has_a_story(state: TargetState, words: str) -> None:
     assert words in target_story(target(state=state, cause="link_down"), 100.0, [])
+
+
+def test_a_target_that_was_added_says_when_the_table_gets_it() -> None:
+    story = target_story(target(commit_at=103.2), 100.0, [])
+    assert "The table gets it in 3.2 s (fwmark and route table 5001): flows that are seen before stay with" in story
+    assert "receives traffic" not in story
 
 
 MOST = "6 of 10 targets are broken"
@@ -328,3 +336,62 @@ def test_a_held_target_says_that_nothing_is_kept(problem: str, why: str) -> None
 def test_parking_that_is_off_or_keeps_nothing_is_not_mentioned() -> None:
     for status in (None, parking(packets=0)):
         assert "kept" not in target_story(target(2), 100.0, [], parking=status)
+
+
+ORDER = Override(action=ManualAction.WITHDRAW, since=100.0, until=700.0, who="anna", reason="rack 7")
+
+
+@pytest.mark.parametrize(
+    ("action", "cause", "at", "sentence"),
+    [
+        (Action.OVERRIDE, "manual_withdraw", 100.0, "manual_withdraw for 10m by anna (rack 7)"),
+        (Action.TAKE_OUT, "manual_withdraw", 100.0, "manual_withdraw, out of the table at once"),
+        (
+            Action.KEEP,
+            "manual_hold",
+            200.0,
+            "manual_hold, its deadline passed and it stays in the table for 500s more",
+        ),
+        (
+            Action.RELEASE,
+            "manual_released",
+            160.0,
+            "manual_released, an operator released it, withdraw by anna (rack 7) 1m ago",
+        ),
+        (
+            Action.RELEASE,
+            "manual_expired",
+            700.0,
+            "manual_expired, its time is over, withdraw by anna (rack 7) 10m ago",
+        ),
+    ],
+)
+def test_a_decision_says_who_ordered_it_why_and_until_when(
+    action: Action, cause: str, at: float, sentence: str
+) -> None:
+    told = decision_sentence(replace(decision(action, cause=cause, at=at), override=ORDER))
+    assert told == f"{action} stream-a/1: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("state", "action", "what"),
+    [
+        (TargetState.WITHDRAWN, ManualAction.WITHDRAW, "anna withdrew it by hand"),
+        (TargetState.ACTIVE, ManualAction.HOLD, "anna holds it by hand"),
+        (TargetState.DRAINING, ManualAction.DRAIN, "anna drains it by hand"),
+        (TargetState.PENDING, ManualAction.HOLD, "It is not in the table, and is admitted by the usual rules first."),
+        (TargetState.WITHDRAWN, ManualAction.WITHDRAW, "It is not admitted before."),
+    ],
+)
+def test_a_story_says_how_to_end_what_an_operator_ordered(state: TargetState, action: ManualAction, what: str) -> None:
+    overridden = replace(target(1, state), override=replace(ORDER, action=action), draining=state == "draining")
+    story = target_story(overridden, 160.0, [])
+    assert what in story
+    assert "since 1m: rack 7. That ends in 9m; `lbguard release stream-a/1` ends it now." in story
+    assert "The source" not in story
+
+
+def test_a_newline_in_a_name_makes_no_sentence() -> None:
+    forged = path(condition="link_down", ifname="lb\nstream-a/1 has been active")
+    story = target_story(target(state=TargetState.HELD, cause="link_down", paths=(forged,)), 100.0, [])
+    assert not [line for line in story.splitlines() if line.startswith("stream-a/1 has been active")]

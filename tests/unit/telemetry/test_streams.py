@@ -1,12 +1,14 @@
 import dataclasses
 
 import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from lbguard.core.model import Action, TargetKey, TargetState
 from lbguard.core.status import FamilyStatus
 from lbguard.distributor.base import CommitResult
 from lbguard.telemetry.metrics.families import MetricFamilies
-from lbguard.telemetry.metrics.streams import StreamMetrics
+from lbguard.telemetry.metrics.streams import StreamMetrics, exemplar_of
 from tests.unit.examples import decision, guard_status, target
 from tests.unit.scraper import Scraper
 
@@ -35,6 +37,23 @@ def test_a_hold_that_recovers(scraped: Scraped) -> None:
     assert scraped.value("heal_duration_seconds_count", cause="link_down") == 1
     assert scraped.value("heal_duration_seconds_bucket", cause="link_down", le="0.5") == 0
     assert scraped.value("heal_duration_seconds_bucket", cause="link_down", le="0.75") == 1
+
+
+def test_observations_lead_to_their_decisions_and_traces(scraped: Scraped) -> None:
+    scraped.metrics.record_decision(decision(Action.HOLD, cause="link_down"))
+    trace = "0123456789abcdef0123456789abcdef"
+    scraped.metrics.record_decision(decision(Action.RECOVER, cause="link_down", duration_s=0.6, sequence=7), trace)
+    page = openmetrics.generate_latest(scraped.registry).decode()  # type: ignore[no-untyped-call]
+    for name in ("hold", "heal"):
+        (line,) = [text for text in page.splitlines() if text.startswith(f"lbguard_{name}_duration") and " # {" in text]
+        assert f'# {{sequence="7",target="stream-a/1",trace_id="{trace}"}} 0.6' in line
+    assert trace not in generate_latest(scraped.registry).decode(), "the text format has no exemplars"
+
+
+def test_an_exemplar_has_no_more_characters_than_it_may() -> None:
+    far = dataclasses.replace(decision(Action.RECOVER, sequence=7), target=TargetKey("s" * 300, 1))
+    assert exemplar_of(far, "f" * 32) == {"trace_id": "f" * 32, "sequence": "7"}
+    assert exemplar_of(far, "") == {"sequence": "7"}
 
 
 def test_a_withdrawal_that_heals_later_keeps_its_cause(scraped: Scraped) -> None:

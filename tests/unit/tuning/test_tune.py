@@ -257,7 +257,11 @@ def test_the_picture_is_one_page_that_needs_nothing(mixed: list[Path], choices: 
     (svg,) = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     root = ElementTree.fromstring(svg)
     assert "recommended" in html
+    words = [element.text or "" for element in root.iter("text")]
+    assert "cost of 1000 connections (s)" in words
+    assert any(re.fullmatch(r"[\d.e+]+ s", word) for word in words), "a scale with its unit"
     if not choices:
+        assert "grace.window (duration)" in words
         places = [float(line.attrib["x1"]) for line in root.iter("line") if line.attrib.get("class") == "heal"]
         (best,) = [float(line.attrib["x1"]) for line in root.iter("line") if line.attrib.get("class") == "best"]
         assert len(places) == len(HEALS)

@@ -19,14 +19,21 @@
 - {"name": "damping.step", "variable": "LBGUARD_DAMPING__STEP", "default": "2s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "damping.max", "variable": "LBGUARD_DAMPING__MAX", "default": "30s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "availability.grace", "variable": "LBGUARD_AVAILABILITY__GRACE", "default": "1s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "availability.quorum", "variable": "LBGUARD_AVAILABILITY__QUORUM", "default": "1"}
+- {"name": "availability.hysteresis", "variable": "LBGUARD_AVAILABILITY__HYSTERESIS", "default": "0"}
+- {"name": "availability.lame_duck", "variable": "LBGUARD_AVAILABILITY__LAME_DUCK", "default": "0s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "availability.readyz", "variable": "LBGUARD_AVAILABILITY__READYZ", "default": "false"}
 - {"name": "availability.socket", "variable": "LBGUARD_AVAILABILITY__SOCKET", "default": ""}
-- {"name": "affinity.mode", "variable": "LBGUARD_AFFINITY__MODE", "default": "off"}
+- {"name": "affinity.mode", "variable": "LBGUARD_AFFINITY__MODE", "default": "incident"}
 - {"name": "affinity.max_flows", "variable": "LBGUARD_AFFINITY__MAX_FLOWS", "default": "65536"}
 - {"name": "affinity.idle", "variable": "LBGUARD_AFFINITY__IDLE", "default": "15m", "low": 10.0, "high": 86400.0, "allowed": "10s to 1440m"}
 - {"name": "affinity.learn", "variable": "LBGUARD_AFFINITY__LEARN", "default": "5s", "low": 0.0, "high": 300.0, "allowed": "0s to 5m"}
 - {"name": "affinity.udp", "variable": "LBGUARD_AFFINITY__UDP", "default": "false"}
 - {"name": "drain.window", "variable": "LBGUARD_DRAIN__WINDOW", "default": "0s", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
 - {"name": "drain.idle", "variable": "LBGUARD_DRAIN__IDLE", "default": "30s", "low": 1.0, "high": 86400.0, "allowed": "1s to 1440m"}
+- {"name": "control.enabled", "variable": "LBGUARD_CONTROL__ENABLED", "default": "true"}
+- {"name": "control.duration", "variable": "LBGUARD_CONTROL__DURATION", "default": "10m", "low": 1.0, "high": 604800.0, "allowed": "1s to 10080m"}
+- {"name": "control.max_duration", "variable": "LBGUARD_CONTROL__MAX_DURATION", "default": "480m", "low": 1.0, "high": 604800.0, "allowed": "1s to 10080m"}
 - {"name": "parking.enabled", "variable": "LBGUARD_PARKING__ENABLED", "default": "false"}
 - {"name": "parking.bytes", "variable": "LBGUARD_PARKING__BYTES", "default": "16777216"}
 - {"name": "parking.packets", "variable": "LBGUARD_PARKING__PACKETS", "default": "16384"}
@@ -59,6 +66,8 @@
 - {"name": "kernel.receive_buffer", "variable": "LBGUARD_KERNEL__RECEIVE_BUFFER", "default": "8388608"}
 - {"name": "kernel.inbox_limit", "variable": "LBGUARD_KERNEL__INBOX_LIMIT", "default": "65536"}
 - {"name": "metrics.listen", "variable": "LBGUARD_METRICS__LISTEN", "default": ":9464", "listens": true}
+- {"name": "metrics.per_target", "variable": "LBGUARD_METRICS__PER_TARGET", "default": "all"}
+- {"name": "tracing.endpoint", "variable": "LBGUARD_TRACING__ENDPOINT", "default": ""}
 - {"name": "verdicts.listen", "variable": "LBGUARD_VERDICTS__LISTEN", "default": "", "listens": true}
 - {"name": "verdicts.policy", "variable": "LBGUARD_VERDICTS__POLICY", "default": ""}
 - {"name": "verdicts.tls_cert", "variable": "LBGUARD_VERDICTS__TLS_CERT", "default": ""}
@@ -92,9 +101,12 @@
 - {"name": "nsp.settle_time", "variable": "LBGUARD_NSP__SETTLE_TIME", "default": "1m", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "nsp.settle_share", "variable": "LBGUARD_NSP__SETTLE_SHARE", "default": "0.5"}
 - {"name": "interposer.directory", "variable": "LBGUARD_INTERPOSER__DIRECTORY", "default": "/run/lbguard/interposer"}
+- {"name": "interposer.flavour", "variable": "LBGUARD_INTERPOSER__FLAVOUR", "default": "auto"}
 - {"name": "interposer.answer_timeout", "variable": "LBGUARD_INTERPOSER__ANSWER_TIMEOUT", "default": "150ms", "low": 0.02, "high": 0.19, "allowed": "20ms to 190ms"}
 - {"name": "interposer.recent_loss", "variable": "LBGUARD_INTERPOSER__RECENT_LOSS", "default": "1s", "low": 0.0, "high": 60.0, "allowed": "0s to 1m"}
 - {"name": "interposer.confirm_timeout", "variable": "LBGUARD_INTERPOSER__CONFIRM_TIMEOUT", "default": "15s", "low": 1.0, "high": 3600.0, "allowed": "1s to 60m"}
+- {"name": "readiness.directory", "variable": "LBGUARD_READINESS__DIRECTORY", "default": ""}
+- {"name": "readiness.balancer", "variable": "LBGUARD_READINESS__BALANCER", "default": "/var/run/meridio"}
 - {"name": "kernel_source.streams", "variable": "LBGUARD_KERNEL_SOURCE__STREAMS", "default": ""}
 - {"name": "kernel_source.keep", "variable": "LBGUARD_KERNEL_SOURCE__KEEP", "default": "10m", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
 - {"name": "nsm.enabled", "variable": "LBGUARD_NSM__ENABLED", "default": "false"}

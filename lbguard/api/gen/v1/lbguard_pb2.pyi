@@ -58,6 +58,36 @@ TARGET_STATE_DRAINING: TargetState.ValueType  # 6
 """Admitted, path ok: its connections go on, and it gets no new ones."""
 Global___TargetState: _TypeAlias = TargetState  # noqa: Y015
 
+class _ManualAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ManualActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ManualAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MANUAL_ACTION_UNSPECIFIED: _ManualAction.ValueType  # 0
+    MANUAL_ACTION_DRAIN: _ManualAction.ValueType  # 1
+    """The target gets no new connections; its connections go on."""
+    MANUAL_ACTION_HOLD: _ManualAction.ValueType  # 2
+    """No evidence takes the target out of the table."""
+    MANUAL_ACTION_WITHDRAW: _ManualAction.ValueType  # 3
+    """The target is taken out of the table at once, and is not admitted."""
+    MANUAL_ACTION_RELEASE: _ManualAction.ValueType  # 4
+    """End of the others."""
+
+class ManualAction(_ManualAction, metaclass=_ManualActionEnumTypeWrapper):
+    """Command of an operator about targets."""
+
+MANUAL_ACTION_UNSPECIFIED: ManualAction.ValueType  # 0
+MANUAL_ACTION_DRAIN: ManualAction.ValueType  # 1
+"""The target gets no new connections; its connections go on."""
+MANUAL_ACTION_HOLD: ManualAction.ValueType  # 2
+"""No evidence takes the target out of the table."""
+MANUAL_ACTION_WITHDRAW: ManualAction.ValueType  # 3
+"""The target is taken out of the table at once, and is not admitted."""
+MANUAL_ACTION_RELEASE: ManualAction.ValueType  # 4
+"""End of the others."""
+Global___ManualAction: _TypeAlias = ManualAction  # noqa: Y015
+
 class _VerdictState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -87,6 +117,90 @@ VERDICT_STATE_HEALING: VerdictState.ValueType  # 4
 VERDICT_STATE_ENDED: VerdictState.ValueType  # 5
 """The subject no longer exists (its connection was closed): later verdicts of this generation are dropped."""
 Global___VerdictState: _TypeAlias = VerdictState  # noqa: Y015
+
+@_typing.final
+class CompareSettingsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """Next part of the file's content, at most 4 KiB."""
+    name: _builtins.str
+    """Name of the file, for the problems; the first message has it."""
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareSettingsRequest: _TypeAlias = CompareSettingsRequest  # noqa: Y015
+
+@_typing.final
+class CompareSettingsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettingDifference]:
+        """Settings that the file would change, in the order of the reference."""
+
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Reasons for which the file would be refused; then there are no differences."""
+
+    def __init__(
+        self,
+        *,
+        differences: _abc.Iterable[Global___SettingDifference] | None = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareSettingsResponse: _TypeAlias = CompareSettingsResponse  # noqa: Y015
+
+@_typing.final
+class SettingDifference(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Dotted name."""
+    running: _builtins.str
+    """Value in force, as text."""
+    wanted: _builtins.str
+    """Value of the file."""
+    live: _builtins.bool
+    """The running service would take it over; otherwise it changes with a restart."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        running: _builtins.str = ...,
+        wanted: _builtins.str = ...,
+        live: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live", b"live", "name", b"name", "running", b"running", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingDifference: _TypeAlias = SettingDifference  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
@@ -471,6 +585,7 @@ class Stream(_message.Message):
     TABLE_COMMITTED_FIELD_NUMBER: _builtins.int
     LOCAL_VIPS_FIELD_NUMBER: _builtins.int
     FAMILIES_FIELD_NUMBER: _builtins.int
+    COMMIT_AT_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     max_targets: _builtins.int
     """Room for this many targets."""
@@ -483,6 +598,8 @@ class Stream(_message.Message):
     """So many targets are broken that withdrawals are suppressed."""
     table_committed: _builtins.bool
     """The distributor has the table that lbguard computed."""
+    commit_at_s: _builtins.float
+    """When a change of its list, which waits for affinity.learn, is committed; absent: no change waits."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateCount]:
         """Number of targets in each state; states without targets may be absent."""
@@ -506,12 +623,15 @@ class Stream(_message.Message):
         table_committed: _builtins.bool = ...,
         local_vips: _abc.Iterable[_builtins.str] | None = ...,
         families: _abc.Iterable[Global___Family] | None = ...,
+        commit_at_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s", "commit_at_s", b"commit_at_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_reason", b"availability_reason", "available", b"available", "counts", b"counts", "families", b"families", "identifier_offset", b"identifier_offset", "local_vips", b"local_vips", "mass_failure", b"mass_failure", "max_targets", b"max_targets", "name", b"name", "table_committed", b"table_committed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s", "availability_reason", b"availability_reason", "available", b"available", "commit_at_s", b"commit_at_s", "counts", b"counts", "families", b"families", "identifier_offset", b"identifier_offset", "local_vips", b"local_vips", "mass_failure", b"mass_failure", "max_targets", b"max_targets", "name", b"name", "table_committed", b"table_committed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__commit_at_s: _TypeAlias = _typing.Literal["commit_at_s"]  # noqa: Y015
+    _WhichOneofArgType__commit_at_s: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__commit_at_s) -> _WhichOneofReturnType__commit_at_s | None: ...
 
 Global___Stream: _TypeAlias = Stream  # noqa: Y015
 
@@ -583,6 +703,8 @@ class Target(_message.Message):
     PREDICTION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     UNLISTED_FIELD_NUMBER: _builtins.int
+    COMMIT_AT_S_FIELD_NUMBER: _builtins.int
+    OVERRIDE_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     identifier: _builtins.int
     mark: _builtins.int
@@ -601,11 +723,17 @@ class Target(_message.Message):
     """It is to get no new connections, because the source says so or no longer lists it."""
     unlisted: _builtins.bool
     """The source no longer lists it; it is removed at the end of its drain."""
+    commit_at_s: _builtins.float
+    """It was added to the list, and is not in the table before this moment (affinity.learn); absent: it does not wait."""
     @_builtins.property
     def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Path]: ...
     @_builtins.property
     def prediction(self) -> Global___Prediction:
         """Next decision if nothing changes; absent: none."""
+
+    @_builtins.property
+    def override(self) -> Global___Override:
+        """What an operator ordered; absent: nothing."""
 
     def __init__(
         self,
@@ -622,16 +750,58 @@ class Target(_message.Message):
         prediction: Global___Prediction | None = ...,
         draining: _builtins.bool = ...,
         unlisted: _builtins.bool = ...,
+        commit_at_s: _builtins.float | None = ...,
+        override: Global___Override | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "prediction", b"prediction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s", "_deadline_s", b"_deadline_s", "commit_at_s", b"commit_at_s", "deadline_s", b"deadline_s", "override", b"override", "prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "cause", b"cause", "deadline_s", b"deadline_s", "draining", b"draining", "identifier", b"identifier", "mark", b"mark", "paths", b"paths", "penalty", b"penalty", "prediction", b"prediction", "since_s", b"since_s", "state", b"state", "stream", b"stream", "unlisted", b"unlisted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s", "_deadline_s", b"_deadline_s", "cause", b"cause", "commit_at_s", b"commit_at_s", "deadline_s", b"deadline_s", "draining", b"draining", "identifier", b"identifier", "mark", b"mark", "override", b"override", "paths", b"paths", "penalty", b"penalty", "prediction", b"prediction", "since_s", b"since_s", "state", b"state", "stream", b"stream", "unlisted", b"unlisted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__commit_at_s: _TypeAlias = _typing.Literal["commit_at_s"]  # noqa: Y015
+    _WhichOneofArgType__commit_at_s: _TypeAlias = _typing.Literal["_commit_at_s", b"_commit_at_s"]  # noqa: Y015
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__commit_at_s) -> _WhichOneofReturnType__commit_at_s | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_s) -> _WhichOneofReturnType__deadline_s | None: ...
 
 Global___Target: _TypeAlias = Target  # noqa: Y015
+
+@_typing.final
+class Override(_message.Message):
+    """Drain, hold or withdrawal by an operator, with an end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    SINCE_S_FIELD_NUMBER: _builtins.int
+    UNTIL_S_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    action: Global___ManualAction.ValueType
+    since_s: _builtins.float
+    """Beginning and end, seconds of the service's clock."""
+    until_s: _builtins.float
+    who: _builtins.str
+    """The operator, as the client named itself. Nothing proves the name."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        action: Global___ManualAction.ValueType = ...,
+        since_s: _builtins.float = ...,
+        until_s: _builtins.float = ...,
+        who: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "reason", b"reason", "since_s", b"since_s", "until_s", b"until_s", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Override: _TypeAlias = Override  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):
@@ -646,7 +816,8 @@ class Prediction(_message.Message):
     WHY_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """`withdraw`, `withdraw_family` (the lost family alone), `freeze`, `pardon` (made active, the evidence is ignored),
-    `readmit`, `admit`, `hold`, `remove` (end of a drain), or `stay`: no change.
+    `readmit`, `admit`, `hold`, `remove` (end of a drain), `keep` (an operator's hold outlasts the deadline), `release`
+    (end of an operator's override), or `stay`: no change.
     """
     at_s: _builtins.float
     """Time of the decision, seconds of the service's clock; absent: no fixed time (`admit`, `readmit`: when the paths are
@@ -848,6 +1019,7 @@ class Decision(_message.Message):
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     DURATION_S_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    OVERRIDE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     at_s: _builtins.float
     """Time of the decision, seconds of the service's clock."""
@@ -871,6 +1043,10 @@ class Decision(_message.Message):
 
     @_builtins.property
     def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]: ...
+    @_builtins.property
+    def override(self) -> Global___Override:
+        """The operator's override in force, or the one that this decision ends; absent: none."""
+
     def __init__(
         self,
         *,
@@ -886,10 +1062,11 @@ class Decision(_message.Message):
         deadline_s: _builtins.float | None = ...,
         duration_s: _builtins.float | None = ...,
         evidence: _abc.Iterable[Global___Evidence] | None = ...,
+        override: Global___Override | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_duration_s", b"_duration_s", "deadline_s", b"deadline_s", "duration_s", b"duration_s", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_duration_s", b"_duration_s", "deadline_s", b"deadline_s", "duration_s", b"duration_s", "override", b"override", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_duration_s", b"_duration_s", "action", b"action", "at_s", b"at_s", "cause", b"cause", "deadline_s", b"deadline_s", "duration_s", b"duration_s", "evidence", b"evidence", "identifier", b"identifier", "sequence", b"sequence", "state_from", b"state_from", "state_to", b"state_to", "stream", b"stream", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_duration_s", b"_duration_s", "action", b"action", "at_s", b"at_s", "cause", b"cause", "deadline_s", b"deadline_s", "duration_s", b"duration_s", "evidence", b"evidence", "identifier", b"identifier", "override", b"override", "sequence", b"sequence", "state_from", b"state_from", "state_to", b"state_to", "stream", b"stream", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
@@ -945,6 +1122,123 @@ class Evidence(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
+
+@_typing.final
+class OverrideRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    action: Global___ManualAction.ValueType
+    all: _builtins.bool
+    """RELEASE only: every target with an override."""
+    duration_s: _builtins.float
+    """Time to the end, seconds; 0: setting `control.duration`. At most `control.max_duration`. Not with RELEASE."""
+    reason: _builtins.str
+    """At most 200 characters."""
+    who: _builtins.str
+    """The operator, as the client names itself; at most 64 characters."""
+    force: _builtins.bool
+    """Carry it out although a stream keeps no target that gets new connections."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Targets: `stream/identifier`, or an identifier or an IP address that only one target has."""
+
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Every target of these streams."""
+
+    @_builtins.property
+    def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Every target with a path through these links, by name."""
+
+    def __init__(
+        self,
+        *,
+        action: Global___ManualAction.ValueType = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        streams: _abc.Iterable[_builtins.str] | None = ...,
+        links: _abc.Iterable[_builtins.str] | None = ...,
+        all: _builtins.bool = ...,
+        duration_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        who: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "all", b"all", "duration_s", b"duration_s", "force", b"force", "links", b"links", "reason", b"reason", "streams", b"streams", "targets", b"targets", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverrideRequest: _TypeAlias = OverrideRequest  # noqa: Y015
+
+@_typing.final
+class OverrideResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    NOT_REMEMBERED_FIELD_NUMBER: _builtins.int
+    duration_s: _builtins.float
+    """Time to the end, seconds; 0 with RELEASE."""
+    not_remembered: _builtins.str
+    """Reason why a restart of the service would forget the command; empty: it would not."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___OverriddenTarget]:
+        """The targets that were meant."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___OverriddenTarget] | None = ...,
+        duration_s: _builtins.float = ...,
+        not_remembered: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "not_remembered", b"not_remembered", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverrideResponse: _TypeAlias = OverrideResponse  # noqa: Y015
+
+@_typing.final
+class OverriddenTarget(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    IDENTIFIER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    identifier: _builtins.int
+    state: Global___TargetState.ValueType
+    """Its state now."""
+    changed: _builtins.bool
+    """Not set: there was nothing to release."""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        identifier: _builtins.int = ...,
+        state: Global___TargetState.ValueType = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "identifier", b"identifier", "state", b"state", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverriddenTarget: _TypeAlias = OverriddenTarget  # noqa: Y015
 
 @_typing.final
 class ReportRequest(_message.Message):

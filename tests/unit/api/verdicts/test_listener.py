@@ -305,3 +305,10 @@ async def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
 async def test_with_files_there_is_nothing_to_follow(tmp_path: Path) -> None:
     async with served(tmp_path) as service:
         await service.listener.run()
+
+
+async def test_operators_commands_are_not_taken_over_tcp(tmp_path: Path) -> None:
+    async with served(tmp_path, RULE) as service, service.channel(service.authority.issue(uris=(PROXY,))) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await pb_grpc.ControlServiceStub(channel).Override(pb.OverrideRequest(targets=["1"]), timeout=LIMIT_S)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,20 +1,13 @@
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lbguard.sources.interposer.files import (
-    MISSED_MAX,
-    Answers,
-    Lines,
-    Missed,
-    RequestFifo,
-    SharedDirectory,
-    SharedFiles,
-)
+from lbguard.sources.interposer.directory import SharedDirectory
+from lbguard.sources.interposer.files import MISSED_MAX, Lines, Missed, RequestFifo, SharedFiles
 
 ID = "0123abcd-4567-89ab-cdef-0123456789ab"
 
@@ -35,14 +28,6 @@ def test_an_endless_line_takes_no_room() -> None:
     assert len(taken[0]) < 10_000
 
 
-@pytest.fixture
-def shared(tmp_path: Path) -> Iterator[SharedDirectory]:
-    made = SharedDirectory(tmp_path)
-    made.open()
-    yield made
-    made.close()
-
-
 def test_requests(tmp_path: Path, shared: SharedDirectory) -> None:
     fifo = RequestFifo(shared)
     (tmp_path / "requests").write_text("no FIFO")
@@ -58,57 +43,6 @@ def test_requests(tmp_path: Path, shared: SharedDirectory) -> None:
     fifo.close()
     assert list(tmp_path.iterdir()) == []
     fifo.close()
-
-
-@pytest.fixture
-def answers(shared: SharedDirectory) -> Iterator[Answers]:
-    made = Answers(shared)
-    made.prepare()
-    made.prepare()
-    yield made
-    made.close()
-
-
-def test_an_answer(answers: Answers, tmp_path: Path) -> None:
-    path = tmp_path / "answers" / ID
-    os.mkfifo(path)
-    assert answers.open(ID) is None, "nobody waits"
-    caller = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-    way_back = answers.open(ID)
-    assert way_back is not None
-    assert answers.send(way_back, b"1 done\n")
-    assert os.read(caller, 100) == b"1 done\n"
-    late = answers.open(ID)
-    assert late is not None
-    os.close(caller)
-    assert not answers.send(late, b"1 done\n")
-
-
-def test_what_is_no_fifo_is_not_written(answers: Answers, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("as it was")
-    place = tmp_path / "answers"
-    (place / ID).symlink_to(secret)
-    assert answers.open(ID) is None
-    other = ID.replace("0", "1")
-    (place / other).write_text("as it was")
-    assert answers.open(other) is None
-    assert secret.read_text() == (place / other).read_text() == "as it was"
-    assert answers.open(ID.replace("0", "2")) is None
-
-
-def test_sweeping_takes_the_old_fifos_of_callers_and_nothing_else(answers: Answers, tmp_path: Path) -> None:
-    place = tmp_path / "answers"
-    names = [ID.replace("0123", f"{number:04}") for number in range(4)]
-    os.mkfifo(place / names[0])
-    os.mkfifo(place / "another-name")
-    (place / names[1]).write_text("no FIFO")
-    (place / names[2]).mkdir()
-    for path in place.iterdir():
-        os.utime(path, (0, 0))
-    os.mkfifo(place / names[3])
-    assert answers.sweep() == 1
-    assert {path.name for path in place.iterdir()} == {"another-name", *names[1:]}
 
 
 def test_missed_calls_are_taken_once_and_in_order(tmp_path: Path, shared: SharedDirectory) -> None:
@@ -246,7 +180,8 @@ def test_modes_do_not_follow_the_umask(tmp_path: Path, mask: int) -> None:
         os.umask(before)
     place = tmp_path / "parent" / "shared"
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place, *place.iterdir())}
-    assert modes == {"parent": 0o755, "shared": 0o755, "requests": 0o660, "answers": 0o2770, "missed": 0o660}
+    made = {"requests": 0o660, "answers": 0o2770, "offers": 0o2770, "missed": 0o660}
+    assert modes == {"parent": 0o755, "shared": 0o755, **made}
     shared.requests.close()
     shared.close()
 

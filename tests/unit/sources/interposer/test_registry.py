@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lbguard.core.addr import parse_ip
 from lbguard.core.model import StreamSpec, TargetSpec
-from lbguard.sources.interposer.files import SharedDirectory
+from lbguard.sources.interposer.directory import SharedDirectory
 from lbguard.sources.interposer.registry import Registry, RegistryError, RegistryFile
 
 IPS = (parse_ip("172.16.1.11"), parse_ip("fd00:1::b"))
