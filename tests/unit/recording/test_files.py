@@ -290,7 +290,7 @@ def changed_header(**values: object) -> Callable[[list[str]], list[str]]:
 @pytest.mark.parametrize(
     ("values_", "words"),
     [
-        ({"version": 3, "lbguard": "9.1.0"}, "version 3.*reads versions 1 to 2.*lbguard 9.1.0"),
+        ({"version": 4, "lbguard": "9.1.0"}, "version 4.*reads versions 1 to 3.*lbguard 9.1.0"),
         ({"version": 0}, "version 0"),
         ({"version": 2.0}, "damaged"),
         ({"format": "something"}, "not a recording"),
