@@ -1,8 +1,8 @@
 """Ruleset of flow affinity as nftables text. Pure, no kernel; `raw_rules.py` has the rules that nft cannot write.
 
-One table `inet lbguard-affinity` acts after the distributor (priority -150 in nfqlb's NFQUEUE rule and in the
-nftables distributor) on every packet that carries a mark. For each protocol and family it holds a map
-`flows_PROTOCOL_FAMILY` from the flow's addresses and ports to the mark of the target that answered it.
+One table `inet lbguard-affinity` acts after the distributor (`distributor/nftables/queueing.py` says where) on every
+packet that carries a mark. For each protocol and family it holds a map `flows_PROTOCOL_FAMILY` from the flow's
+addresses and ports to the mark of the target that answered it.
 
 - A packet of a remembered flow gets the flow's mark while that target is `served_FAMILY`, and renews the time-out of
   the entry. After a FIN, a RST or the end of an SCTP association the time-out is a few seconds. The last ACK of a TCP
@@ -49,7 +49,9 @@ from lbguard.affinity.names import (
 )
 from lbguard.affinity.raw_rules import raw_rules
 from lbguard.core.model import PARKING_LINK
+from lbguard.distributor.nftables.queueing import AFFINITY_AFTER, MANGLE
 
+HOOK_CHAIN: Final = "prerouting"
 EXCEPTIONAL_SETS: Final = ("learn", "observe", "avoid_4", "avoid_6", "fallen_4", "fallen_6")
 """Sets that are empty in quiet times: rules look in them only while they have elements."""
 MARK_SETS: Final = ("marks", "served_4", "served_6", *EXCEPTIONAL_SETS)
@@ -79,8 +81,11 @@ def rule_counts(options: AffinityOptions, filled: Iterable[str] | None = None) -
     return dict(Counter(chains + [rule.chain for rule in raw_rules(options)]))
 
 
-def structure(options: AffinityOptions) -> list[str]:
-    """Return the commands that make sets, maps and chains; those that exist keep their elements, chains are emptied."""
+def structure(options: AffinityOptions, priority: int = MANGLE + AFFINITY_AFTER) -> list[str]:
+    """Return the commands that make sets, maps and chains; those that exist keep their elements, chains are emptied.
+
+    `priority`: that of the chain with the hook, which the packets come by.
+    """
     lines = [f'add table {IN_TABLE} {{ comment "made by lbguard: flow affinity, version {VERSION}"; }}']
     lines += [f"add counter {IN_TABLE} {name}" for name in COUNTERS]
     lines += [f"add set {IN_TABLE} {name} {{ type mark; }}" for name in MARK_SETS]
@@ -100,10 +105,19 @@ def structure(options: AffinityOptions) -> list[str]:
         )
     chains = [name for protocol in options.protocols for family in (4, 6) for name in _chains(protocol, family)]
     chains += ["sweep_4", "sweep_6", "quoted_4", "quoted_6", "recalled", "defragment", layout_chain(options)]
-    hook = "{ type filter hook prerouting priority -140; policy accept; }"
-    lines += [f"add chain {IN_TABLE} {name}" for name in chains] + [f"add chain {IN_TABLE} prerouting {hook}"]
-    lines += [f"flush chain {IN_TABLE} {name}" for name in [*chains, "prerouting"]]
+    lines += [f"add chain {IN_TABLE} {name}" for name in chains] + [_hook(priority)]
+    lines += [f"flush chain {IN_TABLE} {name}" for name in [*chains, HOOK_CHAIN]]
     return lines
+
+
+def _hook(priority: int) -> str:
+    return f"add chain {IN_TABLE} {HOOK_CHAIN} {{ type filter hook prerouting priority {priority}; policy accept; }}"
+
+
+def move(options: AffinityOptions, priority: int) -> list[str]:
+    """Return the commands that give the packets to the rules at another priority; all that is remembered stays."""
+    gone = [f"{verb} chain {IN_TABLE} {HOOK_CHAIN}" for verb in ("flush", "delete")]
+    return [*gone, _hook(priority), *(f"add rule {IN_TABLE} {line}" for line in _hook_rules(options))]
 
 
 def rules(options: AffinityOptions) -> list[str]:
@@ -112,22 +126,25 @@ def rules(options: AffinityOptions) -> list[str]:
     for protocol in options.protocols:
         for family in (4, 6):
             lines += _flow_rules(protocol, family)
+    # An ICMP error for a target that is no longer registered has no route either.
+    lines.append("recalled meta mark != @marks drop")
+    return [f"add rule {IN_TABLE} {line}" for line in lines + _hook_rules(options)]
+
+
+def _hook_rules(options: AffinityOptions) -> list[str]:
     others = [protocol for protocol in options.protocols if protocol != "tcp"]
     ways = ", ".join(f"ipv{f} . {p} : goto flow_{p}_{f}" for p in others for f in (4, 6))
     four = "icmp type { destination-unreachable, time-exceeded, parameter-problem } @th,64,8 0x45"
     six = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
-    lines += [
-        # An ICMP error for a target that is no longer registered has no route either.
-        "recalled meta mark != @marks drop",
+    return [
         # A remembered flow is looked for whatever target the table names: it may be one that was listed this moment.
-        "prerouting meta mark 0 accept",
-        "prerouting meta l4proto tcp meta nfproto ipv4 goto flow_tcp_4",
-        "prerouting meta l4proto tcp meta nfproto ipv6 goto flow_tcp_6",
-        f"prerouting meta nfproto . meta l4proto vmap {{ {ways} }}",
-        f"prerouting {four} goto quoted_4",
-        f"prerouting {six} goto quoted_6",
+        f"{HOOK_CHAIN} meta mark 0 accept",
+        f"{HOOK_CHAIN} meta l4proto tcp meta nfproto ipv4 goto flow_tcp_4",
+        f"{HOOK_CHAIN} meta l4proto tcp meta nfproto ipv6 goto flow_tcp_6",
+        f"{HOOK_CHAIN} meta nfproto . meta l4proto vmap {{ {ways} }}",
+        f"{HOOK_CHAIN} {four} goto quoted_4",
+        f"{HOOK_CHAIN} {six} goto quoted_6",
     ]
-    return [f"add rule {IN_TABLE} {line}" for line in lines]
 
 
 def exceptional_rules(options: AffinityOptions, filled: Iterable[str]) -> list[str]:

@@ -42,6 +42,7 @@ from lbguard.distributor.nftables.nfnetlink import (
     netfilter_message,
     text_attribute,
 )
+from lbguard.distributor.nftables.queueing import AFFINITY_AFTER, MANGLE, LastQueue
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
 from lbguard.telemetry.log import fields
 
@@ -79,6 +80,8 @@ class _Held:
     """Chains of streams."""
     complete: frozenset[str] = frozenset()
     """Those of them that have their rules."""
+    priority: int = 0
+    """The priority of the chain by which packets come."""
     filled: frozenset[str] | None = None
     """The exceptional sets that have elements, and so the rules that look in them; None: unknown."""
     generation: int = -1
@@ -91,8 +94,10 @@ class AffinityTable:
     the next call tries everything again.
     """
 
-    def __init__(self, options: AffinityOptions, *, library: str = LIBRARY) -> None:
+    def __init__(self, options: AffinityOptions, *, library: str = LIBRARY, queue_at_least: int = MANGLE) -> None:
+        """Set the bounds of the maps, and the priority at which packets are queued at least; see `LastQueue`."""
         self.options = options
+        self._queue = LastQueue(queue_at_least)
         self._session = NftSession(library)
         self._held: _Held | None = None
         # The last stream of each mark, also of marks that are not in use any more. Until the moment (monotonic), flows
@@ -129,6 +134,7 @@ class AffinityTable:
         found = None
         if held is None:
             held, found = self._adopt(nft, desired)
+        self._place(nft, held)
         owners = owners_of(desired.values())
         earlier = time.monotonic() < self._earlier_until
         moved = frozenset(m for m, name in owners.items() if self._owners.get(m, "" if earlier else name) != name)
@@ -152,14 +158,26 @@ class AffinityTable:
         """
         inventory = read_inventory(nft.kernel, TABLE)
         if inventory is None or not self._intact(inventory):
-            self._build(nft, anew=inventory is not None)
-            return _Held(), None
+            priority = self._queue.look(nft.kernel) + AFFINITY_AFTER
+            self._build(nft, priority, anew=inventory is not None)
+            return _Held(priority=priority), None
+        priority = _priority(inventory)
+        # The queue of the load balancer may be away for a moment.
+        self._queue.raise_to(priority - AFFINITY_AFTER)
         found = read_sets(nft.kernel)
         if not self._owners:
             self._owners = _earlier_owners(found, desired)
             self._earlier_until = time.monotonic() + self.options.idle_s
         chains = frozenset(e.name for e in inventory if e.kind is Kind.CHAIN and is_of_stream(e.name))
-        return _Held(chains=chains, complete=_complete(inventory, chains)), found
+        return _Held(chains=chains, complete=_complete(inventory, chains), priority=priority), found
+
+    def _place(self, nft: NftContext, held: _Held) -> None:
+        """Have the packets come after every chain that queues them."""
+        wanted = self._queue.look(nft.kernel) + AFFINITY_AFTER
+        if held.priority != wanted:
+            nft.run("\n".join(ruleset.move(self.options, wanted)))
+            _log.info("flow affinity acts at another priority", extra=fields(priority=wanted))
+            held.priority = wanted
 
     def _change(
         self,
@@ -182,7 +200,7 @@ class AffinityTable:
             nft.kernel.transact(requests)
         renewed = [] if filled == held.filled else [ruleset.exceptional_rules(self.options, filled)]
         _run(nft, renewed + [choice.drop_steer_chain(chain) for chain in sorted(held.chains - chains)])
-        return _Held(streams=desired, chains=chains, complete=chains, filled=filled)
+        return replace(held, streams=desired, chains=chains, complete=chains, filled=filled)
 
     def _look(self, nft: NftContext) -> bool:
         held = self._held
@@ -195,11 +213,13 @@ class AffinityTable:
         in_order = (
             inventory is not None
             and self._intact(inventory, held.filled)
+            and _priority(inventory) == held.priority
             and _complete(inventory, held.chains) == held.chains
             and read_sets(nft.kernel) == sets_of(held.streams.values())
         )
         if in_order:
-            held.generation = generation
+            self._place(nft, held)
+            held.generation = nft.kernel.generation()
             return True
         self._held = None
         self._apply(nft, held.streams)
@@ -224,14 +244,14 @@ class AffinityTable:
         rules = _rules_by_chain(inventory)
         return all(rules[chain] == count for chain, count in ruleset.rule_counts(self.options, filled).items())
 
-    def _build(self, nft: NftContext, *, anew: bool) -> None:
+    def _build(self, nft: NftContext, priority: int, *, anew: bool) -> None:
         """Create the table; the flows of an earlier one are lost."""
         self._owners, self._earlier_until = {}, -math.inf
         if anew:
             nft.run(_REMOVAL)
             _log.warning("affinity table made anew: remembered flows are forgotten")
         try:
-            nft.run("\n".join(ruleset.structure(self.options)))
+            nft.run("\n".join(ruleset.structure(self.options, priority)))
             self._add_raw_rules()
             try:
                 nft.run("\n".join(ruleset.defragment()))
@@ -319,6 +339,13 @@ def _earlier_owners(found: Mapping[str, set[Element]], desired: Mapping[str, Str
     # A mark without a healthy target jumps nowhere.
     unclear = {mark: name for mark, name in owners_of(desired.values()).items() if mark in found["marks"]}
     return unclear | {mark: streams.get(str(chain), str(chain)) for mark, chain in jumps}
+
+
+def _priority(inventory: Iterable[RulesetObject]) -> int:
+    """Return the priority of the chain by which packets come; 0 when there is none."""
+    return next(
+        (each.priority or 0 for each in inventory if each.name == ruleset.HOOK_CHAIN and each.kind is Kind.CHAIN), 0
+    )
 
 
 def _rules_by_chain(inventory: Iterable[RulesetObject]) -> Counter[str]:

@@ -58,6 +58,20 @@ class Plan:
     """
 
     def __init__(self, *, repeats_s: Sequence[float], max_waiting: int) -> None:
+        self._entries: dict[_Key, Entry] = {}
+        self.configure(repeats_s=repeats_s, max_waiting=max_waiting)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def configure(self, *, repeats_s: Sequence[float], max_waiting: int) -> None:
+        """Use other offsets and another bound from now on, also for the addresses that wait.
+
+        An address that was sent as often as the new offsets say is done.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
         offsets = tuple(repeats_s)
         if not offsets or offsets[0] != 0 or any(b <= a for a, b in itertools.pairwise(offsets)):
             raise ValueError(f"repeats must start with 0 and increase, such as 0, 0.1, 1.1: {offsets}")
@@ -65,12 +79,11 @@ class Plan:
             raise ValueError(f"at least 1 address must be allowed to wait: {max_waiting}")
         self._offsets_s = offsets
         self._max_waiting = max_waiting
-        self._entries: dict[_Key, Entry] = {}
+        self._entries = {key: entry for key, entry in self._entries.items() if entry.step < len(offsets)}
         self._steps: tuple[dict[_Key, Entry], ...] = tuple({} for _ in offsets)
+        for key, entry in sorted(self._entries.items(), key=lambda item: item[1].started_at):
+            self._steps[entry.step][key] = entry
         self._serving_order = (self._steps[0], *reversed(self._steps[1:]))
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     def has_room(self, link: LinkKey, ip: Ip) -> bool:
         """Return whether an address can be added now. An address that already waits always can: it is replaced."""

@@ -241,6 +241,16 @@ class Announcer:
             else:
                 self.counters.sent[kind] += 1
 
+    def configure(self, *, repeats_s: Sequence[float], addresses_max: int) -> None:
+        """Use other offsets and another bound from now on, also for the addresses that wait.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        self._plan.configure(repeats_s=repeats_s, max_waiting=addresses_max)
+        if not self._closed and self._plan.next_due() is not None:
+            self._arm_timer(asyncio.get_running_loop(), self._clock())
+
     def close(self) -> None:
         """Cancel all waiting addresses (counted as `closed`) and close the socket. Closing again has no effect."""
         if self._closed:

@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +16,13 @@ from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.core.model import Decision, ManualAction, TargetKey, TargetState
 from lbguard.core.status import GuardStatus, TargetStatus
-from lbguard.errors import CommandError
+from lbguard.errors import EXIT_REFUSED, CommandError
+from lbguard.settings.difference import Difference
 from lbguard.settings.notation import unix_target
 
 CALL_TIMEOUT_S = 10.0
+_PIECE_BYTES = 4096
+"""Content of one message with a file. The server's limit of a message is for verdicts, and a file may be larger."""
 _ANSWER_BYTES_MAX = 256 * 2**20
 
 
@@ -29,6 +32,21 @@ class ClientError(CommandError):
 
 class ServiceNotRunning(ClientError):  # noqa: N818 (it names the state)
     """The service is not running: nothing listens on its socket."""
+
+
+class FileRefused(CommandError):  # noqa: N818 (it names the state)
+    """The service would refuse a settings file; `lines` has the reasons."""
+
+    exit_status = EXIT_REFUSED
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self._problems = tuple(problems)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the problems."""
+        return self._problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +191,25 @@ class GuardClient:
             ),
             duration_s=response.duration_s,
             not_remembered=response.not_remembered,
+        )
+
+    def compare_settings(self, content: bytes, name: str) -> tuple[Difference, ...]:
+        """Return what a settings file would change if it were the service's.
+
+        Raises:
+            FileRefused: the service would refuse it.
+        """
+        pieces = range(0, max(1, len(content)), _PIECE_BYTES)
+        requests = (pb.CompareSettingsRequest(name=name, content=content[at : at + _PIECE_BYTES]) for at in pieces)
+        try:
+            response = pb_grpc.SettingsServiceStub(self._channel).CompareSettings(requests, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            self._fail(error)
+        if response.problems:
+            raise FileRefused(response.problems)
+        return tuple(
+            Difference(name=each.name, running=each.running, wanted=each.wanted, live=each.live)
+            for each in response.differences
         )
 
     def watch(self, history: int, *, follow: bool) -> Iterator[Watched]:

@@ -124,6 +124,15 @@ class AvailabilityState:
         self._streams[stream] = available
         self._update()
 
+    def of(self, stream: str) -> bool | None:
+        """Return whether a stream is available; None while that is not known."""
+        return False if self._stopped else self._streams.get(stream)
+
+    @property
+    def stopped(self) -> bool:
+        """Return whether the load balancer became unavailable for good."""
+        return self._stopped
+
     def retain(self, streams: Iterable[str]) -> None:
         """Record the complete list of streams: others are removed, and unknown ones are waited for."""
         self._names = names = set(streams)

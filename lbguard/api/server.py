@@ -14,6 +14,7 @@ from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_pr
 from lbguard.api.feeds import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
+from lbguard.api.settings_server import SettingsService, SettingsView
 from lbguard.api.targets import TargetUnclear, find_target, identifier_of, only
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, unix_names
 from lbguard.core.model import Decision, TargetKey
@@ -145,7 +146,7 @@ async def _refuse(
 
 
 class ApiServer:
-    """Serves GuardService, VerdictService, ControlService and the standard health service on a unix socket.
+    """Serves the services of the API and the standard health service on a unix socket.
 
     Args:
         path: the socket; its directory is made when missing.
@@ -153,6 +154,7 @@ class ApiServer:
         feed: new decisions.
         verdicts: where verdicts go; None: VerdictService is not served.
         control: takes the commands of operators; None: ControlService is not served.
+        settings: the settings in force; None: SettingsService is not served.
     """
 
     def __init__(
@@ -163,9 +165,11 @@ class ApiServer:
         *,
         verdicts: VerdictIntake | None = None,
         control: ControlService | None = None,
+        settings: SettingsView | None = None,
     ) -> None:
         self._verdicts = verdicts
         self._control = control
+        self._settings = None if settings is None else SettingsService(settings)
         self._service = _GuardService(view, feed)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self.socket = ServedSocket(path, "socket", SOCKET_MODE, self._make_server)
@@ -199,6 +203,8 @@ class ApiServer:
         pb_grpc.add_GuardServiceServicer_to_server(self._service, server)
         if self._control is not None:
             pb_grpc.add_ControlServiceServicer_to_server(self._control, server)
+        if self._settings is not None:
+            pb_grpc.add_SettingsServiceServicer_to_server(self._settings, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lbguard import DEFAULT_SOCKET
 from lbguard.cli import JsonOption
 from lbguard.errors import EXIT_FAILED
 from lbguard.telemetry.output import print_json
@@ -50,7 +51,8 @@ def run(
     """Run the service in the foreground.
 
     Flags override environment variables (LBGUARD_GRACE__WINDOW=5s), which override the file.
-    SIGTERM stops the service and keeps the data path (unless withdraw_on_exit is set); SIGHUP reads the targets again.
+    SIGTERM stops the service and keeps the data path (unless withdraw_on_exit is set). A changed file of settings
+    takes effect while the service runs, as far as its settings are live. SIGHUP reads it and the targets again.
 
     \b
     Examples:
@@ -70,7 +72,7 @@ def run(
             raise typer.Exit(EXIT_FAILED)
         from lbguard.service import process
 
-        raise typer.Exit(process.run(loaded.settings))
+        raise typer.Exit(process.run(loaded.settings, loaded=loaded))
     finally:
         gc.enable()
 
@@ -84,6 +86,13 @@ def check_config(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
     as_json: JsonOption = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show settings that have their default too.")] = False,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Compare the file with the settings of the running service instead.")
+    ] = False,
+    socket: Annotated[
+        Path,
+        typer.Option("--socket", envvar="LBGUARD_SOCKET", metavar="PATH", help="With --diff: the service's socket."),
+    ] = Path(DEFAULT_SOCKET),
 ) -> None:
     """Show problems, then the settings that are given.
 
@@ -98,9 +107,16 @@ def check_config(
       lbguard check-config --all
       lbguard check-config --host --strict
       LBGUARD_GRACE__WINDOW=5s lbguard check-config --json
+      lbguard check-config --diff --config lbguard.yaml
+
+    --diff asks the running service what the file would change, with the service's own flags and environment:
+    "live" takes effect when the file changes, "restart" needs a restart.
 
     Exit status: 0 fine (perhaps with warnings), 1 unfit machine, or warnings with --strict, 2 settings refused.
+    With --diff: 0 no difference, 1 differences, 2 the file is refused, or the service does not answer.
     """  # noqa: D301 (\b keeps the lines of a block)
+    if diff:
+        raise typer.Exit(_diff(config, socket, as_json, others=bool(assignments or targets_file or mode or host)))
     from lbguard.cli import show
     from lbguard.settings.check import ConfigWarning, check_settings, check_targets
 
@@ -137,6 +153,19 @@ def check_config(
     failed = any(finding.severity == "error" for finding in findings)
     if failed or (strict and (warnings or findings)):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _diff(config: Path | None, socket: Path, as_json: bool, *, others: bool) -> int:
+    """Compare the file with the running service; see `check_config`."""
+    from lbguard.cli.settings_diff import show_difference
+    from lbguard.settings.model import CONFIG_VARIABLE
+
+    if others:
+        raise typer.BadParameter("allowed only with --config, --socket and --json", param_hint="--diff")
+    path = config or Path(os.environ.get(CONFIG_VARIABLE, ""))
+    if not path.name:
+        raise typer.BadParameter("needs a file: give --config, or set LBGUARD_CONFIG", param_hint="--diff")
+    return show_difference(path, socket, as_json=as_json)
 
 
 def probe(

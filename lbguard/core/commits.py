@@ -20,6 +20,27 @@ from lbguard.core.state import Stream
 from lbguard.core.stream_registry import StreamRegistry
 
 
+def availability_reason(stream: Stream, usable: int, config: EngineConfig, *, available: bool | None) -> str:
+    """Return `ok`, or why a stream is not available.
+
+    The quorum is never more than the targets that the source lists, or a stream with few of them would never be
+    available. With hysteresis, a stream that flaps around its quorum makes one transition.
+
+    Args:
+        stream: the stream.
+        usable: number of its targets that get new traffic.
+        config: has quorum and hysteresis.
+        available: as last reported.
+    """
+    if usable == 0:
+        return "no_usable_path" if stream.targets else "no_targets"
+    listed = sum(not target.unlisted for target in stream.targets.values())
+    needed = max(1, config.availability_quorum.of(listed))
+    if available is False:
+        needed += config.availability_hysteresis.of(listed)
+    return "ok" if usable >= min(needed, listed) else "below_quorum"
+
+
 class Availability:
     """Availability by stream name. A stream is unknown (None) until its first verdict."""
 
@@ -28,6 +49,13 @@ class Availability:
         self._state: dict[str, tuple[bool, str]] = {}
         self._losing: Deadlines[str] = Deadlines()
         self._reasons: dict[str, str] = {}
+
+    def configure(self, config: EngineConfig, now: float) -> None:
+        """Use another delay from now on, also for losses that wait: counted from the loss, and not before now."""
+        longer_s, self._grace_s = config.availability_grace_s - self._grace_s, config.availability_grace_s
+        if longer_s:
+            for until, name in self._losing.in_order():
+                self._losing.set(name, max(now, until + longer_s))
 
     def get(self, name: str) -> tuple[bool | None, str]:
         """Return whether a stream is available, and the reason."""
@@ -99,6 +127,15 @@ class Commits:
         self._stream_registry = stream_registry
         self._retries: Retries[_Attempt] = Retries(config.retry_min_s, config.retry_max_s)
         self._attaching: set[str] = set()
+
+    def configure(self, config: EngineConfig, now: float) -> None:
+        """Use another delay of changed lists from now on, also for those that wait."""
+        before_s, self._learn_s = self._learn_s, config.learn_s if config.affinity else 0.0
+        for until, name in self._learning.in_order() if self._learn_s != before_s else ():
+            stream = self._stream_registry.streams.get(name)
+            if stream is not None:
+                stream.learn_until = max(now, until - before_s + self._learn_s)
+                self._learning.set(name, stream.learn_until)
 
     def next(self) -> float | None:
         """Return when the next failed operation is due for a retry, or the next change that waits for flows."""

@@ -1,6 +1,7 @@
 """Configuration of the engine. Times are seconds, shares are ratios; `settings/model.py` fills it."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from lbguard.core.model import Condition
 
@@ -58,10 +59,24 @@ class EvidenceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """A number of targets: `count`, or a share (ratio) of a stream's, rounded up. The larger one counts."""
+
+    count: int = 0
+    share: float = 0.0
+
+    def of(self, targets: int) -> int:
+        """Return the number for a stream with so many targets."""
+        # Without the margin, 10 % of 30 would be 4.
+        return max(self.count, math.ceil(self.share * targets - 1e-9))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All of the engine's configuration.
 
-    `availability_grace_s`: a stream without a usable path is reported unavailable after this. `soft_budget`: soft
+    `availability_grace_s`: a stream with fewer usable targets than `availability_quorum` is reported unavailable after
+    this; to be available again it needs `availability_hysteresis` more, or all. `soft_budget`: soft
     evidence alone may withdraw at most this ratio of a stream's admitted targets. `observe`: nothing is changed.
     `manages_paths`: lbguard manages routes, rules, superseded links and tables; without it (beside a load balancer that
     manages them) lbguard only maintains neighbour entries and announces addresses. `superseded_link_down`: set an older
@@ -96,8 +111,30 @@ class EngineConfig:
     parking: bool = False
     learn_s: float = 5.0
     drain_window_s: float = 0.0
+    availability_quorum: Amount = field(default_factory=lambda: Amount(count=1))
+    availability_hysteresis: Amount = field(default_factory=Amount)
 
     @property
     def owns_paths(self) -> bool:
         """Return whether routes, rules, links and tables are programmed."""
         return self.manages_paths and not self.observe
+
+    def with_live(self, wanted: "EngineConfig") -> "EngineConfig":
+        """Return this configuration with those values of another that a running engine can take over."""
+        return replace(
+            self,
+            grace=wanted.grace,
+            freeze=wanted.freeze,
+            damping=wanted.damping,
+            evidence=replace(
+                wanted.evidence, opinions_max=self.evidence.opinions_max, remembered_max=self.evidence.remembered_max
+            ),
+            availability_grace_s=wanted.availability_grace_s,
+            availability_quorum=wanted.availability_quorum,
+            availability_hysteresis=wanted.availability_hysteresis,
+            soft_budget=wanted.soft_budget,
+            neighbor_probe_interval_s=wanted.neighbor_probe_interval_s,
+            neighbor_failures_needed=wanted.neighbor_failures_needed,
+            learn_s=wanted.learn_s,
+            drain_window_s=wanted.drain_window_s,
+        )

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 from lbguard.core import events as ev
-from lbguard.core.commits import Commits
+from lbguard.core.commits import Commits, availability_reason
 from lbguard.core.config import EngineConfig
 from lbguard.core.deadlines import Retries
 from lbguard.core.effects import Announce, Effect, Ignored, PruneStreams, VerdictAnswered
 from lbguard.core.engine_state import EngineState
 from lbguard.core.events import Event
 from lbguard.core.kernel_tables import RouteKey, RuleKey, route_key, rule_key
+from lbguard.core.live_config import LiveConfig
 from lbguard.core.model import NeighborState, Rule, TargetState
 from lbguard.core.observation import unseen_s
 from lbguard.core.state import Target
@@ -35,6 +36,9 @@ class Engine(EngineState):
         super().__init__(config)
         self._commits = Commits(config, self.stream_registry)
         self._kernel_retries: Retries[RouteKey | RuleKey] = Retries(config.retry_min_s, config.retry_max_s)
+        self._live_config = LiveConfig(
+            self.view, self.paths, self.life, self.stream_registry, self.availability, self._commits
+        )
         self._prune_due = False
         self._foreign_streams_pruned = False
         self._final_availability: list[Effect] = []
@@ -276,6 +280,10 @@ class Engine(EngineState):
     def _affinity_reported(self, event: ev.AffinityReported, now: float) -> None:
         self._commits.steered(event.in_force)
 
+    def _settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
+        before, self.config = self.config, self.config.with_live(event.config)
+        self._live_config.change(before, self.config, now)
+
     # Steps of a decision
 
     def _announcements(self) -> list[Effect]:
@@ -402,11 +410,12 @@ class Engine(EngineState):
         for name in self.stream_registry.review:
             stream = self.stream_registry.streams[name]
             if stream.adopted:
-                usable = stream.counts[TargetState.ACTIVE] > 0
+                usable = stream.counts[TargetState.ACTIVE]
                 if usable and len(self.life.pardons):
                     # A pardon keeps the table unchanged, but availability follows the evidence.
-                    usable = any(target.usable for target in stream.targets.values())
-                reason = "ok" if usable else "no_usable_path" if stream.targets else "no_targets"
+                    usable = sum(target.usable for target in stream.targets.values())
+                available = self.availability.get(name)[0]
+                reason = availability_reason(stream, usable, self.config, available=available)
                 effects += self.availability.update(name, reason, now)
         self.stream_registry.review.clear()
         effects += self.availability.expire(now)
@@ -449,4 +458,5 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.TargetsIdle: Engine._targets_idle,
     ev.AffinityReported: Engine._affinity_reported,
     ev.OverrideRequested: Engine._override_requested,
+    ev.SettingsChanged: Engine._settings_changed,
 }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip, Prefix, prefix_of
+from lbguard.core.config import EngineConfig
 from lbguard.core.model import (
     Condition,
     LinkKey,
@@ -381,6 +382,13 @@ class AffinityReported:
     in_force: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChanged:
+    """The configuration is another one from now on, in the fields that `EngineConfig.with_live` names."""
+
+    config: EngineConfig
+
+
 Event = (
     KernelChange
     | KernelSnapshot
@@ -404,4 +412,5 @@ Event = (
     | TargetsIdle
     | AffinityReported
     | OverrideRequested
+    | SettingsChanged
 )

@@ -28,6 +28,10 @@ class Grace:
         self._config = config
         self._heals: dict[tuple[Prefix, Condition | None], dict[int, float]] = {}
 
+    def configure(self, config: GraceConfig) -> None:
+        """Use another configuration from now on; what was learned stays."""
+        self._config = config
+
     def window_s(self, cause: Condition, subnet: Prefix | None) -> float:
         """Return the grace window for a cause, in seconds."""
         config = self._config

@@ -69,6 +69,11 @@ class Lifecycle:
         self._records: list[Record] = []
         self._sequence = 0
 
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on; `LiveConfig` moves the deadlines that run."""
+        self._config = config
+        self._grace.configure(config.grace)
+
     def take_records(self) -> list[Record]:
         """Return the decision records since the last call."""
         records, self._records = self._records, []
@@ -194,9 +199,10 @@ class Lifecycle:
     def thaw(self, stream: Stream, now: float) -> None:
         """End a mass failure: targets that are still frozen get one more window, since paths heal one after another."""
         for target in stream.targets.values():
-            if target.state is TargetState.FROZEN and not target.kept:
-                window = self._grace.window_s(target.cause, target.lost_in)
-                self.deadlines.set(target.key, min(self._freeze_end(target), now + window))
+            if target.state is TargetState.FROZEN:
+                target.thawed_at = now
+                if not target.kept:
+                    self.deadlines.set(target.key, self.frozen_deadline(target))
 
     def unseen(self, streams: Iterable[Stream], duration_s: float, now: float) -> None:
         """Exclude a time without observation that ends now: the deadlines of broken targets move by it."""
@@ -208,6 +214,7 @@ class Lifecycle:
                     target.lost_at += shift_s
                     target.spared_until += shift_s
                     target.frozen_at += shift_s
+                    target.thawed_at += shift_s
                     deadline = self.deadlines.get(target.key)
                     if deadline is not None:
                         self.deadlines.set(target.key, deadline + shift_s)
@@ -269,7 +276,7 @@ class Lifecycle:
     def _go_on(self, target: Target, before: OpenHold, now: float) -> None:
         """Count an earlier run's observation of a loss; a path that came back meanwhile gets a repair's time."""
         target.lost_at = now - before.broken_s
-        window = self._grace.window_s(target.cause, target.lost_in)
+        window = self.window_s(target)
         # The time of a repair is granted once over all runs, however short each is.
         repaired_at = min(now + REPAIR_TIME_S, target.lost_at + window + REPAIR_TIME_S)
         target.spared_until = min(max(now + before.left_s, repaired_at), target.lost_at + self._config.grace.max_s)
@@ -318,7 +325,7 @@ class Lifecycle:
             self._begin_anew(target, now, cause)
         self._note_cause(target, cause)
         # In a mass failure a family is not withdrawn for one more window, again and again, as in a freeze.
-        target.spared_until = now + self._grace.window_s(target.cause, target.lost_in)
+        target.spared_until = now + self.window_s(target)
         self._set_grace_deadline(target)
         return news
 
@@ -341,6 +348,7 @@ class Lifecycle:
         return True
 
     def _freeze(self, target: Target, now: float, cause: Condition) -> bool:
+        target.thawed_at = math.inf
         if not target.froze:
             target.frozen_at = now
         self.deadlines.set(target.key, self._freeze_end(target))
@@ -363,14 +371,13 @@ class Lifecycle:
         return False
 
     def _pardon(self, target: Target, now: float, cause: Condition) -> bool:
-        target.pardoned_until = now + self._config.freeze.limit_s
-        self.pardons.set(target.key, target.pardoned_until)
+        self.pardon_until(target, now + self._config.freeze.limit_s)
         return True
 
     def _wait(self, target: Target, now: float, cause: Condition) -> bool:
         if target.waiting:
             return False
-        target.waiting = True
+        target.waiting, target.waiting_since = True, now
         self._learn(target, now)
         wait_s = target.penalty.wait_s(self._config.damping, now)
         if wait_s > 0:
@@ -422,9 +429,26 @@ class Lifecycle:
             self.deadlines.cancel(target.key)
             return
         target.healing_until = target.healing_end()
+        self.deadlines.set(target.key, self.grace_deadline(target))
+
+    def grace_deadline(self, target: Target) -> float:
+        """Return when a target that is held is withdrawn."""
         deadline = self._grace.deadline(target.lost_at, target.cause, target.lost_in, target.healing_until)
         kept_until = target.override.until if target.kept and target.override is not None else -math.inf
-        self.deadlines.set(target.key, max(deadline, target.spared_until, kept_until))
+        return max(deadline, target.spared_until, kept_until)
+
+    def window_s(self, target: Target) -> float:
+        """Return the grace window of a target's loss, in seconds."""
+        return self._grace.window_s(target.cause, target.lost_in)
+
+    def pardon_until(self, target: Target, until: float) -> None:
+        """Ignore soft evidence against a target until a moment."""
+        target.pardoned_until = until
+        self.pardons.set(target.key, until)
+
+    def frozen_deadline(self, target: Target) -> float:
+        """Return when a target that is frozen is decided again: one window after the end of the mass failure."""
+        return min(self._freeze_end(target), target.thawed_at + self.window_s(target))
 
     def _freeze_end(self, target: Target) -> float:
         return target.frozen_at + self._config.freeze.limit_s

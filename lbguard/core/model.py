@@ -9,7 +9,7 @@ from lbguard.core.addr import Ip, Prefix
 
 
 class TargetKey(NamedTuple):
-    """A target by the name of its stream and its identifier (1..max_targets)."""
+    """A target by the name of its stream and its identifier."""
 
     stream: str
     identifier: int
@@ -41,8 +41,9 @@ class TargetSpec:
 class StreamSpec:
     """One load-balanced service: a distributor table with room for `max_targets` targets.
 
-    The fwmark of a target, which is also its route table, is `identifier_offset + identifier`. `shm_name` is the name
-    of nfqlb's memory under /dev/shm. `vips` are the addresses that the embedded distributor matches.
+    The identifiers of its targets begin at `first_identifier`: 1, or 0 as in Meridio-2. The fwmark of a target, which
+    is also its route table, is `identifier_offset + identifier`. `shm_name` is the name of nfqlb's memory under
+    /dev/shm. `vips` are the addresses that the embedded distributor matches.
     """
 
     name: str
@@ -51,6 +52,16 @@ class StreamSpec:
     vips: tuple[Prefix, ...] = ()
     shm_name: str = ""
     targets: tuple[TargetSpec, ...] = ()
+    first_identifier: int = 1
+
+    @property
+    def identifiers(self) -> range:
+        """The identifiers that its targets can have."""
+        return range(self.first_identifier, self.first_identifier + self.max_targets)
+
+    def index(self, identifier: int) -> int:
+        """Return the index of a target in the distributor's table, from 0."""
+        return identifier - self.first_identifier
 
     def mark(self, identifier: int) -> int:
         """Return the fwmark (and route table) of a target."""

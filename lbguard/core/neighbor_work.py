@@ -41,6 +41,11 @@ class ProbeWheel:
         self._at = float("-inf")
         self._next_slice = 0
 
+    def set_interval(self, interval_s: float) -> None:
+        """Probe at another interval from now on; the next slice is due one step later."""
+        self._step_s = interval_s / _SLICES
+        self._at = float("-inf")
+
     def add(self, ip: Ip) -> None:
         """Probe an address from now on; a known address keeps its slice."""
         if ip not in self._slice_of:
@@ -147,6 +152,12 @@ class NeighborWork:
         self._resolve: dict[tuple[int, Ip], None] = {}
         self._tuned: dict[int, LinkKey] = {}
         self._to_tune: list[Link] = []
+
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        if config.neighbor_probe_interval_s != self._config.neighbor_probe_interval_s and not config.observe:
+            self._wheel.set_interval(config.neighbor_probe_interval_s)
+        self._config = config
 
     def follow(self, ip: Ip) -> None:
         """Verify an address from time to time from now on."""

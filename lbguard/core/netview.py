@@ -39,7 +39,7 @@ class NetView:
         self.changes = ViewChanges()
         self._excluded_links = excluded_links
         self._excluded: dict[int, Link] = {}
-        self._failures_needed = failures_needed
+        self.failures_needed = failures_needed
         self._generation = 0
         self._complete = False
         self._foreign: dict[int, set[Ip]] = {}
@@ -82,7 +82,7 @@ class NetView:
     def neighbor_failed(self, link: Link, ip: Ip) -> bool:
         """Return whether the kernel failed to resolve an address often enough in a row to count as evidence."""
         neighbor = link.neighbors.get(ip)
-        return neighbor is not None and neighbor.failures >= self._failures_needed
+        return neighbor is not None and neighbor.failures >= self.failures_needed
 
     def neighbor_unanswered(self, link: Link, ip: Ip, *, awaited: bool) -> bool:
         """Return whether the last resolution of an address failed, or none succeeded yet while an answer is awaited."""

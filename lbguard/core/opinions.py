@@ -183,6 +183,10 @@ class Opinions:
     def __len__(self) -> int:
         return len(self._opinions)
 
+    def configure(self, config: EvidenceConfig) -> None:
+        """Use another configuration for the verdicts from now on; live opinions stay as they are."""
+        self._config = config
+
     def apply(self, event: VerdictReported, now: float) -> Taken:
         """Apply a verdict, or drop it for a named reason."""
         verdict = event.verdict

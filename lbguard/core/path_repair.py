@@ -42,6 +42,12 @@ class PathRepair:
         self._asked: dict[Route, int] = {}
         self._answered: dict[int, tuple[LinkKey, set[bool]]] = {}
 
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
+        self.verdict_fusion.configure(config.evidence)
+        self.neighbors.configure(config)
+
     # Targets come and go
 
     def register(self, target: Target) -> None:

@@ -63,13 +63,14 @@ class Target:
     `lost_at`, `lost_to`: when and by which condition the current loss began (HELD, FROZEN, WITHDRAWN); `cause`: the
     latest condition. `lost_in`: the subnet in which it began, until it has healed. `spared_until`: the deadline is not
     before this moment, which a worse cause before this one allowed. `frozen_at`: when the freeze of the current loss
-    began, infinity without one. A time without observation moves these moments by its length. `partial`: one path is
-    lost and another forwards. `open_ended`: HELD without a deadline, because of that.
-    `waiting`: WITHDRAWN with a good path, damped. `healing_until`: the end of the repair that last moved the deadline.
-    `pardoned_until`: until then soft evidence against the target is ignored. `draining`: it gets no new flow, because
-    the source says so or no longer lists it (`unlisted`). `halved`: HELD for one family, since the other was withdrawn
-    alone; nothing more is waited for, so it does not count as broken. `source_drains`: the source lists it as draining.
-    `override`: what an operator ordered. `kept`: the current loss has outlasted its deadline, by an operator's hold.
+    began, infinity without one; `thawed_at`: when the mass failure ended, infinity before. A time without observation
+    moves these moments by its length. `partial`: one path is lost and another forwards. `open_ended`: HELD without
+    a deadline, because of that. `waiting`: WITHDRAWN with a good path, damped since `waiting_since`.
+    `healing_until`: the end of the repair that last moved the deadline. `pardoned_until`: until then soft evidence
+    against the target is ignored. `draining`: it gets no new flow, because the source says so or no longer lists it
+    (`unlisted`). `halved`: HELD for one family, since the other was withdrawn alone; nothing more is waited for, so
+    it does not count as broken. `source_drains`: the source lists it as draining. `override`: what an operator ordered.
+    `kept`: the current loss has outlasted its deadline, by an operator's hold.
     """
 
     key: TargetKey
@@ -84,9 +85,11 @@ class Target:
     lost_in: Prefix | None = None
     spared_until: float = 0.0
     frozen_at: float = math.inf
+    thawed_at: float = math.inf
     partial: bool = False
     open_ended: bool = False
     waiting: bool = False
+    waiting_since: float = 0.0
     healing_until: float = float("-inf")
     pardoned_until: float = float("-inf")
     penalty: Penalty = field(default_factory=Penalty)

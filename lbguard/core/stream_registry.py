@@ -17,14 +17,14 @@ from lbguard.core.path_repair import PathRepair
 from lbguard.core.state import Stream, Target
 
 
-def _identity(spec: StreamSpec) -> tuple[int, int, str]:
+def _identity(spec: StreamSpec) -> tuple[int, int, int, str]:
     """Return the properties that must not change while a stream is served: table size, marks and memory."""
-    return spec.max_targets, spec.identifier_offset, spec.shm_name
+    return spec.max_targets, spec.first_identifier, spec.identifier_offset, spec.shm_name
 
 
 def _with_identity_of(kept: StreamSpec, listed: StreamSpec) -> StreamSpec:
     """Return a stream as listed now, with the table size and the marks of the kept one."""
-    targets = tuple(target for target in listed.targets if target.identifier <= kept.max_targets)
+    targets = tuple(target for target in listed.targets if target.identifier in kept.identifiers)
     return replace(kept, vips=listed.vips, targets=targets)
 
 
@@ -55,6 +55,10 @@ class StreamRegistry:
         self._paths = paths
         self._life = life
         self._manual = manual
+
+    def configure(self, config: EngineConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
 
     def target(self, key: TargetKey) -> Target | None:
         """Return a target by its key."""
@@ -98,7 +102,7 @@ class StreamRegistry:
         """Return whether the list has a target with the identifier of a remembered drain, or with its address."""
         users = (target for ip in drain.ips for target in self.by_ip.get(ip, ()))
         used = drain.identifier in stream.targets or any(user.key.stream == drain.stream for user in users)
-        return used or not 1 <= drain.identifier <= stream.spec.max_targets
+        return used or drain.identifier not in stream.spec.identifiers
 
     def confirm(self, stream: Stream, registered: frozenset[int], now: float) -> None:
         """Record that the distributor holds exactly these registered identifiers: the marks of others are freed."""
@@ -125,7 +129,7 @@ class StreamRegistry:
         stream.adopted = True
         # Beyond max_targets the marks may be another stream's; the first commit removes such entries.
         for identifier in sorted(active - stream.targets.keys()):
-            if not 1 <= identifier <= stream.spec.max_targets:
+            if identifier not in stream.spec.identifiers:
                 continue
             self.retiring.setdefault(stream.spec.mark(identifier), (stream.spec.name, identifier))
         for identifier, target in list(stream.targets.items()):
@@ -218,11 +222,9 @@ class StreamRegistry:
 
     def _marks_in_use(self, spec: StreamSpec) -> bool:
         """Return whether a stream that is served, or not gone yet, uses any of a new stream's marks."""
-        return any(
-            spec.mark(1) <= other.spec.mark(other.spec.max_targets)
-            and other.spec.mark(1) <= spec.mark(spec.max_targets)
-            for other in self.streams.values()
-        )
+        first, last = spec.mark(spec.identifiers[0]), spec.mark(spec.identifiers[-1])
+        others = [(other.spec, other.spec.identifiers) for other in self.streams.values()]
+        return any(first <= other.mark(all_[-1]) and other.mark(all_[0]) <= last for other, all_ in others)
 
     def _add_target(self, target: Target) -> None:
         self.by_mark[target.mark] = target

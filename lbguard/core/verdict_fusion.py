@@ -34,6 +34,11 @@ class VerdictFusion:
         self._view = view
         self.down: dict[Ip, None] = {}
 
+    def configure(self, config: EvidenceConfig) -> None:
+        """Use another configuration from now on."""
+        self._config = config
+        self.opinions.configure(config)
+
     def apply(self, event: VerdictReported, now: float) -> tuple[Taken, dict[Ip, None], list[tuple[int, Ip]]]:
         """Apply a verdict.
 

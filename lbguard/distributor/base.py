@@ -13,13 +13,17 @@ class DistributorError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitResult:
-    """The outcome of one stream's commit. `error` is empty on success; then the table is exactly as requested."""
+    """The outcome of one stream's commit. `error` is empty on success; then the table is exactly as requested.
+
+    `digest`: of the table (`maglev.table_digest`); None when it did not change, or is not known.
+    """
 
     stream: str
     slots_changed: int = 0
     slots_total: int = 0
     duration_s: float = 0.0
     error: str = ""
+    digest: int | None = None
 
 
 class Distributor(Protocol):
@@ -39,7 +43,7 @@ class Distributor(Protocol):
         """
 
     async def read_active(self, stream: StreamSpec) -> frozenset[int]:
-        """Return the identifiers (1..max_targets) that are active in a stream's table.
+        """Return the identifiers that are active in a stream's table.
 
         Raises:
             DistributorError: the table cannot be read.

@@ -32,13 +32,15 @@ import functools
 import hashlib
 import itertools
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from typing import Protocol
 
 NO_TARGET = -1
 """Value of a slot without a target."""
+
+_DIGEST_BYTES = 6
 
 _RINGS = 500
 """Approximate number of rings for the orders of the slots: more rings spread better, and share less of a walk."""
@@ -145,6 +147,15 @@ class TableCalculator:
             self._base = maglev(self._permutations, everyone)
             self._registered = everyone
         return _adopt(self._base, everyone, frozenset(active))
+
+
+def table_digest(indexes: Sequence[int]) -> int:
+    """Return a number of 48 bits for a table: load balancers that spread packets alike have the same one.
+
+    A metric holds it exactly. It does not depend on the marks, which may differ between load balancers.
+    """
+    digest = hashlib.blake2b(struct.pack(f"<{len(indexes)}i", *indexes), digest_size=_DIGEST_BYTES)
+    return int.from_bytes(digest.digest(), "big")
 
 
 def largest_prime_at_most(number: int) -> int:

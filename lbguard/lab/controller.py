@@ -52,10 +52,11 @@ class Distribution(StrEnum):
 
 
 class Topology(StrEnum):
-    """Kind of load balancer: the chain's, with targets from a file, or Meridio's, which calls nfqlb itself."""
+    """Kind of load balancer: the chain's, with targets from a file, or one that calls nfqlb itself."""
 
     CHAIN = "chain"
     MERIDIO = "meridio"
+    MERIDIO_2 = "meridio2"
 
 
 @dataclass(slots=True)
@@ -63,7 +64,8 @@ class Controller:
     """Starts, kills and stops the process, and keeps its log (one JSON object a line of standard error).
 
     `started_as` (command line, environment) is another process than the column's own; `name` is what errors call it.
-    `settings` are environment variables for lbguard. `search` is the PATH on which today's process finds nfqlb; None
+    `first_identifier` is what the process calls the lab's target 1. `settings` are environment variables for lbguard.
+    `search` is the PATH on which today's process finds nfqlb; None
     means our own.
     """
 
@@ -75,6 +77,7 @@ class Controller:
     name: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     search: str | None = None
+    first_identifier: int = 1
     records: list[dict[str, Any]] = field(default_factory=list)
     _said: list[dict[str, Any] | str] = field(default_factory=list)
     _process: asyncio.subprocess.Process | None = None
@@ -199,6 +202,8 @@ class Controller:
             except ValueError:
                 record = None
             if isinstance(record, dict):
+                if isinstance(record.get("identifier"), int):
+                    record["identifier"] += 1 - self.first_identifier
                 self.records.append(record)
             self._said.append(record if isinstance(record, dict) else text)
             self._news.set()

@@ -242,7 +242,7 @@ def verdict_text(run: Run) -> Text:
 
 
 MERIDIO_LEGEND = """\
-Here both columns run the same stand-in for Meridio's load balancer process, not modified, with the same nfqlb. In the
+Here both columns run the same stand-in for the load balancer's process, not modified, with the same nfqlb. In the
 column lbguard, deploy/meridio/nfqlb comes first on its PATH, and lbguard runs beside it with the source interposer.
 removed in: from its call of `nfqlb deactivate` until the target was out of the table, the middle one of them."""
 

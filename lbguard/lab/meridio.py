@@ -1,9 +1,9 @@
-"""The topology `meridio`: a load balancer that is not modified, and lbguard's program before its `nfqlb`.
+"""The topologies `meridio` and `meridio2`: an unmodified load balancer, and lbguard's program before its `nfqlb`.
 
-Both columns run the same stand-in for Meridio's process (`stateless_lb.py`) with the real `nfqlb`, or with the one of
-the lab (`nfqlb_stand_in.py`). In the column `withdraw` it finds nfqlb itself on its PATH. In the column `lbguard` the
-program of `deploy/meridio` comes first there, run by the shell that the real container has, and `lbguard run` with the
-source `interposer` works beside it.
+Both columns run the same stand-in for the load balancer's process (`stateless_lb.py`, `meridio_2_lb.py`) with the real
+`nfqlb`, or with the one of the lab (`nfqlb_stand_in.py`). In the column `withdraw` it finds nfqlb itself on its PATH.
+In the column `lbguard` the program of `deploy/meridio` comes first there, run by the shell that the real container has,
+and `lbguard run` with the source `interposer` works beside it.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ def gather_facts(records: Sequence[dict[str, Any]], traffic: TrafficResult, targ
 class MeridioLb:
     """The load balancer's processes: the stand-in, nfqlb's, and in lbguard's column the service.
 
-    Used as a `Controller` is.
+    Used as a `Controller` is. `name` is what errors call the load balancer.
 
     Args:
         column: with lbguard or without.
@@ -114,6 +114,9 @@ class MeridioLb:
         targets_file: the registry's list.
         directory: for the program and the volume that both containers share; emptied.
     """
+
+    name = "stateless-lb"
+    first_identifier = 1
 
     def __init__(
         self,
@@ -128,6 +131,7 @@ class MeridioLb:
         self._nfqlb = nfqlb
         self._targets_file = targets_file
         self._shared = directory / "shared"
+        self._directory = directory
         self._killed_at: float | None = None
         shutil.rmtree(directory, ignore_errors=True)
         self._shared.mkdir(parents=True)
@@ -143,9 +147,15 @@ class MeridioLb:
             guard_argv = [sys.executable, "-m", "lbguard", "run"]
             started = (guard_argv, {**self._guard_environment(), **settings})
             self._guard = Controller(column, Distribution.NFQLB, namespace, targets_file, started_as=started)
-        argv = [sys.executable, "-m", "lbguard.lab.stateless_lb", "--targets", str(targets_file)]
+            self._guard.first_identifier = self.first_identifier
         self._lb = Controller(
-            column, Distribution.NFQLB, namespace, targets_file, started_as=(argv, environment), name="stateless-lb"
+            column,
+            Distribution.NFQLB,
+            namespace,
+            targets_file,
+            started_as=([sys.executable, "-m", *self._stand_in()], environment),
+            name=self.name,
+            first_identifier=self.first_identifier,
         )
 
     @property
@@ -173,7 +183,7 @@ class MeridioLb:
             await self._guard_listens(self._guard)
         await self._lb.start()
         await self._lb.wait_active(frozenset())
-        await self._nfqlb.serve()
+        await self._serve()
 
     async def wait_active(self, identifiers: frozenset[int]) -> None:
         """Wait until everybody says that all these targets are active; see `Controller.wait_active`."""
@@ -212,6 +222,14 @@ class MeridioLb:
         self._lb.send_signal(signal.SIGHUP)
         await self._lb.wait_active(frozenset({identifier}))
 
+    def _stand_in(self) -> list[str]:
+        """Return the module of the load balancer's process, and its arguments."""
+        return ["lbguard.lab.stateless_lb", "--targets", str(self._targets_file)]
+
+    async def _serve(self) -> None:
+        """Start the packet process, which the stand-in for Meridio's process does not."""
+        await self._nfqlb.serve()
+
     async def _guard_listens(self, guard: Controller) -> None:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
@@ -232,3 +250,34 @@ class MeridioLb:
             "LBGUARD_METRICS__LISTEN": "127.0.0.1:9464",
             "LBGUARD_LOG__FORMAT": "json",
         }
+
+
+class Meridio2Lb(MeridioLb):
+    """The load balancer's processes of Meridio-2: its stand-in starts nfqlb's packet process itself."""
+
+    name = "meridio-2-lb"
+    first_identifier = 0
+
+    async def restart(self, away_s: float) -> None:
+        """Kill the load balancer's process, and its packet process with it; start it again after a time (seconds)."""
+        await self._lb.kill()
+        await asyncio.sleep(away_s)
+        started = len(self._lb.records)
+        await self._lb.start()
+        await self._lb.wait_until(lambda: "ready" in self._events(started), "become ready again")
+
+    async def reread_moved(self) -> None:
+        """Notify the load balancer that a target has other addresses, and wait until it has followed."""
+        before = len(self._lb.records)
+        self._lb.send_signal(signal.SIGHUP)
+        await self._lb.wait_until(lambda: "reconciled" in self._events(before), "follow the list")
+
+    def _events(self, since: int) -> set[object]:
+        return {record.get("event") for record in self._lb.records[since:]}
+
+    def _stand_in(self) -> list[str]:
+        readiness = ["--readiness", str(self._directory / "readiness")]
+        return ["lbguard.lab.meridio_2_lb", "--targets", str(self._targets_file), *readiness]
+
+    async def _serve(self) -> None:
+        """Nothing is left to do."""

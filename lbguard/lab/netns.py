@@ -76,6 +76,23 @@ def entered(name: str) -> Iterator[None]:
         os.close(home)
 
 
+class CurrentNamespace:
+    """The network namespace of the process, with what `Namespace` has for programs."""
+
+    def command(self, *argv: str) -> list[str]:
+        """Return the command line that runs `argv` inside."""
+        return list(argv)
+
+    def run(self, *argv: str, check: bool = True) -> str:
+        """Run a command inside and return what it printed."""
+        return subprocess.run(self.command(*argv), check=check, capture_output=True, text=True).stdout
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Stay where the thread is."""
+        yield
+
+
 class Namespace(Network):
     """A named network namespace with loopback up. Use it as a context manager, or call `delete`."""
 

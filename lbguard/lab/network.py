@@ -63,6 +63,12 @@ class Network(NetlinkThread):
         if up and peer_path is None:
             self.set_link(peer, up=True)
 
+    def add_macvlan(self, name: str, parent: str, path: Path) -> None:
+        """Make a macvlan link (mode bridge) on a link of this namespace, down, in another namespace, by its file."""
+        with path.open("rb") as file:
+            index = self.index(parent)
+            self.add_link(name, "macvlan", up=False, link=index, macvlan_mode="bridge", net_ns_fd=file.fileno())
+
     def set_link(self, *names: str, up: bool | None = None, master: str | None = None, **fields: Any) -> None:
         """Change links: up or down, ports of a bridge (`master=""`: of none), `address`, `mtu`, `ifname`, `ifalias`."""
         if up is not None:

@@ -69,12 +69,15 @@ class NfqlbProcess:
         stream: the name of the stream, and with it of the memory.
         max_targets: how many targets the memory has room for.
         search: the PATH on which nfqlb is found; None means our own.
+        shm: the name of the memory; empty means Meridio's.
     """
 
-    def __init__(self, namespace: Namespace, stream: str, max_targets: int, search: str | None = None) -> None:
+    def __init__(
+        self, namespace: Namespace, stream: str, max_targets: int, search: str | None = None, shm: str = ""
+    ) -> None:
         self.search = search or os.environ["PATH"]
         self._namespace = namespace
-        self._shm = f"tshm-{stream}"
+        self._shm = shm or f"tshm-{stream}"
         self._stream = stream
         self._max_targets = max_targets
         self._process: asyncio.subprocess.Process | None = None

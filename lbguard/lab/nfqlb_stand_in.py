@@ -29,7 +29,7 @@ OPTIONS = {
     "deactivate": ("shm", "index"),
     "show": ("shm",),
     "delete": ("shm",),
-    "flowlb": ("queue", "qlength", "hash_mode"),
+    "flowlb": ("queue", "qlength", "hash_mode", "promiscuous_ping"),
     "flow-set": ("name", "target", "prio", "protocols", "dsts"),
     "flow-delete": ("name",),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbguard.lab.controller import LINE_LIMIT, Column, Controller, Distribution, LabError, Topology, naming_what_ended
+from lbguard.lab.flat_network import FlatNetwork
 from lbguard.lab.measure import (
     WAITED_FOR_SYN_S,
     WAITED_OVER_S,
@@ -21,7 +22,7 @@ from lbguard.lab.measure import (
     count_decisions,
     measure,
 )
-from lbguard.lab.meridio import LbFacts, MeridioLb, gather_facts
+from lbguard.lab.meridio import LbFacts, Meridio2Lb, MeridioLb, gather_facts
 from lbguard.lab.meridio_scenarios import AgainstToday
 from lbguard.lab.nfqlb import NfqlbKind, NfqlbProcess, kind_here, search_path
 from lbguard.lab.scenario_model import Do, Scenario, Step
@@ -140,7 +141,8 @@ class _Player:
         self._run = run
         self._progress = progress
         proxies = max(setup.proxies, scenario.proxies_min)
-        self._chain = Chain(proxies, setup.targets_per_proxy, scenario.dad, setup.max_targets)
+        kind = FlatNetwork if setup.topology is Topology.MERIDIO_2 else Chain
+        self._chain = kind(proxies, setup.targets_per_proxy, scenario.dad, setup.max_targets)
         self._proxies = tuple(range(1, proxies + 1))
         self._mesh: Mesh | None = None
 
@@ -197,11 +199,13 @@ class _Player:
         if run.distribution is not Distribution.NFQLB:
             return Controller(run.column, run.distribution, namespace, targets_file, settings=settings)
         run.nfqlb = setup.nfqlb
-        nfqlb = NfqlbProcess(namespace, STREAM, setup.max_targets, search_path(setup.nfqlb, setup.work_dir))
+        shm = STREAM if setup.topology is Topology.MERIDIO_2 else ""
+        nfqlb = NfqlbProcess(namespace, STREAM, setup.max_targets, search_path(setup.nfqlb, setup.work_dir), shm)
         stack.push_async_callback(nfqlb.stop)
-        if setup.topology is Topology.MERIDIO:
+        if setup.topology is not Topology.CHAIN:
             directory = setup.work_dir / "meridio"
-            return MeridioLb(run.column, nfqlb, namespace, targets_file, directory, settings=settings)
+            balancer = MeridioLb if setup.topology is Topology.MERIDIO else Meridio2Lb
+            return balancer(run.column, nfqlb, namespace, targets_file, directory, settings=settings)
         await nfqlb.start()
         return Controller(run.column, run.distribution, namespace, targets_file, settings=settings, search=nfqlb.search)
 
@@ -275,6 +279,9 @@ class _Player:
         if not isinstance(self._controller, MeridioLb):
             commands[Do.STOP_CONTROLLER] = self._controller.suspend
             commands[Do.CONTINUE_CONTROLLER] = self._controller.resume
+        if isinstance(self._controller, Meridio2Lb):
+            commands[Do.RESTART_LB] = partial(self._controller.restart, self._setup.outage_s)
+            commands[Do.MOVE_TARGET] = partial(self._move, step.number, self._controller)
         if step.do in changes:
             await asyncio.to_thread(changes[step.do], step.number)
         if step.do in commands:
@@ -309,6 +316,12 @@ class _Player:
     async def _add(self, identifier: int) -> None:
         await self._targets.add(identifier)
         await self._controller.reread_with(identifier)
+
+    async def _move(self, identifier: int, balancer: Meridio2Lb) -> None:
+        await asyncio.to_thread(self._chain.move_target, identifier)
+        place = self._chain.place(identifier)
+        await self._targets.move(identifier, [f"{place.ipv4}/32", f"{place.ipv6}/128"])
+        await balancer.reread_moved()
 
     def _listed(self) -> frozenset[int]:
         """Return the targets that are in the list at the start."""

@@ -28,6 +28,8 @@ class Do(StrEnum):
     LOSE_PACKETS = "lose-packets"
     MEND_DATAPATH = "mend-datapath"
     CHANGE_ADDRESSES = "change-addresses"
+    MOVE_TARGET = "move-target"
+    RESTART_LB = "restart-lb"
     DISABLE_LB_IPV6 = "disable-lb-ipv6"
     TELL_MESH_HEALS = "tell-mesh-heals"
     TELL_MESH_HEALED = "tell-mesh-healed"

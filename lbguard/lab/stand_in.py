@@ -12,14 +12,17 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from lbguard.core.model import StreamSpec
 from lbguard.kernel.codec.constants import RTNLGRP_LINK
 from lbguard.kernel.sockets import open_netlink
 from lbguard.lab.network import Network
 from lbguard.lab.network_objects import Address, Link
+from lbguard.sources.file import TargetsFile
 
 COALESCE_S = 0.1
 CHECK_S = 10.0
@@ -55,10 +58,18 @@ def set_older_links_down(network: Network) -> None:
             network.set_link(name, up=False)
 
 
+def read_stream(targets_file: Path) -> StreamSpec:
+    """Read the list of targets, which holds one stream."""
+    (stream,) = TargetsFile(targets_file).read()
+    return stream
+
+
 def log(event: str, **fields: object) -> None:
     """Write a line on standard error in the form of the service's own log."""
     line = {"ts": time.time(), "level": "info", "event": event, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+    # In one piece: another thread may log at the same time.
+    sys.stderr.write(json.dumps(line) + "\n")
+    sys.stderr.flush()
 
 
 class StandIn(Protocol):
@@ -90,7 +101,7 @@ async def follow(stand_in: StandIn) -> None:
         await stand_in.start()
         log("ready")
         while not stop.is_set():
-            await _any_of(stop, changed, reread, timeout_s=CHECK_S)
+            await any_of(stop, changed, reread, timeout_s=CHECK_S)
             if reread.is_set():
                 reread.clear()
                 await stand_in.reread()
@@ -116,7 +127,8 @@ def _drain(sock: socket.socket) -> None:
             pass
 
 
-async def _any_of(*events: asyncio.Event, timeout_s: float) -> None:
+async def any_of(*events: asyncio.Event, timeout_s: float) -> None:
+    """Wait until one of the events is set, or for a time."""
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

@@ -28,6 +28,14 @@ class TargetList:
         self._left_out.difference_update(identifiers)
         await asyncio.to_thread(self._write)
 
+    async def move(self, identifier: int, ips: list[str]) -> None:
+        """Give a target other addresses."""
+        for stream in self._everybody["streams"]:
+            for each in stream["targets"]:
+                if each["identifier"] == identifier:
+                    each["ips"] = ips
+        await asyncio.to_thread(self._write)
+
     def _write(self) -> None:
         streams = [
             {**stream, "targets": [each for each in stream["targets"] if each["identifier"] not in self._left_out]}

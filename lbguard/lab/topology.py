@@ -14,7 +14,7 @@ neighbour, neither a load balancer nor a target.
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -64,27 +64,32 @@ add rule ip6 lab deaf iifname "lo" accept
 """
 
 
-def _addresses(proxy: int, host: int) -> tuple[str, str]:
+def addresses_of(proxy: int, host: int) -> tuple[str, str]:
     """Return the addresses of a host in a proxy's subnets."""
     return f"172.16.{proxy}.{host}/24", f"fd00:0:0:{proxy}::{host}/64"
 
 
 @dataclass(frozen=True, slots=True)
 class TargetPlace:
-    """Location of a target: its identifier (1..), its proxy (1..) and its two addresses."""
+    """Location of a target: its identifier (1..), its proxy (1..) and its two addresses, which `moves` change."""
 
     identifier: int
     proxy: int
+    moves: int = 0
+
+    @property
+    def _host(self) -> int:
+        return 9 + self.identifier + 100 * self.moves
 
     @property
     def ipv4(self) -> str:
         """The target's own IPv4 address, in its proxy's subnet."""
-        return f"172.16.{self.proxy}.{9 + self.identifier}"
+        return f"172.16.{self.proxy}.{self._host}"
 
     @property
     def ipv6(self) -> str:
         """The target's own IPv6 address, in its proxy's subnet."""
-        return f"fd00:0:0:{self.proxy}::{9 + self.identifier:x}"
+        return f"fd00:0:0:{self.proxy}::{self._host:x}"
 
 
 @dataclass(slots=True)
@@ -127,7 +132,7 @@ class Chain:
         self._join_client()
         for proxy in range(1, self.proxies + 1):
             self._proxy_spaces[proxy] = self._namespace(f"proxy{proxy}-{tag}", _PROXY_SYSCTLS)
-            self._build_bridge(proxy)
+            self._build_proxy(proxy)
             self.create_lb_link(proxy)
             self._build_proxy_routes(proxy)
         for place in self.places:
@@ -194,7 +199,7 @@ class Chain:
         self.lb.add_veth(name, peer, self.proxy(proxy).path, up=False)
         self._lb_ports[proxy], self.lb_hosts[proxy] = peer, LB_HOST
         self.proxy(proxy).set_link(peer, master="br0", up=True)
-        self.lb.add_addresses(name, *_addresses(proxy, LB_HOST), dad=self.dad)
+        self.lb.add_addresses(name, *addresses_of(proxy, LB_HOST), dad=self.dad)
         self.lb.set_link(name, up=True)
         self.lb_links[proxy] = name
 
@@ -221,6 +226,13 @@ class Chain:
     def delete_target_link(self, identifier: int) -> None:
         """Delete a target's link to its proxy; the load balancer's own links stay as they are."""
         self.target(identifier).delete_link(self._target_links.pop(identifier))
+
+    def move_target(self, identifier: int) -> None:
+        """Give a target other addresses on a new link, as the pod has that replaces it."""
+        self.delete_target_link(identifier)
+        moved = replace(self.place(identifier), moves=1 - self.place(identifier).moves)
+        self.places = tuple(moved if place.identifier == identifier else place for place in self.places)
+        self.create_target_link(identifier)
 
     def block_target_ipv6(self, identifier: int) -> None:
         """Make a target deaf in IPv6, neighbour discovery included; its IPv4 goes on."""
@@ -249,10 +261,10 @@ class Chain:
     def change_lb_addresses(self, proxy: int, host: int) -> None:
         """Give the load balancer's end of a link other addresses: new ones first, then the way back, then old out."""
         link, old = self.lb_links[proxy], self.lb_hosts[proxy]
-        self.lb.add_addresses(link, *_addresses(proxy, host))
+        self.lb.add_addresses(link, *addresses_of(proxy, host))
         self.proxy(proxy).replace_route("default", f"172.16.{proxy}.{host}")
         self.proxy(proxy).replace_route("default", f"fd00:0:0:{proxy}::{host}", "br0")
-        self.lb.delete_addresses(link, *_addresses(proxy, old))
+        self.lb.delete_addresses(link, *addresses_of(proxy, old))
         self.lb_hosts[proxy] = host
 
     def disable_lb_ipv6(self, proxy: int) -> None:
@@ -274,7 +286,7 @@ class Chain:
             TimeoutError: it was not done in time.
         """
         awaited = {(self.lb, f"fd00:0:0:{proxy}::/64") for proxy in self._proxy_spaces}
-        awaited |= {(self.proxy(proxy), f"fd00:0:0:{proxy}::/64") for proxy in self._proxy_spaces}
+        awaited |= {(self.proxy(proxy), prefix) for proxy, prefix in self._proxy_prefixes()}
         awaited |= {(self.target(place.identifier), f"fd00:0:0:{place.proxy}::/64") for place in self.places}
         awaited |= {(self.lb, "fd01::/64"), (self.client, "fd01::/64")}
         end = time.monotonic() + SETTLE_TIMEOUT_S
@@ -288,6 +300,9 @@ class Chain:
                 raise TimeoutError(f"IPv6 routes did not appear: {missing}")
             time.sleep(0.02)
 
+    def _proxy_prefixes(self) -> set[tuple[int, str]]:
+        return {(proxy, f"fd00:0:0:{proxy}::/64") for proxy in self._proxy_spaces}
+
     def _join_client(self) -> None:
         connect(self.lb, "gw0", self.client, "eth0")
         self.lb.add_addresses("gw0", "10.0.0.1/24", "fd01::1/64")
@@ -298,12 +313,12 @@ class Chain:
         self.client.add_route(VIP4, "10.0.0.1")
         self.client.add_route(VIP6, "fd01::1", "eth0")
 
-    def _build_bridge(self, proxy: int) -> None:
+    def _build_proxy(self, proxy: int) -> None:
         # A bridge takes the lowest MAC of its ports unless it has one; the proxy's must not change with them.
         self.proxy(proxy).add_link(
             "br0", "bridge", address=f"02:00:00:00:{proxy:02x}:01", br_stp_state=0, br_mcast_snooping=0
         )
-        self.proxy(proxy).add_addresses("br0", *_addresses(proxy, 1))
+        self.proxy(proxy).add_addresses("br0", *addresses_of(proxy, 1))
 
     def _build_proxy_routes(self, proxy: int) -> None:
         self.proxy(proxy).add_route("default", f"172.16.{proxy}.2")

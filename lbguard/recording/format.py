@@ -5,6 +5,7 @@ and `zcat FILE | head` shows the content. The first line is an object (`Header`)
 its kind:
 
     ["LinkSeen", ...]       an event, as the engine received it: type name and fields; see `codec.py`
+    ["EngineConfig", ...]   the configuration: of the beginning as the second line, later an event (SettingsChanged)
     ["t", TIME]             the time of the following lines by the engine's clock: an integer is nanoseconds since
                             the last time (of the header at first), a number with a point is seconds
     ["r"]  ["d"]            the engine was called: `repair`, `decide`

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lbguard.core.checkpoint import CheckpointError, Node
 from lbguard.core.config import EngineConfig
-from lbguard.core.events import Event, KernelSnapshot
+from lbguard.core.events import Event, KernelSnapshot, SettingsChanged
 from lbguard.recording.codec import CodecError, Decoder, decode_item, decode_nodes
 from lbguard.recording.format import (
     GZIP,
@@ -291,7 +291,8 @@ class _Parser:
                     return None
         except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
             raise self._lines.damaged(f"a line {kind!r} that cannot be read ({error})") from None
-        return Told(self._now, self._decode(row))
+        event = self._decode(row)
+        return Told(self._now, SettingsChanged(config=event) if isinstance(event, EngineConfig) else event)
 
     def _pass(self, time: float) -> None:
         if isinstance(time, float):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lbguard import __version__
 from lbguard.core.checkpoint import Node
 from lbguard.core.config import EngineConfig
-from lbguard.core.events import AddressSeen, KernelSnapshot, LinkRouteSeen, LinkSeen, NeighborSeen
+from lbguard.core.events import AddressSeen, KernelSnapshot, LinkRouteSeen, LinkSeen, NeighborSeen, SettingsChanged
 from lbguard.core.model import Route, Rule
 from lbguard.recording.codec import core_digest, encode, encode_item, encode_nodes, schema
 from lbguard.recording.format import AFTER_LOSS, GOES_ON, GZIP, NS, PATTERN, START, SUFFIX, Header, Limits
@@ -263,6 +263,10 @@ class RecordingWriter:
         match entry.kind:
             case "told" if type(entry.payload) is KernelSnapshot:
                 yield from self._snapshot(entry.payload)
+            case "told" if type(entry.payload) is SettingsChanged:
+                # A row of its own: its reader finds the fields by the names that the file gives.
+                self._config = self._config.with_live(entry.payload.config)
+                yield _text(encode(entry.payload.config))
             case "told":
                 yield _text(encode(entry.payload))
             case "repair":

@@ -1,1 +1,1 @@
-"""Service `lbguard run`: composition root (`daemon.py`), loop (`runner.py`), and actuators of the engine's effects."""
+"""Service `lbguard run`: its parts (`parts.py`), life (`daemon.py`), loop (`runner.py`), and actuators of effects."""

@@ -17,6 +17,7 @@ from lbguard.core.events import AffinityReported, Event, TargetsIdle
 from lbguard.core.model import StreamSteering
 from lbguard.core.status import AffinityStatus, FlowMap
 from lbguard.distributor.base import DistributorError
+from lbguard.service.build import assumed_queue
 from lbguard.service.drains import DrainWatch
 from lbguard.settings.model import Settings
 from lbguard.telemetry.log import fields
@@ -100,6 +101,10 @@ class FlowAffinity:
                 for (protocol, family), count in sorted(self._flows.items())
             ),
         )
+
+    def configure(self, *, drain_idle_s: float) -> None:
+        """Use another time without a packet that ends a drain, from now on."""
+        self._drains.configure(drain_idle_s)
 
     async def perform(self, effect: SteerFlows) -> Sequence[Event]:
         """Accept one effect; `run` applies it, and retries a failure each second."""
@@ -207,7 +212,7 @@ class FlowAffinity:
 
 def make_affinity(settings: Settings, metrics: Metrics, packets: Packets, post: Post) -> FlowAffinity:
     """Build the keeper, with the reader of packet counts and the receiver of its events."""
-    table = AffinityTable(_options(settings))
+    table = AffinityTable(_options(settings), queue_at_least=assumed_queue(settings))
     return FlowAffinity(table, metrics, packets=packets, post=post, drain_idle_s=settings.drain.idle)
 
 

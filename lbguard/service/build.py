@@ -11,6 +11,7 @@ from lbguard.distributor.base import Distributor
 from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.shm import NfqlbShmDistributor
 from lbguard.distributor.nftables.distributor import NftDistributor
+from lbguard.distributor.nftables.queueing import FILTER, MANGLE
 from lbguard.distributor.select import AutoDistributor, ObserveDistributor
 from lbguard.kernel.links import NeighborTimers
 from lbguard.kernel.mirror import KernelMirror, MirrorSettings, Sink
@@ -60,6 +61,12 @@ def make_distributor(settings: Settings) -> Distributor:
         case "auto" | "observe":
             chosen = AutoDistributor(wanted.shm_dir, memory(), embedded)
     return ObserveDistributor(chosen) if observing else chosen
+
+
+def assumed_queue(settings: Settings) -> int:
+    """Return the priority at which packets are queued, as long as no rule in the kernel shows it."""
+    meridio_2 = settings.source == "interposer" and settings.interposer.flavour == "meridio-2"
+    return FILTER if meridio_2 else MANGLE
 
 
 def make_source(

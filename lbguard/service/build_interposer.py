@@ -11,7 +11,7 @@ from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory
 from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import Settings
-from lbguard.sources.interposer.protocol import SHM_PREFIX
+from lbguard.sources.interposer.protocol import SHM_PREFIX, Flavour, flavour_of, stream_of
 from lbguard.sources.interposer.registrations import FoundTable
 from lbguard.sources.interposer.source import InterposerConfig, InterposerSource
 from lbguard.sources.kernel import KernelSource
@@ -74,17 +74,31 @@ class InterposerCore:
         return known is not None and known.learns
 
 
+def wanted_flavour(settings: Settings) -> Flavour | None:
+    """Return the load balancer that makes the calls; None: their names show it."""
+    named = settings.interposer.flavour
+    return None if named == "auto" else Flavour(named)
+
+
 def find_tables(settings: Settings) -> Mapping[str, FoundTable]:
-    """Read nfqlb's memories, by stream; one that cannot be read is left out."""
+    """Read nfqlb's memories, by stream; one that cannot be read, or is not the load balancer's, is left out."""
     found: dict[str, FoundTable] = {}
-    for path in settings.distributor.shm_dir.glob(f"{SHM_PREFIX}*"):
-        name = path.name.removeprefix(SHM_PREFIX)
+    try:
+        paths = list(settings.distributor.shm_dir.iterdir())
+    except OSError:
+        return found
+    # Of two memories of one stream, that with the prefix comes last and counts.
+    for path in sorted(paths, key=lambda path: path.name.startswith(SHM_PREFIX)):
+        flavour = flavour_of(path.name, wanted_flavour(settings))
+        name = stream_of(path.name, flavour)
+        if name is None:
+            continue
         try:
             memory = StreamMemory(path, StreamSpec(name=name, max_targets=1), TableKind.MAGLEV, read_only=True)
         except DistributorError:
             continue
         try:
-            found[name] = FoundTable(max_targets=memory.layout.targets, marks=memory.active())
+            found[name] = FoundTable(max_targets=memory.layout.targets, marks=memory.active(), flavour=flavour)
         except DistributorError:
             continue
         finally:
@@ -104,6 +118,7 @@ def make_interposer_source(
     return InterposerSource(
         InterposerConfig(
             directory=group.directory,
+            flavour=wanted_flavour(settings),
             answer_timeout_s=group.answer_timeout,
             recent_loss_s=group.recent_loss,
             confirm_timeout_s=group.confirm_timeout,

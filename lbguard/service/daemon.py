@@ -1,232 +1,46 @@
-"""Composition root of `lbguard run`: connects the adapters with the engine, and runs the service from start to end."""
+"""Life of `lbguard run`: starts the parts of the service, polls what sends no notifications, and ends them."""
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-from prometheus_client import CollectorRegistry
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lbguard import __version__
-from lbguard.api.feeds import AvailabilityState, DecisionLog
-from lbguard.api.verdicts.queue import VerdictQueue
-from lbguard.core.effects import Announce, AttachStream, ParkPackets, SolicitNeighbors, SteerFlows
-from lbguard.core.events import Event, HoldsRemembered, OpenHold, RouteFailed, SourceLost
-from lbguard.core.model import Decision, Route, TargetKey
-from lbguard.core.status import GuardStatus
-from lbguard.distributor.base import CommitResult, Distributor
-from lbguard.distributor.nftables.counters import FallbackCounters
-from lbguard.kernel.batches import NetlinkChannel
-from lbguard.kernel.links import LinkOperations
-from lbguard.kernel.requests import KernelRequests
-from lbguard.recording.recorder import ServiceRecording
+from lbguard.core.events import HoldsRemembered, OpenHold, SourceLost
 from lbguard.service.actuators import (
-    DistributorActuator,
-    DistributorEffect,
-    KernelActuator,
-    KernelEffect,
-    NeighborActuator,
-    NeighborEffect,
     PollDistributor,
-    WorkQueue,
     withdraw_everything,
 )
-from lbguard.service.build import (
-    Source,
-    SourceEvent,
-    make_announcer,
-    make_distributor,
-    make_mirror,
-    make_source,
-    neighbor_timers,
-)
-from lbguard.service.control import OperatorControl
-from lbguard.service.event_reporter import EventReporter
-from lbguard.service.foreign_routes import LocalVips, TargetRoutes
 from lbguard.service.garbage import GarbageCalmer
-from lbguard.service.hold_file import HoldFile
-from lbguard.service.override_file import OverrideFile
-from lbguard.service.packet_counts import PacketCounts, read_traffic
-from lbguard.service.runner import Runner
-from lbguard.settings.model import Settings
+from lbguard.service.packet_counts import read_traffic
+from lbguard.service.parts import ServiceParts
 from lbguard.telemetry.log import fields
-from lbguard.telemetry.metrics.guard import Metrics
 from lbguard.telemetry.metrics.interface_counts import labels_of
-from lbguard.telemetry.tracing import make_trace_export
 
 if TYPE_CHECKING:
-    from lbguard.nsm import WatchEvent
-    from lbguard.service.affinity import FlowAffinity
     from lbguard.service.build_nsm import MeshEvents
-    from lbguard.service.parking import PacketParking
     from lbguard.service.servers import Servers
-    from lbguard.sources.interposer.source import InterposerSource
-    from lbguard.sources.kernel import KernelSource
 
 _log = logging.getLogger("lbguard.service.daemon")
 
 _POLL_S = 1.0
 _POLL_BEFORE_READY_S = 0.01
 _COUNT_EVERY = 5
+_LOSSES_TOGETHER_S = 0.005
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _SERVERS_LATEST_S = 1.0
 _SERVERS_LATEST_WHILE_ADOPTING_S = 5.0
 
 
-class Daemon:
-    """One running service. `make` builds its distributor."""
-
-    def __init__(self, settings: Settings, make: Callable[[Settings], Distributor] = make_distributor) -> None:
-        self.settings = settings
-        self._recording = ServiceRecording(settings)
-        self.engine = self._recording.make_engine()
-        self.decision_log = DecisionLog()
-        labels = {"trench": settings.nsp.trench, "conduit": settings.nsp.conduit}
-        place = {name: value for name, value in labels.items() if value}
-        self.metrics = Metrics(CollectorRegistry(), place, settings.metrics.per_target)
-        self._traces = make_trace_export(settings.tracing.endpoint, place) if settings.tracing.endpoint else None
-        self.availability = AvailabilityState()
-        self._enforcing = settings.mode == "enforce"
-        self._event_reporter = EventReporter(
-            self.metrics,
-            self.decision_log,
-            observe=not self._enforcing,
-            inbox_depth=lambda: self.runner.inbox_depth,
-            availability=self.availability,
-            tracer=None if self._traces is None else self._traces.incidents,
-        )
-        self._stop = asyncio.Event()
-        self._started_at = time.monotonic()
-        self._ready_told = False
-        self.started = False
-        self.stuck = False
-        self._channel = NetlinkChannel()
-        self._requests = KernelRequests()
-        self._links = links = LinkOperations(self._requests)
-        self._distributor = make(settings)
-        self._packets = PacketCounts(
-            self.metrics,
-            FallbackCounters(parking=settings.parks_packets),
-            on_read=self._recording.packets_read,
-        )
-        self._announcer = make_announcer(settings, self.engine.holds_address)
-        self._kernel = KernelActuator(self._channel, links)
-        neighbors = NeighborActuator(
-            self._channel,
-            links,
-            neighbor_timers(settings),
-            self._event_reporter.neighbors_refused,
-            self.engine.foreign_neighbor,
-            lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
-        )
-        self._tables = DistributorActuator(self._distributor, self._committed)
-        kernel_queue: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)
-        neighbor_queue: WorkQueue[NeighborEffect] = WorkQueue("neighbors", neighbors.perform, self._post, limit=256)
-        # All streams are adopted in one decision: one decision for each would take longer than reading their tables.
-        self._distributor_queue: WorkQueue[DistributorEffect] = WorkQueue(
-            "distributor", self._tables.perform, self._post, together=AttachStream
-        )
-        self._affinity = self._make_affinity()
-        affinity_queue: WorkQueue[SteerFlows] | None = None
-        self._parking = self._make_parking()
-        self._work_queues: list[WorkQueue[Any]] = [kernel_queue, neighbor_queue, self._distributor_queue]
-        if self._affinity is not None:
-            affinity_queue = WorkQueue("affinity", self._affinity.perform, self._post)
-            self._work_queues.append(affinity_queue)
-        self.mirror = make_mirror(settings, self._observe_kernel)
-        self.runner = Runner(
-            self.engine,
-            announce=self._announce,
-            kernel=kernel_queue,
-            neighbors=neighbor_queue,
-            distributor=self._distributor_queue,
-            event_reporter=self._event_reporter,
-            affinity=affinity_queue,
-            park=self._park,
-            resync=self.mirror.request_resync,
-            caught_up=self.mirror.caught_up,
-            answer=lambda effect: self.verdicts.answered(effect),
-            answer_operator=lambda effect: self.control.answered(effect),
-            inbox_limit=settings.kernel.inbox_limit,
-        )
-        self.verdicts = VerdictQueue(self.runner.post_verdict)
-        self._hold_file = HoldFile(settings.socket)
-        self.control = OperatorControl(self.engine, self.runner.post, OverrideFile(settings.socket))
-        self._routes = TargetRoutes()
-        self._interposer: InterposerSource | None = None
-        self._kernel_source: KernelSource | None = None
-        self._source = self._make_source()
-        self._local_vips = LocalVips(lambda: [stream.spec for stream in self.engine.streams()])
-        self._servers: Servers | None = None
-        self._servers_opened = asyncio.Event()
-        self._mesh: MeshEvents | None = None
-
-    # Parts that are imported only where they are used, because every start would wait for them
-
-    def _make_affinity(self) -> "FlowAffinity | None":
-        if not self.settings.steers_flows:
-            return None
-        from lbguard.service.affinity import make_affinity
-
-        return make_affinity(self.settings, self.metrics, self._packets.read_marks, self._post)
-
-    def _make_parking(self) -> "PacketParking | None":
-        if not self.settings.parks_packets:
-            return None
-        from lbguard.service.parking import PacketParking
-
-        return PacketParking(self.settings, self.metrics, self._channel, self._requests)
-
-    def _make_source(self) -> Source | None:
-        settings = self.settings
-        if settings.source not in {"interposer", "kernel"}:
-            return make_source(settings, self._observe_source, self._routes_in_force)
-        from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
-
-        if settings.source == "interposer":
-            self._interposer = make_interposer_source(
-                settings, self._observe_source, self.engine, lambda: self.runner.inbox_depth, self._routes
-            )
-            return self._interposer
-        self._kernel_source = make_kernel_source(settings, self._observe_source, self.engine, self._routes)
-        return self._kernel_source
-
-    # Queries of the API and of the health checks
-
-    async def status(self) -> GuardStatus:
-        """Return the whole current state; events are processed while it is built."""
-        for status in self.engine.status_in_parts(time.monotonic()):
-            if status is not None:
-                affinity = None if self._affinity is None else self._affinity.status()
-                return replace(self._local_vips.add_to(status), affinity=affinity)
-            await asyncio.sleep(0)
-        raise AssertionError("a status that never ends")
-
-    def decisions(self, target: TargetKey | None, limit: int) -> Sequence[tuple[Decision, float]]:
-        """Return the last decisions with wall time, oldest first; of one target, or (None) of all."""
-        return self.decision_log.last(target, limit)
-
-    def unready_reason(self) -> str:
-        """Return why the service is not ready; empty when it is."""
-        engine = self.engine
-        if self._interposer is not None and self._interposer.problem:
-            return f"calls_not_taken: {self._interposer.problem}"
-        if not engine.in_sync:
-            return f"kernel_not_in_sync: {engine.sync_reason}"
-        if not engine.running:
-            return f"source_not_read: {engine.source_reason}"
-        waiting = [stream.spec.name for stream in engine.streams() if not (stream.adopted or stream.removed)]
-        if waiting:
-            return f"tables_not_read: {', '.join(waiting)}"
-        return (
-            f"socket_not_served: {self._servers.problem}" if self._servers is not None and self._servers.problem else ""
-        )
+class Daemon(ServiceParts):
+    """One running service."""
 
     # Life
 
@@ -258,7 +72,12 @@ class Daemon:
                     tasks.append(group.create_task(self._follow_mesh()))
                 if self._source is not None:
                     tasks.append(group.create_task(self._source.run()))
+                if self.settings.readiness.directory is not None:
+                    tasks.append(group.create_task(self._keep_readiness(self.settings.readiness.directory)))
+                if self.live_settings is not None:
+                    tasks.append(group.create_task(self.live_settings.run()))
                 await self._stop.wait()
+                await self._announce_end()
                 _log.info("stopping", extra=fields(withdraw=self.settings.withdraw_on_exit))
                 for task in tasks:
                     task.cancel()
@@ -268,7 +87,7 @@ class Daemon:
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop.set)
+            loop.add_signal_handler(signum, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._source is None:
             self._observe_source(SourceLost(reason="targets_file (LBGUARD_TARGETS_FILE) is not set"))
@@ -336,8 +155,26 @@ class Daemon:
         """Return the open holds; None while only those of an earlier run are known."""
         return self.engine.open_holds(time.monotonic()) if self.engine.running else None
 
+    def _end(self) -> None:
+        """Begin to stop; a second signal ends the wait before it."""
+        (self._stop_at_once if self._stop.is_set() else self._stop).set()
+
+    async def _announce_end(self) -> None:
+        """Report that this load balancer is unavailable, and give others the time to take its traffic over."""
+        wait_s = self.settings.availability.lame_duck
+        if wait_s <= 0:
+            return
+        _log.info("unavailable until the stop", extra=fields(lame_duck_s=wait_s))
+        self.availability.stop()
+        await self._report_health()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._stop_at_once.wait()
+
     def _reload(self) -> None:
-        _log.info("reloading targets")
+        _log.info("reloading targets and settings")
+        if self.live_settings is not None:
+            self.live_settings.reload()
         if self._source is not None:
             self._source.reload()
         self.mirror.request_reconcile()
@@ -364,17 +201,40 @@ class Daemon:
         They start after the first commits, which write their rules twice if nftables changes meanwhile.
         """
         await self._servers_opened.wait()
+        await asyncio.sleep(_POLL_S)
+        if self._affinity is None:
+            affinity = await asyncio.to_thread(importlib.import_module, "lbguard.service.affinity")
+            await affinity.end_earlier_affinity(self.settings)
         rounds = 0
         while True:
-            await asyncio.sleep(_POLL_S)
-            rounds += 1
-            if rounds == 1 and self._affinity is None:
-                affinity = await asyncio.to_thread(importlib.import_module, "lbguard.service.affinity")
-                await affinity.end_earlier_affinity(self.settings)
-            await self._packets.follow(self.engine.keys_by_mark())
+            await self._packets.follow(self.engine.keys_by_mark(), self.engine.suspected_marks())
             # Later readings are compared with the first one: the counts of an earlier run continue.
-            if rounds % _COUNT_EVERY == 1:
+            if rounds % _COUNT_EVERY == 0:
                 await self._packets.read()
+            rounds += 1
+            await self._follow_losses(time.monotonic() + _POLL_S)
+
+    async def _follow_losses(self, until: float) -> None:
+        """Let the kernel count what it drops of lost targets, soon after each loss: packets before are not counted."""
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._target_lost.wait()
+            if self._target_lost.is_set():
+                await asyncio.sleep(_LOSSES_TOGETHER_S)
+                self._target_lost.clear()
+                await self._packets.suspect(self.engine.suspected_marks())
+
+    async def _keep_readiness(self, directory: Path) -> None:
+        """Keep the files by which the router of Meridio-2 learns what is ready."""
+        readiness = await asyncio.to_thread(importlib.import_module, "lbguard.service.readiness")
+        known = self.availability
+        available = known.of if self._enforcing else lambda stream: None
+        balancer = self.settings.readiness.balancer
+        files = readiness.ReadinessFiles(
+            directory, balancer, available, at_end=lambda stream: False if known.stopped else None
+        )
+        await files.run()
 
     async def _follow_mesh(self) -> None:
         """Follow a mesh manager after the repairs of the start: its library takes long to load."""
@@ -388,7 +248,7 @@ class Daemon:
         """Update gauges, and record the counters that adapters keep themselves."""
         self.availability.retain(self.engine.stream_names())
         self.metrics.record_status(self.engine.summary(time.monotonic()))
-        self.metrics.record_readiness(self.unready_reason())
+        self.metrics.record_readiness(self.unready_reason() or self.gate_reason())
         self._event_reporter.counted(self._announcer, self.mirror.counters)
         self.metrics.record_inbox_dropped(self.runner.inbox_dropped)
         self._recording.count(self.metrics)
@@ -414,10 +274,10 @@ class Daemon:
     async def _report_health(self) -> None:
         unready = self.unready_reason()
         if self._servers is not None:
-            await self._servers.report_readiness(unready)
+            await self._servers.report_readiness(unready or self.gate_reason())
         elif not unready or time.monotonic() - self._started_at > self._servers_latest_s():
             self._servers = await self._open_servers()
-            await self._servers.report_readiness(unready)
+            await self._servers.report_readiness(unready or self.gate_reason())
         self._event_reporter.waited(unready, time.monotonic())
         if not self._ready_told and not unready:
             self._ready_told = True
@@ -440,54 +300,3 @@ class Daemon:
         opened: Servers = await servers.open_servers(self)
         self._servers_opened.set()
         return opened
-
-    # Wiring
-
-    def _observe_kernel(self, events: list[Event], received_at: float) -> None:
-        self._event_reporter.kernel_observed(events, in_sync=self.mirror.in_sync)
-        if self._interposer is not None or not self._enforcing:
-            self._routes.observe(events)
-        if self._kernel_source is not None:
-            self._kernel_source.observe_kernel(events)
-        if self._mesh is not None:
-            self._mesh.observe_kernel(events)
-        self.runner.post_kernel(events, received_at)
-
-    def _observe_source(self, event: SourceEvent) -> None:
-        self._event_reporter.source_observed(event)
-        self.runner.post((event,))
-
-    def _routes_in_force(self) -> Iterable[Route] | None:
-        if not self.engine.in_sync:
-            return None
-        # Where the load balancer has its own routes, these show the offsets.
-        return [*self.engine.routes(), *(self._routes.routes() or ())]
-
-    def _post(self, events: Sequence[Event]) -> None:
-        self._event_reporter.refused(events)
-        if any(isinstance(event, RouteFailed) and event.reason.startswith("EEXIST") for event in events):
-            # The mirror does not have the existing object: an ignored type of route, or a very recent one.
-            self.mirror.request_reconcile()
-        self.runner.post(events)
-        if self._interposer is not None:
-            self._interposer.observe(events)
-
-    def _post_mesh(self, events: "Sequence[WatchEvent]") -> None:
-        # Not through the inbox of verdicts: the mesh reports an event once, so none may be dropped for lack of room.
-        self.runner.post(events)
-
-    def _committed(self, result: CommitResult) -> None:
-        self._event_reporter.committed(result)
-        self._recording.committed(result)
-
-    def _park(self, effect: ParkPackets) -> None:
-        if self._parking is not None:
-            self._parking.perform(effect)
-
-    def _announce(self, effect: Announce | SolicitNeighbors) -> None:
-        if self._announcer is None:
-            return
-        if isinstance(effect, Announce):
-            self._announcer.announce(effect)
-        else:
-            self._announcer.solicit(effect)

@@ -22,6 +22,10 @@ class DrainWatch:
         self._idle_s = idle_s
         self._drains: dict[int, _Drain] = {}
 
+    def configure(self, idle_s: float) -> None:
+        """Use another time from now on, also for the drains that go on."""
+        self._idle_s = idle_s
+
     def observe(self, marks: Iterable[int], packets: Mapping[int, int], now: float) -> tuple[int, ...]:
         """Record a reading, and return the marks that are idle for long enough now, each once.
 

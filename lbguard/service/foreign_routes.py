@@ -29,10 +29,13 @@ class TargetRoutes:
     a route that is added again causes an event. A full view corrects everything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, follow: bool = False) -> None:
+        """Start without any route. With `follow`, `take_changed` is called again and again."""
         self.known = False
         """True after the first full view."""
+        self._follow = follow
         self._tables: dict[int, dict[_Key, Route]] = {}
+        self._changed: set[int] = set()
 
     def observe(self, events: Iterable[Event]) -> None:
         """Record the routes among some events."""
@@ -43,10 +46,18 @@ class TargetRoutes:
             elif kind is RouteGone:
                 self._drop(event.route)  # type: ignore[union-attr]
             elif isinstance(event, KernelSnapshot):
-                self._tables.clear()
+                before, self._tables = self._tables, {}
                 for route in event.routes:
                     self._put(route)
+                for table in before.keys() | self._tables.keys():
+                    if before.get(table) != self._tables.get(table):
+                        self._note(table)
                 self.known = True
+
+    def take_changed(self) -> set[int]:
+        """Return the tables whose routes have changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def gateways(self, table: int) -> tuple[Ip, ...]:
         """Return the gateways in a table, IPv4 first, at most one per family: that of the best metric."""
@@ -64,12 +75,18 @@ class TargetRoutes:
     def _put(self, route: Route) -> None:
         if route.protocol != ROUTE_PROTOCOL and route.kind is RouteKind.UNICAST and route.gateway:
             self._tables.setdefault(route.table, {})[route.table, route.ipv4, route.metric] = route
+            self._note(route.table)
+
+    def _note(self, table: int) -> None:
+        if self._follow:
+            self._changed.add(table)
 
     def _drop(self, route: Route) -> None:
         table = self._tables.get(route.table)
         key = (route.table, route.ipv4, route.metric)
         if table is not None and table.get(key) == route:
             del table[key]
+            self._note(route.table)
             if not table:
                 del self._tables[route.table]
 

@@ -46,14 +46,17 @@ _TX_DROPPED: Final = 11
 DROP_REASONS: Final = (*(str(reason) for reason in Dropped), WITHDRAWN, REMOVED, ADDRESS_CHANGED, "link_lost")
 
 
+def bounds_of(settings: Settings) -> Bounds:
+    """Return the bounds that the settings say."""
+    parking = settings.parking
+    return Bounds(packets=parking.packets, memory_bytes=parking.bytes, max_age_s=parking.max_age)
+
+
 class PacketParking:
     """Keeper of the parking link. Where it cannot be made, the service works without parking, and tries again."""
 
     def __init__(self, settings: Settings, metrics: Metrics, channel: NetlinkChannel, requests: KernelRequests) -> None:
-        parking = settings.parking
-        self._buffer = ParkingBuffer(
-            Bounds(packets=parking.packets, memory_bytes=parking.bytes, max_age_s=parking.max_age)
-        )
+        self._buffer = ParkingBuffer(bounds_of(settings))
         self._metrics = metrics.parking
         self._channel = channel
         self._requests = requests
@@ -68,6 +71,11 @@ class PacketParking:
         self._window_ends = 0.0
         self._given_back = 0
         self._problem = ""
+
+    def configure(self, settings: Settings) -> None:
+        """Use other bounds from now on: packets beyond them are dropped as others come, or when they are too old."""
+        self._buffer.bounds = bounds_of(settings)
+        self._plan_pass()
 
     def perform(self, effect: ParkPackets) -> None:
         """Apply one effect at once; `run` programs the routes."""

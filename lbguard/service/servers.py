@@ -12,6 +12,7 @@ from lbguard.api.commands import Control
 from lbguard.api.control_server import ControlService
 from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.server import ApiServer, GuardView
+from lbguard.api.settings_server import SettingsView
 from lbguard.api.verdicts.listener import ListenerOptions, VerdictListener
 from lbguard.api.verdicts.policy import DenyReason, Policy
 from lbguard.api.verdicts.queue import IGNORED_REASONS, Limit, VerdictQueue
@@ -40,6 +41,10 @@ class ServiceContext(GuardView, Protocol):
     def control(self) -> Control:
         """Way of operators' commands to the core."""
 
+    @property
+    def live_settings(self) -> SettingsView | None:
+        """Return the follower of the settings file; None where the sources of the settings are not known."""
+
 
 class Servers:
     """The unix sockets and ports that the service serves."""
@@ -53,7 +58,14 @@ class Servers:
         control = (
             ControlService(context.status, context.control, settings.control) if settings.control.enabled else None
         )
-        self._api = ApiServer(settings.socket, context, context.decision_log, verdicts=self._intake, control=control)
+        self._api = ApiServer(
+            settings.socket,
+            context,
+            context.decision_log,
+            verdicts=self._intake,
+            control=control,
+            settings=context.live_settings,
+        )
         self._listener: VerdictListener | None = None
         self._following: asyncio.Task[None] | None = None
         self._http: HttpEndpoint | None = None

@@ -7,7 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from lbguard.settings.notation import check_collector_address, parse_duration, parse_listen
+from lbguard.settings.notation import (
+    AMOUNT_EXAMPLES,
+    check_collector_address,
+    parse_amount,
+    parse_duration,
+    parse_listen,
+)
 from lbguard.settings.peers import check_pattern
 
 ACROSS = "across"
@@ -61,6 +67,16 @@ def check_socket_path(value: object) -> object:
     return _path_of(value, SOCKET_PATH_BYTES_MAX)
 
 
+def check_amount(value: object) -> object:
+    """Refuse what is neither a number of targets nor a share; return it as text.
+
+    Raises:
+        ValueError: see `parse_amount`.
+    """
+    parse_amount(value)
+    return str(value).strip()
+
+
 def check_spiffe_address(text: str) -> None:
     """Refuse text that is not an address of a SPIFFE Workload API; empty means none.
 
@@ -101,6 +117,7 @@ Durations = Annotated[tuple[Annotated[Duration, Field(le=60)], ...], BeforeValid
 SpiffeAddress = Annotated[str, checked(check_spiffe_address)]
 Listen = Annotated[str, checked(parse_listen)]
 CollectorAddress = Annotated[str, checked(check_collector_address)]
+AmountText = Annotated[str, BeforeValidator(check_amount)]
 PeerPattern = Annotated[str, checked(check_pattern)]
 
 
@@ -109,16 +126,34 @@ def group() -> Any:
     return Field(default_factory=dict, validate_default=True)
 
 
-def seconds(default: float | None, help_text: str, *, low: float = 0.0, high: float = DAY_S) -> Any:
+def unit(name: str, *, live: bool = False) -> dict[str, Any]:
+    """Return the declaration of a unit. `live`: the running service takes a change over, without a restart."""
+    return {"unit": name, "live": live}
+
+
+LIVE: dict[str, Any] = {"live": True}
+"""Declares that the running service takes a change over, of a setting without a unit."""
+
+
+def seconds(default: float | None, help_text: str, *, low: float = 0.0, high: float = DAY_S, live: bool = False) -> Any:
     """Declare a duration."""
-    return Field(default, ge=low, le=high, description=help_text, json_schema_extra={"unit": "duration"})
+    return Field(default, ge=low, le=high, description=help_text, json_schema_extra=unit("duration", live=live))
 
 
-def ratio(default: float, help_text: str, *, low: float = 0.0) -> Any:
+def ratio(default: float, help_text: str, *, low: float = 0.0, live: bool = False) -> Any:
     """Declare a ratio between `low` and 1."""
-    return Field(default, ge=low, le=1, description=help_text, json_schema_extra={"unit": "ratio"})
+    return Field(default, ge=low, le=1, description=help_text, json_schema_extra=unit("ratio", live=live))
 
 
-def number(default: int, unit: str, help_text: str, *, low: int, high: int) -> Any:
+def amount(default: str, help_text: str) -> Any:
+    """Declare a number of targets, or a share of a stream's. It is live."""
+    return Field(
+        default,
+        description=help_text,
+        json_schema_extra={"unit": "number or share", "allowed": AMOUNT_EXAMPLES, "live": True},
+    )
+
+
+def number(default: int, of: str, help_text: str, *, low: int, high: int, live: bool = False) -> Any:
     """Declare a count of something, or another number with a unit."""
-    return Field(default, ge=low, le=high, description=help_text, json_schema_extra={"unit": unit})
+    return Field(default, ge=low, le=high, description=help_text, json_schema_extra=unit(of, live=live))

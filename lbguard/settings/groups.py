@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 from lbguard.settings.fields import (
     ACROSS,
     GROUP,
+    LIVE,
+    AmountText,
     CollectorAddress,
     Duration,
     Durations,
@@ -17,9 +19,11 @@ from lbguard.settings.fields import (
     OptionalDuration,
     OptionalSocketPath,
     Patterns,
+    amount,
     number,
     ratio,
     seconds,
+    unit,
 )
 from lbguard.settings.notation import COLLECTOR_EXAMPLES, format_duration
 
@@ -32,7 +36,7 @@ class LogSettings(BaseModel):
         default="auto", description="JSON lines, readable text, or auto: text on a terminal and JSON otherwise."
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least severe level logged."
+        default="info", description="The least severe level logged.", json_schema_extra=LIVE
     )
 
 
@@ -40,20 +44,28 @@ class GraceSettings(BaseModel):
     """Time for which a target with a broken path stays in the distributor."""
 
     model_config = GROUP
-    window: Duration = seconds(3.0, "A target is held this long after its path broke, then withdrawn.", high=3600)
-    max: Duration = seconds(30.0, "The longest hold, counted from the loss, extensions included.", high=3600)
+    window: Duration = seconds(
+        3.0, "A target is held this long after its path broke, then withdrawn.", high=3600, live=True
+    )
+    max: Duration = seconds(30.0, "The longest hold, counted from the loss, extensions included.", high=3600, live=True)
     neighbor_window: OptionalDuration = seconds(
-        None, "Window when the neighbour entry failed while the link is fine; unset: grace.window.", high=3600
+        None,
+        "Window when the neighbour entry failed while the link is fine; unset: grace.window.",
+        high=3600,
+        live=True,
     )
     verdict_window: OptionalDuration = seconds(
-        None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600
+        None, "Window when a proxy's verdict is DOWN while the link is fine; unset: grace.window.", high=3600, live=True
     )
     adaptive: bool = Field(
         default=False,
         description="Learn the window from the durations of past heals in a subnet; only for causes without a window of"
         " their own.",
+        json_schema_extra=LIVE,
     )
-    adaptive_quantile: float = ratio(0.95, "The share of past heals that the adaptive window covers.", low=0.5)
+    adaptive_quantile: float = ratio(
+        0.95, "The share of past heals that the adaptive window covers.", low=0.5, live=True
+    )
 
     @model_validator(mode="after")
     def _windows_within_max(self) -> "GraceSettings":
@@ -80,17 +92,18 @@ class FreezeSettings(BaseModel):
         0.5,
         "No target is withdrawn while more than this share of a stream's admitted targets, and at least two,"
         " are broken.",
+        live=True,
     )
-    limit: Duration = seconds(60.0, "The longest freeze.", high=3600)
+    limit: Duration = seconds(60.0, "The longest freeze.", high=3600, live=True)
 
 
 class DampingSettings(BaseModel):
     """Delay of the re-admission of targets that were withdrawn repeatedly."""
 
     model_config = GROUP
-    half_life: Duration = seconds(30.0, "The penalty of past losses halves in this time.", low=0.1)
-    step: Duration = seconds(2.0, "Delay per penalty above one; the first recovery never waits.", high=3600)
-    max: Duration = seconds(30.0, "The longest delay of a re-admission.", high=3600)
+    half_life: Duration = seconds(30.0, "The penalty of past losses halves in this time.", low=0.1, live=True)
+    step: Duration = seconds(2.0, "Delay per penalty above one; the first recovery never waits.", high=3600, live=True)
+    max: Duration = seconds(30.0, "The longest delay of a re-admission.", high=3600, live=True)
 
 
 class AvailabilitySettings(BaseModel):
@@ -99,8 +112,27 @@ class AvailabilitySettings(BaseModel):
     model_config = GROUP
     grace: Duration = seconds(
         1.0,
-        "A stream without a usable path is reported unavailable after this time; its table does not change.",
+        "A stream below its quorum is reported unavailable after this time; its table does not change.",
         high=3600,
+        live=True,
+    )
+    quorum: AmountText = amount(
+        "1", "A stream is available while so many of its targets, or this share of them, get new traffic; at most all."
+    )
+    hysteresis: AmountText = amount(
+        "0", "A stream that is unavailable needs so many targets more than the quorum, or all, to be available again."
+    )
+    lame_duck: Duration = seconds(
+        0.0,
+        "At SIGTERM lbguard first reports that it is unavailable and not ready, and stops this much later; a second"
+        " signal stops it at once.",
+        high=3600,
+        live=True,
+    )
+    readyz: bool = Field(
+        default=False,
+        description="/readyz and `health --ready` say no while no stream is available.",
+        json_schema_extra=LIVE,
     )
     socket: OptionalSocketPath = Field(
         default=None,
@@ -113,20 +145,33 @@ class EvidenceSettings(BaseModel):
     """Weight of soft evidence (failed neighbours, verdicts)."""
 
     model_config = GROUP
-    soft_budget: float = ratio(0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.")
+    soft_budget: float = ratio(
+        0.5, "Soft evidence alone withdraws at most this share of a stream's admitted targets.", live=True
+    )
     verdict_confirm: int = number(
-        1, "verdicts", "A reporter's DOWN counts when this many of its last verdicts are DOWN.", low=1, high=100
+        1,
+        "verdicts",
+        "A reporter's DOWN counts when this many of its last verdicts are DOWN.",
+        low=1,
+        high=100,
+        live=True,
     )
     verdict_memory: int = number(
-        3, "verdicts", "Number of a reporter's last verdicts that are considered.", low=1, high=100
+        3, "verdicts", "Number of a reporter's last verdicts that are considered.", low=1, high=100, live=True
     )
     veto_window: Duration = seconds(
         2.5,
         "A DOWN verdict is vetoed by a neighbour that answered, or packets that arrived, less than this ago.",
         high=3600,
+        live=True,
     )
     neighbor_failures: int = number(
-        2, "failures", "A path counts as broken after this many failed resolutions in a row.", low=1, high=100
+        2,
+        "failures",
+        "A path counts as broken after this many failed resolutions in a row.",
+        low=1,
+        high=100,
+        live=True,
     )
 
 
@@ -171,7 +216,9 @@ class NeighborSettings(BaseModel):
     """Neighbour (ARP, NDP) entries of the targets and the timers of their links."""
 
     model_config = GROUP
-    probe_interval: Duration = seconds(1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600)
+    probe_interval: Duration = seconds(
+        1.0, "Each target's entry is verified this often; 0 turns it off.", high=3600, live=True
+    )
     tune: bool = Field(
         default=True,
         description="On links that face targets, set the kernel's neighbour timers (below) and arp_notify: the kernel"
@@ -246,7 +293,7 @@ class AnnounceSettings(BaseModel):
         max_length=16,
         description="Times at which the addresses of a new link are announced, after its appearance; 0 first,"
         " ascending.",
-        json_schema_extra={"unit": "list of durations"},
+        json_schema_extra=unit("list of durations", live=True),
     )
     max_pending: int = number(
         4096,
@@ -254,6 +301,7 @@ class AnnounceSettings(BaseModel):
         "The most addresses, of all links, that wait to be announced or announced again.",
         low=1,
         high=1_000_000,
+        live=True,
     )
 
     @model_validator(mode="after")
@@ -311,11 +359,12 @@ class ParkingSettings(BaseModel):
         "The most memory for kept packets, of all targets together.",
         low=2**16,
         high=2**32,
+        live=True,
     )
     packets: int = number(
-        16_384, "packets", "The most packets that are kept, of all targets together.", low=16, high=2**20
+        16_384, "packets", "The most packets that are kept, of all targets together.", low=16, high=2**20, live=True
     )
-    max_age: Duration = seconds(15.0, "A packet that was kept this long is dropped.", low=0.1, high=300)
+    max_age: Duration = seconds(15.0, "A packet that was kept this long is dropped.", low=0.1, high=300, live=True)
 
 
 class DrainSettings(BaseModel):
@@ -327,8 +376,11 @@ class DrainSettings(BaseModel):
         "A target that leaves the list keeps its connections for this time. 0: it is removed at once. A lost path ends"
         " the drain.",
         high=86_400,
+        live=True,
     )
-    idle: Duration = seconds(30.0, "A drain ends after this time without a packet for the target.", low=1, high=86_400)
+    idle: Duration = seconds(
+        30.0, "A drain ends after this time without a packet for the target.", low=1, high=86_400, live=True
+    )
 
 
 class ControlSettings(BaseModel):
@@ -378,6 +430,7 @@ class AffinitySettings(BaseModel):
         "A change of a stream's list of targets takes effect this much later; flows seen meanwhile stay with their"
         " target.",
         high=300,
+        live=True,
     )
     udp: bool = Field(
         default=False,

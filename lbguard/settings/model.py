@@ -6,7 +6,7 @@ Priority: flags (`--set key=value`), environment (`LBGUARD_GRACE__WINDOW`), YAML
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, Fre
 from lbguard.core.model import Condition
 from lbguard.settings.fields import (
     ACROSS,
+    LIVE,
     OptionalPath,
     SocketPath,
     group,
@@ -43,6 +44,7 @@ from lbguard.settings.groups import (
     RecordingSettings,
     TracingSettings,
 )
+from lbguard.settings.notation import parse_amount
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.sources import (
     DEFAULT,
@@ -62,6 +64,7 @@ from lbguard.settings.surroundings import (
     MeshSettings,
     NsmEventSettings,
     NspSettings,
+    ReadinessSettings,
     check_place,
 )
 from lbguard.settings.verdicts import VerdictSettings
@@ -96,6 +99,7 @@ class Settings(BaseSettings):
     withdraw_on_exit: bool = Field(
         default=False,
         description="Withdraw every target and remove routes and rules at exit; off: leave everything in place.",
+        json_schema_extra=LIVE,
     )
     log: LogSettings = group()
     grace: GraceSettings = group()
@@ -117,6 +121,7 @@ class Settings(BaseSettings):
     verdicts: VerdictSettings = group()
     nsp: NspSettings = group()
     interposer: InterposerSettings = group()
+    readiness: ReadinessSettings = group()
     kernel_source: KernelSourceSettings = group()
     nsm: NsmEventSettings = group()
     mesh: MeshSettings = group()
@@ -173,21 +178,33 @@ class Settings(BaseSettings):
 class Loaded:
     """Settings, and the source of each value by dotted name (`default`, or text such as `flag --set`).
 
-    `notes` are warnings for the operator, such as an unknown environment variable.
+    `notes` are warnings for the operator, such as an unknown environment variable. `flags` are those that `load` got.
     """
 
     settings: Settings
     origins: Mapping[str, str]
     notes: tuple[str, ...]
     config_path: Path | None
+    flags: Mapping[str, object] = field(default_factory=dict)
+
+    def again(self, content: bytes, path: Path | None = None) -> "Loaded":
+        """Read all sources again, with this content of the file. `path`: for the errors; None: the same as before.
+
+        Raises:
+            SettingsError: see `load`.
+        """
+        return load(config=path or self.config_path, flags=self.flags, content=content)
 
 
-def load(*, config: Path | None = None, flags: Mapping[str, object] | None = None) -> Loaded:
+def load(
+    *, config: Path | None = None, flags: Mapping[str, object] | None = None, content: bytes | None = None
+) -> Loaded:
     """Read all sources and validate them once.
 
     Args:
         config: the YAML file; None takes the one that LBGUARD_CONFIG names, if any.
         flags: values by dotted name, such as `{"grace.window": "5s"}`.
+        content: of the file, where it was read already.
 
     Raises:
         SettingsError: a source cannot be read, or a setting is unknown, invalid or contradicts another.
@@ -195,7 +212,7 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     if config is None and os.environ.get(CONFIG_VARIABLE):
         config = Path(os.environ[CONFIG_VARIABLE])
     flag, environment = NamedSource(Settings, "flag", flags or {}), EnvironmentSource(Settings)
-    file = FileSource(Settings, config)
+    file = FileSource(Settings, config, content)
     sources: dict[str, Any] = {_SOURCES: (flag, environment, file)}
     given: dict[str, Given] = {}
     for source in reversed(sources[_SOURCES]):
@@ -208,7 +225,9 @@ def load(*, config: Path | None = None, flags: Mapping[str, object] | None = Non
     if problems:
         raise SettingsError(problems)
     origins = {leaf.name: given.get(leaf.name, DEFAULT).origin for leaf in leaves(Settings)}
-    return Loaded(settings=settings, origins=origins, notes=environment.notes, config_path=config)
+    return Loaded(
+        settings=settings, origins=origins, notes=environment.notes, config_path=config, flags=dict(flags or {})
+    )
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -228,6 +247,8 @@ def engine_config(settings: Settings) -> EngineConfig:
             half_life_s=settings.damping.half_life, step_s=settings.damping.step, max_s=settings.damping.max
         ),
         availability_grace_s=settings.availability.grace,
+        availability_quorum=parse_amount(settings.availability.quorum),
+        availability_hysteresis=parse_amount(settings.availability.hysteresis),
         soft_budget=settings.evidence.soft_budget,
         evidence=EvidenceConfig(
             confirm_k=settings.evidence.verdict_confirm,

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from lbguard.core.config import Amount
+
 _FACTORS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_AMOUNT = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(%)?", re.ASCII)
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(us|ms|s|m|h)?", re.ASCII)
 
 DURATION_EXAMPLES = "500ms, 3s, 2m"
@@ -48,6 +51,35 @@ def format_duration(seconds: float) -> str:
     if seconds >= 60 and seconds % 60 == 0:
         return f"{seconds / 60:g}m"
     return f"{round(seconds, 6):.10g}s"
+
+
+AMOUNT_EXAMPLES = "a number such as 2, or a share such as 50%"
+"""Examples in errors about amounts."""
+
+
+def parse_amount(value: object) -> Amount:
+    """Parse a number of targets, or a share of a stream's.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise ValueError("neither a number of targets nor a share")
+    number = float(match[1])
+    if not match[2]:
+        if number != int(number):
+            raise ValueError("neither a whole number nor a share")
+        return Amount(count=int(number))
+    if number > 100:
+        raise ValueError("more than 100%")
+    return Amount(share=number / 100)
+
+
+def format_amount(amount: Amount) -> str:
+    """Return an amount as text from which `parse_amount` returns the same value."""
+    return f"{amount.share * 100:.10g}%" if amount.share else str(amount.count)
 
 
 LISTEN_EXAMPLES = ":9464, 127.0.0.1:9464, [::1]:9464, or empty for off"

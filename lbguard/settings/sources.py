@@ -112,13 +112,17 @@ class SettingsError(CommandError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """One setting: dotted name, environment variable, default, unit, allowed values, help."""
+    """One setting: dotted name, environment variable, default, unit, allowed values, help.
+
+    `live`: the running service takes a change over; another setting changes with its restart.
+    """
 
     name: str
     default: Any
     unit: str
     allowed: str
     help: str
+    live: bool = False
 
     @property
     def variable(self) -> str:
@@ -154,8 +158,14 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Leaf]:
             yield from _walk(kind, f"{prefix}{name}.")
         else:
             unit, allowed = _unit_and_bounds(field)
+            extra = field.json_schema_extra
             yield Leaf(
-                name=prefix + name, default=field.default, unit=unit, allowed=allowed, help=field.description or ""
+                name=prefix + name,
+                default=field.default,
+                unit=unit,
+                allowed=allowed,
+                help=field.description or "",
+                live=isinstance(extra, dict) and bool(extra.get("live")),
             )
 
 
@@ -224,11 +234,14 @@ def _unknown(name: str, given: Given, known: list[str]) -> Problem:
 
 
 class FileSource(NamedSource):
-    """A YAML file whose groups are mappings, or dotted names, or both; without a file there are no values."""
+    """A YAML file whose groups are mappings, or dotted names, or both; without a file there are no values.
 
-    def __init__(self, settings_cls: type[BaseSettings], path: Path | None) -> None:
+    `content`: of the file, where it was read already.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings], path: Path | None, content: bytes | None = None) -> None:
         groups = {leaf.name.rpartition(".")[0] for leaf in leaves(settings_cls)} - {""}
-        values, refused = _read_file(path, groups)
+        values, refused = _read_file(path, content, groups)
         super().__init__(settings_cls, f"file {path}", values)
         self.problems = [
             Problem(
@@ -242,13 +255,17 @@ class FileSource(NamedSource):
         ] + self.problems
 
 
-def _read_file(path: Path | None, groups: set[str]) -> tuple[dict[str, object], list[tuple[str, str]]]:
+def _read_file(
+    path: Path | None, content: bytes | None, groups: set[str]
+) -> tuple[dict[str, object], list[tuple[str, str]]]:
     """Return the values of a file by dotted name, and the reasons for its refusal, with the allowed form."""
     allowed = "a readable YAML file of settings"
     if path is None:
         return {}, []
     try:
-        document = parse_yaml(read_regular_file(path, MAX_BYTES))
+        if content is not None and len(content) > MAX_BYTES:
+            return {}, [(f"is larger than {MAX_BYTES // 2**20} MiB", allowed)]
+        document = parse_yaml(read_regular_file(path, MAX_BYTES) if content is None else content)
     except FileError as error:
         return {}, [(str(error), allowed)]
     except YamlError as error:

@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -108,6 +108,11 @@ class InterposerSettings(BaseModel):
         default=Path("/run/lbguard/interposer"),
         description="The directory shared with the program nfqlb in the load balancer's container (LBGUARD_NFQLB_DIR).",
     )
+    flavour: Literal["auto", "meridio", "meridio-2"] = Field(
+        default="auto",
+        description="The load balancer that makes the calls. auto: a memory named tshm-STREAM is Meridio's, any other"
+        " Meridio-2's.",
+    )
     answer_timeout: Duration = seconds(
         0.15,
         "The longest time until a call is answered; the caller waits 200 ms.",
@@ -115,7 +120,9 @@ class InterposerSettings(BaseModel):
         high=0.19,
     )
     recent_loss: Duration = seconds(
-        1.0, "A deactivate counts as a failed verification when the path was broken within this time.", high=60
+        1.0,
+        "A deactivate by Meridio counts as a failed verification when the path was broken within this time.",
+        high=60,
     )
     confirm_timeout: Duration = seconds(
         15.0,
@@ -124,6 +131,31 @@ class InterposerSettings(BaseModel):
         low=1,
         high=3600,
     )
+
+
+class ReadinessSettings(BaseModel):
+    """Readiness files for the router of Meridio-2, in place of those of its load balancer."""
+
+    model_config = GROUP
+    directory: OptionalPath = Field(
+        default=None,
+        description="Directory for files lb-ready-STREAM, for the router (its MERIDIO_READINESS_DIR)."
+        " A file exists while the load balancer's own does and the stream is available. Unset: no files.",
+    )
+    balancer: FilePath = Field(
+        default=Path("/var/run/meridio"),
+        description="Directory of the load balancer's own files (MERIDIO_READINESS_DIR of its container).",
+    )
+
+    @model_validator(mode="after")
+    def _two_directories(self) -> "ReadinessSettings":
+        if self.directory == self.balancer:
+            raise PydanticCustomError(
+                ACROSS,
+                "the load balancer removes every file of its directory when it starts",
+                {"setting": "readiness.directory", "value": str(self.directory), "allowed": "a directory of its own"},
+            )
+        return self
 
 
 ADDRESS_EXAMPLES = "nsp-service:7778, [fd00::1]:7778, unix:///PATH"

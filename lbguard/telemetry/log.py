@@ -258,9 +258,14 @@ def setup_logging(
     stream = sys.stderr if stream is None else stream
     terminal = stream.isatty()
     as_text = log_format == "text" or (log_format == "auto" and terminal)
-    logging.getLogger().setLevel(level.upper())
+    set_level(level)
     formatter = TextFormatter(colour=terminal) if as_text else JsonFormatter()
     return Logging(_BoundedQueueHandler(queue_limit), formatter, stream)
+
+
+def set_level(level: str) -> None:
+    """Write records of this level (debug, info, warning or error) and above from now on."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def _writer(stream: TextIO) -> Callable[[str], None]:

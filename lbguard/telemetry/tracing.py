@@ -34,7 +34,7 @@ _QUEUE_SPANS = 8192
 _EXPORT_TIMEOUT_S = 5.0
 _FLUSH_S = 1.0
 
-_PHASES = {Action.HOLD: "hold", Action.FREEZE: "freeze", Action.WITHDRAW: "withdrawn", Action.TAKE_OUT: "taken_out"}
+_PHASES = {Action.HOLD: "hold", Action.FREEZE: "freeze", Action.WITHDRAW: "withdrawn", Action.TAKE_OUT: "withdrawn"}
 _ENDS = {
     Action.RECOVER: "recovered",
     Action.READMIT: "readmitted",

@@ -10,6 +10,7 @@ from typing import Any
 from lbguard.core.config import EngineConfig
 from lbguard.core.model import Condition
 from lbguard.settings.model import Settings, SettingsError, engine_config, load
+from lbguard.settings.notation import format_amount
 from lbguard.settings.sources import Problem, leaves, nearest
 from lbguard.tuning.cost import Remembered
 
@@ -80,6 +81,8 @@ def settings_of(config: EngineConfig, remembered: Remembered = Remembered.INCIDE
         "damping.step": config.damping.step_s,
         "damping.max": config.damping.max_s,
         "availability.grace": config.availability_grace_s,
+        "availability.quorum": format_amount(config.availability_quorum),
+        "availability.hysteresis": format_amount(config.availability_hysteresis),
         "affinity.mode": str(remembered) if config.affinity else "off",
         "affinity.learn": config.learn_s,
         "drain.window": config.drain_window_s,

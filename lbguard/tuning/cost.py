@@ -226,7 +226,7 @@ class CostAccount:
         if self._remembered is not Remembered.NONE:
             self._committed_with_affinity(table, before, after)
             return
-        moved = self._slots.moved(table.stream.name, table.stream.max_targets, before, after)
+        moved = self._slots.moved(table.stream, before, after)
         if before.registered == after.registered:
             self._slots_moved += moved.total
             self._moved += moved.total / moved.slots
@@ -349,7 +349,7 @@ class CostAccount:
         without_left = Pair(before.registered, without_withdrawn.active - left)
         self._moved_by_list += self._moved_by_leaving(table, without_withdrawn, without_left)[1]
         if before.registered != after.registered and not self._learns and self._remembered is not Remembered.ALL:
-            moved_slots = self._slots.moved(name, table.stream.max_targets, without_left, after)
+            moved_slots = self._slots.moved(table.stream, without_left, after)
             self._moved_by_list += moved_slots.total / moved_slots.slots
 
     def _moved_by_leaving(self, table: StreamTable, before: Pair, after: Pair) -> tuple[int, float]:
@@ -358,7 +358,7 @@ class CostAccount:
         Those of the leaving targets are moved, except for those that drained or whose family was withdrawn before.
         Those of other targets (in tables of kind maglev) are moved unless every flow is remembered.
         """
-        moved = self._slots.moved(table.stream.name, table.stream.max_targets, before, after)
+        moved = self._slots.moved(table.stream, before, after)
         slots, connections = 0, 0.0
         for identifier, count in moved.by_owner.items():
             key = TargetKey(table.stream.name, identifier)

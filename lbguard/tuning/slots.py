@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from lbguard.core.model import StreamSpec
 from lbguard.distributor.maglev import (
     NO_TARGET,
     ImplicitPermutations,
@@ -47,31 +48,32 @@ class Slots:
         if slots > 0:
             self._sizes[stream] = slots
 
-    def moved(self, stream: str, max_targets: int, before: Pair, after: Pair) -> Moved:
+    def moved(self, stream: StreamSpec, before: Pair, after: Pair) -> Moved:
         """Return the slots that change their target between two tables. A slot without a target has no connections."""
-        size = self._size(stream, max_targets)
+        size = self._size(stream.name, stream.max_targets)
         by_owner: dict[int, int] = {}
         if before != after:
             one, other = self._table(stream, size, before), self._table(stream, size, after)
             for a, b in zip(one, other, strict=True):
                 if a != b and a != NO_TARGET:
-                    by_owner[a + 1] = by_owner.get(a + 1, 0) + 1
+                    owner = stream.first_identifier + a
+                    by_owner[owner] = by_owner.get(owner, 0) + 1
         return Moved(by_owner, size)
 
     def _size(self, stream: str, max_targets: int) -> int:
         known = self._sizes.get(stream, 0)
         return largest_prime_at_most(max(known or 100 * max_targets, 3))
 
-    def _table(self, stream: str, size: int, pair: Pair) -> list[int]:
-        key = (stream, size, pair)
+    def _table(self, stream: StreamSpec, size: int, pair: Pair) -> list[int]:
+        key = (stream.name, size, pair)
         table = self._tables.get(key)
         if table is None:
-            calculator = self._calculators.get((stream, size))
+            calculator = self._calculators.get((stream.name, size))
             if calculator is None:
-                calculator = TableCalculator(ImplicitPermutations(stream, size), self.kind)
-                self._calculators[stream, size] = calculator
+                calculator = TableCalculator(ImplicitPermutations(stream.name, size), self.kind)
+                self._calculators[stream.name, size] = calculator
             if len(self._tables) >= _TABLES_KEPT:
                 self._tables.pop(next(iter(self._tables)))
-            table = calculator.table({i - 1 for i in pair.registered}, {i - 1 for i in pair.active})
+            table = calculator.table(set(map(stream.index, pair.registered)), set(map(stream.index, pair.active)))
             self._tables[key] = table
         return table

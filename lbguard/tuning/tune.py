@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbguard.core.config import EngineConfig
-from lbguard.core.events import Event
+from lbguard.core.events import Event, SettingsChanged
 from lbguard.core.model import Decision, TargetKey
 from lbguard.distributor.maglev import TableKind
 from lbguard.recording.format import RecordingError
@@ -155,6 +155,10 @@ class Tuner:
             match item:
                 case Began():
                     self._begin(item)
+                case Told(event=SettingsChanged()):
+                    # Each variant has its own settings all the time.
+                    self.events += 1
+                    self.settings_changed = True
                 case Told(event=event):
                     self.events += 1
                     self._pending.append(event)

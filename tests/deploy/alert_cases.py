@@ -45,6 +45,8 @@ _FLOWS = 'lbguard_affinity_flows{protocol="tcp",family="ipv4"}'
 _WITHDRAWN_4, _WITHDRAWN_6 = (
     f'lbguard_target_families{{stream="s",family="{family}",state="withdrawn"}}' for family in ("ipv4", "ipv6")
 )
+_DIGEST = 'lbguard_stream_table_digest{stream="s"}'
+_DIGEST_OF_OTHER = 'lbguard_stream_table_digest{stream="s",pod="lb-1",instance="lb-1:9464"}'
 _WITHDRAWALS = 'lbguard_withdrawals_total{stream="s",cause="no_link"}'
 _RECOVERIES = 'lbguard_recoveries_total{stream="s"}'
 _READMISSIONS = 'lbguard_readmissions_total{stream="s"}'
@@ -251,6 +253,18 @@ CASES = {
         pod=False,
         at_min=80,
     ),
+    "LbguardTablesDiffer": Case(
+        fires={_DIGEST: "7x60", _DIGEST_OF_OTHER: "281474976710655x60"},
+        quiet=(
+            {_DIGEST: "281474976710654x60", _DIGEST_OF_OTHER: "281474976710654x60"},
+            {_DIGEST: "7x60"},
+            {_DIGEST: "7x60", _DIGEST_OF_OTHER: "7x30 8x10 7x20"},  # it held, and the other one withdrew
+            {_DIGEST: "7x60", 'lbguard_stream_table_digest{stream="t",pod="lb-1",instance="lb-1:9464"}': "8x60"},
+        ),
+        severity="warning",
+        labels={"namespace": "trench-a", "stream": "s"},
+        pod=False,
+    ),
     "LbguardSourceLost": _state("lbguard_source_ok", "warning", {}, bad=NONE, good=FULL),
     "LbguardSourceEntriesSkipped": _count(
         "lbguard_source_entries_skipped_total", "warning", {"reason": "no_identifier"}
@@ -381,6 +395,17 @@ CASES = {
         ),
         severity="warning",
         at_min=30,
+    ),
+    "LbguardConfigRefused": Case(
+        fires={"lbguard_config_refused{}": FULL},
+        quiet=({"lbguard_config_refused{}": NONE}, {"lbguard_config_refused{}": "0x35 1x3 0x22"}),
+        severity="warning",
+    ),
+    "LbguardConfigRestartNeeded": Case(
+        fires={"lbguard_config_restart_needed{}": "2x60"},
+        quiet=({"lbguard_config_restart_needed{}": NONE}, {"lbguard_config_restart_needed{}": "0x35 2x3 0x22"}),
+        severity="info",
+        at_min=20,
     ),
     "LbguardRecordingGaps": _count("lbguard_recording_dropped_total", "info", {"reason": "full"}),
     "LbguardReportersGone": Case(

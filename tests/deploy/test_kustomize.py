@@ -8,7 +8,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.charts import HERE, ROOT, Helm, Object, find, named, parse, patch_of, patched, pod_of, validate
+from tests.deploy.charts import (
+    HERE,
+    ROOT,
+    Helm,
+    Object,
+    case,
+    find,
+    named,
+    parse,
+    patch_of,
+    patched,
+    pod_of,
+    sidecar,
+    validate,
+)
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -51,10 +65,12 @@ CHART_VALUES = {
     "interposer": ("settings.source=interposer", "fullnameOverride=lbguard"),
     "probe": ("guard.enabled=false", "probe.enabled=true"),
 }
+MERIDIO_2 = (case("meridio2"), "fullnameOverride=lbguard")
 
 
 @pytest.mark.parametrize(
-    ("component", "workload"), [("guard", "load-balancer"), ("interposer", "meridio"), ("probe", "proxy")]
+    ("component", "workload"),
+    [("guard", "load-balancer"), ("interposer", "meridio"), ("interposer", "meridio2"), ("probe", "proxy")],
 )
 def test_the_components_make_the_pods_that_the_chart_makes(
     tools: Path, helm4: Helm, tmp_path: Path, component: str, workload: str
@@ -63,17 +79,18 @@ def test_the_components_make_the_pods_that_the_chart_makes(
     *config_maps, built = build(
         tools, tmp_path, {"resources": [f"{workload}.yaml"], "components": [f"../components/{component}"]}
     )
-    chart = helm4.objects(*CHART_VALUES[component])
+    chart = helm4.objects(*(MERIDIO_2 if workload == "meridio2" else CHART_VALUES[component]))
     by_chart = patched(tools, file, patch_of(chart, "probe" if component == "probe" else "guard"), tmp_path)
     for config_map in config_maps:
         assert find(chart, "ConfigMap", config_map["metadata"]["name"])["data"] == config_map["data"]
 
     def by_name(workload: Object, what: str) -> dict[str, Object]:
-        return {item["name"]: item for item in pod_of(workload)[what]}
+        return {item["name"]: item for item in pod_of(workload).get(what, ())}
 
     assert by_name(built, "containers") == by_name(by_chart, "containers")
+    assert by_name(built, "initContainers") == by_name(by_chart, "initContainers")
     assert by_name(built, "volumes") == by_name(by_chart, "volumes")
-    assert "lbguard" in by_name(built, "containers")
+    assert sidecar(pod_of(built)).get("restartPolicy") == (None if component == "probe" else "Always")
 
 
 def test_both_go_together_with_an_image_targets_and_settings(tools: Path, tmp_path: Path) -> None:
@@ -90,8 +107,8 @@ def test_both_go_together_with_an_image_targets_and_settings(tools: Path, tmp_pa
             "patches": [{"path": "settings.yaml"}],
         },
     )
-    guard = named(pod_of(find(objects, "Deployment"))["containers"], "lbguard")
-    probe = named(pod_of(find(objects, "DaemonSet"))["containers"], "lbguard")
+    guard = sidecar(pod_of(find(objects, "Deployment")))
+    probe = sidecar(pod_of(find(objects, "DaemonSet")))
     assert guard["image"] == probe["image"] == "registry.example/lbguard:1.2.3"
     assert named(probe["env"], "LBGUARD_PROBE__ENABLED")["value"] == "true"
     assert find(objects, "ConfigMap")["metadata"]["name"] == "lbguard-targets"

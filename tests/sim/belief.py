@@ -58,7 +58,7 @@ class Belief:
         self.in_sync = False
         # How often sync was gained: what came back unseen gets some time to be repaired.
         self.regained = 0
-        self._failures_needed = failures_needed
+        self.failures_needed = failures_needed
         self._followed = followed
         self._order = 0
         self._viewed = False
@@ -110,7 +110,7 @@ class Belief:
             route = wanted if (foreign.gateway, foreign.oif) == (ip, link.seen.ifindex) else None
         if Rule(mark, ipv4, mark) not in self.rules or (route != wanted and not self._moving(route, ip)):
             return Condition.ROUTE_MISSING
-        if link.failures.get(ip, 0) >= self._failures_needed:
+        if link.failures.get(ip, 0) >= self.failures_needed:
             return Condition.NEIGHBOR_FAILED
         return Condition.OK
 

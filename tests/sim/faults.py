@@ -429,6 +429,7 @@ class Scenario:
             (self.disturb_route, 1),
             (self.take_place, 2),
             (self.make_neighbor, 2),
+            (self.world.change_settings, 3),
         ]
         [scenario] = self.rng.choices([s for s, _ in scenarios], [w for _, w in scenarios])
         self.world.say(scenario.__name__)

@@ -17,6 +17,7 @@ from lbguard.core.events import (
     KernelOutOfSync,
     KernelSnapshot,
     OpenHold,
+    SettingsChanged,
     SourceSnapshot,
     Stalled,
     VerdictReported,
@@ -187,6 +188,12 @@ class Watch:
                 self._was_blind(now - self._lost_sight_at)
             case Stalled(duration_s=duration_s) if world.engine.in_sync:
                 self._was_blind(duration_s)
+            case SettingsChanged():
+                # Each loss has the new window now, counted from its beginning.
+                grace = world.config.grace
+                for loss in self._losses.values():
+                    loss.window_s = min(grace.by_cause_s.get(loss.cause, grace.window_s), grace.max_s)
+                    loss.longest_s = max(loss.longest_s, loss.window_s)
 
     def _was_blind(self, duration_s: float) -> None:
         now = self._world.now

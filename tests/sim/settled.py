@@ -65,8 +65,12 @@ def _check_table(world: World, spec: StreamSpec) -> None:
         and target.key.identifier in doubtful & table.active
         and any(path.condition is Condition.OK for path in target.paths.values())
     }
+    count, listed, config = len(usable | believed), len(spec.targets), world.config
+    needed = max(1, min(listed, config.availability_quorum.of(listed)))
+    again = max(1, min(listed, needed + config.availability_hysteresis.of(listed)))
     available = world.engine.available(spec.name)
-    assert available is bool(usable | believed), f"{spec.name}: availability is {available}"
+    # Between the two it depends on what was before.
+    assert needed <= count < again or available is (count >= needed), f"{spec.name}: {count} give {available}"
 
 
 def _routes(world: World, spec: StreamSpec, target: TargetSpec) -> set[Route]:

@@ -8,13 +8,13 @@ import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.addr import Ip, is_ipv4, is_link_local
-from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
+from lbguard.core.config import Amount, DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Action, Condition, LinkKey, NeighborState, Route, RouteKind, StreamSpec, TargetSpec
 from lbguard.core.observation import LOOK_S
@@ -75,6 +75,8 @@ def random_config(rng: random.Random, profile: Profile) -> EngineConfig:
         neighbor_probe_interval_s=2.0 if profile.soft or (profile.verdicts and rng.random() < 0.5) else 0.0,
         neighbor_failures_needed=rng.choice((1, 2, 3)),
         retry_max_s=2.0,
+        availability_quorum=rng.choice((Amount(count=1), Amount(count=1), Amount(count=2), Amount(share=0.5))),
+        availability_hysteresis=rng.choice((Amount(), Amount(count=1))),
     )
 
 
@@ -248,8 +250,34 @@ class World:
         else:
             self.guards(0.0, lambda: self.take_in(event))
 
+    def change_settings(self) -> None:
+        """The guard gets other settings while it runs, or finds them when it starts.
+
+        The oracle for verdicts counts old reports by the rule of the moment, so that rule stays.
+        """
+        wanted, kept = random_config(self.random, self.profile), self.config.evidence
+        evidence = replace(
+            kept, veto_window_s=self.random.choice((0.5, 2.5, 5.0)), opinions_max=wanted.evidence.opinions_max
+        )
+        limits = replace(wanted.grace, max_s=self.random.choice((4.0, 8.0)))
+        wanted = replace(
+            wanted,
+            grace=replace(limits, by_cause_s={cause: min(s, 4.0) for cause, s in limits.by_cause_s.items()}),
+            damping=DampingConfig(half_life_s=10.0, step_s=self.random.choice((0.0, 1.0, 3.0)), max_s=4.0),
+            evidence=evidence,
+            learn_s=self.random.choice((0.0, 1.0, 5.0)) if self.config.learn_s else 0.0,
+            drain_window_s=self.random.choice((2.0, 6.0)) if self.config.drain_window_s else 0.0,
+        )
+        if self.running:
+            self.deliver(ev.SettingsChanged(config=wanted))
+        else:
+            self.config = self.config.with_live(wanted)
+
     def take_in(self, event: ev.Event) -> None:
         """The guard observes an event; it decides a moment later, once for all that came until then."""
+        if isinstance(event, ev.SettingsChanged):
+            self.config = self.config.with_live(event.config)
+            self.belief.failures_needed = self.config.neighbor_failures_needed
         if isinstance(event, ev.SourceSnapshot):
             self._told_streams = {ip for s in event.streams for t in s.targets for ip in t.ips}
             self._ever_told |= self._told_streams

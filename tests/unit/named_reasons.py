@@ -120,11 +120,14 @@ def named_reasons() -> dict[str, set[str]]:
     causes = _found(_argument("_record", 3), core) | _found(_argument("end_drain", 2), core) | _lifecycle_causes()
     causes |= {*ENDS, *MANUAL_CAUSES.values()}
     availability = "core/commits.py"
-    available = _found(_assigned_to("reason"), "core/engine.py") | _found(_argument("_set", 2), availability)
+    available = _found(_returned_by("availability_reason"), availability) | _found(_argument("_set", 2), availability)
     available |= _found(_argument("get", 1), availability)
     recorder = "recording/recorder.py"
     missing = _found(_argument("_fail"), recorder) | _found(_argument("_lost_here"), recorder)
-    unready = _words(_found(_returned_by("unready_reason"), "service/daemon.py"))
+    unready = _words(
+        _found(_returned_by("unready_reason"), "service/parts.py")
+        | _found(_returned_by("gate_reason"), "service/parts.py")
+    )
     assert unready == set(UNREADY_REASONS)
     assert _words(dropped) | {OVERLOADED} == set(IGNORED_REASONS)
     # A mirror that failed reads nothing any more.

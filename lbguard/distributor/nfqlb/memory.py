@@ -110,8 +110,11 @@ def check_identifiers(table: StreamTable, room: int) -> None:
         DistributorError: an identifier or a fwmark is out of range.
     """
     for identifier in table.registered | table.active:
-        if not 1 <= identifier <= room:
-            raise DistributorError(f"target {table.stream.name}/{identifier}: the memory has identifiers 1 to {room}")
+        first = table.stream.first_identifier
+        if not first <= identifier < first + room:
+            raise DistributorError(
+                f"target {table.stream.name}/{identifier}: the memory has identifiers {first} to {first + room - 1}"
+            )
         if not 0 <= table.stream.mark(identifier) <= MARK_MAX:
             raise DistributorError(
                 f"target {table.stream.name}/{identifier}: nfqlb takes fwmarks 0 to {MARK_MAX},"

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.base import CommitResult, DistributorError
-from lbguard.distributor.maglev import TableKind
+from lbguard.distributor.maglev import TableKind, table_digest
 from lbguard.distributor.nfqlb.memory import SHM_DIR, StreamMemory, check_identifiers, check_room, memory_path
 
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ class NfqlbShmDistributor:
             DistributorError: the memory cannot be read.
         """
         marks = await self._run(lambda: self._memory(stream).active())
-        return frozenset(index + 1 for index, mark in enumerate(marks) if mark >= 0)
+        return frozenset(index + stream.first_identifier for index, mark in enumerate(marks) if mark >= 0)
 
     async def commit(self, tables: Sequence[StreamTable]) -> Sequence[CommitResult]:
         """Make each memory exactly as requested: one computation per stream, for any number of changes."""
@@ -114,16 +114,18 @@ class NfqlbShmDistributor:
             check_identifiers(table, memory.layout.targets)
             marks = [-1] * memory.layout.targets
             for identifier in table.active:
-                marks[identifier - 1] = table.stream.mark(identifier)
-            registered = frozenset(identifier - 1 for identifier in table.registered)
-            active = frozenset(identifier - 1 for identifier in table.active)
-            changed = memory.write(memory.table(registered, active), marks)
+                marks[table.stream.index(identifier)] = table.stream.mark(identifier)
+            registered = frozenset(map(table.stream.index, table.registered))
+            active = frozenset(map(table.stream.index, table.active))
+            lookup = memory.table(registered, active)
+            changed = memory.write(lookup, marks)
         except DistributorError as error:
             return CommitResult(stream=name, error=str(error), duration_s=time.perf_counter() - started)
         return CommitResult(
             stream=name,
             slots_changed=changed,
             slots_total=memory.layout.slots,
+            digest=table_digest(lookup),
             duration_s=time.perf_counter() - started,
         )
 

@@ -1,11 +1,13 @@
 """Packet counters per target, and of packets dropped while held, for any distributor.
 
 A held target's route table has only its blackhole route, and the kernel does not count packets there. So an nftables
-table of our own checks each marked packet after the distributor (nfqlb's NFQUEUE and the nftables distributor both
-act at priority -150) and after flow affinity (at -140) by a route lookup: `fib daddr . mark oif missing` is true when
-the mark's table ends in a blackhole, or no route matches the packet. (`fib ... type` does not help: the kernel looks
-it up in the local table only.) With parking the mark's table has a route to the parking link before the blackhole.
-The counters are in the elements of two sets, which survive the service.
+table of our own checks each marked packet after the distributor (`queueing.py`) and after flow affinity by a route
+lookup: `fib daddr . mark oif missing` is true when the mark's table ends in a blackhole, or no route matches the
+packet. (`fib ... type` does not help: the kernel looks it up in the local table only.) With parking the mark's table
+has a route to the parking link before the blackhole. The counters are in the elements of two sets, which survive the
+service.
+
+The route lookup is the expensive part, so it is made only for the marks of a third set: those whose path may be lost.
 """
 
 from collections.abc import Collection, Iterable
@@ -15,6 +17,7 @@ from lbguard.core.model import PARKING_LINK
 from lbguard.distributor.nftables import elements as nft_elements
 from lbguard.distributor.nftables.inventory import read_sets
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS
+from lbguard.distributor.nftables.queueing import COUNTERS_AFTER, MANGLE, LastQueue
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
 
 FAMILY = "inet"
@@ -22,6 +25,7 @@ TABLE = "lbguard-counters"
 
 _HITS = "hits"
 _FALLBACK = "fallback"
+_SUSPECTED = "suspected"
 
 
 class HeldCount(NamedTuple):
@@ -36,22 +40,37 @@ class FallbackCounters:
 
     Counts survive a restart of the service; they start at zero again when another program removes the table. With
     `parking`, packets that leave through the parking link count as those that the fallback dropped: this costs another
-    route lookup for each packet.
+    route lookup for each packet. `queue_at_least`: see `LastQueue`.
     """
 
-    def __init__(self, *, library: str = LIBRARY, parking: bool = False) -> None:
+    def __init__(self, *, library: str = LIBRARY, parking: bool = False, queue_at_least: int = MANGLE) -> None:
         self._parking = parking
+        self._queue = LastQueue(queue_at_least)
+        self._placed_after: int | None = None
         self._session = NftSession(library)
         self._marks: frozenset[int] = frozenset()
+        self._suspected: frozenset[int] = frozenset()
 
-    async def ensure(self, marks: Iterable[int]) -> None:
+    async def ensure(self, marks: Iterable[int], suspected: Iterable[int] | None = None) -> None:
         """Count exactly these marks; existing counts continue.
+
+        Packets that the fallback dropped are counted for the marks in `suspected` only; None: for each mark.
 
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
         """
         self._marks = frozenset(marks)
+        self._suspected = self._marks if suspected is None else self._marks & frozenset(suspected)
         await self._session.call(self._ensure)
+
+    async def suspect(self, marks: Iterable[int]) -> None:
+        """Count packets that the fallback dropped for exactly these of the marks from now on.
+
+        Raises:
+            DistributorError: nftables is missing, not permitted or refuses.
+        """
+        self._suspected = self._marks & frozenset(marks)
+        await self._session.call(lambda nft: nft.run("\n".join(_suspects(self._suspected))))
 
     async def read(self) -> dict[int, HeldCount]:
         """Return, for each mark, the packets to a held target that the fallback dropped.
@@ -77,7 +96,7 @@ class FallbackCounters:
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
         """
-        self._marks = frozenset()
+        self._marks = self._suspected = frozenset()
         await self._session.call(_remove)
 
     async def close(self) -> None:
@@ -86,40 +105,51 @@ class FallbackCounters:
 
     def _ensure(self, nft: NftContext) -> None:
         counted = _elements(nft, _FALLBACK), _elements(nft, _HITS)
-        lines = _structure(parking=self._parking)
+        after = self._queue.look(nft.kernel)
+        lines = _structure(after + COUNTERS_AFTER, parking=self._parking)
         for name, held in zip((_FALLBACK, _HITS), counted, strict=True):
             lines += _changes("delete", name, (held or {}).keys() - self._marks)
             lines += _changes("add", name, self._marks - (held or {}).keys())
+        lines += _suspects(self._suspected)
         nft.run("\n".join(lines))
+        self._placed_after = after
 
     def _read(self, nft: NftContext, name: str) -> dict[int, HeldCount]:
         counts = _elements(nft, name)
-        if counts is None or counts.keys() != self._marks:
+        misplaced = self._queue.look(nft.kernel) != self._placed_after
+        if counts is None or counts.keys() != self._marks or misplaced:
             self._ensure(nft)
             counts = _elements(nft, name) or {}
         return counts
 
 
-def _structure(*, parking: bool) -> list[str]:
+def _structure(priority: int, *, parking: bool) -> list[str]:
     """Return commands that renew the rules and keep existing counts.
 
-    Earlier versions had the chain `prerouting` at the priority of flow affinity, and acted before it or after it.
+    The priority of a chain cannot be changed, so the chain is made again. Earlier versions had the chain `prerouting`
+    at the priority of flow affinity, and acted before it or after it.
     """
     # A second lookup in the set of hits would count a packet twice.
     rule = f"add rule {FAMILY} {TABLE} marked"
-    parked = f'{rule} meta mark != 0 fib daddr . mark oifname "{PARKING_LINK}" meta mark @{_FALLBACK}'
+    parked = f'{rule} meta mark @{_SUSPECTED} fib daddr . mark oifname "{PARKING_LINK}" meta mark @{_FALLBACK}'
     return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
         f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_FALLBACK} {{ type mark; counter; }}",
-        f"add chain {FAMILY} {TABLE} prerouting",
-        f"flush chain {FAMILY} {TABLE} prerouting",
-        f"delete chain {FAMILY} {TABLE} prerouting",
-        f"add chain {FAMILY} {TABLE} marked {{ type filter hook prerouting priority -139; policy accept; }}",
-        f"flush chain {FAMILY} {TABLE} marked",
-        f"{rule} meta mark @{_HITS} fib daddr . mark oif missing meta mark @{_FALLBACK}",
+        f"add set {FAMILY} {TABLE} {_SUSPECTED} {{ type mark; }}",
+        *(
+            f"{verb} chain {FAMILY} {TABLE} {n}"
+            for n in ("prerouting", "marked")
+            for verb in ("add", "flush", "delete")
+        ),
+        f"add chain {FAMILY} {TABLE} marked {{ type filter hook prerouting priority {priority}; policy accept; }}",
+        f"{rule} meta mark @{_HITS} meta mark @{_SUSPECTED} fib daddr . mark oif missing meta mark @{_FALLBACK}",
         *([parked] if parking else []),
     ]
+
+
+def _suspects(marks: Collection[int]) -> list[str]:
+    return [f"flush set {FAMILY} {TABLE} {_SUSPECTED}", *_changes("add", _SUSPECTED, marks)]
 
 
 def _changes(verb: str, name: str, marks: Collection[int]) -> list[str]:

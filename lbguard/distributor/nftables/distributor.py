@@ -100,11 +100,8 @@ class NftDistributor:
             raise DistributorError(
                 f"stream {stream.name}: nftables table {FAMILY} {TABLE} holds nothing of it (removed?)"
             )
-        return frozenset(
-            mark - stream.identifier_offset
-            for mark in marks
-            if stream.mark(0) < mark <= stream.mark(stream.max_targets)
-        )
+        identifiers = {mark - stream.identifier_offset for mark in marks}
+        return frozenset(identifiers.intersection(stream.identifiers))
 
     async def commit(self, tables: Sequence[StreamTable]) -> Sequence[CommitResult]:
         """Bring the tables to these states in one transaction; see the protocol.
@@ -291,9 +288,11 @@ class NftDistributor:
         held = self._streams.get(stream.name)
         if held is None:
             raise DistributorError(f"stream {stream.name} is not attached")
-        outside = [i for i in table.registered | table.active if not 1 <= i <= stream.max_targets]
+        outside = [i for i in table.registered | table.active if i not in stream.identifiers]
         if outside:
-            raise DistributorError(f"identifiers {sorted(outside)} are outside 1..{stream.max_targets}")
+            raise DistributorError(
+                f"identifiers {sorted(outside)} are outside {stream.identifiers[0]}..{stream.identifiers[-1]}"
+            )
         renew = needs_renewal(held, stream)
         if renew:
             held = self._read(nft, stream)

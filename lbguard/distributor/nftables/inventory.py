@@ -16,6 +16,7 @@ from lbguard.distributor.nftables.nfnetlink import (
     Nfnetlink,
     text_attribute,
 )
+from lbguard.distributor.nftables.queueing import hook_of
 from lbguard.kernel.codec.framing import attributes
 
 # include/uapi/linux/netfilter/nf_tables.h: the numbers of the attributes with table, name and handle.
@@ -52,6 +53,8 @@ class RulesetObject:
     handle: int
     size: int = 0
     """The declared size of a set or map; 0 when there is none."""
+    priority: int | None = None
+    """The priority of a chain with a hook."""
 
 
 class Count(NamedTuple):
@@ -72,9 +75,9 @@ def read_inventory(kernel: Nfnetlink, table: str) -> list[RulesetObject] | None:
         return None
     things = sets
     for fields in _dump(kernel, GET_CHAIN, table):
-        things.append(
-            RulesetObject(kind=Kind.CHAIN, name=_text(fields, _CHAIN_NAME), handle=_number(fields, _CHAIN_HANDLE))
-        )
+        name, handle, hook = _text(fields, _CHAIN_NAME), _number(fields, _CHAIN_HANDLE), hook_of(fields)
+        priority = None if hook is None else hook.priority
+        things.append(RulesetObject(kind=Kind.CHAIN, name=name, handle=handle, priority=priority))
     for fields in _dump(kernel, GET_RULE, table):
         things.append(
             RulesetObject(kind=Kind.RULE, name=_text(fields, _RULE_CHAIN), handle=_number(fields, _RULE_HANDLE))

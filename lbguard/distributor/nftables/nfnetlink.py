@@ -206,7 +206,7 @@ class Nfnetlink:
                 what = requests[position - 1].what if 1 <= position <= len(requests) else f"{requests[0].what}, ..."
                 raise NftError(explain(f"{what}: {_error_text(answer, code)}"), code)
 
-    def dump(self, kind: int, body: bytes = b"") -> list[memoryview] | None:
+    def dump(self, kind: int, body: bytes = b"", *, family: int = NFPROTO_INET) -> list[memoryview] | None:
         """Return the attributes of a dump's objects, all of one generation; None when the dumped object is absent.
 
         Raises:
@@ -216,7 +216,7 @@ class Nfnetlink:
             found: list[memoryview] = []
             interrupted = False
             sequence = self._sequences.next()
-            for answer in self._stream(netfilter_message(kind, body, flags=_DUMP), sequence):
+            for answer in self._stream(netfilter_message(kind, body, flags=_DUMP, family=family), sequence):
                 interrupted = interrupted or bool(answer.flags & _DUMP_INTERRUPTED)
                 if answer.kind in (_ERROR, _DONE):
                     code = answer.error

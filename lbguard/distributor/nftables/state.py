@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lbguard.core.model import StreamSpec, StreamTable
 from lbguard.distributor.base import CommitResult
-from lbguard.distributor.maglev import TableCalculator
+from lbguard.distributor.maglev import TableCalculator, table_digest
 from lbguard.distributor.nftables import elements as nft_elements
 from lbguard.distributor.nftables import ruleset as nft_ruleset
 from lbguard.distributor.nftables.elements import NO_MARK, SLOT_CODE
@@ -168,7 +168,7 @@ def difference(kernel: Nfnetlink, things: Iterable[RulesetObject], held: Held) -
 def wanted_slots(stream: StreamSpec, indexes: Iterable[int]) -> "array[int]":
     """Return the mark of each slot for the target index (or NO_TARGET, -1) of each slot."""
     # The last entry is the one at index -1.
-    marks = [*range(stream.mark(1), stream.mark(stream.max_targets) + 1), NO_MARK]
+    marks = [*map(stream.mark, stream.identifiers), NO_MARK]
     return array(SLOT_CODE, map(marks.__getitem__, indexes))
 
 
@@ -186,6 +186,7 @@ class Plan:
     active: frozenset[int]
     changed: list[int]
     """The slots that differ from those of the map."""
+    digest: int
     renew: bool
     """Write the rules too, and before the elements the objects that these need."""
 
@@ -207,6 +208,7 @@ class Plan:
             slots_changed=len(self.changed),
             slots_total=self.held.slots_total,
             duration_s=duration_s,
+            digest=self.digest,
         )
 
 
@@ -219,7 +221,7 @@ def needs_renewal(held: Held, stream: StreamSpec) -> bool:
 def make_plan(held: Held, table: StreamTable, *, renew: bool) -> Plan:
     """Compare a stream's desired table with the kernel's."""
     stream = table.stream
-    indexes = held.calculator.table({i - 1 for i in table.registered}, {i - 1 for i in table.active})
+    indexes = held.calculator.table(set(map(stream.index, table.registered)), set(map(stream.index, table.active)))
     wanted = wanted_slots(stream, indexes)
     map_name, before = held.map_name, held.slots
     if held.unfit:
@@ -233,6 +235,7 @@ def make_plan(held: Held, table: StreamTable, *, renew: bool) -> Plan:
         slots=wanted,
         active=frozenset(map(stream.mark, table.active)),
         changed=nft_elements.differing(before, wanted),
+        digest=table_digest(indexes),
         renew=renew,
     )
 

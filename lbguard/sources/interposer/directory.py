@@ -10,6 +10,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 _MODE = 0o755
@@ -65,6 +66,11 @@ class SharedDirectory:
             return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
+
+    def names(self, limit: int) -> list[str]:
+        """Return the names of the entries, at most so many."""
+        with os.scandir(self._descriptor) as entries:
+            return [entry.name for entry in islice(entries, limit)]
 
     def is_same(self, name: str, descriptor: int) -> bool:
         """Return whether the entry at a name is the open file."""

@@ -4,14 +4,15 @@ A request is `1 ID COMMAND WORD...`: the version, the name of the FIFO that wait
 arguments as nfqlb got them. A missed call is `1 COMMAND WORD...`. An answer is `1 done` (the call was carried out: exit
 with 0), `1 pass` (run the real program) or `1 fail TEXT` (exit with 1).
 
-The arguments are those that Meridio's load balancer gives (pkg/loadbalancer/nfqlb)::
+The arguments are those that the load balancers of Meridio and Meridio-2 give::
 
     init --ownfw=0 --shm=NAME --M=SLOTS --N=TARGETS
     activate --index=I --shm=NAME MARK
     deactivate --index=I --shm=NAME
     delete --shm=NAME
 
-I is the identifier less 1, NAME is `tshm-` and the stream's name.
+In Meridio, NAME is `tshm-` and the stream's name, and I is the identifier less 1. In Meridio-2, NAME is the name of the
+DistributionGroup, which is the stream, and I is the identifier.
 """
 
 import re
@@ -25,6 +26,7 @@ LINE_MAX = 512
 """Longer lines are refused. The program sends shorter ones, and a pipe writes as much atomically."""
 
 SHM_PREFIX = "tshm-"
+"""Prefix of the names of memories in Meridio."""
 
 REQUEST_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Name of a request and of the FIFO of its answer: a UUID."""
@@ -37,7 +39,7 @@ class ProtocolError(Exception):
 
 
 class CallError(Exception):
-    """A call is not one of Meridio's: the real program handles it. `request_id`: the waiting caller, if any."""
+    """A call is not one of the load balancer's: the real program handles it. `request_id`: who waits for it, if any."""
 
     def __init__(self, reason: str, request_id: str = "") -> None:
         super().__init__(reason)
@@ -61,12 +63,48 @@ _OPTIONS = {
 }
 
 
+class Flavour(StrEnum):
+    """The load balancer that makes the calls: how it names memories, counts targets and takes them out."""
+
+    MERIDIO = "meridio"
+    MERIDIO_2 = "meridio-2"
+
+    @property
+    def first_identifier(self) -> int:
+        """The identifier of the target at index 0."""
+        return 1 if self is Flavour.MERIDIO else 0
+
+    @property
+    def verifies_paths(self) -> bool:
+        """Return whether it deactivates a target when its path is lost, and activates it again later."""
+        return self is Flavour.MERIDIO
+
+    def memory(self, stream: str) -> str:
+        """Return the name of a stream's memory."""
+        return SHM_PREFIX + stream if self is Flavour.MERIDIO else stream
+
+
+def flavour_of(memory: str, wanted: Flavour | None) -> Flavour:
+    """Return the load balancer that a memory belongs to: the wanted one, or the one that its name shows."""
+    if wanted is not None:
+        return wanted
+    return Flavour.MERIDIO if memory.startswith(SHM_PREFIX) else Flavour.MERIDIO_2
+
+
+def stream_of(memory: str, flavour: Flavour) -> str | None:
+    """Return the name of the stream that a memory belongs to; None when it cannot be one of this load balancer."""
+    name = memory if flavour is Flavour.MERIDIO_2 else memory.removeprefix(SHM_PREFIX)
+    has_prefix = flavour is Flavour.MERIDIO_2 or name != memory
+    return name if has_prefix and NAME_PATTERN.fullmatch(name) is not None else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One call of nfqlb. `max_targets` is init's, `identifier` activate's and deactivate's, `mark` activate's."""
 
     command: Command
     stream: str
+    flavour: Flavour = Flavour.MERIDIO
     max_targets: int = 0
     identifier: int = 0
     mark: int = 0
@@ -88,40 +126,40 @@ class Verdict(StrEnum):
     FAIL = "fail"
 
 
-def parse_request(line: bytes) -> Request:
-    """Read a request.
+def parse_request(line: bytes, wanted: Flavour | None = None) -> Request:
+    """Read a request. `wanted`: the load balancer that makes the calls; None: their names show it.
 
     Raises:
         ProtocolError: it is not a request; no answer is possible.
-        CallError: the call is not one of Meridio's; `request_id` is set.
+        CallError: the call is not one of the load balancer's; `request_id` is set.
     """
     words = _words(line)
     if len(words) < 3 or REQUEST_ID.fullmatch(words[1]) is None:
         raise ProtocolError("no request")
     try:
-        return Request(id=words[1], call=parse_call(words[2:]))
+        return Request(id=words[1], call=parse_call(words[2:], wanted))
     except CallError as error:
         raise CallError(str(error), words[1]) from None
 
 
-def parse_missed(line: bytes) -> Call:
-    """Read a line about a call that was missed.
+def parse_missed(line: bytes, wanted: Flavour | None = None) -> Call:
+    """Read a line about a call that was missed; see `parse_request`.
 
     Raises:
         ProtocolError: it is not such a line.
-        CallError: the call is not one of Meridio's.
+        CallError: the call is not one of the load balancer's.
     """
     words = _words(line)
     if len(words) < 2:
         raise ProtocolError("no call")
-    return parse_call(words[1:])
+    return parse_call(words[1:], wanted)
 
 
-def parse_call(words: list[str]) -> Call:
-    """Read the arguments of nfqlb, of which the first is the command.
+def parse_call(words: list[str], wanted: Flavour | None = None) -> Call:
+    """Read the arguments of nfqlb, of which the first is the command; see `parse_request`.
 
     Raises:
-        CallError: they are not those of a call of Meridio's.
+        CallError: they are not those of a call of the load balancer.
     """
     try:
         command = Command(words[0])
@@ -139,11 +177,17 @@ def parse_call(words: list[str]) -> Call:
         options[name] = value
     if options.keys() != _OPTIONS[command] or len(operands) != (command is Command.ACTIVATE):
         raise CallError("options")
+    flavour = flavour_of(options["shm"], wanted)
+    stream = stream_of(options["shm"], flavour)
+    if stream is None:
+        raise CallError("name")
+    index = _number(options["index"], MAX_TARGETS - 1) if "index" in options else 0
     call = Call(
         command=command,
-        stream=_stream(options["shm"]),
+        stream=stream,
+        flavour=flavour,
         max_targets=_number(options["N"], MAX_TARGETS) if command is Command.INIT else 0,
-        identifier=_number(options["index"], MAX_TARGETS - 1) + 1 if "index" in options else 0,
+        identifier=index + flavour.first_identifier if "index" in options else 0,
         mark=_number(operands[0], MAX_MARK) if operands else 0,
     )
     if command is Command.INIT and call.max_targets < 1:
@@ -169,13 +213,6 @@ def _words(line: bytes) -> list[str]:
     if words[0] != VERSION:
         raise ProtocolError("version")
     return words
-
-
-def _stream(shm: str) -> str:
-    name = shm.removeprefix(SHM_PREFIX)
-    if name == shm or NAME_PATTERN.fullmatch(name) is None:
-        raise CallError("name")
-    return name
 
 
 def _number(word: str, high: int) -> int:

@@ -1,8 +1,9 @@
 """Registry of the targets that the load balancer has activated, and its file, which survives a restart.
 
-A target is registered from its first `activate` until it is deliberately removed. While the load balancer has
-deactivated it because its path was broken, it is *unconfirmed*: Meridio tries to activate such a target again (on every
-new link, and every 10 s), and makes no call when the target is removed meanwhile.
+A target is registered from its first `activate` until it is deliberately removed. It is *unconfirmed* while the load
+balancer does not count it among its targets and is expected to activate it again: Meridio after it deactivated a target
+whose path was broken (it tries on every new link, and every 10 s, and makes no call when the target is removed
+meanwhile); Meridio-2 after its restart.
 """
 
 import functools
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip, why_not_unicast
 from lbguard.core.model import MAX_TARGETS, NAME_PATTERN, StreamSpec, TargetSpec
 from lbguard.sources.interposer.directory import SharedDirectory
-from lbguard.sources.interposer.protocol import SHM_PREFIX
+from lbguard.sources.interposer.protocol import Flavour
 from lbguard.sources.nsp.offsets import Range, is_possible
 
 FORMAT = 1
@@ -39,11 +40,17 @@ class Entry:
 
 @dataclass(slots=True)
 class RegisteredStream:
-    """A stream. `offset` is None until its first target is known."""
+    """A stream. `offset` (the mark of a target less its identifier) is None until its first target is known."""
 
     max_targets: int
+    flavour: Flavour = Flavour.MERIDIO
     offset: int | None = None
     targets: dict[int, Entry] = field(default_factory=dict)
+
+    @property
+    def identifiers(self) -> range:
+        """The identifiers that its targets can have."""
+        return range(self.flavour.first_identifier, self.flavour.first_identifier + self.max_targets)
 
 
 class Registry:
@@ -52,9 +59,9 @@ class Registry:
     def __init__(self) -> None:
         self.streams: dict[str, RegisteredStream] = {}
 
-    def begin(self, stream: str, max_targets: int) -> None:
+    def begin(self, stream: str, max_targets: int, flavour: Flavour = Flavour.MERIDIO) -> None:
         """Record a new table, in which no target is registered."""
-        self.streams[stream] = RegisteredStream(max_targets)
+        self.streams[stream] = RegisteredStream(max_targets, flavour)
 
     def end(self, stream: str) -> None:
         """Forget a stream."""
@@ -74,17 +81,17 @@ class Registry:
         known = self.streams.get(stream)
         if known is None:
             raise RegistryError("stream unknown")
-        if not 1 <= identifier <= known.max_targets:
+        if identifier not in known.identifiers:
             raise RegistryError(f"the table has indexes 0 to {known.max_targets - 1}")
         for ip in ips:
             if why := why_not_unicast(ip):
                 raise RegistryError(f"{format_ip(ip)} cannot be the address of a target: it is {why}")
         offset = mark - identifier
         if known.offset is None:
-            self._check_offset(stream, offset, known.max_targets)
+            self._check_offset(stream, offset, known)
             known.offset = offset
         elif known.offset != offset:
-            raise RegistryError(f"the marks of this stream begin at {known.offset + 1}")
+            raise RegistryError(f"the marks of this stream begin at {known.offset + known.identifiers[0]}")
         known.targets[identifier] = Entry(ips)
 
     def remove(self, stream: str, identifier: int) -> bool:
@@ -99,7 +106,8 @@ class Registry:
                 name=name,
                 max_targets=stream.max_targets,
                 identifier_offset=stream.offset,
-                shm_name=SHM_PREFIX + name,
+                shm_name=stream.flavour.memory(name),
+                first_identifier=stream.flavour.first_identifier,
                 targets=tuple(
                     TargetSpec(identifier=identifier, ips=entry.ips)
                     for identifier, entry in sorted(stream.targets.items())
@@ -113,6 +121,7 @@ class Registry:
         """Return the content of the file."""
         streams = {
             name: {
+                "flavour": stream.flavour,
                 "max_targets": stream.max_targets,
                 "offset": stream.offset,
                 "targets": {
@@ -149,28 +158,30 @@ class Registry:
         assert isinstance(room, int)
         if not 1 <= room <= MAX_TARGETS or not (_is_whole(offset) or (offset is None and not targets)):
             raise ValueError(name)
-        self.begin(name, room)
+        # Earlier versions knew Meridio alone.
+        self.begin(name, room, Flavour(str(stream.get("flavour", Flavour.MERIDIO))))
+        known = self.streams[name]
         if isinstance(offset, int):
-            self._check_offset(name, offset, room)
-            self.streams[name].offset = offset
+            self._check_offset(name, offset, known)
+            known.offset = offset
         for identifier, entry in targets.items():
             ips, confirmed = tuple(parse_ip(ip) for ip in entry["ips"]), entry["confirmed"]
             families = [is_ipv4(ip) for ip in ips]
             if not ips or len(set(families)) != len(families) or not isinstance(confirmed, bool):
                 raise ValueError(f"{name}/{identifier}")
-            if not 1 <= int(identifier) <= room:
+            if int(identifier) not in known.identifiers:
                 raise ValueError(f"{name}/{identifier}")
             # An address that an earlier version accepted and no target can have is dropped; other targets stay
             # registered.
             if not any(why_not_unicast(ip) for ip in ips):
-                self.streams[name].targets[int(identifier)] = Entry(ips, confirmed)
+                known.targets[int(identifier)] = Entry(ips, confirmed)
 
-    def _check_offset(self, stream: str, offset: int, size: int) -> None:
-        if not is_possible(offset, size):
-            raise RegistryError(f"marks {offset + 1} to {offset + size} cannot be a stream's")
-        wanted = Range(offset, size)
+    def _check_offset(self, stream: str, offset: int, new: RegisteredStream) -> None:
+        wanted = _range(offset, new)
+        if not is_possible(*wanted):
+            raise RegistryError(f"marks {wanted.offset + 1} to {wanted.offset + wanted.size} cannot be a stream's")
         for name, other in self.streams.items():
-            if name != stream and other.offset is not None and wanted.meets(Range(other.offset, other.max_targets)):
+            if name != stream and other.offset is not None and wanted.meets(_range(other.offset, other)):
                 raise RegistryError(f"the marks are those of stream {name}")
 
 
@@ -212,6 +223,11 @@ class RegistryFile:
         with os.fdopen(self._directory.new_file(new, 0o640), "wb") as file:
             file.write(content)
         self._directory.rename(new, _NAME)
+
+
+def _range(offset: int, stream: RegisteredStream) -> Range:
+    """Return the marks of a stream, as the marks above an offset."""
+    return Range(offset + stream.identifiers[0] - 1, stream.max_targets)
 
 
 def _is_whole(value: object) -> bool:

@@ -1,14 +1,17 @@
-"""Source `interposer`: streams and targets from the calls of nfqlb by an unmodified load balancer (Meridio).
+"""Source `interposer`: streams and targets from the calls of nfqlb by an unmodified load balancer.
 
-The container of Meridio's `stateless-lb` runs `nfqlb` by name, and `deploy/meridio/nfqlb` replaces that program. The
-meaning of its calls:
+The load balancers of Meridio and of Meridio-2 run `nfqlb` by name, and `deploy/meridio/nfqlb` replaces that program.
+The meaning of the calls:
 
 - `init`: a table is created again, by the real program; no target is registered any more.
 - `activate`: a target is registered. Its addresses are the gateways of the load balancer's routes in the table of its
   mark, which it adds before. The answer is sent when the core has put the target into the distributor.
-- `deactivate`: for a target whose path is broken, or was just now, a failed verification: the target stays, and grace
-  applies. For any other target, a removal: when the call returns, it is out of the distributor, or it drains.
+- `deactivate`: by Meridio, for a target whose path is broken, or was just now, a failed verification: the target stays,
+  and grace applies. Otherwise a removal: when the call returns, the target is out of the distributor, or it drains.
 - `delete`: the stream has ended.
+
+Meridio-2 verifies no path, so each of its `deactivate` is a removal. It makes no call when a target's addresses change:
+its routes show them.
 
 A call without an answer goes to the real program and into the file `missed`, from which it is applied as done. So the
 registrations follow every call of the load balancer, whichever program carried it out.
@@ -30,6 +33,7 @@ from lbguard.sources.interposer.protocol import (
     Call,
     CallError,
     Command,
+    Flavour,
     ProtocolError,
     Request,
     Verdict,
@@ -56,9 +60,13 @@ _NOBODY = (frozenset[int](), frozenset[int]())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterposerConfig:
-    """See `InterposerSettings`. With `passive` every call goes to the real program and is only recorded."""
+    """See `InterposerSettings`. With `passive` every call goes to the real program and is only recorded.
+
+    `flavour`: the load balancer that makes the calls; None: their names show it.
+    """
 
     directory: Path
+    flavour: Flavour | None = None
     answer_timeout_s: float = 0.15
     recent_loss_s: float = 1.0
     confirm_timeout_s: float = 15.0
@@ -110,6 +118,7 @@ class InterposerSource:
         self._tables = tables
         self._requests, self._answers, self._missed = self._shared.requests, self._shared.answers, self._shared.missed
         self._missed_some = False
+        self._refused: set[str] = set()
         self._committed: dict[str, tuple[frozenset[int], frozenset[int]]] = {}
         self._failing: dict[str, str] = {}
         self._news = asyncio.Event()
@@ -202,6 +211,7 @@ class InterposerSource:
             rounds += 1
             self._catch_up_missed()
             changed = self.registrations.resolve()
+            changed |= self.registrations.follow_routes(self._lost_lately, loop.time())
             if rounds % _CONFIRM_EVERY == 0:
                 limit_s = self._config.confirm_timeout_s
                 changed |= self.registrations.drop_unconfirmed(self._core.sound_for_s, limit_s, loop.time())
@@ -229,9 +239,9 @@ class InterposerSource:
 
     def _apply_missed(self, line: bytes) -> None:
         try:
-            call = parse_missed(line)
+            call = parse_missed(line, self._config.flavour)
         except (ProtocolError, CallError) as error:
-            self.counters.dropped[str(error)] += 1
+            self._drop(str(error), line)
             return
         self._missed_some = True
         self.counters.calls[call.command, "missed"] += 1
@@ -250,14 +260,14 @@ class InterposerSource:
     def _begin(self, line: bytes) -> None:
         request: Request | None = None
         try:
-            request = parse_request(line)
+            request = parse_request(line, self._config.flavour)
             request_id = request.id
         except ProtocolError as error:
-            self.counters.dropped[str(error)] += 1
+            self._drop(str(error), line)
             return
         except CallError as error:
             request_id = error.request_id
-            self.counters.dropped[str(error)] += 1
+            self._drop(str(error), line)
         way_back = self._answers.open(request_id)
         if way_back is None:
             # The caller was killed, or has run the real program and recorded the call in `missed`.
@@ -272,6 +282,22 @@ class InterposerSource:
             task = self._group.create_task(self._serve(request.call, way_back))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _drop(self, reason: str, line: bytes) -> None:
+        self.counters.dropped[reason] += 1
+        if reason == "name" and reason not in self._refused:
+            # Its targets get no grace, and nothing else says so.
+            self._refused.add(reason)
+            _log.warning(
+                "a memory of nfqlb has a name that is not handled: the real program alone changes it",
+                extra=fields(
+                    call=line.decode("ascii", "replace"),
+                    remedy="names have 1 to 63 letters, digits, '.', '_' and '-'; check interposer.flavour",
+                ),
+            )
+
+    def _lost_lately(self, key: TargetKey) -> bool:
+        return self._core.path_lost(key, self._config.recent_loss_s)
 
     async def _serve(self, call: Call, way_back: int) -> None:
         deadline = asyncio.get_running_loop().time() + self._config.answer_timeout_s
@@ -290,6 +316,9 @@ class InterposerSource:
 
     async def _decide(self, call: Call, deadline: float) -> _Answer:
         await self._catch_up_core(deadline)
+        if not self.registrations.fits(call):
+            _log.warning("two memories of one stream", extra=fields(stream=call.stream, second=call.flavour))
+            return _Answer(Verdict.PASS, "out_of_place")
         if self._config.passive or not self._core.ready:
             self.registrations.apply(call)
             self.registrations.report()
@@ -313,7 +342,7 @@ class InterposerSource:
             return _Answer(Verdict.FAIL, "no_route", f"no route to the target in table {call.mark}")
         try:
             if call.stream not in self.registrations.registry.streams:
-                await self._learn_room(call.stream)
+                await self._learn_room(call)
             self.registrations.register(call, ips)
         except RegistryError as error:
             return self._out_of_place(call, str(error))
@@ -342,7 +371,7 @@ class InterposerSource:
             return _Answer(Verdict.DONE, "draining")
         if entry is None:
             return _Answer(Verdict.PASS, "unknown")
-        if call.stream not in self._failing and self._core.path_lost(key, self._config.recent_loss_s):
+        if call.flavour.verifies_paths and call.stream not in self._failing and self._lost_lately(key):
             entry.confirmed = False
             self.registrations.report()
             _log.info("failed verification: grace applies", extra=fields(target=str(key)))
@@ -366,13 +395,13 @@ class InterposerSource:
     async def _begin_anew(self, call: Call, deadline: float) -> _Answer:
         """End a stream before the real program re-creates or deletes its memory."""
         served = self.registrations.serves(call.stream)
+        self.registrations.end(call)
         if served:
             self._committed.pop(call.stream, None)
-            self.registrations.registry.end(call.stream)
             self.registrations.report()
             await self._wait(call.stream, lambda: self._committed.get(call.stream) == _NOBODY, deadline)
         self._failing.pop(call.stream, None)
-        self.registrations.apply(call)
+        self.registrations.begin(call)
         self.registrations.report()
         return _Answer(Verdict.PASS, "ended" if served else "new")
 
@@ -380,15 +409,15 @@ class InterposerSource:
         """Answer an impossible activate: a failure where the stream is ours, else pass it to the real program."""
         _log.warning("target not registered", extra=fields(stream=call.stream, mark=call.mark, reason=reason))
         known = self.registrations.registry.streams.get(call.stream)
-        if known is None or not self.registrations.serves(call.stream) or call.identifier > known.max_targets:
+        if known is None or not self.registrations.serves(call.stream) or call.identifier not in known.identifiers:
             return _Answer(Verdict.PASS, "out_of_place")
         return _Answer(Verdict.FAIL, "refused", reason)
 
-    async def _learn_room(self, stream: str) -> None:
+    async def _learn_room(self, call: Call) -> None:
         """Read the size of a table that was created before lbguard started."""
-        table = (await asyncio.to_thread(self._tables)).get(stream)
-        if table is not None and stream not in self.registrations.registry.streams:
-            self.registrations.registry.begin(stream, table.max_targets)
+        table = (await asyncio.to_thread(self._tables)).get(call.stream)
+        if table is not None and call.stream not in self.registrations.registry.streams:
+            self.registrations.registry.begin(call.stream, table.max_targets, call.flavour)
 
     # Waiting
 

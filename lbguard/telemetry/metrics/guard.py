@@ -25,6 +25,7 @@ from lbguard.core.effects import (
 from lbguard.core.model import VerdictState
 from lbguard.core.status import GuardStatus
 from lbguard.telemetry.metrics.affinity import AffinityMetrics
+from lbguard.telemetry.metrics.config import ConfigMetrics
 from lbguard.telemetry.metrics.control import ControlMetrics
 from lbguard.telemetry.metrics.families import WORK_BUCKETS, ForeignCounts, MetricFamilies, MetricSpec, reason_label
 from lbguard.telemetry.metrics.interface_counts import INTERFACE_LABELS, INTERFACE_METRICS, InterfaceTotals
@@ -32,8 +33,16 @@ from lbguard.telemetry.metrics.parking import ParkingMetrics
 from lbguard.telemetry.metrics.streams import StreamMetrics
 from lbguard.telemetry.metrics.targets import PACKET_SPECS, STREAM_SPECS, PerTarget, TargetPackets
 
-UNREADY_REASONS = ("calls_not_taken", "kernel_not_in_sync", "socket_not_served", "source_not_read", "tables_not_read")
-"""Reasons for which the service is not ready (`Daemon.unready_reason`)."""
+UNREADY_REASONS = (
+    "calls_not_taken",
+    "kernel_not_in_sync",
+    "not_available",
+    "socket_not_served",
+    "source_not_read",
+    "stopping",
+    "tables_not_read",
+)
+"""Reasons for which the service is not ready (`ServiceParts.unready_reason`, `gate_reason`)."""
 
 
 class Metrics:
@@ -59,6 +68,7 @@ class Metrics:
         self.streams = StreamMetrics(families, place or {}, per_target)
         self.affinity = AffinityMetrics(families)
         self.parking = ParkingMetrics(families)
+        self.config = ConfigMetrics(families)
         self._define_repair(families)
         self._define_kernel(families)
         self._define_work(families)

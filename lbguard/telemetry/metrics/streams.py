@@ -99,6 +99,10 @@ class CommitOutcome(Protocol):
     def error(self) -> str:
         """Empty on success."""
 
+    @property
+    def digest(self) -> int | None:
+        """Return the digest of the table; None when it is not known."""
+
 
 class StreamMetrics:
     """Metrics of decisions, commits and the states of targets. The methods belong to one thread.
@@ -167,6 +171,11 @@ class StreamMetrics:
         )
         self.commit_errors = families.counter("commit_errors", "Commits that did not take effect.", "stream")
         self.slots_changed = families.counter("slots_changed", "Slots of the table given to another target.", "stream")
+        self.table_digest = families.gauge(
+            "stream_table_digest",
+            "Digest of the stream's table, 48 bits: load balancers that spread packets alike have the same number.",
+            "stream",
+        )
 
     def record_decision(self, decision: Decision, trace: str = "") -> None:
         """Count a decision and the hold or freeze that it ended.
@@ -240,6 +249,8 @@ class StreamMetrics:
             else:
                 self.commit_duration.observe(result.duration_s)
                 self.slots_changed.labels(result.stream).inc(result.slots_changed)
+                if result.digest is not None:
+                    self.table_digest.labels(result.stream).set(result.digest)
 
     def _observe_hold(self, decision: Decision) -> None:
         if decision.duration_s is not None:
@@ -269,6 +280,7 @@ class StreamMetrics:
             self.readmissions,
             self.commit_errors,
             self.slots_changed,
+            self.table_digest,
         ):
             metric.remove_by_labels({"stream": name})
         self._lost_for = {key: cause for key, cause in self._lost_for.items() if key.stream != name}

@@ -45,6 +45,10 @@ def ips_of(identifier: int) -> tuple[str, str]:
 class Balancer:
     """Namespaces of the load balancer and of the proxies, the model of stateless-lb, and the service."""
 
+    shm_prefix = "tshm-"
+    first = 1
+    """The identifier of the target at index 0."""
+
     def __init__(
         self, lb: Namespace, proxies: Namespace, nfqlb: Interposed, stream: str, shm_dir: Path, directory: Path
     ) -> None:
@@ -102,18 +106,18 @@ class Balancer:
         self.meridio.set_targets({identifier: ips_of(identifier) for identifier in identifiers})
 
     def table(self) -> list[int]:
-        """Return the identifier that each slot belongs to; 0 for nobody."""
-        return [index + 1 for index in self._memory(StreamMemory.lookup)]
+        """Return the identifier that each slot belongs to; one below the first for nobody."""
+        return [index + self.first for index in self._memory(StreamMemory.lookup)]
 
     def active(self) -> set[int]:
         """Return the identifiers that have a mark in nfqlb's memory."""
         marks = self._memory(StreamMemory.active)
-        offsets = {mark - (index + 1) for index, mark in enumerate(marks) if mark >= 0}
+        offsets = {mark - (index + self.first) for index, mark in enumerate(marks) if mark >= 0}
         assert len(offsets) < 2, offsets
-        return {index + 1 for index, mark in enumerate(marks) if mark >= 0}
+        return {index + self.first for index, mark in enumerate(marks) if mark >= 0}
 
     def _memory(self, read: Callable[[StreamMemory], list[int]]) -> list[int]:
-        path = self._shm_dir / f"tshm-{self.stream}"
+        path = self._shm_dir / f"{self.shm_prefix}{self.stream}"
         memory = StreamMemory(path, StreamSpec(name=self.stream, max_targets=1), TableKind.MAGLEV, read_only=True)
         try:
             return read(memory)

@@ -9,9 +9,18 @@ from tests.fakes.nfqlb import install_nfqlb
 from tests.netns.interposer.balancer import SHM, Balancer
 
 
+@pytest.fixture
+def kind() -> type[Balancer]:
+    """The kind of load balancer."""
+    return Balancer
+
+
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.nfqlb)])
 def balancer(
-    request: pytest.FixtureRequest, make_namespace: Callable[[str], Namespace], tmp_path: Path
+    request: pytest.FixtureRequest,
+    make_namespace: Callable[[str], Namespace],
+    tmp_path: Path,
+    kind: type[Balancer],
 ) -> Iterator[Balancer]:
     """A load balancer with two links and no target; no service runs yet. On a stand-in for nfqlb, and on the real."""
     if MISSING:
@@ -28,9 +37,9 @@ def balancer(
         home.mkdir()
         shm_dir.mkdir()
         real = install_nfqlb(home, shm_dir)
-    made = Balancer(lb, make_namespace("px"), Interposed(tmp_path / "container", real), stream, shm_dir, tmp_path)
+    made = kind(lb, make_namespace("px"), Interposed(tmp_path / "container", real), stream, shm_dir, tmp_path)
     yield made
     made.close()
-    (shm_dir / f"tshm-{stream}").unlink(missing_ok=True)
+    (shm_dir / f"{kind.shm_prefix}{stream}").unlink(missing_ok=True)
     if shm_dir != SHM:
         shm_dir.rmdir()

@@ -80,6 +80,7 @@ class Guarded:
         self.proxies = proxies
         self.directory = directory
         self.targets_path = directory / f"{lb.name}.yaml"
+        self.config_path = directory / f"{lb.name}-settings.yaml"
         self.socket = directory / f"{lb.name}.sock"
         self._services: list[Process] = []
         for namespace in (lb, proxies):
@@ -103,20 +104,32 @@ class Guarded:
 
     # The service
 
-    def process(self, settings: dict[str, str] | None = None, *, targets: str | None = None) -> "Process":
-        """Return a service that is not started yet."""
+    def process(
+        self, settings: dict[str, str] | None = None, *, targets: str | None = None, config: str | None = None
+    ) -> "Process":
+        """Return a service that is not started yet. `config`: its settings file, which says more than the defaults."""
+        usual = SETTINGS
+        if config is not None:
+            self.config_path.write_text(config)
+            usual = {name: value for name, value in SETTINGS.items() if "GRACE" not in name and "FREEZE" not in name}
+            usual["LBGUARD_CONFIG"] = str(self.config_path)
         if targets is None:
             targets = self.targets_path.read_text() if self.targets_path.exists() else targets_yaml()
-        made = Process(self.lb, self.directory, targets, settings={**SETTINGS, **(settings or {})}, wait=False)
+        made = Process(self.lb, self.directory, targets, settings={**usual, **(settings or {})}, wait=False)
         self._services.append(made)
         return made
 
     @contextlib.contextmanager
     def service(
-        self, settings: dict[str, str] | None = None, *, targets: str | None = None, admitted: int = 4
+        self,
+        settings: dict[str, str] | None = None,
+        *,
+        targets: str | None = None,
+        config: str | None = None,
+        admitted: int = 4,
     ) -> Iterator["Process"]:
         """Run a service that is ready and has admitted (or adopted) so many targets, and stop it in the end."""
-        process = self.process(settings, targets=targets)
+        process = self.process(settings, targets=targets, config=config)
         with process:
             process.wait_until_ready()
             process.wait_until_admitted(admitted)

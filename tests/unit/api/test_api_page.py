@@ -65,6 +65,7 @@ def test_the_errors_are_those_of_grpc() -> None:
     assert errors == {
         "GuardService.ExplainTarget": ["NOT_FOUND", "INVALID_ARGUMENT"],
         "ControlService": ["INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"],
+        "SettingsService.CompareSettings": ["INVALID_ARGUMENT", "UNIMPLEMENTED"],
         "VerdictService": [
             "INVALID_ARGUMENT",
             "PERMISSION_DENIED",

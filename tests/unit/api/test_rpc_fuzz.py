@@ -19,6 +19,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from lbguard.api.availability_server import AvailabilityServer
 from lbguard.api.feeds import AvailabilityState, DecisionLog
@@ -29,7 +30,11 @@ from lbguard.api.verdicts.policy import Policy
 from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.core.model import Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
+from lbguard.service.live_settings import LiveSettings
+from lbguard.settings.model import load
 from lbguard.settings.verdicts import VerdictLimits
+from lbguard.telemetry.metrics.config import ConfigMetrics
+from lbguard.telemetry.metrics.families import MetricFamilies
 from tests.effort import examples
 from tests.unit.api.core_stand_in import Core, settled
 from tests.unit.examples import decision, guard_status, target
@@ -143,16 +148,18 @@ class Services:
             news.cancel()
 
     async def converse(self, rpc: MethodDescriptor, requests: list[bytes]) -> grpc.StatusCode:
-        """Send requests over a stream, each after the answer to the one before, and return the status."""
+        """Send requests over a stream and return the status; where each is answered, the next one comes after that."""
         channel, name = self._place_of(rpc)
         call = channel.stream_stream(name)()
         # A refusal ends the call, and a write that comes after it fails.
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for request in requests:
                 await call.write(request)
-                if await call.read() is grpc.aio.EOF:  # type: ignore[attr-defined]
+                if rpc.server_streaming and await call.read() is grpc.aio.EOF:  # type: ignore[attr-defined]
                     break
             await call.done_writing()
+            if not rpc.server_streaming:
+                await call.read()
         return await named(call)
 
     def _place_of(self, rpc: MethodDescriptor) -> tuple[Any, str]:
@@ -179,7 +186,9 @@ async def named(call: Any) -> grpc.StatusCode:
 async def served(directory: Path) -> AsyncIterator[Services]:
     view, core, state = View(), Core(), AvailabilityState()
     intake = VerdictIntake(core.submit, Policy([]), VerdictLimits(rate=1e6, burst=10**6))
-    api = ApiServer(directory / "a", view, view.log, verdicts=intake)
+    metrics = ConfigMetrics(MetricFamilies(CollectorRegistry()))
+    settings = LiveSettings(load(), lambda before, after: None, metrics)
+    api = ApiServer(directory / "a", view, view.log, verdicts=intake, settings=settings)
     availability = AvailabilityServer(directory / "b", "lb-0", state)
     state.set("stream-a", True)
     await api.start()

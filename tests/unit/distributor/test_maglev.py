@@ -17,6 +17,7 @@ from lbguard.distributor.maglev import (
     TableKind,
     largest_prime_at_most,
     maglev,
+    table_digest,
 )
 
 PRIMES = [3, 7, 31, 101, 211, 499]
@@ -281,3 +282,15 @@ def test_largest_prime_at_most(number: int, prime: int) -> None:
 def test_there_is_no_prime_below_two(number: int) -> None:
     with pytest.raises(ValueError, match="no prime"):
         largest_prime_at_most(number)
+
+
+def test_equal_tables_have_an_equal_digest_that_a_metric_holds_exactly() -> None:
+    calculator = TableCalculator(ImplicitPermutations("a", 97), TableKind.ANCHORED)
+    whole = calculator.table({0, 1, 2}, {0, 1, 2})
+    digests = [table_digest(calculator.table({0, 1, 2}, active)) for active in ({0, 1, 2}, {0, 1}, {0, 2}, set())]
+    assert len(set(digests)) == len(digests)
+    again = TableCalculator(ImplicitPermutations("a", 97), TableKind.ANCHORED).table({0, 1, 2}, {0, 1, 2})
+    assert table_digest(again) == digests[0] == table_digest(tuple(whole))
+    assert all(0 <= digest < 2**48 and int(float(digest)) == digest for digest in digests)
+    # Of every version and machine: dashboards compare them.
+    assert table_digest([0, 1, NO_TARGET]) == 16049534956311

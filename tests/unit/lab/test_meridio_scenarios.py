@@ -110,3 +110,25 @@ def test_each_topology_has_its_own_scenarios() -> None:
         select(Topology.MERIDIO, ["flap"])
     with pytest.raises(UnknownScenarioError, match="no scenario guard-dies"):
         select(Topology.CHAIN, ["guard-dies"])
+
+
+def test_meridio_2_has_scenarios_of_its_own() -> None:
+    names = [scenario.name for scenario in select(Topology.MERIDIO_2, [])]
+    assert names == [
+        "lb-link",
+        "target-link",
+        "link-gone",
+        "lb-restart",
+        "pod-not-ready",
+        "address-change",
+        "guard-dies",
+        "newcomers",
+    ]
+    (chosen,) = select(Topology.MERIDIO_2, ["guard-dies"])
+    # Its load balancer restores no route, so targets behind a link that came back serve nobody without lbguard.
+    assert chosen.promise == AgainstToday(all_serve=False)
+    silent = LbFacts(silent=(1, 2))
+    assert chosen.promise.misses_of(silent) == []
+    assert AgainstToday().misses_of(silent) != []
+    with pytest.raises(UnknownScenarioError):
+        select(Topology.MERIDIO_2, ["deliberate-removal"])

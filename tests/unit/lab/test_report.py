@@ -157,7 +157,7 @@ def test_with_an_unmodified_load_balancer_the_page_says_so_and_how_fast_removed_
     run = _run(Column.LBGUARD, measured, scenario="deliberate-removal", lb=facts, **on_nfqlb)
     text = _read([run]).text
     assert "nfqlb: stand-in." in text
-    assert "stand-in for Meridio's load balancer process, not modified" in text
+    assert "stand-in for the load balancer's process, not modified" in text
     assert "removed targets out of the table in 12.3 ms" in text
     assert "out of the table at most 50 ms later than today" in text
     # What breaks by promise is no merit and no fault.

@@ -25,7 +25,7 @@ from lbguard.core.model import (
 )
 from lbguard.recording.codec import decode_nodes, encode_nodes
 from lbguard.recording.format import GOES_ON, Header, Limits, RecordingError
-from lbguard.recording.reader import Ended, find_files
+from lbguard.recording.reader import Began, Ended, Told, find_files
 from lbguard.recording.recorder import RecordedEngine
 from lbguard.recording.replay import Continuity, Replayer, items_of, replay
 from lbguard.recording.show import report_json, report_text
@@ -126,6 +126,7 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     yield ev.LinkSetDown(link=LinkKey(1, 1), reason="EPERM")
     yield guard.address_gone(2, "172.16.0.2/24")
     yield ev.Stalled(duration_s=1.0)
+    yield ev.SettingsChanged(config=dataclasses.replace(CONFIG, affinity=True, drain_window_s=9.0, soft_budget=0.25))
     hold = ev.OpenHold(
         stream=STREAM, identifier=2, ips=(ipv4_of(2),), cause=Condition.NO_LINK, broken_s=0.5, frozen_s=None
     )
@@ -260,3 +261,57 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(CheckpointError):
             restore(decode_nodes(wrong))
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> list[Path]:
+    """A recording in which the window is made longer during a hold, and another file begins after that."""
+    guard = Guard(CONFIG, start=False)
+    writer = RecordingWriter(tmp_path, CONFIG, wall_offset=lambda: 1e9)
+    tape = _Tape(writer)
+    guard.engine = RecordedEngine(CONFIG, tape)
+    guard.tell(KernelSnapshot())
+    guard.link(1)
+    guard.link(2, proxy=1)
+    guard.register(1)
+    guard.unlink(1)
+    guard.wait(1.0)
+    longer = dataclasses.replace(CONFIG, grace=dataclasses.replace(CONFIG.grace, window_s=8.0))
+    guard.tell(ev.SettingsChanged(config=longer))
+    tape.due = True
+    guard.tell()
+    guard.wait(3.0)
+    guard.tell()
+    guard.wait(7.0)
+    assert [decision.duration_s for decision in guard.decisions()] == [8.0]
+    writer.close()
+    return find_files([tmp_path])
+
+
+def test_a_change_of_settings_is_replayed(changed: list[Path]) -> None:
+    assert said(changed) > 0
+    # Without it, the withdrawal comes after three seconds.
+    text = gzip.decompress(changed[0].read_bytes()).decode().splitlines()
+    [number] = [number for number, line in enumerate(text) if number > 1 and line.startswith('["EngineConfig"')]
+    changed[0].write_bytes(gzip.compress(("\n".join(text[:number] + text[number + 1 :]) + "\n").encode()))
+    assert replay(changed).difference is not None
+
+
+def test_a_file_after_a_change_begins_with_the_changed_settings(changed: list[Path]) -> None:
+    configs = [item.config for path in changed for item in items_of([path]) if isinstance(item, Began)]
+    assert [config.grace.window_s for config in configs] == [3.0, 8.0]
+    assert said(changed[1:]) == 1
+
+
+def test_a_change_of_settings_is_read_by_the_names_of_its_fields(changed: list[Path]) -> None:
+    """Fields may be put between others in a later version."""
+    first, *rest = gzip.decompress(changed[0].read_bytes()).decode().splitlines()
+    header = json.loads(first)
+    header["types"]["EngineConfig"] = header["types"]["EngineConfig"][::-1]
+    rows = [json.loads(line) for line in rest]
+    turned = [[row[0], *row[:0:-1]] if row[0] == "EngineConfig" else row for row in rows]
+    lines = [json.dumps(each) for each in (header, *turned)]
+    changed[0].write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+    told = [item.event for item in items_of(changed[:1]) if isinstance(item, Told)]
+    [event] = [event for event in told if isinstance(event, ev.SettingsChanged)]
+    assert event.config.grace.window_s == 8.0

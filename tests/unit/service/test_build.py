@@ -1,13 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lbguard.core.events import KernelOutOfSync
 from lbguard.core.model import TargetKey, TargetState
-from lbguard.service.build import make_distributor
+from lbguard.distributor.nftables.queueing import FILTER, MANGLE
+from lbguard.service.build import assumed_queue, make_distributor
 from lbguard.service.build_interposer import InterposerCore, find_tables, make_interposer_source
 from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import Settings, SettingsError, load
+from lbguard.sources.interposer.protocol import Flavour
 from lbguard.sources.interposer.registrations import FoundTable
 from tests.fakes.nfqlb import make_memory
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
@@ -78,8 +81,25 @@ def test_the_tables_that_are_there(tmp_path: Path) -> None:
     make_memory(tmp_path / "other", 97, 5)
     (tmp_path / "tshm-bad").write_bytes(b"garbage")
     (tmp_path / "tshm-dir").mkdir()
-    assert find_tables(settings(tmp_path)) == {"a": FoundTable(max_targets=5, marks=[-1] * 5)}
+    found = FoundTable(max_targets=5, marks=[-1] * 5)
+    of_meridio_2 = replace(found, flavour=Flavour.MERIDIO_2)
+    assert find_tables(settings(tmp_path)) == {"a": found, "other": of_meridio_2}
+    assert find_tables(settings(tmp_path, **{"interposer.flavour": "meridio"})) == {"a": found}
+    told = find_tables(settings(tmp_path, **{"interposer.flavour": "meridio-2"}))
+    assert told == {"tshm-a": of_meridio_2, "other": of_meridio_2}
     assert find_tables(settings(tmp_path / "nowhere")) == {}
+
+
+def test_of_two_memories_of_one_stream_that_of_meridio_counts(tmp_path: Path) -> None:
+    make_memory(tmp_path / "tshm-a", 97, 5)
+    make_memory(tmp_path / "a", 97, 7)
+    assert find_tables(settings(tmp_path))["a"] == FoundTable(max_targets=5, marks=[-1] * 5)
+
+
+def test_the_queue_that_is_assumed_until_one_is_seen(tmp_path: Path) -> None:
+    assert assumed_queue(settings(tmp_path)) == MANGLE
+    assert assumed_queue(settings(tmp_path, **{"interposer.flavour": "meridio-2"})) == FILTER
+    assert assumed_queue(settings(tmp_path, **{"interposer.flavour": "meridio-2", "source": "file"})) == MANGLE
 
 
 async def test_auto_means_the_memory_and_nftables_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbguard.settings.notation import ListenAddress, format_duration, parse_duration, parse_listen
+from lbguard.core.config import Amount
+from lbguard.settings.notation import (
+    ListenAddress,
+    format_amount,
+    format_duration,
+    parse_amount,
+    parse_duration,
+    parse_listen,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +71,25 @@ def test_empty_is_off() -> None:
 def test_refuses_other_listen_addresses(wrong: str) -> None:
     with pytest.raises(ValueError):
         parse_listen(wrong)
+
+
+@pytest.mark.parametrize(
+    ("value", "amount"),
+    [
+        (2, Amount(count=2)),
+        ("0", Amount()),
+        (" 3 ", Amount(count=3)),
+        ("50%", Amount(share=0.5)),
+        ("12.5%", Amount(share=0.125)),
+        ("100%", Amount(share=1.0)),
+    ],
+)
+def test_amounts(value: object, amount: Amount) -> None:
+    assert parse_amount(value) == amount
+    assert parse_amount(format_amount(amount)) == amount
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "101%", "many", "%", True, None, 0.5, "1e3", "٣"])
+def test_what_is_no_amount_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"neither|more than"):
+        parse_amount(value)

@@ -19,6 +19,10 @@
 - {"name": "damping.step", "variable": "LBGUARD_DAMPING__STEP", "default": "2s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "damping.max", "variable": "LBGUARD_DAMPING__MAX", "default": "30s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "availability.grace", "variable": "LBGUARD_AVAILABILITY__GRACE", "default": "1s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "availability.quorum", "variable": "LBGUARD_AVAILABILITY__QUORUM", "default": "1"}
+- {"name": "availability.hysteresis", "variable": "LBGUARD_AVAILABILITY__HYSTERESIS", "default": "0"}
+- {"name": "availability.lame_duck", "variable": "LBGUARD_AVAILABILITY__LAME_DUCK", "default": "0s", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "availability.readyz", "variable": "LBGUARD_AVAILABILITY__READYZ", "default": "false"}
 - {"name": "availability.socket", "variable": "LBGUARD_AVAILABILITY__SOCKET", "default": ""}
 - {"name": "affinity.mode", "variable": "LBGUARD_AFFINITY__MODE", "default": "incident"}
 - {"name": "affinity.max_flows", "variable": "LBGUARD_AFFINITY__MAX_FLOWS", "default": "65536"}
@@ -96,9 +100,12 @@
 - {"name": "nsp.settle_time", "variable": "LBGUARD_NSP__SETTLE_TIME", "default": "1m", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "nsp.settle_share", "variable": "LBGUARD_NSP__SETTLE_SHARE", "default": "0.5"}
 - {"name": "interposer.directory", "variable": "LBGUARD_INTERPOSER__DIRECTORY", "default": "/run/lbguard/interposer"}
+- {"name": "interposer.flavour", "variable": "LBGUARD_INTERPOSER__FLAVOUR", "default": "auto"}
 - {"name": "interposer.answer_timeout", "variable": "LBGUARD_INTERPOSER__ANSWER_TIMEOUT", "default": "150ms", "low": 0.02, "high": 0.19, "allowed": "20ms to 190ms"}
 - {"name": "interposer.recent_loss", "variable": "LBGUARD_INTERPOSER__RECENT_LOSS", "default": "1s", "low": 0.0, "high": 60.0, "allowed": "0s to 1m"}
 - {"name": "interposer.confirm_timeout", "variable": "LBGUARD_INTERPOSER__CONFIRM_TIMEOUT", "default": "15s", "low": 1.0, "high": 3600.0, "allowed": "1s to 60m"}
+- {"name": "readiness.directory", "variable": "LBGUARD_READINESS__DIRECTORY", "default": ""}
+- {"name": "readiness.balancer", "variable": "LBGUARD_READINESS__BALANCER", "default": "/var/run/meridio"}
 - {"name": "kernel_source.streams", "variable": "LBGUARD_KERNEL_SOURCE__STREAMS", "default": ""}
 - {"name": "kernel_source.keep", "variable": "LBGUARD_KERNEL_SOURCE__KEEP", "default": "10m", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
 - {"name": "nsm.enabled", "variable": "LBGUARD_NSM__ENABLED", "default": "false"}

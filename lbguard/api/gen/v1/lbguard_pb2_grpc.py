@@ -202,6 +202,84 @@ class GuardService:
             _registered_method=True)
 
 
+class SettingsServiceStub:
+    """Settings of the running service. It is served on the unix socket.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CompareSettings = channel.stream_unary(
+                '/lbguard.v1.SettingsService/CompareSettings',
+                request_serializer=lbguard_dot_v1_dot_lbguard__pb2.CompareSettingsRequest.SerializeToString,
+                response_deserializer=lbguard_dot_v1_dot_lbguard__pb2.CompareSettingsResponse.FromString,
+                _registered_method=True)
+
+
+class SettingsServiceServicer:
+    """Settings of the running service. It is served on the unix socket.
+    """
+
+    def CompareSettings(self, request_iterator, context):
+        """Return what a settings file would change if it were the service's own. Nothing is changed. The service checks it with
+        its own flags and environment variables.
+        INVALID_ARGUMENT: the file is larger than 1 MiB. UNIMPLEMENTED: the service does not know its sources of settings.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SettingsServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CompareSettings': grpc.stream_unary_rpc_method_handler(
+                    servicer.CompareSettings,
+                    request_deserializer=lbguard_dot_v1_dot_lbguard__pb2.CompareSettingsRequest.FromString,
+                    response_serializer=lbguard_dot_v1_dot_lbguard__pb2.CompareSettingsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'lbguard.v1.SettingsService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('lbguard.v1.SettingsService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SettingsService:
+    """Settings of the running service. It is served on the unix socket.
+    """
+
+    @staticmethod
+    def CompareSettings(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/lbguard.v1.SettingsService/CompareSettings',
+            lbguard_dot_v1_dot_lbguard__pb2.CompareSettingsRequest.SerializeToString,
+            lbguard_dot_v1_dot_lbguard__pb2.CompareSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ControlServiceStub:
     """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true. Every process
     that may open the socket may give commands.

@@ -102,6 +102,46 @@ class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_GuardServiceServicer_to_server(servicer: GuardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class SettingsServiceStub:
+    """Settings of the running service. It is served on the unix socket."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SettingsServiceAsyncStub: ...
+    CompareSettings: _grpc.StreamUnaryMultiCallable[_lbguard_pb2.CompareSettingsRequest, _lbguard_pb2.CompareSettingsResponse]
+    """Return what a settings file would change if it were the service's own. Nothing is changed. The service checks it with
+    its own flags and environment variables.
+    INVALID_ARGUMENT: the file is larger than 1 MiB. UNIMPLEMENTED: the service does not know its sources of settings.
+    """
+
+@_typing.type_check_only
+class SettingsServiceAsyncStub(SettingsServiceStub):
+    """Settings of the running service. It is served on the unix socket."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CompareSettings: _aio.StreamUnaryMultiCallable[_lbguard_pb2.CompareSettingsRequest, _lbguard_pb2.CompareSettingsResponse]  # type: ignore[assignment]
+    """Return what a settings file would change if it were the service's own. Nothing is changed. The service checks it with
+    its own flags and environment variables.
+    INVALID_ARGUMENT: the file is larger than 1 MiB. UNIMPLEMENTED: the service does not know its sources of settings.
+    """
+
+class SettingsServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Settings of the running service. It is served on the unix socket."""
+
+    @_abc_1.abstractmethod
+    def CompareSettings(
+        self,
+        request_iterator: _MaybeAsyncIterator[_lbguard_pb2.CompareSettingsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_lbguard_pb2.CompareSettingsResponse, _abc.Awaitable[_lbguard_pb2.CompareSettingsResponse]]:
+        """Return what a settings file would change if it were the service's own. Nothing is changed. The service checks it with
+        its own flags and environment variables.
+        INVALID_ARGUMENT: the file is larger than 1 MiB. UNIMPLEMENTED: the service does not know its sources of settings.
+        """
+
+def add_SettingsServiceServicer_to_server(servicer: SettingsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class ControlServiceStub:
     """Commands of an operator. The service is served on the unix socket only, while `control.enabled` is true. Every process
     that may open the socket may give commands.

@@ -6,6 +6,7 @@ from lbguard.sources.interposer.protocol import (
     Call,
     CallError,
     Command,
+    Flavour,
     ProtocolError,
     Request,
     Verdict,
@@ -97,7 +98,7 @@ def test_no_request(line: bytes) -> None:
 )
 def test_no_call_of_meridio(text: str, reason: str) -> None:
     with pytest.raises(CallError) as caught:
-        parse_request(f"1 {ID} {text}".encode())
+        parse_request(f"1 {ID} {text}".encode(), Flavour.MERIDIO)
     assert str(caught.value) == reason
     assert caught.value.request_id == ID
 
@@ -125,3 +126,25 @@ def test_answers() -> None:
     assert format_answer(Verdict.PASS) == b"1 pass\n"
     assert format_answer(Verdict.FAIL, "no route\nin\ttable ä 5") == b"1 fail no route in table 5\n"
     assert len(format_answer(Verdict.FAIL, "x" * 1000)) <= 512
+
+
+def test_calls_of_meridio_2_have_plain_names_and_identifiers_from_0() -> None:
+    for wanted in (None, Flavour.MERIDIO_2):
+        call = parse_call(["activate", "--index=0", "--shm=web", "5000"], wanted)
+        assert call == Call(command=Command.ACTIVATE, stream="web", flavour=Flavour.MERIDIO_2, identifier=0, mark=5000)
+    assert parse_call(["delete", "--shm=web"]).flavour.memory("web") == "web"
+
+
+def test_a_prefix_is_part_of_the_name_where_the_setting_says_so() -> None:
+    words = ["deactivate", "--index=3", "--shm=tshm-web"]
+    found = parse_call(words)
+    assert (found.flavour, found.stream, found.identifier) == (Flavour.MERIDIO, "web", 4)
+    told = parse_call(words, Flavour.MERIDIO_2)
+    assert (told.flavour, told.stream, told.identifier) == (Flavour.MERIDIO_2, "tshm-web", 3)
+    assert told.flavour.memory(told.stream) == "tshm-web"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/../b", "/a", "a" * 64, "-a"])
+def test_names_that_no_stream_of_meridio_2_can_have(name: str) -> None:
+    with pytest.raises(CallError, match="name"):
+        parse_call(["delete", f"--shm={name}"], Flavour.MERIDIO_2)

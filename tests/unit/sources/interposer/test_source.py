@@ -31,6 +31,7 @@ class Desk:
         self.lost: set[int] = set()
         self.sound: dict[int, float] = {}
         self.routes: dict[int, tuple[Ip, ...]] = {}
+        self.rerouted: set[int] = set()
         self.tables: dict[str, FoundTable] = {"a": FoundTable(max_targets=10, marks=[-1] * 10)}
         self.lists: list[dict[str, set[int]]] = []
         self.on_list: Callable[[SourceSnapshot], None] = lambda _: None
@@ -51,6 +52,10 @@ class Desk:
 
     def gateways(self, table: int) -> tuple[Ip, ...]:
         return self.routes.get(table, ())
+
+    def take_changed(self) -> set[int]:
+        changed, self.rerouted = self.rerouted, set()
+        return changed
 
     def read_tables(self) -> Mapping[str, FoundTable]:
         return self.tables
