@@ -39,8 +39,8 @@ class DemoOptions:
     No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is on
     PATH; no columns mean both. `outage_s` is how long a link is away (seconds). nfqlb is the real one when it is on
     PATH, else the lab's stand-in; the topologies `meridio` and `meridio2` are played on it alone. lbguard records each
-    run in a directory of its own below `record`. `parking`: lbguard parks packets. `report` and `svg` are files that are
-    written.
+    run in a directory of its own below `record`. `parking`: lbguard parks packets. `report` and `svg` are files
+    to write.
     """
 
     topology: str = Topology.CHAIN
