@@ -126,7 +126,12 @@ class AvailabilityState:
 
     def of(self, stream: str) -> bool | None:
         """Return whether a stream is available; None while that is not known."""
-        return self._streams.get(stream)
+        return False if self._stopped else self._streams.get(stream)
+
+    @property
+    def stopped(self) -> bool:
+        """Return whether the load balancer became unavailable for good."""
+        return self._stopped
 
     def retain(self, streams: Iterable[str]) -> None:
         """Record the complete list of streams: others are removed, and unknown ones are waited for."""

@@ -40,7 +40,7 @@ class DemoOptions:
     PATH; no columns mean both. `outage_s` is how long a link is away (seconds). nfqlb is the real one when it is on
     PATH, else the lab's stand-in; the topologies `meridio` and `meridio2` are played on it alone. lbguard records each
     run in a directory of its own below `record`. `parking`: lbguard parks packets. `report` and `svg` are files
-    to write.
+    that are written.
     """
 
     topology: str = Topology.CHAIN

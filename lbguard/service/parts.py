@@ -99,8 +99,10 @@ class ServiceParts:
             observe=not self._enforcing,
             inbox_depth=lambda: self.runner.inbox_depth,
             availability=self.availability,
+            on_loss=lambda: self._target_lost.set(),
             tracer=None if self._traces is None else self._traces.incidents,
         )
+        self._target_lost = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
         self._started_at = time.monotonic()

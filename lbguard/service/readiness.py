@@ -40,22 +40,30 @@ class ReadinessFiles:
         directory: for our files; made if it is missing.
         balancer: the load balancer's directory.
         available: returns whether a stream is available; None while that is not known.
+        at_end: the same for the files that are left; None: the load balancer's word counts alone.
     """
 
-    def __init__(self, directory: Path, balancer: Path, available: Callable[[str], bool | None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        balancer: Path,
+        available: Callable[[str], bool | None],
+        at_end: Callable[[str], bool | None] = lambda stream: None,
+    ) -> None:
         self._ours = SharedDirectory(directory)
         self._balancer = balancer
         self._available = available
+        self._at_end = at_end
         self.problem = ""
 
     async def run(self) -> None:
-        """Keep the files until cancelled, then leave those of the load balancer."""
+        """Keep the files until cancelled, then leave those of the end."""
         try:
             while True:
                 self.look()
                 await asyncio.sleep(_LOOK_S)
         finally:
-            self._available = lambda name: None
+            self._available = self._at_end
             self.look()
             self._ours.close()
 

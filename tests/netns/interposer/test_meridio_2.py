@@ -93,8 +93,10 @@ def test_the_sweep_at_its_start_takes_nothing_for_long(lb: Balancer2) -> None:
         assert min(took) < BACK_WITHIN_S
 
 
-def test_a_restart_finds_the_same_table(lb: Balancer2) -> None:
-    with lb.service():
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_restart_finds_the_same_table(lb: Balancer2, drains: bool) -> None:
+    drain = {"LBGUARD_DRAIN__WINDOW": "1h", "LBGUARD_DRAIN__IDLE": "1h"}
+    with lb.service(**(AFFINITY | drain if drains else {})):
         lb.serve(0, 1, 5)
         table = lb.table()
         lb.start()

@@ -28,7 +28,7 @@ from lbguard.cli.top_browse import Browse, by_trouble
 from lbguard.cli.top_feed import Snapshot
 from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
-from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.model import Action, Condition, Decision, Evidence, ManualAction, Override, TargetKey, TargetState
 from lbguard.core.status import AffinityStatus, GuardStatus, Prediction
 from tests.pages import blocks
 from tests.unit.examples import affinity, decision, guard_status, path, target
@@ -277,6 +277,15 @@ def test_a_filter_shows_its_targets_and_their_streams() -> None:
     assert "filter: held  1 of 71 targets" in lines[1]
     assert [line.split()[0] for line in lines if line.startswith("stream-")] == ["stream-a", "stream-a/77"]
     assert "0 of 71 targets" in screen(shown, browse=Browse(words="nothing"))[1]
+
+
+def test_what_an_operator_ordered_is_shown() -> None:
+    given = Override(action=ManualAction.HOLD, since=90.0, until=200.0, who="anna")
+    held = target(1, TargetState.HELD, cause="no_link")
+    status = guard_status(replace(held, override=given), replace(target(2), override=given))
+    lines = screen(snapshot(status))
+    assert "no_link, hold by hand" in row(lines, "stream-a/1")
+    assert "hold by hand" in row(lines, "stream-a/2")
 
 
 def test_help_fits_80_columns() -> None:

@@ -253,3 +253,12 @@ def test_the_memory_that_is_counted_is_no_less_than_what_is_used() -> None:
         tracemalloc.stop()
     assert made.dropped["share_used"] > 0
     assert used < 2**22
+
+
+def test_lower_bounds_count_with_the_next_packet() -> None:
+    kept = buffer(packets=10)
+    for number in range(5):
+        kept.put(udp(number), 100.0)
+    kept.bounds = Bounds(packets=2, memory_bytes=2**24, max_age_s=15.0)
+    kept.put(udp(9), 100.0)
+    assert kept.packets == 2
