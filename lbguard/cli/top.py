@@ -16,6 +16,7 @@ from lbguard.cli.status_words import (
     age,
     condition,
     headline_parts,
+    kept_packets,
     list_change_note,
     local_vips_note,
     new_flows,
@@ -237,6 +238,7 @@ def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: i
         return None
     if width >= _FULL_WIDTH:
         steered = ["NEW FLOWS"] if status.affinity is not None else []
+        steered += ["KEPT"] if status.parking is not None else []
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", *steered, "PATHS")
     elif width >= _TINY_WIDTH:
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE")
@@ -253,6 +255,7 @@ def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: i
             "THEN": then(target),
             "CAUSE": _cause(target),
             "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, status.affinity))),
+            "KEPT": "/".join(dict.fromkeys(kept_packets(target, status.parking))),
             "PATHS": "  ".join(f"{path.ip} {condition(path)} {path.ifname or '-'}" for path in target.paths),
         }
         row = [cells[str(column.header)] for column in table.columns]

@@ -98,6 +98,7 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     yield ev.VerdictReported(reporter="proxy-a", verdict=verdict, ticket=7)
     yield ev.VerdictReported(reporter="proxy-a", verdict=dataclasses.replace(verdict, sequence=2), ticket=8)
     yield ev.NeighborGone(ifindex=1, ip=ipv4_of(1))
+    yield ev.NeighborsProbed(entries=((1, ipv4_of(1)),))
     yield ev.NeighborsOutdated(ips=(ipv4_of(1), ipv4_of(2)), new_mac=neighbor)
     yield ev.RuleGone(rule=rule)
     yield ev.RuleFailed(rule=rule, reason="EPERM")
