@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import ctypes
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -149,13 +150,19 @@ class LoadBalancer:
             *("nfqlb", "flowlb", "--promiscuous_ping", f"--queue={first}:{last}", "--qlength=1024"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
             # It ends with its container.
             preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
         )
         self._ready_file.parent.mkdir(parents=True, exist_ok=True)
         for file in self._ready_file.parent.glob(f"{READY_PREFIX}*"):
             file.unlink(missing_ok=True)
+
+    async def packets_ended(self) -> str:
+        """Wait until the packet process has ended, which ends the container; return its last words."""
+        assert self._flowlb is not None
+        _, said = await self._flowlb.communicate()
+        return f"status {self._flowlb.returncode}: {said.decode(errors='replace')[-500:].strip()}"
 
     async def reconcile(self) -> bool:
         """Follow the list; return whether every step succeeded."""
@@ -189,13 +196,18 @@ class LoadBalancer:
         return False
 
 
-async def follow(balancer: LoadBalancer) -> None:
-    """Reconcile now, when the list changes, and after a failure, until SIGTERM; leave everything as it is."""
+async def follow(balancer: LoadBalancer) -> int:
+    """Reconcile now, when the list changes, and after a failure, until SIGTERM; leave everything as it is.
+
+    Returns the exit status: 1 when the packet process ended by itself.
+    """
     loop = asyncio.get_running_loop()
     stop, reread = asyncio.Event(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reread.set)
     await balancer.start()
+    packets = asyncio.create_task(balancer.packets_ended())
+    packets.add_done_callback(lambda task: stop.set())
     ready, retry_s = False, RETRY_S
     while not stop.is_set():
         reread.clear()
@@ -205,6 +217,11 @@ async def follow(balancer: LoadBalancer) -> None:
             log("ready")
         retry_s = RETRY_S if done else min(2 * retry_s, RETRY_MAX_S)
         await any_of(stop, reread, timeout_s=NEVER_S if done else retry_s)
+    if not packets.done():
+        packets.cancel()
+        return 0
+    log("nfqlb ended", level="error", reason=packets.result())
+    return 1
 
 
 def main() -> None:
@@ -214,7 +231,7 @@ def main() -> None:
     parser.add_argument("--readiness", type=Path, required=True)
     parser.add_argument("--shm-dir", type=Path, default=Path("/dev/shm"))
     arguments = parser.parse_args()
-    asyncio.run(follow(LoadBalancer(arguments.targets, arguments.shm_dir, arguments.readiness)))
+    sys.exit(asyncio.run(follow(LoadBalancer(arguments.targets, arguments.shm_dir, arguments.readiness))))
 
 
 if __name__ == "__main__":
