@@ -448,11 +448,25 @@ _SOURCE = Row(
             width=6,
         ),
         Panel(
+            title="Settings file",
+            about="Readings of the settings file since the start, by outcome; whether it is refused now; settings in it"
+            " that take effect with the next restart only; hours since it was right.",
+            queries=[
+                _count("lbguard_config_reload_total", "outcome"),
+                ("max(lbguard_config_refused{@lb})", "refused now"),
+                ("max(lbguard_config_restart_needed{@lb})", "need a restart"),
+                ("max(time() - (lbguard_config_last_good_timestamp_seconds{@lb} > 0)) / 3600", "hours since right"),
+            ],
+            colors={"refused now": RED},
+            none="No file is followed",
+            width=12,
+        ),
+        Panel(
             title="Recording",
             about="Bytes written to recordings (recording.enabled).",
             queries=[("sum(rate(lbguard_recording_bytes_total{@lb}[$__rate_interval]))", "written")],
             unit="Bps",
-            width=6,
+            width=12,
         ),
         Panel(
             title="Gaps in the recording",
@@ -460,7 +474,7 @@ _SOURCE = Row(
             queries=[_count("lbguard_recording_dropped_total", "reason")],
             bars=True,
             none="None",
-            width=6,
+            width=12,
         ),
         Panel(
             title="Processor",

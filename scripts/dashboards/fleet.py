@@ -113,6 +113,20 @@ _AVAILABILITY = Row(
             width=12,
         ),
         Panel(
+            title="Different tables of a stream",
+            about="Number of different tables that the load balancers of a stream have. With more than 1, a connection"
+            " that routers move to another load balancer may reach another target.",
+            queries=[
+                (
+                    "count by (namespace, stream) (count_values by (namespace, stream)"
+                    ' ("digest", lbguard_stream_table_digest{@stream}))',
+                    "{{namespace}} {{stream}}",
+                )
+            ],
+            decimals=0,
+            width=24,
+        ),
+        Panel(
             title="Targets by state",
             about="The targets of the selected load balancers and streams, by state. A target is counted once for"
             " each load balancer that serves it.",

@@ -11,6 +11,10 @@ BALANCER_PARKING = Row(
             queries=[
                 ("sum(increase(lbguard_parking_packets_parked_total{@lb}[$__rate_interval]))", "kept"),
                 ("sum(increase(lbguard_parking_packets_given_back_total{@lb}[$__rate_interval]))", "given back"),
+                (
+                    "sum(increase(lbguard_parking_unreachables_sent_total{@lb}[$__rate_interval]))",
+                    "ICMP errors to targets",
+                ),
             ],
             bars=True,
         ),
@@ -30,7 +34,10 @@ BALANCER_PARKING = Row(
         Panel(
             title="Packets kept now",
             about="Number of packets that wait for the path of their target (bound: parking.packets).",
-            queries=[("max(lbguard_parking_packets{@lb})", "packets")],
+            queries=[
+                ("max(lbguard_parking_packets{@lb})", "packets"),
+                ("max(lbguard_parking_packets_max{@lb})", "bound"),
+            ],
             decimals=0,
         ),
         Panel(

@@ -11,6 +11,8 @@ HEADINGS = {
     "Availability by load balancer": "LbguardStreamUnavailable",
     "Load balancers that can forward": "LbguardStreamUnavailableEverywhere",
     "Mass failure": "LbguardMassFailure",
+    "Settings file": "LbguardConfigRefused",
+    "Different tables of a stream": "LbguardTablesDiffer",
     "Targets under a command": "LbguardOverrideBlocksStream",
     "Held": "LbguardTargetsHeld",
     "Frozen": "LbguardTargetsFrozen",
