@@ -23,6 +23,7 @@ Key = tuple[str, str, str]
 _HEALTHY = "nothing of this kind goes wrong in the cycle"
 _REFUSED = "the kernel refuses nothing, or for a moment only"
 _OTHER_SOURCE = "the targets come from a file"
+_NO_FILE = "the settings come from variables"
 _TOO_FAST = "it keeps up, so only a slow machine shows something"
 
 _NO_NEW_FLOWS = "no client opens a TCP connection here"
@@ -41,6 +42,11 @@ ZERO: dict[Key, str] = {
     ("fleet", "Connections given to other targets", "{{pod}}"): _NO_NEW_FLOWS,
     ("fleet", "Connections that fell back", "{{pod}}"): _NO_NEW_FLOWS,
     ("fleet", "Fullest map of flows", "{{pod}}"): _NO_NEW_FLOWS,
+    ("load-balancer", "Packets kept and given back", "ICMP errors to targets"): _NO_NEW_FLOWS,
+    ("load-balancer", "Settings file", "{{outcome}}"): _NO_FILE,
+    ("load-balancer", "Settings file", "refused now"): _NO_FILE,
+    ("load-balancer", "Settings file", "need a restart"): _NO_FILE,
+    ("load-balancer", "Targets under a command", "{{action}}"): "no operator gives a command",
     ("fleet", "Not ready", ""): "it is ready before Prometheus sees it",
     ("fleet", "Operations refused by kernel or distributor", "commits"): _HEALTHY,
     ("load-balancer", "Slots and commits", "commits failed"): _HEALTHY,
@@ -77,6 +83,7 @@ EMPTY: dict[Key, str] = {
     ("load-balancer", "Announcements refused", "{{error}}"): _REFUSED,
     ("load-balancer", "Entries that cannot be used", "{{reason}}"): _OTHER_SOURCE,
     ("load-balancer", "Calls of nfqlb", "{{command}}: {{outcome}}"): _OTHER_SOURCE,
+    ("load-balancer", "Settings file", "hours since right"): _NO_FILE,
 }
 """Queries that may have no series, because theirs begin with the first event of a kind."""
 
