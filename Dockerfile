@@ -48,11 +48,12 @@ ARG GID=10002
 ARG VERSION
 ARG REVISION
 COPY --from=build /opt/lbguard /opt/lbguard
+COPY docs/licences.md /usr/share/doc/lbguard/licences.md
 RUN ln -s /opt/lbguard/bin/lbguard /usr/local/bin/lbguard \
  && install -d -o "${UID}" -g "${GID}" -m 0750 /run/lbguard
 LABEL org.opencontainers.image.title="lbguard" \
       org.opencontainers.image.description="Keeps load-balanced connections alive while a service mesh heals its links" \
-      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 USER ${UID}:${GID}

@@ -7,7 +7,7 @@ ifneq ($(shell id -u),0)
 SANDBOX := unshare --user --map-root-user
 endif
 
-.PHONY: help setup demo check test lint format sim bench soak docs proto lock clean
+.PHONY: help setup demo check test lint format sim bench soak docs site lowest sbom picture proto lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -53,6 +53,25 @@ docs: setup ## write the generated parts of docs/, of the dashboards and of the 
 	@$(PYTHON) scripts/generate-docs
 	@$(PYTHON) scripts/generate-dashboards
 	@$(PYTHON) scripts/generate-helm
+	@$(PYTHON) scripts/generate-man
+	@$(PYTHON) scripts/generate-licences
+
+site: setup ## build docs/ as a site into out/site, strictly
+	@scripts/build-site out/site
+
+# Generated pages are those of the locked versions.
+lowest: setup ## the quick unit tests with the lowest versions that pyproject.toml allows
+	@scripts/make-lowest out/lowest
+	@out/lowest/bin/python -m pytest -q -n 2 -m 'not slow' --hypothesis-profile=quick \
+		--override-ini filterwarnings=ignore --deselect tests/unit/test_docs.py tests/unit
+
+sbom: setup ## write a bill of materials of the Python packages to out/sbom.json
+	@mkdir -p out
+	@$(PYTHON) scripts/generate-licences --sbom out/sbom.json
+
+picture: setup ## play the scenarios of the README's table, and write its picture
+	@.venv/bin/lbguard demo --scenario lb-link --scenario target-link --scenario newcomers --scenario removed \
+		--scenario added --distributor nftables --json --svg docs/demo.svg
 
 proto: setup ## write the generated protobuf code
 	@$(PYTHON) scripts/generate-proto
@@ -63,6 +82,8 @@ lock: setup ## lock the newest allowed versions
 		--generate-hashes --no-header --upgrade --quiet --output-file requirements-dev.lock
 	@.venv/bin/uv pip compile pyproject.toml --extra spiffe --extra otel --universal --python-version 3.11 \
 		--generate-hashes --no-header --quiet --constraint requirements-dev.lock --output-file requirements.lock
+	@.venv/bin/uv pip compile --group docs --universal --python-version 3.11 \
+		--generate-hashes --no-header --upgrade --quiet --output-file requirements-docs.lock
 
 clean: ## remove what the other targets made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,14 +14,15 @@ from grpc.experimental import ChannelOptions
 from lbguard.api.convert import TO_MANUAL, decision_from_proto, state_from_proto, status_from_proto, target_from_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
-from lbguard.api.settings_server import PIECE_BYTES
 from lbguard.core.model import Decision, ManualAction, TargetKey, TargetState
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.errors import EXIT_REFUSED, CommandError
-from lbguard.settings.changes import Difference
+from lbguard.settings.difference import Difference
 from lbguard.settings.notation import unix_target
 
 CALL_TIMEOUT_S = 10.0
+_PIECE_BYTES = 4096
+"""Content of one message with a file. The server's limit of a message is for verdicts, and a file may be larger."""
 _ANSWER_BYTES_MAX = 256 * 2**20
 
 
@@ -198,8 +199,8 @@ class GuardClient:
         Raises:
             FileRefused: the service would refuse it.
         """
-        pieces = range(0, max(1, len(content)), PIECE_BYTES)
-        requests = (pb.CompareSettingsRequest(name=name, content=content[at : at + PIECE_BYTES]) for at in pieces)
+        pieces = range(0, max(1, len(content)), _PIECE_BYTES)
+        requests = (pb.CompareSettingsRequest(name=name, content=content[at : at + _PIECE_BYTES]) for at in pieces)
         try:
             response = pb_grpc.SettingsServiceStub(self._channel).CompareSettings(requests, timeout=self._timeout_s)
         except grpc.RpcError as error:

@@ -21,6 +21,8 @@ from lbguard.core.status import (
     FlowMap,
     GuardStatus,
     LinkStatus,
+    ParkedPackets,
+    ParkingStatus,
     PathStatus,
     Prediction,
     StreamStatus,
@@ -71,6 +73,7 @@ def status_to_proto(status: GuardStatus) -> pb.Status:
             for link in status.links
         ],
         affinity=None if status.affinity is None else _affinity_to_proto(status.affinity),
+        parking=None if status.parking is None else _parking_to_proto(status.parking),
     )
 
 
@@ -102,6 +105,7 @@ def status_from_proto(message: pb.Status) -> GuardStatus:
             for link in message.links
         ),
         affinity=_affinity_from_proto(message.affinity) if message.HasField("affinity") else None,
+        parking=_parking_from_proto(message.parking) if message.HasField("parking") else None,
     )
 
 
@@ -122,6 +126,52 @@ def _affinity_from_proto(message: pb.Affinity) -> AffinityStatus:
         problem=message.problem,
         flows_max=message.flows_max,
         maps=tuple(FlowMap(protocol=each.protocol, ipv4=each.ipv4, flows=each.flows) for each in message.maps),
+    )
+
+
+def _parking_to_proto(parking: ParkingStatus) -> pb.Parking:
+    return pb.Parking(
+        in_force=parking.in_force,
+        problem=parking.problem,
+        packets=parking.packets,
+        bytes=parking.memory_bytes,
+        packets_max=parking.packets_max,
+        bytes_max=parking.bytes_max,
+        max_age_s=parking.max_age_s,
+        parked=[
+            pb.ParkedPackets(
+                mark=each.mark,
+                ipv4=each.ipv4,
+                packets=each.packets,
+                bytes=each.memory_bytes,
+                since_s=each.since,
+                given_back=each.given_back,
+            )
+            for each in parking.parked
+        ],
+    )
+
+
+def _parking_from_proto(message: pb.Parking) -> ParkingStatus:
+    return ParkingStatus(
+        in_force=message.in_force,
+        problem=message.problem,
+        packets=message.packets,
+        memory_bytes=message.bytes,
+        packets_max=message.packets_max,
+        bytes_max=message.bytes_max,
+        max_age_s=message.max_age_s,
+        parked=tuple(
+            ParkedPackets(
+                mark=each.mark,
+                ipv4=each.ipv4,
+                packets=each.packets,
+                memory_bytes=each.bytes,
+                since=each.since_s,
+                given_back=each.given_back,
+            )
+            for each in message.parked
+        ),
     )
 
 

@@ -88,7 +88,12 @@ class _GuardService(pb_grpc.GuardServiceServicer):
             if (target.stream, target.identifier) == key:
                 response.target.CopyFrom(target_to_proto(target))
                 response.story = target_story(
-                    target, status.now, recent, observe=status.observe, affinity=status.affinity
+                    target,
+                    status.now,
+                    recent,
+                    observe=status.observe,
+                    affinity=status.affinity,
+                    parking=status.parking,
                 )
                 if not status.observe:
                     response.story = "\n".join(

@@ -11,11 +11,9 @@ from lbguard.api.calls import REQUEST_WITHIN_S
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.verdicts.convert import InvalidField
-from lbguard.settings.changes import Difference
+from lbguard.settings.difference import Difference
 from lbguard.settings.sources import MAX_BYTES, SettingsError
 
-PIECE_BYTES = 4096
-"""Content of one message. The server's limit of a message is for verdicts, and smaller than a file may be."""
 _TOO_LARGE = f"the file is larger than {MAX_BYTES // 2**20} MiB"
 
 

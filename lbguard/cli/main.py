@@ -4,6 +4,7 @@ Every command imports its modules when it runs, so that `lbguard status` starts 
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,9 @@ def demo(
     as_json: JsonOption = False,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with timelines.")
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE.svg", help="Write a picture of the first scenario.")
     ] = None,
     record: Annotated[
         Path | None,
@@ -105,6 +109,7 @@ def demo(
         connections=connections,
         json_output=as_json,
         report=report,
+        svg=svg,
         record=record,
         parking=parking,
     )
@@ -114,9 +119,14 @@ def demo(
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 """Base class of the errors that typer raises for wrong usage; typer does not export it."""
 
+COMPLETED_SHELLS = ("bash", "zsh", "fish")
+COMPLETION_VARIABLE = "_LBGUARD_COMPLETE"
+"""Environment variable by which the script of a shell asks for completions."""
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -162,6 +172,44 @@ for command in (
 cli_recording.register(app)
 
 
+@app.callback()
+def show_version(
+    ctx: typer.Context,
+    wanted: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Print the version, where no command is given."""
+    if wanted:
+        version()
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        raise typer.Exit
+
+
+@app.command()
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", help="The shell.", show_default=False)],
+) -> None:
+    """Print the script that completes commands in a shell.
+
+    \b
+    Examples:
+      lbguard completion bash >/etc/bash_completion.d/lbguard
+      lbguard completion zsh >"${fpath[1]}/_lbguard"
+      lbguard completion fish >~/.config/fish/completions/lbguard.fish
+
+    Exit status: 0.
+    """  # noqa: D301 (\b keeps the lines of a block)
+    if shell not in COMPLETED_SHELLS:
+        raise typer.BadParameter(f"{shell!r}: there are {', '.join(COMPLETED_SHELLS)}", param_hint="SHELL")
+    from typer import completion as scripts
+
+    script = scripts.get_completion_script(  # type: ignore[attr-defined] # typer marks nothing of it as public
+        prog_name="lbguard", complete_var=COMPLETION_VARIABLE, shell=shell
+    )
+    for line in script.splitlines():
+        print_text(line)
+
+
 @app.command()
 def version() -> None:
     """Print the version.
@@ -198,6 +246,10 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _command(argv: Sequence[str] | None) -> int:
     try:
+        if COMPLETION_VARIABLE in os.environ:
+            from typer import completion as scripts
+
+            scripts.completion_init()  # type: ignore[attr-defined]
         outcome = app(args=None if argv is None else list(argv), prog_name="lbguard", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
     except OutputError:

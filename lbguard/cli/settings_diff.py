@@ -6,7 +6,7 @@ from pathlib import Path
 from lbguard.api.client import ClientError, GuardClient
 from lbguard.errors import EXIT_FAILED, EXIT_REFUSED, CommandError
 from lbguard.settings.bounded_file import FileError, read_regular_file
-from lbguard.settings.changes import Difference
+from lbguard.settings.difference import Difference
 from lbguard.settings.sources import MAX_BYTES
 from lbguard.telemetry.output import print_json, print_text
 

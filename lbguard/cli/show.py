@@ -16,6 +16,7 @@ from lbguard.cli.status_words import (
     age,
     condition,
     headline,
+    kept_packets,
     list_change_note,
     local_vips_note,
     new_flows,
@@ -255,6 +256,7 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
     judged = any(path.verdicts for target in shown for path in target.paths)
     columns = ["TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "IP", "PATH"]
     columns += ["NEW FLOWS"] if status.affinity is not None else []
+    columns += ["KEPT"] if status.parking is not None else []
     by_hand = any(target.override is not None for target in shown)
     table = _table(*columns, "LINK", "NEIGHBOUR", *(["VERDICT"] if judged else []), *(["BY HAND"] if by_hand else []))
     for target in shown:
@@ -270,6 +272,7 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
             "\n".join(path.ip for path in paths),
             "\n".join(condition(path) for path in paths),
             *(["\n".join(new_flows(target, status.affinity))] if status.affinity is not None else []),
+            *(["\n".join(kept_packets(target, status.parking))] if status.parking is not None else []),
             "\n".join(path.ifname or "-" for path in paths),
             "\n".join(f"{path.neighbor or '-'} {path.mac if path.mac != '-' else ''}".strip() for path in paths),
             *(["\n".join(_verdicts(path, status.now) for path in paths)] if judged else []),

@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from lbguard.core.model import Action, Condition, TargetState
-from lbguard.core.status import AffinityStatus, GuardStatus, PathStatus, StreamStatus, TargetStatus
+from lbguard.core.status import AffinityStatus, GuardStatus, ParkingStatus, PathStatus, StreamStatus, TargetStatus
 from lbguard.telemetry.sentences import family_of, new_connections, seconds
 
 NOT_YET = "starting"
@@ -84,8 +84,26 @@ def headline_parts(status: GuardStatus) -> tuple[list[str], str]:
     if status.source_reason == NOT_YET:
         source = "source not read yet"
     affinity, well = _affinity(status.affinity)
-    parts = [part for part in (mode, sync, source, affinity) if part]
-    return parts, "" if status.in_sync and status.source_ok and well else "bold yellow"
+    parking, parks = _parking(status.parking)
+    parts = [part for part in (mode, sync, source, affinity, parking) if part]
+    return parts, "" if status.in_sync and status.source_ok and well and parks else "bold yellow"
+
+
+def _parking(parking: ParkingStatus | None) -> tuple[str, bool]:
+    """Return parking in a few words (empty: it is off), and whether it is well."""
+    if parking is None:
+        return "", True
+    if not parking.in_force:
+        return (f"PARKING NOT IN FORCE ({parking.problem})" if parking.problem else "parking starting", False)
+    if parking.packets > _FULL * parking.packets_max or parking.memory_bytes > _FULL * parking.bytes_max:
+        return f"parking in force, {parking.packets} packets kept, ALMOST FULL", False
+    return f"parking in force, {parking.packets} {'packet' if parking.packets == 1 else 'packets'} kept", True
+
+
+def kept_packets(target: TargetStatus, parking: ParkingStatus | None) -> list[str]:
+    """Return for each path how many of its packets are kept; `-`: none."""
+    kept = [parking.of(target.mark, ipv4=":" not in path.ip) if parking is not None else None for path in target.paths]
+    return ["-" if each is None else str(each.packets) for each in kept]
 
 
 def _affinity(affinity: AffinityStatus | None) -> tuple[str, bool]:

@@ -16,6 +16,7 @@ from lbguard.cli.status_words import (
     age,
     condition,
     headline_parts,
+    kept_packets,
     list_change_note,
     local_vips_note,
     new_flows,
@@ -26,7 +27,7 @@ from lbguard.cli.top_browse import Browse, matching
 from lbguard.cli.top_feed import Snapshot
 from lbguard.cli.top_help import help_view
 from lbguard.core.model import Action, TargetState
-from lbguard.core.status import AffinityStatus, LinkStatus, StreamStatus, TargetStatus
+from lbguard.core.status import GuardStatus, LinkStatus, StreamStatus, TargetStatus
 from lbguard.telemetry.sentences import decision_sentence
 
 _FULL_WIDTH = 100
@@ -98,7 +99,7 @@ def view(
     clock = status.now if snapshot.trouble else status.now + max(0.0, now - snapshot.received_at)
     parts = [
         _streams(page.streams, clock, page.lines[0], width),
-        _targets(page, browse.first, clock, width, status.affinity),
+        _targets(status, page, browse.first, clock, width),
         _links(status.links, page.lines[2], width),
         _decisions(snapshot.decisions, page.lines[3]),
     ]
@@ -232,13 +233,12 @@ def _count(state: TargetState, count: int) -> Text:
     return Text(str(count), STATE_COLOURS[state] if count else "dim")
 
 
-def _targets(
-    page: Page, first: int, clock: float, width: int, affinity: AffinityStatus | None
-) -> RenderableType | None:
+def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: int) -> RenderableType | None:
     if page.lines[1] < 2:
         return None
     if width >= _FULL_WIDTH:
-        steered = ["NEW FLOWS"] if affinity is not None else []
+        steered = ["NEW FLOWS"] if status.affinity is not None else []
+        steered += ["KEPT"] if status.parking is not None else []
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", *steered, "PATHS")
     elif width >= _TINY_WIDTH:
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE")
@@ -253,8 +253,9 @@ def _targets(
             "FOR": age(clock - target.since),
             "UNTIL": _left(target, clock),
             "THEN": then(target),
-            "CAUSE": "" if target.state is TargetState.ACTIVE else target.cause,
-            "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, affinity))),
+            "CAUSE": _cause(target),
+            "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, status.affinity))),
+            "KEPT": "/".join(dict.fromkeys(kept_packets(target, status.parking))),
             "PATHS": "  ".join(f"{path.ip} {condition(path)} {path.ifname or '-'}" for path in target.paths),
         }
         row = [cells[str(column.header)] for column in table.columns]
@@ -263,6 +264,13 @@ def _targets(
         span = f"targets {first + 1} to {first + page.rows}" if page.rows else "no room for targets,"
         return _noted(table, f"{span} of {total}")
     return table
+
+
+def _cause(target: TargetStatus) -> str:
+    """Return why a target is in its state, and what an operator ordered."""
+    cause = "" if target.state is TargetState.ACTIVE else target.cause
+    by_hand = "" if target.override is None else f"{target.override.action} by hand"
+    return ", ".join(part for part in (cause, by_hand) if part)
 
 
 def _left(target: TargetStatus, clock: float) -> Text:

@@ -99,7 +99,9 @@ def _text(target: TargetStatus) -> str:
     """Return what the filter searches of a target."""
     paths = (f"{path.ip} {condition(path)} {path.ifname} {path.mac}" for path in target.paths)
     name = f"{target.stream}/{target.identifier}"
-    return f"{name} {target.state} {target.cause} {then(target)} {' '.join(paths)}".casefold()
+    given = target.override
+    by_hand = "" if given is None else f"{given.action} by hand {given.who} {given.reason} "
+    return f"{name} {by_hand}{target.state} {target.cause} {then(target)} {' '.join(paths)}".casefold()
 
 
 def by_trouble(target: TargetStatus) -> tuple[int, float, str, int]:

@@ -7,7 +7,7 @@ whose steering changed since the last effect.
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
-from lbguard.core.addr import is_ipv4
+from lbguard.core.addr import IPV4_LEN, IPV6_LEN
 from lbguard.core.effects import SteerFlows
 from lbguard.core.model import ADMITTED, Condition, FamilySteering, StreamSteering, TargetKey, TargetState
 from lbguard.core.state import Stream, Target
@@ -91,14 +91,29 @@ def _family(targets: Sequence[Target], *, ipv4: bool) -> FamilySteering:
 
     To avoid a target costs nothing. So one that may not answer is avoided at once, as long as another one answers.
     """
-    paths = {t.mark: [path for ip, path in t.paths.items() if is_ipv4(ip) is ipv4] for t in targets}
-    draining = {target.mark for target in targets if target.draining}
-    well = [m for m in paths if m not in draining and paths[m] and all(p.condition is Condition.OK for p in paths[m])]
-    healthy = [mark for mark in well if not any(path.unanswered for path in paths[mark])] or well
+    length, ok = IPV4_LEN if ipv4 else IPV6_LEN, Condition.OK
+    well: list[int] = []
+    answering: list[int] = []
+    served: list[int] = []
+    # One pass: this is computed for each stream whose targets changed, while others wait for a decision.
+    for target in targets:
+        good, answers, serves = False, True, True
+        for ip, path in target.paths.items():
+            if len(ip) == length:
+                good = path.condition is ok
+                answers = not path.unanswered
+                serves = not path.withdrawn
+        if good and not target.draining:
+            well.append(target.mark)
+            if answers:
+                answering.append(target.mark)
+        if serves:
+            served.append(target.mark)
+    healthy = answering or well
     spared = set(healthy)
     return FamilySteering(
         healthy=tuple(healthy),
         # Without another target, the table's choice stays.
-        avoid=tuple([mark for mark in paths if mark not in spared]) if healthy else (),
-        served=tuple([mark for mark, own in paths.items() if not any(path.withdrawn for path in own)]),
+        avoid=tuple([target.mark for target in targets if target.mark not in spared]) if healthy else (),
+        served=tuple(served),
     )

@@ -136,6 +136,7 @@ class Engine(EngineState):
 
     def _stalled(self, event: ev.Stalled, now: float) -> None:
         self.paths.verdict_fusion.stalled(unseen_s(event.duration_s))
+        self.paths.neighbors.stalled(event.duration_s)
         # While out of sync nothing is observed either; the next full view ends that gap.
         if self.in_sync:
             self.observation.was_blind(event.duration_s, now)
@@ -190,6 +191,9 @@ class Engine(EngineState):
 
     def _neighbor_gone(self, event: ev.NeighborGone, now: float) -> None:
         self.view.neighbor_gone(event)
+
+    def _neighbors_probed(self, event: ev.NeighborsProbed, now: float) -> None:
+        self.paths.neighbors.probed(event.entries, now)
 
     def _route_seen(self, event: ev.RouteSeen, now: float) -> None:
         self._ignore_unless(self.tables.route_seen(event.route), "route_known_or_foreign")
@@ -439,6 +443,7 @@ _OBSERVERS: dict[type, Callable[[Engine, Any, float], Any]] = {
     ev.LinkRouteGone: Engine._link_route_gone,
     ev.NeighborSeen: Engine._neighbor_seen,
     ev.NeighborGone: Engine._neighbor_gone,
+    ev.NeighborsProbed: Engine._neighbors_probed,
     ev.RouteSeen: Engine._route_seen,
     ev.RouteGone: Engine._route_gone,
     ev.RuleSeen: Engine._rule_seen,

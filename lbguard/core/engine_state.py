@@ -238,6 +238,19 @@ class EngineState:
         """Return all targets by their marks."""
         return {mark: target.key for mark, target in self.stream_registry.by_mark.items()}
 
+    def suspected_marks(self) -> list[int]:
+        """Return the marks of the targets that are not active: no path of theirs may forward.
+
+        Costs only the streams that have such targets.
+        """
+        return [
+            target.mark
+            for stream in self.stream_registry.streams.values()
+            if stream.counts[TargetState.ACTIVE] < len(stream.targets)
+            for target in stream.targets.values()
+            if target.state is not TargetState.ACTIVE
+        ]
+
     def next_target_deadline(self) -> float | None:
         """Return the next deadline of a target; None while out of sync, when no deadline has an effect."""
         return self.life.deadlines.next() if self.in_sync else None

@@ -103,6 +103,13 @@ class NeighborSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NeighborsProbed:
+    """The kernel was asked to verify these entries (ifindex, address). It is reported with parking only."""
+
+    entries: tuple[tuple[int, Ip], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborGone:
     """The kernel dropped a neighbour entry."""
 
@@ -391,6 +398,7 @@ class SettingsChanged:
 
 Event = (
     KernelChange
+    | NeighborsProbed
     | KernelSnapshot
     | KernelOutOfSync
     | SourceSnapshot

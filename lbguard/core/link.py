@@ -32,12 +32,16 @@ _VALID = (
 
 @dataclass(slots=True)
 class Neighbor:
-    """A neighbour entry: state, last known link-layer address, failed resolutions in a row, last proof of life."""
+    """A neighbour entry: state, last known link-layer address, failed resolutions in a row, last proof of life.
+
+    `overdue`: it was asked to prove that it is there, and has not answered in the usual time; it has not failed yet.
+    """
 
     state: NeighborState
     mac: bytes = b""
     failures: int = 0
     confirmed_at: float = float("-inf")
+    overdue: bool = False
 
     @property
     def resolved(self) -> bool:
@@ -53,6 +57,8 @@ class Neighbor:
         elif event.state & _VALID:
             self.failures = 0
             self.mac = event.mac or self.mac
+            if not dumped and event.state not in (NeighborState.PROBE, NeighborState.DELAY):
+                self.overdue = False
             if event.state == NeighborState.REACHABLE and not event.foreign:
                 self.confirmed_at = now
         self.state = event.state

@@ -24,6 +24,7 @@ from lbguard.core.effects import (
 )
 from lbguard.core.link import Link
 from lbguard.core.model import LinkKey, NeighborState
+from lbguard.core.neighbor_answers import NeighborAnswers
 from lbguard.core.netview import NetView
 
 _SLICES = 10
@@ -31,19 +32,29 @@ _SLICES = 10
 
 
 class ProbeWheel:
-    """Timer wheel that spreads addresses over the slices of an interval (seconds); one slice is due at a time."""
+    """Timer wheel that spreads addresses over the slices of an interval (seconds); one slice is due at a time.
 
-    def __init__(self, interval_s: float) -> None:
-        self._step_s = interval_s / _SLICES
+    `quick_s`: a shorter interval, for as many addresses as `_QUICK_PROBES_PER_S` allows.
+    """
+
+    def __init__(self, interval_s: float, quick_s: float = 0.0) -> None:
+        self._interval_s = interval_s
+        self._quick_s = quick_s
         self._slices: list[dict[Ip, None]] = [{} for _ in range(_SLICES)]
         self._slice_of: dict[Ip, int] = {}
         self._cursor = 0
         self._at = float("-inf")
         self._next_slice = 0
 
+    @property
+    def _step_s(self) -> float:
+        if not self._quick_s:
+            return self._interval_s / _SLICES
+        return min(self._interval_s, max(self._quick_s, len(self._slice_of) / _QUICK_PROBES_PER_S)) / _SLICES
+
     def set_interval(self, interval_s: float) -> None:
         """Probe at another interval from now on; the next slice is due one step later."""
-        self._step_s = interval_s / _SLICES
+        self._interval_s = interval_s
         self._at = float("-inf")
 
     def add(self, ip: Ip) -> None:
@@ -82,6 +93,11 @@ class ProbeWheel:
         return ips
 
 
+_QUICK_S = 0.2
+"""With parking an address is verified this often: before the first retransmissions of most connections are lost."""
+_QUICK_PROBES_PER_S = 400
+"""More addresses are verified less often, so that the cost does not grow with their number."""
+
 PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 """Pauses before each solicitation, from the previous one (the first from the link's arrival)."""
 
@@ -93,6 +109,11 @@ ANSWER_AWAITED_S = 3.0
 entries."""
 
 _PER_ROUND = 512
+_SILENT_PAUSE_S = 0.1
+_SILENT_S = 15.0
+"""An address that stopped answering is solicited this often, for this time; the kernel does it more slowly."""
+_SILENT_PER_S = 1000
+"""With more such addresses, each is solicited less often."""
 
 
 class NeighborSolicitation:
@@ -101,6 +122,12 @@ class NeighborSolicitation:
     def __init__(self) -> None:
         self._due: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
         self._asked: dict[tuple[LinkKey, Ip], int] = {}
+        self._silent_until: dict[tuple[LinkKey, Ip], float] = {}
+
+    def begin_silent(self, link: LinkKey, ip: Ip, now: float) -> None:
+        """Start soliciting an address that stopped answering, and whose packets are kept meanwhile."""
+        self.begin(link, ip, now)
+        self._silent_until[link, ip] = now + _SILENT_S
 
     def begin(self, link: LinkKey, ip: Ip, now: float) -> None:
         """Start (or restart) soliciting an address."""
@@ -109,6 +136,7 @@ class NeighborSolicitation:
 
     def end(self, link: LinkKey, ip: Ip) -> None:
         """Stop soliciting an address."""
+        self._silent_until.pop((link, ip), None)
         if self._asked.pop((link, ip), None) is not None:
             self._due.cancel((link, ip))
 
@@ -117,11 +145,16 @@ class NeighborSolicitation:
         due = self._due.pop_due(now, _PER_ROUND)
         for key in due:
             asked = self._asked[key] + 1
-            if asked < len(PAUSES_S):
+            silent_until = self._silent_until.get(key, 0.0)
+            if now < silent_until:
+                pause_s = max(_SILENT_PAUSE_S, len(self._silent_until) / _SILENT_PER_S)
+                self._asked[key] = min(asked, len(PAUSES_S) - 1)
+                self._due.set(key, now + min(PAUSES_S[self._asked[key]], pause_s))
+            elif asked < len(PAUSES_S):
                 self._asked[key] = asked
                 self._due.set(key, now + PAUSES_S[asked])
             else:
-                del self._asked[key]
+                self.end(*key)
         return due
 
     def next(self) -> float | None:
@@ -144,7 +177,9 @@ class NeighborWork:
     def __init__(self, config: EngineConfig, view: NetView) -> None:
         self._config = config
         self._view = view
-        self._wheel = ProbeWheel(0.0 if config.observe else config.neighbor_probe_interval_s)
+        quick_s = _QUICK_S if config.parking else 0.0
+        self._wheel = ProbeWheel(0.0 if config.observe else config.neighbor_probe_interval_s, quick_s)
+        self._answers = NeighborAnswers(view)
         self._solicitation = NeighborSolicitation()
         self._settling: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
         self._awaited: Deadlines[tuple[LinkKey, Ip]] = Deadlines()
@@ -166,9 +201,18 @@ class NeighborWork:
     def unfollow(self, ip: Ip) -> None:
         """Stop verifying an address, and leave its entries unchanged from now on."""
         self._wheel.remove(ip)
+        self._answers.forget(ip)
         for pending in (self._flush, self._resolve):
             for entry in [entry for entry in pending if entry[1] == ip]:
                 del pending[entry]
+
+    def probed(self, entries: tuple[tuple[int, Ip], ...], now: float) -> None:
+        """Await the answers of entries that the kernel was asked to verify."""
+        self._answers.probed(entries, now)
+
+    def stalled(self, duration_s: float) -> None:
+        """Await answers for longer: they may have arrived unread."""
+        self._answers.stalled(duration_s)
 
     def entries_of(self, ips: tuple[Ip, ...], new_mac: bytes = b"") -> list[tuple[int, Ip]]:
         """Return the entries of target addresses that hold a link-layer address other than `new_mac`, on any link."""
@@ -227,12 +271,25 @@ class NeighborWork:
         return self._view.neighbor_unanswered(link, ip, awaited=awaited)
 
     def expire(self, now: float) -> dict[Ip, None]:
-        """Return the addresses on a link that arrived for which a time to wait is over."""
+        """Return the addresses on a link that arrived for which a time to wait is over.
+
+        Addresses whose answer became overdue are solicited from now on.
+        """
+        for key, ip in self._answers.take_overdue(now):
+            self._view.set_overdue(self._view.links[key.ifindex], ip)
+            if self._config.solicit_neighbors:
+                self._solicitation.begin_silent(key, ip, now)
         return dict.fromkeys(ip for due in (self._settling, self._awaited) for _, ip in due.pop_due(now))
 
     def next(self, now: float) -> float | None:
         """Return when neighbour work is due next."""
-        moments = (self._wheel.next(now), self._solicitation.next(), self._settling.next(), self._awaited.next())
+        moments = (
+            self._wheel.next(now),
+            self._solicitation.next(),
+            self._settling.next(),
+            self._awaited.next(),
+            self._answers.next(),
+        )
         return min((moment for moment in moments if moment is not None), default=None)
 
     def take_flushes(self) -> list[Effect]:
@@ -276,6 +333,8 @@ class NeighborWork:
                 self._resolve[entry] = None
             elif neighbor.state != NeighborState.INCOMPLETE:
                 probe.append(entry)
+                if self._config.parking:
+                    self._answers.asking(link.key, ip, now)
         return probe
 
     def _solicit_due(self, now: float) -> list[Effect]:
@@ -284,7 +343,7 @@ class NeighborWork:
         for key, ip in self._solicitation.take_due(now):
             link, subnet, _ = self._view.locate(ip) if self._view.follows(ip) else (None, None, None)
             neighbor = link.neighbors.get(ip) if link else None
-            resolved = neighbor is not None and neighbor.state not in _UNRESOLVED
+            resolved = neighbor is not None and neighbor.state not in _UNRESOLVED and not neighbor.overdue
             if link is None or link.key != key or resolved or self._view.foreign_neighbor(link.ifindex, ip):
                 self._solicitation.end(key, ip)
                 continue

@@ -89,12 +89,21 @@ class NetView:
         neighbor = link.neighbors.get(ip)
         if self.foreign_neighbor(link.ifindex, ip):
             return False
-        return awaited if neighbor is None else neighbor.failures > 0 or (awaited and not neighbor.resolved)
+        if neighbor is None:
+            return awaited
+        return neighbor.failures > 0 or neighbor.overdue or (awaited and not neighbor.resolved)
 
     def neighbor_silent(self, link: Link, ip: Ip) -> bool:
-        """Return whether the last resolution of an address failed, so that packets to it are lost."""
+        """Return whether the last resolution of an address failed, or is overdue: packets to it are lost."""
         neighbor = link.neighbors.get(ip)
-        return neighbor is not None and neighbor.failures > 0 and not self.foreign_neighbor(link.ifindex, ip)
+        if neighbor is None or self.foreign_neighbor(link.ifindex, ip):
+            return False
+        return neighbor.failures > 0 or neighbor.overdue
+
+    def set_overdue(self, link: Link, ip: Ip) -> None:
+        """Record that an address was asked for a sign of life, and has not answered in the usual time."""
+        link.neighbors[ip].overdue = True
+        self.changes.ips[ip] = None
 
     def foreign_neighbor(self, ifindex: int, ip: Ip) -> bool:
         """Return whether a link's neighbour entry of an address, followed or not, is foreign."""
@@ -256,11 +265,11 @@ class NetView:
                 self.changes.ignored["neighbor_of_no_target"] += 1
                 return
             neighbor = link.neighbors[event.ip] = Neighbor(NeighborState.NONE)
-        failures, mac, resolved = neighbor.failures, neighbor.mac, neighbor.resolved
+        failures, mac, resolved, overdue = neighbor.failures, neighbor.mac, neighbor.resolved, neighbor.overdue
         neighbor.seen(event, now, dumped=dumped)
         if mac and neighbor.mac != mac:
             self.changes.moved_neighbors.append((event.ifindex, event.ip, mac, neighbor.mac))
-        if failures != neighbor.failures or (neighbor.resolved and not resolved):
+        if failures != neighbor.failures or (neighbor.resolved and not resolved) or overdue != neighbor.overdue:
             self.changes.ips[event.ip] = None
 
     def neighbor_gone(self, event: NeighborGone) -> None:

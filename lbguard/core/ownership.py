@@ -60,6 +60,7 @@ class Ownership:
         # The networks of a followed address by the lengths in use, longest first: `locate` is on the hot path.
         self._networks: dict[Ip, tuple[Prefix, ...]] = {}
         self._prefix_lengths: dict[int, list[int]] = {4: [], 16: []}
+        self._to_remember: tuple[Prefix, ...] | None = ()
         # An ordered set: the order of evaluation must not depend on the hashes of this process.
         self._members: dict[Prefix, dict[Ip, None]] = {}
 
@@ -70,6 +71,7 @@ class Ownership:
         uses = self._uses.get(ip, 0)
         self._uses[ip] = uses + 1
         if uses == 0:
+            self._to_remember = None
             self._networks[ip] = tuple(prefix_of(ip, length) for length in self._prefix_lengths[len(ip)])
             for network in self._networks[ip]:
                 self._members.setdefault(network, {})[ip] = None
@@ -81,6 +83,7 @@ class Ownership:
         if self._uses[ip]:
             return False
         del self._uses[ip]
+        self._to_remember = None
         self._homes.pop(ip, None)
         for network in self._networks.pop(ip):
             self._members[network].pop(ip, None)
@@ -127,6 +130,7 @@ class Ownership:
 
     def remember(self, subnets: Iterable[Prefix]) -> None:
         """Adopt subnets that an earlier run had lost, before any link is known."""
+        self._to_remember = None
         for subnet in subnets:
             self._index_length(len(subnet.network), subnet.length)
             self._lost[subnet] = 0
@@ -134,8 +138,14 @@ class Ownership:
     def to_remember(self) -> tuple[Prefix, ...]:
         """Return the home subnets that a later run could not find by itself.
 
-        These are on no link, or a wider subnet of another link contains them.
+        These are on no link, or a wider subnet of another link contains them. They are asked for several times a
+        second, and computed again after a change of subnets or targets.
         """
+        if self._to_remember is None:
+            self._to_remember = self._find_to_remember()
+        return self._to_remember
+
+    def _find_to_remember(self) -> tuple[Prefix, ...]:
         found: dict[Prefix, None] = {}
         if self._lost:
             own = {home.subnet for home in self._homes.values()}
@@ -151,6 +161,7 @@ class Ownership:
 
     def find_homes(self) -> None:
         """Set the home of every followed address to its longest subnet, once the first full view is complete."""
+        self._to_remember = None
         self._homes.clear()
         for ip in self._uses:
             self._find_home(ip)
@@ -169,6 +180,8 @@ class Ownership:
 
     def hold(self, subnet: Prefix, link: Link) -> None:
         """Record that a subnet is on a link."""
+        if link.ifindex not in self._holders.get(subnet, ()) or subnet in self._lost:
+            self._to_remember = None
         self._index_length(len(subnet.network), subnet.length)
         self._stripped.pop(subnet, None)
         self._lost.pop(subnet, None)
@@ -181,6 +194,7 @@ class Ownership:
 
     def release(self, subnet: Prefix, link: Link, *, remains: bool) -> None:
         """Record that a subnet is no longer on a link; `remains`: the link itself still exists."""
+        self._to_remember = None
         holders = self._holders.get(subnet)
         if holders is not None and holders.pop(link.ifindex, None) is not None:
             if not holders:
@@ -209,6 +223,7 @@ class Ownership:
                 self._disowned(link.key)
         if new is old and new is not None:
             return
+        self._to_remember = None
         if new is not None:
             self.owners[subnet] = new
             self._assign_home(subnet, new)

@@ -165,8 +165,46 @@ class AffinityStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedPackets:
+    """Kept packets of one family of a target, which is named by its fwmark.
+
+    `memory_bytes` is what they count for. `since`: when the oldest one arrived, seconds of the engine's clock.
+    `given_back`: its path is good, and they are on their way; otherwise they wait.
+    """
+
+    mark: int
+    ipv4: bool
+    packets: int
+    memory_bytes: int
+    since: float
+    given_back: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkingStatus:
+    """Parking. `in_force`: packets are kept; otherwise `problem` says why not (empty: not yet tried).
+
+    `packets` and `memory_bytes` are what is kept now, `packets_max` and `bytes_max` the bounds, `max_age_s` the age at
+    which a packet is dropped. `parked` has only families with packets.
+    """
+
+    in_force: bool
+    problem: str
+    packets: int
+    memory_bytes: int
+    packets_max: int
+    bytes_max: int
+    max_age_s: float
+    parked: tuple[ParkedPackets, ...] = ()
+
+    def of(self, mark: int, *, ipv4: bool) -> ParkedPackets | None:
+        """Return the kept packets of one family of a target; None when there are none."""
+        return next((each for each in self.parked if (each.mark, each.ipv4) == (mark, ipv4)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuardStatus:
-    """The whole state at one moment. `affinity` None: flow affinity is off."""
+    """The whole state at one moment. `affinity` None: flow affinity is off; `parking` None: parking is off."""
 
     now: float
     observe: bool
@@ -178,3 +216,4 @@ class GuardStatus:
     targets: tuple[TargetStatus, ...]
     links: tuple[LinkStatus, ...]
     affinity: AffinityStatus | None = None
+    parking: ParkingStatus | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lbguard.lab import meridio, nfqlb, report, sandbox
+from lbguard.lab import meridio, nfqlb, picture, report, sandbox
 from lbguard.lab.controller import Column, Distribution, Topology
 from lbguard.lab.display import LEGEND, MERIDIO_LEGEND, NEW_LEGEND, Display, Slot, nfqlb_text
 from lbguard.lab.meridio_scenarios import SCENARIOS, AgainstToday, select
@@ -38,9 +38,9 @@ class DemoOptions:
 
     No scenarios mean the default ones, `all` every one. No distributors mean nftables, and nfqlb too when it is on
     PATH; no columns mean both. `outage_s` is how long a link is away (seconds). nfqlb is the real one when it is on
-    PATH, else the lab's stand-in; the topologies `meridio` and `meridio2` are played on it
-    alone. lbguard records each run in a directory
-    of its own below `record`. `parking`: lbguard parks packets.
+    PATH, else the lab's stand-in; the topologies `meridio` and `meridio2` are played on it alone. lbguard records each
+    run in a directory of its own below `record`. `parking`: lbguard parks packets. `report` and `svg` are files
+    that are written.
     """
 
     topology: str = Topology.CHAIN
@@ -52,6 +52,7 @@ class DemoOptions:
     proxies: int = 2
     json_output: bool = False
     report: Path | None = None
+    svg: Path | None = None
     record: Path | None = None
     parking: bool = False
 
@@ -89,12 +90,14 @@ def _check(options: DemoOptions) -> None:
         raise OptionError(f"connections {options.connections}: 1 to {CONNECTIONS_MAX} are allowed")
     if not 2 <= options.proxies <= PROXIES_MAX:
         raise OptionError(f"proxies {options.proxies}: 2 to {PROXIES_MAX} are allowed")
-    if options.report is not None:
-        _check_place("report", options.report)
-        if not options.report.resolve().parent.is_dir():
-            raise OptionError(f"report {options.report}: its directory does not exist")
-        if options.report.is_dir():
-            raise OptionError(f"report {options.report}: it is a directory; name a file")
+    for name, file in (("report", options.report), ("svg", options.svg)):
+        if file is None:
+            continue
+        _check_place(name, file)
+        if not file.resolve().parent.is_dir():
+            raise OptionError(f"{name} {file}: its directory does not exist")
+        if file.is_dir():
+            raise OptionError(f"{name} {file}: it is a directory; name a file")
     if options.record is not None:
         _check_place("record", options.record)
         if options.record.is_dir() and any(options.record.iterdir()):
@@ -162,18 +165,31 @@ def _inside(
     if options.json_output:
         print_json(_summary(options, runs))
     if options.report is not None:
-        try:
-            options.report.write_text(report.render(runs, options.outage_s), encoding="utf-8")
-            console.print(f"report: {printable(str(options.report))}")
-        except OSError as error:
-            print_error(f"demo: report {options.report}: {error.strerror}; write it to another place")
-            failed = True
+        written = _write("report", options.report, report.render(runs, options.outage_s), console)
+        failed = failed or not written
+    if options.svg is not None:
+        written = _write("picture", options.svg, picture.draw(runs), console)
+        failed = failed or not written
     if options.record is not None:
         _check_place("record", options.record)
     if options.record is not None and options.record.is_dir():
         one = next(iter(sorted(options.record.iterdir())), options.record)
         console.print(f"recordings: {printable(str(options.record))}; ask them: lbguard tune {printable(str(one))}")
     return MISSED if failed else KEPT
+
+
+def _write(name: str, place: Path, content: str, console: TextConsole) -> bool:
+    """Write a page or a picture; return whether it is there."""
+    if not content:
+        print_error(f"demo: {name} {place}: no scenario was played to its end without and with lbguard")
+        return False
+    try:
+        place.write_text(content, encoding="utf-8")
+    except OSError as error:
+        print_error(f"demo: {name} {place}: {error.strerror}; write it to another place")
+        return False
+    console.print(f"{name}: {printable(str(place))}")
+    return True
 
 
 async def _play_all(

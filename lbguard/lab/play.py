@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 WARM_UP_S = 1.0
 LOST_PERCENT = 5
 TRAFFIC_TIMEOUT_S = 60.0
+COMMAND_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +273,8 @@ class _Player:
             Do.START_CONTROLLER: self._controller.start,
             Do.REMOVE_TARGET: partial(self._remove, step.number),
             Do.ADD_TARGET: partial(self._add, step.number),
+            Do.DRAIN_LINK: lambda: self._command("drain", "--link", chain.lb_links[step.number], "--for", "10m"),
+            Do.RELEASE_ALL: lambda: self._command("release", "--all"),
         }
         if not isinstance(self._controller, MeridioLb):
             commands[Do.STOP_CONTROLLER] = self._controller.suspend
@@ -285,6 +288,26 @@ class _Player:
             await commands[step.do]()
         if self._mesh is not None:
             await self._mesh.do(step.do, step.number)
+
+    async def _command(self, *argv: str) -> None:
+        """Give lbguard a command of an operator, as soon as it takes commands; the other columns know none.
+
+        Raises:
+            LabError: it is refused.
+        """
+        if self._run.column is not Column.LBGUARD:
+            return
+        socket = self._setup.work_dir / "lbguard.sock"
+        command = [sys.executable, "-m", "lbguard", *argv, "--socket", str(socket)]
+        pipe = asyncio.subprocess.PIPE
+        for attempts_left in reversed(range(COMMAND_ATTEMPTS)):
+            process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+            said = (await process.communicate())[1].decode(errors="replace").strip()
+            if not process.returncode:
+                return
+            # A controller that has just started opens its socket after its first decisions.
+            if not attempts_left or "is not running" not in said:
+                raise LabError(f"{' '.join(argv)}: {said}")
 
     async def _remove(self, identifier: int) -> None:
         await self._targets.remove(identifier)

@@ -10,7 +10,8 @@ class Promise:
     """Conditions that must hold in lbguard's column. `None` means nothing is promised.
 
     `median_over_outage_s` bounds the median gap of the disturbed connections: at most the outage plus this many
-    seconds. `longest_gap_s` is a strict bound. `udp_lost_max`:
+    seconds; `longest_over_outage_s` bounds the longest gap of all in the same way.
+    `longest_gap_s` is a strict bound. `udp_lost_max`:
     so many UDP packets may be lost. Lost targets are those whose path never comes back; `lost_within_s`
     bounds how long they stay in the table, and `lost_silent_max` how many of their connections get neither an answer
     nor a reset. `holds_max`, `withdrawals_max`: how often others may be held and withdrawn.
@@ -22,6 +23,7 @@ class Promise:
     broken_max: int = 0
     moved_max: int | None = 0
     median_over_outage_s: float | None = None
+    longest_over_outage_s: float | None = None
     longest_gap_s: float | None = None
     udp_lost_max: int | None = None
     lost_within_s: float | None = None
@@ -47,6 +49,10 @@ class Promise:
             limit = outage_s + self.median_over_outage_s
             if measured.median_gap_s > limit:
                 missed.append(f"median gap {measured.median_gap_s:.2f} s, at most {limit:.2f} s promised")
+        if self.longest_over_outage_s is not None:
+            limit = outage_s + self.longest_over_outage_s
+            if measured.longest_gap_s > limit:
+                missed.append(f"longest gap {measured.longest_gap_s:.2f} s, at most {limit:.2f} s promised")
         if self.udp_lost_max is not None and measured.udp_lost > self.udp_lost_max:
             missed.append(f"{measured.udp_lost} UDP packets lost, {self.udp_lost_max} promised")
         if self.longest_gap_s is not None and measured.longest_gap_s >= self.longest_gap_s:
@@ -108,6 +114,8 @@ class Promise:
             parts.append(f"{self.moved_max} moved")
         if self.median_over_outage_s is not None:
             parts.append(f"median gap at most {outage_s + self.median_over_outage_s:g} s")
+        if self.longest_over_outage_s is not None:
+            parts.append(f"longest gap at most {outage_s + self.longest_over_outage_s:g} s")
         if self.udp_lost_max is not None:
             parts.append(f"at most {self.udp_lost_max} UDP packets lost")
         if self.longest_gap_s is not None:

@@ -39,6 +39,8 @@ class Do(StrEnum):
     FEED_MONITORS = "feed-monitors"
     LIE = "lie"
     STOP_LYING = "stop-lying"
+    DRAIN_LINK = "drain-link"
+    RELEASE_ALL = "release-all"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Scenarios of the chain, those of flow affinity included, and how they are selected."""
 
+from dataclasses import replace
+
 from lbguard.lab.affinity_scenarios import AFFINITY
 from lbguard.lab.promise import Promise
 from lbguard.lab.scenario_model import Do, Scenario, Step, recreate
@@ -7,7 +9,10 @@ from lbguard.lab.scenario_model import Do, Scenario, Step, recreate
 HELD = Promise(median_over_outage_s=1.0)
 UDP_IN_FLIGHT = 10
 """Replies that a link loses when it is cut never reach the load balancer, which therefore cannot keep them."""
-PARKED = Promise(median_over_outage_s=0.1, udp_lost_max=UDP_IN_FLIGHT)
+PARKED = Promise(median_over_outage_s=0.1, longest_over_outage_s=0.3, udp_lost_max=UDP_IN_FLIGHT)
+PARKED_SILENT = Promise(moved_max=None, median_over_outage_s=0.2, longest_over_outage_s=0.5)
+"""A silent target is noticed after 0.25 s at most; a connection that sent nothing between that and the end of a short
+outage goes on with its next retransmission."""
 FLAPS = 5
 FLAP_PERIOD_S = 0.8
 FLAP_DOWN_MAX_S = 0.4
@@ -114,6 +119,7 @@ ALL = (
         name="target-link",
         sentence="One target's link is re-created: same IPs, new MAC; the load balancer's links stay.",
         promise=Promise(moved_max=None, longest_gap_s=3.0),
+        parked=PARKED_SILENT,
         steps=_target_link,
         observe_s=9.0,
         proxies=(),
@@ -155,7 +161,7 @@ ALL = (
         name="flap",
         sentence="One link of the load balancer goes and comes back five times in four seconds.",
         promise=HELD,
-        parked=PARKED,
+        parked=replace(PARKED, udp_lost_max=FLAPS * UDP_IN_FLIGHT),
         steps=_flap,
         observe_s=9.0,
     ),

@@ -19,7 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from lbguard.core.model import ParkingLane, ParkingMode
 from lbguard.parking.frames import ParkedPacket
@@ -58,12 +58,35 @@ class Bounds:
     max_age_s: float
 
 
+class Usage(NamedTuple):
+    """Kept packets of one family of a target: their number, their memory, and when the first one arrived."""
+
+    mark: int
+    ipv4: bool
+    packets: int
+    memory_bytes: int
+    since: float
+    mode: ParkingMode
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Return both together."""
+        return self._replace(
+            packets=self.packets + other.packets,
+            memory_bytes=self.memory_bytes + other.memory_bytes,
+            since=min(self.since, other.since),
+        )
+
+
 @dataclass(slots=True)
 class Waiting:
-    """A packet that waits: since when, from when on it may be given back, and how often it was."""
+    """A packet that waits: since when, from when on it may be given back, and how often it was.
+
+    `first_copy_at`: when the first copy of its TCP segment arrived.
+    """
 
     parked: ParkedPacket
     since: float
+    first_copy_at: float
     ready_at: float = 0.0
     tries: int = 0
 
@@ -132,7 +155,7 @@ class ParkingBuffer:
         if queue is None:
             self.dropped[Dropped.NOT_A_TARGET] += 1
             return
-        waiting = Waiting(parked, now)
+        waiting = Waiting(parked, now, now)
         if queue.mode is ParkingMode.GIVE_BACK:
             waiting.ready_at, waiting.tries = now + RETRY_S, queue.last_tries(parked.packet, now)
             if waiting.tries >= TRIES_MAX:
@@ -147,6 +170,7 @@ class ParkingBuffer:
         queue.packets[name] = waiting
         self._count(queue, 1, waiting.size)
         if before is not None:
+            waiting.first_copy_at = before.first_copy_at
             self._count(queue, -1, -before.size)
             self.dropped[Dropped.NEWER_COPY] += 1
         elif len(queue.packets) == 1:
@@ -216,6 +240,16 @@ class ParkingBuffer:
         keys = (key for ready in self._ready.values() for key in ready)
         heads = (next(iter(self._queues[key].packets.values())) for key in keys)
         return min((head.ready_at for head in heads), default=None)
+
+    def usage(self) -> list[Usage]:
+        """Return what is kept, by target and family."""
+        found: dict[tuple[int, bool], Usage] = {}
+        for queue, (mark, ipv4, _) in self._filled.items():
+            oldest = next(iter(queue.packets.values())).first_copy_at
+            known = found.get((mark, ipv4))
+            more = Usage(mark, ipv4, len(queue.packets), queue.used_bytes, oldest, queue.mode)
+            found[mark, ipv4] = more if known is None else known.plus(more)
+        return list(found.values())
 
     def expire(self, now: float) -> None:
         """Drop the packets that are too old."""

@@ -9,6 +9,7 @@ and complement) differs from pair to pair.
 import struct
 from typing import Final, NamedTuple
 
+from lbguard.kernel.codec.checksum import checksum
 from lbguard.kernel.sockets import (
     ACCEPT,
     JUMP_EQUAL,
@@ -52,16 +53,6 @@ class Echo(NamedTuple):
     sequence: int
     nonce: bytes
     token: int
-
-
-def checksum(data: bytes, initial: int = 0) -> int:
-    """Return the Internet checksum (RFC 1071) of `data`; `initial` is added to the sum before it is complemented."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = initial + sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def encode_tail(token: int) -> bytes:

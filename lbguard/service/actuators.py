@@ -38,6 +38,7 @@ from lbguard.core.events import (
     Event,
     KernelSnapshot,
     LinkSetDown,
+    NeighborsProbed,
     RouteFailed,
     RuleFailed,
     StreamsPruned,
@@ -174,7 +175,7 @@ class NeighborActuator:
     The kernel has no request that changes an entry only if it is still the kernel's own. So an entry that another
     program created since the decision is left out right before execution: `foreign` returns that for an entry, by
     ifindex and address. Probes, which are not urgent, also wait briefly until the kernel's waiting notifications are
-    read (`news_waits`).
+    read (`news_waits`). `report_probes`: report which entries the kernel was asked to verify.
     """
 
     def __init__(
@@ -185,7 +186,10 @@ class NeighborActuator:
         on_refused: Callable[[Sequence[NeighborFailure]], None],
         foreign: Callable[[int, Ip], bool] = lambda ifindex, ip: False,
         news_waits: Callable[[], bool] = lambda: False,
+        *,
+        report_probes: bool = False,
     ) -> None:
+        self._report_probes = report_probes
         self._on_refused = on_refused
         self._neighbors = Neighbors(channel)
         self._links = links
@@ -196,6 +200,7 @@ class NeighborActuator:
     async def perform(self, effect: NeighborEffect) -> Sequence[Event]:
         """Carry out one effect."""
         failures: list[NeighborFailure] = []
+        probed: tuple[tuple[int, Ip], ...] = ()
         try:
             match effect:
                 case FlushNeighbors():
@@ -204,7 +209,10 @@ class NeighborActuator:
                     failures = await self._neighbors.resolve(replace(effect, entries=self._own(effect.entries)))
                 case ProbeNeighbors():
                     await self._wait_for_news()
-                    failures = await self._neighbors.probe(replace(effect, entries=self._own(effect.entries)))
+                    own = self._own(effect.entries)
+                    failures = await self._neighbors.probe(replace(effect, entries=own))
+                    refused = {(failure.ifindex, failure.ip) for failure in failures}
+                    probed = tuple(entry for entry in own if entry not in refused) if self._report_probes else ()
                 case TuneLink():
                     reason = await self._links.tune(effect.link.ifindex, effect.ifname, self._timers)
                     if reason:
@@ -215,7 +223,7 @@ class NeighborActuator:
             _log.warning("neighbour operation failed", extra=fields(reason=str(error)))
         if failures:
             self._on_refused(failures)
-        return []
+        return [NeighborsProbed(entries=probed)] if probed else []
 
     async def _wait_for_news(self) -> None:
         for _ in range(_NEWS_TURNS):

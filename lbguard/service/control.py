@@ -60,7 +60,7 @@ class OperatorControl:
         _log.info(
             "command of an operator",
             extra=fields(
-                action=event.action.value,
+                command=event.action.value,
                 targets=[str(key) for key in event.targets],
                 who=event.who,
                 reason=event.reason,

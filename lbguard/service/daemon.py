@@ -32,6 +32,7 @@ _log = logging.getLogger("lbguard.service.daemon")
 _POLL_S = 1.0
 _POLL_BEFORE_READY_S = 0.01
 _COUNT_EVERY = 5
+_LOSSES_TOGETHER_S = 0.005
 _STOP_LIMIT_S = 0.8
 _WITHDRAW_LIMIT_S = 10.0
 _SERVERS_LATEST_S = 1.0
@@ -200,17 +201,29 @@ class Daemon(ServiceParts):
         They start after the first commits, which write their rules twice if nftables changes meanwhile.
         """
         await self._servers_opened.wait()
+        await asyncio.sleep(_POLL_S)
+        if self._affinity is None:
+            affinity = await asyncio.to_thread(importlib.import_module, "lbguard.service.affinity")
+            await affinity.end_earlier_affinity(self.settings)
         rounds = 0
         while True:
-            await asyncio.sleep(_POLL_S)
-            rounds += 1
-            if rounds == 1 and self._affinity is None:
-                affinity = await asyncio.to_thread(importlib.import_module, "lbguard.service.affinity")
-                await affinity.end_earlier_affinity(self.settings)
-            await self._packets.follow(self.engine.keys_by_mark())
+            await self._packets.follow(self.engine.keys_by_mark(), self.engine.suspected_marks())
             # Later readings are compared with the first one: the counts of an earlier run continue.
-            if rounds % _COUNT_EVERY == 1:
+            if rounds % _COUNT_EVERY == 0:
                 await self._packets.read()
+            rounds += 1
+            await self._follow_losses(time.monotonic() + _POLL_S)
+
+    async def _follow_losses(self, until: float) -> None:
+        """Let the kernel count what it drops of lost targets, soon after each loss: packets before are not counted."""
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._target_lost.wait()
+            if self._target_lost.is_set():
+                await asyncio.sleep(_LOSSES_TOGETHER_S)
+                self._target_lost.clear()
+                await self._packets.suspect(self.engine.suspected_marks())
 
     async def _keep_readiness(self, directory: Path) -> None:
         """Keep the files by which the router of Meridio-2 learns what is ready."""

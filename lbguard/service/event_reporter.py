@@ -10,6 +10,7 @@ from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.core.addr import format_ip, format_mac
 from lbguard.core.effects import Effect, Ignored, NeighborMoved, Record, SetAvailability
 from lbguard.core.events import Event, KernelOutOfSync, RouteFailed, RuleFailed, SourceLost, SourceSnapshot
+from lbguard.core.model import TargetState
 from lbguard.distributor.base import CommitResult
 from lbguard.kernel.batches import NeighborFailure
 from lbguard.kernel.mirror import MirrorCounters
@@ -43,8 +44,10 @@ class EventReporter:
         inbox_depth: Callable[[], int],
         availability: AvailabilityState,
         tracer: IncidentTracer | None = None,
+        on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         self._tracer = tracer
+        self._on_loss = on_loss
         self._metrics = metrics
         self._decisions = decisions
         self._observe = observe
@@ -61,6 +64,8 @@ class EventReporter:
             self._metrics.record_effect(effect)
         match effect:
             case Record(decision=decision):
+                if decision.state_from is TargetState.ACTIVE and decision.state_to is not TargetState.ACTIVE:
+                    self._on_loss()
                 wall_time = self._date(decision.at, now)
                 trace = "" if self._tracer is None else self._tracer.decided(decision, wall_time)
                 self._metrics.streams.record_decision(decision, trace)

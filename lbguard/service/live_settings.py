@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbguard.settings.changes import Difference, differences, with_live
+from lbguard.settings.changes import differences, with_live
 from lbguard.settings.check import check_settings
+from lbguard.settings.difference import Difference
 from lbguard.settings.model import Loaded, Settings, SettingsError
 from lbguard.settings.yaml_file import YamlFileError
 from lbguard.sources.watched_file import WatchedFile

@@ -4,7 +4,7 @@ Packets that arrive through a link veto a verdict that the link is down.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from lbguard.core.engine_state import LinkView
 from lbguard.core.events import TrafficSeen
@@ -35,18 +35,35 @@ class PacketCounts:
         self._on_read = on_read
         self._counters = counters or FallbackCounters()
         self._counted: dict[int, TargetKey] = {}
+        self._suspected: frozenset[int] = frozenset()
         self._problem = ""
 
-    async def follow(self, targets: Mapping[int, TargetKey]) -> None:
-        """Count exactly these marks; cheap when they are unchanged."""
-        if targets != self._counted:
-            try:
-                await self._counters.ensure(targets)
-            except (DistributorError, OSError) as error:
-                self._complain(str(error))
-            else:
-                self._counted = dict(targets)
-                self._problem = ""
+    async def follow(self, targets: Mapping[int, TargetKey], suspected: Collection[int]) -> None:
+        """Count exactly these marks, and the drops of suspected ones; cheap when they are unchanged."""
+        if targets == self._counted:
+            await self.suspect(suspected)
+            return
+        try:
+            await self._counters.ensure(targets, suspected)
+        except (DistributorError, OSError) as error:
+            self._complain(str(error))
+        else:
+            self._counted, self._suspected = dict(targets), frozenset(suspected)
+            self._problem = ""
+
+    async def suspect(self, suspected: Collection[int]) -> None:
+        """Count drops of exactly these of the marks from now on."""
+        wanted = frozenset(suspected)
+        if wanted == self._suspected or not self._counted:
+            return
+        try:
+            await self._counters.suspect(wanted)
+        except (DistributorError, OSError) as error:
+            self._complain(str(error))
+            # What the kernel has is unknown: the next `follow` writes all of it.
+            self._counted = {}
+        else:
+            self._suspected = wanted
 
     async def read(self) -> None:
         """Record a reading for the metrics."""

@@ -9,19 +9,23 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from lbguard.core.effects import ParkPackets
 from lbguard.core.model import PARKING_LINK, ParkingLane, ParkingMode
 from lbguard.core.parking import ADDRESS_CHANGED, REMOVED, WITHDRAWN
+from lbguard.core.status import ParkedPackets, ParkingStatus
 from lbguard.kernel.batches import NetlinkChannel, describe_error
 from lbguard.kernel.requests import KernelRequests
+from lbguard.parking.backoff import Unreachable
 from lbguard.parking.buffer import Bounds, Dropped, ParkingBuffer
 from lbguard.parking.device import MTU, QUEUE_FRAMES, ParkingLink, remedy_for
 from lbguard.parking.frames import read_frame
 from lbguard.parking.routes import ParkingRoute, ParkingRoutes
 from lbguard.parking.sender import Outcome, ParkedPacketSender
+from lbguard.service.backoff_notices import BackoffNotices
 from lbguard.settings.model import Settings
 from lbguard.telemetry.link_counters import parse_net_dev, read_net_dev
 from lbguard.telemetry.log import fields
@@ -56,12 +60,15 @@ class PacketParking:
     """Keeper of the parking link. Where it cannot be made, the service works without parking, and tries again."""
 
     def __init__(self, settings: Settings, metrics: Metrics, channel: NetlinkChannel, requests: KernelRequests) -> None:
+        parking = settings.parking
         self._buffer = ParkingBuffer(bounds_of(settings))
+        self._notices = BackoffNotices(parking.packets if parking.revert_backoff else 0, self._send_error)
         self._metrics = metrics.parking
         self._channel = channel
         self._requests = requests
         self._again_s = settings.kernel.reconcile_interval
         self._lanes: dict[tuple[int, bool], ParkingLane] = {}
+        self._returning: dict[tuple[int, bool], ParkingLane] = {}
         self._changed = asyncio.Event()
         self._link: ParkingLink | None = None
         self._sender: ParkedPacketSender | None = None
@@ -71,20 +78,35 @@ class PacketParking:
         self._window_ends = 0.0
         self._given_back = 0
         self._problem = ""
+        self._in_force = False
+        self._metrics.packets_max.set(parking.packets)
 
     def configure(self, settings: Settings) -> None:
         """Use other bounds from now on: packets beyond them are dropped as others come, or when they are too old."""
         self._buffer.bounds = bounds_of(settings)
+        self._metrics.packets_max.set(settings.parking.packets)
         self._plan_pass()
 
     def perform(self, effect: ParkPackets) -> None:
-        """Apply one effect at once; `run` programs the routes."""
+        """Apply one effect at once; `run` programs the routes.
+
+        Packets that were diverted are given back when that route is gone: until then they would come back.
+        """
         for lane in effect.lanes:
-            self._buffer.set_lane(lane)
-            if lane.mode is ParkingMode.DROP:
-                self._lanes.pop((lane.mark, lane.ipv4), None)
+            key = (lane.mark, lane.ipv4)
+            before = self._lanes.get(key)
+            diverted = before is not None and (before.divert or key in self._returning)
+            self._returning.pop(key, None)
+            if lane.mode is ParkingMode.GIVE_BACK and diverted and self._link is not None:
+                self._returning[key] = lane
             else:
-                self._lanes[lane.mark, lane.ipv4] = lane
+                self._buffer.set_lane(lane)
+            if lane.mode is not ParkingMode.GIVE_BACK:
+                self._notices.discard(lane.mark, ipv4=lane.ipv4)
+            if lane.mode is ParkingMode.DROP:
+                self._lanes.pop(key, None)
+            else:
+                self._lanes[key] = lane
         self._changed.set()
         self._plan_pass()
 
@@ -112,8 +134,37 @@ class PacketParking:
             bytes_used=self._buffer.memory_bytes,
             parked=self._buffer.parked,
             given_back=self._given_back,
+            unreachables=self._notices.sent,
             dropped=dropped,
         )
+
+    def status(self) -> ParkingStatus:
+        """Return what is kept, and whether packets are kept at all."""
+        bounds = self._buffer.bounds
+        return ParkingStatus(
+            in_force=self._in_force,
+            problem=self._problem,
+            packets=self._buffer.packets,
+            memory_bytes=self._buffer.memory_bytes,
+            packets_max=bounds.packets,
+            bytes_max=bounds.memory_bytes,
+            max_age_s=bounds.max_age_s,
+            parked=tuple(
+                ParkedPackets(
+                    mark=used.mark,
+                    ipv4=used.ipv4,
+                    packets=used.packets,
+                    memory_bytes=used.memory_bytes,
+                    since=used.since,
+                    given_back=used.mode is ParkingMode.GIVE_BACK,
+                )
+                for used in self._buffer.usage()
+            ),
+        )
+
+    def _set_in_force(self, in_force: bool) -> None:
+        self._in_force = in_force
+        self._metrics.in_force.set(in_force)
 
     # The link
 
@@ -139,8 +190,9 @@ class PacketParking:
         finally:
             loop.remove_reader(link.fileno())
             self._link = self._sender = None
-            self._metrics.in_force.set(0)
+            self._set_in_force(False)
             self._buffer.clear("link_lost")
+            self._return(list(self._returning.items()))
 
     async def _keep_routes(self, routes: ParkingRoutes) -> None:
         loop = asyncio.get_running_loop()
@@ -150,11 +202,13 @@ class PacketParking:
             if again:
                 again_at = loop.time() + self._again_s
             self._changed.clear()
+            returning = list(self._returning.items())
             refused = await routes.program(self._wanted(), again=again)
+            self._return(returning)
             if refused:
                 self._complain("routes to the parking link refused", refused, "see the reason")
             else:
-                self._metrics.in_force.set(1)
+                self._set_in_force(True)
                 if self._problem:
                     _log.info("packets are parked again")
                 self._problem = ""
@@ -163,6 +217,14 @@ class PacketParking:
                     await self._changed.wait()
             self._buffer.expire(time.monotonic())
 
+    def _return(self, lanes: Sequence[tuple[tuple[int, bool], ParkingLane]]) -> None:
+        """Give the packets of lanes back whose diverting routes are gone, unless they changed again meanwhile."""
+        for key, lane in lanes:
+            if self._returning.get(key) is lane:
+                del self._returning[key]
+                self._buffer.set_lane(lane)
+        self._plan_pass()
+
     def _wanted(self) -> list[ParkingRoute]:
         wanted = [ParkingRoute(mark, ipv4) for mark, ipv4 in self._lanes]
         return wanted + [
@@ -170,7 +232,7 @@ class PacketParking:
         ]
 
     def _complain(self, what: str, reason: str, remedy: str) -> None:
-        self._metrics.in_force.set(0)
+        self._set_in_force(False)
         if reason != self._problem:
             self._problem = reason
             _log.warning(what, extra=fields(reason=reason, remedy=remedy))
@@ -234,6 +296,7 @@ class PacketParking:
                 case Outcome.SENT:
                     self._given_back += 1
                     self._metrics.age.observe(now - waiting.since)
+                    self._notices.given_back(waiting.parked, waiting.first_copy_at, now)
                 case Outcome.LATER:
                     for rest in reversed(taken[n:]):
                         self._buffer.put_back(rest)
@@ -243,3 +306,7 @@ class PacketParking:
                 case Outcome.REFUSED:
                     self._buffer.dropped[Dropped.REFUSED] += 1
         self._plan_pass()
+        self._notices.plan()
+
+    def _send_error(self, error: Unreachable) -> Outcome:
+        return Outcome.REFUSED if self._sender is None else self._sender.send_error(error)

@@ -99,8 +99,10 @@ class ServiceParts:
             observe=not self._enforcing,
             inbox_depth=lambda: self.runner.inbox_depth,
             availability=self.availability,
+            on_loss=lambda: self._target_lost.set(),
             tracer=None if self._traces is None else self._traces.incidents,
         )
+        self._target_lost = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
         self._started_at = time.monotonic()
@@ -125,6 +127,7 @@ class ServiceParts:
             self._event_reporter.neighbors_refused,
             self.engine.foreign_neighbor,
             lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
+            report_probes=settings.parks_packets,
         )
         self._tables = DistributorActuator(self._distributor, self._committed)
         kernel_queue: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)
@@ -213,7 +216,8 @@ class ServiceParts:
         for status in self.engine.status_in_parts(time.monotonic()):
             if status is not None:
                 affinity = None if self._affinity is None else self._affinity.status()
-                return replace(self._local_vips.add_to(status), affinity=affinity)
+                parking = None if self._parking is None else self._parking.status()
+                return replace(self._local_vips.add_to(status), affinity=affinity, parking=parking)
             await asyncio.sleep(0)
         raise AssertionError("a status that never ends")
 

@@ -1,23 +1,13 @@
 """Differences between the settings in force and other ones, and the part of them that needs no restart."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from lbguard.settings.difference import Difference
 from lbguard.settings.model import Settings
 from lbguard.settings.sources import leaves
 
 _OF_ANOTHER_SERVICE = "probe."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """A setting with two values, as text. `live`: the running service takes it over; else it needs a restart."""
-
-    name: str
-    running: str
-    wanted: str
-    live: bool
 
 
 def differences(running: Settings, wanted: Settings) -> tuple[Difference, ...]:

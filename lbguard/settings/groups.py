@@ -365,6 +365,11 @@ class ParkingSettings(BaseModel):
         16_384, "packets", "The most packets that are kept, of all targets together.", low=16, high=2**20, live=True
     )
     max_age: Duration = seconds(15.0, "A packet that was kept this long is dropped.", low=0.1, high=300, live=True)
+    revert_backoff: bool = Field(
+        default=True,
+        description="Tell the target of each TCP connection whose packets are given back by ICMP (destination"
+        " unreachable, RFC 6069) to repeat lost replies at once.",
+    )
 
 
 class DrainSettings(BaseModel):

@@ -8,48 +8,23 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PlainValidator,
-    StrictBool,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import TypeAdapter, ValidationError
 
-from lbguard.core.addr import (
-    Ip,
-    Prefix,
-    format_ip,
-    is_ipv4,
-    parse_ip,
-    parse_prefix,
-    prefix_overlaps,
-    why_no_vip,
-    why_not_unicast,
-)
+from lbguard.core.addr import Ip, format_ip, is_ipv4, prefix_overlaps
 from lbguard.core.events import SourceLost, SourceSnapshot
-from lbguard.core.model import (
-    DEFAULT_OFFSET,
-    MAX_MARK,
-    MAX_TARGETS,
-    NAME_PATTERN,
-    RESERVED_TABLES,
-    StreamSpec,
-    TargetSpec,
-)
+from lbguard.core.model import DEFAULT_OFFSET, MAX_MARK, RESERVED_TABLES, StreamSpec, TargetSpec
 from lbguard.settings.yaml_file import (
     MAX_PROBLEMS,
     SHOWN_PROBLEMS,
     FileError,
     YamlError,
     YamlFileError,
-    YamlMapping,
     parse_yaml,
     read_yaml,
 )
+from lbguard.sources.entries import StreamEntry, TargetEntry, TargetsDocument, Vip
 from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 
@@ -57,66 +32,10 @@ class TargetsFileError(YamlFileError):
     """The file cannot be used. `problems` holds every reason with its place (stream, target), the text the first."""
 
 
-def _name(value: object) -> str:
-    if not isinstance(value, str) or NAME_PATTERN.fullmatch(value) is None:
-        raise ValueError(
-            "a name is 1 to 63 letters, digits, '.', '_' or '-', and starts and ends with a letter or digit"
-        )
-    return value
-
-
-def _ip(value: object) -> Ip:
-    if not isinstance(value, str):
-        raise ValueError("an address is text; quote an IPv6 one")
-    ip = parse_ip(value)
-    if why := why_not_unicast(ip):
-        raise ValueError(f"{value} cannot be the address of a target: it is {why}")
-    return ip
-
-
-def _vip(value: object) -> Prefix:
-    if not isinstance(value, str):
-        raise ValueError("a VIP is text such as 20.0.0.1/32; quote an IPv6 one")
-    prefix = parse_prefix(value)
-    if why := why_no_vip(prefix):
-        raise ValueError(f"{value} cannot be a VIP: it is {why}")
-    return prefix
-
-
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("a whole number is needed")
-    return value
-
-
 Item = TypeVar("Item")
-Name = Annotated[str, PlainValidator(_name)]
-Number = Annotated[int, BeforeValidator(_no_bool)]
 
-
-class _Target(YamlMapping):
-    identifier: Number
-    ips: tuple[Annotated[bytes, PlainValidator(_ip)], ...] = Field(fail_fast=True)
-    draining: StrictBool = False
-
-
-class _Stream(YamlMapping):
-    """A stream; its VIPs and targets are checked separately, in parts."""
-
-    name: Name
-    max_targets: Number = Field(default=100, ge=1, le=MAX_TARGETS)
-    identifier_offset: Number = Field(default=DEFAULT_OFFSET, ge=0, le=MAX_MARK)
-    vips: tuple[Any, ...] = ()
-    shm_name: Name | None = None
-    targets: tuple[Any, ...] = ()
-
-
-class _Document(YamlMapping):
-    streams: tuple[Any, ...]
-
-
-_VIPS = TypeAdapter(tuple[Annotated[Prefix, PlainValidator(_vip)], ...])
-_TARGETS = TypeAdapter(tuple[_Target, ...])
+_VIPS = TypeAdapter(tuple[Vip, ...])
+_TARGETS = TypeAdapter(tuple[TargetEntry, ...])
 _AT_ONCE = 1000
 _SWITCHES = ("draining",)
 
@@ -164,19 +83,19 @@ def _parsed(content: bytes) -> tuple[tuple[StreamSpec, ...], tuple[str, ...]]:
     return () if problems else tuple(_spec(stream) for stream in streams), tuple(problems)
 
 
-def _read(raw: Any) -> tuple[list[_Stream], list[str]]:
+def _read(raw: Any) -> tuple[list[StreamEntry], list[str]]:
     """Return the streams and their targets, and the problems of single values."""
     if not isinstance(raw, dict):
         return [], ["holds no 'streams:' list"]
-    streams: list[_Stream] = []
+    streams: list[StreamEntry] = []
     problems: list[str] = []
     try:
-        listed = _Document.model_validate(raw).streams
+        listed = TargetsDocument.model_validate(raw).streams
     except ValidationError as error:
         return [], list(_explain(error, raw))
     for number, entry in enumerate(listed):
         try:
-            stream = _Stream.model_validate(entry)
+            stream = StreamEntry.model_validate(entry)
         except ValidationError as error:
             problems += _explain(error, raw, ("streams", number))
         else:
@@ -207,7 +126,7 @@ def _in_parts(
     return tuple(good)
 
 
-def _spec(stream: _Stream) -> StreamSpec:
+def _spec(stream: StreamEntry) -> StreamSpec:
     return StreamSpec(
         name=stream.name,
         max_targets=stream.max_targets,
@@ -271,7 +190,7 @@ def _location(inner: tuple[str | int, ...], place: tuple[str | int, ...], first:
     return place + inner
 
 
-def _problems(streams: Sequence[_Stream]) -> Iterator[str]:
+def _problems(streams: Sequence[StreamEntry]) -> Iterator[str]:
     for name, count in Counter(stream.name for stream in streams).items():
         if count > 1:
             yield f"stream {name!r}: the name is used {count} times"
@@ -288,10 +207,10 @@ def _problems(streams: Sequence[_Stream]) -> Iterator[str]:
         yield f"streams {owner!r} and {name!r} share VIP {vip}{part}; keep it in one of them, for a packet is for one"
 
 
-def _overlaps(streams: Sequence[_Stream]) -> Iterator[str]:
+def _overlaps(streams: Sequence[StreamEntry]) -> Iterator[str]:
     """Name streams that share marks, and for the later of each two an identifier_offset that is free."""
     taken = sorted((stream.identifier_offset, _last_mark(stream)) for stream in streams)
-    widest: _Stream | None = None
+    widest: StreamEntry | None = None
     shown = 0
     for stream in sorted(streams, key=lambda stream: stream.identifier_offset):
         if widest is not None and stream.identifier_offset < _last_mark(widest):
@@ -317,15 +236,15 @@ def _free_offset(taken: list[tuple[int, int]], size: int) -> int | None:
     return offset
 
 
-def _last_mark(stream: _Stream) -> int:
+def _last_mark(stream: StreamEntry) -> int:
     return stream.identifier_offset + stream.max_targets
 
 
-def _marks(stream: _Stream) -> str:
+def _marks(stream: StreamEntry) -> str:
     return f"{stream.identifier_offset + 1}-{_last_mark(stream)}"
 
 
-def _mark_problems(stream: _Stream) -> Iterator[str]:
+def _mark_problems(stream: StreamEntry) -> Iterator[str]:
     first, last = stream.identifier_offset + 1, _last_mark(stream)
     if last > MAX_MARK:
         yield f"stream {stream.name!r}: marks {_marks(stream)} do not fit 32 bits; lower identifier_offset"
@@ -336,7 +255,7 @@ def _mark_problems(stream: _Stream) -> Iterator[str]:
         )
 
 
-def _target_problems(stream: _Stream) -> Iterator[str]:
+def _target_problems(stream: StreamEntry) -> Iterator[str]:
     place = f"stream {stream.name!r}"
     for identifier, count in Counter(target.identifier for target in stream.targets).items():
         if count > 1:

@@ -64,6 +64,8 @@ def _end(target: TargetStatus, path: PathStatus, now: float) -> str:
     match prediction.action:
         case Action.WITHDRAW if not prediction.why:
             return f"; in {left} {_RESET}"
+        case Action.KEEP if broken and latest:
+            return f"; a command keeps the target for {latest} more"
         case Action.WITHDRAW | Action.REMOVE:
             return f"; in {left} at the latest {_RESET}"
         case Action.WITHDRAW_FAMILY if broken:
@@ -84,6 +86,8 @@ def _changes(target: TargetStatus, affinity: AffinityStatus | None) -> Iterator[
 
 def _state_changes(target: TargetStatus) -> str:
     prediction = target.prediction
+    if target.override is not None and not target.unlisted:
+        return ""  # the sentence about the operator's command says how to end it
     match target.state:
         case TargetState.HELD if prediction is not None and prediction.action is Action.HOLD:
             return ""

@@ -16,7 +16,7 @@ from lbguard.core.model import (
     Override,
     TargetState,
 )
-from lbguard.core.status import AffinityStatus, PathStatus, Prediction, TargetStatus, VerdictStatus
+from lbguard.core.status import AffinityStatus, ParkingStatus, PathStatus, Prediction, TargetStatus, VerdictStatus
 from lbguard.printable import printable
 from lbguard.settings.notation import format_duration
 
@@ -211,6 +211,28 @@ def _new_connections_sentence(target: TargetStatus, path: PathStatus, affinity: 
     return f"New {family} connections {follow}: no other target of the stream has a good {family} path."
 
 
+def _parked_sentence(target: TargetStatus, path: PathStatus, parking: ParkingStatus | None, now: float) -> str:
+    """Return what happens to the packets of a path that is broken or was a moment ago; empty: nothing special."""
+    if parking is None:
+        return ""
+    family = family_of(path.ip)
+    if not parking.in_force:
+        broken = target.state in ADMITTED and path.condition != Condition.OK
+        why = parking.problem or "starting"
+        return f"Its {family} packets are dropped: parking is not in force ({why})." if broken else ""
+    kept = parking.of(target.mark, ipv4=":" not in path.ip)
+    if kept is None:
+        return ""
+    packets = f"{kept.packets} {family} {'packet' if kept.packets == 1 else 'packets'}"
+    opening = f"Kept: {packets}, {kept.memory_bytes / 1024:.0f} KiB, the oldest for {seconds(now - kept.since)}"
+    if kept.given_back:
+        return f"{opening}; being given back."
+    return (
+        f"{opening}; given back when the path is repaired and the neighbour answers, dropped when the target is"
+        f" withdrawn, or after {seconds(parking.max_age_s)}."
+    )
+
+
 def _added_sentence(target: TargetStatus, now: float) -> str:
     """Return when the table gets a target that was added to the list; empty: it does not wait for that."""
     if target.commit_at is None:
@@ -350,6 +372,7 @@ def target_story(
     *,
     observe: bool = False,
     affinity: AffinityStatus | None = None,
+    parking: ParkingStatus | None = None,
 ) -> str:
     """Return in a few sentences, one a line, a target's state, the reason for it, and what happens next.
 
@@ -359,6 +382,7 @@ def target_story(
         recent: its last decisions with wall time, oldest first.
         observe: no decision is carried out.
         affinity: flow affinity; None: it is off.
+        parking: parking; None: it is off.
     """
     name, age = f"{target.stream}/{target.identifier}", seconds(max(0.0, now - target.since))
     if observe:
@@ -381,6 +405,7 @@ def target_story(
         story.append(_path_sentence(path))
         if not observe:
             story.append(_new_connections_sentence(target, path, affinity))
+            story.append(_parked_sentence(target, path, parking, now))
         story += [_verdict_sentence(verdict, now) for verdict in path.verdicts]
         if path.verdicts_left_out:
             story.append(f"{path.verdicts_left_out} more verdicts concern this path.")

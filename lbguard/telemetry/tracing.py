@@ -34,7 +34,7 @@ _QUEUE_SPANS = 8192
 _EXPORT_TIMEOUT_S = 5.0
 _FLUSH_S = 1.0
 
-_PHASES = {Action.HOLD: "hold", Action.FREEZE: "freeze", Action.WITHDRAW: "withdrawn"}
+_PHASES = {Action.HOLD: "hold", Action.FREEZE: "freeze", Action.WITHDRAW: "withdrawn", Action.TAKE_OUT: "withdrawn"}
 _ENDS = {
     Action.RECOVER: "recovered",
     Action.READMIT: "readmitted",
@@ -42,7 +42,17 @@ _ENDS = {
     Action.REMOVE: "removed",
     Action.FORGET: "removed",
 }
-_EVENTS = {Action.REVISE, Action.WITHDRAW_FAMILY, Action.WAIT, Action.RELAPSE, Action.DRAIN, Action.RESUME}
+_EVENTS = {
+    Action.REVISE,
+    Action.WITHDRAW_FAMILY,
+    Action.WAIT,
+    Action.RELAPSE,
+    Action.DRAIN,
+    Action.RESUME,
+    Action.OVERRIDE,
+    Action.RELEASE,
+    Action.KEEP,
+}
 
 _log = logging.getLogger("lbguard.tracing")
 

@@ -438,12 +438,21 @@ _SOURCE = Row(
             ],
             bars=True,
             none="No calls",
+            width=6,
+        ),
+        Panel(
+            title="Targets under a command",
+            about="Targets that an operator drains, holds or withdraws by hand.",
+            queries=[("sum by (action) (lbguard_overrides{@stream})", "{{action}}")],
+            decimals=0,
+            width=6,
         ),
         Panel(
             title="Recording",
             about="Bytes written to recordings (recording.enabled).",
             queries=[("sum(rate(lbguard_recording_bytes_total{@lb}[$__rate_interval]))", "written")],
             unit="Bps",
+            width=6,
         ),
         Panel(
             title="Gaps in the recording",
@@ -451,6 +460,7 @@ _SOURCE = Row(
             queries=[_count("lbguard_recording_dropped_total", "reason")],
             bars=True,
             none="None",
+            width=6,
         ),
         Panel(
             title="Processor",

@@ -11,6 +11,7 @@ HEADINGS = {
     "Availability by load balancer": "LbguardStreamUnavailable",
     "Load balancers that can forward": "LbguardStreamUnavailableEverywhere",
     "Mass failure": "LbguardMassFailure",
+    "Targets under a command": "LbguardOverrideBlocksStream",
     "Held": "LbguardTargetsHeld",
     "Frozen": "LbguardTargetsFrozen",
     "Withdrawn": "LbguardTargetsWithdrawn",

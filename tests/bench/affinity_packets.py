@@ -25,7 +25,7 @@ from tests.steering import steering
 AIM = 0.05
 """Share of the time of a packet with the distributor alone."""
 TARGETS = 4
-_UNKNOWN, _NEW = 200_000, 300_000
+UNKNOWN, _NEW = 200_000, 300_000
 """Numbers of the first flow of those that are never remembered, and of those that only begin."""
 _EARLY_DROP = """
 add table netdev early
@@ -64,7 +64,7 @@ async def _of_family(trial: "Trial", family: int) -> list[Row]:
     name = f"IPv{family}"
     await trial.remember(family, 0)
     rows = [
-        trial.compare(f"{name}, unknown flow, no flow remembered", family, _UNKNOWN),
+        trial.compare(f"{name}, unknown flow, no flow remembered", family, UNKNOWN),
         trial.compare(f"{name}, first packet of a flow, no flow remembered", family, _NEW, begin=True),
     ]
     await trial.learn()
@@ -72,7 +72,7 @@ async def _of_family(trial: "Trial", family: int) -> list[Row]:
     for count in sorted({min(1000, trial.size.flows), trial.size.flows}):
         await trial.remember(family, count)
         rows += [
-            trial.compare(f"{name}, unknown flow, {count} remembered", family, _UNKNOWN),
+            trial.compare(f"{name}, unknown flow, {count} remembered", family, UNKNOWN),
             trial.compare(f"{name}, one of {count} remembered flows", family, 0, count=count),
         ]
     return rows
@@ -82,6 +82,7 @@ class Trial:
     """A load balancer with four targets, the distributor of one stream, and a client that floods it."""
 
     where = ""
+    table = IN_TABLE
     beside = "a packet with the distributor alone"
 
     def __init__(self, benchmark: str, size: Size, say: Say, client: Namespace, built: Pair) -> None:
@@ -183,7 +184,7 @@ class Trial:
         )
 
     def _measure(self, flood: Flood, flags: str) -> float:
-        self._nft.run(f"add table {IN_TABLE} {{ {flags} }}")
+        self._nft.run(f"add table {self.table} {{ {flags} }}")
         self.send(flood, self._packets_of_half - self.size.packets)
         return self.send(flood, self.size.packets)
 

@@ -41,6 +41,7 @@ _DRAINED, _TAKEN_OUT, _HELD_BY_HAND = (
 )
 _LOSSES = [f'lbguard_target_losses_total{{stream="s",identifier="{identifier}"}}' for identifier in (1, 2, 3)]
 _IN_FORCE, _FLOWS_MAX = "lbguard_affinity_in_force{}", "lbguard_affinity_flows_max{}"
+_PARKING, _PARKING_MAX = "lbguard_parking_in_force{}", "lbguard_parking_packets_max{}"
 _FLOWS = 'lbguard_affinity_flows{protocol="tcp",family="ipv4"}'
 _WITHDRAWN_4, _WITHDRAWN_6 = (
     f'lbguard_target_families{{stream="s",family="{family}",state="withdrawn"}}' for family in ("ipv4", "ipv6")
@@ -311,6 +312,25 @@ CASES = {
             {_IN_FORCE: NONE, _FLOWS_MAX: NONE, _ACTIVE: FULL},  # it is not wanted
             {_IN_FORCE: NONE, _FLOWS_MAX: "100x60", _ACTIVE: NONE},  # there is no target yet
             {_IN_FORCE: "1x38 0x0 1x20", _FLOWS_MAX: "100x60", _ACTIVE: FULL},
+        ),
+        severity="warning",
+    ),
+    "LbguardParkingNotInForce": Case(
+        fires={_PARKING: NONE, _PARKING_MAX: "100x60", _ACTIVE: FULL},
+        quiet=(
+            {_PARKING: FULL, _PARKING_MAX: "100x60", _ACTIVE: FULL},
+            {_PARKING: NONE, _PARKING_MAX: NONE, _ACTIVE: FULL},  # it is not wanted
+            {_PARKING: NONE, _PARKING_MAX: "100x60", _ACTIVE: NONE},  # there is no target yet
+            {_PARKING: "1x38 0x0 1x20", _PARKING_MAX: "100x60", _ACTIVE: FULL},
+        ),
+        severity="warning",
+    ),
+    "LbguardParkingFull": Case(
+        fires={'lbguard_parking_packets_dropped_total{reason="full"}': GROWS},
+        quiet=(
+            {'lbguard_parking_packets_dropped_total{reason="full"}': STANDS},
+            {'lbguard_parking_packets_dropped_total{reason="newer_copy"}': GROWS},
+            {'lbguard_parking_packets_dropped_total{reason="withdrawn"}': GROWS},
         ),
         severity="warning",
     ),

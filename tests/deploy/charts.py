@@ -17,6 +17,9 @@ CASES = sorted(path.stem for path in (HERE / "cases").glob("*.yaml"))
 
 Object = dict[str, Any]
 
+KUBERNETES = "1.36.0"
+"""The version that templates are rendered for, whatever Helm's own default is."""
+
 
 class Helm:
     """One version of Helm, with a home of its own."""
@@ -34,15 +37,15 @@ class Helm:
             assert done.returncode == 0, done.stderr
         return done
 
-    def template(self, *values: str | Path, chart: Path = CHART) -> str:
+    def template(self, *values: str | Path, chart: Path = CHART, version: str = KUBERNETES) -> str:
         """Render the chart with files of values (paths) and single ones (`name=value`)."""
-        flags: list[str | Path] = []
+        flags: list[str | Path] = ["--kube-version", version]
         for value in values:
             flags += ["--values" if isinstance(value, Path) else "--set", value]
         return self.run("template", "guard", chart, "--namespace", "trench-a", *flags).stdout
 
-    def objects(self, *values: str | Path, chart: Path = CHART) -> list[Object]:
-        return parse(self.template(*values, chart=chart))
+    def objects(self, *values: str | Path, chart: Path = CHART, version: str = KUBERNETES) -> list[Object]:
+        return parse(self.template(*values, chart=chart, version=version))
 
 
 def parse(text: str) -> list[Object]:
@@ -78,6 +81,11 @@ def named(items: list[Object], name: str) -> Object:
     return found[0]
 
 
+def sidecar(pod: Object) -> Object:
+    """Return lbguard's container, wherever it is in a pod."""
+    return named(pod.get("initContainers", []) + pod.get("containers", []), "lbguard")
+
+
 def patched(tools: Path, workload: Path, patch: Object, into: Path) -> Object:
     """Apply a strategic merge patch as the API server would, by kubectl."""
     file = into / "patch.yaml"
@@ -99,11 +107,15 @@ def patched(tools: Path, workload: Path, patch: Object, into: Path) -> Object:
     return result
 
 
-CUSTOM_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
+CUSTOM_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Policy"}
+NEW_KINDS = {"MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"}
+"""Kinds that Kubernetes has since 1.36 in this form."""
 
 
 def validate(objects: list[Object], into: Path, version: str = "1.31") -> None:
     """Check objects against the schemas of a Kubernetes version; those of custom kinds have to be checked otherwise."""
+    if any(item["kind"] in NEW_KINDS for item in objects):
+        version = "1.36"
     tool = shutil.which("kubernetes-validate", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if tool is None:
         pytest.skip("kubernetes-validate is not installed")

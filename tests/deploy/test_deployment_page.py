@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.charts import CASES, CHART, HERE, ROOT, Object, named, parse, pod_of
+from tests.deploy.charts import CASES, CHART, HERE, ROOT, Object, parse, pod_of, sidecar
 from tests.pages import run_blocks
 
 pytestmark = pytest.mark.timeout(900)
@@ -59,7 +59,7 @@ def test_the_kustomization_builds(tools: Path, tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, env={"HOME": str(tmp_path)}, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     (deployment,) = [item for item in parse(done.stdout) if item["kind"] == "Deployment"]
-    named(pod_of(deployment)["containers"], "lbguard")
+    sidecar(pod_of(deployment))
 
 
 @pytest.mark.parametrize(("words", "key"), [("`NET_ADMIN`", "capabilities"), ("10002", "runAsUser")])

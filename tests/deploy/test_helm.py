@@ -1,8 +1,10 @@
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.deploy.charts import (
     CHART,
     CUSTOM_KINDS,
     HERE,
+    KUBERNETES,
     ROOT,
     Helm,
     Object,
@@ -25,6 +28,7 @@ from tests.deploy.charts import (
     patch_of,
     patched,
     pod_of,
+    sidecar,
     validate,
 )
 
@@ -41,7 +45,7 @@ def without_blank_lines(text: str) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_documented_combination_renders_as_recorded(helm: Helm, name: str) -> None:
-    helm.run("lint", "--strict", CHART, "--values", case(name))
+    helm.run("lint", "--strict", CHART, "--kube-version", KUBERNETES, "--values", case(name))
     rendered = without_blank_lines(helm.template(case(name)))
     golden = HERE / f"golden/{name}.yaml"
     if UPDATE:
@@ -52,6 +56,7 @@ def test_every_documented_combination_renders_as_recorded(helm: Helm, name: str)
 PODS = {
     "meridio2": "meridio2",
     "existing-memory": "own-memory",
+    "admission": "meridio",
     "interposer": "meridio",
     "companion": "meridio",
     "owner": "meridio",
@@ -71,7 +76,7 @@ def test_what_is_rendered_is_what_kubernetes_takes(helm4: Helm, name: str, tools
         if any(item["metadata"]["name"].endswith(f"-{component}-patch") for item in objects):
             objects.append(patched(tools, workload_of(name, component), patch_of(objects, component), tmp_path))
     for item in objects:
-        if item["kind"] in CUSTOM_KINDS:
+        if item["kind"] in CUSTOM_KINDS - {"Policy"}:
             check_custom(item)
     validate(objects, tmp_path)
 
@@ -117,15 +122,17 @@ def test_what_is_rendered_is_what_the_prometheus_operator_takes(helm4: Helm, nam
 def test_the_patch_puts_the_guard_beside_the_load_balancer(helm4: Helm, tools: Path, tmp_path: Path) -> None:
     patch = patch_of(helm4.objects(case("targets")), "guard")
     pod = pod_of(patched(tools, HERE / "pods/load-balancer.yaml", patch, tmp_path))
-    assert {container["name"] for container in pod["containers"]} == {"stateless-lb", "router", "lbguard"}
-    balancer, guard = named(pod["containers"], "stateless-lb"), named(pod["containers"], "lbguard")
+    assert {container["name"] for container in pod["containers"]} == {"stateless-lb", "router"}
+    assert [container["name"] for container in pod["initContainers"]] == ["lbguard"]
+    balancer, guard = named(pod["containers"], "stateless-lb"), sidecar(pod)
     assert balancer["image"] == "stateless-lb:1"
     shared = {"name": "lbguard-shm", "mountPath": "/dev/shm"}
     assert shared in balancer["volumeMounts"]
     assert shared in guard["volumeMounts"]
     assert {"name": "shared-data", "mountPath": "/var/lib/meridio"} in balancer["volumeMounts"]
     assert named(pod["volumes"], "lbguard-shm")["emptyDir"]["medium"] == "Memory"
-    mounted = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", ())}
+    containers = pod["containers"] + pod["initContainers"]
+    mounted = {mount["name"] for container in containers for mount in container.get("volumeMounts", ())}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
@@ -136,7 +143,7 @@ def test_a_pod_has_every_volume_that_it_mounts(helm4: Helm, name: str, tools: Pa
         if any(item["metadata"]["name"].endswith(f"-{component}-patch") for item in objects):
             pod = pod_of(patched(tools, workload_of(name, component), patch_of(objects, component), tmp_path))
             volumes = {volume["name"] for volume in pod["volumes"]}
-            for container in pod["containers"]:
+            for container in pod["containers"] + pod.get("initContainers", []):
                 places = [mount["mountPath"] for mount in container.get("volumeMounts", ())]
                 assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
                 assert len(places) == len(set(places))
@@ -147,6 +154,13 @@ def test_a_patch_applied_twice_changes_nothing_more(helm4: Helm, tools: Path, tm
     once = patched(tools, HERE / "pods/load-balancer.yaml", patch, tmp_path)
     (tmp_path / "once.yaml").write_text(yaml.safe_dump(once))
     assert patched(tools, tmp_path / "once.yaml", patch, tmp_path) == once
+
+
+def without_empty_lists(workload: Object) -> Object:
+    """Return a workload as the API server keeps it, that is without empty lists in its pod."""
+    pod = pod_of(workload)
+    workload["spec"]["template"]["spec"] = {key: value for key, value in pod.items() if value != []}
+    return workload
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -160,13 +174,14 @@ def test_what_was_put_there_can_be_removed_without_a_trace(helm4: Helm, name: st
         with_it.write_text(yaml.safe_dump(patched(tools, before, patch_of(objects, component), tmp_path)))
         assert "lbguard" in with_it.read_text().replace("lbguard.io", "")
         after = patched(tools, with_it, patch_of(objects, component, "remove.yaml"), tmp_path)
-        assert after == yaml.safe_load(before.read_text())
+        assert without_empty_lists(after) == yaml.safe_load(before.read_text())
         # Removing what is not there does no harm, so that an upgrade may always remove first.
-        assert patched(tools, before, patch_of(objects, component, "remove.yaml"), tmp_path) == after
+        again = patched(tools, before, patch_of(objects, component, "remove.yaml"), tmp_path)
+        assert without_empty_lists(again) == without_empty_lists(after)
 
 
 def test_the_guard_gets_only_the_privileges_it_needs(helm4: Helm) -> None:
-    guard = named(pod_of(patch_of(helm4.objects(), "guard"))["containers"], "lbguard")
+    guard = sidecar(pod_of(patch_of(helm4.objects(), "guard")))
     context = guard["securityContext"]
     assert context["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
     assert context["readOnlyRootFilesystem"] is True
@@ -183,7 +198,7 @@ def test_targets_are_a_file_that_the_guard_is_told_of(helm4: Helm, tmp_path: Pat
     objects = helm4.objects(case("targets"))
     config_map = find(objects, "ConfigMap", "-targets")
     pod = pod_of(patch_of(objects, "guard"))
-    guard = named(pod["containers"], "lbguard")
+    guard = sidecar(pod)
     assert named(pod["volumes"], "lbguard-targets")["configMap"]["name"] == config_map["metadata"]["name"]
     mount = named(guard["volumeMounts"], "lbguard-targets")["mountPath"]
     assert named(guard["env"], "LBGUARD_TARGETS_FILE")["value"] == f"{mount}/targets.yaml"
@@ -208,7 +223,7 @@ def test_a_service_monitor_finds_its_service(helm4: Helm) -> None:
         wanted = find(objects, "ServiceMonitor", f"-{component}")["spec"]["selector"]["matchLabels"].items()
         services = [item for item in objects if item["kind"] == "Service"]
         (service,) = [item for item in services if wanted <= item["metadata"]["labels"].items()]
-        container = named(pod_of(patch_of(objects, component))["containers"], "lbguard")
+        container = sidecar(pod_of(patch_of(objects, component)))
         named(container["ports"], service["spec"]["ports"][0]["targetPort"])
 
 
@@ -217,7 +232,7 @@ def test_the_drop_in_brings_the_program_that_stands_before_nfqlb(helm: Helm) -> 
     program = find(objects, "ConfigMap", "-nfqlb")
     assert program["data"]["nfqlb"] == (ROOT / "deploy/meridio/nfqlb").read_text()
     pod = pod_of(patch_of(objects, "guard"))
-    balancer, guard = named(pod["containers"], "stateless-lb"), named(pod["containers"], "lbguard")
+    balancer, guard = named(pod["containers"], "stateless-lb"), sidecar(pod)
     mounts = {mount["name"]: mount["mountPath"] for mount in balancer["volumeMounts"]}
     assert named(pod["volumes"], "lbguard-nfqlb")["configMap"]["name"] == program["metadata"]["name"]
     assert named(balancer["env"], "PATH")["value"].startswith(f"{mounts['lbguard-nfqlb']}:")
@@ -236,10 +251,10 @@ def test_recordings_have_a_volume_that_they_cannot_fill(helm4: Helm) -> None:
     recording = ("settings.recording.enabled=true", "settings.recording.max_files=3")
     pod = pod_of(patch_of(helm4.objects(*recording, "settings.recording.max_file=2000000"), "guard"))
     assert int(named(pod["volumes"], "lbguard-recording")["emptyDir"]["sizeLimit"]) > 4 * 2000000
-    mount = named(named(pod["containers"], "lbguard")["volumeMounts"], "lbguard-recording")
+    mount = named(sidecar(pod)["volumeMounts"], "lbguard-recording")
     assert mount["mountPath"] == LEAVES["recording.directory"].show(LEAVES["recording.directory"].default)
     own = "guard.extraVolumeMounts[0].name=disk,guard.extraVolumeMounts[0].mountPath=/var/lib/lbguard"
-    mounts = named(pod_of(patch_of(helm4.objects(*recording, own), "guard"))["containers"], "lbguard")["volumeMounts"]
+    mounts = sidecar(pod_of(patch_of(helm4.objects(*recording, own), "guard")))["volumeMounts"]
     assert {mount["name"] for mount in mounts} == {"lbguard-run", "lbguard-shm", "disk"}
 
 
@@ -248,7 +263,7 @@ def test_the_device_for_parking_is_mounted_where_it_is_used(helm4: Helm) -> None
     objects = helm4.objects(parking)
     pod = pod_of(patch_of(objects, "guard"))
     assert named(pod["volumes"], "lbguard-tun")["hostPath"] == {"path": "/dev/net/tun", "type": "CharDevice"}
-    mounts = named(pod["containers"], "lbguard")["volumeMounts"]
+    mounts = sidecar(pod)["volumeMounts"]
     assert named(mounts, "lbguard-tun")["mountPath"] == "/dev/net/tun"
     for without in ((), (parking, "settings.mode=observe")):
         pod = pod_of(patch_of(helm4.objects(*without), "guard"))
@@ -332,9 +347,10 @@ spec:
         {{- include "lbguard.guard.loadBalancerEnv" .Subcharts.lbguard | nindent 8 }}
       volumeMounts:
         {{- include "lbguard.guard.loadBalancerMounts" .Subcharts.lbguard | nindent 8 }}
-    {{- include "lbguard.guard.container" .Subcharts.lbguard | nindent 4 }}
   volumes:
     {{- include "lbguard.guard.volumes" .Subcharts.lbguard | nindent 4 }}
+  initContainers:
+    {{- include "lbguard.guard.initContainer" .Subcharts.lbguard | nindent 4 }}
 """
 
 
@@ -350,9 +366,9 @@ def test_another_chart_can_include_the_container(helm: Helm, tmp_path: Path, nam
         yaml.safe_dump({"lbguard": {"patch": {"enabled": False}} | yaml.safe_load(case(name).read_text())})
     )
     shutil.copytree(CHART, parent / "charts/lbguard")
-    spec = find(helm.objects(chart=parent), "Pod")["spec"]
+    spec = find(helm.objects(chart=parent), "Pod", "balancer")["spec"]
     alone = pod_of(patch_of(helm.objects(case(name)), "guard"))
-    assert named(spec["containers"], "lbguard") == named(alone["containers"], "lbguard")
+    assert sidecar(spec) == sidecar(alone)
     assert spec["volumes"] == alone["volumes"]
     own = named(spec["containers"], "balancer")
     patch = named(alone["containers"], "stateless-lb")
@@ -385,6 +401,79 @@ def test_wrong_values_are_refused_by_name(helm: Helm, value: str, words: str) ->
     assert done.returncode != 0
     said = done.stderr.replace("/", ".")  # Helm 4 writes at '/settings/grace/window'
     assert words in said, done.stderr
+
+
+STREAM = "targets.streams[0].name=a"
+CLASHES = [
+    ((STREAM, "targets.streams[1].name=a"), "the name a is used twice"),
+    (
+        (STREAM, "targets.streams[1].name=b", "targets.streams[1].identifier_offset=5099"),
+        "a and b share marks; allowed: an identifier_offset of 5100 or more for b",
+    ),
+    (
+        (
+            STREAM,
+            "targets.streams[0].max_targets=2",
+            "targets.streams[0].targets[0].identifier=3",
+            "targets.streams[0].targets[0].ips[0]=10.0.0.1",
+        ),
+        "target 3 of a is outside 1 to max_targets, which is 2",
+    ),
+    ((STREAM, "targets.streams[0].targets[0].identifier=1"), "targets.streams.0"),
+    ((STREAM, "targets.streams[0].vip[0]=10.0.0.1"), "vip"),
+    ((STREAM, "targets.streams[0].vips[0]=ten"), "targets.streams.0.vips.0"),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), CLASHES)
+def test_targets_that_lbguard_would_refuse_are_refused(helm: Helm, flags: tuple[str, ...], words: str) -> None:
+    given = [word for flag in flags for word in ("--set", flag)]
+    done = helm.run("template", "guard", CHART, *given, check=False)
+    assert done.returncode != 0
+    assert words in done.stderr.replace("/", "."), done.stderr
+
+
+def test_an_offset_of_its_own_lets_two_streams_be(helm: Helm) -> None:
+    helm.template(STREAM, "targets.streams[1].name=b", "targets.streams[1].identifier_offset=5100")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_test_pod_checks_the_settings_of_its_container(helm4: Helm, name: str, tmp_path: Path) -> None:
+    objects = helm4.objects(case(name))
+    for component in ("guard", "probe"):
+        pods = [item for item in objects if item["metadata"]["name"].endswith(f"-{component}-check-config")]
+        given = yaml.safe_load(case(name).read_text())
+        assert bool(pods) is given.get(component, {}).get("enabled", component == "guard")
+        for pod in pods:
+            assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+            (container,) = pod["spec"]["containers"]
+            assert "add" not in container["securityContext"]["capabilities"]
+            environment = {item["name"]: item["value"] for item in container.get("env", ())}
+            argv = [Path(sys.executable).parent / "lbguard", *container["args"]]
+            done = subprocess.run(
+                argv,
+                env={**environment, "HOME": str(tmp_path)},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_secrets_for_the_registry_reach_every_pod(helm: Helm, tools: Path, tmp_path: Path) -> None:
+    objects = helm.objects("image.pullSecrets[0].name=registry", "probe.enabled=true")
+    for component, workload in (("guard", "load-balancer"), ("probe", "proxy")):
+        pod = pod_of(patched(tools, HERE / f"pods/{workload}.yaml", patch_of(objects, component), tmp_path))
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert find(objects, "Pod", f"-{component}-check-config")["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_the_chart_says_what_it_is(helm: Helm) -> None:
+    chart = yaml.safe_load(helm.run("show", "chart", CHART).stdout)
+    assert {"icon", "home", "sources", "maintainers", "annotations", "keywords"} <= chart.keys()
+    _, _, picture = chart["icon"].partition("base64,")
+    assert base64.b64decode(picture) == (ROOT / "docs/icon.svg").read_bytes()
 
 
 @pytest.mark.parametrize("flags", [("guard.healthChecks=http",), ("guard.enabled=false", "probe.enabled=true")])

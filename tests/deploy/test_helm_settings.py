@@ -11,7 +11,7 @@ import yaml
 
 from lbguard.settings.model import Settings, SettingsError, load
 from lbguard.settings.sources import Leaf, leaves
-from tests.deploy.charts import CASES, CHART, ROOT, Helm, case, named, patch_of, pod_of
+from tests.deploy.charts import CASES, CHART, ROOT, Helm, case, patch_of, pod_of, sidecar
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -88,6 +88,16 @@ TOGETHER_REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("probe.bad_rounds", {"probe": {"bad_rounds": 4}}),
     ("probe.connections_file", {"probe": {"enabled": True}}),
     ("probe.name", {"probe": {"name": "a b"}}),
+    ("nsp.address", {"nsp": {"address": "nsp-service"}}),
+    ("nsp.address", {"nsp": {"address": "fd00::1:7778"}}),
+    ("nsp.address", {"nsp": {"address": "nsp-service:65536"}}),
+    ("nsp.address", {"nsp": {"address": "unix:relative"}}),
+    ("nsm.address", {"nsm": {"address": "http://nsm:5001"}}),
+    ("verdicts.spiffe_socket", {"verdicts": {"spiffe_socket": "tcp://agent:1"}}),
+    ("verdicts.policy", {"verdicts": {"policy": ["proxies=10.0.0.0/8"]}}),
+    ("verdicts.policy", {"verdicts": {"policy": ["unix"]}}),
+    ("probe.nsm.address", {"probe": {"nsm": {"address": "nsm:0"}}}),
+    ("probe.report_to", {"probe": {"report_to": ["lb-a"]}}),
 ]
 """Settings that do not go together (or are of a form that a schema knows), and the one that is blamed."""
 
@@ -120,7 +130,9 @@ TOGETHER_TAKEN: list[dict[str, Any]] = [
     {"source": "kernel", "mode": "companion", "kernel_source": {"streams": ["a=5001-5100", "b-c=5101-5101"]}},
     {"announce": {"repeats": ["0", 0.5, "1m"]}},
     {"metrics": {"listen": "[::]:0"}, "verdicts": {"burst": 256}},
-    {"nsm": {"tls_cert": "/a", "tls_key": "/b", "tls_ca": "/c"}},
+    {"nsm": {"tls_cert": "/a", "tls_key": "/b", "tls_ca": "/c", "address": "tcp://[fd00::1]:5001"}},
+    {"nsp": {"address": "unix:///s/nsp.sock"}, "verdicts": {"policy": ["dns:*.proxy=10.0.0.0/8 fd00::/8", "unix="]}},
+    {"probe": {"report_to": ["unix:/s/lb.sock", "lb-a:7443", "[fd00::1]:7443", "link:7443"]}},
     {"probe": {"enabled": True, "connections": "bridge", "timeout": "2s", "bad_rounds": 3, "name": "a-b"}},
 ]
 
@@ -154,7 +166,7 @@ def environment_of(container: dict[str, Any]) -> dict[str, str]:
 
 
 def test_defaults_need_no_environment(helm: Helm) -> None:
-    assert environment_of(named(pod_of(patch_of(helm.objects(), "guard"))["containers"], "lbguard")) == {}
+    assert environment_of(sidecar(pod_of(patch_of(helm.objects(), "guard")))) == {}
 
 
 def other_value(leaf: Leaf) -> Any:
@@ -203,7 +215,7 @@ def test_every_value_reaches_its_setting(helm: Helm, tmp_path: Path, monkeypatch
         "extraVolumeMounts": [{"name": "mesh", "mountPath": "/var/lib/networkservicemesh"}],
     }
     values.write_text(yaml.safe_dump({"settings": nested, "guard": guard}))
-    container = named(pod_of(patch_of(helm.objects(values), "guard"))["containers"], "lbguard")
+    container = sidecar(pod_of(patch_of(helm.objects(values), "guard")))
     environment = environment_of(container)
     assert set(environment) == {LEAVES[name].variable for name in chosen}
     file = tmp_path / "lbguard.yaml"
@@ -221,7 +233,7 @@ def test_the_environment_of_each_case_is_accepted(helm4: Helm, name: str, monkey
     for component in ("guard", "probe"):
         if not any(item["metadata"]["name"].endswith(f"-{component}-patch") for item in objects):
             continue
-        environment = environment_of(named(pod_of(patch_of(objects, component))["containers"], "lbguard"))
+        environment = environment_of(sidecar(pod_of(patch_of(objects, component))))
         with monkeypatch.context() as patch:
             for variable, value in environment.items():
                 patch.setenv(variable, value)

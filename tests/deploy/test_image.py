@@ -76,7 +76,7 @@ def test_it_holds_what_is_locked_and_no_tools_of_the_build(tree: Path, tmp_path:
 
 def test_commands_need_no_privilege(tree: Path, tmp_path: Path) -> None:
     assert Container(tree, tmp_path).run("lbguard", "version") == (0, f"lbguard {__version__}\n")
-    status, said = Container(tree, tmp_path).run("lbguard", "check-config")
+    status, said = Container(tree, tmp_path).run("lbguard", "check-config", "--all")
     assert status == 0, said
     assert re.search(r"(?m)^grace\.window +3s +default", said)
 

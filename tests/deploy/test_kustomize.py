@@ -8,7 +8,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, patch_of, patched, pod_of, validate
+from tests.deploy.charts import (
+    HERE,
+    ROOT,
+    Helm,
+    Object,
+    case,
+    find,
+    named,
+    parse,
+    patch_of,
+    patched,
+    pod_of,
+    sidecar,
+    validate,
+)
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -71,11 +85,12 @@ def test_the_components_make_the_pods_that_the_chart_makes(
         assert find(chart, "ConfigMap", config_map["metadata"]["name"])["data"] == config_map["data"]
 
     def by_name(workload: Object, what: str) -> dict[str, Object]:
-        return {item["name"]: item for item in pod_of(workload)[what]}
+        return {item["name"]: item for item in pod_of(workload).get(what, ())}
 
     assert by_name(built, "containers") == by_name(by_chart, "containers")
+    assert by_name(built, "initContainers") == by_name(by_chart, "initContainers")
     assert by_name(built, "volumes") == by_name(by_chart, "volumes")
-    assert "lbguard" in by_name(built, "containers")
+    assert sidecar(pod_of(built)).get("restartPolicy") == (None if component == "probe" else "Always")
 
 
 def test_both_go_together_with_an_image_targets_and_settings(tools: Path, tmp_path: Path) -> None:
@@ -92,8 +107,8 @@ def test_both_go_together_with_an_image_targets_and_settings(tools: Path, tmp_pa
             "patches": [{"path": "settings.yaml"}],
         },
     )
-    guard = named(pod_of(find(objects, "Deployment"))["containers"], "lbguard")
-    probe = named(pod_of(find(objects, "DaemonSet"))["containers"], "lbguard")
+    guard = sidecar(pod_of(find(objects, "Deployment")))
+    probe = sidecar(pod_of(find(objects, "DaemonSet")))
     assert guard["image"] == probe["image"] == "registry.example/lbguard:1.2.3"
     assert named(probe["env"], "LBGUARD_PROBE__ENABLED")["value"] == "true"
     assert find(objects, "ConfigMap")["metadata"]["name"] == "lbguard-targets"

@@ -11,7 +11,7 @@ import yaml
 
 from lbguard.settings.surroundings import InterposerSettings, ReadinessSettings
 from lbguard.sources.interposer.source import InterposerConfig
-from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, pod_of, validate
+from tests.deploy.charts import HERE, ROOT, Helm, Object, case, find, named, parse, pod_of, sidecar, validate
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_component(objects: list[Object], tmp_path: Path) -> None:
     program = (ROOT / "deploy/meridio/nfqlb").read_text()
     assert find(objects, "ConfigMap")["data"] == {"nfqlb": program}
     pod = pod_of(find(objects, "Deployment"))
-    balancer, guard = named(pod["containers"], "stateless-lb"), named(pod["containers"], "lbguard")
+    balancer, guard = named(pod["containers"], "stateless-lb"), sidecar(pod)
     mounts = {mount["mountPath"]: mount["name"] for mount in balancer["volumeMounts"]}
     guard_mounts = {mount["mountPath"]: mount["name"] for mount in guard["volumeMounts"]}
     # Both have the same memory, and the calls where the program and the setting expect them.

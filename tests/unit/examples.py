@@ -8,6 +8,8 @@ from lbguard.core.status import (
     FlowMap,
     GuardStatus,
     LinkStatus,
+    ParkedPackets,
+    ParkingStatus,
     PathStatus,
     Prediction,
     StreamStatus,
@@ -71,6 +73,26 @@ def affinity(*, in_force: bool = True, problem: str = "", tcp4: int = 12) -> Aff
     return AffinityStatus(mode="incident", in_force=in_force, problem=problem, flows_max=100, maps=maps)
 
 
+def parking(*, in_force: bool = True, problem: str = "", packets: int = 12, given_back: bool = False) -> ParkingStatus:
+    """Return the status of parking, with packets of one family of target 2, and room for 100."""
+    return ParkingStatus(
+        in_force=in_force,
+        problem=problem,
+        packets=packets,
+        memory_bytes=packets * 1024,
+        packets_max=100,
+        bytes_max=2**20,
+        max_age_s=15.0,
+        parked=(
+            ParkedPackets(
+                mark=5002, ipv4=True, packets=packets, memory_bytes=packets * 1024, since=97.5, given_back=given_back
+            ),
+        )
+        if packets
+        else (),
+    )
+
+
 def target(
     identifier: int = 1,
     state: TargetState = TargetState.ACTIVE,
@@ -103,7 +125,11 @@ def target(
 
 
 def guard_status(
-    *targets: TargetStatus, now: float = 100.0, available: bool = True, affinity: AffinityStatus | None = None
+    *targets: TargetStatus,
+    now: float = 100.0,
+    available: bool = True,
+    affinity: AffinityStatus | None = None,
+    parking: ParkingStatus | None = None,
 ) -> GuardStatus:
     """Return a status of one stream with these targets."""
     counts = {state: sum(item.state is state for item in targets) for state in TargetState}
@@ -139,4 +165,5 @@ def guard_status(
             ),
         ),
         affinity=affinity,
+        parking=parking,
     )

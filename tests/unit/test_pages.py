@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import typer.main
+import yaml
 
 from lbguard.cli.main import app
 from lbguard.core.fsm import TRANSITIONS, Input
@@ -141,6 +142,13 @@ def test_the_index_has_a_line_for_every_page() -> None:
     assert all(name == place for name, place, _ in rows)
     listed = [place for _, place, _ in rows]
     assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
+
+
+def test_the_site_has_every_page() -> None:
+    # The whole file has a tag of its own, for a Python function; only the navigation counts here.
+    navigation = yaml.safe_load(text("mkdocs.yml").partition("\nnav:\n")[2])
+    listed = re.findall(r"[\w-]+\.md", str(navigation))
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 def test_the_readme_leads_to_the_index() -> None:

@@ -6,6 +6,8 @@ lookup: `fib daddr . mark oif missing` is true when the mark's table ends in a b
 packet. (`fib ... type` does not help: the kernel looks it up in the local table only.) With parking the mark's table
 has a route to the parking link before the blackhole. The counters are in the elements of two sets, which survive the
 service.
+
+The route lookup is the expensive part, so it is made only for the marks of a third set: those whose path may be lost.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,6 +25,7 @@ TABLE = "lbguard-counters"
 
 _HITS = "hits"
 _FALLBACK = "fallback"
+_SUSPECTED = "suspected"
 
 
 class HeldCount(NamedTuple):
@@ -46,15 +49,28 @@ class FallbackCounters:
         self._placed_after: int | None = None
         self._session = NftSession(library)
         self._marks: frozenset[int] = frozenset()
+        self._suspected: frozenset[int] = frozenset()
 
-    async def ensure(self, marks: Iterable[int]) -> None:
+    async def ensure(self, marks: Iterable[int], suspected: Iterable[int] | None = None) -> None:
         """Count exactly these marks; existing counts continue.
+
+        Packets that the fallback dropped are counted for the marks in `suspected` only; None: for each mark.
 
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
         """
         self._marks = frozenset(marks)
+        self._suspected = self._marks if suspected is None else self._marks & frozenset(suspected)
         await self._session.call(self._ensure)
+
+    async def suspect(self, marks: Iterable[int]) -> None:
+        """Count packets that the fallback dropped for exactly these of the marks from now on.
+
+        Raises:
+            DistributorError: nftables is missing, not permitted or refuses.
+        """
+        self._suspected = self._marks & frozenset(marks)
+        await self._session.call(lambda nft: nft.run("\n".join(_suspects(self._suspected))))
 
     async def read(self) -> dict[int, HeldCount]:
         """Return, for each mark, the packets to a held target that the fallback dropped.
@@ -80,7 +96,7 @@ class FallbackCounters:
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
         """
-        self._marks = frozenset()
+        self._marks = self._suspected = frozenset()
         await self._session.call(_remove)
 
     async def close(self) -> None:
@@ -97,6 +113,7 @@ class FallbackCounters:
         for name, held in zip((_FALLBACK, _HITS), counted, strict=True):
             lines += _changes("delete", name, (held or {}).keys() - self._marks)
             lines += _changes("add", name, self._marks - (held or {}).keys())
+        lines += _suspects(self._suspected)
         nft.run("\n".join(lines))
         self._placed_after = after
 
@@ -120,18 +137,23 @@ def _structure(priority: int, chains: Collection[str], *, parking: bool) -> list
     chain = "marked" if priority == MANGLE + COUNTERS_AFTER else f"marked_{priority}".replace("-", "m")
     # A second lookup in the set of hits would count a packet twice.
     rule = f"add rule {FAMILY} {TABLE} {chain}"
-    parked = f'{rule} meta mark != 0 fib daddr . mark oifname "{PARKING_LINK}" meta mark @{_FALLBACK}'
+    parked = f'{rule} meta mark @{_SUSPECTED} fib daddr . mark oifname "{PARKING_LINK}" meta mark @{_FALLBACK}'
     return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
         f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_FALLBACK} {{ type mark; counter; }}",
+        f"add set {FAMILY} {TABLE} {_SUSPECTED} {{ type mark; }}",
         *(f"flush chain {FAMILY} {TABLE} {name}" for name in chains),
         *([f"delete chain {FAMILY} {TABLE} prerouting"] if "prerouting" in chains else []),
         f"add chain {FAMILY} {TABLE} {chain} {{ type filter hook prerouting priority {priority}; policy accept; }}",
         f"flush chain {FAMILY} {TABLE} {chain}",
-        f"{rule} meta mark @{_HITS} fib daddr . mark oif missing meta mark @{_FALLBACK}",
+        f"{rule} meta mark @{_HITS} meta mark @{_SUSPECTED} fib daddr . mark oif missing meta mark @{_FALLBACK}",
         *([parked] if parking else []),
     ]
+
+
+def _suspects(marks: Collection[int]) -> list[str]:
+    return [f"flush set {FAMILY} {TABLE} {_SUSPECTED}", *_changes("add", _SUSPECTED, marks)]
 
 
 def _changes(verb: str, name: str, marks: Collection[int]) -> list[str]:

@@ -66,6 +66,28 @@ async def test_hits_and_held_packets_are_counted_per_target(
     assert (await counters.read_hits())[5001].packets == 3 * homes.count(1)
 
 
+async def test_drops_are_counted_for_suspected_marks_only(
+    lab: Lab, distributor: NftDistributor, counters: FallbackCounters
+) -> None:
+    """The route lookup is most of the cost of a packet, and a target whose path is good needs none."""
+    sent = [packets.flow_packet(flow) for flow in FLOWS]
+    homes = lab.deliver(sent)
+    await counters.ensure(MARKS, ())
+    lab.sever(2)
+    lab.send(sent)
+    await until(counters.read_hits, 2 * len(sent))
+    assert await counters.read() == NOTHING
+    await counters.suspect([5002, 4711])
+    lab.send(sent)
+    await until(counters.read_hits, 3 * len(sent))
+    assert (await counters.read())[5002].packets == homes.count(2)
+    await counters.suspect(())
+    lab.send(sent)
+    await until(counters.read_hits, 4 * len(sent))
+    assert (await counters.read())[5002].packets == homes.count(2)
+    assert (await counters.read_hits())[5002].packets == 4 * homes.count(2)
+
+
 async def test_packets_on_the_parking_link_count_as_held_where_parking_is_on(
     lab: Lab, distributor: NftDistributor, counters: FallbackCounters
 ) -> None:

@@ -28,6 +28,21 @@ def test_start(guarded: Guarded) -> None:
         wait_until(lambda: guarded.metric('lbguard_target_states{state="active",stream="stream-a"}') == 4, "the gauge")
 
 
+def test_drops_are_counted_for_targets_that_are_lost(guarded: Guarded) -> None:
+    def suspected() -> set[int]:
+        [found] = [
+            thing["set"] for thing in guarded.nft("set", "inet", "lbguard-counters", "suspected") if "set" in thing
+        ]
+        return set(found.get("elem", ()))
+
+    with guarded.service(PATIENT):
+        wait_until(lambda: suspected() == set(), "no target is lost")
+        guarded.delete_link("nse-a")
+        wait_until(lambda: suspected() == {5001, 5002}, "drops of the lost targets are counted")
+        guarded.make_link("nse-a")
+        wait_until(lambda: suspected() == set(), "all are active again")
+
+
 def test_a_link_that_comes_back_changes_no_slot(guarded: Guarded) -> None:
     with guarded.service(PATIENT):
         slots, routes, rules = guarded.slots(), guarded.routes(), guarded.rules()

@@ -3,12 +3,14 @@
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from lbguard.kernel.codec.checksum import checksum
 from lbguard.lab.netns import Namespace, connect
 from tests.netns.service.guarded import LIMIT_S, PATIENT, Guarded, Process, stream, targets_yaml, wait_until
 
@@ -18,9 +20,15 @@ ON = {"LBGUARD_PARKING__ENABLED": "true"}
 VIPS = {4: "20.0.0.1", 6: "2000::1"}
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 PORT = 4000
+ICMP = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 ONE = targets_yaml(stream("stream-a", 1))
 TWO = targets_yaml(stream("stream-a", 1, 3))
 PARKING = "lbguard-park"
+LOSES_REPLIES = """
+add table inet lost
+add chain inet lost replies { type filter hook prerouting priority -500 ; }
+add rule inet lost replies iifname "back" meta l4proto tcp drop
+"""
 _IP_RECVERR = 11
 
 
@@ -51,6 +59,14 @@ class Parked(Guarded):
         if link == "nse-a":
             self.proxies.add_route("10.0.0.0/24", "172.16.1.1")
             self.proxies.add_route("fd10::/64", "fd00:1::1")
+
+    def way_back_of_its_own(self) -> None:
+        """Let replies take a link that stays."""
+        connect(self.lb, "back", self.proxies, "home")
+        self.lb.add_addresses("back", "10.9.0.1/24", "fd09::1/64")
+        self.proxies.add_addresses("home", "10.9.0.2/24", "fd09::2/64")
+        self.proxies.add_route("10.0.0.2/32", "10.9.0.1")
+        self.proxies.add_route("fd10::2/128", "fd09::1")
 
     def bound(self, family: int) -> socket.socket:
         with self.proxies.entered():
@@ -166,6 +182,41 @@ def test_fragments_are_given_back_and_put_together_by_the_target(lab: Parked) ->
 
 
 @pytest.mark.parametrize("family", VIPS)
+@pytest.mark.parametrize("protocol", ["sctp", "icmp"])
+def test_packets_of_other_protocols_are_given_back(lab: Parked, family: int, protocol: str) -> None:
+    number = socket.IPPROTO_SCTP if protocol == "sctp" else ICMP[family]
+    with lab.proxies.entered():
+        receiver = socket.socket(FAMILIES[family], socket.SOCK_RAW, number)
+    with lab.client_side.entered():
+        sender = socket.socket(FAMILIES[family], socket.SOCK_RAW, number)
+    with receiver, sender, lab.parking():
+        receiver.settimeout(LIMIT_S)
+        lab.delete_link("nse-a")
+        lab.wait_for(t1="held")
+        packets = [other_packet(protocol, family, number) for number in range(20)]
+        for packet in packets:
+            sender.sendto(packet, (VIPS[family], 0))
+        wait_until(lambda: (lab.metric("lbguard_parking_packets") or 0) >= 20, "20 packets parked")
+        lab.make_link("nse-a")
+        found: list[bytes] = []
+        while len(found) < 20:
+            data = receiver.recv(65536)
+            body = data[20:] if family == 4 else data
+            if body[12:] in {packet[12:] for packet in packets}:
+                found.append(body[12:])
+        assert found == [packet[12:] for packet in packets]
+
+
+def other_packet(protocol: str, family: int, number: int) -> bytes:
+    """Return a packet of a protocol, without checksums: an SCTP DATA chunk, or an ICMP echo request."""
+    text = b"numbered %4d" % number
+    if protocol == "sctp":
+        return struct.pack("!HHIIBBH", 5000, PORT, 7, 0, 0, 3, 4 + len(text)) + text
+    head = struct.pack("!BBHHH", 8 if family == 4 else 128, 0, 0, 7, number) + bytes(4) + text
+    return head[:2] + checksum(head).to_bytes(2) + head[4:] if family == 4 else head
+
+
+@pytest.mark.parametrize("family", VIPS)
 def test_a_connection_goes_on_with_what_was_given_back(lab: Parked, family: int) -> None:
     with lab.parking():
         with lab.proxies.entered():
@@ -190,6 +241,43 @@ def test_a_connection_goes_on_with_what_was_given_back(lab: Parked, family: int)
                 served.sendall(b"end")
                 assert client.recv(3, socket.MSG_WAITALL) == b"end"
                 wait_until(lambda: (lab.metric("lbguard_parking_packets_given_back_total") or 0) > 0)
+
+
+@pytest.mark.parametrize("family", VIPS)
+def test_a_target_repeats_its_lost_reply_at_once(lab: Parked, family: int) -> None:
+    lab.way_back_of_its_own()
+    with lab.parking():
+        with lab.proxies.entered():
+            listener = socket.create_server((VIPS[family], 443), family=FAMILIES[family])
+        with lab.client_side.entered():
+            client = socket.socket(FAMILIES[family])
+        with listener, client:
+            listener.settimeout(LIMIT_S)
+            client.settimeout(LIMIT_S)
+            client.connect((VIPS[family], 443))
+            served, _ = listener.accept()
+            with served:
+                served.settimeout(LIMIT_S)
+                client.sendall(b"one")
+                assert served.recv(3, socket.MSG_WAITALL) == b"one"
+                lab.delete_link("nse-a")
+                lab.wait_for(t1="held")
+                lab.lb.run("nft", LOSES_REPLIES)
+                served.sendall(b"lost")
+                client.sendall(b"two")
+                wait_until(lambda: backoff(served) >= 4, "the reply is repeated in vain")
+                # It is repeated 3.2 s after the last time, if nobody says that it may be earlier.
+                lab.lb.run("nft", "delete table inet lost")
+                lab.make_link("nse-a")
+                began = time.monotonic()
+                assert client.recv(4, socket.MSG_WAITALL) == b"lost"
+                assert time.monotonic() - began < 2.0
+                wait_until(lambda: (lab.metric("lbguard_parking_unreachables_sent_total") or 0) > 0)
+
+
+def backoff(connection: socket.socket) -> int:
+    """Return how often the retransmission timer of a connection was doubled (`tcpi_backoff`)."""
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[4]
 
 
 def test_a_withdrawn_targets_packets_are_dropped(lab: Parked) -> None:

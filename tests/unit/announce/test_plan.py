@@ -199,3 +199,29 @@ def test_nothing_is_sent_early_forgotten_or_sent_twice(actions: list[tuple[str, 
         assert len(plan) == len(model)
         expected = min((next_due_of(waiting, asked[number]) for number, waiting in model.items()), default=None)
         assert plan.next_due() == expected
+
+
+def test_other_offsets_count_for_the_addresses_that_wait() -> None:
+    plan = make_plan(0, 1, 2, 3)
+    for number, at in ((1, 100.0), (2, 100.5)):
+        plan.add(entry(A, number, at))
+        serve(plan, at)
+    assert serve(plan, 101) == [1]
+    plan.add(entry(A, 3, 101.25))
+    plan.configure(repeats_s=(0, 0.5), max_waiting=1000)
+    # The first was sent twice already; the second is due since 101; the third was not sent.
+    assert serve(plan, 101.25) == [3, 2]
+    assert serve(plan, 101.75) == [3]
+    assert plan.next_due() is None
+    assert len(plan) == 0
+
+
+def test_a_lower_bound_refuses_only_others() -> None:
+    plan = make_plan(0, 1)
+    for number in (1, 2):
+        plan.add(entry(A, number, 100))
+    plan.configure(repeats_s=(0, 1), max_waiting=1)
+    assert not plan.has_room(A, bytes([10, 0, 0, 3]))
+    assert serve(plan, 100) == [1, 2]
+    with pytest.raises(ValueError, match="start with 0"):
+        plan.configure(repeats_s=(1,), max_waiting=1)

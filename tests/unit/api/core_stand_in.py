@@ -1,11 +1,13 @@
-"""A stand-in for the core: takes verdicts, answers when and as the test says."""
+"""Stand-ins for the core: they take verdicts or commands, and answer when and as the test says."""
 
 import asyncio
 from ipaddress import ip_address
 
+from lbguard.api.commands import Outcome
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
-from lbguard.core.effects import VerdictAnswered
-from lbguard.core.model import Subject, TargetSubject, Verdict
+from lbguard.core.effects import OverrideAnswered, VerdictAnswered
+from lbguard.core.events import OverrideRequested
+from lbguard.core.model import Subject, TargetKey, TargetState, TargetSubject, Verdict
 
 
 class Core:
@@ -41,6 +43,23 @@ class Core:
     def reporters(self) -> list[str]:
         """The reporters of all verdicts, in order."""
         return [reporter for reporter, _ in self.taken]
+
+
+class OperatorCore:
+    """A core that takes every request of an operator, and answers as the test says."""
+
+    def __init__(self) -> None:
+        self.taken: list[OverrideRequested] = []
+        self.refused = ""
+        self.not_remembered = ""
+
+    async def request(self, event: OverrideRequested) -> Outcome:
+        self.taken.append(event)
+        answer = OverrideAnswered(ticket=0, refused=self.refused, concerns=("stream-a",), changed=event.targets)
+        return Outcome(answer=answer, not_remembered=self.not_remembered)
+
+    def state(self, key: TargetKey) -> TargetState | None:
+        return TargetState.ACTIVE
 
 
 async def settled() -> None:

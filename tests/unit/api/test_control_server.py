@@ -9,7 +9,6 @@ import grpc
 import pytest
 
 from lbguard.api.client import Carried, ClientError, Command, GuardClient
-from lbguard.api.commands import Outcome
 from lbguard.api.control_server import REASON_MAX, TARGETS_MAX, WHO_MAX, ControlService, refusal
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
@@ -20,6 +19,7 @@ from lbguard.core.manual import REFUSALS
 from lbguard.core.model import ManualAction, Override, TargetKey, TargetState
 from lbguard.settings.groups import ControlSettings
 from lbguard.settings.notation import unix_target
+from tests.unit.api.core_stand_in import OperatorCore
 from tests.unit.cli.served_guard import ServedGuard
 from tests.unit.examples import guard_status, path, target
 
@@ -34,29 +34,12 @@ STATUS = guard_status(
 )
 
 
-class Core:
-    """Takes every request, and answers as the test says."""
-
-    def __init__(self) -> None:
-        self.taken: list[OverrideRequested] = []
-        self.refused = ""
-        self.not_remembered = ""
-
-    async def request(self, event: OverrideRequested) -> Outcome:
-        self.taken.append(event)
-        answer = OverrideAnswered(ticket=0, refused=self.refused, concerns=("stream-a",), changed=event.targets)
-        return Outcome(answer=answer, not_remembered=self.not_remembered)
-
-    def state(self, key: TargetKey) -> TargetState | None:
-        return TargetState.ACTIVE
-
-
 class Served:
     """A service with a stand-in for the core."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
-        self.core = Core()
+        self.core = OperatorCore()
 
     async def ask(self, command: Command) -> Carried:
         def call() -> Carried:

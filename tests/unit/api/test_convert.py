@@ -11,6 +11,8 @@ from lbguard.core.status import (
     FlowMap,
     GuardStatus,
     LinkStatus,
+    ParkedPackets,
+    ParkingStatus,
     PathStatus,
     Prediction,
     StreamStatus,
@@ -68,6 +70,28 @@ affinities = st.builds(
     problem=text,
     flows_max=number,
     maps=st.lists(st.builds(FlowMap, protocol=text, ipv4=st.booleans(), flows=number), max_size=2).map(tuple),
+)
+parkings = st.builds(
+    ParkingStatus,
+    in_force=st.booleans(),
+    problem=text,
+    packets=number,
+    memory_bytes=number,
+    packets_max=number,
+    bytes_max=number,
+    max_age_s=moment,
+    parked=st.lists(
+        st.builds(
+            ParkedPackets,
+            mark=number,
+            ipv4=st.booleans(),
+            packets=number,
+            memory_bytes=number,
+            since=moment,
+            given_back=st.booleans(),
+        ),
+        max_size=2,
+    ).map(tuple),
 )
 statuses = st.builds(
     GuardStatus,
@@ -135,6 +159,7 @@ statuses = st.builds(
         max_size=2,
     ).map(tuple),
     affinity=st.none() | affinities,
+    parking=st.none() | parkings,
 )
 
 

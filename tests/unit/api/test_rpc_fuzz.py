@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from lbguard.api.availability_server import AvailabilityServer
+from lbguard.api.control_server import ControlService
 from lbguard.api.feeds import AvailabilityState, DecisionLog
 from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
@@ -31,12 +32,13 @@ from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.core.model import Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
 from lbguard.service.live_settings import LiveSettings
+from lbguard.settings.groups import ControlSettings
 from lbguard.settings.model import load
 from lbguard.settings.verdicts import VerdictLimits
 from lbguard.telemetry.metrics.config import ConfigMetrics
 from lbguard.telemetry.metrics.families import MetricFamilies
 from tests.effort import examples
-from tests.unit.api.core_stand_in import Core, settled
+from tests.unit.api.core_stand_in import Core, OperatorCore, settled
 from tests.unit.examples import decision, guard_status, target
 
 BOUND_S = 60.0
@@ -188,7 +190,8 @@ async def served(directory: Path) -> AsyncIterator[Services]:
     intake = VerdictIntake(core.submit, Policy([]), VerdictLimits(rate=1e6, burst=10**6))
     metrics = ConfigMetrics(MetricFamilies(CollectorRegistry()))
     settings = LiveSettings(load(), lambda before, after: None, metrics)
-    api = ApiServer(directory / "a", view, view.log, verdicts=intake, settings=settings)
+    control = ControlService(view.status, OperatorCore(), ControlSettings())
+    api = ApiServer(directory / "a", view, view.log, verdicts=intake, control=control, settings=settings)
     availability = AvailabilityServer(directory / "b", "lb-0", state)
     state.set("stream-a", True)
     await api.start()

@@ -8,7 +8,8 @@ import pytest
 
 from lbguard.api.client import ClientError, FileRefused, GuardClient
 from lbguard.api.server import ApiServer
-from lbguard.settings.changes import Difference, differences
+from lbguard.settings.changes import differences
+from lbguard.settings.difference import Difference
 from lbguard.settings.model import Settings, load
 from lbguard.settings.sources import MAX_BYTES
 from tests.unit.cli.served_guard import ServedGuard

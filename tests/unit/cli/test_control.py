@@ -11,7 +11,8 @@ from lbguard.api.control_server import ControlService
 from lbguard.api.server import ApiServer
 from lbguard.core.model import ManualAction, TargetKey
 from lbguard.settings.groups import ControlSettings
-from tests.unit.api.test_control_server import STATUS, Core
+from tests.unit.api.core_stand_in import OperatorCore
+from tests.unit.api.test_control_server import STATUS
 from tests.unit.cli.served_guard import ServedGuard
 from tests.unit.shell import Outcome, Shell
 
@@ -20,7 +21,7 @@ class Cli:
     """Commands to a service, and what reached its core."""
 
     def __init__(self, shell: Shell, socket: Path) -> None:
-        self.core = Core()
+        self.core = OperatorCore()
         self._shell = shell
         self._socket = socket
 

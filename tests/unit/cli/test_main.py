@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -6,12 +7,42 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from lbguard.cli.main import app
+from lbguard.cli.main import COMPLETION_VARIABLE, app
 from tests.unit.shell import Shell
 
 
 def test_version(shell: Shell) -> None:
     assert shell("version").out == "lbguard 0.1.0\n"
+
+
+def test_the_version_is_an_option_too(shell: Shell) -> None:
+    assert shell("--version").out == shell("version").out
+
+
+def test_without_a_command_the_help_is_shown(shell: Shell) -> None:
+    outcome = shell()
+    assert "Usage: lbguard" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completions(shell: Shell, name: str) -> None:
+    script = shell("completion", name)
+    assert script.status == 0
+    assert COMPLETION_VARIABLE in script.out
+    refused = shell("completion", "tcsh")
+    assert (refused.status, "there are bash, zsh, fish" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize(("words", "wanted"), [("lbguard che", "check-config"), ("lbguard run --ta", "--targets-file")])
+def test_the_script_of_bash_completes(tmp_path: Path, words: str, wanted: str) -> None:
+    binaries = Path(sys.executable).parent
+    script = subprocess.run([binaries / "lbguard", "completion", "bash"], capture_output=True, text=True, check=True)
+    (tmp_path / "completion").write_text(script.stdout)
+    ask = f"source {tmp_path}/completion; COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}"
+    ask += "; _lbguard_completion lbguard; echo ${COMPREPLY[@]}"
+    env = {"PATH": f"{binaries}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, env=env, timeout=60, check=True)
+    assert wanted in done.stdout.split(), done.stderr
 
 
 COMMANDS = list(typer.main.get_group(app).commands)
@@ -37,7 +68,7 @@ def test_the_list_of_commands_says_whole_sentences(shell: Shell) -> None:
 def test_wrong_usage_ends_with_2_and_points_at_the_help(shell: Shell, command: str) -> None:
     outcome = shell(command, "--no-such-option")
     assert outcome.status == 2
-    assert f"lbguard {command} -h" in outcome.err
+    assert re.search(rf"lbguard {command} (-h|--help)", outcome.err)  # by the version of the library
     assert "Traceback" not in outcome.err
 
 

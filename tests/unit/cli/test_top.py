@@ -28,10 +28,10 @@ from lbguard.cli.top_browse import Browse, by_trouble
 from lbguard.cli.top_feed import Snapshot
 from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
-from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
-from lbguard.core.status import AffinityStatus, GuardStatus, Prediction
+from lbguard.core.model import Action, Condition, Decision, Evidence, ManualAction, Override, TargetKey, TargetState
+from lbguard.core.status import AffinityStatus, GuardStatus, ParkingStatus, Prediction
 from tests.pages import blocks
-from tests.unit.examples import affinity, decision, guard_status, path, target
+from tests.unit.examples import affinity, decision, guard_status, parking, path, target
 from tests.unit.shell import Shell
 
 HEARD_AT = 1000.0
@@ -138,6 +138,29 @@ def test_flow_affinity_and_where_new_flows_go() -> None:
 )
 def test_flow_affinity_that_is_not_well(status: AffinityStatus, words: str) -> None:
     shown = Snapshot(status=guard_status(target(1), affinity=status), received_at=HEARD_AT)
+    assert words in screen(shown, width=160)[0]
+
+
+def test_parking_and_how_many_packets_are_kept() -> None:
+    held = target(
+        2, TargetState.HELD, cause="no_link", paths=(path(condition="no_link", ifname=""), path("fd00:1::10"))
+    )
+    status = guard_status(target(1), held, parking=parking())
+    lines = screen(Snapshot(status=status, received_at=HEARD_AT), width=160)
+    assert lines[0].rstrip().endswith("parking in force, 12 packets kept")
+    assert "12/-" in row(lines, "stream-a/2").split()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (parking(in_force=False, problem="no device", packets=0), "PARKING NOT IN FORCE (no device)"),
+        (parking(in_force=False, packets=0), "parking starting"),
+        (parking(packets=95), "95 packets kept, ALMOST FULL"),
+    ],
+)
+def test_parking_that_is_not_well(status: ParkingStatus, words: str) -> None:
+    shown = Snapshot(status=guard_status(target(1), parking=status), received_at=HEARD_AT)
     assert words in screen(shown, width=160)[0]
 
 
@@ -277,6 +300,15 @@ def test_a_filter_shows_its_targets_and_their_streams() -> None:
     assert "filter: held  1 of 71 targets" in lines[1]
     assert [line.split()[0] for line in lines if line.startswith("stream-")] == ["stream-a", "stream-a/77"]
     assert "0 of 71 targets" in screen(shown, browse=Browse(words="nothing"))[1]
+
+
+def test_what_an_operator_ordered_is_shown() -> None:
+    given = Override(action=ManualAction.HOLD, since=90.0, until=200.0, who="anna")
+    held = target(1, TargetState.HELD, cause="no_link")
+    status = guard_status(replace(held, override=given), replace(target(2), override=given))
+    lines = screen(snapshot(status))
+    assert "no_link, hold by hand" in row(lines, "stream-a/1")
+    assert "hold by hand" in row(lines, "stream-a/2")
 
 
 def test_help_fits_80_columns() -> None:

@@ -1,11 +1,12 @@
 """Keys of the live view: what they do to scroll position, filter and help."""
 
+from dataclasses import replace
 from functools import reduce
 
 import pytest
 
 from lbguard.cli.top_browse import Browse, keys_of, matching, pressed
-from lbguard.core.model import Action, TargetState
+from lbguard.core.model import Action, ManualAction, Override, TargetState
 from lbguard.core.status import Prediction
 from tests.unit.examples import path, target
 
@@ -93,3 +94,10 @@ def test_the_filter_finds_names_states_causes_next_steps_and_paths() -> None:
         assert matching(targets, words) == [held], words
     assert matching(targets, "") == [held, targets[0]], "the worst state first"
     assert matching(targets, "held active") == []
+
+
+def test_the_filter_finds_what_an_operator_ordered() -> None:
+    given = Override(action=ManualAction.DRAIN, since=90.0, until=200.0, who="anna", reason="rack 7")
+    drained = replace(target(2), override=given)
+    for words in ("by hand", "anna", "rack 7", "drain hand"):
+        assert matching([target(1), drained], words) == [drained], words

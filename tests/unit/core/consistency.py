@@ -20,6 +20,9 @@ def check_consistency(engine: Engine) -> None:
             by_ip.setdefault(ip, set()).add(target.key)
     _check_indexes(engine, targets, by_ip)
     _check_timers(engine, targets)
+    ownership = engine.view._ownership
+    kept, computed = set(ownership.to_remember()), set(ownership._find_to_remember())
+    assert kept == computed, f"subnets to remember: {kept}, not {computed}"
     if engine.running:
         _check_members(engine, set(by_ip))
 

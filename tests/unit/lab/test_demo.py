@@ -27,6 +27,11 @@ from tests.unit.hostile import HOSTILE, SHOWN
         (DemoOptions(proxies=1), "proxies 1: 2 to 9 are allowed"),
         (DemoOptions(report=Path("/no/such/directory/r.html")), "its directory does not exist"),
         (DemoOptions(report=Path("/tmp")), "it is a directory; name a file"),
+        (
+            DemoOptions(svg=Path("/no/such/directory/p.svg")),
+            "svg /no/such/directory/p.svg: its directory does not exist",
+        ),
+        (DemoOptions(svg=Path("/tmp")), "it is a directory; name a file"),
         (DemoOptions(report=Path("/run/demo.html")), "/run is the lab's own and vanishes at the end"),
         (DemoOptions(record=Path("/dev/shm/demo")), "/dev/shm is the lab's own and vanishes at the end"),
         (DemoOptions(scenarios=[HOSTILE]), SHOWN),

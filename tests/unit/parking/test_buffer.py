@@ -253,3 +253,27 @@ def test_the_memory_that_is_counted_is_no_less_than_what_is_used() -> None:
         tracemalloc.stop()
     assert made.dropped["share_used"] > 0
     assert used < 2**22
+
+
+def test_what_is_kept_is_told_by_target_and_family() -> None:
+    made = buffer(lanes=2)
+    made.put(udp(1), 1.0)
+    made.put(parked(ipv4(TCP, segment(7, b"x"))), 2.0)
+    made.put(parked(ipv4(TCP, segment(7, b"x"))), 3.0)
+    assert [(used.mark, used.ipv4, used.packets, used.since) for used in made.usage()] == [(5001, True, 2, 1.0)]
+    assert made.usage()[0].memory_bytes == made.memory_bytes
+    made.set_lane(lane(mode=GIVE_BACK))
+    assert made.usage()[0].mode is GIVE_BACK
+    [segments] = made.take(4.0, 1, 0)
+    assert (segments.since, segments.first_copy_at) == (3.0, 2.0)
+    made.take(4.0, 1, 1)
+    assert made.usage() == []
+
+
+def test_lower_bounds_count_with_the_next_packet() -> None:
+    kept = buffer(packets=10)
+    for number in range(5):
+        kept.put(udp(number), 100.0)
+    kept.bounds = Bounds(packets=2, memory_bytes=2**24, max_age_s=15.0)
+    kept.put(udp(9), 100.0)
+    assert kept.packets == 2

@@ -19,14 +19,6 @@ def ones_complement_sum(data: bytes) -> int:
     return total
 
 
-def test_checksum_of_the_example_in_rfc_1071() -> None:
-    assert packet.checksum(bytes.fromhex("0001f203f4f5f6f7")) == ~0xDDF2 & 0xFFFF
-
-
-def test_checksum_pads_an_odd_byte_with_zero() -> None:
-    assert packet.checksum(b"\x01\x02\x03") == packet.checksum(b"\x01\x02\x03\x00")
-
-
 @given(token=st.integers(0, packet.TOKEN_MAX), sequence=st.integers(0, 0xFFFF), identifier=st.integers(0, 0xFFFF))
 def test_one_head_fits_every_tail(token: int, sequence: int, identifier: int) -> None:
     template = packet.HeadTemplate(ipv4=True, identifier=identifier, nonce=NONCE)

@@ -287,10 +287,30 @@ def changed_header(**values: object) -> Callable[[list[str]], list[str]]:
     return lambda lines: [json.dumps({**json.loads(lines[0]), **values}), *lines[1:]]
 
 
+def test_a_file_from_before_commands_of_operators_is_read(recording: Path) -> None:
+    """Version 2 wrote decisions without an override, and knew no request of an operator."""
+
+    def older(lines: list[str]) -> list[str]:
+        header = json.loads(lines[0])
+        types = {
+            name: names for name, names in header["types"].items() if name not in ("OverrideRequested", "Override")
+        }
+        types["Decision"] = [name for name in types["Decision"] if name != "override"]
+        rows = [json.loads(line) for line in lines[1:]]
+        for row in rows:
+            if row[0] == "=" and row[1][0] == "Decision":
+                assert row[1].pop() is None
+        return [json.dumps({**header, "version": 2, "types": types}), *map(json.dumps, rows)]
+
+    before = [repr(item) for item in read_file(recording)][1:]
+    rewrite(recording, older)
+    assert [repr(item) for item in read_file(recording)][1:] == before
+
+
 @pytest.mark.parametrize(
     ("values_", "words"),
     [
-        ({"version": 3, "lbguard": "9.1.0"}, "version 3.*reads versions 1 to 2.*lbguard 9.1.0"),
+        ({"version": 4, "lbguard": "9.1.0"}, "version 4.*reads versions 1 to 3.*lbguard 9.1.0"),
         ({"version": 0}, "version 0"),
         ({"version": 2.0}, "damaged"),
         ({"format": "something"}, "not a recording"),

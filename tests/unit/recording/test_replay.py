@@ -15,6 +15,7 @@ from lbguard.core.events import KernelSnapshot, SourceSnapshot
 from lbguard.core.model import (
     Condition,
     LinkKey,
+    ManualAction,
     NeighborState,
     StreamSpec,
     TargetKey,
@@ -97,6 +98,7 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     yield ev.VerdictReported(reporter="proxy-a", verdict=verdict, ticket=7)
     yield ev.VerdictReported(reporter="proxy-a", verdict=dataclasses.replace(verdict, sequence=2), ticket=8)
     yield ev.NeighborGone(ifindex=1, ip=ipv4_of(1))
+    yield ev.NeighborsProbed(entries=((1, ipv4_of(1)),))
     yield ev.NeighborsOutdated(ips=(ipv4_of(1), ipv4_of(2)), new_mac=neighbor)
     yield ev.RuleGone(rule=rule)
     yield ev.RuleFailed(rule=rule, reason="EPERM")
@@ -118,6 +120,9 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
     yield ev.AffinityReported(in_force=False)
     yield ev.AffinityReported(in_force=True)
     yield ev.SourceSnapshot(streams=(spec,))
+    keys = (TargetKey(STREAM, 1),)
+    yield ev.OverrideRequested(action=ManualAction.WITHDRAW, targets=keys, duration_s=60.0, who="anna", reason="disk")
+    yield ev.OverrideRequested(action=ManualAction.RELEASE, targets=keys)
     yield guard.link_seen(2)
     yield guard.address(2, "172.16.0.2/24")
     prefix = parse_prefix("172.16.9.0/24")
@@ -134,6 +139,11 @@ def every_kind_of_event(guard: Guard) -> Iterator[ev.Event]:
         holds=(hold, dataclasses.replace(hold, stream="stream-b", frozen_s=0.25)),
         subnets=(parse_prefix("10.0.0.0/8"),),
         drains=(ev.OpenDrain(stream=STREAM, identifier=3, ips=(ipv4_of(3),), left_s=5.0),),
+        overrides=(
+            ev.OpenOverride(
+                stream=STREAM, identifier=2, ips=(ipv4_of(2),), action=ManualAction.HOLD, age_s=1.0, left_s=5.0
+            ),
+        ),
     )
     yield ev.KernelOutOfSync(reason="overrun")
     yield ev.KernelSnapshot(

@@ -349,3 +349,21 @@ async def test_entries_that_somebody_made_since_the_decision_are_left_out() -> N
     assert heard == [True, True, False]
     assert [len(batch) for batch in kernel.batches] == [2, 2, 2]
     kernel.close()
+
+
+@pytest.mark.parametrize("reported", [True, False])
+async def test_probes_that_reached_the_kernel_are_reported_where_they_are_awaited(reported: bool) -> None:
+    kernel = FakeKernel()
+    entries = ((3, bytes([10, 0, 0, 1])), (3, bytes([10, 0, 0, 2])))
+    actuator = NeighborActuator(
+        NetlinkChannel(kernel),
+        NO_LINKS,
+        TIMERS,
+        lambda failures: None,
+        lambda ifindex, ip: ip == bytes([10, 0, 0, 2]),
+        report_probes=reported,
+    )
+    events = await actuator.perform(fx.ProbeNeighbors(entries=entries))
+    assert events == ([ev.NeighborsProbed(entries=entries[:1])] if reported else [])
+    assert await actuator.perform(fx.FlushNeighbors(entries=entries)) == []
+    kernel.close()

@@ -46,3 +46,11 @@ def test_a_later_drain_of_the_same_target_is_a_new_one() -> None:
     assert watch.observe([], {1: 5}, 11.0) == ()
     assert watch.observe([1], {1: 5}, 12.0) == ()
     assert watch.observe([1], {1: 5}, 22.0) == (1,)
+
+
+def test_another_time_counts_for_the_drains_that_go_on() -> None:
+    watch = DrainWatch(30.0)
+    watch.observe([1], {1: 5}, 100.0)
+    assert watch.observe([1], {1: 5}, 110.0) == ()
+    watch.configure(5.0)
+    assert watch.observe([1], {1: 5}, 111.0) == (1,)

@@ -24,6 +24,7 @@ class FakeCounters(FallbackCounters):
 
     def __init__(self) -> None:
         self.marks: set[int] = set()
+        self.suspected: set[int] = set()
         self.hits: dict[int, HeldCount] = {}
         self.broken = ""
         self.calls: list[str] = []
@@ -33,9 +34,14 @@ class FakeCounters(FallbackCounters):
         if self.broken:
             raise DistributorError(self.broken)
 
-    async def ensure(self, marks: Iterable[int]) -> None:
+    async def ensure(self, marks: Iterable[int], suspected: Iterable[int] | None = None) -> None:
         self._begin("ensure")
         self.marks = set(marks)
+        self.suspected = self.marks if suspected is None else set(suspected)
+
+    async def suspect(self, marks: Iterable[int]) -> None:
+        self._begin("suspect")
+        self.suspected = set(marks)
 
     async def read(self) -> dict[int, HeldCount]:
         self._begin("read")
@@ -68,17 +74,44 @@ class World:
         return None
 
 
+async def test_drops_are_counted_for_suspected_marks_only() -> None:
+    world = World()
+    await world.counts.suspect([5001])
+    assert world.counters.calls == [], "nothing is counted yet"
+    await world.counts.follow(MARKS, [5001])
+    assert world.counters.suspected == {5001}
+    await world.counts.follow(MARKS, [5001])
+    await world.counts.suspect([5001])
+    assert world.counters.calls == ["ensure"], "cheap when unchanged"
+    await world.counts.suspect([5001, 5002])
+    assert world.counters.suspected == {5001, 5002}
+    await world.counts.follow(MARKS, [])
+    assert world.counters.suspected == set()
+    assert world.counters.calls == ["ensure", "suspect", "suspect"]
+
+
+async def test_after_a_failure_everything_is_written_again() -> None:
+    world = World()
+    await world.counts.follow(MARKS, [])
+    world.counters.broken = "no permission"
+    await world.counts.suspect([5002])
+    world.counters.broken = ""
+    await world.counts.follow(MARKS, [5002])
+    assert world.counters.calls == ["ensure", "suspect", "ensure"]
+    assert world.counters.suspected == {5002}
+
+
 async def test_counts_reach_the_metrics_and_leave_with_their_target() -> None:
     world = World()
-    await world.counts.follow(MARKS)
+    await world.counts.follow(MARKS, ())
     world.counters.hits[5001] = HeldCount(7, 700)
     await world.counts.read()
     assert world.packets(A) == 7
     assert world.packets(B) == 0
-    await world.counts.follow({5002: B})
+    await world.counts.follow({5002: B}, ())
     await world.counts.read()
     assert world.packets(A) is None
-    await world.counts.follow({})
+    await world.counts.follow({}, ())
     await world.counts.read()
     assert world.packets(B) is None
     assert world.counters.marks == set()
@@ -87,7 +120,7 @@ async def test_counts_reach_the_metrics_and_leave_with_their_target() -> None:
 async def test_the_same_marks_are_asked_for_once() -> None:
     world = World()
     for _ in range(3):
-        await world.counts.follow(dict(MARKS))
+        await world.counts.follow(dict(MARKS), ())
     assert world.counters.calls == ["ensure"]
 
 
@@ -96,11 +129,11 @@ async def test_a_failure_is_said_once_and_tried_again(caplog: pytest.LogCaptureF
     world.counters.broken = "nftables: Operation not permitted"
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
-            await world.counts.follow(MARKS)
+            await world.counts.follow(MARKS, ())
             await world.counts.read()
         assert [record.message for record in caplog.records] == ["packets are not counted"]
         world.counters.broken = ""
-        await world.counts.follow(MARKS)
+        await world.counts.follow(MARKS, ())
         await world.counts.read()
         assert world.packets(A) == 0
         # What went well in between makes the same failure news again.
@@ -118,9 +151,9 @@ async def test_a_failure_is_said_once_and_tried_again(caplog: pytest.LogCaptureF
 async def test_a_missing_library_costs_the_counters_alone(caplog: pytest.LogCaptureFixture) -> None:
     counts = PacketCounts(Metrics(CollectorRegistry()), FallbackCounters(library="libno-such-nftables.so.1"))
     with caplog.at_level(logging.WARNING):
-        await counts.follow(MARKS)
+        await counts.follow(MARKS, ())
         await counts.read()
-        await counts.follow(MARKS)
+        await counts.follow(MARKS, ())
         await counts.remove()
     await counts.close()
     [record] = caplog.records
@@ -150,7 +183,7 @@ async def test_the_packets_of_each_mark_are_those_of_the_kernel(caplog: pytest.L
     world = World()
     assert await world.counts.read_marks() == {}
     assert world.counters.calls == [], "counters of an earlier run are touched before they are followed"
-    await world.counts.follow(MARKS)
+    await world.counts.follow(MARKS, ())
     world.counters.hits = {5001: HeldCount(7, 700)}
     assert await world.counts.read_marks() == {5001: 7, 5002: 0}
     world.counters.broken = "nftables: no memory"

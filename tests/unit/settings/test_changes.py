@@ -2,7 +2,8 @@
 
 import pytest
 
-from lbguard.settings.changes import Difference, differences, with_live
+from lbguard.settings.changes import differences, with_live
+from lbguard.settings.difference import Difference
 from lbguard.settings.model import Settings, SettingsError, engine_config, load
 from lbguard.settings.sources import leaves
 

@@ -1,8 +1,10 @@
 """What `explain` says of open and new connections, until when, and of what would change it."""
 
+from dataclasses import replace
+
 import pytest
 
-from lbguard.core.model import Action, TargetState
+from lbguard.core.model import Action, ManualAction, Override, TargetState
 from lbguard.core.status import AffinityStatus, PathStatus, Prediction, TargetStatus
 from lbguard.telemetry.outlook import connections_outlook
 from tests.unit.examples import affinity, path, target
@@ -116,3 +118,8 @@ def test_what_would_change_it(status: TargetStatus, words: str) -> None:
 
 def test_with_affinity_in_force_nothing_is_advertised() -> None:
     assert not any("affinity.mode" in line for line in outlook(held(), affinity()))
+
+
+def test_what_an_operator_ordered_is_not_changed_by_settings() -> None:
+    given = Override(action=ManualAction.HOLD, since=90.0, until=200.0)
+    assert not any(line.startswith("To change how long") for line in outlook(replace(held(), override=given)))

@@ -5,7 +5,7 @@ import pytest
 from lbguard.core.model import Action, Condition, Evidence, ManualAction, Override, TargetState
 from lbguard.core.status import AffinityStatus, PathStatus, Prediction
 from lbguard.telemetry.sentences import decision_sentence, new_connections, seconds, target_story
-from tests.unit.examples import IPV4, IPV6, affinity, decision, path, target
+from tests.unit.examples import IPV4, IPV6, affinity, decision, parking, path, target
 
 
 def test_a_hold_says_what_is_missing_and_what_comes_next() -> None:
@@ -308,6 +308,34 @@ def test_a_target_outside_of_the_table_gets_no_new_connection_from_it() -> None:
     out = target(state=TargetState.WITHDRAWN, cause="no_link", paths=(lost,))
     assert new_connections(out, lost, affinity()) == ""
     assert "New IPv4" not in target_story(out, 100.0, [], affinity=affinity())
+
+
+def test_a_held_target_says_what_is_kept_since_when_and_what_will_happen() -> None:
+    lost = path(condition="no_link", ifname="")
+    held = target(2, TargetState.HELD, cause="no_link", paths=(lost, path("fd00:1::10")))
+    story = target_story(held, 100.0, [], parking=parking())
+    assert "Kept: 12 IPv4 packets, 12 KiB, the oldest for 2.5 s; given back when the path is repaired" in story
+    assert "dropped when the target is withdrawn, or after 15.0 s." in story
+    assert "IPv6 packets" not in story
+
+
+def test_a_repaired_target_says_that_its_packets_are_given_back() -> None:
+    story = target_story(target(2), 100.0, [], parking=parking(packets=1, given_back=True))
+    assert "Kept: 1 IPv4 packet, 1 KiB, the oldest for 2.5 s; being given back." in story
+
+
+@pytest.mark.parametrize(("problem", "why"), [("no such device", "no such device"), ("", "starting")])
+def test_a_held_target_says_that_nothing_is_kept(problem: str, why: str) -> None:
+    lost = path(condition="no_link", ifname="")
+    held = target(2, TargetState.HELD, cause="no_link", paths=(lost,))
+    words = f"Its IPv4 packets are dropped: parking is not in force ({why})."
+    assert words in target_story(held, 100.0, [], parking=parking(in_force=False, problem=problem, packets=0))
+    assert "dropped" not in target_story(target(2), 100.0, [], parking=parking(in_force=False, packets=0))
+
+
+def test_parking_that_is_off_or_keeps_nothing_is_not_mentioned() -> None:
+    for status in (None, parking(packets=0)):
+        assert "kept" not in target_story(target(2), 100.0, [], parking=status)
 
 
 ORDER = Override(action=ManualAction.WITHDRAW, since=100.0, until=700.0, who="anna", reason="rack 7")

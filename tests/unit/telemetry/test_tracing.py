@@ -100,6 +100,14 @@ def test_a_target_that_is_frozen_withdrawn_and_readmitted() -> None:
     assert [event.name for event in hold.events] == ["revise"]
 
 
+def test_a_held_target_that_an_operator_withdraws() -> None:
+    traced = Traced()
+    traced.decided(Action.HOLD, 0.0)
+    traced.decided(Action.TAKE_OUT, 1.0)
+    traced.decided(Action.READMIT, 3.0)
+    assert traced.named() == {"hold": (0.0, 1.0), "withdrawn": (1.0, 3.0), "incident": (0.0, 3.0)}
+
+
 def test_steps_for_others_belong_to_no_trace() -> None:
     traced = Traced()
     traced.decided(Action.HOLD, 0.0)

@@ -154,3 +154,33 @@ from extraEnv and is not known here.
 {{- end -}}
 {{- end -}}
 {{- end }}
+
+{{/* Refuse targets that clash within targets.streams. The schema has checked each value; addresses are left to lbguard. */}}
+{{- define "lbguard.checkStreams" -}}
+{{- $seen := list -}}
+{{- range $stream := .Values.targets.streams -}}
+{{- $room := int64 (default 100 $stream.max_targets) -}}
+{{- $offset := int64 (hasKey $stream "identifier_offset" | ternary $stream.identifier_offset 5000) -}}
+{{- $last := add $offset $room -}}
+{{- range $other := $seen -}}
+{{- if eq $stream.name $other.name -}}
+{{- fail (printf "targets.streams: the name %s is used twice" $stream.name) -}}
+{{- end -}}
+{{- if and (lt $offset $other.last) (lt $other.offset $last) -}}
+{{- fail (printf "targets.streams: %s and %s share marks; allowed: an identifier_offset of %d or more for %s" $other.name $stream.name $other.last $stream.name) -}}
+{{- end -}}
+{{- end -}}
+{{- $seen = append $seen (dict "name" $stream.name "offset" $offset "last" $last) -}}
+{{- $identifiers := list -}}
+{{- range $target := $stream.targets -}}
+{{- $identifier := int64 $target.identifier -}}
+{{- if has $identifier $identifiers -}}
+{{- fail (printf "targets.streams: target %d of %s is listed twice" $identifier $stream.name) -}}
+{{- end -}}
+{{- if gt $identifier $room -}}
+{{- fail (printf "targets.streams: target %d of %s is outside 1 to max_targets, which is %d" $identifier $stream.name $room) -}}
+{{- end -}}
+{{- $identifiers = append $identifiers $identifier -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

@@ -1,8 +1,10 @@
 {{/*
 For charts that own the load balancer or the proxy and have this one as a dependency:
 
-  containers:   {{- include "lbguard.guard.container" .Subcharts.lbguard | nindent 8 }}
-  volumes:      {{- include "lbguard.guard.volumes" .Subcharts.lbguard | nindent 8 }}
+  initContainers: {{- include "lbguard.guard.initContainer" .Subcharts.lbguard | nindent 8 }}
+  volumes:        {{- include "lbguard.guard.volumes" .Subcharts.lbguard | nindent 8 }}
+
+or, for Kubernetes before 1.29, lbguard.guard.container among the containers;
 
 and in the load balancer's own container (env has something in it with settings.source interposer only):
 
@@ -11,6 +13,35 @@ and in the load balancer's own container (env has something in it with settings.
 */}}
 {{- define "lbguard.guard.container" -}}
 {{- include "lbguard.container" (dict "root" . "component" "guard" "command" "run") -}}
+{{- end }}
+
+{{- define "lbguard.guard.initContainer" -}}
+{{- include "lbguard.container" (dict "root" . "component" "guard" "command" "run" "native" "yes") -}}
+{{- end }}
+
+{{/* Not empty if lbguard is a native sidecar, that is an init container that keeps running. */}}
+{{- define "lbguard.guard.native" -}}
+{{- $known := semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version -}}
+{{- if and (eq .Values.guard.sidecar "native") (not $known) -}}
+{{- fail (printf "guard.sidecar = native: Kubernetes %s runs no native sidecars; allowed: auto or container before 1.29" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- if and $known (ne .Values.guard.sidecar "container") }}yes{{ end -}}
+{{- end }}
+
+{{/* The field of a pod in which the container of a component is; takes (dict "root" . "component" "guard"). */}}
+{{- define "lbguard.containersField" -}}
+{{- if and (eq .component "guard") (include "lbguard.guard.native" .root) }}initContainers{{ else }}containers{{ end -}}
+{{- end }}
+
+{{/* The same container, for that field. */}}
+{{- define "lbguard.containerForField" -}}
+{{- if eq .component "probe" -}}
+{{- include "lbguard.probe.container" .root -}}
+{{- else if include "lbguard.guard.native" .root -}}
+{{- include "lbguard.guard.initContainer" .root -}}
+{{- else -}}
+{{- include "lbguard.guard.container" .root -}}
+{{- end -}}
 {{- end }}
 
 {{- define "lbguard.guard.volumes" -}}
@@ -32,16 +63,14 @@ and in the load balancer's own container (env has something in it with settings.
 - name: lbguard
   image: {{ include "lbguard.image" .root | quote }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  {{- if .native }}
+  # Kubernetes 1.29 and newer start it before the load balancer, keep it running, and stop it last.
+  restartPolicy: Always
+  {{- end }}
   args: [{{ .command }}]
-  {{- $environment := include "lbguard.environment" . | trim }}
-  {{- if or $environment $values.extraEnv }}
+  {{- with include "lbguard.env" . | trim }}
   env:
-    {{- with $environment }}
     {{- . | nindent 4 }}
-    {{- end }}
-    {{- with $values.extraEnv }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
   {{- end }}
   {{- with $ports }}
   ports:
@@ -73,6 +102,14 @@ and in the load balancer's own container (env has something in it with settings.
   volumeMounts:
     {{- . | nindent 4 }}
   {{- end }}
+{{- end }}
+
+{{/* All variables of a component's container: of its settings, and those of extraEnv. */}}
+{{- define "lbguard.env" -}}
+{{- include "lbguard.environment" . | trim -}}
+{{- with (get .root.Values .component).extraEnv }}
+{{ toYaml . }}
+{{- end -}}
 {{- end }}
 
 {{- define "lbguard.volumeMounts" -}}
@@ -154,7 +191,7 @@ httpGet:
 {{- if include "lbguard.recordingVolume" .root }}
 - name: lbguard-recording
   emptyDir:
-    sizeLimit: {{ include "lbguard.recordingVolume" .root }}
+    sizeLimit: {{ include "lbguard.recordingVolume" .root | quote }}
 {{- end }}
 {{- if include "lbguard.parks" .root }}
 - name: lbguard-tun
@@ -175,7 +212,8 @@ httpGet:
 {{- end }}
 {{- end }}
 
-{{- define "lbguard.removedVolumes" -}}
+{{/* Items of a list that are taken away by their names; takes (dict "names" NAMES "extra" ITEMS). */}}
+{{- define "lbguard.removed" -}}
 {{- $names := .names -}}
 {{- range .extra }}{{ $names = append $names .name }}{{ end -}}
 {{- range $names }}

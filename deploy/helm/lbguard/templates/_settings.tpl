@@ -38,6 +38,7 @@
 - {"name": "parking.bytes", "variable": "LBGUARD_PARKING__BYTES", "default": "16777216"}
 - {"name": "parking.packets", "variable": "LBGUARD_PARKING__PACKETS", "default": "16384"}
 - {"name": "parking.max_age", "variable": "LBGUARD_PARKING__MAX_AGE", "default": "15s", "low": 0.1, "high": 300.0, "allowed": "100ms to 5m"}
+- {"name": "parking.revert_backoff", "variable": "LBGUARD_PARKING__REVERT_BACKOFF", "default": "true"}
 - {"name": "evidence.soft_budget", "variable": "LBGUARD_EVIDENCE__SOFT_BUDGET", "default": "0.5"}
 - {"name": "evidence.verdict_confirm", "variable": "LBGUARD_EVIDENCE__VERDICT_CONFIRM", "default": "1"}
 - {"name": "evidence.verdict_memory", "variable": "LBGUARD_EVIDENCE__VERDICT_MEMORY", "default": "3"}

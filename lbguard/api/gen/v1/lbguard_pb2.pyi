@@ -365,6 +365,7 @@ class Status(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     AFFINITY_FIELD_NUMBER: _builtins.int
+    PARKING_FIELD_NUMBER: _builtins.int
     now_s: _builtins.float
     """The service's clock at this moment, seconds."""
     observe: _builtins.bool
@@ -385,6 +386,10 @@ class Status(_message.Message):
     def affinity(self) -> Global___Affinity:
         """Absent: flow affinity is off."""
 
+    @_builtins.property
+    def parking(self) -> Global___Parking:
+        """Absent: parking is off."""
+
     def __init__(
         self,
         *,
@@ -398,14 +403,103 @@ class Status(_message.Message):
         targets: _abc.Iterable[Global___Target] | None = ...,
         links: _abc.Iterable[Global___Link] | None = ...,
         affinity: Global___Affinity | None = ...,
+        parking: Global___Parking | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "parking", b"parking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "in_sync", b"in_sync", "links", b"links", "now_s", b"now_s", "observe", b"observe", "source_ok", b"source_ok", "source_reason", b"source_reason", "streams", b"streams", "sync_reason", b"sync_reason", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "in_sync", b"in_sync", "links", b"links", "now_s", b"now_s", "observe", b"observe", "parking", b"parking", "source_ok", b"source_ok", "source_reason", b"source_reason", "streams", b"streams", "sync_reason", b"sync_reason", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class Parking(_message.Message):
+    """Packets of held targets that are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    PACKETS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PACKETS_MAX_FIELD_NUMBER: _builtins.int
+    BYTES_MAX_FIELD_NUMBER: _builtins.int
+    MAX_AGE_S_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    in_force: _builtins.bool
+    """Packets are kept."""
+    problem: _builtins.str
+    """Reason why they are not; empty: they are, or lbguard has just started."""
+    packets: _builtins.int
+    """Packets that are kept now, and the memory that they count for."""
+    bytes: _builtins.int
+    packets_max: _builtins.int
+    """Settings `parking.packets`, `parking.bytes` and `parking.max_age`."""
+    bytes_max: _builtins.int
+    max_age_s: _builtins.float
+    @_builtins.property
+    def parked(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedPackets]:
+        """By target and family; those without packets are left out."""
+
+    def __init__(
+        self,
+        *,
+        in_force: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+        packets: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        packets_max: _builtins.int = ...,
+        bytes_max: _builtins.int = ...,
+        max_age_s: _builtins.float = ...,
+        parked: _abc.Iterable[Global___ParkedPackets] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "bytes_max", b"bytes_max", "in_force", b"in_force", "max_age_s", b"max_age_s", "packets", b"packets", "packets_max", b"packets_max", "parked", b"parked", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Parking: _TypeAlias = Parking  # noqa: Y015
+
+@_typing.final
+class ParkedPackets(_message.Message):
+    """Kept packets of one family of a target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARK_FIELD_NUMBER: _builtins.int
+    IPV4_FIELD_NUMBER: _builtins.int
+    PACKETS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SINCE_S_FIELD_NUMBER: _builtins.int
+    GIVEN_BACK_FIELD_NUMBER: _builtins.int
+    mark: _builtins.int
+    """fwmark of the target."""
+    ipv4: _builtins.bool
+    packets: _builtins.int
+    bytes: _builtins.int
+    since_s: _builtins.float
+    """Arrival of the oldest one, seconds of the service's clock."""
+    given_back: _builtins.bool
+    """Its path is good, and they are being given back."""
+    def __init__(
+        self,
+        *,
+        mark: _builtins.int = ...,
+        ipv4: _builtins.bool = ...,
+        packets: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        since_s: _builtins.float = ...,
+        given_back: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "given_back", b"given_back", "ipv4", b"ipv4", "mark", b"mark", "packets", b"packets", "since_s", b"since_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedPackets: _TypeAlias = ParkedPackets  # noqa: Y015
 
 @_typing.final
 class Affinity(_message.Message):
