@@ -51,7 +51,7 @@ from lbguard.affinity.raw_rules import raw_rules
 from lbguard.core.model import PARKING_LINK
 from lbguard.distributor.nftables.queueing import AFFINITY_AFTER, MANGLE
 
-HOOK_CHAIN: Final = "prerouting"
+DEFAULT_PRIORITY: Final = MANGLE + AFFINITY_AFTER
 EXCEPTIONAL_SETS: Final = ("learn", "observe", "avoid_4", "avoid_6", "fallen_4", "fallen_6")
 """Sets that are empty in quiet times: rules look in them only while they have elements."""
 MARK_SETS: Final = ("marks", "served_4", "served_6", *EXCEPTIONAL_SETS)
@@ -71,17 +71,19 @@ def key(protocol: str, family: int) -> str:
     return f"{addresses} . {protocol} sport . {protocol} dport"
 
 
-def rule_counts(options: AffinityOptions, filled: Iterable[str] | None = None) -> dict[str, int]:
+def rule_counts(
+    options: AffinityOptions, filled: Iterable[str] | None = None, priority: int = DEFAULT_PRIORITY
+) -> dict[str, int]:
     """Return how many rules each chain holds that belongs to no stream.
 
     `filled`: the exceptional sets that have elements; without it, the chains that depend on them are left out.
     """
-    lines = rules(options) + ([] if filled is None else exceptional_rules(options, filled))
+    lines = rules(options, priority) + ([] if filled is None else exceptional_rules(options, filled))
     chains = [line.split()[4] for line in lines if line.startswith("add rule")]
     return dict(Counter(chains + [rule.chain for rule in raw_rules(options)]))
 
 
-def structure(options: AffinityOptions, priority: int = MANGLE + AFFINITY_AFTER) -> list[str]:
+def structure(options: AffinityOptions, priority: int = DEFAULT_PRIORITY) -> list[str]:
     """Return the commands that make sets, maps and chains; those that exist keep their elements, chains are emptied.
 
     `priority`: that of the chain with the hook, which the packets come by.
@@ -106,21 +108,34 @@ def structure(options: AffinityOptions, priority: int = MANGLE + AFFINITY_AFTER)
     chains = [name for protocol in options.protocols for family in (4, 6) for name in _chains(protocol, family)]
     chains += ["sweep_4", "sweep_6", "quoted_4", "quoted_6", "recalled", "defragment", layout_chain(options)]
     lines += [f"add chain {IN_TABLE} {name}" for name in chains] + [_hook(priority)]
-    lines += [f"flush chain {IN_TABLE} {name}" for name in [*chains, HOOK_CHAIN]]
+    lines += [f"flush chain {IN_TABLE} {name}" for name in [*chains, hook_chain(priority)]]
     return lines
 
 
+def hook_chain(priority: int) -> str:
+    """Return the name of the chain by which packets come at a priority."""
+    return "prerouting" if priority == DEFAULT_PRIORITY else f"prerouting_{priority}".replace("-", "m")
+
+
 def _hook(priority: int) -> str:
-    return f"add chain {IN_TABLE} {HOOK_CHAIN} {{ type filter hook prerouting priority {priority}; policy accept; }}"
+    chain = hook_chain(priority)
+    return f"add chain {IN_TABLE} {chain} {{ type filter hook prerouting priority {priority}; policy accept; }}"
 
 
-def move(options: AffinityOptions, priority: int) -> list[str]:
-    """Return the commands that give the packets to the rules at another priority; all that is remembered stays."""
-    gone = [f"{verb} chain {IN_TABLE} {HOOK_CHAIN}" for verb in ("flush", "delete")]
-    return [*gone, _hook(priority), *(f"add rule {IN_TABLE} {line}" for line in _hook_rules(options))]
+def move(options: AffinityOptions, before: int, priority: int) -> list[str]:
+    """Return the commands that give the packets to the rules at another priority; all that is remembered stays.
+
+    The earlier chain stays, without rules: where a hook is removed, the kernel drops every packet that is queued, and
+    nfqlb 1.2.0 ends at its next verdict on one of them.
+    """
+    return [
+        f"flush chain {IN_TABLE} {hook_chain(before)}",
+        _hook(priority),
+        *(f"add rule {IN_TABLE} {line}" for line in _hook_rules(options, priority)),
+    ]
 
 
-def rules(options: AffinityOptions) -> list[str]:
+def rules(options: AffinityOptions, priority: int = DEFAULT_PRIORITY) -> list[str]:
     """Return the commands that fill the chains, but for the raw rules and those of streams."""
     lines = sweep_rules()
     for protocol in options.protocols:
@@ -128,22 +143,23 @@ def rules(options: AffinityOptions) -> list[str]:
             lines += _flow_rules(protocol, family)
     # An ICMP error for a target that is no longer registered has no route either.
     lines.append("recalled meta mark != @marks drop")
-    return [f"add rule {IN_TABLE} {line}" for line in lines + _hook_rules(options)]
+    return [f"add rule {IN_TABLE} {line}" for line in lines + _hook_rules(options, priority)]
 
 
-def _hook_rules(options: AffinityOptions) -> list[str]:
+def _hook_rules(options: AffinityOptions, priority: int) -> list[str]:
+    chain = hook_chain(priority)
     others = [protocol for protocol in options.protocols if protocol != "tcp"]
     ways = ", ".join(f"ipv{f} . {p} : goto flow_{p}_{f}" for p in others for f in (4, 6))
     four = "icmp type { destination-unreachable, time-exceeded, parameter-problem } @th,64,8 0x45"
     six = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
     return [
         # A remembered flow is looked for whatever target the table names: it may be one that was listed this moment.
-        f"{HOOK_CHAIN} meta mark 0 accept",
-        f"{HOOK_CHAIN} meta l4proto tcp meta nfproto ipv4 goto flow_tcp_4",
-        f"{HOOK_CHAIN} meta l4proto tcp meta nfproto ipv6 goto flow_tcp_6",
-        f"{HOOK_CHAIN} meta nfproto . meta l4proto vmap {{ {ways} }}",
-        f"{HOOK_CHAIN} {four} goto quoted_4",
-        f"{HOOK_CHAIN} {six} goto quoted_6",
+        f"{chain} meta mark 0 accept",
+        f"{chain} meta l4proto tcp meta nfproto ipv4 goto flow_tcp_4",
+        f"{chain} meta l4proto tcp meta nfproto ipv6 goto flow_tcp_6",
+        f"{chain} meta nfproto . meta l4proto vmap {{ {ways} }}",
+        f"{chain} {four} goto quoted_4",
+        f"{chain} {six} goto quoted_6",
     ]
 
 

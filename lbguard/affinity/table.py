@@ -175,7 +175,7 @@ class AffinityTable:
         """Have the packets come after every chain that queues them."""
         wanted = self._queue.look(nft.kernel) + AFFINITY_AFTER
         if held.priority != wanted:
-            nft.run("\n".join(ruleset.move(self.options, wanted)))
+            nft.run("\n".join(ruleset.move(self.options, held.priority, wanted)))
             _log.info("flow affinity acts at another priority", extra=fields(priority=wanted))
             held.priority = wanted
 
@@ -242,7 +242,10 @@ class AffinityTable:
         if layout_chain(self.options) not in chains:
             return False
         rules = _rules_by_chain(inventory)
-        return all(rules[chain] == count for chain, count in ruleset.rule_counts(self.options, filled).items())
+        return all(
+            rules[chain] == count
+            for chain, count in ruleset.rule_counts(self.options, filled, _priority(inventory)).items()
+        )
 
     def _build(self, nft: NftContext, priority: int, *, anew: bool) -> None:
         """Create the table; the flows of an earlier one are lost."""
@@ -258,7 +261,7 @@ class AffinityTable:
             except NftError as error:
                 _log.info("fragments are not put together: %s", error)
             # The hook comes last: until its rules are there, no packet meets a chain that is not filled.
-            nft.run("\n".join(ruleset.rules(self.options)))
+            nft.run("\n".join(ruleset.rules(self.options, priority)))
         except DistributorError:
             # An incomplete table steers no flow correctly.
             with contextlib.suppress(NftError):
@@ -342,10 +345,8 @@ def _earlier_owners(found: Mapping[str, set[Element]], desired: Mapping[str, Str
 
 
 def _priority(inventory: Iterable[RulesetObject]) -> int:
-    """Return the priority of the chain by which packets come; 0 when there is none."""
-    return next(
-        (each.priority or 0 for each in inventory if each.name == ruleset.HOOK_CHAIN and each.kind is Kind.CHAIN), 0
-    )
+    """Return the priority of the chain by which packets come; earlier ones, without rules, had lower ones."""
+    return max((each.priority for each in inventory if each.priority is not None), default=0)
 
 
 def _rules_by_chain(inventory: Iterable[RulesetObject]) -> Counter[str]:

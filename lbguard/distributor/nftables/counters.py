@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from lbguard.core.model import PARKING_LINK
 from lbguard.distributor.nftables import elements as nft_elements
-from lbguard.distributor.nftables.inventory import read_sets
+from lbguard.distributor.nftables.inventory import read_inventory, read_sets
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS
 from lbguard.distributor.nftables.queueing import COUNTERS_AFTER, MANGLE, LastQueue
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
@@ -105,8 +105,11 @@ class FallbackCounters:
 
     def _ensure(self, nft: NftContext) -> None:
         counted = _elements(nft, _FALLBACK), _elements(nft, _HITS)
+        chains = {each.name: each.priority for each in read_inventory(nft.kernel, TABLE) or () if each.priority}
+        # The queue of the load balancer may be away for a moment.
+        self._queue.raise_to(max(chains.values(), default=MANGLE) - COUNTERS_AFTER)
         after = self._queue.look(nft.kernel)
-        lines = _structure(after + COUNTERS_AFTER, parking=self._parking)
+        lines = _structure(after + COUNTERS_AFTER, chains, parking=self._parking)
         for name, held in zip((_FALLBACK, _HITS), counted, strict=True):
             lines += _changes("delete", name, (held or {}).keys() - self._marks)
             lines += _changes("add", name, self._marks - (held or {}).keys())
@@ -123,26 +126,27 @@ class FallbackCounters:
         return counts
 
 
-def _structure(priority: int, *, parking: bool) -> list[str]:
+def _structure(priority: int, chains: Collection[str], *, parking: bool) -> list[str]:
     """Return commands that renew the rules and keep existing counts.
 
-    The priority of a chain cannot be changed, so the chain is made again. Earlier versions had the chain `prerouting`
-    at the priority of flow affinity, and acted before it or after it.
+    `chains`: those with a hook that exist. The priority of a chain cannot be changed, so another chain gets the rules,
+    and the others lose them. They stay: where a hook is removed, the kernel drops every packet that is queued, and
+    nfqlb 1.2.0 ends at its next verdict on one of them. Earlier versions had the chain `prerouting` at the priority of
+    flow affinity, and acted before it or after it.
     """
+    chain = "marked" if priority == MANGLE + COUNTERS_AFTER else f"marked_{priority}".replace("-", "m")
     # A second lookup in the set of hits would count a packet twice.
-    rule = f"add rule {FAMILY} {TABLE} marked"
+    rule = f"add rule {FAMILY} {TABLE} {chain}"
     parked = f'{rule} meta mark @{_SUSPECTED} fib daddr . mark oifname "{PARKING_LINK}" meta mark @{_FALLBACK}'
     return [
         f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
         f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_FALLBACK} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_SUSPECTED} {{ type mark; }}",
-        *(
-            f"{verb} chain {FAMILY} {TABLE} {n}"
-            for n in ("prerouting", "marked")
-            for verb in ("add", "flush", "delete")
-        ),
-        f"add chain {FAMILY} {TABLE} marked {{ type filter hook prerouting priority {priority}; policy accept; }}",
+        *(f"flush chain {FAMILY} {TABLE} {name}" for name in chains),
+        *([f"delete chain {FAMILY} {TABLE} prerouting"] if "prerouting" in chains else []),
+        f"add chain {FAMILY} {TABLE} {chain} {{ type filter hook prerouting priority {priority}; policy accept; }}",
+        f"flush chain {FAMILY} {TABLE} {chain}",
         f"{rule} meta mark @{_HITS} meta mark @{_SUSPECTED} fib daddr . mark oif missing meta mark @{_FALLBACK}",
         *([parked] if parking else []),
     ]

@@ -1,5 +1,7 @@
 """Flow affinity comes after the chain that queues packets, also after one that appears later."""
 
+import re
+
 import pytest
 
 from lbguard.affinity.table import AffinityTable
@@ -15,8 +17,10 @@ ELSEWHERE = {"ip": "30.0.0.1", "ip6": "3000::1"}
 
 
 def priority(lab: AffinityLab) -> str:
-    shown = lab.balancer.run("nft", "-y", "list", "chain", "inet", "lbguard-affinity", "prerouting")
-    return shown.split("hook prerouting priority ")[1].split(";")[0]
+    shown = lab.balancer.run("nft", "-y", "list", "table", "inet", "lbguard-affinity")
+    found = re.findall(r"hook prerouting priority (-?[0-9]+); policy accept;\n\t\tmeta mark", shown)
+    assert len(found) == 1, "only one chain has rules"
+    return str(found[0])
 
 
 async def test_flows_stay_when_the_rules_move_behind_a_queue(lab: AffinityLab, table: AffinityTable) -> None:

@@ -1,6 +1,7 @@
 """The place after the chains that queue packets, found in the real kernel's ruleset."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -58,7 +59,9 @@ def test_the_place_is_kept_while_the_load_balancer_is_away(lab: Lab, kernel: Nfn
 async def test_counters_come_after_a_queue_that_appears_and_keep_their_counts(lab: Lab) -> None:
     def priority() -> str:
         shown = lab.balancer.run("nft", "-y", "list", "table", "inet", "lbguard-counters")
-        return shown.split("hook prerouting priority ")[1].split(";")[0]
+        found = re.findall(r"hook prerouting priority (-?[0-9]+); policy accept;\n\t\tmeta mark", shown)
+        assert len(found) == 1, "only one chain has rules"
+        return str(found[0])
 
     with lab.balancer.entered():
         counters = FallbackCounters()
