@@ -286,7 +286,7 @@ class Engine(EngineState):
 
     def _settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
         before, self.config = self.config, self.config.with_live(event.config)
-        self._live_config.change(before, self.config, now)
+        self._live_config.change(before, self.config, now, self.seen_until(now))
 
     # Steps of a decision
 

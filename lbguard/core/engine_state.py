@@ -139,8 +139,12 @@ class EngineState:
 
     def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
         """Return the holds that a later run continues if this one ends now."""
-        seen_until = now if self.in_sync else self.observation.blind_since
-        return self.life.memory.open_holds(self.stream_registry.streams.values(), self.life.deadlines, seen_until, now)
+        streams = self.stream_registry.streams.values()
+        return self.life.memory.open_holds(streams, self.life.deadlines, self.seen_until(now), now)
+
+    def seen_until(self, now: float) -> float:
+        """Return the moment up to which the kernel's state is known: now, or when the view was lost."""
+        return now if self.in_sync else self.observation.blind_since
 
     def open_drains(self, now: float) -> tuple[ev.OpenDrain, ...]:
         """Return the drains of targets that are not listed any more, which a later run continues if this one ends."""

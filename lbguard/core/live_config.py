@@ -36,8 +36,12 @@ class LiveConfig:
         self._availability = availability
         self._commits = commits
 
-    def change(self, before: EngineConfig, after: EngineConfig, now: float) -> None:
-        """Use `after`, which differs from `before` in live values only, from now on; evaluate everything again."""
+    def change(self, before: EngineConfig, after: EngineConfig, now: float, seen_until: float) -> None:
+        """Use `after`, which differs from `before` in live values only, from now on; evaluate everything again.
+
+        `seen_until`: now, or when the view of the kernel was lost. The deadlines of broken targets stand still from
+        then on, and move by the whole time when the view is complete again.
+        """
         self._life.configure(after)
         self._view.failures_needed = after.neighbor_failures_needed
         self._paths.configure(after)
@@ -46,9 +50,9 @@ class LiveConfig:
         self._commits.configure(after, now)
         for target in self._registry.by_mark.values():
             if target.state is TargetState.HELD and before.grace != after.grace:
-                self._move_hold(target, before, after, now)
+                self._move_hold(target, before, after, seen_until)
             elif target.state is TargetState.FROZEN and (before.grace, before.freeze) != (after.grace, after.freeze):
-                self._life.deadlines.set(target.key, max(now, self._life.frozen_deadline(target)))
+                self._life.deadlines.set(target.key, max(seen_until, self._life.frozen_deadline(target)))
             elif target.waiting and before.damping != after.damping:
                 wait_s = target.penalty.wait_s(after.damping, target.waiting_since)
                 self._life.deadlines.set(target.key, max(now, target.waiting_since + wait_s))
@@ -56,15 +60,15 @@ class LiveConfig:
             self._registry.dirty[target] = None
         self._registry.review.update(dict.fromkeys(self._registry.streams))
 
-    def _move_hold(self, target: Target, before: EngineConfig, after: EngineConfig, now: float) -> None:
+    def _move_hold(self, target: Target, before: EngineConfig, after: EngineConfig, seen_until: float) -> None:
         if self._life.deadlines.get(target.key) is None:
             return  # without a deadline, for its other family
         latest = target.lost_at + after.grace.max_s
         if target.spared_until > target.lost_at + before.grace.max_s:
             # It got one more window, after or during a mass failure.
-            latest = max(latest, min(now + self._life.window_s(target), target.frozen_at + after.freeze.limit_s))
+            latest = max(latest, min(seen_until + self._life.window_s(target), target.frozen_at + after.freeze.limit_s))
         target.spared_until = min(target.spared_until, latest)
-        self._life.deadlines.set(target.key, max(now, self._life.grace_deadline(target)))
+        self._life.deadlines.set(target.key, max(seen_until, self._life.grace_deadline(target)))
 
     def _move_others(self, target: Target, before: EngineConfig, after: EngineConfig, now: float) -> None:
         life = self._life

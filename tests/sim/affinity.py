@@ -154,7 +154,7 @@ class AffinityWorld(World):
         unlisted = {target.key: target for target in targets if target.unlisted}
         self._left_at = {key: self._left_at.get(key, self.now) for key in unlisted}
         for key, target in unlisted.items():
-            assert self.now < self._left_at[key] + self.kind.drain_window_s, f"{key} drains beyond its window"
+            assert self.now < self._left_at[key] + self.config.drain_window_s, f"{key} drains beyond its window"
             hard = [p for p in target.paths.values() if p.condition is not Condition.OK and p.condition not in SOFT]
             assert len(hard) < len(target.paths), f"{key} is lost, and drains on"
             assert target.state is not TargetState.WITHDRAWN, f"{key} is withdrawn, and drains on"

@@ -244,7 +244,9 @@ class World:
         )
 
     def deliver(self, event: ev.Event) -> None:
-        """Hand an event to the guard, now or when it goes on."""
+        """Hand an event to the guard, now or when it goes on; one that has crashed gets none."""
+        if not self.running:
+            return
         if self._stalled_since is None:
             self.take_in(event)
         else:

@@ -8,6 +8,7 @@ from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import Amount, DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Action, Condition, StreamSpec, TargetSpec
+from lbguard.core.observation import LOOK_S
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
 
 CONFIG = EngineConfig(
@@ -80,6 +81,25 @@ def test_changes_one_after_another_prolong_nothing() -> None:
         guard.wait(0.5)
         change(guard, windows(window_s))
     assert guard.deadline(1) == lost_at + 3.0
+
+
+def test_a_change_while_the_view_is_lost_does_not_count_that_time_twice() -> None:
+    guard = two_proxies()
+    guard.unlink(1)
+    guard.wait(1.0)
+    guard.tell(ev.KernelOutOfSync(reason="overrun"))
+    guard.wait(50.0)
+    change(guard, windows(2.0))
+    guard.wait(50.0)
+    links, addresses = (guard.link_seen(2),), (guard.address(2, "172.16.1.2/24"),)
+    guard.tell(
+        ev.KernelSnapshot(links=links, addresses=addresses, routes=tuple(guard.routes), rules=tuple(guard.rules))
+    )
+    # One second of the window was spent when the view was lost, and one look when it was complete again.
+    guard.wait(1.0 - LOOK_S - 0.01)
+    assert guard.states()[1] == "held"
+    guard.wait(0.02)
+    assert guard.states()[1] == "withdrawn"
 
 
 def test_what_is_not_changed_moves_no_deadline_and_says_nothing() -> None:
