@@ -12,7 +12,16 @@ from lbguard.core import effects as fx
 from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.engine_state import TargetView
 from lbguard.core.events import CommitDone, Event, TargetsIdle
-from lbguard.core.model import ADMITTED, SOFT, Action, Condition, StreamSteering, TargetKey, TargetState
+from lbguard.core.model import (
+    ADMITTED,
+    SOFT,
+    Action,
+    Condition,
+    ManualAction,
+    StreamSteering,
+    TargetKey,
+    TargetState,
+)
 from tests.sim.flows import Flow, SimAffinity
 from tests.sim.world import World
 
@@ -271,6 +280,11 @@ class AffinityWorld(World):
         self.flows.append(flow)
         self.born += 1
 
+    def _taken_out(self, mark: int) -> bool:
+        """Return whether an operator withdraws the target of a mark: until the commit the kernel gives it new flows."""
+        taken = (t.override for t in self.engine.targets() if t.mark == mark and t.state not in ADMITTED)
+        return any(override is not None and override.action is ManualAction.WITHDRAW for override in taken)
+
     def _send(self, flow: Flow) -> None:
         affinity = self.affinity
         if flow.stream not in self.streams:
@@ -282,7 +296,7 @@ class AffinityWorld(World):
         if mark in (flow.home, 0) or flow.closed:
             return
         self.moved += 1
-        own = self.lost_at.get((flow.home, flow.ipv4), float("-inf")) >= flow.born
+        own = self.lost_at.get((flow.home, flow.ipv4), float("-inf")) >= flow.born or self._taken_out(flow.home)
         excused = own or flow.excused or began
         assert excused, (
             f"{'a remembered' if remembered else 'a'} flow of {flow.home} born at {flow.born:.4f} went to {mark}:"

@@ -544,8 +544,10 @@ class World:
 
     def _flush(self, effect: fx.FlushNeighbors) -> None:
         for ifindex, ip in effect.entries:
-            self.watch.flushing(ifindex, ip)
-            self.kernel.delete_neighbor(ifindex, ip)
+            # The shell asks once more, because an entry of others may have been reported since the decision.
+            if not self.engine.foreign_neighbor(ifindex, ip):
+                self.watch.flushing(ifindex, ip)
+                self.kernel.delete_neighbor(ifindex, ip)
 
     def _resolve(self, effect: fx.ResolveNeighbors | fx.ProbeNeighbors) -> None:
         for ifindex, ip in effect.entries:
