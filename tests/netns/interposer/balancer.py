@@ -98,9 +98,14 @@ class Balancer:
             yield service
 
     def serve(self, *identifiers: int) -> None:
-        """Start the load balancer and give it targets."""
+        """Start the load balancer, give it targets, and wait until they have slots."""
         self.meridio.start()
         self.give(*identifiers)
+        self.wait_for_slots(*identifiers)
+
+    def wait_for_slots(self, *identifiers: int) -> None:
+        """Wait until exactly these targets have slots: on a busy machine an activate is answered before."""
+        wait_until(lambda: self.active() == set(self.table()) == set(identifiers), f"slots of {identifiers}")
 
     def give(self, *identifiers: int) -> None:
         self.meridio.set_targets({identifier: ips_of(identifier) for identifier in identifiers})

@@ -43,6 +43,7 @@ class Balancer2(Balancer):
     def serve(self, *identifiers: int) -> None:
         self.start()
         assert self.give_them(*identifiers)
+        self.wait_for_slots(*identifiers)
 
     def give_them(self, *identifiers: int, **moved: tuple[str, str]) -> bool:
         """Reconcile with these targets; `t1=(IPV4, IPV6)` has other addresses."""
@@ -102,7 +103,7 @@ def test_a_restart_finds_the_same_table(lb: Balancer2, drains: bool) -> None:
         lb.start()
         assert lb.active() == set()
         assert lb.give_them(0)
-        assert lb.table() == table, "the targets of before, with the first of them"
+        wait_until(lambda: lb.table() == table, "the targets of before, with the first of them")
         assert lb.give_them(0, 1, 5)
         assert lb.table() == table
         assert lb.registered() == {0: True, 1: True, 5: True}
