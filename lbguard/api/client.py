@@ -11,7 +11,10 @@ from typing import NoReturn, Self
 import grpc
 from grpc.experimental import ChannelOptions
 
-from lbguard.api.convert import TO_MANUAL, decision_from_proto, state_from_proto, status_from_proto, target_from_proto
+from lbguard.api.convert.decisions import decision_from_proto
+from lbguard.api.convert.states import TO_MANUAL, state_from_proto
+from lbguard.api.convert.status import status_from_proto
+from lbguard.api.convert.targets import target_from_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.core.model import Decision, ManualAction, TargetKey, TargetState

@@ -12,7 +12,7 @@ from typing import NoReturn
 import grpc
 
 from lbguard.api.commands import Control
-from lbguard.api.convert import FROM_MANUAL, state_to_proto
+from lbguard.api.convert.states import FROM_MANUAL, state_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.targets import TargetUnclear, find_target, shown
@@ -22,7 +22,7 @@ from lbguard.core.effects import OverrideAnswered
 from lbguard.core.events import OverrideRequested
 from lbguard.core.model import ManualAction, TargetKey, TargetState
 from lbguard.core.status import GuardStatus, TargetStatus
-from lbguard.settings.groups import ControlSettings
+from lbguard.settings.decisions import ControlSettings
 from lbguard.settings.notation import format_duration
 
 REASON_MAX, WHO_MAX, TARGETS_MAX = 200, 64, 256

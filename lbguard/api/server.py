@@ -10,7 +10,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from lbguard.api.calls import CallRooms
 from lbguard.api.control_server import ControlService
-from lbguard.api.convert import decision_to_proto, status_to_proto, target_to_proto
+from lbguard.api.convert.decisions import decision_to_proto
+from lbguard.api.convert.status import status_to_proto
+from lbguard.api.convert.targets import target_to_proto
 from lbguard.api.feeds import KEPT_OVERALL, KEPT_PER_TARGET, Subscription
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
@@ -23,7 +25,7 @@ from lbguard.errors import StartError
 from lbguard.rpc.unix_socket import ServedSocket, SocketError
 from lbguard.settings.peers import UNIX_PEER
 from lbguard.telemetry.outlook import connections_outlook
-from lbguard.telemetry.sentences import target_story
+from lbguard.telemetry.target_story import target_story
 
 SOCKET_MODE = 0o660
 LIVENESS, READINESS = "Liveness", "Readiness"

@@ -4,7 +4,8 @@ from rich.text import Text
 
 from lbguard.core.model import Action, Condition, TargetState
 from lbguard.core.status import AffinityStatus, GuardStatus, ParkingStatus, PathStatus, StreamStatus, TargetStatus
-from lbguard.telemetry.sentences import family_of, new_connections, seconds
+from lbguard.telemetry.sentences import family_of, seconds
+from lbguard.telemetry.target_story import new_connections
 
 NOT_YET = "starting"
 """The engine's reason before the first state of the kernel, or of the source."""

@@ -8,12 +8,8 @@ again, and forgetting it costs at most one more window. A file with any error is
 """
 
 import asyncio
-import contextlib
-import json
 import logging
 import math
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,15 +18,7 @@ from typing import Any
 from lbguard.core.addr import Ip, Prefix, format_ip, parse_prefix
 from lbguard.core.events import OpenDrain, OpenHold
 from lbguard.core.model import Condition
-from lbguard.service.state_file import (
-    addresses_of,
-    identity,
-    opened_directory,
-    read_private,
-    reason_of,
-    replace_file,
-    seconds_of,
-)
+from lbguard.service.state_file import INVALID, StateFile, addresses_of, reason_of, seconds_of
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.hold_file")
@@ -46,20 +34,15 @@ class HoldFile:
     """One file of open holds, `<socket>.holds`; the clock is the monotonic one. Nothing here raises.
 
     `subnets`, `drains`: the lost subnets and the open drains, as last read or written.
-
-    The directory is opened for each use, and the file relative to it: no symbolic link is followed except in the
-    configured path.
     """
 
     def __init__(self, socket: Path) -> None:
         self.path = socket.with_name(f"{socket.name}.holds")
-        self._whose = identity()
-        self._written = False
+        self._file = StateFile(self.path, FORMAT)
         self._refused = False
         self.subnets: tuple[Prefix, ...] = ()
         self.drains: tuple[OpenDrain, ...] = ()
         self._saved_at = -math.inf
-        self._saving = threading.Lock()
 
     async def keep(
         self,
@@ -77,20 +60,17 @@ class HoldFile:
             subnets, drains = subnets_to_remember(), open_drains(now)
             same = subnets == self.subnets and [*map(_whom, drains)] == [*map(_whom, self.drains)]
             waits = not holds and not held and same and now < self._saved_at + _REFRESH_S
-            if (holds or subnets or drains or self._written) and not waits:
+            if (holds or subnets or drains or self._file.present) and not waits:
                 held = bool(holds)
                 await asyncio.to_thread(self.save, holds, now, subnets, drains)
 
     def load(self, now: float) -> tuple[OpenHold, ...]:
         """Return the holds that an earlier run left open; empty when there are none or the file is not valid."""
         try:
-            with opened_directory(self.path) as directory:
-                text = read_private(self.path.name, directory)
-            self._written = True
-            return self._holds(json.loads(text), now)
+            return self._holds(*self._file.read(now))
         except FileNotFoundError:
             return ()
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except INVALID as error:
             _log.warning(
                 "open holds of an earlier run are ignored", extra=fields(path=str(self.path), reason=reason_of(error))
             )
@@ -105,19 +85,12 @@ class HoldFile:
     ) -> None:
         """Replace the file; without holds, drains and lost subnets, remove it."""
         content = bool(holds or subnets or drains)
-        if not content and not self._written:
+        if not content and not self._file.present:
             return
         self.subnets, self.drains, self._saved_at = subnets, drains, now
         try:
-            with self._saving, opened_directory(self.path) as directory:
-                if content:
-                    replace_file(
-                        self.path.name, directory, json.dumps(self._document(holds, now, subnets, drains)).encode()
-                    )
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self.path.name, dir_fd=directory)
-            self._written, self._refused = content, False
+            self._file.write(_content(holds, subnets, drains) if content else None, now)
+            self._refused = False
         except OSError as error:
             if not self._refused:
                 self._refused = True
@@ -130,40 +103,13 @@ class HoldFile:
                     ),
                 )
 
-    def _document(
-        self, holds: Sequence[OpenHold], now: float, subnets: tuple[Prefix, ...], drains: tuple[OpenDrain, ...]
-    ) -> dict[str, object]:
-        draining = [
-            [drain.stream, drain.identifier, [format_ip(ip) for ip in drain.ips], round(drain.left_s, 3)]
-            for drain in drains
-        ]
-        rows = [
-            [
-                hold.stream,
-                hold.identifier,
-                [format_ip(ip) for ip in hold.ips],
-                hold.cause.value,
-                round(hold.broken_s, 3),
-                None if hold.frozen_s is None else round(hold.frozen_s, 3),
-                round(hold.left_s, 3),
-                [format_ip(ip) for ip in hold.lost],
-            ]
-            for hold in holds
-        ]
-        lost = [*map(str, subnets)]
-        return {"format": FORMAT, **self._whose, "at": now, "holds": rows, "subnets": lost, "drains": draining}
-
-    def _holds(self, document: Any, now: float) -> tuple[OpenHold, ...]:
-        """Return the holds in a document.
+    def _holds(self, document: Any, age_s: float | None) -> tuple[OpenHold, ...]:
+        """Return the holds in a document of this age, seconds; None: it is of another boot or namespace.
 
         Raises:
-            ValueError, TypeError, KeyError: the document is not a hold file, or damaged.
+            ValueError, TypeError, KeyError: the document is damaged.
         """
-        if document["format"] != FORMAT:
-            raise ValueError(f"not {FORMAT}")
-        age_s = now - seconds_of(document["at"])
-        known = all(document[name] == value for name, value in self._whose.items())
-        if not known or not 0 <= age_s <= MAX_AGE_S:
+        if age_s is None or age_s > MAX_AGE_S:
             # That is not a fault: the host booted, the pod was re-created, or lbguard did not run for long.
             _log.info("open holds of an earlier run are too old", extra=fields(path=str(self.path)))
             return ()
@@ -173,6 +119,30 @@ class HoldFile:
         self.subnets = tuple(parse_prefix(subnet) for subnet in document["subnets"])
         self.drains = drains
         return holds
+
+
+def _content(
+    holds: Sequence[OpenHold], subnets: tuple[Prefix, ...], drains: tuple[OpenDrain, ...]
+) -> dict[str, object]:
+    draining = [
+        [drain.stream, drain.identifier, [format_ip(ip) for ip in drain.ips], round(drain.left_s, 3)]
+        for drain in drains
+    ]
+    rows = [
+        [
+            hold.stream,
+            hold.identifier,
+            [format_ip(ip) for ip in hold.ips],
+            hold.cause.value,
+            round(hold.broken_s, 3),
+            None if hold.frozen_s is None else round(hold.frozen_s, 3),
+            round(hold.left_s, 3),
+            [format_ip(ip) for ip in hold.lost],
+        ]
+        for hold in holds
+    ]
+    lost = [*map(str, subnets)]
+    return {"holds": rows, "subnets": lost, "drains": draining}
 
 
 def _whom(drain: OpenDrain) -> tuple[str, int, tuple[Ip, ...]]:

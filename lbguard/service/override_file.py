@@ -5,11 +5,7 @@ valid for the same boot and network namespace; the time of an override runs on w
 any error is ignored, with a line in the log.
 """
 
-import contextlib
-import json
 import logging
-import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +13,7 @@ from typing import Any
 from lbguard.core.addr import format_ip
 from lbguard.core.events import OpenOverride
 from lbguard.core.model import ManualAction
-from lbguard.service.state_file import (
-    addresses_of,
-    identity,
-    opened_directory,
-    read_private,
-    reason_of,
-    replace_file,
-    seconds_of,
-)
+from lbguard.service.state_file import INVALID, StateFile, addresses_of, reason_of, seconds_of
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.service.override_file")
@@ -38,25 +26,20 @@ class OverrideFile:
 
     def __init__(self, socket: Path) -> None:
         self.path = socket.with_name(f"{socket.name}.overrides")
-        self._whose = identity()
-        self._lock = threading.Lock()
+        self._file = StateFile(self.path, FORMAT)
 
     def load(self, now: float) -> tuple[OpenOverride, ...]:
         """Return the overrides that an earlier run left open; empty when there are none or the file is not valid."""
         try:
-            with opened_directory(self.path) as directory:
-                document = json.loads(read_private(self.path.name, directory))
-            if document["format"] != FORMAT:
-                raise ValueError(f"not {FORMAT}")
-            age_s = now - seconds_of(document["at"])
-            if age_s < 0 or any(document[name] != value for name, value in self._whose.items()):
+            document, age_s = self._file.read(now)
+            if age_s is None:
                 _log.info("overrides of another boot or namespace are ignored", extra=fields(path=str(self.path)))
                 return ()
             overrides = [_override(*row, passed_s=age_s) for row in document["overrides"]]
             return tuple(override for override in overrides if override.left_s > 0)
         except FileNotFoundError:
             return ()
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except INVALID as error:
             _log.warning(
                 "overrides of an earlier run are ignored: their targets are back under the usual rules",
                 extra=fields(path=str(self.path), reason=reason_of(error)),
@@ -79,13 +62,7 @@ class OverrideFile:
             for each in overrides
         ]
         try:
-            with self._lock, opened_directory(self.path) as directory:
-                if rows:
-                    document = {"format": FORMAT, **self._whose, "at": now, "overrides": rows}
-                    replace_file(self.path.name, directory, json.dumps(document).encode())
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self.path.name, dir_fd=directory)
+            self._file.write({"overrides": rows} if rows else None, now)
             return ""
         except OSError as error:
             _log.warning(

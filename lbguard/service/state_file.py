@@ -5,18 +5,72 @@ their targets of this namespace.
 """
 
 import contextlib
+import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lbguard.core.addr import Ip, parse_ip
 
 MAX_BYTES = 8 * 2**20
+INVALID = (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
+"""Errors of a file that cannot be read or whose content is damaged."""
+
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NAMESPACE = "/proc/self/ns/net"
+
+
+class StateFile:
+    """One file of state; the clock is the monotonic one.
+
+    `present`: it was read, or written and not removed since.
+
+    The directory is opened for each use, and the file relative to it: no symbolic link is followed except in the
+    configured path.
+    """
+
+    def __init__(self, path: Path, form: str) -> None:
+        self.path = path
+        self.present = False
+        self._form = form
+        self._whose = identity()
+        self._lock = threading.Lock()
+
+    def read(self, now: float) -> tuple[Any, float | None]:
+        """Return the document in the file, and its age in seconds; None: it is of another boot or namespace.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError, ValueError, TypeError, KeyError, RecursionError: it cannot be read, or is not of this format.
+        """
+        with opened_directory(self.path) as directory:
+            text = read_private(self.path.name, directory)
+        self.present = True
+        document = json.loads(text)
+        if document["format"] != self._form:
+            raise ValueError(f"not {self._form}")
+        age_s = now - seconds_of(document["at"])
+        known = age_s >= 0 and all(document[name] == value for name, value in self._whose.items())
+        return document, age_s if known else None
+
+    def write(self, content: Mapping[str, object] | None, now: float) -> None:
+        """Replace the file; None: remove it.
+
+        Raises:
+            OSError: it cannot be written or removed.
+        """
+        with self._lock, opened_directory(self.path) as directory:
+            if content is None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path.name, dir_fd=directory)
+            else:
+                document = {"format": self._form, **self._whose, "at": now, **content}
+                replace_file(self.path.name, directory, json.dumps(document).encode())
+            self.present = content is not None
 
 
 def addresses_of(stream: Any, identifier: Any, ips: Any) -> tuple[Ip, ...]:

@@ -17,6 +17,24 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from lbguard import DEFAULT_SOCKET
 from lbguard.core.config import DampingConfig, EngineConfig, EvidenceConfig, FreezeConfig, GraceConfig
 from lbguard.core.model import Condition
+from lbguard.settings.datapath import (
+    AffinitySettings,
+    AnnounceSettings,
+    DistributorSettings,
+    KernelSettings,
+    LinkSettings,
+    NeighborSettings,
+    ParkingSettings,
+)
+from lbguard.settings.decisions import (
+    AvailabilitySettings,
+    ControlSettings,
+    DampingSettings,
+    DrainSettings,
+    EvidenceSettings,
+    FreezeSettings,
+    GraceSettings,
+)
 from lbguard.settings.fields import (
     ACROSS,
     LIVE,
@@ -24,27 +42,8 @@ from lbguard.settings.fields import (
     SocketPath,
     group,
 )
-from lbguard.settings.groups import (
-    AffinitySettings,
-    AnnounceSettings,
-    AvailabilitySettings,
-    ControlSettings,
-    DampingSettings,
-    DistributorSettings,
-    DrainSettings,
-    EvidenceSettings,
-    FreezeSettings,
-    GraceSettings,
-    KernelSettings,
-    LinkSettings,
-    LogSettings,
-    MetricsSettings,
-    NeighborSettings,
-    ParkingSettings,
-    RecordingSettings,
-    TracingSettings,
-)
 from lbguard.settings.notation import parse_amount
+from lbguard.settings.observability import LogSettings, MetricsSettings, RecordingSettings, TracingSettings
 from lbguard.settings.probe import ProbeSettings
 from lbguard.settings.sources import (
     DEFAULT,

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from lbguard import __version__
 from lbguard.core.addr import Ip, format_ip
@@ -19,6 +19,7 @@ from lbguard.core.effects import Announce, Effect, FlushNeighbors, ProgramRoutes
 from lbguard.core.model import Action, Condition, Decision, TargetKey
 from lbguard.errors import StartError
 from lbguard.telemetry.log import fields
+from lbguard.telemetry.metrics.streams import CommitOutcome
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -57,26 +58,6 @@ _EVENTS = {
 _log = logging.getLogger("lbguard.tracing")
 
 Attributes = Mapping[str, str | int | float]
-
-
-class Committed(Protocol):
-    """Outcome of one stream's commit (`CommitResult` of the distributors)."""
-
-    @property
-    def stream(self) -> str:
-        """Name of the stream."""
-
-    @property
-    def slots_changed(self) -> int:
-        """Return the number of slots that got another target."""
-
-    @property
-    def duration_s(self) -> float:
-        """Return the duration of the commit, seconds."""
-
-    @property
-    def error(self) -> str:
-        """Empty on success."""
 
 
 @dataclass(slots=True)
@@ -150,7 +131,7 @@ class IncidentTracer:
                         named: Attributes = {"interface": effect.ifname, "addresses": len(effect.addresses)}
                         self._mark(incident, "announce", wall_time, named)
 
-    def committed(self, result: Committed, wall_time: float) -> None:
+    def committed(self, result: CommitOutcome, wall_time: float) -> None:
         """Record a commit at the incidents of its stream; `wall_time` is when it was done."""
         for key, incident in self._open.items():
             if key.stream == result.stream:

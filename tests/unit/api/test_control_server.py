@@ -17,7 +17,7 @@ from lbguard.core.effects import OverrideAnswered
 from lbguard.core.events import OverrideRequested
 from lbguard.core.manual import REFUSALS
 from lbguard.core.model import ManualAction, Override, TargetKey, TargetState
-from lbguard.settings.groups import ControlSettings
+from lbguard.settings.decisions import ControlSettings
 from lbguard.settings.notation import unix_target
 from tests.unit.api.core_stand_in import OperatorCore
 from tests.unit.cli.served_guard import ServedGuard

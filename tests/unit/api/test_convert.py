@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbguard.api.convert import decision_from_proto, decision_to_proto, status_from_proto, status_to_proto
+from lbguard.api.convert.decisions import decision_from_proto, decision_to_proto
+from lbguard.api.convert.status import status_from_proto, status_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
 from lbguard.core.status import (

@@ -32,7 +32,7 @@ from lbguard.api.verdicts.server import VerdictIntake
 from lbguard.core.model import Decision, TargetKey, TargetState
 from lbguard.core.status import GuardStatus
 from lbguard.service.live_settings import LiveSettings
-from lbguard.settings.groups import ControlSettings
+from lbguard.settings.decisions import ControlSettings
 from lbguard.settings.model import load
 from lbguard.settings.verdicts import VerdictLimits
 from lbguard.telemetry.metrics.config import ConfigMetrics

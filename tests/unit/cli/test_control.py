@@ -10,7 +10,7 @@ import pytest
 from lbguard.api.control_server import ControlService
 from lbguard.api.server import ApiServer
 from lbguard.core.model import ManualAction, TargetKey
-from lbguard.settings.groups import ControlSettings
+from lbguard.settings.decisions import ControlSettings
 from tests.unit.api.core_stand_in import OperatorCore
 from tests.unit.api.test_control_server import STATUS
 from tests.unit.cli.served_guard import ServedGuard

@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from rich.console import Console
 
 from lbguard.api.client import Watched
-from lbguard.api.convert import status_from_proto
+from lbguard.api.convert.status import status_from_proto
 from lbguard.api.feeds import DecisionLog
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.server import ApiServer
