@@ -57,6 +57,7 @@ class Balancer:
         self.real = shm_dir == SHM
         self._directory = directory
         self._shm_dir = shm_dir
+        self.socket = directory / f"{lb.name}.sock"
         self._service: Service | None = None
         for namespace in (lb, proxies):
             for link in ("all", "default"):
@@ -131,7 +132,7 @@ class Balancer:
 
     def states(self) -> dict[int, str]:
         """Return the state of each target, as the service tells it."""
-        with GuardClient(self._directory / f"{self.lb.name}.sock") as client:
+        with GuardClient(self.socket) as client:
             return {target.identifier: target.state.value for target in client.status().targets}
 
     def wait_for(self, **states: str) -> None:

@@ -1,5 +1,6 @@
 """Packets of held targets are kept and given back by the real service, on the real kernel."""
 
+import json
 import os
 import signal
 import socket
@@ -10,9 +11,20 @@ from contextlib import contextmanager
 
 import pytest
 
+from lbguard.core.model import Action
 from lbguard.kernel.codec.checksum import checksum
 from lbguard.lab.netns import Namespace, connect
-from tests.netns.service.guarded import LIMIT_S, PATIENT, Guarded, Process, stream, targets_yaml, wait_until
+from tests.netns.service.guarded import (
+    LIMIT_S,
+    PATIENT,
+    Guarded,
+    Process,
+    ips_of,
+    stream,
+    targets_yaml,
+    wait_until,
+    with_prefix,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -24,6 +36,17 @@ ICMP = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 ONE = targets_yaml(stream("stream-a", 1))
 TWO = targets_yaml(stream("stream-a", 1, 3))
 PARKING = "lbguard-park"
+AFFINITY = {"LBGUARD_AFFINITY__MODE": "incident", "LBGUARD_AFFINITY__LEARN": "0s"}
+NEVER_FAILED = {"LBGUARD_NEIGHBORS__RETRANS": "1m", "LBGUARD_NEIGHBORS__UCAST_PROBES": "100"}
+"""Timers with which the kernel waits for an answer for longer than a test takes."""
+ARRIVALS = """
+add table inet arrivals
+add set inet arrivals lb-1 { type inet_service; flags dynamic; size 1024; }
+add set inet arrivals lb-2 { type inet_service; flags dynamic; size 1024; }
+add chain inet arrivals input { type filter hook prerouting priority 0; }
+add rule inet arrivals input iifname "lb-1" meta l4proto tcp add @lb-1 { tcp sport }
+add rule inet arrivals input iifname "lb-2" meta l4proto tcp add @lb-2 { tcp sport }
+"""
 LOSES_REPLIES = """
 add table inet lost
 add chain inet lost replies { type filter hook prerouting priority -500 ; }
@@ -99,6 +122,44 @@ class Parked(Guarded):
 
         wait_until(there, f"{count} packets of IPv{family}, not {len(found)}")
         return found
+
+    def note_arrivals(self) -> None:
+        """Have the kernel note on which link the TCP segments of each source port arrive."""
+        self.proxies.run("nft", ARRIVALS)
+
+    def arrived_through(self, link: str) -> set[int]:
+        """Return the source ports of the segments that arrived on a link."""
+        listed = json.loads(self.proxies.run("nft", "-j", "list", "set", "inet", "arrivals", link))["nftables"]
+        return set(next(thing["set"] for thing in listed if "set" in thing).get("elem", ()))
+
+    @contextmanager
+    def server(self, family: int) -> Iterator[Callable[[], socket.socket]]:
+        """Serve TCP connections; yields what returns the next accepted one."""
+        with self.proxies.entered():
+            listener = socket.create_server((VIPS[family], 443), family=FAMILIES[family], backlog=128)
+        listener.settimeout(LIMIT_S)
+
+        def serve() -> socket.socket:
+            served, _ = listener.accept()
+            served.settimeout(LIMIT_S)
+            self._open.append(served)
+            return served
+
+        with listener:
+            yield serve
+
+    def connection(self, family: int) -> socket.socket:
+        """Return an established TCP connection of the client."""
+        with self.client_side.entered():
+            made = socket.socket(FAMILIES[family])
+        self._open.append(made)
+        made.settimeout(LIMIT_S)
+        made.connect((VIPS[family], 443))
+        return made
+
+    def diverted(self, family: int) -> bool:
+        """Return whether the packets of target 1 are led to the parking link before its own route."""
+        return "metric 1025" in self.lb.run("ip", f"-{family}", "route", "show", "table", "5001", check=False)
 
     def in_force(self) -> None:
         wait_until(lambda: self.metric("lbguard_parking_in_force") == 1, "parking in force")
@@ -355,17 +416,68 @@ def test_a_stopped_service_stalls_no_other_target(lab: Parked) -> None:
         lab.wait_for(t1="active")
 
 
-def test_a_silent_neighbour_diverts_packets_until_it_answers(lab: Parked) -> None:
-    with lab.parking():
-        lab.proxies.run("ip", "addr", "del", "172.16.1.11/24", "dev", "lb-1")
-        wait_until(lambda: "metric 1025" in lab.lb.run("ip", "route", "show", "table", "5001"))
-        lab.send(4, *numbers(0, 20))
+@pytest.mark.parametrize("family", VIPS)
+def test_packets_of_a_neighbour_whose_answer_is_overdue_are_kept_until_it_answers(lab: Parked, family: int) -> None:
+    """The kernel is given timers with which it does not notice within this test that the neighbour is silent."""
+    other = 10 - family
+    silent = with_prefix(ips_of(1))[family == 6]
+    with lab.parking(NEVER_FAILED):
+        lab.proxies.run("ip", "addr", "del", silent, "dev", "lb-1")
+        wait_until(lambda: lab.diverted(family))
+        lab.send(family, *numbers(0, 20))
         lab.parked(20)
-        lab.send(6, "the other family works")
-        assert lab.arrive(6, 1) == ["the other family works"]
-        lab.proxies.add_addresses("lb-1", "172.16.1.11/24")
-        assert lab.arrive(4, 20) == numbers(0, 20)
-        wait_until(lambda: "metric 1025" not in lab.lb.run("ip", "route", "show", "table", "5001"))
+        lab.send(other, "the other family works")
+        assert lab.arrive(other, 1) == ["the other family works"]
+        assert not lab.diverted(other)
+        assert not lab.received(family)
+        assert lab.states() == {1: "active"}
+        lab.proxies.add_addresses("lb-1", silent)
+        assert lab.arrive(family, 20) == numbers(0, 20)
+        wait_until(lambda: not lab.diverted(family))
+        lab.forwards()
+        assert not [decision for decision in lab.decisions() if decision.action is Action.HOLD]
+
+
+@pytest.mark.parametrize("family", VIPS)
+def test_with_flow_affinity_only_connections_of_the_held_target_wait(lab: Parked, family: int) -> None:
+    lab.way_back_of_its_own()
+    lab.note_arrivals()
+    with lab.parking(AFFINITY, targets=TWO), lab.server(family) as serve:
+        wait_until(lambda: lab.metric("lbguard_affinity_in_force") == 1)
+        old = [lab.connection(family) for _ in range(32)]
+        served = {each.getpeername()[1]: each for each in [serve() for _ in old]}
+        own = {local_port(each) for each in old} & lab.arrived_through("lb-1")
+        assert 0 < len(own) < len(old), "the table gives connections to both targets"
+        lab.delete_link("nse-a")
+        lab.wait_for(t1="held", t3="active")
+        for each in old:
+            each.sendall(b"while held")
+        for port in served.keys() - own:
+            assert served[port].recv(10, socket.MSG_WAITALL) == b"while held"
+        lab.parked(len(own))
+        # Those that begin now are answered at once, whatever the table says of them.
+        new = [lab.connection(family) for _ in range(32)]
+        served_new = [serve() for _ in new]
+        wait_until(lambda: (lab.metric("lbguard_affinity_steered_total") or 0) > 0)
+        assert {local_port(each) for each in new} <= lab.arrived_through("lb-2")
+        assert lab.metric("lbguard_parking_packets") == len(own)
+        lab.make_link("nse-a")
+        lab.wait_for(t1="active")
+        for port in own:
+            assert served[port].recv(10, socket.MSG_WAITALL) == b"while held"
+        for each in new:
+            each.sendall(b"stays")
+        for other in served_new:
+            assert other.recv(5, socket.MSG_WAITALL) == b"stays"
+        lab.parked(0)
+        assert (lab.metric("lbguard_parking_packets_given_back_total") or 0) >= len(own)
+        assert lab.arrived_through("lb-1") == own
+        assert own.isdisjoint(lab.arrived_through("lb-2"))
+
+
+def local_port(connection: socket.socket) -> int:
+    port: int = connection.getsockname()[1]
+    return port
 
 
 def test_without_a_device_the_service_works_and_takes_it_when_it_can(lab: Parked) -> None:
