@@ -114,6 +114,8 @@ def _die_with(lifeline: int) -> None:
 
 
 def _first_process(function: Callable[[], int]) -> int:
+    # The supervisor asks for the end with SIGINT, which a command in the background of a script ignores.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         for path in PRIVATE_DIRECTORIES:

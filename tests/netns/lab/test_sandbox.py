@@ -15,6 +15,16 @@ from lbguard.lab.sandbox import SandboxError, require_tools
 
 BOUND_S = 30.0
 
+STOPS = [(signal.SIGINT, 128 + signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGINT), (signal.SIGKILL, -signal.SIGKILL)]
+"""Signals, and the exit status after each."""
+
+IN_BACKGROUND = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys\nsignal.signal(2, 1)\nos.execv(sys.argv[1], sys.argv[1:])",
+]
+"""Runs a command as a shell does in the background of a script: it ignores SIGINT."""
+
 PROGRAM = """
 import os, subprocess, sys, time
 from lbguard.lab.netns import Namespace
@@ -54,21 +64,23 @@ def _eventually(condition: Callable[[], bool]) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 128 + signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGINT), (signal.SIGKILL, -signal.SIGKILL)],
-)
+@pytest.mark.parametrize("before", [[], IN_BACKGROUND], ids=["foreground", "background"])
+@pytest.mark.parametrize(("number", "status"), STOPS)
 def test_a_signal_ends_the_command_and_leaves_nothing_behind(
-    sandbox: None, number: signal.Signals, status: int
+    sandbox: None, number: signal.Signals, status: int, before: list[str]
 ) -> None:
     marker = f"lab-{secrets.token_hex(4)}"
-    with subprocess.Popen([sys.executable, "-c", PROGRAM, marker], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "pid 1\n"
-        # The supervisor, the sandbox's first process, and the one started in a namespace.
-        assert _eventually(lambda: len(_processes(marker)) == 3)
-        process.send_signal(number)
-        assert process.wait(BOUND_S) == status
+    command = [*before, sys.executable, "-c", PROGRAM, marker]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "pid 1\n"
+            # The supervisor, the sandbox's first process, and the one started in a namespace.
+            assert _eventually(lambda: len(_processes(marker)) == 3)
+            process.send_signal(number)
+            assert process.wait(BOUND_S) == status
+        finally:
+            process.kill()
     assert _eventually(lambda: _processes(marker) == [])
     assert not Path(f"/run/netns/ns-{marker}").exists()
     assert not Path(f"/dev/shm/{marker}").exists()
