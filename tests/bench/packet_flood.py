@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-from lbguard.lab.netns import Namespace
+from lbguard.lab.netns import CurrentNamespace, Namespace
 from tests.netns.distributor.packets import TCP, ip_packet
 
 _SOL_PACKET, _PACKET_QDISC_BYPASS = 263, 20
@@ -49,7 +49,7 @@ class _Message(ctypes.Structure):
 class Flood:
     """Sends the same frames, all of one length, again and again through a link of a namespace."""
 
-    def __init__(self, namespace: Namespace, link: str, frames: Sequence[bytes]) -> None:
+    def __init__(self, namespace: Namespace | CurrentNamespace, link: str, frames: Sequence[bytes]) -> None:
         with namespace.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
             self._socket.bind((link, 0))

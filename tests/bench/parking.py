@@ -1,110 +1,224 @@
-"""Whether a flood into a held target delays decisions: from a link's end to the hold, without and with the flood.
+"""A flood into a held target whose packets are parked: how late the hold of another target is, and what lbguard takes.
 
-    python -m tests.bench.parking [ROUNDS]
+A hold is late for two reasons: the flood competes with lbguard for the processors, and lbguard reads the flood itself.
 
-The flood is one UDP flow to a target that is held, from a process of its own, as fast as that sends. The row gives the
-median of both, their ratio, the rate of the flood, and the processor time of lbguard in the meantime.
+- Competition: two load balancers are alike, but one has no parking, so the kernel drops the flood there.
+- Own work: lbguard has real-time priority for a moment, with and without the flood, so that nothing else delays it.
+
+All kinds of rounds take turns, so that other load on the machine meets all of them.
 """
 
+import contextlib
+import os
+import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
-from lbguard.lab import sandbox
 from lbguard.lab.netns import Namespace
-from tests.netns.service.guarded import Process, stream, targets_yaml, wait_until
-from tests.netns.service.test_parking import PORT, VIPS, Parked
+from tests.bench.results import Row, Say, Scale, Summary
+from tests.netns.service.guarded import PATIENT, Process, stream, targets_yaml, wait_until
+from tests.netns.service.test_parking import FAMILIES, PORT, VIPS, Parked
 
-ROUNDS = 7
-_SENDER = """
-import socket, sys
-flood = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-flood.bind(("", int(sys.argv[3])))
-flood.connect((sys.argv[1], int(sys.argv[2])))
-while True:
-    try:
-        flood.send(b"x" * 64)
-    except OSError:
-        pass
-"""
+NAME = "parking"
+_CPU_AIM = 20.0
+_RATIO_AIM = 1.2
+_ROUNDS = {Scale.FULL: 30, Scale.QUICK: 10, Scale.SMOKE: 1}
+_TARGETS = targets_yaml(stream("stream-a", 1, 3))
+_FULL_S = 0.5
+"""Time in which the flood fills the buffer, before a round begins."""
+_PER_MS = 100
+_ROOT = Path(__file__).parents[2]
 
 
-def main() -> int:
-    """Measure in a sandbox and print one row."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
-    return sandbox.run_isolated(lambda: _inside(rounds))
+class Flooded:
+    """A load balancer with one target that is held, and a flood to it that is stopped while it is not wanted."""
 
+    def __init__(self, name: str, directory: Path, *, parking: bool) -> None:
+        self.lab = Parked(Namespace(f"{name}-lb"), Namespace(f"{name}-px"), Namespace(f"{name}-client"), directory)
+        self._parking = parking
+        self.holds_ms: dict[tuple[bool, bool], list[float]] = {}
+        """By whether the flood ran, and whether with real-time priority: from the end of a link to the hold."""
+        self.cpu_s = self.flooded_s = self.packets = 0.0
 
-def _inside(rounds: int) -> int:
-    with tempfile.TemporaryDirectory() as directory:
-        lab = Parked(Namespace("lb"), Namespace("px"), Namespace("client"), Path(directory))
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the service, and have one target held."""
+        lab = self.lab
+        settings = PATIENT | {"LBGUARD_PARKING__ENABLED": str(self._parking).lower()}
         try:
-            with lab.parking(targets=targets_yaml(stream("stream-a", 1, 3))) as service:
-                _measure(lab, service, rounds)
+            with lab.service(settings, targets=_TARGETS, admitted=2) as self.service:
+                if self._parking:
+                    lab.in_force()
+                lab.forwards()
+                lab.delete_link("nse-a")
+                lab.wait_for(t1="held")
+                self._flood = self._flood_of(self._port_to_held())
+                try:
+                    os.kill(self._flood.pid, signal.SIGSTOP)
+                    yield
+                finally:
+                    self._flood.kill()
+                    self._flood.wait()
         finally:
             lab.close()
-    return 0
+
+    def _port_to_held(self) -> int:
+        """Return a source port whose packets do not go to the other target."""
+        for port in range(20_000, 20_100):
+            with self.lab.client_side.entered():
+                trial = socket.socket(FAMILIES[4], socket.SOCK_DGRAM)
+            before = self._counter("nse-b", 9)
+            with trial:
+                trial.bind(("", port))
+                for _ in range(200):
+                    trial.sendto(b"x", (VIPS[4], PORT))
+            if self._counter("nse-b", 9) < before + 100:
+                return port
+        raise RuntimeError("no flow reaches the held target")
+
+    def _flood_of(self, port: int) -> "subprocess.Popen[bytes]":
+        macs = (self.lab.client_side.link("up").mac, self.lab.lb.link("client").mac)
+        argv = (sys.executable, "-m", "tests.bench.parking_flood", "up", *macs, str(port), str(_PER_MS))
+        made = subprocess.Popen(self.lab.client_side.command(*argv), cwd=_ROOT)
+        # On a busy machine it would send much less.
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, made.pid, -20)
+        return made
+
+    def _counter(self, link: str, column: int) -> int:
+        lines = self.lab.lb.run("cat", "/proc/net/dev").splitlines()
+        return int(next(line for line in lines if line.strip().startswith(f"{link}:")).split(":")[1].split()[column])
+
+    def measure(self, *, flooded: bool, real_time: bool = False) -> None:
+        """Measure one hold."""
+        samples = self.holds_ms.setdefault((flooded, real_time), [])
+        with self._flowing() if flooded else contextlib.nullcontext():
+            samples.append(1000 * hold_s(self.lab, self.service, real_time=real_time))
+
+    @contextlib.contextmanager
+    def _flowing(self) -> Iterator[None]:
+        """Have the flood flow; it fills the buffer first, then lbguard's use of a processor is counted."""
+        os.kill(self._flood.pid, signal.SIGCONT)
+        try:
+            time.sleep(_FULL_S)
+            began, cpu_s, packets = time.monotonic(), self.service.cpu_s(), self._counter("client", 1)
+            time.sleep(_FULL_S)
+            self.cpu_s += self.service.cpu_s() - cpu_s
+            self.packets += self._counter("client", 1) - packets
+            self.flooded_s += time.monotonic() - began
+            yield
+        finally:
+            os.kill(self._flood.pid, signal.SIGSTOP)
 
 
-def _measure(lab: Parked, service: Process, rounds: int) -> None:
-    lab.delete_link("nse-a")
-    lab.wait_for(t1="held")
-    quiet = [_hold_s(lab, service) for _ in range(rounds)]
-    flood = _flood_of_held_target(lab)
-    try:
-        frames, cpu, began = _frames(lab), service.cpu_s(), time.monotonic()
-        flooded = [_hold_s(lab, service) for _ in range(rounds)]
-        took = time.monotonic() - began
-        rate, share = (_frames(lab) - frames) / took, (service.cpu_s() - cpu) / took
-    finally:
-        flood.kill()
-        flood.wait()
-    print(
-        f"link gone to hold: {median(quiet) * 1000:.1f} ms quiet, {median(flooded) * 1000:.1f} ms with"
-        f" {rate / 1000:.0f} kpps into a held target, ratio {median(flooded) / median(quiet):.2f};"
-        f" lbguard {share:.0%} of a core; {rounds} rounds each"
-    )
+def hold_s(lab: Parked, service: Process, *, real_time: bool) -> float:
+    """Return the time from the end of a link until its target is held, and make the link again."""
 
+    def holds() -> list[float]:
+        lines = service.log("decision")
+        return [float(line["ts"]) for line in lines if line["action"] == "hold" and line["identifier"] == 3]
 
-def _hold_s(lab: Parked, service: Process) -> float:
-    """Return the time from the end of a link until its target is held, and mend it."""
-    before = len(_holds(service))
-    began = time.time()
-    lab.delete_link("nse-b")
-    wait_until(lambda: len(_holds(service)) > before, "the hold")
-    held_at = _holds(service)[-1]
+    before = len(holds())
+    with _real_time(service.pid, os.getpid()) if real_time else contextlib.nullcontext():
+        began = time.time()
+        lab.delete_link("nse-b")
+        wait_until(lambda: len(holds()) > before, "the hold")
+    held_at = holds()[-1]
     lab.make_link("nse-b")
     lab.wait_for(t3="active")
     return held_at - began
 
 
-def _holds(service: Process) -> list[float]:
-    lines = service.log("decision")
-    return [float(line["ts"]) for line in lines if line["action"] == "hold" and line["identifier"] == 3]
+@contextlib.contextmanager
+def _real_time(*processes: int) -> Iterator[None]:
+    """Give the threads of processes priority over everything else."""
+    threads = [int(task.name) for process in processes for task in Path(f"/proc/{process}/task").iterdir()]
+
+    def schedule(policy: int, priority: int) -> None:
+        for thread in threads:
+            # Threads of a pool end.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+
+    try:
+        schedule(os.SCHED_FIFO, 1)
+        yield
+    finally:
+        schedule(os.SCHED_OTHER, 0)
 
 
-def _frames(lab: Parked) -> int:
-    """Return how many frames the kernel sent to the parking link, those included that it dropped there."""
-    line = next(line for line in lab.lb.run("cat", "/proc/net/dev").splitlines() if "lbguard-park" in line)
-    counts = line.split(":")[1].split()
-    return int(counts[9]) + int(counts[11])
+def _real_time_permitted() -> bool:
+    try:
+        with _real_time(os.getpid()):
+            return True
+    except PermissionError:
+        return False
 
 
-def _flood_of_held_target(lab: Parked) -> "subprocess.Popen[bytes]":
-    """Start a flow that the table gives to the held target."""
-    for port in range(20_000, 20_100):
-        argv = lab.client_side.command(sys.executable, "-c", _SENDER, VIPS[4], str(PORT), str(port))
-        flood, before = subprocess.Popen(argv), _frames(lab)
-        time.sleep(1.0)
-        if _frames(lab) > before + 100:
-            return flood
-        flood.kill()
-        flood.wait()
-    raise RuntimeError("no flow reaches the held target")
+def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
+    """Flood two load balancers in turn, of which only one has parking."""
+    rounds = _ROUNDS[scale]
+    priorities = (False, True) if _real_time_permitted() else (False,)
+    if len(priorities) == 1:
+        say("real-time priority is not permitted: lbguard's own work is not told from competition")
+    parked, dropped = (
+        Flooded("parked", directory, parking=True),
+        Flooded("dropped", directory, parking=False),
+    )
+    with parked.running(), dropped.running():
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}: no flood, a flood that is parked, one that is dropped")
+            for real_time in priorities:
+                parked.measure(flooded=False, real_time=real_time)
+                parked.measure(flooded=True, real_time=real_time)
+            dropped.measure(flooded=True)
+    return _rows(parked, dropped)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _rows(parked: Flooded, dropped: Flooded) -> list[Row]:
+    rates = {
+        "kpps": round(parked.packets / parked.flooded_s / 1000, 1),
+        "dropped_kpps": round(dropped.packets / dropped.flooded_s / 1000, 1),
+    }
+    quiet = Summary.of(parked.holds_ms[False, False])
+    rows = [
+        Row.of(
+            NAME,
+            "link gone to hold while a flood to another held target is parked",
+            "ms",
+            parked.holds_ms[True, False],
+            reference=Summary.of(dropped.holds_ms[True, False]).median,
+            reference_what="while it is dropped",
+            details=rates | {"without_flood_ms": quiet.median, "without_flood_p95_ms": quiet.p95},
+        ),
+        Row(
+            benchmark=NAME,
+            what=f"processor use during a flood of at most {_PER_MS} kpps to a held target",
+            unit="% of a core",
+            measured=100 * parked.cpu_s / parked.flooded_s,
+            repetitions=sum(len(samples) for (flooded, _), samples in parked.holds_ms.items() if flooded),
+            aim=_CPU_AIM,
+            reference=100 * dropped.cpu_s / dropped.flooded_s,
+            reference_what="without parking",
+            details=rates,
+        ),
+    ]
+    if (True, True) in parked.holds_ms:
+        alone = Summary.of(parked.holds_ms[False, True]).median
+        rows.append(
+            Row.of(
+                NAME,
+                "the hold with real-time priority, so that only lbguard's own work delays it",
+                "ms",
+                parked.holds_ms[True, True],
+                aim=_RATIO_AIM * alone,
+                reference=alone,
+                reference_what="without a flood",
+                details=rates,
+            )
+        )
+    return rows

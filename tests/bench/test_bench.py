@@ -27,6 +27,7 @@ ROWS = {
     "interposer": {"ms"},
     "recording": {"us", "bytes", "ms", "1/s"},
     "codec": {"us"},
+    "parking": {"ms", "% of a core"},
 }
 
 

@@ -17,7 +17,7 @@ from lbguard.core.events import NeighborsProbed
 from lbguard.core.model import ADMITTED, Condition, ParkingLane, RouteKind
 from lbguard.parking.buffer import Bounds, ParkingBuffer
 from lbguard.parking.frames import ParkedPacket
-from tests.sim.world import World
+from tests.sim.world import Profile, World
 
 SEND_S = 0.25
 MAX_AGE_S = 15.0
@@ -35,13 +35,13 @@ class Intent:
 class ParkingWorld(World):
     """A world in which clients send to every target, and the guard keeps what meets no path."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, profile: Profile | None = None) -> None:
         self.chance = random.Random(f"packets {seed}")
         self.intents: dict[bytes, Intent] = {}
         self.out_at: dict[tuple[int, bool], float] = {}
         """By mark and family: when its target was out of the table last."""
         self.counts: Counter[str] = Counter()
-        super().__init__(seed)
+        super().__init__(seed, profile)
         self.after(SEND_S, self._clients)
 
     # The guard's side
