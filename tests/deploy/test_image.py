@@ -78,7 +78,7 @@ def test_commands_need_no_privilege(tree: Path, tmp_path: Path) -> None:
     assert Container(tree, tmp_path).run("lbguard", "version") == (0, f"lbguard {__version__}\n")
     status, said = Container(tree, tmp_path).run("lbguard", "check-config", "--all")
     assert status == 0, said
-    assert re.search(r"(?m)^grace\.window +3s +default", said)
+    assert re.search(r"(?m)^grace\.window +3s +3s +default", said)
 
 
 def test_a_missing_capability_is_named(tree: Path, tmp_path: Path) -> None:
