@@ -343,12 +343,13 @@ class Watch:
         self._froze_at.pop(d.target, None)
         target = self._world.engine.target(d.target)
         if target is not None and target.since == now and self._one_family_lost(target):
-            return  # what is remembered is a loss of all paths
+            return  # the memory of families: unit/core/test_engine_holds.py
         hold = self._remembered.pop(d.target, None)
         if target is None or target.since != now:
             return
         spent_s = now - target.lost_at
-        if hold is None or set(hold.ips) != target.paths.keys():
+        # A hold of one family says nothing of the loss of all: in one life that begins anew as well.
+        if hold is None or hold.lost or set(hold.ips) != target.paths.keys():
             assert spent_s < EPSILON_S, f"{d.target} is held since before its loss"
             return
         applied = abs(spent_s - hold.broken_s) < EPSILON_S
