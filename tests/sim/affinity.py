@@ -277,8 +277,16 @@ class AffinityWorld(World):
             behind = name in self._behind() or self.affinity.streams is None
             full = len(self.affinity.entries) >= self.affinity.max_flows
             flow.excused = "affinity was behind" if behind else "the map was full" if full else ""
+        elif name in self._behind() and not self._serves(name, home, ipv4=flow.ipv4):
+            # nftables refuses what the guard desires, so the kernel gave the flow to a target that is withdrawn.
+            flow.excused = "affinity was behind"
         self.flows.append(flow)
         self.born += 1
+
+    def _serves(self, name: str, mark: int, *, ipv4: bool) -> bool:
+        """Return whether the guard desires that a target serves flows of a family."""
+        desired = self._emitted.get(name)
+        return desired is not None and mark in (desired.ipv4 if ipv4 else desired.ipv6).served
 
     def _taken_out(self, mark: int) -> bool:
         """Return whether an operator withdraws the target of a mark: until the commit the kernel gives it new flows."""
