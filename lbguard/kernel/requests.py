@@ -44,12 +44,19 @@ class _KernelOnly(AsyncIPRoute):  # type: ignore[misc]
         return super().enqueue(data, addr) if addr is None or addr[0] == KERNEL_PORT else None
 
 
-class _NeighborTable(ndtmsg):  # type: ignore[misc]
-    """pyroute2's message with the parameters that it lacks (include/uapi/linux/neighbour.h)."""
+class _NeighborTable(nlmsg):  # type: ignore[misc]
+    """pyroute2's message with the parameters that it lacks (include/uapi/linux/neighbour.h).
+
+    No class of it is derived from the library's: a class remembers that its attributes are compiled, and a derived one
+    would use those of the library if that was used first.
+    """
 
     __slots__ = ()
+    fields = ndtmsg.fields
+    nla_map = ndtmsg.nla_map
+    config, stats = ndtmsg.config, ndtmsg.stats
 
-    class parms(ndtmsg.parms):  # type: ignore[misc]  # noqa: N801 (the library looks for this name)
+    class parms(nla):  # type: ignore[misc]  # noqa: N801 (the library looks for this name)
         __slots__ = ()
         nla_map = (*ndtmsg.parms.nla_map, ("NDTPA_MCAST_REPROBES", "uint32"))
 
