@@ -261,14 +261,16 @@ class World:
         evidence = replace(
             kept, veto_window_s=self.random.choice((0.5, 2.5, 5.0)), opinions_max=wanted.evidence.opinions_max
         )
+        # Drawn in every run, so that it goes on as that of its seed with other features.
+        learn_s, drain_window_s = self.random.choice((0.0, 1.0, 5.0)), self.random.choice((2.0, 6.0))
         limits = replace(wanted.grace, max_s=self.random.choice((4.0, 8.0)))
         wanted = replace(
             wanted,
             grace=replace(limits, by_cause_s={cause: min(s, 4.0) for cause, s in limits.by_cause_s.items()}),
             damping=DampingConfig(half_life_s=10.0, step_s=self.random.choice((0.0, 1.0, 3.0)), max_s=4.0),
             evidence=evidence,
-            learn_s=self.random.choice((0.0, 1.0, 5.0)) if self.config.learn_s else 0.0,
-            drain_window_s=self.random.choice((2.0, 6.0)) if self.config.drain_window_s else 0.0,
+            learn_s=learn_s if self.config.learn_s else 0.0,
+            drain_window_s=drain_window_s if self.config.drain_window_s else 0.0,
         )
         if self.running:
             self.deliver(ev.SettingsChanged(config=wanted))
