@@ -19,7 +19,7 @@ from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.api.settings_server import SettingsService, SettingsView
 from lbguard.api.targets import TargetUnclear, find_target, identifier_of, only
 from lbguard.api.verdicts.server import SERVICE, VerdictIntake, unix_names
-from lbguard.core.model import Decision, TargetKey
+from lbguard.core.model import ADMITTED, Decision, TargetKey
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.errors import StartError
 from lbguard.rpc.unix_socket import ServedSocket, SocketError
@@ -98,9 +98,12 @@ class _GuardService(pb_grpc.GuardServiceServicer):
                     parking=status.parking,
                 )
                 if not status.observe:
-                    response.story = "\n".join(
-                        [response.story, *connections_outlook(target, status.now, status.affinity)]
-                    )
+                    in_table = [
+                        each for each in status.targets if each.state in ADMITTED and each.stream == target.stream
+                    ]
+                    alone = all(each.identifier == target.identifier for each in in_table)
+                    outlook = connections_outlook(target, status.now, status.affinity, alone=alone)
+                    response.story = "\n".join([response.story, *outlook])
         return response
 
     async def WatchDecisions(  # noqa: N802

@@ -187,7 +187,7 @@ class Lifecycle:
         if target.state is TargetState.HELD:
             self._set_grace_deadline(target)
         elif target.state is TargetState.FROZEN:
-            self.deadlines.set(target.key, self._freeze_end(target))
+            self.deadlines.set(target.key, self.frozen_deadline(target))
         deadline = self.deadlines.get(target.key)
         if deadline is not None and deadline < now:
             self.deadlines.set(target.key, now)

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING
 
 from lbguard import __version__
 from lbguard.core.events import HoldsRemembered, OpenHold, SourceLost
-from lbguard.service.actuators import (
-    PollDistributor,
-    withdraw_everything,
-)
+from lbguard.service.actuators import PollDistributor, withdraw_everything
 from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.packet_counts import read_traffic
 from lbguard.service.parts import ServiceParts

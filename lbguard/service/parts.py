@@ -111,7 +111,7 @@ class ServiceParts:
         self.stuck = False
         self._channel = NetlinkChannel()
         self._requests = KernelRequests()
-        self._links = links = LinkOperations(self._requests)
+        self._links = LinkOperations(self._requests)
         self._distributor = make(settings)
         self._packets = PacketCounts(
             self.metrics,
@@ -119,19 +119,11 @@ class ServiceParts:
             on_read=self._recording.packets_read,
         )
         self._announcer = make_announcer(settings, self.engine.holds_address)
-        self._kernel = KernelActuator(self._channel, links)
-        neighbors = NeighborActuator(
-            self._channel,
-            links,
-            neighbor_timers(settings),
-            self._event_reporter.neighbors_refused,
-            self.engine.foreign_neighbor,
-            lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
-            report_probes=settings.parks_packets,
-        )
+        self._kernel = KernelActuator(self._channel, self._links)
         self._tables = DistributorActuator(self._distributor, self._committed)
         kernel_queue: WorkQueue[KernelEffect] = WorkQueue("kernel", self._kernel.perform, self._post)
-        neighbor_queue: WorkQueue[NeighborEffect] = WorkQueue("neighbors", neighbors.perform, self._post, limit=256)
+        neighbors = self._make_neighbors().perform
+        neighbor_queue: WorkQueue[NeighborEffect] = WorkQueue("neighbors", neighbors, self._post, limit=256)
         # All streams are adopted in one decision: one decision for each would take longer than reading their tables.
         self._distributor_queue: WorkQueue[DistributorEffect] = WorkQueue(
             "distributor", self._tables.perform, self._post, together=AttachStream
@@ -144,21 +136,7 @@ class ServiceParts:
             affinity_queue = WorkQueue("affinity", self._affinity.perform, self._post)
             self._work_queues.append(affinity_queue)
         self.mirror = make_mirror(settings, self._observe_kernel)
-        self.runner = Runner(
-            self.engine,
-            announce=self._announce,
-            kernel=kernel_queue,
-            neighbors=neighbor_queue,
-            distributor=self._distributor_queue,
-            event_reporter=self._event_reporter,
-            affinity=affinity_queue,
-            park=self._park,
-            resync=self.mirror.request_resync,
-            caught_up=self.mirror.caught_up,
-            answer=lambda effect: self.verdicts.answered(effect),
-            answer_operator=lambda effect: self.control.answered(effect),
-            inbox_limit=settings.kernel.inbox_limit,
-        )
+        self.runner = self._make_runner(kernel_queue, neighbor_queue, affinity_queue)
         self.verdicts = VerdictQueue(self.runner.post_verdict)
         self._hold_file = HoldFile(settings.socket)
         self.control = OperatorControl(self.engine, self.runner.post, OverrideFile(settings.socket))
@@ -171,6 +149,39 @@ class ServiceParts:
         self._servers_opened = asyncio.Event()
         self._mesh: MeshEvents | None = None
         self.live_settings = self._make_live_settings(loaded)
+
+    def _make_neighbors(self) -> NeighborActuator:
+        return NeighborActuator(
+            self._channel,
+            self._links,
+            neighbor_timers(self.settings),
+            self._event_reporter.neighbors_refused,
+            self.engine.foreign_neighbor,
+            lambda: self.runner.inbox_depth > 0 or not self.mirror.caught_up(),
+            report_probes=self.settings.parks_packets,
+        )
+
+    def _make_runner(
+        self,
+        kernel: WorkQueue[KernelEffect],
+        neighbors: WorkQueue[NeighborEffect],
+        affinity: WorkQueue[SteerFlows] | None,
+    ) -> Runner:
+        return Runner(
+            self.engine,
+            announce=self._announce,
+            kernel=kernel,
+            neighbors=neighbors,
+            distributor=self._distributor_queue,
+            event_reporter=self._event_reporter,
+            affinity=affinity,
+            park=self._park,
+            resync=self.mirror.request_resync,
+            caught_up=self.mirror.caught_up,
+            answer=lambda effect: self.verdicts.answered(effect),
+            answer_operator=lambda effect: self.control.answered(effect),
+            inbox_limit=self.settings.kernel.inbox_limit,
+        )
 
     # Parts that are imported only where they are used, because every start would wait for them
 

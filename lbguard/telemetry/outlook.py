@@ -7,22 +7,29 @@ from lbguard.core.status import AffinityStatus, PathStatus, TargetStatus
 from lbguard.telemetry.sentences import family_of, seconds
 
 _RESET = "another target gets their packets, and answers with a reset"
+_NOWHERE = "no target gets their packets, because the table has no other"
 
 
-def connections_outlook(target: TargetStatus, now: float, affinity: AffinityStatus | None) -> list[str]:
+def connections_outlook(
+    target: TargetStatus, now: float, affinity: AffinityStatus | None, *, alone: bool = False
+) -> list[str]:
     """Return sentences on what the target's connections get, and on what would change it.
 
     Args:
         target: its status; lbguard carries its decisions out.
         now: the engine's clock at that status, seconds.
         affinity: flow affinity; None: it is off.
+        alone: the table has no other target of its stream.
     """
     in_force = affinity is not None and affinity.in_force
-    return [*_connections(target, now, in_force), *_changes(target, affinity)]
+    then = _NOWHERE if alone else _RESET
+    return [*_connections(target, now, then, in_force=in_force), *_changes(target, affinity)]
 
 
-def _connections(target: TargetStatus, now: float, in_force: bool) -> Iterator[str]:
+def _connections(target: TargetStatus, now: float, then: str, *, in_force: bool) -> Iterator[str]:
     match target.state:
+        case TargetState.PENDING | TargetState.WITHDRAWN if then is _NOWHERE:
+            yield "No target gets packets of new or open connections: the table has none of the stream."
         case TargetState.PENDING:
             yield "New connections go to other targets until it is admitted."
         case TargetState.WITHDRAWN:
@@ -36,16 +43,16 @@ def _connections(target: TargetStatus, now: float, in_force: bool) -> Iterator[s
         case _:
             said: dict[str, list[str]] = {}
             for path in target.paths:
-                said.setdefault(_open(target, path, now), []).append(family_of(path.ip))
+                said.setdefault(_open(target, path, now, then), []).append(family_of(path.ip))
             for sentence, families in said.items():
                 yield sentence.format(families=" and ".join(sorted(set(families))))
 
 
-def _open(target: TargetStatus, path: PathStatus, now: float) -> str:
+def _open(target: TargetStatus, path: PathStatus, now: float, then: str) -> str:
     """Return what the open connections of one path get, with a place for the names of its families."""
     if path.withdrawn:
-        return f"Open {{families}} connections were given up: {_RESET}."
-    end = _end(target, path, now)
+        return f"Open {{families}} connections were given up: {then}."
+    end = _end(target, path, now, then)
     if path.condition == Condition.OK:
         return f"Open {{families}} connections go on{end}."
     if path.condition in SOFT:
@@ -53,8 +60,8 @@ def _open(target: TargetStatus, path: PathStatus, now: float) -> str:
     return f"Open {{families}} connections wait, and go on with their next retransmission when the path is back{end}."
 
 
-def _end(target: TargetStatus, path: PathStatus, now: float) -> str:
-    """Return when a path's open connections are given up if nothing changes; empty: they are not."""
+def _end(target: TargetStatus, path: PathStatus, now: float, then: str) -> str:
+    """Return when a path's open connections are given up if nothing changes, and what happens then; empty: never."""
     prediction = target.prediction
     if prediction is None:
         return ""
@@ -63,15 +70,15 @@ def _end(target: TargetStatus, path: PathStatus, now: float) -> str:
     broken = path.condition != Condition.OK
     match prediction.action:
         case Action.WITHDRAW if not prediction.why:
-            return f"; in {left} {_RESET}"
+            return f"; in {left} {then}"
         case Action.KEEP if broken and latest:
             return f"; a command keeps the target for {latest} more"
         case Action.WITHDRAW | Action.REMOVE:
-            return f"; in {left} at the latest {_RESET}"
+            return f"; in {left} at the latest {then}"
         case Action.WITHDRAW_FAMILY if broken:
-            return f"; in {left} {_RESET}"
+            return f"; in {left} {then}"
         case Action.FREEZE | Action.STAY if latest and broken:
-            return f"; in {latest} at the latest {_RESET}"
+            return f"; in {latest} at the latest {then}"
         case Action.HOLD if prediction.at is None and broken and not latest:
             return "; they wait without an end while the other family is ok"
     return ""

@@ -23,7 +23,10 @@ _TIMES_STOCK = 2.0
 
 
 def run(scale: Scale, say: Say, directory: Path) -> list[Row]:
-    """Call as Meridio does: with the guard, with one that is gone, and the real nfqlb alone for comparison."""
+    """Call as Meridio does: with the guard, with one that is gone, and nfqlb alone for comparison.
+
+    Without the real nfqlb a stand-in is called, which takes many times as long: then no aim is compared with it.
+    """
     if MISSING:
         raise RuntimeError(MISSING)
     shm_dir = Path("/dev/shm")
@@ -55,7 +58,7 @@ def _measure(calls: int, say: Say, directory: Path, container: Interposed) -> li
             _until((container.shared / "requests").exists)
             container.run(*_init(_SHM))
             _timed(container, *_init(_ALONE_SHM), program=container.real)
-            say(f"{calls} activations and removals, answered by the service, in turns with the real nfqlb")
+            say(f"{calls} activations and removals, answered by the service, in turns with {_stock(container)}")
             came, went, alone, alone_went = _in_turns(calls, container)
             through = [_timed(container, "show", f"--shm={_SHM}") for _ in range(calls)]
             service.kill()
@@ -71,8 +74,8 @@ def _measure(calls: int, say: Say, directory: Path, container: Interposed) -> li
 
     def against(measured: list[float], stock: list[float], what: str) -> Row:
         median = sorted(stock)[len(stock) // 2]
-        beside = {"reference": median, "reference_what": "nfqlb itself"}
-        return Row.of(NAME, what, "ms", measured, aim=_TIMES_STOCK * median, **beside)
+        aim = _TIMES_STOCK * median if container.real == REAL else None
+        return Row.of(NAME, what, "ms", measured, aim=aim, reference=median, reference_what=_stock(container))
 
     rows.append(against(came, alone, "activate, answered when committed"))
     rows.append(against(went, alone_went, "deactivate of a sound target, out when answered"))
@@ -83,7 +86,7 @@ def _measure(calls: int, say: Say, directory: Path, container: Interposed) -> li
 
 
 def _in_turns(calls: int, container: Interposed) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return the times of activations and removals, through the guard and by the real nfqlb."""
+    """Return the times of activations and removals, through the guard and by nfqlb alone."""
     came: list[float] = []
     went: list[float] = []
     alone: list[float] = []
@@ -97,6 +100,10 @@ def _in_turns(calls: int, container: Interposed) -> tuple[list[float], list[floa
             added.append(_timed(container, *activate, program=program))
             removed.append(_timed(container, *deactivate, program=program))
     return came, went, alone, alone_went
+
+
+def _stock(container: Interposed) -> str:
+    return "the real nfqlb" if container.real == REAL else "a stand-in for nfqlb"
 
 
 def _init(shm: str) -> tuple[str, ...]:

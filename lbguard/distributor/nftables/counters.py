@@ -40,7 +40,7 @@ class FallbackCounters:
 
     Counts survive a restart of the service; they start at zero again when another program removes the table. With
     `parking`, packets that leave through the parking link count as those that the fallback dropped: this costs another
-    route lookup for each packet. `queue_at_least`: see `LastQueue`.
+    route lookup for each packet of a suspected mark. `queue_at_least`: see `LastQueue`.
     """
 
     def __init__(self, *, library: str = LIBRARY, parking: bool = False, queue_at_least: int = MANGLE) -> None:
@@ -132,7 +132,7 @@ def _structure(priority: int, chains: Collection[str], *, parking: bool) -> list
     `chains`: those with a hook that exist. The priority of a chain cannot be changed, so another chain gets the rules,
     and the others lose them. They stay: where a hook is removed, the kernel drops every packet that is queued, and
     nfqlb 1.2.0 ends at its next verdict on one of them. Earlier versions had the chain `prerouting` at the priority of
-    flow affinity, and acted before it or after it.
+    flow affinity, and acted before it or after it; it stays, empty.
     """
     chain = "marked" if priority == MANGLE + COUNTERS_AFTER else f"marked_{priority}".replace("-", "m")
     # A second lookup in the set of hits would count a packet twice.
@@ -144,7 +144,6 @@ def _structure(priority: int, chains: Collection[str], *, parking: bool) -> list
         f"add set {FAMILY} {TABLE} {_FALLBACK} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_SUSPECTED} {{ type mark; }}",
         *(f"flush chain {FAMILY} {TABLE} {name}" for name in chains),
-        *([f"delete chain {FAMILY} {TABLE} prerouting"] if "prerouting" in chains else []),
         f"add chain {FAMILY} {TABLE} {chain} {{ type filter hook prerouting priority {priority}; policy accept; }}",
         f"flush chain {FAMILY} {TABLE} {chain}",
         f"{rule} meta mark @{_HITS} meta mark @{_SUSPECTED} fib daddr . mark oif missing meta mark @{_FALLBACK}",

@@ -8,7 +8,7 @@ import pytest
 from lbguard.core import effects as fx
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig, GraceConfig
-from lbguard.core.model import Action, ManualAction, NeighborState, TargetKey, TargetSpec
+from lbguard.core.model import Action, ManualAction, NeighborState, StreamSpec, TargetKey, TargetSpec
 from tests.unit.core.harness import STREAM, Guard, ipv4_of, ipv6_of
 from tests.unit.core.test_engine_drain import listed
 
@@ -181,6 +181,26 @@ def test_a_longer_hold_takes_the_place_of_a_shorter_one() -> None:
     assert guard.states() == {1: "held"}
     guard.wait(0.2)
     assert guard.states() == {1: "withdrawn"}
+
+
+def test_at_the_end_of_a_hold_a_deadline_after_a_mass_failure_applies_and_not_the_limit_of_the_freeze() -> None:
+    guard = Guard(CONFIG, targets=0)
+    for proxy in (1, 2):
+        guard.link(proxy + 1, proxy=proxy)
+    guard.source(
+        StreamSpec(name=STREAM, targets=tuple(TargetSpec(identifier=i, ips=(ipv4_of(i, i - 1),)) for i in (1, 2, 3)))
+    )
+    guard.unlink(1)
+    guard.unlink(2)
+    guard.wait(WINDOW_S + 0.1)
+    assert guard.states() == {1: "frozen", 2: "frozen", 3: "active"}
+    accepted(guard, HOLD, 1)
+    guard.link(5, proxy=1)
+    guard.wait(WINDOW_S + 0.1)
+    assert guard.states() == {1: "frozen", 2: "active", 3: "active"}
+    accepted(guard, RELEASE, 1)
+    guard.wait(0.0)
+    assert guard.states()[1] == "withdrawn"
 
 
 def test_a_hold_outlasts_the_limit_of_a_freeze() -> None:

@@ -94,6 +94,26 @@ def test_a_readmission_resets_what_began_meanwhile_unless_flows_are_remembered()
 
 
 @pytest.mark.parametrize(
+    ("status", "first"),
+    [
+        (held(), "is back; in 2.0 s no target gets their packets, because the table has no other."),
+        (
+            target(state=TargetState.WITHDRAWN),
+            "No target gets packets of new or open connections: the table has none of the stream.",
+        ),
+        (
+            target(state=TargetState.PENDING),
+            "No target gets packets of new or open connections: the table has none of the stream.",
+        ),
+    ],
+)
+def test_the_only_target_of_a_stream_is_not_said_to_have_others(status: TargetStatus, first: str) -> None:
+    said = connections_outlook(status, 100.0, affinity(), alone=True)
+    assert said[0].endswith(first)
+    assert not any("another target" in line or "other targets" in line for line in said)
+
+
+@pytest.mark.parametrize(
     ("status", "words"),
     [
         (held(), "To change how long it is held: grace.window;"),
