@@ -94,6 +94,7 @@ async def _loss(scale: Scale, say: Say, client: Namespace, built: Pair) -> list[
             await table.apply([states[0][1]])
             states.reverse()
 
+        flood.until_forwarded(client, built.peer)
         say(f"{_LOADS[scale][0]} packets, 40 commits and changes of steering a second")
         sent, lost, count = await _send(scale, client, built.peer, toggle)
         say(f"{_LOADS[scale][0]} packets, no change")

@@ -4,13 +4,37 @@ Run it in the client's namespace: `python -m tests.bench.flood COUNT PER_SECOND`
 """
 
 import socket
+import subprocess
 import sys
 import time
+from pathlib import Path
 
+from lbguard.lab.netns import Namespace
+from tests.bench.world import arrived
+
+_ROOT = Path(__file__).parents[2]
 PORT = 4000
+_TRIAL, _TRIAL_PER_S = 400, 4000
+_FORWARDED_WITHIN_S = 30.0
 VIPS = ((socket.AF_INET, "20.0.0.1"), (socket.AF_INET6, "2000::1"))
 _SOURCES = 100
 _TICK_S = 0.001
+
+
+def until_forwarded(client: Namespace, peer: Namespace) -> None:
+    """Send a few packets again and again until all arrive: a new path loses some while neighbours are resolved.
+
+    Raises:
+        TimeoutError: that did not happen.
+    """
+    deadline = time.monotonic() + _FORWARDED_WITHIN_S
+    command = client.command(sys.executable, "-m", __spec__.name, str(_TRIAL), str(_TRIAL_PER_S))
+    while time.monotonic() < deadline:
+        before = arrived(peer)
+        subprocess.run(command, cwd=_ROOT, check=True, capture_output=True)
+        if arrived(peer) - before == _TRIAL:
+            return
+    raise TimeoutError(f"the path lost packets for {_FORWARDED_WITHIN_S} s, before anything was measured")
 
 
 def main() -> None:

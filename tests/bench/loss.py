@@ -79,6 +79,7 @@ class _Trial:
             plain = NftContext(LIBRARY)
         await distributor.attach(commit.stream())
         await commit.commit(distributor, commit.EVERYONE)
+        flood.until_forwarded(self._client, self._peer)
         control = await self._send("no commits", None)
         guarded = await self._send("nftables, lbguard's commits", self._toggling(distributor))
         await commit.commit(distributor, commit.EVERYONE)
