@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from lbguard.cli.status_words import TROUBLE_FIRST, condition, then
 from lbguard.core.status import TargetStatus
 
+ESC = "\x1b"
+"""The character that begins an escape sequence; alone it is the key Escape."""
 ESCAPE = "escape"
 ENTER = "enter"
 ERASE = "erase"
 _FILTER_MAX = 60
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-9;]*[A-Za-z~]|O[A-Za-z])|.", re.DOTALL)
 """One key: an escape sequence of a terminal (ECMA-48 CSI, or SS3 for cursor keys), or one character."""
+_INCOMPLETE = re.compile(r"\x1b(?:\[[0-9;]*|O)?\Z")
 _KEYS = {
     **dict.fromkeys(("\x1b[A", "\x1bOA", "k"), "up"),
     **dict.fromkeys(("\x1b[B", "\x1bOB", "j"), "down"),
@@ -41,6 +44,13 @@ class Browse:
     typing: bool = False
     help: bool = False
     left: bool = False
+
+
+def complete(text: str) -> tuple[str, str]:
+    """Split what a terminal sent into the complete keys and the start of an escape sequence at its end."""
+    cut = _INCOMPLETE.search(text)
+    end = len(text) if cut is None else cut.start()
+    return text[:end], text[end:]
 
 
 def keys_of(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from lbguard.api.client import GuardClient
 from lbguard.cli.top import arrange, view
-from lbguard.cli.top_browse import Browse, keys_of, pressed
+from lbguard.cli.top_browse import ESC, Browse, complete, keys_of, pressed
 from lbguard.cli.top_feed import CALL_TIMEOUT_S, Feed, ask
 from lbguard.telemetry.console import TextConsole
 
@@ -26,7 +26,7 @@ PLAIN_SIZE = (160, 60)
 """Columns and lines without a terminal."""
 _HINT = "q: quit  ?: help"
 _SEQUENCE_S = 0.03
-"""The rest of an escape sequence follows within this time (seconds); what comes later is a key of its own."""
+"""A lone Escape is a key of its own if nothing follows within this time (seconds)."""
 
 Keys = Callable[[float], list[str] | None]
 """Wait for keys at most so long (seconds); None: the terminal is gone."""
@@ -76,17 +76,20 @@ def _keyboard() -> Iterator[Keys]:
     before = termios.tcgetattr(keys)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    pending = ""
+
     def wait_for_keys(timeout_s: float) -> list[str] | None:
-        text = ""
-        # A sequence that a slow connection cut must not count as the key Escape, which clears the filter.
-        while select.select([keys], [], [], _SEQUENCE_S if text else timeout_s)[0]:
+        nonlocal pending
+        # The start of a sequence that a slow connection cut must not count as the key Escape, which clears the filter.
+        while select.select([keys], [], [], _SEQUENCE_S if pending == ESC else timeout_s)[0]:
             got = os.read(keys, 64)
             if not got:
                 return None
-            text += decoder.decode(got)
-            if not text.rpartition("\x1b")[1] or len(text.rpartition("\x1b")[2]) > 1:
-                break
-        return keys_of(text)
+            taken, pending = complete(pending + decoder.decode(got))
+            if taken:
+                return keys_of(taken)
+        alone, pending = (pending, "") if pending == ESC else ("", pending)
+        return keys_of(alone)
 
     try:
         tty.setcbreak(keys)

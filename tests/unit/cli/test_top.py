@@ -37,7 +37,7 @@ from tests.unit.shell import Shell
 HEARD_AT = 1000.0
 DOWN_1 = Evidence(ip=bytes([172, 16, 0, 10]), condition=Condition.LINK_DOWN, ifname="nsm0")
 DOWN_2 = Evidence(ip=bytes([172, 16, 0, 11]), condition=Condition.LINK_DOWN, ifname="nsm0")
-WAIT_S = 30.0
+WAIT_S = 90.0
 
 
 def recorded() -> GuardStatus:
@@ -459,6 +459,7 @@ async def test_scroll_filter_and_help_by_keys(terminal: Terminal, tmp_path: Path
     terminal.press(b"\x1b[F")
     await terminal.until(lambda text: "stream-a/300 " in text and "to 300 of 300" in text)
     terminal.press(b"\x1b[5")
+    await asyncio.sleep(0.5)
     terminal.press(b"~")  # a sequence in two pieces is one key
     await terminal.until(lambda text: re.search(r"targets 2\d\d to 2\d\d of 300", text) is not None)
     terminal.press(b"/active /29q")

@@ -5,7 +5,7 @@ from functools import reduce
 
 import pytest
 
-from lbguard.cli.top_browse import Browse, keys_of, matching, pressed
+from lbguard.cli.top_browse import Browse, complete, keys_of, matching, pressed
 from lbguard.core.model import Action, ManualAction, Override, TargetState
 from lbguard.core.status import Prediction
 from tests.unit.examples import path, target
@@ -73,6 +73,21 @@ def test_help_and_leaving() -> None:
     assert after("q").left
     assert after("?q").left
     assert not after("/q").left
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "rest"),
+    [
+        ("ab", "ab", ""),
+        ("a\x1b", "a", "\x1b"),
+        ("\x1b[5", "", "\x1b[5"),
+        ("\x1b[5~\x1bO", "\x1b[5~", "\x1bO"),
+        ("\x1b[1;5Aq", "\x1b[1;5Aq", ""),
+        ("\x1b\x1b[", "\x1b", "\x1b["),
+    ],
+)
+def test_the_start_of_a_sequence_waits_for_its_rest(text: str, whole: str, rest: str) -> None:
+    assert complete(text) == (whole, rest)
 
 
 def test_keys_of_a_chunk() -> None:
