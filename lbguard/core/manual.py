@@ -207,7 +207,7 @@ class ManualControl:
         self._forget(target.key)
         if before is not None:
             if before.action is ManualAction.HOLD:
-                self._life.keep_no_longer(target, now)
+                self._life.holds.keep_no_longer(target, now)
             self._life.note(target, Action.RELEASE, cause, now, before)
             self._undo(stream, target, before, cause, now)
 
@@ -217,7 +217,7 @@ class ManualControl:
             case ManualAction.DRAIN if not (target.source_drains or target.unlisted):
                 self._life.resume(stream, target, now, reason=cause)
             case ManualAction.HOLD:
-                self._life.keep_no_longer(target, now)
+                self._life.holds.keep_no_longer(target, now)
             case ManualAction.WITHDRAW:
                 self._life.take_back(target, now)
 
