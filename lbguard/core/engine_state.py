@@ -96,7 +96,7 @@ class EngineState:
         self.tables = KernelTables()
         self.paths = PathRepair(config, self.view, self.tables)
         self.life = Lifecycle(config, self.paths.evidence)
-        self.manual = ManualControl(config, self.life)
+        self.manual = ManualControl(config, self.life, self.seen_until)
         self.stream_registry = StreamRegistry(config, self.view, self.paths, self.life, self.manual)
         self.availability = Availability(config.availability_grace_s)
         self.observation = Observation(self.stream_registry.streams, self.life, self.availability)

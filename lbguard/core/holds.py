@@ -122,8 +122,12 @@ class Holds:
         if self._deadlines.get(target.key) is None:
             self._deadlines.set(target.key, self.freeze_end(target))
 
-    def keep_no_longer(self, target: Target, now: float) -> None:
-        """End a hold by hand: a deadline that it outlasted applies now."""
+    def keep_no_longer(self, target: Target, seen_until: float) -> None:
+        """End a hold by hand: a deadline that it outlasted applies now.
+
+        `seen_until`: now, or when the view of the kernel was lost. The deadline moves by the whole time when the view
+        is complete again.
+        """
         if not target.kept:
             return
         target.kept = False
@@ -132,8 +136,8 @@ class Holds:
         elif target.state is TargetState.FROZEN:
             self._deadlines.set(target.key, self.frozen_deadline(target))
         deadline = self._deadlines.get(target.key)
-        if deadline is not None and deadline < now:
-            self._deadlines.set(target.key, now)
+        if deadline is not None and deadline < seen_until:
+            self._deadlines.set(target.key, seen_until)
 
     def thaw(self, stream: Stream, now: float) -> None:
         """End a mass failure: targets that are still frozen get one more window, since paths heal one after another."""
