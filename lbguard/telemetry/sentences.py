@@ -1,5 +1,6 @@
 """Sentences about decisions, for the log and `lbguard events`, and the phrases that other sentences share."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4
@@ -27,6 +28,16 @@ _RELEASES = {
 def seconds(value: float) -> str:
     """Format a duration for people: one decimal, more digits below a tenth of a second."""
     return f"{value:.1f} s" if value >= 0.1 or value == 0 else f"{value * 1000:.1f} ms"
+
+
+def time_of_day(wall_time: float, now: float) -> str:
+    """Format a moment as local time with its zone: `14:03:07 CET`; with the date where that is not the day of `now`.
+
+    Both are seconds since the epoch.
+    """
+    local = time.localtime(wall_time)
+    same_day = local[:3] == time.localtime(now)[:3]
+    return time.strftime("%H:%M:%S %Z" if same_day else "%Y-%m-%d %H:%M:%S %Z", local)
 
 
 def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
