@@ -7,7 +7,6 @@ from lbguard.core.addr import Ip, format_ip, is_ipv4
 from lbguard.core.lifecycle import MANUAL_CAUSES
 from lbguard.core.manual import EXPIRED, OTHER_TARGET, RELEASED
 from lbguard.core.model import Action, Condition, Decision, Evidence, ManualAction, Override
-from lbguard.settings.notation import format_duration
 
 _REMOVALS = {
     "drain_window": "the drain window is over",
@@ -71,8 +70,11 @@ def _drain_end(decision: Decision) -> str:
 
 
 def span(value: float) -> str:
-    """Format a longer duration for people, in whole seconds: `9m30s`."""
-    return format_duration(max(0.0, round(value)))
+    """Format a longer duration for people, in whole seconds: `9m30s`, `24h`."""
+    minutes, rest = divmod(max(0, round(value)), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = (f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if number)
+    return "".join(parts) or "0s"
 
 
 def given_by(override: Override) -> str:

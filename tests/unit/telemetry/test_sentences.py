@@ -94,7 +94,7 @@ ORDER = Override(action=ManualAction.WITHDRAW, since=100.0, until=700.0, who="an
             Action.KEEP,
             "manual_hold",
             200.0,
-            "manual_hold, its deadline passed and it stays in the table for 500s more",
+            "manual_hold, its deadline passed and it stays in the table for 8m20s more",
         ),
         (
             Action.RELEASE,
