@@ -139,7 +139,8 @@ def decision_sentence(decision: Decision) -> str:
         case Action.REMOVE:
             tail = _drain_end(decision)
         case Action.READMIT if lasted is not None:
-            tail = f", {lasted} after the loss"
+            # A loss took it out of the table, or an operator.
+            tail = f", {lasted} after it broke or was taken out"
         case Action.PARDON:
             tail = ", evidence ignored because it would withdraw too much of the stream"
         case Action.RELAPSE:
