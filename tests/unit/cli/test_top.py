@@ -101,13 +101,13 @@ def test_the_recorded_state() -> None:
     assert "hold stream-a/1: link_down" in older
 
 
-def test_the_readme_shows_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     shown = [line.rstrip() for line in screen(snapshot(), width=100, height=17)]
     monkeypatch.undo()
     time.tzset()
-    assert blocks("README.md", "text") == ["".join(line + "\n" for line in shown)]
+    assert "".join(line + "\n" for line in shown) in blocks("docs/monitoring.md", "text")
 
 
 def test_flow_affinity_and_where_new_flows_go() -> None:
