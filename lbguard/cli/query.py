@@ -38,13 +38,14 @@ def status(
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.api.client import GuardClient
     from lbguard.cli import show
+    from lbguard.cli.status_tables import show_status
 
     with GuardClient(socket) as client:
         state = client.status()
     if as_json:
         print_json(show.status_json(state))
     else:
-        show.show_status(state, show_all=show_all)
+        show_status(state, show_all=show_all)
 
 
 def top(

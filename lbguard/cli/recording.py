@@ -95,6 +95,7 @@ def replay(
     at that moment; 130 left with Ctrl-C.
     """  # noqa: D301 (\b keeps the lines of a block)
     from lbguard.cli import show as cli_show
+    from lbguard.cli.status_tables import show_status
     from lbguard.recording import replay as replaying
     from lbguard.recording import show
     from lbguard.recording.format import local_time
@@ -121,7 +122,7 @@ def replay(
         print_json({"at": past.at, "host": past.host, **cli_show.status_json(past.status)})
     else:
         print_text(f"state at {local_time(past.at)}{f' on {printable(past.host)}' if past.host else ''}")
-        cli_show.show_status(past.status, show_all=show_all)
+        show_status(past.status, show_all=show_all)
 
 
 def tune(

@@ -7,30 +7,16 @@ from dataclasses import asdict
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
-from lbguard.cli.status_words import (
-    STATE_COLOURS,
-    TROUBLE_FIRST,
-    age,
-    condition,
-    headline,
-    kept_packets,
-    list_change_note,
-    local_vips_note,
-    new_flows,
-    settings_file_notes,
-    then,
-    until,
-)
+from lbguard.cli.plain_table import add_row, plain_table
 from lbguard.core.addr import format_ip, is_ipv4
-from lbguard.core.model import Decision, FamilyEvidence, TargetState
-from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
+from lbguard.core.model import Decision, FamilyEvidence
+from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.printable import printable, printable_lines, printable_values
 from lbguard.telemetry.console import TextConsole
 from lbguard.telemetry.log import decision_fields, override_fields
-from lbguard.telemetry.sentences import decision_sentence, given_by, span
+from lbguard.telemetry.sentences import decision_sentence
 
 if TYPE_CHECKING:
     from lbguard.api.client import Explanation
@@ -39,20 +25,7 @@ if TYPE_CHECKING:
     from lbguard.settings.check import ConfigWarning
     from lbguard.settings.model import Loaded
 
-TARGETS_SHOWN = 200
 _LEFT_OUT_SHOWN = 10
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: object, style: str = "") -> None:
-    """Add a row of plain text: what comes from files or the network is never taken for markup."""
-    table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells), style=style)
 
 
 # Settings
@@ -101,12 +74,12 @@ def show_config(
     every = list(leaves(Settings))
     given = [leaf for leaf in every if loaded.origins[leaf.name] != "default"]
     shown = every if show_all else given
-    table = _table("SETTING", "VALUE", "DEFAULT", "FROM", "MEANING")
+    table = plain_table("SETTING", "VALUE", "DEFAULT", "FROM", "MEANING")
     for leaf in shown:
         origin = loaded.origins[leaf.name]
         value, default = (printable(leaf.show(what)) or "-" for what in (_value(loaded, leaf.name), leaf.default))
         style = "dim" if show_all and origin == "default" else ""
-        _row(table, leaf.name, value, default, printable(origin), leaf.help, style=style)
+        add_row(table, leaf.name, value, default, printable(origin), leaf.help, style=style)
     if shown:
         console.print()
         console.print(table)
@@ -148,7 +121,7 @@ def show_probe(report: "OnceReport") -> None:
     """Print what one round of pings found."""
     console = TextConsole()
     report = printable_values(report)
-    table = _table("CONNECTION", "STATE", "FAMILY", "REPLIES", "RTT MIN/MEDIAN/MAX", "FROM", "TO", "LINK")
+    table = plain_table("CONNECTION", "STATE", "FAMILY", "REPLIES", "RTT MIN/MEDIAN/MAX", "FROM", "TO", "LINK")
     for result in report.results:
         connection, verdict = result.connection, result.verdict
         colour = _VERDICT_COLOURS.get(result.state, "")
@@ -158,7 +131,7 @@ def show_probe(report: "OnceReport") -> None:
                 continue
             families = verdict.evidence if verdict is not None else ()
             family = next((family for family in families if family.ipv4 == ipv4), None)
-            _row(
+            add_row(
                 table,
                 connection.id,
                 Text(result.state, style=colour),
@@ -220,107 +193,6 @@ def target_json(target: TargetStatus, now: float) -> dict[str, object]:
     }
     values["override"] = None if target.override is None else override_fields(target.override, now)
     return values
-
-
-def show_status(status: GuardStatus, *, show_all: bool) -> None:
-    """Print streams, targets (troubled ones first) and links."""
-    console = TextConsole()
-    status = printable_values(status)
-    console.print(headline(status))
-    for note in settings_file_notes(status):
-        console.print(note, style="bold yellow")
-    console.print()
-    _show_streams(console, status)
-    _show_targets(console, status, show_all=show_all)
-    _show_links(console, status)
-
-
-def _show_streams(console: TextConsole, status: GuardStatus) -> None:
-    table = _table("STREAM", "AVAILABLE", *(state.value.upper() for state in TROUBLE_FIRST), "TABLE", "NOTE")
-    for stream in status.streams:
-        available = Text("yes", "green") if stream.available else Text("NO", "bold red")
-        note = "; ".join(
-            text
-            for text in (
-                "" if stream.available else stream.availability_reason,
-                "mass failure: targets are frozen, not withdrawn" if stream.mass_failure else "",
-                list_change_note(stream, status.now),
-                local_vips_note(stream),
-            )
-            if text
-        )
-        counts = (stream.counts.get(state, 0) for state in TROUBLE_FIRST)
-        committed = "committed" if stream.table_committed else "changing"
-        _row(table, stream.name, available, *counts, committed, note)
-    console.print(table if status.streams else "No streams.")
-    console.print()
-
-
-def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) -> None:
-    targets = sorted(status.targets, key=lambda item: (TROUBLE_FIRST.index(item.state), item.stream, item.identifier))
-    shown = targets if show_all else targets[:TARGETS_SHOWN]
-    judged = any(path.verdicts for target in shown for path in target.paths)
-    columns = ["TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", "IP", "PATH"]
-    columns += ["NEW FLOWS"] if status.affinity is not None else []
-    columns += ["KEPT"] if status.parking is not None else []
-    by_hand = any(target.override is not None for target in shown)
-    table = _table(*columns, "LINK", "NEIGHBOUR", *(["VERDICT"] if judged else []), *(["BY HAND"] if by_hand else []))
-    for target in shown:
-        paths = target.paths
-        _row(
-            table,
-            f"{target.stream}/{target.identifier}",
-            Text(target.state, STATE_COLOURS[target.state]),
-            age(status.now - target.since),
-            until(target, status.now),
-            then(target),
-            "" if target.state is TargetState.ACTIVE else target.cause,
-            "\n".join(path.ip for path in paths),
-            "\n".join(condition(path) for path in paths),
-            *(["\n".join(new_flows(target, status.affinity))] if status.affinity is not None else []),
-            *(["\n".join(kept_packets(target, status.parking))] if status.parking is not None else []),
-            "\n".join(path.ifname or "-" for path in paths),
-            "\n".join(f"{path.neighbor or '-'} {path.mac if path.mac != '-' else ''}".strip() for path in paths),
-            *(["\n".join(_verdicts(path, status.now) for path in paths)] if judged else []),
-            *([_by_hand(target, status.now)] if by_hand else []),
-        )
-    console.print(table if targets else "No targets.")
-    if len(shown) < len(targets):
-        console.print(f"... and {len(targets) - len(shown)} more: lbguard status --all")
-    console.print()
-
-
-def _by_hand(target: TargetStatus, now: float) -> str:
-    """Return an operator's override in a few words; empty: there is none."""
-    override = target.override
-    if override is None:
-        return ""
-    return f"{override.action} for {span(override.until - now)} more{given_by(override)}"
-
-
-def _verdicts(path: PathStatus, now: float) -> str:
-    """Return the reporters' verdict on a path, the number of opinions that count, and the age of the newest."""
-    if not path.verdicts:
-        return "-"
-    counting = sum(verdict.weight == "counts" for verdict in path.verdicts)
-    newest = max(verdict.at for verdict in path.verdicts)
-    more = f", {path.verdicts_left_out} not shown" if path.verdicts_left_out else ""
-    return f"{path.verdict} ({counting} of {len(path.verdicts)} count{more}), {age(now - newest)} ago"
-
-
-def _show_links(console: TextConsole, status: GuardStatus) -> None:
-    table = _table("LINK", "ROLE", "STATE", "MAC", "ADDRESSES")
-    for link in status.links:
-        state = "up" if link.up else "down"
-        _row(
-            table,
-            f"{link.name} ({link.ifindex}#{link.generation})",
-            link.role,
-            state,
-            link.mac,
-            *([" ".join(link.addresses)]),
-        )
-    console.print(table if status.links else "No links that face targets.")
 
 
 # Decisions

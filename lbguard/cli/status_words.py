@@ -12,7 +12,7 @@ from lbguard.core.status import (
     StreamStatus,
     TargetStatus,
 )
-from lbguard.telemetry.sentences import family_of, seconds, time_of_day
+from lbguard.telemetry.sentences import family_of, given_by, seconds, span, time_of_day
 from lbguard.telemetry.target_story import new_connections
 
 NOT_YET = "starting"
@@ -47,6 +47,8 @@ _THEN = {
     Action.KEEP: "kept",
     Action.RELEASE: "released",
 }
+_LONG_S = 120.0
+"""From this duration on it is shown in minutes and whole seconds."""
 _FULL = 0.9
 """A map of flows with more than this share in use is shown as almost full; the alert has the same limit."""
 
@@ -59,7 +61,18 @@ def until(target: TargetStatus, clock: float) -> str:
         at = target.commit_at
     if at is None:
         return "no end" if prediction is not None and prediction.action in (Action.STAY, Action.HOLD) else ""
-    return f"in {seconds(at - clock)}" if at > clock else "now"
+    left_s = at - clock
+    return f"in {seconds(left_s) if left_s < _LONG_S else span(left_s)}" if left_s > 0 else "now"
+
+
+def by_hand(target: TargetStatus, status: GuardStatus) -> str:
+    """Return an operator's override in a few words: action, end, who and why; empty: there is none."""
+    override = target.override
+    if override is None:
+        return ""
+    end = clock_time(status, override.until)
+    until_then = f"until {end}" if end else f"for {span(override.until - status.now)} more"
+    return f"{override.action} {until_then}{given_by(override)}"
 
 
 def then(target: TargetStatus) -> str:

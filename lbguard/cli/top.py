@@ -14,6 +14,7 @@ from lbguard.cli.status_words import (
     STATE_COLOURS,
     TROUBLE_FIRST,
     age,
+    by_hand,
     condition,
     headline_parts,
     kept_packets,
@@ -239,7 +240,8 @@ def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: i
     if width >= _FULL_WIDTH:
         steered = ["NEW FLOWS"] if status.affinity is not None else []
         steered += ["KEPT"] if status.parking is not None else []
-        table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", *steered, "PATHS")
+        by_hand_too = ["BY HAND"] if any(target.override is not None for target in page.targets) else []
+        table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", *by_hand_too, *steered, "PATHS")
     elif width >= _TINY_WIDTH:
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE")
     else:
@@ -253,7 +255,8 @@ def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: i
             "FOR": age(clock - target.since),
             "UNTIL": _left(target, clock),
             "THEN": then(target),
-            "CAUSE": _cause(target),
+            "CAUSE": _cause(target, mark_by_hand=width < _FULL_WIDTH),
+            "BY HAND": by_hand(target, status),
             "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, status.affinity))),
             "KEPT": "/".join(dict.fromkeys(kept_packets(target, status.parking))),
             "PATHS": "  ".join(f"{path.ip} {condition(path)} {path.ifname or '-'}" for path in target.paths),
@@ -266,11 +269,12 @@ def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: i
     return table
 
 
-def _cause(target: TargetStatus) -> str:
-    """Return why a target is in its state, and what an operator ordered."""
+def _cause(target: TargetStatus, *, mark_by_hand: bool) -> str:
+    """Return why a target is in its state, and (where its own column is missing) what an operator ordered."""
     cause = "" if target.state is TargetState.ACTIVE else target.cause
-    by_hand = "" if target.override is None else f"{target.override.action} by hand"
-    return ", ".join(part for part in (cause, by_hand) if part)
+    marked = mark_by_hand and target.override is not None
+    order = f"{target.override.action} by hand" if marked and target.override is not None else ""
+    return ", ".join(part for part in (cause, order) if part)
 
 
 def _left(target: TargetStatus, clock: float) -> Text:

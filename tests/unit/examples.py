@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address
 
-from lbguard.core.model import Action, Condition, Decision, Evidence, TargetKey, TargetState
+from lbguard.core.model import Action, Condition, Decision, Evidence, Override, TargetKey, TargetState
 from lbguard.core.status import (
     AffinityStatus,
     FlowMap,
@@ -106,6 +106,7 @@ def target(
     draining: bool = False,
     unlisted: bool = False,
     commit_at: float | None = None,
+    override: Override | None = None,
 ) -> TargetStatus:
     """Return the status of target stream-a/IDENTIFIER."""
     return TargetStatus(
@@ -122,6 +123,7 @@ def target(
         draining=draining,
         unlisted=unlisted,
         commit_at=commit_at,
+        override=override,
     )
 
 

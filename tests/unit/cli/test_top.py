@@ -325,8 +325,12 @@ def test_what_an_operator_ordered_is_shown() -> None:
     held = target(1, TargetState.HELD, cause="no_link")
     status = guard_status(replace(held, override=given), replace(target(2), override=given))
     lines = screen(snapshot(status))
-    assert "no_link, hold by hand" in row(lines, "stream-a/1")
-    assert "hold by hand" in row(lines, "stream-a/2")
+    assert "BY HAND" in " ".join(lines)
+    assert re.search(r"no_link +hold for 1m40s more by anna", row(lines, "stream-a/1"))
+    assert "hold for 1m40s more by anna" in row(lines, "stream-a/2")
+    narrow = screen(snapshot(status), width=80)
+    assert "no_link, hold by hand" in row(narrow, "stream-a/1")
+    assert "BY HAND" not in " ".join(screen(snapshot()))
 
 
 def test_help_fits_80_columns() -> None:

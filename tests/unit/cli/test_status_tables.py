@@ -1,0 +1,71 @@
+"""`lbguard status` at the widths of real terminals."""
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lbguard.cli.status_tables import show_status
+from lbguard.core.model import Action, ManualAction, Override, TargetState
+from lbguard.core.status import GuardStatus, Prediction
+from tests.unit.examples import affinity, guard_status, path, target
+
+MAC = "02:00:00:00:00:01"
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def state(*, override: Override | None = None, wall_time: float | None = None) -> GuardStatus:
+    held = target(
+        2,
+        TargetState.HELD,
+        cause="no_link",
+        deadline=102.5,
+        paths=(path("172.16.1.11", "no_link", ""), path("fd00:1::11")),
+        prediction=Prediction(action=Action.WITHDRAW, at=102.5),
+        override=override,
+    )
+    return guard_status(target(1), held, affinity=affinity(), wall_time=wall_time)
+
+
+def lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, status: GuardStatus, width: int
+) -> list[str]:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    show_status(status, show_all=False)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    return [line.rstrip() for line in plain.splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_no_word_is_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    shown = lines(capsys, monkeypatch, state(), width)
+    assert max(map(len, shown)) <= width
+    for word in ("stream-a/2", "withdrawn", "no_link", "172.16.1.11", "fd00:1::11", f"reachable {MAC}", "NEIGHBOUR"):
+        assert any(word in line for line in shown), word
+    rows = [line for line in shown if line.startswith("stream-a/2")]
+    assert len(rows) == (1 if width == 160 else 2), "narrow: a table of states, and one of paths"
+    assert "in 2.5 s" in rows[0]
+    [stream] = [line for line in shown if line.startswith("stream-a ")]
+    assert re.search(r"1 held, 1 active" if width == 80 else r"yes +0 +0 +1 +0 +0 +1", stream)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_an_override_says_until_when(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    order = Override(action=ManualAction.HOLD, since=90.0, until=700.0, who="anna", reason="rack 7")
+    shown = lines(capsys, monkeypatch, state(override=order, wall_time=1_700_000_000.0), width)
+    assert "hold until 22:23:20 UTC by anna (rack 7)" in " ".join(" ".join(shown).split())
+    shown = lines(capsys, monkeypatch, state(override=order), 160)
+    assert any("hold for 10m more by anna (rack 7)" in line for line in shown)
