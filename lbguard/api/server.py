@@ -96,6 +96,7 @@ class _GuardService(pb_grpc.GuardServiceServicer):
                     observe=status.observe,
                     affinity=status.affinity,
                     parking=status.parking,
+                    wall_time=status.wall_time,
                 )
                 if not status.observe:
                     in_table = [

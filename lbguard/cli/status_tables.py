@@ -20,6 +20,7 @@ from lbguard.cli.status_words import (
     settings_file_notes,
     then,
     until,
+    until_time,
 )
 from lbguard.core.model import TargetState
 from lbguard.core.status import GuardStatus, PathStatus, TargetStatus
@@ -80,6 +81,8 @@ def _show_targets(console: TextConsole, status: GuardStatus, *, show_all: bool) 
     decided, paths = _decided(status, shown), _paths(status, shown)
     tables = [_joined(shown, {**decided, **paths})]
     if not _fits(console, tables[0]):
+        if "AT" in decided and not _fits(console, _joined(shown, decided)):
+            del decided["AT"]
         tables = [_joined(shown, decided), _joined(shown, {"TARGET": decided["TARGET"], **paths})]
     for number, table in enumerate(tables if targets else []):
         if number:
@@ -109,9 +112,12 @@ def _decided(status: GuardStatus, shown: Sequence[TargetStatus]) -> _Columns:
         "STATE": [Text(target.state, STATE_COLOURS[target.state]) for target in shown],
         "FOR": [age(status.now - target.since) for target in shown],
         "UNTIL": [until(target, status.now) for target in shown],
+        "AT": [until_time(target, status) for target in shown],
         "THEN": [then(target) for target in shown],
         "CAUSE": ["" if target.state is TargetState.ACTIVE else target.cause for target in shown],
     }
+    if not any(columns["AT"]):
+        del columns["AT"]
     if any(target.override is not None for target in shown):
         columns["BY HAND"] = [by_hand(target, status) for target in shown]
     return columns

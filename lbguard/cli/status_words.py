@@ -55,14 +55,24 @@ _FULL = 0.9
 
 def until(target: TargetStatus, clock: float) -> str:
     """Return how long a target's state lasts if nothing changes; empty: that is not a matter of time."""
-    prediction = target.prediction
-    at = prediction.at if prediction is not None else target.deadline
-    if at is None and prediction is None:
-        at = target.commit_at
+    prediction, at = target.prediction, _ends_at(target)
     if at is None:
         return "no end" if prediction is not None and prediction.action in (Action.STAY, Action.HOLD) else ""
     left_s = at - clock
     return f"in {seconds(left_s) if left_s < _LONG_S else span(left_s)}" if left_s > 0 else "now"
+
+
+def until_time(target: TargetStatus, status: GuardStatus) -> str:
+    """Return when that is, as local time; empty: it is not a matter of time, or the time of day is not known."""
+    at = _ends_at(target)
+    return "" if at is None else clock_time(status, at)
+
+
+def _ends_at(target: TargetStatus) -> float | None:
+    """Return when a target's state is decided next."""
+    if target.prediction is not None:
+        return target.prediction.at
+    return target.commit_at if target.deadline is None else target.deadline
 
 
 def by_hand(target: TargetStatus, status: GuardStatus) -> str:

@@ -23,6 +23,7 @@ from lbguard.cli.status_words import (
     new_flows,
     then,
     until,
+    until_time,
 )
 from lbguard.cli.top_browse import Browse, matching
 from lbguard.cli.top_feed import Snapshot
@@ -33,6 +34,8 @@ from lbguard.telemetry.sentences import decision_sentence
 
 _FULL_WIDTH = 100
 """From this width on (characters) every column is shown; on a narrower terminal only those that decide."""
+_TIMES_WIDTH = 120
+"""From this width on the time of day of a deadline is shown beside the time left."""
 _TINY_WIDTH = 60
 _LOW = 12
 """Below so many lines, parts are left out."""
@@ -241,7 +244,8 @@ def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: i
         steered = ["NEW FLOWS"] if status.affinity is not None else []
         steered += ["KEPT"] if status.parking is not None else []
         by_hand_too = ["BY HAND"] if any(target.override is not None for target in page.targets) else []
-        table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE", *by_hand_too, *steered, "PATHS")
+        times = ["AT"] if width >= _TIMES_WIDTH and any(until_time(target, status) for target in page.targets) else []
+        table = _table("TARGET", "STATE", "FOR", "UNTIL", *times, "THEN", "CAUSE", *by_hand_too, *steered, "PATHS")
     elif width >= _TINY_WIDTH:
         table = _table("TARGET", "STATE", "FOR", "UNTIL", "THEN", "CAUSE")
     else:
@@ -255,6 +259,7 @@ def _targets(status: GuardStatus, page: Page, first: int, clock: float, width: i
             "FOR": age(clock - target.since),
             "UNTIL": _left(target, clock),
             "THEN": then(target),
+            "AT": until_time(target, status),
             "CAUSE": _cause(target, mark_by_hand=width < _FULL_WIDTH),
             "BY HAND": by_hand(target, status),
             "NEW FLOWS": "/".join(dict.fromkeys(new_flows(target, status.affinity))),

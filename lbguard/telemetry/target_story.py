@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lbguard.core.model import ADMITTED, SOFT, Action, Condition, Decision, ManualAction, TargetState
 from lbguard.core.status import AffinityStatus, ParkingStatus, PathStatus, Prediction, TargetStatus, VerdictStatus
 from lbguard.printable import printable
-from lbguard.telemetry.sentences import families, family_of, seconds, span
+from lbguard.telemetry.sentences import families, family_of, seconds, span, time_of_day
 
 _WHAT_HELPS = {
     Condition.NO_LINK: "no link reaches the subnet of {ip}; it comes back when the mesh re-creates the link",
@@ -237,6 +237,7 @@ def target_story(
     observe: bool = False,
     affinity: AffinityStatus | None = None,
     parking: ParkingStatus | None = None,
+    wall_time: float | None = None,
 ) -> str:
     """Return in a few sentences, one a line, a target's state, the reason for it, and what happens next.
 
@@ -247,6 +248,7 @@ def target_story(
         observe: no decision is carried out.
         affinity: flow affinity; None: it is off.
         parking: parking; None: it is off.
+        wall_time: the moment `now` by the wall clock, seconds since the epoch; None: unknown.
     """
     name, age = f"{target.stream}/{target.identifier}", seconds(max(0.0, now - target.since))
     if observe:
@@ -277,6 +279,9 @@ def target_story(
     story.append(_drain_sentence(target))
     if target.prediction is not None:
         story.append(_prediction_sentence(target, target.prediction, now))
+        if target.prediction.at is not None and wall_time is not None:
+            at = time_of_day(wall_time + max(0.0, target.prediction.at - now), wall_time)
+            story.append(f"That is decided at {at}, by the clock of the service.")
     # Each loss adds one, which decays; only the part above one delays a re-admission.
     if target.penalty > 1:
         story.append(

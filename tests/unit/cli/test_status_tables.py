@@ -61,6 +61,16 @@ def test_no_word_is_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("width", [80, 160])
+def test_the_time_of_a_deadline_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    shown = lines(capsys, monkeypatch, state(wall_time=1_700_000_000.0), width)
+    row = next(line for line in shown if line.startswith("stream-a/2"))
+    assert "22:13:22 UTC" in row, "2.5 s after the time of the status"
+    assert " AT " not in " ".join(lines(capsys, monkeypatch, state(), width)), "it is not known"
+
+
+@pytest.mark.parametrize("width", [80, 160])
 def test_an_override_says_until_when(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:

@@ -333,6 +333,14 @@ def test_what_an_operator_ordered_is_shown() -> None:
     assert "BY HAND" not in " ".join(screen(snapshot()))
 
 
+def test_a_wide_terminal_shows_the_time_of_a_deadline() -> None:
+    status = replace(recorded(), wall_time=1_700_000_000.0)
+    zone = time.strftime("%Z", time.localtime(1_700_000_000))
+    assert re.search(rf"in \d+\.\d s +\d\d:\d\d:\d\d {zone} +withdrawn", row(screen(snapshot(status)), "stream-a/1"))
+    assert zone not in row(screen(snapshot(status), width=110), "stream-a/1")
+    assert zone not in row(screen(snapshot()), "stream-a/1")
+
+
 def test_help_fits_80_columns() -> None:
     lines = screen(snapshot(), width=80, height=24, browse=Browse(help=True))
     assert lines[0].startswith("KEYS")

@@ -4,6 +4,7 @@ import pytest
 
 from lbguard.core.model import Action, Condition, ManualAction, Override, TargetState
 from lbguard.core.status import AffinityStatus, PathStatus, Prediction
+from lbguard.telemetry.sentences import time_of_day
 from lbguard.telemetry.target_story import new_connections, target_story
 from tests.unit.examples import affinity, decision, parking, path, target
 
@@ -24,6 +25,9 @@ def test_the_story_of_a_held_target() -> None:
     assert "The path to 172.16.1.10 is broken: no_link - no link reaches the subnet of 172.16.1.10" in story
     assert "The path to fd00:1::10 is ok (via lb-a, neighbour reachable at 02:00:00:00:00:01)." in story
     assert "It is withdrawn in 2.5 s unless the path comes back." in story
+    assert "by the clock" not in story
+    later = time_of_day(1_700_000_002.5, 1_700_000_000.0)
+    assert f"That is decided at {later}, by" in target_story(held, 100.0, recent, wall_time=1_700_000_000.0)
     assert "Its flap penalty is 1.50: the part above 1 delays a re-admission (damping.step)." in story
     assert "Of its last 3 decisions, 2 were holds; 1 ended in recovery, 0 in withdrawal." in story
 
