@@ -57,7 +57,7 @@ def test_every_target_behind_a_link_is_drained_and_released(guarded: Guarded) ->
         [override] = [t["override"] for t in shown["targets"] if t["identifier"] == 1]
         assert (override["action"], override["who"], override["reason"]) == ("drain", "anna", "kernel update")
         assert 1700 < override["ends_in_s"] <= 1800
-        assert "drain for" in done(guarded, "status")
+        assert "drain until" in done(guarded, "status")
         story = done(guarded, "explain", "stream-a/1")
         assert "anna drains it by hand" in story
         assert "kernel update" in story
