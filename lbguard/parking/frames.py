@@ -56,7 +56,7 @@ class ParkedPacket(NamedTuple):
 
     @property
     def responsive(self) -> bool:
-        """True for TCP and SCTP, whose senders react to loss, and for fragments with such a protocol in their IP header."""
+        """True for TCP and SCTP, whose senders react to loss, and for fragments with that protocol in the header."""
         return self.packet[9 if self.ipv4 else 6] in (_TCP, _SCTP)
 
     @property
