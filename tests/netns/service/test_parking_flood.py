@@ -15,7 +15,8 @@ from lbguard.core.model import PARKING_LINK
 from lbguard.lab.netns import Namespace
 from lbguard.parking.device import ParkingLink
 from lbguard.parking.frames import IGNORED_MAX, read_frame
-from tests.netns.service.test_parking import FAMILIES, PORT, VIPS, Parked, other_packet, wait_until
+from tests.netns.service.guarded import wait_until
+from tests.netns.service.test_parking import FAMILIES, PORT, VIPS, Parked, other_packet
 from tests.unit.parking.packets import TCP, UDP, datagram, frame, ipv4, ipv6, segment
 
 pytestmark = pytest.mark.netns
