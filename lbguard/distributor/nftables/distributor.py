@@ -244,8 +244,10 @@ class NftDistributor:
     def _write_rules(self, nft: NftContext, lines: Callable[[], list[str]], streams: Sequence[Held]) -> None:
         """Run the lines and record the objects that they created.
 
-        When another program changed the ruleset at the same time, the lines are run again, since the objects may be
-        that program's. When this does not end, nothing is recorded, so that the next check reports it.
+        When another transaction changed the ruleset at the same time, the lines are run again, since the objects may
+        be another program's. The generation counts the transactions of the whole namespace, also our own of other
+        tables: flow affinity makes several at a start. When they do not end, the rules of each chain are counted. Of
+        a stream with another number nothing is recorded, so that the next check reports it.
         """
         for _ in range(_WRITE_TRIES):
             self._add_hooks(nft, [held.names for held in streams])
@@ -253,10 +255,12 @@ class NftDistributor:
             self._transact(nft, lines)
             things = self._inventory(nft.kernel)
             alone = nft.kernel.generation() == (before + 1) % 2**32
-            for held in streams:
-                held.things = nft_state.of_stream(things, held.names) if alone else frozenset()
             if alone:
-                return
+                break
+        written = nft_ruleset.rules_by_chain(lines())
+        for held in streams:
+            present = nft_state.of_stream(things, held.names)
+            held.things = present if alone or nft_state.has_rules(present, held.names, written) else frozenset()
 
     def _add_hooks(self, nft: NftContext, streams: Sequence[StreamNames]) -> None:
         present = {thing.name for thing in self._inventory(nft.kernel)}

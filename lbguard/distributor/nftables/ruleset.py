@@ -36,7 +36,8 @@ the first misses.
 
 import ipaddress
 import string
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from lbguard.core.addr import Prefix, is_ipv4, prefix_of
@@ -175,6 +176,12 @@ def rules(
             f"add rule {FAMILY} {TABLE} {DEFRAGMENT} meta l4proto tcp tproxy ip6 to [::1]:1",
         ]
     return lines
+
+
+def rules_by_chain(lines: Iterable[str]) -> Counter[str]:
+    """Return how many rules the commands of `rules` add to each chain."""
+    prefix = f"add rule {FAMILY} {TABLE} "
+    return Counter(line.removeprefix(prefix).split(" ", 1)[0] for line in lines if line.startswith(prefix))
 
 
 def _stream_rules(names: StreamNames, map_name: str, slots: int, seed: int) -> list[str]:
