@@ -122,7 +122,7 @@ class InterposerSettings(BaseModel):
         0.15,
         "The longest time until an activate is answered, with success also where the target is admitted later.",
         low=0.02,
-        high=0.19,
+        high=1,
     )
     recent_loss: Duration = seconds(
         1.0,
