@@ -93,6 +93,7 @@ def test_a_package_that_cannot_be_executed_says_why(package: Path) -> None:
 def test_the_service_loads_no_part_of_the_library_that_it_does_not_use() -> None:
     program = (
         "import sys, lbguard.cli.main, lbguard.cli.host_check, lbguard.service.process\n"
+        "import lbguard.service.affinity, lbguard.service.parking, lbguard.service.servers, lbguard.probe.service\n"
         "print('\\n'.join(sys.modules))\n"
         "from pyroute2 import IPRoute, NDB\n"
     )
