@@ -21,7 +21,7 @@ def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
         return
     paths = {directory / stream.shm_name: f" (stream {stream.name})" for stream in streams}
     if settings.source != "file":
-        named = "*" if settings.source == "interposer" and settings.interposer.flavour == "meridio-2" else "tshm-*"
+        named = "*" if settings.flavour == "meridio-2" else "tshm-*"
         paths |= {directory / place.name: "" for place in sorted(host.path(directory).glob(named))}
         if not paths:
             paths[directory / named] = ""

@@ -142,7 +142,7 @@ class Engine(EngineState):
             self.observation.was_blind(event.duration_s, now)
 
     def _holds_remembered(self, event: ev.HoldsRemembered, now: float) -> None:
-        self.life.memory.remember(event.holds, now)
+        self.life.holds.memory.remember(event.holds, now)
         self.view.remember_subnets(event.subnets)
         self.stream_registry.remember_drains(event.drains, now)
         self.manual.remember(event.overrides, now)
@@ -385,7 +385,7 @@ class Engine(EngineState):
             stream = self.stream_registry.streams[name]
             mass = stream.mass_failure(self.config)
             if stream.was_mass and not mass:
-                self.life.thaw(stream, now)
+                self.life.holds.thaw(stream, now)
             stream.was_mass = mass
 
     def _prune(self) -> list[Effect]:

@@ -96,7 +96,7 @@ class EngineState:
         self.tables = KernelTables()
         self.paths = PathRepair(config, self.view, self.tables)
         self.life = Lifecycle(config, self.paths.evidence)
-        self.manual = ManualControl(config, self.life)
+        self.manual = ManualControl(config, self.life, self.seen_until)
         self.stream_registry = StreamRegistry(config, self.view, self.paths, self.life, self.manual)
         self.availability = Availability(config.availability_grace_s)
         self.observation = Observation(self.stream_registry.streams, self.life, self.availability)
@@ -140,7 +140,7 @@ class EngineState:
     def open_holds(self, now: float) -> tuple[ev.OpenHold, ...]:
         """Return the holds that a later run continues if this one ends now."""
         streams = self.stream_registry.streams.values()
-        return self.life.memory.open_holds(streams, self.life.deadlines, self.seen_until(now), now)
+        return self.life.holds.memory.open_holds(streams, self.life.deadlines, self.seen_until(now), now)
 
     def seen_until(self, now: float) -> float:
         """Return the moment up to which the kernel's state is known: now, or when the view was lost."""

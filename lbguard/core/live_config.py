@@ -52,7 +52,7 @@ class LiveConfig:
             if target.state is TargetState.HELD and before.grace != after.grace:
                 self._move_hold(target, before, after, seen_until)
             elif target.state is TargetState.FROZEN and (before.grace, before.freeze) != (after.grace, after.freeze):
-                self._life.deadlines.set(target.key, max(seen_until, self._life.frozen_deadline(target)))
+                self._life.deadlines.set(target.key, max(seen_until, self._life.holds.frozen_deadline(target)))
             elif target.waiting and before.damping != after.damping:
                 wait_s = target.penalty.wait_s(after.damping, target.waiting_since)
                 self._life.deadlines.set(target.key, max(now, target.waiting_since + wait_s))
@@ -66,9 +66,11 @@ class LiveConfig:
         latest = target.lost_at + after.grace.max_s
         if target.spared_until > target.lost_at + before.grace.max_s:
             # It got one more window, after or during a mass failure.
-            latest = max(latest, min(seen_until + self._life.window_s(target), target.frozen_at + after.freeze.limit_s))
+            latest = max(
+                latest, min(seen_until + self._life.holds.window_s(target), target.frozen_at + after.freeze.limit_s)
+            )
         target.spared_until = min(target.spared_until, latest)
-        self._life.deadlines.set(target.key, max(seen_until, self._life.grace_deadline(target)))
+        self._life.deadlines.set(target.key, max(seen_until, self._life.holds.grace_deadline(target)))
 
     def _move_others(self, target: Target, before: EngineConfig, after: EngineConfig, now: float) -> None:
         life = self._life

@@ -11,7 +11,7 @@ of a stream and its addresses: it applies again to a target that leaves the list
 addresses. It survives a restart, and its time runs on meanwhile.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from lbguard.core.addr import Ip
@@ -48,11 +48,15 @@ class Order:
 
 
 class ManualControl:
-    """The overrides in force, by target; also of targets that are not listed at present."""
+    """The overrides in force, by target; also of targets that are not listed at present.
 
-    def __init__(self, config: EngineConfig, life: Lifecycle) -> None:
+    `seen_until` returns up to which moment the state of the kernel is known.
+    """
+
+    def __init__(self, config: EngineConfig, life: Lifecycle, seen_until: Callable[[float], float]) -> None:
         self._config = config
         self._life = life
+        self._seen_until = seen_until
         self._orders: dict[TargetKey, Order] = {}
         self._ends: Deadlines[TargetKey] = Deadlines()
 
@@ -207,7 +211,7 @@ class ManualControl:
         self._forget(target.key)
         if before is not None:
             if before.action is ManualAction.HOLD:
-                self._life.keep_no_longer(target, now)
+                self._life.holds.keep_no_longer(target, self._seen_until(now))
             self._life.note(target, Action.RELEASE, cause, now, before)
             self._undo(stream, target, before, cause, now)
 
@@ -217,7 +221,7 @@ class ManualControl:
             case ManualAction.DRAIN if not (target.source_drains or target.unlisted):
                 self._life.resume(stream, target, now, reason=cause)
             case ManualAction.HOLD:
-                self._life.keep_no_longer(target, now)
+                self._life.holds.keep_no_longer(target, self._seen_until(now))
             case ManualAction.WITHDRAW:
                 self._life.take_back(target, now)
 

@@ -8,7 +8,8 @@ target is withdrawn.
 from collections.abc import Mapping
 
 from lbguard.core.commits import Availability
-from lbguard.core.lifecycle import REPAIR_TIME_S, Lifecycle
+from lbguard.core.holds import REPAIR_TIME_S
+from lbguard.core.lifecycle import Lifecycle
 from lbguard.core.model import ADMITTED, SOFT, Condition
 from lbguard.core.state import Stream, Target
 
@@ -46,7 +47,7 @@ class Observation:
 
     def was_blind(self, duration_s: float, now: float) -> None:
         """Exclude from all deadlines a time without observation that ends now."""
-        self._life.unseen(self._streams.values(), unseen_s(duration_s), now)
+        self._life.holds.unseen(self._streams.values(), unseen_s(duration_s), now)
         self.repaired_at = now + REPAIR_TIME_S
         self._availability.postpone(self.repaired_at)
 

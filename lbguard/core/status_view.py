@@ -138,7 +138,7 @@ def _at_deadline(config: EngineConfig, life: Lifecycle, stream: Stream, target: 
     if what is Input.PATH_PARTIAL:
         # Its deadline is dropped, or, in a mass failure, set again.
         limit = target.lost_at + config.freeze.limit_s
-        return Prediction(action=Action.HOLD, until=limit, why=broken) if life.family_waits(target) else None
+        return Prediction(action=Action.HOLD, until=limit, why=broken) if life.holds.family_waits(target) else None
     state, action = TRANSITIONS[target.state, what]
     why = ""
     until = None

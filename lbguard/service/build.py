@@ -65,8 +65,7 @@ def make_distributor(settings: Settings) -> Distributor:
 
 def assumed_queue(settings: Settings) -> int:
     """Return the priority at which packets are queued, as long as no rule in the kernel shows it."""
-    meridio_2 = settings.source == "interposer" and settings.interposer.flavour == "meridio-2"
-    return FILTER if meridio_2 else MANGLE
+    return FILTER if settings.flavour == "meridio-2" else MANGLE
 
 
 def make_source(

@@ -11,7 +11,7 @@ from lbguard.distributor.maglev import TableKind
 from lbguard.distributor.nfqlb.memory import StreamMemory
 from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import Settings
-from lbguard.sources.interposer.protocol import SHM_PREFIX, Flavour, flavour_of, stream_of
+from lbguard.sources.flavour import SHM_PREFIX, Flavour, flavour_of, stream_of
 from lbguard.sources.interposer.registrations import FoundTable
 from lbguard.sources.interposer.source import InterposerConfig, InterposerSource
 from lbguard.sources.kernel import KernelSource
@@ -144,4 +144,5 @@ def make_kernel_source(
         return target is not None and view.path_lost(target, within_s)
 
     group = settings.kernel_source
-    return KernelSource(group.ranges, group.keep, emit, routes=routes, path_lost=path_lost)
+    flavour = Flavour(group.flavour)
+    return KernelSource(group.ranges, group.keep, emit, flavour=flavour, routes=routes, path_lost=path_lost)

@@ -150,6 +150,11 @@ class Settings(BaseSettings):
         """Return whether packets of held targets are kept."""
         return self.mode == "enforce" and self.parking.enabled
 
+    @property
+    def flavour(self) -> str:
+        """The load balancer beside it: `auto`, `meridio` or `meridio-2`; empty with a source that has none."""
+        return {"interposer": self.interposer.flavour, "kernel": self.kernel_source.flavour}.get(self.source, "")
+
     @model_validator(mode="after")
     def _source_is_told(self) -> "Settings":
         if self.source == "nsp":

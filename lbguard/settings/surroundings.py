@@ -31,7 +31,7 @@ RANGE_EXAMPLE = "stream-a=5001-5100"
 
 
 class MarkRange(NamedTuple):
-    """The marks of a stream: identifier 1 has `first`."""
+    """The marks of a stream: its first identifier has `first`."""
 
     name: str
     first: int
@@ -65,6 +65,11 @@ class KernelSourceSettings(BaseModel):
         description="Marks of each stream; a target with any other mark belongs to the stream `kernel`, with its mark"
         " as the identifier.",
         json_schema_extra={"unit": "list", "allowed": f"NAME=FIRST-LAST between commas, such as {RANGE_EXAMPLE}"},
+    )
+    flavour: Literal["meridio", "meridio-2"] = Field(
+        default="meridio",
+        description="The load balancer. meridio: the first mark of a stream is identifier 1, and its memory is named"
+        " tshm-STREAM. meridio-2: the first mark is identifier 0, and the memory has the stream's name.",
     )
     keep: Duration = seconds(
         600.0,

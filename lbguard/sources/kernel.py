@@ -2,9 +2,10 @@
 
 A rule `fwmark F lookup F` and default routes through gateways in table F are a target: its addresses are the gateways.
 
-A load balancer removes both when a path is broken, and when a target is removed. In the first case lbguard keeps the
-target: its neighbour entries matter when its link is back. So a target that disappeared while its path was broken, or
-had been just before, stays listed for a time; any other target is removed.
+Meridio removes both when a path is broken, and when a target is removed. In the first case lbguard keeps the target:
+its neighbour entries matter when its link is back. So a target that disappeared while its path was broken, or had been
+just before, stays listed for a time; any other target is removed. Meridio-2 removes them only with the target; the
+kernel deletes the routes of a lost link, and the rule stays. So a target stays listed as long as it has a rule.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from lbguard.core.addr import Ip, format_ip, is_ipv4, why_not_unicast
 from lbguard.core.events import Event, KernelSnapshot, RouteGone, RouteSeen, RuleGone, RuleSeen, SourceSnapshot
 from lbguard.core.model import MAX_MARK, ROUTE_PROTOCOL, Rule, StreamSpec, TargetSpec
 from lbguard.settings.surroundings import MarkRange
+from lbguard.sources.flavour import Flavour
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.kernel")
@@ -44,6 +46,7 @@ class KernelSource:
         ranges: marks of the streams.
         keep_s: how long a target is kept that disappeared with its path broken, seconds.
         emit: receives each new list, in the thread of the event loop.
+        flavour: the load balancer.
         routes: the load balancer's routes; they receive each event first.
         path_lost: returns whether the path of a mark's target is broken, or was within a time in seconds.
         clock: seconds, monotonic.
@@ -55,11 +58,13 @@ class KernelSource:
         keep_s: float,
         emit: Callable[[SourceSnapshot], None],
         *,
+        flavour: Flavour = Flavour.MERIDIO,
         routes: Gateways,
         path_lost: Callable[[int, float], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ranges = ranges
+        self._flavour = flavour
         self._keep_s = keep_s
         self._emit = emit
         self._routes = routes
@@ -151,7 +156,7 @@ class KernelSource:
             if ips != known:
                 self._targets[mark] = ips
                 self._news.set()
-        elif known and mark not in self._gone_since:
+        elif known and mark not in self._rules and mark not in self._gone_since:
             self._gone_since[mark] = self._clock()
             self._news.set()
 
@@ -174,8 +179,9 @@ class KernelSource:
             StreamSpec(
                 name=each.name,
                 max_targets=each.last - each.first + 1,
-                identifier_offset=each.first - 1,
-                shm_name=f"tshm-{each.name}",
+                identifier_offset=each.first - self._flavour.first_identifier,
+                shm_name=self._flavour.memory(each.name),
+                first_identifier=self._flavour.first_identifier,
                 targets=self._members(each.first, each.last),
             )
             for each in self._ranges
@@ -191,7 +197,7 @@ class KernelSource:
 
     def _members(self, first: int, last: int) -> tuple[TargetSpec, ...]:
         return tuple(
-            TargetSpec(identifier=mark - first + 1, ips=ips)
+            TargetSpec(identifier=mark - first + self._flavour.first_identifier, ips=ips)
             for mark, ips in sorted(self._targets.items())
             if first <= mark <= last
         )

@@ -35,6 +35,7 @@ from lbguard.distributor.nftables import ruleset as nft_ruleset
 from lbguard.distributor.nftables import state as nft_state
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_inventory
 from lbguard.distributor.nftables.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError
+from lbguard.distributor.nftables.removal import queue_possible, remove_table
 from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, StreamNames
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
 from lbguard.distributor.nftables.state import Held, Plan, make_plan, needs_renewal
@@ -121,6 +122,8 @@ class NftDistributor:
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
         """Detach a stream; with `withdraw` remove all of it, and with the last stream the table.
 
+        Where another program may have queued packets, chains with a hook stay, without rules; see `removal.py`.
+
         Raises:
             DistributorError: the removal was refused.
         """
@@ -132,10 +135,7 @@ class NftDistributor:
         Raises:
             DistributorError: the table cannot be read, or the removal was refused.
         """
-        unknown = sorted(await self.present_streams() - set(known))
-        for name in unknown:
-            await self.detach(StreamSpec(name=name), withdraw=True)
-        return unknown
+        return await self._session.call(lambda nft: self._prune(nft, known))
 
     async def present_streams(self) -> frozenset[str]:
         """Return the streams in the kernel's table, attached or left there by an earlier run.
@@ -244,18 +244,28 @@ class NftDistributor:
     def _write_rules(self, nft: NftContext, lines: Callable[[], list[str]], streams: Sequence[Held]) -> None:
         """Run the lines and record the objects that they created.
 
-        When another program changed the ruleset at the same time, the lines are run again, since the objects may be
-        that program's. When this does not end, nothing is recorded, so that the next check reports it.
+        When another transaction changed the ruleset at the same time, the lines are run again, since the objects may
+        be another program's. The generation counts the transactions of the whole namespace, also our own of other
+        tables: flow affinity makes several at a start. When they do not end, the rules of each chain are counted. Of
+        a stream with another number nothing is recorded, so that the next check reports it.
         """
         for _ in range(_WRITE_TRIES):
+            self._add_hooks(nft, [held.names for held in streams])
             before = nft.kernel.generation()
             self._transact(nft, lines)
             things = self._inventory(nft.kernel)
             alone = nft.kernel.generation() == (before + 1) % 2**32
-            for held in streams:
-                held.things = nft_state.of_stream(things, held.names) if alone else frozenset()
             if alone:
-                return
+                break
+        written = nft_ruleset.rules_by_chain(lines())
+        for held in streams:
+            present = nft_state.of_stream(things, held.names)
+            held.things = present if alone or nft_state.has_rules(present, held.names, written) else frozenset()
+
+    def _add_hooks(self, nft: NftContext, streams: Sequence[StreamNames]) -> None:
+        present = {thing.name for thing in self._inventory(nft.kernel)}
+        missing = [names for names in streams if names.vips not in present]
+        self._transact(nft, lambda: [line for names in missing for line in nft_ruleset.hook(names)])
 
     def _commit(self, nft: NftContext, tables: Sequence[StreamTable]) -> list[CommitResult]:
         started = time.monotonic()
@@ -338,17 +348,28 @@ class NftDistributor:
     def _detach(self, nft: NftContext, stream: StreamSpec, withdraw: bool) -> None:
         if withdraw:
             names = _names(stream)
-            things = read_inventory(nft.kernel, TABLE)
-            present = {thing.name for thing in things or () if thing.kind is not Kind.RULE}
-            lines = nft_ruleset.removal(names, present)
-            if things is not None and not present - {*names, nft_ruleset.DEFRAGMENT}:
-                lines = [nft_ruleset.TABLE_REMOVAL]
-            self._transact(nft, lambda: lines)
+            things = read_inventory(nft.kernel, TABLE) or []
+            # Chains without rules may be left of other streams.
+            if any(thing.kind in (Kind.MAP, Kind.SET) and thing.name not in names for thing in things):
+                present = {thing.name for thing in things if thing.kind is not Kind.RULE}
+                lines = nft_ruleset.removal(names, present, keep_hook=queue_possible())
+                self._transact(nft, lambda: lines)
+            else:
+                remove_table(nft.kernel, TABLE)
         self._streams.pop(stream.name, None)
 
+    def _prune(self, nft: NftContext, known: Collection[str]) -> list[str]:
+        present = nft_state.read_streams(nft.kernel)
+        unknown = sorted(present - set(known))
+        for name in unknown:
+            self._detach(nft, StreamSpec(name=name), withdraw=True)
+        if not present and not self._streams:
+            # An earlier run may have left chains without rules.
+            remove_table(nft.kernel, TABLE)
+        return unknown
+
     def _remove(self, nft: NftContext) -> None:
-        if read_inventory(nft.kernel, TABLE) is not None:
-            self._transact(nft, lambda: [nft_ruleset.TABLE_REMOVAL])
+        remove_table(nft.kernel, TABLE)
         self._streams.clear()
 
     def _warn_of_overlap(self, stream: StreamSpec) -> None:

@@ -2,8 +2,8 @@
 
 import contextlib
 from array import array
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lbguard.core.model import StreamSpec, StreamTable
@@ -103,6 +103,12 @@ def read_held(
 def of_stream(things: Iterable[RulesetObject], names: StreamNames) -> frozenset[RulesetObject]:
     """Return the objects of one stream."""
     return frozenset(thing for thing in things if thing.name in names)
+
+
+def has_rules(things: Iterable[RulesetObject], names: StreamNames, written: Mapping[str, int]) -> bool:
+    """Return whether each chain of a stream has as many rules as were written to it."""
+    present = Counter(thing.name for thing in things if thing.kind is Kind.RULE)
+    return all(present[chain] == written.get(chain, 0) for chain in names.chains)
 
 
 def read_slots(kernel: Nfnetlink, map_name: str, total: int) -> "array[int] | None":

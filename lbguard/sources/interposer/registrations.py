@@ -8,7 +8,8 @@ from typing import Protocol
 from lbguard.core.addr import Ip, is_ipv4
 from lbguard.core.events import SourceSnapshot
 from lbguard.core.model import StreamSpec, TargetKey
-from lbguard.sources.interposer.protocol import Call, Command, Flavour
+from lbguard.sources.flavour import Flavour
+from lbguard.sources.interposer.protocol import Call, Command
 from lbguard.sources.interposer.registry import RegisteredStream, Registry, RegistryError, RegistryFile
 from lbguard.sources.nsp.offsets import offset_of_table
 from lbguard.telemetry.log import fields

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4, parse_ip, why_not_unicast
 from lbguard.core.model import MAX_TARGETS, NAME_PATTERN, StreamSpec, TargetSpec
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.interposer.directory import SharedDirectory
-from lbguard.sources.interposer.protocol import Flavour
 from lbguard.sources.nsp.offsets import Range, is_possible
 
 FORMAT = 1

@@ -28,12 +28,12 @@ from typing import NamedTuple
 
 from lbguard.core.events import CommitDone, CommitFailed, DistributorLost, Event, SourceSnapshot
 from lbguard.core.model import TargetKey
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.interposer.files import SharedFiles
 from lbguard.sources.interposer.protocol import (
     Call,
     CallError,
     Command,
-    Flavour,
     ProtocolError,
     Request,
     Verdict,

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from lbguard.distributor.nftables.elements import list_request, mark_changes, read_keys
 from lbguard.distributor.nftables.inventory import Kind, read_inventory
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS, NetfilterSocket, Nfnetlink, NftError, Request
+from lbguard.distributor.nftables.session import LIBRARY, NftContext
 from lbguard.lab.netns import Namespace
 from tests.netns.distributor.conftest import spec, table
 from tests.netns.distributor.test_nft_tables import Kernel, Make, commit, kernel, make
@@ -294,3 +297,42 @@ async def test_the_inventory_is_what_nft_lists(make: Make, kernel: Kernel, names
     assert {(thing.kind, thing.name, thing.handle) for thing in things} == listed
     assert {thing.size for thing in things if thing.kind is Kind.MAP} == {997}
     raw.close()
+
+
+@contextlib.contextmanager
+def other_transactions(namespace: Namespace) -> Iterator[None]:
+    """Change another table of the namespace again and again."""
+    ended = threading.Event()
+
+    def change() -> None:
+        with namespace.entered():
+            context = NftContext(LIBRARY)
+        while not ended.wait(0.0005):
+            context.run("add table ip other\ndelete table ip other")
+        context.close()
+
+    kernel = open_kernel(namespace)
+    before = kernel.generation()
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        while kernel.generation() == before:
+            time.sleep(0.001)
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        kernel.close()
+
+
+async def test_transactions_of_other_tables_are_no_loss(make: Make, namespace: Namespace, kernel: Kernel) -> None:
+    """At a start, flow affinity makes its table while the streams are attached."""
+    for number in range(10):
+        distributor = make()
+        with other_transactions(namespace):
+            await distributor.attach(spec())
+            await commit(distributor, table(spec()))
+        assert await distributor.lost_streams() == {}, number
+        kernel.nft("add rule inet lbguard ports4_stream-a counter")
+        assert "rules were changed" in (await distributor.lost_streams())["stream-a"], number
+        await distributor.detach(spec(), withdraw=True)

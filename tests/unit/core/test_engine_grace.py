@@ -340,7 +340,7 @@ def test_what_one_family_teaches_is_not_put_down_to_the_other() -> None:
         guard.wait(2.0)
         guard.tell(back)
         assert guard.states()[1] == "active"
-    heals = guard.engine.life._grace._heals
+    heals = guard.engine.life.holds._grace._heals
     assert {str(subnet) for subnet, _ in heals} == {"fd00::/64"}
 
 

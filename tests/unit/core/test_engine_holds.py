@@ -6,7 +6,7 @@ import pytest
 
 from lbguard.core import events as ev
 from lbguard.core.config import EngineConfig, FreezeConfig, GraceConfig
-from lbguard.core.lifecycle import REPAIR_TIME_S
+from lbguard.core.holds import REPAIR_TIME_S
 from lbguard.core.model import (
     Action,
     Condition,

@@ -474,3 +474,15 @@ def test_the_status_of_a_held_target_predicts_that_it_is_kept() -> None:
     [status] = guard.engine.status(guard.now).targets
     assert status.prediction is not None
     assert status.prediction.action is Action.WITHDRAW
+
+
+def test_a_hold_that_ends_while_the_view_is_lost_keeps_a_target_no_longer_than_until_the_view_is_complete() -> None:
+    guard = Guard(CONFIG, targets=1)
+    accepted(guard, HOLD, 1, for_s=10.0)
+    guard.unlink(1)
+    guard.wait(8.0)
+    guard.tell(ev.KernelOutOfSync(reason="overrun"))
+    guard.wait(4.0)
+    assert guard.states()[1] == "held"
+    guard.tell(ev.KernelSnapshot(routes=tuple(guard.routes), rules=tuple(guard.rules)))
+    assert guard.states()[1] == "withdrawn"

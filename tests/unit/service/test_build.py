@@ -10,7 +10,7 @@ from lbguard.service.build import assumed_queue, make_distributor
 from lbguard.service.build_interposer import InterposerCore, find_tables, make_interposer_source
 from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import Settings, SettingsError, load
-from lbguard.sources.interposer.protocol import Flavour
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.interposer.registrations import FoundTable
 from tests.fakes.nfqlb import make_memory
 from tests.unit.core.harness import STREAM, Guard, ipv4_of
@@ -100,6 +100,8 @@ def test_the_queue_that_is_assumed_until_one_is_seen(tmp_path: Path) -> None:
     assert assumed_queue(settings(tmp_path)) == MANGLE
     assert assumed_queue(settings(tmp_path, **{"interposer.flavour": "meridio-2"})) == FILTER
     assert assumed_queue(settings(tmp_path, **{"interposer.flavour": "meridio-2", "source": "file"})) == MANGLE
+    beside = {"kernel_source.flavour": "meridio-2", "source": "kernel", "mode": "companion"}
+    assert assumed_queue(settings(tmp_path, **beside)) == FILTER
 
 
 async def test_auto_means_the_memory_and_nftables_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lbguard.core.model import ROUTE_PROTOCOL, Route, RouteKind, Rule, StreamSpe
 from lbguard.service.foreign_routes import TargetRoutes
 from lbguard.settings.model import SettingsError, load
 from lbguard.settings.surroundings import MarkRange, parse_range
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.kernel import KernelSource
 from tests.unit.core.harness import ip
 from tests.unit.kernel.fake_kernel import eventually
@@ -38,7 +39,7 @@ def route(mark: int, gateway: Ip, *, oif: int = 7, protocol: int = FOREIGN) -> R
 class Balancer:
     """What a load balancer does in the kernel, and what the source makes of it."""
 
-    def __init__(self, *ranges: MarkRange) -> None:
+    def __init__(self, *ranges: MarkRange, flavour: Flavour = Flavour.MERIDIO) -> None:
         self.told: list[SourceSnapshot] = []
         self.now = 1000.0
         self.lost: set[int] = set()
@@ -47,6 +48,7 @@ class Balancer:
             ranges,
             KEEP_S,
             self.told.append,
+            flavour=flavour,
             routes=self.routes,
             path_lost=lambda mark, _: mark in self.lost,
             clock=lambda: self.now,
@@ -102,6 +104,27 @@ def test_a_full_view_shows_all_targets_and_their_stream() -> None:
             )
         )
     ]
+
+
+def test_identifiers_and_memory_of_meridio_2() -> None:
+    balancer = Balancer(RANGE, flavour=Flavour.MERIDIO_2)
+    balancer.hear(ev.KernelSnapshot())
+    balancer.add(5001, v4(1))
+    balancer.add(5003, v4(3))
+    assert balancer.targets() == {"stream-a": {0: (v4(1),), 2: (v4(3),)}}
+    stream = balancer.told[-1].streams[0]
+    assert (stream.shm_name, stream.identifiers, stream.mark(2)) == ("stream-a", range(100), 5003)
+
+
+def test_a_target_is_listed_while_it_has_a_rule() -> None:
+    balancer = Balancer(RANGE)
+    balancer.hear(ev.KernelSnapshot())
+    balancer.add(5001, v4(1))
+    balancer.hear(ev.RouteGone(route=route(5001, v4(1))))
+    assert balancer.targets(10 * KEEP_S) == {"stream-a": {1: (v4(1),)}}
+    balancer.hear(ev.RuleGone(rule=rule(5001)))
+    assert balancer.targets(0.5) == {"stream-a": {1: (v4(1),)}}
+    assert balancer.targets(1.0) == {"stream-a": {}}
 
 
 def test_marks_of_no_stream_are_targets_under_their_mark() -> None:

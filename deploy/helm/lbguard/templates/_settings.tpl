@@ -108,6 +108,7 @@
 - {"name": "readiness.directory", "variable": "LBGUARD_READINESS__DIRECTORY", "default": ""}
 - {"name": "readiness.balancer", "variable": "LBGUARD_READINESS__BALANCER", "default": "/var/run/meridio"}
 - {"name": "kernel_source.streams", "variable": "LBGUARD_KERNEL_SOURCE__STREAMS", "default": ""}
+- {"name": "kernel_source.flavour", "variable": "LBGUARD_KERNEL_SOURCE__FLAVOUR", "default": "meridio"}
 - {"name": "kernel_source.keep", "variable": "LBGUARD_KERNEL_SOURCE__KEEP", "default": "10m", "low": 0.0, "high": 86400.0, "allowed": "0s to 1440m"}
 - {"name": "nsm.enabled", "variable": "LBGUARD_NSM__ENABLED", "default": "false"}
 - {"name": "nsm.address", "variable": "LBGUARD_NSM__ADDRESS", "default": "unix:///var/lib/networkservicemesh/nsm.io.sock"}

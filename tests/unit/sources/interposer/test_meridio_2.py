@@ -9,7 +9,7 @@ import pytest
 from lbguard.core.addr import Ip, parse_ip
 from lbguard.core.events import SourceSnapshot
 from lbguard.core.model import StreamSpec
-from lbguard.sources.interposer.protocol import Flavour
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.interposer.registrations import FoundTable
 from tests.unit.sources.interposer.test_source import Desk, World, running, until
 

@@ -2,11 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.interposer.protocol import (
     Call,
     CallError,
     Command,
-    Flavour,
     ProtocolError,
     Request,
     Verdict,
