@@ -46,6 +46,7 @@ from lbguard.service.build import (
 from lbguard.service.control import OperatorControl
 from lbguard.service.event_reporter import EventReporter
 from lbguard.service.foreign_routes import LocalVips, TargetRoutes
+from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
 from lbguard.service.override_file import OverrideFile
 from lbguard.service.packet_counts import PacketCounts
@@ -107,6 +108,7 @@ class ServiceParts:
         self._stop_at_once = asyncio.Event()
         self._started_at = time.monotonic()
         self._ready_told = False
+        self._garbage = GarbageCalmer()
         self.started = False
         self.stuck = False
         self._channel = NetlinkChannel()
