@@ -13,7 +13,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## make .venv ready with the locked versions, and install missing Debian packages
-	@scripts/setup
+	@scripts/setup $(if $(filter setup,$(MAKECMDGOALS)),--say)
 
 demo: setup ## play eight scenarios with real packets, today's behaviour beside lbguard's (about five minutes)
 	@.venv/bin/lbguard demo

@@ -11,6 +11,7 @@ from typing import NoReturn, Self
 import grpc
 from grpc.experimental import ChannelOptions
 
+from lbguard.api.commands import ALLOWED_KEY, FIELD_KEY
 from lbguard.api.convert.decisions import decision_from_proto
 from lbguard.api.convert.states import TO_MANUAL, state_from_proto
 from lbguard.api.convert.status import status_from_proto
@@ -35,6 +36,15 @@ class ClientError(CommandError):
 
 class ServiceNotRunning(ClientError):  # noqa: N818 (it names the state)
     """The service is not running: nothing listens on its socket."""
+
+
+class FieldRefused(ClientError):  # noqa: N818 (it names the state)
+    """The service refuses a field of a request. `allowed` says in words which values it takes."""
+
+    def __init__(self, text: str, field: str, allowed: str) -> None:
+        super().__init__(text)
+        self.field = field
+        self.allowed = allowed
 
 
 class FileRefused(CommandError):  # noqa: N818 (it names the state)
@@ -182,6 +192,7 @@ class GuardClient:
                     "the service takes no commands: control.enabled is false, or it is an older version; set"
                     " control.enabled=true and restart it"
                 ) from None
+            self._refused_field(error)
             self._fail(error)
         return Carried(
             targets=tuple(
@@ -224,6 +235,12 @@ class GuardClient:
                 yield Watched(decision=decision, wall_time=wall_time, lost=response.lost)
         except grpc.RpcError as error:
             self._fail(error)
+
+    def _refused_field(self, error: grpc.RpcError) -> None:
+        """Raise FieldRefused when an error names the field of the request that is refused."""
+        said = {each.key: str(each.value) for each in error.trailing_metadata() or ()}
+        if FIELD_KEY in said:
+            raise FieldRefused(error.details() or "", said[FIELD_KEY], said.get(ALLOWED_KEY, "")) from None
 
     def _fail(self, error: grpc.RpcError) -> NoReturn:
         code, details = error.code(), error.details()

@@ -7,6 +7,9 @@ from lbguard.core.effects import OverrideAnswered
 from lbguard.core.events import OverrideRequested
 from lbguard.core.model import TargetKey, TargetState
 
+FIELD_KEY, ALLOWED_KEY = "lbguard-field", "lbguard-allowed"
+"""Metadata of the refusal of a request: its wrong field, and what is allowed there, in words."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import grpc
 
-from lbguard.api.commands import Control
+from lbguard.api.commands import ALLOWED_KEY, FIELD_KEY, Control
 from lbguard.api.convert.states import FROM_MANUAL, state_to_proto
 from lbguard.api.gen.v1 import lbguard_pb2 as pb
 from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
@@ -23,7 +23,7 @@ from lbguard.core.events import OverrideRequested
 from lbguard.core.model import ManualAction, TargetKey, TargetState
 from lbguard.core.status import GuardStatus, TargetStatus
 from lbguard.settings.decisions import ControlSettings
-from lbguard.settings.notation import format_duration
+from lbguard.telemetry.sentences import span
 
 REASON_MAX, WHO_MAX, TARGETS_MAX = 200, 64, 256
 _NAMES_SHOWN = 8
@@ -48,7 +48,9 @@ class ControlService(pb_grpc.ControlServiceServicer):
             status = await self._status()
             keys = select_targets(request, action, status)
         except InvalidField as error:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            # A client of the command line names its flag in place of the field.
+            field = ((FIELD_KEY, error.path), (ALLOWED_KEY, error.allowed))
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error), field)
         except TargetUnclear as error:
             code = grpc.StatusCode.INVALID_ARGUMENT if error.found else grpc.StatusCode.NOT_FOUND
             await _abort(context, code, str(error))
@@ -82,9 +84,12 @@ class ControlService(pb_grpc.ControlServiceServicer):
 
 
 async def _abort(
-    context: grpc.aio.ServicerContext[pb.OverrideRequest, pb.OverrideResponse], code: grpc.StatusCode, text: str
+    context: grpc.aio.ServicerContext[pb.OverrideRequest, pb.OverrideResponse],
+    code: grpc.StatusCode,
+    text: str,
+    metadata: tuple[tuple[str, str], ...] = (),
 ) -> NoReturn:
-    await context.abort(code, text)
+    await context.abort(code, text, metadata)
     raise AssertionError("abort raises")
 
 
@@ -115,8 +120,7 @@ def check_request(request: pb.OverrideRequest, settings: ControlSettings) -> tup
     if not 0 <= duration_s < math.inf:
         raise InvalidField("duration_s", duration_s, "a number of seconds, 0 for control.duration")
     if duration_s > settings.max_duration:
-        longest_text = format_duration(settings.max_duration)
-        raise InvalidField("duration_s", duration_s, f"at most control.max_duration, which is {longest_text}")
+        raise InvalidField("duration_s", duration_s, f"at most {span(settings.max_duration)} (control.max_duration)")
     return action, duration_s or settings.duration
 
 

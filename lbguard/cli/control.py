@@ -9,6 +9,7 @@ import typer
 
 from lbguard.cli import JsonOption
 from lbguard.cli.query import DEFAULT_SOCKET_PATH, SocketOption
+from lbguard.errors import CommandError
 from lbguard.telemetry.output import print_json, print_text
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _give(
         choices = "a TARGET, --link NAME or --stream NAME" + (", or --all" if action == "release" else "")
         raise typer.BadParameter(f"nothing is named; name {choices}", param_hint="TARGET")
     duration_s = _seconds(duration) if duration else 0.0
-    from lbguard.api.client import Command, GuardClient
+    from lbguard.api.client import Command, FieldRefused, GuardClient
 
     command = Command(
         action=action,
@@ -188,7 +189,18 @@ def _give(
         force=force,
     )
     with GuardClient(socket) as client:
-        carried = client.override(command)
+        try:
+            carried = client.override(command)
+        except FieldRefused as refused:
+            given = {
+                "duration_s": f"--for {duration}",
+                "reason": "--reason",
+                "who": "--by",
+                "targets": f"TARGET ({len(command.targets)} are named)",
+            }
+            if refused.field not in given:
+                raise
+            raise CommandError(f"{given[refused.field]}: {refused.allowed}") from None
     if as_json:
         print_json(_json(command, carried))
     else:

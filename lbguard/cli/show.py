@@ -20,6 +20,7 @@ from lbguard.cli.status_words import (
     list_change_note,
     local_vips_note,
     new_flows,
+    settings_file_notes,
     then,
     until,
 )
@@ -189,6 +190,9 @@ def status_json(status: GuardStatus) -> dict[str, object]:
     """Return a status as plain values; moments become ages and times left, in seconds."""
     values: dict[str, Any] = asdict(status)
     del values["now"]
+    if (file := values["settings_file"]) is not None:
+        since = file.pop("refused_since")
+        file["refused_for_s"] = None if since is None else round(status.now - since, 3)
     for stream in values["streams"]:
         stream["commit_in_s"] = _left_s(stream.pop("commit_at"), status.now)
     values["targets"] = [target_json(target, status.now) for target in status.targets]
@@ -223,6 +227,8 @@ def show_status(status: GuardStatus, *, show_all: bool) -> None:
     console = TextConsole()
     status = printable_values(status)
     console.print(headline(status))
+    for note in settings_file_notes(status):
+        console.print(note, style="bold yellow")
     console.print()
     _show_streams(console, status)
     _show_targets(console, status, show_all=show_all)

@@ -3,8 +3,16 @@
 from rich.text import Text
 
 from lbguard.core.model import Action, Condition, TargetState
-from lbguard.core.status import AffinityStatus, GuardStatus, ParkingStatus, PathStatus, StreamStatus, TargetStatus
-from lbguard.telemetry.sentences import family_of, seconds
+from lbguard.core.status import (
+    AffinityStatus,
+    GuardStatus,
+    ParkingStatus,
+    PathStatus,
+    SettingsFileStatus,
+    StreamStatus,
+    TargetStatus,
+)
+from lbguard.telemetry.sentences import family_of, seconds, time_of_day
 from lbguard.telemetry.target_story import new_connections
 
 NOT_YET = "starting"
@@ -68,13 +76,13 @@ def then(target: TargetStatus) -> str:
 
 
 def headline(status: GuardStatus) -> Text:
-    """Return one line about the service as a whole."""
-    parts, style = headline_parts(status)
+    """Return one line about the service as a whole; `settings_file_notes` says more about the settings file."""
+    parts, style = headline_parts(status, in_full=False)
     return Text(" · ".join(parts), style)
 
 
-def headline_parts(status: GuardStatus) -> tuple[list[str], str]:
-    """Return what is to say about the service as a whole, and its style."""
+def headline_parts(status: GuardStatus, *, in_full: bool = True) -> tuple[list[str], str]:
+    """Return what is to say about the service as a whole, and its style; `in_full`: with refused settings."""
     mode = "observing: no decision is carried out" if status.observe else "enforcing"
     sync = "kernel in sync" if status.in_sync else f"KERNEL OUT OF SYNC ({status.sync_reason}), nothing is withdrawn"
     source = "source ok" if status.source_ok else f"SOURCE LOST ({status.source_reason}), the last list stays"
@@ -86,8 +94,53 @@ def headline_parts(status: GuardStatus) -> tuple[list[str], str]:
         source = "source not read yet"
     affinity, well = _affinity(status.affinity)
     parking, parks = _parking(status.parking)
-    parts = [part for part in (mode, sync, source, affinity, parking) if part]
-    return parts, "" if status.in_sync and status.source_ok and well and parks else "bold yellow"
+    settings = _settings_file(status, in_full=in_full)
+    refused = status.settings_file is not None and bool(status.settings_file.problem)
+    parts = [part for part in (mode, sync, source, affinity, parking, settings) if part]
+    good = status.in_sync and status.source_ok and well and parks and not refused
+    return parts, "" if good else "bold yellow"
+
+
+def _settings_file(status: GuardStatus, *, in_full: bool) -> str:
+    """Return the state of the settings file in a few words; empty: there is nothing to say."""
+    file = status.settings_file
+    if file is None:
+        return ""
+    if file.problem:
+        why = f" ({file.problem})" if in_full else ""
+        return f"SETTINGS FILE REFUSED for {_refused_for(file, status)}{why}, the settings in force stay"
+    count = len(file.waiting)
+    return f"{count} {'setting waits' if count == 1 else 'settings wait'} for a restart" if count else ""
+
+
+def _refused_for(file: SettingsFileStatus, status: GuardStatus) -> str:
+    return age(status.now - (status.now if file.refused_since is None else file.refused_since))
+
+
+def settings_file_notes(status: GuardStatus) -> list[str]:
+    """Return sentences about a settings file that is refused, and about settings that wait for a restart."""
+    file = status.settings_file
+    if file is None:
+        return []
+    notes = []
+    if file.problem:
+        since = "" if file.refused_since is None else clock_time(status, file.refused_since)
+        notes.append(
+            f"The settings file is refused {f'since {since}' if since else f'for {_refused_for(file, status)}'}:"
+            f" {file.problem}"
+        )
+        notes.append("The settings in force stay. A restart of lbguard would fail with this file.")
+    notes += [
+        f"With the next restart: {each.name} {each.running or '-'} -> {each.wanted or '-'}" for each in file.waiting
+    ]
+    return notes
+
+
+def clock_time(status: GuardStatus, moment: float) -> str:
+    """Return a moment of the engine's clock as local time, such as `14:03:07 CET`; empty: it is not known."""
+    if status.wall_time is None:
+        return ""
+    return time_of_day(status.wall_time + moment - status.now, status.wall_time)
 
 
 def _parking(parking: ParkingStatus | None) -> tuple[str, bool]:

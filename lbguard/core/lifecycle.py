@@ -165,10 +165,14 @@ class Lifecycle:
 
     def resume(self, stream: Stream, target: Target, now: float, *, reason: str = "") -> None:
         """End a drain: the target gets new flows again. `reason`: for the record, if it is not the source."""
+        self.forget_drain(stream, target)
+        self.apply(stream, target, Input.RESUME, now, reason=reason)
+
+    def forget_drain(self, stream: Stream, target: Target) -> None:
+        """End a drain without a change of state: another command takes its place."""
         target.draining = False
         self.moved[stream.spec.name] = None
         self.drains.cancel(target.key)
-        self.apply(stream, target, Input.RESUME, now, reason=reason)
 
     def take_out(self, stream: Stream, target: Target, now: float) -> None:
         """Take a target out of the table, because an operator withdraws it."""

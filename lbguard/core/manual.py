@@ -218,7 +218,12 @@ class ManualControl:
     def _undo(self, stream: Stream, target: Target, before: Override, cause: str, now: float) -> None:
         """Undo what an override did; the target is judged by the usual rules next."""
         match before.action:
-            case ManualAction.DRAIN if not (target.source_drains or target.unlisted):
+            case ManualAction.DRAIN if target.source_drains or target.unlisted:
+                pass
+            case ManualAction.DRAIN if target.overridden(ManualAction.WITHDRAW):
+                # It leaves the table next: it gets no new flow in between.
+                self._life.forget_drain(stream, target)
+            case ManualAction.DRAIN:
                 self._life.resume(stream, target, now, reason=cause)
             case ManualAction.HOLD:
                 self._life.holds.keep_no_longer(target, self._seen_until(now))

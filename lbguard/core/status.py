@@ -203,8 +203,35 @@ class ParkingStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingSetting:
+    """A setting that takes effect with a restart: the value in force, and the one that it gets then, as text."""
+
+    name: str
+    running: str
+    wanted: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsFileStatus:
+    """The settings file that the service follows.
+
+    `problem` says why its present content is refused (empty: it is not), `refused_since` since when, seconds of the
+    engine's clock. `waiting` are settings of its last valid content that take effect with a restart.
+    """
+
+    path: str
+    problem: str = ""
+    refused_since: float | None = None
+    waiting: tuple[WaitingSetting, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuardStatus:
-    """The whole state at one moment. `affinity` None: flow affinity is off; `parking` None: parking is off."""
+    """The whole state at one moment.
+
+    `affinity` None: flow affinity is off; `parking` None: parking is off; `settings_file` None: none is followed.
+    `wall_time`: the moment `now` by the wall clock, seconds since the epoch; None: unknown, as in a replay.
+    """
 
     now: float
     observe: bool
@@ -217,3 +244,5 @@ class GuardStatus:
     links: tuple[LinkStatus, ...]
     affinity: AffinityStatus | None = None
     parking: ParkingStatus | None = None
+    settings_file: SettingsFileStatus | None = None
+    wall_time: float | None = None

@@ -112,10 +112,10 @@ class Display:
             pad_edge=False,
         )
         table.add_column("scenario", min_width=16, ratio=1)
-        table.add_column("column", no_wrap=self._wide)
+        table.add_column("behaviour", no_wrap=self._wide)
         for name in self._names:
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict", min_width=14)
+        table.add_column("promise", min_width=14)
         for scenario in dict.fromkeys(slot.scenario for slot in self._slots):
             rows = [slot for slot in self._slots if slot.scenario == scenario]
             for slot in rows:
@@ -131,10 +131,10 @@ class Display:
         ]
         run = self._runs.get(slot)
         if run is None or run.error:
-            verdict = self._phase_text(slot) if run is None else Text("FAILED, see below", style="bold red")
-            return [*cells, *[""] * len(names), verdict]
+            promise = self._phase_text(slot) if run is None else Text("FAILED, see below", style="bold red")
+            return [*cells, *[""] * len(names), promise]
         numbers = _numbers(run)
-        return [*cells, *(numbers[name] for name in names), verdict_text(run)]
+        return [*cells, *(numbers[name] for name in names), promise_text(run)]
 
     def _phase_text(self, slot: Slot) -> Text:
         phase, until = self._phases.get(slot, ("waits its turn", 0.0))
@@ -232,18 +232,18 @@ def gap_text(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds > 0 else "-"
 
 
-def verdict_text(run: Run) -> Text:
+def promise_text(run: Run) -> Text:
     """Return whether the promise was kept; today's behaviour promises nothing."""
     if run.column is Column.WITHDRAW:
-        return Text("today", style="dim")
+        return Text("none", style="dim")
     if run.kept:
         return Text("kept", style="bold green")
     return Text("MISSED, see below", style="bold red")
 
 
 MERIDIO_LEGEND = """\
-Here both columns run the same stand-in for the load balancer's process, not modified, with the same nfqlb. In the
-column lbguard, deploy/meridio/nfqlb comes first on its PATH, and lbguard runs beside it with the source interposer.
+Here both behaviours run the same stand-in for the load balancer's process, not modified, with the same nfqlb. In the
+behaviour lbguard, deploy/meridio/nfqlb comes first on its PATH, and lbguard runs beside it with the source interposer.
 removed in: from its call of `nfqlb deactivate` until the target was out of the table, the middle one of them."""
 
 NFQLB_TEXTS = {
@@ -259,7 +259,8 @@ that broke because others were withdrawn, which moves some slots of every target
 broken: reset, or silent for the rest of the run; "+N lost": those of targets that never come back, or only after the
 window, or that left the list, once their drain is over: counted apart.
 moved: their packets reached another target, which refused them. UDP lost: datagrams without an answer.
-median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors."""
+median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors.
+promise: whether lbguard kept what the scenario promises of it. Of today's behaviour none is promised."""
 
 NEW_LEGEND = """\
 new: TCP connections that are opened during the scenario, one every 20 ms, and live on. new waited: took over 100 ms to

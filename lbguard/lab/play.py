@@ -86,12 +86,12 @@ class Run:
         return not self.error and not self.misses
 
     @property
-    def verdict(self) -> str:
-        """Return `failed`, `today` (the column that promises nothing), `kept` or `missed`."""
+    def promise(self) -> str:
+        """Return what became of the promise: `failed`, `none` (today's behaviour), `kept` or `missed`."""
         if self.error:
             return "failed"
         if self.column is Column.WITHDRAW:
-            return "today"
+            return "none"
         return "missed" if self.misses else "kept"
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Run:
             "column": str(self.column),
             "distributor": str(self.distribution),
             "nfqlb": str(self.nfqlb) if self.nfqlb else None,
-            "verdict": self.verdict,
+            "promise": self.promise,
             "misses": self.misses,
             "error": self.error,
             "resets_sent": self.resets_sent,

@@ -112,9 +112,9 @@ def _headline(runs: Sequence[Run]) -> str:
     guarded = [run for run in runs if run.column is Column.LBGUARD]
     broken = sum(run.measured.broken for run in about_grace if run.column is Column.LBGUARD)
     missed = sum(1 for run in guarded if not run.kept)
-    verdict = "kept every promise" if missed == 0 else f"missed its promise in {missed} of {len(guarded)} runs"
+    promises = "kept every promise" if missed == 0 else f"missed its promise in {missed} of {len(guarded)} runs"
     shown = f"Today's behaviour broke {today} connections whose targets were there to serve them"
-    sentence = f"{shown}; lbguard broke {broken} and {verdict}." if guarded else f"{shown}."
+    sentence = f"{shown}; lbguard broke {broken} and {promises}." if guarded else f"{shown}."
     return sentence + _newcomers_headline(runs)
 
 
@@ -158,12 +158,12 @@ def _heads(*, with_new: bool) -> str:
     )
     return (
         f'<tr><th colspan="2"></th>{over}<th></th></tr>'
-        f'<tr><th class="text">scenario</th><th class="text">column</th>{heads}<th>verdict</th></tr>'
+        f'<tr><th class="text">scenario</th><th class="text">behaviour</th>{heads}<th>promise</th></tr>'
     )
 
 
 def _columns(*, with_new: bool) -> int:
-    """Return the number of columns after the names, the verdict included."""
+    """Return the number of columns after the names, the promise included."""
     return len(HEADINGS) + (len(NEW_HEADINGS) if with_new else 0) + 1
 
 
@@ -178,7 +178,7 @@ def _cells(run: Run, *, with_new: bool) -> str:
         f'<td class="{broken}">{html_text(broken_text(run))}</td><td class="{moved}">{measured.moved}</td>'
         f"<td>{measured.udp_lost} of {measured.udp_sent}</td>"
         f"<td>{gap_text(measured.median_gap_s)}</td><td>{gap_text(measured.longest_gap_s)}</td>"
-        f"{_new_cells(run) if with_new else ''}{_verdict(run)}"
+        f"{_new_cells(run) if with_new else ''}{_promise(run)}"
     )
 
 
@@ -193,9 +193,9 @@ def _new_cells(run: Run) -> str:
     )
 
 
-def _verdict(run: Run) -> str:
+def _promise(run: Run) -> str:
     if run.column is Column.WITHDRAW:
-        return '<td class="soft">today</td>'
+        return '<td class="soft">none</td>'
     return '<td class="good">kept</td>' if run.kept else '<td class="bad">MISSED</td>'
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lbguard.core.status import SettingsFileStatus, WaitingSetting
 from lbguard.settings.changes import differences, with_live
 from lbguard.settings.check import check_settings
 from lbguard.settings.difference import Difference
@@ -55,6 +56,8 @@ class LiveSettings:
         self._apply = apply
         self._metrics = metrics
         self._waiting: tuple[Difference, ...] = ()
+        self._refused: Refused | None = None
+        self._refused_since: float | None = None
         self._is_first = True
         self._file: WatchedFile[Loaded, Refused] | None = None
         if loaded.config_path is not None:
@@ -87,6 +90,19 @@ class LiveSettings:
         loaded = await asyncio.to_thread(self._loaded.again, content, path)
         return differences(self.running, loaded.settings)
 
+    def status(self) -> SettingsFileStatus | None:
+        """Return the state of the file; None: there is none."""
+        if self._loaded.config_path is None:
+            return None
+        return SettingsFileStatus(
+            path=str(self._loaded.config_path),
+            problem="" if self._refused is None else self._refused.reason,
+            refused_since=self._refused_since,
+            waiting=tuple(
+                WaitingSetting(name=each.name, running=each.running, wanted=each.wanted) for each in self._waiting
+            ),
+        )
+
     def _parse(self, content: bytes) -> Loaded:
         assert self._loaded.config_path is not None
         try:
@@ -97,8 +113,12 @@ class LiveSettings:
     def _observe(self, found: Loaded | Refused) -> None:
         if isinstance(found, Refused):
             self._metrics.refused()
+            if self._refused is None:
+                self._refused_since = time.monotonic()
+            self._refused = found
             _log.error("settings file refused: the settings in force stay", extra=fields(reason=found.reason))
             return
+        self._refused, self._refused_since = None, None
         changed = differences(self.running, found.settings)
         live = [difference for difference in changed if difference.live]
         if live:

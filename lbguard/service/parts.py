@@ -230,7 +230,13 @@ class ServiceParts:
             if status is not None:
                 affinity = None if self._affinity is None else self._affinity.status()
                 parking = None if self._parking is None else self._parking.status()
-                return replace(self._local_vips.add_to(status), affinity=affinity, parking=parking)
+                return replace(
+                    self._local_vips.add_to(status),
+                    affinity=affinity,
+                    parking=parking,
+                    settings_file=None if self.live_settings is None else self.live_settings.status(),
+                    wall_time=time.time() + status.now - time.monotonic(),
+                )
             await asyncio.sleep(0)
         raise AssertionError("a status that never ends")
 

@@ -223,12 +223,19 @@ class NamedSource(InitSettingsSource):
         super().__init__(settings_cls, nested({name: given.value for name, given in self.given.items()}))
 
 
+def _groups(known: list[str]) -> list[str]:
+    """Return the names of the groups of these settings."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in known if "." in name))
+
+
 def _unknown(name: str, given: Given, known: list[str]) -> Problem:
     reason, allowed = "unknown setting", nearest(name, known)
     if any(setting.startswith(f"{name}.") for setting in known):
         reason, allowed = "a group of settings, not a setting", f"names such as {name}.NAME"
     elif name in REMOVED_SETTINGS:
         reason, allowed = REMOVED_SETTINGS[name], ""
+    elif isinstance(given.value, dict) and (group := nearest(name, _groups(known))):
+        reason, allowed = "unknown group of settings", group
     value = "" if given.value is None else repr(given.value)
     return Problem(setting=name, value=value, origin=given.origin, reason=reason, allowed=allowed)
 

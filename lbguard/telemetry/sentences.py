@@ -1,12 +1,12 @@
 """Sentences about decisions, for the log and `lbguard events`, and the phrases that other sentences share."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 from lbguard.core.addr import Ip, format_ip, is_ipv4
 from lbguard.core.lifecycle import MANUAL_CAUSES
 from lbguard.core.manual import EXPIRED, OTHER_TARGET, RELEASED
 from lbguard.core.model import Action, Condition, Decision, Evidence, ManualAction, Override
-from lbguard.settings.notation import format_duration
 
 _REMOVALS = {
     "drain_window": "the drain window is over",
@@ -27,6 +27,16 @@ _RELEASES = {
 def seconds(value: float) -> str:
     """Format a duration for people: one decimal, more digits below a tenth of a second."""
     return f"{value:.1f} s" if value >= 0.1 or value == 0 else f"{value * 1000:.1f} ms"
+
+
+def time_of_day(wall_time: float, now: float) -> str:
+    """Format a moment as local time with its zone: `14:03:07 CET`; with the date where that is not the day of `now`.
+
+    Both are seconds since the epoch.
+    """
+    local = time.localtime(wall_time)
+    same_day = local[:3] == time.localtime(now)[:3]
+    return time.strftime("%H:%M:%S %Z" if same_day else "%Y-%m-%d %H:%M:%S %Z", local)
 
 
 def _evidence(evidence: Sequence[Evidence], cause: str) -> str:
@@ -60,8 +70,11 @@ def _drain_end(decision: Decision) -> str:
 
 
 def span(value: float) -> str:
-    """Format a longer duration for people, in whole seconds: `9m30s`."""
-    return format_duration(max(0.0, round(value)))
+    """Format a longer duration for people, in whole seconds: `9m30s`, `24h`."""
+    minutes, rest = divmod(max(0, round(value)), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = (f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if number)
+    return "".join(parts) or "0s"
 
 
 def given_by(override: Override) -> str:
@@ -126,7 +139,8 @@ def decision_sentence(decision: Decision) -> str:
         case Action.REMOVE:
             tail = _drain_end(decision)
         case Action.READMIT if lasted is not None:
-            tail = f", {lasted} after the loss"
+            # A loss took it out of the table, or an operator.
+            tail = f", {lasted} after it broke or was taken out"
         case Action.PARDON:
             tail = ", evidence ignored because it would withdraw too much of the stream"
         case Action.RELAPSE:

@@ -12,6 +12,7 @@ from lbguard.core.status import (
     ParkingStatus,
     PathStatus,
     Prediction,
+    SettingsFileStatus,
     StreamStatus,
     TargetStatus,
 )
@@ -130,6 +131,8 @@ def guard_status(
     available: bool = True,
     affinity: AffinityStatus | None = None,
     parking: ParkingStatus | None = None,
+    settings_file: SettingsFileStatus | None = None,
+    wall_time: float | None = None,
 ) -> GuardStatus:
     """Return a status of one stream with these targets."""
     counts = {state: sum(item.state is state for item in targets) for state in TargetState}
@@ -166,4 +169,6 @@ def guard_status(
         ),
         affinity=affinity,
         parking=parking,
+        settings_file=settings_file,
+        wall_time=wall_time,
     )

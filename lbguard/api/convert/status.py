@@ -12,7 +12,9 @@ from lbguard.core.status import (
     LinkStatus,
     ParkedPackets,
     ParkingStatus,
+    SettingsFileStatus,
     StreamStatus,
+    WaitingSetting,
 )
 
 
@@ -41,6 +43,8 @@ def status_to_proto(status: GuardStatus) -> pb.Status:
         ],
         affinity=None if status.affinity is None else _affinity_to_proto(status.affinity),
         parking=None if status.parking is None else _parking_to_proto(status.parking),
+        settings_file=None if status.settings_file is None else _settings_file_to_proto(status.settings_file),
+        wall_time_s=status.wall_time,
     )
 
 
@@ -73,6 +77,30 @@ def status_from_proto(message: pb.Status) -> GuardStatus:
         ),
         affinity=_affinity_from_proto(message.affinity) if message.HasField("affinity") else None,
         parking=_parking_from_proto(message.parking) if message.HasField("parking") else None,
+        settings_file=_settings_file_from_proto(message.settings_file) if message.HasField("settings_file") else None,
+        wall_time=message.wall_time_s if message.HasField("wall_time_s") else None,
+    )
+
+
+def _settings_file_to_proto(file: SettingsFileStatus) -> pb.SettingsFile:
+    return pb.SettingsFile(
+        path=file.path,
+        problem=file.problem,
+        refused_since_s=file.refused_since,
+        waiting=[
+            pb.SettingDifference(name=each.name, running=each.running, wanted=each.wanted) for each in file.waiting
+        ],
+    )
+
+
+def _settings_file_from_proto(message: pb.SettingsFile) -> SettingsFileStatus:
+    return SettingsFileStatus(
+        path=message.path,
+        problem=message.problem,
+        refused_since=message.refused_since_s if message.HasField("refused_since_s") else None,
+        waiting=tuple(
+            WaitingSetting(name=each.name, running=each.running, wanted=each.wanted) for each in message.waiting
+        ),
     )
 
 

@@ -38,7 +38,10 @@ _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class InvalidField(Exception):  # noqa: N818 (it names the answer)
-    """A field of a request is wrong. `path` is its place, such as `verdicts[3].lease_s`; the text has all of it."""
+    """A field of a request is wrong. `path` is its place, such as `verdicts[3].lease_s`; the text has all of it.
+
+    `allowed`: the values that are not refused, in words.
+    """
 
     def __init__(self, path: str, value: object, allowed: str) -> None:
         shown = repr(value)
@@ -46,11 +49,11 @@ class InvalidField(Exception):  # noqa: N818 (it names the answer)
         super().__init__(f"{path} = {shown}; allowed: {allowed}")
         self.path = path
         self._value = value
-        self._allowed = allowed
+        self.allowed = allowed
 
     def within(self, place: str) -> "InvalidField":
         """Return the same, seen from the message around it."""
-        return InvalidField(f"{place}.{self.path}", self._value, self._allowed)
+        return InvalidField(f"{place}.{self.path}", self._value, self.allowed)
 
 
 def verdict_from_proto(message: pb.Verdict, index: int = 0) -> Verdict:

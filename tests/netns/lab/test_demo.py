@@ -70,7 +70,7 @@ def test_json_stands_alone_on_standard_output(sandbox: None, topology: str, dist
     assert done.returncode == 0, done.stderr
     (run,) = json.loads(done.stdout)["runs"]
     assert (run["scenario"], run["column"], run["distributor"]) == ("lb-link", "withdraw", distributor)
-    assert (run["verdict"], run["error"], run["opened"]) == ("today", "", 12)
+    assert (run["promise"], run["error"], run["opened"]) == ("none", "", 12)
     assert run["nfqlb"] == ("stand-in" if distributor == "nfqlb" else None)
     assert "lb-link" in done.stderr
     assert ("nfqlb: stand-in." in done.stderr) == (distributor == "nfqlb")

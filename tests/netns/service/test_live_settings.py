@@ -28,6 +28,11 @@ def check_config(guarded: Guarded, path: Path, *more: str) -> subprocess.Complet
     )
 
 
+def printed(guarded: Guarded, *command: str) -> str:
+    words = [sys.executable, "-m", "lbguard", *command, "--socket", str(guarded.socket)]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
 def test_a_shorter_window_ends_a_hold_that_runs(guarded: Guarded) -> None:
     with guarded.service(config=PATIENT) as service:
         guarded.delete_link("nse-a")
@@ -49,6 +54,11 @@ def test_a_bad_file_changes_nothing_and_is_told(guarded: Guarded) -> None:
         assert "freeze.threshold = 7" in refused["reason"]
         assert guarded.metric("lbguard_config_refused") == 1
         assert guarded.states()[1] == "held"
+        shown = printed(guarded, "status")
+        assert "SETTINGS FILE REFUSED for " in shown
+        assert "freeze.threshold = 7" in shown
+        assert "A restart of lbguard would fail" in shown
+        assert "SETTINGS FILE REFUSED for " in printed(guarded, "top", "--once")
         replace_file(guarded.config_path, PATIENT)
         wait_until(lambda: guarded.metric("lbguard_config_refused") == 0, "a valid file again")
         assert good_at is not None

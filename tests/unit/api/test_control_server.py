@@ -113,7 +113,7 @@ async def test_what_a_command_means(served: Served, command: Command, meant: tup
         (Command(action=HOLD, streams=("b",)), "no stream 'b'; streams: stream-a"),
         (Command(action=HOLD), "one target, stream or link at least"),
         (Command(action=HOLD, all=True), "only with release"),
-        (Command(action=HOLD, targets=("1",), duration_s=3601), "at most control.max_duration, which is 60m"),
+        (Command(action=HOLD, targets=("1",), duration_s=3601), "at most 1h (control.max_duration)"),
         (Command(action=HOLD, targets=("1",), duration_s=-1), "duration_s = -1.0"),
         (Command(action=HOLD, targets=("1",), duration_s=float("nan")), "duration_s = nan"),
         (Command(action=RELEASE, targets=("1",), duration_s=5), "0 with release"),

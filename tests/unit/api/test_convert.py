@@ -16,8 +16,10 @@ from lbguard.core.status import (
     ParkingStatus,
     PathStatus,
     Prediction,
+    SettingsFileStatus,
     StreamStatus,
     TargetStatus,
+    WaitingSetting,
 )
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -161,6 +163,15 @@ statuses = st.builds(
     ).map(tuple),
     affinity=st.none() | affinities,
     parking=st.none() | parkings,
+    settings_file=st.none()
+    | st.builds(
+        SettingsFileStatus,
+        path=text,
+        problem=text,
+        refused_since=st.none() | moment,
+        waiting=st.lists(st.builds(WaitingSetting, name=text, running=text, wanted=text), max_size=2).map(tuple),
+    ),
+    wall_time=st.none() | moment,
 )
 
 

@@ -85,6 +85,23 @@ async def test_wrong_usage_is_refused_with_status_2(cli: Cli, argv: list[str], s
     assert cli.core.taken == []
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["drain", "1", "--for", "48h"], "--for 48h: at most 1h (control.max_duration)"),
+        (["hold", "1", "--reason", "x" * 201], "--reason: at most 200 characters"),
+        (["hold", "1", "--by", "x" * 65], "--by: at most 64 characters"),
+        (["release", *["1"] * 257], "TARGET (257 are named): at most 256; name streams or links instead"),
+    ],
+)
+async def test_a_refused_field_is_named_by_its_flag(cli: Cli, argv: list[str], said: str) -> None:
+    outcome = await cli(*argv)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert cli.core.taken == []
+
+
 async def test_json_has_all_of_it(cli: Cli) -> None:
     outcome = await cli("withdraw", "3", "--for", "1h", "--by", "anna", "--json", "--force")
     assert json.loads(outcome.out) == {

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbguard.core.model import Action, TargetState
-from lbguard.core.status import Prediction
+from lbguard.core.status import Prediction, SettingsFileStatus, WaitingSetting
 from tests.unit.cli.served_guard import ServedGuard
 from tests.unit.examples import affinity, decision, guard_status, path, target
 from tests.unit.shell import Shell
@@ -90,6 +91,36 @@ async def test_status_says_when_a_change_of_the_list_is_committed(shell: Shell, 
     values = json.loads(plain.out)
     assert (values["streams"][0]["commit_in_s"], values["targets"][1]["commit_in_s"]) == (3.2, 3.2)
     assert values["targets"][0]["commit_in_s"] is None
+
+
+REFUSED = SettingsFileStatus(
+    path="/etc/lbguard/lbguard.yaml",
+    problem="/etc/lbguard/lbguard.yaml: grace.window = 40s (file /etc/lbguard/lbguard.yaml): more than grace.max",
+    refused_since=40.0,
+    waiting=(WaitingSetting(name="kernel.inbox_limit", running="65536", wanted="70000"),),
+)
+
+
+async def test_status_shows_a_settings_file_that_is_refused_or_waits(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    async with ServedGuard(guard_status(target(1), settings_file=REFUSED, wall_time=1_700_000_000.0)).serving(
+        tmp_path
+    ) as socket:
+        outcome = await asyncio.to_thread(shell, "status", "--socket", socket)
+        plain = await asyncio.to_thread(shell, "status", "--json", "--socket", socket)
+    monkeypatch.undo()
+    time.tzset()
+    heading, *notes = outcome.out.splitlines()[:4]
+    assert "SETTINGS FILE REFUSED for 60.0 s, the settings in force stay" in heading
+    assert notes[0].startswith("The settings file is refused since 22:12:20 UTC: /etc/lbguard/lbguard.yaml: grace.win")
+    assert notes[1] == "The settings in force stay. A restart of lbguard would fail with this file."
+    assert notes[2] == "With the next restart: kernel.inbox_limit 65536 -> 70000"
+    values = json.loads(plain.out)["settings_file"]
+    assert (values["refused_for_s"], values["problem"]) == (60.0, REFUSED.problem)
+    assert values["waiting"] == [{"name": "kernel.inbox_limit", "running": "65536", "wanted": "70000"}]
 
 
 async def test_status_without_affinity_has_no_column_for_it(shell: Shell, service: str) -> None:

@@ -29,7 +29,14 @@ from lbguard.cli.top_feed import Snapshot
 from lbguard.core.config import EngineConfig
 from lbguard.core.engine import Engine
 from lbguard.core.model import Action, Condition, Decision, Evidence, ManualAction, Override, TargetKey, TargetState
-from lbguard.core.status import AffinityStatus, GuardStatus, ParkingStatus, Prediction
+from lbguard.core.status import (
+    AffinityStatus,
+    GuardStatus,
+    ParkingStatus,
+    Prediction,
+    SettingsFileStatus,
+    WaitingSetting,
+)
 from tests.pages import blocks
 from tests.unit.examples import affinity, decision, guard_status, parking, path, target
 from tests.unit.shell import Shell
@@ -94,13 +101,13 @@ def test_the_recorded_state() -> None:
     assert "hold stream-a/1: link_down" in older
 
 
-def test_the_readme_shows_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     shown = [line.rstrip() for line in screen(snapshot(), width=100, height=17)]
     monkeypatch.undo()
     time.tzset()
-    assert blocks("README.md", "text") == ["".join(line + "\n" for line in shown)]
+    assert "".join(line + "\n" for line in shown) in blocks("docs/monitoring.md", "text")
 
 
 def test_flow_affinity_and_where_new_flows_go() -> None:
@@ -162,6 +169,17 @@ def test_parking_and_how_many_packets_are_kept() -> None:
 def test_parking_that_is_not_well(status: ParkingStatus, words: str) -> None:
     shown = Snapshot(status=guard_status(target(1), parking=status), received_at=HEARD_AT)
     assert words in screen(shown, width=160)[0]
+
+
+def test_a_settings_file_that_is_refused_is_in_the_heading() -> None:
+    file = SettingsFileStatus(path="a.yaml", problem="a.yaml: grace.window = 40s", refused_since=recorded().now - 5)
+    lines = screen(snapshot(replace(recorded(), settings_file=file)))
+    assert "SETTINGS FILE REFUSED for 5.0 s (a.yaml: grace.window = 40s), the settings in force stay" in " ".join(
+        line.strip() for line in lines[:3]
+    )
+    waiting = (WaitingSetting(name="kernel.inbox_limit", running="65536", wanted="70000"),)
+    lines = screen(snapshot(replace(recorded(), settings_file=SettingsFileStatus(path="a.yaml", waiting=waiting))))
+    assert "1 setting waits for a restart" in " ".join(lines[:2])
 
 
 def test_deadlines_count_down_between_answers() -> None:

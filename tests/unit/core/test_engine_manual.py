@@ -288,6 +288,20 @@ def test_one_override_takes_the_place_of_another(first: ManualAction, second: Ma
     assert guard.engine.overrides() == {}
 
 
+def test_a_withdrawal_in_place_of_a_drain_gives_no_connections_in_between() -> None:
+    guard = Guard(CONFIG, targets=3)
+    accepted(guard, DRAIN, 2)
+    guard.decisions()
+    accepted(guard, WITHDRAW, 2)
+    assert [(d.action, d.cause) for d in guard.decisions()] == [
+        (Action.OVERRIDE, "manual_withdraw"),
+        (Action.TAKE_OUT, "manual_withdraw"),
+    ]
+    accepted(guard, RELEASE, 2)
+    assert guard.states()[2] == "active"
+    assert avoided(guard) == ()
+
+
 # Refusals
 
 

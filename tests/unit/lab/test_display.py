@@ -44,7 +44,7 @@ def _table(width: int, runs: dict[Slot, Run]) -> str:
 @pytest.mark.parametrize("width", [80, WIDE, 200])
 def test_what_decides_is_shown_at_every_width(width: int) -> None:
     text = _table(width, {TODAY: _run(TODAY), GUARDED: _run(GUARDED)})
-    for word in ("link-gone", "withdraw", "lbguard", "3 +96 lost", "0.68 s", "1.25 s", "today", "kept"):
+    for word in ("link-gone", "withdraw", "lbguard", "3 +96 lost", "0.68 s", "1.25 s", "promise", "none", "kept"):
         assert word in text
     assert ("disturbed" in text) == (width >= WIDE)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from lbguard.core.status import SettingsFileStatus, WaitingSetting
 from lbguard.service.live_settings import LiveSettings
 from lbguard.settings.model import Settings, SettingsError, load
 from lbguard.telemetry.metrics.config import ConfigMetrics
@@ -97,8 +98,18 @@ async def test_a_file_that_is_refused_changes_nothing(
     assert not follower.applied
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert reason in vars(record)["fields"]["reason"]
+    status = follower.live.status()
+    assert status is not None
+    assert status.path == str(follower.path)
+    assert reason in status.problem
+    follower.swap("grace: {window: 50s}")
+    await follower.until(lambda: "grace.window = 50s" in (follower.live.status() or status).problem)
+    again = follower.live.status()
+    assert again is not None
+    assert again.refused_since == status.refused_since, "it is refused since the first of these contents"
     follower.swap("grace: {window: 4s}")
     await follower.until(lambda: not follower.metric("refused"))
+    assert follower.live.status() == SettingsFileStatus(path=str(follower.path))
     assert not follower.applied
     assert follower.metric("last_good_timestamp_seconds") >= good_at
 
@@ -140,6 +151,9 @@ async def test_each_change_that_needs_a_restart_is_named_once(
         await follower.until(lambda: follower.applied and follower.applied[-1][1].grace.window == float(window[0]))  # noqa: B023
     named = [record for record in caplog.records if record.getMessage() == "setting changes with the next restart"]
     assert [vars(record)["fields"]["setting"] for record in named] == ["kernel.inbox_limit"]
+    status = follower.live.status()
+    assert status is not None
+    assert status.waiting == (WaitingSetting(name="kernel.inbox_limit", running="65536", wanted="70000"),)
 
 
 async def test_a_comparison_changes_nothing(follower: Follower) -> None:
@@ -153,4 +167,5 @@ async def test_a_comparison_changes_nothing(follower: Follower) -> None:
 async def test_without_a_file_nothing_is_followed() -> None:
     live = LiveSettings(load(), lambda before, after: None, ConfigMetrics(MetricFamilies(CollectorRegistry())))
     await live.run()
+    assert live.status() is None
     assert [each.name for each in await live.compare(b"mode: observe", Path("new.yaml"))] == ["mode"]

@@ -121,10 +121,12 @@ def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(name: str, value:
 
 def test_every_problem_is_reported_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "lbguard.yaml"
-    config.write_text("grace:\n  windw: 3s\n  max: forever\nfreeze: 3\n")
+    config.write_text("grace:\n  windw: 3s\n  max: forever\nfreeze: 3\ngraze: {window: 4s}\nqqq: {a: 1}\n")
     monkeypatch.setenv("LBGUARD_MODE", "maybe")
     problems = refused(config=config, flags={"damping.stp": "1s"})
-    assert set(problems) == {"grace.windw", "grace.max", "freeze", "mode", "damping.stp"}
+    assert set(problems) == {"grace.windw", "grace.max", "freeze", "graze", "qqq", "mode", "damping.stp"}
+    assert "unknown group of settings; did you mean grace?" in problems["graze"]
+    assert problems["qqq"].endswith("unknown setting")
     assert "unknown setting; did you mean grace.window?" in problems["grace.windw"]
     assert str(config) in problems["grace.max"]
     assert "grace.max = 'forever'" in problems["grace.max"]

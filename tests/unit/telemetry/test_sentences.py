@@ -33,7 +33,7 @@ def test_only_the_broken_paths_are_evidence_of_a_loss() -> None:
         (Action.WAIT, 102.0, None, "re-admit in 2.0 s if the path stays"),
         (Action.RECOVER, None, 0.62, "path back after 0.6 s"),
         (Action.WITHDRAW, None, 3.0, "held for 3.0 s"),
-        (Action.READMIT, None, 0.05, "50.0 ms after the loss"),
+        (Action.READMIT, None, 0.05, "50.0 ms after it broke or was taken out"),
         (Action.PARDON, None, 3.0, "evidence ignored because it would withdraw too much of the stream"),
         (Action.RELAPSE, None, 1.0, "path broke again before it was re-admitted"),
         (Action.ADMIT, None, None, "no_link (172.16.1.10)"),
@@ -94,7 +94,7 @@ ORDER = Override(action=ManualAction.WITHDRAW, since=100.0, until=700.0, who="an
             Action.KEEP,
             "manual_hold",
             200.0,
-            "manual_hold, its deadline passed and it stays in the table for 500s more",
+            "manual_hold, its deadline passed and it stays in the table for 8m20s more",
         ),
         (
             Action.RELEASE,

@@ -366,6 +366,8 @@ class Status(_message.Message):
     LINKS_FIELD_NUMBER: _builtins.int
     AFFINITY_FIELD_NUMBER: _builtins.int
     PARKING_FIELD_NUMBER: _builtins.int
+    SETTINGS_FILE_FIELD_NUMBER: _builtins.int
+    WALL_TIME_S_FIELD_NUMBER: _builtins.int
     now_s: _builtins.float
     """The service's clock at this moment, seconds."""
     observe: _builtins.bool
@@ -376,6 +378,10 @@ class Status(_message.Message):
     source_ok: _builtins.bool
     """The source of targets can be read; while it cannot, the last list stays in force."""
     source_reason: _builtins.str
+    wall_time_s: _builtins.float
+    """Time of this status by the wall clock, seconds since the epoch: it belongs to now_s, and so gives every moment of
+    the service's clock its time of day.
+    """
     @_builtins.property
     def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stream]: ...
     @_builtins.property
@@ -389,6 +395,10 @@ class Status(_message.Message):
     @_builtins.property
     def parking(self) -> Global___Parking:
         """Absent: parking is off."""
+
+    @_builtins.property
+    def settings_file(self) -> Global___SettingsFile:
+        """Absent: the service follows no settings file."""
 
     def __init__(
         self,
@@ -404,14 +414,55 @@ class Status(_message.Message):
         links: _abc.Iterable[Global___Link] | None = ...,
         affinity: Global___Affinity | None = ...,
         parking: Global___Parking | None = ...,
+        settings_file: Global___SettingsFile | None = ...,
+        wall_time_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "parking", b"parking"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wall_time_s", b"_wall_time_s", "affinity", b"affinity", "parking", b"parking", "settings_file", b"settings_file", "wall_time_s", b"wall_time_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "in_sync", b"in_sync", "links", b"links", "now_s", b"now_s", "observe", b"observe", "parking", b"parking", "source_ok", b"source_ok", "source_reason", b"source_reason", "streams", b"streams", "sync_reason", b"sync_reason", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wall_time_s", b"_wall_time_s", "affinity", b"affinity", "in_sync", b"in_sync", "links", b"links", "now_s", b"now_s", "observe", b"observe", "parking", b"parking", "settings_file", b"settings_file", "source_ok", b"source_ok", "source_reason", b"source_reason", "streams", b"streams", "sync_reason", b"sync_reason", "targets", b"targets", "wall_time_s", b"wall_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wall_time_s: _TypeAlias = _typing.Literal["wall_time_s"]  # noqa: Y015
+    _WhichOneofArgType__wall_time_s: _TypeAlias = _typing.Literal["_wall_time_s", b"_wall_time_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wall_time_s) -> _WhichOneofReturnType__wall_time_s | None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class SettingsFile(_message.Message):
+    """The settings file (`--config`) that the service follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    REFUSED_SINCE_S_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    problem: _builtins.str
+    """Reason why its present content is refused; empty: it is not. The settings in force stay."""
+    refused_since_s: _builtins.float
+    """Since when it is refused, seconds of the service's clock; absent: it is not."""
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettingDifference]:
+        """Settings of the last valid content that take effect with a restart."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        refused_since_s: _builtins.float | None = ...,
+        waiting: _abc.Iterable[Global___SettingDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_refused_since_s", b"_refused_since_s", "refused_since_s", b"refused_since_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_refused_since_s", b"_refused_since_s", "path", b"path", "problem", b"problem", "refused_since_s", b"refused_since_s", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__refused_since_s: _TypeAlias = _typing.Literal["refused_since_s"]  # noqa: Y015
+    _WhichOneofArgType__refused_since_s: _TypeAlias = _typing.Literal["_refused_since_s", b"_refused_since_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__refused_since_s) -> _WhichOneofReturnType__refused_since_s | None: ...
+
+Global___SettingsFile: _TypeAlias = SettingsFile  # noqa: Y015
 
 @_typing.final
 class Parking(_message.Message):
