@@ -262,5 +262,5 @@ moved: their packets reached another target, which refused them. UDP lost: datag
 median gap: the middle one of the pauses of those that survived a broken path. longest gap: of all survivors."""
 
 NEW_LEGEND = """\
-new: TCP connections that are opened during the scenario, one every 20 ms, and live on. new waited: took over 100 ms to
+new: TCP connections that are opened during the scenario, one every 20 ms, and live on. new waited: took over 300 ms to
 be connected. new broken: reset, silent for the rest of the run, or answered by two targets."""

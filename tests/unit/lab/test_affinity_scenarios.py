@@ -156,9 +156,9 @@ def test_where_waiting_is_not_promised_it_is_no_miss() -> None:
 
 def test_the_promise_names_new_connections() -> None:
     sentence = BY_NAME["newcomers"].promise.sentence(0.5)
-    assert sentence == "0 broken, 0 moved, 0 new ones wait over 100 ms, 0 new ones broken"
+    assert sentence == "0 broken, 0 moved, 0 new ones wait over 300 ms, 0 new ones broken"
     assert BY_NAME["added"].promise.sentence(0.5) == f"{sentence}, new ones reach the added target"
     assert BY_NAME["removed"].promise.sentence(0.5) == (
         "0 broken, 0 moved, lost targets withdrawn within 7 s, 0 connections of lost targets without a reset,"
-        " 0 new ones wait over 100 ms, 0 new ones broken, 0 new ones reach the removed target after 200 ms"
+        " 0 new ones wait over 300 ms, 0 new ones broken, 0 new ones reach the removed target after 200 ms"
     )

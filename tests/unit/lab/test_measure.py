@@ -132,8 +132,9 @@ def _of_newcomers(*channels: Channel) -> tuple[int, int, int]:
 
 
 def test_new_connections_count_from_the_first_step_on_whatever_their_target() -> None:
-    early, fine, slow = _newcomer(START + 0.4, 3.0), _newcomer(START + 0.6), _newcomer(START + 1, 0.101)
-    assert _of_newcomers(early, fine, slow) == (2, 1, 0)
+    early, fine, slow = _newcomer(START + 0.4, 3.0), _newcomer(START + 0.6), _newcomer(START + 1, 0.301)
+    late = _newcomer(START + 1, 0.299)
+    assert _of_newcomers(early, fine, slow, late) == (3, 1, 0)
 
 
 def test_where_packets_queue_only_a_repeated_syn_is_a_wait() -> None:
