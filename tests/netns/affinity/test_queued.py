@@ -305,3 +305,19 @@ def test_a_queue_is_seen_from_its_own_namespace_alone(
         assert queue_possible()
     with lab.router.entered():
         assert not queue_possible()
+
+
+async def test_a_table_with_what_another_program_added_is_not_removed(lab: AffinityLab) -> None:
+    with lab.balancer.entered():
+        distributor = NftDistributor(TableKind.ANCHORED)
+    await distributor.attach(spec())
+    await distributor.commit([stream_table(spec())])
+    lab.balancer.run("nft", "add chain inet lbguard theirs; add rule inet lbguard theirs counter")
+    await distributor.detach(spec(), withdraw=True)
+    assert await distributor.prune(()) == []
+    assert "theirs" in shown(lab, "inet lbguard")
+    assert "stream-a" not in shown(lab, "inet lbguard")
+    lab.balancer.run("nft", "delete chain inet lbguard theirs")
+    assert await distributor.prune(()) == []
+    assert "lbguard" not in lab.balancer.run("nft", "list", "tables")
+    await distributor.close()
