@@ -349,22 +349,19 @@ class NftDistributor:
         if withdraw:
             names = _names(stream)
             things = read_inventory(nft.kernel, TABLE) or []
-            # Chains without rules may be left of other streams.
-            if any(thing.kind in (Kind.MAP, Kind.SET) and thing.name not in names for thing in things):
+            if nft_state.is_left_over(thing for thing in things if thing.name not in names):
+                remove_table(nft.kernel, TABLE)
+            else:
                 present = {thing.name for thing in things if thing.kind is not Kind.RULE}
                 lines = nft_ruleset.removal(names, present, keep_hook=queue_possible())
                 self._transact(nft, lambda: lines)
-            else:
-                remove_table(nft.kernel, TABLE)
         self._streams.pop(stream.name, None)
 
     def _prune(self, nft: NftContext, known: Collection[str]) -> list[str]:
-        present = nft_state.read_streams(nft.kernel)
-        unknown = sorted(present - set(known))
+        unknown = sorted(nft_state.read_streams(nft.kernel) - set(known))
         for name in unknown:
             self._detach(nft, StreamSpec(name=name), withdraw=True)
-        if not present and not self._streams:
-            # An earlier run may have left chains without rules.
+        if not self._streams and nft_state.is_left_over(read_inventory(nft.kernel, TABLE) or ()):
             remove_table(nft.kernel, TABLE)
         return unknown
 

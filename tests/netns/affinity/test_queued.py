@@ -1,6 +1,10 @@
 """Changes and removals of the affinity table, the counters and the distributor lose no packet of another's queue."""
 
 import contextlib
+import os
+import shutil
+import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -223,6 +227,60 @@ async def test_streams_come_and_go_while_packets_are_queued(lab: AffinityLab, qu
     await distributor.close()
 
 
+@contextlib.contextmanager
+def real_nfqlb(lab: AffinityLab) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run the real nfqlb, which works on packets without a pause."""
+    program = shutil.which("nfqlb")
+    if program is None:
+        pytest.skip("no nfqlb on PATH (github.com/Nordix/nfqueue-loadbalancer)")
+    shm = f"test-queued-{os.getpid()}"
+
+    def call(*words: str) -> int:
+        return subprocess.run(lab.balancer.command(program, *words), capture_output=True).returncode
+
+    assert call("init", "--ownfw=0", f"--shm={shm}", "--M=100", "--N=10") == 0
+    assert call("activate", "--index=1", f"--shm={shm}", "5001") == 0
+    done = threading.Event()
+
+    def send() -> None:
+        packets = [segments.go_on(flow) for flow in flows("ipv4", TCP, 50)]
+        while not done.is_set():
+            lab.send(packets)
+            time.sleep(0.001)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with subprocess.Popen(lab.balancer.command(program, "flowlb", "--queue=0:3", "--qlength=1024")) as nfqlb:
+        try:
+            declare = ("flow-set", f"--target={shm}", "--name=all", "--prio=1", "--protocols=tcp", f"--dsts={VIP4}/32")
+            deadline = time.monotonic() + WAIT_S
+            while call(*declare) != 0:
+                assert time.monotonic() < deadline, "nfqlb takes no flow"
+                time.sleep(0.05)
+            send_to_queues(lab.balancer, {"ip": VIP4}, 0, 3)
+            lab.received(1)
+            yield nfqlb
+        finally:
+            done.set()
+            sender.join()
+            nfqlb.kill()
+            Path("/dev/shm", shm).unlink(missing_ok=True)
+
+
+@pytest.mark.nfqlb
+async def test_the_real_nfqlb_outlives_what_comes_and_goes(
+    lab: AffinityLab, table: AffinityTable, counters: FallbackCounters
+) -> None:
+    """It ends at a verdict on a packet that the kernel dropped meanwhile."""
+    with real_nfqlb(lab) as nfqlb:
+        for _ in range(30):
+            await table.apply([steering()])
+            await counters.ensure([5001])
+            await table.remove()
+            await counters.remove()
+            assert nfqlb.poll() is None, "nfqlb ended"
+
+
 async def test_without_a_queue_nothing_is_left(lab: AffinityLab, table: AffinityTable) -> None:
     with lab.balancer.entered():
         assert not queue_possible()
@@ -247,3 +305,19 @@ def test_a_queue_is_seen_from_its_own_namespace_alone(
         assert queue_possible()
     with lab.router.entered():
         assert not queue_possible()
+
+
+async def test_a_table_with_what_another_program_added_is_not_removed(lab: AffinityLab) -> None:
+    with lab.balancer.entered():
+        distributor = NftDistributor(TableKind.ANCHORED)
+    await distributor.attach(spec())
+    await distributor.commit([stream_table(spec())])
+    lab.balancer.run("nft", "add chain inet lbguard theirs; add rule inet lbguard theirs counter")
+    await distributor.detach(spec(), withdraw=True)
+    assert await distributor.prune(()) == []
+    assert "theirs" in shown(lab, "inet lbguard")
+    assert "stream-a" not in shown(lab, "inet lbguard")
+    lab.balancer.run("nft", "delete chain inet lbguard theirs")
+    assert await distributor.prune(()) == []
+    assert "lbguard" not in lab.balancer.run("nft", "list", "tables")
+    await distributor.close()
