@@ -36,8 +36,7 @@ def make_kubernetes_source(
     Raises:
         StartError: the extra is not installed, or nothing says where the API server or the namespace is.
     """
-    if importlib.util.find_spec("lightkube") is None:
-        raise StartError("source = kubernetes: needs the extra kubernetes: pip install 'lbguard[kubernetes]'")
+    check_client()
     kubernetes = settings.kubernetes
     address = api_address(kubernetes)
     namespace = kubernetes.namespace or _namespace_of(address)
@@ -63,6 +62,16 @@ def make_kubernetes_source(
     return KubernetesSource(config, emit, file, rest_s=lambda: drain_window_s() + _REST_MARGIN_S)
 
 
+def check_client() -> None:
+    """Check that the client library is installed.
+
+    Raises:
+        StartError: it is not.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("lightkube", "httpx2")):
+        raise StartError("source = kubernetes needs the extra kubernetes: pip install 'lbguard[kubernetes]'")
+
+
 def api_address(settings: KubernetesSettings) -> ApiAddress:
     """Return where the API server is.
 
@@ -74,8 +83,8 @@ def api_address(settings: KubernetesSettings) -> ApiAddress:
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
         if not (host and port):
             raise StartError(
-                "kubernetes.url is not set, and outside a pod nothing else says it (KUBERNETES_SERVICE_HOST): set"
-                " kubernetes.url or kubernetes.kubeconfig"
+                "the address of the API server is not known (KUBERNETES_SERVICE_HOST is unset: this is not a pod):"
+                " set kubernetes.url or kubernetes.kubeconfig"
             )
         url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     return ApiAddress(url=url, account=settings.account, kubeconfig=settings.kubeconfig)

@@ -11,8 +11,10 @@ import contextlib
 import copy
 import json
 import re
+import socket
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -149,10 +151,12 @@ class FakeKubernetesApi:
         """The requests for lists, with each page."""
         return [request for request in self.requests if not request.watches]
 
-    async def start(self) -> str:
-        """Serve the loopback, on the same port as before; return the URL."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+    async def start(self, within: AbstractContextManager[object] | None = None) -> str:
+        """Serve the loopback, on the same port as before; return the URL. `within`: enters another namespace."""
+        with within if within is not None else contextlib.nullcontext():
+            listener = socket.create_server(("127.0.0.1", self.port))
+        self._server = await asyncio.start_server(self._accept, sock=listener)
+        self.port = listener.getsockname()[1]
         return self.url
 
     async def stop(self) -> None:

@@ -45,7 +45,7 @@ class EndpointSliceReader:
         if service not in self._services:
             return None
         family = raw.get("addressType")
-        if family not in _FAMILIES:
+        if not isinstance(family, str) or family not in _FAMILIES:
             raise BadObjectError(f"addressType is {shown(family)}, not IPv4 or IPv6")
         endpoints: list[Endpoint] = []
         unreadable: set[str] = set()

@@ -84,15 +84,23 @@ def with_times(config: KubernetesConfig, **times: float) -> KubernetesConfig:
 
 
 @asynccontextmanager
-async def followed(config: KubernetesConfig, memory: MemoryKept | None = None) -> AsyncIterator[Followed]:
+async def running(source: Followed) -> AsyncIterator[None]:
     """Run a source."""
-    events: list[SourceSnapshot | SourceLost] = []
-    source = KubernetesSource(config, events.append, memory if memory is not None else MemoryKept())
-    task = asyncio.create_task(source.run())
+    task = asyncio.create_task(source.source.run())
     try:
-        yield Followed(source, events)
+        yield
         assert not task.done(), "the source ended"
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@asynccontextmanager
+async def followed(config: KubernetesConfig, memory: MemoryKept | None = None) -> AsyncIterator[Followed]:
+    """Run a source with this configuration."""
+    events: list[SourceSnapshot | SourceLost] = []
+    made = KubernetesSource(config, events.append, memory if memory is not None else MemoryKept())
+    source = Followed(made, events)
+    async with running(source):
+        yield source
