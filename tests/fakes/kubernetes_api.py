@@ -26,6 +26,7 @@ FAULTS = frozenset(
         "cut",
         "cut_in_line",
         "end_at_once",
+        "expired_page",
         "endless_line",
         "garbage",
         "gone_event",
@@ -286,7 +287,7 @@ class FakeKubernetesApi:
             await self._send(writer, 200, json.dumps({"kind": "Status", "metadata": {}}).encode())
             return
         token = request.query.get("continue", "")
-        if token and token not in self._pages:
+        if token and (token not in self._pages or self._has("expired_page")):
             await self._refuse(writer, 410, "The provided continue parameter is too old", "Expired")
             return
         if token:

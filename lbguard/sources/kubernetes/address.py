@@ -35,6 +35,11 @@ class ApiAddress:
     def __str__(self) -> str:
         return self.url if self.kubeconfig is None else str(self.kubeconfig)
 
+    @property
+    def account_name(self) -> str:
+        """The file or directory with the token and the authorities."""
+        return str(self.account if self.kubeconfig is None else self.kubeconfig)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
@@ -64,7 +69,7 @@ class Times:
     `page_s`: for a page of a list. `watch_s`: after this time the server ends a watch, and lbguard `late_s` later.
     """
 
-    page_s: float = 30.0
+    page_s: float = 15.0
     watch_s: float = 120.0
     late_s: float = 10.0
 

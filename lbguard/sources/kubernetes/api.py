@@ -7,6 +7,7 @@ and takes more characters than the line feed for the end of an event.
 
 import asyncio
 import json
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -38,7 +39,7 @@ from lbguard.sources.kubernetes.lines import LineSplitter, LineTooLongError
 
 _PAGE_OBJECTS = 100
 _PAGES_MAX = 1000
-_PAGE_BYTES_MAX = 64 * 2**20
+_LIST_BYTES_MAX = 32 * 2**20  # about 100,000 endpoints
 _ERROR_BYTES_MAX = 64 * 2**10
 _LARGE_BYTES = 64 * 2**10  # larger documents are parsed in a thread
 _CONNECT_S = 5.0
@@ -64,12 +65,14 @@ class Api:
         """
         found: list[Mapping[str, Any]] = []
         query = {"limit": str(_PAGE_OBJECTS)}
+        room = _LIST_BYTES_MAX
         for _ in range(_PAGES_MAX):
             with _explained():
                 async with asyncio.timeout(self._times.page_s), self._get(query) as response:
-                    body, whole = await _read(response, _PAGE_BYTES_MAX)
+                    body, whole = await _read(response, room)
+            room -= len(body)
             if not whole:
-                raise ApiError(UNUSABLE, f"a page of the list is longer than {_PAGE_BYTES_MAX} bytes")
+                raise ApiError(UNUSABLE, f"the list is longer than {_LIST_BYTES_MAX} bytes")
             objects, version, following = _page(await _parse(body))
             found += objects
             if not following:
@@ -120,17 +123,13 @@ class Api:
         """Return a refusal with what to do about it."""
         resource = self._resource
         remedies = {
-            UNAUTHORIZED: f"the token of {self._account} is not accepted",
+            UNAUTHORIZED: f"the token of {self._address.account_name} is not accepted",
             FORBIDDEN: f"a Role in namespace {resource.namespace}, bound to the service account, has to allow get, list"
             f" and watch of {resource.plural} (apiGroups: {resource.group})",
-            NOT_FOUND: f"the API server does not know {resource.full_name}/{resource.version}",
+            NOT_FOUND: f"{resource.full_name}/{resource.version} is not installed there",
         }
         parts = [f"HTTP {code}", remedies.get(str(code), ""), _said(status)]
         return ApiError(str(code), ": ".join(part for part in parts if part))
-
-    @property
-    def _account(self) -> str:
-        return str(self._address.kubeconfig or self._address.account)
 
 
 @asynccontextmanager
@@ -148,7 +147,7 @@ async def open_api(address: ApiAddress, resource: Resource, times: Times) -> Asy
         timeout = httpx2.Timeout(None, connect=_CONNECT_S, write=_CONNECT_S)
         client = AsyncClient(config, ConnectionParams(timeout=timeout, trust_env=False, transport=transport))
     except (ConfigError, httpx2.InvalidURL, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ApiError(MISCONFIGURED, f"{address}: {type(error).__name__}: {error}") from None
+        raise ApiError(MISCONFIGURED, f"{address.account_name} cannot be used: {_cause(error)}") from None
     async with client:
         yield Api(client, address, resource, times)
 
@@ -189,18 +188,30 @@ def _explained() -> Iterator[None]:
     """Turn the errors of a request into `ApiError`."""
     try:
         yield
-    except TimeoutError:
-        raise ApiError(TIMEOUT, "the API server did not answer in time") from None
+    except (TimeoutError, httpx2.TimeoutException):
+        raise ApiError(TIMEOUT, "no answer in time") from None
     except LineTooLongError as error:
         raise ApiError(UNUSABLE, str(error)) from None
-    except httpx2.ConnectError as error:
-        raise ApiError(UNREACHABLE, f"the API server cannot be reached: {error}") from None
+    except httpx2.LocalProtocolError:  # its text would show the token
+        raise ApiError(MISCONFIGURED, "the token is not a line of text") from None
     except (httpx2.RemoteProtocolError, httpx2.ReadError) as error:
-        raise ApiError(CUT, f"the connection was cut: {str(error) or type(error).__name__}") from None
+        raise ApiError(CUT, f"the connection was cut: {_cause(error)}") from None
     except httpx2.HTTPError as error:
-        raise ApiError(UNREACHABLE, f"{type(error).__name__}: {error}".rstrip(": ")) from None
+        raise ApiError(UNREACHABLE, f"cannot be reached: {_cause(error)}") from None
     except (ConfigError, OSError, ValueError) as error:  # the token is read here
-        raise ApiError(MISCONFIGURED, f"{type(error).__name__}: {error}") from None
+        raise ApiError(MISCONFIGURED, f"the token cannot be read: {_cause(error)}") from None
+
+
+def _cause(error: BaseException) -> str:
+    """Return what an error says; of an error of the network, the system's own words, which libraries hide."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError | socket.gaierror) and cause.strerror:
+            return cause.strerror
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+        cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
 
 
 async def _read(response: httpx2.Response, bytes_max: int) -> tuple[bytes, bool]:

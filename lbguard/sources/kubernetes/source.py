@@ -130,13 +130,9 @@ class KubernetesSource(ConnectedSource):
         """List and watch until the server is lost."""
         backoff = Backoff(self._config.max_backoff_s)
         while True:
-            objects, self._version = await api.list()
-            self.counters.lists["list"] += 1
-            self._objects.replace(objects)
-            self._answered = True
-            self._wake.set()
             began = self._clock()
             try:
+                await self._list(api)
                 await self._watch(api)
             except ApiError as error:
                 if error.kind != GONE:
@@ -145,6 +141,13 @@ class KubernetesSource(ConnectedSource):
             if self._clock() - began > _STEADY_S:
                 backoff.reset()
             await asyncio.sleep(backoff.next_s())
+
+    async def _list(self, api: "Api") -> None:
+        objects, self._version = await api.list()
+        self.counters.lists["list"] += 1
+        self._objects.replace(objects)
+        self._answered = True
+        self._wake.set()
 
     async def _watch(self, api: "Api") -> None:
         """Watch, and continue each watch that the server ends, or that is cut.

@@ -116,14 +116,18 @@ class Metrics:
             "kernel_in_sync", "1 while lbguard's copy of the kernel's state is complete."
         )
         self.source_ok = families.gauge("source_ok", "1 while the source of targets can be read.")
-        self.source_sessions = families.counter("source_sessions", "Times that a registry began to answer.")
-        self.source_losses = families.counter("source_losses", "Times that the connection to a registry was lost.")
+        self.source_sessions = families.counter(
+            "source_sessions", "Times that a registry or API server began to answer."
+        )
+        self.source_losses = families.counter(
+            "source_losses", "Times that the connection to a registry or API server was lost."
+        )
         self.source_removals_waiting = families.gauge(
             "source_removals_waiting",
-            "Entries that a registry no longer lists after a loss and that lbguard keeps for now.",
+            "Entries that a registry or API server no longer lists and that lbguard keeps for now.",
         )
         self.source_entries_skipped = families.counter(
-            "source_entries_skipped", "Entries of a registry that cannot be used, by reason.", "reason"
+            "source_entries_skipped", "Entries of a registry or of an object that cannot be used, by reason.", "reason"
         )
         self.interposer_calls = families.counter(
             "interposer_calls",

@@ -55,14 +55,23 @@ async def test_a_list_of_many_pages(api: FakeKubernetesApi, tmp_path: Path) -> N
         assert len(api.lists) == 4
 
 
+async def test_a_list_whose_pages_expire_begins_again(api: FakeKubernetesApi, tmp_path: Path) -> None:
+    api.page_objects_max = 1
+    await api.put(service_slice("web", ONE, name="a"), service_slice("web", TWO, name="b"))
+    api.fail_once("expired_page")
+    async with followed(services_config(api, tmp_path, "web")) as source:
+        await source.until(lambda: len(source.targets()) == 2)
+        assert source.source.counters.losses == 0
+        assert len(source.events) == 1
+
+
 async def test_targets_that_leave_while_the_server_is_away_are_removed(api: FakeKubernetesApi, tmp_path: Path) -> None:
     await api.put(service_slice("web", ONE, TWO, name="a"), service_slice("web", THREE, name="b"))
     async with followed(services_config(api, tmp_path, "web")) as source:
         await source.until(lambda: len(source.targets()) == 3)
         await api.stop()
         await source.until(lambda: source.lost)
-        assert "cannot be reached" in source.lost
-        assert "; since 2" in source.lost
+        assert source.lost.startswith("API server: cannot be reached: Connection refused; since 2")
         assert len(source.targets()) == 3
         await api.put(service_slice("web", ONE, name="a"))
         await api.delete(service_slice("web", name="b"))
@@ -140,7 +149,7 @@ async def test_a_slow_server_is_lost_and_found(api: FakeKubernetesApi, tmp_path:
     api.fail("slow")
     async with followed(config) as source:
         await source.until(lambda: source.lost)
-        assert "did not answer in time" in source.lost
+        assert "no answer in time" in source.lost
         api.heal()
         api.go_on.set()
         await source.until(lambda: source.targets() == {1: False})
@@ -153,7 +162,7 @@ async def test_a_silent_watch_ends(api: FakeKubernetesApi, tmp_path: Path) -> No
         await source.until(source.targets)
         api.fail("slow")
         await api.cut()
-        await source.until(lambda: "did not answer in time" in source.lost)
+        await source.until(lambda: "no answer in time" in source.lost)
         api.heal()
         api.go_on.set()
         await source.until(lambda: not source.lost)
@@ -173,6 +182,29 @@ async def test_a_token_that_was_renewed_is_read_again(api: FakeKubernetesApi, tm
         assert source.targets() == {1: False}
 
 
+async def test_a_token_that_is_no_line_of_text_is_not_shown(
+    api: FakeKubernetesApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "token").write_bytes(b"secret\r\nX-Other: 1")
+    async with followed(services_config(api, tmp_path, "web")) as source:
+        await source.until(lambda: source.lost)
+        assert "the token is not a line of text" in source.lost
+        assert "secret" not in source.lost + "".join(str(record.__dict__) for record in caplog.records)
+
+
+@pytest.mark.parametrize("spoil", ["token", "ca.crt"])
+async def test_files_of_the_account_that_cannot_be_used_are_named(
+    api: FakeKubernetesApi, tmp_path: Path, spoil: str
+) -> None:
+    (tmp_path / spoil).write_bytes(b"\xff\xfe")
+    await api.put(service_slice("web", ONE))
+    async with followed(services_config(api, tmp_path, "web")) as source:
+        await source.until(lambda: source.lost)
+        assert "cannot be" in source.lost
+        (tmp_path / spoil).unlink()
+        await source.until(lambda: source.targets() == {1: False})
+
+
 async def test_a_refusal_names_the_missing_rule(api: FakeKubernetesApi, tmp_path: Path) -> None:
     api.forbidden = True
     async with followed(services_config(api, tmp_path, "web")) as source:
@@ -186,7 +218,7 @@ async def test_a_kind_that_is_not_installed_is_named(api: FakeKubernetesApi, tmp
     api.kinds.clear()
     async with followed(services_config(api, tmp_path, "web")) as source:
         await source.until(lambda: source.lost)
-        assert "does not know endpointslices.discovery.k8s.io/v1" in source.lost
+        assert "endpointslices.discovery.k8s.io/v1 is not installed" in source.lost
 
 
 async def test_the_loss_of_all_targets_waits(api: FakeKubernetesApi, tmp_path: Path) -> None:
