@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -29,10 +30,14 @@ _SKIPPED_LOGGED = 10
 
 @dataclass(slots=True)
 class SourceCounters:
-    """Counters that only grow, except `connected` and `waiting`."""
+    """Counters that only grow, except `connected`, `waiting` and `lost_at`.
+
+    `lost_at`: since when the server gives no usable list, seconds since the epoch; 0: it does.
+    """
 
     connected: bool = False
     waiting: int = 0
+    lost_at: float = 0.0
     sessions: int = 0
     losses: int = 0
     lists: Counter[str] = field(default_factory=Counter)
@@ -49,6 +54,7 @@ class ConnectedSource(ABC):
         max_backoff_s: the longest wait before the server is dialled again.
         clock: seconds, monotonic.
         log: the logger of the source.
+        wall_clock: seconds since the epoch.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class ConnectedSource(ABC):
         max_backoff_s: float,
         clock: Callable[[], float],
         log: logging.Logger,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.counters = SourceCounters()
         self._server = server
@@ -67,6 +74,7 @@ class ConnectedSource(ABC):
         self._emit = emit
         self._max_backoff_s = max_backoff_s
         self._clock = clock
+        self._wall_clock = wall_clock
         self._log = log
         self._reload = asyncio.Event()
         self._skipped: dict[str, tuple[Skipped, ...]] = {}
@@ -103,7 +111,7 @@ class ConnectedSource(ABC):
 
     def _report(self, snapshot: SourceSnapshot) -> None:
         if snapshot != self._last or self._lost_for is not None:
-            self._last, self._lost_for = snapshot, None
+            self._last, self._lost_for, self.counters.lost_at = snapshot, None, 0.0
             self._emit(snapshot)
 
     def _begin_service(self) -> None:
@@ -123,6 +131,7 @@ class ConnectedSource(ABC):
         if self._lost_for == code:
             return
         self._lost_for = code
+        self.counters.lost_at = self.counters.lost_at or self._wall_clock()
         self._log.warning("the %s tells nothing; the last list stays", self._server, extra=fields(reason=reason))
         self._emit(SourceLost(reason=reason))
 

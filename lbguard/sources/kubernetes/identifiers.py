@@ -4,8 +4,9 @@ The identifier of a target that left rests: the target may still drain under it,
 next one. A target that returns gets its own identifier back, as long as no other has it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from lbguard.core.addr import Ip
 
@@ -44,13 +45,13 @@ class IdentifierAllocator:
     ) -> None:
         self._identifiers = identifiers
         self._given = {key: number for key, number in (given or {}).items() if number in identifiers}
-        self._left: dict[str, int] = {key: number for key, number in (resting or {}).items() if number in identifiers}
+        self._left = {number: key for key, number in (resting or {}).items() if number in identifiers}
         self._free_at: dict[int, float] = {}
 
     @property
     def resting(self) -> Mapping[str, int]:
         """Return the identifiers of targets that left and have not been given to others, by key."""
-        return dict(self._left)
+        return {key: number for number, key in self._left.items()}
 
     def assign(self, wanted: Iterable[str], now: float, rest_s: float) -> dict[str, int]:
         """Return an identifier for each target, as far as they go.
@@ -62,29 +63,30 @@ class IdentifierAllocator:
         """
         keys = dict.fromkeys(wanted)
         for key in [key for key in self._given if key not in keys]:
-            self._left[key] = self._given.pop(key)
-            self._free_at[self._left[key]] = now + rest_s
-        for number in self._left.values():
+            number = self._given.pop(key)
+            self._left[number] = key
+            self._free_at[number] = now + rest_s
+        for number in self._left:
             self._free_at.setdefault(number, now + rest_s)
-        taken = set(self._given.values())
         new = [key for key in keys if key not in self._given]
-        for key in [key for key in new if key in self._left]:
-            self._give(key, self._left[key], taken)
-        for key in new:
-            if key not in self._given:
-                free = self._choose(taken, now)
-                if free is not None:
-                    self._give(key, free, taken)
+        own = self.resting
+        for key in [key for key in new if key in own]:
+            self._give(key, own[key])
+        rest = [key for key in new if key not in self._given]
+        for key, number in zip(rest, list(self._free(len(rest), now)), strict=False):
+            self._give(key, number)
         return {key: self._given[key] for key in keys if key in self._given}
 
-    def _give(self, key: str, number: int, taken: set[int]) -> None:
+    def _give(self, key: str, number: int) -> None:
         self._given[key] = number
-        taken.add(number)
-        self._left = {left: other for left, other in self._left.items() if other != number}
+        self._left.pop(number, None)
         self._free_at.pop(number, None)
 
-    def _choose(self, taken: set[int], now: float) -> int | None:
-        """Return the lowest free identifier that does not rest, else the one that rests longest; None: none is free."""
-        free = [number for number in self._identifiers if number not in taken]
-        rested = next((number for number in free if self._free_at.get(number, now) <= now), None)
-        return rested if rested is not None else min(free, key=lambda number: self._free_at[number], default=None)
+    def _free(self, count: int, now: float) -> Iterator[int]:
+        """Return up to so many free identifiers: those that do not rest, the lowest first; then the longest rested."""
+        if not count:
+            return iter(())
+        taken = set(self._given.values())
+        rested = (n for n in self._identifiers if n not in taken and self._free_at.get(n, now) <= now)
+        resting = (n for n in sorted(self._free_at, key=lambda n: (self._free_at[n], n)) if self._free_at[n] > now)
+        return islice(chain(rested, resting), count)

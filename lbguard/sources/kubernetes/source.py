@@ -80,19 +80,23 @@ class KubernetesSource(ConnectedSource):
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(
-            "API server", str(config.address), emit, max_backoff_s=config.max_backoff_s, clock=clock, log=_log
+            "API server",
+            str(config.address),
+            emit,
+            max_backoff_s=config.max_backoff_s,
+            clock=clock,
+            log=_log,
+            wall_clock=wall_clock,
         )
         self._config = config
         self._file = file
         self._rest_s = rest_s
-        self._wall_clock = wall_clock
         self._wake = asyncio.Event()
         self._objects = Objects(config.read)
         self._version = ""
         self._saved: Memory = {}
         self._composer: Composer | None = None
         self._answered = self._served = False
-        self._lost_since = ""
 
     # One session
 
@@ -198,7 +202,6 @@ class KubernetesSource(ConnectedSource):
             self._wake.clear()
             if self._answered:
                 self._begin_service()
-                self._lost_since = ""
                 await self._compose(composer)
 
     # Reports
@@ -229,6 +232,5 @@ class KubernetesSource(ConnectedSource):
             self._report(SourceSnapshot(streams=composer.compose(remembered, self._clock(), self._rest_s()).streams))
 
     def _lose(self, code: str, reason: str) -> None:
-        if not self._lost_since:
-            self._lost_since = f"{datetime.fromtimestamp(self._wall_clock(), UTC):%Y-%m-%d %H:%M:%S} UTC"
-        super()._lose(code, f"API server: {reason}; since {self._lost_since}")
+        since = datetime.fromtimestamp(self.counters.lost_at or self._wall_clock(), UTC)
+        super()._lose(code, f"API server: {reason}; since {since:%Y-%m-%d %H:%M:%S} UTC")

@@ -1,6 +1,7 @@
 """The real service with source kubernetes, against a model of the API server in its namespace."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -81,6 +82,7 @@ async def test_drained_held_left_alone_and_brought_up_to_date(guarded: Guarded) 
         do(api.stop())
         service.wait_for_log("targets cannot be read: the last list stays in force")
         wait_until(lambda: guarded.metric("lbguard_source_ok") == 0, "the loss is counted")
+        assert guarded.metric("lbguard_source_lost_timestamp_seconds") == pytest.approx(time.time(), abs=LIMIT_S)
         with guarded.client() as client:
             status = client.status()
         assert not status.source_ok
