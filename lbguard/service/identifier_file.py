@@ -7,6 +7,7 @@ ignored, with a line in the log.
 
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class IdentifierFile:
         self.path = path
         self._whose = whose
         self._refused = False
+        self._lock = threading.Lock()
 
     def load(self) -> Memory:
         """Return what an earlier run kept; empty when there is nothing usable."""
@@ -62,17 +64,18 @@ class IdentifierFile:
             )
             return {}
 
-    def save(self, memory: Memory) -> None:
-        """Replace the file."""
+    def save(self, memory: Memory) -> bool:
+        """Replace the file; return whether that was possible."""
         content = {
             "format": FORMAT,
             "whose": self._whose,
             "streams": {name: _row(kept) for name, kept in memory.items()},
         }
         try:
-            with opened_directory(self.path) as directory:
+            with self._lock, opened_directory(self.path) as directory:
                 replace_file(self.path.name, directory, json.dumps(content).encode())
             self._refused = False
+            return True
         except OSError as error:
             if not self._refused:
                 self._refused = True
@@ -84,6 +87,7 @@ class IdentifierFile:
                         remedy="make its directory writable for lbguard, or set kubernetes.identifiers to another path",
                     ),
                 )
+            return False
 
 
 def _row(kept: RememberedStream) -> dict[str, object]:

@@ -7,6 +7,7 @@ and takes more characters than the line feed for the end of an event.
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import ssl
@@ -139,6 +140,8 @@ async def open_api(address: ApiAddress, resource: Resource, times: Times) -> Asy
     Raises:
         ApiError: the configuration cannot be used.
     """
+    for name in ("httpx2", "httpcore2"):  # they log each request
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         config = await asyncio.to_thread(_configuration, address)
         verify = await asyncio.to_thread(_tls, config)

@@ -41,8 +41,8 @@ class MemoryFile(Protocol):
     def load(self) -> Memory:
         """Return what an earlier run kept; empty when there is nothing usable."""
 
-    def save(self, memory: Memory) -> None:
-        """Replace it."""
+    def save(self, memory: Memory) -> bool:
+        """Replace it; return whether that was possible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,14 +207,13 @@ class KubernetesSource(ConnectedSource):
     # Reports
 
     async def _compose(self, composer: Composer) -> None:
-        self._served = True
         composed = composer.compose(self._objects.by_stream(), self._clock(), self._rest_s())
         self.counters.waiting = composer.waits
         self._note_skipped("objects", (*self._objects.skipped, *composed.skipped))
-        if composed.memory != self._saved:
-            # Before the list: an identifier that is in force has to be known after a crash.
+        # Before the list: an identifier that is in force has to be known after a crash.
+        if composed.memory != self._saved and await asyncio.to_thread(self._file.save, composed.memory):
             self._saved = composed.memory
-            await asyncio.to_thread(self._file.save, composed.memory)
+        self._served = True
         self._report(SourceSnapshot(streams=composed.streams))
 
     def _end_session(self, code: str, reason: str) -> None:

@@ -100,10 +100,10 @@ def test_a_file_that_others_may_write_or_that_is_none_is_ignored(file: Identifie
 def test_a_directory_that_is_missing_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = IdentifierFile(tmp_path / "missing" / "identifiers", "services default")
     with caplog.at_level(logging.WARNING):
-        file.save(MEMORY)
-        file.save({})
+        assert not file.save(MEMORY)
+        assert not file.save({})
     (record,) = caplog.records
     assert "kubernetes.identifiers" in record.fields["remedy"]  # type: ignore[attr-defined]
     file.path.parent.mkdir()
-    file.save(MEMORY)
+    assert file.save(MEMORY)
     assert file.load() == MEMORY

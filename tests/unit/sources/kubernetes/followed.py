@@ -24,13 +24,17 @@ class MemoryKept:
 
     content: Memory = field(default_factory=dict)
     saves: int = 0
+    full: bool = False
 
     def load(self) -> Memory:
         return self.content
 
-    def save(self, memory: Memory) -> None:
+    def save(self, memory: Memory) -> bool:
+        if self.full:
+            return False
         self.content = memory
         self.saves += 1
+        return True
 
 
 @dataclass

@@ -110,7 +110,7 @@ async def test_a_watch_goes_on_at_the_version_of_the_last_bookmark(api: FakeKube
 async def test_a_watch_that_breaks_loses_no_change(api: FakeKubernetesApi, tmp_path: Path, fault: str) -> None:
     await api.put(service_slice("web", ONE))
     async with followed(services_config(api, tmp_path, "web")) as source:
-        await source.until(lambda: api.watches)
+        await source.until(lambda: api.watches and source.targets())
         api.fail_once(fault)
         await api.put(service_slice("web", ONE, TWO))
         await source.until(lambda: source.targets() == {1: False, 2: False})
@@ -121,7 +121,7 @@ async def test_a_watch_that_breaks_loses_no_change(api: FakeKubernetesApi, tmp_p
 async def test_an_answer_of_another_form_changes_nothing(api: FakeKubernetesApi, tmp_path: Path, fault: str) -> None:
     await api.put(service_slice("web", ONE, TWO))
     async with followed(services_config(api, tmp_path, "web")) as source:
-        await source.until(lambda: api.watches)
+        await source.until(source.targets)
         api.fail(fault)
         source.source.reload()
         await source.until(lambda: source.lost)
@@ -173,7 +173,7 @@ async def test_a_token_that_was_renewed_is_read_again(api: FakeKubernetesApi, tm
     (tmp_path / "token").write_text("old")
     api.token = "old"
     async with followed(with_times(services_config(api, tmp_path, "web"), watch_s=1.0)) as source:
-        await source.until(lambda: api.watches)
+        await source.until(lambda: api.watches and source.targets())
         api.token = "new"
         await source.until(lambda: "401" in source.lost)
         assert str(tmp_path) in source.lost
@@ -243,6 +243,34 @@ async def test_targets_keep_identifiers_over_a_restart(api: FakeKubernetesApi, t
         await source.until(lambda: len(source.targets()) == 3)
         ips = {target.identifier: target.ips for target in source.streams[0].targets}
         assert ips == {number: (parse_ip(f"10.0.0.{number % 3}"),) for number in (1, 2, 3)}
+
+
+async def test_what_could_not_be_kept_is_kept_later_and_a_list_without_news_writes_nothing(
+    api: FakeKubernetesApi, tmp_path: Path
+) -> None:
+    memory = MemoryKept(full=True)
+    await api.put(service_slice("web", ONE))
+    async with followed(services_config(api, tmp_path, "web"), memory) as source:
+        await source.until(source.targets)
+        memory.full = False
+        await api.put(service_slice("web", ONE))
+        await source.until(lambda: memory.saves == 1)
+        before = source.source.counters.lists["event"]
+        await api.put(service_slice("web", ONE))
+        await source.until(lambda: source.source.counters.lists["event"] > before)
+        await api.put(service_slice("web", ONE, TWO))
+        await source.until(lambda: len(source.targets()) == 2)
+        assert memory.saves == 2
+
+
+async def test_the_client_library_does_not_log_requests(
+    api: FakeKubernetesApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await api.put(service_slice("web", ONE))
+    with caplog.at_level(logging.INFO):
+        async with followed(services_config(api, tmp_path, "web")) as source:
+            await source.until(source.targets)
+    assert {record.name for record in caplog.records} == {"lbguard.sources.kubernetes"}
 
 
 async def test_a_start_without_the_server_serves_the_list_of_the_earlier_run(
