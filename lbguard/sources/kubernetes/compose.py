@@ -5,7 +5,7 @@ server answers a list from its database, so what it does not list is gone, and a
 once. One removal is delayed: that of all targets of a stream together. It is the trace of an accident more often than
 of a wish (an object that its controller deletes and makes again, a definition that is installed again), it breaks every
 connection, and a delay costs little: lbguard watches the paths of the targets itself, and withdraws those that are
-really gone.
+gone.
 """
 
 from collections.abc import Iterable, Mapping

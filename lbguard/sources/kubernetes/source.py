@@ -22,6 +22,7 @@ from lbguard.sources.connected import RELOAD, ConnectedSource, Ending
 from lbguard.sources.kubernetes.address import CUT, GONE, UNUSABLE, ApiAddress, ApiError, Resource, Times, WatchEvent
 from lbguard.sources.kubernetes.compose import Composer, Memory, Objects, StreamsConfig
 from lbguard.sources.kubernetes.objects import Read
+from lbguard.telemetry.log import fields
 
 if TYPE_CHECKING:
     from lbguard.sources.kubernetes.api import Api
@@ -208,6 +209,11 @@ class KubernetesSource(ConnectedSource):
 
     async def _compose(self, composer: Composer) -> None:
         composed = composer.compose(self._objects.by_stream(), self._clock(), self._rest_s())
+        if composer.waits and not self.counters.waiting:
+            _log.warning(
+                "a stream loses all its targets at once: they stay for kubernetes.settle_time",
+                extra=fields(targets=composer.waits, settle_s=self._config.streams.settle_s),
+            )
         self.counters.waiting = composer.waits
         self._note_skipped("objects", (*self._objects.skipped, *composed.skipped))
         # Before the list: an identifier that is in force has to be known after a crash.

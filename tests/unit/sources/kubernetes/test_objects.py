@@ -79,11 +79,11 @@ def test_the_first_address_of_an_endpoint_counts() -> None:
 def test_families_of_a_target_are_merged_and_one_that_drains_drains_it() -> None:
     ipv6 = of_service(endpoint("a", "fd00::1", ready=False), endpoint("b", "fd00::2"), family="IPv6")
     ipv4 = of_service(endpoint("a", "10.0.0.1"))
-    merged = merge([*ipv6.endpoints, *ipv4.endpoints])
-    assert {each.label: (each.ips, each.draining) for each in merged.values()} == {
-        "a": ((parse_ip("10.0.0.1"), parse_ip("fd00::1")), True),
-        "b": ((parse_ip("fd00::2"),), False),
-    }
+    for endpoints in ([*ipv6.endpoints, *ipv4.endpoints], [*ipv4.endpoints, *ipv6.endpoints]):
+        assert {each.label: (each.ips, each.draining) for each in merge(endpoints).values()} == {
+            "a": ((parse_ip("10.0.0.1"), parse_ip("fd00::1")), True),
+            "b": ((parse_ip("fd00::2"),), False),
+        }
 
 
 def test_a_target_in_two_slices_of_a_family_is_one() -> None:

@@ -221,12 +221,16 @@ async def test_a_kind_that_is_not_installed_is_named(api: FakeKubernetesApi, tmp
         assert "endpointslices.discovery.k8s.io/v1 is not installed" in source.lost
 
 
-async def test_the_loss_of_all_targets_waits(api: FakeKubernetesApi, tmp_path: Path) -> None:
+async def test_the_loss_of_all_targets_waits(
+    api: FakeKubernetesApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     await api.put(service_slice("web", ONE, TWO))
     async with followed(services_config(api, tmp_path, "web", settle_s=1.5)) as source:
         await source.until(lambda: len(source.targets()) == 2)
         await api.delete(service_slice("web"))
         await source.until(lambda: source.source.counters.waiting == 2)
+        said = [record.message for record in caplog.records]
+        assert said.count("a stream loses all its targets at once: they stay for kubernetes.settle_time") == 1
         assert source.targets() == {1: False, 2: False}
         await source.until(lambda: source.targets() == {})
         assert source.source.counters.waiting == 0
