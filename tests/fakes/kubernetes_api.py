@@ -12,6 +12,7 @@ import copy
 import json
 import re
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -117,15 +118,17 @@ class _Change:
 class FakeKubernetesApi:
     """Holds objects, serves lists and watches, and fails as told.
 
-    `token`: the only one that is accepted; empty: any. `forbidden`: what it says to every request instead of an answer.
-    `kinds`: the plurals that are installed. Faults of `fail` hold until `heal`; those of `fail_once` for one request.
-    `slow` waits for `go_on`. A fault of watches leaves lists alone, except `unavailable`, `garbage` and `slow`.
+    `token`: the only one that is accepted; empty: any. `tls`: of the server, for the name localhost. `forbidden`: what
+    it says to every request instead of an answer. `kinds`: the plurals that are installed. Faults of `fail` hold until
+    `heal`; those of `fail_once` for one request. `slow` waits for `go_on`. A fault of watches leaves lists alone,
+    except `unavailable`, `garbage` and `slow`.
     """
 
     kinds: set[str] = field(default_factory=lambda: {"endpointslices", "loadbalancerendpointslices"})
     token: str = ""
     forbidden: bool = False
     page_objects_max: int = 500
+    tls: ssl.SSLContext | None = None
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
@@ -145,7 +148,7 @@ class FakeKubernetesApi:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}" if self.tls is None else f"https://localhost:{self.port}"
 
     @property
     def lists(self) -> list[Request]:
@@ -156,7 +159,7 @@ class FakeKubernetesApi:
         """Serve the loopback, on the same port as before; return the URL. `within`: enters another namespace."""
         with within if within is not None else contextlib.nullcontext():
             listener = socket.create_server(("127.0.0.1", self.port))
-        self._server = await asyncio.start_server(self._accept, sock=listener)
+        self._server = await asyncio.start_server(self._accept, sock=listener, ssl=self.tls)
         self.port = listener.getsockname()[1]
         return self.url
 

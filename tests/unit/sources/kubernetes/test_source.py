@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from lbguard.core.addr import parse_ip
 from tests.fakes.kubernetes_api import FakeKubernetesApi, endpoint, service_slice
+from tests.unit.api.certificates import Authority
 from tests.unit.sources.kubernetes.followed import MemoryKept, followed, services_config, with_times
 
 ONE = endpoint("one", "10.0.0.1")
@@ -180,6 +182,27 @@ async def test_a_token_that_was_renewed_is_read_again(api: FakeKubernetesApi, tm
         (tmp_path / "token").write_text("new\n")
         await source.until(lambda: not source.lost)
         assert source.targets() == {1: False}
+
+
+async def test_the_server_has_to_have_a_certificate_of_the_authority(tmp_path: Path) -> None:
+    authority, other = Authority(), Authority("another authority")
+    chain, key = authority.issue(dns=("localhost",)).write(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(chain, key)
+    api = FakeKubernetesApi(tls=tls, token="secret")
+    await api.start()
+    await api.put(service_slice("web", ONE))
+    account = tmp_path / "account"
+    account.mkdir()
+    (account / "token").write_text("secret")
+    (account / "ca.crt").write_bytes(other.root)
+    async with followed(services_config(api, account, "web")) as source:
+        await source.until(lambda: "certificate verify failed" in source.lost)
+        assert not api.requests
+        (account / "ca.crt").write_bytes(authority.root)
+        await source.until(lambda: source.targets() == {1: False})
+        assert not source.lost
+    await api.stop()
 
 
 async def test_a_token_that_is_no_line_of_text_is_not_shown(
