@@ -167,12 +167,12 @@ def _configuration(address: ApiAddress) -> SingleConfig:
     chosen = config.get()
     if chosen is None:
         raise ConfigError("no current context")
-    return chosen
+    return chosen if chosen.user is not None else chosen._replace(user=User())
 
 
 def _tls(config: SingleConfig) -> ssl.SSLContext:
-    user = config.user if config.user is not None else User()
-    return verify_cluster(config.cluster, user, config.abs_file, trust_env=False)
+    assert config.user is not None
+    return verify_cluster(config.cluster, config.user, config.abs_file, trust_env=False)
 
 
 def _keepalive() -> list[tuple[int, int, int]]:

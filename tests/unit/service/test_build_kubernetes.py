@@ -82,6 +82,20 @@ async def test_the_namespace_of_the_account_or_of_the_kubeconfig(tmp_path: Path)
     await api.stop()
 
 
+async def test_a_context_without_a_user(tmp_path: Path) -> None:
+    api = FakeKubernetesApi()
+    config = KUBECONFIG.replace("URL", await api.start()).replace(", user: me", "")
+    (tmp_path / "config").write_text(config)
+    await api.put(service_slice("web", {"addresses": ["10.0.0.1"]}, namespace="from-the-context"))
+    events: list[SourceSnapshot | SourceLost] = []
+    chosen = settings(kubeconfig=str(tmp_path / "config"), identifiers=str(tmp_path / "identifiers"))
+    source = Followed(make_kubernetes_source(chosen, events.append, lambda: 0.0), events)
+    async with running(source):
+        await source.until(source.targets)
+    assert "authorization" not in api.requests[-1].headers
+    await api.stop()
+
+
 async def test_objects_of_a_gateway(tmp_path: Path) -> None:
     api = FakeKubernetesApi()
     url = await api.start()

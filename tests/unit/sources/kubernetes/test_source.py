@@ -259,6 +259,27 @@ async def test_the_loss_of_all_targets_waits(
         assert source.source.counters.waiting == 0
 
 
+async def test_a_server_that_comes_back_empty_is_believed_after_the_wait(
+    api: FakeKubernetesApi, tmp_path: Path
+) -> None:
+    await api.put(service_slice("web", ONE, TWO))
+    async with followed(services_config(api, tmp_path, "web", settle_s=1.5)) as source:
+        await source.until(lambda: len(source.targets()) == 2)
+        await api.stop()
+        await source.until(lambda: source.lost)
+        await asyncio.sleep(2.0)  # no time that counts: nothing was said
+        assert source.targets() == {1: False, 2: False}
+        await api.delete(service_slice("web"))
+        api.fail("unavailable")
+        await api.start()
+        await source.until(lambda: "HTTP 503" in source.lost)
+        assert source.targets() == {1: False, 2: False}
+        api.heal()
+        await source.until(lambda: source.source.counters.waiting == 2)
+        assert source.targets() == {1: False, 2: False}
+        await source.until(lambda: source.targets() == {})
+
+
 async def test_targets_keep_identifiers_over_a_restart(api: FakeKubernetesApi, tmp_path: Path) -> None:
     memory = MemoryKept()
     await api.put(service_slice("web", ONE, TWO))
