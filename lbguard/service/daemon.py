@@ -261,6 +261,7 @@ class Daemon(ServiceParts):
                 losses=counters.losses,
                 waiting=counters.waiting,
                 skipped=counters.skipped,
+                lost_at=counters.lost_at,
             )
 
     async def _report_health(self) -> None:

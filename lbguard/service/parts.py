@@ -211,7 +211,9 @@ class ServiceParts:
     def _make_source(self) -> Source | None:
         settings = self.settings
         if settings.source not in {"interposer", "kernel"}:
-            return make_source(settings, self._observe_source, self._routes_in_force)
+            return make_source(
+                settings, self._observe_source, self._routes_in_force, lambda: self.settings.drain.window
+            )
         from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
 
         if settings.source == "interposer":
