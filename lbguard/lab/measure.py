@@ -11,9 +11,8 @@ STALLED_AFTER_S = 2.0
 """A connection that had no answer in this last part of the run is stalled."""
 AT_ONCE_S = 0.2
 """New connections are to follow a change of the list of targets within this time."""
-WAITED_OVER_S = 0.3
-"""A new connection that took longer to be connected has waited: the shortest repeat of a lost SYN comes after 1 s. A
-machine that is short of CPU delays one by up to 0.15 s, also where nothing is lost."""
+WAITED_OVER_S = 0.1
+"""A new connection that took longer to be connected has waited: the shortest repeat of a lost SYN comes after 1 s."""
 GONE = frozenset({"withdraw", "withdraw_family", "remove"})
 """Decisions that end the connections of a target."""
 WAITED_FOR_SYN_S = 0.95
