@@ -15,7 +15,7 @@ from lbguard.api.gen.meridio.loadbalancer.v1 import loadbalancer_pb2_grpc as pb_
 from lbguard.rpc.unix_socket import SocketError
 from tests.unit.api.certificates import Authority
 
-BOUND_S = 20.0
+BOUND_S = 90.0
 HOST = "lb-0"
 AVAILABLE = pb.Response(targets=[pb.Target(context={"identifier": HOST})])
 UNAVAILABLE = pb.Response(targets=[pb.Target()])

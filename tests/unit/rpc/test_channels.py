@@ -18,7 +18,7 @@ from tests.unit.api.certificates import Authority, Issued
 
 NSP = "spiffe://example.org/ns/default/pod/nsp-0"
 LB = "spiffe://example.org/ns/default/pod/lb-0"
-BOUND_S = 20.0
+BOUND_S = 90.0
 
 
 class Hand:

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from lbguard.rpc.unix_socket import PATH_BYTES_MAX, ServedSocket, SocketError
 
-BOUND_S = 20.0
+BOUND_S = 90.0
 MODE = 0o640
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
