@@ -80,7 +80,7 @@ lock: setup ## lock the newest allowed versions
 	@$(PYTHON) -m pip install --quiet uv
 	@.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --upgrade --quiet --output-file requirements-dev.lock
-	@.venv/bin/uv pip compile pyproject.toml --extra spiffe --extra otel --universal --python-version 3.11 \
+	@.venv/bin/uv pip compile pyproject.toml --extra spiffe --extra otel --extra kubernetes --universal --python-version 3.11 \
 		--generate-hashes --no-header --quiet --constraint requirements-dev.lock --output-file requirements.lock
 	@.venv/bin/uv pip compile --group docs --universal --python-version 3.11 \
 		--generate-hashes --no-header --upgrade --quiet --output-file requirements-docs.lock

@@ -29,7 +29,8 @@ from lbguard.api.gen.nsm.connection import connection_pb2_grpc as pb_grpc
 from lbguard.core.addr import Ip
 from lbguard.core.events import NeighborsOutdated, VerdictReported
 from lbguard.core.model import ConnectionSubject, Verdict, VerdictState
-from lbguard.rpc.channels import Backoff, ChannelError, Dialer, reason_of
+from lbguard.rpc.backoff import Backoff
+from lbguard.rpc.channels import ChannelError, Dialer, reason_of
 from lbguard.settings.notation import Endpoint
 from lbguard.telemetry.log import fields
 

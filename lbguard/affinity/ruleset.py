@@ -41,7 +41,6 @@ from lbguard.affinity.names import (
     CLOSING_S,
     COUNTERS,
     IN_TABLE,
-    VERSION,
     AffinityOptions,
     closed_set,
     flow_map,
@@ -50,6 +49,7 @@ from lbguard.affinity.names import (
 from lbguard.affinity.raw_rules import raw_rules
 from lbguard.core.model import PARKING_LINK
 from lbguard.distributor.nftables.queueing import AFFINITY_AFTER, MANGLE
+from lbguard.distributor.nftables.ruleset import DEFRAGMENT
 
 DEFAULT_PRIORITY: Final = MANGLE + AFFINITY_AFTER
 EXCEPTIONAL_SETS: Final = ("learn", "observe", "avoid_4", "avoid_6", "fallen_4", "fallen_6")
@@ -83,13 +83,9 @@ def rule_counts(
     return dict(Counter(chains + [rule.chain for rule in raw_rules(options)]))
 
 
-def structure(options: AffinityOptions, priority: int = DEFAULT_PRIORITY) -> list[str]:
-    """Return the commands that make sets, maps and chains; those that exist keep their elements, chains are emptied.
-
-    `priority`: that of the chain with the hook, which the packets come by.
-    """
-    lines = [f'add table {IN_TABLE} {{ comment "made by lbguard: flow affinity, version {VERSION}"; }}']
-    lines += [f"add counter {IN_TABLE} {name}" for name in COUNTERS]
+def structure(options: AffinityOptions) -> list[str]:
+    """Return the commands that make sets, maps and chains; those that exist keep their elements, chains are emptied."""
+    lines = [f"add counter {IN_TABLE} {name}" for name in COUNTERS]
     lines += [f"add set {IN_TABLE} {name} {{ type mark; }}" for name in MARK_SETS]
     lines += [f"add map {IN_TABLE} {name} {{ type mark : verdict; }}" for name in STEER_MAPS]
     lines += [f"add map {IN_TABLE} {name} {{ type mark : mark; }}" for name in NEXT_MAPS]
@@ -106,9 +102,9 @@ def structure(options: AffinityOptions, priority: int = DEFAULT_PRIORITY) -> lis
             f" size {options.max_flows}; flags dynamic,timeout; timeout {CLOSING_S}s; }}"
         )
     chains = [name for protocol in options.protocols for family in (4, 6) for name in _chains(protocol, family)]
-    chains += ["sweep_4", "sweep_6", "quoted_4", "quoted_6", "recalled", "defragment", layout_chain(options)]
-    lines += [f"add chain {IN_TABLE} {name}" for name in chains] + [_hook(priority)]
-    lines += [f"flush chain {IN_TABLE} {name}" for name in [*chains, hook_chain(priority)]]
+    chains += ["sweep_4", "sweep_6", "quoted_4", "quoted_6", "recalled", DEFRAGMENT, layout_chain(options)]
+    lines += [f"add chain {IN_TABLE} {name}" for name in chains]
+    lines += [f"flush chain {IN_TABLE} {name}" for name in chains if name != DEFRAGMENT]
     return lines
 
 
@@ -117,20 +113,26 @@ def hook_chain(priority: int) -> str:
     return "prerouting" if priority == DEFAULT_PRIORITY else f"prerouting_{priority}".replace("-", "m")
 
 
-def _hook(priority: int) -> str:
+def hook(priority: int = DEFAULT_PRIORITY) -> list[str]:
+    """Return the commands that make the chain by which packets come, empty, for a transaction of their own.
+
+    Where a transaction that adds a hook is refused, the kernel drops the packets that are queued.
+    """
     chain = hook_chain(priority)
-    return f"add chain {IN_TABLE} {chain} {{ type filter hook prerouting priority {priority}; policy accept; }}"
+    return [
+        f'add table {IN_TABLE} {{ comment "made by lbguard: flow affinity"; }}',
+        f"add chain {IN_TABLE} {chain} {{ type filter hook prerouting priority {priority}; policy accept; }}",
+        f"flush chain {IN_TABLE} {chain}",
+    ]
 
 
 def move(options: AffinityOptions, before: int, priority: int) -> list[str]:
     """Return the commands that give the packets to the rules at another priority; all that is remembered stays.
 
-    The earlier chain stays, without rules: where a hook is removed, the kernel drops every packet that is queued, and
-    nfqlb 1.2.0 ends at its next verdict on one of them.
+    The earlier chain stays, without rules; see `distributor/nftables/removal.py`.
     """
     return [
         f"flush chain {IN_TABLE} {hook_chain(before)}",
-        _hook(priority),
         *(f"add rule {IN_TABLE} {line}" for line in _hook_rules(options, priority)),
     ]
 
@@ -193,10 +195,14 @@ def exceptional_rules(options: AffinityOptions, filled: Iterable[str]) -> list[s
 
 
 def defragment() -> list[str]:
-    """Return the commands that have fragments put together before they come here; a kernel may refuse them."""
+    """Return the commands that have fragments put together before they come here; a kernel may refuse them.
+
+    They renew the rules in one transaction, since the kernel removes hooks of its own with the last one.
+    """
     return [
-        f"add rule {IN_TABLE} defragment meta l4proto tcp tproxy ip to 127.0.0.1:1",
-        f"add rule {IN_TABLE} defragment meta l4proto tcp tproxy ip6 to [::1]:1",
+        f"flush chain {IN_TABLE} {DEFRAGMENT}",
+        f"add rule {IN_TABLE} {DEFRAGMENT} meta l4proto tcp tproxy ip to 127.0.0.1:1",
+        f"add rule {IN_TABLE} {DEFRAGMENT} meta l4proto tcp tproxy ip6 to [::1]:1",
     ]
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -20,7 +20,6 @@ from lbguard.affinity.elements import Element
 from lbguard.affinity.flows import count_flows, forget_flows
 from lbguard.affinity.names import (
     COUNTERS,
-    IN_TABLE,
     TABLE,
     AffinityOptions,
     healthy_map,
@@ -33,24 +32,15 @@ from lbguard.core.model import FamilySteering, StreamSteering
 from lbguard.distributor.base import DistributorError
 from lbguard.distributor.nftables.elements import transactions
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_counter, read_inventory
-from lbguard.distributor.nftables.nfnetlink import (
-    DELETE_TABLE,
-    NetfilterSocket,
-    Nfnetlink,
-    NftError,
-    Request,
-    netfilter_message,
-    text_attribute,
-)
+from lbguard.distributor.nftables.nfnetlink import NetfilterSocket, Nfnetlink, NftError, Request
 from lbguard.distributor.nftables.queueing import AFFINITY_AFTER, MANGLE, LastQueue
+from lbguard.distributor.nftables.removal import Removal, remove_table
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.affinity")
 
 _NFPROTO_INET: Final = 1
-_TABLE_NAME: Final = 1  # NFTA_TABLE_NAME
-_REMOVAL: Final = f"delete table {IN_TABLE}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +112,7 @@ class AffinityTable:
         return await self._session.call(self._read)
 
     async def remove(self) -> None:
-        """Remove the table with all that is remembered; an absent one is no error."""
+        """Remove the table with all that is remembered, as `remove_table` does; an absent one is no error."""
         await self._session.call(self._remove)
 
     async def close(self) -> None:
@@ -159,7 +149,7 @@ class AffinityTable:
         inventory = read_inventory(nft.kernel, TABLE)
         if inventory is None or not self._intact(inventory):
             priority = self._queue.look(nft.kernel) + AFFINITY_AFTER
-            self._build(nft, priority, anew=inventory is not None)
+            self._build(nft, priority, inventory or ())
             return _Held(priority=priority), None
         priority = _priority(inventory)
         # The queue of the load balancer may be away for a moment.
@@ -175,6 +165,7 @@ class AffinityTable:
         """Have the packets come after every chain that queues them."""
         wanted = self._queue.look(nft.kernel) + AFFINITY_AFTER
         if held.priority != wanted:
+            nft.run("\n".join(ruleset.hook(wanted)))
             nft.run("\n".join(ruleset.move(self.options, held.priority, wanted)))
             _log.info("flow affinity acts at another priority", extra=fields(priority=wanted))
             held.priority = wanted
@@ -233,8 +224,7 @@ class AffinityTable:
     def _remove(self, nft: NftContext) -> None:
         self._held = None
         self._owners, self._earlier_until = {}, -math.inf
-        if read_inventory(nft.kernel, TABLE) is not None:
-            nft.run(_REMOVAL)
+        remove_table(nft.kernel, TABLE)
 
     def _intact(self, inventory: list[RulesetObject], filled: frozenset[str] | None = None) -> bool:
         """Return whether the table holds what does not depend on streams, of these options and this version."""
@@ -247,25 +237,27 @@ class AffinityTable:
             for chain, count in ruleset.rule_counts(self.options, filled, _priority(inventory)).items()
         )
 
-    def _build(self, nft: NftContext, priority: int, *, anew: bool) -> None:
+    def _build(self, nft: NftContext, priority: int, earlier: Sequence[RulesetObject]) -> None:
         """Create the table; the flows of an earlier one are lost."""
         self._owners, self._earlier_until = {}, -math.inf
-        if anew:
-            nft.run(_REMOVAL)
+        if earlier:
+            remove_table(nft.kernel, TABLE)
+        if any(each.kind is Kind.MAP for each in earlier):
             _log.warning("affinity table made anew: remembered flows are forgotten")
         try:
-            nft.run("\n".join(ruleset.structure(self.options, priority)))
+            nft.run("\n".join(ruleset.hook(priority)))
+            nft.run("\n".join(ruleset.structure(self.options)))
             self._add_raw_rules()
             try:
                 nft.run("\n".join(ruleset.defragment()))
             except NftError as error:
                 _log.info("fragments are not put together: %s", error)
-            # The hook comes last: until its rules are there, no packet meets a chain that is not filled.
+            # Until the chain with the hook gets its rules, no packet meets a chain that is not filled.
             nft.run("\n".join(ruleset.rules(self.options, priority)))
         except DistributorError:
             # An incomplete table steers no flow correctly.
             with contextlib.suppress(NftError):
-                nft.run(_REMOVAL)
+                remove_table(nft.kernel, TABLE)
             raise
 
     def _add_raw_rules(self) -> None:
@@ -279,23 +271,14 @@ class AffinityTable:
             raise NftError(f"nftables: a rule of flow affinity is refused: {error.args[1]}", error.code) from None
 
 
-def remove_left_over() -> bool:
-    """Remove the table of an earlier run, without libnftables; returns whether there was one.
+def remove_left_over() -> Removal:
+    """Remove the table of an earlier run, without libnftables.
 
     Raises:
         DistributorError, OSError: the kernel refuses, or has no nf_tables.
     """
-    kernel = Nfnetlink(NetfilterSocket())
-    request = Request(netfilter_message(DELETE_TABLE, text_attribute(_TABLE_NAME, TABLE)), _REMOVAL)
-    try:
-        kernel.transact([request])
-    except NftError as error:
-        if error.code == errno.ENOENT:
-            return False
-        raise
-    finally:
-        kernel.close()
-    return True
+    with contextlib.closing(Nfnetlink(NetfilterSocket())) as kernel:
+        return remove_table(kernel, TABLE)
 
 
 def _run(nft: NftContext, parts: Sequence[list[str]]) -> None:
@@ -344,9 +327,11 @@ def _earlier_owners(found: Mapping[str, set[Element]], desired: Mapping[str, Str
     return unclear | {mark: streams.get(str(chain), str(chain)) for mark, chain in jumps}
 
 
-def _priority(inventory: Iterable[RulesetObject]) -> int:
-    """Return the priority of the chain by which packets come; earlier ones, without rules, had lower ones."""
-    return max((each.priority for each in inventory if each.priority is not None), default=0)
+def _priority(inventory: Collection[RulesetObject]) -> int:
+    """Return the priority of the chain by which packets come; others may be left, without rules."""
+    rules = _rules_by_chain(inventory)
+    hooks = [each for each in inventory if each.priority is not None]
+    return max((each.priority or 0 for each in hooks if rules[each.name]), default=0)
 
 
 def _rules_by_chain(inventory: Iterable[RulesetObject]) -> Counter[str]:

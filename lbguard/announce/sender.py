@@ -9,6 +9,7 @@ address that has moved would break traffic.
 import asyncio
 import ctypes
 import errno
+import itertools
 import socket
 import struct
 import time
@@ -30,6 +31,9 @@ REPEATS_S = (0.0, 0.1, 1.1, 2.2)
 """Default offsets of the sends of an address, in seconds from the first."""
 
 _FRAMES_PER_ADDRESS = 2
+_QUESTIONS_PER_TICK = 64
+"""Solicitations sent in one iteration of the event loop. After the start, or when the link of many targets is back, the
+requests that let the kernel use the answers share the loop with them."""
 _LINK_HEADER = struct.Struct("=HHiHBB8s")  # struct sockaddr_ll: family, protocol, ifindex, hatype, pkttype, halen, addr
 _ETHERTYPE = slice(12, 14)
 
@@ -142,8 +146,8 @@ class Announcer:
         repeats_s: offsets of the sends of an address from its first, in seconds; starts with 0 and increases.
         arp_kinds: the forms of gratuitous ARP to send for an IPv4 address, in this order.
         router: the R flag of neighbour advertisements: whether the links forward IPv6.
-        frames_per_tick_max: how many frames may be sent in one iteration of the event loop; the rest follow in the
-        next.
+        frames_per_tick_max: how many frames may be sent in one iteration of the event loop (besides solicitations);
+        the rest follow in the next.
         addresses_max: how many addresses of all links may wait for a send; more are refused with a named reason.
         clock: monotonic time in seconds.
         on_first_send: called once for each announcement right after the kernel accepted its first frame, with
@@ -180,6 +184,8 @@ class Announcer:
         self._plan = Plan(repeats_s=repeats_s, max_waiting=addresses_max)
         self._frames_per_tick_max = frames_per_tick_max
         self._budget = frames_per_tick_max
+        self._questions: dict[tuple[LinkKey, Ip], tuple[bytes, Ip]] = {}
+        self._questions_left = _QUESTIONS_PER_TICK
         self._clock = clock
         self._on_first_send = on_first_send
         self._timer: asyncio.TimerHandle | None = None
@@ -223,23 +229,19 @@ class Announcer:
     def solicit(self, effect: SolicitNeighbors) -> None:
         """Send one solicitation for each target, from our own address; the kernel learns from the answers.
 
-        The source address must be owned, as for an announcement; refusals of the kernel are counted, not raised.
+        Beyond `_QUESTIONS_PER_TICK`, they follow in the next iterations of the loop; an address that still waits is not
+        queued twice. The source address must be owned when a solicitation is sent, as for an announcement; refusals of
+        the kernel are counted, not raised.
+
+        Raises:
+            RuntimeError: no event loop is running in this thread.
         """
         if self._closed or len(effect.mac) != MAC_LEN:
             return
+        loop = asyncio.get_running_loop()
         for source, target in effect.pairs:
-            if not self._owns(effect.link, source):
-                self.counters.suppressed[Suppressed.NOT_OWNED] += 1
-                continue
-            if is_ipv4(source):
-                kind, frame = FrameKind.ARP_QUESTION, request(effect.mac, source, target)
-            else:
-                kind, frame = FrameKind.NS, solicitation(effect.mac, source, target)
-            error = self._socket.send(effect.link.ifindex, frame)
-            if error:
-                self.counters.errors[errno.errorcode.get(error, str(error))] += 1
-            else:
-                self.counters.sent[kind] += 1
+            self._questions[effect.link, target] = effect.mac, source
+        self._ask(loop)
 
     def configure(self, *, repeats_s: Sequence[float], addresses_max: int) -> None:
         """Use other offsets and another bound from now on, also for the addresses that wait.
@@ -263,6 +265,7 @@ class Announcer:
         waiting = self._plan.clear()
         if waiting:
             self.counters.suppressed[Suppressed.CLOSED] += waiting
+        self._questions.clear()
         self._socket.close()
 
     def _build_frames(self, mac: bytes, ip: Ip) -> tuple[bytes, ...]:
@@ -289,8 +292,8 @@ class Announcer:
                 continue
             self._send(entry, kinds)
             self._plan.sent(entry, now)
-        if self._budget < self._frames_per_tick_max and self._next_tick is None:
-            self._next_tick = loop.call_soon(self._start_tick, loop)
+        if self._budget < self._frames_per_tick_max:
+            self._await_tick(loop)
         self._arm_timer(loop, now)
 
     def _send(self, entry: Entry, kinds: tuple[FrameKind, ...]) -> None:
@@ -310,10 +313,37 @@ class Announcer:
                 if self._on_first_send is not None:
                     self._on_first_send(entry.announcement)
 
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send the waiting solicitations, within the budget of this iteration of the loop."""
+        asked = list(itertools.islice(self._questions.items(), self._questions_left))
+        self._questions_left -= len(asked)
+        for (link, target), (mac, source) in asked:
+            del self._questions[link, target]
+            if not self._owns(link, source):
+                self.counters.suppressed[Suppressed.NOT_OWNED] += 1
+                continue
+            if is_ipv4(source):
+                kind, frame = FrameKind.ARP_QUESTION, request(mac, source, target)
+            else:
+                kind, frame = FrameKind.NS, solicitation(mac, source, target)
+            error = self._socket.send(link.ifindex, frame)
+            if error:
+                self.counters.errors[errno.errorcode.get(error, str(error))] += 1
+            else:
+                self.counters.sent[kind] += 1
+        if self._questions_left < _QUESTIONS_PER_TICK:
+            self._await_tick(loop)
+
+    def _await_tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._next_tick is None:
+            self._next_tick = loop.call_soon(self._start_tick, loop)
+
     def _start_tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._next_tick = None
         self._budget = self._frames_per_tick_max
+        self._questions_left = _QUESTIONS_PER_TICK
         self._send_due(loop)
+        self._ask(loop)
 
     def _arm_timer(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
         due = self._plan.next_due()

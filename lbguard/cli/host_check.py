@@ -17,6 +17,7 @@ CHECKS: tuple[Check, ...] = (
     host_files.check_verdict_certificates,
     host_files.check_recording,
     host_files.check_interposer,
+    host_files.check_kubernetes,
     host_kernel.check_nftables,
     host_kernel.check_affinity,
     host_kernel.check_parking,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lbguard.cli.host import Finding, Host, Severity
 from lbguard.core.model import StreamSpec
+from lbguard.errors import StartError
 from lbguard.settings.bounded_file import FileError, read_regular_file
 from lbguard.settings.model import Settings
 
@@ -21,7 +22,8 @@ def check_memory(host: Host, settings: Settings, streams: Sequence[StreamSpec]) 
         return
     paths = {directory / stream.shm_name: f" (stream {stream.name})" for stream in streams}
     if settings.source != "file":
-        named = "*" if settings.flavour == "meridio-2" else "tshm-*"
+        by_name = settings.flavour == "meridio-2" or (settings.source == "kubernetes" and settings.kubernetes.gateway)
+        named = "*" if by_name else "tshm-*"
         paths |= {directory / place.name: "" for place in sorted(host.path(directory).glob(named))}
         if not paths:
             paths[directory / named] = ""
@@ -148,6 +150,43 @@ def _is_taken(place: Path) -> bool:
         return not stat.S_ISSOCK(place.lstat().st_mode)
     except OSError:
         return False
+
+
+def check_kubernetes(host: Host, settings: Settings, streams: Sequence[StreamSpec]) -> Iterator[Finding]:
+    """Check what source kubernetes needs: its client, the address of the API server, the token and its file."""
+    if settings.source != "kubernetes":
+        return
+    # This import concerns no other source.
+    from lbguard.service.build_kubernetes import api_address, check_client, identifiers_path
+
+    for check in (check_client, lambda: api_address(settings.kubernetes)):
+        try:
+            check()
+        except StartError as error:
+            what, _, remedy = str(error).rpartition(": ")
+            yield Finding(id="kubernetes_client", severity="error", what=what, remedy=remedy)
+    kubernetes = settings.kubernetes
+    names = ["token"] if kubernetes.namespace else ["token", "namespace"]
+    for path in [kubernetes.kubeconfig] if kubernetes.kubeconfig else [kubernetes.account / name for name in names]:
+        try:
+            read_regular_file(host.path(path), _CERTIFICATE_BYTES_MAX)
+        except FileError as error:
+            yield Finding(
+                id="kubernetes_account",
+                severity="warning",
+                what=f"{path} {error}",
+                remedy="give the pod a service account with its token (automountServiceAccountToken), or set"
+                " kubernetes.account or kubernetes.kubeconfig",
+            )
+    path = identifiers_path(settings)
+    why = _why_unwritable(host, path.parent) if path.parent != settings.socket.parent else ""
+    if why:
+        yield Finding(
+            id="kubernetes_identifiers",
+            severity="warning",
+            what=f"identifiers cannot be kept in {path}, so targets may get others after a restart: {why}",
+            remedy=f"make {path.parent} writable for this user, or set kubernetes.identifiers to another path",
+        )
 
 
 def _why_unwritable(host: Host, directory: Path) -> str:

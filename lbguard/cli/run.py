@@ -66,6 +66,10 @@ def run(
     # of the start. The daemon enables the collector again.
     gc.disable()
     _silence_grpc()
+    from lbguard.service.memory import share_one_arena
+
+    # The check of the host starts the first thread.
+    share_one_arena()
     try:
         loaded = _load(config, assignments, targets_file=targets_file, mode=mode)
         if not _fit_to_start(loaded):

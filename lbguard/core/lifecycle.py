@@ -74,7 +74,7 @@ class Lifecycle:
             Action.REMOVE: self._remove,
             Action.FORGET: self._remove,
         }
-        """Changes of an action; each returns whether it is worth a record, and runs after the move."""
+        """Changes of a target by action, after its move; each returns whether the action is worth a record."""
 
     def configure(self, config: EngineConfig) -> None:
         """Use another configuration from now on; `LiveConfig` moves the deadlines that run."""

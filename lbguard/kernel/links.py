@@ -12,7 +12,7 @@ from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from socket import AF_INET, AF_INET6
 from typing import Any, Final
 
-from pyroute2 import IPRoute
+from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink import nlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 

@@ -52,6 +52,7 @@ def attach_filter(sock: socket.socket, program: bytes) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, header)
 
 
+LOAD_WORD: Final = 0x20
 LOAD_HALF: Final = 0x28
 LOAD_BYTE: Final = 0x30
 LOAD_HALF_INDEXED: Final = 0x48

@@ -1,11 +1,10 @@
 """Buffer of parked packets, with bounds. Pure.
 
-Packets wait in queues in the order of their arrival. Each family of a target (a lane) has two: one of TCP segments, one
+Packets wait in queues in the order of their arrival. Each family of a target (a lane) has two: one of TCP and SCTP, one
 of other packets.
 
-- Segments are given back first and faster: their number is bounded by the windows of TCP, and senders react to loss.
+- TCP and SCTP are given back first and faster: the number of packets is bounded by windows, and senders react to loss.
   Other packets may be many for one socket, whose buffer must not overflow.
-
 - Of a TCP segment only the newest copy is kept, at the place of the first one, so that a flow stays in order. Of the
   pure acknowledgements of a flow only the newest is kept.
 - When the buffer is full, the oldest packet of the queue that uses the most makes room, unless the new packet's own
@@ -32,7 +31,7 @@ _RETURN_S: Final = 1.0
 """A packet that comes back later than this was sent anew."""
 
 QueueKey = tuple[int, bool, bool]
-"""Mark, whether the family is IPv4, and whether the packets are TCP segments."""
+"""Mark, whether the family is IPv4, and whether the packets are responsive (TCP and SCTP)."""
 
 
 class Dropped(StrEnum):
@@ -121,8 +120,8 @@ class ParkingBuffer:
         self.memory_bytes = 0
         self.parked = 0
         self.dropped: Counter[str] = Counter()
-        self.crowded: Counter[int] = Counter()
-        """By mark: packets that made room for others of the same queue. The reader resets it."""
+        self.crowded: Counter[tuple[int, bool]] = Counter()
+        """By mark and kind (responsive): packets that made room for others of the same queue. The reader resets it."""
         self._queues: dict[QueueKey, _Queue] = {}
         self._filled: dict[_Queue, QueueKey] = {}
         self._ready: dict[bool, OrderedDict[QueueKey, None]] = {True: OrderedDict(), False: OrderedDict()}
@@ -131,8 +130,8 @@ class ParkingBuffer:
 
     def set_lane(self, lane: ParkingLane) -> None:
         """Treat the packets of a lane so from now on."""
-        for segments in (True, False):
-            self._set_queue((lane.mark, lane.ipv4, segments), lane)
+        for responsive in (True, False):
+            self._set_queue((lane.mark, lane.ipv4, responsive), lane)
 
     def _set_queue(self, key: QueueKey, lane: ParkingLane) -> None:
         known = self._queues.get(key)
@@ -179,16 +178,16 @@ class ParkingBuffer:
         while self.packets > self.bounds.packets or self.memory_bytes > self.bounds.memory_bytes:
             self._make_room(queue)
 
-    def take(self, now: float, segments: int, others: int) -> list[Waiting]:
+    def take(self, now: float, count: int, others: int) -> list[Waiting]:
         """Remove and return packets that may be given back, in the order of each queue.
 
         Args:
             now: seconds of a monotonic clock.
-            segments: at most so many packets, TCP segments first.
-            others: at most so many of them are no TCP segments.
+            count: at most so many packets, TCP and SCTP first.
+            others: at most so many of them have another protocol.
         """
-        taken = self._take(now, segments, self._ready[True])
-        return taken + self._take(now, min(others, segments - len(taken)), self._ready[False])
+        taken = self._take(now, count, self._ready[True])
+        return taken + self._take(now, min(others, count - len(taken)), self._ready[False])
 
     def _take(self, now: float, count: int, ready: OrderedDict[QueueKey, None]) -> list[Waiting]:
         taken: list[Waiting] = []
@@ -269,7 +268,8 @@ class ParkingBuffer:
         share = 1 / max(1, len(self._filled))
         if self._use(newcomer) > share or len(self._filled) == 1:
             victim, reason = newcomer, Dropped.SHARE_USED
-            self.crowded[self._filled[newcomer][0]] += 1
+            mark, _, responsive = self._filled[newcomer]
+            self.crowded[mark, responsive] += 1
         else:
             # One that was the largest is taken until it is down to its share: looking at all queues each time is slow.
             if self._largest not in self._filled or self._use(self._largest) <= share:
@@ -307,4 +307,4 @@ class ParkingBuffer:
 
 
 def _key(parked: ParkedPacket) -> QueueKey:
-    return parked.mark, parked.ipv4, bool(parked.segment)
+    return parked.mark, parked.ipv4, parked.responsive

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from lbguard.core.model import PARKING_LINK
-from lbguard.kernel.sockets import ACCEPT, JUMP_EQUAL, RETURN, Instruction, assemble
+from lbguard.parking.frames import ignoring
 
 TUN: Final = Path("/dev/net/tun")
 
@@ -22,11 +22,6 @@ TUN: Final = Path("/dev/net/tun")
 _TUNSETIFF: Final = 0x400454CA
 _TUNATTACHFILTER: Final = 0x401054D5
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
-
-_LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
-_MARK_AT: Final = 2
-_IGNORED_MAX: Final = 200
-"""A classic BPF jump skips at most 255 instructions."""
 
 MTU: Final = 65_000
 """Larger than that of any link to targets: the parking link must cause no ICMP error."""
@@ -52,7 +47,7 @@ class ParkingLink:
             raise
         self._buffer = bytearray(_FRAME_BYTES_MAX)
         self._into = [self._buffer]
-        self._ignored: frozenset[int] = frozenset()
+        self._ignored: frozenset[tuple[int, bool]] = frozenset()
 
     def fileno(self) -> int:
         """Return the descriptor that polls readable when a frame waits."""
@@ -70,22 +65,16 @@ class ParkingLink:
             return None
         return bytes(self._buffer[:length])
 
-    def ignore(self, marks: Collection[int]) -> None:
-        """Have the kernel drop the frames of these targets, until the next call.
+    def ignore(self, crowds: Collection[tuple[int, bool]]) -> None:
+        """Have the kernel drop the frames of these crowds (see `ignoring`), until the next call.
 
         Raises:
             OSError: the kernel refuses.
         """
-        wanted = frozenset(sorted(marks)[:_IGNORED_MAX])
+        wanted = frozenset(crowds)
         if wanted == self._ignored:
             return
-        instructions: list[Instruction] = [(_LOAD_WORD, 0, 0, _MARK_AT)]
-        left = len(wanted)
-        for mark in sorted(wanted):
-            instructions.append((JUMP_EQUAL, left, 0, mark))
-            left -= 1
-        instructions += [(RETURN, 0, 0, ACCEPT), (RETURN, 0, 0, 0)]
-        program = assemble(*instructions)
+        program = ignoring(wanted)
         code = ctypes.create_string_buffer(program, len(program))
         fcntl.ioctl(self._fd, _TUNATTACHFILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
         self._ignored = wanted

@@ -28,7 +28,8 @@ from lbguard.api.gen.v1 import lbguard_pb2_grpc as pb_grpc
 from lbguard.core.model import Subject, Verdict, VerdictState
 from lbguard.probe.metrics import ProbeMetrics
 from lbguard.probe.verdict_message import subject_name, verdict_message
-from lbguard.rpc.channels import REPORTER_KEY, Backoff, ChannelError, Dialer
+from lbguard.rpc.backoff import Backoff
+from lbguard.rpc.channels import REPORTER_KEY, ChannelError, Dialer
 from lbguard.settings.notation import Endpoint
 from lbguard.settings.probe import LEASE_MAX_S
 from lbguard.telemetry.log import fields

@@ -1,4 +1,4 @@
-"""gRPC client channels: plaintext, or mutual TLS through a tunnel; backoff between attempts.
+"""gRPC client channels: plaintext, or mutual TLS through a tunnel.
 
 The certificates of a mesh (X.509-SVIDs) name their holder by a URI. gRPC for Python can only check host names and
 refuses such certificates, so the standard library does TLS here: gRPC connects to a private socket of this process, and
@@ -14,7 +14,7 @@ import secrets
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -362,22 +362,3 @@ def _options(spec: ChannelSpec) -> list[tuple[str, str | int]]:
             ("grpc.http2.max_pings_without_data", 0),
         ]
     return options
-
-
-class Backoff:
-    """Exponential backoff: waits double from one failure to the next, up to a limit."""
-
-    def __init__(self, max_s: float, *, first_s: float = 0.05, jitter: Callable[[], float] = lambda: 1.0) -> None:
-        self._first_s = min(first_s, max_s)
-        self._max_s = max_s
-        self._jitter = jitter
-        self._next_s = self._first_s
-
-    def next_s(self) -> float:
-        """Return how long to wait now, never more than the limit."""
-        wait_s, self._next_s = self._next_s, min(self._next_s * 2, self._max_s)
-        return wait_s * self._jitter()
-
-    def reset(self) -> None:
-        """Start again from the first wait, after a success."""
-        self._next_s = self._first_s

@@ -17,6 +17,7 @@ from lbguard.core.events import AffinityReported, Event, TargetsIdle
 from lbguard.core.model import StreamSteering
 from lbguard.core.status import AffinityStatus, FlowMap
 from lbguard.distributor.base import DistributorError
+from lbguard.distributor.nftables.removal import Removal
 from lbguard.service.build import assumed_queue
 from lbguard.service.drains import DrainWatch
 from lbguard.settings.model import Settings
@@ -233,7 +234,7 @@ async def end_earlier_affinity(settings: Settings) -> None:
     if settings.mode != "enforce" or settings.steers_flows:
         return
     try:
-        if await asyncio.to_thread(remove_left_over):
+        if await asyncio.to_thread(remove_left_over) is Removal.REMOVED:
             _log.info("flow affinity is off: the table of an earlier run is removed")
     except (DistributorError, OSError) as error:
         _log.debug("no table of flow affinity can be removed: %s", error)

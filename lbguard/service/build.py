@@ -69,18 +69,31 @@ def assumed_queue(settings: Settings) -> int:
 
 
 def make_source(
-    settings: Settings, emit: Callable[[SourceEvent], None], routes: Callable[[], Iterable[Route] | None]
+    settings: Settings,
+    emit: Callable[[SourceEvent], None],
+    routes: Callable[[], Iterable[Route] | None],
+    drain_window_s: Callable[[], float],
 ) -> Source | None:
-    """Build the source of targets; None when none is set. `routes` are those in force in the targets' tables.
+    """Build the source of targets; None when none is set.
+
+    Args:
+        settings: those in force at the start.
+        emit: receives what the source reports.
+        routes: returns the routes in force in the targets' tables.
+        drain_window_s: returns how long a target that leaves the list may drain, as it is set now.
 
     Raises:
-        StartError: certificates cannot be read.
+        StartError: certificates cannot be read, or a package is missing.
     """
     if settings.source == "nsp":
         # Loads gRPC, so only where it is used.
         from lbguard.service.build_nsp import make_nsp_source, nsp_certificates
 
         return make_nsp_source(settings, emit, nsp_certificates(settings.nsp), routes)
+    if settings.source == "kubernetes":
+        from lbguard.service.build_kubernetes import make_kubernetes_source
+
+        return make_kubernetes_source(settings, emit, drain_window_s)
     return FileSource(settings.targets_file, emit) if settings.targets_file is not None else None
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import importlib
 import logging
 import signal
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 from lbguard import __version__
 from lbguard.core.events import HoldsRemembered, OpenHold, SourceLost
 from lbguard.service.actuators import PollDistributor, withdraw_everything
-from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.packet_counts import read_traffic
 from lbguard.service.parts import ServiceParts
 from lbguard.telemetry.log import fields
@@ -103,10 +101,7 @@ class Daemon(ServiceParts):
             remembered = HoldsRemembered(holds=holds, subnets=subnets, drains=drains, overrides=overrides)
             self.runner.post((remembered,))
         await self.mirror.start()
-        # The collector was off until here (see `cli_run.run`); objects created meanwhile stay, and it does not traverse
-        # them.
-        gc.freeze()
-        gc.enable()
+        self._garbage.prepare()
         self.started = True
         _log.info("started", extra=fields(version=__version__, mode=self.settings.mode))
 
@@ -266,6 +261,7 @@ class Daemon(ServiceParts):
                 losses=counters.losses,
                 waiting=counters.waiting,
                 skipped=counters.skipped,
+                lost_at=counters.lost_at,
             )
 
     async def _report_health(self) -> None:
@@ -281,7 +277,7 @@ class Daemon(ServiceParts):
             after_s = round(time.monotonic() - self._started_at, 3)
             streams, targets = len(self.engine.stream_names()), len(self.engine.keys_by_mark())
             _log.info("ready", extra=fields(streams=streams, targets=targets, after_s=after_s))
-            GarbageCalmer().start()
+            self._garbage.start()
 
     def _servers_latest_s(self) -> float:
         """Return when API and HTTP endpoint are opened at the latest, in seconds from the start.

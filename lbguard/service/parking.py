@@ -36,14 +36,14 @@ _log = logging.getLogger("lbguard.service.parking")
 _FRAMES_PER_TURN: Final = 64
 _PACKETS_PER_PASS: Final = 64
 _OTHERS_PER_PASS: Final = 16
-"""Packets other than TCP segments: the socket of an ordinary receiver has room for about 250."""
+"""Packets other than TCP and SCTP: the socket of an ordinary receiver has room for about 250."""
 _PAUSE_S: Final = 0.001
 """Time between two passes."""
 _IPV6_OFF: Final = Path(f"/proc/sys/net/ipv6/conf/{PARKING_LINK}/disable_ipv6")
 _ROUND_S: Final = 1.0
 _CROWD_WINDOW_S: Final = 0.1
 _CROWD: Final = 200
-"""Packets that make room for others of their lane in a window; then the kernel drops what follows until its end."""
+"""Packets that make room for others of their queue in a window; then the kernel drops what follows until its end."""
 _TX_DROPPED: Final = 11
 """Column of /proc/net/dev: frames that found the queue full or were ignored."""
 
@@ -260,14 +260,17 @@ class PacketParking:
         self._plan_pass()
 
     def _ignore_crowd(self, now: float) -> None:
-        """Have the kernel drop the frames of lanes that overflow, until the window ends."""
+        """Have the kernel drop the frames of targets whose queue overflows, until the window ends.
+
+        TCP and SCTP have a queue, and so a bound, of their own: a flood of other packets takes none of theirs.
+        """
         crowded = self._buffer.crowded
         if now >= self._window_ends:
             crowded.clear()
             self._window_ends = now + _CROWD_WINDOW_S
-        marks = [mark for mark, count in crowded.items() if count >= _CROWD]
-        if marks and self._link is not None:
-            self._link.ignore(marks)
+        crowds = [crowd for crowd, count in crowded.items() if count >= _CROWD]
+        if crowds and self._link is not None:
+            self._link.ignore(crowds)
             if self._admit is None:
                 self._admit = asyncio.get_running_loop().call_later(self._window_ends - now, self._admit_all)
 

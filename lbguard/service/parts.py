@@ -46,6 +46,7 @@ from lbguard.service.build import (
 from lbguard.service.control import OperatorControl
 from lbguard.service.event_reporter import EventReporter
 from lbguard.service.foreign_routes import LocalVips, TargetRoutes
+from lbguard.service.garbage import GarbageCalmer
 from lbguard.service.hold_file import HoldFile
 from lbguard.service.override_file import OverrideFile
 from lbguard.service.packet_counts import PacketCounts
@@ -107,6 +108,7 @@ class ServiceParts:
         self._stop_at_once = asyncio.Event()
         self._started_at = time.monotonic()
         self._ready_told = False
+        self._garbage = GarbageCalmer()
         self.started = False
         self.stuck = False
         self._channel = NetlinkChannel()
@@ -209,7 +211,9 @@ class ServiceParts:
     def _make_source(self) -> Source | None:
         settings = self.settings
         if settings.source not in {"interposer", "kernel"}:
-            return make_source(settings, self._observe_source, self._routes_in_force)
+            return make_source(
+                settings, self._observe_source, self._routes_in_force, lambda: self.settings.drain.window
+            )
         from lbguard.service.build_interposer import make_interposer_source, make_kernel_source
 
         if settings.source == "interposer":

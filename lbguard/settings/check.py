@@ -25,6 +25,7 @@ def check_settings(settings: Settings) -> tuple[ConfigWarning, ...]:
     """Return the warnings about valid settings, in a fixed order."""
     return (
         *_mode_and_distributor(settings),
+        *_kubernetes(settings),
         *_affinity(settings),
         *_grace(settings),
         *_mesh(settings),
@@ -91,6 +92,23 @@ def _mode_and_distributor(settings: Settings) -> Iterator[ConfigWarning]:
         )
 
 
+def _kubernetes(settings: Settings) -> Iterator[ConfigWarning]:
+    named = settings.kubernetes.services or settings.kubernetes.gateway
+    if named and settings.source != "kubernetes":
+        yield ConfigWarning(
+            name="kubernetes-not-followed",
+            what=f"source is {settings.source}, so kubernetes.services and kubernetes.gateway are not followed",
+            remedy="set source to kubernetes, or leave them unset",
+        )
+    embedded = settings.mode == "enforce" and settings.distributor.kind == "nftables"
+    if settings.source == "kubernetes" and embedded and not settings.kubernetes.vips:
+        yield ConfigWarning(
+            name="kubernetes-without-vips",
+            what="distributor.kind is nftables, but kubernetes.vips is empty: no packet reaches a target",
+            remedy="set kubernetes.vips, such as web=20.0.0.1/32",
+        )
+
+
 def _affinity(settings: Settings) -> Iterator[ConfigWarning]:
     affinity, drain = settings.affinity, settings.drain
     # The default alone is no wish of the user's.
@@ -103,6 +121,12 @@ def _affinity(settings: Settings) -> Iterator[ConfigWarning]:
                 " balancer's table says, and no flow is remembered"
             ),
             remedy="set mode to enforce (source interposer for an unmodified load balancer), or affinity.mode to off",
+        )
+    if settings.source == "kubernetes" and settings.mode == "enforce" and not settings.steers_flows:
+        yield ConfigWarning(
+            name="kubernetes-without-affinity",
+            what="flow affinity is off, so endpoints that are not ready or terminate still get new connections",
+            remedy="set affinity.mode to incident or all",
         )
     if drain.window > 0 and not settings.steers_flows:
         yield ConfigWarning(

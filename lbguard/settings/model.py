@@ -42,6 +42,7 @@ from lbguard.settings.fields import (
     SocketPath,
     group,
 )
+from lbguard.settings.kubernetes import KubernetesSettings, check_objects
 from lbguard.settings.notation import parse_amount
 from lbguard.settings.observability import LogSettings, MetricsSettings, RecordingSettings, TracingSettings
 from lbguard.settings.probe import ProbeSettings
@@ -88,10 +89,11 @@ class Settings(BaseSettings):
         description="observe: lbguard decides, counts and logs, and changes nothing. companion: it also repairs"
         " neighbours and announces addresses, beside a load balancer that manages its table, routes and rules itself.",
     )
-    source: Literal["file", "nsp", "interposer", "kernel"] = Field(
+    source: Literal["file", "nsp", "kubernetes", "interposer", "kernel"] = Field(
         default="file",
-        description="Source of streams and targets: targets_file, Meridio's registry (nsp), the calls of nfqlb that an"
-        " unmodified load balancer makes (interposer), or its rules and routes (kernel; not with enforce).",
+        description="Source of streams and targets: targets_file, Meridio's registry (nsp), objects of the Kubernetes"
+        " API (kubernetes), the calls of nfqlb that an unmodified load balancer makes (interposer), or its rules and"
+        " routes (kernel; not with enforce).",
     )
     targets_file: OptionalPath = Field(default=None, description="YAML file that lists streams and targets; watched.")
     socket: SocketPath = Field(default=Path(DEFAULT_SOCKET), description="Unix socket of the API, made with mode 0660.")
@@ -119,6 +121,7 @@ class Settings(BaseSettings):
     tracing: TracingSettings = group()
     verdicts: VerdictSettings = group()
     nsp: NspSettings = group()
+    kubernetes: KubernetesSettings = group()
     interposer: InterposerSettings = group()
     readiness: ReadinessSettings = group()
     kernel_source: KernelSourceSettings = group()
@@ -159,6 +162,8 @@ class Settings(BaseSettings):
     def _source_is_told(self) -> "Settings":
         if self.source == "nsp":
             check_place(self.nsp)
+        if self.source == "kubernetes":
+            check_objects(self.kubernetes)
         if self.source == "kernel" and self.mode == "enforce":
             raise PydanticCustomError(
                 ACROSS,

@@ -120,9 +120,9 @@ class InterposerSettings(BaseModel):
     )
     answer_timeout: Duration = seconds(
         0.15,
-        "The longest time until a call is answered; the caller waits 200 ms.",
+        "The longest time until an activate is answered, with success also where the target is admitted later.",
         low=0.02,
-        high=0.19,
+        high=1,
     )
     recent_loss: Duration = seconds(
         1.0,

@@ -1,1 +1,1 @@
-"""Sources of streams and targets: `file`, `kernel`, `nsp` (Meridio's registry), `interposer` (calls of nfqlb)."""
+"""Sources of streams and targets: `file`, `kernel`, `nsp` (Meridio's registry), `kubernetes`, `interposer` (calls)."""

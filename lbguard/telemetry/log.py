@@ -194,10 +194,13 @@ class _BoundedQueueHandler(logging.Handler):
 
 
 class Logging:
-    """Logging in force: made by `setup_logging`, undone by `close`."""
+    """Logging in force: made by `setup_logging`, undone by `close`. `level_before`: the level that `close` restores."""
 
-    def __init__(self, handler: _BoundedQueueHandler, formatter: logging.Formatter, stream: TextIO) -> None:
+    def __init__(
+        self, handler: _BoundedQueueHandler, formatter: logging.Formatter, stream: TextIO, level_before: int
+    ) -> None:
         self._handler = handler
+        self._level_before = level_before
         self._formatter = formatter
         self._write = _writer(stream)
         self._done = 0
@@ -218,6 +221,7 @@ class Logging:
         if self._closing:
             return
         self._closing = True
+        logging.getLogger().setLevel(self._level_before)
         with contextlib.suppress(queue.Full):
             self._handler.records.put_nowait(None)
         done, latest = -1, time.monotonic() + _CLOSE_LIMIT_S
@@ -258,9 +262,10 @@ def setup_logging(
     stream = sys.stderr if stream is None else stream
     terminal = stream.isatty()
     as_text = log_format == "text" or (log_format == "auto" and terminal)
+    level_before = logging.getLogger().level
     set_level(level)
     formatter = TextFormatter(colour=terminal) if as_text else JsonFormatter()
-    return Logging(_BoundedQueueHandler(queue_limit), formatter, stream)
+    return Logging(_BoundedQueueHandler(queue_limit), formatter, stream, level_before)
 
 
 def set_level(level: str) -> None:

@@ -399,18 +399,19 @@ _SOURCE = Row(
     panels=[
         Panel(
             title="Registry",
-            about="Times that the registry began to answer and was lost (source nsp), and entries that it no longer"
-            " lists after a loss and that lbguard keeps for now.",
+            about="Times that the registry or the API server began to answer and was lost (sources nsp and kubernetes),"
+            " for how many seconds it is lost, and entries that it no longer lists and that lbguard keeps for now.",
             queries=[
                 ("sum(increase(lbguard_source_sessions_total{@lb}[$__rate_interval]))", "began to answer"),
                 ("sum(increase(lbguard_source_losses_total{@lb}[$__rate_interval]))", "lost"),
                 ("sum(lbguard_source_removals_waiting{@lb})", "removals waiting"),
+                ("time() - min(lbguard_source_lost_timestamp_seconds{@lb} > 0)", "lost for, seconds"),
             ],
             colors={"lost": RED},
         ),
         Panel(
             title="Entries that cannot be used",
-            about="Entries of the registry that were skipped, by reason.",
+            about="Entries of the registry, or of objects of the Kubernetes API, that were skipped, by reason.",
             queries=[_count("lbguard_source_entries_skipped_total", "reason")],
             bars=True,
             none="None",

@@ -296,6 +296,41 @@ def test_a_socket_without_a_volume_is_refused(helm4: Helm, setting: str, flags: 
     helm4.run("template", "guard", CHART, *given, "--set", mount, "--set", other)
 
 
+def test_objects_of_the_api_are_read_with_no_more_rights_than_needed(helm4: Helm) -> None:
+    objects = helm4.objects(case("services"))
+    role, binding = find(objects, "Role"), find(objects, "RoleBinding")
+    assert role["rules"] == [
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+    ]
+    account = find(objects, "ServiceAccount")["metadata"]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
+    ]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    pod = pod_of(patch_of(objects, "guard"))
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == (account["name"], True)
+    assert pod_of(patch_of(objects, "guard", "remove.yaml"))["serviceAccountName"] is None
+    objects = helm4.objects(case("gateway"))
+    role, binding = find(objects, "Role"), find(objects, "RoleBinding")
+    assert [rule["resources"] for rule in role["rules"]] == [["loadbalancerendpointslices"]]
+    assert {role["metadata"]["namespace"], binding["metadata"]["namespace"]} == {"trench-b"}
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "load-balancer", "namespace": "trench-a"}]
+    assert "serviceAccountName" not in pod_of(patch_of(objects, "guard"))
+    for without in (("rbac.create=false",), ("settings.source=file",), ("guard.enabled=false", "probe.enabled=true")):
+        kinds = {item["kind"] for item in helm4.objects(case("services"), *without)}
+        assert not kinds & {"Role", "RoleBinding", "ServiceAccount"}
+
+
+def test_injection_at_admission_gives_no_service_account(helm4: Helm) -> None:
+    policy = ("--set", "admission.policy=kubernetes", "--set", "guard.podSelector.app=lb")
+    for name, accepted in (("services", False), ("gateway", True)):
+        done = helm4.run(
+            "template", "guard", CHART, "--kube-version", KUBERNETES, *policy, "--values", case(name), check=False
+        )
+        assert (done.returncode == 0) is accepted, done.stderr
+        assert accepted or "admission.policy = kubernetes: it sets no service account" in done.stderr
+
+
 RULES = """\
 groups:
   - name: lbguard

@@ -108,8 +108,10 @@ def test_the_patch_for_the_template_is_where_the_page_says(helm4: Helm) -> None:
 
 
 def test_a_call_is_answered_before_its_caller_gives_up() -> None:
-    wait_s = float(re.findall(r"read -r -t ([0-9.]+)", (ROOT / "deploy/meridio/nfqlb").read_text())[0])
+    program = (ROOT / "deploy/meridio/nfqlb").read_text()
+    _, wait_s = (float(limit_s) for limit_s in re.findall(r"read -r -t ([0-9.]+)", program))
     limits = InterposerSettings.model_fields["answer_timeout"].metadata
     longest = next(limit.le for limit in limits if hasattr(limit, "le"))
     default = InterposerSettings().answer_timeout
-    assert InterposerConfig(directory=Path("/")).answer_timeout_s == default < longest < wait_s
+    config = InterposerConfig(directory=Path("/"))
+    assert config.answer_timeout_s == default < longest < config.removal_timeout_s < wait_s

@@ -307,6 +307,35 @@ def test_a_guard_that_hangs_is_asked_once_until_it_has_caught_up(container: Inte
     assert len([line for line in obliging.fifo.read() if LINE.fullmatch(line)]) == 1
 
 
+def set_limits(container: Interposed, gone_s: float, busy_s: float) -> None:
+    """Change how long the program waits to see that the guard runs, and then for its answer."""
+    text = container.program.read_text()
+    for now, then in (("-t 2 ", f"-t {busy_s} "), ("-t 0.5 ", f"-t {gone_s} ")):
+        assert text.count(now) == 1
+        text = text.replace(now, then)
+    container.program.write_text(text)
+
+
+def test_a_guard_that_is_busy_is_waited_for(container: Interposed) -> None:
+    """It has the pipe open, and reads it later than the time that shows whether it runs."""
+    set_limits(container, gone_s=2, busy_s=300)
+    guard = Guard(container.shared, lambda _: "1 done")
+    process = container.start(*ACTIVATE)
+    time.sleep(2.5)
+    with guard:
+        assert process.communicate(timeout=LIMIT_S)[0] == ""
+    assert process.returncode == 0
+    assert missed(container) == []
+
+
+def test_a_guard_that_is_gone_is_not_waited_for(container: Interposed, obliging: Guard) -> None:
+    set_limits(container, gone_s=0.5, busy_s=300)
+    obliging.stall()
+    os.close(obliging.fifo.descriptor)
+    obliging.fifo.descriptor = -1
+    assert container.run(*ACTIVATE) == (0, "real activate\n")
+
+
 def test_a_guard_that_dies_in_the_middle_of_a_call(container: Interposed) -> None:
     guard = Guard(container.shared, lambda _: None)
     with guard:

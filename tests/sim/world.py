@@ -117,6 +117,7 @@ class World:
         self._stalled_since: float | None = None
         self._held_back: list[tuple[float, int, bool, Callable[[], None]]] = []
         self._reading_until = 0.0
+        self._went_on_at = float("-inf")
         self._left: tuple[tuple[ev.OpenHold, ...], float] = ((), 0.0)
         self.running = False
         self.start_guard()
@@ -215,6 +216,7 @@ class World:
         """Let the guard find out how long it was stopped, and read what waits before it judges anything."""
         since, self._stalled_since = self._stalled_since, None
         assert since is not None
+        self._went_on_at = self.now
         self._reading_until = self.now + READING_S
         held_back, self._held_back = self._held_back, []
         if self.now - since > LOOK_S:
@@ -329,8 +331,12 @@ class World:
     # The source
 
     def tell_source(self) -> None:
-        """The source tells its whole list."""
-        self.deliver(ev.SourceSnapshot(streams=tuple(self.streams.values())))
+        """The source tells its whole list; it does not overtake the lists that waited for a stopped guard."""
+        event = ev.SourceSnapshot(streams=tuple(self.streams.values()))
+        if self.running and self.now == self._went_on_at:
+            self.guards(0.0, lambda: self.take_in(event))
+        else:
+            self.deliver(event)
 
     def list_targets(self, name: str, targets: dict[int, tuple[Ip, ...]]) -> None:
         """Change the targets of a stream at the source."""

@@ -15,7 +15,7 @@ from lbguard.kernel.codec.constants import IgnoredReason
 from lbguard.recording.recorder import DROP_REASONS
 from lbguard.service.event_reporter import RESYNC_REASONS
 from lbguard.service.parking import DROP_REASONS as PARKING_DROP_REASONS
-from lbguard.sources.nsp.lists import Reason
+from lbguard.sources.skipped import Reason
 from lbguard.telemetry.metrics.guard import UNREADY_REASONS
 
 PACKAGE = Path(__file__).resolve().parents[2] / "lbguard"

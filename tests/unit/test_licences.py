@@ -14,7 +14,7 @@ pytest.importorskip("spiffe", reason="the packages of the image are not all inst
 
 SCRIPT = ROOT / "scripts/generate-licences"
 LOCKED = dict(re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^ ;\\]+)", (ROOT / "requirements.lock").read_text()))
-OTHER_SYSTEMS = {"colorama", "win-inet-pton"}
+OTHER_SYSTEMS = {"colorama", "httpx2-jsfetch", "win-inet-pton"}
 
 
 def test_the_committed_page_is_what_the_packages_say(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from lbguard.core.model import PARKING_LINK
 from lbguard.distributor.nftables import elements as nft_elements
-from lbguard.distributor.nftables.inventory import read_inventory, read_sets
+from lbguard.distributor.nftables.inventory import read_inventory
 from lbguard.distributor.nftables.nfnetlink import GET_ELEMENTS
 from lbguard.distributor.nftables.queueing import COUNTERS_AFTER, MANGLE, LastQueue
+from lbguard.distributor.nftables.removal import remove_table
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
 
 FAMILY = "inet"
@@ -91,13 +92,13 @@ class FallbackCounters:
         return await self._session.call(lambda nft: self._read(nft, _HITS))
 
     async def remove(self) -> None:
-        """Remove the table and its counts; an absent table is not an error.
+        """Remove the table and its counts, as `remove_table` does; an absent table is not an error.
 
         Raises:
             DistributorError: nftables is missing, not permitted or refuses.
         """
         self._marks = self._suspected = frozenset()
-        await self._session.call(_remove)
+        await self._session.call(lambda nft: remove_table(nft.kernel, TABLE))
 
     async def close(self) -> None:
         """End the worker thread; the counters continue to count."""
@@ -105,11 +106,16 @@ class FallbackCounters:
 
     def _ensure(self, nft: NftContext) -> None:
         counted = _elements(nft, _FALLBACK), _elements(nft, _HITS)
-        chains = {each.name: each.priority for each in read_inventory(nft.kernel, TABLE) or () if each.priority}
+        inventory = read_inventory(nft.kernel, TABLE) or ()
+        chains = {each.name: each.priority for each in inventory if each.priority is not None}
         # The queue of the load balancer may be away for a moment.
         self._queue.raise_to(max(chains.values(), default=MANGLE) - COUNTERS_AFTER)
         after = self._queue.look(nft.kernel)
-        lines = _structure(after + COUNTERS_AFTER, chains, parking=self._parking)
+        chain = _chain(after + COUNTERS_AFTER)
+        if chain not in chains:
+            # By itself: where a transaction that adds a hook is refused, the queued packets are dropped.
+            nft.run("\n".join(_hook(chain, after + COUNTERS_AFTER)))
+        lines = _structure(chain, chains, parking=self._parking)
         for name, held in zip((_FALLBACK, _HITS), counted, strict=True):
             lines += _changes("delete", name, (held or {}).keys() - self._marks)
             lines += _changes("add", name, self._marks - (held or {}).keys())
@@ -126,25 +132,32 @@ class FallbackCounters:
         return counts
 
 
-def _structure(priority: int, chains: Collection[str], *, parking: bool) -> list[str]:
-    """Return commands that renew the rules and keep existing counts.
+def _chain(priority: int) -> str:
+    return "marked" if priority == MANGLE + COUNTERS_AFTER else f"marked_{priority}".replace("-", "m")
+
+
+def _hook(chain: str, priority: int) -> list[str]:
+    return [
+        f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
+        f"add chain {FAMILY} {TABLE} {chain} {{ type filter hook prerouting priority {priority}; policy accept; }}",
+    ]
+
+
+def _structure(chain: str, chains: Collection[str], *, parking: bool) -> list[str]:
+    """Return commands that renew the rules in a chain with a hook, and keep existing counts.
 
     `chains`: those with a hook that exist. The priority of a chain cannot be changed, so another chain gets the rules,
-    and the others lose them. They stay: where a hook is removed, the kernel drops every packet that is queued, and
-    nfqlb 1.2.0 ends at its next verdict on one of them. Earlier versions had the chain `prerouting` at the priority of
-    flow affinity, and acted before it or after it; it stays, empty.
+    and the others lose them. They stay: see `removal.py`. Earlier versions had the chain `prerouting` at the priority
+    of flow affinity, and acted before it or after it; it stays, empty.
     """
-    chain = "marked" if priority == MANGLE + COUNTERS_AFTER else f"marked_{priority}".replace("-", "m")
     # A second lookup in the set of hits would count a packet twice.
     rule = f"add rule {FAMILY} {TABLE} {chain}"
     parked = f'{rule} meta mark @{_SUSPECTED} fib daddr . mark oifname "{PARKING_LINK}" meta mark @{_FALLBACK}'
     return [
-        f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: packets per target"; }}',
         f"add set {FAMILY} {TABLE} {_HITS} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_FALLBACK} {{ type mark; counter; }}",
         f"add set {FAMILY} {TABLE} {_SUSPECTED} {{ type mark; }}",
         *(f"flush chain {FAMILY} {TABLE} {name}" for name in chains),
-        f"add chain {FAMILY} {TABLE} {chain} {{ type filter hook prerouting priority {priority}; policy accept; }}",
         f"flush chain {FAMILY} {TABLE} {chain}",
         f"{rule} meta mark @{_HITS} meta mark @{_SUSPECTED} fib daddr . mark oif missing meta mark @{_FALLBACK}",
         *([parked] if parking else []),
@@ -164,8 +177,3 @@ def _elements(nft: NftContext, name: str) -> dict[int, HeldCount] | None:
     """Return the counts of a set, or None when it does not exist."""
     found = nft.kernel.dump(GET_ELEMENTS, nft_elements.list_request(TABLE, name))
     return None if found is None else {m: HeldCount(*count) for m, count in nft_elements.read_counted(found).items()}
-
-
-def _remove(nft: NftContext) -> None:
-    if read_sets(nft.kernel, TABLE) is not None:
-        nft.run(f"delete table {FAMILY} {TABLE}")

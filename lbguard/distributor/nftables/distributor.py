@@ -35,6 +35,7 @@ from lbguard.distributor.nftables import ruleset as nft_ruleset
 from lbguard.distributor.nftables import state as nft_state
 from lbguard.distributor.nftables.inventory import Kind, RulesetObject, read_inventory
 from lbguard.distributor.nftables.nfnetlink import SEND_BUFFER_BYTES, Nfnetlink, NftError
+from lbguard.distributor.nftables.removal import queue_possible, remove_table
 from lbguard.distributor.nftables.ruleset import FAMILY, TABLE, StreamNames
 from lbguard.distributor.nftables.session import LIBRARY, NftContext, NftSession
 from lbguard.distributor.nftables.state import Held, Plan, make_plan, needs_renewal
@@ -121,6 +122,8 @@ class NftDistributor:
     async def detach(self, stream: StreamSpec, *, withdraw: bool) -> None:
         """Detach a stream; with `withdraw` remove all of it, and with the last stream the table.
 
+        Where another program may have queued packets, chains with a hook stay, without rules; see `removal.py`.
+
         Raises:
             DistributorError: the removal was refused.
         """
@@ -132,10 +135,7 @@ class NftDistributor:
         Raises:
             DistributorError: the table cannot be read, or the removal was refused.
         """
-        unknown = sorted(await self.present_streams() - set(known))
-        for name in unknown:
-            await self.detach(StreamSpec(name=name), withdraw=True)
-        return unknown
+        return await self._session.call(lambda nft: self._prune(nft, known))
 
     async def present_streams(self) -> frozenset[str]:
         """Return the streams in the kernel's table, attached or left there by an earlier run.
@@ -250,6 +250,7 @@ class NftDistributor:
         a stream with another number nothing is recorded, so that the next check reports it.
         """
         for _ in range(_WRITE_TRIES):
+            self._add_hooks(nft, [held.names for held in streams])
             before = nft.kernel.generation()
             self._transact(nft, lines)
             things = self._inventory(nft.kernel)
@@ -260,6 +261,11 @@ class NftDistributor:
         for held in streams:
             present = nft_state.of_stream(things, held.names)
             held.things = present if alone or nft_state.has_rules(present, held.names, written) else frozenset()
+
+    def _add_hooks(self, nft: NftContext, streams: Sequence[StreamNames]) -> None:
+        present = {thing.name for thing in self._inventory(nft.kernel)}
+        missing = [names for names in streams if names.vips not in present]
+        self._transact(nft, lambda: [line for names in missing for line in nft_ruleset.hook(names)])
 
     def _commit(self, nft: NftContext, tables: Sequence[StreamTable]) -> list[CommitResult]:
         started = time.monotonic()
@@ -342,17 +348,25 @@ class NftDistributor:
     def _detach(self, nft: NftContext, stream: StreamSpec, withdraw: bool) -> None:
         if withdraw:
             names = _names(stream)
-            things = read_inventory(nft.kernel, TABLE)
-            present = {thing.name for thing in things or () if thing.kind is not Kind.RULE}
-            lines = nft_ruleset.removal(names, present)
-            if things is not None and not present - {*names, nft_ruleset.DEFRAGMENT}:
-                lines = [nft_ruleset.TABLE_REMOVAL]
-            self._transact(nft, lambda: lines)
+            things = read_inventory(nft.kernel, TABLE) or []
+            if nft_state.is_left_over(thing for thing in things if thing.name not in names):
+                remove_table(nft.kernel, TABLE)
+            else:
+                present = {thing.name for thing in things if thing.kind is not Kind.RULE}
+                lines = nft_ruleset.removal(names, present, keep_hook=queue_possible())
+                self._transact(nft, lambda: lines)
         self._streams.pop(stream.name, None)
 
+    def _prune(self, nft: NftContext, known: Collection[str]) -> list[str]:
+        unknown = sorted(nft_state.read_streams(nft.kernel) - set(known))
+        for name in unknown:
+            self._detach(nft, StreamSpec(name=name), withdraw=True)
+        if not self._streams and nft_state.is_left_over(read_inventory(nft.kernel, TABLE) or ()):
+            remove_table(nft.kernel, TABLE)
+        return unknown
+
     def _remove(self, nft: NftContext) -> None:
-        if read_inventory(nft.kernel, TABLE) is not None:
-            self._transact(nft, lambda: [nft_ruleset.TABLE_REMOVAL])
+        remove_table(nft.kernel, TABLE)
         self._streams.clear()
 
     def _warn_of_overlap(self, stream: StreamSpec) -> None:

@@ -37,14 +37,18 @@ NFPROTO_INET: Final = 1
 _SUBSYSTEM: Final = 10
 DELETE_TABLE: Final = _SUBSYSTEM << 8 | 2
 GET_CHAIN: Final = _SUBSYSTEM << 8 | 4
+DELETE_CHAIN: Final = _SUBSYSTEM << 8 | 5
 GET_RULE: Final = _SUBSYSTEM << 8 | 7
+DELETE_RULE: Final = _SUBSYSTEM << 8 | 8
 GET_SET: Final = _SUBSYSTEM << 8 | 10
+DELETE_SET: Final = _SUBSYSTEM << 8 | 11
 NEW_ELEMENTS: Final = _SUBSYSTEM << 8 | 12
 GET_ELEMENTS: Final = _SUBSYSTEM << 8 | 13
 DELETE_ELEMENTS: Final = _SUBSYSTEM << 8 | 14
 _NEW_GENERATION: Final = _SUBSYSTEM << 8 | 15
 _GET_GENERATION: Final = _SUBSYSTEM << 8 | 16
 GET_OBJECT: Final = _SUBSYSTEM << 8 | 19
+DELETE_OBJECT: Final = _SUBSYSTEM << 8 | 20
 _BATCH_BEGIN: Final = 16
 _BATCH_END: Final = 17
 
@@ -57,7 +61,7 @@ _ERROR: Final = 2  # NLMSG_ERROR
 _DONE: Final = 3
 _ERROR_TEXT: Final = 1  # NLMSGERR_ATTR_MSG
 
-_NETLINK_NETFILTER: Final = 12
+NETLINK_NETFILTER: Final = 12
 SEND_BUFFER_BYTES: Final = 4 << 20
 """Requested size; the kernel grants twice that. A table of 9,973 slots takes 430 KiB when every slot changes."""
 _SEND_OVERHEAD_BYTES: Final = 32
@@ -143,7 +147,7 @@ class NetfilterSocket:
         Raises:
             OSError: this kernel has no nfnetlink.
         """
-        self._socket = open_netlink(_NETLINK_NETFILTER, send_buffer_bytes=send_buffer_bytes)
+        self._socket = open_netlink(NETLINK_NETFILTER, send_buffer_bytes=send_buffer_bytes)
         # Python's own timeout would wait despite MSG_DONTWAIT.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
         self.send_buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)

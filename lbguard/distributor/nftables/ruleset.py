@@ -45,8 +45,8 @@ from lbguard.core.addr import Prefix, is_ipv4, prefix_of
 FAMILY = "inet"
 TABLE = "lbguard"
 DEFRAGMENT = "defragment"
-TABLE_REMOVAL = f"delete table {FAMILY} {TABLE}"
 
+_TABLE_MADE = f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: its rules are rewritten and removed by it"; }}'
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-.")
 _NAME_LEN_MAX = 255
 """NFT_NAME_MAXLEN (256) with its terminating zero."""
@@ -138,23 +138,31 @@ def declarations(names: StreamNames, map_name: str, slots: int) -> list[str]:
     `map_name` is one of the two possible names of the stream's map, `slots` is M.
     """
     return [
-        f'add table {FAMILY} {TABLE} {{ comment "made by lbguard: its rules are rewritten and removed by it"; }}',
+        _TABLE_MADE,
         f"add map {FAMILY} {TABLE} {map_name} {{ typeof numgen inc mod {slots} : meta mark; size {slots}; }}",
         f"add set {FAMILY} {TABLE} {names.active} {{ type mark; }}",
         f"add counter {FAMILY} {TABLE} {names.unserved}",
     ]
 
 
+def hook(names: StreamNames) -> list[str]:
+    """Return the commands that make the chain by which a stream's packets come, for a transaction of their own.
+
+    Where a transaction that adds a hook is refused, the kernel drops the packets that are queued.
+    """
+    chain = f"add chain {FAMILY} {TABLE} {names.vips}"
+    return [_TABLE_MADE, f"{chain} {{ type filter hook prerouting priority mangle; policy accept; }}"]
+
+
 def rules(
     names: StreamNames, vips: Collection[Prefix], *, map_name: str, slots: int, seed: int, defragment: bool
 ) -> list[str]:
-    """Return the commands that create or renew a stream's chains and rules, after its declarations.
+    """Return the commands that create or renew a stream's chains and rules, after its hook and declarations.
 
     They replace all rules; in one transaction no packet sees a state in between. `slots` is M, `seed` the seed of the
     hash (32 bits).
     """
     lines = [
-        f"add chain {FAMILY} {TABLE} {names.vips} {{ type filter hook prerouting priority mangle; policy accept; }}",
         *(f"add chain {FAMILY} {TABLE} {chain}" for chain in names.chains[1:]),
         *(f"flush chain {FAMILY} {TABLE} {chain}" for chain in names.chains),
         *(f"add rule {FAMILY} {TABLE} {rule}" for rule in _stream_rules(names, map_name, slots, seed)),
@@ -235,12 +243,16 @@ def map_removal(map_name: str) -> str:
     return f"delete map {FAMILY} {TABLE} {map_name}"
 
 
-def removal(names: StreamNames, present: Collection[str]) -> list[str]:
-    """Return the commands that remove the present objects of a stream (by identifier)."""
+def removal(names: StreamNames, present: Collection[str], *, keep_hook: bool) -> list[str]:
+    """Return the commands that remove the present objects of a stream (by identifier).
+
+    `keep_hook`: the chain with the hook stays, without rules; see `removal.py`.
+    """
     chains = [chain for chain in names.chains if chain in present]
+    ended = [chain for chain in chains if chain != names.vips or not keep_hook]
     others = (("map", names.slots), ("map", names.spare), ("set", names.active), ("counter", names.unserved))
     return [
         *(f"flush chain {FAMILY} {TABLE} {chain}" for chain in chains),
-        *(f"delete chain {FAMILY} {TABLE} {chain}" for chain in chains),
+        *(f"delete chain {FAMILY} {TABLE} {chain}" for chain in ended),
         *(f"delete {kind} {FAMILY} {TABLE} {name}" for kind, name in others if name in present),
     ]

@@ -111,6 +111,12 @@ def has_rules(things: Iterable[RulesetObject], names: StreamNames, written: Mapp
     return all(present[chain] == written.get(chain, 0) for chain in names.chains)
 
 
+def is_left_over(things: Iterable[RulesetObject]) -> bool:
+    """Return whether these are only what `remove_table` leaves of streams: chains with a hook, and no rules in them."""
+    others = [thing for thing in things if thing.name != nft_ruleset.DEFRAGMENT]
+    return all(thing.kind is Kind.CHAIN and thing.priority is not None for thing in others)
+
+
 def read_slots(kernel: Nfnetlink, map_name: str, total: int) -> "array[int] | None":
     """Return the mark of each slot of a map; None when the map is gone or has other elements.
 

@@ -13,6 +13,9 @@ The meaning of the calls:
 Meridio-2 verifies no path, so each of its `deactivate` is a removal. It makes no call when a target's addresses change:
 its routes show them.
 
+An `activate` is answered soon, with success also where the target is admitted later. Every other call waits longer for
+the core and the distributor, because without an answer of lbguard the real program takes the target out of the table.
+
 A call without an answer goes to the real program and into the file `missed`, from which it is applied as done. So the
 registrations follow every call of the load balancer, whichever program carried it out.
 """
@@ -62,12 +65,14 @@ _NOBODY = (frozenset[int](), frozenset[int]())
 class InterposerConfig:
     """See `InterposerSettings`. With `passive` every call goes to the real program and is only recorded.
 
-    `flavour`: the load balancer that makes the calls; None: their names show it.
+    `flavour`: the load balancer that makes the calls; None: their names show it. `answer_timeout_s` is the time limit
+    of `activate`, `removal_timeout_s` that of the other calls.
     """
 
     directory: Path
     flavour: Flavour | None = None
     answer_timeout_s: float = 0.15
+    removal_timeout_s: float = 1.5
     recent_loss_s: float = 1.0
     confirm_timeout_s: float = 15.0
     passive: bool = False
@@ -300,7 +305,9 @@ class InterposerSource:
         return self._core.path_lost(key, self._config.recent_loss_s)
 
     async def _serve(self, call: Call, way_back: int) -> None:
-        deadline = asyncio.get_running_loop().time() + self._config.answer_timeout_s
+        config = self._config
+        limit_s = config.answer_timeout_s if call.command is Command.ACTIVATE else config.removal_timeout_s
+        deadline = asyncio.get_running_loop().time() + limit_s
         sent = False
         try:
             answer = await self._decide(call, deadline)

@@ -6,15 +6,14 @@ counts.
 """
 
 import socket
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Generic, NamedTuple, TypeVar
 
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.core.addr import Ip, Prefix, parse_prefix, why_no_vip, why_not_unicast
 from lbguard.core.model import MAX_TARGETS, NAME_PATTERN, TargetKey
+from lbguard.sources.skipped import Reason, Skipped, shown
 
 IDENTIFIER_KEY = "identifier"
 """The key of a target's context that holds its identifier."""
@@ -25,34 +24,6 @@ DEFAULT_MAX_TARGETS = 100
 Value = TypeVar("Value")
 
 _IDENTIFIER_DIGITS = 9
-_SHOWN = 80
-
-
-class Reason(StrEnum):
-    """Reason why an entry was skipped."""
-
-    FOREIGN_CONDUIT = "foreign_conduit"
-    BAD_STREAM_NAME = "bad_stream_name"
-    BAD_MAX_TARGETS = "bad_max_targets"
-    DUPLICATE_STREAM = "duplicate_stream"
-    BAD_VIP = "bad_vip"
-    NO_IDENTIFIER = "no_identifier"
-    BAD_IDENTIFIER = "bad_identifier"
-    IDENTIFIER_OUT_OF_RANGE = "identifier_out_of_range"
-    DUPLICATE_IDENTIFIER = "duplicate_identifier"
-    NO_ADDRESS = "no_address"
-    BAD_ADDRESS = "bad_address"
-    SURPLUS_ADDRESS = "surplus_address"
-    NO_MARKS_LEFT = "no_marks_left"
-    SIZE_CHANGED = "size_changed"
-    MARKS_CHANGED = "marks_changed"
-
-
-class Skipped(NamedTuple):
-    """One entry that was skipped, or is used with other values than its own."""
-
-    reason: Reason
-    what: str
 
 
 class Place(NamedTuple):
@@ -82,12 +53,6 @@ class TargetEntries:
     unreadable_ips: frozenset[tuple[str, tuple[Ip, ...]]] = frozenset()
 
 
-def _shown(text: object) -> str:
-    """Return external text escaped for the log."""
-    shown = repr(text)
-    return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
-
-
 def _is_of(place: Place, conduit: pb.Conduit) -> bool:
     return (conduit.trench.name, conduit.name) == place
 
@@ -110,7 +75,7 @@ def read_streams(response: pb.StreamResponse, place: Place) -> Read[dict[str, in
         if reason is None:
             streams[stream.name] = room
         else:
-            skipped.append(Skipped(reason, f"stream {_shown(stream.name)}"))
+            skipped.append(Skipped(reason, f"stream {shown(stream.name)}"))
     return Read(value=streams, skipped=tuple(skipped))
 
 
@@ -120,7 +85,7 @@ def read_vips(response: pb.VipResponse, place: Place) -> Read[dict[Prefix, None]
     skipped: list[Skipped] = []
     for vip in response.vips:
         if vip.trench.name != place.trench:
-            skipped.append(Skipped(Reason.FOREIGN_CONDUIT, f"VIP {_shown(vip.name)}"))
+            skipped.append(Skipped(Reason.FOREIGN_CONDUIT, f"VIP {shown(vip.name)}"))
             continue
         try:
             prefix = parse_prefix(vip.address)
@@ -128,7 +93,7 @@ def read_vips(response: pb.VipResponse, place: Place) -> Read[dict[Prefix, None]
                 raise ValueError(f"it is {why}")
             vips[prefix] = None
         except ValueError as error:
-            what = f"VIP {_shown(vip.name)}: {_shown(vip.address)}: {str(error)[:_SHOWN]}"
+            what = f"VIP {shown(vip.name)}: {shown(vip.address)}: {str(error)[:80]}"
             skipped.append(Skipped(Reason.BAD_VIP, what))
     return Read(value=vips, skipped=tuple(skipped))
 
@@ -148,10 +113,10 @@ class _TargetReader:
             return
         stream = target.stream.name
         if not _is_of(self.place, target.stream.conduit):
-            self._skip(Reason.FOREIGN_CONDUIT, f"target of stream {_shown(stream)}")
+            self._skip(Reason.FOREIGN_CONDUIT, f"target of stream {shown(stream)}")
             return
         text = target.context.get(IDENTIFIER_KEY)
-        what = f"target {_shown(text)} of stream {_shown(stream)}"
+        what = f"target {shown(text)} of stream {shown(stream)}"
         ips, problem = _addresses(target.ips, what)
         key = TargetKey(stream, int(text)) if text is not None and _is_identifier(text) else None
         if key is None:
@@ -198,10 +163,10 @@ def _addresses(texts: Iterable[str], what: str) -> tuple[tuple[Ip, ...], Skipped
         try:
             ip = _address(text)
         except ValueError as error:
-            problem = Skipped(Reason.BAD_ADDRESS, f"{what}: {_shown(text)}: {error}")
+            problem = Skipped(Reason.BAD_ADDRESS, f"{what}: {shown(text)}: {error}")
             continue
         if by_length.setdefault(len(ip), ip) != ip and problem is None:
-            problem = Skipped(Reason.SURPLUS_ADDRESS, f"{what}: {_shown(text)}; one address a family is used")
+            problem = Skipped(Reason.SURPLUS_ADDRESS, f"{what}: {shown(text)}; one address a family is used")
     if not by_length and problem is None:
         problem = Skipped(Reason.NO_ADDRESS, what)
     return tuple(by_length[length] for length in sorted(by_length)), problem
@@ -223,8 +188,3 @@ def _address(text: str) -> Ip:
     if why := why_not_unicast(ip):
         raise ValueError(f"it is {why}")
     return ip
-
-
-def count_reasons(skipped: Iterable[Skipped]) -> Counter[Reason]:
-    """Count skipped entries by reason."""
-    return Counter(entry.reason for entry in skipped)

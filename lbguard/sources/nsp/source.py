@@ -7,11 +7,9 @@ it is reported once, the last list stays, and removals in the first list after i
 import asyncio
 import contextlib
 import logging
-import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterable, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import grpc
@@ -20,23 +18,19 @@ from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import DEFAULT_OFFSET
-from lbguard.rpc.channels import Backoff, ChannelSpec, Session, open_channel
+from lbguard.rpc.channels import ChannelSpec, Session, open_channel
+from lbguard.sources.connected import RELOAD, ConnectedSource, Ending
 from lbguard.sources.nsp.compose import Composer, NspLists, SeenOffsets
-from lbguard.sources.nsp.lists import Place, Read, Skipped, count_reasons, read_streams, read_targets, read_vips
+from lbguard.sources.nsp.lists import Place, Read, read_streams, read_targets, read_vips
 from lbguard.telemetry.log import fields
 
 _log = logging.getLogger("lbguard.sources.nsp")
 
-_STEADY_S = 10.0
 _POSTPONED_S = 0.1
 _KEEPALIVE_MAX_S = 600.0
 _TOO_MANY_PINGS = "too_many_pings"
 _WATCHES = ("streams", "vips", "targets")
-_SKIPPED_LOGGED = 10
 _LARGE_BYTES = 64 * 1024  # about 700 targets, parsed in 6 ms: larger lists are parsed in a thread
-
-_Ending = tuple[str, str]
-"""End of a session: its kind, by which losses are compared, and a text."""
 
 Value = TypeVar("Value")
 Response = TypeVar("Response", pb.StreamResponse, pb.VipResponse, pb.TargetResponse)
@@ -58,19 +52,7 @@ class NspConfig:
     recheck_s: float = 10.0
 
 
-@dataclass(slots=True)
-class NspCounters:
-    """Counters that only grow, except `connected` and `waiting`."""
-
-    connected: bool = False
-    waiting: int = 0
-    sessions: int = 0
-    losses: int = 0
-    lists: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-
-
-class NspSource:
+class NspSource(ConnectedSource):
     """Watcher of a registry that reports every list and the registry's loss.
 
     Args:
@@ -91,44 +73,25 @@ class NspSource:
         follow_offsets: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters = NspCounters()
+        super().__init__(
+            "registry",
+            str(config.channel.endpoint),
+            emit,
+            max_backoff_s=config.max_backoff_s,
+            clock=clock,
+            log=_log,
+        )
         self._config = config
-        self._emit = emit
-        self._clock = clock
         self._wake = asyncio.Event()
-        self._reload = asyncio.Event()
         self._keepalive_s = config.channel.keepalive_s
         self._answered: set[str] = set()
-        self._skipped: dict[str, tuple[Skipped, ...]] = {}
         self._postponed = False
-        self._lost_for: str | None = None
-        self._last: SourceSnapshot | None = None
         self._lists = NspLists(config.settle_s, config.settle_share)
         self._composer = Composer(config.offset_start, seen_offsets, follow=follow_offsets)
 
-    def reload(self) -> None:
-        """Begin a new session now and report the list even if it is unchanged (SIGHUP)."""
-        self._last = None
-        self._reload.set()
-
-    async def run(self) -> None:
-        """Watch until cancelled."""
-        backoff = Backoff(self._config.max_backoff_s, first_s=0.05, jitter=lambda: random.uniform(0.5, 1.0))
-        while True:
-            self._reload.clear()
-            began = self._clock()
-            code, reason = await self._session()
-            self._end_session(code, reason)
-            if self._reload.is_set():
-                continue
-            if self._clock() - began > _STEADY_S:
-                backoff.reset()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._reload.wait(), backoff.next_s())
-
     # One session
 
-    async def _session(self) -> _Ending:
+    async def _session(self) -> Ending:
         """Watch until one part ends; return the kind and the text of the end."""
         self._answered.clear()
         self._lists.begin_session()
@@ -142,7 +105,7 @@ class NspSource:
                 await asyncio.gather(*tasks, return_exceptions=True)
             return done.pop().result()
 
-    def _parts(self, session: Session) -> tuple[Coroutine[None, None, _Ending], ...]:
+    def _parts(self, session: Session) -> tuple[Coroutine[None, None, Ending], ...]:
         place = self._config.place
         conduit = pb.Conduit(name=place.conduit, trench=pb.Trench(name=place.trench))
         configuration = pb_grpc.ConfigurationManagerStub(session.channel)
@@ -175,7 +138,7 @@ class NspSource:
         call: AsyncIterable[Response],
         read: Callable[[Response, Place], Read[Value]],
         take: Callable[[Value, float], None],
-    ) -> _Ending:
+    ) -> Ending:
         last: Response | None = None
         try:
             async for response in call:
@@ -196,11 +159,7 @@ class NspSource:
             return error.code().name, f"watch of {name}: {session.reason_of(error)}"
         return "ENDED", f"watch of {name}: ended by the registry"
 
-    async def _await_reload(self) -> _Ending:
-        await self._reload.wait()
-        return "RELOAD", ""
-
-    async def _compose_when_due(self) -> _Ending:
+    async def _compose_when_due(self) -> Ending:
         while True:
             waits = [self._config.recheck_s] if self._composer.reads_back else []
             if self._postponed:
@@ -235,40 +194,8 @@ class NspSource:
             self._report(SourceSnapshot(streams=staying))
         self._report(SourceSnapshot(streams=composed.streams))
 
-    def _report(self, snapshot: SourceSnapshot) -> None:
-        if snapshot != self._last or self._lost_for is not None:
-            self._last, self._lost_for = snapshot, None
-            self._emit(snapshot)
-
-    def _begin_service(self) -> None:
-        if not self.counters.connected:
-            self.counters.connected = True
-            self.counters.sessions += 1
-            _log.info("registry answers", extra=fields(address=str(self._config.channel.endpoint)))
-
     def _end_session(self, code: str, reason: str) -> None:
-        was_connected, self.counters.connected = self.counters.connected, False
-        if code == "RELOAD":
-            return
-        if _TOO_MANY_PINGS in reason.lower().replace(" ", "_"):
+        if code != RELOAD and _TOO_MANY_PINGS in reason.lower().replace(" ", "_"):
             # gRPC servers in Go refuse pings of an idle client more often than every 5 minutes by default.
             self._keepalive_s = min(self._keepalive_s * 2, _KEEPALIVE_MAX_S)
-        self.counters.losses += was_connected
-        self._lose(code, reason)
-
-    def _lose(self, code: str, reason: str) -> None:
-        if self._lost_for == code:
-            return
-        self._lost_for = code
-        _log.warning("the registry tells nothing; the last list stays", extra=fields(reason=reason))
-        self._emit(SourceLost(reason=reason))
-
-    def _note_skipped(self, name: str, skipped: tuple[Skipped, ...]) -> None:
-        """Count and log skipped entries, each once while it stays."""
-        new = tuple(entry for entry in skipped if entry not in self._skipped.get(name, ()))
-        self._skipped[name] = skipped
-        self.counters.skipped.update({reason.value: count for reason, count in count_reasons(new).items()})
-        for entry in new[:_SKIPPED_LOGGED]:
-            _log.warning("entry of the registry skipped", extra=fields(reason=entry.reason.value, what=entry.what))
-        if len(new) > _SKIPPED_LOGGED:
-            _log.warning("more entries skipped", extra=fields(count=len(new) - _SKIPPED_LOGGED))
+        super()._end_session(code, reason)

@@ -116,14 +116,22 @@ class Metrics:
             "kernel_in_sync", "1 while lbguard's copy of the kernel's state is complete."
         )
         self.source_ok = families.gauge("source_ok", "1 while the source of targets can be read.")
-        self.source_sessions = families.counter("source_sessions", "Times that a registry began to answer.")
-        self.source_losses = families.counter("source_losses", "Times that the connection to a registry was lost.")
+        self.source_sessions = families.counter(
+            "source_sessions", "Times that a registry or API server began to answer."
+        )
+        self.source_losses = families.counter(
+            "source_losses", "Times that the connection to a registry or API server was lost."
+        )
+        self.source_lost = families.gauge(
+            "source_lost_timestamp_seconds",
+            "Time since when a registry or API server gives no usable list, by the wall clock; 0: it does.",
+        )
         self.source_removals_waiting = families.gauge(
             "source_removals_waiting",
-            "Entries that a registry no longer lists after a loss and that lbguard keeps for now.",
+            "Entries that a registry or API server no longer lists and that lbguard keeps for now.",
         )
         self.source_entries_skipped = families.counter(
-            "source_entries_skipped", "Entries of a registry that cannot be used, by reason.", "reason"
+            "source_entries_skipped", "Entries of a registry or of an object that cannot be used, by reason.", "reason"
         )
         self.interposer_calls = families.counter(
             "interposer_calls",
@@ -246,11 +254,14 @@ class Metrics:
         self._follow(self.kernel_resyncs, "resyncs", resyncs)
         self._follow(self.kernel_messages_ignored, "ignored", ignored)
 
-    def record_source(self, *, sessions: int, losses: int, waiting: int, skipped: Mapping[str, int]) -> None:
-        """Record a registry's counts; all but `waiting` only grow."""
+    def record_source(
+        self, *, sessions: int, losses: int, waiting: int, skipped: Mapping[str, int], lost_at: float = 0.0
+    ) -> None:
+        """Record the counts of a registry or API server; all but `waiting` and `lost_at` only grow."""
         self.source_sessions.inc(self._counts.grown("source_sessions", sessions))
         self.source_losses.inc(self._counts.grown("source_losses", losses))
         self.source_removals_waiting.set(waiting)
+        self.source_lost.set(lost_at)
         self._follow(self.source_entries_skipped, "skipped", skipped)
 
     def record_mesh(self, events: Mapping[str, int], *, outdated: int, losses: int) -> None:

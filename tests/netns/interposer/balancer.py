@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import re
 import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,8 @@ add table inet marking
 add chain inet marking prerouting {{ type filter hook prerouting priority -150; }}
 add rule inet marking prerouting ip daddr {vip} meta mark set {mark}
 """
+METRICS_AT = "127.0.0.1:9464"
+METRICS = {"LBGUARD_METRICS__LISTEN": METRICS_AT}
 PATIENT = {"LBGUARD_GRACE__WINDOW": "1h", "LBGUARD_GRACE__MAX": "1h"}
 
 
@@ -144,6 +148,20 @@ class Balancer:
         kept = json.loads((self.nfqlb.shared / "registry.json").read_text())["streams"]
         targets = kept.get(self.stream, {}).get("targets", {})
         return {int(identifier): entry["confirmed"] for identifier, entry in targets.items()}
+
+    def outcomes(self, command: str, calls: int) -> dict[str, int]:
+        """Return the outcomes of all calls of a command, when the service has counted so many; needs `METRICS`."""
+        line = re.compile(rf'lbguard_interposer_calls_total{{command="{command}",outcome="(\w+)"}} (\d+)')
+        found: dict[str, int] = {}
+
+        def counted() -> bool:
+            with self.lb.entered(), urllib.request.urlopen(f"http://{METRICS_AT}/metrics", timeout=LIMIT_S) as answer:
+                page = answer.read().decode()
+            found.update((outcome, int(count)) for outcome, count in line.findall(page))
+            return sum(found.values()) >= calls
+
+        wait_until(counted, f"{calls} calls of {command} counted")
+        return found
 
     def rules(self, identifier: int) -> tuple[list[int], list[int]]:
         """Return the priorities of the IPv4 rules for a target's mark: ours, and the load balancer's."""

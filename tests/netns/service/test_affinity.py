@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from lbguard.core.model import Action
+from lbguard.distributor.nftables.queueing import MANGLE
 from tests.netns.affinity import segments
 from tests.netns.distributor.packets import TCP, Flow
+from tests.netns.packet_queue import PacketQueue
 from tests.netns.service.guarded import LINKS, PATIENT, Guarded, stream, targets_yaml, wait_until
 
 pytestmark = pytest.mark.netns
@@ -80,6 +82,31 @@ def vip_packets(guarded: Guarded, stop: threading.Event) -> None:
         while not stop.wait(0.05):
             for flow in some:
                 sender.sendto(segments.go_on(flow), (LINKS_FAR_END, 0x0800, 0, 0, destination))
+
+
+@pytest.mark.parametrize("end", ["withdraw_on_exit", "start without affinity"])
+def test_the_end_of_affinity_loses_no_packet_of_anothers_queue(guarded: Guarded, end: str) -> None:
+    stop = threading.Event()
+    with contextlib.ExitStack() as stack:
+        with guarded.service(ON | {"LBGUARD_WITHDRAW_ON_EXIT": str(end == "withdraw_on_exit").lower()}) as service:
+            wait_until(lambda: there(guarded))
+            queue = PacketQueue(guarded.lb, {"ip": "20.0.0.1"}, priority=MANGLE)
+            stack.callback(queue.close)
+            sender = threading.Thread(target=vip_packets, args=(guarded, stop))
+            sender.start()
+            try:
+                wait_until(lambda: queue.waiting() >= 60, "packets that wait")
+            finally:
+                stop.set()
+                sender.join()
+            waiting = queue.waiting()
+            assert service.terminate() == 0
+        if end != "withdraw_on_exit":
+            with guarded.service(OFF) as service:
+                service.wait_for_log("nftables table without effect stays")
+        assert queue.waiting() >= waiting
+        assert there(guarded)
+        assert "served_4" not in guarded.lb.run("nft", "list", "table", "inet", "lbguard-affinity")
 
 
 def removed(guarded: Guarded) -> dict[int, str]:

@@ -36,7 +36,8 @@ def rules_text(options: AffinityOptions) -> str:
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_rule_is_in_a_chain_that_is_made_and_counted(options: AffinityOptions) -> None:
-    made = set(re.findall(r"^add chain inet lbguard-affinity (\S+)", "\n".join(ruleset.structure(options)), re.M))
+    lines = "\n".join(ruleset.hook() + ruleset.structure(options))
+    made = set(re.findall(r"^add chain inet lbguard-affinity (\S+)", lines, re.M))
     fixed = ruleset.rule_counts(options)
     assert sum(fixed.values()) == len(ruleset.rules(options)) + len(raw_rules(options))
     for filled in FILLINGS:

@@ -9,7 +9,7 @@ import pytest
 from lbguard.announce.plan import Announcement
 from lbguard.announce.sender import Announcer, FrameKind, Suppressed
 from lbguard.core.addr import Ip
-from lbguard.core.effects import Announce
+from lbguard.core.effects import Announce, SolicitNeighbors
 from lbguard.core.model import LinkKey
 
 LINK = LinkKey(7, 1)
@@ -294,6 +294,41 @@ async def test_close_cancels_everything_by_name(wire: FakeWire) -> None:
     assert len(wire.frames) == sent
     assert announcer.pending == 0
     assert announcer.counters.suppressed == {Suppressed.CLOSED: 3}
+
+
+def solicited(wire: FakeWire) -> list[bytes]:
+    return [frame[38:42] for _, frame in wire.frames]
+
+
+async def test_solicitations_leave_room_in_the_loop_and_each_is_sent_once(wire: FakeWire) -> None:
+    announcer = Announcer(owns=owns_all, frame_socket=wire)
+    asked = addresses(200)
+    questions = SolicitNeighbors(link=LINK, mac=MAC, pairs=tuple((IP4, ip) for ip in asked))
+    announcer.solicit(questions)
+    assert solicited(wire) == list(asked[:64])
+    between: list[int] = []
+    asyncio.get_running_loop().call_soon(lambda: between.append(len(wire.frames)))
+    announcer.solicit(SolicitNeighbors(link=LINK, mac=MAC, pairs=tuple((IP4, ip) for ip in asked[64:])))
+    assert solicited(wire) == list(asked[:64]), "the budget of this iteration is spent"
+    await until(lambda: len(wire.frames) >= 200)
+    assert solicited(wire) == list(asked), "an address that waits is not queued twice"
+    assert between == [128], "another callback of the loop ran between two shares"
+    announcer.close()
+
+
+async def test_waiting_solicitations_end_with_the_address_and_with_the_announcer(wire: FakeWire) -> None:
+    held = True
+    announcer = Announcer(owns=lambda link, ip: held, frame_socket=wire)
+    questions = SolicitNeighbors(link=LINK, mac=MAC, pairs=tuple((IP4, ip) for ip in addresses(200)))
+    announcer.solicit(questions)
+    held = False
+    await until(lambda: announcer.counters.suppressed[Suppressed.NOT_OWNED] == 136)
+    held = True
+    announcer.solicit(questions)
+    sent = len(wire.frames)
+    announcer.close()
+    await asyncio.sleep(0.01)
+    assert len(wire.frames) == sent
 
 
 def test_settings_out_of_range_are_refused(wire: FakeWire) -> None:

@@ -98,8 +98,10 @@ async def test_the_python_on_the_page_runs(tmp_path: Path) -> None:
     server = ApiServer(socket, guard, guard.log)
     await server.start()
     argv = [sys.executable, "-c", program.replace("/run/lbguard/lbguard.sock", str(socket))]
-    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False)
-    await server.stop(0)
+    try:
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=90, check=False)
+    finally:
+        await server.stop(0)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "stream-a 1 held no_link"
     assert "has been held for 10.0 s" in done.stdout

@@ -193,8 +193,10 @@ async def test_the_socket_of_a_dead_process_is_replaced(socket_path: Path, guard
         with GuardClient(socket_path) as client:
             return client.status()
 
-    assert await asyncio.to_thread(ask) == guard.state
-    await served.stop(0)
+    try:
+        assert await asyncio.to_thread(ask) == guard.state
+    finally:
+        await served.stop(0)
     assert mode_of(socket_path) is None
 
 

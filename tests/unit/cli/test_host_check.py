@@ -242,6 +242,35 @@ def test_what_is_written_needs_a_directory(machine: Machine, name: str, flags: d
     assert machine.ids() == []
 
 
+KUBERNETES = {"source": "kubernetes", "kubernetes__services": "web", "kubernetes__url": "https://api:6443"}
+ACCOUNT = "var/run/secrets/kubernetes.io/serviceaccount"
+
+
+def test_source_kubernetes_needs_an_account(machine: Machine) -> None:
+    (token, namespace) = machine.findings(**KUBERNETES)
+    assert (token.id, token.severity) == ("kubernetes_account", "warning")
+    assert f"/{ACCOUNT}/token" in token.what
+    assert f"/{ACCOUNT}/namespace" in namespace.what
+    machine.write(f"{ACCOUNT}/token", "x")
+    assert machine.ids(**KUBERNETES, kubernetes__namespace="default") == []
+
+
+def test_source_kubernetes_needs_an_address_and_a_directory(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.write("srv/a", "a file")
+    machine.write("etc/kubeconfig", "{}")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    no_address = {**KUBERNETES, "kubernetes__url": "", "kubernetes__namespace": "default"}
+    machine.write(f"{ACCOUNT}/token", "x")
+    (finding,) = machine.findings(**no_address)
+    assert (finding.id, finding.severity) == ("kubernetes_client", "error")
+    assert finding.remedy == "set kubernetes.url or kubernetes.kubeconfig"
+    assert machine.ids(**no_address, kubernetes__kubeconfig="/etc/kubeconfig") == []
+    (finding,) = machine.findings(
+        **{**KUBERNETES, **no_address, "kubernetes__url": "https://api"}, kubernetes__identifiers="/srv/a/b/c"
+    )
+    assert finding.id == "kubernetes_identifiers"
+
+
 def test_errors_come_first(machine: Machine) -> None:
     machine.sysctl("net/ipv4/ip_forward", "0")
     machine.write("proc/thread-self/net/unix", "0: 2 0 10000 1 1 5 @lbguard.instance\n")

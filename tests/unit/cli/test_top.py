@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -436,21 +436,24 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     running.close()
 
 
-async def serve(tmp_path: Path, others: int = 0) -> ApiServer:
+@contextlib.asynccontextmanager
+async def serving(tmp_path: Path, others: int = 0) -> AsyncIterator[None]:
     guard = Guard(others)
     server = ApiServer(tmp_path / "lbguard.sock", guard, guard.log)
     await server.start()
-    return server
+    try:
+        yield
+    finally:
+        await server.stop(0)
 
 
 async def test_it_waits_for_the_service_and_survives_its_restart(terminal: Terminal, tmp_path: Path) -> None:
     await terminal.until(lambda text: "not running, waiting" in text)
     for _ in range(2):
-        server = await serve(tmp_path)
-        # What was last seen stays on the screen meanwhile; only a new answer has this line.
-        text = await terminal.until(lambda text: "enforcing" in text and "LAST DECISIONS" in text)
+        async with serving(tmp_path):
+            # What was last seen stays on the screen meanwhile; only a new answer has this line.
+            text = await terminal.until(lambda text: "enforcing" in text and "LAST DECISIONS" in text)
         assert "stream-a/1" in text
-        await server.stop(0)
         text = await terminal.until(lambda text: "not running, waiting (last answer" in text)
         assert "goaway" not in text.lower(), "nobody else writes over the view"
     terminal.press(b"q")
@@ -473,45 +476,42 @@ async def test_the_terminal_is_given_back(terminal: Terminal, number: signal.Sig
 
 
 async def test_a_window_of_another_size(terminal: Terminal, tmp_path: Path) -> None:
-    server = await serve(tmp_path)
-    await terminal.until(lambda text: "PATHS" in text)
-    termios.tcsetwinsize(terminal._its, (20, 50))
-    await terminal.until(lambda text: "stream-a/1" in text and "UNTIL" in text and "PATHS" not in text)
-    await server.stop(0)
+    async with serving(tmp_path):
+        await terminal.until(lambda text: "PATHS" in text)
+        termios.tcsetwinsize(terminal._its, (20, 50))
+        await terminal.until(lambda text: "stream-a/1" in text and "UNTIL" in text and "PATHS" not in text)
 
 
 async def test_scroll_filter_and_help_by_keys(terminal: Terminal, tmp_path: Path) -> None:
     termios.tcsetwinsize(terminal._its, (24, 80))
-    server = await serve(tmp_path, others=299)
-    text = await terminal.until(lambda text: "of 300" in text and "?: help" in text)
-    assert "affinity in force, 15 flows remembered" in text, "the heading is whole at 80 columns"
-    assert "stream-a/300 " not in text
-    terminal.press(b"\x1b[F")
-    await terminal.until(lambda text: "stream-a/300 " in text and "to 300 of 300" in text)
-    terminal.press(b"\x1b[5")
-    await asyncio.sleep(0.5)
-    terminal.press(b"~")  # a sequence in two pieces is one key
-    await terminal.until(lambda text: re.search(r"targets 2\d\d to 2\d\d of 300", text) is not None)
-    terminal.press(b"/active /29q")
-    terminal.press(b"\x7f")
-    await terminal.until(lambda text: "filter: active /29_" in text and "11 of 300 targets" in text)
-    terminal.press(b"\r")
-    text = await terminal.until(lambda text: "11 of 300 targets; Esc: clear" in text and "stream-a/299 " in text)
-    terminal.press(b"?")
-    await terminal.until(lambda text: "KEYS" in text and "What happens to one target" in text)
-    terminal.press(b"x\x1b")
-    await terminal.until(lambda text: "targets 1 to " in text)
-    terminal.press(b"q")
-    assert await terminal.ended() == 0
-    await server.stop(0)
+    async with serving(tmp_path, others=299):
+        text = await terminal.until(lambda text: "of 300" in text and "?: help" in text)
+        assert "affinity in force, 15 flows remembered" in text, "the heading is whole at 80 columns"
+        assert "stream-a/300 " not in text
+        terminal.press(b"\x1b[F")
+        await terminal.until(lambda text: "stream-a/300 " in text and "to 300 of 300" in text)
+        terminal.press(b"\x1b[5")
+        await asyncio.sleep(0.5)
+        terminal.press(b"~")  # a sequence in two pieces is one key
+        await terminal.until(lambda text: re.search(r"targets 2\d\d to 2\d\d of 300", text) is not None)
+        terminal.press(b"/active /29q")
+        terminal.press(b"\x7f")
+        await terminal.until(lambda text: "filter: active /29_" in text and "11 of 300 targets" in text)
+        terminal.press(b"\r")
+        text = await terminal.until(lambda text: "11 of 300 targets; Esc: clear" in text and "stream-a/299 " in text)
+        terminal.press(b"?")
+        await terminal.until(lambda text: "KEYS" in text and "What happens to one target" in text)
+        terminal.press(b"x\x1b")
+        await terminal.until(lambda text: "targets 1 to " in text)
+        terminal.press(b"q")
+        assert await terminal.ended() == 0
 
 
 async def test_without_a_terminal_it_is_printed_once(tmp_path: Path) -> None:
-    server = await serve(tmp_path)
     argv = [sys.executable, "-m", "lbguard", "top", "--socket", str(tmp_path / "lbguard.sock")]
-    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-    out, _ = await asyncio.wait_for(process.communicate(), WAIT_S)
-    await server.stop(0)
+    async with serving(tmp_path):
+        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+        out, _ = await asyncio.wait_for(process.communicate(), WAIT_S)
     assert process.returncode == 0
     assert b"\x1b" not in out
     lines = out.decode().splitlines()

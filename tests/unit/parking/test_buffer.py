@@ -14,6 +14,7 @@ from tests.unit.parking.packets import ACK, FIN, TCP, UDP, datagram, frame, ipv4
 
 KEEP, GIVE_BACK, DROP = ParkingMode.KEEP, ParkingMode.GIVE_BACK, ParkingMode.DROP
 ALL = 10_000
+SCTP = 132
 
 
 def lane(
@@ -186,6 +187,22 @@ def test_a_flood_of_datagrams_takes_no_room_of_the_targets_own_segments() -> Non
         made.put(udp(number), 1.0)
     made.set_lane(lane(mode=GIVE_BACK))
     assert sum(bool(each.parked.segment) for each in made.take(2.0, ALL, ALL)) == 10
+
+
+def test_crowds_are_told_apart_by_kind() -> None:
+    made = buffer(packets=100)
+    for number in range(150):
+        made.put(udp(number), 1.0)
+    assert made.crowded == {(5001, False): 50}
+    for number in range(20):
+        made.put(parked(ipv4(SCTP, number.to_bytes(12, "big"))), 1.0)
+    assert made.crowded == {(5001, False): 50}, "SCTP has a share of its own"
+    for number in range(150):
+        made.put(parked(ipv4(TCP, segment(number, b"x"))), 1.0)
+    assert made.crowded[5001, True] > 0
+    made.set_lane(lane(mode=GIVE_BACK))
+    taken = made.take(2.0, ALL, ALL)
+    assert [each.parked.responsive for each in taken] == [True] * 50 + [False] * 50
 
 
 def test_lanes_take_turns() -> None:

@@ -21,7 +21,7 @@ from tests.fakes.nfqlb import Memory, make_memory
 from tests.fakes.nsp import FakeNsp, stream, target
 from tests.unit.api.certificates import Authority
 
-BOUND_S = 20.0
+BOUND_S = 90.0
 
 
 def ip(text: str) -> bytes:

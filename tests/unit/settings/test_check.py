@@ -42,6 +42,7 @@ def test_the_defaults_with_targets_raise_no_warning() -> None:
         ("no-reconcile", {"kernel.reconcile_interval": "0"}),
         ("verdicts-from-nobody", {"verdicts.listen": ":7443", "verdicts.spiffe_socket": "unix:///run/agent.sock"}),
         ("verdict-policy-without-listener", {"verdicts.policy": "dns:proxy=10.0.0.0/8"}),
+        ("kubernetes-not-followed", {"kubernetes.services": "web"}),
         ("verdict-subjects-total-below-one-reporter", {"verdicts.max_subjects_total": "100"}),
     ],
 )
@@ -50,6 +51,19 @@ def test_each_bad_combination_is_named_and_has_a_remedy(name: str, flags: dict[s
     assert [warning.name for warning in warnings] == [name]
     assert warnings[0].what
     assert warnings[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("kubernetes-without-vips", {"distributor.kind": "nftables"}),
+        ("kubernetes-without-affinity", {"affinity.mode": "off", "kubernetes.vips": "web=20.0.0.1"}),
+    ],
+)
+def test_combinations_with_source_kubernetes(name: str, flags: dict[str, object]) -> None:
+    followed = {"source": "kubernetes", "kubernetes.services": "web"}
+    assert [warning.name for warning in check_settings(load(flags=followed | flags).settings)] == [name]
+    assert check_settings(load(flags=followed | {"kubernetes.vips": "web=20.0.0.1"}).settings) == ()
 
 
 def test_a_source_of_its_own_needs_no_file_of_targets() -> None:

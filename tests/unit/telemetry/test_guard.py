@@ -91,11 +91,13 @@ def test_counts_of_the_adapters_are_followed(scraped: Scraped) -> None:
 
 
 def test_what_a_registry_counts(scraped: Scraped) -> None:
-    scraped.metrics.record_source(sessions=1, losses=0, waiting=3, skipped={"bad_address": 2})
+    scraped.metrics.record_source(sessions=1, losses=0, waiting=3, skipped={"bad_address": 2}, lost_at=7.0)
+    assert scraped.value("source_lost_timestamp_seconds") == 7
     scraped.metrics.record_source(sessions=2, losses=1, waiting=0, skipped={"bad_address": 2, "no_identifier": 1})
     assert scraped.value("source_sessions_total") == 2
     assert scraped.value("source_losses_total") == 1
     assert scraped.value("source_removals_waiting") == 0
+    assert scraped.value("source_lost_timestamp_seconds") == 0
     assert scraped.value("source_entries_skipped_total", reason="bad_address") == 2
 
 

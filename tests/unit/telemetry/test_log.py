@@ -4,23 +4,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from lbguard.core.model import Action
-from lbguard.telemetry.log import fields, log_decision, setup_logging
+from lbguard.telemetry.log import fields, log_decision, set_level, setup_logging
 from tests.unit.examples import decision
 from tests.unit.hostile import HOSTILE, assert_harmless, in_every_text
 
 log = logging.getLogger("lbguard.test")
-
-
-@pytest.fixture(autouse=True)
-def root_level() -> Iterator[None]:
-    before = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(before)
 
 
 def json_lines(write: object, level: str = "info") -> list[dict[str, object]]:
@@ -37,6 +29,19 @@ def text_lines(write: object) -> list[str]:
     write()  # type: ignore[operator]
     logging_.close()
     return stream.getvalue().splitlines()
+
+
+def test_the_level_of_before_is_restored() -> None:
+    before = logging.getLogger().level
+    logging_ = setup_logging("json", "debug", io.StringIO())
+    assert logging.getLogger().level == logging.DEBUG
+    set_level("error")
+    logging_.close()
+    assert logging.getLogger().level == before
+    logging.getLogger().setLevel(logging.CRITICAL)
+    logging_.close()
+    assert logging.getLogger().level == logging.CRITICAL, "a second end changes nothing"
+    logging.getLogger().setLevel(before)
 
 
 def test_a_record_is_one_json_line_with_its_fields() -> None:

@@ -34,6 +34,7 @@ from extraEnv and is not known here.
 {{- end -}}
 {{- include "lbguard.checkAscending" . -}}
 {{- include "lbguard.checkRanges" . -}}
+{{- include "lbguard.checkKubernetes" . -}}
 {{- include "lbguard.checkTls" (dict "known" . "group" "verdicts" "ca" "tls_client_ca" "spiffe" true) -}}
 {{- include "lbguard.checkTls" (dict "known" . "group" "nsp" "ca" "tls_ca" "spiffe" true) -}}
 {{- include "lbguard.checkTls" (dict "known" . "group" "nsm" "ca" "tls_ca") -}}

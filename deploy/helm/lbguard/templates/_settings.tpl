@@ -100,9 +100,21 @@
 - {"name": "nsp.max_backoff", "variable": "LBGUARD_NSP__MAX_BACKOFF", "default": "1s", "low": 0.05, "high": 60.0, "allowed": "50ms to 1m"}
 - {"name": "nsp.settle_time", "variable": "LBGUARD_NSP__SETTLE_TIME", "default": "1m", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
 - {"name": "nsp.settle_share", "variable": "LBGUARD_NSP__SETTLE_SHARE", "default": "0.5"}
+- {"name": "kubernetes.services", "variable": "LBGUARD_KUBERNETES__SERVICES", "default": ""}
+- {"name": "kubernetes.gateway", "variable": "LBGUARD_KUBERNETES__GATEWAY", "default": ""}
+- {"name": "kubernetes.distribution_groups", "variable": "LBGUARD_KUBERNETES__DISTRIBUTION_GROUPS", "default": ""}
+- {"name": "kubernetes.namespace", "variable": "LBGUARD_KUBERNETES__NAMESPACE", "default": ""}
+- {"name": "kubernetes.vips", "variable": "LBGUARD_KUBERNETES__VIPS", "default": ""}
+- {"name": "kubernetes.max_targets", "variable": "LBGUARD_KUBERNETES__MAX_TARGETS", "default": "100"}
+- {"name": "kubernetes.identifier_offset_start", "variable": "LBGUARD_KUBERNETES__IDENTIFIER_OFFSET_START", "default": "5000"}
+- {"name": "kubernetes.identifiers", "variable": "LBGUARD_KUBERNETES__IDENTIFIERS", "default": ""}
+- {"name": "kubernetes.settle_time", "variable": "LBGUARD_KUBERNETES__SETTLE_TIME", "default": "1m", "low": 0.0, "high": 3600.0, "allowed": "0s to 60m"}
+- {"name": "kubernetes.url", "variable": "LBGUARD_KUBERNETES__URL", "default": ""}
+- {"name": "kubernetes.account", "variable": "LBGUARD_KUBERNETES__ACCOUNT", "default": "/var/run/secrets/kubernetes.io/serviceaccount"}
+- {"name": "kubernetes.kubeconfig", "variable": "LBGUARD_KUBERNETES__KUBECONFIG", "default": ""}
 - {"name": "interposer.directory", "variable": "LBGUARD_INTERPOSER__DIRECTORY", "default": "/run/lbguard/interposer"}
 - {"name": "interposer.flavour", "variable": "LBGUARD_INTERPOSER__FLAVOUR", "default": "auto"}
-- {"name": "interposer.answer_timeout", "variable": "LBGUARD_INTERPOSER__ANSWER_TIMEOUT", "default": "150ms", "low": 0.02, "high": 0.19, "allowed": "20ms to 190ms"}
+- {"name": "interposer.answer_timeout", "variable": "LBGUARD_INTERPOSER__ANSWER_TIMEOUT", "default": "150ms", "low": 0.02, "high": 1.0, "allowed": "20ms to 1s"}
 - {"name": "interposer.recent_loss", "variable": "LBGUARD_INTERPOSER__RECENT_LOSS", "default": "1s", "low": 0.0, "high": 60.0, "allowed": "0s to 1m"}
 - {"name": "interposer.confirm_timeout", "variable": "LBGUARD_INTERPOSER__CONFIRM_TIMEOUT", "default": "15s", "low": 1.0, "high": 3600.0, "allowed": "1s to 60m"}
 - {"name": "readiness.directory", "variable": "LBGUARD_READINESS__DIRECTORY", "default": ""}

@@ -95,10 +95,12 @@ def test_overlap(one: str, other: str, *, expected: bool) -> None:
 
 
 def test_removal_names_only_what_is_there_and_users_before_what_they_use() -> None:
-    assert nft_ruleset.removal(NAMES, ()) == []
-    everything = nft_ruleset.removal(NAMES, NAMES)
+    assert nft_ruleset.removal(NAMES, (), keep_hook=False) == []
+    everything = nft_ruleset.removal(NAMES, NAMES, keep_hook=False)
     removed = [line.split()[-1] for line in everything if line.startswith("delete")]
     assert sorted(removed) == sorted(NAMES)
     assert removed.index("vips_s") < removed.index("ipv4_s") < removed.index("ports4_s") < removed.index("slots_s")
     assert removed.index("ports6_s") < removed.index("spare_s")
-    assert nft_ruleset.removal(NAMES, ["slots_s", "foreign"]) == ["delete map inet lbguard slots_s"]
+    kept = nft_ruleset.removal(NAMES, NAMES, keep_hook=True)
+    assert [line for line in everything if line not in kept] == ["delete chain inet lbguard vips_s"]
+    assert nft_ruleset.removal(NAMES, ["slots_s", "foreign"], keep_hook=False) == ["delete map inet lbguard slots_s"]

@@ -5,8 +5,10 @@ import pytest
 
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.model import StreamSpec, TargetKey, TargetSpec
-from lbguard.sources.nsp.compose import Composed, Composer, NspLists, RemovalHoldDown
-from lbguard.sources.nsp.lists import Reason, TargetEntries
+from lbguard.sources.hold_down import RemovalHoldDown
+from lbguard.sources.nsp.compose import Composed, Composer, NspLists
+from lbguard.sources.nsp.lists import TargetEntries
+from lbguard.sources.skipped import Reason
 
 SETTLE_S = 60.0
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2 as pb
 from lbguard.core.addr import Prefix
 from lbguard.core.model import TargetKey
-from lbguard.sources.nsp.lists import Place, Reason, Skipped, read_streams, read_targets, read_vips
+from lbguard.sources.nsp.lists import Place, read_streams, read_targets, read_vips
+from lbguard.sources.skipped import Reason, Skipped
 from tests.fakes.nsp import GARBAGE_IPS, conduit, stream, target, vip
 
 HERE = Place("trench-a", "load-balancer")

@@ -17,7 +17,7 @@ from lbguard.sources.nsp.lists import Place
 from lbguard.sources.nsp.source import NspConfig, NspSource
 from tests.fakes.nsp import FakeNsp, conduit, stream, target, vip
 
-BOUND_S = 20.0
+BOUND_S = 90.0
 
 
 def ip(text: str) -> bytes:

@@ -1,0 +1,1 @@
+"""Source `kubernetes`: streams and targets from objects of the Kubernetes API."""
