@@ -118,6 +118,7 @@ class ParkingWorld(World):
         if target.state not in ADMITTED or (routed and not (lane and lane.divert)):
             return
         self.counts["sent"] += 1
-        packet = self.counts["sent"].to_bytes(8)
+        # As long as an IPv6 header; the protocol in it is none that reacts to loss.
+        packet = self.counts["sent"].to_bytes(40)
         self.intents[packet] = Intent(ip, self._life, self.now)
         self.buffer.put(ParkedPacket(target.mark, is_ipv4(ip), packet), self.now)
