@@ -10,7 +10,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 
 from lbguard.core.events import SourceLost, SourceSnapshot
@@ -26,6 +26,18 @@ Ending = tuple[str, str]
 
 _STEADY_S = 10.0
 _SKIPPED_LOGGED = 10
+
+
+async def first_end(parts: Iterable[Coroutine[None, None, Ending]]) -> Ending:
+    """Run the parts of a session until one ends, cancel the others, and return how it ended."""
+    tasks = {asyncio.create_task(part) for part in parts}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return done.pop().result()
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.rpc.backoff import Backoff
-from lbguard.sources.connected import RELOAD, ConnectedSource, Ending
+from lbguard.sources.connected import RELOAD, ConnectedSource, Ending, first_end
 from lbguard.sources.kubernetes.address import CUT, GONE, UNUSABLE, ApiAddress, ApiError, Resource, Times, WatchEvent
 from lbguard.sources.kubernetes.compose import Composer, Memory, Objects, StreamsConfig
 from lbguard.sources.kubernetes.objects import Read
@@ -110,7 +110,7 @@ class KubernetesSource(ConnectedSource):
             # The client library takes long to load.
             api = await asyncio.to_thread(importlib.import_module, "lbguard.sources.kubernetes.api")
             async with api.open_api(self._config.address, self._config.resource, self._config.times) as session:
-                return await self._first_end(self._parts(session, self._composer))
+                return await first_end(self._parts(session, self._composer))
         except ApiError as error:
             return error.kind, str(error)
         except Exception as error:  # on any error the last list stays in force
@@ -120,16 +120,6 @@ class KubernetesSource(ConnectedSource):
 
     def _parts(self, api: "Api", composer: Composer) -> tuple[Coroutine[None, None, Ending], ...]:
         return self._follow(api), self._compose_when_due(composer), self._await_reload()
-
-    async def _first_end(self, parts: tuple[Coroutine[None, None, Ending], ...]) -> Ending:
-        tasks = {asyncio.create_task(part) for part in parts}
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return done.pop().result()
 
     async def _follow(self, api: "Api") -> Ending:
         """List and watch until the server is lost."""

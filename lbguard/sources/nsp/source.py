@@ -19,7 +19,7 @@ from lbguard.api.gen.meridio.nsp.v1 import nsp_pb2_grpc as pb_grpc
 from lbguard.core.events import SourceLost, SourceSnapshot
 from lbguard.core.model import DEFAULT_OFFSET
 from lbguard.rpc.channels import ChannelSpec, Session, open_channel
-from lbguard.sources.connected import RELOAD, ConnectedSource, Ending
+from lbguard.sources.connected import RELOAD, ConnectedSource, Ending, first_end
 from lbguard.sources.nsp.compose import Composer, NspLists, SeenOffsets
 from lbguard.sources.nsp.lists import Place, Read, read_streams, read_targets, read_vips
 from lbguard.telemetry.log import fields
@@ -96,14 +96,7 @@ class NspSource(ConnectedSource):
         self._answered.clear()
         self._lists.begin_session()
         async with open_channel(replace(self._config.channel, keepalive_s=self._keepalive_s)) as session:
-            tasks = {asyncio.create_task(part) for part in self._parts(session)}
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            return done.pop().result()
+            return await first_end(self._parts(session))
 
     def _parts(self, session: Session) -> tuple[Coroutine[None, None, Ending], ...]:
         place = self._config.place
