@@ -83,6 +83,7 @@ EMPTY: dict[Key, str] = {
     ("load-balancer", "Announcements refused", "{{error}}"): _REFUSED,
     ("load-balancer", "Entries that cannot be used", "{{reason}}"): _OTHER_SOURCE,
     ("load-balancer", "Calls of nfqlb", "{{command}}: {{outcome}}"): _OTHER_SOURCE,
+    ("load-balancer", "Registry", "lost for, seconds"): _OTHER_SOURCE,
     ("load-balancer", "Settings file", "hours since right"): _NO_FILE,
 }
 """Queries that may have no series, because theirs begin with the first event of a kind."""

@@ -29,8 +29,9 @@ def check_config(guarded: Guarded, path: Path, *more: str) -> subprocess.Complet
 
 
 def printed(guarded: Guarded, *command: str) -> str:
+    """Return what a command prints, without the line breaks of a narrow terminal."""
     words = [sys.executable, "-m", "lbguard", *command, "--socket", str(guarded.socket)]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return " ".join(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
 
 
 def test_a_shorter_window_ends_a_hold_that_runs(guarded: Guarded) -> None:
