@@ -12,8 +12,8 @@ from tests.bench.service import Service
 from tests.bench.world import pair, targets_yaml
 
 NAME = "idle"
-_CPU_AIM = 5.0
-_MEMORY_AIM_MIB = 120.0
+_CPU_AIM = 3.0
+_MEMORY_AIM_MIB = 80.0
 _SIZES = {Scale.FULL: (1000, 22.0, 8.0), Scale.QUICK: (1000, 10.0, 4.0), Scale.SMOKE: (10, 0.5, 0.5)}
 _DEFAULTS = {"LBGUARD_METRICS__LISTEN": "127.0.0.1:9464"}
 
