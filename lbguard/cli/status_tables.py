@@ -159,12 +159,6 @@ def _show_links(console: TextConsole, status: GuardStatus) -> None:
     table = plain_table("LINK", "ROLE", "STATE", "MAC", "ADDRESSES")
     for link in status.links:
         state = "up" if link.up else "down"
-        add_row(
-            table,
-            f"{link.name} ({link.ifindex}#{link.generation})",
-            link.role,
-            state,
-            link.mac,
-            *([" ".join(link.addresses)]),
-        )
+        name = f"{link.name} ({link.ifindex}#{link.generation})"
+        add_row(table, name, link.role, state, link.mac, " ".join(link.addresses))
     console.print(table if status.links else "No links that face targets.")
