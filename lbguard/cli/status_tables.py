@@ -31,9 +31,9 @@ TARGETS_SHOWN = 200
 _UNLIMITED = 10_000
 
 
-def show_status(status: GuardStatus, *, show_all: bool) -> None:
-    """Print streams, targets (troubled ones first) and links."""
-    console = TextConsole()
+def show_status(status: GuardStatus, *, show_all: bool, console: TextConsole | None = None) -> None:
+    """Print streams, targets (troubled ones first) and links; `console` None: on standard output."""
+    console = console or TextConsole()
     status = printable_values(status)
     console.print(headline(status))
     for note in settings_file_notes(status):

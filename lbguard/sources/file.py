@@ -25,6 +25,7 @@ from lbguard.settings.yaml_file import (
     read_yaml,
 )
 from lbguard.sources.entries import StreamEntry, TargetEntry, TargetsDocument, Vip
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.watched_file import POLL_INTERVAL_S, STILL_S, WatchedFile
 
 
@@ -126,13 +127,18 @@ def _in_parts(
     return tuple(good)
 
 
+def _memory_of(stream: StreamEntry) -> str:
+    """Return the name of a stream's memory."""
+    return stream.shm_name or Flavour.MERIDIO.memory(stream.name)
+
+
 def _spec(stream: StreamEntry) -> StreamSpec:
     return StreamSpec(
         name=stream.name,
         max_targets=stream.max_targets,
         identifier_offset=stream.identifier_offset,
         vips=stream.vips,
-        shm_name=stream.shm_name or f"tshm-{stream.name}",
+        shm_name=_memory_of(stream),
         targets=tuple(
             TargetSpec(identifier=target.identifier, ips=target.ips, draining=target.draining)
             for target in stream.targets
@@ -194,7 +200,7 @@ def _problems(streams: Sequence[StreamEntry]) -> Iterator[str]:
     for name, count in Counter(stream.name for stream in streams).items():
         if count > 1:
             yield f"stream {name!r}: the name is used {count} times"
-    for shm_name, count in Counter(stream.shm_name or f"tshm-{stream.name}" for stream in streams).items():
+    for shm_name, count in Counter(_memory_of(stream) for stream in streams).items():
         if count > 1 and len({stream.name for stream in streams}) == len(streams):
             yield f"shm_name {shm_name!r} is used by {count} streams"
     for stream in streams:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lbguard.core.addr import Ip, Prefix, format_ip
 from lbguard.core.model import DEFAULT_OFFSET, StreamSpec, TargetSpec
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.hold_down import RemovalHoldDown
 from lbguard.sources.kubernetes.endpoint_slices import merge
 from lbguard.sources.kubernetes.identifiers import IdentifierAllocator, RememberedStream, RememberedTarget
@@ -219,13 +220,14 @@ class Composer:
 
     def _stream(self, name: str, offset: int) -> StreamSpec:
         config = self._config
+        flavour = Flavour.MERIDIO_2 if config.numbered else Flavour.MERIDIO
         return StreamSpec(
             name=name,
             max_targets=config.max_targets,
             identifier_offset=offset,
             vips=config.vips.get(name, ()),
-            shm_name=name if config.numbered else f"tshm-{name}",
-            first_identifier=0 if config.numbered else 1,
+            shm_name=flavour.memory(name),
+            first_identifier=flavour.first_identifier,
         )
 
     def _serve(self, stream: StreamSpec, skipped: list[Skipped], now: float, rest_s: float) -> dict[str, Endpoint]:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from lbguard.core.addr import Ip, Prefix
 from lbguard.core.model import StreamSpec, TargetKey, TargetSpec
+from lbguard.sources.flavour import Flavour
 from lbguard.sources.hold_down import RemovalHoldDown
 from lbguard.sources.nsp.lists import TargetEntries
 from lbguard.sources.nsp.offsets import OffsetAllocator, is_possible
@@ -160,7 +161,7 @@ class Composer:
                     max_targets=taken.size,
                     identifier_offset=taken.offset,
                     vips=tuple(vips),
-                    shm_name=f"tshm-{name}",
+                    shm_name=Flavour.MERIDIO.memory(name),
                     targets=tuple(fitting),
                 )
             )

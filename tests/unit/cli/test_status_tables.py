@@ -9,6 +9,7 @@ import pytest
 from lbguard.cli.status_tables import show_status
 from lbguard.core.model import Action, ManualAction, Override, TargetState
 from lbguard.core.status import GuardStatus, Prediction
+from lbguard.telemetry.console import TextConsole
 from tests.unit.examples import affinity, guard_status, path, target
 
 MAC = "02:00:00:00:00:01"
@@ -36,20 +37,14 @@ def state(*, override: Override | None = None, wall_time: float | None = None) -
     return guard_status(target(1), held, affinity=affinity(), wall_time=wall_time)
 
 
-def lines(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, status: GuardStatus, width: int
-) -> list[str]:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setenv("TERM", "xterm")
-    show_status(status, show_all=False)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    return [line.rstrip() for line in plain.splitlines()]
+def lines(capsys: pytest.CaptureFixture[str], status: GuardStatus, width: int) -> list[str]:
+    show_status(status, show_all=False, console=TextConsole(width=width))
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
-def test_no_word_is_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    shown = lines(capsys, monkeypatch, state(), width)
+def test_no_word_is_cut(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    shown = lines(capsys, state(), width)
     assert max(map(len, shown)) <= width
     for word in ("stream-a/2", "withdrawn", "no_link", "172.16.1.11", "fd00:1::11", f"reachable {MAC}", "NEIGHBOUR"):
         assert any(word in line for line in shown), word
@@ -61,21 +56,17 @@ def test_no_word_is_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_the_time_of_a_deadline_is_shown(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
-) -> None:
-    shown = lines(capsys, monkeypatch, state(wall_time=1_700_000_000.0), width)
+def test_the_time_of_a_deadline_is_shown(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    shown = lines(capsys, state(wall_time=1_700_000_000.0), width)
     row = next(line for line in shown if line.startswith("stream-a/2"))
     assert "22:13:22 UTC" in row, "2.5 s after the time of the status"
-    assert " AT " not in " ".join(lines(capsys, monkeypatch, state(), width)), "it is not known"
+    assert " AT " not in " ".join(lines(capsys, state(), width)), "it is not known"
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_an_override_says_until_when(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
-) -> None:
+def test_an_override_says_until_when(capsys: pytest.CaptureFixture[str], width: int) -> None:
     order = Override(action=ManualAction.HOLD, since=90.0, until=700.0, who="anna", reason="rack 7")
-    shown = lines(capsys, monkeypatch, state(override=order, wall_time=1_700_000_000.0), width)
+    shown = lines(capsys, state(override=order, wall_time=1_700_000_000.0), width)
     assert "hold until 22:23:20 UTC by anna (rack 7)" in " ".join(" ".join(shown).split())
-    shown = lines(capsys, monkeypatch, state(override=order), 160)
+    shown = lines(capsys, state(override=order), 160)
     assert any("hold for 10m more by anna (rack 7)" in line for line in shown)
